@@ -1,0 +1,29 @@
+"""imgfs mounts a container image straight from its registry, lazily, without privileges or conversion.
+
+The words
+    reference   a name for an image: `registry/repository:tag`, `…@sha256:…`, `oci:DIR:tag`
+    digest      the name of some bytes forever; diff_id: the digest of a layer's uncompressed tar
+    manifest    an image for one platform: a config and layers; an index picks the manifest by platform
+    layer       one set of differences, stored compressed as a blob, presented as a flat layer
+    flat layer  the layer's one uncompressed address space: the tar stream itself
+    entry       a member of a layer; its bytes are extents of the flat layer
+    span        a piece of the flat layer that can be fetched, verified and decoded alone
+    checkpoint  where inflate can begin in the middle of a gzip member; window: the 32 KiB before it
+    tree        all layers merged by the OCI rules; node: a file of it, named by its ino
+
+The rooms, from the bottom (a room imports only what stands above it in this list)
+    errors      the exception tree            config      what the environment says
+    oci/        reference, descriptor, image: documents, pure
+    registry/   the distribution protocol     layer/      formats in, LayerIndex out
+    store       the cache directory
+    source      where images come from: a registry or an OCI layout
+    tree        the merged tree on disk       content     a file's bytes, on demand
+    fuse/       the kernel's requests answered
+    mount       composition root: builds everything, mounts, daemonises, unmounts
+    cli/        arguments in, text out
+
+The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `source` fetches a span ->
+`layer.codec` decodes it -> `store` keeps it.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""Every exception imgfs raises on purpose.
+
+    ImgfsError                 one line for a person: what, where, what to do
+    ├── UsageError             the command line or an option is wrong (exit code 2)
+    ├── RegistryError          the registry said no, or nothing    .status .code .url
+    │   ├── Unauthorized       401, 403: credentials missing or refused
+    │   ├── NotFound           404: no such repository, tag, manifest or blob
+    │   └── Unavailable        no answer, 429, 5xx, cut bodies, past the deadline
+    ├── InvalidImage           the image breaks its specification    .where
+    ├── IntegrityError         bytes that do not match their digest  .what .expected .actual
+    ├── StoreError             the cache directory cannot be read or written
+    └── MountError             the kernel or the mount point refuses
+
+`tree` and `overlay` speak the file system's own language instead: they raise `OSError` with the errno that
+the caller of a system call should see. `fuse.operations` is the only place where one becomes the other.
+"""
+
+from __future__ import annotations
+
+
+class ImgfsError(Exception):
+    """The root of everything imgfs raises on purpose; `str()` is one line for a person."""
+
+
+class UsageError(ImgfsError):
+    """A command line, reference or option that cannot be understood."""
+
+
+class RegistryError(ImgfsError):
+    """A registry's refusal or silence. `url` carries no credentials and no query."""
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.url = url
+
+
+class Unauthorized(RegistryError):
+    """401 or 403: there are no credentials, or they were refused."""
+
+
+class NotFound(RegistryError):
+    """404: the registry does not have that repository, tag, manifest or blob."""
+
+
+class Unavailable(RegistryError):
+    """No usable answer within the time allowed: worth trying again later."""
+
+
+class InvalidImage(ImgfsError):
+    """An image that breaks its specification; `where` names layer and offset, or a JSON path."""
+
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
+
+
+class IntegrityError(ImgfsError):
+    """Bytes that do not match the digest or length promised for them."""
+
+    def __init__(self, what: str, *, expected: object, actual: object) -> None:
+        super().__init__(f"{what}: expected {expected}, got {actual}")
+        self.what = what
+        self.expected = expected
+        self.actual = actual
+
+
+class StoreError(ImgfsError):
+    """The cache directory cannot be read or written."""
+
+
+class MountError(ImgfsError):
+    """The kernel, fusermount3 or the mount point does not allow the mount."""

@@ -1,0 +1,327 @@
+"""What is known of a layer once it has been indexed, and the file it is kept in.
+
+A layer has one uncompressed address space, the flat layer. `Entry` says which extents of it make up a file,
+`Span` says how to get a piece of it out of the blob without decoding what comes before.
+
+The file is SQLite: it is written once, renamed into place, and from then on only read, by any number of
+processes, a row at a time; opening it loads nothing, however large the layer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import zstandard
+
+from imgfs.errors import StoreError
+
+FORMAT = 1  # of the file; another number means: index the layer again
+
+
+class Kind(IntEnum):
+    """What an entry is. The numbers are stored."""
+
+    FILE = 0
+    DIRECTORY = 1
+    SYMLINK = 2
+    HARDLINK = 3
+    CHARACTER = 4
+    BLOCK = 5
+    FIFO = 6
+
+
+class Extent(NamedTuple):
+    """A run of a file: `length` bytes at `offset` in the file are those at `flat` in the flat layer."""
+
+    offset: int
+    length: int
+    flat: int
+
+
+class Entry(NamedTuple):
+    """One member of a layer, as the layer says it.
+
+    `path` and `target` are raw, as stored (uncleaned: `tree` does that). `mode` holds the twelve permission
+    bits only. `device` is (major, minor). `xattrs` are unprefixed by PAX: `security.capability` and so on.
+    `extents` are in order, without overlap; what they leave out of `size` is a hole.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    target: bytes = b""
+    device: tuple[int, int] = (0, 0)
+    xattrs: Mapping[bytes, bytes] = {}
+    extents: tuple[Extent, ...] = ()
+
+
+class Codec(IntEnum):
+    """How a span's compressed bytes become flat ones. The numbers are stored."""
+
+    IDENTITY = 0  # they are the same
+    GZIP = 1  # the span begins at a gzip member's header
+    DEFLATE = 2  # the span begins inside a gzip member, at a deflate block: needs a checkpoint
+    ZSTD = 3  # the span is whole zstd frames
+
+
+class Checkpoint(NamedTuple):
+    """Where inflate can begin in mid-member: `bits` (0-7) of the byte before the span's own first whole byte
+    belong to it, `window` is up to 32 KiB of flat layer that come before (RFC 1951)."""
+
+    bits: int
+    window: bytes
+
+
+class Span(NamedTuple):
+    """A piece of the flat layer, `[flat_start, flat_end)`, and the blob's bytes `[start, end)` that hold it.
+
+    With a checkpoint of nonzero `bits`, the byte at `start` is the one whose upper `bits` bits begin the
+    span. `digest` is the sha256 of exactly the blob's bytes `[start, end)`.
+    """
+
+    number: int
+    flat_start: int
+    flat_end: int
+    start: int
+    end: int
+    codec: Codec
+    digest: bytes
+    checkpoint: Checkpoint | None = None
+
+
+class Summary(NamedTuple):
+    """What a layer index says of the layer as a whole. Sizes are in bytes."""
+
+    digest: str  # of the blob, as in the manifest
+    diff_id: str  # of the uncompressed tar, as in the config
+    format: str  # how the blob is packed, for people: "tar", "gzip", "zstd"
+    size: int  # of the blob
+    flat_size: int
+    entries: int
+
+
+_SCHEMA = """
+CREATE TABLE summary (format_number INTEGER, digest TEXT, diff_id TEXT, format TEXT,
+                      size INTEGER, flat_size INTEGER, entries INTEGER);
+CREATE TABLE entry (seq INTEGER PRIMARY KEY, path BLOB, kind INTEGER, mode INTEGER, uid INTEGER, gid INTEGER,
+                    size INTEGER, mtime_ns INTEGER, target BLOB, major INTEGER, minor INTEGER, xattrs BLOB,
+                    flat INTEGER, extents BLOB);
+CREATE TABLE span (number INTEGER PRIMARY KEY, flat_start INTEGER, flat_end INTEGER, start INTEGER,
+                   end INTEGER, codec INTEGER, digest BLOB);
+CREATE TABLE checkpoint (number INTEGER PRIMARY KEY, bits INTEGER, window BLOB);
+"""
+# The rows that a merge asks for ahead of the others: few, so a partial index costs next to nothing.
+_SHORTCUTS = f"""
+CREATE INDEX whiteout ON entry (seq) WHERE instr(path, CAST('.wh.' AS BLOB)) > 0;
+CREATE INDEX hardlink ON entry (seq) WHERE kind = {Kind.HARDLINK:d};
+"""
+_INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
+_BATCH = 1000
+
+
+class IndexWriter:
+    """Writes a layer index to a new file at `path`; nobody may look at it before `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = create_database(path, _SCHEMA)
+        self._entries: list[tuple[object, ...]] = []
+        self._count = 0
+
+    def add_entry(self, entry: Entry) -> None:
+        """Append one entry, in the layer's own order."""
+        flat, extents = _stored_extents(entry)
+        head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
+        tail = (clamp_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
+        self._entries.append((*head, *tail, flat, extents))
+        if len(self._entries) >= _BATCH:
+            self._flush()
+
+    def add_span(self, span: Span) -> None:
+        """Append one span; their flat ranges must follow each other without a gap."""
+        row = (
+            span.number,
+            span.flat_start,
+            span.flat_end,
+            span.start,
+            span.end,
+            int(span.codec),
+            span.digest,
+        )
+        self._db.execute("INSERT INTO span VALUES (?,?,?,?,?,?,?)", row)
+        if span.checkpoint:
+            window = zstandard.ZstdCompressor(level=3).compress(span.checkpoint.window)
+            checkpoint = (span.number, span.checkpoint.bits, window)
+            self._db.execute("INSERT INTO checkpoint VALUES (?,?,?)", checkpoint)
+
+    def finish(self, *, digest: str, diff_id: str, format: str, size: int, flat_size: int) -> None:  # noqa: A002
+        """Write the summary and close the file; it is complete from here on."""
+        self._flush()
+        row = (FORMAT, digest, diff_id, format, size, flat_size, self._count)
+        self._db.execute("INSERT INTO summary VALUES (?,?,?,?,?,?,?)", row)
+        self._db.executescript(_SHORTCUTS)
+        self._db.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file without saying that it is complete."""
+        self._db.close()
+
+    def _flush(self) -> None:
+        self._db.executemany(_INSERT_ENTRY, self._entries)
+        self._count += len(self._entries)
+        self._entries.clear()
+
+
+class LayerIndex:
+    """A layer's index, read from the file at `path`: a context manager, for one thread at a time.
+
+    Raises StoreError if the file is no index of this format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._db = open_database(path)
+        try:
+            row = self._db.execute("SELECT * FROM summary").fetchone()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise StoreError(
+                f"{path}: not a layer index ({error}); remove it to index the layer again"
+            ) from error
+        if row is None or row[0] != FORMAT:
+            self._db.close()
+            raise StoreError(f"{path}: a layer index of another format; remove it to index the layer again")
+        self.summary = Summary(*row[1:])
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, in the layer's own order."""
+        return map(_entry, self._db.execute(f"{_ENTRY} ORDER BY seq"))
+
+    def whiteout_candidates(self) -> Iterator[Entry]:
+        """The entries with `.wh.` anywhere in their path, in order: every whiteout is among them."""
+        where = "WHERE instr(path, CAST('.wh.' AS BLOB)) > 0 ORDER BY seq"
+        return map(_entry, self._db.execute(f"{_ENTRY} {where}"))
+
+    def hardlinks(self) -> Iterator[Entry]:
+        """The hard links, in order."""
+        return map(_entry, self._db.execute(f"{_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq"))
+
+    def directories(self) -> Iterator[bytes]:
+        """The paths of the layer's own directory entries, as stored."""
+        where = f"WHERE kind = {Kind.DIRECTORY:d}"
+        return (row[0] for row in self._db.execute(f"SELECT path FROM entry {where}"))
+
+    def span_bounds(self) -> Iterator[tuple[int, int, int, int]]:
+        """(flat_start, flat_end, start, end) of every span, in order."""
+        return iter(self._db.execute("SELECT flat_start,flat_end,start,end FROM span ORDER BY number"))
+
+    def span(self, number: int) -> Span:
+        """One span, with its checkpoint; raises KeyError."""
+        row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
+        if row is None:
+            raise KeyError(number)
+        found = self._db.execute("SELECT bits,window FROM checkpoint WHERE number=?", (number,)).fetchone()
+        checkpoint = (
+            Checkpoint(found[0], zstandard.ZstdDecompressor().decompress(found[1])) if found else None
+        )
+        return Span(*row[:5], Codec(row[5]), row[6], checkpoint)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def create_database(path: Path, schema: str) -> sqlite3.Connection:
+    """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
+    db.executescript(f"{schema}BEGIN;")
+    return db
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
+    try:
+        return sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes | None:
+    """Extended attributes as one blob, sorted by name; None if there are none."""
+    if not xattrs:
+        return None
+    parts = []
+    for name, value in sorted(xattrs.items()):
+        parts += [len(name).to_bytes(4, "little"), len(value).to_bytes(4, "little"), name, value]
+    return b"".join(parts)
+
+
+def unpack_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
+    """The inverse of `pack_xattrs`."""
+    xattrs, at = {}, 0
+    while blob and at < len(blob):
+        name_length = int.from_bytes(blob[at : at + 4], "little")
+        value_length = int.from_bytes(blob[at + 4 : at + 8], "little")
+        at += 8 + name_length + value_length
+        xattrs[blob[at - name_length - value_length : at - value_length]] = blob[at - value_length : at]
+    return xattrs
+
+
+def pack_extents(extents: Iterable[Extent]) -> bytes:
+    """Extents as one blob of little-endian 64-bit triples."""
+    return b"".join(number.to_bytes(8, "little") for extent in extents for number in extent)
+
+
+def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
+    """The inverse of `pack_extents`."""
+    numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
+    return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+
+
+def clamp_time(mtime_ns: int) -> int:
+    """`mtime_ns` within what 64 bits hold, about the years 1678 to 2262."""
+    return max(-(1 << 63), min((1 << 63) - 1, mtime_ns))
+
+
+def _stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
+    """(flat, None) for the usual file in one piece, else (None, packed extents)."""
+    match entry.extents:
+        case (Extent(0, entry.size, flat),):
+            return flat, None
+        case ():
+            return None, None
+        case extents:
+            return None, pack_extents(extents)
+
+
+def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, bytes, int, bytes]) -> Entry:
+    path, kind, mode, uid, gid, size, mtime_ns, target, major, minor, xattrs, flat, extents = row
+    if flat is not None:
+        pieces: tuple[Extent, ...] = (Extent(0, size, flat),)
+    else:
+        pieces = unpack_extents(extents) if extents else ()
+    attributes = unpack_xattrs(xattrs) if xattrs else {}
+    return Entry(path, Kind(kind), mode, uid, gid, size, mtime_ns, target, (major, minor), attributes, pieces)
+
+
+def _uri(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -1,0 +1,168 @@
+"""Digests, platforms and descriptors (OCI image-spec, `descriptor.md`; Docker image manifest v2 schema 2)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import platform as host_platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imgfs.errors import IntegrityError, InvalidImage, UsageError
+from imgfs.oci.fields import annotations_in, object_at, text_in, texts_in
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+HEX_LENGTHS = {"sha256": 64, "sha512": 128}  # descriptor.md, "Registered algorithms"
+_HEX = re.compile(r"[0-9a-f]+")
+
+# machine names as uname gives them -> GOARCH and variant (OCI image-index.md, "platform")
+_MACHINES = {
+    "x86_64": ("amd64", None),
+    "aarch64": ("arm64", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", None),
+    "i386": ("386", None),
+    "ppc64le": ("ppc64le", None),
+    "s390x": ("s390x", None),
+    "riscv64": ("riscv64", None),
+    "loongarch64": ("loong64", None),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A content digest, `algorithm:hex`: the name of some bytes forever."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: object, *, where: str = "digest") -> Digest:
+        """Read `sha256:…` or `sha512:…`; raises InvalidImage naming `where`."""
+        if not isinstance(text, str):
+            raise InvalidImage("a digest must be a string", where=where)
+        algorithm, _, hexadecimal = text.partition(":")
+        length = HEX_LENGTHS.get(algorithm)
+        if length is None:
+            raise InvalidImage(f"digest algorithm {algorithm[:40]!r} is not supported", where=where)
+        if len(hexadecimal) != length or not _HEX.fullmatch(hexadecimal):
+            raise InvalidImage(f"{text[:160]!r} is not a {algorithm} digest", where=where)
+        return cls(algorithm, hexadecimal)
+
+    @classmethod
+    def of(cls, body: bytes, algorithm: str = "sha256") -> Digest:
+        """The digest of `body`."""
+        return cls(algorithm, hashlib.new(algorithm, body).hexdigest())
+
+    def hasher(self) -> _Hash:
+        """A fresh hash object of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+    def verify(self, body: bytes, what: str) -> None:
+        """Raise IntegrityError, saying `what`, unless `body` has this digest."""
+        actual = Digest.of(body, self.algorithm)
+        if actual != self:
+            raise IntegrityError(what, expected=self, actual=actual)
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits, for people."""
+        return self.hex[:12]
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What a manifest runs on (OCI image-index.md, "platform")."""
+
+    os: str
+    architecture: str
+    variant: str | None = None
+    os_version: str | None = None
+    os_features: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(cls, text: str) -> Platform:
+        """Read what people write, `os/arch[/variant]`; raises UsageError."""
+        parts = text.split("/")
+        if len(parts) not in (2, 3) or not all(parts):
+            raise UsageError(f"platform {text!r} is not os/arch[/variant], like linux/amd64 or linux/arm/v7")
+        return cls(*parts)
+
+    @classmethod
+    def host(cls) -> Platform:
+        """This machine's platform."""
+        machine = host_platform.machine()
+        architecture, variant = _MACHINES.get(machine, (machine, None))
+        return cls("linux", architecture, variant)
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A pointer to content: media type, digest and size in bytes (descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    data: bytes | None = None
+    artifact_type: str | None = None
+
+    @classmethod
+    def parse(cls, value: object, *, where: str) -> Descriptor:
+        """Read a descriptor out of parsed JSON; raises InvalidImage with the JSON path `where`."""
+        fields = object_at(value, where)
+        return cls(
+            media_type=text_in(fields, "mediaType", where, default="application/octet-stream"),
+            digest=Digest.parse(fields.get("digest"), where=f"{where}.digest"),
+            size=_size(fields, where),
+            annotations=annotations_in(fields, where),
+            platform=_platform(fields.get("platform"), f"{where}.platform"),
+            urls=tuple(texts_in(fields, "urls", where)),
+            data=_inline(fields.get("data"), f"{where}.data"),
+            artifact_type=text_in(fields, "artifactType", where, default="") or None,
+        )
+
+
+def _size(fields: Mapping[str, Any], where: str) -> int:
+    size = fields.get("size")
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        raise InvalidImage("expected a length in bytes", where=f"{where}.size")
+    return size
+
+
+def _platform(value: object, where: str) -> Platform | None:
+    if value is None:
+        return None
+    fields = object_at(value, where)
+    return Platform(
+        os=text_in(fields, "os", where, default="unknown"),
+        architecture=text_in(fields, "architecture", where, default="unknown"),
+        variant=text_in(fields, "variant", where, default="") or None,
+        os_version=text_in(fields, "os.version", where, default="") or None,
+        os_features=tuple(texts_in(fields, "os.features", where)),
+    )
+
+
+def _inline(value: object, where: str) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidImage("expected base64 text", where=where)
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise InvalidImage(f"not base64: {error}", where=where) from error
