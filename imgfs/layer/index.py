@@ -225,6 +225,11 @@ class LayerIndex:
         """(flat_start, flat_end, start, end) of every span, in order."""
         return iter(self._db.execute("SELECT flat_start,flat_end,start,end FROM span ORDER BY number"))
 
+    def span_count(self) -> int:
+        """How many spans there are."""
+        count: int = self._db.execute("SELECT count(*) FROM span").fetchone()[0]
+        return count
+
     def span(self, number: int) -> Span:
         """One span, with its checkpoint; raises KeyError."""
         row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
@@ -234,7 +239,8 @@ class LayerIndex:
         checkpoint = (
             Checkpoint(found[0], zstandard.ZstdDecompressor().decompress(found[1])) if found else None
         )
-        return Span(*row[:5], Codec(row[5]), row[6], checkpoint)
+        number, flat_start, flat_end, start, end, codec, digest = row
+        return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, checkpoint)
 
     def close(self) -> None:
         """Close the file."""

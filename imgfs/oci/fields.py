@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from imgfs.errors import InvalidImage
+
+
+def parse_json(body: bytes, where: str) -> object:
+    """`body` as JSON, or InvalidImage: not UTF-8, not JSON, nested too deep, or text no file could hold."""
+    try:
+        value: object = json.loads(body.decode())
+        if b"\\u" in body:  # an escape can smuggle in half a surrogate pair, which has no UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidImage(f"not JSON: {error}", where=where) from error
+    return value
 
 
 def object_at(value: object, where: str) -> dict[str, Any]:

@@ -1,0 +1,256 @@
+"""Compressed ranges into flat ones: whole blobs with the places where decoding can begin, and single spans.
+
+A blob decoder is fed chunks of the blob, yields pieces of the flat layer and reports each `Cut`, a place
+where a new span may begin. `decode_span` is its counterpart: one span's compressed bytes in, verified flat
+bytes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import zstandard
+
+from imgfs.errors import IntegrityError, InvalidImage
+from imgfs.layer.index import Checkpoint, Codec, Span
+from imgfs.layer.inflate import Inflater
+
+STEP = 2 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
+_FEED = 4096  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
+_PIECE = 256 * 1024  # bytes of output collected into one piece
+_MAX_WINDOW = 1 << 27  # 128 MiB, what the zstd tool accepts without being asked for more
+
+_GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
+_OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+
+
+class Cut(NamedTuple):
+    """A place where a span may begin: at `start` in the blob, at `flat` in the flat layer."""
+
+    start: int
+    flat: int
+    codec: Codec
+    checkpoint: Checkpoint | None = None
+
+
+class Decoder(Protocol):
+    """Decodes a blob fed in chunks, in order."""
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
+        """The flat bytes that `chunk` holds; each piece is valid until the next one is asked for."""
+
+    def finish(self) -> None:
+        """Raise InvalidImage if the blob cannot end here."""
+
+
+def sniff(head: bytes) -> str:
+    """How a blob that begins with `head` is packed: "gzip", "zstd" or "tar".
+
+    The magic decides, not the media type: labels lie. Raises InvalidImage for formats known to be others.
+    """
+    if head.startswith(_GZIP_MAGIC):
+        return "gzip"
+    if head.startswith(_ZSTD_MAGIC) or _is_skippable(head):
+        return "zstd"
+    for magic, name in _OTHERS.items():
+        if head.startswith(magic):
+            raise InvalidImage(f"packed with {name}, which layers must not be")
+    return "tar"
+
+
+def decoder(format: str, on_cut: Callable[[Cut], None], step: int = STEP) -> Decoder:  # noqa: A002
+    """The decoder for `format` as `sniff` names it."""
+    return _DECODERS[format](on_cut, step)
+
+
+def decode_span(span: Span, chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    """The flat bytes of `span` out of its compressed bytes; whoever uses them must take all of them first.
+
+    Raises IntegrityError at the end at the latest, if the compressed bytes do not have the span's digest or
+    decode to another length than the span's.
+    """
+    hasher = hashlib.sha256()
+    length = span.flat_end - span.flat_start
+    produced = 0
+    hashed = _hashed(chunks, hasher)
+    try:
+        for piece in _SPAN_DECODERS[span.codec](span, hashed, length):
+            produced += len(piece)
+            yield piece
+    except InvalidImage:  # is it the transport's fault or the image's?
+        _finish_digest(span, hashed, hasher)
+        raise
+    _finish_digest(span, hashed, hasher)
+    if produced != length:
+        raise IntegrityError(f"length of span {span.number}", expected=length, actual=produced)
+
+
+class _TarDecoder:
+    """An uncompressed layer: cut anywhere."""
+
+    def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
+        self._on_cut = on_cut
+        self._step = step
+        self._at = 0
+        self._last = 0
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
+        while self._last + self._step < self._at + len(chunk):
+            self._last += self._step
+            self._on_cut(Cut(self._last, self._last, Codec.IDENTITY))
+        self._at += len(chunk)
+        yield chunk
+
+    def finish(self) -> None:
+        pass
+
+
+class _GzipDecoder:
+    """Gzip members: cut between them, or inside them at a block boundary with a checkpoint."""
+
+    def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
+        self._on_cut = on_cut
+        self._step = step
+        self._inflater = Inflater()
+        self._stop = step
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
+        inflater = self._inflater
+        for piece in inflater.pieces(chunk, self._stop):
+            if inflater.boundary and inflater.produced >= self._stop:
+                self._cut(inflater)
+            yield piece
+
+    def _cut(self, inflater: Inflater) -> None:
+        at, flat = inflater.consumed, inflater.produced
+        if inflater.boundary == "member":
+            self._on_cut(Cut(at, flat, Codec.GZIP))
+        else:
+            checkpoint = inflater.checkpoint()
+            self._on_cut(Cut(at - bool(checkpoint.bits), flat, Codec.DEFLATE, checkpoint))
+        self._stop = inflater.until = flat + self._step
+
+    def finish(self) -> None:
+        if not self._inflater.complete:
+            raise InvalidImage(
+                "the gzip stream ends in mid-member", where=f"gzip offset {self._inflater.consumed}"
+            )
+
+
+class _ZstdDecoder:
+    """Zstd frames: cut between them. A layer of one frame has one span: all of it."""
+
+    def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
+        self._on_cut = on_cut
+        self._frames = ZstdFrames()
+        self._stop = step
+        self._step = step
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
+        for piece in self._frames.pieces(chunk):
+            yield piece
+            if self._frames.between and self._frames.produced >= self._stop:
+                self._on_cut(Cut(self._frames.consumed, self._frames.produced, Codec.ZSTD))
+                self._stop = self._frames.produced + self._step
+
+    def finish(self) -> None:
+        if not self._frames.between:
+            raise InvalidImage(
+                "the zstd stream ends in mid-frame", where=f"zstd offset {self._frames.consumed}"
+            )
+
+
+class ZstdFrames:
+    """Decodes zstd frames (RFC 8878) fed in chunks; skippable frames are skipped.
+
+    `between` tells whether the last piece ended where a frame ends; `consumed` and `produced` count bytes.
+    """
+
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self.between = True
+        self.consumed = 0
+        self.produced = 0
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """The bytes that `chunk` holds, in pieces of about 256 KiB, and one at every end of a frame."""
+        collected: list[bytes] = []
+        size = at = 0
+        while at < len(chunk):
+            output, at = self._step(chunk, at)
+            collected.append(output)
+            size += len(output)
+            if size >= _PIECE or self.between or at == len(chunk):
+                self.produced += size
+                yield b"".join(collected)
+                collected, size = [], 0
+
+    def _step(self, chunk: bytes, at: int) -> tuple[bytes, int]:
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        part = chunk[at : at + _FEED]
+        try:
+            output = self._frame.decompress(part)
+        except zstandard.ZstdError as error:
+            raise InvalidImage(f"zstd: {error}", where=f"zstd offset {self.consumed}") from error
+        taken = len(part)
+        self.between = self._frame.eof
+        if self.between:
+            taken -= len(self._frame.unused_data)
+            self._frame = None
+        self.consumed += taken
+        return output, at + taken
+
+
+def _identity_span(_span: Span, chunks: Iterator[bytes], _length: int) -> Iterator[bytes | memoryview]:
+    return chunks
+
+
+def _deflate_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
+    inflater = Inflater(span.checkpoint)
+    for chunk in chunks:
+        if inflater.produced < length:
+            yield from inflater.pieces(chunk, length, length)
+
+
+def _zstd_span(_span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
+    frames = ZstdFrames()
+    for chunk in chunks:
+        yield from frames.pieces(chunk)
+        if frames.produced > length:
+            raise InvalidImage(f"a span decodes to more than the {length} bytes its index says")
+
+
+def _hashed(chunks: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
+    for chunk in chunks:
+        hasher.update(chunk)
+        yield chunk
+
+
+def _finish_digest(span: Span, hashed: Iterator[bytes], hasher: hashlib._Hash) -> None:
+    for _ in hashed:
+        pass
+    if hasher.digest() != span.digest:
+        raise IntegrityError(f"span {span.number}", expected=span.digest.hex(), actual=hasher.hexdigest())
+
+
+def _is_skippable(head: bytes) -> bool:
+    """A skippable frame's magic is 0x184D2A50 to 0x184D2A5F (RFC 8878, section 3.1.2)."""
+    return len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+
+
+_DECODERS: dict[str, Callable[[Callable[[Cut], None], int], Decoder]] = {
+    "tar": _TarDecoder,
+    "gzip": _GzipDecoder,
+    "zstd": _ZstdDecoder,
+}
+_SPAN_DECODERS: dict[Codec, Callable[[Span, Iterator[bytes], int], Iterator[bytes | memoryview]]] = {
+    Codec.IDENTITY: _identity_span,
+    Codec.GZIP: _deflate_span,
+    Codec.DEFLATE: _deflate_span,
+    Codec.ZSTD: _zstd_span,
+}

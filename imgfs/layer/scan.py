@@ -1,0 +1,157 @@
+"""Index a layer while it is downloaded: one pass over the blob, nothing is fetched or read twice.
+
+One thread takes chunks from the network and hashes the blob; the caller's thread decodes them, reads the tar
+headers and notes the spans; a third hashes the flat layer (its DiffID) and writes it. All the heavy calls
+release the GIL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator
+from typing import Protocol
+
+from imgfs.errors import IntegrityError, InvalidImage
+from imgfs.layer.codec import STEP, decoder, sniff
+from imgfs.layer.index import IndexWriter
+from imgfs.layer.pipeline import Pull, Push
+from imgfs.layer.spans import SpanWriter
+from imgfs.layer.tar import Want, parse_tar
+from imgfs.oci.descriptor import Descriptor, Digest
+
+# What a layer may decode to before it is taken for a bomb: deflate reaches 1,032 to 1 on zeros, so a sparse
+# image of some GiB is plausible in a small blob; whole systems compress less than 100 to 1.
+PLAUSIBLE_SIZE = 16 << 30
+PLAUSIBLE_RATIO = 100
+
+
+class Bomb(InvalidImage):
+    """A blob that decodes to more than is plausible."""
+
+
+class FlatFile(Protocol):
+    """Where the flat layer goes."""
+
+    def write(self, offset: int, piece: bytes | memoryview) -> None:
+        """Put `piece` at `offset`."""
+
+
+def scan(
+    chunks: Iterator[bytes],
+    layer: Descriptor,
+    diff_id: Digest,
+    flat: FlatFile,
+    index: IndexWriter,
+    *,
+    plausible: int = PLAUSIBLE_SIZE,
+    step: int = STEP,
+) -> int:
+    """Decode the whole blob, write its flat layer to `flat` and its entries and spans to `index`.
+
+    Returns the flat layer's size in bytes. Nothing of either may be used unless this returns: only then do
+    the blob's digest and the DiffID hold. Raises IntegrityError if they do not, InvalidImage for a blob that
+    is no layer or decodes to more than `plausible` bytes and 100 times its own size.
+    """
+    blob_hash, flat_hash = layer.digest.hasher(), diff_id.hasher()
+    limit = max(plausible, PLAUSIBLE_RATIO * layer.size)
+
+    def keep(item: tuple[int, bytes]) -> None:
+        flat_hash.update(item[1])
+        flat.write(*item)
+
+    pull = Pull(chunks, blob_hash.update)
+    push = Push(keep)
+    try:
+        size, format_name = _decode(pull, push, layer, index, limit, step)
+    except Bomb:
+        raise
+    except InvalidImage:  # is it the transport's fault or the image's?
+        for _ in pull:
+            pass
+        _check("layer blob", layer.digest, blob_hash)
+        raise
+    finally:
+        pull.close()
+        push.close()
+    push.finish()
+    _check("layer blob", layer.digest, blob_hash)
+    _check(f"uncompressed layer {layer.digest.short} (DiffID)", diff_id, flat_hash)
+    names = {"digest": str(layer.digest), "diff_id": str(diff_id), "format": format_name}
+    index.finish(**names, size=layer.size, flat_size=size)
+    return size
+
+
+def _decode(
+    pull: Pull,
+    push: Push,
+    layer: Descriptor,
+    index: IndexWriter,
+    limit: int,
+    step: int,
+) -> tuple[int, str]:
+    """Drive decoder, tar reader and span writer over the chunks; returns flat size and format."""
+    first = next(pull, b"")
+    format_name = sniff(first)
+    spans = SpanWriter(index, format_name)
+    decode = decoder(format_name, spans.cut, step)
+    headers = _Headers(parse_tar(index.add_entry))
+    size, chunk = 0, first
+    while chunk:
+        spans.chunk(chunk)
+        for piece in decode.pieces(chunk):
+            body = bytes(piece)
+            push.put((size, body))
+            headers.feed(size, body)
+            size += len(body)
+            if size > limit:
+                raise Bomb(f"a decompression bomb: its {layer.size} bytes decode to over {limit}")
+        chunk = next(pull, b"")
+    decode.finish()
+    headers.finish(size)
+    spans.finish(size)
+    return size, format_name
+
+
+def _check(what: str, expected: Digest, hasher: hashlib._Hash) -> None:
+    actual = Digest(expected.algorithm, hasher.hexdigest())
+    if actual != expected:
+        raise IntegrityError(what, expected=expected, actual=actual)
+
+
+class _Headers:
+    """Feeds the tar reader from pieces that go by, holding back only what it wants across them."""
+
+    def __init__(self, parser: Generator[Want, bytes, int]) -> None:
+        self._parser = parser
+        self._held = b""
+        self._want: Want | None = next(parser)
+        self._end = 0
+
+    def feed(self, start: int, piece: bytes) -> None:
+        """Take the piece of the flat layer at `start`."""
+        end = start + len(piece)
+        while self._want is not None and self._want.offset < end:
+            offset, length = self._want
+            if offset + length > end:
+                self._held += piece[max(0, offset - start) :]
+                return
+            body = self._held + piece[max(0, offset + len(self._held) - start) : offset + length - start]
+            self._held = b""
+            self._send(body)
+
+    def finish(self, size: int) -> None:
+        """The flat layer ends at `size`: the reader gets what is left; InvalidImage if too little."""
+        while self._want is not None:
+            body, self._held = self._held, b""
+            self._send(body)
+        if self._end > size:
+            raise InvalidImage(
+                f"the archive ends at {size}, inside its last member", where=f"tar offset {size}"
+            )
+
+    def _send(self, body: bytes) -> None:
+        try:
+            self._want = self._parser.send(body)
+        except StopIteration as stop:
+            self._want = None
+            self._end = stop.value

@@ -1,0 +1,61 @@
+"""Spans out of a blob that goes by: where each begins and ends, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+
+from imgfs.layer.codec import Cut
+from imgfs.layer.index import Codec, IndexWriter, Span
+
+
+class SpanWriter:
+    """Turns cuts into spans with digests, given the compressed chunks they lie in."""
+
+    def __init__(self, index: IndexWriter, format_name: str) -> None:
+        self._index = index
+        self._number = 0
+        codec = {"tar": Codec.IDENTITY, "gzip": Codec.GZIP, "zstd": Codec.ZSTD}[format_name]
+        self._open = Cut(0, 0, codec)
+        self._hasher = hashlib.sha256()
+        self._chunk = b""
+        self._chunk_start = 0
+        self._hashed = 0  # offset in the blob up to which the open span is hashed
+        self._tail = b""  # the last byte of the chunk before: a span may begin with it
+
+    def chunk(self, chunk: bytes) -> None:
+        """Take the next chunk, before its cuts are reported."""
+        self._hash_to(self._chunk_start + len(self._chunk))
+        self._tail = self._chunk[-1:]
+        self._chunk_start += len(self._chunk)
+        self._chunk = chunk
+
+    def cut(self, cut: Cut) -> None:
+        """End the open span at `cut` and begin the next."""
+        shared = 1 if cut.checkpoint and cut.checkpoint.bits else 0
+        end = cut.start + shared
+        self._hash_to(end)
+        self._close(end, cut.flat)
+        self._open = cut
+        self._hasher = hashlib.sha256()
+        if shared:
+            at = cut.start - self._chunk_start
+            self._hasher.update(self._tail if at < 0 else self._chunk[at : at + 1])
+
+    def finish(self, size: int) -> None:
+        """End the last span at the end of the blob."""
+        end = self._chunk_start + len(self._chunk)
+        self._hash_to(end)
+        if size > self._open.flat:
+            self._close(end, size)
+
+    def _close(self, end: int, flat_end: int) -> None:
+        start, flat, codec, checkpoint = self._open
+        digest = self._hasher.digest()
+        self._index.add_span(Span(self._number, flat, flat_end, start, end, codec, digest, checkpoint))
+        self._number += 1
+
+    def _hash_to(self, end: int) -> None:
+        if end > self._hashed:
+            base = self._chunk_start
+            self._hasher.update(memoryview(self._chunk)[self._hashed - base : end - base])
+            self._hashed = end
