@@ -1,0 +1,252 @@
+"""A tree while layers are merged into it: names and nodes, in SQLite, so that memory is bounded.
+
+Names are kept in a file of their own, gone from its directory as soon as it is open; `finish` copies them in
+order into the tree's file, which so has no holes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+from imgfs.errors import InvalidImage
+from imgfs.layer.index import Entry, Extent, Kind, create_database, pack_extents, pack_xattrs
+from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
+
+# What a name leads to, as in `d_type` of readdir(3): the file type bits of st_mode, shifted.
+DIRECTORY = stat.S_IFDIR >> 12
+SYMLINK = stat.S_IFLNK >> 12
+_TYPES = {
+    Kind.FILE: stat.S_IFREG >> 12,
+    Kind.DIRECTORY: DIRECTORY,
+    Kind.SYMLINK: SYMLINK,
+    Kind.CHARACTER: stat.S_IFCHR >> 12,
+    Kind.BLOCK: stat.S_IFBLK >> 12,
+    Kind.FIFO: stat.S_IFIFO >> 12,
+}
+# A directory no layer describes: root's, open to all, of no date. Unpackers give it the date of unpacking;
+# but a merge must give the same tree each time.
+_IMPLIED = Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0, 0)
+
+_CACHE_KIB = 16 * 1024  # of each of the two files
+_BATCH = 100  # nodes
+_KNOWN = 20_000  # paths
+_KNOWN_LENGTH = 1024  # bytes of a path
+_ID_LIMIT = 1 << 32
+_MAJOR_LIMIT, _MINOR_LIMIT = 1 << 12, 1 << 20  # Linux's dev_t
+
+_WORK = """
+CREATE TABLE work.name (parent INTEGER, name BLOB, ino INTEGER, type INTEGER,
+                        PRIMARY KEY (parent, name)) WITHOUT ROWID;
+CREATE TABLE work.doomed (ino INTEGER PRIMARY KEY);
+CREATE TABLE work.lost (ino INTEGER PRIMARY KEY, names INTEGER);
+"""
+# A directory's subtree: its directories first, then how often each other node is named there.
+_DOOM = f"""
+INSERT INTO work.doomed
+  WITH RECURSIVE below (ino) AS (
+    VALUES (?) UNION ALL
+    SELECT name.ino FROM below CROSS JOIN work.name ON name.parent = below.ino WHERE name.type = {DIRECTORY})
+  SELECT ino FROM below
+"""
+_REMOVE_DOOMED = f"""
+INSERT INTO work.lost
+  SELECT name.ino, count(*) FROM work.doomed CROSS JOIN work.name ON name.parent = doomed.ino
+  WHERE name.type <> {DIRECTORY} GROUP BY name.ino;
+UPDATE node SET nlink = nlink - (SELECT names FROM work.lost WHERE lost.ino = node.ino)
+  WHERE ino IN (SELECT ino FROM work.lost);
+DELETE FROM node WHERE ino IN (SELECT ino FROM work.lost) AND nlink = 0;
+DELETE FROM node WHERE ino IN (SELECT ino FROM work.doomed);
+DELETE FROM work.name WHERE parent IN (SELECT ino FROM work.doomed);
+DELETE FROM work.doomed;
+DELETE FROM work.lost;
+"""
+_FINISH = f"""
+INSERT INTO dirent SELECT parent, name, ino, row_number() OVER (PARTITION BY parent ORDER BY name)
+  FROM work.name ORDER BY parent, name;
+{MILESTONES};
+UPDATE node SET nlink = nlink + below.directories
+  FROM (SELECT parent, count(*) AS directories FROM work.name WHERE type = {DIRECTORY} GROUP BY parent)
+    AS below
+  WHERE below.parent = node.ino;
+"""
+_TOTALS = f"SELECT count(*), total(size) FROM node WHERE mode >> 12 = {stat.S_IFREG >> 12}"
+
+Found = tuple[int, int]  # the ino and type that a name leads to
+
+
+class Draft:
+    """A tree being merged, written to a new file at `path`; a tree only once `finish` has returned."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = create_database(path, SCHEMA)
+        self.db.execute("COMMIT")
+        self._attach_work(path.with_name(f"{path.name}.work"))
+        self._names = self.db.cursor()
+        self._rows: list[tuple[object, ...]] = []  # of the newest nodes, not in the file yet
+        self.next_ino = ROOT
+        # Directories by path, symlinks followed. Emptied when a directory or symlink goes, and when full.
+        self.known: dict[bytes, int] = {}
+        self._add_node(_IMPLIED, 0)
+
+    def _attach_work(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # of a merge that was killed
+        self.db.execute("ATTACH ? AS work", (str(path),))
+        for schema in ("main", "work"):
+            self.db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
+        self.db.execute("PRAGMA work.journal_mode = OFF")
+        self.db.execute("PRAGMA work.synchronous = OFF")
+        self.db.executescript(f"BEGIN; {_WORK}")
+        path.unlink()
+
+    def find(self, parent: int, name: bytes) -> Found | None:
+        """What `name` leads to."""
+        query = "SELECT ino, type FROM work.name WHERE parent = ? AND name = ?"
+        found: Found | None = self._names.execute(query, (parent, name)).fetchone()
+        return found
+
+    def target(self, ino: int) -> bytes:
+        """A symlink's target."""
+        target: bytes = self._node("SELECT target FROM node WHERE ino = ?", ino).fetchone()[0]
+        return target
+
+    def add(self, parent: int, name: bytes, entry: Entry, layer: int) -> bool:
+        """Add a node with its name; False, and nothing done, if the name is taken."""
+        free = self._add_name(parent, name, self.next_ino, _TYPES[entry.kind])
+        if free:
+            self._add_node(entry, layer)
+        return free
+
+    def add_directory(self, parent: int, name: bytes, entry: Entry = _IMPLIED) -> int:
+        """Add a directory under a name that is free and return its ino."""
+        self._add_name(parent, name, self.next_ino, DIRECTORY)
+        return self._add_node(entry, 0)
+
+    def describe(self, ino: int, entry: Entry) -> None:
+        """Give a directory the attributes of an entry in place of its own."""
+        _check(entry)
+        query = "UPDATE node SET mode = ?, uid = ?, gid = ?, mtime_ns = ?, xattrs = ? WHERE ino = ?"
+        mode = stat.S_IFDIR | entry.mode & 0o7777
+        xattrs = pack_xattrs(entry.xattrs)
+        self._node(query, ino, (mode, entry.uid, entry.gid, entry.mtime_ns, xattrs))
+
+    def link(self, parent: int, name: bytes, found: Found) -> None:
+        """Give a node a further name, in place of what has it."""
+        taken = self.find(parent, name)
+        if taken == found:
+            return
+        self.pin(found[0])  # before the removal: it may be of a directory that holds the node's last name
+        if taken:
+            self.remove(parent, name, taken)
+        self._add_name(parent, name, *found)
+
+    def remove(self, parent: int, name: bytes, found: Found) -> None:
+        """Remove a name and what it leads to; a node that has other names stays."""
+        self.db.execute("DELETE FROM work.name WHERE parent = ? AND name = ?", (parent, name))
+        ino, kind = found
+        if kind in (DIRECTORY, SYMLINK):
+            self.known.clear()
+        if kind == DIRECTORY:
+            self._flush()
+            self.db.execute(_DOOM, (ino,))
+            self.run(_REMOVE_DOOMED)
+        else:
+            self.unpin(ino)
+
+    def remember(self, path: bytes, ino: int) -> None:
+        """Note that the clean `path` leads to the directory `ino`."""
+        if len(path) <= _KNOWN_LENGTH:
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[path] = ino
+
+    def finish(self, layers: int) -> None:
+        """Complete the tree."""
+        self._flush()
+        self.run(_FINISH)
+        nodes = self.db.execute("SELECT count(*) FROM node").fetchone()[0]
+        size = self.db.execute(_TOTALS).fetchone()[1]
+        row = (FORMAT, layers, nodes, min(int(size), (1 << 63) - 1))
+        self.db.execute("INSERT INTO summary VALUES (?,?,?,?)", row)
+        self.db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._names.close()
+        self.db.close()
+
+    def run(self, script: str) -> None:
+        """Run statements inside the transaction; `executescript` would commit it first."""
+        for statement in script.split(";"):
+            self.db.execute(statement)
+
+    def _add_name(self, parent: int, name: bytes, ino: int, kind: int) -> bool:
+        query = "INSERT OR IGNORE INTO work.name VALUES (?,?,?,?)"
+        return self._names.execute(query, (parent, name, ino, kind)).rowcount == 1
+
+    def _add_node(self, entry: Entry, layer: int) -> int:
+        ino = self.next_ino
+        self._rows.append(_row(ino, entry, layer))
+        self.next_ino += 1
+        if len(self._rows) >= _BATCH:
+            self._flush()
+        return ino
+
+    def _flush(self) -> None:
+        self.db.executemany("INSERT INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", self._rows)
+        self._rows.clear()
+
+    def _node(self, query: str, ino: int, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        """Run a query about one node, whose ino is its last parameter."""
+        if ino >= self.next_ino - len(self._rows):
+            self._flush()
+        return self.db.execute(query, (*values, ino))
+
+    def pin(self, ino: int) -> None:
+        """Keep a node as if it had one name more."""
+        self._node("UPDATE node SET nlink = nlink + 1 WHERE ino = ?", ino)
+
+    def unpin(self, ino: int) -> None:
+        """Count one name less; without names a node goes."""
+        if self._node("DELETE FROM node WHERE nlink = 1 AND ino = ?", ino).rowcount == 0:
+            self._node("UPDATE node SET nlink = nlink - 1 WHERE ino = ?", ino)
+
+
+def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
+    """A node's row. A directory's nlink is 2 here; `finish` adds its subdirectories."""
+    _check(entry)
+    kind = entry.kind
+    is_file, is_link = kind is Kind.FILE, kind is Kind.SYMLINK
+    size = entry.size if is_file else len(entry.target) if is_link else 0
+    device = os.makedev(*entry.device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
+    flat, extents, blocks = _stored_extents(entry) if is_file else (None, None, 0)
+    mode = _TYPES[kind] << 12 | entry.mode & 0o7777
+    nlink = 2 if kind is Kind.DIRECTORY else 1
+    attributes = (ino, mode, entry.uid, entry.gid, size, entry.mtime_ns, nlink, device, blocks, layer)
+    return (*attributes, flat, extents, entry.target if is_link else None, pack_xattrs(entry.xattrs))
+
+
+def _check(entry: Entry) -> None:
+    if not (0 <= entry.uid < _ID_LIMIT and 0 <= entry.gid < _ID_LIMIT):
+        raise InvalidImage(f"owner {entry.uid}:{entry.gid} is beyond the 32 bits that Linux has")
+    if not 0 <= entry.size < 1 << 63:
+        raise InvalidImage(f"a size of {entry.size} bytes is out of range")
+    if entry.kind is Kind.SYMLINK and (not entry.target or b"\0" in entry.target):
+        raise InvalidImage("a symlink's target is empty or contains a NUL byte")  # as symlink(2) has it
+    if entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+        major, minor = entry.device
+        if not (0 <= major < _MAJOR_LIMIT and 0 <= minor < _MINOR_LIMIT):
+            raise InvalidImage(f"device {major}:{minor} is beyond the 12:20 bits that Linux has")
+
+
+def _stored_extents(entry: Entry) -> tuple[int | None, bytes | None, int]:
+    """(flat, packed extents, 512-byte blocks): `flat` alone for the usual file in one piece."""
+    match entry.extents:
+        case (Extent(0, entry.size, flat),):
+            return flat, None, -(-entry.size // 512)
+        case ():
+            return None, None, 0
+        case extents:
+            return None, pack_extents(extents), -(-sum(extent.length for extent in extents) // 512)

@@ -1,0 +1,189 @@
+"""Merging layers by the OCI rules (image-spec layer.md, "Applying Changesets"; else as containerd does).
+
+Of each layer, the whiteouts come first, wherever they stand: they hide what the layers below have and nothing
+else. Then the entries, in their order. A hard link means what its target is at that place in the layer; if
+that is nothing, what it is at the layer's end; if nothing still, what the layer's whiteouts hid there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from imgfs.errors import InvalidImage, StoreError
+from imgfs.layer.index import Entry, Kind, LayerIndex
+from imgfs.tree.draft import DIRECTORY, Draft, Found
+from imgfs.tree.notes import Notes
+from imgfs.tree.paths import OPAQUE, clean, is_reserved, parse_whiteout, shown
+from imgfs.tree.schema import ROOT
+from imgfs.tree.walk import Walk
+
+
+def merge(layers: Sequence[LayerIndex], path: Path) -> None:
+    """Merge `layers`, the lowest first, into a tree: a new file at `path`, complete on return.
+
+    The same layers give the same inos. Memory is bounded, whatever the layers' size. If it raises, what is at
+    `path` is no tree. Raises InvalidImage, naming layer and path, and StoreError.
+    """
+    try:
+        with closing(Draft(path)) as draft:
+            for number, index in enumerate(layers):
+                _Layer(draft, index, number).apply()
+            draft.finish(len(layers))
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"{path}: the layers cannot be merged: {error}") from error
+
+
+class _Layer:
+    """One layer on its way into the draft."""
+
+    def __init__(self, draft: Draft, index: LayerIndex, number: int) -> None:
+        self._draft = draft
+        self._index = index
+        self._number = number
+        self._notes = Notes(draft)
+        self._walk = Walk(draft, self._notes, index)
+
+    def apply(self) -> None:
+        """Merge the layer."""
+        if self._number:
+            self._hide()
+        path = b""
+        try:
+            for entry in self._index.entries():
+                path = entry.path
+                self._add(entry)
+        except InvalidImage as error:
+            raise self._located(error, path) from error
+        self._link_later()
+        self._notes.end()
+
+    def _hide(self) -> None:
+        """Hide from the layers below what this layer's whiteouts name; all are read before any is obeyed."""
+        for entry in self._index.whiteout_candidates():
+            with self._locating(entry.path):
+                if whiteout := parse_whiteout(clean(entry.path)):
+                    self._hide_below(*whiteout)
+        if self._notes.hides():
+            self._hold_targets()
+            self._notes.remove_hidden()
+            self._release_targets()
+
+    def _hide_below(self, directory: bytes, name: bytes) -> None:
+        parent = self._walk.find_directory(directory)
+        if parent is None:
+            return
+        if name == OPAQUE:
+            self._notes.hide_all(parent)
+        else:
+            self._notes.hide(parent, name)
+
+    def _hold_targets(self) -> None:
+        """Keep what hard links of this layer name in the layers below, lest its whiteouts remove it."""
+        for entry in self._index.hardlinks():
+            with self._locating(entry.path):
+                target = clean(entry.target)
+            found = self._walk.find(target, lower=True)
+            if found and found[1] != DIRECTORY:
+                self._notes.hold(target, found)
+
+    def _release_targets(self) -> None:
+        """Let go of the targets that no whiteout has hidden."""
+        for path, held in self._notes.holdings():
+            if self._walk.find(path, lower=True) == held:
+                self._notes.release(path, held)
+
+    def _add(self, entry: Entry) -> None:
+        path = clean(entry.path)
+        if is_reserved(path):
+            return
+        if not path:
+            self._describe_root(entry)
+            return
+        head, _, name = path.rpartition(b"/")
+        parent = self._draft.known.get(head) or self._walk.directory(head)
+        if entry.kind is Kind.DIRECTORY:
+            self._draft.remember(path, self._place_directory(parent, name, entry))
+        elif entry.kind is Kind.HARDLINK:
+            self._link(parent, path, entry)
+        else:
+            self._place(parent, name, entry)
+
+    def _describe_root(self, entry: Entry) -> None:
+        if entry.kind is not Kind.DIRECTORY:
+            raise InvalidImage("the entry would make the root something else than a directory")
+        self._draft.describe(ROOT, entry)
+
+    def _place(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Put a node under its name, in place of what has it; mostly the name is free, so first try that."""
+        if not self._draft.add(parent, name, entry, self._number):
+            taken = self._draft.find(parent, name)
+            if taken:
+                self._draft.remove(parent, name, taken)
+            self._draft.add(parent, name, entry, self._number)
+
+    def _place_directory(self, parent: int, name: bytes, entry: Entry) -> int:
+        """Put a directory under its name, or describe anew the one that is there; return its ino."""
+        taken = self._draft.find(parent, name)
+        if taken and taken[1] == DIRECTORY:
+            self._draft.describe(taken[0], entry)
+            return taken[0]
+        if taken:
+            self._draft.remove(parent, name, taken)
+        return self._draft.add_directory(parent, name, entry)
+
+    def _link(self, parent: int, path: bytes, entry: Entry) -> None:
+        """Make a hard link; the entry's own attributes do not count, its target's do, as in umoci."""
+        target, name = clean(entry.target), path.rpartition(b"/")[2]
+        found = self._walk.find(target)
+        if found:
+            self._draft.link(parent, name, _linkable(found, target))
+            return
+        if taken := self._draft.find(parent, name):
+            self._draft.remove(parent, name, taken)
+        self._notes.link_later(path, target)
+
+    def _link_later(self) -> None:
+        """Make the hard links whose target was not there in time."""
+        while self._try_links(self._walk.find) or self._try_links(self._notes.held):
+            pass
+        for _, path, target in self._notes.later():
+            with self._locating(path):
+                raise InvalidImage(f"a hard link to {shown(target)!r}, which is not in the image")
+
+    def _try_links(self, find: Callable[[bytes], Found | None]) -> bool:
+        """Make those hard links whose target `find` finds; whether there were any."""
+        linked = False
+        for seq, path, target in self._notes.later():
+            if found := find(target):
+                with self._locating(path):
+                    self._link_if_free(path, _linkable(found, target))
+                self._notes.linked(seq)
+                linked = True
+        return linked
+
+    def _link_if_free(self, path: bytes, found: Found) -> None:
+        """Make a link, unless a later entry of the layer has taken its place."""
+        head, _, name = path.rpartition(b"/")
+        parent = self._walk.directory(head)
+        if self._draft.find(parent, name) is None:
+            self._draft.link(parent, name, found)
+
+    @contextmanager
+    def _locating(self, path: bytes) -> Iterator[None]:
+        try:
+            yield
+        except InvalidImage as error:
+            raise self._located(error, path) from error
+
+    def _located(self, error: InvalidImage, path: bytes) -> InvalidImage:
+        digest = self._index.summary.digest
+        return InvalidImage(str(error), where=f"layer {self._number} ({digest[:19]}…), {shown(path)}")
+
+
+def _linkable(found: Found, target: bytes) -> Found:
+    if found[1] == DIRECTORY:
+        raise InvalidImage(f"a hard link to {shown(target)!r}, which is a directory")
+    return found

@@ -1,0 +1,71 @@
+"""Paths as layers write them, and names that are no files but orders (OCI layer.md, "Whiteouts")."""
+
+from __future__ import annotations
+
+from imgfs.errors import InvalidImage
+
+LINK_LIMIT = 40  # symlinks followed on one path: Linux's MAXSYMLINKS
+NAME_LIMIT = 255  # bytes of one component: Linux's NAME_MAX
+OPAQUE = b""  # what `parse_whiteout` gives as the name that hides all of them
+
+WHITEOUT_PREFIX = b".wh."
+_META_PREFIX = b".wh..wh."
+_OPAQUE_MARKER = b".wh..wh..opq"
+
+
+def clean(path: bytes) -> bytes:
+    """`path` relative to the root, without `.`, `..` and empty components; the root itself is empty.
+
+    `..` takes the component before it away, whatever that is, and goes no higher than the root: as containerd
+    and umoci do. Raises InvalidImage for a NUL and for a component of more than 255 bytes.
+    """
+    if b"//" in path or b"/." in path or path[:1] in (b"", b".", b"/") or path[-1:] == b"/":
+        path = b"/".join(_components(path))
+    if b"\0" in path:
+        raise InvalidImage("a path contains a NUL byte")
+    if len(path) > NAME_LIMIT and max(map(len, path.split(b"/"))) > NAME_LIMIT:
+        raise InvalidImage(f"a component of the path is longer than {NAME_LIMIT} bytes")
+    return path
+
+
+def is_reserved(path: bytes) -> bool:
+    """Whether the clean `path` is a whiteout or AUFS metadata, or lies below such: it never shows.
+
+    Raises InvalidImage for a whiteout of nothing (`.wh.`), of `.` or of `..`.
+    """
+    if WHITEOUT_PREFIX not in path:
+        return False
+    parts = path.split(b"/")
+    if parts[-1] in (WHITEOUT_PREFIX, b".wh..", b".wh..."):
+        raise InvalidImage(f"the whiteout {parts[-1].decode()} names no file")
+    return any(part.startswith(WHITEOUT_PREFIX) for part in parts)
+
+
+def parse_whiteout(path: bytes) -> tuple[bytes, bytes] | None:
+    """(directory, name) that the clean `path` hides in the layers below; None if it is no whiteout.
+
+    The name is OPAQUE where everything in the directory is hidden. Other `.wh..wh.*` are AUFS metadata.
+    """
+    directory, _, name = path.rpartition(b"/")
+    if not name.startswith(WHITEOUT_PREFIX) or not is_reserved(path) or is_reserved(directory):
+        return None
+    if name == _OPAQUE_MARKER:
+        return directory, OPAQUE
+    return None if name.startswith(_META_PREFIX) else (directory, name.removeprefix(WHITEOUT_PREFIX))
+
+
+def shown(path: bytes) -> str:
+    """`path` for a message: one line, at most about 200 characters."""
+    text = path.decode("utf-8", "backslashreplace")
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return f"{text[:100]}…{text[-100:]}" if len(text) > 201 else text
+
+
+def _components(path: bytes) -> list[bytes]:
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return parts

@@ -1,0 +1,24 @@
+"""The tree's file: what `merge` writes and `tree` reads."""
+
+from __future__ import annotations
+
+FORMAT = 1  # of the file; another number means: merge the layers again
+ROOT = 1  # the ino of the root: FUSE's, too
+STRIDE = 64  # every so many names of a directory, one is indexed by its position
+
+# A node's bytes are extents of the flat layer number `layer`: one of all its `size` bytes at `flat`, or those
+# packed in `extents`, or none. `target` and the two blobs come last: whatever their size, a row's attributes
+# are on its first page.
+#
+# `dirent` is clustered by (parent, name): a lookup is one descent, and a directory's names lie side by side.
+# `position` counts them from 1, in the order of their bytes: where a reader of a directory has got to. To go
+# on from there takes the name at that position; `milestone` has one in STRIDE, so names are not stored twice.
+SCHEMA = """
+CREATE TABLE summary (format_number INTEGER, layers INTEGER, nodes INTEGER, size INTEGER);
+CREATE TABLE node (ino INTEGER PRIMARY KEY, mode INTEGER, uid INTEGER, gid INTEGER, size INTEGER,
+                   mtime_ns INTEGER, nlink INTEGER, device INTEGER, blocks INTEGER, layer INTEGER,
+                   flat INTEGER, extents BLOB, target BLOB, xattrs BLOB);
+CREATE TABLE dirent (parent INTEGER, name BLOB, ino INTEGER, position INTEGER,
+                     PRIMARY KEY (parent, name)) WITHOUT ROWID;
+"""
+MILESTONES = f"CREATE INDEX milestone ON dirent (parent, position) WHERE position % {STRIDE} = 0"

@@ -1,0 +1,195 @@
+"""Reading a merged tree: what a file system asks, each answer one SQLite query of a few microseconds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from imgfs.errors import StoreError
+from imgfs.layer.index import Extent, open_database, unpack_extents, unpack_xattrs
+from imgfs.tree.paths import LINK_LIMIT
+from imgfs.tree.schema import FORMAT, ROOT, STRIDE
+
+# Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
+# memory too, without bound, and a failing disk would be a SIGBUS.
+_CACHE_KIB = 16 * 1024
+
+_NODE = (
+    """n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"""
+)
+_BY_INO = f"SELECT {_NODE} FROM node n WHERE n.ino = ?"
+_JOIN = "FROM dirent d CROSS JOIN node n ON n.ino = d.ino"
+_BY_NAME = f"SELECT {_NODE} {_JOIN} WHERE d.parent = ? AND d.name = ?"
+_CHILDREN = f"""
+SELECT d.position, d.name, {_NODE} {_JOIN}
+WHERE d.parent = :parent AND d.position > :after AND d.name >= coalesce(
+  (SELECT name FROM dirent INDEXED BY milestone WHERE parent = :parent AND position <= :after
+   AND position % {STRIDE} = 0 ORDER BY position DESC LIMIT 1), x'')
+ORDER BY d.name
+"""
+
+
+class Node(NamedTuple):
+    """A file of the tree. `mode` is a whole st_mode, `device` a dev_t; `blocks` of 512 bytes are no holes."""
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    nlink: int
+    device: int
+    blocks: int
+    has_xattrs: bool
+
+
+class Tree:
+    """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
+
+    Any thread may use it: nothing is kept between calls, and SQLite, in its "serialized" mode, lets one
+    thread at a time into the connection. A damaged file raises StoreError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if sqlite3.threadsafety != 3:
+            raise StoreError("this Python's SQLite is not built for use by several threads")
+        self._path = path
+        self._db = open_database(path)
+        try:
+            self.layer_count, self.node_count, self.total_size = self._summary()
+        except StoreError:
+            self._db.close()
+            raise
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+    def node(self, ino: int) -> Node | None:
+        """The node with that ino; the root's is 1."""
+        row = self._row(_BY_INO, (ino,))
+        return Node._make((*row[:-1], row[-1] == 1)) if row else None
+
+    def lookup(self, parent: int, name: bytes) -> Node | None:
+        """The node that `name` leads to in the directory `parent`."""
+        row = self._row(_BY_NAME, (parent, name))
+        return Node._make((*row[:-1], row[-1] == 1)) if row else None
+
+    def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
+        """(position, name, node) of a directory's children behind the position `after`, ordered by name.
+
+        Positions count from 1. `.` and `..` are not among them. The further one iterates, the more is read.
+        """
+        try:
+            for row in self._db.execute(_CHILDREN, {"parent": parent, "after": after}):
+                yield row[0], row[1], Node._make((*row[2:-1], row[-1] == 1))
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+
+    def target(self, ino: int) -> bytes:
+        """A symlink's target; raises OSError: EINVAL if it is none, ENOENT."""
+        target: bytes | None = self._stored("target", ino)[0]
+        if target is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return target
+
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        """The extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""
+        return unpack_xattrs(self._stored("xattrs", ino)[0])
+
+    def extents(self, ino: int) -> tuple[int, tuple[Extent, ...]]:
+        """(layer, extents in its flat layer), the lowest layer being 0; raises OSError: ENOENT.
+
+        The extents are in order and do not overlap; what they leave out of the file's size is a hole.
+        """
+        layer, size, flat, packed = self._stored("layer, size, flat, extents", ino)
+        if flat is not None:
+            return layer, (Extent(0, size, flat),)
+        return layer, unpack_extents(packed) if packed else ()
+
+    def path(self, ino: int) -> bytes:
+        """A path that leads to a node, from the root, for messages: it reads all names, a level at a time."""
+        names: list[bytes] = []
+        while ino != ROOT:
+            row = self._row("SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1", (ino,))
+            if row is None:
+                break
+            ino = row[0]
+            names.append(row[1])
+        return b"/".join(reversed(names))
+
+    def resolve(self, path: bytes, *, follow: bool = True) -> Node:
+        """The node at `path`, taken from the root, with symlinks resolved inside the tree.
+
+        Without `follow` a symlink at its very end is given itself. Raises OSError: ENOENT, ENOTDIR, ELOOP.
+        """
+        root = self._at(ROOT)
+        nodes, ahead, links = [root], path.split(b"/")[::-1], 0
+        while ahead:
+            name = ahead.pop()
+            if not stat.S_ISDIR(nodes[-1].mode):
+                raise _error(errno.ENOTDIR, path)
+            if name in (b"", b".", b".."):
+                del nodes[max(1, len(nodes) - (name == b"..")) :]
+                continue
+            found = self.lookup(nodes[-1].ino, name)
+            if found is None:
+                raise _error(errno.ENOENT, path)
+            if not stat.S_ISLNK(found.mode) or not (ahead or follow):
+                nodes.append(found)
+                continue
+            links += 1
+            if links > LINK_LIMIT:
+                raise _error(errno.ELOOP, path)
+            target = self.target(found.ino)
+            nodes = [root] if target.startswith(b"/") else nodes
+            ahead.extend(reversed(target.split(b"/")))
+        return nodes[-1]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _summary(self) -> tuple[int, int, int]:
+        row = self._row("SELECT format_number, layers, nodes, size FROM summary", ())
+        if row is None or row[0] != FORMAT:
+            raise StoreError(f"{self._path}: a tree of another format; remove it to merge the layers again")
+        return row[1], row[2], row[3]
+
+    def _at(self, ino: int) -> Node:
+        node = self.node(ino)
+        if node is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return node
+
+    def _stored(self, columns: str, ino: int) -> tuple[Any, ...]:
+        row = self._row(f"SELECT {columns} FROM node WHERE ino = ?", (ino,))
+        if row is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return row
+
+    def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+        return row
+
+    def _damaged(self, error: sqlite3.DatabaseError) -> StoreError:
+        return StoreError(f"{self._path}: not a tree ({error}); remove it to merge the layers again")
+
+
+def _error(number: int, path: bytes) -> OSError:
+    return OSError(number, os.strerror(number), os.fsdecode(path))
