@@ -8,7 +8,7 @@ import hashlib
 import platform as host_platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from imgfs.errors import IntegrityError, InvalidImage, UsageError
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 HEX_LENGTHS = {"sha256": 64, "sha512": 128}  # descriptor.md, "Registered algorithms"
 _HEX = re.compile(r"[0-9a-f]+")
 
-# machine names as uname gives them -> GOARCH and variant (OCI image-index.md, "platform")
-_MACHINES = {
+# names for machines (uname, Debian) -> GOARCH and variant (OCI image-index.md, "platform"; containerd)
+_ARCHITECTURES = {
     "x86_64": ("amd64", None),
-    "aarch64": ("arm64", "v8"),
+    "x86-64": ("amd64", None),
+    "aarch64": ("arm64", None),
+    "armv8l": ("arm", "v8"),
     "armv7l": ("arm", "v7"),
     "armv6l": ("arm", "v6"),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
     "i686": ("386", None),
     "i386": ("386", None),
-    "ppc64le": ("ppc64le", None),
-    "s390x": ("s390x", None),
-    "riscv64": ("riscv64", None),
     "loongarch64": ("loong64", None),
 }
+_DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,14 +97,35 @@ class Platform:
         parts = text.split("/")
         if len(parts) not in (2, 3) or not all(parts):
             raise UsageError(f"platform {text!r} is not os/arch[/variant], like linux/amd64 or linux/arm/v7")
-        return cls(*parts)
+        return cls(parts[0], parts[1], parts[2] if len(parts) == 3 else None).normalized()
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any], where: str) -> Platform:
+        """Read the platform's fields out of a JSON object at `where`; raises InvalidImage."""
+        return cls(
+            os=text_in(fields, "os", where, default="unknown"),
+            architecture=text_in(fields, "architecture", where, default="unknown"),
+            variant=text_in(fields, "variant", where, default="") or None,
+            os_version=text_in(fields, "os.version", where, default="") or None,
+            os_features=tuple(texts_in(fields, "os.features", where)),
+        )
 
     @classmethod
     def host(cls) -> Platform:
         """This machine's platform."""
-        machine = host_platform.machine()
-        architecture, variant = _MACHINES.get(machine, (machine, None))
-        return cls("linux", architecture, variant)
+        return cls("linux", host_platform.machine()).normalized()
+
+    def normalized(self) -> Platform:
+        """The same platform in GOOS and GOARCH words: `linux/aarch64` is `linux/arm64/v8`, `linux/arm` is
+        `linux/arm/v7`, `linux/amd64/v1` is `linux/amd64` (containerd's platforms, `Normalize`)."""
+        name = self.architecture.lower()
+        architecture, implied = _ARCHITECTURES.get(name, (name, None))
+        variant = (self.variant or implied or _DEFAULT_VARIANTS.get(architecture, "")).lower()
+        if variant.isdecimal():
+            variant = f"v{variant}"
+        if (architecture, variant) == ("amd64", "v1"):
+            variant = ""
+        return replace(self, os=self.os.lower(), architecture=architecture, variant=variant or None)
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
@@ -145,16 +168,7 @@ def _size(fields: Mapping[str, Any], where: str) -> int:
 
 
 def _platform(value: object, where: str) -> Platform | None:
-    if value is None:
-        return None
-    fields = object_at(value, where)
-    return Platform(
-        os=text_in(fields, "os", where, default="unknown"),
-        architecture=text_in(fields, "architecture", where, default="unknown"),
-        variant=text_in(fields, "variant", where, default="") or None,
-        os_version=text_in(fields, "os.version", where, default="") or None,
-        os_features=tuple(texts_in(fields, "os.features", where)),
-    )
+    return None if value is None else Platform.parse(object_at(value, where), where)
 
 
 def _inline(value: object, where: str) -> bytes | None:

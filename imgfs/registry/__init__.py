@@ -1,0 +1,10 @@
+"""The registry's side of the wire (OCI distribution-spec): who may, what is asked, what came back.
+
+client        manifests, blobs and tags of one repository
+transport     single requests over kept connections: alone imports requests
+auth          the authentication dance, as generators over plain values
+credentials   the auth files of docker and podman, and their helpers
+ranges        what a response says it carries of a blob
+refusal       error responses as exceptions
+retry         when to try again, and when to stop
+"""

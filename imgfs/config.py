@@ -1,0 +1,79 @@
+"""What the environment says: the only room that reads environment variables.
+
+The functions take the environment as a mapping, so that a test can bring its own; `Environment.read()` asks
+the process once, at the start.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_SYSTEM_STORE = Path("/var/cache/imgfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where things are for this user. `ca_bundle` is a file of PEM certificates, None for the usual ones."""
+
+    store_root: Path
+    auth_files: tuple[Path, ...]
+    ca_bundle: Path | None
+
+    @classmethod
+    def read(cls) -> Environment:
+        """What this process's environment says."""
+        environ = os.environ
+        return cls(store_root(environ, os.geteuid()), auth_files(environ), ca_bundle(environ))
+
+
+def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where credentials may be, in order of precedence (containers-auth.json(5); docker login).
+
+    The files need not exist.
+    """
+    explicit, docker = environ.get("REGISTRY_AUTH_FILE"), environ.get("DOCKER_CONFIG")
+    runtime = _absolute(environ, "XDG_RUNTIME_DIR")
+    config = _absolute(environ, "XDG_CONFIG_HOME") or _home(environ) / ".config"
+    found = [
+        Path(explicit) if explicit else None,
+        runtime / "containers/auth.json" if runtime else None,
+        config / "containers/auth.json",
+        Path(docker) / "config.json" if docker else _home(environ) / ".docker/config.json",
+    ]
+    return tuple(path for path in found if path)
+
+
+def store_root(environ: Mapping[str, str], euid: int) -> Path:
+    """The cache directory: $IMGFS_STORE, else as root /var/cache/imgfs, else $XDG_CACHE_HOME/imgfs."""
+    explicit = environ.get("IMGFS_STORE")
+    if explicit:
+        return Path(explicit).absolute()
+    if euid == 0:
+        return _SYSTEM_STORE
+    return (_absolute(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "imgfs"
+
+
+def ca_bundle(environ: Mapping[str, str]) -> Path | None:
+    """The certificates to trust instead of the usual ones: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
+    named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")
+    return Path(named) if named else None
+
+
+def _absolute(environ: Mapping[str, str], name: str) -> Path | None:
+    """$name if it is an absolute path: others "should be considered invalid" (XDG base directories)."""
+    path = Path(environ.get(name) or ".")
+    return path if path.is_absolute() else None
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HOME")
+    if home:
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:  # a container's user without an account
+        return Path("/")

@@ -1,0 +1,232 @@
+"""Manifests, indexes and configs (OCI image-spec manifest.md, image-index.md, config.md; Docker schema 2).
+
+A document is read once, at the door, into frozen types; what is malformed is InvalidImage with its JSON path,
+whatever the bytes were. What a label says is believed only where the content agrees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imgfs.errors import InvalidImage
+from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.fields import annotations_in, list_in, object_at, parse_json, text_in
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
+INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
+CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
+
+_REFERENCE_TYPE = "vnd.docker.reference.type"  # BuildKit, attestation-storage.md
+_FOREIGN_FEATURES = {"nydus.remoteimage.v1", "erofs"}  # os.features of manifests in other formats
+_NYDUS_ANNOTATION = "containerd.io/snapshot/nydus-"
+_NYDUS_LAYER = "application/vnd.oci.image.layer.nydus."
+_VARIANT = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An image for one platform, or an artifact in the same shape (manifest.md)."""
+
+    media_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str | None = None
+    subject: Descriptor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Manifests by platform (image-index.md; Docker calls it a manifest list)."""
+
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str | None = None
+    subject: Descriptor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What an image's config says (config.md).
+
+    `config` is its runtime part (Env, Cmd, User, …), `history` the entries as they are, `raw` the whole
+    document, for those who write a new one from it.
+    """
+
+    platform: Platform
+    diff_ids: tuple[Digest, ...]
+    history: tuple[Mapping[str, Any], ...] = field(hash=False)
+    created: str | None
+    config: Mapping[str, Any] = field(hash=False)
+    raw: Mapping[str, Any] = field(hash=False, repr=False)
+
+
+def parse_document(body: bytes, media_type: str | None) -> Manifest | Index:
+    """Read a manifest or an index; raises InvalidImage with the JSON path.
+
+    `media_type` is what the registry or a descriptor called it, None if nobody did. Content decides: a
+    document with `manifests` is an index, one with `config` or `layers` a manifest, one with both is refused
+    (CVE-2021-41190).
+    """
+    fields = object_at(parse_json(body, "document"), "document")
+    _refuse_schema_1(fields)
+    is_index, is_manifest = "manifests" in fields, "layers" in fields or "config" in fields
+    if is_index and is_manifest:
+        raise InvalidImage("both a manifest and an index: its meaning would depend on its label")
+    declared = text_in(fields, "mediaType", "document", default="") or media_type or ""
+    if is_index or (declared in INDEX_TYPES and not is_manifest):
+        return _index(fields, declared if declared in INDEX_TYPES else OCI_INDEX)
+    if is_manifest or declared in MANIFEST_TYPES:
+        return _manifest(fields, declared if declared in MANIFEST_TYPES else OCI_MANIFEST)
+    raise InvalidImage(f"neither an image manifest nor an index (media type {declared[:100]!r})")
+
+
+def parse_config(body: bytes, media_type: str | None = None) -> ImageConfig:
+    """Read an image's config; raises InvalidImage with the JSON path.
+
+    A config of another `media_type` is accepted if it has a `rootfs`; else the error says what it is.
+    """
+    foreign = media_type is not None and media_type not in CONFIG_TYPES
+    try:
+        fields = object_at(parse_json(body, "config"), "config")
+        rootfs = object_at(fields.get("rootfs"), "config.rootfs")
+    except InvalidImage as error:
+        if foreign:
+            raise InvalidImage(f"not a container image but an artifact of type {media_type!r}") from error
+        raise
+    if text_in(rootfs, "type", "config.rootfs", default="layers") != "layers":
+        raise InvalidImage("expected 'layers'", where="config.rootfs.type")
+    where = "config.rootfs.diff_ids"
+    diff_ids = list_in(rootfs, "diff_ids", "config.rootfs")
+    history = list_in(fields, "history", "config")
+    return ImageConfig(
+        platform=Platform.parse(fields, "config"),
+        diff_ids=tuple(Digest.parse(text, where=f"{where}[{n}]") for n, text in enumerate(diff_ids)),
+        history=tuple(object_at(value, f"config.history[{n}]") for n, value in enumerate(history)),
+        created=text_in(fields, "created", "config", default="") or None,
+        config=object_at(fields.get("config") or {}, "config.config"),
+        raw=fields,
+    )
+
+
+def check_formats(manifest: Manifest) -> None:
+    """Raise InvalidImage if a layer is in a format imgfs cannot read, naming the format."""
+    for number, layer in enumerate(manifest.layers):
+        where = f"manifest.layers[{number}]"
+        if layer.media_type.endswith("+encrypted"):
+            raise InvalidImage(f"encrypted layers are not supported ({layer.media_type})", where=where)
+        nydus = any(name.startswith(_NYDUS_ANNOTATION) for name in layer.annotations)
+        if nydus or layer.media_type.startswith(_NYDUS_LAYER):
+            raise InvalidImage("a nydus image; nydus layers are not supported", where=where)
+
+
+def check_layers(manifest: Manifest, config: ImageConfig) -> None:
+    """Raise InvalidImage unless every layer is readable and has its one DiffID (config.md, `rootfs`)."""
+    check_formats(manifest)
+    layers, diff_ids = len(manifest.layers), len(config.diff_ids)
+    if layers != diff_ids:
+        raise InvalidImage(f"{diff_ids} DiffIDs for {layers} layers", where="config.rootfs.diff_ids")
+
+
+def choose_platform(index: Index, wanted: Platform) -> Descriptor:
+    """The manifest of `index` that `wanted` runs best; raises InvalidImage listing the platforms there are.
+
+    As containerd does: an older variant of the same architecture will do (arm/v6 on arm/v7, amd64 on
+    amd64/v3), the newest of them wins, and among equals the first. Unlike containerd, another architecture
+    never does (386 on amd64). Artifacts, attestations and images in other formats are passed over. An entry
+    without a platform is taken if it is the only one.
+    """
+    images = [entry for entry in index.manifests if _is_image(entry)]
+    if len(images) == 1 and images[0].platform is None:
+        return images[0]
+    levels = [(_level_for(wanted, entry.platform), entry) for entry in images]
+    fitting = [(level, entry) for level, entry in levels if level is not None]
+    if not fitting:
+        raise InvalidImage(f"no image for {wanted}; {_offered(images)}")
+    return max(fitting, key=lambda pair: pair[0])[1]
+
+
+def _refuse_schema_1(fields: Mapping[str, Any]) -> None:
+    version = fields.get("schemaVersion", 2)
+    if version == 1 or "fsLayers" in fields:
+        raise InvalidImage("a Docker schema 1 image, a format given up in 2017; pull and push it again")
+    if version != 2:
+        raise InvalidImage(f"expected 2, got {version!r:.40}", where="document.schemaVersion")
+
+
+def _manifest(fields: Mapping[str, Any], media_type: str) -> Manifest:
+    where = "manifest"
+    return Manifest(
+        media_type=media_type,
+        config=Descriptor.parse(fields.get("config"), where=f"{where}.config"),
+        layers=_descriptors(fields, "layers", where),
+        annotations=annotations_in(fields, where),
+        artifact_type=text_in(fields, "artifactType", where, default="") or None,
+        subject=_subject(fields, where),
+    )
+
+
+def _index(fields: Mapping[str, Any], media_type: str) -> Index:
+    where = "index"
+    return Index(
+        media_type=media_type,
+        manifests=_descriptors(fields, "manifests", where),
+        annotations=annotations_in(fields, where),
+        artifact_type=text_in(fields, "artifactType", where, default="") or None,
+        subject=_subject(fields, where),
+    )
+
+
+def _descriptors(fields: Mapping[str, Any], name: str, where: str) -> tuple[Descriptor, ...]:
+    values = list_in(fields, name, where)
+    return tuple(Descriptor.parse(value, where=f"{where}.{name}[{n}]") for n, value in enumerate(values))
+
+
+def _subject(fields: Mapping[str, Any], where: str) -> Descriptor | None:
+    value = fields.get("subject")
+    return None if value is None else Descriptor.parse(value, where=f"{where}.subject")
+
+
+def _is_image(entry: Descriptor) -> bool:
+    platform = entry.platform
+    return not (
+        entry.artifact_type
+        or entry.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
+        or (platform and (platform.os, platform.architecture) == ("unknown", "unknown"))
+        or (platform and _FOREIGN_FEATURES.intersection(platform.os_features))
+    )
+
+
+def _level_for(wanted: Platform, offered: Platform | None) -> tuple[int, int] | None:
+    """How new a variant `offered` is, if `wanted` runs it; (v8.2 is (8, 2)); None if it does not."""
+    if offered is None:
+        return None
+    want, offer = wanted.normalized(), offered.normalized()
+    if (want.os, want.architecture) != (offer.os, offer.architecture):
+        return None
+    most, level = _level(want.variant), _level(offer.variant)
+    if most is None or level is None:
+        return (0, 0) if want.variant == offer.variant else None
+    return level if level <= most else None
+
+
+def _level(variant: str | None) -> tuple[int, int] | None:
+    match = _VARIANT.fullmatch(variant or "v1")
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _offered(images: list[Descriptor]) -> str:
+    platforms = [str(entry.platform) for entry in images if entry.platform]
+    if not platforms:
+        return "the index offers no image with a platform"
+    return f"there are: {', '.join(dict.fromkeys(platforms[:40]))}"

@@ -1,0 +1,152 @@
+"""The names people write for images, and what they mean (distribution/reference; OCI image-layout.md).
+
+alpine                         docker.io/library/alpine:latest
+quay.io/ns/app@sha256:…        one manifest for ever
+localhost:5000/app:v1          a registry of one's own
+oci:DIR, oci:DIR:TAG           an OCI image layout in the directory DIR
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgfs.errors import InvalidImage, UsageError
+from imgfs.oci.descriptor import Digest
+
+DOCKER_HUB = "docker.io"
+DEFAULT_TAG = "latest"
+_MAX_REPOSITORY = 255  # reference.go, RepositoryNameTotalLengthMax
+
+# regexp.go, with its own names
+_NAME_COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_DOMAIN_COMPONENT = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_DOMAIN = re.compile(
+    rf"(?:{_DOMAIN_COMPONENT}(?:\.{_DOMAIN_COMPONENT})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?", re.ASCII
+)
+_REPOSITORY = re.compile(rf"{_NAME_COMPONENT}(?:/{_NAME_COMPONENT})*", re.ASCII)
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
+_DIGEST_START = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:[0-9A-Fa-f]")
+
+_OTHER_TRANSPORTS = ("docker-archive", "docker-daemon", "oci-archive", "containers-storage", "dir", "ostree")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReference:
+    """An image in a registry. With a digest the tag is only decoration."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it names one manifest for ever."""
+        return self.digest is not None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.registry}/{self.repository}{tag}{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReference:
+    """An image in an OCI image layout directory; without tag and digest, the only one or `latest`."""
+
+    path: Path
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it names one manifest for ever."""
+        return self.digest is not None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"oci:{self.path}{tag}{digest}"
+
+
+Reference = RegistryReference | LayoutReference
+
+
+def parse_reference(text: str) -> Reference:
+    """Read what a person wrote; raises UsageError with a line that helps."""
+    if text.startswith("oci:"):
+        return _parse_layout(text)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme != "docker":
+        raise UsageError(f"{text!r} is a URL; an image is named without {scheme}://, like quay.io/ns/app:tag")
+    return _parse_registry(text.removeprefix("docker://"), text)
+
+
+def _parse_layout(text: str) -> LayoutReference:
+    rest, digest = _split_digest(text.removeprefix("oci:"), text)
+    # the first colon ends the directory, as for skopeo and umoci: a tag may hold colons and slashes
+    directory, _, tag = rest.partition(":")
+    if not directory or "\0" in directory:
+        raise UsageError(f"{text!r} names no directory; write oci:DIR or oci:DIR:TAG")
+    return LayoutReference(Path(directory), tag or None, digest)
+
+
+def _parse_registry(rest: str, text: str) -> RegistryReference:
+    if _IDENTIFIER.fullmatch(rest):
+        raise UsageError(f"{text!r} is an image id; name the image by repository, like alpine:3.20")
+    named, digest = _split_digest(rest, text)
+    registry, remote = _split_domain(named)
+    repository, separator, tag = remote.partition(":")
+    _check_registry(registry, text)
+    _check_repository(repository, text)
+    if separator and not _TAG.fullmatch(tag):
+        raise UsageError(f"{text!r}: {tag!r} is not a tag (letters, digits, '_', '.', '-'; at most 128)")
+    if not separator and digest is None:
+        tag = DEFAULT_TAG
+    return RegistryReference(registry, repository, tag or None, digest)
+
+
+def _split_digest(rest: str, text: str) -> tuple[str, Digest | None]:
+    named, separator, tail = rest.rpartition("@")
+    if not separator or not _DIGEST_START.match(tail):
+        return rest, None
+    try:
+        return named, Digest.parse(tail)
+    except InvalidImage as error:
+        raise UsageError(f"{text!r}: {error}") from error
+
+
+def _split_domain(named: str) -> tuple[str, str]:
+    """(registry, repository[:tag]), with Docker Hub and its `library/` filled in (normalize.go)."""
+    first, separator, rest = named.partition("/")
+    is_domain = first == "localhost" or any(sign in first for sign in ".:") or first != first.lower()
+    if not separator or not is_domain:
+        first, rest = DOCKER_HUB, named
+    if first == "index.docker.io":  # the Hub's older name
+        first = DOCKER_HUB
+    if first == DOCKER_HUB and "/" not in rest:
+        rest = f"library/{rest}"
+    return first, rest
+
+
+def _check_registry(registry: str, text: str) -> None:
+    if registry in _OTHER_TRANSPORTS or registry.rstrip(":") in _OTHER_TRANSPORTS:
+        raise UsageError(f"{text!r}: imgfs reads registries and OCI layouts (oci:DIR:TAG) only")
+    if not _DOMAIN.fullmatch(registry):
+        raise UsageError(f"{text!r}: {registry!r} is not a registry's host[:port]")
+
+
+def _check_repository(repository: str, text: str) -> None:
+    if not repository.removeprefix("library/"):
+        raise UsageError(f"{text!r} names no repository; write registry/repository:tag")
+    if repository != repository.lower():
+        raise UsageError(f"{text!r}: a repository is lower case: {repository.lower()}")
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(
+            f"{text!r}: {repository!r} is not a repository (a-z, 0-9, single '.', '_', '-', '/')"
+        )
+    if len(repository) > _MAX_REPOSITORY:
+        raise UsageError(f"{text!r}: the repository is longer than {_MAX_REPOSITORY} characters")

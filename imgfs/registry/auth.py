@@ -1,0 +1,234 @@
+"""The authentication dance, without a network (distribution's `spec/auth/token.md` and `oauth.md`).
+
+`Authorizer.authorize` and `.challenged` are generators: they yield the requests to be sent to a token server
+and are sent the replies; their value is the Authorization header to use, or None. So whoever drives them does
+the I/O, and a test drives them with three values.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+from imgfs.errors import RegistryError, Unauthorized, Unavailable
+from imgfs.registry.credentials import Credentials
+
+_CLIENT_ID = "imgfs"
+_DEFAULT_LIFETIME = 60.0  # seconds, if a token does not say (token.md, `expires_in`)
+_LONGEST_LIFETIME = 1e9
+_MARGIN = 0.8  # of its lifetime after which a token is renewed: clocks and requests take time
+_NO_POST = (401, 404, 405)  # token servers without OAuth2 say one of these (GCR, Artifactory)
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')  # RFC 9110, 11.2
+_SCHEME = re.compile(_TOKEN)
+_BEARER = re.compile(r"[!-~]+")  # what may stand in a header
+
+
+class Challenge(NamedTuple):
+    """One way in that a 401 offers: the scheme in lower case and its parameters."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+class TokenRequest(NamedTuple):
+    """A request to a token server. `form` is the body of a POST."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    form: str | None = None
+
+
+class TokenReply(NamedTuple):
+    """A token server's answer."""
+
+    status: int
+    body: bytes
+
+
+class _Token(NamedTuple):
+    header: str
+    expires: float
+
+
+Flow = Generator[TokenRequest, TokenReply, str | None]
+
+
+def parse_challenges(header: str) -> list[Challenge]:
+    """Read a `WWW-Authenticate` header, or several joined by commas (RFC 9110, 11.6.1)."""
+    challenges: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while at < len(header):
+        parameter = _PARAMETER.match(header, at)
+        scheme = None if parameter else _SCHEME.match(header, at)
+        if parameter and challenges:
+            quoted, plain = parameter[2], parameter[3]
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            challenges[-1][1].setdefault(parameter[1].lower(), value)
+        elif scheme:
+            challenges.append((scheme[0].lower(), {}))
+        found = parameter or scheme
+        at = found.end() if found else at + 1
+    return [Challenge(*challenge) for challenge in challenges]
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What a Bearer challenge asks for: the key of a token."""
+
+    realm: str
+    service: str
+    scope: str
+
+
+class Authorizer:
+    """Knows how to get in to one registry. Not safe in threads: the one who drives it holds a lock.
+
+    `credentials` is asked whenever a token is needed, so that a helper's short-lived secrets stay fresh.
+    `secure` says that the registry is reached over TLS: then secrets go to a token server over TLS only.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials | None],
+        *,
+        default_scope: str,
+        secure: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._credentials = credentials
+        self._default_scope = default_scope
+        self._secure = secure
+        self._clock = clock
+        self._tokens: dict[_Grant, _Token] = {}
+        self._grant: _Grant | None = None  # what the registry asked for last
+        self._basic: str | None = None
+
+    def authorize(self) -> Flow:
+        """Before a request: the header that the registry is known to want, renewed if it has expired."""
+        if self._grant is None:
+            return self._basic
+        return (yield from self._bearer(self._grant))
+
+    def challenged(self, challenges: Iterable[Challenge], refused: str | None) -> Flow:
+        """After a 401 or 403 to a request with the header `refused`: another header, None if there is none.
+
+        A 403 without challenges means: the token may have expired (Amazon ECR); what worked is renewed.
+        """
+        offered = {challenge.scheme: challenge.parameters for challenge in reversed(list(challenges))}
+        if "bearer" in offered:
+            self._grant = self._read_grant(offered["bearer"])
+        elif "basic" in offered:
+            self._grant = None
+        elif refused is None:
+            return None
+        if self._grant is None:
+            self._basic = self._basic_header()
+            return self._basic if self._basic != refused else None
+        token = self._tokens.get(self._grant)
+        if token and token.header == refused:
+            del self._tokens[self._grant]
+        return (yield from self._bearer(self._grant))
+
+    def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
+        realm = parameters.get("realm", "")
+        scheme = _scheme_of(realm)
+        if scheme not in ("http", "https"):
+            raise Unauthorized(f"the registry names no token server (realm {realm[:200]!r})")
+        if self._secure and scheme != "https":
+            raise Unauthorized(f"the registry's token server {realm[:200]!r} does not use TLS")
+        return _Grant(realm, parameters.get("service", ""), parameters.get("scope", self._default_scope))
+
+    def _basic_header(self) -> str | None:
+        credentials = self._credentials()
+        return _basic(credentials) if credentials and not credentials.identity_token else None
+
+    def _bearer(self, grant: _Grant) -> Flow:
+        token = self._tokens.get(grant)
+        if token is None or self._clock() >= token.expires:
+            asked = self._clock()
+            text, lifetime = yield from _fetch_token(grant, self._credentials())
+            token = _Token(f"Bearer {text}", asked + lifetime * _MARGIN)
+            self._tokens[grant] = token
+        return token.header
+
+
+def _fetch_token(
+    grant: _Grant, credentials: Credentials | None
+) -> Generator[TokenRequest, TokenReply, tuple[str, float]]:
+    """Ask for a token: the token and its lifetime in seconds."""
+    if credentials and credentials.identity_token:
+        reply = yield _post_request(grant, credentials)
+        if reply.status in _NO_POST:
+            reply = yield _get_request(grant, credentials)
+    else:
+        reply = yield _get_request(grant, credentials)
+    return _read_token(reply, grant, credentials)
+
+
+def _get_request(grant: _Grant, credentials: Credentials | None) -> TokenRequest:
+    scopes = [("scope", scope) for scope in grant.scope.split()]
+    service = [("service", grant.service)] if grant.service else []
+    query = urlencode([*service, *scopes])
+    separator = "&" if "?" in grant.realm else "?"
+    headers = {"Authorization": _basic(credentials)} if credentials else {}
+    return TokenRequest("GET", f"{grant.realm}{separator}{query}" if query else grant.realm, headers)
+
+
+def _post_request(grant: _Grant, credentials: Credentials) -> TokenRequest:
+    form = {
+        "grant_type": "refresh_token",
+        "service": grant.service,
+        "client_id": _CLIENT_ID,
+        "scope": grant.scope,
+        "refresh_token": credentials.secret,
+    }
+    return TokenRequest(
+        "POST", grant.realm, {"Content-Type": "application/x-www-form-urlencoded"}, urlencode(form)
+    )
+
+
+def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | None) -> tuple[str, float]:
+    server = urlsplit(grant.realm).hostname
+    if reply.status in (401, 403):
+        who = f"the credentials of {credentials.username!r}" if credentials else "anonymous access"
+        raise Unauthorized(f"the token server {server} refused {who}", status=reply.status)
+    if reply.status != 200:
+        kind = Unavailable if reply.status >= 500 or reply.status in (408, 429) else RegistryError
+        raise kind(f"the token server {server} answered {reply.status}", status=reply.status)
+    try:
+        fields = json.loads(reply.body.decode())
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(f"the token server {server} did not answer in JSON") from error
+    fields = fields if isinstance(fields, dict) else {}
+    token = fields.get("token") or fields.get("access_token")
+    if not isinstance(token, str) or not _BEARER.fullmatch(token):
+        raise Unavailable(f"the token server {server} gave no token")
+    return token, _lifetime(fields.get("expires_in"))
+
+
+def _lifetime(given: object) -> float:
+    if isinstance(given, int | float) and 0 < given < _LONGEST_LIFETIME:
+        return given
+    return _DEFAULT_LIFETIME
+
+
+def _scheme_of(url: str) -> str | None:
+    """The scheme of a URL that names a host, else None."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return parts.scheme if parts.hostname else None
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.secret}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"

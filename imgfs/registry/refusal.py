@@ -1,0 +1,53 @@
+"""An error response as the exception to raise (distribution-spec, "Error Codes")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+from imgfs.errors import NotFound, RegistryError, Unauthorized, Unavailable
+from imgfs.registry.retry import Busy, retry_after
+
+MAX_ERROR_BODY = 16 << 10
+_MAX_TEXT = 200
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
+    """The exception for an error response: its kind by `status`, its words from the registry's own body."""
+    code, said = _first_error(body)
+    shown = redact(url)
+    message = f"{shown}: {status}{f' {code}' if code else ''}{f': {said}' if said else ''}"
+    if status in (401, 403):
+        return Unauthorized(message, status=status, code=code, url=shown)
+    if status == 404:
+        return NotFound(message, status=status, code=code, url=shown)
+    if status in (429, 503):
+        return Busy(message, after=retry_after(headers), status=status, code=code, url=shown)
+    if status in (408, 425) or status >= 500:
+        return Unavailable(message, status=status, code=code, url=shown)
+    return RegistryError(message, status=status, code=code, url=shown)
+
+
+def redact(url: str) -> str:
+    """`url` without user, password, query and fragment: those of a CDN are as good as a password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _first_error(body: bytes) -> tuple[str | None, str | None]:
+    """(code, message) of `{"errors": [{"code", "message"}]}`, as far as they are there."""
+    try:
+        error = json.loads(body.decode())["errors"][0]
+        code, said = error.get("code"), error.get("message")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None, None
+    return _line(code), _line(said)
+
+
+def _line(text: object) -> str | None:
+    """Text from afar as one short printable line."""
+    if not isinstance(text, str) or not text:
+        return None
+    return "".join(sign if sign.isprintable() else " " for sign in text[:_MAX_TEXT])

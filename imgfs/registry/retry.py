@@ -1,0 +1,95 @@
+"""When to try again: often enough to survive a bad minute, seldom enough never to hang."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from imgfs.errors import Unavailable
+
+_ATTEMPTS = 6  # without progress in between
+_MAX_DELAY = 8.0  # seconds
+_PROGRESS = 64 << 10  # bytes within the deadline that count as progress: a trickle is a hang, too
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait, in seconds.
+
+    `connect` and `read` bound one step on a socket, `deadline` a document as a whole and a blob without
+    progress, `backoff` is the first pause before a request is sent again.
+    """
+
+    connect: float = 5.0
+    read: float = 10.0
+    deadline: float = 30.0
+    backoff: float = 0.25
+
+
+class Busy(Unavailable):
+    """429 or 503: the registry asks to come back in `after` seconds."""
+
+    def __init__(
+        self, message: str, *, after: float, status: int | None, code: str | None, url: str | None
+    ) -> None:
+        super().__init__(message, status=status, code=code, url=url)
+        self.after = after
+
+
+class Patience:
+    """Bounds the tries for one thing: so many, within a deadline, each after a longer pause.
+
+    `closed` cuts every pause short.
+    """
+
+    def __init__(self, timeouts: Timeouts, closed: threading.Event) -> None:
+        self._timeouts = timeouts
+        self._closed = closed
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tries = 0
+        self._bytes = 0
+        self._ends = time.monotonic() + self._timeouts.deadline
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self._ends
+
+    def progressed(self, count: int) -> None:
+        """Note `count` new bytes; enough of them, and the tries and the deadline begin anew."""
+        self._bytes += count
+        if self._bytes >= _PROGRESS:
+            self._restart()
+
+    def suspend(self, seconds: float) -> None:
+        """Do not count `seconds` in which nobody was asked for anything."""
+        self._ends += seconds
+
+    def pause(self, error: Unavailable) -> None:
+        """Wait before the next try; raises `error` if there is to be none."""
+        self._tries += 1
+        delay = self._delay(error)
+        if self._tries >= _ATTEMPTS or time.monotonic() + delay >= self._ends or self._closed.wait(delay):
+            raise error
+
+    def _delay(self, error: Unavailable) -> float:
+        growing = min(self._timeouts.backoff * (1 << self._tries) / 2, _MAX_DELAY)
+        jittered: float = growing * random.uniform(0.5, 1.5)  # so that a crowd does not come back as one
+        return max(jittered, error.after) if isinstance(error, Busy) else jittered
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that `Retry-After` asks for, 0 if it does not (RFC 9110, 10.2.3)."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

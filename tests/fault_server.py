@@ -1,0 +1,366 @@
+"""A small registry on 127.0.0.1 that serves what it is given, and misbehaves on request.
+
+    with FaultServer() as server:
+        layer = server.add_blob(b"...")
+        server.add_manifest("app", "latest", body, media_type)
+        server.inject(Fault(cut_after=900), on="/blobs/")
+        Client(server.host, "app").blob(layer)
+        assert server.seen("/blobs/")[1].headers["Range"] == "bytes=900-..."
+
+Every request is logged with its headers. Nothing sleeps: a stalled response waits until the client is gone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qs, urlsplit
+
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_MANIFEST
+
+_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request. What is None stays right.
+
+    `cut_after` and `stall_after` count bytes of the body actually sent. `drop` closes the connection without
+    an answer. `ignore_range` answers 200 with everything. `headers` replace the right ones; None takes one
+    away. `chunked` sends the body in chunks, its length unsaid.
+    """
+
+    status: int | None = None
+    body: bytes | None = None
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    cut_after: int | None = None
+    stall_after: int | None = None
+    drop: bool = False
+    ignore_range: bool = False
+    chunked: bool = False
+
+
+class Seen(NamedTuple):
+    """A request that came in. `headers` by their name in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    form: Mapping[str, str]
+
+
+class _Planned(NamedTuple):
+    fault: Fault
+    on: str
+    method: str | None
+
+
+class FaultServer:
+    """A registry in this process: a context manager. Set the attributes freely.
+
+    `token_server`: the base URL of a server whose `/token` issues tokens this one wants (may be itself).
+    `basic`: (user, password) that `/token`, or without a token server the registry itself, wants.
+    `blob_host`: where requests for blobs are redirected to, with a signature in the query.
+    `signatures`: which of those this server takes, None for any.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self.tags: dict[str, list[str]] = {}
+        self.log: list[Seen] = []
+        self.token_server: str | None = None
+        self.valid_tokens: set[str] = set()
+        self.token_reply: dict[str, Any] = {}
+        self.identity_token: str | None = None
+        self.basic: tuple[str, str] | None = None
+        self.blob_host: str | None = None
+        self.signature = "1"
+        self.signatures: set[str] | None = None
+        self.with_digest_header = True
+        self._faults: list[_Planned] = []
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.registry = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    @property
+    def host(self) -> str:
+        """`127.0.0.1:PORT`, as in a reference."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://{self.host}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections were accepted so far."""
+        return self._server.accepted
+
+    def add_blob(self, body: bytes, media_type: str = LAYER) -> Descriptor:
+        """Serve `body`, in every repository."""
+        digest = Digest.of(body)
+        self.blobs[str(digest)] = body
+        return Descriptor(media_type, digest, len(body))
+
+    def add_manifest(
+        self, repository: str, tag: str | None, body: bytes, media_type: str = OCI_MANIFEST
+    ) -> Descriptor:
+        """Serve a manifest or index by its digest and, if there is one, by `tag`."""
+        digest = Digest.of(body)
+        self.manifests[repository, str(digest)] = (media_type, body)
+        if tag:
+            self.manifests[repository, tag] = (media_type, body)
+            self.tags.setdefault(repository, []).append(tag)
+        return Descriptor(media_type, digest, len(body))
+
+    def inject(self, fault: Fault, *, on: str = "/", method: str | None = None, times: int = 1) -> None:
+        """Let the next `times` requests whose path contains `on` go wrong; faults queue up."""
+        with self._lock:
+            self._faults += [_Planned(fault, on, method)] * times
+
+    def seen(self, part: str, method: str | None = None) -> list[Seen]:
+        """The requests so far whose path contains `part`."""
+        with self._lock:
+            return [one for one in self.log if part in one.path and method in (None, one.method)]
+
+    def next_fault(self, method: str, path: str) -> Fault:
+        """The fault planned for this request, used up by it."""
+        with self._lock:
+            for planned in self._faults:
+                if planned.on in path and planned.method in (None, method):
+                    self._faults.remove(planned)
+                    return planned.fault
+        return Fault()
+
+    def note(self, seen: Seen) -> None:
+        """Log a request."""
+        with self._lock:
+            self.log.append(seen)
+
+    def issue_token(self) -> str:
+        """A new token, from now on valid."""
+        with self._lock:
+            token = f"token-{len(self.valid_tokens)}-{self.host}"
+            self.valid_tokens.add(token)
+        return token
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.hang_up()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # so that server_close waits for them
+    request_queue_size = 64
+    registry: FaultServer
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._sockets: set[socket.socket] = set()
+        self.accepted = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._sockets.add(request)
+        self.accepted += 1
+        super().process_request(request, client_address)
+
+    def hang_up(self) -> None:
+        """End every connection, so that every handler ends."""
+        for connection in list(self._sockets):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is part of the game."""
+
+
+class _Reply(NamedTuple):
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """The server keeps its own log."""
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        form = {key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()}
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        seen = Seen(self.command, self.path, headers, form)
+        registry = self.server.registry
+        registry.note(seen)
+        fault = registry.next_fault(self.command, self.path)
+        if fault.drop:
+            self.close_connection = True
+            return
+        self._send(_route(registry, seen, fault), fault)
+
+    def _send(self, reply: _Reply, fault: Fault) -> None:
+        body = reply.body if fault.body is None else fault.body
+        headers: dict[str, str | None] = {"Content-Length": str(len(body)), **reply.headers}
+        if fault.chunked:
+            headers.update({"Content-Length": None, "Transfer-Encoding": "chunked"})
+        self.send_response(fault.status or reply.status)
+        for name, value in {**headers, **fault.headers}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        stop = min(len(body) if at is None else at for at in (fault.cut_after, fault.stall_after))
+        self._write(body[:stop], fault)
+        if fault.stall_after is not None:
+            self.connection.recv(1)  # until the client, or the server's end, hangs up
+        if fault.stall_after is not None or fault.cut_after is not None:
+            self.close_connection = True
+
+    def _write(self, body: bytes, fault: Fault) -> None:
+        if not fault.chunked:
+            self.wfile.write(body)
+            return
+        for at in range(0, len(body), 50_000):
+            piece = body[at : at + 50_000]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if fault.cut_after is None:
+            self.wfile.write(b"0\r\n\r\n")
+
+
+def _route(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
+    path = urlsplit(seen.path).path
+    if path == "/token":
+        return _token(registry, seen)
+    refused = _refuse(registry, seen)
+    if refused:
+        return refused
+    if "/blobs/" in path:
+        return _blob(registry, seen, fault)
+    if "/manifests/" in path:
+        return _manifest(registry, path)
+    if path.endswith("/tags/list"):
+        return _tag_list(registry, seen)
+    return registry_error(404, "NOT_HERE")
+
+
+def registry_error(status: int, code: str, headers: Mapping[str, str] | None = None) -> _Reply:
+    """An error in the words of the distribution-spec."""
+    body = json.dumps({"errors": [{"code": code, "message": f"about {code}"}]}).encode()
+    return _Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _refuse(registry: FaultServer, seen: Seen) -> _Reply | None:
+    given = seen.headers.get("authorization", "")
+    repository = seen.path.removeprefix("/v2/").rsplit("/", 2)[0]
+    if registry.token_server:
+        if given.removeprefix("Bearer ") in registry.valid_tokens:
+            return None
+        scope = f"repository:{repository}:pull"
+        offer = f'Bearer realm="{registry.token_server}/token",service="test, quoted",scope="{scope}"'
+    elif registry.basic:
+        if given == _basic(*registry.basic):
+            return None
+        offer = 'Basic realm="test"'
+    else:
+        return None
+    return registry_error(401, "UNAUTHORIZED", {"WWW-Authenticate": offer})
+
+
+def _token(registry: FaultServer, seen: Seen) -> _Reply:
+    if seen.method == "POST":
+        if registry.identity_token is None:
+            return _Reply(404)
+        if seen.form.get("refresh_token") != registry.identity_token:
+            return _Reply(401)
+    elif registry.basic and seen.headers.get("authorization") != _basic(*registry.basic):
+        return _Reply(401)
+    return _Reply(200, json.dumps({"token": registry.issue_token(), **registry.token_reply}).encode())
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def _blob(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
+    parts = urlsplit(seen.path)
+    digest = parts.path.rsplit("/", 1)[1]
+    if registry.blob_host:
+        target = f"http://{registry.blob_host}{parts.path}?sig={registry.signature}"
+        return _Reply(307, b"elsewhere", {"Location": target})
+    signature = parse_qs(parts.query).get("sig", [""])[0]
+    if registry.signatures is not None and signature not in registry.signatures:
+        return _Reply(403, b"<Error>expired</Error>")
+    body = registry.blobs.get(digest)
+    if body is None:
+        return registry_error(404, "BLOB_UNKNOWN")
+    return _ranged(body, None if fault.ignore_range else seen.headers.get("range"))
+
+
+def _ranged(body: bytes, asked: str | None) -> _Reply:
+    match = _RANGE.fullmatch(asked or "")
+    if not match:
+        return _Reply(200, body)
+    first, last = int(match[1]), min(int(match[2]), len(body) - 1)
+    if first >= len(body):
+        return _Reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
+    return _Reply(206, body[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(body)}"})
+
+
+def _manifest(registry: FaultServer, path: str) -> _Reply:
+    repository, _, name = path.removeprefix("/v2/").partition("/manifests/")
+    found = registry.manifests.get((repository, name))
+    if found is None:
+        return registry_error(404, "MANIFEST_UNKNOWN")
+    media_type, body = found
+    digest = {"Docker-Content-Digest": str(Digest.of(body))} if registry.with_digest_header else {}
+    return _Reply(200, body, {"Content-Type": media_type, **digest})
+
+
+def _tag_list(registry: FaultServer, seen: Seen) -> _Reply:
+    parts = urlsplit(seen.path)
+    repository = parts.path.removeprefix("/v2/").removesuffix("/tags/list")
+    tags = registry.tags.get(repository)
+    if tags is None:
+        return registry_error(404, "NAME_UNKNOWN")
+    query = parse_qs(parts.query)
+    last = query.get("last", [""])[0]
+    after = tags[tags.index(last) + 1 :] if last else tags
+    page = after[: int(query.get("n", ["1000"])[0])][:100]
+    following = f'<{parts.path}?n=100&last={page[-1]}>; rel="next"' if len(page) < len(after) else None
+    body = json.dumps({"name": repository, "tags": page}).encode()
+    return _Reply(200, body, {"Link": following} if following else {})

@@ -1,0 +1,78 @@
+"""What the environment says, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imgfs.config import Environment, auth_files, ca_bundle, store_root
+
+HOME = {"HOME": "/home/ann"}
+
+
+def test_the_store_is_where_the_user_says() -> None:
+    assert store_root({"IMGFS_STORE": "/fast/store", **HOME}, 1000) == Path("/fast/store")
+    assert store_root({"IMGFS_STORE": "/fast/store", **HOME}, 0) == Path("/fast/store")
+
+
+def test_a_relative_store_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store_root({"IMGFS_STORE": "store"}, 1000) == tmp_path / "store"
+
+
+def test_the_store_is_in_the_users_cache_directory() -> None:
+    assert store_root({"XDG_CACHE_HOME": "/cache", **HOME}, 1000) == Path("/cache/imgfs")
+    assert store_root(HOME, 1000) == Path("/home/ann/.cache/imgfs")
+
+
+@pytest.mark.parametrize("value", ["", "relative/path"])
+def test_what_is_no_absolute_path_is_no_xdg_directory(value: str) -> None:
+    assert store_root({"XDG_CACHE_HOME": value, "IMGFS_STORE": "", **HOME}, 1000).parent == Path(
+        "/home/ann/.cache"
+    )
+
+
+def test_roots_store_is_the_systems() -> None:
+    assert store_root({"XDG_CACHE_HOME": "/cache", **HOME}, 0) == Path("/var/cache/imgfs")
+
+
+def test_without_a_home_in_the_environment_the_account_says_where_it_is() -> None:
+    assert store_root({}, 1000).is_absolute()
+
+
+def test_credentials_are_looked_for_where_others_keep_them_in_their_order() -> None:
+    environ = {
+        "REGISTRY_AUTH_FILE": "/auth.json",
+        "XDG_RUNTIME_DIR": "/run/user/1000",
+        "XDG_CONFIG_HOME": "/config",
+        "DOCKER_CONFIG": "/docker",
+        **HOME,
+    }
+    assert list(map(str, auth_files(environ))) == [
+        "/auth.json",
+        "/run/user/1000/containers/auth.json",
+        "/config/containers/auth.json",
+        "/docker/config.json",
+    ]
+    assert list(map(str, auth_files(HOME))) == [
+        "/home/ann/.config/containers/auth.json",
+        "/home/ann/.docker/config.json",
+    ]
+
+
+def test_other_certificates_can_be_named() -> None:
+    assert ca_bundle({}) is None
+    assert ca_bundle({"REQUESTS_CA_BUNDLE": "/b.pem"}) == Path("/b.pem")
+    assert ca_bundle({"REQUESTS_CA_BUNDLE": "/b.pem", "SSL_CERT_FILE": "/a.pem"}) == Path("/a.pem")
+
+
+def test_the_process_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGFS_STORE", "/fast/store")
+    monkeypatch.setenv("SSL_CERT_FILE", "/a.pem")
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", "/auth.json")
+    environment = Environment.read()
+    monkeypatch.setenv("IMGFS_STORE", "/other")
+    assert environment.store_root == Path("/fast/store")
+    assert environment.ca_bundle == Path("/a.pem")
+    assert environment.auth_files[0] == Path("/auth.json")
