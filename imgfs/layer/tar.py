@@ -208,14 +208,18 @@ def _read_end(start: int) -> Generator[Want, bytes, None]:
 
 def _plain(header: Header, start: int) -> Payload:
     """The payload of a member that is not sparse."""
-    old_directory = header.typeflag == b"\0" and header.path.endswith(b"/")  # v7; no payload, as Go has it
-    size = 0 if header.typeflag in _HEADER_ONLY or old_directory else header.size
+    size = 0 if header.typeflag in _HEADER_ONLY or _is_old_directory(header) else header.size
     return Payload(size, (Extent(0, size, start),) if size else (), start, start + size)
+
+
+def _is_old_directory(header: Header) -> bool:
+    """How v7 wrote a directory; it has no payload. A typeflag 0 stays a file, as in Go."""
+    return header.typeflag == b"\0" and header.path.endswith(b"/")
 
 
 def _entry(block: bytes, header: Header, records: pax.Records, payload: Payload) -> Entry:
     kind = _KINDS.get(header.typeflag, Kind.FILE)
-    if kind is Kind.FILE and header.path.endswith(b"/"):  # how old tars wrote a directory (GNU tar, BSD tar)
+    if _is_old_directory(header):
         kind = Kind.DIRECTORY
     is_file = kind is Kind.FILE
     return Entry(
