@@ -14,17 +14,20 @@ from typing import NamedTuple, Protocol
 import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage
+from imgfs.layer import isal
+from imgfs.layer.deflate import Engine, ZlibEngine
 from imgfs.layer.index import Checkpoint, Codec, Span
 from imgfs.layer.inflate import Inflater
 
 STEP = 2 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
-_FEED = 4096  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
+_FEED = 1024  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
 _PIECE = 256 * 1024  # bytes of output collected into one piece
 _MAX_WINDOW = 1 << 27  # 128 MiB, what the zstd tool accepts without being asked for more
 
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+MAGIC_LENGTH = 6  # the longest of them all: what `sniff` must see
 
 
 class Cut(NamedTuple):
@@ -61,9 +64,21 @@ def sniff(head: bytes) -> str:
     return "tar"
 
 
-def decoder(format: str, on_cut: Callable[[Cut], None], step: int = STEP) -> Decoder:  # noqa: A002
-    """The decoder for `format` as `sniff` names it."""
-    return _DECODERS[format](on_cut, step)
+def fastest_engine() -> Engine:
+    """What inflates a whole blob fastest here: ISA-L if it is installed, else zlib."""
+    return isal.IsalEngine() if isal.available() else ZlibEngine()
+
+
+def decoder(
+    format: str,  # noqa: A002
+    on_cut: Callable[[Cut], None],
+    step: int = STEP,
+    engine: Callable[[], Engine] = fastest_engine,
+) -> Decoder:
+    """The decoder for `format` as `sniff` names it, with `engine` for gzip; cuts are `step` apart or more."""
+    if format == "gzip":
+        return _GzipDecoder(on_cut, step, engine())
+    return _ZstdDecoder(on_cut, step) if format == "zstd" else _TarDecoder(on_cut, step)
 
 
 def decode_span(span: Span, chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
@@ -111,10 +126,10 @@ class _TarDecoder:
 class _GzipDecoder:
     """Gzip members: cut between them, or inside them at a block boundary with a checkpoint."""
 
-    def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
+    def __init__(self, on_cut: Callable[[Cut], None], step: int, engine: Engine) -> None:
         self._on_cut = on_cut
         self._step = step
-        self._inflater = Inflater()
+        self._inflater = Inflater(engine=engine)
         self._stop = step
 
     def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
@@ -122,7 +137,8 @@ class _GzipDecoder:
         for piece in inflater.pieces(chunk, self._stop):
             if inflater.boundary and inflater.produced >= self._stop:
                 self._cut(inflater)
-            yield piece
+            if piece:
+                yield piece
 
     def _cut(self, inflater: Inflater) -> None:
         at, flat = inflater.consumed, inflater.produced
@@ -214,15 +230,16 @@ def _deflate_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[
     inflater = Inflater(span.checkpoint)
     for chunk in chunks:
         if inflater.produced < length:
-            yield from inflater.pieces(chunk, length, length)
+            yield from inflater.pieces(chunk, length + 1, length)  # boundaries do not matter here
 
 
 def _zstd_span(_span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
     frames = ZstdFrames()
     for chunk in chunks:
-        yield from frames.pieces(chunk)
-        if frames.produced > length:
-            raise InvalidImage(f"a span decodes to more than the {length} bytes its index says")
+        for piece in frames.pieces(chunk):
+            if frames.produced > length:
+                raise InvalidImage(f"a span decodes to more than the {length} bytes its index says")
+            yield piece
 
 
 def _hashed(chunks: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
@@ -243,11 +260,6 @@ def _is_skippable(head: bytes) -> bool:
     return len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
 
 
-_DECODERS: dict[str, Callable[[Callable[[Cut], None], int], Decoder]] = {
-    "tar": _TarDecoder,
-    "gzip": _GzipDecoder,
-    "zstd": _ZstdDecoder,
-}
 _SPAN_DECODERS: dict[Codec, Callable[[Span, Iterator[bytes], int], Iterator[bytes | memoryview]]] = {
     Codec.IDENTITY: _identity_span,
     Codec.GZIP: _deflate_span,

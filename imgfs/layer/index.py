@@ -10,17 +10,22 @@ processes, a row at a time; opening it loads nothing, however large the layer.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import zstandard
 
 from imgfs.errors import StoreError
 
 FORMAT = 1  # of the file; another number means: index the layer again
+WINDOW = 32 * 1024  # the farthest a deflate match can look back (RFC 1951, section 2)
+
+_T = TypeVar("_T")
 
 
 class Kind(IntEnum):
@@ -186,61 +191,81 @@ class IndexWriter:
 class LayerIndex:
     """A layer's index, read from the file at `path`: a context manager, for one thread at a time.
 
-    Raises StoreError if the file is no index of this format.
+    Raises StoreError if the file is no index of this format, and whenever it turns out to be damaged.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = open_database(path)
         try:
-            row = self._db.execute("SELECT * FROM summary").fetchone()
-        except sqlite3.DatabaseError as error:
+            with self._reading():
+                self.summary = self._summary()
+        except StoreError:
             self._db.close()
-            raise StoreError(
-                f"{path}: not a layer index ({error}); remove it to index the layer again"
-            ) from error
+            raise
+
+    def _summary(self) -> Summary:
+        row = self._db.execute("SELECT * FROM summary").fetchone()
         if row is None or row[0] != FORMAT:
-            self._db.close()
-            raise StoreError(f"{path}: a layer index of another format; remove it to index the layer again")
-        self.summary = Summary(*row[1:])
+            raise StoreError(
+                f"{self._path}: a layer index of another format; remove it to index the layer again"
+            )
+        return Summary(*row[1:])
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the layer's own order."""
-        return map(_entry, self._db.execute(f"{_ENTRY} ORDER BY seq"))
+        return self._each(_entry, f"{_ENTRY} ORDER BY seq")
 
     def whiteout_candidates(self) -> Iterator[Entry]:
         """The entries with `.wh.` anywhere in their path, in order: every whiteout is among them."""
         where = "WHERE instr(path, CAST('.wh.' AS BLOB)) > 0 ORDER BY seq"
-        return map(_entry, self._db.execute(f"{_ENTRY} {where}"))
+        return self._each(_entry, f"{_ENTRY} {where}")
 
     def hardlinks(self) -> Iterator[Entry]:
         """The hard links, in order."""
-        return map(_entry, self._db.execute(f"{_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq"))
+        return self._each(_entry, f"{_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq")
 
     def directories(self) -> Iterator[bytes]:
         """The paths of the layer's own directory entries, as stored."""
         where = f"WHERE kind = {Kind.DIRECTORY:d}"
-        return (row[0] for row in self._db.execute(f"SELECT path FROM entry {where}"))
+        return self._each(itemgetter(0), f"SELECT path FROM entry {where}")
 
     def span_bounds(self) -> Iterator[tuple[int, int, int, int]]:
         """(flat_start, flat_end, start, end) of every span, in order."""
-        return iter(self._db.execute("SELECT flat_start,flat_end,start,end FROM span ORDER BY number"))
+        return self._each(tuple, "SELECT flat_start,flat_end,start,end FROM span ORDER BY number")
 
     def span_count(self) -> int:
         """How many spans there are."""
-        count: int = self._db.execute("SELECT count(*) FROM span").fetchone()[0]
+        with self._reading():
+            count: int = self._db.execute("SELECT count(*) FROM span").fetchone()[0]
         return count
 
     def span(self, number: int) -> Span:
         """One span, with its checkpoint; raises KeyError."""
-        row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
-        if row is None:
-            raise KeyError(number)
-        found = self._db.execute("SELECT bits,window FROM checkpoint WHERE number=?", (number,)).fetchone()
-        checkpoint = (
-            Checkpoint(found[0], zstandard.ZstdDecompressor().decompress(found[1])) if found else None
-        )
-        number, flat_start, flat_end, start, end, codec, digest = row
-        return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, checkpoint)
+        with self._reading():
+            row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
+            if row is None:
+                raise KeyError(number)
+            found = self._db.execute(
+                "SELECT bits,window FROM checkpoint WHERE number=?", (number,)
+            ).fetchone()
+            checkpoint = Checkpoint(found[0], _unpack_window(found[1])) if found else None
+            number, flat_start, flat_end, start, end, codec, digest = row
+            return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, checkpoint)
+
+    def _each(self, convert: Callable[[Any], _T], query: str) -> Iterator[_T]:
+        with self._reading():
+            yield from map(convert, self._db.execute(query))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say StoreError where SQLite, or what a row holds, says that the file is damaged."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, zstandard.ZstdError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -306,6 +331,12 @@ def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
 def clamp_time(mtime_ns: int) -> int:
     """`mtime_ns` within what 64 bits hold, about the years 1678 to 2262."""
     return max(-(1 << 63), min((1 << 63) - 1, mtime_ns))
+
+
+def _unpack_window(blob: bytes) -> bytes:
+    if zstandard.frame_content_size(blob) > WINDOW:  # damage must not become a huge allocation
+        raise ValueError(f"a window of more than {WINDOW} bytes")
+    return zstandard.ZstdDecompressor().decompress(blob)
 
 
 def _stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:

@@ -1,187 +1,161 @@
-"""zlib's inflate through ctypes: what Python's own binding leaves out, block boundaries and windows.
+"""Gzip (RFC 1952) as a stream of members around deflate engines, with the places where decoding can begin.
 
-`Inflater` decodes gzip (RFC 1952) as a stream of members, stops at deflate block boundaries (RFC 1951) to say
-where decoding can begin again, and begins there. ctypes releases the GIL around every call.
+`Inflater` reads headers, hands deflate data to an engine and skips trailers. What the trailers would prove,
+digest and DiffID prove better.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Iterator
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_uint, c_ulong, c_void_p
-from typing import Any
 
 from imgfs.errors import InvalidImage
+from imgfs.layer.deflate import OUTPUT, Corrupt, Engine, ZlibEngine
 from imgfs.layer.index import Checkpoint
 
-WINDOW = 32 * 1024  # the farthest a deflate match can look back (RFC 1951, section 2)
-TRAILER = 8  # crc32 and length after a member's deflate data (RFC 1952, section 2.3.1)
-OUTPUT = 256 * 1024  # what one step puts out at most, in bytes: stays in the second-level cache
-
-# zlib.h
-Z_NO_FLUSH, Z_BLOCK = 0, 5
-Z_OK, Z_STREAM_END, Z_BUF_ERROR = 0, 1, -5
-_BLOCK_END, _LAST_BLOCK = 128, 64  # in data_type, after inflate()
-_GZIP, _RAW = 31, -15  # windowBits: a member with header and trailer; bare deflate data
-
-
-class _Stream(Structure):  # z_stream
-    _fields_ = (
-        ("next_in", c_void_p),
-        ("avail_in", c_uint),
-        ("total_in", c_ulong),
-        ("next_out", c_void_p),
-        ("avail_out", c_uint),
-        ("total_out", c_ulong),
-        ("msg", c_char_p),
-        ("state", c_void_p),
-        ("zalloc", c_void_p),
-        ("zfree", c_void_p),
-        ("opaque", c_void_p),
-        ("data_type", c_int),
-        ("adler", c_ulong),
-        ("reserved", c_ulong),
-    )
-
-
-@functools.cache
-def _libz() -> Any:
-    library = ctypes.CDLL("libz.so.1")
-    pointer = POINTER(_Stream)
-    library.zlibVersion.restype = c_char_p
-    library.inflateInit2_.argtypes = (pointer, c_int, c_char_p, c_int)
-    library.inflate.argtypes = (pointer, c_int)
-    library.inflateReset2.argtypes = (pointer, c_int)
-    library.inflatePrime.argtypes = (pointer, c_int, c_int)
-    library.inflateSetDictionary.argtypes = (pointer, c_char_p, c_uint)
-    library.inflateGetDictionary.argtypes = (pointer, c_void_p, POINTER(c_uint))
-    library.inflateEnd.argtypes = (pointer,)
-    return library
+_TRAILER = 8  # crc32 and length after a member's deflate data (RFC 1952, section 2.3.1)
+_HEADER_LIMIT = 1 << 20  # bytes: a name or comment without an end
+_ENDLESS = 2 * _HEADER_LIMIT
+_HEADER_STEP = 1024  # bytes of it looked at once
+_EXTRA, _NAME, _COMMENT, _HEADER_CRC, _RESERVED = 4, 8, 16, 2, 0xE0  # FLG
 
 
 class Inflater:
-    """Inflates concatenated gzip members, fed in chunks.
+    """Inflates concatenated gzip members, fed in chunks, with `engine`: zlib unless it says otherwise.
 
-    With a `checkpoint` it begins inside a member instead; the first chunk then begins with the byte whose
-    upper `bits` bits belong to the span, if `bits` is not 0.
+    With a `checkpoint` it begins inside a member instead, with zlib; the first chunk then begins with the
+    byte whose upper `bits` bits belong to the span, if `bits` is not 0.
 
     After each piece that `pieces` yields, `consumed` and `produced` say how many compressed and flat bytes
     that took in all, and `boundary` tells whether decoding could begin anew right there: "member", "block"
     or None.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None) -> None:
-        self._libz = _libz()
-        self._stream = _Stream()
-        self._buffer = ctypes.create_string_buffer(OUTPUT)
-        self._view = memoryview(self._buffer).cast("B")
-        self._pending_prime = checkpoint
-        self._between = checkpoint is None  # between members: nothing has been begun
-        self._skip = 0  # bytes of a trailer still to skip: raw inflate leaves it to us
+    def __init__(self, checkpoint: Checkpoint | None = None, engine: Engine | None = None) -> None:
+        self._checkpoint = checkpoint  # until the first chunk
+        self._engine: Engine = engine or ZlibEngine()
+        self._head: bytearray | None = bytearray() if checkpoint is None else None  # of a member not begun
+        self._skip = 0  # bytes of a trailer still to skip
         self._padding = False
-        self._raw = checkpoint is not None
+        self._full = False  # the last step filled its room: there may be more, without further input
+        self._fed = 0  # bytes of all chunks so far
         self.consumed = 0
         self.produced = 0
-        self.boundary: str | None = "member" if self._between else "block"
-        version = self._libz.zlibVersion()
-        bits = _RAW if self._raw else _GZIP
-        if self._libz.inflateInit2_(byref(self._stream), bits, version, ctypes.sizeof(_Stream)) != Z_OK:
-            raise MemoryError("inflateInit2")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_stream"):
-            self._libz.inflateEnd(byref(self._stream))
+        self.boundary: str | None = "member" if checkpoint is None else "block"
 
     @property
     def complete(self) -> bool:
         """Whether the input so far ends where a member ends."""
-        return self._between and not self._skip
+        return self._head is not None and not self._head and not self._skip
 
     def checkpoint(self) -> Checkpoint:
         """What it takes to begin at the block boundary just reached."""
-        window = ctypes.create_string_buffer(WINDOW)
-        length = c_uint(0)
-        self._libz.inflateGetDictionary(byref(self._stream), window, byref(length))
-        return Checkpoint(self._stream.data_type & 7, window.raw[: length.value])
+        return self._engine.checkpoint()
 
     def pieces(self, chunk: bytes, stop: int, end: int | None = None) -> Iterator[memoryview]:
         """Inflate `chunk`, piece by piece; each piece is valid until the next one is asked for.
 
-        Until `produced` reaches `stop`, pieces end anywhere; past it they end at every boundary, so the
-        caller may move `stop` (see `until`) when it has taken one. Nothing past `end` is produced.
-        Raises InvalidImage for data that is not gzip.
+        Until `produced` reaches `stop`, pieces end anywhere; past it they end at boundaries, so the caller
+        may move `stop` (see `until`) when it has taken one. Where a member ends there is an empty piece.
+        Nothing past `end` is produced. Raises InvalidImage for data that is not gzip.
         """
         self.until = stop
         at = self._begin(chunk)
-        while at < len(chunk):
-            if self._skip or self._between:
-                at = self._next_member(chunk, at)
-                continue
-            piece, at = self._step(chunk, at, end)
-            yield piece
-            if end is not None and self.produced >= end:
-                return
+        base = self._fed  # offset of the chunk in the blob
+        self._fed += len(chunk)
+        while at < len(chunk) or self._full:
+            if self._head is None:
+                piece, at = self._step(chunk, at, base, end)
+                yield piece
+                if end is not None and self.produced >= end:
+                    return
+            elif self._skip:
+                at = self._skip_trailer(chunk, at)
+                self.consumed = base + at
+                yield memoryview(b"")
+            else:
+                at = self._read_header(chunk, at)
+                self.consumed = base + at
 
     def _begin(self, chunk: bytes) -> int:
         """Set the checkpoint, if there is one, and return how much of `chunk` that used up."""
-        if self._pending_prime is None or not chunk:
+        if self._checkpoint is None or not chunk:
             return 0
-        bits, window = self._pending_prime
-        self._pending_prime = None
-        if bits:
-            self._libz.inflatePrime(byref(self._stream), bits, chunk[0] >> (8 - bits))
-        if window:
-            self._libz.inflateSetDictionary(byref(self._stream), window, len(window))
-        self.consumed += 1 if bits else 0
-        return 1 if bits else 0
+        used = 1 if self._checkpoint.bits else 0
+        self._engine = ZlibEngine(self._checkpoint, chunk[:used])
+        self._checkpoint = None
+        self.consumed += used
+        return used
 
-    def _next_member(self, chunk: bytes, at: int) -> int:
-        if self._skip:
-            skipped = min(self._skip, len(chunk) - at)
-            self._skip -= skipped
-            self.consumed += skipped
-            return at + skipped
-        if chunk[at] == 0 or self._padding:  # zeros after the last member are padding, as for gzip(1)
+    def _skip_trailer(self, chunk: bytes, at: int) -> int:
+        skipped = min(self._skip, len(chunk) - at)
+        self._skip -= skipped
+        self.boundary = None if self._skip else "member"
+        return at + skipped
+
+    def _read_header(self, chunk: bytes, at: int) -> int:
+        """Take a member's header, or as much of it as there is; zeros instead are padding, as for gzip(1)."""
+        assert self._head is not None  # that is when this is called
+        self.boundary = None
+        if self._padding or (not self._head and chunk[at] == 0):
             self._padding = True
             if chunk.count(0, at) != len(chunk) - at:
-                raise InvalidImage("bytes after the zero padding", where=f"gzip offset {self.consumed}")
-            self.consumed += len(chunk) - at
+                raise InvalidImage("bytes after the zero padding", where=self._where())
             return len(chunk)
-        self._libz.inflateReset2(byref(self._stream), _GZIP)
-        self._raw = self._between = False
-        return at
+        had = len(self._head)
+        part = chunk[at : at + _HEADER_STEP]
+        self._head += part
+        try:
+            length = header_length(self._head)
+        except InvalidImage as error:
+            raise InvalidImage(str(error), where=self._where()) from error
+        if length is None:
+            return at + len(part)
+        self._head = None
+        self._engine.reset()
+        return at + length - had
 
-    def _step(self, chunk: bytes, at: int, end: int | None) -> tuple[memoryview, int]:
-        """One call of inflate(): the bytes it put out, and where in `chunk` it stopped."""
-        stream = self._stream
-        room = self.until - self.produced
-        flush = Z_NO_FLUSH if room > 0 else Z_BLOCK
+    def _step(self, chunk: bytes, at: int, base: int, end: int | None) -> tuple[memoryview, int]:
+        """One step of the engine: what it put out, and where in `chunk` it stopped."""
+        # Without hunting a step may go on over a boundary when it has run out of room there, or not,
+        # depending on where the chunk ends: it must never reach `until`, or boundaries would depend on it.
+        room = self.until - self.produced - 1
         limit = min(OUTPUT, room) if room > 0 else OUTPUT
         if end is not None:
             limit = min(limit, end - self.produced)
-        pointer = ctypes.cast(c_char_p(chunk), c_void_p).value
-        assert pointer is not None  # c_char_p of a bytes object points at it
-        stream.next_in, stream.avail_in = pointer + at, len(chunk) - at
-        stream.next_out, stream.avail_out = ctypes.addressof(self._buffer), limit
-        status = self._libz.inflate(byref(stream), flush)
-        if status not in (Z_OK, Z_STREAM_END, Z_BUF_ERROR):
-            reason = (stream.msg or b"corrupt").decode()
-            raise InvalidImage(f"inflate: {reason}", where=f"gzip offset {self.consumed}")
-        reached = len(chunk) - stream.avail_in
-        produced = limit - stream.avail_out
-        self.consumed += reached - at
-        self.produced += produced
-        self._mark(status)
-        return self._view[:produced], reached
+        try:
+            step = self._engine.step(chunk, at, limit, room <= 0)
+        except Corrupt as error:
+            raise InvalidImage(f"inflate: {error}", where=f"gzip offset {base + error.at}") from error
+        self.consumed = base + step.at - step.lead
+        self.produced += len(step.output)
+        self._full = step.full
+        # A boundary whose bits lie in an earlier chunk comes too late: that chunk is gone.
+        self.boundary = "block" if step.boundary and step.lead < step.at else None
+        if step.ended:
+            self._head = bytearray()
+            self._skip = _TRAILER - max(0, step.lead - step.at)
+            return step.output, max(0, step.at - step.lead)
+        return step.output, step.at
 
-    def _mark(self, status: int) -> None:
-        """Note what kind of place this is."""
-        if status == Z_STREAM_END:
-            self._between = True
-            self._skip = TRAILER if self._raw else 0
-            self.boundary = None if self._raw else "member"
-        elif self._stream.data_type & _BLOCK_END and not self._stream.data_type & _LAST_BLOCK:
-            self.boundary = "block"
-        else:
-            self.boundary = None
+    def _where(self) -> str:
+        return f"gzip offset {self.consumed}"
+
+
+def header_length(head: bytes | bytearray) -> int | None:
+    """How long a member's header is, given how it begins (RFC 1952, section 2.3); None if more is needed."""
+    if head[:3] != b"\x1f\x8b\x08"[: len(head)]:
+        raise InvalidImage("no gzip header")
+    if len(head) > _HEADER_LIMIT:
+        raise InvalidImage(f"a gzip header of over {_HEADER_LIMIT} bytes")
+    if len(head) < 10:  # magic, CM, FLG, MTIME, XFL, OS
+        return None
+    flags, length = head[3], 10
+    if flags & _RESERVED:
+        raise InvalidImage("a gzip header with reserved flags")
+    if flags & _EXTRA:
+        length += 2 + int.from_bytes(head[10:12], "little")
+    for flag in (_NAME, _COMMENT):
+        if flags & flag:
+            length = head.find(0, length) + 1 or _ENDLESS
+    length += 2 if flags & _HEADER_CRC else 0
+    return length if length <= len(head) else None

@@ -8,11 +8,13 @@ release the GIL.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain
 from typing import Protocol
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer.codec import STEP, decoder, sniff
+from imgfs.layer.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
+from imgfs.layer.deflate import Engine
 from imgfs.layer.index import IndexWriter
 from imgfs.layer.pipeline import Pull, Push
 from imgfs.layer.spans import SpanWriter
@@ -45,12 +47,13 @@ def scan(
     *,
     plausible: int = PLAUSIBLE_SIZE,
     step: int = STEP,
+    engine: Callable[[], Engine] = fastest_engine,
 ) -> int:
     """Decode the whole blob, write its flat layer to `flat` and its entries and spans to `index`.
 
     Returns the flat layer's size in bytes. Nothing of either may be used unless this returns: only then do
-    the blob's digest and the DiffID hold. Raises IntegrityError if they do not, InvalidImage for a blob that
-    is no layer or decodes to more than `plausible` bytes and 100 times its own size.
+    the blob's size, its digest and the DiffID hold. Raises IntegrityError if they do not, InvalidImage for a
+    blob that is no layer or decodes to more than `plausible` bytes and 100 times its own size.
     """
     blob_hash, flat_hash = layer.digest.hasher(), diff_id.hasher()
     limit = max(plausible, PLAUSIBLE_RATIO * layer.size)
@@ -59,10 +62,10 @@ def scan(
         flat_hash.update(item[1])
         flat.write(*item)
 
-    pull = Pull(chunks, blob_hash.update)
+    pull = Pull(_measured(chunks, layer), blob_hash.update)
     push = Push(keep)
     try:
-        size, format_name = _decode(pull, push, layer, index, limit, step)
+        size, format_name = _decode(pull, push, layer, index, limit, (step, engine))
     except Bomb:
         raise
     except InvalidImage:  # is it the transport's fault or the image's?
@@ -87,16 +90,16 @@ def _decode(
     layer: Descriptor,
     index: IndexWriter,
     limit: int,
-    step: int,
+    cutting: tuple[int, Callable[[], Engine]],
 ) -> tuple[int, str]:
     """Drive decoder, tar reader and span writer over the chunks; returns flat size and format."""
-    first = next(pull, b"")
-    format_name = sniff(first)
+    head = _head(pull)
+    format_name = sniff(head)
     spans = SpanWriter(index, format_name)
-    decode = decoder(format_name, spans.cut, step)
+    decode = decoder(format_name, spans.cut, *cutting)
     headers = _Headers(parse_tar(index.add_entry))
-    size, chunk = 0, first
-    while chunk:
+    size = 0
+    for chunk in chain((head,), pull):
         spans.chunk(chunk)
         for piece in decode.pieces(chunk):
             body = bytes(piece)
@@ -105,11 +108,31 @@ def _decode(
             size += len(body)
             if size > limit:
                 raise Bomb(f"a decompression bomb: its {layer.size} bytes decode to over {limit}")
-        chunk = next(pull, b"")
     decode.finish()
     headers.finish(size)
     spans.finish(size)
     return size, format_name
+
+
+def _measured(chunks: Iterator[bytes], layer: Descriptor) -> Iterator[bytes]:
+    """The chunks, but for empty ones; IntegrityError once they are not as long in all as the layer's size."""
+    size = 0
+    for chunk in filter(None, chunks):
+        size += len(chunk)
+        if size > layer.size:
+            break
+        yield chunk
+    if size != layer.size:
+        actual = f"{size} or more" if size > layer.size else size
+        raise IntegrityError("length of the layer blob", expected=layer.size, actual=actual)
+
+
+def _head(pull: Pull) -> bytes:
+    """The blob's first chunk, or as many of them as `sniff` needs."""
+    head = b""
+    while len(head) < MAGIC_LENGTH and (chunk := next(pull, b"")):
+        head += chunk
+    return head
 
 
 def _check(what: str, expected: Digest, hasher: hashlib._Hash) -> None:
@@ -123,7 +146,7 @@ class _Headers:
 
     def __init__(self, parser: Generator[Want, bytes, int]) -> None:
         self._parser = parser
-        self._held = b""
+        self._held = bytearray()
         self._want: Want | None = next(parser)
         self._end = 0
 
@@ -135,21 +158,21 @@ class _Headers:
             if offset + length > end:
                 self._held += piece[max(0, offset - start) :]
                 return
-            body = self._held + piece[max(0, offset + len(self._held) - start) : offset + length - start]
-            self._held = b""
-            self._send(body)
+            self._held += piece[max(0, offset + len(self._held) - start) : offset + length - start]
+            self._send_held()
 
     def finish(self, size: int) -> None:
         """The flat layer ends at `size`: the reader gets what is left; InvalidImage if too little."""
         while self._want is not None:
-            body, self._held = self._held, b""
-            self._send(body)
+            self._send_held()
         if self._end > size:
             raise InvalidImage(
                 f"the archive ends at {size}, inside its last member", where=f"tar offset {size}"
             )
 
-    def _send(self, body: bytes) -> None:
+    def _send_held(self) -> None:
+        body = bytes(self._held)
+        self._held.clear()
         try:
             self._want = self._parser.send(body)
         except StopIteration as stop:

@@ -20,12 +20,10 @@ class SpanWriter:
         self._chunk = b""
         self._chunk_start = 0
         self._hashed = 0  # offset in the blob up to which the open span is hashed
-        self._tail = b""  # the last byte of the chunk before: a span may begin with it
 
     def chunk(self, chunk: bytes) -> None:
         """Take the next chunk, before its cuts are reported."""
         self._hash_to(self._chunk_start + len(self._chunk))
-        self._tail = self._chunk[-1:]
         self._chunk_start += len(self._chunk)
         self._chunk = chunk
 
@@ -39,7 +37,7 @@ class SpanWriter:
         self._hasher = hashlib.sha256()
         if shared:
             at = cut.start - self._chunk_start
-            self._hasher.update(self._tail if at < 0 else self._chunk[at : at + 1])
+            self._hasher.update(self._chunk[at : at + 1])
 
     def finish(self, size: int) -> None:
         """End the last span at the end of the blob."""
