@@ -18,6 +18,8 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     store       the cache directory
     source      where images come from: a registry or an OCI layout
     tree        the merged tree on disk       content     a file's bytes, on demand
+    image       a whole image made ready    inventory   what in the store belongs to what
+    mounts      the kernel's mount table
     fuse/       the kernel's requests answered
     mount       composition root: builds everything, mounts, daemonises, unmounts
     cli/        arguments in, text out

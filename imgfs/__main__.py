@@ -1,0 +1,7 @@
+"""`python -m imgfs`."""
+
+import sys
+
+from imgfs.cli import main
+
+sys.exit(main())

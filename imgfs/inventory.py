@@ -1,0 +1,80 @@
+"""What in a store belongs to what: images to documents, layers and trees; and removing what nothing needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from imgfs.errors import ImgfsError, StoreError
+from imgfs.layer.index import LayerIndex
+from imgfs.oci.descriptor import Digest
+from imgfs.oci.image import Manifest, parse_document
+from imgfs.store import Layer, Resolution, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an image needs: its documents and its layers, lowest first."""
+
+    documents: frozenset[Digest]
+    layers: tuple[Digest, ...]
+
+
+def needs_of(resolution: Resolution, store: Store) -> Needs:
+    """What the image of `resolution` needs, as far as the store can tell."""
+    documents = {resolution.digest, resolution.manifest}
+    body = store.document(resolution.manifest)
+    try:
+        manifest = parse_document(body, None) if body is not None else None
+    except ImgfsError:
+        manifest = None
+    if not isinstance(manifest, Manifest):
+        return Needs(frozenset(documents), ())
+    layers = tuple(dict.fromkeys(layer.digest for layer in manifest.layers))
+    return Needs(frozenset(documents | {manifest.config.digest}), layers)
+
+
+def sweep(store: Store, *, force: bool) -> None:
+    """Remove what no image in the store needs. Without `force`, layers in use by a mount stay."""
+    kept = list(store.resolutions())
+    needs = [needs_of(resolution, store) for resolution in kept]
+    documents = {digest for need in needs for digest in need.documents}
+    layers = {digest for need in needs for digest in need.layers}
+    trees = {resolution.manifest for resolution in kept}
+    for tree in [digest for digest in store.trees() if digest not in trees]:
+        store.remove_tree(tree)
+    for document in [digest for digest in store.documents() if digest not in documents]:
+        store.remove_document(document)
+    for layer in [layer for layer in store.layers() if layer.digest not in layers]:
+        if force or not (layer.in_use() or layer.is_locked()):
+            layer.remove()
+
+
+def evict(layers: Iterable[Layer]) -> int:
+    """Drop the cached bytes of `layers`, which mounts may go on using; returns the bytes of disk freed."""
+    freed = 0
+    for layer in layers:
+        path = layer.index
+        if path is None:
+            continue
+        with LayerIndex(path) as index:
+            spans = index.span_count()
+            flat = layer.flat(size=index.summary.flat_size, spans=spans)
+        freed += flat.evict()
+        flat.close()
+    return freed
+
+
+def layers_in_use(resolution: Resolution, store: Store) -> Iterator[Layer]:
+    """The layers of an image that some mount is using."""
+    layers = (store.layer(digest) for digest in needs_of(resolution, store).layers)
+    return (layer for layer in layers if layer.in_use())
+
+
+def refuse_if_used(resolution: Resolution, store: Store) -> None:
+    """Raise StoreError if a mount uses layers that only this image has."""
+    others = [other for other in store.resolutions() if other != resolution]
+    shared = {digest for other in others for digest in needs_of(other, store).layers}
+    used = [layer for layer in layers_in_use(resolution, store) if layer.digest not in shared]
+    if used:
+        raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")

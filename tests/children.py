@@ -1,0 +1,47 @@
+"""Child processes for tests: forked, so that a test says in place what one does; none outlives its block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+
+class Child:
+    """Runs `work` in a process of its own. As a context manager: killed at the end, if it still lives."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            except BaseException:  # noqa: BLE001  (the traceback is for the test's output)
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    def join(self) -> int:
+        """Wait for its end; its exit code, negative for the signal that ended it."""
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status
+
+    def kill(self) -> None:
+        """SIGKILL it and wait for its end."""
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
