@@ -1,0 +1,53 @@
+"""The command line: arguments in, text and an exit code out. Alone prints.
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. An error is one line on standard
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from imgfs.errors import ImgfsError, UsageError
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `imgfs ARGUMENTS…` and return its exit code."""
+    from imgfs.cli.arguments import parse
+
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _complain(str(error), MISUSED)
+    except ImgfsError as error:
+        return _complain(str(error), FAILED)
+    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    return code
+
+
+def mount_helper() -> int:
+    """Run as `mount.fuse.imgfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`, as mount(8) and fstab call it."""
+    from imgfs.cli.fstab import mount_arguments
+
+    try:
+        arguments = mount_arguments(sys.argv[1:], privileged=os.geteuid() == 0)
+    except UsageError as error:
+        return _complain(str(error), MISUSED)
+    return main(arguments)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"imgfs: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,88 @@
+"""From options to a store, a source and an image: what `mount`, `ls`, `cat` and `inspect` share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imgfs.cli.progress import Progress
+from imgfs.config import Environment
+from imgfs.image import Image, Resolved, prepare, resolve
+from imgfs.oci.descriptor import Platform
+from imgfs.oci.reference import parse_reference
+from imgfs.source import Source, Timeouts, open_source
+from imgfs.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image somebody asked for, and where to keep it."""
+
+    name: str
+    platform: Platform
+    plain_http: bool
+    timeouts: Timeouts
+    environment: Environment
+    store: Store
+
+    def connect(self) -> Source:
+        """Open its source anew."""
+        return open_source(
+            parse_reference(self.name),
+            plain_http=self.plain_http or None,
+            auth_files=self.environment.auth_files,
+            timeouts=self.timeouts,
+            ca_bundle=self.environment.ca_bundle,
+        )
+
+    def resolve(self) -> Resolved:
+        """Its documents."""
+        with closing(self.connect()) as source:
+            return resolve(str(parse_reference(self.name)), source, self.store, self.platform)
+
+    def prepare(self) -> Resolved:
+        """Its documents, with layers indexed and merged; shows progress on a terminal."""
+        with closing(self.connect()) as source, closing(Progress()) as progress:
+            resolved = resolve(str(parse_reference(self.name)), source, self.store, self.platform)
+            prepare(resolved, source, self.store, progress)
+            return resolved
+
+    @contextmanager
+    def open(self) -> Iterator[Image]:
+        """Itself, prepared and open."""
+        resolved = self.prepare()
+        with closing(self.connect()) as source, Image(resolved, source, self.store) as image:
+            yield image
+
+
+def wanted(options: argparse.Namespace) -> Wanted:
+    """What the options of an image's command ask for; raises ImgfsError."""
+    environment = Environment.read()
+    parse_reference(options.image)  # before anything is made: the most likely mistake
+    platform = Platform.from_text(options.platform) if options.platform else Platform.host()
+    return Wanted(
+        options.image,
+        platform,
+        options.plain_http,
+        _timeouts(options.read_timeout),
+        environment,
+        open_store(options, environment),
+    )
+
+
+def _timeouts(seconds: float | None) -> Timeouts:
+    """How long to wait for a registry, if not as long as usual: each step no longer than the whole."""
+    usual = Timeouts()
+    if seconds is None:
+        return usual
+    steps = {"connect": min(usual.connect, seconds), "read": min(usual.read, seconds)}
+    return replace(usual, deadline=seconds, **steps)
+
+
+def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
+    """The store that --store or the environment names."""
+    environment = environment or Environment.read()
+    return Store(Path(options.store).absolute() if options.store else environment.store_root)

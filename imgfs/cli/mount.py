@@ -1,0 +1,68 @@
+"""imgfs mount, umount, status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from imgfs.cli.text import size
+from imgfs.mounts import our_mount_at, read_status, unmount
+
+
+def mount(options: argparse.Namespace) -> int:
+    """Mount an image."""
+    from imgfs.cli.images import wanted
+    from imgfs.mount import MountOptions, check_mountable
+    from imgfs.mount import mount as mount_image
+
+    how = MountOptions(
+        mountpoint=Path(os.path.abspath(options.mountpoint)),
+        fuse=_fuse_options(options.fuse_options),
+        owner=(os.getuid(), os.getgid()) if options.squash_owner else None,
+        log_level=options.log_level.upper(),
+        foreground=options.foreground,
+    )
+    check_mountable(how)
+    image = wanted(options)
+    mount_image(image.prepare(), image.connect, image.store, how)
+    return 0
+
+
+def umount(options: argparse.Namespace) -> int:
+    """Unmount."""
+    unmount(our_mount_at(Path(options.mountpoint)), lazy=options.lazy)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show what a mount has fetched and served."""
+    found = read_status(our_mount_at(Path(options.mountpoint)))
+    print(json.dumps(found, indent=2) if options.json else _status_text(found))
+    return 0
+
+
+def _fuse_options(given: list[str]) -> frozenset[str]:
+    """The -o options; root's mounts are for everybody, as mounts of the kernel's own are."""
+    names = {name for text in given for name in text.split(",") if name}
+    return frozenset(names | ({"allow_other"} if os.geteuid() == 0 else set()))
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    lines = [
+        f"image     {found['image']}",
+        f"digest    {found['digest']}",
+        f"platform  {found['platform']}",
+        f"mounted   {found['mountpoint']}, {found['seconds']:.0f} s ago, by pid {found['pid']}",
+        f"fetched   {size(found['bytes_fetched'])} in {found['requests_fetched']} requests",
+        f"served    {size(found['bytes_served'])}",
+        "layers",
+    ]
+    for layer in found["layers"]:
+        there = f"{layer['spans_present']}/{layer['spans']} spans here"
+        fetched = f"{size(layer['bytes_fetched'])} fetched"
+        short = layer["digest"].partition(":")[2][:12]
+        lines.append(f"  {short}  {layer['format']:4}  {size(layer['size']):>8}  {there:>22}  {fetched}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Progress on a terminal: a line for each layer being streamed, redrawn in place. Silent in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from imgfs.cli.text import size
+from imgfs.oci.descriptor import Descriptor, Digest
+
+_EVERY = 0.1  # seconds between redraws
+_BAR = 20
+# A line that the terminal broke in two would shift all redrawing: have it cut off instead (DECAWM, xterm's
+# ctlseqs).
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
+
+
+@dataclass(slots=True)
+class _Line:
+    layer: Descriptor
+    doing: str
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+
+class Progress:
+    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._shown = self._stream.isatty()
+        self._lock = threading.Lock()
+        self._lines: dict[Digest, _Line] = {}
+        self._drawn = 0  # lines at the end of the screen that are redrawn
+        self._begun = False
+        self._last = 0.0
+
+    def layer_begins(self, layer: Descriptor) -> None:
+        """A layer without an index is about to be streamed."""
+        self._set(layer, "indexing")
+
+    def layer_waits(self, layer: Descriptor) -> None:
+        """Another process streams it."""
+        self._set(layer, "waiting for another imgfs")
+
+    def layer_advances(self, layer: Descriptor, count: int) -> None:
+        """`count` more compressed bytes have arrived."""
+        if not self._shown:
+            return
+        with self._lock:
+            self._lines[layer.digest].done += count
+            if time.monotonic() - self._last >= _EVERY:
+                self._draw()
+
+    def layer_ends(self, layer: Descriptor) -> None:
+        """It has its index."""
+        with self._lock:
+            line = self._lines.setdefault(layer.digest, _Line(layer, "indexed"))
+            line.doing, line.ended = "indexed", time.monotonic()
+            self._draw()
+
+    def merging(self) -> None:
+        """The layers are being merged."""
+        self._note("merging the layers")
+
+    def close(self) -> None:
+        """Draw the last state and leave it on the screen."""
+        with self._lock:
+            if self._lines:
+                self._draw()
+            self._drawn = 0
+
+    def _note(self, text: str) -> None:
+        with self._lock:
+            if self._shown and self._begun:
+                self._draw()
+                self._stream.write(f"{text}\n")
+                self._drawn = 0
+                self._lines.clear()
+                self._stream.flush()
+
+    def _set(self, layer: Descriptor, doing: str) -> None:
+        with self._lock:
+            self._lines[layer.digest] = _Line(layer, doing)
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draw the layers under way again; one that has ended stays above them for good.
+
+        So the lines redrawn are few, and on the screen, however many layers there are.
+        """
+        if not self._shown:
+            return
+        self._begun = True
+        self._last = time.monotonic()
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        lines = sorted(self._lines.values(), key=lambda line: line.ended is None)
+        rows = [f"\x1b[2K{_row(line, self._last)}\n" for line in lines]
+        self._stream.write(f"{_NO_WRAP}{up}{''.join(rows)}{_WRAP}")
+        self._stream.flush()
+        self._lines = {line.layer.digest: line for line in lines if line.ended is None}
+        self._drawn = len(self._lines)
+
+
+def _row(line: _Line, now: float) -> str:
+    total = max(1, line.layer.size)
+    filled = min(_BAR, _BAR * line.done // total)
+    seconds = max(1e-3, (line.ended or now) - line.began)
+    amount = f"{size(line.done)} of {size(line.layer.size)}"
+    bar = "█" * filled + "░" * (_BAR - filled)
+    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(line.done / seconds):>7}/s  {line.doing}"

@@ -1,0 +1,147 @@
+"""imgfs store path, ls, rm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from imgfs.cli.images import open_store
+from imgfs.cli.text import size
+from imgfs.errors import UsageError
+from imgfs.inventory import evict, needs_of, refuse_if_used, sweep
+from imgfs.layer.index import LayerIndex
+from imgfs.oci.descriptor import Digest
+from imgfs.oci.reference import parse_reference
+from imgfs.store import Layer, Resolution, Store
+
+
+def path(options: argparse.Namespace) -> int:
+    """Say where the store is."""
+    print(open_store(options).root)
+    return 0
+
+
+def ls(options: argparse.Namespace) -> int:
+    """List images and layers with their sizes."""
+    store = open_store(options)
+    found = {
+        "store": str(store.root),
+        "images": [_image(resolution, store) for resolution in store.resolutions()],
+        "layers": [_layer(layer) for layer in store.layers()],
+    }
+    print(json.dumps(found, indent=2) if options.json else _text(found))
+    return 0
+
+
+def rm(options: argparse.Namespace) -> int:
+    """Remove images, layers or cached bytes."""
+    if bool(options.names) == options.all:
+        raise UsageError("store rm: name what to remove, or say --all")
+    store = open_store(options)
+    resolutions, layers = _named(options.names, options.all, store)
+    if options.data:
+        of_images = {digest for found in resolutions for digest in needs_of(found, store).layers}
+        freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
+        print(f"{size(freed)} freed")
+        return 0
+    for resolution in resolutions:
+        if not options.force:
+            refuse_if_used(resolution, store)
+        store.forget(resolution)
+    for layer in layers:
+        if not options.force and (layer.in_use() or layer.is_locked()):
+            raise UsageError(f"layer {layer.digest.short} is in use: unmount its image first, or use --force")
+        layer.remove()
+    sweep(store, force=options.force)
+    return 0
+
+
+def _named(names: Sequence[str], everything: bool, store: Store) -> tuple[list[Resolution], list[Layer]]:
+    """The images and layers that `names` mean."""
+    resolutions, layers = list(store.resolutions()), list(store.layers())
+    if everything:
+        return resolutions, layers
+    found_images: list[Resolution] = []
+    found_layers: list[Layer] = []
+    for name in names:
+        images = [image for image in resolutions if _is_named(image, name)]
+        parts = [layer for layer in layers if _has_digest(layer.digest, name)]
+        if not images and not parts:
+            raise UsageError(f"{name}: no such image or layer in {store.root} (see: imgfs store ls)")
+        found_images += images
+        found_layers += parts
+    return found_images, found_layers
+
+
+def _is_named(image: Resolution, name: str) -> bool:
+    if _has_digest(image.manifest, name) or _has_digest(image.digest, name):
+        return True
+    try:
+        return str(parse_reference(name)) == image.reference
+    except UsageError:
+        return False
+
+
+def _has_digest(digest: Digest, name: str) -> bool:
+    """Twelve digits are enough, with or without the algorithm."""
+    wanted = name.removeprefix(f"{digest.algorithm}:")
+    return len(wanted) >= 12 and digest.hex.startswith(wanted)
+
+
+def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
+    layers = needs_of(resolution, store).layers
+    return {
+        "reference": resolution.reference,
+        "digest": str(resolution.manifest),
+        "resolved": int(resolution.resolved),
+        "layers": [str(digest) for digest in layers],
+        "disk": sum(store.layer(digest).disk_usage() for digest in layers),
+        "tree": store.tree(resolution.manifest) is not None,
+    }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "digest": str(layer.digest),
+        "disk": layer.disk_usage(),
+        "in_use": layer.in_use(),
+    }
+    index = layer.index
+    if index is None:
+        return {**found, "state": "being indexed" if layer.is_locked() else "incomplete"}
+    with LayerIndex(index) as opened:
+        summary, spans = opened.summary, opened.span_count()
+    flat = layer.flat(size=summary.flat_size, spans=spans)
+    present = flat.count_present()
+    flat.close()
+    sizes = {"size": summary.size, "flat_size": summary.flat_size, "entries": summary.entries}
+    return {
+        **found,
+        "state": "indexed",
+        "format": summary.format,
+        **sizes,
+        "spans": spans,
+        "present": present,
+    }
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"{'IMAGE':<52} {'DIGEST':<12} {'LAYERS':>6} {'ON DISK':>9}  RESOLVED"]
+    for image in found["images"]:
+        short = image["digest"].partition(":")[2][:12]
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(image["resolved"]))
+        sizes = f"{len(image['layers']):>6} {size(image['disk']):>9}"
+        lines.append(f"{image['reference']:<52} {short:<12} {sizes}  {when}")
+    lines += ["", f"{'LAYER':<12} {'FORMAT':<6} {'SIZE':>9} {'FLAT':>9} {'ON DISK':>9} {'CACHED':>7}  STATE"]
+    for layer in found["layers"]:
+        short = layer["digest"].partition(":")[2][:12]
+        sizes = (
+            f"{size(layer.get('size', 0)):>9} {size(layer.get('flat_size', 0)):>9} {size(layer['disk']):>9}"
+        )
+        cached = f"{100 * layer['present'] // max(1, layer['spans'])} %" if "spans" in layer else "-"
+        state = layer["state"] + (", in use" if layer["in_use"] else "")
+        lines.append(f"{short:<12} {layer.get('format', '-'):<6} {sizes} {cached:>7}  {state}")
+    return "\n".join(lines)

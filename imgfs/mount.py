@@ -1,0 +1,304 @@
+"""The composition root: builds what a mount needs, mounts, serves until it is unmounted, takes it all down.
+
+`mount` prepares the image in the calling process, where progress can be shown, then forks the daemon. The
+caller returns when the kernel's greeting has been answered, or raises what the daemon could not do. Nothing
+open crosses the fork: the daemon opens the store anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from imgfs.errors import ImgfsError, MountError, StoreError
+from imgfs.mounts import mount_at
+from imgfs.source import Source
+from imgfs.store import Store
+
+if TYPE_CHECKING:
+    from imgfs.image import Image, Resolved
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 1024  # the kernel's, where we may set it: as much as one FUSE request can carry
+_SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
+_GRACE = 1.0  # seconds for requests under way when a signal ends the mount
+_READY = b"\0"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
+    to, `log_level` a name of the logging module's."""
+
+    mountpoint: Path
+    fuse: frozenset[str] = frozenset()
+    owner: tuple[int, int] | None = None
+    log_level: str = "INFO"
+    foreground: bool = False
+
+
+def check_mountable(options: MountOptions) -> None:
+    """Raise MountError, saying what to do, if nothing can be mounted there."""
+    _check_mountpoint(options.mountpoint, "nonempty" in options.fuse)
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse)")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError(
+            "/dev/fuse: you may not open it: as root, chmod 0666 /dev/fuse, as distributions have it"
+        )
+    if os.geteuid() and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed (Debian: apt install fuse3)")
+
+
+def _check_mountpoint(path: Path, nonempty: bool) -> None:
+    mounted = mount_at(path)
+    if mounted and mounted.filesystem.startswith("fuse"):  # may be dead: do not touch it
+        raise MountError(f"{path}: {mounted.source} is mounted here already (imgfs umount {path})")
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError as error:
+        raise MountError(f"{path}: no such directory: create it first (mkdir {path})") from error
+    except NotADirectoryError as error:
+        raise MountError(f"{path}: not a directory") from error
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror}") from error
+    if names and not nonempty:
+        raise MountError(
+            f"{path}: not empty: its {len(names)} entries would be hidden (-o nonempty to do it)"
+        )
+    if os.geteuid() and not os.access(path, os.W_OK):
+        raise MountError(f"{path}: you may not write to it, so you may not mount on it")
+
+
+def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
+    """Mount a prepared image; returns when it answers. In the foreground the process ends with the mount.
+
+    `connect` opens the source of what the store lacks: in the daemon. Raises ImgfsError.
+    """
+    if options.foreground:
+        log_to_stderr(options.log_level)
+        _serve(resolved, connect, store, options, lambda: None)
+        logging.shutdown()
+        os._exit(0)  # as in `_daemon`
+    name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
+    log_file = store.logs / name
+    log_fd = _open_log(log_file)
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork() == 0:
+        os.close(reading)
+        _daemon(resolved, connect, store, options, log_fd, writing)
+    os.close(log_fd)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pipe.read()
+    if answer != _READY:
+        reason = answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
+        raise MountError(reason)
+
+
+def _daemon(
+    resolved: Resolved,
+    connect: Callable[[], Source],
+    store: Store,
+    options: MountOptions,
+    log_fd: int,
+    answer: int,
+) -> NoReturn:
+    """The forked process: serve, and tell `answer` how it began. Ends without the parent's clean-up."""
+    status = 1
+
+    def tell(message: bytes | str) -> None:
+        body = message.encode(errors="backslashreplace") if isinstance(message, str) else message
+        with contextlib.suppress(OSError):  # told already
+            os.write(answer, body)
+            os.close(answer)
+
+    try:
+        os.setsid()
+        os.chdir("/")
+        _redirect(log_fd)
+        log_to_stderr(options.log_level)
+        _serve(resolved, connect, store, options, lambda: tell(_READY))
+        status = 0
+    except ImgfsError as error:
+        log.error("%s", error)  # noqa: TRY400  (a line for a person)
+        tell(str(error))
+    except BaseException as error:
+        log.exception("the daemon ends")
+        tell(f"{type(error).__name__}: {error}; see the last log in {store.logs}")
+    finally:
+        logging.shutdown()
+        os._exit(status)  # threads that still wait for a dead registry must not hold up the end
+
+
+def _open_log(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def _redirect(log_fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for target, stream in ((null, 0), (log_fd, 1), (log_fd, 2)):
+        os.dup2(target, stream)
+    os.close(null)
+    os.close(log_fd)
+
+
+def log_to_stderr(level: str) -> None:
+    """Log to standard error, which a daemon has made its log file."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+
+def _serve(
+    resolved: Resolved,
+    connect: Callable[[], Source],
+    store: Store,
+    options: MountOptions,
+    on_ready: Callable[[], None],
+) -> None:
+    """Mount and answer the kernel until it is unmounted or a signal comes."""
+    import trio  # here, in the daemon: the caller has no use for it
+
+    from imgfs.image import Image
+
+    with contextlib.closing(connect()) as source, Image(resolved, source, store) as image:
+        trio.run(_serve_image, image, options, on_ready)
+        image.content.sync()
+    log.info("unmounted %s", options.mountpoint)
+
+
+async def _serve_image(image: Image, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    import pyfuse3
+    import trio
+
+    from imgfs.fuse.operations import Operations
+
+    began = time.time()
+
+    def ready() -> None:
+        log.info("mounted %s at %s", image.resolved.reference, options.mountpoint)
+        _raise_read_ahead(options.mountpoint)
+        on_ready()
+
+    operations = Operations(
+        image, owner=options.owner, on_ready=ready, status=lambda: status(image, options, began)
+    )
+    fuse_options = {"ro", "default_permissions", "subtype=imgfs", *options.fuse}
+    fuse_options.add(f"fsname={_escaped(image.resolved.reference)}")
+    with _library_messages() as messages:
+        try:
+            pyfuse3.init(operations, str(options.mountpoint), fuse_options - {"nonempty", "rw"})
+        except RuntimeError as error:
+            raise MountError(f"{options.mountpoint}: {messages() or error}") from error
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, pyfuse3.terminate, nursery.cancel_scope.cancel)
+            nursery.start_soon(_sync_now_and_then, image)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def _end_on_signal(terminate: Callable[[], None], cancel: Callable[[], None]) -> None:
+    """End well, or, where a request waits for a dead registry, without it."""
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            terminate()
+            await trio.sleep(_GRACE)
+            cancel()
+
+
+async def _sync_now_and_then(image: Image) -> None:
+    import trio
+
+    while True:
+        await trio.sleep(_SYNC_EVERY)
+        await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
+
+
+def _raise_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead further than its 128 KiB; only root may."""
+    mounted = mount_at(mountpoint)
+    if mounted is None:
+        return
+    try:
+        path = Path("/sys/class/bdi", mounted.device, "read_ahead_kb")
+        path.write_text(str(READ_AHEAD_KIB))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            log.warning("cannot raise the kernel's read-ahead: %s", error)
+
+
+def _escaped(text: str) -> str:
+    """A comma would end the option; pyfuse3 takes ASCII only."""
+    ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
+    return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+@contextlib.contextmanager
+def _library_messages() -> Iterator[Callable[[], str]]:
+    """What libfuse and fusermount3 write to standard error meanwhile: their last line is why they failed."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as capture:
+        kept = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+
+        def last_line() -> str:
+            capture.seek(0)
+            lines = capture.read().decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else ""
+
+        try:
+            yield last_line
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def status(image: Image, options: MountOptions, began: float) -> dict[str, Any]:
+    """What `imgfs status` shows. Sizes and counts of bytes are as their names say, times in seconds."""
+    resolved = image.resolved
+    traffic = image.source.traffic()
+    return {
+        "image": resolved.reference,
+        "digest": str(resolved.digest),
+        "platform": str(resolved.config.platform),
+        "mountpoint": str(options.mountpoint),
+        "pid": os.getpid(),
+        "seconds": round(time.time() - began, 3),
+        "requests_fetched": traffic.requests,
+        "bytes_fetched": traffic.bytes,
+        "bytes_served": image.content.served,
+        "layers": [
+            {
+                "digest": str(content.layer.digest),
+                "format": content.index.summary.format,
+                "size": content.layer.size,
+                "flat_size": content.index.summary.flat_size,
+                "spans": content.flat.spans,
+                "spans_present": content.flat.count_present(),
+                "bytes_fetched": content.fetched,
+            }
+            for content in image.content.layers
+        ],
+    }

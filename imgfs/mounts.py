@@ -1,0 +1,112 @@
+"""The mounts of this machine, as the kernel lists them (proc(5), mountinfo), and how to end one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgfs.errors import MountError
+
+FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
+_PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo."""
+
+    mountpoint: Path
+    filesystem: str
+    source: str
+    device: str  # major:minor
+
+
+def mounts() -> list[Mount]:
+    """All mounts that this process sees, the latest last."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def mount_at(path: Path) -> Mount | None:
+    """The topmost mount at exactly `path`. The mount itself is not touched: it may be dead, or hang."""
+    parent = Path(os.path.realpath(path.absolute().parent))
+    wanted = parent if path.name in ("", "..") else parent / path.name
+    found = [mount for mount in mounts() if mount.mountpoint == wanted]
+    return found[-1] if found else None
+
+
+def our_mount_at(path: Path) -> Mount:
+    """The imgfs mount at `path`; raises MountError if there is none."""
+    mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
+    if mount is None:
+        raise MountError(f"{path}: nothing is mounted here")
+    if mount.filesystem != FILESYSTEM:
+        raise MountError(f"{path}: this is a {mount.filesystem} mount, not one of imgfs")
+    return mount
+
+
+def read_status(mount: Mount) -> dict[str, Any]:
+    """What the daemon of `mount` says of itself; raises MountError if it does not answer."""
+    try:
+        body = os.getxattr(mount.mountpoint, STATUS_XATTR)
+    except OSError as error:
+        reason = "its daemon has died" if error.errno == errno.ENOTCONN else error.strerror
+        hint = f"; clear it with: imgfs umount {mount.mountpoint}" if error.errno == errno.ENOTCONN else ""
+        raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
+    status: dict[str, Any] = json.loads(body)
+    return status
+
+
+def unmount(mount: Mount, *, lazy: bool = False) -> None:
+    """Unmount, and wait until the daemon has ended. Raises MountError, for example when the mount is busy."""
+    try:
+        pid = int(read_status(mount)["pid"])
+    except MountError:
+        pid = 0  # dead already: there is nobody to wait for
+    command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    if lazy:
+        command.append("-l" if os.geteuid() == 0 else "-z")
+    if shutil.which(command[0]) is None:
+        raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")
+    done = subprocess.run([*command, str(mount.mountpoint)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"{command[0]} failed"]
+        busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
+        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
+    if pid and not lazy:
+        _wait_for_end(pid)
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended, _, _ = select.select([fd], [], [], _PATIENCE)
+    finally:
+        os.close(fd)
+    if not ended:
+        raise MountError(f"unmounted, but its daemon (pid {pid}) has not ended within {_PATIENCE:.0f} s")
+
+
+def _parse(line: bytes) -> Mount:
+    before, _, after = line.partition(b" - ")
+    fields = [_unescaped(field) for field in (*before.split(), *after.split())]
+    separator = len(before.split())
+    return Mount(Path(fields[4]), fields[separator], fields[separator + 1], fields[2])
+
+
+def _unescaped(field: bytes) -> str:
+    """Spaces and the like stand as octal escapes."""
+    return os.fsdecode(_ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field))

@@ -1,0 +1,139 @@
+"""The rooms of the house: who may import whom, and what belongs to one room alone (`imgfs/__init__.py`)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import imgfs
+
+ROOT = Path(imgfs.__file__).parent
+# From the bottom; rooms of one line do not import each other.
+RANKS = [
+    {"errors", "config"},
+    {"oci"},
+    {"layer", "registry", "store"},
+    {"source"},
+    {"tree", "content"},
+    {"inventory", "image", "mounts"},
+    {"fuse"},
+    {"mount"},
+    {"cli"},
+]
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+# Who imports, reads or calls what alone; "room.module" is that module only.
+ALONE = {
+    "requests": {"registry"},
+    "urllib3": {"registry"},
+    "zlib": {"layer"},
+    "zstandard": {"layer"},
+    "ctypes": {"layer"},
+    "pyfuse3": {"fuse", "mount", "cli.look"},  # mount: init, main, close; look: the version
+    "trio": {"fuse", "mount"},
+    "argparse": {"cli"},
+}
+VAGUE = {"utils", "util", "common", "types", "constants", "interfaces", "helpers", "misc", "base"}
+
+
+Module = tuple[str, ast.Module]  # its name below `imgfs`, with dots, and its code
+
+
+@pytest.fixture(scope="module")
+def modules() -> list[Module]:
+    found = sorted(ROOT.rglob("*.py"))
+    return [
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_bytes()))
+        for path in found
+    ]
+
+
+def room_of(name: str) -> str:
+    """The room a module is in: the first part of its name. The package's own two files are in none."""
+    first = name.partition(".")[0]
+    return {"__init__": "", "__main__": "cli"}.get(first, first)
+
+
+def within(name: str, places: set[str]) -> bool:
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
+
+
+def imports_of(code: ast.Module) -> set[str]:
+    """The dotted names a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used here"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def names_in(code: ast.Module) -> set[str]:
+    """Every name and attribute a module mentions."""
+    nodes = list(ast.walk(code))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return names | attributes | {node.name for node in nodes if isinstance(node, ast.alias)}
+
+
+def rooms_on_the_map() -> list[str]:
+    """The rooms that the package's docstring lists, from the bottom: NAME, spaces, what it is for."""
+    text = (imgfs.__doc__ or "").partition("The rooms")[2].partition("\n\n")[0]
+    columns = [re.split(" {2,}", line.strip()) for line in text.splitlines()[1:]]
+    return [name.rstrip("/") for line in columns for name in line[::2]]
+
+
+def test_every_room_has_its_rank(modules: list[Module]) -> None:
+    assert {room_of(name) for name, _ in modules} - {""} == set(RANK)
+
+
+def test_the_map_shows_every_room_from_the_bottom() -> None:
+    shown = rooms_on_the_map()
+    assert sorted(shown) == sorted(RANK)
+    assert [RANK[room] for room in shown] == sorted(RANK.values())
+
+
+def test_a_room_imports_only_from_below(modules: list[Module]) -> None:
+    wrong = []
+    for name, code in modules:
+        room = room_of(name)
+        for imported in imports_of(code):
+            package, other = [*imported.split("."), ""][:2]
+            if package == "imgfs" and other in RANK and other != room and RANK[other] >= RANK.get(room, -1):
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_what_belongs_to_one_room_is_imported_there_alone(modules: list[Module]) -> None:
+    wrong = []
+    for name, code in modules:
+        imported = {dotted.partition(".")[0] for dotted in imports_of(code)}
+        wrong += [
+            (name, what) for what, places in ALONE.items() if what in imported and not within(name, places)
+        ]
+    assert wrong == []
+
+
+def test_only_config_reads_the_environment(modules: list[Module]) -> None:
+    reading = {"environ", "environb", "getenv", "getenvb", "expandvars"}
+    assert {name for name, code in modules if reading & names_in(code)} == {"config"}
+
+
+def test_only_the_command_line_prints(modules: list[Module]) -> None:
+    assert {room_of(name) for name, code in modules if "print" in names_in(code)} == {"cli"}
+
+
+def test_only_the_boundary_to_the_kernel_knows_its_error(modules: list[Module]) -> None:
+    assert {room_of(name) for name, code in modules if "FUSEError" in names_in(code)} == {"fuse"}
+
+
+def test_no_module_has_a_name_that_could_stand_in_any_project(modules: list[Module]) -> None:
+    assert [name for name, _ in modules if VAGUE.intersection(name.split("."))] == []
+
+
+def test_every_module_says_what_it_is_for(modules: list[Module]) -> None:
+    assert [name for name, code in modules if not ast.get_docstring(code)] == []
