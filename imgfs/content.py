@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 
 from imgfs.errors import IntegrityError, StoreError, Unavailable
 from imgfs.layer.codec import decode_span
-from imgfs.layer.index import Extent, LayerIndex, Span
+from imgfs.layer.entry import Extent, Span
+from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store import Flat
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from imgfs.content import FETCHERS, Content, LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError
@@ -35,6 +34,7 @@ from imgfs.tree.tree import Tree
 
 SCANNERS = 4  # layers streamed at once: enough to fill two cores and most links
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once
+_FAREWELL = 1.0  # seconds for scans to tidy up when the user interrupts them
 _NESTING = 4  # indexes inside indexes
 
 
@@ -111,12 +111,20 @@ def prepare(resolved: Resolved, source: Source, store: Store, reporter: Reporter
 
     # The largest first: it takes longest, and the others fill the gaps.
     pairs = sorted(resolved.layers.values(), key=lambda pair: -pair[0].size)
+    futures = [workers.submit(index_one, pair) for pair in pairs]
     try:
-        for future in as_completed([workers.submit(index_one, pair) for pair in pairs]):
+        for future in as_completed(futures):
             future.result()
-    finally:
+    except KeyboardInterrupt:  # the process is about to end: a registry that hangs must not hold it up
+        cancelled.set()
+        workers.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in futures if not future.cancelled()], _FAREWELL)
+        raise
+    except BaseException:
         cancelled.set()
         workers.shutdown(cancel_futures=True)
+        raise
+    workers.shutdown()
     if not _is_merged(resolved.digest, store):
         reporter.merging()
         _merge(resolved, store)
@@ -234,7 +242,7 @@ def _open_index(place: Layer) -> LayerIndex:
     return LayerIndex(path)
 
 
-class Image:
+class Image(AbstractContextManager["Image"]):
     """An image that `prepare` has prepared: its tree and its files' bytes. A context manager.
 
     `source` brings what the store lacks. Raises StoreError if the store does not hold the image.
@@ -277,10 +285,5 @@ class Image:
         """Close everything but the source."""
         self._stack.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import zstandard
 
-from imgfs.layer.index import Codec, Span
+from imgfs.layer.entry import Codec, Span
 
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16  # RFC 1952, section 2.3.1
 

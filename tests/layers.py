@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from imgfs.layer.index import Entry, IndexWriter, LayerIndex
+from imgfs.layer.entry import Entry
+from imgfs.layer.index import IndexWriter, LayerIndex
 from imgfs.layer.tar import tar_entries
 from imgfs.oci.descriptor import Digest
 from imgfs.tree.merge import merge

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
 from imgfs.layer.codec import MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
 from imgfs.layer.deflate import ZlibEngine
-from imgfs.layer.index import Codec, Span
+from imgfs.layer.entry import Codec, Span
 from tests import blobs
 from tests.blobs import deflate, gzip_member, gzip_members, prose, skippable, span_of, zstd_bomb, zstd_frames
 from tests.tarmake import archive, file

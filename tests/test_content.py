@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from imgfs import content as content_room
 from imgfs.content import Content, LayerContent, Piece, pieces_of
 from imgfs.errors import IntegrityError, StoreError, Unavailable
-from imgfs.layer.index import Extent, IndexWriter, LayerIndex
+from imgfs.layer.deflate import ZlibEngine
+from imgfs.layer.entry import Extent
+from imgfs.layer.index import IndexWriter, LayerIndex
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Store
@@ -44,7 +46,8 @@ class Rig:
         with place.new_index() as path:
             index_writer = IndexWriter(path)
             chunks = self.source.blob(self.layer)
-            size = scan(chunks, self.layer, Digest.of(flat), writer, index_writer, step=STEP)
+            diff_id = Digest.of(flat)
+            size = scan(chunks, self.layer, diff_id, writer, index_writer, step=STEP, engine=ZlibEngine)
         writer.close()
         assert place.index
         index = stack.enter_context(LayerIndex(place.index))

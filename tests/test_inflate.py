@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.deflate import OUTPUT
-from imgfs.layer.index import WINDOW, Checkpoint
+from imgfs.layer.entry import WINDOW, Checkpoint
 from imgfs.layer.inflate import Inflater
 from tests import blobs
 from tests.blobs import bgzf, deflate, gzip_member, gzip_members, prose

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from imgfs.errors import InvalidImage
 from imgfs.layer import isal
 from imgfs.layer.codec import Cut, decode_span, decoder, fastest_engine
-from imgfs.layer.index import Codec, Span
+from imgfs.layer.entry import Codec, Span
 from imgfs.layer.inflate import Inflater
 from imgfs.layer.isal import IsalEngine
 from tests import blobs

@@ -11,18 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
-from imgfs.layer.index import (
-    WINDOW,
-    Checkpoint,
-    Codec,
-    Entry,
-    Extent,
-    IndexWriter,
-    Kind,
-    LayerIndex,
-    Span,
-    Summary,
-)
+from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
+from imgfs.layer.index import IndexWriter, LayerIndex, Summary
 from tests.blobs import prose
 
 SUMMARY = Summary("sha256:" + "a" * 64, "sha256:" + "b" * 64, "gzip", 1234, 5678, 0)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.layer.codec import decode_span
 from imgfs.layer.deflate import ZlibEngine
-from imgfs.layer.index import Codec, Entry, IndexWriter, LayerIndex, Span, Summary
+from imgfs.layer.entry import Codec, Entry, Span
+from imgfs.layer.index import IndexWriter, LayerIndex, Summary
 from imgfs.layer.scan import scan
 from imgfs.layer.tar import tar_entries
 from imgfs.oci.descriptor import Descriptor, Digest

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Entry, Extent, Kind
+from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.tar import parse_tar, tar_entries
 from tests import tarmake
 from tests.tarmake import GNU, V7, archive, header, member, pax

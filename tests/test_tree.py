@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
-from imgfs.layer.index import Entry, Extent, IndexWriter, Kind
+from imgfs.layer.entry import Entry, Extent, Kind
+from imgfs.layer.index import IndexWriter
 from imgfs.tree.merge import merge
 from imgfs.tree.schema import ROOT, STRIDE
 from imgfs.tree.tree import Tree

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Entry, Extent, Kind
+from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.tree.paths import clean
 from imgfs.tree.tree import Node, Tree
 from tests.layers import merged

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Entry, Kind
+from imgfs.layer.entry import Entry, Kind
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Tree
 from tests.layers import merged

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from imgfs.layer.index import Entry, Kind
+from imgfs.layer.entry import Entry, Kind
 from tests.layers import merged
 from tests.tarmake import (
     archive,

@@ -28,12 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImgfsError as error:
         return _complain(str(error), FAILED)
     except BrokenPipeError:  # whoever read our output has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         return FAILED
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
+        _drop_output()
+        what = error.strerror or str(error)
+        return _complain(f"{error.filename}: {what}" if error.filename else what, FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        _complain("interrupted", INTERRUPTED)
+        os._exit(INTERRUPTED)  # threads that wait for a dead registry must not hold up the end
     return code
 
 
@@ -46,6 +49,14 @@ def mount_helper() -> int:
     except UsageError as error:
         return _complain(str(error), MISUSED)
     return main(arguments)
+
+
+def _drop_output() -> None:
+    """Write what can be written; what cannot is not tried again, and complained of, when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(message: str, code: int) -> int:

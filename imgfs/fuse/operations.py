@@ -25,7 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import answers
 from imgfs.image import Image
-from imgfs.layer.index import Extent
+from imgfs.layer.entry import Extent
 from imgfs.mounts import STATUS_XATTR
 from imgfs.tree.tree import Node
 

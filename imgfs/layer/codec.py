@@ -16,7 +16,7 @@ import zstandard
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer import isal
 from imgfs.layer.deflate import Engine, ZlibEngine
-from imgfs.layer.index import Checkpoint, Codec, Span
+from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.inflate import Inflater
 
 STEP = 2 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements

@@ -11,7 +11,7 @@ import functools
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_uint, c_ulong, c_void_p
 from typing import Any, NamedTuple, Protocol
 
-from imgfs.layer.index import WINDOW, Checkpoint
+from imgfs.layer.entry import WINDOW, Checkpoint
 
 OUTPUT = 256 * 1024  # what one step puts out at most, in bytes: stays in the second-level cache
 

@@ -10,97 +10,29 @@ processes, a row at a time; opening it loads nothing, however large the layer.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import zstandard
 
 from imgfs.errors import StoreError
+from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
+from imgfs.layer.rows import (
+    clamp_time,
+    create_database,
+    open_database,
+    pack_xattrs,
+    stored_extents,
+    unpack_extents,
+    unpack_xattrs,
+)
 
 FORMAT = 1  # of the file; another number means: index the layer again
-WINDOW = 32 * 1024  # the farthest a deflate match can look back (RFC 1951, section 2)
 
 _T = TypeVar("_T")
-
-
-class Kind(IntEnum):
-    """What an entry is. The numbers are stored."""
-
-    FILE = 0
-    DIRECTORY = 1
-    SYMLINK = 2
-    HARDLINK = 3
-    CHARACTER = 4
-    BLOCK = 5
-    FIFO = 6
-
-
-class Extent(NamedTuple):
-    """A run of a file: `length` bytes at `offset` in the file are those at `flat` in the flat layer."""
-
-    offset: int
-    length: int
-    flat: int
-
-
-class Entry(NamedTuple):
-    """One member of a layer, as the layer says it.
-
-    `path` and `target` are raw, as stored (uncleaned: `tree` does that). `mode` holds the twelve permission
-    bits only. `device` is (major, minor). `xattrs` are unprefixed by PAX: `security.capability` and so on.
-    `extents` are in order, without overlap; what they leave out of `size` is a hole.
-    """
-
-    path: bytes
-    kind: Kind
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    target: bytes = b""
-    device: tuple[int, int] = (0, 0)
-    xattrs: Mapping[bytes, bytes] = {}
-    extents: tuple[Extent, ...] = ()
-
-
-class Codec(IntEnum):
-    """How a span's compressed bytes become flat ones. The numbers are stored."""
-
-    IDENTITY = 0  # they are the same
-    GZIP = 1  # the span begins at a gzip member's header
-    DEFLATE = 2  # the span begins inside a gzip member, at a deflate block: needs a checkpoint
-    ZSTD = 3  # the span is whole zstd frames
-
-
-class Checkpoint(NamedTuple):
-    """Where inflate can begin in mid-member: `bits` (0-7) of the byte before the span's own first whole byte
-    belong to it, `window` is up to 32 KiB of flat layer that come before (RFC 1951)."""
-
-    bits: int
-    window: bytes
-
-
-class Span(NamedTuple):
-    """A piece of the flat layer, `[flat_start, flat_end)`, and the blob's bytes `[start, end)` that hold it.
-
-    With a checkpoint of nonzero `bits`, the byte at `start` is the one whose upper `bits` bits begin the
-    span. `digest` is the sha256 of exactly the blob's bytes `[start, end)`.
-    """
-
-    number: int
-    flat_start: int
-    flat_end: int
-    start: int
-    end: int
-    codec: Codec
-    digest: bytes
-    checkpoint: Checkpoint | None = None
 
 
 class Summary(NamedTuple):
@@ -145,7 +77,7 @@ class IndexWriter:
 
     def add_entry(self, entry: Entry) -> None:
         """Append one entry, in the layer's own order."""
-        flat, extents = _stored_extents(entry)
+        flat, extents = stored_extents(entry)
         head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
         tail = (clamp_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
         self._entries.append((*head, *tail, flat, extents))
@@ -188,7 +120,7 @@ class IndexWriter:
         self._entries.clear()
 
 
-class LayerIndex:
+class LayerIndex(AbstractContextManager["LayerIndex"]):
     """A layer's index, read from the file at `path`: a context manager, for one thread at a time.
 
     Raises StoreError if the file is no index of this format, and whenever it turns out to be damaged.
@@ -271,83 +203,14 @@ class LayerIndex:
         """Close the file."""
         self._db.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def create_database(path: Path, schema: str) -> sqlite3.Connection:
-    """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
-    db.executescript(f"{schema}BEGIN;")
-    return db
-
-
-def open_database(path: Path) -> sqlite3.Connection:
-    """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
-    try:
-        return sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from error
-
-
-def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes | None:
-    """Extended attributes as one blob, sorted by name; None if there are none."""
-    if not xattrs:
-        return None
-    parts = []
-    for name, value in sorted(xattrs.items()):
-        parts += [len(name).to_bytes(4, "little"), len(value).to_bytes(4, "little"), name, value]
-    return b"".join(parts)
-
-
-def unpack_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
-    """The inverse of `pack_xattrs`."""
-    xattrs, at = {}, 0
-    while blob and at < len(blob):
-        name_length = int.from_bytes(blob[at : at + 4], "little")
-        value_length = int.from_bytes(blob[at + 4 : at + 8], "little")
-        at += 8 + name_length + value_length
-        xattrs[blob[at - name_length - value_length : at - value_length]] = blob[at - value_length : at]
-    return xattrs
-
-
-def pack_extents(extents: Iterable[Extent]) -> bytes:
-    """Extents as one blob of little-endian 64-bit triples."""
-    return b"".join(number.to_bytes(8, "little") for extent in extents for number in extent)
-
-
-def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
-    """The inverse of `pack_extents`."""
-    numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
-    return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
-
-
-def clamp_time(mtime_ns: int) -> int:
-    """`mtime_ns` within what 64 bits hold, about the years 1678 to 2262."""
-    return max(-(1 << 63), min((1 << 63) - 1, mtime_ns))
 
 
 def _unpack_window(blob: bytes) -> bytes:
     if zstandard.frame_content_size(blob) > WINDOW:  # damage must not become a huge allocation
         raise ValueError(f"a window of more than {WINDOW} bytes")
     return zstandard.ZstdDecompressor().decompress(blob)
-
-
-def _stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
-    """(flat, None) for the usual file in one piece, else (None, packed extents)."""
-    match entry.extents:
-        case (Extent(0, entry.size, flat),):
-            return flat, None
-        case ():
-            return None, None
-        case extents:
-            return None, pack_extents(extents)
 
 
 def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, bytes, int, bytes]) -> Entry:
@@ -358,7 +221,3 @@ def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, byte
         pieces = unpack_extents(extents) if extents else ()
     attributes = unpack_xattrs(xattrs) if xattrs else {}
     return Entry(path, Kind(kind), mode, uid, gid, size, mtime_ns, target, (major, minor), attributes, pieces)
-
-
-def _uri(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.deflate import OUTPUT, Corrupt, Engine, ZlibEngine
-from imgfs.layer.index import Checkpoint
+from imgfs.layer.entry import Checkpoint
 
 _TRAILER = 8  # crc32 and length after a member's deflate data (RFC 1952, section 2.3.1)
 _HEADER_LIMIT = 1 << 20  # bytes: a name or comment without an end

@@ -15,7 +15,7 @@ from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint32, c_uin
 from typing import Any
 
 from imgfs.layer.deflate import OUTPUT, Corrupt, Step, ZlibEngine, address_of
-from imgfs.layer.index import WINDOW, Checkpoint
+from imgfs.layer.entry import WINDOW, Checkpoint
 
 _SLICE, _CRUMB = (
     2048,

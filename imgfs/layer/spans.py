@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from imgfs.layer.codec import Cut
-from imgfs.layer.index import Codec, IndexWriter, Span
+from imgfs.layer.entry import Codec, Span
+from imgfs.layer.index import IndexWriter
 
 
 class SpanWriter:

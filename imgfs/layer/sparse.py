@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Extent
+from imgfs.layer.entry import Extent
 from imgfs.layer.pax import SPARSE_MAP, Records, parse_decimal
 from imgfs.layer.tarheader import BLOCK, Want, check_size, has_gnu_magic, parse_number
 

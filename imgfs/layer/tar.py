@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 
 from imgfs.errors import InvalidImage
 from imgfs.layer import pax
-from imgfs.layer.index import Entry, Extent, Kind
+from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.sparse import Payload, is_pax_sparse, read_old_sparse, read_pax_sparse
 from imgfs.layer.tarheader import (
     BLOCK,

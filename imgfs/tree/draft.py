@@ -12,7 +12,8 @@ import stat
 from pathlib import Path
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Entry, Extent, Kind, create_database, pack_extents, pack_xattrs
+from imgfs.layer.entry import Entry, Kind
+from imgfs.layer.rows import create_database, pack_xattrs, stored_extents
 from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
 
 # What a name leads to, as in `d_type` of readdir(3): the file type bits of st_mode, shifted.
@@ -221,7 +222,8 @@ def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
     is_file, is_link = kind is Kind.FILE, kind is Kind.SYMLINK
     size = entry.size if is_file else len(entry.target) if is_link else 0
     device = os.makedev(*entry.device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
-    flat, extents, blocks = _stored_extents(entry) if is_file else (None, None, 0)
+    flat, extents = stored_extents(entry) if is_file else (None, None)
+    blocks = -(-sum(extent.length for extent in entry.extents) // 512) if is_file else 0
     mode = _TYPES[kind] << 12 | entry.mode & 0o7777
     nlink = 2 if kind is Kind.DIRECTORY else 1
     attributes = (ino, mode, entry.uid, entry.gid, size, entry.mtime_ns, nlink, device, blocks, layer)
@@ -239,14 +241,3 @@ def _check(entry: Entry) -> None:
         major, minor = entry.device
         if not (0 <= major < _MAJOR_LIMIT and 0 <= minor < _MINOR_LIMIT):
             raise InvalidImage(f"device {major}:{minor} is beyond the 12:20 bits that Linux has")
-
-
-def _stored_extents(entry: Entry) -> tuple[int | None, bytes | None, int]:
-    """(flat, packed extents, 512-byte blocks): `flat` alone for the usual file in one piece."""
-    match entry.extents:
-        case (Extent(0, entry.size, flat),):
-            return flat, None, -(-entry.size // 512)
-        case ():
-            return None, None, 0
-        case extents:
-            return None, pack_extents(extents), -(-sum(extent.length for extent in extents) // 512)

@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer.index import Entry, Kind, LayerIndex
+from imgfs.layer.entry import Entry, Kind
+from imgfs.layer.index import LayerIndex
 from imgfs.tree.draft import DIRECTORY, Draft, Found
 from imgfs.tree.notes import Notes
 from imgfs.tree.paths import OPAQUE, clean, is_reserved, parse_whiteout, shown

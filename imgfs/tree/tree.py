@@ -7,12 +7,13 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from imgfs.errors import StoreError
-from imgfs.layer.index import Extent, open_database, unpack_extents, unpack_xattrs
+from imgfs.layer.entry import Extent
+from imgfs.layer.rows import open_database, unpack_extents, unpack_xattrs
 from imgfs.tree.paths import LINK_LIMIT
 from imgfs.tree.schema import FORMAT, ROOT, STRIDE
 
@@ -50,7 +51,7 @@ class Node(NamedTuple):
     has_xattrs: bool
 
 
-class Tree:
+class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
 
     Any thread may use it: nothing is kept between calls, and SQLite, in its "serialized" mode, lets one
@@ -154,12 +155,7 @@ class Tree:
         """Close the file."""
         self._db.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _summary(self) -> tuple[int, int, int]:

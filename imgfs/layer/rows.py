@@ -1,0 +1,78 @@
+"""SQLite files that are written once and then only read, and how entries' parts are stored in their rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from imgfs.errors import StoreError
+from imgfs.layer.entry import Entry, Extent
+
+
+def create_database(path: Path, schema: str) -> sqlite3.Connection:
+    """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
+    db.executescript(f"{schema}BEGIN;")
+    return db
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
+    try:
+        return sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes | None:
+    """Extended attributes as one blob, sorted by name; None if there are none."""
+    if not xattrs:
+        return None
+    parts = []
+    for name, value in sorted(xattrs.items()):
+        parts += [len(name).to_bytes(4, "little"), len(value).to_bytes(4, "little"), name, value]
+    return b"".join(parts)
+
+
+def unpack_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
+    """The inverse of `pack_xattrs`."""
+    xattrs, at = {}, 0
+    while blob and at < len(blob):
+        name_length = int.from_bytes(blob[at : at + 4], "little")
+        value_length = int.from_bytes(blob[at + 4 : at + 8], "little")
+        at += 8 + name_length + value_length
+        xattrs[blob[at - name_length - value_length : at - value_length]] = blob[at - value_length : at]
+    return xattrs
+
+
+def pack_extents(extents: Iterable[Extent]) -> bytes:
+    """Extents as one blob of little-endian 64-bit triples."""
+    return b"".join(number.to_bytes(8, "little") for extent in extents for number in extent)
+
+
+def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
+    """The inverse of `pack_extents`."""
+    numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
+    return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+
+
+def clamp_time(mtime_ns: int) -> int:
+    """`mtime_ns` within what 64 bits hold, about the years 1678 to 2262."""
+    return max(-(1 << 63), min((1 << 63) - 1, mtime_ns))
+
+
+def stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
+    """(flat, None) for the usual file in one piece, else (None, packed extents)."""
+    match entry.extents:
+        case (Extent(0, entry.size, flat),):
+            return flat, None
+        case ():
+            return None, None
+        case extents:
+            return None, pack_extents(extents)
+
+
+def _uri(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
