@@ -30,6 +30,7 @@ PATIENCE = 60.0  # seconds without a byte of the layer after which a read that w
 _GROUP_SPANS = 8  # spans in one request at most,
 _GROUP_BYTES = 8 << 20  # and compressed bytes, unless a single span is larger
 _READ_AHEAD = 8  # spans fetched ahead of a sequential reader at most
+_LARGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
 _TRIES = 4  # of a read whose spans are evicted under its hands
 
 
@@ -72,37 +73,40 @@ class Content:
     def __init__(self, layers: Sequence[LayerContent]) -> None:
         self.layers = layers
         self.served = 0  # bytes handed out
+        self._scratch = memoryview(bytearray(_LARGEST))
 
-    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes | None:
-        """A file's bytes if they can be had without waiting for disk or network, else None."""
-        return self._read(layer, extents, offset, length, wait=False)
+    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
+        """A file's bytes if they can be had without waiting for disk or network, else None.
+
+        They are good until the next call, which must come from the same thread: always fresh memory would
+        cost twice the time of the read itself. At most 1 MiB, else None.
+        """
+        if length > len(self._scratch):
+            return None
+        at = 0
+        for flat, size in pieces_of(extents, offset, length):
+            into = self._scratch[at : at + size]
+            at += size
+            if flat is None:
+                into[:] = bytes(size)
+            elif not self.layers[layer].read_now(flat, into):
+                return None
+        self.served += length
+        return self._scratch[:length]
 
     def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
         """A file's bytes; waits as long as it takes. Raises ImgfsError."""
-        body = self._read(layer, extents, offset, length, wait=True)
-        assert body is not None  # wait=True never gives up
-        return body
+        parts = [
+            bytes(size) if flat is None else self.layers[layer].read(flat, size)
+            for flat, size in pieces_of(extents, offset, length)
+        ]
+        self.served += length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
         """Whether a file's bytes can be had without the network."""
         pieces = pieces_of(extents, offset, length)
         return all(self.layers[layer].is_here(flat, size) for flat, size in pieces if flat is not None)
-
-    def _read(
-        self, layer: int, extents: Sequence[Extent], offset: int, length: int, *, wait: bool
-    ) -> bytes | None:
-        parts = []
-        for flat, size in pieces_of(extents, offset, length):
-            if flat is None:
-                parts.append(bytes(size))
-                continue
-            content = self.layers[layer]
-            part = content.read(flat, size) if wait else content.cached(flat, size)
-            if part is None:
-                return None
-            parts.append(part)
-        self.served += length
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def sync(self) -> None:
         """Get what has been fetched to the disk."""
@@ -132,10 +136,10 @@ class LayerContent:
         self._next = -1  # the span after the last one fetched: where a sequential reader misses next
         self._ahead = 0  # spans to fetch ahead of it
 
-    def cached(self, offset: int, length: int) -> bytes | None:
-        """The flat layer's bytes if they can be had without waiting, else None."""
-        first, last = self._spans(offset, length)
-        return self.flat.read(offset, length, self.flat.marks(first, last), first, wait=False)
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` with the flat layer's bytes if they can be had without waiting; False if not."""
+        first, last = self._spans(offset, len(into))
+        return self.flat.read_now(offset, into, self.flat.marks(first, last), first)
 
     def is_here(self, offset: int, length: int) -> bool:
         """Whether the flat layer's bytes can be had without the network."""
@@ -146,7 +150,7 @@ class LayerContent:
         first, last = self._spans(offset, length)
         for _ in range(_TRIES):
             marks = self.flat.marks(first, last)
-            body = self.flat.read(offset, length, marks, first, wait=True)
+            body = self.flat.read(offset, length, marks, first)
             if body is not None:
                 return body
             self._bring(first, last)

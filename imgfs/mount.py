@@ -27,6 +27,8 @@ from imgfs.source import Source
 from imgfs.store import Store
 
 if TYPE_CHECKING:
+    import trio
+
     from imgfs.image import Image, Resolved
 
 log = logging.getLogger(__name__)
@@ -190,14 +192,9 @@ async def _serve_image(image: Image, options: MountOptions, on_ready: Callable[[
     from imgfs.fuse.operations import Operations
 
     began = time.time()
-
-    def ready() -> None:
-        log.info("mounted %s at %s", image.resolved.reference, options.mountpoint)
-        _raise_read_ahead(options.mountpoint)
-        on_ready()
-
+    greeted = trio.Event()
     operations = Operations(
-        image, owner=options.owner, on_ready=ready, status=lambda: status(image, options, began)
+        image, owner=options.owner, on_ready=greeted.set, status=lambda: status(image, options, began)
     )
     fuse_options = {"ro", "default_permissions", "subtype=imgfs", *options.fuse}
     fuse_options.add(f"fsname={_escaped(image.resolved.reference)}")
@@ -210,10 +207,21 @@ async def _serve_image(image: Image, options: MountOptions, on_ready: Callable[[
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, pyfuse3.terminate, nursery.cancel_scope.cancel)
             nursery.start_soon(_sync_now_and_then, image)
+            nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
+
+
+async def _announce(
+    greeted: trio.Event, reference: str, mountpoint: Path, on_ready: Callable[[], None]
+) -> None:
+    """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
+    await greeted.wait()
+    log.info("mounted %s at %s", reference, mountpoint)
+    _raise_read_ahead(mountpoint)
+    on_ready()
 
 
 async def _end_on_signal(terminate: Callable[[], None], cancel: Callable[[], None]) -> None:

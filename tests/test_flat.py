@@ -43,9 +43,9 @@ def fill(flat: Flat, *numbers: int) -> None:
         flat.mark(number, before)
 
 
-def read(flat: Flat, number: int, *, wait: bool = True) -> bytes | None:
+def read(flat: Flat, number: int) -> bytes | None:
     """All of a span."""
-    return flat.read(number * SPAN, len(body_of(number)), flat.marks(number, number), number, wait=wait)
+    return flat.read(number * SPAN, len(body_of(number)), flat.marks(number, number), number)
 
 
 def present(flat: Flat) -> list[int]:
@@ -87,8 +87,8 @@ def test_what_is_written_but_not_marked_is_not_there(flat: Flat) -> None:
 
 def test_a_read_across_spans_wants_all_of_them(flat: Flat) -> None:
     fill(flat, 1, 2)
-    assert flat.read(2 * SPAN - 5, 10, flat.marks(1, 2), 1, wait=True) == b"\2" * 5 + b"\3" * 5
-    assert flat.read(3 * SPAN - 5, 10, flat.marks(2, 3), 2, wait=True) is None
+    assert flat.read(2 * SPAN - 5, 10, flat.marks(1, 2), 1) == b"\2" * 5 + b"\3" * 5
+    assert flat.read(3 * SPAN - 5, 10, flat.marks(2, 3), 2) is None
 
 
 def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(flat: Flat) -> None:
@@ -96,13 +96,16 @@ def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(fl
     seen = flat.marks(0, 0)
     flat.evict()
     fill(flat, 0)
-    assert flat.read(0, SPAN, seen, 0, wait=True) is None
+    assert flat.read(0, SPAN, seen, 0) is None
     assert read(flat, 0) == body_of(0)
 
 
 def test_bytes_in_the_page_cache_are_read_without_waiting(flat: Flat) -> None:
     fill(flat, 4)
-    assert read(flat, 4, wait=False) == body_of(4)
+    into = bytearray(len(body_of(4)))
+    assert flat.read_now(4 * SPAN, memoryview(into), flat.marks(4, 4), 4)
+    assert into == body_of(4)
+    assert not flat.read_now(5 * SPAN, memoryview(into), flat.marks(5, 5), 5)
 
 
 def test_marks_are_shared_with_others_who_have_the_layer_open(flat: Flat, tmp_path: Path) -> None:

@@ -115,9 +115,9 @@ class Operations(pyfuse3.Operations):
         length = min(size, file_size - off)
         if length <= 0:
             return b""
-        body = self._content.cached(layer, extents, off, length)
-        if body is not None:
-            return body
+        ready = self._content.cached(layer, extents, off, length)
+        if ready is not None:
+            return ready  # type: ignore[return-value]  # pyfuse3 copies any buffer, before anybody else runs
         there = self._content.is_here(layer, extents, off, length)
         limiter = self._disk_reads if there else self._fetches
         read = functools.partial(self._content.read, layer, extents, off, length)

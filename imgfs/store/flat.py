@@ -91,31 +91,33 @@ class Flat:
         """The marks of the spans `first` to `last`, both included."""
         return self._map[_FIRST + first : _FIRST + last + 1]
 
-    def read(self, offset: int, length: int, marks: bytes, first: int, *, wait: bool) -> bytes | None:
+    def read(self, offset: int, length: int, marks: bytes, first: int) -> bytes | None:
         """`length` bytes at `offset`, or None if they are not (or no longer) all there.
 
-        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`. Without
-        `wait`, None also if the disk would have to be waited for.
+        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`.
         """
         if not all(mark & PRESENT for mark in marks):
             return None
-        body = self._pread(offset, length) if wait else self._pread_now(offset, length)
-        if body is None or self.marks(first, first + len(marks) - 1) != marks:
+        body = os.pread(self._fd, length, offset)
+        if not self._stayed(marks, first):
             return None
         if len(body) != length:
             raise StoreError(f"the flat layer ends at {offset + len(body)}, before {offset + length}")
         return body
 
-    def _pread(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
-
-    def _pread_now(self, offset: int, length: int) -> bytes | None:
-        body = bytearray(length)
+    def read_now(self, offset: int, into: memoryview, marks: bytes, first: int) -> bool:
+        """`read` into a buffer, as long as that is; False also if the disk would have to be waited for."""
+        if not all(mark & PRESENT for mark in marks):
+            return False
         try:
-            count = os.preadv(self._fd, [body], offset, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
         except OSError:  # EAGAIN: not in the page cache; EOPNOTSUPP: this file system cannot say
-            return None
-        return bytes(body) if count == length else None
+            return False
+        return count == len(into) and self._stayed(marks, first)
+
+    def _stayed(self, marks: bytes, first: int) -> bool:
+        """Whether nothing has been evicted since."""
+        return self.marks(first, first + len(marks) - 1) == marks
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
         """Put `piece` at `offset`; it counts for nothing until its spans are marked. Raises StoreError."""
