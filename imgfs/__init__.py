@@ -19,9 +19,9 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     source      where images come from: a registry or an OCI layout
     tree        the merged tree on disk       content     a file's bytes, on demand
     image       a whole image made ready    inventory   what in the store belongs to what
-    mounts      the kernel's mount table
+    mounts      the kernel's mount table    daemon      a process that outlives its caller
     fuse/       the kernel's requests answered
-    mount       composition root: builds everything, mounts, daemonises, unmounts
+    mount       composition root: builds everything, mounts, serves, unmounts
     cli/        arguments in, text out
 
 The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `source` fetches a span ->

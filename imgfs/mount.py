@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from imgfs.errors import ImgfsError, MountError, StoreError
+from imgfs.daemon import run_as_daemon, run_in_foreground
+from imgfs.errors import MountError
 from imgfs.mounts import mount_at
 from imgfs.source import Source
 from imgfs.store import Store
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 READ_AHEAD_KIB = 1024  # the kernel's, where we may set it: as much as one FUSE request can carry
 _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
-_READY = b"\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,120 +50,19 @@ class MountOptions:
     foreground: bool = False
 
 
-def check_mountable(options: MountOptions) -> None:
-    """Raise MountError, saying what to do, if nothing can be mounted there."""
-    _check_mountpoint(options.mountpoint, "nonempty" in options.fuse)
-    if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse)")
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountError(
-            "/dev/fuse: you may not open it: as root, chmod 0666 /dev/fuse, as distributions have it"
-        )
-    if os.geteuid() and shutil.which("fusermount3") is None:
-        raise MountError("fusermount3 is not installed (Debian: apt install fuse3)")
-
-
-def _check_mountpoint(path: Path, nonempty: bool) -> None:
-    mounted = mount_at(path)
-    if mounted and mounted.filesystem.startswith("fuse"):  # may be dead: do not touch it
-        raise MountError(f"{path}: {mounted.source} is mounted here already (imgfs umount {path})")
-    try:
-        names = os.listdir(path)
-    except FileNotFoundError as error:
-        raise MountError(f"{path}: no such directory: create it first (mkdir {path})") from error
-    except NotADirectoryError as error:
-        raise MountError(f"{path}: not a directory") from error
-    except OSError as error:
-        raise MountError(f"{path}: {error.strerror}") from error
-    if names and not nonempty:
-        raise MountError(
-            f"{path}: not empty: its {len(names)} entries would be hidden (-o nonempty to do it)"
-        )
-    if os.geteuid() and not os.access(path, os.W_OK):
-        raise MountError(f"{path}: you may not write to it, so you may not mount on it")
-
-
 def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
     """Mount a prepared image; returns when it answers. In the foreground the process ends with the mount.
 
     `connect` opens the source of what the store lacks: in the daemon. Raises ImgfsError.
     """
+
+    def serve(on_ready: Callable[[], None]) -> None:
+        _serve(resolved, connect, store, options, on_ready)
+
     if options.foreground:
-        log_to_stderr(options.log_level)
-        _serve(resolved, connect, store, options, lambda: None)
-        logging.shutdown()
-        os._exit(0)  # as in `_daemon`
+        run_in_foreground(serve, options.log_level)
     name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
-    log_file = store.logs / name
-    log_fd = _open_log(log_file)
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork() == 0:
-        os.close(reading)
-        _daemon(resolved, connect, store, options, log_fd, writing)
-    os.close(log_fd)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read()
-    if answer != _READY:
-        reason = answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
-        raise MountError(reason)
-
-
-def _daemon(
-    resolved: Resolved,
-    connect: Callable[[], Source],
-    store: Store,
-    options: MountOptions,
-    log_fd: int,
-    answer: int,
-) -> NoReturn:
-    """The forked process: serve, and tell `answer` how it began. Ends without the parent's clean-up."""
-    status = 1
-
-    def tell(message: bytes | str) -> None:
-        body = message.encode(errors="backslashreplace") if isinstance(message, str) else message
-        with contextlib.suppress(OSError):  # told already
-            os.write(answer, body)
-            os.close(answer)
-
-    try:
-        os.setsid()
-        os.chdir("/")
-        _redirect(log_fd)
-        log_to_stderr(options.log_level)
-        _serve(resolved, connect, store, options, lambda: tell(_READY))
-        status = 0
-    except ImgfsError as error:
-        log.error("%s", error)  # noqa: TRY400  (a line for a person)
-        tell(str(error))
-    except BaseException as error:
-        log.exception("the daemon ends")
-        tell(f"{type(error).__name__}: {error}; see the last log in {store.logs}")
-    finally:
-        logging.shutdown()
-        os._exit(status)  # threads that still wait for a dead registry must not hold up the end
-
-
-def _open_log(path: Path) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-
-
-def _redirect(log_fd: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for target, stream in ((null, 0), (log_fd, 1), (log_fd, 2)):
-        os.dup2(target, stream)
-    os.close(null)
-    os.close(log_fd)
-
-
-def log_to_stderr(level: str) -> None:
-    """Log to standard error, which a daemon has made its log file."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    run_as_daemon(serve, store.logs / name, options.log_level)
 
 
 def _serve(

@@ -18,7 +18,7 @@ RANKS = [
     {"layer", "registry", "store"},
     {"source"},
     {"tree", "content"},
-    {"inventory", "image", "mounts"},
+    {"inventory", "image", "mounts", "daemon"},
     {"fuse"},
     {"mount"},
     {"cli"},

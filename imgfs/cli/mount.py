@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.cli.text import size
-from imgfs.mounts import our_mount_at, read_status, unmount
+from imgfs.mounts import check_mountable, our_mount_at, read_status, unmount
 
 
 def mount(options: argparse.Namespace) -> int:
     """Mount an image."""
     from imgfs.cli.images import wanted
-    from imgfs.mount import MountOptions, check_mountable
+    from imgfs.mount import MountOptions
     from imgfs.mount import mount as mount_image
 
     how = MountOptions(
@@ -25,7 +25,7 @@ def mount(options: argparse.Namespace) -> int:
         log_level=options.log_level.upper(),
         foreground=options.foreground,
     )
-    check_mountable(how)
+    check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     image = wanted(options)
     mount_image(image.prepare(), image.connect, image.store, how)
     return 0
