@@ -1,0 +1,78 @@
+"""What tests of the whole program share: the command, accounts, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imgfs.mounts import mounts
+from tests.mounted import NOBODY, Imgfs, processes_of_tests
+
+_OPEN = f"{tempfile.gettempdir()}/imgfs-test-{os.getpid()}-"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No mount and no process outlives the tests."""
+    yield
+    roots = (str(tmp_path_factory.getbasetemp()), _OPEN)
+    left = [path for path in (str(mount.mountpoint) for mount in mounts()) if path.startswith(roots)]
+    for path in reversed(left):
+        subprocess.run(["umount", "-l", path], check=False)
+    alive = processes_of_tests()
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert (left, alive) == ([], [])
+
+
+@pytest.fixture
+def imgfs(tmp_path: Path) -> Iterator[Imgfs]:
+    """The command, with a store of its own."""
+    command = Imgfs(tmp_path / "imgfs")
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="module")
+def module_imgfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imgfs]:
+    """The command, with a store that the tests of a module share."""
+    command = Imgfs(tmp_path_factory.mktemp("module") / "imgfs")
+    yield command
+    command.close()
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user can get to, unlike `tmp_path`."""
+    path = Path(tempfile.mkdtemp(prefix=os.path.basename(_OPEN)))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def nobody(open_path: Path) -> Iterator[Imgfs]:
+    """The command as an ordinary user runs it."""
+    if os.geteuid():
+        pytest.skip("only root can be somebody else")
+    _open_fuse()
+    command = Imgfs(open_path / "imgfs", user=NOBODY)
+    reason = command.program(*command.command("version")).err.strip().splitlines()[-1:]
+    if reason:
+        pytest.skip(f"an ordinary user cannot run this Python or read this checkout: {reason[0]}")
+    yield command
+    command.close()
+
+
+def _open_fuse() -> None:
+    """Distributions give /dev/fuse to everybody; bare containers do not."""
+    if stat.S_IMODE(os.stat("/dev/fuse").st_mode) != 0o666:
+        os.chmod("/dev/fuse", 0o666)

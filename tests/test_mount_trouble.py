@@ -1,0 +1,415 @@
+"""Mounts that begin badly, and how mounts end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tarmake as tar
+from tests.fault_server import FaultServer
+from tests.mounted import (
+    CHECKOUT,
+    Imgfs,
+    Wire,
+    drop_caches,
+    gzipped,
+    is_alive,
+    mount_flags,
+    mount_of,
+    plain,
+    serve,
+    until,
+    write_image,
+)
+from tests.test_mount import NOISE, errno_of
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems of other kinds"),
+]
+
+LAYER = tar.archive(tar.directory("d"), tar.file("d/noise", NOISE), tar.file("small", b"small"))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    return write_image(tmp_path / "layout", [gzipped(LAYER)])
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("umount", "{at}"), ("fusermount3", "-u", "{at}"), ("kill", "{pid}"), ("kill", "-INT", "{pid}")],
+    ids=["umount", "fusermount3", "SIGTERM", "SIGINT"],
+)
+def test_the_daemon_ends_and_the_mount_with_it(imgfs: Imgfs, image: str, words: tuple[str, ...]) -> None:
+    at = imgfs.mount(image)
+    pid = imgfs.pid(at)
+    done = imgfs.program(*(word.format(at=at, pid=pid) for word in words))
+    assert (done.code, done.err) == (0, "")
+    until(lambda: not is_alive(pid), "the daemon has ended")
+    assert mount_of(at) is None
+    assert "INFO imgfs.mount: unmounted" in imgfs.logged()[-1]
+    imgfs.gone(at)
+
+
+def test_umount_returns_when_the_daemon_has_ended(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    pid = imgfs.pid(at)
+    imgfs.umount(at)
+    assert (is_alive(pid), mount_of(at)) == (False, None)
+
+
+def test_the_daemon_keeps_a_log_of_its_own(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    assert any(f"INFO imgfs.mount: mounted {image} at {at}" in line for line in imgfs.logged())
+    pid = imgfs.pid(at)
+    assert {os.readlink(f"/proc/{pid}/fd/{fd}").startswith(str(imgfs.store)) for fd in (1, 2)} == {True}
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    imgfs.umount(at)
+
+
+def test_in_the_foreground_it_stays_until_it_is_unmounted(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    process = imgfs.start("mount", "-f", image, at)
+    until(lambda: mount_of(at), "mounted")
+    assert (at / "small").read_bytes() == b"small"
+    assert process.poll() is None
+    imgfs.ok("umount", at)
+    assert process.wait(20) == 0
+
+
+def test_in_the_foreground_ctrl_c_unmounts(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    process = imgfs.start("mount", "-f", image, at)
+    until(lambda: mount_of(at) and (at / "small").exists(), "mounted")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert b"Traceback" not in said
+    assert mount_of(at) is None
+
+
+def test_a_busy_mount_stays_and_umount_says_so(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    with open(at / "small", "rb") as small:
+        said = imgfs.run("umount", at).complaint()
+        assert "busy" in said
+        assert "fuser -vm" in said
+        assert mount_of(at)
+        assert small.read() == b"small"
+    imgfs.umount(at)
+
+
+def test_a_busy_mount_can_be_detached_and_ends_with_its_last_user(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    pid = imgfs.pid(at)
+    with open(at / "d/noise", "rb") as noise:
+        imgfs.umount(at, "--lazy")
+        assert mount_of(at) is None
+        assert noise.read() == NOISE
+        assert is_alive(pid)
+    until(lambda: not is_alive(pid), "the daemon has ended")
+
+
+def test_a_killed_daemon_leaves_a_mount_that_is_explained_and_can_be_cleared(
+    imgfs: Imgfs, image: str
+) -> None:
+    at = imgfs.mount(image)
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    until(lambda: errno_of(lambda: os.listdir(at)) == errno.ENOTCONN, "the mount is dead")
+    assert imgfs.run("status", at).complaint() == (
+        f"{at}: no status: its daemon has died; clear it with: imgfs umount {at}"
+    )
+    assert imgfs.run("mount", image, at).complaint() == (
+        f"{at}: {image} is mounted here already (imgfs umount {at})"
+    )
+    imgfs.umount(at)
+    at = imgfs.mount(image)
+    assert (at / "d/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+
+
+def test_a_daemon_killed_while_it_fetches_leaves_a_store_that_is_right(imgfs: Imgfs, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "layout", [gzipped(LAYER * 8)])
+    for delay in (0.0, 0.02, 0.05):
+        at = imgfs.mount(image)
+        imgfs.evict(image)
+        with subprocess.Popen(["cat", str(at / "d/noise")], stdout=subprocess.DEVNULL, stderr=-3) as reading:
+            time.sleep(delay)  # any moment will do
+            os.kill(imgfs.pid(at), signal.SIGKILL)
+            reading.wait(20)
+        imgfs.umount(at)
+        at = imgfs.mount(image)
+        assert (at / "d/noise").read_bytes() == NOISE
+        imgfs.umount(at)
+
+
+# -- the mount point -----------------------------------------------------------------------------------------
+
+
+def test_a_missing_mount_point_is_named(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    said = imgfs.run("mount", image, tmp_path / "none").complaint()
+    assert said == f"{tmp_path}/none: no such directory: create it first (mkdir {tmp_path}/none)"
+
+
+def test_a_file_is_no_mount_point(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert imgfs.run("mount", image, tmp_path / "file").complaint() == f"{tmp_path}/file: not a directory"
+    assert "not a directory" in imgfs.run("mount", image, tmp_path / "file/below").complaint()
+
+
+def test_a_mount_does_not_hide_files_unless_asked_to(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    (at / "mine").touch()
+    said = imgfs.run("mount", image, at).complaint()
+    assert said == f"{at}: not empty: its 1 entries would be hidden (-o nonempty to do it)"
+    imgfs.mount(image, "-o", "nonempty")
+    assert sorted(os.listdir(at)) == ["d", "small"]
+    imgfs.umount(at)
+    assert os.listdir(at) == ["mine"]
+
+
+def test_an_image_is_not_mounted_over_another(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    said = imgfs.run("mount", image, at).complaint()
+    assert said == f"{at}: {image} is mounted here already (imgfs umount {at})"
+    imgfs.umount(at)
+
+
+def test_umount_and_status_refuse_what_is_not_ours(imgfs: Imgfs, tmp_path: Path) -> None:
+    assert imgfs.run("umount", tmp_path).complaint() == f"{tmp_path}: nothing is mounted here"
+    assert imgfs.run("status", tmp_path / "none").complaint() == f"{tmp_path}/none: nothing is mounted here"
+    assert imgfs.run("umount", "/proc").complaint() == "/proc: this is a proc mount, not one of imgfs"
+
+
+@pytest.mark.parametrize("name", ["with space", "tab\tand\\backslash", "comma,equals=", "ümlaut"])
+def test_mount_points_and_images_of_any_name(imgfs: Imgfs, tmp_path: Path, name: str) -> None:
+    image = write_image(tmp_path / name, [gzipped(LAYER)])
+    at = imgfs.mount(image, at=imgfs.mountpoint(name))
+    assert (at / "small").read_bytes() == b"small"
+    assert imgfs.status(at)["mountpoint"] == str(at)
+    imgfs.umount(at)
+
+
+def test_a_mount_point_through_a_symlink(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    at = imgfs.mountpoint()
+    (tmp_path / "link").symlink_to(at)
+    imgfs.ok("mount", image, tmp_path / "link")
+    imgfs.watch(tmp_path / "link")
+    assert (at / "small").read_bytes() == b"small"
+    imgfs.umount(tmp_path / "link")
+
+
+def test_a_relative_mount_point(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    imgfs.ok("mount", image, ".", cwd=at)
+    imgfs.watch(at)
+    assert imgfs.ok("status", "mnt/", cwd=at.parent).startswith(f"image     {image}")
+    imgfs.umount(at)
+
+
+# -- the machine ---------------------------------------------------------------------------------------------
+
+
+def test_without_the_kernels_fuse_the_module_is_named(imgfs: Imgfs, image: str) -> None:
+    script = f"mount -t tmpfs none /dev; mknod /dev/null c 1 3; exec {' '.join(imgfs.command('mount'))} $0 $1"
+    ran = imgfs.program("unshare", "-m", "sh", "-c", script, image, imgfs.mountpoint())
+    assert ran.complaint() == "/dev/fuse is missing: load the kernel's fuse module (modprobe fuse)"
+
+
+def test_an_option_that_fuse_does_not_know_is_refused(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    imgfs.expected.append("ERROR imgfs\\.(daemon|mount): .*not_an_option")
+    assert "not_an_option" in imgfs.run("mount", "-o", "not_an_option", image, at).complaint()
+    assert mount_of(at) is None
+
+
+@pytest.fixture
+def small_disk(imgfs: Imgfs) -> Iterator[Path]:
+    """A file system of its own for the store; to be remounted in the size a test wants."""
+    imgfs.store.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=300", "none", str(imgfs.store)], check=True
+    )
+    yield imgfs.store
+    imgfs.close()
+    subprocess.run(["umount", "-l", str(imgfs.store)], check=True)
+
+
+@pytest.mark.parametrize(
+    "limit", ["size=8k", "size=64k", "size=1m", "size=3m", "nr_inodes=8", "nr_inodes=16"]
+)
+def test_a_full_disk_is_one_line_and_nothing_is_mounted(
+    imgfs: Imgfs, small_disk: Path, image: str, limit: str
+) -> None:
+    subprocess.run(["mount", "-o", f"remount,{limit}", str(small_disk)], check=True)
+    at = imgfs.mountpoint()
+    said = imgfs.run("mount", image, at).complaint()
+    assert "No space left on device" in said or "disk is full" in said or "disk I/O error" in said
+    assert "store" in said
+    assert mount_of(at) is None
+    subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=1000", str(small_disk)], check=True)
+    imgfs.mount(image)  # what the failure left behind is in nobody's way
+    assert (at / "d/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+
+
+def test_a_disk_too_full_for_the_log_is_one_line(imgfs: Imgfs, small_disk: Path, image: str) -> None:
+    imgfs.ok("ls", image)
+    for number in range(1000):  # no inode is left for the log
+        try:
+            (small_disk / f"filler{number}").touch()
+        except OSError:
+            break
+    at = imgfs.mountpoint()
+    said = imgfs.run("mount", image, at).complaint()
+    assert "No space left on device" in said
+    assert str(small_disk) in said
+    assert mount_of(at) is None
+    for filler in small_disk.glob("filler*"):
+        filler.unlink()
+
+
+def test_a_disk_that_fills_up_under_a_mount_fails_reads_and_nothing_else(
+    imgfs: Imgfs, small_disk: Path, image: str
+) -> None:
+    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: .*No space left on device")
+    at = imgfs.mount(image)
+    imgfs.evict(image)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                pass
+        except OSError as full:
+            assert full.errno == errno.ENOSPC  # noqa: PT017  (the loop's only end)
+    assert errno_of(lambda: (at / "d/noise").read_bytes()) == errno.EIO
+    assert sorted(os.listdir(at / "d")) == ["noise"]
+    filler.unlink()
+    assert (at / "d/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+
+
+def test_a_store_damaged_under_a_mount_fails_reads_and_nothing_else(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: /d/noise: .*ends at")
+    at = imgfs.mount(image)
+    (flat,) = imgfs.store.glob("layers/*/*/flat")
+    os.truncate(flat, 0)
+    drop_caches()
+    assert errno_of(lambda: (at / "d/noise").read_bytes()) == errno.EIO
+    assert sorted(os.listdir(at)) == ["d", "small"]
+    imgfs.ok("store", "rm", "--data", image)
+    assert (at / "d/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+
+
+def test_a_store_that_is_no_directory_is_named(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = imgfs.run("mount", "--store", tmp_path / "file/store", image, imgfs.mountpoint()).complaint()
+    assert said == f"{tmp_path}/file/store: Not a directory"
+    said = imgfs.run("ls", "--store", tmp_path / "file", image).complaint()
+    assert said == f"{tmp_path}/file: File exists"
+
+
+# -- mount(8) and fstab --------------------------------------------------------------------------------------
+
+HELPER = Path("/sbin/mount.fuse.imgfs")
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> Iterator[None]:
+    """The helper where mount(8) looks for it, as scripts/install puts it."""
+    if os.path.lexists(HELPER):
+        yield
+        return
+    script = tmp_path / "mount.fuse.imgfs"
+    code = "import sys; from imgfs.cli import mount_helper; sys.exit(mount_helper())"
+    script.write_text(f"#!/bin/sh\nPYTHONPATH='{CHECKOUT}' exec '{sys.executable}' -c '{code}' \"$@\"\n")
+    script.chmod(0o755)
+    HELPER.symlink_to(script)
+    yield
+    HELPER.unlink()
+
+
+def test_mount_8_mounts_an_image(imgfs: Imgfs, helper: None, image: str) -> None:
+    at = imgfs.mountpoint()
+    done = imgfs.program("mount", "-t", "fuse.imgfs", image, at, "-o", f"ro,noexec,nodev,store={imgfs.store}")
+    assert (done.code, done.err) == (0, "")
+    imgfs.watch(at)
+    assert (at / "small").read_bytes() == b"small"
+    assert {"noexec", "nodev", "ro"} <= mount_flags(at)
+    assert "nosuid" not in mount_flags(at)  # what is not said is as for every other file system
+    done = imgfs.program("umount", at)
+    assert (done.code, done.err) == (0, "")
+    imgfs.gone(at)
+
+
+def test_fstab_mounts_an_image(imgfs: Imgfs, helper: None, image: str, tmp_path: Path) -> None:
+    at = imgfs.mountpoint()
+    table = tmp_path / "fstab"
+    table.write_text(
+        f"{image} {at} fuse.imgfs defaults,nofail,_netdev,x-systemd.automount,platform=linux/amd64,"
+        f"squash_owner,read_timeout=5,log_level=debug,store={imgfs.store} 0 0\n"
+    )
+    done = imgfs.program("mount", "-a", "-T", table)
+    assert (done.code, done.err) == (0, "")
+    imgfs.watch(at)
+    assert (at / "small").read_bytes() == b"small"
+    done = imgfs.program("mount", "-a", "-T", table)  # mounted already: nothing to do
+    assert (done.code, done.err) == (0, "")
+    imgfs.umount(at)
+
+
+def test_mount_8_passes_on_why_it_failed(imgfs: Imgfs, helper: None, tmp_path: Path) -> None:
+    done = imgfs.program("mount", "-t", "fuse.imgfs", f"oci:{tmp_path}/none", imgfs.mountpoint())
+    assert done.code != 0
+    assert done.err.startswith(f"imgfs: {tmp_path}/none: not an OCI image layout")
+    assert "Traceback" not in done.err
+
+
+# -- a request that hangs ------------------------------------------------------------------------------------
+
+
+def test_the_daemon_ends_at_once_although_a_read_waits_for_a_dead_registry(imgfs: Imgfs) -> None:
+    with FaultServer() as server, Wire(server.host) as wire:
+        image = serve(server, "app", "v1", [plain(LAYER)], wire.host)
+        at = imgfs.mount(image)
+        imgfs.evict(image)
+        wire.stall()
+        before = imgfs.status(at)["requests_fetched"]
+        with subprocess.Popen(["cat", str(at / "d/noise")], stdout=subprocess.DEVNULL, stderr=-3) as reading:
+            until(lambda: imgfs.status(at)["requests_fetched"] > before, "the read is under way")
+            began = time.monotonic()
+            os.kill(imgfs.pid(at), signal.SIGTERM)
+            reading.wait(20)
+            until(lambda: mount_of(at) is None, "unmounted")
+        assert time.monotonic() - began < 5
+    imgfs.gone(at)
+
+
+def test_ctrl_c_ends_the_foreground_although_a_read_waits_for_a_dead_registry(imgfs: Imgfs) -> None:
+    with FaultServer() as server, Wire(server.host) as wire:
+        image = serve(server, "app", "v1", [plain(LAYER)], wire.host)
+        at = imgfs.mountpoint()
+        process = imgfs.start("mount", "-f", image, at)
+        until(lambda: mount_of(at) and (at / "small").exists(), "mounted")
+        imgfs.evict(image)
+        wire.stall()
+        with subprocess.Popen(["cat", str(at / "d/noise")], stdout=subprocess.DEVNULL, stderr=-3) as reading:
+            until(lambda: imgfs.status(at)["requests_fetched"] > 0, "the read is under way")
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=5)
+            reading.wait(20)
+        assert (process.returncode, mount_of(at)) == (0, None)
+        assert b"Traceback" not in said
