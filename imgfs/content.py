@@ -12,6 +12,7 @@ Locks: `LayerContent._lock` guards `_flights` and the read-ahead's state, never 
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ _GROUP_SPANS = 8  # spans in one request at most,
 _GROUP_BYTES = 8 << 20  # and compressed bytes, unless a single span is larger
 _READ_AHEAD = 8  # spans fetched ahead of a sequential reader at most
 _LARGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
+_MEMORY = 1.0  # seconds for which a span that could not be had is not asked for again: the kernel repeats a
+# read-ahead that failed as a plain read, which would make its reader wait twice
 _TRIES = 4  # of a read whose spans are evicted under its hands
 
 
@@ -133,6 +136,7 @@ class LayerContent:
             self._sizes.append(end - start)
         self._lock = threading.Lock()
         self._flights: dict[int, Future[None]] = {}
+        self._failed: dict[int, tuple[float, Unavailable]] = {}  # by span: until when, and why
         self._next = -1  # the span after the last one fetched: where a sequential reader misses next
         self._ahead = 0  # spans to fetch ahead of it
 
@@ -182,6 +186,7 @@ class LayerContent:
         """The flights of the missing spans, and those of them that are new and yet to be started."""
         with self._lock:
             needed = self._missing(first, last)
+            self._refuse_hopeless(needed)
             started = [number for number in needed if number not in self._flights]
             if started:
                 self._ahead = min(_READ_AHEAD, self._ahead * 2 or 1) if started[0] == self._next else 0
@@ -191,6 +196,14 @@ class LayerContent:
             for number in started:
                 self._flights[number] = Future()
             return [self._flights[number] for number in needed], started
+
+    def _refuse_hopeless(self, numbers: Iterable[int]) -> None:
+        """Raise again what has just kept one of the spans away."""
+        now = time.monotonic()
+        self._failed = {number: failed for number, failed in self._failed.items() if failed[0] > now}
+        for number in numbers:
+            if number in self._failed:
+                raise self._failed[number][1]
 
     def _missing(self, first: int, last: int) -> list[int]:
         marks = self.flat.marks(first, last) if first <= last else b""
@@ -242,6 +255,8 @@ class LayerContent:
     def _land(self, number: int, error: Exception | None) -> None:
         with self._lock:
             flight = self._flights.pop(number)
+            if isinstance(error, Unavailable):
+                self._failed[number] = time.monotonic() + _MEMORY, error
         if error is None:
             flight.set_result(None)
         else:

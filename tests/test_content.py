@@ -260,12 +260,24 @@ def test_readers_that_wait_for_the_same_span_get_the_same_error(rig: Rig) -> Non
     assert rig.present() == []
 
 
-def test_once_the_source_is_back_reads_work_again(rig: Rig) -> None:
+def test_once_the_source_is_back_reads_work_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_room, "_MEMORY", 0)
     rig.source.away = True
     with pytest.raises(Unavailable, match="does not answer"):
         rig.read_span(4)
     rig.source.away = False
     rig.read_span(4)
+
+
+def test_what_has_just_failed_fails_again_at_once_and_nothing_else(rig: Rig) -> None:
+    rig.source.away = True
+    with pytest.raises(Unavailable, match="does not answer"):
+        rig.read_span(4)
+    rig.source.away = False
+    with pytest.raises(Unavailable, match="does not answer"):
+        rig.read_span(4)
+    rig.read_span(6)
+    assert rig.present() == [6]
 
 
 def test_a_flipped_byte_is_healed_by_another_try(gzipped: Rig) -> None:

@@ -224,7 +224,9 @@ def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
             offset += written
             view = view[written:]
     except OSError as error:
-        raise StoreError(f"cannot write to the store: {error.strerror}") from error
+        raise StoreError(
+            f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot write to the store: {error.strerror}"
+        ) from error
 
 
 def _is_hole(fd: int, offset: int, length: int) -> bool:
