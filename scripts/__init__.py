@@ -1,0 +1,1 @@
+"""What runs the project: install, quickstart, test and bench, and the laboratory they share."""

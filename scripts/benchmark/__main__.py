@@ -1,0 +1,144 @@
+"""`scripts/bench`: build the images once, measure, print tables, write JSON. Needs root."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+from scripts.benchmark import __doc__ as about
+from scripts.benchmark.first import FirstMounts
+from scripts.benchmark.lazy import lazy
+from scripts.benchmark.memory import memory
+from scripts.benchmark.reading import reading
+from scripts.benchmark.report import Table, write_json
+from scripts.benchmark.stage import APPLICATIONS, SPEEDS, Stage, say
+from scripts.benchmark.tools import PEERS
+from scripts.benchmark.warm import warm_mounts
+from scripts.lab.recipes import RecipeError
+from scripts.lab.registry import RegistryFailed
+
+GROUPS = "ABCDE"
+SIZES = (10_000, 100_000, 1_000_000)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", type=some_of(GROUPS), default=list(GROUPS), metavar="A,B,…", help="groups to measure")
+    add("--rounds", type=int, default=3, metavar="N", help="medians of N rounds (default: 3)")
+    add("--quick", action="store_true", help="one round, python-app, 10,000 files")
+    add(
+        "--json",
+        type=Path,
+        default=Path("bench-results", f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"),
+        metavar="FILE",
+        help="default: bench-results/DATE-TIME.json",
+    )
+    add(
+        "--images",
+        type=Path,
+        default=Path("~/.cache/imgfs-bench"),
+        metavar="DIR",
+        help="images and registry are kept here, scratch space lies here (default: ~/.cache/imgfs-bench)",
+    )
+    add("--apps", type=some_of(APPLICATIONS), default=["python-app", "node-app"], help=_listed(APPLICATIONS))
+    add("--links", type=some_of(SPEEDS), default=list(SPEEDS), help=_listed(SPEEDS))
+    add("--peers", type=some_of(PEERS), default=list(PEERS), help=_listed(PEERS) + "; '' for none")
+    add("--mount-options", type=shlex.split, default=[], metavar="WORDS", help="for every `imgfs mount`")
+    add("--build", action="store_true", help="only build the images")
+    asked = parser.parse_args(arguments)
+    if asked.rounds < 1:
+        parser.error("at least one round")
+    asked.sizes = SIZES
+    if asked.quick:
+        asked.rounds, asked.apps, asked.sizes = 1, asked.apps[:1], SIZES[:1]
+    return asked
+
+
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Make a type for argparse: words of `known`, with commas between them."""
+
+    def words(text: str) -> list[str]:
+        found = [word for word in text.split(",") if word]
+        for word in found:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word} is none of {', '.join(known)}")
+        return found
+
+    return words
+
+
+def _listed(known: Iterable[str]) -> str:
+    return f"of {','.join(known)}"
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is asked; exit code 0 if it could be measured at all."""
+    asked = parse(arguments)
+    if os.geteuid():
+        say("needs root, to drop the page cache and to chroot")
+        return 2
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs ignore it
+        signal.signal(number, _interrupt)
+    tables: list[Table] = []
+    try:
+        with Stage(
+            asked.images.expanduser().absolute(), asked.rounds, asked.peers, asked.mount_options
+        ) as stage:
+            _run(asked, stage, tables)
+    except (RecipeError, RegistryFailed) as failed:
+        say(str(failed))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    finally:
+        if tables:
+            write_json(asked.json, tables, asked.rounds)
+            say(f"wrote {asked.json}")
+    return 0
+
+
+def _run(asked: argparse.Namespace, stage: Stage, tables: list[Table]) -> None:
+    """Build, or measure group after group; a table is printed as soon as it is whole."""
+    if asked.build:
+        for image in [*map(stage.application, asked.apps), *map(stage.synthetic, asked.sizes)]:
+            say(f"{image} is there")
+        return
+    for table in _tables(asked, stage):
+        tables.append(table)
+        print(table, end="\n\n", flush=True)
+
+
+def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
+    speeds = [SPEEDS[name] for name in asked.links]
+    first = FirstMounts(stage, asked.apps)
+    groups = {
+        "A": first.times(speeds),
+        "B": itertools.chain(
+            warm_mounts(stage, asked.sizes, asked.apps), memory(stage, asked.sizes[-1:], asked.apps)
+        ),
+        "C": reading(stage, asked.apps),
+        "D": lazy(stage, asked.apps, speeds),
+        "E": first.cpu(),
+    }
+    return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""From a reference to the first listing, the first file, a running application: what each step has taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple, TypeVar
+
+from scripts.benchmark.clock import cpu_of_children, run
+from scripts.benchmark.stage import Application
+from scripts.benchmark.tools import Tool
+from scripts.lab.link import Link, Traffic
+
+FIRST_FILE = "etc/os-release"
+
+
+class Milestone(NamedTuple):
+    """What it has taken from the start of the journey to here; bytes and requests are those on the wire."""
+
+    seconds: float
+    cpu: float  # seconds, of the tool and of what was run in the image
+    fetched: int
+    requests: int
+    connections: int
+
+
+Journey = dict[str, Milestone]  # by what has been reached
+Result = TypeVar("Result")
+
+
+def travel(
+    application: Application, tool: Tool, reference: str, link: Link | None, *, to_the_end: bool = False
+) -> Journey:
+    """Go from nothing to the application; with `to_the_end` on until every byte of the image is read.
+
+    Without a link nothing is counted on the wire. CommandFailed if a step fails.
+    """
+    reached: Journey = {}
+    traffic = link.traffic if link else Traffic
+    seconds, cpu, before = 0.0, 0.0, traffic()
+
+    def step(what: str, action: Callable[[], Result]) -> Result:
+        nonlocal seconds, cpu
+        began, used = time.perf_counter(), cpu_of_children()
+        result = action()
+        seconds += time.perf_counter() - began  # what asking for the CPU below takes is nobody's time
+        cpu += cpu_of_children() - used
+        crossed = traffic() - before
+        reached[what] = Milestone(
+            seconds, cpu + tool.serving_cpu(), crossed.fetched, crossed.requests, crossed.connections
+        )
+        return result
+
+    root = step("mount", lambda: tool.show(reference))
+    step("ls", lambda: run(["ls", root]))
+    step("file", lambda: run(["cat", root / FIRST_FILE]))
+    step("app", lambda: run(["chroot", root, *application.start]))
+    if to_the_end:
+        step("everything", lambda: read_everything(root))
+    return reached
+
+
+def read_everything(root: Path) -> float:
+    """Read every byte; through a pipe, because GNU tar reads nothing when it writes to /dev/null itself."""
+    return run(["sh", "-c", 'tar --one-file-system -C "$1" -cf - . | cat >/dev/null', "tar", root])
+
+
+def typical(journeys: Sequence[Journey]) -> Journey:
+    """Take the median of each figure over several journeys."""
+    return {what: _median([journey[what] for journey in journeys]) for what in journeys[0]}
+
+
+def plain(journeys: Sequence[Journey]) -> list[dict[str, dict[str, float]]]:
+    """Say the same with the figures named, for JSON."""
+    return [{what: reached._asdict() for what, reached in journey.items()} for journey in journeys]
+
+
+def _median(milestones: Sequence[Milestone]) -> Milestone:
+    seconds, cpu, *counts = (median(column) for column in zip(*milestones, strict=True))
+    fetched, requests, connections = (round(count) for count in counts)
+    return Milestone(seconds, cpu, fetched, requests, connections)

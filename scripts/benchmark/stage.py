@@ -1,0 +1,138 @@
+"""Where the measuring happens: images built once, their registry, links to it, scratch space, the tools."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.benchmark.clock import CommandFailed, drop_page_cache, run, warm
+from scripts.benchmark.tools import PEERS, Imgfs, Tool, unmount_below
+from scripts.lab import recipes
+from scripts.lab.layout import Image
+from scripts.lab.link import Link
+from scripts.lab.registry import Registry
+
+
+class Speed(NamedTuple):
+    """What a link can do: Mbit/s towards the client (None: all it can), seconds of round trip."""
+
+    mbit: float | None
+    round_trip: float
+
+    def __str__(self) -> str:
+        if self.mbit is None:
+            return "loopback"
+        return f"{self.mbit:.0f} Mbit/s and {self.round_trip * 1000:.0f} ms"
+
+    def seconds(self, size: int) -> float | None:
+        """Say how long `size` bytes take at least; None on a link that nobody slows down."""
+        return size / (self.mbit * 125_000) if self.mbit else None  # 125,000 bytes are a Mbit
+
+
+LOOPBACK = Speed(None, 0.0)
+SPEEDS = {"loopback": LOOPBACK, "shaped": Speed(200.0, 0.020)}
+
+
+@dataclass(frozen=True)
+class Application:
+    """An image with something to start in it."""
+
+    name: str
+    image: Image
+    start: tuple[str, ...]
+
+
+APPLICATIONS: dict[str, tuple[Callable[[Path], Image], tuple[str, ...]]] = {
+    "python-app": (recipes.python_app, ("python3", "-c", "import numpy")),
+    "node-app": (recipes.node_app, ("node", "/app/server.js")),
+    "ml-app": (recipes.ml_app, ("python3", "-c", "import torch")),
+}
+
+
+class Stage:
+    """Images, registry and tools; what it started is ended when its `with` block is left."""
+
+    def __init__(
+        self, images: Path, rounds: int, peers: Sequence[str], mount_options: Sequence[str] = ()
+    ) -> None:
+        self.images, self.rounds = images, rounds
+        self._peers, self._mount_options = peers, mount_options
+        self._stack = ExitStack()
+        self._pushed: dict[str, str] = {}
+
+    def __enter__(self) -> Stage:
+        with ExitStack() as stack:
+            self.images.mkdir(parents=True, exist_ok=True)
+            # Beside the images, not in /tmp: that may be memory, and the stores grow to gigabytes.
+            self.scratch = Path(tempfile.mkdtemp(prefix="scratch.", dir=self.images))
+            stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            stack.callback(unmount_below, self.scratch)
+            self._registry = stack.enter_context(Registry(self.images / "registry"))
+            self.imgfs = Imgfs(self.scratch, self._mount_options)
+            self.tools: list[Tool] = [self.imgfs, *(PEERS[name](self.scratch) for name in self._peers)]
+            for tool in self.tools:
+                stack.callback(forget_quietly, tool)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        say("clearing up")
+        self._stack.close()
+
+    def application(self, name: str) -> Application:
+        """Build the application's image, or find it."""
+        build, start = APPLICATIONS[name]
+        if not (self.images / name).exists():
+            say(f"building {name}")
+        return Application(name, build(self.images), start)
+
+    def synthetic(self, files: int) -> Image:
+        """Build the image of `files` tiny files, or find it."""
+        return recipes.synthetic(self.images, files)
+
+    def link(self, speed: Speed = LOOPBACK) -> Link:
+        """Make a link to the registry that counts what crosses it, for a `with` block."""
+        return Link(self._registry.port, speed.mbit, speed.round_trip)
+
+    def reference(self, image: Image, link: Link | None = None) -> str:
+        """Push the image if the registry lacks it; name it as seen through the link, or directly."""
+        repository = image.layout.name
+        if repository not in self._pushed:
+            say(f"pushing {repository}")
+            self._pushed[repository] = self._registry.push(image, repository)
+        port = link.port if link else self._registry.port
+        return f"127.0.0.1:{port}/{repository}:{image.tag}"
+
+    def cool(self, image: Image) -> None:
+        """Drop the page cache, but for the image in the registry: that has its own machine and memory."""
+        drop_page_cache()
+        blobs = self._registry.root / "docker/registry/v2/blobs/sha256"
+        digests = [layer.digest.partition(":")[2] for layer in image.layers]
+        warm([blobs / digest[:2] / digest / "data" for digest in digests])
+
+    def unpacked(self, image: Image) -> Path:
+        """Unpack the image natively, for comparison; it stays until the stage ends."""
+        target = self.scratch / f"native-{image.layout.name}"
+        if not target.exists():
+            say(f"unpacking {image.layout.name}")
+            run(["umoci", "unpack", "--image", f"{image.layout}:{image.tag}", target])
+        return target / "rootfs"
+
+
+def forget_quietly(tool: Tool) -> None:
+    """Clear up after a tool; what cannot be cleared is said, not raised."""
+    try:
+        tool.forget()
+    except CommandFailed as failed:
+        say(str(failed))
+
+
+def say(text: str) -> None:
+    """Tell a person what is going on, apart from the results."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""The tools that turn a reference into a directory: imgfs, and what a user would use instead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from scripts.benchmark.clock import CommandFailed, cpu_of, output_of, run
+
+
+class Tool(Protocol):
+    """A way to an image's root, with a scratch directory of its own."""
+
+    @property
+    def name(self) -> str: ...
+
+    def show(self, reference: str) -> Path:
+        """Make the image's root visible and return where; CommandFailed if that does not work."""
+
+    def serving_cpu(self) -> float:
+        """Say how many CPU seconds the processes that still run for the image have used."""
+
+    def forget(self) -> None:
+        """Take everything away again: mounts, processes, files."""
+
+
+class Imgfs:
+    """imgfs, by its command line, with a store of its own."""
+
+    name = "imgfs"
+
+    def __init__(self, scratch: Path, options: Sequence[str] = ()) -> None:
+        installed = Path(sys.executable).with_name("imgfs")
+        self._program = [str(installed)] if installed.exists() else [sys.executable, "-m", "imgfs"]
+        self._options = options
+        self.mountpoint = scratch / "imgfs-mnt"
+        self.store = scratch / "imgfs-store"
+        # An installation has its bytecode; empty means that a first run may write it.
+        self._env: Mapping[str, str] = {"IMGFS_STORE": str(self.store), "PYTHONDONTWRITEBYTECODE": ""}
+        self.mountpoint.mkdir(parents=True, exist_ok=True)
+
+    def show(self, reference: str) -> Path:
+        self._run("mount", *self._options, reference, self.mountpoint)
+        return self.mountpoint
+
+    def hide(self) -> None:
+        """Unmount; the store stays."""
+        if self.mountpoint in mounts_below(self.mountpoint):
+            self._run("umount", self.mountpoint)
+
+    def drop_data(self, reference: str) -> None:
+        """Drop the cached bytes and keep the indexes: the state of a machine that finds them published."""
+        self._run("store", "rm", "--data", reference)
+
+    def forget(self) -> None:
+        try:
+            self.hide()
+        except CommandFailed:
+            run(["umount", "--lazy", self.mountpoint])
+            raise
+        finally:
+            shutil.rmtree(self.store, ignore_errors=True)
+
+    def pid(self) -> int:
+        """Ask for the id of the mount's daemon."""
+        status = output_of([*self._program, "status", "--json", self.mountpoint], env=self._env)
+        return int(json.loads(status)["pid"])
+
+    def serving_cpu(self) -> float:
+        return cpu_of(self.pid())
+
+    def _run(self, *words: str | Path) -> None:
+        run([*self._program, *words], env=self._env)
+
+
+class Podman:
+    """podman pull, then podman image mount, with storage of its own."""
+
+    name = "podman"
+
+    def __init__(self, scratch: Path) -> None:
+        self._root = scratch / "podman"
+        self._run_root = Path(f"/tmp/podman-{os.getpid()}")  # podman wants 50 characters at most
+        self._podman = ["podman", "--root", str(self._root), "--runroot", str(self._run_root)]
+
+    def show(self, reference: str) -> Path:
+        run([*self._podman, "pull", "--quiet", "--tls-verify=false", reference])
+        return Path(output_of([*self._podman, "image", "mount", reference]).strip())
+
+    def serving_cpu(self) -> float:
+        return 0.0  # the kernel's overlayfs serves
+
+    def forget(self) -> None:
+        if self._root.exists():
+            with contextlib.suppress(CommandFailed):  # nothing was mounted
+                run([*self._podman, "image", "umount", "--all"])
+            with contextlib.suppress(CommandFailed):
+                run([*self._podman, "image", "rm", "--all", "--force"])
+            unmount_below(self._root)  # podman leaves its directory bound to itself
+        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self._run_root, ignore_errors=True)
+
+
+class Umoci:
+    """skopeo copy to an OCI layout, then umoci unpack."""
+
+    name = "skopeo + umoci"
+
+    def __init__(self, scratch: Path) -> None:
+        self._layout, self._bundle = scratch / "umoci-layout", scratch / "umoci-bundle"
+
+    def show(self, reference: str) -> Path:
+        copy = ["skopeo", "copy", "--quiet", "--src-tls-verify=false"]
+        run([*copy, f"docker://{reference}", f"oci:{self._layout}:latest"])
+        run(["umoci", "unpack", "--image", f"{self._layout}:latest", self._bundle])
+        return self._bundle / "rootfs"
+
+    def serving_cpu(self) -> float:
+        return 0.0
+
+    def forget(self) -> None:
+        shutil.rmtree(self._layout, ignore_errors=True)
+        shutil.rmtree(self._bundle, ignore_errors=True)
+
+
+PEERS: dict[str, Callable[[Path], Tool]] = {"podman": Podman, "umoci": Umoci}
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """List the mounts at and below `directory`, the latest first (proc(5), mountinfo: field 5).
+
+    Asks the kernel's list, not the mountpoints: one whose server is dead does not answer.
+    """
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [Path(line.split()[4].replace("\\040", " ")) for line in lines]
+    return [point for point in reversed(points) if point.is_relative_to(directory)]
+
+
+def unmount_below(directory: Path) -> None:
+    """Detach whatever is still mounted there, so that removing it can harm nobody's files."""
+    for point in mounts_below(directory):
+        with contextlib.suppress(CommandFailed):  # went away with the one above it
+            run(["umount", "--lazy", point], timeout=30)

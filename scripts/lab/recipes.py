@@ -1,0 +1,227 @@
+"""The real images: Debian from mmdebstrap, Python from pip, Node from npm; and synthetic trees.
+
+Everything is built as root or as an ordinary user (mmdebstrap then wants user namespaces), once, into a cache
+directory. Trees that other tools make are packed with owner 0:0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.lab.layout import (
+    MODIFIED,
+    Image,
+    Layer,
+    Member,
+    cached_image,
+    directory,
+    pack_members,
+    pack_tar,
+    regular,
+    tree_members,
+    write_image,
+)
+
+SUITE = "bookworm"
+PYTHON = "3.11"  # bookworm's: the packages of a Python image are made for it, whatever runs this
+SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
+
+# One pip install per layer, dependencies written out so that no layer repeats another's files.
+PYTHON_APP: tuple[tuple[str, ...], ...] = (
+    ("numpy==1.26.4",),
+    ("pandas==2.2.2", "python-dateutil==2.9.0.post0", "pytz==2024.1", "tzdata==2024.1", "six==1.16.0"),
+    ("scipy==1.13.1",),
+    (
+        *("matplotlib==3.9.0", "contourpy==1.2.1", "cycler==0.12.1", "fonttools==4.53.0"),
+        *("kiwisolver==1.4.5", "packaging==24.1", "pillow==10.3.0", "pyparsing==3.1.2"),
+    ),
+    ("scikit-learn==1.5.0", "joblib==1.4.2", "threadpoolctl==3.5.0"),
+)
+EXPRESS = ("express@4.19.2",)
+NODE_APP = (
+    *("@mui/icons-material@5.15.20", "@mui/material@5.15.20", "react@18.3.1", "react-dom@18.3.1"),
+    *("date-fns@3.6.0", "googleapis@140.0.0", "aws-sdk@2.1640.0", "typescript@5.4.5", "webpack@5.92.0"),
+    *("next@14.2.4", "react-scripts@5.0.1", "rxjs@7.8.1", "lodash@4.17.21", "core-js@3.37.1"),
+)
+
+
+class RecipeError(Exception):
+    """A tool that a recipe needs is missing or failed; the message is its last words."""
+
+
+def run(command: Sequence[str | Path], *, timeout: float = 900, cwd: Path | None = None) -> None:
+    """Run a build tool quietly; RecipeError with the end of what it said if it fails."""
+    try:
+        ran = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    except FileNotFoundError as missing:
+        raise RecipeError(f"{command[0]} is not installed") from missing
+    except subprocess.TimeoutExpired as late:
+        raise RecipeError(f"{command[0]} took longer than {timeout:.0f} s") from late
+    if ran.returncode:
+        tail = " | ".join(ran.stdout.decode(errors="replace").strip().splitlines()[-3:])
+        raise RecipeError(f"{command[0]} failed ({ran.returncode}): {tail}")
+
+
+@contextmanager
+def debian_tar(include: Iterable[str] = ()) -> Iterator[Path]:
+    """Make a minbase Debian root with the packages `include` as a tar; it is gone after the block."""
+    mode = "root" if os.geteuid() == 0 else "unshare"
+    with tempfile.TemporaryDirectory(prefix="imgfs-debian-") as scratch:
+        path = Path(scratch) / "root.tar"
+        options = ["--quiet", f"--mode={mode}", "--variant=minbase"]
+        packages = ",".join(include)
+        if packages:
+            options.append(f"--include={packages}")
+        run(["mmdebstrap", *options, SUITE, path])
+        yield path
+
+
+def pack_debian(layout: Path, include: Iterable[str] = ()) -> Layer:
+    """Pack a minbase Debian root with the packages `include` as a layer of `layout`."""
+    with debian_tar(include) as path:
+        return pack_tar(layout, path)
+
+
+def pack_pip(layout: Path, requirements: Iterable[str]) -> Layer:
+    """Install exactly these requirements, for bookworm's Python, as a layer of `layout`."""
+    with tempfile.TemporaryDirectory(prefix="imgfs-pip-") as scratch:
+        run([*_pip_install(), "--target", scratch, *requirements])
+        return pack_members(layout, tree_members(Path(scratch), SITE))
+
+
+def _pip_install() -> list[str]:
+    tag = PYTHON.replace(".", "")
+    wheels = [
+        f"--platform={name}_{platform.machine()}"
+        for name in ("manylinux_2_17", "manylinux2014", "manylinux_2_28")
+    ]
+    abis = [f"--abi={name}" for name in (f"cp{tag}", "abi3", "none")]
+    quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--no-input"]
+    made_for = ["--only-binary=:all:", "--implementation=cp", f"--python-version={PYTHON}", *abis, *wheels]
+    return [sys.executable, "-m", "pip", "install", "--no-deps", *quiet, *made_for]
+
+
+def pack_npm(layout: Path, packages: Iterable[str], at: str = "app") -> Layer:
+    """Install npm packages with their dependencies as the layer of `layout` that holds `at`/node_modules."""
+    with tempfile.TemporaryDirectory(prefix="imgfs-npm-") as scratch:
+        (Path(scratch) / "package.json").write_text(json.dumps({"name": "app", "version": "1.0.0"}))
+        quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--legacy-peer-deps"]
+        run(["npm", "install", *quiet, *packages], cwd=Path(scratch))
+        return pack_members(layout, tree_members(Path(scratch), at))
+
+
+def pack_files(layout: Path, files: dict[str, str]) -> Layer:
+    """Pack small text files (path to content), parents included, as a layer of `layout`."""
+    with tempfile.TemporaryDirectory(prefix="imgfs-files-") as scratch:
+        for name, text in files.items():
+            path = Path(scratch) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            os.utime(path, (MODIFIED, MODIFIED))
+        return pack_members(layout, tree_members(Path(scratch)))
+
+
+def debian_minbase(cache: Path) -> Image:
+    """Build Debian minbase: one layer."""
+    return cached_image(cache, "debian", lambda layout: write_image(layout, "latest", [pack_debian(layout)]))
+
+
+def python_app(cache: Path, name: str = "python-app", steps: Sequence[Sequence[str]] = PYTHON_APP) -> Image:
+    """Build Debian with Python below one layer for each of `steps`."""
+
+    def build(layout: Path) -> Image:
+        base = pack_debian(layout, ["python3"])
+        layers = [base, *(pack_pip(layout, step) for step in steps)]
+        return write_image(layout, "latest", layers, ["python3"])
+
+    return cached_image(cache, name, build)
+
+
+SERVER = """
+const app = require('express')()
+app.get('/', (request, response) => response.send('hello'))
+const server = app.listen(0, '127.0.0.1', () => server.close())
+"""
+
+
+def node_app(cache: Path) -> Image:
+    """Build Debian with Node, an express server, and one large layer of about 100,000 entries."""
+
+    def build(layout: Path) -> Image:
+        layers = [
+            pack_debian(layout, ["nodejs"]),
+            pack_npm(layout, EXPRESS, "app"),
+            pack_npm(layout, NODE_APP, "srv/site"),
+            pack_files(layout, {"app/server.js": SERVER}),
+        ]
+        return write_image(layout, "latest", layers, ["node", "/app/server.js"])
+
+    return cached_image(cache, "node-app", build)
+
+
+def node_tree(cache: Path) -> Image:
+    """Build one layer with a node_modules tree of over 30,000 files."""
+
+    def build(layout: Path) -> Image:
+        packages = [name for name in NODE_APP if name.startswith(("@mui/icons", "date-fns"))]
+        return write_image(layout, "latest", [pack_npm(layout, packages)])
+
+    return cached_image(cache, "node-tree", build)
+
+
+def ml_app(cache: Path) -> Image:
+    """Build Debian with Python and torch for the CPU; RecipeError where no such wheel is to be had."""
+    torch = (
+        "torch",
+        "typing-extensions",
+        "sympy",
+        "mpmath",
+        "networkx",
+        "jinja2",
+        "markupsafe",
+        "fsspec",
+        "filelock",
+    )
+    return python_app(cache, "ml-app", (("numpy==1.26.4",), torch))
+
+
+def synthetic(cache: Path, files: int) -> Image:
+    """Build one layer of `files` tiny files, a thousand to a directory, in directories of directories."""
+    return cached_image(
+        cache,
+        f"synthetic-{files}",
+        lambda layout: write_image(layout, "latest", [_pack_synthetic(layout, files)]),
+    )
+
+
+def _pack_synthetic(layout: Path, files: int) -> Layer:
+    with tempfile.TemporaryDirectory(prefix="imgfs-synthetic-") as scratch:
+        content = Path(scratch) / "content"
+        content.write_bytes(b"0123456789abcdef")
+        return pack_members(layout, _synthetic_members(files, content))
+
+
+def _synthetic_members(files: int, content: Path) -> Iterator[Member]:
+    for number in range(files):
+        outer, inner, base = number // 100_000, number // 1_000 % 100, number % 1_000
+        if number % 100_000 == 0:
+            yield directory(f"{outer:02}"), None
+        if base == 0:
+            yield directory(f"{outer:02}/{inner:02}"), None
+        yield regular(f"{outer:02}/{inner:02}/file-{base:03}", 16), content
