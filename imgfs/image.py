@@ -6,6 +6,7 @@ They are two steps because a daemon forks in between: nothing open crosses the f
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -32,7 +33,8 @@ from imgfs.store import Layer, Store
 from imgfs.tree.merge import merge
 from imgfs.tree.tree import Tree
 
-SCANNERS = 4  # layers streamed at once: enough to fill two cores and most links
+# Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
+SCANNERS = min(4, max(2, os.cpu_count() or 2))
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once
 _FAREWELL = 1.0  # seconds for scans to tidy up when the user interrupts them
 _NESTING = 4  # indexes inside indexes
