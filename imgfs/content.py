@@ -25,6 +25,7 @@ from imgfs.layer.entry import Extent, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store import Flat
+from imgfs.store.flat import PRESENT
 
 FETCHERS = 8  # requests under way at once for a mount
 PATIENCE = 60.0  # seconds without a byte of the layer after which a read that waits for some fails
@@ -207,7 +208,7 @@ class LayerContent:
 
     def _missing(self, first: int, last: int) -> list[int]:
         marks = self.flat.marks(first, last) if first <= last else b""
-        return [number for number, mark in enumerate(marks, first) if not mark & 1]
+        return [number for number, mark in enumerate(marks, first) if not mark & PRESENT]
 
     def _start(self, numbers: Sequence[int]) -> None:
         try:

@@ -12,7 +12,7 @@ from imgfs.cli.progress import Progress
 from imgfs.config import Environment
 from imgfs.image import Image, Resolved, prepare, resolve
 from imgfs.oci.descriptor import Platform
-from imgfs.oci.reference import parse_reference
+from imgfs.oci.reference import Reference, parse_reference
 from imgfs.source import Source, Timeouts, open_source
 from imgfs.store import Store
 
@@ -21,7 +21,7 @@ from imgfs.store import Store
 class Wanted:
     """An image somebody asked for, and where to keep it."""
 
-    name: str
+    reference: Reference
     platform: Platform
     plain_http: bool
     timeouts: Timeouts
@@ -31,7 +31,7 @@ class Wanted:
     def connect(self) -> Source:
         """Open its source anew."""
         return open_source(
-            parse_reference(self.name),
+            self.reference,
             plain_http=self.plain_http or None,
             auth_files=self.environment.auth_files,
             timeouts=self.timeouts,
@@ -41,12 +41,12 @@ class Wanted:
     def resolve(self) -> Resolved:
         """Its documents."""
         with closing(self.connect()) as source:
-            return resolve(str(parse_reference(self.name)), source, self.store, self.platform)
+            return resolve(str(self.reference), source, self.store, self.platform)
 
     def prepare(self) -> Resolved:
         """Its documents, with layers indexed and merged; shows progress on a terminal."""
         with closing(self.connect()) as source, closing(Progress()) as progress:
-            resolved = resolve(str(parse_reference(self.name)), source, self.store, self.platform)
+            resolved = resolve(str(self.reference), source, self.store, self.platform)
             prepare(resolved, source, self.store, progress)
             return resolved
 
@@ -61,10 +61,10 @@ class Wanted:
 def wanted(options: argparse.Namespace) -> Wanted:
     """What the options of an image's command ask for; raises ImgfsError."""
     environment = Environment.read()
-    parse_reference(options.image)  # before anything is made: the most likely mistake
+    reference = parse_reference(options.image)  # before anything is made: the most likely mistake
     platform = Platform.from_text(options.platform) if options.platform else Platform.host()
     return Wanted(
-        options.image,
+        reference,
         platform,
         options.plain_http,
         _timeouts(options.read_timeout),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ _BLOCK = 4096  # what statfs counts in
 _NAME_MAX = 255  # bytes in a name
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _OPEN_FILES = 4096  # whose extents are kept at hand
+_TROUBLED_FILES = 256  # whose paths are kept for the log: to find one, all names are read
 _DOTS = (b".", b"..")
 _STATUS = STATUS_XATTR.encode()
 
@@ -66,6 +66,7 @@ class Operations(pyfuse3.Operations):
         self._fetches = trio.CapacityLimiter(_FETCHES)
         self._disk_reads = trio.CapacityLimiter(_DISK_READS)
         self._extents = functools.lru_cache(_OPEN_FILES)(self._load_extents)
+        self._paths = functools.lru_cache(_TROUBLED_FILES)(image.tree.path)
         self._listings: dict[int, _Listing] = {}
         self._handles = 0
 
@@ -209,7 +210,7 @@ class Operations(pyfuse3.Operations):
 
     async def _located(self, ino: int, error: ImgfsError) -> ImgfsError:
         """The error with the path of the file it hit, for the log."""
-        path = await trio.to_thread.run_sync(self._tree.path, ino)
+        path = await trio.to_thread.run_sync(self._paths, ino)
         return ImgfsError(f"/{os.fsdecode(path)}: {error}")
 
 
@@ -226,24 +227,29 @@ class _Listing:
         self.directory = directory
         self._children = children
         self._rest: Iterator[tuple[int, bytes, Node | None]] = iter(())
+        self._held: tuple[int, bytes, Node | None] | None = None  # put back: comes before the rest
         self._next = -1  # the position that the iterator stands behind
 
     def read_from(self, position: int) -> Iterator[tuple[int, bytes, Node | None]]:
         """The entries behind `position`; the node is None for `.` and `..`."""
         if position != self._next:
-            self._rest = self._start(position)
-        for entry in self._rest:
+            self._rest, self._held = self._start(position), None
+        while entry := self._take():
             self._next = entry[0]
             yield entry
 
     def put_back(self, position: int, name: bytes, node: Node | None) -> None:
         """The entry just read had no room."""
-        self._rest = itertools.chain([(position, name, node)], self._rest)
+        self._held = position, name, node
         self._next = position - 1
 
     def close(self) -> None:
         """Let go of the query."""
         self._rest = iter(())
+
+    def _take(self) -> tuple[int, bytes, Node | None] | None:
+        held, self._held = self._held, None
+        return held or next(self._rest, None)
 
     def _start(self, position: int) -> Iterator[tuple[int, bytes, Node | None]]:
         for number, name in enumerate(_DOTS, 1):
