@@ -10,14 +10,19 @@ The words
     span        a piece of the flat layer that can be fetched, verified and decoded alone
     checkpoint  where inflate can begin in the middle of a gzip member; window: the 32 KiB before it
     tree        all layers merged by the OCI rules; node: a file of it, named by its ino
+    scratch     where a mount's changes are kept: an upper and a work directory, as overlayfs has them
+    copy-up     giving a file of the image an upper half; whiteout: a name of the image's that is deleted
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
     oci/        reference, descriptor, image: documents, pure
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
-    store       the cache directory
+    store       the cache directory           layout      an OCI image layout directory, written to
     source      where images come from: a registry or an OCI layout
+    destination  where images go, likewise
+    transfer    images brought from a source to a destination
     tree        the merged tree on disk       content     a file's bytes, on demand
+    overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what
     mounts      the kernel's mount table    daemon      a process that outlives its caller
     fuse/       the kernel's requests answered
@@ -25,7 +30,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     cli/        arguments in, text out
 
 The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `source` fetches a span ->
-`layer.codec` decodes it -> `store` keeps it.
+`layer.codec` decodes it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay` (copied up? pwrite).
 """
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from imgfs.daemon import run_as_daemon, run_in_foreground
 from imgfs.errors import MountError
 from imgfs.mounts import mount_at
+from imgfs.overlay.scratch import Base, Scratch
 from imgfs.source import Source
 from imgfs.store import Store
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import trio
 
     from imgfs.image import Image, Resolved
+    from imgfs.overlay import Overlay
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +44,14 @@ _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
-    to, `log_level` a name of the logging module's."""
+    to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
     owner: tuple[int, int] | None = None
     log_level: str = "INFO"
     foreground: bool = False
+    scratch: Scratch | None = None
 
 
 def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
@@ -77,28 +81,56 @@ def _serve(
 
     from imgfs.image import Image
 
-    with contextlib.closing(connect()) as source, Image(resolved, source, store) as image:
-        trio.run(_serve_image, image, options, on_ready)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(connect()))
+        image = stack.enter_context(Image(resolved, source, store))
+        overlay = (
+            stack.enter_context(_overlay(image, options.scratch, options.mountpoint))
+            if options.scratch
+            else None
+        )
+        trio.run(_serve_image, image, overlay, options, on_ready)
         image.content.sync()
     log.info("unmounted %s", options.mountpoint)
 
 
-async def _serve_image(image: Image, options: MountOptions, on_ready: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def _overlay(image: Image, scratch: Scratch, mountpoint: Path) -> Iterator[Overlay]:
+    """The scratch over an image, for as long as it is mounted."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
+    os.umask(0)  # the kernel has applied the caller's
+    base = Base(image.resolved.reference, str(image.resolved.digest), len(image.resolved.manifest.layers))
+    use = f"mounted at {mountpoint} (pid {os.getpid()})"
+    with scratch.overlay(image.tree, image.content, base, use) as overlay:
+        yield overlay
+
+
+async def _serve_image(
+    image: Image, overlay: Overlay | None, options: MountOptions, on_ready: Callable[[], None]
+) -> None:
     import pyfuse3
     import trio
 
     from imgfs.fuse.operations import Operations
+    from imgfs.fuse.writable import WritableOperations
 
     began = time.time()
     greeted = trio.Event()
-    operations = Operations(
-        image, owner=options.owner, on_ready=greeted.set, status=lambda: status(image, options, began)
+
+    def tell() -> dict[str, Any]:
+        return status(image, options, began)
+
+    operations = (
+        WritableOperations(image, overlay, owner=options.owner, on_ready=greeted.set, status=tell)
+        if overlay
+        else Operations(image, owner=options.owner, on_ready=greeted.set, status=tell)
     )
-    fuse_options = {"ro", "default_permissions", "subtype=imgfs", *options.fuse}
-    fuse_options.add(f"fsname={_escaped(image.resolved.reference)}")
+    fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw"}
+    fuse_options |= {f"fsname={_escaped(image.resolved.reference)}"} | (set() if overlay else {"ro"})
     with _library_messages() as messages:
         try:
-            pyfuse3.init(operations, str(options.mountpoint), fuse_options - {"nonempty", "rw"})
+            pyfuse3.init(operations, str(options.mountpoint), fuse_options - {"nonempty"})
         except RuntimeError as error:
             raise MountError(f"{options.mountpoint}: {messages() or error}") from error
     try:
@@ -183,13 +215,15 @@ def _library_messages() -> Iterator[Callable[[], str]]:
 
 def status(image: Image, options: MountOptions, began: float) -> dict[str, Any]:
     """What `imgfs status` shows. Sizes and counts of bytes are as their names say, times in seconds."""
-    resolved = image.resolved
+    resolved, scratch = image.resolved, options.scratch
     traffic = image.source.traffic()
     return {
         "image": resolved.reference,
         "digest": str(resolved.digest),
         "platform": str(resolved.config.platform),
         "mountpoint": str(options.mountpoint),
+        "scratch": scratch
+        and {"directory": str(scratch.directory), "name": scratch.name, "kept": not scratch.volatile},
         "pid": os.getpid(),
         "seconds": round(time.time() - began, 3),
         "requests_fetched": traffic.requests,

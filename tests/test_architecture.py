@@ -15,9 +15,11 @@ ROOT = Path(imgfs.__file__).parent
 RANKS = [
     {"errors", "config"},
     {"oci"},
-    {"layer", "registry", "store"},
-    {"source"},
+    {"layer", "registry", "store", "layout"},
+    {"source", "destination"},
+    {"transfer"},
     {"tree", "content"},
+    {"overlay"},
     {"inventory", "image", "mounts", "daemon"},
     {"fuse"},
     {"mount"},
@@ -30,7 +32,7 @@ ALONE = {
     "urllib3": {"registry"},
     "zlib": {"layer"},
     "zstandard": {"layer"},
-    "ctypes": {"layer"},
+    "ctypes": {"layer", "overlay"},
     "pyfuse3": {"fuse", "mount", "cli.look"},  # mount: init, main, close; look: the version
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},

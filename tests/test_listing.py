@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imgfs.fuse.operations import _Listing
+from imgfs.fuse.listing import Listing
 from imgfs.tree.tree import Node
 
 FILE = Node(2, 0o100644, 0, 0, 0, 0, 1, 0, 0, False)
@@ -19,7 +19,7 @@ def listed(count: int) -> list[int]:
         for position in range(after + 1, count + 1):
             yield position, b"%d" % position, FILE
 
-    listing, position, names = _Listing(query, 1), 0, []
+    listing, position, names = Listing(query, 1), 0, []
     while True:
         got = 0
         for number, name, node in listing.read_from(position):

@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_mount, _umount, _status, _ls, _cat, _inspect, _store, _version):
+    for add in (_mount, _umount, _status, _ls, _cat, _inspect, _copy, _push, _store, _version):
         add(commands)
     return parser.parse_args(arguments)
 
@@ -52,13 +52,16 @@ def _mount(commands: _Commands) -> None:
         "mount",
         "mount an image",
         """\
-Mounts IMAGE read-only at MOUNTPOINT, an empty directory, and returns when it answers.
+Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when it answers. The image itself never changes:
+with --rw or --scratch, changes are kept beside it.
 A layer seen for the first time is streamed once; after that it is read lazily.
 
 Examples:
   imgfs mount debian:12 /mnt
   imgfs mount --squash-owner registry.example.com/team/app:v2 ~/app
   imgfs mount --platform linux/arm64 debian:12 /mnt
+  imgfs mount --rw debian:12 /mnt      change it; the changes go when it is unmounted
+  imgfs mount --scratch work debian:12 /mnt
   imgfs mount -f -o suid,dev debian:12 /mnt
   mount -t fuse.imgfs debian:12 /mnt -o platform=linux/arm64
 """,
@@ -68,6 +71,14 @@ Examples:
     command.add_argument("-f", "--foreground", action="store_true", help="stay until it is unmounted")
     command.add_argument(
         "--squash-owner", action="store_true", help="show every file as your own, so that you may read it"
+    )
+    command.add_argument(
+        "--rw", action="store_true", help="with a writable scratch on top, which goes with the mount"
+    )
+    command.add_argument(
+        "--scratch",
+        metavar="NAME|DIR",
+        help="with a scratch that is kept: by a name in the store, or in a directory (has a slash)",
     )
     command.add_argument(
         "-o",
@@ -179,6 +190,50 @@ Examples:
     _json_option(command)
 
 
+def _copy(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "copy",
+        "transfer",
+        "copy an image to a registry or an OCI layout",
+        """\
+Copies what SRC names to DST byte for byte, so that it keeps its digest: an index with the images of all its
+platforms, or with --platform only the image for that one. What DST has already is not sent again. Writes
+DST and the digest to standard output.
+
+Examples:
+  imgfs copy debian:12 registry.example.com/mirror/debian:12
+  imgfs copy --platform linux/arm64 debian:12 oci:DIR:12
+  imgfs copy oci:DIR:v1 registry.example.com/team/app:v1
+""",
+    )
+    _transfer_options(command, "an image's name, or oci:DIR[:TAG]")
+
+
+def _push(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "push",
+        "transfer",
+        "copy an image to a registry",
+        """\
+Copies what SRC names, an OCI layout for the most part, to the registry's repository that DST names. As
+`imgfs copy`, which also writes layouts.
+
+Examples:
+  imgfs push oci:build:v1 registry.example.com/team/app:v1
+  imgfs push registry.example.com/team/app:v1 registry.example.com/team/app:stable
+""",
+    )
+    _transfer_options(command, "what to push: oci:DIR[:TAG], or an image's name")
+
+
+def _transfer_options(command: argparse.ArgumentParser, source: str) -> None:
+    command.add_argument("source", metavar="SRC", help=source)
+    command.add_argument("destination", metavar="DST", help="the name it gets (tag: latest)")
+    _registry_options(command, platform="the image for this platform alone")
+
+
 def _store(commands: _Commands) -> None:
     command = commands.add_parser(
         "store",
@@ -241,7 +296,12 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
 
 def _image_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
-    command.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
+    _registry_options(command, platform="instead of this machine's")
+    _store_option(command)
+
+
+def _registry_options(command: argparse.ArgumentParser, *, platform: str) -> None:
+    command.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help=platform)
     command.add_argument(
         "--plain-http", action="store_true", help="talk to the registry without TLS (loopback: by itself)"
     )
@@ -251,7 +311,6 @@ def _image_options(command: argparse.ArgumentParser) -> None:
         type=_seconds,
         help="fail a read for which the registry sends nothing for so long (default: 30)",
     )
-    _store_option(command)
 
 
 def _seconds(text: str) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 
 from imgfs.cli.text import size
 from imgfs.mounts import check_mountable, our_mount_at, read_status, unmount
+from imgfs.overlay.scratch import Scratch, named, volatile
+from imgfs.store import Store
 
 
 def mount(options: argparse.Namespace) -> int:
@@ -18,15 +20,18 @@ def mount(options: argparse.Namespace) -> int:
     from imgfs.mount import MountOptions
     from imgfs.mount import mount as mount_image
 
+    image = wanted(options)
+    scratch = _scratch(options, image.store)
+    squashed = options.squash_owner or (scratch is not None and os.geteuid() != 0)
     how = MountOptions(
         mountpoint=Path(os.path.abspath(options.mountpoint)),
         fuse=_fuse_options(options.fuse_options),
-        owner=(os.getuid(), os.getgid()) if options.squash_owner else None,
+        owner=(os.getuid(), os.getgid()) if squashed else None,
         log_level=options.log_level.upper(),
         foreground=options.foreground,
+        scratch=scratch,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
-    image = wanted(options)
     mount_image(image.prepare(), image.connect, image.store, how)
     return 0
 
@@ -42,6 +47,13 @@ def status(options: argparse.Namespace) -> int:
     found = read_status(our_mount_at(Path(options.mountpoint)))
     print(json.dumps(found, indent=2) if options.json else _status_text(found))
     return 0
+
+
+def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
+    """The scratch that --rw and --scratch ask for."""
+    if options.scratch is not None:
+        return named(options.scratch, store.root)
+    return volatile(store.root) if options.rw else None
 
 
 def _fuse_options(given: list[str]) -> frozenset[str]:

@@ -14,7 +14,7 @@ import errno
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyfuse3
@@ -23,9 +23,11 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import answers
+from imgfs.fuse.listing import DOTS, Children, Listing
 from imgfs.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.mounts import STATUS_XATTR
+from imgfs.overlay.node import Attributes
 from imgfs.tree.tree import Node
 
 FOREVER = 1 << 30  # seconds, some 34 years: nothing of an image changes
@@ -34,7 +36,6 @@ _NAME_MAX = 255  # bytes in a name
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _OPEN_FILES = 4096  # whose extents are kept at hand
 _TROUBLED_FILES = 256  # whose paths are kept for the log: to find one, all names are read
-_DOTS = (b".", b"..")
 _STATUS = STATUS_XATTR.encode()
 
 
@@ -67,7 +68,7 @@ class Operations(pyfuse3.Operations):
         self._disk_reads = trio.CapacityLimiter(_DISK_READS)
         self._extents = functools.lru_cache(_OPEN_FILES)(self._load_extents)
         self._paths = functools.lru_cache(_TROUBLED_FILES)(image.tree.path)
-        self._listings: dict[int, _Listing] = {}
+        self._listings: dict[int, Listing] = {}
         self._handles = 0
 
     def init(self) -> None:
@@ -77,12 +78,12 @@ class Operations(pyfuse3.Operations):
     @answers
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         """A directory's entry; one that is not there is said not to be, for ever."""
-        if name in _DOTS:  # asked only by those who re-export the mount
-            return self._attributes(self._node(parent_inode))
+        if name in DOTS:  # asked only by those who re-export the mount
+            return self._attributes(self._file(parent_inode))
         if len(name) > _NAME_MAX:  # the kernel lets longer ones through to FUSE
             raise FUSEError(errno.ENAMETOOLONG)
-        node = self._tree.lookup(parent_inode, name)
-        return self._attributes(node) if node else _absent()
+        found = self._find(parent_inode, name)
+        return self._attributes(found) if found else _absent()
 
     @answers
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
@@ -139,19 +140,18 @@ class Operations(pyfuse3.Operations):
     @answers
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         """A handle on a directory's listing."""
-        self._handles += 1
-        self._listings[self._handles] = _Listing(self._tree.children, inode)
-        return pyfuse3.FileHandleT(self._handles)
+        return self._open_listing(inode, self._tree.children)
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """The listing from `start_id` on, with attributes, as much as fits."""
         listing = self._listings[fh]
         for position, name, node in listing.read_from(start_id):
-            attributes = self._attributes(node) if node else self._attributes(self._node(listing.directory))
+            attributes = self._attributes(node or self._file(listing.directory))
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, position):
                 listing.put_back(position, name, node)
                 return
+            self._was_listed(node)
 
     @answers
     async def releasedir(self, fh: int) -> None:
@@ -161,9 +161,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """An extended attribute; on the root also the mount's status."""
-        if name == _STATUS and inode == pyfuse3.ROOT_INODE:
-            return json.dumps(self._status()).encode()
-        value = self._tree.xattrs(inode).get(name)
+        value = self._own_xattr(inode, name) or self._tree.xattrs(inode).get(name)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
         return value
@@ -183,8 +181,16 @@ class Operations(pyfuse3.Operations):
         answer.f_namemax = _NAME_MAX
         return answer
 
-    async def forget(self, inode_list: object) -> None:
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept for an inode."""
+
+    def _file(self, ino: int) -> Any:
+        """The file with that ino; raises ENOENT."""
+        return self._node(ino)
+
+    def _find(self, parent: int, name: bytes) -> Any:
+        """What a name in a directory means, None if nothing."""
+        return self._tree.lookup(parent, name)
 
     def _node(self, ino: int) -> Node:
         node = self._tree.node(ino)
@@ -192,10 +198,28 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOENT)
         return node
 
+    def _own_xattr(self, ino: int, name: bytes) -> bytes | None:
+        """An extended attribute that is the mount's, not the image's."""
+        if name == _STATUS and ino == pyfuse3.ROOT_INODE:
+            return json.dumps(self._status()).encode()
+        return None
+
     def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
         return *self._tree.extents(ino), self._node(ino).size
 
-    def _attributes(self, node: Node) -> EntryAttributes:
+    def _open_listing(self, ino: int, children: Children) -> pyfuse3.FileHandleT:
+        self._handles += 1
+        self._listings[self._handles] = Listing(children, ino)
+        return pyfuse3.FileHandleT(self._handles)
+
+    def _was_listed(self, file: Any) -> None:
+        """The kernel knows a file from a listing; it is None for `.` and `..`."""
+
+    def _attributes(self, file: Any) -> EntryAttributes:
+        """What the kernel is told of a file."""
+        return self._reply(file)
+
+    def _reply(self, node: Node | Attributes) -> EntryAttributes:
         answer = EntryAttributes()
         answer.st_ino = pyfuse3.InodeT(node.ino)
         answer.entry_timeout = answer.attr_timeout = FOREVER
@@ -205,59 +229,14 @@ class Operations(pyfuse3.Operations):
         answer.st_rdev = node.device
         answer.st_size = node.size
         answer.st_blocks = node.blocks
-        answer.st_atime_ns = answer.st_mtime_ns = answer.st_ctime_ns = node.mtime_ns
+        answer.st_atime_ns, answer.st_mtime_ns = node.atime_ns, node.mtime_ns
+        answer.st_ctime_ns = node.ctime_ns
         return answer
 
     async def _located(self, ino: int, error: ImgfsError) -> ImgfsError:
         """The error with the path of the file it hit, for the log."""
         path = await trio.to_thread.run_sync(self._paths, ino)
         return ImgfsError(f"/{os.fsdecode(path)}: {error}")
-
-
-class _Listing:
-    """A directory being listed: where the kernel is, and the rest of the query.
-
-    Positions: `.` is 1, `..` is 2, then the tree's own positions moved up by two. What an iterator has given
-    but the reply had no room for is put back and comes first the next time.
-    """
-
-    def __init__(
-        self, children: Callable[[int, int], Iterator[tuple[int, bytes, Node]]], directory: int
-    ) -> None:
-        self.directory = directory
-        self._children = children
-        self._rest: Iterator[tuple[int, bytes, Node | None]] = iter(())
-        self._held: tuple[int, bytes, Node | None] | None = None  # put back: comes before the rest
-        self._next = -1  # the position that the iterator stands behind
-
-    def read_from(self, position: int) -> Iterator[tuple[int, bytes, Node | None]]:
-        """The entries behind `position`; the node is None for `.` and `..`."""
-        if position != self._next:
-            self._rest, self._held = self._start(position), None
-        while entry := self._take():
-            self._next = entry[0]
-            yield entry
-
-    def put_back(self, position: int, name: bytes, node: Node | None) -> None:
-        """The entry just read had no room."""
-        self._held = position, name, node
-        self._next = position - 1
-
-    def close(self) -> None:
-        """Let go of the query."""
-        self._rest = iter(())
-
-    def _take(self) -> tuple[int, bytes, Node | None] | None:
-        held, self._held = self._held, None
-        return held or next(self._rest, None)
-
-    def _start(self, position: int) -> Iterator[tuple[int, bytes, Node | None]]:
-        for number, name in enumerate(_DOTS, 1):
-            if number > position:
-                yield number, name, None
-        shift = len(_DOTS)
-        for number, name, node in self._children(self.directory, max(0, position - shift)):
-            yield number + shift, name, node
 
 
 def _absent() -> EntryAttributes:

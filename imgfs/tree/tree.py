@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.rows import open_database, unpack_extents, unpack_xattrs
+from imgfs.tree.names import Parents
 from imgfs.tree.paths import LINK_LIMIT
 from imgfs.tree.schema import FORMAT, ROOT, STRIDE
 
@@ -50,6 +51,16 @@ class Node(NamedTuple):
     blocks: int
     has_xattrs: bool
 
+    @property
+    def atime_ns(self) -> int:
+        """Layers keep no access time."""
+        return self.mtime_ns
+
+    @property
+    def ctime_ns(self) -> int:
+        """Nor a change time."""
+        return self.mtime_ns
+
 
 class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
@@ -63,6 +74,7 @@ class Tree(AbstractContextManager["Tree"]):
             raise StoreError("this Python's SQLite is not built for use by several threads")
         self._path = path
         self._db = open_database(path)
+        self._parents: Parents | None = None
         try:
             self.layer_count, self.node_count, self.total_size = self._summary()
         except StoreError:
@@ -85,11 +97,8 @@ class Tree(AbstractContextManager["Tree"]):
 
         Positions count from 1. `.` and `..` are not among them. The further one iterates, the more is read.
         """
-        try:
-            for row in self._db.execute(_CHILDREN, {"parent": parent, "after": after}):
-                yield row[0], row[1], Node._make((*row[2:-1], row[-1] == 1))
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
+        for row in self._rows(_CHILDREN, {"parent": parent, "after": after}):
+            yield row[0], row[1], Node._make((*row[2:-1], row[-1] == 1))
 
     def target(self, ino: int) -> bytes:
         """A symlink's target; raises OSError: EINVAL if it is none, ENOENT."""
@@ -112,16 +121,21 @@ class Tree(AbstractContextManager["Tree"]):
             return layer, (Extent(0, size, flat),)
         return layer, unpack_extents(packed) if packed else ()
 
+    def names(self, ino: int) -> list[tuple[int, bytes]]:
+        """(directory, name) of every name of a node; the root has none. The first call reads all names."""
+        if self._parents is None:
+            self._parents = self._read_parents()
+        parents = dict.fromkeys(self._parents.of(ino))
+        query = "SELECT name FROM dirent WHERE parent = ? AND ino = ? ORDER BY name"
+        return [(parent, row[0]) for parent in parents for row in self._rows(query, (parent, ino))]
+
     def path(self, ino: int) -> bytes:
-        """A path that leads to a node, from the root, for messages: it reads all names, a level at a time."""
-        names: list[bytes] = []
-        while ino != ROOT:
-            row = self._row("SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1", (ino,))
-            if row is None:
-                break
-            ino = row[0]
-            names.append(row[1])
-        return b"/".join(reversed(names))
+        """A path that leads to a node, from the root."""
+        parts: list[bytes] = []
+        while names := self.names(ino):
+            ino, name = names[0]
+            parts.append(name)
+        return b"/".join(reversed(parts))
 
     def resolve(self, path: bytes, *, follow: bool = True) -> Node:
         """The node at `path`, taken from the root, with symlinks resolved inside the tree.
@@ -175,6 +189,19 @@ class Tree(AbstractContextManager["Tree"]):
         if row is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return row
+
+    def _read_parents(self) -> Parents:
+        largest = self._row("SELECT max(ino) FROM node", ())
+        names = self._rows("SELECT ino, parent FROM dirent", ())
+        return Parents(names, largest[0] if largest and largest[0] else ROOT)
+
+    def _rows(self, query: str, values: tuple[object, ...] | dict[str, int]) -> Iterator[tuple[Any, ...]]:
+        try:
+            rows = self._db.execute(query, values)
+            while row := rows.fetchone():  # `yield from` would close the cursor, perhaps after the database
+                yield row
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
 
     def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         try:

@@ -1,0 +1,269 @@
+"""Copy-up: giving a file of the image an upper half, so that it can be changed.
+
+First its attributes: a whole file is made in the work directory and renamed into place, below directories
+that have been copied up before it. A small file whose bytes are here takes them along. Any other is marked
+`metacopy`: its data is still the image's, until somebody writes; then the data is filled in, and the mark
+taken off. Readers see the image's data up to that moment, and so does whoever comes after a SIGKILL.
+
+A file with several names takes all that show to the upper directory, or its link would break. They are
+written down first (`links-N` in the work directory), and a copy-up that was killed is finished by `recover`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from imgfs.errors import StoreError
+from imgfs.layer.entry import Extent
+from imgfs.overlay.marks import METACOPY, ORIGIN, REDIRECT, Owner
+from imgfs.overlay.node import UpperNode, no_entry
+from imgfs.overlay.union import Union
+from imgfs.overlay.upper import At
+from imgfs.tree.tree import Node
+
+_SMALL = 256 << 10  # bytes that are copied up at once, if they are here
+_PIECE = 4 << 20  # bytes filled in at a time
+_JOURNAL = b"links-"
+
+
+class Bytes(Protocol):
+    """The bytes of the image's files."""
+
+    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
+        """Some bytes, if they can be had without waiting."""
+
+    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
+        """Some bytes; waits for them. Raises ImgfsError."""
+
+
+class CopyUp:
+    """Copies files of `union` up. With `durable` a file's data is on the disk before it counts."""
+
+    def __init__(self, union: Union, content: Bytes, *, durable: bool) -> None:
+        self._union = union
+        self._upper = union.upper
+        self._content = content
+        self._durable = durable
+
+    def up(self, ino: int, *, with_data: bool = True) -> UpperNode:
+        """The node of a file, copied up if it has not been; raises OSError.
+
+        With `with_data` false the data is about to be thrown away: it is not copied even if it is here.
+        """
+        chain: list[tuple[Node, list[tuple[int, bytes]]]] = []
+        at = ino
+        while at not in self._union.nodes:
+            lower = self._union.tree.node(at)
+            if lower is None:
+                raise no_entry()
+            places = self._union.places(at)
+            chain.append((lower, places))
+            if not places:  # unlinked, but still open
+                break
+            at = places[0][0]
+        for lower, places in reversed(chain):
+            self._copy(lower, places, with_data)
+        return self._union.nodes[ino]
+
+    def up_whole(self, node: UpperNode) -> None:
+        """Copy up everything below a directory, which then is opaque: nothing of the image shows in it."""
+        ahead, seen = [node], []
+        while ahead:
+            directory = ahead.pop()
+            seen.append(directory)
+            if directory.lower is not None:
+                below = [self.up(child.ino) for _, child in list(self._union.children(directory.ino))]
+                ahead += [child for child in below if child.is_directory]
+        if node.lower is not None:
+            self._upper.mark_opaque(self._union.at(node))
+        for directory in seen:
+            directory.lower = directory.links = None
+            directory.clean = False
+
+    def fill(self, node: UpperNode, limit: int) -> Callable[[], None]:
+        """What copies the data of a file up, its first `limit` bytes: for any thread to call.
+
+        Until `filled` or `not_filled` is called the file's data is still the image's.
+        """
+        assert node.data is not None
+        lower = self._union.tree.node(node.data)
+        layer, extents = self._union.tree.extents(node.data)
+        found = self._upper.stat(self._union.at(node))
+        if lower is None or found is None:
+            raise no_entry()
+        node.frozen_mtime = found.st_mtime_ns
+        fd = self._upper.open_data(self._union.at(node))
+        end = min(limit, lower.size, found.st_size)
+
+        def copy() -> None:
+            try:
+                for offset, length in _pieces(extents, end):
+                    _write(fd, self._content.read(layer, extents, offset, length), offset)
+                if self._durable:
+                    os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+        return copy
+
+    def filled(self, node: UpperNode) -> None:
+        """The data has been copied: from now on it is the file's own."""
+        at = self._union.at(node)
+        found = self._upper.stat(at)
+        if found is not None and node.frozen_mtime is not None:
+            self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
+        self.disown(node)
+
+    def not_filled(self, node: UpperNode) -> None:
+        """Copying has failed: the data stays the image's."""
+        at = self._union.at(node)
+        found = self._upper.stat(at)
+        if found is not None and node.frozen_mtime is not None:
+            self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
+        node.frozen_mtime = None
+
+    def disown(self, node: UpperNode) -> None:
+        """The image's data is not this file's any more."""
+        self._upper.unmark(self._union.at(node), METACOPY, REDIRECT)
+        node.data = node.frozen_mtime = None
+
+    def recover(self) -> None:
+        """Finish what a killed process had begun, and clear the work directory."""
+        work = b"/proc/self/fd/%d" % self._upper.work
+        for journal in os.listdir(work):
+            if journal.startswith(_JOURNAL):
+                with open(work + b"/" + journal, "rb") as file:
+                    self._link_all(At(self._upper.work, journal.removeprefix(_JOURNAL)), file.read())
+        self._upper.discard_leftovers()
+
+    def _link_all(self, made: At, names: bytes) -> None:
+        if self._upper.stat(made) is None:
+            return
+        for name in names.split(b"\0"):
+            at = At(self._upper.root, name)
+            if self._upper.stat(at) is None:
+                self._link(made, at)
+
+    def _copy(self, lower: Node, places: list[tuple[int, bytes]], with_data: bool) -> None:
+        """Make the upper half of a file and put it in its places."""
+        made = self._upper.new()
+        try:
+            own_data = self._make(made, lower, with_data)
+            found = self._upper.stat(made)
+            if found is None:
+                raise StoreError("the work directory is changed by somebody else")
+            node = UpperNode(lower.ino, found.st_ino, stat.S_IFMT(lower.mode), counted=False)
+            node.lower = lower.ino if node.is_directory else None
+            node.data = None if own_data else lower.ino
+            if places:
+                self._put(made, node, places)
+            else:
+                node.anchor = self._upper.hold(made)
+        finally:
+            self._upper.discard(made)
+        self._union.add(node)
+
+    def _put(self, made: At, node: UpperNode, places: list[tuple[int, bytes]]) -> None:
+        parents = [self.up(parent) for parent, _ in places]
+        node.parent, node.name = parents[0], places[0][1]
+        targets = list(zip(parents, (name for _, name in places), strict=True))
+        journal = self._write_journal(made, targets) if len(places) > 1 else None
+        for parent, name in targets:
+            at = At(self._union.directory_fd(parent), name)
+            with _times_kept(self._union.at(parent)):
+                if journal:
+                    self._link(made, at)
+                else:
+                    self._upper.rename(made, at)
+            parent.changes += 1
+        if journal:
+            self._upper.unlink(journal)
+
+    def _link(self, made: At, at: At) -> None:
+        os.link(made.name, at.name, src_dir_fd=made.directory, dst_dir_fd=at.directory, follow_symlinks=False)
+
+    def _write_journal(self, made: At, targets: list[tuple[UpperNode, bytes]]) -> At:
+        """Write down all names that a file is about to get, as paths in the upper directory."""
+        journal, aside = At(self._upper.work, _JOURNAL + made.name), self._upper.new()
+        fd = self._upper.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            _write(fd, b"\0".join(_path(parent, name) for parent, name in targets), 0)
+        finally:
+            os.close(fd)
+        self._upper.rename(aside, journal)
+        return journal
+
+    def _make(self, made: At, lower: Node, with_data: bool) -> bool:
+        """Make a copy of a file in the work directory; whether it has data of its own."""
+        tree, marks = self._union.tree, self._upper.marks
+        own_data = True
+        if stat.S_ISLNK(lower.mode):
+            os.symlink(tree.target(lower.ino), made.name, dir_fd=made.directory)
+        else:
+            self._upper.make(made, lower.mode, lower.device)
+        if stat.S_ISREG(lower.mode) and lower.size:
+            own_data = self._take_data(made, lower, with_data)
+        if marks.can_mark(lower.mode) and not stat.S_ISDIR(lower.mode):
+            self._upper.mark(made, ORIGIN, b"%d" % lower.ino)
+        xattrs = tree.xattrs(lower.ino) if lower.has_xattrs else {}
+        owner = Owner(lower.uid, lower.gid, stat.S_IMODE(lower.mode))
+        self._upper.describe(made, lower.mode, owner, xattrs, (lower.mtime_ns, lower.mtime_ns))
+        return own_data
+
+    def _take_data(self, made: At, lower: Node, with_data: bool) -> bool:
+        """Copy a file's data if there is little and it is here, else mark where it is."""
+        ready = None
+        if with_data and lower.size <= _SMALL:
+            layer, extents = self._union.tree.extents(lower.ino)
+            ready = self._content.cached(layer, extents, 0, lower.size)
+        fd = self._upper.open_data(made)
+        try:
+            if ready is not None:
+                _write(fd, ready, 0)
+                return True
+            os.ftruncate(fd, lower.size)
+        finally:
+            os.close(fd)
+        self._upper.mark(made, METACOPY, b"")
+        self._upper.mark(made, REDIRECT, b"/" + self._union.tree.path(lower.ino))
+        return False
+
+
+@contextmanager
+def _times_kept(at: At) -> Iterator[None]:
+    """A directory's times stay what they are: copying up is no change that anybody sees."""
+    found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
+    yield
+    os.utime(at.name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at.directory)
+
+
+def _pieces(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
+    """(offset, length) of what has to be copied of a file: its holes stay holes."""
+    pieces = []
+    for extent in extents:
+        offset, last = extent.offset, min(end, extent.offset + extent.length)
+        while offset < last:
+            length = min(_PIECE, last - offset)
+            pieces.append((offset, length))
+            offset += length
+    return pieces
+
+
+def _write(fd: int, body: bytes | memoryview, offset: int) -> None:
+    left = memoryview(body)
+    while left:
+        count = os.pwrite(fd, left, offset)
+        left, offset = left[count:], offset + count
+
+
+def _path(parent: UpperNode, name: bytes) -> bytes:
+    parts = [name]
+    directory: UpperNode | None = parent
+    while directory is not None and directory.parent is not None:
+        parts.append(directory.name)
+        directory = directory.parent
+    return b"/".join(reversed(parts))

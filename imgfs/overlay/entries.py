@@ -1,0 +1,300 @@
+"""Changing the names in directories: create, remove, link, rename, by overlayfs's rules.
+
+What the image has is never touched: a name of its that goes is covered by a whiteout, and a directory made or
+moved over one of its names is marked opaque. Each change shows at once and whole, whenever the process dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from imgfs.overlay import linux
+from imgfs.overlay.copyup import CopyUp
+from imgfs.overlay.marks import Owner, is_whiteout
+from imgfs.overlay.node import UpperNode, error, no_entry
+from imgfs.overlay.union import File, Union
+from imgfs.overlay.upper import At
+from imgfs.tree.paths import WHITEOUT_PREFIX
+from imgfs.tree.tree import Node
+
+_NAME_MAX = 255  # bytes in a name
+NOREPLACE, EXCHANGE = linux.NOREPLACE, linux.EXCHANGE
+
+
+class Entries:
+    """The names in the directories of `union`. Raises OSError."""
+
+    def __init__(self, union: Union, copyup: CopyUp) -> None:
+        self._union = union
+        self._upper = union.upper
+        self._copyup = copyup
+
+    def create(self, parent: int, name: bytes, owner: Owner) -> UpperNode:
+        """Make an empty file, open for reading and writing."""
+        node, fd = None, -1
+
+        def make(at: At) -> None:
+            nonlocal fd
+            mode = self._upper.marks.disk_mode(stat.S_IFREG | owner.mode)
+            fd = self._upper.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+
+        try:
+            node = self._place(parent, name, stat.S_IFREG, owner, make)
+        finally:
+            if node is None and fd >= 0:
+                os.close(fd)
+        node.fd = fd
+        return node
+
+    def make(self, parent: int, name: bytes, kind: int, owner: Owner, device: int = 0) -> UpperNode:
+        """Make a directory, FIFO, socket, device or empty file, whichever `kind` (S_IFMT) says."""
+        if kind == stat.S_IFCHR and device == 0:
+            raise error(errno.EPERM)  # would be a whiteout
+        return self._place(
+            parent, name, kind, owner, lambda at: self._upper.make(at, kind | owner.mode, device)
+        )
+
+    def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> UpperNode:
+        """Make a symbolic link."""
+        return self._place(
+            parent,
+            name,
+            stat.S_IFLNK,
+            owner,
+            lambda at: os.symlink(target, at.name, dir_fd=at.directory),
+        )
+
+    def link(self, ino: int, parent: int, name: bytes) -> UpperNode:
+        """Give a file another name."""
+        _check_name(name)
+        node = self._copyup.up(ino)
+        directory = self._copyup.up(parent)
+        at, covered = self._vacancy(directory, name)
+        source = self._union.at(node)
+        target = self._upper.new() if covered else at
+        os.link(
+            source.name,
+            target.name,
+            src_dir_fd=source.directory,
+            dst_dir_fd=target.directory,
+            follow_symlinks=source.anchored,
+        )
+        if covered:
+            self._upper.put(target, at)
+        directory.changes += 1
+        if node.parent is None:
+            node.move(directory, name)
+        return node
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of something that is no directory."""
+        found = self._existing(parent, name)
+        if _is_directory(found):
+            raise error(errno.EISDIR)
+        self._remove(parent, name, found)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        found = self._existing(parent, name)
+        if not _is_directory(found):
+            raise error(errno.ENOTDIR)
+        if any(True for _ in self._union.children(found.ino)):
+            raise error(errno.ENOTEMPTY)
+        self._remove(parent, name, found).links = None
+
+    def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
+        """Rename what is at `old`, (directory, name), to `new`; `flags` as of renameat2(2)."""
+        source, target = self._existing(*old), self._union.find(*new)
+        _check_name(new[1])
+        if flags & NOREPLACE and target:
+            raise error(errno.EEXIST)
+        if flags & ~(NOREPLACE | EXCHANGE):
+            raise error(errno.EINVAL)
+        if target and target.ino == source.ino:  # two names of one file
+            return
+        if flags & EXCHANGE:
+            if target is None:
+                raise no_entry()
+            self._exchange(old, source, new, target)
+            return
+        if target:
+            self._check_replaceable(source, target)
+        self._move(old, source, new, target)
+
+    def _existing(self, parent: int, name: bytes) -> File:
+        found = self._union.find(parent, name)
+        if found is None:
+            raise no_entry()
+        return found
+
+    def _check_replaceable(self, source: File, target: File) -> None:
+        if _is_directory(target):
+            if not _is_directory(source):
+                raise error(errno.EISDIR)
+            if any(True for _ in self._union.children(target.ino)):
+                raise error(errno.ENOTEMPTY)
+        elif _is_directory(source):
+            raise error(errno.ENOTDIR)
+
+    def _place(
+        self, parent: int, name: bytes, kind: int, owner: Owner, make: Callable[[At], None]
+    ) -> UpperNode:
+        """Put something new, that `make` makes, under a free name."""
+        _check_name(name)
+        directory = self._copyup.up(parent)
+        at, covered = self._vacancy(directory, name)
+        target = self._upper.new() if covered else at
+        make(target)
+        try:
+            found = self._own(target, kind, self._inherited(directory, kind, owner))
+            if covered:
+                if kind == stat.S_IFDIR:
+                    self._upper.mark_opaque(target)
+                self._upper.put(target, at)
+        except BaseException:
+            self._upper.discard(target)
+            raise
+        node = self._union.node_new(directory, name, found)
+        directory.changes += 1
+        if node.is_directory:
+            directory.links = None
+        return node
+
+    def _vacancy(self, directory: UpperNode, name: bytes) -> tuple[At, bool]:
+        """Where a new name goes, and whether a whiteout is there; raises EEXIST."""
+        if directory.anchor is not None:  # removed
+            raise no_entry()
+        at = At(self._union.directory_fd(directory), name)
+        if directory.clean:
+            return at, False
+        found = self._upper.stat(at)
+        if found is None:
+            if self._union.below(directory, name):
+                raise error(errno.EEXIST)
+            return at, False
+        if is_whiteout(found):
+            return at, True
+        raise error(errno.EEXIST)
+
+    def _inherited(self, directory: UpperNode, kind: int, owner: Owner) -> Owner:
+        """The owner of something new in a directory: in a set-gid one, its group (inode(7))."""
+        above = self._union.owner(directory)
+        if not above.mode & stat.S_ISGID:
+            return owner
+        mode = owner.mode | stat.S_ISGID if kind == stat.S_IFDIR else owner.mode
+        return Owner(owner.uid, above.gid, mode)
+
+    def _own(self, at: At, kind: int, owner: Owner) -> os.stat_result:
+        """Give something new its owner, if it has not got it by itself."""
+        found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=False)
+        is_so = (found.st_uid, found.st_gid) == owner[:2] and (
+            kind == stat.S_IFLNK or stat.S_IMODE(found.st_mode) == owner.mode
+        )
+        if not is_so or self._upper.marks.override:
+            self._upper.set_owner(at, kind, owner)
+        return found
+
+    def _remove(self, parent: int, name: bytes, found: File) -> UpperNode:
+        """Take a name away; returns its directory."""
+        directory = self._copyup.up(parent)
+        at = At(self._union.directory_fd(directory), name)
+        below = self._union.below(directory, name) is not None
+        if isinstance(found, Node):
+            self._union.lose_name(found)
+            self._upper.whiteout(at)
+        else:
+            self._hold(found, directory, name)
+            if below or found.is_directory:
+                self._take_away(at, found, below)
+            else:
+                self._upper.unlink(at)
+        directory.changes += 1
+        return directory
+
+    def _take_away(self, at: At, found: UpperNode, below: bool) -> None:
+        if found.is_directory and not below:
+            try:
+                os.rmdir(at.name, dir_fd=at.directory)
+            except OSError as failure:
+                if failure.errno != errno.ENOTEMPTY:
+                    raise
+                self._upper.take_away(at, whiteout=False)  # old whiteouts are in it
+        else:
+            self._upper.take_away(at, whiteout=below)
+
+    def _hold(self, node: UpperNode, directory: UpperNode, name: bytes) -> None:
+        """Keep hold of a node that is about to lose a name: the kernel may have it open."""
+        if node.is_called(directory, name):
+            node.anchor = self._upper.hold(self._union.at(node))
+            node.parent = None
+
+    def _move(
+        self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File | None
+    ) -> None:
+        """Rename, in place of `target` if there is one."""
+        node = self._copyup.up(source.ino)
+        self._make_whole(node)
+        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
+        if after.anchor is not None:
+            raise no_entry()
+        leaves = self._union.below(before, old[1]) is not None
+        if self._union.below(after, new[1]) is not None and node.is_directory:
+            self._upper.mark_opaque(self._union.at(node))
+        at_old = At(self._union.directory_fd(before), old[1])
+        at_new = At(self._union.directory_fd(after), new[1])
+        covered = self._upper.stat(at_new)
+        if isinstance(target, UpperNode):
+            self._hold(target, after, new[1])
+        elif target:
+            self._union.lose_name(target)
+        if node.is_directory and covered is not None:
+            self._upper.rename(at_old, at_new, EXCHANGE)
+            if not (leaves and is_whiteout(covered)):
+                self._upper.take_away(at_old, whiteout=leaves)
+        else:
+            self._upper.move(at_old, at_new, whiteout=leaves)
+        self._renamed(node, (before, old[1]), (after, new[1]))
+
+    def _exchange(self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File) -> None:
+        """Have two names change places."""
+        one, other = self._copyup.up(source.ino), self._copyup.up(target.ino)
+        self._make_whole(one)
+        self._make_whole(other)
+        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
+        for node, directory, name in ((one, after, new[1]), (other, before, old[1])):
+            if node.is_directory and self._union.below(directory, name) is not None:
+                self._upper.mark_opaque(self._union.at(node))
+        at_old = At(self._union.directory_fd(before), old[1])
+        at_new = At(self._union.directory_fd(after), new[1])
+        self._upper.rename(at_old, at_new, EXCHANGE)
+        was_called = other.is_called(after, new[1])
+        self._renamed(one, (before, old[1]), (after, new[1]))
+        if was_called:
+            other.move(before, old[1])
+
+    def _make_whole(self, node: UpperNode) -> None:
+        """A directory that moves takes all of the image's with it: at its new place the image has nothing."""
+        if node.is_directory and node.lower is not None:
+            self._copyup.up_whole(node)
+
+    def _renamed(self, node: UpperNode, old: tuple[UpperNode, bytes], new: tuple[UpperNode, bytes]) -> None:
+        if node.is_called(*old):
+            node.move(*new)
+        for directory, _ in (old, new):
+            directory.changes += 1
+            directory.links = None
+
+
+def _is_directory(file: File) -> bool:
+    return stat.S_ISDIR(file.mode if isinstance(file, Node) else file.kind)
+
+
+def _check_name(name: bytes) -> None:
+    """Names that are too long, and those that a layer cannot say: they would be whiteouts there."""
+    if len(name) > _NAME_MAX:
+        raise error(errno.ENAMETOOLONG)
+    if name.startswith(WHITEOUT_PREFIX):
+        raise error(errno.EINVAL)

@@ -1,0 +1,119 @@
+"""What overlayfs writes into an upper directory beside the files themselves (kernel, overlayfs.rst).
+
+    whiteout    a character device 0/0: the name is deleted
+    opaque      on a directory: what the image has below this name does not show
+    metacopy    on a file: attributes only; the data is still the image's
+    redirect    with metacopy: the image's path of the data
+    origin      ours: the ino of the image's file that this is a copy of
+
+Marks are extended attributes `trusted.overlay.…`, which only root may set, or `user.overlay.…` (mount option
+`userxattr`). Whoever cannot set owners keeps them, and the mode, in `user.containers.override_stat`, as
+containers/storage and fuse-overlayfs do: `uid:gid:mode`, the mode in octal.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+OPAQUE, METACOPY, REDIRECT, ORIGIN = b"opaque", b"metacopy", b"redirect", b"imgfs.origin"
+TRUSTED, USER = b"trusted.overlay.", b"user.overlay."
+OVERRIDE = b"user.containers.override_stat"
+_STASH = b"user.overlay.imgfs.xattr."  # keeps an attribute whose own name its owner may not set
+_FOREIGN_OPAQUE = b"user.fuseoverlayfs.opaque"
+_HIDDEN = (TRUSTED, USER, b"user.fuseoverlayfs.", OVERRIDE)
+_MARKABLE = (stat.S_IFREG, stat.S_IFDIR)  # user.* attributes cannot be on anything else (xattr(7))
+
+
+class Owner(NamedTuple):
+    """Whom a file belongs to, and its twelve permission bits."""
+
+    uid: int
+    gid: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How one upper directory is marked: with which prefix, and whether owners are kept in an attribute."""
+
+    prefix: bytes
+    override: bool
+
+    def name(self, mark: bytes) -> bytes:
+        """The attribute that carries a mark."""
+        return self.prefix + mark
+
+    def stored(self, name: bytes) -> bytes:
+        """Under which name an attribute that users see is stored."""
+        if self.override and not name.startswith(b"user."):
+            return _STASH + name
+        return name
+
+    def can_mark(self, mode: int) -> bool:
+        """Whether a file of this kind can carry marks."""
+        return self.prefix == TRUSTED or stat.S_IFMT(mode) in _MARKABLE
+
+    def disk_mode(self, mode: int) -> int:
+        """The permission bits on disk: a user must be able to open his own files whatever they show."""
+        if not self.override or not self.can_mark(mode):
+            return stat.S_IMODE(mode)
+        return (mode & 0o777) | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
+
+def read_marks(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The marks among a file's extended attributes, whoever wrote them, without their prefixes."""
+    found = {}
+    for name, value in attributes.items():
+        for prefix in (TRUSTED, USER):
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = value
+    if _FOREIGN_OPAQUE in attributes:
+        found[OPAQUE] = b"y"
+    return found
+
+
+def read_override(attributes: Mapping[bytes, bytes]) -> Owner | None:
+    """The owner and mode in `override_stat`, if there is one that makes sense."""
+    fields = attributes.get(OVERRIDE, b"").split(b":")
+    try:
+        return Owner(int(fields[0]), int(fields[1]), int(fields[2], 8) & 0o7777)
+    except (IndexError, ValueError):
+        return None
+
+
+def format_override(owner: Owner) -> bytes:
+    """`override_stat` as containers/storage writes it."""
+    return b"%d:%d:0%o" % owner
+
+
+def shown_xattrs(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The extended attributes that a user of the mount sees."""
+    shown = {name: value for name, value in attributes.items() if not is_reserved(name)}
+    stashed = (name for name in attributes if name.startswith(_STASH))
+    return shown | {name.removeprefix(_STASH): attributes[name] for name in stashed}
+
+
+def is_reserved(name: bytes) -> bool:
+    """Whether an attribute's name is for marks only."""
+    return name.startswith(_HIDDEN)
+
+
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether a file of the upper directory says that its name is deleted."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def read_xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
+    """All extended attributes of a file; none where the file system has no notion of them."""
+    try:
+        names = os.listxattr(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return {}
+        raise
+    return {os.fsencode(name): os.getxattr(path, name, follow_symlinks=follow) for name in names}

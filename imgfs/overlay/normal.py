@@ -1,0 +1,37 @@
+"""Bringing an upper directory that others have written to the one form the union knows.
+
+fuse-overlayfs says with files named `.wh.NAME` and `.wh..wh..opq`, where it may not make devices, or beside
+them, what overlayfs says with devices and attributes. They are turned into those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from imgfs.overlay.upper import At, Upper
+from imgfs.tree.paths import WHITEOUT_PREFIX
+
+_OPAQUE_FILE = b".wh..wh..opq"
+
+
+def normalise(upper: Upper) -> None:
+    """Turn whiteout files into whiteouts, in the whole upper directory; raises OSError."""
+    for _, _, names, directory in os.fwalk(b".", dir_fd=upper.root, onerror=_raise):
+        for name in names:
+            if name.startswith(WHITEOUT_PREFIX):
+                _translate(upper, directory, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _translate(upper: Upper, directory: int, name: bytes) -> None:
+    hidden = At(directory, name.removeprefix(WHITEOUT_PREFIX))
+    if name == _OPAQUE_FILE:
+        upper.mark_opaque(At.anchor(directory))
+    elif not hidden.name.startswith(WHITEOUT_PREFIX):
+        with contextlib.suppress(FileExistsError):
+            upper.whiteout(hidden)
+    upper.discard(At(directory, name))

@@ -1,0 +1,187 @@
+"""The scratch as a file system: everything a mount may do to an image, kept in an upper directory.
+
+Blocking, and for one thread: each call is some microseconds of local system calls. Only copying the data of
+a large file takes longer: `copyup.fill` hands that out, for another thread. Errors are OSErrors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from imgfs.overlay.copyup import Bytes, CopyUp
+from imgfs.overlay.entries import Entries
+from imgfs.overlay.marks import Owner, is_reserved, shown_xattrs
+from imgfs.overlay.node import UpperNode, error
+from imgfs.overlay.union import Union
+from imgfs.overlay.upper import At, Upper
+from imgfs.tree.tree import Tree
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs
+
+
+class Overlay(AbstractContextManager["Overlay"]):
+    """An upper directory over the tree and the bytes of an image: a context manager.
+
+    `union` is what there is to see, `entries` changes names, the overlay itself changes files. With `durable`
+    what has been synced survives the power.
+    """
+
+    def __init__(self, tree: Tree, content: Bytes, upper: Upper, *, durable: bool) -> None:
+        self.union = Union(tree, upper)
+        self.copyup = CopyUp(self.union, content, durable=durable)
+        self.entries = Entries(self.union, self.copyup)
+        self.durable = durable
+        self._upper = upper
+        self.copyup.recover()
+
+    @property
+    def keeps_owners_aside(self) -> bool:
+        """Whether files cannot be given owners, so that those are only noted."""
+        return self._upper.marks.override
+
+    def open(self, node: UpperNode) -> None:
+        """Have a file's bytes open for reading and writing, until `release`."""
+        self.data(node)
+        node.opens += 1
+
+    def data(self, node: UpperNode) -> int:
+        """The descriptor of a file's bytes; what nobody has opened is closed with the next `release`."""
+        if node.fd is None:
+            node.fd = self._upper.open_data(self.union.at(node))
+        return node.fd
+
+    def release(self, node: UpperNode, *, opened: bool) -> None:
+        """A handle is done with; `opened` if it came from `open`."""
+        node.opens -= opened
+        if node.opens == 0 and node.fd is not None:
+            os.close(node.fd)
+            node.fd = None
+            if node.counted and node.lookups <= 0:
+                self.union.forget(node.ino, 0)
+
+    def truncate(self, node: UpperNode, size: int) -> None:
+        """Cut or lengthen a file, whose data up to `size` must be its own or have been copied up."""
+        try:
+            os.ftruncate(self.data(node), size)
+        finally:
+            self.release(node, opened=False)
+        if node.data is not None:
+            self.copyup.disown(node)
+
+    def sync(self, node: UpperNode) -> Callable[[], None]:
+        """What gets a file or directory to the disk: for any thread to call."""
+        flags = os.O_RDONLY if node.is_directory else os.O_RDWR
+        fd = self._upper.open(self.union.at(node), flags)
+
+        def sync() -> None:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+        return sync
+
+    def set_owner(self, ino: int, uid: int | None, gid: int | None) -> None:
+        """Change what is not None of a file's owner and group, which takes its privileges away (chown(2))."""
+        node = self.copyup.up(ino)
+        at = self.union.at(node)
+        if not self.keeps_owners_aside:
+            self._upper.chown(at, -1 if uid is None else uid, -1 if gid is None else gid)
+            return
+        now = self.union.owner(node)
+        mode = now.mode if node.is_directory else _without_privileges(now.mode)
+        wanted = Owner(now.uid if uid is None else uid, now.gid if gid is None else gid, mode)
+        self._upper.set_owner(at, node.kind, wanted)
+
+    def set_mode(self, ino: int, mode: int) -> None:
+        """Change a file's permission bits."""
+        node = self.copyup.up(ino)
+        at = self.union.at(node)
+        if self.keeps_owners_aside:
+            wanted = self.union.owner(node)._replace(mode=stat.S_IMODE(mode))
+            self._upper.set_owner(at, node.kind, wanted)
+        else:
+            self._upper.chmod(at, node.kind | stat.S_IMODE(mode))
+
+    def set_times(self, ino: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Change what is not None of a file's times."""
+        node = self.copyup.up(ino)
+        at = self.union.at(node)
+        found = self._upper.stat(at)
+        if found is None:
+            raise error(errno.ESTALE)
+        self._upper.set_times(
+            at,
+            found.st_atime_ns if atime_ns is None else atime_ns,
+            found.st_mtime_ns if mtime_ns is None else mtime_ns,
+        )
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """An extended attribute, or None if there is no such."""
+        node = self.union.nodes.get(ino)
+        if node is None:
+            return self.union.tree.xattrs(ino).get(name)
+        if is_reserved(name):
+            return None
+        try:
+            at = self.union.at(node)
+            return os.getxattr(at.path, self._upper.marks.stored(name), follow_symlinks=at.anchored)
+        except OSError as failure:
+            if failure.errno in (errno.ENODATA, errno.ENOTSUP):
+                return None
+            raise
+
+    def xattrs(self, ino: int) -> list[bytes]:
+        """The names of a file's extended attributes."""
+        node = self.union.nodes.get(ino)
+        if node is None:
+            return list(self.union.tree.xattrs(ino))
+        return list(shown_xattrs(self._upper.xattrs(self.union.at(node))))
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set an extended attribute."""
+        self._upper.set_xattr(self._changeable(ino, name), self._upper.marks.stored(name), value)
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        """Remove an extended attribute; raises ENODATA."""
+        if name not in self.xattrs(ino):
+            raise error(errno.ENODATA)
+        self._upper.remove_xattr(self._changeable(ino, name), self._upper.marks.stored(name))
+
+    def symlink_target(self, ino: int) -> bytes:
+        """Where a symbolic link points to."""
+        node = self.union.nodes.get(ino)
+        if node is None:
+            return self.union.tree.target(ino)
+        at = self.union.at(node)
+        if at.anchored:  # the empty path means the link itself (readlinkat(2))
+            return os.readlink(b"", dir_fd=node.anchor)
+        return os.readlink(at.name, dir_fd=at.directory)
+
+    def statfs(self) -> os.statvfs_result:
+        """The room there is: that of the upper directory's file system."""
+        return os.fstatvfs(self._upper.root)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.union.close()
+        self._upper.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _changeable(self, ino: int, name: bytes) -> At:
+        if is_reserved(name):
+            raise error(errno.EPERM)
+        if not name.startswith(_NAMESPACES):
+            raise error(errno.ENOTSUP)
+        return self.union.at(self.copyup.up(ino))
+
+
+def _without_privileges(mode: int) -> int:
+    """Permission bits without set-uid, and without set-gid where the group may execute."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)

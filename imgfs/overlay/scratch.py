@@ -1,0 +1,228 @@
+"""A scratch on disk: `upper` and `work` as overlayfs knows them, what image they belong to, and a lock.
+
+A scratch is kept under a name in the store, or in any directory, or made for one mount and removed with it.
+One that overlayfs or fuse-overlayfs has made is taken up as it is: `scratch.json` is ours, and they leave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
+from imgfs.oci.descriptor import Digest
+from imgfs.overlay.copyup import Bytes
+from imgfs.overlay.marks import Owner
+from imgfs.overlay.normal import normalise
+from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.upper import At, Upper
+from imgfs.tree.schema import ROOT
+from imgfs.tree.tree import Tree
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
+_DESCRIPTION, _LOCK = "scratch.json", "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a scratch lies on: the image `digest` (a manifest's), its first `layers` layers."""
+
+    reference: str
+    digest: str
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A scratch in `directory`; `name` is what people call it, `volatile` one that goes with its mount."""
+
+    directory: Path
+    name: str
+    volatile: bool = False
+
+    @property
+    def upper(self) -> Path:
+        """The upper directory."""
+        return self.directory / "upper"
+
+    @property
+    def work(self) -> Path:
+        """The work directory, on the same file system."""
+        return self.directory / "work"
+
+    def exists(self) -> bool:
+        """Whether there is anything of it."""
+        return self.upper.is_dir()
+
+    def base(self) -> Base | None:
+        """What it lies on, if imgfs has ever mounted it; raises StoreError."""
+        path = self.directory / _DESCRIPTION
+        try:
+            fields = json.loads(path.read_bytes())
+            return Base(str(fields["reference"]), str(Digest.parse(fields["digest"])), int(fields["layers"]))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, ImgfsError) as error:
+            raise StoreError(f"{path}: damaged; remove it to take the scratch up anew") from error
+
+    def check(self, base: Base) -> None:
+        """Raise MountError if the scratch lies on another image."""
+        found = self.base()
+        if found and (found.digest, found.layers) != (base.digest, base.layers):
+            layers = f" up to layer {found.layers}" if found.digest == base.digest else ""
+            raise MountError(
+                f"scratch {self.name} was made on {found.reference}, {found.digest}{layers}: mount that, "
+                f"or begin anew with: imgfs scratch reset {self.name}"
+            )
+
+    def describe(self, base: Base) -> None:
+        """Write down what it lies on."""
+        path = self.directory / _DESCRIPTION
+        aside = path.with_name(f".{path.name}-{os.getpid()}")
+        aside.write_text(json.dumps(asdict(base)))
+        aside.rename(path)
+
+    @contextlib.contextmanager
+    def locked(self, use: str) -> Iterator[None]:
+        """Be the only one to change it; raises MountError saying what the other one uses it for."""
+        path = self.directory / _LOCK
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                other = os.pread(fd, 4096, 0).decode(errors="replace") or "by another process"
+                raise MountError(f"scratch {self.name} is in use: {other}") from error
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, use.encode(errors="replace"), 0)
+            yield
+        finally:
+            os.close(fd)
+
+    def user(self) -> str | None:
+        """What it is used for right now, if it is."""
+        try:
+            with open(self.directory / _LOCK, "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read(4096).decode(errors="replace")
+        except FileNotFoundError:
+            pass
+        return None
+
+    @contextlib.contextmanager
+    def overlay(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[Overlay]:
+        """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.directory}: {error.strerror}") from error
+        with self.locked(use):
+            self.check(base)
+            fresh = not self.exists()
+            with _as_store_errors(self.directory):
+                self.upper.mkdir(mode=0o755, exist_ok=True)
+                self.work.mkdir(mode=0o755, exist_ok=True)
+            upper = Upper(self.upper, self.work)
+            with _as_store_errors(self.directory):
+                if fresh:
+                    _describe_root(upper, tree)
+                else:
+                    normalise(upper)
+                self.describe(base)
+            with Overlay(tree, content, upper, durable=not self.volatile) as overlay:
+                yield overlay
+            if self.volatile:
+                self.remove()
+
+    def reset(self) -> None:
+        """Throw all changes away; raises MountError if it is in use."""
+        with self.locked("being reset"):
+            for part in (self.upper, self.work):
+                _remove_all(part)
+            (self.directory / _DESCRIPTION).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove all of it that is ours."""
+        for part in (self.upper, self.work):
+            _remove_all(part)
+        for name in (_DESCRIPTION, _LOCK):
+            (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps something else there
+            self.directory.rmdir()
+
+
+def named(text: str, store_root: Path) -> Scratch:
+    """The scratch that `text` means: with a slash a directory, else a name in the store."""
+    if "/" in text:
+        return Scratch(Path(text).absolute(), text)
+    if not _NAME.fullmatch(text):
+        raise UsageError(
+            f"{text!r} is no name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
+        )
+    return Scratch(store_root / "scratch" / text, text)
+
+
+def kept(store_root: Path) -> list[Scratch]:
+    """The scratches with a name, in the store."""
+    found = sorted((store_root / "scratch").glob("*/upper"))
+    return [Scratch(path.parent, path.parent.name) for path in found if _NAME.fullmatch(path.parent.name)]
+
+
+def volatile(store_root: Path) -> Scratch:
+    """A new scratch for one mount; those whose mounts have died are removed."""
+    for left in (store_root / "scratch").glob(f"{_VOLATILE}*"):
+        old = Scratch(left, left.name, volatile=True)
+        with contextlib.suppress(ImgfsError, OSError), old.locked("being removed"):
+            old.remove()
+    name = f"{_VOLATILE}{os.getpid()}-{time.time_ns():x}"
+    return Scratch(store_root / "scratch" / name, name, volatile=True)
+
+
+def _describe_root(upper: Upper, tree: Tree) -> None:
+    """Give a new upper directory what the image says of its root: overlayfs shows the upper one's."""
+    root, at = tree.node(ROOT), At.anchor(upper.root)
+    if root is not None:
+        owner = Owner(root.uid, root.gid, stat.S_IMODE(root.mode))
+        xattrs = tree.xattrs(ROOT) if root.has_xattrs else {}
+        upper.describe(at, root.mode, owner, xattrs, (root.mtime_ns, root.mtime_ns))
+
+
+def _remove_all(path: Path) -> None:
+    """Remove a directory with all below it, whatever the modes in it."""
+
+    def unlock(remove: Callable[[str], object], name: str, _: object) -> None:
+        for locked in (os.path.dirname(name), name):
+            with contextlib.suppress(OSError):
+                os.chmod(locked, 0o700)
+        if remove in (os.open, os.scandir, os.lstat):  # it could not be looked into
+            _remove_all(Path(name))
+        else:
+            remove(name)
+
+    if path.exists():
+        shutil.rmtree(path, onerror=unlock)
+
+
+@contextlib.contextmanager
+def _as_store_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror}") from error

@@ -1,0 +1,331 @@
+"""The union seen: an upper directory over an image's tree, by overlayfs's rules (kernel, overlayfs.rst).
+
+A file with an upper half is an `UpperNode`; any other is the tree's own `Node`, and nothing is kept for it.
+Both answer to one ino: the image's, if the file comes from the image. The upper directory is asked each time:
+it is the truth, and this process alone changes it. All of this belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout, read_marks
+from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
+from imgfs.overlay.upper import At, Upper
+from imgfs.tree.schema import ROOT
+from imgfs.tree.tree import Node, Tree
+
+_OPEN_DIRECTORIES = 512  # whose descriptors are kept at hand
+_KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+File: TypeAlias = UpperNode | Node
+
+
+class Union:
+    """What an upper directory and a tree show together. Raises OSError."""
+
+    def __init__(self, tree: Tree, upper: Upper) -> None:
+        self.tree = tree
+        self.upper = upper
+        self.nodes: dict[int, UpperNode] = {}
+        self._by_upper: dict[int, UpperNode] = {}
+        self._fds: OrderedDict[UpperNode, int] = OrderedDict()
+        self._links: dict[int, int] = {}  # names left of an image's file that has lost some
+        self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
+        found = os.fstat(upper.root)
+        self.root = UpperNode(ROOT, found.st_ino, stat.S_IFDIR, lower=ROOT, counted=False)
+        self.pristine = not os.listdir(b"/proc/self/fd/%d" % upper.root)
+        self.add(self.root)
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        for fd in self._fds.values():
+            os.close(fd)
+        for node in self.nodes.values():
+            node.close()
+        self._fds.clear()
+        self.nodes.clear()
+
+    def find(self, parent: int, name: bytes) -> File | None:
+        """What a name in a directory means."""
+        directory = self.nodes.get(parent)
+        if directory is None:
+            return self.tree.lookup(parent, name)
+        found = self.upper.stat(At(self.directory_fd(directory), name))
+        if found is None:
+            return self.below(directory, name)
+        return None if is_whiteout(found) else self.node_at(directory, name, found)
+
+    def below(self, directory: UpperNode, name: bytes) -> Node | None:
+        """What the image has under a name, whether or not it shows."""
+        return None if directory.lower is None else self.tree.lookup(directory.lower, name)
+
+    def file(self, ino: int) -> File:
+        """The file with that ino; raises ENOENT."""
+        found = self.nodes.get(ino) or self.tree.node(ino)
+        if found is None:
+            raise error(errno.ENOENT)
+        return found
+
+    def node_at(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
+        """The node of what the upper directory has at a name."""
+        node = self._by_upper.get(found.st_ino)
+        if node is None:
+            node = self._load(directory, name, found)
+            self.add(node)
+        elif node.parent is None and node is not self.root:
+            node.move(directory, name)
+        return node
+
+    def node_new(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
+        """The node of something that was just made."""
+        kind = stat.S_IFMT(found.st_mode)
+        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, kind, directory, name, clean=True)
+        self.add(node)
+        return node
+
+    def owner(self, node: UpperNode) -> Owner:
+        """Whom a file with an upper half belongs to, and its permission bits."""
+        at = self.at(node)
+        found = self.upper.stat(at)
+        if found is None:
+            raise error(errno.ESTALE)
+        return self.upper.owner(at, found)
+
+    def add(self, node: UpperNode) -> None:
+        """Know a node from now on."""
+        self.nodes[node.ino] = node
+        self._by_upper[node.upper_ino] = node
+
+    def drop(self, node: UpperNode) -> None:
+        """Forget a node: another lookup finds it again, if it has a name."""
+        self.nodes.pop(node.ino, None)
+        self._by_upper.pop(node.upper_ino, None)
+        fd = self._fds.pop(node, None)
+        if fd is not None:
+            os.close(fd)
+        node.close()
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel has let go of `count` references."""
+        node = self.nodes.get(ino)
+        if node is None:
+            if self._links.get(ino) == 0:
+                del self._links[ino]
+            return
+        node.lookups -= count
+        nameless = node.parent is None and node is not self.root
+        if node.opens == 0 and (nameless if node.is_directory or not node.counted else node.lookups <= 0):
+            self.drop(node)
+
+    def at(self, node: UpperNode) -> At:
+        """Where a node's upper half is."""
+        if node.anchor is not None:
+            return At.anchor(node.anchor)
+        if node.parent is None:
+            return At.anchor(self.upper.root)
+        return At(self.directory_fd(node.parent), node.name)
+
+    def directory_fd(self, node: UpperNode) -> int:
+        """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
+        fd = self._fds.get(node)
+        if fd is not None:
+            self._fds.move_to_end(node)
+            return fd
+        chain = [node]
+        while chain[-1].parent is not None and chain[-1].parent not in self._fds:
+            chain.append(chain[-1].parent)
+        return self._open_chain(chain[::-1])
+
+    def _open_chain(self, chain: list[UpperNode]) -> int:
+        """Open directories one in the other, and keep the last few."""
+        fd = -1
+        for depth, node in enumerate(chain):
+            before = fd
+            fd = self._open_directory(node, before)
+            if len(chain) - depth <= _KEPT_ON_THE_WAY:
+                self._fds[node] = fd
+            if before >= 0 and len(chain) - depth >= _KEPT_ON_THE_WAY:
+                os.close(before)
+        while len(self._fds) > _OPEN_DIRECTORIES:
+            _, oldest = self._fds.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+    def _open_directory(self, node: UpperNode, parent_fd: int) -> int:
+        if node.anchor is not None:
+            return os.dup(node.anchor)
+        if node.parent is None:
+            return os.dup(self.upper.root)
+        return os.open(node.name, _DIRECTORY, dir_fd=parent_fd if parent_fd >= 0 else self._fds[node.parent])
+
+    def attributes(self, file: File) -> Attributes | Node:
+        """What stat(2) says of a file."""
+        return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file)
+
+    def _lower_attributes(self, node: Node) -> Node:
+        links = self._links.get(node.ino)
+        if links is None and not self.pristine and node.nlink > 1 and not stat.S_ISDIR(node.mode):
+            links = self._links[node.ino] = len(self.places(node.ino))
+        return node if links is None else node._replace(nlink=links)
+
+    def _upper_attributes(self, node: UpperNode) -> Attributes:
+        at = self.at(node)
+        found = self.upper.stat(at)
+        if found is None:
+            raise error(errno.ESTALE)
+        uid, gid, mode = self.upper.owner(at, found)
+        lower = self.tree.node(node.data) if node.data is not None else None
+        return Attributes(
+            node.ino,
+            node.kind | mode,
+            uid,
+            gid,
+            found.st_size,
+            found.st_mtime_ns if node.frozen_mtime is None else node.frozen_mtime,
+            self._directory_links(node, found) if node.is_directory else found.st_nlink,
+            found.st_rdev,
+            lower.blocks if lower else found.st_blocks,
+            found.st_atime_ns,
+            found.st_ctime_ns,
+        )
+
+    def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
+        """The image's link count, more the directories that are new, less those that are covered."""
+        if node.lower is None or node.anchor is not None:
+            return found.st_nlink
+        if node.links is None:
+            lower = self.tree.node(node.lower)
+            node.links = (lower.nlink if lower else 2) + sum(
+                entry.is_dir(follow_symlinks=False) - self._covers_directory(node, os.fsencode(entry.name))
+                for entry in self._scan(node)
+            )
+        return node.links
+
+    def _covers_directory(self, node: UpperNode, name: bytes) -> bool:
+        below = self.below(node, name)
+        return below is not None and stat.S_ISDIR(below.mode)
+
+    def _scan(self, node: UpperNode) -> Iterator[os.DirEntry[str]]:
+        fd = self.upper.open(self.at(node), os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
+        try:
+            with os.scandir(fd) as entries:
+                yield from entries
+        finally:
+            os.close(fd)
+
+    def upper_names(self, node: UpperNode) -> tuple[list[bytes], set[bytes]]:
+        """The names that a directory's upper half shows, and those of the image that it covers."""
+        shown, covered = [], set()
+        for entry in self._scan(node):
+            name = os.fsencode(entry.name)
+            covered.add(name)
+            if not _is_whiteout_entry(entry):
+                shown.append(name)
+        return sorted(shown), covered
+
+    def children(self, ino: int) -> Iterator[tuple[bytes, File]]:
+        """All children of a directory, those with an upper half first."""
+        node = self.nodes.get(ino)
+        if node is None:
+            yield from ((name, child) for _, name, child in self.tree.children(ino))
+            return
+        shown, covered = self.upper_names(node)
+        for name in shown:
+            found = self.find(ino, name)
+            if found is not None:
+                yield name, found
+        if node.lower is not None:
+            for _, name, child in self.tree.children(node.lower):
+                if name not in covered:
+                    yield name, child
+
+    def places(self, ino: int) -> list[tuple[int, bytes]]:
+        """(directory, name) of every name under which a file of the image, not copied up, can be seen."""
+        found = []
+        for lower_parent, name in self.tree.names(ino):
+            parent = self._standing(lower_parent)
+            if parent is not None:
+                file = self.find(parent, name)
+                if isinstance(file, Node) and file.ino == ino:
+                    found.append((parent, name))
+        return found
+
+    def _standing(self, lower: int) -> int | None:
+        """The ino of the directory in which the names of the image's directory `lower` show, if any do."""
+        way: list[tuple[bytes, int]] = []
+        while lower != ROOT and lower not in self._moved:
+            names = self.tree.names(lower)
+            if not names:
+                return None
+            way.append((names[0][1], lower))
+            lower = names[0][0]
+        ino = ROOT if lower == ROOT else self._moved[lower].ino
+        for name, wanted in reversed(way):
+            file = self.find(ino, name)
+            if file is None or _merged_with(file) != wanted:
+                return None
+            ino = file.ino
+        return ino
+
+    def lose_name(self, node: Node) -> None:
+        """A name of a file that is only in the image is gone."""
+        links = self._lower_attributes(node).nlink
+        self._links[node.ino] = 0 if stat.S_ISDIR(node.mode) else max(0, links - 1)
+
+    def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
+        """Make the node of something in the upper directory, from its marks."""
+        marks = read_marks(self.upper.xattrs(At(self.directory_fd(directory), name)))
+        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
+        if node.is_directory:
+            below = None if marks.get(OPAQUE) == b"y" else self._marked_below(directory, name, marks)
+            if below and stat.S_ISDIR(below.mode):
+                node.lower = below.ino
+                self._take_ino(node, below.ino)
+            if node.lower is not None and REDIRECT in marks:
+                self._moved[node.lower] = node
+            return node
+        origin = self._origin(marks, node.kind)
+        if METACOPY in marks and stat.S_ISREG(node.kind):
+            source = origin or self._marked_below(directory, name, marks)
+            node.data = source.ino if source else None
+        if origin:
+            self._take_ino(node, origin.ino)
+        return node
+
+    def _take_ino(self, node: UpperNode, ino: int) -> None:
+        if ino not in self.nodes:
+            node.ino = ino
+
+    def _origin(self, marks: dict[bytes, bytes], kind: int) -> Node | None:
+        text = marks.get(ORIGIN, b"")
+        lower = self.tree.node(int(text)) if text.isdigit() and len(text) < 16 else None
+        return lower if lower and stat.S_IFMT(lower.mode) == kind else None
+
+    def _marked_below(self, directory: UpperNode, name: bytes, marks: dict[bytes, bytes]) -> Node | None:
+        """The image's half: at the same name, or where a redirect says (a name, or a path from the root)."""
+        redirect = marks.get(REDIRECT, name)
+        if not redirect.startswith(b"/"):
+            return self.below(directory, redirect)
+        found = self.tree.node(ROOT)
+        for part in redirect.strip(b"/").split(b"/"):
+            found = self.tree.lookup(found.ino, part) if found else None
+        return found
+
+
+def _merged_with(file: File) -> int | None:
+    if isinstance(file, Node):
+        return file.ino
+    return file.lower
+
+
+def _is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+        return False
+    return is_whiteout(entry.stat(follow_symlinks=False))

@@ -1,0 +1,258 @@
+"""The upper directory as overlayfs has it, and the work directory beside it where new things are made.
+
+Files are named by an open directory and a name in it: paths may be longer than the kernel takes, and
+directories move. What is made in the work directory appears in the upper one whole, by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from imgfs.errors import StoreError
+from imgfs.overlay import linux
+from imgfs.overlay.marks import (
+    OPAQUE,
+    OVERRIDE,
+    TRUSTED,
+    USER,
+    Marks,
+    Owner,
+    format_override,
+    read_override,
+    read_xattrs,
+)
+
+_WORK = "imgfs"  # our corner of the work directory: overlayfs's own is called "work"
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class At(NamedTuple):
+    """Where a file is: `name` in the open directory `directory`, or, with None, a path to follow."""
+
+    directory: int | None
+    name: bytes
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the file is held by a descriptor of its own: it may have no name any more."""
+        return self.directory is None
+
+    @property
+    def path(self) -> bytes:
+        """A path for the system calls that take nothing else."""
+        if self.directory is None:
+            return self.name
+        return b"/proc/self/fd/%d/%s" % (self.directory, self.name)
+
+    @classmethod
+    def anchor(cls, fd: int) -> At:
+        """The file that `fd` is open on."""
+        return cls(None, b"/proc/self/fd/%d" % fd)
+
+
+class Upper:
+    """An upper directory and its work directory, on one file system. Raises StoreError."""
+
+    def __init__(self, upper: Path, work: Path) -> None:
+        try:
+            (work / _WORK).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root = os.open(upper, _DIRECTORY)
+            self.work = os.open(work / _WORK, _DIRECTORY)
+            self.marks = Marks(_probe(work / _WORK), override=os.geteuid() != 0)
+        except OSError as error:
+            raise StoreError(f"{error.filename or upper}: {error.strerror}") from error
+        self._serial = itertools.count()
+
+    def close(self) -> None:
+        """Close the two directories."""
+        os.close(self.root)
+        os.close(self.work)
+
+    def new(self) -> At:
+        """A place in the work directory where nothing is."""
+        return At(self.work, b"%d" % next(self._serial))
+
+    def stat(self, at: At) -> os.stat_result | None:
+        """What is there, if anything is."""
+        try:
+            return os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
+        except FileNotFoundError:
+            return None
+
+    def open(self, at: At, flags: int, mode: int = 0) -> int:
+        """Open or create a file."""
+        nofollow = 0 if at.anchored else os.O_NOFOLLOW
+        return os.open(at.name, flags | nofollow | os.O_CLOEXEC, mode, dir_fd=at.directory)
+
+    def open_data(self, at: At) -> int:
+        """Open a file for what the kernel may ask of it: it reads, too, what is being written."""
+        return self.open(at, os.O_RDWR)
+
+    def hold(self, at: At) -> int:
+        """A descriptor by which the file can be had without its name."""
+        return self.open(at, os.O_PATH)
+
+    def xattrs(self, at: At) -> dict[bytes, bytes]:
+        """All extended attributes as they are stored."""
+        return read_xattrs(at.path, follow=at.anchored)
+
+    def set_xattr(self, at: At, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute by the name it is stored under."""
+        os.setxattr(at.path, name, value, flags, follow_symlinks=at.anchored)
+
+    def remove_xattr(self, at: At, name: bytes) -> None:
+        """Remove an extended attribute by the name it is stored under; ENODATA if it is not there."""
+        os.removexattr(at.path, name, follow_symlinks=at.anchored)
+
+    def mark(self, at: At, mark: bytes, value: bytes = b"y") -> None:
+        """Put a mark on a file."""
+        self.set_xattr(at, self.marks.name(mark), value)
+
+    def unmark(self, at: At, *marks: bytes) -> None:
+        """Take marks off a file, those that are there, whatever their prefix."""
+        names = [prefix + mark for prefix in (TRUSTED, USER) for mark in marks]
+        for name in self.xattrs(at).keys() & names:
+            self.remove_xattr(at, name)
+
+    def owner(self, at: At, found: os.stat_result) -> Owner:
+        """Whom a file belongs to, as the image would say it."""
+        if self.marks.override and not stat.S_ISLNK(found.st_mode):
+            kept = read_override(self.xattrs(at))
+            if kept:
+                return kept
+        own = Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
+        return own._replace(uid=0, gid=0) if self.marks.override and own.uid == os.geteuid() else own
+
+    def set_owner(self, at: At, mode: int, owner: Owner) -> None:
+        """Give a file of the kind in `mode` an owner and permission bits."""
+        if not self.marks.override:
+            self.chown(at, owner.uid, owner.gid)
+        elif self.marks.can_mark(mode):
+            self.set_xattr(at, OVERRIDE, format_override(owner))
+        if not stat.S_ISLNK(mode):  # after the owner: changing that takes set-uid bits away
+            self.chmod(at, stat.S_IFMT(mode) | owner.mode)
+
+    def chown(self, at: At, uid: int, gid: int) -> None:
+        """Change the owner on disk, -1 leaving it as it is; the kernel takes privileges away with it."""
+        os.chown(at.name, uid, gid, dir_fd=at.directory, follow_symlinks=at.anchored)
+
+    def chmod(self, at: At, mode: int) -> None:
+        """Change the permission bits on disk of a file of the kind in `mode`, which is no symlink."""
+        os.chmod(at.name, self.marks.disk_mode(mode), dir_fd=at.directory)
+
+    def set_times(self, at: At, atime_ns: int, mtime_ns: int) -> None:
+        """Set access and modification times."""
+        os.utime(at.name, ns=(atime_ns, mtime_ns), dir_fd=at.directory, follow_symlinks=at.anchored)
+
+    def describe(
+        self, at: At, mode: int, owner: Owner, xattrs: Mapping[bytes, bytes], times: tuple[int, int]
+    ) -> None:
+        """Give a file of the kind in `mode` all the attributes a copy-up has to keep; `times` in ns."""
+        self.set_owner(at, mode, owner)
+        for name, value in xattrs.items():
+            if self.marks.can_mark(mode) or not self.marks.override:
+                self.set_xattr(at, self.marks.stored(name), value)
+        self.set_times(at, *times)
+
+    def make(self, at: At, mode: int, device: int = 0) -> None:
+        """Make an empty file, directory or special file of the kind in `mode`."""
+        disk = self.marks.disk_mode(mode)
+        if stat.S_ISDIR(mode):
+            os.mkdir(at.name, disk, dir_fd=at.directory)
+        elif stat.S_ISREG(mode):
+            os.close(self.open(at, os.O_CREAT | os.O_EXCL | os.O_WRONLY, disk))
+        else:
+            os.mknod(at.name, stat.S_IFMT(mode) | disk, device, dir_fd=at.directory)
+
+    def whiteout(self, at: At) -> None:
+        """Say that a name which is only in the image is deleted (any user may, since Linux 5.8)."""
+        os.mknod(at.name, stat.S_IFCHR, 0, dir_fd=at.directory)
+
+    def unlink(self, at: At) -> None:
+        """Remove a name that is no directory."""
+        os.unlink(at.name, dir_fd=at.directory)
+
+    def rename(self, source: At, target: At, flags: int = 0) -> None:
+        """Rename within the file system; `flags` as of renameat2."""
+        assert source.directory is not None
+        assert target.directory is not None
+        linux.rename(source.directory, source.name, target.directory, target.name, flags)
+
+    def move(self, source: At, target: At, *, whiteout: bool) -> None:
+        """Rename over whatever file is there; `whiteout` covers the name that is left."""
+        try:
+            self.rename(source, target, linux.WHITEOUT if whiteout else 0)
+        except OSError as error:  # a file system that cannot leave whiteouts
+            if not whiteout or error.errno != errno.EINVAL:
+                raise
+            self.rename(source, target)
+            self.whiteout(source)
+
+    def put(self, made: At, at: At) -> None:
+        """Put what was made in the work directory in the place of what is at `at`, if anything is."""
+        try:
+            self.rename(made, at)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.rename(made, at, linux.EXCHANGE)
+            self.discard(made)
+
+    def take_away(self, at: At, *, whiteout: bool) -> None:
+        """Remove a file, or a directory with nothing but whiteouts in it, at once and whole."""
+        spare = self.new()
+        if whiteout:
+            self.whiteout(spare)
+            self.put(spare, at)
+        else:
+            self.rename(at, spare)
+            self.discard(spare)
+
+    def discard(self, at: At) -> None:
+        """Remove something from the work directory, with all below it."""
+        try:
+            self.unlink(at)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+            self._discard_directory(at)
+
+    def _discard_directory(self, at: At) -> None:
+        fd = self.open(at, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(fd):
+                self.discard(At(fd, os.fsencode(name)))
+        finally:
+            os.close(fd)
+        os.rmdir(at.name, dir_fd=at.directory)
+
+    def discard_leftovers(self) -> None:
+        """Remove from the work directory what a killed process has left there."""
+        fd = os.open(b"/proc/self/fd/%d" % self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(fd):
+                self.discard(At(self.work, os.fsencode(name)))
+        finally:
+            os.close(fd)
+
+    def mark_opaque(self, at: At) -> None:
+        """Have nothing of the image show below a directory."""
+        self.mark(at, OPAQUE)
+
+
+def _probe(work: Path) -> bytes:
+    """The prefix of the marks that may be set here."""
+    for prefix in (TRUSTED, USER):
+        with contextlib.suppress(PermissionError):
+            os.setxattr(work, prefix + b"imgfs.probe", b"y")
+            return prefix
+    raise StoreError(f"{work}: its file system keeps no extended attributes, which a scratch needs")
