@@ -7,7 +7,7 @@ whatever the bytes were. What a label says is believed only where the content ag
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,14 @@ def check_layers(manifest: Manifest, config: ImageConfig) -> None:
     layers, diff_ids = len(manifest.layers), len(config.diff_ids)
     if layers != diff_ids:
         raise InvalidImage(f"{diff_ids} DiffIDs for {layers} layers", where="config.rootfs.diff_ids")
+
+
+def chain_id(diff_ids: Sequence[Digest]) -> Digest:
+    """The name of a stack of layers, the lowest first, at least one (config.md, "Layer ChainID")."""
+    chain = diff_ids[0]
+    for diff_id in diff_ids[1:]:
+        chain = Digest.of(f"{chain} {diff_id}".encode())
+    return chain
 
 
 def choose_platform(index: Index, wanted: Platform) -> Descriptor:
