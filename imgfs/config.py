@@ -17,17 +17,20 @@ _SYSTEM_STORE = Path("/var/cache/imgfs")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where things are for this user. `ca_bundle` is a file of PEM certificates, None for the usual ones."""
+    """Where things are for this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
+    `source_date` is when new images are to say they were made, in seconds since the epoch."""
 
     store_root: Path
     auth_files: tuple[Path, ...]
     ca_bundle: Path | None
+    source_date: int | None = None
 
     @classmethod
     def read(cls) -> Environment:
         """What this process's environment says."""
         environ = os.environ
-        return cls(store_root(environ, os.geteuid()), auth_files(environ), ca_bundle(environ))
+        store = store_root(environ, os.geteuid())
+        return cls(store, auth_files(environ), ca_bundle(environ), source_date(environ))
 
 
 def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -61,6 +64,12 @@ def ca_bundle(environ: Mapping[str, str]) -> Path | None:
     """The certificates to trust instead of the usual ones: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
     named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")
     return Path(named) if named else None
+
+
+def source_date(environ: Mapping[str, str]) -> int | None:
+    """$SOURCE_DATE_EPOCH, for reproducible builds; what is no number does not count."""
+    text = environ.get("SOURCE_DATE_EPOCH", "")
+    return int(text) if text.isdecimal() and len(text) < 12 else None
 
 
 def _absolute(environ: Mapping[str, str], name: str) -> Path | None:

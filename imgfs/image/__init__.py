@@ -1,0 +1,13 @@
+"""A whole image made ready to read: resolved, its layers indexed, its tree merged, all in the store.
+
+`prepare` does what needs network and time and leaves the result in the store; `Image` opens that result.
+They are two steps because a daemon forks in between: nothing open crosses the fork.
+"""
+
+from __future__ import annotations
+
+from imgfs.image.image import Image
+from imgfs.image.prepare import Reporter, prepare
+from imgfs.image.resolve import Resolved, resolve
+
+__all__ = ["Image", "Reporter", "Resolved", "prepare", "resolve"]

@@ -1,0 +1,65 @@
+"""An image that has been prepared: its tree and its files' bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+
+from imgfs.content import FETCHERS, Content, LayerContent
+from imgfs.errors import StoreError
+from imgfs.image.prepare import open_index
+from imgfs.image.resolve import Resolved
+from imgfs.oci.descriptor import Descriptor
+from imgfs.source import Source
+from imgfs.store import Store
+from imgfs.tree.tree import Tree
+
+_PIECE = 1 << 20  # bytes that `Image.read` reads at once
+
+
+class Image(AbstractContextManager["Image"]):
+    """An image that `prepare` has prepared: its tree and its files' bytes. A context manager.
+
+    `source` brings what the store lacks. Raises StoreError if the store does not hold the image.
+    """
+
+    def __init__(self, resolved: Resolved, source: Source, store: Store) -> None:
+        self.resolved = resolved
+        self.source = source
+        with ExitStack() as stack:
+            path = store.tree(resolved.tree)
+            if path is None:
+                raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
+            self.tree = stack.enter_context(Tree(path))
+            pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-fetch")
+            layers = [self._open_layer(layer, store, pool, stack) for layer in resolved.manifest.layers]
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            self.content = Content(layers)
+            self._stack = stack.pop_all()
+
+    def _open_layer(
+        self, layer: Descriptor, store: Store, pool: ThreadPoolExecutor, stack: ExitStack
+    ) -> LayerContent:
+        place = store.layer(layer.digest)
+        stack.enter_context(place.use())
+        index = stack.enter_context(open_index(place))
+        spans = index.span_count()
+        flat = place.flat(size=index.summary.flat_size, spans=spans)
+        stack.callback(flat.close)
+        return LayerContent(layer, index, flat, self.source, pool)
+
+    def read(self, ino: int) -> Iterator[bytes]:
+        """All bytes of a file, in order, a piece at a time."""
+        node = self.tree.node(ino)
+        layer, extents = self.tree.extents(ino)
+        size = node.size if node else 0
+        for offset in range(0, size, _PIECE):
+            yield self.content.read(layer, extents, offset, min(_PIECE, size - offset))
+
+    def close(self) -> None:
+        """Close everything but the source."""
+        self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

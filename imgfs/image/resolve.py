@@ -1,0 +1,119 @@
+"""What a reference means for a platform: its manifest and config, kept in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from imgfs.errors import InvalidImage, UsageError
+from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.image import (
+    ImageConfig,
+    Index,
+    Manifest,
+    chain_id,
+    check_layers,
+    choose_platform,
+    parse_config,
+    parse_document,
+)
+from imgfs.source import Source
+from imgfs.store import Store
+
+_NESTING = 4  # indexes inside indexes
+_SHORTEST_DIGEST = 12  # digits that a digest must be given with
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means for a platform: documents only."""
+
+    reference: str
+    named: Digest  # what the reference names: an index or a manifest
+    digest: Digest  # of the manifest
+    media_type: str
+    manifest: Manifest
+    config: ImageConfig
+    is_part: bool = False  # its upper layers are left out
+
+    @property
+    def layers(self) -> Mapping[Digest, tuple[Descriptor, Digest]]:
+        """Every distinct layer with its DiffID: an image may name the same one several times."""
+        pairs = zip(self.manifest.layers, self.config.diff_ids, strict=True)
+        return {layer.digest: (layer, diff_id) for layer, diff_id in pairs}
+
+    @property
+    def tree(self) -> Digest:
+        """What its tree is called in the store: as the manifest, or, of some layers, by their ChainID."""
+        return chain_id(self.config.diff_ids) if self.is_part else self.digest
+
+    def up_to(self, layer: str) -> Resolved:
+        """The image as it was after an earlier layer: its number from 1, or its digest or DiffID.
+
+        Twelve digits of a digest are enough. Raises UsageError if there is no such layer.
+        """
+        layers, diff_ids = self.manifest.layers, self.config.diff_ids
+        count = _layer_number(
+            layer, [(one.digest, other) for one, other in zip(layers, diff_ids, strict=True)]
+        )
+        if count == len(layers):
+            return self
+        return replace(
+            self,
+            manifest=replace(self.manifest, layers=layers[:count]),
+            config=replace(self.config, diff_ids=diff_ids[:count]),
+            is_part=True,
+        )
+
+
+def resolve(
+    reference: str, source: Source, store: Store, wanted: Platform, *, remember: bool = True
+) -> Resolved:
+    """Find the manifest and config of `reference` for the platform `wanted`; keep them in the store.
+
+    Documents already in the store are not fetched again. With `remember` the store lists the reference from
+    now on. Raises ImgfsError.
+    """
+    named = source.resolve()
+    descriptor, document = named, _document(named, source, store)
+    for _ in range(_NESTING):
+        if not isinstance(document, Index):
+            break
+        descriptor = choose_platform(document, wanted)
+        document = _document(descriptor, source, store)
+    if isinstance(document, Index):
+        raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=reference)
+    config = parse_config(_body(document.config, source, store), document.config.media_type)
+    check_layers(document, config)
+    resolved = Resolved(reference, named.digest, descriptor.digest, document.media_type, document, config)
+    if remember:
+        store.put_resolution(reference, named.digest, descriptor.digest)
+    return resolved
+
+
+def _layer_number(layer: str, digests: Sequence[tuple[Digest, Digest]]) -> int:
+    if layer.isdecimal() and len(layer) < _SHORTEST_DIGEST:
+        if 1 <= int(layer) <= len(digests):
+            return int(layer)
+        raise UsageError(f"there is no layer {layer}: the image has {len(digests)} (see: imgfs inspect)")
+    wanted = layer.removeprefix("sha256:")
+    found = [
+        number
+        for number, names in enumerate(digests, 1)
+        if any(len(wanted) >= _SHORTEST_DIGEST and name.hex.startswith(wanted) for name in names)
+    ]
+    if not found:
+        raise UsageError(f"{layer!r} is no layer of the image: say its number or digest (see: imgfs inspect)")
+    return found[-1]
+
+
+def _document(descriptor: Descriptor, source: Source, store: Store) -> Manifest | Index:
+    return parse_document(_body(descriptor, source, store), descriptor.media_type)
+
+
+def _body(descriptor: Descriptor, source: Source, store: Store) -> bytes:
+    body = store.document(descriptor.digest)
+    if body is None:
+        body = source.document(descriptor)
+        store.put_document(descriptor.digest, body)
+    return body
