@@ -20,7 +20,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     store       the cache directory           layout      an OCI image layout directory, written to
     source      where images come from: a registry or an OCI layout
     destination  where images go, likewise
-    transfer    images brought from a source to a destination
+    transfer    from source to destination    commit      an image out of another and what was changed in it
     tree        the merged tree on disk       content     a file's bytes, on demand
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what

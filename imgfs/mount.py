@@ -89,7 +89,7 @@ def _serve(
             if options.scratch
             else None
         )
-        trio.run(_serve_image, image, overlay, options, on_ready)
+        trio.run(_serve_image, image, overlay, store, options, on_ready)
         image.content.sync()
     log.info("unmounted %s", options.mountpoint)
 
@@ -107,7 +107,7 @@ def _overlay(image: Image, scratch: Scratch, mountpoint: Path) -> Iterator[Overl
 
 
 async def _serve_image(
-    image: Image, overlay: Overlay | None, options: MountOptions, on_ready: Callable[[], None]
+    image: Image, overlay: Overlay | None, store: Store, options: MountOptions, on_ready: Callable[[], None]
 ) -> None:
     import pyfuse3
     import trio
@@ -119,7 +119,7 @@ async def _serve_image(
     greeted = trio.Event()
 
     def tell() -> dict[str, Any]:
-        return status(image, options, began)
+        return status(image, store, options, began)
 
     operations = (
         WritableOperations(image, overlay, owner=options.owner, on_ready=greeted.set, status=tell)
@@ -213,7 +213,7 @@ def _library_messages() -> Iterator[Callable[[], str]]:
             os.close(kept)
 
 
-def status(image: Image, options: MountOptions, began: float) -> dict[str, Any]:
+def status(image: Image, store: Store, options: MountOptions, began: float) -> dict[str, Any]:
     """What `imgfs status` shows. Sizes and counts of bytes are as their names say, times in seconds."""
     resolved, scratch = image.resolved, options.scratch
     traffic = image.source.traffic()
@@ -222,6 +222,7 @@ def status(image: Image, options: MountOptions, began: float) -> dict[str, Any]:
         "digest": str(resolved.digest),
         "platform": str(resolved.config.platform),
         "mountpoint": str(options.mountpoint),
+        "store": str(store.root),
         "scratch": scratch
         and {"directory": str(scratch.directory), "name": scratch.name, "kept": not scratch.volatile},
         "pid": os.getpid(),

@@ -18,7 +18,8 @@ from imgfs.errors import MountError
 FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
-_PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone
+_PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
+_PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,9 @@ def read_status(mount: Mount) -> dict[str, Any]:
 def unmount(mount: Mount, *, lazy: bool = False) -> None:
     """Unmount, and wait until the daemon has ended. Raises MountError, for example when the mount is busy."""
     try:
-        pid = int(read_status(mount)["pid"])
+        status = read_status(mount)
     except MountError:
-        pid = 0  # dead already: there is nobody to wait for
+        status = {"pid": 0}  # dead already: there is nobody to wait for
     command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if os.geteuid() == 0 else "-z")
@@ -116,21 +117,21 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
         reason = done.stderr.strip().splitlines()[-1:] or [f"{command[0]} failed"]
         busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
         raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
-    if pid and not lazy:
-        _wait_for_end(pid)
+    if status["pid"] and not lazy:
+        _wait_for_end(int(status["pid"]), _PATIENCE_WITH_SCRATCH if status.get("scratch") else _PATIENCE)
 
 
-def _wait_for_end(pid: int) -> None:
+def _wait_for_end(pid: int, patience: float) -> None:
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        ended, _, _ = select.select([fd], [], [], _PATIENCE)
+        ended, _, _ = select.select([fd], [], [], patience)
     finally:
         os.close(fd)
     if not ended:
-        raise MountError(f"unmounted, but its daemon (pid {pid}) has not ended within {_PATIENCE:.0f} s")
+        raise MountError(f"unmounted, but its daemon (pid {pid}) has not ended within {patience:.0f} s")
 
 
 def _parse(line: bytes) -> Mount:

@@ -41,15 +41,18 @@ class Pushed(NamedTuple):
 
 
 @contextmanager
-def docker_registry(directory: Path, *, htpasswd: str | None = None) -> Iterator[str]:
+def docker_registry(
+    directory: Path, *, htpasswd: str | None = None, mirrors: str | None = None
+) -> Iterator[str]:
     """Run a registry that keeps its data under `directory`: its `host:port`.
 
     `htpasswd` is the text of an htpasswd file (bcrypt): the registry then wants Basic authentication.
+    `mirrors` is the `host:port` of another: the registry is then a pull-through cache of it.
     """
     host = f"127.0.0.1:{_free_port()}"
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yml"
-    config.write_text(json.dumps(_configuration(directory, host, htpasswd)))  # JSON is YAML
+    config.write_text(json.dumps(_configuration(directory, host, htpasswd, mirrors)))  # JSON is YAML
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "serve", str(config)], stdout=log, stderr=log)
         try:
@@ -166,7 +169,7 @@ def diff_id(blob: bytes) -> str:
     return f"sha256:{hashlib.sha256(tar).hexdigest()}"
 
 
-def _configuration(directory: Path, host: str, htpasswd: str | None) -> dict[str, Any]:
+def _configuration(directory: Path, host: str, htpasswd: str | None, mirrors: str | None) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -177,6 +180,8 @@ def _configuration(directory: Path, host: str, htpasswd: str | None) -> dict[str
         path = directory / "htpasswd"
         path.write_text(htpasswd)
         configuration["auth"] = {"htpasswd": {"realm": "test", "path": str(path)}}
+    if mirrors:
+        configuration["proxy"] = {"remoteurl": f"http://{mirrors}"}
     return configuration
 
 

@@ -1,4 +1,4 @@
-"""A small registry on 127.0.0.1 that serves what it is given, and misbehaves on request.
+"""A small registry on 127.0.0.1 that serves and takes what it is given, and misbehaves on request.
 
     with FaultServer() as server:
         layer = server.add_blob(b"...")
@@ -16,6 +16,7 @@ import base64
 import json
 import re
 import socket
+import struct
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,7 +39,9 @@ class Fault:
 
     `cut_after` and `stall_after` count bytes of the body actually sent. `drop` closes the connection without
     an answer. `ignore_range` answers 200 with everything. `headers` replace the right ones; None takes one
-    away. `chunked` sends the body in chunks, its length unsaid.
+    away. `chunked` sends the body in chunks, its length unsaid. `take` is how many bytes of the request's
+    body are read, and kept, before the connection is reset; `undone` leaves the request undone, whatever is
+    answered, and `unanswered` does it and then hangs up.
     """
 
     status: int | None = None
@@ -49,6 +52,9 @@ class Fault:
     drop: bool = False
     ignore_range: bool = False
     chunked: bool = False
+    take: int | None = None
+    undone: bool = False
+    unanswered: bool = False
 
 
 class Seen(NamedTuple):
@@ -58,6 +64,14 @@ class Seen(NamedTuple):
     path: str
     headers: Mapping[str, str]
     form: Mapping[str, str]
+    body: bytes = b""
+
+
+class Begun(NamedTuple):
+    """An upload on its way."""
+
+    repository: str
+    got: bytearray
 
 
 class _Planned(NamedTuple):
@@ -73,6 +87,10 @@ class FaultServer:
     `basic`: (user, password) that `/token`, or without a token server the registry itself, wants.
     `blob_host`: where requests for blobs are redirected to, with a signature in the query.
     `signatures`: which of those this server takes, None for any.
+    `grants`: what tokens are given for, such as {"repository:app": {"pull", "push"}}; None: for anything.
+    `mounts`: repositories that blobs may be mounted from. `chunk_minimum`: of all chunks but the last.
+    `upload_host`: another server, by its URL, that blobs are to be uploaded to; `stuck_range`: what a PATCH
+    is answered with in place of the truth; `forgetful`: an upload that is cut is gone.
     """
 
     def __init__(self) -> None:
@@ -89,6 +107,16 @@ class FaultServer:
         self.signature = "1"
         self.signatures: set[str] | None = None
         self.with_digest_header = True
+        self.grants: dict[str, set[str]] | None = None
+        self.scopes: dict[str, dict[str, set[str]]] = {}  # what the tokens issued are good for
+        self.mounts: set[str] = set()
+        self.chunk_minimum = 0
+        self.upload_host: str | None = None
+        self.stuck_range: str | None = None
+        self.forgetful = False
+        self.uploads: dict[str, Begun] = {}
+        self.cancelled: list[str] = []
+        self._begun = 0
         self._faults: list[_Planned] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -151,12 +179,77 @@ class FaultServer:
         with self._lock:
             self.log.append(seen)
 
-    def issue_token(self) -> str:
-        """A new token, from now on valid."""
+    def issue_token(self, asked: str = "") -> str:
+        """A new token, from now on valid, for as much of the scope `asked` as there are grants for."""
         with self._lock:
             token = f"token-{len(self.valid_tokens)}-{self.host}"
             self.valid_tokens.add(token)
+            self.scopes[token] = {
+                resource: actions if self.grants is None else actions & self.grants.get(resource, set())
+                for resource, actions in parse_scope(asked).items()
+            }
         return token
+
+    def keep(self, seen: Seen) -> None:
+        """Keep what came of a request that was cut, if the upload is known."""
+        with self._lock:
+            name = urlsplit(seen.path).path.rsplit("/", 1)[1]
+            if self.forgetful:
+                self.uploads.pop(name, None)
+            elif name in self.uploads:
+                self.uploads[name].got.extend(seen.body)
+
+    def upload(self, seen: Seen) -> _Reply:
+        """Answer a request about an upload (distribution-spec, "Pushing Blobs")."""
+        parts = urlsplit(seen.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        repository, _, name = parts.path.removeprefix("/v2/").partition("/blobs/uploads/")
+        with self._lock:
+            if seen.method == "POST":
+                return self._begin_upload(repository, query)
+            begun = self.uploads.get(name)
+            if begun is None or query.get("state") != "a/b c":
+                return registry_error(404, "BLOB_UPLOAD_UNKNOWN")
+            if seen.method == "GET":
+                return self._place(name, 204)
+            if seen.method == "DELETE":
+                del self.uploads[name]
+                self.cancelled.append(name)
+                return _Reply(204)
+            if seen.method == "PATCH":
+                return self._append(name, seen)
+            return self._finish_upload(name, query["digest"], seen.body)
+
+    def _begin_upload(self, repository: str, query: Mapping[str, str]) -> _Reply:
+        if query.get("from") in self.mounts and query.get("mount") in self.blobs:
+            return _Reply(201, b"", {"Location": f"/v2/{repository}/blobs/{query['mount']}"})
+        self._begun += 1
+        name = f"upload-{self._begun}"
+        self.uploads[name] = Begun(repository, bytearray())
+        return self._place(name, 202)
+
+    def _place(self, name: str, status: int) -> _Reply:
+        begun = self.uploads[name]
+        minimum = {"OCI-Chunk-Min-Length": str(self.chunk_minimum)} if self.chunk_minimum else {}
+        place = f"{self.upload_host or ''}/v2/{begun.repository}/blobs/uploads/{name}?state=a%2Fb%20c"
+        span = f"0-{max(0, len(begun.got) - 1)}"
+        return _Reply(status, b"", {"Location": place, "Range": span, **minimum})
+
+    def _append(self, name: str, seen: Seen) -> _Reply:
+        got = self.uploads[name].got
+        first, last = map(int, seen.headers["content-range"].split("-"))
+        if first != len(got) or last + 1 - first != len(seen.body):
+            return self._place(name, 416)
+        got.extend(seen.body)
+        reply = self._place(name, 202)
+        return reply._replace(headers={**reply.headers, "Range": self.stuck_range or reply.headers["Range"]})
+
+    def _finish_upload(self, name: str, digest: str, body: bytes) -> _Reply:
+        whole = bytes(self.uploads.pop(name).got) + body
+        if str(Digest.of(whole)) != digest:
+            return registry_error(400, "DIGEST_INVALID")
+        self.blobs[digest] = whole
+        return _Reply(201, b"", {"Docker-Content-Digest": digest})
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -216,21 +309,50 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def do_PATCH(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """The server keeps its own log."""
 
     def _answer(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        form = {key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()}
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        seen = Seen(self.command, self.path, headers, form)
         registry = self.server.registry
-        registry.note(seen)
         fault = registry.next_fault(self.command, self.path)
+        seen = self._read(fault)
+        registry.note(seen)
         if fault.drop:
             self.close_connection = True
             return
-        self._send(_route(registry, seen, fault), fault)
+        if fault.take is not None:
+            registry.keep(seen)
+            self._reset()
+            return
+        reply = _Reply(200) if fault.undone else _route(registry, seen, fault)
+        if fault.unanswered:
+            self._reset()
+            return
+        self._send(reply, fault)
+
+    def _read(self, fault: Fault) -> Seen:
+        """The request, its body as far as the fault and the client let it come."""
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length if fault.take is None else min(length, fault.take))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        is_form = headers.get("content-type") == "application/x-www-form-urlencoded"
+        fields = parse_qs(body.decode() if is_form else "")
+        return Seen(self.command, self.path, headers, {name: fields[name][0] for name in fields}, body)
+
+    def _reset(self) -> None:
+        """End the connection at once, as a crash does."""
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _send(self, reply: _Reply, fault: Fault) -> None:
         body = reply.body if fault.body is None else fault.body
@@ -242,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
+        if self.command == "HEAD" or (fault.status or reply.status) == 204:
             return
         stop = min(len(body) if at is None else at for at in (fault.cut_after, fault.stall_after))
         self._write(body[:stop], fault)
@@ -269,10 +391,12 @@ def _route(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
     refused = _refuse(registry, seen)
     if refused:
         return refused
+    if "/blobs/uploads/" in path:
+        return registry.upload(seen)
     if "/blobs/" in path:
         return _blob(registry, seen, fault)
     if "/manifests/" in path:
-        return _manifest(registry, path)
+        return _take_manifest(registry, seen) if seen.method == "PUT" else _manifest(registry, path)
     if path.endswith("/tags/list"):
         return _tag_list(registry, seen)
     return registry_error(404, "NOT_HERE")
@@ -286,11 +410,11 @@ def registry_error(status: int, code: str, headers: Mapping[str, str] | None = N
 
 def _refuse(registry: FaultServer, seen: Seen) -> _Reply | None:
     given = seen.headers.get("authorization", "")
-    repository = seen.path.removeprefix("/v2/").rsplit("/", 2)[0]
     if registry.token_server:
-        if given.removeprefix("Bearer ") in registry.valid_tokens:
+        scope = _needed(seen)
+        token = given.removeprefix("Bearer ")
+        if token in registry.valid_tokens and _covers(registry.scopes.get(token), scope):
             return None
-        scope = f"repository:{repository}:pull"
         offer = f'Bearer realm="{registry.token_server}/token",service="test, quoted",scope="{scope}"'
     elif registry.basic:
         if given == _basic(*registry.basic):
@@ -309,7 +433,29 @@ def _token(registry: FaultServer, seen: Seen) -> _Reply:
             return _Reply(401)
     elif registry.basic and seen.headers.get("authorization") != _basic(*registry.basic):
         return _Reply(401)
-    return _Reply(200, json.dumps({"token": registry.issue_token(), **registry.token_reply}).encode())
+    asked = seen.form.get("scope") or " ".join(parse_qs(urlsplit(seen.path).query).get("scope", []))
+    return _Reply(200, json.dumps({"token": registry.issue_token(asked), **registry.token_reply}).encode())
+
+
+def parse_scope(text: str) -> dict[str, set[str]]:
+    """`type:name:actions …` as actions by resource."""
+    parts = [scope.rpartition(":") for scope in text.split()]
+    return {resource: set(actions.split(",")) for resource, _, actions in parts}
+
+
+def _needed(seen: Seen) -> str:
+    """The scope that a request needs: that of its repository, and of another to mount from."""
+    repository = re.split("/(?:blobs|manifests|tags)/", seen.path.removeprefix("/v2/"))[0]
+    actions = "pull" if seen.method in ("GET", "HEAD") and "/uploads/" not in seen.path else "pull,push"
+    lent = parse_qs(urlsplit(seen.path).query).get("from", [])
+    return " ".join([f"repository:{repository}:{actions}", *(f"repository:{name}:pull" for name in lent)])
+
+
+def _covers(granted: dict[str, set[str]] | None, needed: str) -> bool:
+    """Whether a token is good for a scope; one that was not asked for with a scope is good for all."""
+    return not granted or all(
+        actions <= granted.get(name, set()) for name, actions in parse_scope(needed).items()
+    )
 
 
 def _basic(user: str, password: str) -> str:
@@ -349,6 +495,14 @@ def _manifest(registry: FaultServer, path: str) -> _Reply:
     media_type, body = found
     digest = {"Docker-Content-Digest": str(Digest.of(body))} if registry.with_digest_header else {}
     return _Reply(200, body, {"Content-Type": media_type, **digest})
+
+
+def _take_manifest(registry: FaultServer, seen: Seen) -> _Reply:
+    repository, _, name = seen.path.removeprefix("/v2/").partition("/manifests/")
+    taken = registry.add_manifest(
+        repository, None if ":" in name else name, seen.body, seen.headers["content-type"]
+    )
+    return _Reply(201, b"", {"Docker-Content-Digest": str(taken.digest)})
 
 
 def _tag_list(registry: FaultServer, seen: Seen) -> _Reply:

@@ -17,7 +17,7 @@ RANKS = [
     {"oci"},
     {"layer", "registry", "store", "layout"},
     {"source", "destination"},
-    {"transfer"},
+    {"transfer", "commit"},
     {"tree", "content"},
     {"overlay"},
     {"inventory", "image", "mounts", "daemon"},

@@ -36,7 +36,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_mount, _umount, _status, _ls, _cat, _inspect, _copy, _push, _store, _version):
+    for add in (
+        _mount,
+        _umount,
+        _status,
+        _ls,
+        _cat,
+        _inspect,
+        _diff,
+        _commit,
+        _scratch,
+        _copy,
+        _push,
+        _store,
+        _version,
+    ):
         add(commands)
     return parser.parse_args(arguments)
 
@@ -71,6 +85,11 @@ Examples:
     command.add_argument("-f", "--foreground", action="store_true", help="stay until it is unmounted")
     command.add_argument(
         "--squash-owner", action="store_true", help="show every file as your own, so that you may read it"
+    )
+    command.add_argument(
+        "--upto-layer",
+        metavar="N|DIGEST",
+        help="the image as it was after an earlier layer, counted from 1 as `imgfs inspect` lists them",
     )
     command.add_argument(
         "--rw", action="store_true", help="with a writable scratch on top, which goes with the mount"
@@ -190,6 +209,96 @@ Examples:
     _json_option(command)
 
 
+def _diff(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "diff",
+        "scratch",
+        "list what a scratch has changed",
+        """\
+Lists what the scratch of a mount, or a scratch that is kept, changes in its image: A added, C changed,
+D deleted.
+
+Examples:
+  imgfs diff /mnt
+  imgfs diff --stat work
+  imgfs diff --json work | jq -r '.[] | select(.change == "added").path'
+""",
+    )
+    _changed_options(command)
+    command.add_argument(
+        "--stat", action="store_true", help="with how much each file has grown, and a summary"
+    )
+    _json_option(command)
+
+
+def _commit(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "commit",
+        "commit",
+        "make an image of what a scratch shows",
+        """\
+Makes one layer of what a scratch changes, puts it on the image's own and gives the result the name NEW: in a
+registry, or in an OCI layout. Only what is not there yet is sent. The same changes make the same image.
+
+Examples:
+  imgfs commit /mnt registry.example.com/team/app:v2
+  imgfs commit work oci:build:v2 --message "with curl" --author "A. U. Thor"
+  imgfs commit work oci:build:v2 --change 'CMD ["python3", "-m", "app"]' --change 'ENV DEBUG=1'
+  imgfs commit work oci:build:v2 --compression zstd
+""",
+    )
+    _changed_options(command)
+    command.add_argument("new", metavar="NEW", help="an image's name, or oci:DIR[:TAG]")
+    command.add_argument("--message", "-m", default="", help="what the image's history says of it")
+    command.add_argument("--author", "-a", default="", help="who made it")
+    command.add_argument("--compression", choices=["gzip", "zstd"], default="gzip", help="default: gzip")
+    command.add_argument(
+        "--change",
+        "-c",
+        action="append",
+        default=[],
+        metavar="'INSTRUCTION …'",
+        help="as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, …",
+    )
+
+
+def _changed_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("scratch", metavar="MNT|NAME", help="a mount, or a scratch by its name or directory")
+    _connection_options(command)
+    _store_option(command)
+
+
+def _scratch(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "scratch",
+        help="list, remove or reset scratches",
+        description="""\
+A scratch that has a name is kept in the store, with all that was changed in the image it lies on.
+
+Examples:
+  imgfs mount --scratch work debian:12 /mnt
+  imgfs scratch ls
+  imgfs scratch reset work             back to the image as it is
+  imgfs scratch rm work
+""",
+        formatter_class=_Raw,
+    )
+    actions = command.add_subparsers(metavar="ls|rm|reset", required=True)
+    ls = actions.add_parser("ls", help="list them with their sizes and images")
+    _json_option(ls)
+    rm = actions.add_parser("rm", help="remove scratches with all their changes")
+    reset = actions.add_parser("reset", help="throw away all changes")
+    for action, name in ((ls, "ls"), (rm, "rm"), (reset, "reset")):
+        action.set_defaults(run=_lazily("scratch", name))
+        _store_option(action)
+        if action is not ls:
+            action.add_argument(
+                "names", metavar="NAME|DIR", nargs="+", help="as `imgfs scratch ls` shows them"
+            )
+
+
 def _copy(commands: _Commands) -> None:
     command = _command(
         commands,
@@ -302,6 +411,10 @@ def _image_options(command: argparse.ArgumentParser) -> None:
 
 def _registry_options(command: argparse.ArgumentParser, *, platform: str) -> None:
     command.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help=platform)
+    _connection_options(command)
+
+
+def _connection_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--plain-http", action="store_true", help="talk to the registry without TLS (loopback: by itself)"
     )

@@ -23,30 +23,28 @@ class Wanted:
 
     reference: Reference
     platform: Platform
-    plain_http: bool
-    timeouts: Timeouts
+    options: argparse.Namespace
     environment: Environment
     store: Store
 
     def connect(self) -> Source:
         """Open its source anew."""
-        return open_source(
-            self.reference,
-            plain_http=self.plain_http or None,
-            auth_files=self.environment.auth_files,
-            timeouts=self.timeouts,
-            ca_bundle=self.environment.ca_bundle,
-        )
+        return connect_to(self.reference, self.options, self.environment)
 
     def resolve(self) -> Resolved:
         """Its documents."""
         with closing(self.connect()) as source:
             return resolve(str(self.reference), source, self.store, self.platform)
 
-    def prepare(self) -> Resolved:
-        """Its documents, with layers indexed and merged; shows progress on a terminal."""
+    def prepare(self, up_to: str | None = None) -> Resolved:
+        """Its documents, with layers indexed and merged; shows progress on a terminal.
+
+        `up_to` names the last layer to count (`Resolved.up_to`).
+        """
         with closing(self.connect()) as source, closing(Progress()) as progress:
             resolved = resolve(str(self.reference), source, self.store, self.platform)
+            if up_to is not None:
+                resolved = resolved.up_to(up_to)
             prepare(resolved, source, self.store, progress)
             return resolved
 
@@ -63,17 +61,21 @@ def wanted(options: argparse.Namespace) -> Wanted:
     environment = Environment.read()
     reference = parse_reference(options.image)  # before anything is made: the most likely mistake
     platform = Platform.from_text(options.platform) if options.platform else Platform.host()
-    return Wanted(
+    return Wanted(reference, platform, options, environment, open_store(options, environment))
+
+
+def connect_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Source:
+    """Open the source of an image as the options of its command say."""
+    return open_source(
         reference,
-        platform,
-        options.plain_http,
-        _timeouts(options.read_timeout),
-        environment,
-        open_store(options, environment),
+        plain_http=options.plain_http or None,
+        auth_files=environment.auth_files,
+        timeouts=timeouts_of(options.read_timeout),
+        ca_bundle=environment.ca_bundle,
     )
 
 
-def _timeouts(seconds: float | None) -> Timeouts:
+def timeouts_of(seconds: float | None) -> Timeouts:
     """How long to wait for a registry, if not as long as usual: each step no longer than the whole."""
     usual = Timeouts()
     if seconds is None:

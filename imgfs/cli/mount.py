@@ -32,7 +32,7 @@ def mount(options: argparse.Namespace) -> int:
         scratch=scratch,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
-    mount_image(image.prepare(), image.connect, image.store, how)
+    mount_image(image.prepare(options.upto_layer), image.connect, image.store, how)
     return 0
 
 

@@ -28,9 +28,15 @@ class _Line:
 
 
 class Progress:
-    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise."""
+    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    `doing` and `done` are the words for what is done to a layer.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, *, doing: str = "indexing", done: str = "indexed"
+    ) -> None:
+        self._doing, self._done = doing, done
         self._stream = stream or sys.stderr
         self._shown = self._stream.isatty()
         self._lock = threading.Lock()
@@ -40,8 +46,8 @@ class Progress:
         self._last = 0.0
 
     def layer_begins(self, layer: Descriptor) -> None:
-        """A layer without an index is about to be streamed."""
-        self._set(layer, "indexing")
+        """A layer is about to be streamed."""
+        self._set(layer, self._doing)
 
     def layer_waits(self, layer: Descriptor) -> None:
         """Another process streams it."""
@@ -57,10 +63,10 @@ class Progress:
                 self._draw()
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """It has its index."""
+        """That is done."""
         with self._lock:
-            line = self._lines.setdefault(layer.digest, _Line(layer, "indexed"))
-            line.doing, line.ended = "indexed", time.monotonic()
+            line = self._lines.setdefault(layer.digest, _Line(layer, self._done))
+            line.doing, line.ended = self._done, time.monotonic()
             self._draw()
 
     def merging(self) -> None:

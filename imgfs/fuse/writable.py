@@ -267,7 +267,8 @@ class WritableOperations(Operations):
     def _creator(self, mode: int, ctx: pyfuse3.RequestContext) -> Owner:
         """Whom something new belongs to: an ordinary user is root in his image."""
         mode = stat.S_IMODE(mode)
-        return Owner(0, 0, mode) if self._overlay.keeps_owners_aside else Owner(ctx.uid, ctx.gid, mode)
+        is_own = self._overlay.keeps_owners_aside and ctx.uid == os.geteuid()
+        return Owner(0, 0, mode) if is_own else Owner(ctx.uid, ctx.gid, mode)
 
     def _new_owner(
         self, attr: EntryAttributes, fields: pyfuse3.SetattrFields
@@ -275,7 +276,7 @@ class WritableOperations(Operations):
         """The uid and gid to set. An ordinary user is shown as the owner of all, and stays so."""
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
-        if not self._overlay.keeps_owners_aside:
+        if not self._overlay.keeps_owners_aside or os.geteuid() == 0:
             return uid, gid
         if (uid is None or uid == os.geteuid()) and (gid is None or gid == os.getegid()):
             return None, None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -130,6 +131,27 @@ class CopyUp:
         """The image's data is not this file's any more."""
         self._upper.unmark(self._union.at(node), METACOPY, REDIRECT)
         node.data = node.frozen_mtime = None
+
+    def complete(self) -> None:
+        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError."""
+        ahead = [self._union.root]
+        while ahead:
+            directory = ahead.pop()
+            for name in self._union.upper_names(directory)[0]:
+                file = self._union.find(directory.ino, name)
+                if isinstance(file, UpperNode) and file.is_directory:
+                    ahead.append(file)
+                elif isinstance(file, UpperNode) and file.data is not None:
+                    self._complete(file)
+
+    def _complete(self, node: UpperNode) -> None:
+        copy = self.fill(node, sys.maxsize)
+        try:
+            copy()
+        except BaseException:
+            self.not_filled(node)
+            raise
+        self.filled(node)
 
     def recover(self) -> None:
         """Finish what a killed process had begun, and clear the work directory."""

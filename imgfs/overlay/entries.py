@@ -15,7 +15,7 @@ from imgfs.overlay import linux
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.marks import Owner, is_whiteout
 from imgfs.overlay.node import UpperNode, error, no_entry
-from imgfs.overlay.union import File, Union
+from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.upper import At
 from imgfs.tree.paths import WHITEOUT_PREFIX
 from imgfs.tree.tree import Node
@@ -92,14 +92,14 @@ class Entries:
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of something that is no directory."""
         found = self._existing(parent, name)
-        if _is_directory(found):
+        if is_directory(found):
             raise error(errno.EISDIR)
         self._remove(parent, name, found)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
         found = self._existing(parent, name)
-        if not _is_directory(found):
+        if not is_directory(found):
             raise error(errno.ENOTDIR)
         if any(True for _ in self._union.children(found.ino)):
             raise error(errno.ENOTEMPTY)
@@ -131,12 +131,12 @@ class Entries:
         return found
 
     def _check_replaceable(self, source: File, target: File) -> None:
-        if _is_directory(target):
-            if not _is_directory(source):
+        if is_directory(target):
+            if not is_directory(source):
                 raise error(errno.EISDIR)
             if any(True for _ in self._union.children(target.ino)):
                 raise error(errno.ENOTEMPTY)
-        elif _is_directory(source):
+        elif is_directory(source):
             raise error(errno.ENOTDIR)
 
     def _place(
@@ -286,10 +286,6 @@ class Entries:
         for directory, _ in (old, new):
             directory.changes += 1
             directory.links = None
-
-
-def _is_directory(file: File) -> bool:
-    return stat.S_ISDIR(file.mode if isinstance(file, Node) else file.kind)
 
 
 def _check_name(name: bytes) -> None:

@@ -155,12 +155,7 @@ class Overlay(AbstractContextManager["Overlay"]):
     def symlink_target(self, ino: int) -> bytes:
         """Where a symbolic link points to."""
         node = self.union.nodes.get(ino)
-        if node is None:
-            return self.union.tree.target(ino)
-        at = self.union.at(node)
-        if at.anchored:  # the empty path means the link itself (readlinkat(2))
-            return os.readlink(b"", dir_fd=node.anchor)
-        return os.readlink(at.name, dir_fd=at.directory)
+        return self.union.tree.target(ino) if node is None else self.union.target(node)
 
     def statfs(self) -> os.statvfs_result:
         """The room there is: that of the upper directory's file system."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,13 +21,18 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
+from imgfs.overlay import linux
+from imgfs.overlay.changes import Changes
 from imgfs.overlay.copyup import Bytes
 from imgfs.overlay.marks import Owner
 from imgfs.overlay.normal import normalise
 from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
@@ -60,9 +66,14 @@ class Scratch:
         """The work directory, on the same file system."""
         return self.directory / "work"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other programs may mount it, who expect whole files."""
+        return "/" in self.name and not self.volatile
+
     def exists(self) -> bool:
-        """Whether there is anything of it."""
-        return self.upper.is_dir()
+        """Whether there is such a scratch."""
+        return self.upper.is_dir() or (self.directory / _DESCRIPTION).exists()
 
     def base(self) -> Base | None:
         """What it lies on, if imgfs has ever mounted it; raises StoreError."""
@@ -79,7 +90,7 @@ class Scratch:
 
     def check(self, base: Base) -> None:
         """Raise MountError if the scratch lies on another image."""
-        found = self.base()
+        found = self.base() if self.upper.is_dir() else None  # without changes it may lie on any
         if found and (found.digest, found.layers) != (base.digest, base.layers):
             layers = f" up to layer {found.layers}" if found.digest == base.digest else ""
             raise MountError(
@@ -135,7 +146,7 @@ class Scratch:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use):
             self.check(base)
-            fresh = not self.exists()
+            fresh = not self.upper.is_dir()
             with _as_store_errors(self.directory):
                 self.upper.mkdir(mode=0o755, exist_ok=True)
                 self.work.mkdir(mode=0o755, exist_ok=True)
@@ -148,15 +159,38 @@ class Scratch:
                 self.describe(base)
             with Overlay(tree, content, upper, durable=not self.volatile) as overlay:
                 yield overlay
+                if self.is_shared:
+                    _complete(overlay)
             if self.volatile:
                 self.remove()
+
+    @contextlib.contextmanager
+    def changes(self, tree: Tree, content: Bytes) -> Iterator[Changes]:
+        """What it changes in an image; a mount may be using it. Raises ImgfsError."""
+        with _as_store_errors(self.directory):
+            self.upper.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.closing(Upper(self.upper, None)) as upper:
+            union = Union(tree, upper)
+            try:
+                yield Changes(union, content)
+            finally:
+                union.close()
 
     def reset(self) -> None:
         """Throw all changes away; raises MountError if it is in use."""
         with self.locked("being reset"):
             for part in (self.upper, self.work):
                 _remove_all(part)
-            (self.directory / _DESCRIPTION).unlink(missing_ok=True)
+
+    def disk_usage(self) -> int:
+        """Bytes of disk the changes take."""
+        if not self.upper.is_dir():
+            return 0
+        return sum(
+            os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
+            for _, _, names, directory in os.fwalk(self.upper)
+            for name in names
+        )
 
     def remove(self) -> None:
         """Remove all of it that is ours."""
@@ -181,8 +215,9 @@ def named(text: str, store_root: Path) -> Scratch:
 
 def kept(store_root: Path) -> list[Scratch]:
     """The scratches with a name, in the store."""
-    found = sorted((store_root / "scratch").glob("*/upper"))
-    return [Scratch(path.parent, path.parent.name) for path in found if _NAME.fullmatch(path.parent.name)]
+    found = sorted((store_root / "scratch").glob("*"))
+    scratches = [Scratch(path, path.name) for path in found if _NAME.fullmatch(path.name)]
+    return [scratch for scratch in scratches if scratch.exists()]
 
 
 def volatile(store_root: Path) -> Scratch:
@@ -193,6 +228,26 @@ def volatile(store_root: Path) -> Scratch:
             old.remove()
     name = f"{_VOLATILE}{os.getpid()}-{time.time_ns():x}"
     return Scratch(store_root / "scratch" / name, name, volatile=True)
+
+
+def sync(mountpoint: Path) -> None:
+    """Have what the kernel still holds of a mount's files written to its scratch."""
+    try:
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"{mountpoint}: {error.strerror}") from error
+    try:
+        linux.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _complete(overlay: Overlay) -> None:
+    """Fill in what has not been copied up of files' data: few but us can take it from the image."""
+    try:
+        overlay.copyup.complete()
+    except ImgfsError as error:
+        log.warning("some files have been left without their data, as metacopy: %s", error)
 
 
 def _describe_root(upper: Upper, tree: Tree) -> None:

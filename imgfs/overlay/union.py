@@ -90,6 +90,13 @@ class Union:
         self.add(node)
         return node
 
+    def target(self, node: UpperNode) -> bytes:
+        """Where a symbolic link with an upper half points to."""
+        at = self.at(node)
+        if at.anchored:  # the empty path means the link itself (readlinkat(2))
+            return os.readlink(b"", dir_fd=node.anchor)
+        return os.readlink(at.name, dir_fd=at.directory)
+
     def owner(self, node: UpperNode) -> Owner:
         """Whom a file with an upper half belongs to, and its permission bits."""
         at = self.at(node)
@@ -317,6 +324,11 @@ class Union:
         for part in redirect.strip(b"/").split(b"/"):
             found = self.tree.lookup(found.ino, part) if found else None
         return found
+
+
+def is_directory(file: File) -> bool:
+    """Whether a file is a directory."""
+    return stat.S_ISDIR(file.mode if isinstance(file, Node) else file.kind)
 
 
 def _merged_with(file: File) -> int | None:

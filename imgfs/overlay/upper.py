@@ -60,14 +60,19 @@ class At(NamedTuple):
 class Upper:
     """An upper directory and its work directory, on one file system. Raises StoreError."""
 
-    def __init__(self, upper: Path, work: Path) -> None:
+    def __init__(self, upper: Path, work: Path | None) -> None:
+        """Open it; without a work directory only to look, while another process may be changing it."""
         try:
-            (work / _WORK).mkdir(mode=0o700, parents=True, exist_ok=True)
             self.root = os.open(upper, _DIRECTORY)
-            self.work = os.open(work / _WORK, _DIRECTORY)
-            self.marks = Marks(_probe(work / _WORK), override=os.geteuid() != 0)
+            if work is not None:
+                (work / _WORK).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.work = os.open(work / _WORK if work else upper, _DIRECTORY)
+            prefix = _probe(work / _WORK) if work else TRUSTED
+            aside = OVERRIDE in read_xattrs(os.fsencode(upper), follow=True)
+            self._self = os.fstat(self.root).st_uid
         except OSError as error:
             raise StoreError(f"{error.filename or upper}: {error.strerror}") from error
+        self.marks = Marks(prefix, override=aside or os.geteuid() != 0)
         self._serial = itertools.count()
 
     def close(self) -> None:
@@ -128,7 +133,7 @@ class Upper:
             if kept:
                 return kept
         own = Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
-        return own._replace(uid=0, gid=0) if self.marks.override and own.uid == os.geteuid() else own
+        return own._replace(uid=0, gid=0) if self.marks.override and own.uid == self._self else own
 
     def set_owner(self, at: At, mode: int, owner: Owner) -> None:
         """Give a file of the kind in `mode` an owner and permission bits."""

@@ -4,6 +4,8 @@ client        manifests, blobs and tags of one repository
 transport     single requests over kept connections: alone imports requests
 auth          the authentication dance, as generators over plain values
 credentials   the auth files of docker and podman, and their helpers
+upload        one blob on its way in
+body          what is sent of a blob, its digest checked
 ranges        what a response says it carries of a blob
 refusal       error responses as exceptions
 retry         when to try again, and when to stop

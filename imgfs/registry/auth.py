@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
@@ -79,6 +79,15 @@ def parse_challenges(header: str) -> list[Challenge]:
     return [Challenge(*challenge) for challenge in challenges]
 
 
+def join_scopes(*scopes: str) -> str:
+    """What all of `scopes` allow, each resource once: `type:name:actions` (distribution's `scope.md`)."""
+    actions: dict[str, dict[str, None]] = {}
+    for scope in " ".join(scopes).split():
+        resource, colon, allowed = scope.rpartition(":")
+        actions.setdefault(f"{resource}{colon}", {}).update(dict.fromkeys(allowed.split(",")))
+    return " ".join(f"{resource}{','.join(allowed)}" for resource, allowed in actions.items())
+
+
 @dataclass(frozen=True, slots=True)
 class _Grant:
     """What a Bearer challenge asks for: the key of a token."""
@@ -87,12 +96,17 @@ class _Grant:
     service: str
     scope: str
 
+    def widened(self, scope: str) -> _Grant:
+        """The same grant for `scope` as well; as it is if there is nothing to add."""
+        return replace(self, scope=join_scopes(self.scope, scope)) if scope else self
+
 
 class Authorizer:
     """Knows how to get in to one registry. Not safe in threads: the one who drives it holds a lock.
 
     `credentials` is asked whenever a token is needed, so that a helper's short-lived secrets stay fresh.
     `secure` says that the registry is reached over TLS: then secrets go to a token server over TLS only.
+    A `scope` given with a request is asked for on top of what the registry's challenge names.
     """
 
     def __init__(
@@ -111,31 +125,35 @@ class Authorizer:
         self._grant: _Grant | None = None  # what the registry asked for last
         self._basic: str | None = None
 
-    def authorize(self) -> Flow:
+    def authorize(self, scope: str = "") -> Flow:
         """Before a request: the header that the registry is known to want, renewed if it has expired."""
         if self._grant is None:
             return self._basic
-        return (yield from self._bearer(self._grant))
+        return (yield from self._bearer(self._grant.widened(scope)))
 
-    def challenged(self, challenges: Iterable[Challenge], refused: str | None) -> Flow:
+    def challenged(self, challenges: Iterable[Challenge], refused: str | None, scope: str = "") -> Flow:
         """After a 401 or 403 to a request with the header `refused`: another header, None if there is none.
 
         A 403 without challenges means: the token may have expired (Amazon ECR); what worked is renewed.
         """
         offered = {challenge.scheme: challenge.parameters for challenge in reversed(list(challenges))}
+        grant = self._grant
         if "bearer" in offered:
-            self._grant = self._read_grant(offered["bearer"])
+            grant = self._read_grant(offered["bearer"])
         elif "basic" in offered:
-            self._grant = None
+            grant = None
         elif refused is None:
             return None
-        if self._grant is None:
+        if grant is None:
+            self._grant = None
             self._basic = self._basic_header()
             return self._basic if self._basic != refused else None
-        token = self._tokens.get(self._grant)
+        token = self._tokens.get(grant.widened(scope))
         if token and token.header == refused:
-            del self._tokens[self._grant]
-        return (yield from self._bearer(self._grant))
+            del self._tokens[grant.widened(scope)]
+        header = yield from self._bearer(grant.widened(scope))
+        self._grant = grant  # now only: a mount's scope that the token server refuses must not stay
+        return header
 
     def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
         realm = parameters.get("realm", "")

@@ -1,7 +1,7 @@
-"""One repository of one registry: its manifests, blobs and tags (OCI distribution-spec, "Pull").
+"""One repository of one registry: its manifests, blobs and tags (OCI distribution-spec, "Pull" and "Push").
 
 What comes out is what a digest promised, or an error: documents are checked here; of blobs the length is, and
-the digest of a range is for its reader to check. Safe in threads.
+the digest of a range is for its reader to check. What goes in is checked on its way. Safe in threads.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from imgfs.errors import (
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DOCKER_HUB
+from imgfs.registry.body import CheckedBlob
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.ranges import Piece, cut_out, gather, range_header, window_of
-from imgfs.registry.refusal import redact
+from imgfs.registry.refusal import push_refusal, redact
 from imgfs.registry.retry import Patience, Timeouts
 from imgfs.registry.session import Session, origin, redirected
 from imgfs.registry.transport import Response, Traffic, is_loopback
+from imgfs.registry.upload import Upload, check_stored
 
 MAX_MANIFEST = 4 << 20  # bytes; what the spec asks registries to accept ("Pushing Manifests")
 MAX_DOCUMENT = 8 << 20  # bytes of a config
@@ -42,7 +44,7 @@ _FEW_TAGS = 10
 
 
 class Client:
-    """Reads `registry/repository`. `plain_http=None`: without TLS on this machine only.
+    """Reads and fills `registry/repository`. `plain_http=None`: without TLS on this machine only.
 
     `credentials` is asked again whenever the registry wants to know; `ca_bundle` is a PEM file.
     """
@@ -68,6 +70,7 @@ class Client:
             timeouts=timeouts,
             ca_bundle=ca_bundle,
         )
+        self._pushing = f"repository:{repository}:pull,push"
         self._targets: dict[str, str] = {}  # where blobs were redirected to; CDN signatures expire
 
     @property
@@ -139,6 +142,59 @@ class Client:
                     patience.suspend(time.monotonic() - handed_out)
             except Unavailable as error:
                 patience.pause(error)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Ask by HEAD whether a blob is there; a refusal means no, and the push will be told why."""
+        patience = self._session.patience()
+        url = self._url("blobs", str(digest))
+        while True:
+            try:
+                self._session.follow("HEAD", url, {}, patience, scope=self._pushing).close()
+            except Unavailable as error:
+                patience.pause(error)
+            except RegistryError:
+                return False
+            else:
+                return True
+
+    def push_blob(self, blob: CheckedBlob, *, mount_from: str | None = None) -> bool:
+        """Bring a blob in; whether it had to be uploaded, rather than taken from the repository `mount_from`.
+
+        Raises IntegrityError, and leaves nothing behind, if the blob's bytes do not have its digest.
+        """
+        digest = blob.descriptor.digest
+        upload = Upload(
+            self._session,
+            self._url("blobs", "uploads/"),
+            blob,
+            scope=self._pushing,
+            exists=lambda: self.has_blob(digest),
+        )
+        if mount_from and upload.mount(mount_from):
+            return False
+        try:
+            upload.run()
+        except RegistryError as error:
+            if error is blob.failure:
+                raise
+            raise push_refusal(error, self._name) from error
+        return True
+
+    def push_manifest(self, name: str | Digest, media_type: str, body: bytes) -> None:
+        """Put a manifest or index under a tag or its digest ("Pushing Manifests")."""
+        patience = self._session.patience()
+        url, headers = self._url("manifests", str(name)), {"Content-Type": media_type}
+        while True:
+            try:
+                response = self._session.follow("PUT", url, headers, patience, body=body, scope=self._pushing)
+            except Unavailable as error:
+                patience.pause(error)
+            except RegistryError as error:
+                raise push_refusal(error, self._name) from error
+            else:
+                response.close()
+                check_stored(response.headers, Digest.of(body))
+                return
 
     def tags(self, limit: int) -> list[str]:
         """Up to `limit` of the repository's tags, in the registry's order ("Listing Tags")."""

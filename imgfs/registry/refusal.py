@@ -11,6 +11,13 @@ from imgfs.registry.retry import Busy, retry_after
 
 MAX_ERROR_BODY = 16 << 10
 _MAX_TEXT = 200
+_PUSH_MEANINGS = {
+    401: "the registry wants credentials that may push",
+    403: "the registry does not allow it",
+    404: "there is no such repository, and the registry does not make one",
+    405: "the registry is read-only, or only a pull-through cache",
+    413: "it is larger than the registry, or a proxy before it, takes at once",
+}
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
@@ -27,6 +34,15 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> R
     if status in (408, 425) or status >= 500:
         return Unavailable(message, status=status, code=code, url=shown)
     return RegistryError(message, status=status, code=code, url=shown)
+
+
+def push_refusal(error: RegistryError, name: str) -> RegistryError:
+    """The same refusal, saying what it means for a push to the repository `name`."""
+    meaning = _PUSH_MEANINGS.get(error.status or 0)
+    if meaning is None or isinstance(error, Unavailable):
+        return error
+    text = f"cannot push to {name}: {meaning} ({error})"
+    return type(error)(text, status=error.status, code=error.code, url=error.url)
 
 
 def redact(url: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from imgfs.errors import Unavailable
+from imgfs.errors import RegistryError, Unavailable
 
 _ATTEMPTS = 6  # without progress in between
 _MAX_DELAY = 8.0  # seconds
@@ -71,14 +71,14 @@ class Patience:
         """Do not count `seconds` in which nobody was asked for anything."""
         self._ends += seconds
 
-    def pause(self, error: Unavailable) -> None:
+    def pause(self, error: RegistryError) -> None:
         """Wait before the next try; raises `error` if there is to be none."""
         self._tries += 1
         delay = self._delay(error)
         if self._tries >= _ATTEMPTS or time.monotonic() + delay >= self._ends or self._closed.wait(delay):
             raise error
 
-    def _delay(self, error: Unavailable) -> float:
+    def _delay(self, error: RegistryError) -> float:
         growing = min(self._timeouts.backoff * (1 << self._tries) / 2, _MAX_DELAY)
         jittered: float = growing * random.uniform(0.5, 1.5)  # so that a crowd does not come back as one
         return max(jittered, error.after) if isinstance(error, Busy) else jittered

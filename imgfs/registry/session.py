@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from imgfs.errors import ImgfsError, RegistryError, Unauthorized
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
+from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.refusal import redact
 from imgfs.registry.retry import Patience, Timeouts
@@ -18,6 +19,7 @@ from imgfs.registry.transport import Response, Traffic, Transport
 _MAX_TOKEN_REPLY = 1 << 20
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_KEEPING = (307, 308)  # those that keep method and body (RFC 9110, 15.4)
 
 
 class Session:
@@ -57,15 +59,26 @@ class Session:
         self._closed.set()
         self._transport.close()
 
-    def follow(self, method: str, url: str, headers: Mapping[str, str], patience: Patience) -> Response:
+    def follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        patience: Patience,
+        *,
+        body: bytes | Body | None = None,
+        scope: str = "",
+    ) -> Response:
         """Send a request along its redirects: the response is a success, or raised as what it is.
 
-        One try only: Unavailable is the caller's to be patient with.
+        One try only: Unavailable is the caller's to be patient with. `scope` is what a token must allow
+        beyond what the registry asks for by itself.
         """
+        redirects = _REDIRECTS if method in ("GET", "HEAD") else _KEEPING
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._send(method, url, headers)
+            response = self._send(method, url, headers, body, scope)
             location = response.headers.get("Location")
-            if response.status in _REDIRECTS and location:
+            if response.status in redirects and location:
                 response.close()
                 url = redirected(url, location)
             elif 200 <= response.status < 300:
@@ -75,23 +88,25 @@ class Session:
                     raise self._hinted(response.refusal(patience), url)
         raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> Response:
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Body | None, scope: str
+    ) -> Response:
         """Send one request, with Authorization if it goes to the registry itself, and only then."""
         if origin(url) != self._origin:
-            return self._transport.send(method, url, headers)
-        known = self._drive(self._auth.authorize())
-        response = self._transport.send(method, url, _authorized(headers, known))
+            return self._transport.send(method, url, headers, form=body)
+        known = self._drive(self._auth.authorize(scope))
+        response = self._transport.send(method, url, _authorized(headers, known), form=body)
         if response.status in (401, 403):
-            with_other = self._answer_challenge(response, known)
+            with_other = self._answer_challenge(response, known, scope)
             if with_other:
                 response.close()
-                return self._transport.send(method, url, _authorized(headers, with_other))
+                return self._transport.send(method, url, _authorized(headers, with_other), form=body)
         return response
 
-    def _answer_challenge(self, response: Response, refused: str | None) -> str | None:
+    def _answer_challenge(self, response: Response, refused: str | None, scope: str) -> str | None:
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
         try:
-            return self._drive(self._auth.challenged(challenges, refused))
+            return self._drive(self._auth.challenged(challenges, refused, scope))
         except ImgfsError:
             response.close()
             raise

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from imgfs import __version__
 from imgfs.errors import InvalidImage, RegistryError, Unavailable
+from imgfs.registry.body import Body
 from imgfs.registry.refusal import MAX_ERROR_BODY, redact, refusal
 from imgfs.registry.retry import Patience, Timeouts
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _READ = 256 << 10  # bytes asked of a socket at once
 _CONNECTIONS = 32  # kept per host
+_STORING = ("PUT", "PATCH")
 # identity: a blob is its bytes as stored; an encoding on the way would hide them
 _HEADERS = {"User-Agent": f"imgfs/{__version__}", "Accept-Encoding": "identity"}
 _NEVER_BETTER = (
@@ -126,9 +128,12 @@ class Transport:
             self._requests += requests
             self._bytes += received
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], *, form: str | None = None) -> Response:
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], *, form: str | bytes | Body | None = None
+    ) -> Response:
         """Send one request and read the answer's head; redirects are not followed.
 
+        The answer to a PUT or PATCH may take up to the deadline: the registry moves and hashes what it has.
         Raises Unavailable if there is no answer, RegistryError if there cannot be one.
         """
         from requests import Request
@@ -136,12 +141,14 @@ class Transport:
         from urllib3.exceptions import HTTPError
 
         self.count(1, 0)
+        timeouts = self._timeouts
+        wait = max(timeouts.read, timeouts.deadline) if method in _STORING else timeouts.read
         try:
             # the adapter alone: a Session would read the bodies of redirects, however long, and add ~/.netrc
             response = self._opened().send(
-                Request(method, url, headers={**_HEADERS, **headers}, data=form).prepare(),
+                Request(method, url, headers={**_HEADERS, **headers}, data=form or None).prepare(),
                 stream=True,
-                timeout=(self._timeouts.connect, self._timeouts.read),
+                timeout=(timeouts.connect, wait),
                 verify=self._verify,
                 proxies=_proxies(url),
             )

@@ -1,0 +1,64 @@
+"""imgfs copy, push."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from dataclasses import replace
+
+from imgfs.cli.images import connect_to, timeouts_of
+from imgfs.cli.progress import Progress
+from imgfs.config import Environment
+from imgfs.destination import Destination, open_destination, tag_of
+from imgfs.errors import UsageError
+from imgfs.oci.descriptor import Platform
+from imgfs.oci.reference import Reference, RegistryReference, parse_reference
+from imgfs.source import Source
+from imgfs.transfer import copy as copy_image
+from imgfs.transfer import mountable
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copy an image from a registry or a layout to another."""
+    return _copy(options, parse_reference(options.destination))
+
+
+def push(options: argparse.Namespace) -> int:
+    """Copy an image to a registry."""
+    reference = parse_reference(options.destination)
+    if not isinstance(reference, RegistryReference):
+        raise UsageError(f"{options.destination!r} is no registry's; to write a layout there is imgfs copy")
+    return _copy(options, reference)
+
+
+def _copy(options: argparse.Namespace, target: Reference) -> int:
+    named = parse_reference(options.source)
+    platform = Platform.from_text(options.platform) if options.platform else None
+    opened_source, opened_destination = _open(options, named, target)
+    with (
+        closing(opened_source) as source,
+        closing(opened_destination) as destination,
+        closing(Progress(doing="copying", done="copied")) as progress,
+    ):
+        digest = copy_image(
+            source, destination, platform=platform, reporter=progress, mount_from=mountable(named, target)
+        )
+    print(replace(target, tag=tag_of(target), digest=digest))
+    return 0
+
+
+def _open(options: argparse.Namespace, named: Reference, target: Reference) -> tuple[Source, Destination]:
+    """Both ends of the copy, as the options and the environment say."""
+    environment = Environment.read()
+    return connect_to(named, options, environment), send_to(target, options, environment)
+
+
+def send_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Destination:
+    """Open the destination of an image as the options of its command say."""
+    return open_destination(
+        reference,
+        plain_http=options.plain_http or None,
+        auth_files=environment.auth_files,
+        timeouts=timeouts_of(options.read_timeout),
+        ca_bundle=environment.ca_bundle,
+    )

@@ -1,0 +1,212 @@
+"""An OCI image layout directory, written to (image-spec, image-layout.md). `source` reads them.
+
+Every file is written under a temporary name, synced and renamed; `index.json` is changed under a lock that
+all of imgfs honours. So writers may work at once, and one that is killed leaves nothing in the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from imgfs.errors import InvalidImage, StoreError, UsageError
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.fields import list_in, object_at, parse_json
+from imgfs.oci.image import OCI_INDEX
+
+_REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
+_LAYOUT_VERSION = "1.0.0"  # image-layout.md, "oci-layout file"
+_INDEX, _MARKER = "index.json", "oci-layout"
+_LOCK = ".imgfs.lock"
+_ASIDE = ".imgfs-"
+_MAX_INDEX = 64 << 20  # bytes of an index.json, of which many images may have a part
+
+
+class Layout:
+    """The layout in the directory `path`, made when the first thing is put into it. Safe in threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._made = False
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether a blob of that digest and size is there."""
+        with suppress(OSError):
+            found = self._blob_path(descriptor.digest).stat()
+            return stat.S_ISREG(found.st_mode) and found.st_size == descriptor.size
+        return False
+
+    def put_blob(self, digest: Digest, chunks: Iterable[bytes]) -> None:
+        """Write a blob, whose bytes the caller has checked; what `chunks` raises leaves nothing behind.
+
+        Raises UsageError for a directory that is something else, StoreError if it cannot be written.
+        """
+        self._make()
+        self._write(self._blob_path(digest), chunks)
+
+    def tag(self, descriptor: Descriptor, tag: str | None) -> None:
+        """Enter a manifest or index that is there into `index.json`; who had the `tag` before loses it."""
+        self._make()
+        path = self.path / _INDEX
+        with self._locked(), _write_errors(path):
+            fields = _read_index(path)
+            entries = list_in(fields, "manifests", str(path))
+            fields["manifests"] = entered(entries, descriptor, tag)
+            self._write(path, [json.dumps(fields).encode()])
+
+    def _blob_path(self, digest: Digest) -> Path:
+        return self.path / "blobs" / digest.algorithm / digest.hex
+
+    def _make(self) -> None:
+        """Have the directory be a layout: new, or one already."""
+        with self._lock:
+            if self._made:
+                return
+            with _write_errors(self.path):
+                _check_is_ours(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                _sweep(self.path)
+                self._make_file(_MARKER, {"imageLayoutVersion": _LAYOUT_VERSION})
+                self._make_file(_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
+            self._made = True
+
+    def _make_file(self, name: str, fields: Mapping[str, Any]) -> None:
+        if not (self.path / name).exists():
+            self._write(self.path / name, [json.dumps(fields).encode()])
+
+    def _write(self, path: Path, chunks: Iterable[bytes]) -> None:
+        with _write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _aside(self.path) as (fd, aside):
+                for chunk in chunks:
+                    _write_all(fd, chunk)
+                os.fsync(fd)
+                os.rename(aside, path)
+            _sync_directory(path.parent)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the layout's lock, alone among processes and threads."""
+        path = self.path / _LOCK
+        with _write_errors(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(fd)
+
+
+def entered(entries: Sequence[object], descriptor: Descriptor, tag: str | None) -> list[object]:
+    """The entries of an `index.json` after `descriptor` was given `tag`, which no other entry has then.
+
+    Without a tag, any entry for the digest is enough.
+    """
+    fields = {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
+    if tag:
+        others = [entry for entry in entries if _tag_in(entry) != tag]
+        return [*others, {**fields, "annotations": {_REF_NAME: tag}}]
+    known = any(isinstance(entry, dict) and entry.get("digest") == fields["digest"] for entry in entries)
+    return [*entries] if known else [*entries, fields]
+
+
+def _tag_in(entry: object) -> object:
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    return annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
+
+
+def _check_is_ours(path: Path) -> None:
+    """Raise UsageError for a directory that holds something else than a layout of our version."""
+    try:
+        body = (path / _MARKER).read_bytes()
+    except FileNotFoundError as error:
+        names = os.listdir(path) if path.exists() else []  # perhaps after another process has made it
+        if not {_MARKER, _INDEX} & set(names) and any(
+            name != _LOCK and not name.startswith(_ASIDE) for name in names
+        ):
+            raise UsageError(f"{path}: neither empty nor an OCI image layout") from error
+        return
+    where = str(path / _MARKER)
+    version = object_at(parse_json(body, where), where).get("imageLayoutVersion")
+    if version != _LAYOUT_VERSION:
+        raise UsageError(f"{path}: an OCI image layout of version {version!r:.40}, not {_LAYOUT_VERSION}")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        body = file.read(_MAX_INDEX + 1)
+    if len(body) > _MAX_INDEX:
+        raise InvalidImage(f"more than {_MAX_INDEX} bytes long", where=str(path))
+    return object_at(parse_json(body, str(path)), str(path))
+
+
+@contextmanager
+def _aside(directory: Path) -> Iterator[tuple[int, Path]]:
+    """A new file with a temporary name: its descriptor and path. It is removed unless it was renamed.
+
+    Its writer holds a lock on it, so that one left by a killed writer can be told from one being written.
+    """
+    path = directory / f"{_ASIDE}{os.urandom(8).hex()}"
+    fd = _create_locked(path)
+    try:
+        yield fd, path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _create_locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # swept away in the moment before it was locked
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed writers have left under temporary names."""
+    for left in directory.glob(f"{_ASIDE}*"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _write_all(fd: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that have nothing to sync
+            raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """A disk that is full or does not let us as an error that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error

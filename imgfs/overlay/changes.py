@@ -1,0 +1,215 @@
+"""What a scratch changes in its image, file by file, and the same as members of a layer.
+
+Found by walking the union and the tree side by side, and only where the upper directory has something. A file
+that was copied up but is what it was is no change.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from imgfs.layer.entry import Entry, Kind
+from imgfs.overlay.copyup import Bytes
+from imgfs.overlay.marks import shown_xattrs
+from imgfs.overlay.node import Attributes, UpperNode
+from imgfs.overlay.union import File, Union, is_directory
+from imgfs.tree.paths import WHITEOUT_PREFIX
+from imgfs.tree.schema import ROOT
+from imgfs.tree.tree import Node
+
+_PIECE = 1 << 20  # bytes read at a time
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+
+
+class How(enum.Enum):
+    """What has happened to a name; the letters are docker's."""
+
+    ADDED = "A"
+    CHANGED = "C"
+    DELETED = "D"
+
+
+class Change(NamedTuple):
+    """One difference; of a directory that is gone only the directory itself is one.
+
+    `path` is from the root, without a slash before it, and empty for the root itself. `before` is what the
+    image has there, `after` what the scratch shows.
+    """
+
+    path: bytes
+    how: How
+    before: Node | None
+    after: Attributes | Node | None
+
+
+class _Found(NamedTuple):
+    """A name that is not what it was, or, without `how`, one more name of a file with several."""
+
+    path: bytes
+    how: How | None
+    before: Node | None
+    file: File | None
+    after: Attributes | Node | None
+
+
+class Changes:
+    """The differences between a union and its image, whose bytes are in `content`. Raises OSError."""
+
+    def __init__(self, union: Union, content: Bytes) -> None:
+        self._union = union
+        self._tree = union.tree
+        self._content = content
+
+    def __iter__(self) -> Iterator[Change]:
+        """All changes: a directory's before those of what is in it, names in the order of their bytes."""
+        for found in self._whole_groups():
+            yield Change(found.path, found.how or How.CHANGED, found.before, found.after)
+
+    def members(self) -> Iterator[tuple[Entry, Iterable[bytes]]]:
+        """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out."""
+        first: dict[int, bytes] = {}
+        for found in self._whole_groups():
+            if found.file is None or found.after is None:
+                head, slash, name = found.path.rpartition(b"/")
+                yield Entry(head + slash + WHITEOUT_PREFIX + name, Kind.FILE, 0o644, 0, 0, 0, 0), ()
+            elif (kind := _KINDS.get(stat.S_IFMT(found.after.mode))) is not None:
+                several = found.after.nlink > 1 and kind is not Kind.DIRECTORY
+                if several and first.setdefault(found.after.ino, found.path) != found.path:
+                    kind = Kind.HARDLINK
+                target = first.get(found.after.ino, b"")
+                yield self._entry(found.path, kind, found.file, found.after, target), self._body(kind, found)
+
+    def _entry(self, path: bytes, kind: Kind, file: File, after: Attributes | Node, first: bytes) -> Entry:
+        target = first if kind is Kind.HARDLINK else b""
+        device = (0, 0)
+        if kind is Kind.SYMLINK:
+            target = self._target(file)
+        elif kind in (Kind.CHARACTER, Kind.BLOCK):
+            device = os.major(after.device), os.minor(after.device)
+        return Entry(
+            path or b".",
+            kind,
+            stat.S_IMODE(after.mode),
+            after.uid,
+            after.gid,
+            after.size if kind is Kind.FILE else 0,
+            after.mtime_ns,
+            target,
+            device,
+            {} if kind is Kind.HARDLINK else self._xattrs(file),
+        )
+
+    def _body(self, kind: Kind, found: _Found) -> Iterable[bytes]:
+        if kind is not Kind.FILE or found.file is None or found.after is None:
+            return ()
+        return self._bytes(found.file, found.after.size)
+
+    def _whole_groups(self) -> list[_Found]:
+        """All differences; where a file with several names has one, with all its other names.
+
+        A hard link to a file of a layer below would mean a new file to most who unpack layers.
+        """
+        found = list(self._walk(ROOT, ROOT, b""))
+        touched = {one.file.ino for one in found if one.how and one.file is not None}
+        return [one for one in found if one.how or (one.file is not None and one.file.ino in touched)]
+
+    def _walk(self, ino: int, lower: int, path: bytes) -> Iterator[_Found]:
+        """The differences in and below a directory that the union and the image have (`lower`) both."""
+        ahead: list[tuple[bytes, File | None, Node | None]] = [
+            (path, self._union.file(ino), self._tree.node(lower))
+        ]
+        while ahead:
+            at, file, before = ahead.pop()
+            yield from self._compare(at, file, before)
+            if file is not None and is_directory(file):
+                below = before.ino if before and stat.S_ISDIR(before.mode) else None
+                inside = self._inside(file, below)
+                ahead += [
+                    (at + b"/" + name if at else name, after, was) for name, after, was in reversed(inside)
+                ]
+
+    def _inside(self, file: File, lower: int | None) -> list[tuple[bytes, File | None, Node | None]]:
+        """(name, what is there now, what the image has) of the names in a directory that may differ."""
+        node = file if isinstance(file, UpperNode) else None
+        if node is None and lower == file.ino:  # the image's own
+            return []
+        if node is not None and node.lower is not None and node.lower == lower:
+            names = self._union.upper_names(node)[1]
+        else:
+            names = {name for name, _ in self._union.children(file.ino)}
+            if lower is not None:
+                names |= {name for _, name, _ in self._tree.children(lower)}
+        return [
+            (name, self._union.find(file.ino, name), self._tree.lookup(lower, name) if lower else None)
+            for name in sorted(names)
+        ]
+
+    def _compare(self, path: bytes, file: File | None, before: Node | None) -> Iterator[_Found]:
+        if file is None:
+            if before is not None:
+                yield _Found(path, How.DELETED, before, None, None)
+            return
+        after = self._union.attributes(file)
+        if before is None:
+            yield _Found(path, How.ADDED, None, file, after)
+        elif self._differs(file, after, before):
+            yield _Found(path, How.CHANGED, before, file, after)
+        elif after.nlink > 1 and not stat.S_ISDIR(after.mode) and isinstance(file, UpperNode):
+            yield _Found(path, None, before, file, after)
+
+    def _differs(self, file: File, after: Attributes | Node, before: Node) -> bool:
+        if isinstance(file, Node) and file.ino == before.ino:
+            return False
+        if _described(after) != _described(before):
+            return True
+        if self._xattrs(file) != self._tree.xattrs(before.ino):
+            return True
+        if stat.S_ISLNK(after.mode):
+            return self._target(file) != self._tree.target(before.ino)
+        return stat.S_ISREG(after.mode) and self._has_other_bytes(file, before)
+
+    def _has_other_bytes(self, file: File, before: Node) -> bool:
+        """Whether files of one size differ in their bytes."""
+        data = file.data if isinstance(file, UpperNode) else file.ino
+        if data == before.ino:
+            return False
+        pairs = zip(self._bytes(file, before.size), self._bytes(before, before.size), strict=True)
+        return any(one != other for one, other in pairs)
+
+    def _bytes(self, file: File, size: int) -> Iterator[bytes]:
+        """A file's bytes, in pieces of 1 MiB."""
+        data = file.data if isinstance(file, UpperNode) else file.ino
+        if data is not None:
+            layer, extents = self._tree.extents(data)
+            for offset in range(0, size, _PIECE):
+                yield self._content.read(layer, extents, offset, min(_PIECE, size - offset))
+        elif isinstance(file, UpperNode):
+            fd = self._union.upper.open(self._union.at(file), os.O_RDONLY)
+            with open(fd, "rb") as opened:
+                while piece := opened.read(_PIECE):
+                    yield piece
+
+    def _xattrs(self, file: File) -> dict[bytes, bytes]:
+        if isinstance(file, Node):
+            return self._tree.xattrs(file.ino) if file.has_xattrs else {}
+        return shown_xattrs(self._union.upper.xattrs(self._union.at(file)))
+
+    def _target(self, file: File) -> bytes:
+        return self._tree.target(file.ino) if isinstance(file, Node) else self._union.target(file)
+
+
+def _described(one: Attributes | Node) -> tuple[int, ...]:
+    """What a layer says of a file beside its bytes; a directory's size is the file system's own affair."""
+    size = 0 if stat.S_ISDIR(one.mode) else one.size
+    return one.mode, one.uid, one.gid, size, one.mtime_ns, one.device

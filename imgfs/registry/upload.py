@@ -1,0 +1,269 @@
+"""One blob's way into a repository (OCI distribution-spec, "Pushing Blobs").
+
+An upload is begun by POST, filled by one PUT or by PATCHes, and closed by PUT with the digest. One that is
+cut goes on where the registry says it stands; one that the registry has forgotten begins anew; one that is
+given up is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
+from imgfs.oci.descriptor import Digest
+from imgfs.registry.body import Body, CheckedBlob
+from imgfs.registry.refusal import redact
+from imgfs.registry.session import Session, redirected
+from imgfs.registry.transport import Response
+
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")  # some registries write it as a request's
+_OCTETS = {"Content-Type": "application/octet-stream"}
+_LONGEST_MINIMUM = 1 << 30  # bytes; a larger minimum for chunks is nonsense
+# what registries say of a chunk that is no news of the blob: no chunks here, or none of this size (GHCR: 416
+# for more than 4 MiB, while a whole blob may have any size)
+_NO_CHUNKS = (400, 405, 411, 413, 415, 416)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """How much goes in one request: a blob of up to `whole` bytes, or `chunk` bytes of a larger one."""
+
+    whole: int = 32 << 20
+    chunk: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An upload that has been begun: where its next bytes go, and how many it has got.
+
+    `minimum` is the size in bytes that all chunks but the last must have ("OCI-Chunk-Min-Length").
+    """
+
+    url: str
+    offset: int = 0
+    minimum: int = 0
+
+    def chunk_end(self, size: int, chunk: int) -> int:
+        """Where the next chunk, of `chunk` bytes if so few will do, of a blob of `size` bytes ends."""
+        return min(size, self.offset + max(chunk, self.minimum))
+
+
+def place_of(url: str, headers: Mapping[str, str], status: int) -> Place:
+    """Where the answer to the POST at `url` says that the upload is; RegistryError if it does not."""
+    location = headers.get("Location")
+    if not location:
+        raise RegistryError(f"{redact(url)}: {status}, but no place to upload to", url=redact(url))
+    minimum = headers.get("OCI-Chunk-Min-Length", "").strip()
+    given = int(minimum[:19]) if minimum.isascii() and minimum.isdigit() else 0
+    return Place(redirected(url, location), 0, min(given, _LONGEST_MINIMUM))
+
+
+def received(headers: Mapping[str, str]) -> int | None:
+    """How many bytes `Range: 0-N` says that an upload has; None if it does not say.
+
+    `0-0` says nothing: one byte by the specification, none by distribution's registry.
+    """
+    match = _RANGE.fullmatch(headers.get("Range", "").strip())
+    return int(match[1]) + 1 if match and int(match[1]) else None
+
+
+def with_query(url: str, **fields: str) -> str:
+    """`url` with `fields` added to whatever query it has: a registry keeps its state there."""
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(fields, safe=':/')}"
+
+
+class Upload:
+    """Brings `blob` into the repository whose uploads begin at `begin_url`.
+
+    `scope` is what a token must allow; `exists` asks whether the repository has the blob meanwhile.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        begin_url: str,
+        blob: CheckedBlob,
+        *,
+        scope: str,
+        exists: Callable[[], bool],
+        pieces: Pieces = Pieces(),
+    ) -> None:
+        self._session = session
+        self._begin_url = begin_url
+        self._blob = blob
+        self._size = blob.descriptor.size
+        self._digest = blob.descriptor.digest
+        self._scope = scope
+        self._exists = exists
+        self._pieces = pieces
+        self._patience = session.patience()
+        self._place: Place | None = None
+        self._farthest = 0  # bytes that the registry has had so far: what is sent again is no progress
+        self._sent = 0  # bytes of this upload that have left
+        self._in_chunks = True  # as far as we know, the registry takes them
+
+    def mount(self, repository: str) -> bool:
+        """Ask for the blob out of another repository of the registry ("Mounting a blob from another").
+
+        A registry that does not do it has begun an upload instead, or refuses: then the blob is to be sent.
+        """
+        url = with_query(self._begin_url, mount=str(self._digest), **{"from": repository})
+        scope = f"{self._scope} repository:{repository}:pull"
+        try:
+            with closing(self._session.follow("POST", url, {}, self._patience, scope=scope)) as response:
+                if response.status == 201:
+                    return True
+                self._place = place_of(response.url, response.headers, response.status)
+        except RegistryError:  # not allowed, not known or not now: no reason not to upload
+            self._place = None
+        return False
+
+    def run(self) -> None:
+        """Upload the blob. Raises RegistryError, IntegrityError, or what the blob's own place raises."""
+        self._blob.check_empty()
+        done = False
+        try:
+            while not done:
+                try:
+                    done = self._advance()
+                except RegistryError as error:
+                    done = self._recover(error)
+        finally:
+            if not done:
+                self._cancel()
+
+    def _advance(self) -> bool:
+        """Take the next step; whether it was the last."""
+        place = self._place
+        if place is None:
+            self._begin()
+        elif place.offset == 0 and (self._size <= self._pieces.whole or not self._in_chunks):
+            self._close(place, self._size)
+            return True
+        elif place.offset < self._size:
+            self._send_chunk(place)
+        else:
+            self._close(place, 0)
+            return True
+        return False
+
+    def _begin(self) -> None:
+        with closing(self._follow("POST", self._begin_url, {})) as response:
+            self._place = place_of(response.url, response.headers, response.status)
+            self._sent = 0
+
+    def _send_chunk(self, place: Place) -> None:
+        """PATCH the next chunk. Its range is `first-last`, without a unit ("Pushing a blob in chunks").
+
+        A 202 means all of it, unless the registry names a place within the chunk: the `Range` of some stays
+        behind what they have (Amazon ECR).
+        """
+        end = place.chunk_end(self._size, self._pieces.chunk)
+        headers = {**_OCTETS, "Content-Range": f"{place.offset}-{end - 1}"}
+        with closing(self._follow("PATCH", place.url, headers, place.offset, end)) as response:
+            known = received(response.headers)
+            offset = known if known and place.offset < known < end else end
+            self._moved(place, offset, response.headers)
+
+    def _close(self, place: Place, length: int) -> None:
+        """PUT what is left of the blob and its digest; check the digest that the registry found."""
+        url = with_query(place.url, digest=str(self._digest))
+        with closing(self._follow("PUT", url, _OCTETS, self._size - length, self._size)) as response:
+            check_stored(response.headers, self._digest)
+
+    def _follow(
+        self, method: str, url: str, headers: Mapping[str, str], start: int = 0, end: int = 0
+    ) -> Response:
+        """Send a request with the bytes `[start, end)`.
+
+        Storing takes its time, which each step on the socket bounds: it is not held against the deadline.
+        """
+        began = time.monotonic()
+        self._sent = max(self._sent, end)
+        body = Body(self._blob, start, end)
+        try:
+            return self._session.follow(method, url, headers, self._patience, body=body, scope=self._scope)
+        finally:
+            if method in ("PATCH", "PUT"):
+                self._patience.suspend(time.monotonic() - began)
+
+    def _recover(self, error: RegistryError) -> bool:
+        """After a refusal: see to it that there is a next step, or raise; whether none is needed."""
+        if error is self._blob.failure:
+            raise error
+        place = self._place
+        if place and self._takes_no_chunks(error):
+            self._in_chunks = False
+            self._begin_anew()
+            return False
+        lost = place is not None and error.status in (404, 416)  # the upload, or our idea of it
+        if not lost and not isinstance(error, Unavailable):
+            raise error
+        self._patience.pause(error)
+        return place is not None and self._look_up(place)
+
+    def _takes_no_chunks(self, error: RegistryError) -> bool:
+        """Whether `error` refuses the first chunk of a blob that can still be sent as a whole."""
+        first = self._size > self._pieces.whole and not self._farthest
+        return first and self._in_chunks and error.status in _NO_CHUNKS
+
+    def _look_up(self, place: Place) -> bool:
+        """Go on where the upload stands, or begin anew; whether the blob is there: an answer may be lost."""
+        headers = self._ask_where(place)
+        if headers is None:  # distribution's registry forgets an upload that was cut within a request
+            self._place = None
+            return self._exists()
+        offset = received(headers)
+        if offset and self._in_chunks and offset <= min(self._sent, self._size):
+            self._moved(place, offset, headers)
+        else:
+            self._begin_anew()
+        return False
+
+    def _ask_where(self, place: Place) -> Mapping[str, str] | None:
+        """What the registry says of an upload; None if it does not know it (any more)."""
+        while True:
+            try:
+                with closing(self._follow("GET", place.url, {})) as response:
+                    return response.headers
+            except Unavailable as error:
+                self._patience.pause(error)
+            except RegistryError:
+                return None
+
+    def _begin_anew(self) -> None:
+        self._cancel()
+        self._place = None
+
+    def _moved(self, place: Place, offset: int, headers: Mapping[str, str]) -> None:
+        """Note that the upload has `offset` bytes, and where the next ones go."""
+        location = headers.get("Location")
+        url = redirected(place.url, location) if location else place.url
+        self._place = Place(url, offset, place.minimum)
+        self._patience.progressed(max(0, offset - self._farthest))
+        self._farthest = max(self._farthest, offset)
+
+    def _cancel(self) -> None:
+        """DELETE the upload ("Cancel a blob upload"), as far as the registry cares."""
+        if self._place:
+            with contextlib.suppress(RegistryError, InvalidImage):
+                self._follow("DELETE", self._place.url, {}).close()
+
+
+def check_stored(headers: Mapping[str, str], digest: Digest) -> None:
+    """Raise IntegrityError if the registry says that what it has stored has another digest.
+
+    A digest of another algorithm says nothing: some registries answer in their own.
+    """
+    try:
+        stored = Digest.parse(headers.get("Docker-Content-Digest"))
+    except InvalidImage:
+        return
+    if stored.algorithm == digest.algorithm and stored != digest:
+        raise IntegrityError("digest of what the registry stored", expected=digest, actual=stored)
