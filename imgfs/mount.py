@@ -113,6 +113,7 @@ async def _serve_image(
     import trio
 
     from imgfs.fuse.operations import Operations
+    from imgfs.fuse.turns import WORKERS, take_turns
     from imgfs.fuse.writable import WritableOperations
 
     began = time.time()
@@ -138,7 +139,8 @@ async def _serve_image(
             nursery.start_soon(_end_on_signal, pyfuse3.terminate, nursery.cancel_scope.cancel)
             nursery.start_soon(_sync_now_and_then, image)
             nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
-            await pyfuse3.main()
+            take_turns()
+            await pyfuse3.main(WORKERS, WORKERS)
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)

@@ -157,9 +157,11 @@ class WritableOperations(Operations):
 
     @answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        """A handle on a file; the image's is copied up by the first write, not before."""
+        """A handle on a file. One to write to has the file copied up: what hinders that is told now."""
         if flags & os.O_TRUNC:
             await self._truncate(inode, 0)
+        elif flags & _WRITING:
+            await self._fill(self._overlay.copyup.up(inode))
         node = self._nodes.get(inode)
         if node is not None:
             return self._handle(node)
@@ -179,9 +181,8 @@ class WritableOperations(Operations):
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write all of it, or as much as there is room for."""
-        node = self._nodes.get(fh & ~_UPPER) or self._overlay.copyup.up(fh)
-        if node.data is not None:
-            await self._fill(node)
+        node = self._nodes[fh & ~_UPPER]
+        await self._fill(node)  # a link or a rename after a kill may have left it to do
         return os.pwrite(self._overlay.data(node), buf, off)
 
     @answers
@@ -295,7 +296,9 @@ class WritableOperations(Operations):
             self._overlay.truncate(node, size)
 
     async def _fill(self, node: UpperNode) -> None:
-        """Have the data of a file its own; one reader does it, all others wait for that."""
+        """Have the data of a file its own; one does it, all others wait for that."""
+        if node.data is None:
+            return
         async with self._filling(node):
             if node.data is not None:
                 await self._copy_data(node, sys.maxsize)
