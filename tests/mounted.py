@@ -214,7 +214,7 @@ class Imgfs:
         for left in reversed(below):
             subprocess.run(["umount", "-l", str(left)], check=False, capture_output=True)
         assert below == [], "mounts left behind"
-        until(lambda: not processes_of_tests(self.store), "every daemon has ended")
+        until(lambda: not processes_of_tests(self.store), "every daemon has ended", 60.0)
         unexpected = [line for line in self.logged() if not self._is_expected(line)]
         assert unexpected == [], "the daemons' logs"
 

@@ -32,7 +32,7 @@ def commit(options: argparse.Namespace) -> int:
     with (
         found.open() as image,
         found.scratch.changes(image.tree, image.content) as changes,
-        tempfile.TemporaryDirectory(prefix=".commit-", dir=found.store.root / "scratch") as directory,
+        tempfile.TemporaryDirectory(prefix=".commit-", dir=found.store.root) as directory,
     ):
         made = make_image(
             changes.members(),

@@ -113,19 +113,26 @@ class CopyUp:
 
     def filled(self, node: UpperNode) -> None:
         """The data has been copied: from now on it is the file's own."""
-        at = self._union.at(node)
-        found = self._upper.stat(at)
-        if found is not None and node.frozen_mtime is not None:
-            self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
+        self._restore_times(node)
         self.disown(node)
 
     def not_filled(self, node: UpperNode) -> None:
-        """Copying has failed: the data stays the image's."""
+        """Copying has failed: the data stays the image's, and what there is of it makes room."""
+        at = self._union.at(node)
+        found = self._upper.stat(at)
+        if found is not None:
+            fd = self._upper.open_data(at)
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, found.st_size)
+            os.close(fd)
+        self._restore_times(node)
+        node.frozen_mtime = None
+
+    def _restore_times(self, node: UpperNode) -> None:
         at = self._union.at(node)
         found = self._upper.stat(at)
         if found is not None and node.frozen_mtime is not None:
             self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
-        node.frozen_mtime = None
 
     def disown(self, node: UpperNode) -> None:
         """The image's data is not this file's any more."""

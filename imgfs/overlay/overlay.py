@@ -20,6 +20,7 @@ from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
 from imgfs.tree.tree import Tree
 
+_CAPABILITY = b"security.capability"  # the kernel asks for it before each write
 _NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs
 
 
@@ -125,15 +126,16 @@ class Overlay(AbstractContextManager["Overlay"]):
         node = self.union.nodes.get(ino)
         if node is None:
             return self.union.tree.xattrs(ino).get(name)
-        if is_reserved(name):
+        if is_reserved(name) or (name == _CAPABILITY and node.incapable):
             return None
         try:
             at = self.union.at(node)
             return os.getxattr(at.path, self._upper.marks.stored(name), follow_symlinks=at.anchored)
         except OSError as failure:
-            if failure.errno in (errno.ENODATA, errno.ENOTSUP):
-                return None
-            raise
+            if failure.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
+        node.incapable = node.incapable or name == _CAPABILITY
+        return None
 
     def xattrs(self, ino: int) -> list[bytes]:
         """The names of a file's extended attributes."""
@@ -144,7 +146,9 @@ class Overlay(AbstractContextManager["Overlay"]):
 
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an extended attribute."""
-        self._upper.set_xattr(self._changeable(ino, name), self._upper.marks.stored(name), value)
+        at = self._changeable(ino, name)
+        self.copyup.up(ino).incapable = False
+        self._upper.set_xattr(at, self._upper.marks.stored(name), value)
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove an extended attribute; raises ENODATA."""

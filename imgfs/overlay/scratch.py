@@ -141,7 +141,8 @@ class Scratch:
     def overlay(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[Overlay]:
         """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError."""
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use):
@@ -246,7 +247,7 @@ def _complete(overlay: Overlay) -> None:
     """Fill in what has not been copied up of files' data: few but us can take it from the image."""
     try:
         overlay.copyup.complete()
-    except ImgfsError as error:
+    except (ImgfsError, OSError) as error:
         log.warning("some files have been left without their data, as metacopy: %s", error)
 
 

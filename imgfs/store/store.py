@@ -38,7 +38,7 @@ class Store:
         self.root = root
         with _store_errors(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("documents", "references", "layers", "trees", "logs", "scratch"):
+            for name in ("documents", "references", "layers", "trees", "logs"):
                 (root / name).mkdir(mode=0o700, exist_ok=True)
             self._check_version()
 
