@@ -3,12 +3,15 @@
     clock        run and time commands; the page cache       stage       images, registry, scratch space
     tools        imgfs, podman, skopeo + umoci               report      tables for people, JSON for machines
     journey      from a reference to a running application
+    overlays     imgfs's scratch, fuse-overlayfs, overlayfs, a plain copy
+    works        what is done in them                        material    what they take
 
     A  first     first mounts, from nothing, beside the other tools
     B  warm      warm mounts up to a million entries          memory     the daemon's resident memory
     C  reading   find, tar, sequential and random reads, beside the unpacked directory
     D  lazy      what crosses the wire when the index is known and the data is not
     E  first     CPU seconds of the first mounts
+    F  scratch   work in a writable scratch: unpack, clone, install, build, copy, change
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

@@ -16,16 +16,18 @@ from types import FrameType
 from scripts.benchmark import __doc__ as about
 from scripts.benchmark.first import FirstMounts
 from scripts.benchmark.lazy import lazy
+from scripts.benchmark.material import FULL, QUICK
 from scripts.benchmark.memory import memory
 from scripts.benchmark.reading import reading
 from scripts.benchmark.report import Table, write_json
+from scripts.benchmark.scratch import scratch
 from scripts.benchmark.stage import APPLICATIONS, SPEEDS, Stage, say
 from scripts.benchmark.tools import PEERS
 from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDE"
+GROUPS = "ABCDEF"
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -37,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--only", type=some_of(GROUPS), default=list(GROUPS), metavar="A,B,…", help="groups to measure")
     add("--rounds", type=int, default=3, metavar="N", help="medians of N rounds (default: 3)")
-    add("--quick", action="store_true", help="one round, python-app, 10,000 files")
+    add("--quick", action="store_true", help="one round, python-app, 10,000 files; less work in F")
     add(
         "--json",
         type=Path,
@@ -132,6 +134,7 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "C": reading(stage, asked.apps),
         "D": lazy(stage, asked.apps, speeds),
         "E": first.cpu(),
+        "F": scratch(stage, QUICK if asked.quick else FULL),
     }
     return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
 

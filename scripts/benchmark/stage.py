@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, drop_page_cache, run, warm
+from scripts.benchmark.overlays import OVER_UNPACKED, ImgfsOverlay, Overlay
 from scripts.benchmark.tools import PEERS, Imgfs, Tool, unmount_below
 from scripts.lab import recipes
 from scripts.lab.layout import Image
@@ -123,6 +124,20 @@ class Stage:
             say(f"unpacking {image.layout.name}")
             run(["umoci", "unpack", "--image", f"{image.layout}:{image.tag}", target])
         return target / "rootfs"
+
+    def overlays(self, image: Image) -> list[Overlay]:
+        """Name the ways to write over the image, and last imgfs without any; nothing is mounted yet."""
+        reference, lower, kept = self.reference(image), self.unpacked(image), self.scratch / "kept"
+
+        def imgfs(name: str, *options: str) -> Imgfs:
+            return Imgfs(self.scratch, [*self._mount_options, *options], name)
+
+        return [
+            *(overlay(self.scratch, lower) for overlay in OVER_UNPACKED),
+            ImgfsOverlay(imgfs("imgfs --rw", "--rw"), reference),
+            ImgfsOverlay(imgfs("imgfs --rw --scratch", "--rw", "--scratch", f"{kept}"), reference, kept=kept),
+            ImgfsOverlay(self.imgfs, reference, writes=False),
+        ]
 
 
 def forget_quietly(tool: Tool) -> None:

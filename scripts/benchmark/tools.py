@@ -31,15 +31,14 @@ class Tool(Protocol):
 
 
 class Imgfs:
-    """imgfs, by its command line, with a store of its own."""
+    """imgfs, by its command line, with a store in `scratch`; each name has a mountpoint of its own."""
 
-    name = "imgfs"
-
-    def __init__(self, scratch: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, scratch: Path, options: Sequence[str] = (), name: str = "imgfs") -> None:
+        self.name = name
         installed = Path(sys.executable).with_name("imgfs")
         self._program = [str(installed)] if installed.exists() else [sys.executable, "-m", "imgfs"]
         self._options = options
-        self.mountpoint = scratch / "imgfs-mnt"
+        self.mountpoint = scratch / f"{name.replace(' ', '')}-mnt"
         self.store = scratch / "imgfs-store"
         # An installation has its bytecode; empty means that a first run may write it.
         self._env: Mapping[str, str] = {"IMGFS_STORE": str(self.store), "PYTHONDONTWRITEBYTECODE": ""}
