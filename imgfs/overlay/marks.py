@@ -50,9 +50,10 @@ class Marks:
 
     def stored(self, name: bytes) -> bytes:
         """Under which name an attribute that users see is stored."""
-        if self.override and not name.startswith(b"user."):
-            return _STASH + name
-        return name
+        if name.startswith(b"user."):
+            return name
+        forbidden = self.override or (self.prefix == USER and name.startswith(b"trusted."))
+        return _STASH + name if forbidden else name
 
     def can_mark(self, mode: int) -> bool:
         """Whether a file of this kind can carry marks."""
