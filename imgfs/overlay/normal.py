@@ -7,8 +7,8 @@ them, what overlayfs says with devices and attributes. They are turned into thos
 from __future__ import annotations
 
 import contextlib
-import os
 
+from imgfs.overlay import deep
 from imgfs.overlay.upper import At, Upper
 from imgfs.tree.paths import WHITEOUT_PREFIX
 
@@ -17,14 +17,10 @@ _OPAQUE_FILE = b".wh..wh..opq"
 
 def normalise(upper: Upper) -> None:
     """Turn whiteout files into whiteouts, in the whole upper directory; raises OSError."""
-    for _, _, names, directory in os.fwalk(b".", dir_fd=upper.root, onerror=_raise):
+    for directory, names in deep.walk(upper.root):
         for name in names:
             if name.startswith(WHITEOUT_PREFIX):
                 _translate(upper, directory, name)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _translate(upper: Upper, directory: int, name: bytes) -> None:

@@ -12,16 +12,15 @@ import json
 import logging
 import os
 import re
-import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.overlay import linux
+from imgfs.overlay import deep, linux
 from imgfs.overlay.changes import Changes
 from imgfs.overlay.copyup import Bytes
 from imgfs.overlay.marks import Owner
@@ -36,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
+_REMOVED = b".removed-"  # begins the names of what is on its way out
 _DESCRIPTION, _LOCK = "scratch.json", "lock"
 
 
@@ -185,17 +185,17 @@ class Scratch:
 
     def disk_usage(self) -> int:
         """Bytes of disk the changes take."""
-        if not self.upper.is_dir():
-            return 0
-        return sum(
-            os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
-            for _, _, names, directory in os.fwalk(self.upper)
-            for name in names
-        )
+        with _opened(self.upper) as fd:
+            return sum(
+                os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
+                for directory, names in (deep.walk(fd) if fd is not None else ())
+                for name in names
+            )
 
     def remove(self) -> None:
         """Remove all of it that is ours."""
-        for part in (self.upper, self.work):
+        left = self.directory.glob(f"{_REMOVED.decode()}*")  # by a removal that was killed
+        for part in (self.upper, self.work, *left):
             _remove_all(part)
         for name in (_DESCRIPTION, _LOCK):
             (self.directory / name).unlink(missing_ok=True)
@@ -262,18 +262,23 @@ def _describe_root(upper: Upper, tree: Tree) -> None:
 
 def _remove_all(path: Path) -> None:
     """Remove a directory with all below it, whatever the modes in it."""
+    with _opened(path.parent) as fd, _as_store_errors(path):
+        if fd is not None:
+            deep.remove(fd, os.fsencode(path.name), deep.spares(fd, b"%s%d-" % (_REMOVED, os.getpid())))
 
-    def unlock(remove: Callable[[str], object], name: str, _: object) -> None:
-        for locked in (os.path.dirname(name), name):
-            with contextlib.suppress(OSError):
-                os.chmod(locked, 0o700)
-        if remove in (os.open, os.scandir, os.lstat):  # it could not be looked into
-            _remove_all(Path(name))
-        else:
-            remove(name)
 
-    if path.exists():
-        shutil.rmtree(path, onerror=unlock)
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A descriptor of a directory, None if it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import StoreError
-from imgfs.overlay import linux
+from imgfs.overlay import deep, linux
 from imgfs.overlay.marks import (
     OPAQUE,
     OVERRIDE,
@@ -221,33 +221,17 @@ class Upper:
             self.discard(spare)
 
     def discard(self, at: At) -> None:
-        """Remove something from the work directory, with all below it."""
-        try:
-            self.unlink(at)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.EPERM):
-                raise
-            self._discard_directory(at)
-
-    def _discard_directory(self, at: At) -> None:
-        fd = self.open(at, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for name in os.listdir(fd):
-                self.discard(At(fd, os.fsencode(name)))
-        finally:
-            os.close(fd)
-        os.rmdir(at.name, dir_fd=at.directory)
+        """Remove something, if it is there, with all below it."""
+        assert at.directory is not None
+        deep.remove(at.directory, at.name, self._spare)
 
     def discard_leftovers(self) -> None:
         """Remove from the work directory what a killed process has left there."""
-        fd = os.open(b"/proc/self/fd/%d" % self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in os.listdir(fd):
-                self.discard(At(self.work, os.fsencode(name)))
-        finally:
-            os.close(fd)
+        for name in os.listdir(b"/proc/self/fd/%d" % self.work):
+            self.discard(At(self.work, name))
+
+    def _spare(self) -> tuple[int, bytes]:
+        return self.work, self.new().name
 
     def mark_opaque(self, at: At) -> None:
         """Have nothing of the image show below a directory."""

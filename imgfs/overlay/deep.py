@@ -1,0 +1,92 @@
+"""Directory trees of any depth: where paths are longer than the kernel takes, and Python recurses no deeper."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+Spare = Callable[[], tuple[int, bytes]]
+"""Gives (directory, name) of places on the same file system where nothing is yet."""
+
+
+def walk(directory: int) -> Iterator[tuple[int, list[bytes]]]:
+    """(descriptor, names of all that is no directory) of a directory and all below it, parents first.
+
+    A descriptor is good until the next one comes. As many are open as the tree is deep. Raises OSError.
+    """
+    stack = [os.open(b"/proc/self/fd/%d" % directory, _DIRECTORY & ~os.O_NOFOLLOW)]
+    below: list[list[bytes]] = []
+    try:
+        while stack:
+            if len(below) < len(stack):
+                names, directories = _contents(stack[-1])
+                below.append(directories)
+                yield stack[-1], names
+            elif below[-1]:
+                stack.append(os.open(below[-1].pop(), _DIRECTORY, dir_fd=stack[-1]))
+            else:
+                below.pop()
+                os.close(stack.pop())
+    finally:
+        for fd in stack:
+            os.close(fd)
+
+
+def remove(directory: int, name: bytes, spare: Spare) -> None:
+    """Remove a file, or a directory with all below it, if it is there; raises OSError.
+
+    Directories in it are moved to spare places first, so that neither depth nor modes matter.
+    """
+    ahead = [(directory, name)]
+    while ahead:
+        place = ahead.pop()
+        if not _unlink(*place):
+            _empty(*place, spare, ahead)
+            os.rmdir(place[1], dir_fd=place[0])
+
+
+def spares(directory: int, prefix: bytes) -> Spare:
+    """Spare places in a directory, named by a prefix that nothing else there has."""
+    numbers = itertools.count()
+    return lambda: (directory, prefix + b"%d" % next(numbers))
+
+
+def _contents(fd: int) -> tuple[list[bytes], list[bytes]]:
+    names: list[bytes] = []
+    directories: list[bytes] = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            kind = directories if entry.is_dir(follow_symlinks=False) else names
+            kind.append(os.fsencode(entry.name))
+    return names, directories
+
+
+def _unlink(directory: int, name: bytes) -> bool:
+    """Remove what is no directory; whether it is gone."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        return False
+    return True
+
+
+def _empty(directory: int, name: bytes, spare: Spare, ahead: list[tuple[int, bytes]]) -> None:
+    """Empty a directory; those in it go to spare places, to be removed after it."""
+    os.chmod(name, 0o700, dir_fd=directory)
+    fd = os.open(name, _DIRECTORY, dir_fd=directory)
+    try:
+        for inside in map(os.fsencode, os.listdir(fd)):
+            if not _unlink(fd, inside):
+                place = spare()
+                os.chmod(inside, 0o700, dir_fd=fd)
+                os.rename(inside, place[1], src_dir_fd=fd, dst_dir_fd=place[0])
+                ahead.append(place)
+    finally:
+        os.close(fd)
