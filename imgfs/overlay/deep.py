@@ -1,4 +1,4 @@
-"""Directory trees of any depth: where paths are longer than the kernel takes, and Python recurses no deeper."""
+"""Directory trees of any depth, where a path may be too long for the kernel and recursion for Python."""
 
 from __future__ import annotations
 
