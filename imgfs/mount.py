@@ -44,7 +44,8 @@ _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
-    to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to."""
+    to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
+    With `write_through` what is written is here at once, instead of waiting in the kernel for more."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -52,6 +53,7 @@ class MountOptions:
     log_level: str = "INFO"
     foreground: bool = False
     scratch: Scratch | None = None
+    write_through: bool = False
 
 
 def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
@@ -123,7 +125,14 @@ async def _serve_image(
         return status(image, store, options, began)
 
     operations = (
-        WritableOperations(image, overlay, owner=options.owner, on_ready=greeted.set, status=tell)
+        WritableOperations(
+            image,
+            overlay,
+            owner=options.owner,
+            on_ready=greeted.set,
+            status=tell,
+            write_through=options.write_through,
+        )
         if overlay
         else Operations(image, owner=options.owner, on_ready=greeted.set, status=tell)
     )

@@ -100,6 +100,11 @@ Examples:
         help="with a scratch that is kept: by a name in the store, or in a directory (has a slash)",
     )
     command.add_argument(
+        "--write-through",
+        action="store_true",
+        help="lose nothing written to a scratch even if the daemon is killed; slower",
+    )
+    command.add_argument(
         "-o",
         dest="fuse_options",
         metavar="OPT[,OPT…]",

@@ -30,6 +30,7 @@ def mount(options: argparse.Namespace) -> int:
         log_level=options.log_level.upper(),
         foreground=options.foreground,
         scratch=scratch,
+        write_through=options.write_through,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     mount_image(image.prepare(options.upto_layer), image.connect, image.store, how)

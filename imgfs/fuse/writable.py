@@ -37,9 +37,11 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class WritableOperations(Operations):
-    """A file system over `image` whose changes go to `overlay`."""
+    """A file system over `image` whose changes go to `overlay`.
 
-    enable_writeback_cache = True
+    The kernel gathers what is written, and keeps sizes and times of files meanwhile; with `write_through` it
+    hands each write on.
+    """
 
     def __init__(
         self,
@@ -49,8 +51,10 @@ class WritableOperations(Operations):
         owner: tuple[int, int] | None,
         on_ready: Callable[[], None],
         status: Callable[[], dict[str, Any]],
+        write_through: bool,
     ) -> None:
         super().__init__(image, owner=owner, on_ready=on_ready, status=status)
+        self.enable_writeback_cache = not write_through
         self._overlay = overlay
         self._union = overlay.union
         self._entries = overlay.entries

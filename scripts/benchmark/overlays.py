@@ -38,13 +38,22 @@ class Overlay(Protocol):
 
 
 class ImgfsOverlay:
-    """imgfs with what its options say; `kept` is the directory that it was told to keep its scratch in."""
+    """imgfs with what its options say; `kept` is the directory that it was told to keep its scratch in.
+
+    One that is not `judged` is only there to show what an option brings.
+    """
 
     def __init__(
-        self, imgfs: Imgfs, reference: str, *, writes: bool = True, kept: Path | None = None
+        self,
+        imgfs: Imgfs,
+        reference: str,
+        *,
+        writes: bool = True,
+        kept: Path | None = None,
+        judged: bool = True,
     ) -> None:
         self._imgfs, self._reference, self._kept = imgfs, reference, kept
-        self.name, self.writes = imgfs.name, writes
+        self.name, self.writes, self.judged = imgfs.name, writes, judged
         self._pid = 0
 
     def show(self) -> Path:

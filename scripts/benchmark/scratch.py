@@ -182,7 +182,10 @@ def _compared(overlays: Sequence[Overlay]) -> list[str]:
 
 def _aims(table: Table, overlays: Sequence[Overlay], middle: Middle) -> None:
     """Note how the worst work compares with fuse-overlayfs, and looking at the image with imgfs read-only."""
-    for name in _compared(overlays):
+    judged = [
+        each.name for each in overlays if isinstance(each, ImgfsOverlay) and each.judged and each.writes
+    ]
+    for name in judged:
         for base, limit in ((FuseOverlayfs.name, OF_PEER), (overlays[-1].name, OF_READ_ONLY)):
             ratios = {
                 found[name].seconds / found[base].seconds: work

@@ -136,6 +136,7 @@ class Stage:
             *(overlay(self.scratch, lower) for overlay in OVER_UNPACKED),
             ImgfsOverlay(imgfs("imgfs --rw", "--rw"), reference),
             ImgfsOverlay(imgfs("imgfs --rw --scratch", "--rw", "--scratch", f"{kept}"), reference, kept=kept),
+            ImgfsOverlay(imgfs("imgfs --write-through", "--rw", "--write-through"), reference, judged=False),
             ImgfsOverlay(self.imgfs, reference, writes=False),
         ]
 
