@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from imgfs.errors import UsageError
 
-_VALUES = {"platform", "store", "log_level", "read_timeout"}  # options of ours with a value
-_FLAGS = {"plain_http", "squash_owner"}
+# Options of ours, with a value and without. A scratch is asked for by that word only: mount(8) says `rw` by itself.
+_VALUES = {"platform", "store", "log_level", "read_timeout", "scratch", "upto_layer"}
+_FLAGS = {"plain_http", "squash_owner", "write_through"}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",
@@ -51,7 +52,9 @@ def _translated(options: Sequence[str]) -> Iterator[str]:
         name, _, value = option.partition("=")
         if not option or name in _FOR_OTHERS or name.startswith(("x-", "comment")):
             continue
-        if name in _VALUES:
+        if option == "scratch":
+            yield "--rw"
+        elif name in _VALUES:
             yield f"--{name.replace('_', '-')}={value}"
         elif name in _FLAGS:
             yield f"--{name.replace('_', '-')}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from imgfs.cli.images import connect_to, open_store
 from imgfs.cli.progress import Progress
 from imgfs.cli.text import size
 from imgfs.config import Environment
-from imgfs.errors import MountError, UsageError
+from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.image import Image, prepare, resolve
 from imgfs.mounts import FILESYSTEM, mount_at, our_mount_at, read_status
 from imgfs.oci.descriptor import Digest, Platform
@@ -120,14 +121,18 @@ def ls(options: argparse.Namespace) -> int:
         return 0
     print(f"{'SCRATCH':<20} {'ON DISK':>9}  {'IMAGE':<48} IN USE")
     for one in found:
-        print(f"{one['name']:<20} {size(one['disk']):>9}  {one['image'] or '-':<48} {one['in_use'] or '-'}")
+        image = "(damaged)" if one["damaged"] else one["image"] or "-"
+        print(f"{one['name']:<20} {size(one['disk']):>9}  {image:<48} {one['in_use'] or '-'}")
     return 0
 
 
 def rm(options: argparse.Namespace) -> int:
     """Remove scratches, and all their changes."""
-    for scratch in _scratches(options):
-        with scratch.locked("being removed"):
+    with ExitStack() as locks:
+        scratches = _scratches(options)
+        for scratch in scratches:
+            locks.enter_context(scratch.locked("being removed"))
+        for scratch in scratches:
             scratch.remove()
     return 0
 
@@ -141,7 +146,7 @@ def reset(options: argparse.Namespace) -> int:
 
 def _scratches(options: argparse.Namespace) -> list[Scratch]:
     store = open_store(options)
-    found = [named(name, store.root) for name in options.names]
+    found = [named(name, store.root) for name in dict.fromkeys(options.names)]
     for scratch in found:
         if not scratch.exists():
             raise UsageError(f"{scratch.name}: there is no such scratch (see: imgfs scratch ls)")
@@ -149,7 +154,11 @@ def _scratches(options: argparse.Namespace) -> list[Scratch]:
 
 
 def _described(scratch: Scratch) -> dict[str, Any]:
-    base = scratch.base()
+    base, damaged = None, False
+    try:
+        base = scratch.base()
+    except StoreError:
+        damaged = True
     return {
         "name": scratch.name,
         "directory": str(scratch.directory),
@@ -157,6 +166,7 @@ def _described(scratch: Scratch) -> dict[str, Any]:
         "digest": base.digest if base else None,
         "disk": scratch.disk_usage(),
         "in_use": scratch.user(),
+        "damaged": damaged,
     }
 
 
@@ -164,12 +174,20 @@ def _fields(change: Change) -> dict[str, Any]:
     now = change.after or change.before
     assert now is not None
     return {
-        "path": "/" + _printable(change.path),
+        **_named(b"/" + change.path),
         "change": _WORDS[change.how],
         "kind": _KINDS[stat.S_IFMT(now.mode)],
         "size": _size(change.after),
         "size_before": _size(change.before),
     }
+
+
+def _named(path: bytes) -> dict[str, str]:
+    """A path for programs; one that is no UTF-8 also whole, in base64."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {"path": path.decode(errors="replace"), "path_base64": base64.b64encode(path).decode()}
 
 
 def _statistics(changes: list[Change]) -> list[str]:
@@ -193,5 +211,12 @@ def _size(file: Any) -> int | None:
 
 
 def _printable(path: bytes) -> str:
-    """A path as one line of text."""
-    return path.decode("utf-8", "backslashreplace").replace("\n", "\\n")
+    """A path as one line of text, from which it can be told: what does not print, and `\\`, is escaped."""
+    text = path.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(map(_escaped, text))
+
+
+def _escaped(sign: str) -> str:
+    if sign.isprintable():
+        return sign
+    return sign.encode("unicode_escape").decode() if sign.isascii() else f"\\U{ord(sign):08x}"

@@ -180,12 +180,11 @@ class Entries:
         raise error(errno.EEXIST)
 
     def _inherited(self, directory: UpperNode, kind: int, owner: Owner) -> Owner:
-        """The owner of something new in a directory: in a set-gid one, its group (inode(7))."""
-        above = self._union.owner(directory)
-        if not above.mode & stat.S_ISGID:
+        """The owner of something new in a directory, which may be set-gid."""
+        group = self._union.group_of(directory)
+        if group is None:
             return owner
-        mode = owner.mode | stat.S_ISGID if kind == stat.S_IFDIR else owner.mode
-        return Owner(owner.uid, above.gid, mode)
+        return Owner(owner.uid, group, owner.mode | stat.S_ISGID if kind == stat.S_IFDIR else owner.mode)
 
     def _own(self, at: At, kind: int, owner: Owner) -> os.stat_result:
         """Give something new its owner, if it has not got it by itself."""

@@ -50,6 +50,7 @@ class UpperNode:
     changes: int = 0  # of a directory: how often its names have changed
     links: int | None = None  # of a merged directory: its link count, once it has been needed
     clean: bool = False  # of a directory: made here, so that it holds no whiteouts
+    group: int | None = None  # of a directory: what `Union.group_of` has found, -1 for none
     incapable: bool = False  # known to have no file capabilities
     frozen_mtime: int | None = None  # while its data is being copied up
 

@@ -89,6 +89,7 @@ class Overlay(AbstractContextManager["Overlay"]):
     def set_owner(self, ino: int, uid: int | None, gid: int | None) -> None:
         """Change what is not None of a file's owner and group, which takes its privileges away (chown(2))."""
         node = self.copyup.up(ino)
+        node.group = None
         at = self.union.at(node)
         if not self.keeps_owners_aside:
             self._upper.chown(at, -1 if uid is None else uid, -1 if gid is None else gid)
@@ -101,6 +102,7 @@ class Overlay(AbstractContextManager["Overlay"]):
     def set_mode(self, ino: int, mode: int) -> None:
         """Change a file's permission bits."""
         node = self.copyup.up(ino)
+        node.group = None
         at = self.union.at(node)
         if self.keeps_owners_aside:
             wanted = self.union.owner(node)._replace(mode=stat.S_IMODE(mode))

@@ -90,6 +90,13 @@ class Union:
         self.add(node)
         return node
 
+    def group_of(self, directory: UpperNode) -> int | None:
+        """The group that what is made in a directory gets, if it is set-gid (inode(7))."""
+        if directory.group is None:
+            owner = self.owner(directory)
+            directory.group = owner.gid if owner.mode & stat.S_ISGID else -1
+        return directory.group if directory.group >= 0 else None
+
     def target(self, node: UpperNode) -> bytes:
         """Where a symbolic link with an upper half points to."""
         at = self.at(node)
