@@ -187,6 +187,8 @@ class WritableOperations(Operations):
         """Write all of it, or as much as there is room for."""
         node = self._nodes[fh & ~_UPPER]
         await self._fill(node)  # a link or a rename after a kill may have left it to do
+        if self.enable_writeback_cache:
+            self._overlay.freeze_time(node)
         return os.pwrite(self._overlay.data(node), buf, off)
 
     @answers

@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from imgfs.errors import StoreError
@@ -23,7 +22,7 @@ from imgfs.layer.entry import Extent
 from imgfs.overlay.marks import METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.overlay.node import UpperNode, no_entry
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At
+from imgfs.overlay.upper import At, times_kept
 from imgfs.tree.tree import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
@@ -82,8 +81,17 @@ class CopyUp:
         if node.lower is not None:
             self._upper.mark_opaque(self._union.at(node))
         for directory in seen:
-            directory.lower = directory.links = None
-            directory.clean = False
+            self._leave_image(directory)
+
+    def _leave_image(self, node: UpperNode) -> None:
+        """Have a directory that nothing of the image shows in any more keep its ino, and no whiteouts."""
+        if node.lower is not None:
+            self._upper.mark(self._union.at(node), ORIGIN, b"%d" % node.ino)
+        shown, covered = self._union.upper_names(node)
+        with times_kept(self._union.at(node)):
+            for name in covered.difference(shown):
+                self._upper.unlink(At(self._union.directory_fd(node), name))
+        node.lower = node.links = None
 
     def fill(self, node: UpperNode, limit: int) -> Callable[[], None]:
         """What copies the data of a file up, its first `limit` bytes: for any thread to call.
@@ -113,7 +121,7 @@ class CopyUp:
 
     def filled(self, node: UpperNode) -> None:
         """The data has been copied: from now on it is the file's own."""
-        self._restore_times(node)
+        self.restore_time(node)
         self.disown(node)
 
     def not_filled(self, node: UpperNode) -> None:
@@ -125,14 +133,15 @@ class CopyUp:
             os.ftruncate(fd, 0)
             os.ftruncate(fd, found.st_size)
             os.close(fd)
-        self._restore_times(node)
-        node.frozen_mtime = None
+        self.restore_time(node)
 
-    def _restore_times(self, node: UpperNode) -> None:
+    def restore_time(self, node: UpperNode) -> None:
+        """Give a file the modification time that it has shown while it was written."""
         at = self._union.at(node)
         found = self._upper.stat(at)
         if found is not None and node.frozen_mtime is not None:
             self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
+        node.frozen_mtime = None
 
     def disown(self, node: UpperNode) -> None:
         """The image's data is not this file's any more."""
@@ -203,7 +212,7 @@ class CopyUp:
         journal = self._write_journal(made, targets) if len(places) > 1 else None
         for parent, name in targets:
             at = At(self._union.directory_fd(parent), name)
-            with _times_kept(self._union.at(parent)):
+            with times_kept(self._union.at(parent)):
                 if journal:
                     self._link(made, at)
                 else:
@@ -260,14 +269,6 @@ class CopyUp:
         self._upper.mark(made, METACOPY, b"")
         self._upper.mark(made, REDIRECT, b"/" + self._union.tree.path(lower.ino))
         return False
-
-
-@contextmanager
-def _times_kept(at: At) -> Iterator[None]:
-    """A directory's times stay what they are: copying up is no change that anybody sees."""
-    found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
-    yield
-    os.utime(at.name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at.directory)
 
 
 def _pieces(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:

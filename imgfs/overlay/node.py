@@ -52,7 +52,9 @@ class UpperNode:
     clean: bool = False  # of a directory: made here, so that it holds no whiteouts
     group: int | None = None  # of a directory: what `Union.group_of` has found, -1 for none
     incapable: bool = False  # known to have no file capabilities
-    frozen_mtime: int | None = None  # while its data is being copied up
+    frozen_mtime: int | None = (
+        None  # what its time stays while its data is copied up, or written by the kernel
+    )
 
     @property
     def is_directory(self) -> bool:

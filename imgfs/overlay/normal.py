@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from imgfs.overlay import deep
-from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.upper import At, Upper, times_kept
 from imgfs.tree.paths import WHITEOUT_PREFIX
 
 _OPAQUE_FILE = b".wh..wh..opq"
@@ -18,9 +18,11 @@ _OPAQUE_FILE = b".wh..wh..opq"
 def normalise(upper: Upper) -> None:
     """Turn whiteout files into whiteouts, in the whole upper directory; raises OSError."""
     for directory, names in deep.walk(upper.root):
-        for name in names:
-            if name.startswith(WHITEOUT_PREFIX):
-                _translate(upper, directory, name)
+        wanted = [name for name in names if name.startswith(WHITEOUT_PREFIX)]
+        if wanted:
+            with times_kept(At.anchor(directory)):
+                for name in wanted:
+                    _translate(upper, directory, name)
 
 
 def _translate(upper: Upper, directory: int, name: bytes) -> None:

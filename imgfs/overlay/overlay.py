@@ -55,10 +55,20 @@ class Overlay(AbstractContextManager["Overlay"]):
             node.fd = self._upper.open_data(self.union.at(node))
         return node.fd
 
+    def freeze_time(self, node: UpperNode) -> None:
+        """Have writing leave a file's modification time alone, until it is set or the file is released.
+
+        A kernel that gathers writes keeps the times of files itself, and tells of each that it changes.
+        """
+        if node.frozen_mtime is None:
+            node.frozen_mtime = os.fstat(self.data(node)).st_mtime_ns
+
     def release(self, node: UpperNode, *, opened: bool) -> None:
         """A handle is done with; `opened` if it came from `open`."""
         node.opens -= opened
         if node.opens == 0 and node.fd is not None:
+            if node.frozen_mtime is not None and node.data is None:
+                self.copyup.restore_time(node)
             os.close(node.fd)
             node.fd = None
             if node.counted and node.lookups <= 0:
@@ -68,6 +78,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Cut or lengthen a file, whose data up to `size` must be its own or have been copied up."""
         try:
             os.ftruncate(self.data(node), size)
+            node.frozen_mtime = None
         finally:
             self.release(node, opened=False)
         if node.data is not None:
@@ -117,11 +128,13 @@ class Overlay(AbstractContextManager["Overlay"]):
         found = self._upper.stat(at)
         if found is None:
             raise error(errno.ESTALE)
-        self._upper.set_times(
-            at,
-            found.st_atime_ns if atime_ns is None else atime_ns,
-            found.st_mtime_ns if mtime_ns is None else mtime_ns,
-        )
+        now = found.st_mtime_ns if node.frozen_mtime is None else node.frozen_mtime
+        atime_ns = found.st_atime_ns if atime_ns is None else atime_ns
+        self._upper.set_times(at, atime_ns, now if mtime_ns is None else mtime_ns)
+        if node.data is None:  # else it is being copied up, and the time is set again after that
+            node.frozen_mtime = None
+        elif node.frozen_mtime is not None and mtime_ns is not None:
+            node.frozen_mtime = mtime_ns
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """An extended attribute, or None if there is no such."""

@@ -297,25 +297,26 @@ class Union:
         """Make the node of something in the upper directory, from its marks."""
         marks = read_marks(self.upper.xattrs(At(self.directory_fd(directory), name)))
         node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
+        origin = self._origin(marks, node.kind)
         if node.is_directory:
             below = None if marks.get(OPAQUE) == b"y" else self._marked_below(directory, name, marks)
-            if below and stat.S_ISDIR(below.mode):
-                node.lower = below.ino
-                self._take_ino(node, below.ino)
+            merged = below if below and stat.S_ISDIR(below.mode) else None
+            node.lower = merged.ino if merged else None
+            if known := merged or origin:
+                self._take_ino(node, known)
             if node.lower is not None and REDIRECT in marks:
                 self._moved[node.lower] = node
             return node
-        origin = self._origin(marks, node.kind)
         if METACOPY in marks and stat.S_ISREG(node.kind):
             source = origin or self._marked_below(directory, name, marks)
             node.data = source.ino if source else None
         if origin:
-            self._take_ino(node, origin.ino)
+            self._take_ino(node, origin)
         return node
 
-    def _take_ino(self, node: UpperNode, ino: int) -> None:
-        if ino not in self.nodes:
-            node.ino = ino
+    def _take_ino(self, node: UpperNode, lower: Node) -> None:
+        if lower.ino not in self.nodes:
+            node.ino = lower.ino
 
     def _origin(self, marks: dict[bytes, bytes], kind: int) -> Node | None:
         text = marks.get(ORIGIN, b"")
