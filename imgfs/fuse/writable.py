@@ -157,7 +157,7 @@ class WritableOperations(Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         """Rename, or, by the flags, exchange."""
-        self._entries.rename((parent_inode_old, name_old), (parent_inode_new, name_new), flags)
+        self._overlay.rename((parent_inode_old, name_old), (parent_inode_new, name_new), flags)
 
     @answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:

@@ -80,10 +80,11 @@ class Changes:
         """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out."""
         first: dict[int, bytes] = {}
         for found in self._whole_groups():
-            if found.file is None or found.after is None:
+            kind = _KINDS.get(stat.S_IFMT(found.after.mode)) if found.after else None
+            if found.file is None or found.after is None or (kind is None and found.before):
                 head, slash, name = found.path.rpartition(b"/")
                 yield Entry(head + slash + WHITEOUT_PREFIX + name, Kind.FILE, 0o644, 0, 0, 0, 0), ()
-            elif (kind := _KINDS.get(stat.S_IFMT(found.after.mode))) is not None:
+            elif kind is not None:
                 several = found.after.nlink > 1 and kind is not Kind.DIRECTORY
                 if several and first.setdefault(found.after.ino, found.path) != found.path:
                     kind = Kind.HARDLINK
@@ -171,6 +172,8 @@ class Changes:
     def _differs(self, file: File, after: Attributes | Node, before: Node) -> bool:
         if isinstance(file, Node) and file.ino == before.ino:
             return False
+        if file.ino != before.ino and max(after.nlink, before.nlink) > 1 and not stat.S_ISDIR(after.mode):
+            return True  # another file's name, or no more that of its own
         if _described(after) != _described(before):
             return True
         if self._xattrs(file) != self._tree.xattrs(before.ino):

@@ -85,13 +85,17 @@ class CopyUp:
 
     def _leave_image(self, node: UpperNode) -> None:
         """Have a directory that nothing of the image shows in any more keep its ino, and no whiteouts."""
+        at = self._union.at(node)
         if node.lower is not None:
-            self._upper.mark(self._union.at(node), ORIGIN, b"%d" % node.ino)
-        shown, covered = self._union.upper_names(node)
-        with times_kept(self._union.at(node)):
-            for name in covered.difference(shown):
-                self._upper.unlink(At(self._union.directory_fd(node), name))
+            self._upper.mark(at, ORIGIN, b"%d" % node.ino)
+        self.hollow(node)
+        self._upper.unmark(at, REDIRECT)
         node.lower = node.links = None
+
+    def hollow(self, node: UpperNode) -> None:
+        """Remove the whiteouts from a directory; it must be opaque."""
+        shown, covered = self._union.upper_names(node)
+        self._upper.hollow(self._union.at(node), covered.difference(shown))
 
     def fill(self, node: UpperNode, limit: int) -> Callable[[], None]:
         """What copies the data of a file up, its first `limit` bytes: for any thread to call.
@@ -178,13 +182,21 @@ class CopyUp:
                     self._link_all(At(self._upper.work, journal.removeprefix(_JOURNAL)), file.read())
         self._upper.discard_leftovers()
 
-    def _link_all(self, made: At, names: bytes) -> None:
+    def _link_all(self, made: At, paths: bytes) -> None:
         if self._upper.stat(made) is None:
             return
-        for name in names.split(b"\0"):
-            at = At(self._upper.root, name)
-            if self._upper.stat(at) is None:
-                self._link(made, at)
+        for path in paths.split(b"\0"):
+            *directories, name = path.split(b"/")
+            fd = os.dup(self._upper.root)
+            for directory in directories:
+                above, fd = fd, self._upper.open(At(fd, directory), os.O_PATH | os.O_DIRECTORY)
+                os.close(above)
+            try:
+                if self._upper.stat(At(fd, name)) is None:
+                    with times_kept(At.anchor(fd)):
+                        self._link(made, At(fd, name))
+            finally:
+                os.close(fd)
 
     def _copy(self, lower: Node, places: list[tuple[int, bytes]], with_data: bool) -> None:
         """Make the upper half of a file and put it in its places."""
@@ -206,20 +218,31 @@ class CopyUp:
         self._union.add(node)
 
     def _put(self, made: At, node: UpperNode, places: list[tuple[int, bytes]]) -> None:
-        parents = [self.up(parent) for parent, _ in places]
-        node.parent, node.name = parents[0], places[0][1]
-        targets = list(zip(parents, (name for _, name in places), strict=True))
-        journal = self._write_journal(made, targets) if len(places) > 1 else None
-        for parent, name in targets:
-            at = At(self._union.directory_fd(parent), name)
-            with times_kept(self._union.at(parent)):
-                if journal:
-                    self._link(made, at)
-                else:
-                    self._upper.rename(made, at)
-            parent.changes += 1
-        if journal:
+        """Give what was made its name, or all of its names, or none of them."""
+        targets = [(self.up(parent), name) for parent, name in places]
+        node.parent, node.name = targets[0]
+        if len(targets) == 1:
+            self._place(targets[0], lambda at: self._upper.rename(made, at))
+            return
+        journal = self._write_journal(made, targets)
+        done: list[tuple[UpperNode, bytes]] = []
+        try:
+            for target in targets:
+                self._place(target, lambda at: self._link(made, at))
+                done.append(target)
+        except BaseException:
+            for target in done:
+                self._place(target, self._upper.unlink)
+            raise
+        finally:
             self._upper.unlink(journal)
+
+    def _place(self, target: tuple[UpperNode, bytes], change: Callable[[At], None]) -> None:
+        """Change what the upper half of a directory has under a name; nobody sees a difference."""
+        parent, name = target
+        with times_kept(self._union.at(parent)):
+            change(At(self._union.directory_fd(parent), name))
+        parent.changes += 1
 
     def _link(self, made: At, at: At) -> None:
         os.link(made.name, at.name, src_dir_fd=made.directory, dst_dir_fd=at.directory, follow_symlinks=False)
@@ -267,7 +290,7 @@ class CopyUp:
         finally:
             os.close(fd)
         self._upper.mark(made, METACOPY, b"")
-        self._upper.mark(made, REDIRECT, b"/" + self._union.tree.path(lower.ino))
+        self._union.point_at(made, lower.ino)
         return False
 
 

@@ -1,4 +1,4 @@
-"""Changing the names in directories: create, remove, link, rename, by overlayfs's rules.
+"""Changing the names in directories: create, remove, link, by overlayfs's rules.
 
 What the image has is never touched: a name of its that goes is covered by a whiteout, and a directory made or
 moved over one of its names is marked opaque. Each change shows at once and whole, whenever the process dies.
@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable
 
-from imgfs.overlay import linux
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.marks import Owner, is_whiteout
 from imgfs.overlay.node import UpperNode, error, no_entry
@@ -21,7 +20,6 @@ from imgfs.tree.paths import WHITEOUT_PREFIX
 from imgfs.tree.tree import Node
 
 _NAME_MAX = 255  # bytes in a name
-NOREPLACE, EXCHANGE = linux.NOREPLACE, linux.EXCHANGE
 
 
 class Entries:
@@ -69,7 +67,7 @@ class Entries:
 
     def link(self, ino: int, parent: int, name: bytes) -> UpperNode:
         """Give a file another name."""
-        _check_name(name)
+        check_name(name)
         node = self._copyup.up(ino)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
@@ -83,7 +81,11 @@ class Entries:
             follow_symlinks=source.anchored,
         )
         if covered:
-            self._upper.put(target, at)
+            try:
+                self._upper.put(target, at)
+            except BaseException:
+                self._upper.discard(target)
+                raise
         directory.changes += 1
         if node.parent is None:
             node.move(directory, name)
@@ -105,45 +107,17 @@ class Entries:
             raise error(errno.ENOTEMPTY)
         self._remove(parent, name, found).links = None
 
-    def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
-        """Rename what is at `old`, (directory, name), to `new`; `flags` as of renameat2(2)."""
-        source, target = self._existing(*old), self._union.find(*new)
-        _check_name(new[1])
-        if flags & NOREPLACE and target:
-            raise error(errno.EEXIST)
-        if flags & ~(NOREPLACE | EXCHANGE):
-            raise error(errno.EINVAL)
-        if target and target.ino == source.ino:  # two names of one file
-            return
-        if flags & EXCHANGE:
-            if target is None:
-                raise no_entry()
-            self._exchange(old, source, new, target)
-            return
-        if target:
-            self._check_replaceable(source, target)
-        self._move(old, source, new, target)
-
     def _existing(self, parent: int, name: bytes) -> File:
         found = self._union.find(parent, name)
         if found is None:
             raise no_entry()
         return found
 
-    def _check_replaceable(self, source: File, target: File) -> None:
-        if is_directory(target):
-            if not is_directory(source):
-                raise error(errno.EISDIR)
-            if any(True for _ in self._union.children(target.ino)):
-                raise error(errno.ENOTEMPTY)
-        elif is_directory(source):
-            raise error(errno.ENOTDIR)
-
     def _place(
         self, parent: int, name: bytes, kind: int, owner: Owner, make: Callable[[At], None]
     ) -> UpperNode:
         """Put something new, that `make` makes, under a free name."""
-        _check_name(name)
+        check_name(name)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
         target = self._upper.new() if covered else at
@@ -201,93 +175,21 @@ class Entries:
         directory = self._copyup.up(parent)
         at = At(self._union.directory_fd(directory), name)
         below = self._union.below(directory, name) is not None
-        if isinstance(found, Node):
-            self._union.lose_name(found)
-            self._upper.whiteout(at)
-        else:
-            self._hold(found, directory, name)
-            if below or found.is_directory:
-                self._take_away(at, found, below)
+        with self._union.losing(found, directory, name):
+            if isinstance(found, Node):
+                self._upper.whiteout(at)
+            elif below:
+                self._upper.put_whiteout(at)
+            elif found.is_directory:
+                self._copyup.hollow(found)
+                os.rmdir(at.name, dir_fd=at.directory)
             else:
                 self._upper.unlink(at)
         directory.changes += 1
         return directory
 
-    def _take_away(self, at: At, found: UpperNode, below: bool) -> None:
-        if found.is_directory and not below:
-            try:
-                os.rmdir(at.name, dir_fd=at.directory)
-            except OSError as failure:
-                if failure.errno != errno.ENOTEMPTY:
-                    raise
-                self._upper.take_away(at, whiteout=False)  # old whiteouts are in it
-        else:
-            self._upper.take_away(at, whiteout=below)
 
-    def _hold(self, node: UpperNode, directory: UpperNode, name: bytes) -> None:
-        """Keep hold of a node that is about to lose a name: the kernel may have it open."""
-        if node.is_called(directory, name):
-            node.anchor = self._upper.hold(self._union.at(node))
-            node.parent = None
-
-    def _move(
-        self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File | None
-    ) -> None:
-        """Rename, in place of `target` if there is one."""
-        node = self._copyup.up(source.ino)
-        self._make_whole(node)
-        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
-        if after.anchor is not None:
-            raise no_entry()
-        leaves = self._union.below(before, old[1]) is not None
-        if self._union.below(after, new[1]) is not None and node.is_directory:
-            self._upper.mark_opaque(self._union.at(node))
-        at_old = At(self._union.directory_fd(before), old[1])
-        at_new = At(self._union.directory_fd(after), new[1])
-        covered = self._upper.stat(at_new)
-        if isinstance(target, UpperNode):
-            self._hold(target, after, new[1])
-        elif target:
-            self._union.lose_name(target)
-        if node.is_directory and covered is not None:
-            self._upper.rename(at_old, at_new, EXCHANGE)
-            if not (leaves and is_whiteout(covered)):
-                self._upper.take_away(at_old, whiteout=leaves)
-        else:
-            self._upper.move(at_old, at_new, whiteout=leaves)
-        self._renamed(node, (before, old[1]), (after, new[1]))
-
-    def _exchange(self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File) -> None:
-        """Have two names change places."""
-        one, other = self._copyup.up(source.ino), self._copyup.up(target.ino)
-        self._make_whole(one)
-        self._make_whole(other)
-        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
-        for node, directory, name in ((one, after, new[1]), (other, before, old[1])):
-            if node.is_directory and self._union.below(directory, name) is not None:
-                self._upper.mark_opaque(self._union.at(node))
-        at_old = At(self._union.directory_fd(before), old[1])
-        at_new = At(self._union.directory_fd(after), new[1])
-        self._upper.rename(at_old, at_new, EXCHANGE)
-        was_called = other.is_called(after, new[1])
-        self._renamed(one, (before, old[1]), (after, new[1]))
-        if was_called:
-            other.move(before, old[1])
-
-    def _make_whole(self, node: UpperNode) -> None:
-        """A directory that moves takes all of the image's with it: at its new place the image has nothing."""
-        if node.is_directory and node.lower is not None:
-            self._copyup.up_whole(node)
-
-    def _renamed(self, node: UpperNode, old: tuple[UpperNode, bytes], new: tuple[UpperNode, bytes]) -> None:
-        if node.is_called(*old):
-            node.move(*new)
-        for directory, _ in (old, new):
-            directory.changes += 1
-            directory.links = None
-
-
-def _check_name(name: bytes) -> None:
+def check_name(name: bytes) -> None:
     """Names that are too long, and those that a layer cannot say: they would be whiteouts there."""
     if len(name) > _NAME_MAX:
         raise error(errno.ENAMETOOLONG)

@@ -26,7 +26,7 @@ OVERRIDE = b"user.containers.override_stat"
 _STASH = b"user.overlay.imgfs.xattr."  # keeps an attribute whose own name its owner may not set
 _FOREIGN_OPAQUE = b"user.fuseoverlayfs.opaque"
 _HIDDEN = (TRUSTED, USER, b"user.fuseoverlayfs.", OVERRIDE)
-_NO_ID = (1 << 32) - 1  # (uid_t) -1: nobody can have it
+_LAST_ID = (1 << 32) - 1
 _MARKABLE = (stat.S_IFREG, stat.S_IFDIR)  # user.* attributes cannot be on anything else (xattr(7))
 
 
@@ -86,7 +86,7 @@ def read_override(attributes: Mapping[bytes, bytes]) -> Owner | None:
         owner = Owner(int(fields[0]), int(fields[1]), int(fields[2], 8) & 0o7777)
     except (IndexError, ValueError):
         return None
-    return owner if 0 <= owner.uid < _NO_ID and 0 <= owner.gid < _NO_ID else None
+    return owner if 0 <= owner.uid <= _LAST_ID and 0 <= owner.gid <= _LAST_ID else None
 
 
 def format_override(owner: Owner) -> bytes:

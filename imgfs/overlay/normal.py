@@ -29,7 +29,7 @@ def _translate(upper: Upper, directory: int, name: bytes) -> None:
     hidden = At(directory, name.removeprefix(WHITEOUT_PREFIX))
     if name == _OPAQUE_FILE:
         upper.mark_opaque(At.anchor(directory))
-    elif not hidden.name.startswith(WHITEOUT_PREFIX):
+    elif not hidden.name.startswith(WHITEOUT_PREFIX) and hidden.name not in (b"", b".", b".."):
         with contextlib.suppress(FileExistsError):
             upper.whiteout(hidden)
     upper.discard(At(directory, name))

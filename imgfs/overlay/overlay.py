@@ -16,6 +16,7 @@ from imgfs.overlay.copyup import Bytes, CopyUp
 from imgfs.overlay.entries import Entries
 from imgfs.overlay.marks import Owner, is_reserved, shown_xattrs
 from imgfs.overlay.node import UpperNode, error
+from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
 from imgfs.tree.tree import Tree
@@ -35,6 +36,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.union = Union(tree, upper)
         self.copyup = CopyUp(self.union, content, durable=durable)
         self.entries = Entries(self.union, self.copyup)
+        self.rename = Renaming(self.union, self.copyup).rename
         self.durable = durable
         self._upper = upper
         self.copyup.recover()

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -168,9 +169,13 @@ class Scratch:
     @contextlib.contextmanager
     def changes(self, tree: Tree, content: Bytes) -> Iterator[Changes]:
         """What it changes in an image; a mount may be using it. Raises ImgfsError."""
-        with _as_store_errors(self.directory):
-            self.upper.mkdir(mode=0o755, exist_ok=True)
-        with contextlib.closing(Upper(self.upper, None)) as upper:
+        with contextlib.ExitStack() as stack:
+            if self.upper.is_dir():
+                upper = stack.enter_context(contextlib.closing(Upper(self.upper, None)))
+            else:  # no changes yet
+                empty = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                upper = stack.enter_context(contextlib.closing(Upper(empty, None)))
+                _describe_root(upper, tree)
             union = Union(tree, upper)
             try:
                 yield Changes(union, content)

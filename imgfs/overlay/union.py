@@ -7,6 +7,7 @@ it is the truth, and this process alone changes it. All of this belongs to one t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,6 +21,7 @@ from imgfs.overlay.upper import At, Upper
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Tree
 
+_LONGEST_REDIRECT = 1024  # bytes: some file systems have no more room than this for all attributes of a file
 _OPEN_DIRECTORIES = 512  # whose descriptors are kept at hand
 _KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -288,10 +290,24 @@ class Union:
             ino = file.ino
         return ino
 
-    def lose_name(self, node: Node) -> None:
-        """A name of a file that is only in the image is gone."""
-        links = self._lower_attributes(node).nlink
-        self._links[node.ino] = 0 if stat.S_ISDIR(node.mode) else max(0, links - 1)
+    @contextlib.contextmanager
+    def losing(self, file: File, directory: UpperNode, name: bytes) -> Iterator[None]:
+        """Around what takes a name from a file: whoever has it open keeps it; if that fails, all stays."""
+        if isinstance(file, Node):
+            links = self._lower_attributes(file).nlink
+            yield
+            self._links[file.ino] = 0 if stat.S_ISDIR(file.mode) else max(0, links - 1)
+            return
+        called = file.is_called(directory, name)
+        if called:
+            file.anchor = self.upper.hold(self.at(file))
+            file.parent = None
+        try:
+            yield
+        except BaseException:
+            if called:
+                file.move(directory, name)
+            raise
 
     def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
         """Make the node of something in the upper directory, from its marks."""
@@ -309,10 +325,18 @@ class Union:
             return node
         if METACOPY in marks and stat.S_ISREG(node.kind):
             source = origin or self._marked_below(directory, name, marks)
+            if source and not origin and self.upper.is_ours:  # overlayfs wrote it; it may be renamed now
+                self.point_at(At(self.directory_fd(directory), name), source.ino)
             node.data = source.ino if source else None
         if origin:
             self._take_ino(node, origin)
         return node
+
+    def point_at(self, at: At, ino: int) -> None:
+        """Write on a file where in the image its data is, as overlayfs needs it."""
+        path = b"/" + self.tree.path(ino)
+        if len(path) <= _LONGEST_REDIRECT:
+            self.upper.mark(at, REDIRECT, path)
 
     def _take_ino(self, node: UpperNode, lower: Node) -> None:
         if lower.ino not in self.nodes:

@@ -11,7 +11,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ class Upper:
         except OSError as error:
             raise StoreError(f"{error.filename or upper}: {error.strerror}") from error
         self.marks = Marks(prefix, override=aside or os.geteuid() != 0)
+        self.is_ours = work is not None
         self._serial = itertools.count()
 
     def close(self) -> None:
@@ -210,15 +211,11 @@ class Upper:
             self.rename(made, at, linux.EXCHANGE)
             self.discard(made)
 
-    def take_away(self, at: At, *, whiteout: bool) -> None:
-        """Remove a file, or a directory with nothing but whiteouts in it, at once and whole."""
+    def put_whiteout(self, at: At) -> None:
+        """Say that a name is deleted, in the place of what is there, at once and whole."""
         spare = self.new()
-        if whiteout:
-            self.whiteout(spare)
-            self.put(spare, at)
-        else:
-            self.rename(at, spare)
-            self.discard(spare)
+        self.whiteout(spare)
+        self.put(spare, at)
 
     def discard(self, at: At) -> None:
         """Remove something, if it is there, with all below it."""
@@ -232,6 +229,16 @@ class Upper:
 
     def _spare(self) -> tuple[int, bytes]:
         return self.work, self.new().name
+
+    def hollow(self, at: At, names: Iterable[bytes]) -> None:
+        """Remove the whiteouts `names` from a directory, for which they are of no use any more."""
+        fd = self.open(at, os.O_PATH | os.O_DIRECTORY)
+        try:
+            with times_kept(At.anchor(fd)):
+                for name in names:
+                    self.unlink(At(fd, name))
+        finally:
+            os.close(fd)
 
     def mark_opaque(self, at: At) -> None:
         """Have nothing of the image show below a directory."""
