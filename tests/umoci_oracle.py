@@ -74,7 +74,7 @@ def walk_directory(root: Path) -> dict[bytes, Seen]:
         found = os.lstat(full)
         is_shared = _is_shared(found.st_mode, found.st_nlink)
         group = groups.setdefault((found.st_dev, found.st_ino), path) if is_shared else b""
-        seen[path] = _seen_on_disk(full, found, group)
+        seen[path] = seen_on_disk(full, found, group)
     return seen
 
 
@@ -174,7 +174,7 @@ def _paths_below(top: bytes) -> Iterator[bytes]:
     return iter(sorted(paths))
 
 
-def _seen_on_disk(full: bytes, found: os.stat_result, group: bytes) -> Seen:
+def seen_on_disk(full: bytes, found: os.stat_result, group: bytes) -> Seen:
     is_directory, is_file = stat.S_ISDIR(found.st_mode), stat.S_ISREG(found.st_mode)
     names = map(os.fsencode, os.listxattr(full, follow_symlinks=False))
     return Seen(

@@ -69,6 +69,7 @@ def _status_text(found: dict[str, Any]) -> str:
         f"digest    {found['digest']}",
         f"platform  {found['platform']}",
         f"mounted   {found['mountpoint']}, {found['seconds']:.0f} s ago, by pid {found['pid']}",
+        *_scratch_line(found.get("scratch")),
         f"fetched   {size(found['bytes_fetched'])} in {found['requests_fetched']} requests",
         f"served    {size(found['bytes_served'])}",
         "layers",
@@ -79,3 +80,9 @@ def _status_text(found: dict[str, Any]) -> str:
         short = layer["digest"].partition(":")[2][:12]
         lines.append(f"  {short}  {layer['format']:4}  {size(layer['size']):>8}  {there:>22}  {fetched}")
     return "\n".join(lines)
+
+
+def _scratch_line(scratch: dict[str, Any] | None) -> list[str]:
+    if scratch is None:
+        return []
+    return [f"scratch   {scratch['name']}" if scratch["kept"] else "scratch   goes with the mount"]

@@ -256,7 +256,11 @@ def times_kept(at: At) -> Iterator[None]:
 def _probe(work: Path) -> bytes:
     """The prefix of the marks that may be set here."""
     for prefix in (TRUSTED, USER):
-        with contextlib.suppress(PermissionError):
+        try:
             os.setxattr(work, prefix + b"imgfs.probe", b"y")
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+                raise
+        else:
             return prefix
     raise StoreError(f"{work}: its file system keeps no extended attributes, which a scratch needs")
