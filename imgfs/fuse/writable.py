@@ -164,7 +164,7 @@ class WritableOperations(Operations):
         """A handle on a file. One to write to has the file copied up: what hinders that is told now."""
         if flags & os.O_TRUNC:
             await self._truncate(inode, 0)
-        elif flags & _WRITING:
+        if flags & _WRITING:
             await self._fill(self._overlay.copyup.up(inode))
         node = self._nodes.get(inode)
         if node is not None:
@@ -295,6 +295,8 @@ class WritableOperations(Operations):
 
     async def _truncate(self, ino: int, size: int) -> None:
         """Cut or lengthen a file; of the image's data only what stays is copied up."""
+        if self.enable_writeback_cache and size == self._union.attributes(self._file(ino)).size:
+            return  # the kernel has the file's times unchanged, too
         node = self._overlay.copyup.up(ino, with_data=size > 0)
         async with self._filling(node):
             if node.data is not None and size:

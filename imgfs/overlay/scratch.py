@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
+_NEW = ".upper"  # what `upper` is called until it is complete
 _REMOVED = b".removed-"  # begins the names of what is on its way out
+_TRIES, _LOOK = 5, 0.02  # to take a lock, and seconds between them
 _DESCRIPTION, _LOCK = "scratch.json", "lock"
 
 
@@ -115,11 +117,9 @@ class Scratch:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not _lock(fd):
                 other = os.pread(fd, 4096, 0).decode(errors="replace") or "by another process"
-                raise MountError(f"scratch {self.name} is in use: {other}") from error
+                raise MountError(f"scratch {self.name} is in use: {other}")
             os.ftruncate(fd, 0)
             os.pwrite(fd, use.encode(errors="replace"), 0)
             yield
@@ -148,23 +148,31 @@ class Scratch:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use):
             self.check(base)
-            fresh = not self.upper.is_dir()
             with _as_store_errors(self.directory):
-                self.upper.mkdir(mode=0o755, exist_ok=True)
-                self.work.mkdir(mode=0o755, exist_ok=True)
-            upper = Upper(self.upper, self.work)
-            with _as_store_errors(self.directory):
-                if fresh:
-                    _describe_root(upper, tree)
-                else:
-                    normalise(upper)
+                self._make(tree)
+                upper = Upper(self.upper, self.work)
+                normalise(upper)
                 self.describe(base)
-            with Overlay(tree, content, upper, durable=not self.volatile) as overlay:
-                yield overlay
-                if self.is_shared:
-                    _complete(overlay)
-            if self.volatile:
-                self.remove()
+            try:
+                with Overlay(tree, content, upper, durable=not self.volatile) as overlay:
+                    yield overlay
+                    if self.is_shared:
+                        _complete(overlay)
+            finally:
+                if self.volatile:
+                    self.remove()
+
+    def _make(self, tree: Tree) -> None:
+        """Have the two directories be there; a new upper one has the attributes of the image's root."""
+        self.work.mkdir(mode=0o755, exist_ok=True)
+        if os.path.lexists(self.upper):
+            self.upper.mkdir(exist_ok=True)  # fails if it is no directory
+            return
+        aside = self.directory / _NEW
+        aside.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.closing(Upper(aside, None)) as upper:
+            _describe_root(upper, tree)
+        aside.rename(self.upper)
 
     @contextlib.contextmanager
     def changes(self, tree: Tree, content: Bytes) -> Iterator[Changes]:
@@ -229,6 +237,9 @@ def kept(store_root: Path) -> list[Scratch]:
 def volatile(store_root: Path) -> Scratch:
     """A new scratch for one mount; those whose mounts have died are removed."""
     for left in (store_root / "scratch").glob(f"{_VOLATILE}*"):
+        maker = left.name.removeprefix(_VOLATILE).partition("-")[0]
+        if Path("/proc", maker).exists():  # perhaps it has not been locked yet
+            continue
         old = Scratch(left, left.name, volatile=True)
         with contextlib.suppress(ImgfsError, OSError), old.locked("being removed"):
             old.remove()
@@ -246,6 +257,18 @@ def sync(mountpoint: Path) -> None:
         linux.syncfs(fd)
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Take a scratch's lock, if nobody has it for longer than it takes to look."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK)
+        else:
+            return True
+    return False
 
 
 def _complete(overlay: Overlay) -> None:
