@@ -11,10 +11,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from imgfs.overlay.directories import Directories
 from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout, read_marks
 from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
 from imgfs.overlay.upper import At, Upper
@@ -22,9 +22,6 @@ from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Tree
 
 _LONGEST_REDIRECT = 1024  # bytes: some file systems have no more room than this for all attributes of a file
-_OPEN_DIRECTORIES = 512  # whose descriptors are kept at hand
-_KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 File: TypeAlias = UpperNode | Node
 
@@ -37,7 +34,7 @@ class Union:
         self.upper = upper
         self.nodes: dict[int, UpperNode] = {}
         self._by_upper: dict[int, UpperNode] = {}
-        self._fds: OrderedDict[UpperNode, int] = OrderedDict()
+        self._directories = Directories(upper.root)
         self._links: dict[int, int] = {}  # names left of an image's file that has lost some
         self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
         found = os.fstat(upper.root)
@@ -47,11 +44,9 @@ class Union:
 
     def close(self) -> None:
         """Let go of all descriptors."""
-        for fd in self._fds.values():
-            os.close(fd)
+        self._directories.close()
         for node in self.nodes.values():
             node.close()
-        self._fds.clear()
         self.nodes.clear()
 
     def find(self, parent: int, name: bytes) -> File | None:
@@ -123,9 +118,7 @@ class Union:
         """Forget a node: another lookup finds it again, if it has a name."""
         self.nodes.pop(node.ino, None)
         self._by_upper.pop(node.upper_ino, None)
-        fd = self._fds.pop(node, None)
-        if fd is not None:
-            os.close(fd)
+        self._directories.drop(node)
         node.close()
 
     def forget(self, ino: int, count: int) -> None:
@@ -142,44 +135,11 @@ class Union:
 
     def at(self, node: UpperNode) -> At:
         """Where a node's upper half is."""
-        if node.anchor is not None:
-            return At.anchor(node.anchor)
-        if node.parent is None:
-            return At.anchor(self.upper.root)
-        return At(self.directory_fd(node.parent), node.name)
+        return self._directories.at(node)
 
     def directory_fd(self, node: UpperNode) -> int:
         """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
-        fd = self._fds.get(node)
-        if fd is not None:
-            self._fds.move_to_end(node)
-            return fd
-        chain = [node]
-        while chain[-1].parent is not None and chain[-1].parent not in self._fds:
-            chain.append(chain[-1].parent)
-        return self._open_chain(chain[::-1])
-
-    def _open_chain(self, chain: list[UpperNode]) -> int:
-        """Open directories one in the other, and keep the last few."""
-        fd = -1
-        for depth, node in enumerate(chain):
-            before = fd
-            fd = self._open_directory(node, before)
-            if len(chain) - depth <= _KEPT_ON_THE_WAY:
-                self._fds[node] = fd
-            if before >= 0 and len(chain) - depth >= _KEPT_ON_THE_WAY:
-                os.close(before)
-        while len(self._fds) > _OPEN_DIRECTORIES:
-            _, oldest = self._fds.popitem(last=False)
-            os.close(oldest)
-        return fd
-
-    def _open_directory(self, node: UpperNode, parent_fd: int) -> int:
-        if node.anchor is not None:
-            return os.dup(node.anchor)
-        if node.parent is None:
-            return os.dup(self.upper.root)
-        return os.open(node.name, _DIRECTORY, dir_fd=parent_fd if parent_fd >= 0 else self._fds[node.parent])
+        return self._directories.fd(node)
 
     def attributes(self, file: File) -> Attributes | Node:
         """What stat(2) says of a file."""

@@ -1,0 +1,106 @@
+"""mount, umount, status: what they may be told, and what their help teaches."""
+
+from __future__ import annotations
+
+from imgfs.cli.arguments.options import Commands, add_command, image_options, json_option
+
+
+def add_mount(commands: Commands) -> None:
+    """`imgfs mount`."""
+    command = add_command(
+        commands,
+        "mount",
+        "mount",
+        "mount an image",
+        """\
+Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when it answers. The image itself never changes:
+with --rw or --scratch, changes are kept beside it.
+A layer seen for the first time is streamed once; after that it is read lazily.
+
+Examples:
+  imgfs mount debian:12 /mnt
+  imgfs mount --squash-owner registry.example.com/team/app:v2 ~/app
+  imgfs mount --platform linux/arm64 debian:12 /mnt
+  imgfs mount --rw debian:12 /mnt      change it; the changes go when it is unmounted
+  imgfs mount --scratch work debian:12 /mnt
+  imgfs mount -f -o suid,dev debian:12 /mnt
+  mount -t fuse.imgfs debian:12 /mnt -o platform=linux/arm64
+""",
+    )
+    image_options(command)
+    command.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    command.add_argument("-f", "--foreground", action="store_true", help="stay until it is unmounted")
+    command.add_argument(
+        "--squash-owner", action="store_true", help="show every file as your own, so that you may read it"
+    )
+    command.add_argument(
+        "--upto-layer",
+        metavar="N|DIGEST",
+        help="the image as it was after an earlier layer, counted from 1 as `imgfs inspect` lists them",
+    )
+    command.add_argument(
+        "--rw", action="store_true", help="with a writable scratch on top, which goes with the mount"
+    )
+    command.add_argument(
+        "--scratch",
+        metavar="NAME|DIR",
+        help="with a scratch that is kept: by a name in the store, or in a directory (has a slash)",
+    )
+    command.add_argument(
+        "--write-through",
+        action="store_true",
+        help="lose nothing written to a scratch even if the daemon is killed; slower",
+    )
+    command.add_argument(
+        "-o",
+        dest="fuse_options",
+        metavar="OPT[,OPT…]",
+        action="append",
+        default=[],
+        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …",
+    )
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help="how much the daemon logs (default: info)",
+    )
+
+
+def add_umount(commands: Commands) -> None:
+    """`imgfs umount`."""
+    command = add_command(
+        commands,
+        "umount",
+        "mount",
+        "unmount",
+        """\
+Unmounts MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well.
+
+Examples:
+  imgfs umount /mnt
+  imgfs umount --lazy /mnt             although something still uses it
+""",
+    )
+    command.add_argument("mountpoint", metavar="MOUNTPOINT")
+    command.add_argument("-l", "--lazy", action="store_true", help="detach now, end when nobody uses it")
+
+
+def add_status(commands: Commands) -> None:
+    """`imgfs status`."""
+    command = add_command(
+        commands,
+        "status",
+        "mount",
+        "show what a mount has fetched and served",
+        """\
+Shows what is mounted at MOUNTPOINT, what it has fetched, and how much of each layer is here.
+
+Examples:
+  imgfs status /mnt
+  imgfs status --json /mnt | jq .bytes_fetched
+""",
+    )
+    command.add_argument("mountpoint", metavar="MOUNTPOINT")
+    json_option(command)

@@ -1,0 +1,76 @@
+"""The options that several commands have, and how a command is added."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+RAW = argparse.RawDescriptionHelpFormatter
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_LONGEST_WAIT = 60  # seconds
+
+
+def add_command(
+    commands: Commands, name: str, module: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    """Add a command, which the function of its name in `imgfs.cli.MODULE` carries out."""
+    command = commands.add_parser(name, help=summary, description=description, formatter_class=RAW)
+    command.set_defaults(run=lazily(module, name))
+    return command
+
+
+def lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """The function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
+
+    def run(options: argparse.Namespace) -> int:
+        code: int = getattr(importlib.import_module(f"imgfs.cli.{module}"), name)(options)
+        return code
+
+    return run
+
+
+def image_options(command: argparse.ArgumentParser) -> None:
+    """Add the image, and where it comes from and goes to."""
+    command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
+    registry_options(command, platform="instead of this machine's")
+    store_option(command)
+
+
+def registry_options(command: argparse.ArgumentParser, *, platform: str) -> None:
+    """Add what says which image of a registry, and how to talk to that."""
+    command.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help=platform)
+    connection_options(command)
+
+
+def connection_options(command: argparse.ArgumentParser) -> None:
+    """Add how to talk to a registry."""
+    command.add_argument(
+        "--plain-http", action="store_true", help="talk to the registry without TLS (loopback: by itself)"
+    )
+    command.add_argument(
+        "--read-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help="fail a read for which the registry sends nothing for so long (default: 30)",
+    )
+
+
+def _seconds(text: str) -> float:
+    """A time to wait; `content.PATIENCE` is never exceeded."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= _LONGEST_WAIT:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
+
+
+def store_option(command: argparse.ArgumentParser) -> None:
+    """Add where the cache directory is."""
+    command.add_argument("--store", metavar="DIR", help="the cache directory (default: $IMGFS_STORE)")
+
+
+def json_option(command: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    command.add_argument("--json", action="store_true", help="for programs")
