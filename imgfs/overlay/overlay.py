@@ -18,7 +18,7 @@ from imgfs.overlay.marks import Owner, is_reserved, shown_xattrs
 from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.upper import Upper
 from imgfs.tree.tree import Tree
 
 _CAPABILITY = b"security.capability"  # the kernel asks for it before each write
@@ -163,15 +163,16 @@ class Overlay(AbstractContextManager["Overlay"]):
 
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an extended attribute."""
-        at = self._changeable(ino, name)
-        self.copyup.up(ino).incapable = False
-        self._upper.set_xattr(at, self._upper.marks.stored(name), value)
+        node = self._changeable(ino, name)
+        node.incapable = False
+        self._upper.set_xattr(self.union.at(node), self._upper.marks.stored(name), value)
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove an extended attribute; raises ENODATA."""
         if name not in self.xattrs(ino):
             raise error(errno.ENODATA)
-        self._upper.remove_xattr(self._changeable(ino, name), self._upper.marks.stored(name))
+        node = self._changeable(ino, name)
+        self._upper.remove_xattr(self.union.at(node), self._upper.marks.stored(name))
 
     def symlink_target(self, ino: int) -> bytes:
         """Where a symbolic link points to."""
@@ -190,12 +191,13 @@ class Overlay(AbstractContextManager["Overlay"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _changeable(self, ino: int, name: bytes) -> At:
+    def _changeable(self, ino: int, name: bytes) -> UpperNode:
+        """The node of a file whose attribute `name` may be changed, copied up."""
         if is_reserved(name):
             raise error(errno.EPERM)
         if not name.startswith(_NAMESPACES):
             raise error(errno.ENOTSUP)
-        return self.union.at(self.copyup.up(ino))
+        return self.copyup.up(ino)
 
 
 def _without_privileges(mode: int) -> int:

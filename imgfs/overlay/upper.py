@@ -109,9 +109,9 @@ class Upper:
         """All extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
 
-    def set_xattr(self, at: At, name: bytes, value: bytes, flags: int = 0) -> None:
+    def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name it is stored under."""
-        os.setxattr(at.path, name, value, flags, follow_symlinks=at.anchored)
+        os.setxattr(at.path, name, value, follow_symlinks=at.anchored)
 
     def remove_xattr(self, at: At, name: bytes) -> None:
         """Remove an extended attribute by the name it is stored under; ENODATA if it is not there."""
