@@ -15,6 +15,7 @@ The words
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
+    abreast     several long works side by side
     oci/        reference, descriptor, image: documents, pure
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
     store       the cache directory           layout      an OCI image layout directory, written to

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from imgfs.abreast import run_abreast
 from imgfs.destination import Destination, OpenAt
 from imgfs.errors import ImgfsError, InvalidImage, NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
@@ -24,7 +24,6 @@ from imgfs.source import Source
 SENDERS = 4  # blobs under way at once: enough to hide the round trips of one behind the bytes of another
 _NESTING = 4  # indexes inside indexes
 _MANIFESTS = 10_000  # that an index may name in all
-_FAREWELL = 1.0  # seconds for blobs under way to end when the user interrupts them
 _CHUNK = 1 << 20  # bytes read of a file at once
 # layers that may have to stay where they are (image-spec layer.md; Docker's "foreign" layers)
 _RESTRICTED = (
@@ -211,21 +210,8 @@ def _distinct(blobs: Iterable[Blob]) -> list[Blob]:
 def _send(destination: Destination, blobs: list[Blob], reporter: Reporter) -> None:
     """Have the destination have all of `blobs`. The first error ends the others."""
     cancelled = threading.Event()
-    workers = ThreadPoolExecutor(SENDERS, thread_name_prefix="imgfs-send")
-    futures = [workers.submit(_send_one, destination, blob, reporter, cancelled) for blob in blobs]
-    try:
-        for future in as_completed(futures):
-            future.result()
-    except KeyboardInterrupt:  # the process is about to end: a registry that hangs must not hold it up
-        cancelled.set()
-        workers.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in futures if not future.cancelled()], _FAREWELL)
-        raise
-    except BaseException:
-        cancelled.set()
-        workers.shutdown(cancel_futures=True)
-        raise
-    workers.shutdown()
+    works = [partial(_send_one, destination, blob, reporter, cancelled) for blob in blobs]
+    run_abreast(works, SENDERS, "imgfs-send", cancelled)
 
 
 def _send_one(destination: Destination, blob: Blob, reporter: Reporter, cancelled: threading.Event) -> None:

@@ -13,7 +13,7 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config"},
+    {"errors", "config", "abreast"},
     {"oci"},
     {"layer", "registry", "store", "layout"},
     {"source", "destination"},

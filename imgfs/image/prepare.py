@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Protocol
 
+from imgfs.abreast import run_abreast
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError
 from imgfs.image.resolve import Resolved
 from imgfs.layer.index import IndexWriter, LayerIndex
@@ -21,7 +22,6 @@ from imgfs.tree.tree import Tree
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
-_FAREWELL = 1.0  # seconds for scans to tidy up when the user interrupts them
 
 
 class Reporter(Protocol):
@@ -50,7 +50,6 @@ def prepare(resolved: Resolved, source: Source, store: Store, reporter: Reporter
     other layers have finished by then is kept.
     """
     cancelled = threading.Event()
-    workers = ThreadPoolExecutor(SCANNERS, thread_name_prefix="imgfs-scan")
 
     def index_one(pair: tuple[Descriptor, Digest]) -> None:
         if not cancelled.is_set():
@@ -58,20 +57,8 @@ def prepare(resolved: Resolved, source: Source, store: Store, reporter: Reporter
 
     # The largest first: it takes longest, and the others fill the gaps.
     pairs = sorted(resolved.layers.values(), key=lambda pair: -pair[0].size)
-    futures = [workers.submit(index_one, pair) for pair in pairs]
-    try:
-        for future in as_completed(futures):
-            future.result()
-    except KeyboardInterrupt:  # the process is about to end: a registry that hangs must not hold it up
-        cancelled.set()
-        workers.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in futures if not future.cancelled()], _FAREWELL)
-        raise
-    except BaseException:
-        cancelled.set()
-        workers.shutdown(cancel_futures=True)
-        raise
-    workers.shutdown()
+    works = [partial(index_one, pair) for pair in pairs]
+    run_abreast(works, SCANNERS, "imgfs-scan", cancelled)
     if not _is_merged(resolved.tree, store):
         reporter.merging()
         _merge(resolved, store)
