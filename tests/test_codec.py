@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
 from imgfs.layer.codec import MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
 from imgfs.layer.deflate import ZlibEngine
-from imgfs.layer.entry import Codec, Span
+from imgfs.layer.entry import Codec, Part, Span
 from tests import blobs
 from tests.blobs import deflate, gzip_member, gzip_members, prose, skippable, span_of, zstd_bomb, zstd_frames
 from tests.tarmake import archive, file
@@ -76,6 +77,7 @@ CODECS = pytest.mark.parametrize("name", sorted(SPANS))
         (zstd_frames([b"x"]), "zstd"),
         *((skippable(b"", variant), "zstd") for variant in range(16)),
         (archive(file("x")), "tar"),
+        (archive(file("PK\x03\x04")), "tar"),
         (b"", "tar"),
         (bytes(1024), "tar"),
         (b"\x1f", "tar"),
@@ -301,3 +303,42 @@ def test_what_the_source_raises_comes_out_of_a_span(name: str) -> None:
 
     with pytest.raises(Unavailable):
         list(decode_span(span, cut_off()))
+
+
+# Spans of a table of contents: digests of flat bytes
+
+
+def parted(span: Span, flat: bytes, *runs: tuple[int, int]) -> Span:
+    """`span` with the digests of those runs of its flat bytes, (skip, length), and none of its own."""
+    parts = (Part(skip, length, sha256(flat[skip : skip + length]).digest()) for skip, length in runs)
+    return span._replace(digest=b"", parts=tuple(parts))
+
+
+@CODECS
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+def test_the_parts_of_a_span_are_checked(name: str, size: int) -> None:
+    span, packed, flat = SPANS[name]
+    third = len(flat) // 3
+    good = parted(span, flat, (0, third), (third + 7, 5), (2 * third, len(flat) - 2 * third))
+    assert flat_of(good, packed, size) == flat
+    for number, part in enumerate(good.parts):
+        wrong = list(good.parts)
+        wrong[number] = part._replace(digest=bytes(32))
+        with pytest.raises(IntegrityError, match=rf"span 0, {part.length} bytes from {part.skip}: "):
+            flat_of(good._replace(parts=tuple(wrong)), packed, size)
+
+
+@pytest.mark.parametrize("name", ["gzip", "gzip members", "deflate"])
+def test_what_a_member_holds_beyond_its_parts_does_not_count(name: str) -> None:
+    span, packed, flat = SPANS[name]
+    good = parted(span._replace(flat_end=100), flat, (0, 100))
+    assert flat_of(good, packed) == flat[:100]
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "zstd"])
+def test_a_span_of_parts_that_cannot_be_decoded_is_another(name: str) -> None:
+    span, packed, flat = SPANS[name]
+    with pytest.raises(IntegrityError, match="span 0"):
+        flat_of(parted(span, flat, (0, len(flat))), b"\xff" * len(packed))
+    with pytest.raises(IntegrityError, match=r"length of span 0|span 0, "):
+        flat_of(parted(span, flat, (0, len(flat))), packed[: len(packed) // 2])

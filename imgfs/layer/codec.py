@@ -27,7 +27,8 @@ _MAX_WINDOW = 1 << 27  # 128 MiB, what the zstd tool accepts without being asked
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
-MAGIC_LENGTH = 6  # the longest of them all: what `sniff` must see
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257  # POSIX pax, "ustar Interchange Format"
+MAGIC_LENGTH = _TAR_MAGIC_AT + len(_TAR_MAGIC)  # what `sniff` must see, if the blob has as much
 
 
 class Cut(NamedTuple):
@@ -54,6 +55,8 @@ def sniff(head: bytes) -> str:
 
     The magic decides, not the media type: labels lie. Raises InvalidImage for formats known to be others.
     """
+    if head.startswith(_TAR_MAGIC, _TAR_MAGIC_AT):  # its first member may be called as it likes
+        return "tar"
     if head.startswith(_GZIP_MAGIC):
         return "gzip"
     if head.startswith(_ZSTD_MAGIC) or _is_skippable(head):
@@ -84,23 +87,94 @@ def decoder(
 def decode_span(span: Span, chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
     """The flat bytes of `span` out of its compressed bytes; whoever uses them must take all of them first.
 
-    Raises IntegrityError at the end at the latest, if the compressed bytes do not have the span's digest or
-    decode to another length than the span's.
+    Raises IntegrityError at the end at the latest, if the compressed bytes do not have the span's digest, or
+    the flat ones not those of its parts, or decode to another length than the span's.
     """
-    hasher = hashlib.sha256()
     length = span.flat_end - span.flat_start
+    check = _Parts(span) if span.parts else _Whole(span)
     produced = 0
-    hashed = _hashed(chunks, hasher)
+    hashed = check.watch(chunks)
     try:
         for piece in _SPAN_DECODERS[span.codec](span, hashed, length):
             produced += len(piece)
+            check.decoded(piece)
             yield piece
-    except InvalidImage:  # is it the transport's fault or the image's?
-        _finish_digest(span, hashed, hasher)
+    except InvalidImage as error:  # is it the transport's fault or the image's?
+        check.undecodable(hashed, error)
         raise
-    _finish_digest(span, hashed, hasher)
+    for _ in hashed:
+        pass
+    check.finish()
     if produced != length:
         raise IntegrityError(f"length of span {span.number}", expected=length, actual=produced)
+
+
+class _Whole:
+    """Checks a span whose compressed bytes have a digest."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._hasher = hashlib.sha256()
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The compressed chunks as they go by."""
+        for chunk in chunks:
+            self._hasher.update(chunk)
+            yield chunk
+
+    def decoded(self, piece: bytes | memoryview) -> None:
+        """Flat bytes: they follow from the compressed ones."""
+
+    def undecodable(self, rest: Iterator[bytes], _error: InvalidImage) -> None:
+        """Raise IntegrityError if these are not the bytes that the span's digest is of."""
+        for _ in rest:
+            pass
+        self.finish()
+
+    def finish(self) -> None:
+        """Raise IntegrityError if the digest is another."""
+        span, hasher = self._span, self._hasher
+        if hasher.digest() != span.digest:
+            raise IntegrityError(f"span {span.number}", expected=span.digest.hex(), actual=hasher.hexdigest())
+
+
+class _Parts:
+    """Checks a span of whose flat bytes runs have digests."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._hashers = [hashlib.sha256() for _ in span.parts]
+        self._at = 0
+        self._first = 0  # of the parts that are not behind us
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The compressed chunks: nothing is known of them."""
+        return iter(chunks)
+
+    def decoded(self, piece: bytes | memoryview) -> None:
+        """Take the next flat bytes."""
+        at, end, parts = self._at, self._at + len(piece), self._span.parts
+        while self._first < len(parts) and parts[self._first].skip + parts[self._first].length <= at:
+            self._first += 1
+        for part, hasher in zip(parts[self._first :], self._hashers[self._first :], strict=True):
+            if part.skip >= end:
+                break
+            hasher.update(memoryview(piece)[max(0, part.skip - at) : max(0, part.skip + part.length - at)])
+        self._at = end
+
+    def undecodable(self, _rest: Iterator[bytes], error: InvalidImage) -> None:
+        """Raise IntegrityError: what cannot be decoded cannot have a flat digest."""
+        part = self._span.parts[0]
+        raise IntegrityError(
+            f"span {self._span.number}", expected=part.digest.hex(), actual=str(error)
+        ) from error
+
+    def finish(self) -> None:
+        """Raise IntegrityError if a digest is another."""
+        for part, hasher in zip(self._span.parts, self._hashers, strict=True):
+            if hasher.digest() != part.digest:
+                what = f"span {self._span.number}, {part.length} bytes from {part.skip}"
+                raise IntegrityError(what, expected=part.digest.hex(), actual=hasher.hexdigest())
 
 
 class _TarDecoder:
@@ -240,19 +314,6 @@ def _zstd_span(_span: Span, chunks: Iterator[bytes], length: int) -> Iterator[by
             if frames.produced > length:
                 raise InvalidImage(f"a span decodes to more than the {length} bytes its index says")
             yield piece
-
-
-def _hashed(chunks: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
-    for chunk in chunks:
-        hasher.update(chunk)
-        yield chunk
-
-
-def _finish_digest(span: Span, hashed: Iterator[bytes], hasher: hashlib._Hash) -> None:
-    for _ in hashed:
-        pass
-    if hasher.digest() != span.digest:
-        raise IntegrityError(f"span {span.number}", expected=span.digest.hex(), actual=hasher.hexdigest())
 
 
 def _is_skippable(head: bytes) -> bool:

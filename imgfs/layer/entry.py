@@ -67,11 +67,24 @@ class Checkpoint(NamedTuple):
     window: bytes
 
 
+class Part(NamedTuple):
+    """A run of a span of which a digest is known: `length` flat bytes, `skip` after the span's first, and
+    their sha256."""
+
+    skip: int
+    length: int
+    digest: bytes
+
+
 class Span(NamedTuple):
     """A piece of the flat layer, `[flat_start, flat_end)`, and the blob's bytes `[start, end)` that hold it.
 
     With a checkpoint of nonzero `bits`, the byte at `start` is the one whose upper `bits` bits begin the
     span. `digest` is the sha256 of exactly the blob's bytes `[start, end)`.
+
+    A table of contents (eStargz, zstd:chunked) gives digests of decoded bytes instead: then `digest` is empty
+    and `parts` say what is known, in order. Files have no bytes outside of the parts; what the blob's bytes
+    decode to beyond `flat_end` (the next member's tar header) does not count.
     """
 
     number: int
@@ -82,3 +95,4 @@ class Span(NamedTuple):
     codec: Codec
     digest: bytes
     checkpoint: Checkpoint | None = None
+    parts: tuple[Part, ...] = ()
