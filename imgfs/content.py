@@ -132,7 +132,7 @@ class LayerContent:
         self._pool = pool
         self._starts = array("Q")
         self._sizes = array("Q")  # compressed
-        for flat_start, _, start, end in index.span_bounds():
+        for flat_start, _, start, end in index.bounds():
             self._starts.append(flat_start)
             self._sizes.append(end - start)
         self._lock = threading.Lock()

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgfs.layer.entry import Entry
-from imgfs.layer.index import IndexWriter, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.tar import tar_entries
 from imgfs.oci.descriptor import Digest
 from imgfs.tree.merge import merge

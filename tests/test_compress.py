@@ -15,7 +15,8 @@ from imgfs.errors import UsageError
 from imgfs.layer.codec import decode_span
 from imgfs.layer.compress import CODECS, FRAME, Compressed, compress
 from imgfs.layer.entry import Codec
-from imgfs.layer.index import IndexWriter, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests.blobs import every, prose

@@ -23,7 +23,8 @@ from imgfs.content import Content, LayerContent, Piece, pieces_of
 from imgfs.errors import IntegrityError, StoreError, Unavailable
 from imgfs.layer.deflate import ZlibEngine
 from imgfs.layer.entry import Extent
-from imgfs.layer.index import IndexWriter, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Store

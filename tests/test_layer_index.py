@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.index import IndexWriter, LayerIndex, Summary
+from imgfs.layer.index import LayerIndex, Summary
+from imgfs.layer.indexwriter import IndexWriter
 from tests.blobs import prose
 
 SUMMARY = Summary("sha256:" + "a" * 64, "sha256:" + "b" * 64, "gzip", 1234, 5678, 0)
@@ -41,7 +42,7 @@ def everything(path: Path) -> int:
     """Read all there is in an index; how many rows that is."""
     with LayerIndex(path) as index:
         rows = [*index.entries(), *index.whiteout_candidates(), *index.hardlinks(), *index.directories()]
-        bounds = list(index.span_bounds())
+        bounds = list(index.bounds())
         spans = [index.span(number) for number in range(index.span_count())]
         return len(rows) + len(bounds) + len(spans)
 
@@ -213,7 +214,7 @@ def test_spans_are_found_by_number(tmp_path: Path) -> None:
     with LayerIndex(write(tmp_path / "index", spans=spans)) as index:
         assert index.span_count() == 70
         assert [index.span(number) for number in reversed(range(70))] == spans[::-1]
-        assert list(index.span_bounds()) == [tuple(span[1:5]) for span in spans]
+        assert list(index.bounds()) == [tuple(span[1:5]) for span in spans]
 
 
 @pytest.mark.parametrize("number", [-1, 2, 1 << 40])
@@ -259,7 +260,7 @@ def test_a_missing_file_and_a_directory_are_store_errors(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE summary SET format_number = 2",
+        "UPDATE summary SET format_number = 1",
         "UPDATE summary SET format_number = NULL",
         "DELETE FROM summary",
         "DROP TABLE summary",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Extent, Kind
-from imgfs.layer.index import IndexWriter
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.tree.merge import merge
 from imgfs.tree.schema import ROOT, STRIDE
 from imgfs.tree.tree import Tree

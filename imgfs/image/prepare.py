@@ -12,7 +12,8 @@ from typing import Protocol
 from imgfs.abreast import run_abreast
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError
 from imgfs.image.resolve import Resolved
-from imgfs.layer.index import IndexWriter, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.source import Source

@@ -19,6 +19,7 @@ from imgfs.layer.deflate import Engine, ZlibEngine
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.inflate import Inflater
 
+MEMBERS = "gzip members"  # the format of a blob of several gzip members
 STEP = 2 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
 _FEED = 1024  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
 _PIECE = 256 * 1024  # bytes of output collected into one piece
@@ -41,7 +42,9 @@ class Cut(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Decodes a blob fed in chunks, in order."""
+    """Decodes a blob fed in chunks, in order. `format` says how it is packed, for people, once all is fed."""
+
+    format: str
 
     def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
         """The flat bytes that `chunk` holds; each piece is valid until the next one is asked for."""
@@ -180,6 +183,8 @@ class _Parts:
 class _TarDecoder:
     """An uncompressed layer: cut anywhere."""
 
+    format = "tar"
+
     def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
         self._on_cut = on_cut
         self._step = step
@@ -200,15 +205,21 @@ class _TarDecoder:
 class _GzipDecoder:
     """Gzip members: cut between them, or inside them at a block boundary with a checkpoint."""
 
+    format = "gzip"
+
     def __init__(self, on_cut: Callable[[Cut], None], step: int, engine: Engine) -> None:
         self._on_cut = on_cut
         self._step = step
         self._inflater = Inflater(engine=engine)
         self._stop = step
+        self._members = 0  # that have ended
 
     def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
         inflater = self._inflater
         for piece in inflater.pieces(chunk, self._stop):
+            if inflater.boundary == "member":
+                self._members += 1
+                self.format = "gzip" if self._members == 1 else MEMBERS
             if inflater.boundary and inflater.produced >= self._stop:
                 self._cut(inflater)
             if piece:
@@ -232,6 +243,8 @@ class _GzipDecoder:
 
 class _ZstdDecoder:
     """Zstd frames: cut between them. A layer of one frame has one span: all of it."""
+
+    format = "zstd"
 
     def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
         self._on_cut = on_cut

@@ -3,8 +3,9 @@
 A layer has one uncompressed address space, the flat layer. `Entry` says which extents of it make up a file,
 `Span` says how to get a piece of it out of the blob without decoding what comes before.
 
-The file is SQLite: it is written once, renamed into place, and from then on only read, by any number of
-processes, a row at a time; opening it loads nothing, however large the layer.
+The file is SQLite: it is written once (`layer.indexwriter`), renamed into place, and from then on only read,
+by any number of processes, a row at a time; opening it loads nothing, however large the layer. A lean index
+knows the spans only: what it takes to read files whose extents are known.
 """
 
 from __future__ import annotations
@@ -18,19 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import zstandard
 
-from imgfs.errors import StoreError
+from imgfs.errors import IntegrityError, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.rows import (
-    clamp_time,
-    create_database,
-    open_database,
-    pack_xattrs,
-    stored_extents,
-    unpack_extents,
-    unpack_xattrs,
-)
+from imgfs.layer.rows import open_database, unpack_extents, unpack_parts, unpack_xattrs
 
-FORMAT = 1  # of the file; another number means: index the layer again
+FORMAT = 2  # of the file; another number means: index the layer again
+TAR = "tar"  # the flat space that is the tar stream itself
 
 _T = TypeVar("_T")
 
@@ -40,88 +34,54 @@ class Summary(NamedTuple):
 
     digest: str  # of the blob, as in the manifest
     diff_id: str  # of the uncompressed tar, as in the config
-    format: str  # how the blob is packed, for people: "tar", "gzip", "zstd"
+    format: str  # how the blob is packed, for people: "tar", "gzip", "gzip members", "zstd", "estargz", …
     size: int  # of the blob
     flat_size: int
     entries: int
+    space: str = TAR  # what offsets in the flat layer count: the tar stream, or the payloads of a certain TOC
+    is_lean: bool = False  # spans only: entries are to be had elsewhere
+    origin: str = (
+        ""  # the repository it was found in, if that is all that vouches for it; "" if verified here
+    )
 
 
-_SCHEMA = """
+class Elsewhere(NamedTuple):
+    """A blob beside the layer's own, in the same repository. Its size is in bytes."""
+
+    digest: str
+    size: int
+
+
+SCHEMA = """
 CREATE TABLE summary (format_number INTEGER, digest TEXT, diff_id TEXT, format TEXT,
-                      size INTEGER, flat_size INTEGER, entries INTEGER);
+                      size INTEGER, flat_size INTEGER, entries INTEGER, space TEXT, is_lean INTEGER,
+                      origin TEXT);
 CREATE TABLE entry (seq INTEGER PRIMARY KEY, path BLOB, kind INTEGER, mode INTEGER, uid INTEGER, gid INTEGER,
                     size INTEGER, mtime_ns INTEGER, target BLOB, major INTEGER, minor INTEGER, xattrs BLOB,
                     flat INTEGER, extents BLOB);
 CREATE TABLE span (number INTEGER PRIMARY KEY, flat_start INTEGER, flat_end INTEGER, start INTEGER,
-                   end INTEGER, codec INTEGER, digest BLOB);
-CREATE TABLE checkpoint (number INTEGER PRIMARY KEY, bits INTEGER, window BLOB);
+                   end INTEGER, codec INTEGER, digest BLOB, parts BLOB);
+CREATE TABLE checkpoint (number INTEGER PRIMARY KEY, bits INTEGER, window BLOB, start INTEGER, end INTEGER);
+CREATE TABLE elsewhere (what TEXT PRIMARY KEY, digest TEXT, size INTEGER);
 """
 # The rows that a merge asks for ahead of the others: few, so a partial index costs next to nothing.
-_SHORTCUTS = f"""
+SHORTCUTS = f"""
 CREATE INDEX whiteout ON entry (seq) WHERE instr(path, CAST('.wh.' AS BLOB)) > 0;
 CREATE INDEX hardlink ON entry (seq) WHERE kind = {Kind.HARDLINK:d};
 """
-_INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+BLOB, WINDOWS = (
+    "blob",
+    "windows",
+)  # `what` may be elsewhere: what spans are cut from, and checkpoints' windows
+_ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
 _ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
-_BATCH = 1000
-
-
-class IndexWriter:
-    """Writes a layer index to a new file at `path`; nobody may look at it before `close`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = create_database(path, _SCHEMA)
-        self._entries: list[tuple[object, ...]] = []
-        self._count = 0
-
-    def add_entry(self, entry: Entry) -> None:
-        """Append one entry, in the layer's own order."""
-        flat, extents = stored_extents(entry)
-        head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
-        tail = (clamp_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
-        self._entries.append((*head, *tail, flat, extents))
-        if len(self._entries) >= _BATCH:
-            self._flush()
-
-    def add_span(self, span: Span) -> None:
-        """Append one span; their flat ranges must follow each other without a gap."""
-        row = (
-            span.number,
-            span.flat_start,
-            span.flat_end,
-            span.start,
-            span.end,
-            int(span.codec),
-            span.digest,
-        )
-        self._db.execute("INSERT INTO span VALUES (?,?,?,?,?,?,?)", row)
-        if span.checkpoint:
-            window = zstandard.ZstdCompressor(level=3).compress(span.checkpoint.window)
-            checkpoint = (span.number, span.checkpoint.bits, window)
-            self._db.execute("INSERT INTO checkpoint VALUES (?,?,?)", checkpoint)
-
-    def finish(self, *, digest: str, diff_id: str, format: str, size: int, flat_size: int) -> None:  # noqa: A002
-        """Write the summary and close the file; it is complete from here on."""
-        self._flush()
-        row = (FORMAT, digest, diff_id, format, size, flat_size, self._count)
-        self._db.execute("INSERT INTO summary VALUES (?,?,?,?,?,?,?)", row)
-        self._db.executescript(_SHORTCUTS)
-        self._db.commit()
-        self.close()
-
-    def close(self) -> None:
-        """Close the file without saying that it is complete."""
-        self._db.close()
-
-    def _flush(self) -> None:
-        self._db.executemany(_INSERT_ENTRY, self._entries)
-        self._count += len(self._entries)
-        self._entries.clear()
 
 
 class LayerIndex(AbstractContextManager["LayerIndex"]):
     """A layer's index, read from the file at `path`: a context manager, for one thread at a time.
+
+    `blob` is what the spans' compressed ranges are cut from, None for the layer's own blob; `windows` is
+    where the windows of checkpoints are that are not in the file, None if all are.
 
     Raises StoreError if the file is no index of this format, and whenever it turns out to be damaged.
     """
@@ -132,6 +92,9 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         try:
             with self._reading():
                 self.summary = self._summary()
+                elsewhere = {what: Elsewhere(*rest) for what, *rest in self._db.execute(_ELSEWHERE)}
+            self.blob = elsewhere.get(BLOB)
+            self.windows = elsewhere.get(WINDOWS)
         except StoreError:
             self._db.close()
             raise
@@ -142,7 +105,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             raise StoreError(
                 f"{self._path}: a layer index of another format; remove it to index the layer again"
             )
-        return Summary(*row[1:])
+        return Summary._make((*row[1:-2], bool(row[-2]), row[-1]))
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the layer's own order."""
@@ -162,9 +125,17 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         where = f"WHERE kind = {Kind.DIRECTORY:d}"
         return self._each(itemgetter(0), f"SELECT path FROM entry {where}")
 
-    def span_bounds(self) -> Iterator[tuple[int, int, int, int]]:
+    def bounds(self) -> Iterator[tuple[int, int, int, int]]:
         """(flat_start, flat_end, start, end) of every span, in order."""
         return self._each(tuple, "SELECT flat_start,flat_end,start,end FROM span ORDER BY number")
+
+    def spans(self) -> Iterator[Span]:
+        """All spans, in order, without their checkpoints."""
+        return self._each(_span, "SELECT * FROM span ORDER BY number")
+
+    def checkpoints(self) -> list[int]:
+        """The numbers of the spans that have a checkpoint."""
+        return list(self._each(itemgetter(0), "SELECT number FROM checkpoint ORDER BY number"))
 
     def span_count(self) -> int:
         """How many spans there are."""
@@ -172,8 +143,20 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             count: int = self._db.execute("SELECT count(*) FROM span").fetchone()[0]
         return count
 
-    def span(self, number: int) -> Span:
-        """One span, with its checkpoint; raises KeyError."""
+    def remote_window(self, number: int) -> tuple[int, int] | None:
+        """Where in the blob `windows` the window of a span's checkpoint is, if it is not in the file."""
+        with self._reading():
+            query = "SELECT start,end FROM checkpoint WHERE number=? AND window IS NULL"
+            row = self._db.execute(query, (number,)).fetchone()
+            if row and not 0 <= row[0] < row[1] <= (self.windows.size if self.windows else 0):
+                raise ValueError(f"the window of span {number} is nowhere")
+            return (row[0], row[1]) if row else None
+
+    def span(self, number: int, window: bytes | None = None) -> Span:
+        """One span, with its checkpoint; raises KeyError.
+
+        `window` is what `remote_window` speaks of: IntegrityError if that is no window.
+        """
         with self._reading():
             row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
             if row is None:
@@ -181,9 +164,12 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             found = self._db.execute(
                 "SELECT bits,window FROM checkpoint WHERE number=?", (number,)
             ).fetchone()
-            checkpoint = Checkpoint(found[0], _unpack_window(found[1])) if found else None
-            number, flat_start, flat_end, start, end, codec, digest = row
-            return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, checkpoint)
+            checkpoint = None
+            if found and found[1] is None and window is not None:
+                checkpoint = Checkpoint(found[0], _fetched_window(window, number))
+            elif found:
+                checkpoint = Checkpoint(found[0], _unpack_window(found[1]))
+            return _span(row)._replace(checkpoint=checkpoint)
 
     def _each(self, convert: Callable[[Any], _T], query: str) -> Iterator[_T]:
         with self._reading():
@@ -207,10 +193,24 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         self.close()
 
 
+def _fetched_window(blob: bytes, number: int) -> bytes:
+    """A window that came over the network: what is wrong with it is not the file's fault."""
+    try:
+        return _unpack_window(blob)
+    except (zstandard.ZstdError, ValueError) as error:
+        raise IntegrityError(f"window of span {number}", expected="a window", actual=str(error)) from error
+
+
 def _unpack_window(blob: bytes) -> bytes:
     if zstandard.frame_content_size(blob) > WINDOW:  # damage must not become a huge allocation
         raise ValueError(f"a window of more than {WINDOW} bytes")
     return zstandard.ZstdDecompressor().decompress(blob)
+
+
+def _span(row: tuple[int, int, int, int, int, int, bytes, bytes | None]) -> Span:
+    number, flat_start, flat_end, start, end, codec, digest, parts = row
+    known = unpack_parts(parts) if parts else ()
+    return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, None, known)
 
 
 def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, bytes, int, bytes]) -> Entry:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.layer.entry import Entry, Extent
+from imgfs.layer.entry import Entry, Extent, Part
+
+_OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+_PART = struct.Struct("<QQ32s")  # skip, length, sha256
 
 
 def create_database(path: Path, schema: str) -> sqlite3.Connection:
@@ -21,7 +26,35 @@ def create_database(path: Path, schema: str) -> sqlite3.Connection:
 def open_database(path: Path) -> sqlite3.Connection:
     """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
     try:
-        return sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
+        db = sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
+        db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")  # it may be someone else's
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+    return db
+
+
+def has_schema(path: Path, schema: str) -> bool:
+    """Whether the SQLite file has exactly the tables and indexes of `schema`, and nothing that could act.
+
+    To be asked of a file from elsewhere before anything is read of it (sqlite.org, "Defense Against The Dark
+    Arts").
+    """
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(schema)
+        expected = model.execute(_OBJECTS).fetchall()
+    try:
+        with closing(open_database(path)) as db:
+            return db.execute(_OBJECTS).fetchall() == expected
+    except (sqlite3.Error, StoreError):
+        return False
+
+
+def note_origin(path: Path, origin: str) -> None:
+    """Write `origin` into the summary of a file of which `has_schema` is true. Raises StoreError."""
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.executescript("PRAGMA trusted_schema=OFF; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+            db.execute("UPDATE summary SET origin = ?", (origin,))
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from error
 
@@ -56,6 +89,18 @@ def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
     """The inverse of `pack_extents`."""
     numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
     return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+
+
+def pack_parts(parts: Iterable[Part]) -> bytes | None:
+    """A span's parts as one blob, 48 bytes each; None if there are none."""
+    return b"".join(_PART.pack(*part) for part in parts) or None
+
+
+def unpack_parts(blob: bytes) -> tuple[Part, ...]:
+    """The inverse of `pack_parts`; raises ValueError."""
+    if len(blob) % _PART.size:
+        raise ValueError(f"{len(blob)} bytes of parts")
+    return tuple(map(Part._make, _PART.iter_unpack(blob)))
 
 
 def clamp_time(mtime_ns: int) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
 from imgfs.layer.deflate import Engine
-from imgfs.layer.index import IndexWriter
+from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.pipeline import Pull, Push
 from imgfs.layer.spans import SpanWriter
 from imgfs.layer.tar import Want, parse_tar
@@ -79,8 +79,13 @@ def scan(
     push.finish()
     _check("layer blob", layer.digest, blob_hash)
     _check(f"uncompressed layer {layer.digest.short} (DiffID)", diff_id, flat_hash)
-    names = {"digest": str(layer.digest), "diff_id": str(diff_id), "format": format_name}
-    index.finish(**names, size=layer.size, flat_size=size)
+    index.finish(
+        digest=str(layer.digest),
+        diff_id=str(diff_id),
+        format=format_name,
+        size=layer.size,
+        flat_size=size,
+    )
     return size
 
 
@@ -111,7 +116,7 @@ def _decode(
     decode.finish()
     headers.finish(size)
     spans.finish(size)
-    return size, format_name
+    return size, decode.format
 
 
 def _measured(chunks: Iterator[bytes], layer: Descriptor) -> Iterator[bytes]:

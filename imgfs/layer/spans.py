@@ -6,7 +6,7 @@ import hashlib
 
 from imgfs.layer.codec import Cut
 from imgfs.layer.entry import Codec, Span
-from imgfs.layer.index import IndexWriter
+from imgfs.layer.indexwriter import IndexWriter
 
 
 class SpanWriter:

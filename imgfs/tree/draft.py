@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from imgfs.errors import InvalidImage
@@ -163,14 +164,15 @@ class Draft:
                 self.known.clear()
             self.known[path] = ino
 
-    def finish(self, layers: int) -> None:
-        """Complete the tree."""
+    def finish(self, spaces: Sequence[str]) -> None:
+        """Complete the tree; `spaces` are those of its flat layers (`layer.index.Summary`)."""
         self._flush()
         self.run(_FINISH)
         nodes = self.db.execute("SELECT count(*) FROM node").fetchone()[0]
         size = self.db.execute(_TOTALS).fetchone()[1]
-        row = (FORMAT, layers, nodes, min(int(size), (1 << 63) - 1))
-        self.db.execute("INSERT INTO summary VALUES (?,?,?,?)", row)
+        row = (FORMAT, len(spaces), nodes, min(int(size), (1 << 63) - 1))
+        self.db.execute("INSERT INTO summary VALUES (?,?,?,?,'')", row)
+        self.db.executemany("INSERT INTO layer VALUES (?,?)", enumerate(spaces))
         self.db.execute("COMMIT")
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ def merge(layers: Sequence[LayerIndex], path: Path) -> None:
         with closing(Draft(path)) as draft:
             for number, index in enumerate(layers):
                 _Layer(draft, index, number).apply()
-            draft.finish(len(layers))
+            draft.finish([index.summary.space for index in layers])
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{path}: the layers cannot be merged: {error}") from error
 

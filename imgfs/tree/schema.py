@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-FORMAT = 1  # of the file; another number means: merge the layers again
+FORMAT = 2  # of the file; another number means: merge the layers again
 ROOT = 1  # the ino of the root: FUSE's, too
 STRIDE = 64  # every so many names of a directory, one is indexed by its position
 
+# `layer.space` is what the layer's index says of its flat layer: extents count in that, and in no other.
+#
 # A node's bytes are extents of the flat layer number `layer`: one of all its `size` bytes at `flat`, or those
 # packed in `extents`, or none. `target` and the two blobs come last: whatever their size, a row's attributes
 # are on its first page.
@@ -14,7 +16,8 @@ STRIDE = 64  # every so many names of a directory, one is indexed by its positio
 # `position` counts them from 1, in the order of their bytes: where a reader of a directory has got to. To go
 # on from there takes the name at that position; `milestone` has one in STRIDE, so names are not stored twice.
 SCHEMA = """
-CREATE TABLE summary (format_number INTEGER, layers INTEGER, nodes INTEGER, size INTEGER);
+CREATE TABLE summary (format_number INTEGER, layers INTEGER, nodes INTEGER, size INTEGER, origin TEXT);
+CREATE TABLE layer (number INTEGER PRIMARY KEY, space TEXT);
 CREATE TABLE node (ino INTEGER PRIMARY KEY, mode INTEGER, uid INTEGER, gid INTEGER, size INTEGER,
                    mtime_ns INTEGER, nlink INTEGER, device INTEGER, blocks INTEGER, layer INTEGER,
                    flat INTEGER, extents BLOB, target BLOB, xattrs BLOB);

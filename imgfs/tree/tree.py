@@ -11,16 +11,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgfs.errors import StoreError
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent
-from imgfs.layer.rows import open_database, unpack_extents, unpack_xattrs
+from imgfs.layer.rows import has_schema, note_origin, open_database, unpack_extents, unpack_xattrs
 from imgfs.tree.names import Parents
 from imgfs.tree.paths import LINK_LIMIT
-from imgfs.tree.schema import FORMAT, ROOT, STRIDE
+from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA, STRIDE
 
 # Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
 # memory too, without bound, and a failing disk would be a SIGBUS.
 _CACHE_KIB = 16 * 1024
+
+_DEPTH = 4096  # directories in a path shown: a tree of someone else's may be no tree
 
 _NODE = (
     """n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"""
@@ -66,7 +68,8 @@ class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
 
     Any thread may use it: nothing is kept between calls, and SQLite, in its "serialized" mode, lets one
-    thread at a time into the connection. A damaged file raises StoreError.
+    thread at a time into the connection. A damaged file raises StoreError. `origin` is the repository that
+    the tree was found in, if that is all that vouches for it, "" if it was merged here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,11 +79,15 @@ class Tree(AbstractContextManager["Tree"]):
         self._db = open_database(path)
         self._parents: Parents | None = None
         try:
-            self.layer_count, self.node_count, self.total_size = self._summary()
+            self.layer_count, self.node_count, self.total_size, self.origin = self._summary()
         except StoreError:
             self._db.close()
             raise
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+    def spaces(self) -> list[str]:
+        """What its extents count in, for each layer: the `space` of the index that was merged."""
+        return [row[0] for row in self._rows("SELECT space FROM layer ORDER BY number", ())]
 
     def node(self, ino: int) -> Node | None:
         """The node with that ino; the root's is 1."""
@@ -132,7 +139,7 @@ class Tree(AbstractContextManager["Tree"]):
     def path(self, ino: int) -> bytes:
         """A path that leads to a node, from the root."""
         parts: list[bytes] = []
-        while names := self.names(ino):
+        while (names := self.names(ino)) and len(parts) < _DEPTH:
             ino, name = names[0]
             parts.append(name)
         return b"/".join(reversed(parts))
@@ -172,11 +179,11 @@ class Tree(AbstractContextManager["Tree"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _summary(self) -> tuple[int, int, int]:
-        row = self._row("SELECT format_number, layers, nodes, size FROM summary", ())
+    def _summary(self) -> tuple[int, int, int, str]:
+        row = self._row("SELECT format_number, layers, nodes, size, origin FROM summary", ())
         if row is None or row[0] != FORMAT:
             raise StoreError(f"{self._path}: a tree of another format; remove it to merge the layers again")
-        return row[1], row[2], row[3]
+        return row[1], row[2], row[3], row[4]
 
     def _at(self, ino: int) -> Node:
         node = self.node(ino)
@@ -212,6 +219,16 @@ class Tree(AbstractContextManager["Tree"]):
 
     def _damaged(self, error: sqlite3.DatabaseError) -> StoreError:
         return StoreError(f"{self._path}: not a tree ({error}); remove it to merge the layers again")
+
+
+def vouch(path: Path, origin: str) -> None:
+    """Note in a tree from elsewhere that the repository `origin` is all that vouches for it.
+
+    Raises InvalidImage if the file is no such tree.
+    """
+    if not has_schema(path, f"{SCHEMA}{MILESTONES};"):
+        raise InvalidImage("not a tree of this imgfs", where=str(path))
+    note_origin(path, origin)
 
 
 def _error(number: int, path: bytes) -> OSError:

@@ -1,0 +1,107 @@
+"""Writing a layer index: entries and spans as a layer's reader finds them; or taking in another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import zstandard
+
+from imgfs.errors import InvalidImage
+from imgfs.layer.entry import Entry, Span
+from imgfs.layer.index import FORMAT, SCHEMA, SHORTCUTS, TAR, Elsewhere
+from imgfs.layer.rows import (
+    clamp_time,
+    create_database,
+    has_schema,
+    note_origin,
+    pack_parts,
+    pack_xattrs,
+    stored_extents,
+)
+
+_INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_SPAN = "INSERT INTO span VALUES (?,?,?,?,?,?,?,?)"
+_BATCH = 1000
+
+
+class IndexWriter:
+    """Writes a layer index to a new file at `path`; nobody may look at it before `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = create_database(path, SCHEMA)
+        self._entries: list[tuple[object, ...]] = []
+        self._count = 0
+        self._packer = zstandard.ZstdCompressor(level=3)
+
+    def add_entry(self, entry: Entry) -> None:
+        """Append one entry, in the layer's own order."""
+        flat, extents = stored_extents(entry)
+        head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
+        tail = (clamp_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
+        self._entries.append((*head, *tail, flat, extents))
+        if len(self._entries) >= _BATCH:
+            self._flush()
+
+    def add_span(self, span: Span) -> None:
+        """Append one span; their flat ranges must ascend."""
+        self.add_spans((span,))
+        if span.checkpoint:
+            row = (span.number, span.checkpoint.bits, self._packer.compress(span.checkpoint.window))
+            self._db.execute("INSERT INTO checkpoint VALUES (?,?,?,NULL,NULL)", row)
+
+    def add_spans(self, spans: Iterable[Span]) -> None:
+        """Append spans without checkpoints."""
+        self._db.executemany(_INSERT_SPAN, map(_span_row, spans))
+
+    def add_remote_checkpoint(self, number: int, bits: int, start: int, end: int) -> None:
+        """Give a span a checkpoint whose window is at `[start, end)` of the blob `WINDOWS`."""
+        self._db.execute("INSERT INTO checkpoint VALUES (?,?,NULL,?,?)", (number, bits, start, end))
+
+    def put_elsewhere(self, what: str, blob: Elsewhere) -> None:
+        """Say where something is that is in neither the layer nor this file: `BLOB` or `WINDOWS`."""
+        self._db.execute("INSERT INTO elsewhere VALUES (?,?,?)", (what, blob.digest, blob.size))
+
+    def finish(
+        self,
+        *,
+        digest: str,
+        diff_id: str,
+        format: str,  # noqa: A002
+        size: int,
+        flat_size: int,
+        space: str = TAR,
+        is_lean: bool = False,
+        origin: str = "",
+    ) -> None:
+        """Write the summary and close the file; it is complete from here on."""
+        self._flush()
+        row = (FORMAT, digest, diff_id, format, size, flat_size, self._count, space, is_lean, origin)
+        self._db.execute("INSERT INTO summary VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+        self._db.executescript(SHORTCUTS)
+        self._db.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file without saying that it is complete."""
+        self._db.close()
+
+    def _flush(self) -> None:
+        self._db.executemany(_INSERT_ENTRY, self._entries)
+        self._count += len(self._entries)
+        self._entries.clear()
+
+
+def vouch(path: Path, origin: str) -> None:
+    """Note in an index from elsewhere that the repository `origin` is all that vouches for it.
+
+    Raises InvalidImage if the file is no such index.
+    """
+    if not has_schema(path, SCHEMA + SHORTCUTS):
+        raise InvalidImage("not a layer index of this imgfs", where=str(path))
+    note_origin(path, origin)
+
+
+def _span_row(span: Span) -> tuple[object, ...]:
+    return (*span[:5], int(span.codec), span.digest, pack_parts(span.parts))

@@ -1,0 +1,78 @@
+"""A layer index in the forms in which it travels: lean or whole, with the windows in a blob of their own.
+
+Windows are nearly all of an index's weight, and a reader needs only those of the spans it reads. So they are
+laid end to end in one blob, from which any run of them can be fetched, and the index says where each is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import zstandard
+
+from imgfs.layer.entry import Span
+from imgfs.layer.index import BLOB, WINDOWS, Elsewhere, LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
+
+_LEVEL = 19  # of zstd: written once, fetched often
+
+
+class Windows(NamedTuple):
+    """The windows of a layer's checkpoints, each a zstd frame, end to end in a blob."""
+
+    blob: Elsewhere
+    places: Sequence[tuple[int, int, int, int]]  # (span, bits, start, end)
+
+
+def write_windows(index: LayerIndex, path: Path) -> Windows | None:
+    """Write the windows of `index`, all of which it must have, to a new file; None, and no file, if there are
+    none."""
+    packer = zstandard.ZstdCompressor(level=_LEVEL)
+    places = []
+    hasher, at = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for number in index.checkpoints():
+            checkpoint = index.span(number).checkpoint
+            assert checkpoint is not None  # that is what `checkpoints` lists
+            frame = packer.compress(checkpoint.window)
+            file.write(frame)
+            hasher.update(frame)
+            places.append((number, checkpoint.bits, at, at + len(frame)))
+            at += len(frame)
+    if not places:
+        path.unlink()
+        return None
+    return Windows(Elsewhere(f"sha256:{hasher.hexdigest()}", at), places)
+
+
+def write_shared(
+    index: LayerIndex,
+    path: Path,
+    *,
+    lean: bool,
+    windows: Windows | None,
+    copy: tuple[Elsewhere, Iterable[Span]] | None = None,
+) -> None:
+    """Write `index` anew, for others: `lean` without the entries.
+
+    `copy` is a seekable copy of the layer and its spans, to be used instead of the layer's own. The same
+    index gives the same bytes.
+    """
+    writer = IndexWriter(path)
+    for entry in () if lean else index.entries():
+        writer.add_entry(entry)
+    if copy:
+        writer.put_elsewhere(BLOB, copy[0])
+        writer.add_spans(copy[1])
+    else:
+        writer.add_spans(index.spans())
+    if windows and not copy:
+        writer.put_elsewhere(WINDOWS, windows.blob)
+        for place in windows.places:
+            writer.add_remote_checkpoint(*place)
+    summary = index.summary._asdict()
+    del summary["entries"]
+    writer.finish(**{**summary, "is_lean": lean, "origin": ""})
