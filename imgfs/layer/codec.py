@@ -20,7 +20,7 @@ from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.inflate import Inflater
 
 MEMBERS = "gzip members"  # the format of a blob of several gzip members
-STEP = 2 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
+STEP = 1 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
 _FEED = 1024  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
 _PIECE = 256 * 1024  # bytes of output collected into one piece
 _MAX_WINDOW = 1 << 27  # 128 MiB, what the zstd tool accepts without being asked for more
