@@ -8,15 +8,19 @@ image.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
-from imgfs.errors import UsageError
+from imgfs.errors import InvalidImage, UsageError
 from imgfs.layout import Layout
+from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_MANIFEST
 from imgfs.oci.reference import DEFAULT_TAG, LayoutReference, Reference, RegistryReference
+from imgfs.oci.referrers import referrer_in
 from imgfs.registry.body import CheckedBlob, OpenAt
 from imgfs.registry.client import Client
 from imgfs.registry.credentials import find_credentials
@@ -32,9 +36,11 @@ __all__ = [
     "open_destination",
 ]
 
+NO_BLOBS: Mapping[Digest, OpenAt] = MappingProxyType({})
+
 
 class Destination(Protocol):
-    """Takes one image. Safe in threads."""
+    """Takes one image, and artifacts about others. Safe in threads."""
 
     def check_name(self, digest: Digest) -> None:
         """Raise UsageError if the reference pins another digest."""
@@ -51,6 +57,19 @@ class Destination(Protocol):
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Take a manifest or index whose content is there already; `named` is what the reference names."""
+
+    def put_artifact(self, artifact: Artifact, blobs: Mapping[Digest, OpenAt] = NO_BLOBS) -> Descriptor:
+        """Take an artifact and have it listed among its subject's referrers: what a list says of it.
+
+        `blobs` are those of its config and layers that may have to be put first, as for `put_blob`; of others
+        the descriptor has the `data`, or they are there. Raises InvalidImage for an artifact without subject.
+        """
+
+    def remove_artifact(self, descriptor: Descriptor, subject: Digest) -> None:
+        """Have a manifest not be among the referrers of `subject`, nor be there, as far as that is possible.
+
+        Its blobs stay. Raises RegistryError saying that the registry does not allow deletion.
+        """
 
     def traffic(self) -> Traffic:
         """Requests sent and bytes of blobs taken so far."""
@@ -121,6 +140,17 @@ class RegistryDestination:
             self.check_name(descriptor.digest)
         self._client.push_manifest(tag or descriptor.digest, descriptor.media_type, body)
 
+    def put_artifact(self, artifact: Artifact, blobs: Mapping[Digest, OpenAt] = NO_BLOBS) -> Descriptor:
+        """Push an artifact's blobs and manifest; keep the list of referrers if the registry does not."""
+        body, subject, entry = _manifest_of(artifact)
+        _put_blobs(self, artifact, blobs)
+        self._client.push_referrer(subject, entry, body)
+        return entry
+
+    def remove_artifact(self, descriptor: Descriptor, subject: Digest) -> None:
+        """Take the manifest out of a list that is kept under a tag, and delete it."""
+        self._client.delete_referrer(subject, descriptor.digest)
+
     def traffic(self) -> Traffic:
         """Requests sent and bytes of blobs uploaded so far."""
         with self._lock:
@@ -171,6 +201,18 @@ class LayoutDestination:
         if named:
             self._layout.tag(descriptor, tag_of(self._reference))
 
+    def put_artifact(self, artifact: Artifact, blobs: Mapping[Digest, OpenAt] = NO_BLOBS) -> Descriptor:
+        """Write an artifact's blobs and manifest, and an entry without a name for it to `index.json`."""
+        body, _, entry = _manifest_of(artifact)
+        _put_blobs(self, artifact, blobs)
+        self._layout.put_blob(entry.digest, [body])
+        self._layout.add_referrer(entry)
+        return entry
+
+    def remove_artifact(self, descriptor: Descriptor, subject: Digest) -> None:
+        """Take the manifest out of `index.json`; its file stays: nothing says whose else it is."""
+        self._layout.remove_referrer(subject, descriptor.digest)
+
     def traffic(self) -> Traffic:
         """Bytes written to the directory; there are no requests."""
         with self._lock:
@@ -183,3 +225,30 @@ class LayoutDestination:
 def _check_name(reference: Reference, digest: Digest) -> None:
     if reference.digest and reference.digest != digest:
         raise UsageError(f"{reference} names one image for ever, and this is another: {digest}")
+
+
+def _manifest_of(artifact: Artifact) -> tuple[bytes, Digest, Descriptor]:
+    """An artifact's manifest, the digest of its subject, and the entry for it in a list of referrers."""
+    body = artifact_manifest(artifact)
+    subject, entry = referrer_in(body, Descriptor(OCI_MANIFEST, Digest.of(body), len(body)))
+    if subject is None:
+        raise InvalidImage("an artifact that refers to nothing", where="artifact.subject")
+    return body, subject, entry
+
+
+def _put_blobs(destination: Destination, artifact: Artifact, blobs: Mapping[Digest, OpenAt]) -> None:
+    """Have the destination have an artifact's blobs, as far as they are given."""
+    given = {**_inline(artifact), **blobs}
+    for blob in {blob.digest: blob for blob in (artifact.config, *artifact.layers)}.values():
+        if blob.digest in given and not destination.has(blob):
+            destination.put_blob(blob, given[blob.digest])
+
+
+def _inline(artifact: Artifact) -> dict[Digest, OpenAt]:
+    """The blobs that descriptors carry themselves (descriptor.md, `data`)."""
+    carried = ((blob.digest, blob.data) for blob in (artifact.config, *artifact.layers))
+    return {digest: partial(_read_from, body) for digest, body in carried if body is not None}
+
+
+def _read_from(body: bytes, offset: int) -> Iterator[bytes]:
+    yield body[offset:]

@@ -12,17 +12,20 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
+from imgfs.oci import referrers
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import list_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX
 
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
+_NAMES = (_REF_NAME, "io.containerd.image.name")  # what an entry of `index.json` is called by
 _LAYOUT_VERSION = "1.0.0"  # image-layout.md, "oci-layout file"
 _INDEX, _MARKER = "index.json", "oci-layout"
 _LOCK = ".imgfs.lock"
@@ -55,12 +58,43 @@ class Layout:
 
     def tag(self, descriptor: Descriptor, tag: str | None) -> None:
         """Enter a manifest or index that is there into `index.json`; who had the `tag` before loses it."""
+        self._change_index(lambda entries: entered(entries, descriptor, tag))
+
+    def add_referrer(self, entry: Descriptor) -> None:
+        """Enter a manifest with a subject, whose blob is there, into `index.json`, as oras does."""
+        annotations = {key: text for key, text in entry.annotations.items() if key not in _NAMES}
+        nameless = replace(entry, annotations=annotations)
+        self._change_index(lambda entries: referrers.entered(entries, nameless))
+
+    def remove_referrer(self, subject: Digest, digest: Digest) -> None:
+        """Take a manifest out of `index.json`, and out of the list under its subject's tag; blobs stay."""
+        tag = referrers.referrers_tag(subject)
+        self._change_index(
+            lambda entries: [
+                self._without(entry, digest) if _tag_in(entry) == tag else entry
+                for entry in referrers.removed(entries, digest)
+            ]
+        )
+
+    def _without(self, entry: Any, digest: Digest) -> Any:
+        """The entry of a list of referrers; of one without `digest`, if it has been there."""
+        try:
+            old = Digest.parse(entry.get("digest"))
+            body = referrers.without_referrer(self._blob_path(old).read_bytes(), digest)
+        except (InvalidImage, OSError):  # no list: nothing to take out
+            return entry
+        new = Digest.of(body, old.algorithm)
+        if new != old:
+            self._write(self._blob_path(new), [body])
+        return {**entry, "digest": str(new), "size": len(body)}
+
+    def _change_index(self, change: Callable[[list[Any]], list[Any]]) -> None:
+        """Give `index.json` other entries, alone among all of imgfs."""
         self._make()
         path = self.path / _INDEX
         with self._locked(), _write_errors(path):
             fields = _read_index(path)
-            entries = list_in(fields, "manifests", str(path))
-            fields["manifests"] = entered(entries, descriptor, tag)
+            fields["manifests"] = change(list_in(fields, "manifests", str(path)))
             self._write(path, [json.dumps(fields).encode()])
 
     def _blob_path(self, digest: Digest) -> Path:

@@ -33,6 +33,9 @@ class FakeSource:
         self.flips: dict[int, int] = {}
         self.cut_at: int | None = None
         self.away = False
+        self.tags: dict[str, Descriptor] = {}
+        self.referring: dict[Digest, list[Descriptor]] = {}  # what refers to a manifest
+        self.referrers_asked: list[Digest] = []
         self.broken: set[Digest] = set()  # blobs that are not there
         self.gate = threading.Event()
         self.gate.set()
@@ -74,6 +77,20 @@ class FakeSource:
             raise NotFound(f"no blob {descriptor.digest.short}")
         yield from self._chunks(body, start, end if self.cut_at is None else min(end, self.cut_at))
 
+    def tagged(self, tag: str) -> Descriptor:
+        """What is in `tags`."""
+        self._check_there()
+        if tag not in self.tags:
+            raise NotFound(f"no tag {tag!r}")
+        return self.tags[tag]
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """What is in `referring`."""
+        self._check_there()
+        self.referrers_asked.append(digest)
+        found = self.referring.get(digest, [])
+        return [entry for entry in found if artifact_type in (None, entry.artifact_type)]
+
     def traffic(self) -> Traffic:
         """Requests for blobs and documents, and the bytes of blobs sent."""
         return Traffic(len(self.ranges) + len(self.documents_asked), self._sent)
@@ -85,6 +102,7 @@ class FakeSource:
         """Count from zero again."""
         self.ranges.clear()
         self.documents_asked.clear()
+        self.referrers_asked.clear()
         self.resolved = self._sent = 0
 
     def _check_there(self) -> None:

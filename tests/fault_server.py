@@ -18,16 +18,16 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import OCI_MANIFEST
+from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -41,7 +41,8 @@ class Fault:
     an answer. `ignore_range` answers 200 with everything. `headers` replace the right ones; None takes one
     away. `chunked` sends the body in chunks, its length unsaid. `take` is how many bytes of the request's
     body are read, and kept, before the connection is reset; `undone` leaves the request undone, whatever is
-    answered, and `unanswered` does it and then hangs up.
+    answered, and `unanswered` does it and then hangs up. `meanwhile` is called when the request has been
+    done and before it is answered.
     """
 
     status: int | None = None
@@ -55,6 +56,7 @@ class Fault:
     take: int | None = None
     undone: bool = False
     unanswered: bool = False
+    meanwhile: Callable[[], object] | None = None
 
 
 class Seen(NamedTuple):
@@ -91,6 +93,10 @@ class FaultServer:
     `mounts`: repositories that blobs may be mounted from. `chunk_minimum`: of all chunks but the last.
     `upload_host`: another server, by its URL, that blobs are to be uploaded to; `stuck_range`: what a PATCH
     is answered with in place of the truth; `forgetful`: an upload that is cut is gone.
+    `referrers_api`: whether there is one, and `OCI-Subject`; `referrers_filter`: whether it filters;
+    `referrers_page`: how many it gives at once. `deletes`: whether manifests can be deleted; `conditional`:
+    whether there are ETags, and conditions with them are minded; `strict`: whether an index must not name
+    what is not there.
     """
 
     def __init__(self) -> None:
@@ -114,6 +120,12 @@ class FaultServer:
         self.upload_host: str | None = None
         self.stuck_range: str | None = None
         self.forgetful = False
+        self.referrers_api = False
+        self.referrers_filter = True
+        self.referrers_page: int | None = None
+        self.deletes = True
+        self.conditional = False
+        self.strict = False
         self.uploads: dict[str, Begun] = {}
         self.cancelled: list[str] = []
         self._begun = 0
@@ -334,6 +346,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         reply = _Reply(200) if fault.undone else _route(registry, seen, fault)
+        if fault.meanwhile:
+            fault.meanwhile()
         if fault.unanswered:
             self._reset()
             return
@@ -396,7 +410,11 @@ def _route(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
     if "/blobs/" in path:
         return _blob(registry, seen, fault)
     if "/manifests/" in path:
+        if seen.method == "DELETE":
+            return _delete_manifest(registry, path)
         return _take_manifest(registry, seen) if seen.method == "PUT" else _manifest(registry, path)
+    if "/referrers/" in path and registry.referrers_api:
+        return _referrers(registry, seen)
     if path.endswith("/tags/list"):
         return _tag_list(registry, seen)
     return registry_error(404, "NOT_HERE")
@@ -445,8 +463,10 @@ def parse_scope(text: str) -> dict[str, set[str]]:
 
 def _needed(seen: Seen) -> str:
     """The scope that a request needs: that of its repository, and of another to mount from."""
-    repository = re.split("/(?:blobs|manifests|tags)/", seen.path.removeprefix("/v2/"))[0]
+    repository = re.split("/(?:blobs|manifests|tags|referrers)/", seen.path.removeprefix("/v2/"))[0]
     actions = "pull" if seen.method in ("GET", "HEAD") and "/uploads/" not in seen.path else "pull,push"
+    if seen.method == "DELETE" and "/uploads/" not in seen.path:
+        actions = "delete"
     lent = parse_qs(urlsplit(seen.path).query).get("from", [])
     return " ".join([f"repository:{repository}:{actions}", *(f"repository:{name}:pull" for name in lent)])
 
@@ -494,15 +514,77 @@ def _manifest(registry: FaultServer, path: str) -> _Reply:
         return registry_error(404, "MANIFEST_UNKNOWN")
     media_type, body = found
     digest = {"Docker-Content-Digest": str(Digest.of(body))} if registry.with_digest_header else {}
-    return _Reply(200, body, {"Content-Type": media_type, **digest})
+    tag = {"ETag": _etag(body)} if registry.conditional else {}
+    return _Reply(200, body, {"Content-Type": media_type, **digest, **tag})
+
+
+def _etag(body: bytes) -> str:
+    return f'"{Digest.of(body).hex}"'
 
 
 def _take_manifest(registry: FaultServer, seen: Seen) -> _Reply:
     repository, _, name = seen.path.removeprefix("/v2/").partition("/manifests/")
+    there = registry.manifests.get((repository, name))
+    if registry.conditional and not _holds(seen.headers, there and there[1]):
+        return registry_error(412, "PRECONDITION_FAILED")
+    fields = json.loads(seen.body) if seen.body.startswith(b"{") else {}
+    named = [entry["digest"] for entry in fields.get("manifests", [])]
+    if registry.strict and any((repository, digest) not in registry.manifests for digest in named):
+        return registry_error(404, "MANIFEST_BLOB_UNKNOWN")
     taken = registry.add_manifest(
         repository, None if ":" in name else name, seen.body, seen.headers["content-type"]
     )
-    return _Reply(201, b"", {"Docker-Content-Digest": str(taken.digest)})
+    subject = fields.get("subject") if registry.referrers_api else None
+    processed = {"OCI-Subject": subject["digest"]} if subject else {}
+    return _Reply(201, b"", {"Docker-Content-Digest": str(taken.digest), **processed})
+
+
+def _holds(headers: Mapping[str, str], there: bytes | None) -> bool:
+    """Whether the conditions of a request hold for what is there (RFC 9110, 13.1)."""
+    if "if-match" in headers:
+        return there is not None and headers["if-match"] == _etag(there)
+    return there is None or headers.get("if-none-match") != "*"
+
+
+def _delete_manifest(registry: FaultServer, path: str) -> _Reply:
+    """Delete a manifest by its digest, and the tags that name it."""
+    repository, _, digest = path.removeprefix("/v2/").partition("/manifests/")
+    if not registry.deletes:
+        return registry_error(405, "UNSUPPORTED")
+    found = registry.manifests.get((repository, digest))
+    if found is None:
+        return registry_error(404, "MANIFEST_UNKNOWN")
+    for key in [key for key, value in registry.manifests.items() if key[0] == repository and value == found]:
+        del registry.manifests[key]
+    return _Reply(202)
+
+
+def _referrers(registry: FaultServer, seen: Seen) -> _Reply:
+    """The list of what refers to a manifest (distribution-spec, "Listing Referrers")."""
+    parts = urlsplit(seen.path)
+    repository, _, subject = parts.path.removeprefix("/v2/").partition("/referrers/")
+    query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+    found = list(_entries(registry, repository, subject))
+    headers = {"Content-Type": OCI_INDEX}
+    if registry.referrers_filter and "artifactType" in query:
+        found = [entry for entry in found if entry["artifactType"] == query["artifactType"]]
+        headers["OCI-Filters-Applied"] = "artifactType"
+    first = int(query.get("after", "0"))
+    end = first + (registry.referrers_page or len(found))
+    if end < len(found):
+        headers["Link"] = f'<{parts.path}?{urlencode({**query, "after": end})}>; rel="next"'
+    body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found[first:end]}
+    return _Reply(200, json.dumps(body).encode(), headers)
+
+
+def _entries(registry: FaultServer, repository: str, subject: str) -> Iterator[dict[str, Any]]:
+    for (name, digest), (media_type, body) in registry.manifests.items():
+        fields = json.loads(body) if name == repository and ":" in digest and body.startswith(b"{") else {}
+        if fields.get("subject", {}).get("digest") == subject:
+            kind = fields.get("artifactType") or fields["config"]["mediaType"]
+            notes = {"annotations": fields["annotations"]} if "annotations" in fields else {}
+            entry = {"mediaType": media_type, "digest": digest, "size": len(body), "artifactType": kind}
+            yield entry | notes
 
 
 def _tag_list(registry: FaultServer, seen: Seen) -> _Reply:

@@ -18,6 +18,12 @@ _PUSH_MEANINGS = {
     405: "the registry is read-only, or only a pull-through cache",
     413: "it is larger than the registry, or a proxy before it, takes at once",
 }
+_DELETE_MEANINGS = {
+    400: "the registry does not allow deletion",
+    401: "the registry wants credentials that may delete",
+    403: "the registry does not allow it",
+    405: "the registry does not allow deletion",
+}
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
@@ -31,18 +37,19 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> R
         return NotFound(message, status=status, code=code, url=shown)
     if status in (429, 503):
         return Busy(message, after=retry_after(headers), status=status, code=code, url=shown)
-    if status in (408, 425) or status >= 500:
+    if status in (408, 425) or (status >= 500 and status != 501):  # "Not Implemented" stays so
         return Unavailable(message, status=status, code=code, url=shown)
     return RegistryError(message, status=status, code=code, url=shown)
 
 
 def push_refusal(error: RegistryError, name: str) -> RegistryError:
     """The same refusal, saying what it means for a push to the repository `name`."""
-    meaning = _PUSH_MEANINGS.get(error.status or 0)
-    if meaning is None or isinstance(error, Unavailable):
-        return error
-    text = f"cannot push to {name}: {meaning} ({error})"
-    return type(error)(text, status=error.status, code=error.code, url=error.url)
+    return _explained(error, _PUSH_MEANINGS, f"cannot push to {name}")
+
+
+def delete_refusal(error: RegistryError, name: str) -> RegistryError:
+    """The same refusal, saying what it means for a deletion from the repository `name`."""
+    return _explained(error, _DELETE_MEANINGS, f"cannot delete from {name}")
 
 
 def redact(url: str) -> str:
@@ -50,6 +57,14 @@ def redact(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _explained(error: RegistryError, meanings: Mapping[int, str], what: str) -> RegistryError:
+    meaning = meanings.get(error.status or 0)
+    if meaning is None or isinstance(error, Unavailable):
+        return error
+    text = f"{what}: {meaning} ({error})"
+    return type(error)(text, status=error.status, code=error.code, url=error.url)
 
 
 def _first_error(body: bytes) -> tuple[str | None, str | None]:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from imgfs.errors import ImgfsError, RegistryError, Unauthorized
+from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
@@ -20,6 +21,14 @@ _MAX_TOKEN_REPLY = 1 << 20
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEEPING = (307, 308)  # those that keep method and body (RFC 9110, 15.4)
+
+
+class Answer(NamedTuple):
+    """A success: where it came from at last, its headers, and its body if that was asked for."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Session:
@@ -58,6 +67,29 @@ class Session:
         """Close the connections; pauses before another try end at once."""
         self._closed.set()
         self._transport.close()
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        limit: int = 0,
+        body: bytes | None = None,
+        scope: str = "",
+    ) -> Answer:
+        """Send a request, again if need be, and read up to `limit` bytes of its answer.
+
+        Raises RegistryError, and InvalidImage for a longer body; that of a `limit` of 0 is not read.
+        """
+        patience = self.patience()
+        while True:
+            try:
+                with closing(self.follow(method, url, headers, patience, body=body, scope=scope)) as response:
+                    content = response.read(limit, patience) if limit else b""
+                    return Answer(response.url, response.headers, content)
+            except Unavailable as error:
+                patience.pause(error)
 
     def follow(
         self,

@@ -1,0 +1,104 @@
+"""The manifests of one repository, by tag or digest (distribution-spec, "Pulling manifests" and on)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from imgfs.errors import InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.registry.refusal import delete_refusal, push_refusal
+from imgfs.registry.session import Session
+from imgfs.registry.upload import check_stored
+
+MAX_MANIFEST = 4 << 20  # bytes; what the spec asks registries to accept ("Pushing Manifests")
+_ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
+
+
+class Fetched(NamedTuple):
+    """A manifest or index as it came; `etag` names this state of a tag, "" if the registry does not say."""
+
+    descriptor: Descriptor
+    body: bytes
+    etag: str = ""
+
+
+class Manifests:
+    """The manifests of `name`, `registry/repository`, below the URL `base`. Safe in threads.
+
+    `pushing` and `deleting` are the scopes that a token needs for it.
+    """
+
+    def __init__(self, session: Session, base: str, name: str, *, pushing: str, deleting: str) -> None:
+        self._session = session
+        self._base = base
+        self._name = name
+        self._pushing = pushing
+        self._deleting = deleting
+
+    def head(self, name: str | Digest) -> Descriptor:
+        """What a tag or digest names now, by HEAD; by GET if the answer to that does not tell it."""
+        try:
+            headers = self._session.ask("HEAD", self._url(name), _ACCEPT).headers
+        except (NotFound, Unauthorized, Unavailable):
+            raise
+        except RegistryError:  # HEAD itself is refused
+            return self.fetch(name).descriptor
+        digest = name if isinstance(name, Digest) else _digest_in(headers)
+        length = headers.get("Content-Length", "")
+        if digest is None or not length.isdecimal():
+            return self.fetch(name).descriptor
+        return Descriptor(media_type_in(headers), digest, int(length[:18]))
+
+    def fetch(self, name: str | Digest) -> Fetched:
+        """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's."""
+        _, headers, body = self._session.ask("GET", self._url(name), _ACCEPT, limit=MAX_MANIFEST)
+        digest = name if isinstance(name, Digest) else _digest_in(headers) or Digest.of(body)
+        digest.verify(body, f"digest of the manifest {self._name} {name}")
+        return Fetched(
+            Descriptor(media_type_in(headers), digest, len(body)), body, headers.get("ETag", "").strip()
+        )
+
+    def push(
+        self,
+        name: str | Digest,
+        media_type: str,
+        body: bytes,
+        conditions: Mapping[str, str] | None = None,
+    ) -> Mapping[str, str]:
+        """Put a manifest or index under a tag or its digest: the answer's headers ("Pushing Manifests").
+
+        `conditions` are headers such as If-Match: a registry that minds them may refuse with 412.
+        """
+        headers = {"Content-Type": media_type, **(conditions or {})}
+        try:
+            answer = self._session.ask("PUT", self._url(name), headers, body=body, scope=self._pushing)
+        except RegistryError as error:
+            raise push_refusal(error, self._name) from error
+        check_stored(answer.headers, Digest.of(body))
+        return answer.headers
+
+    def delete(self, digest: Digest) -> None:
+        """Delete a manifest, if it is there ("Deleting Manifests"); raises RegistryError."""
+        try:
+            self._session.ask("DELETE", self._url(digest), {}, scope=self._deleting)
+        except NotFound:
+            return
+        except RegistryError as error:
+            raise delete_refusal(error, self._name) from error
+
+    def _url(self, name: str | Digest) -> str:
+        return f"{self._base}manifests/{name}"
+
+
+def media_type_in(headers: Mapping[str, str]) -> str:
+    """The media type of a body, without its parameters."""
+    return headers.get("Content-Type", "").partition(";")[0].strip()
+
+
+def _digest_in(headers: Mapping[str, str]) -> Digest | None:
+    try:
+        return Digest.parse(headers.get("Docker-Content-Digest"))
+    except InvalidImage:
+        return None

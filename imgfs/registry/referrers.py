@@ -1,0 +1,157 @@
+"""What refers to the manifests of a repository (distribution-spec 1.1, "Listing Referrers").
+
+A registry with the referrers API makes the lists itself. For one without, whoever pushes or deletes keeps a
+list under a tag; several who do so at once may undo each other's changes, unless the registry minds If-Match:
+so the list is read again after it was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from urllib.parse import quote
+
+from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_INDEX
+from imgfs.oci.referrers import (
+    is_empty,
+    of_type,
+    parse_referrers,
+    referrers_tag,
+    with_referrer,
+    without_referrer,
+)
+from imgfs.registry.manifests import Fetched, Manifests, media_type_in
+from imgfs.registry.pages import pages
+from imgfs.registry.session import Answer, Session
+
+_ROUNDS = 3  # of reading and writing a list that others write, too
+
+_Change = Callable[[bytes | None], bytes | None]  # a list's body, None if there is no list
+
+
+class Referrers:
+    """The referrers in the repository at the URL `base`, whose manifests are `manifests`. Safe in threads."""
+
+    def __init__(self, session: Session, base: str, manifests: Manifests) -> None:
+        self._session = session
+        self._base = base
+        self._manifests = manifests
+        self._lacking = False  # the API: then it is not asked again
+        self._writing = threading.Lock()
+
+    def of(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The manifests that refer to `subject`, with their artifact types and annotations; perhaps none.
+
+        Raises RegistryError, InvalidImage for a list whose later pages are broken.
+        """
+        found = None if self._lacking else self._listed(subject, artifact_type)
+        if found is None:
+            self._lacking = True
+            found = self._tagged(subject)
+        return of_type(found, artifact_type)
+
+    def add(self, subject: Digest, entry: Descriptor) -> None:
+        """Have `entry` in the list under the subject's tag ("Pushing Manifests with Subject").
+
+        Raises InvalidImage if that tag names something else.
+        """
+        try:
+            self._change(subject, lambda body: with_referrer(body, entry))
+        except InvalidImage as error:
+            raise InvalidImage(
+                f"the tag {referrers_tag(subject)} is no list of referrers: {error}"
+            ) from error
+
+    def remove(self, subject: Digest, digest: Digest) -> None:
+        """Have `digest` not in the list under the subject's tag, if there is one ("Deleting Manifests")."""
+        with contextlib.suppress(InvalidImage):  # the tag of something else
+            self._change(subject, lambda body: body and without_referrer(body, digest))
+
+    def _listed(self, subject: Digest, artifact_type: str | None) -> list[Descriptor] | None:
+        """What the API says; None if there is none: a refusal, or an answer that is no index.
+
+        Registries without it answer with 404, 400 or 405, or with the page of a website.
+        """
+        query = f"?artifactType={quote(artifact_type, safe='/')}" if artifact_type else ""
+        found: dict[Digest, Descriptor] = {}
+        first = True
+        try:
+            for answer in pages(
+                self._session, f"{self._base}referrers/{subject}{query}", {"Accept": OCI_INDEX}
+            ):
+                found |= {entry.digest: entry for entry in _page(answer)}
+                first = False
+        except Unavailable:
+            raise
+        except (RegistryError, InvalidImage):
+            if first:
+                return None
+            raise
+        return list(found.values())
+
+    def _tagged(self, subject: Digest) -> list[Descriptor]:
+        """What the list under the subject's tag says; what is no list has no referrers in it."""
+        try:
+            return parse_referrers(self._manifests.fetch(referrers_tag(subject)).body)
+        except (NotFound, InvalidImage):
+            return []
+
+    def _change(self, subject: Digest, change: _Change) -> None:
+        """Change the list under a tag until it is, when read again, as `change` would have it."""
+        tag = referrers_tag(subject)
+        with self._writing:
+            for left in reversed(range(_ROUNDS)):
+                kept = self._kept(tag)
+                body = change(kept.body if kept else None)
+                if body is None or (kept and kept.body == body):
+                    return
+                self._write(tag, kept, body, _unchanged(kept) if left else {})
+
+    def _kept(self, tag: str) -> Fetched | None:
+        try:
+            return self._manifests.fetch(tag)
+        except NotFound:
+            return None
+
+    def _write(self, tag: str, kept: Fetched | None, body: bytes, conditions: Mapping[str, str]) -> None:
+        """Write a list, unless another was faster and the registry says so; an empty one is deleted."""
+        try:
+            if kept and is_empty(body):
+                self._manifests.delete(kept.descriptor.digest)
+                return
+        except Unavailable:
+            raise
+        except RegistryError:  # no deletion here: an empty list says the same
+            pass
+        try:
+            self._manifests.push(tag, OCI_INDEX, body, conditions)
+        except RegistryError as error:
+            if error.code == "MANIFEST_BLOB_UNKNOWN":  # an entry outlived its manifest
+                self._manifests.push(tag, OCI_INDEX, self._living(body), conditions)
+            elif error.status != 412:
+                raise
+
+    def _living(self, body: bytes) -> bytes:
+        """A list without the entries whose manifests are not there any more."""
+        for entry in parse_referrers(body):
+            try:
+                self._manifests.head(entry.digest)
+            except NotFound:
+                body = without_referrer(body, entry.digest)
+        return body
+
+
+def _page(answer: Answer) -> list[Descriptor]:
+    if media_type_in(answer.headers) != OCI_INDEX:
+        raise InvalidImage("not an OCI image index", where="referrers")
+    return parse_referrers(answer.body)
+
+
+def _unchanged(kept: Fetched | None) -> Mapping[str, str]:
+    """The condition that a tag is still as it was read (RFC 9110, 13.1); weak tags never match there."""
+    if kept is None:
+        return {"If-None-Match": "*"}
+    return {"If-Match": kept.etag} if kept.etag.startswith('"') else {}

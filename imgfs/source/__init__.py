@@ -1,0 +1,82 @@
+"""Where images come from: a registry or an OCI layout directory, behind one small protocol.
+
+A source serves one reference. It resolves it, hands out documents that match their digest, and streams pieces
+of blobs that match in length; whoever reads a piece knows its digest and checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.reference import LayoutReference, Reference
+from imgfs.registry.client import Client
+from imgfs.registry.credentials import find_credentials
+from imgfs.registry.retry import Timeouts
+from imgfs.registry.transport import Traffic
+from imgfs.source.inline import UNKNOWN_SIZE
+from imgfs.source.layout import LayoutSource
+from imgfs.source.registry import RegistrySource
+
+__all__ = ["UNKNOWN_SIZE", "LayoutSource", "RegistrySource", "Source", "Timeouts", "Traffic", "open_source"]
+
+
+class Source(Protocol):
+    """One image, wherever it is. Safe in threads."""
+
+    def resolve(self) -> Descriptor:
+        """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then."""
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a manifest, index or config, at most 8 MiB; size and digest are checked."""
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Exactly the bytes `[start, end)` of a blob, in chunks of 256 KiB to 1 MiB; resumed if cut.
+
+        Raises NotFound, Unauthorized, Unavailable; IntegrityError if the blob has another length.
+        """
+
+    def tagged(self, tag: str) -> Descriptor:
+        """What another tag of the same repository or layout names now; raises NotFound, quickly."""
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The manifests whose subject is `digest`, perhaps of one artifact type only; perhaps none.
+
+        The descriptors have artifact types and annotations (distribution-spec, "Listing Referrers"); nothing
+        but the source says that they are true. Raises RegistryError, InvalidImage.
+        """
+
+    def traffic(self) -> Traffic:
+        """Requests sent and bytes received so far."""
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+
+
+def open_source(
+    reference: Reference,
+    *,
+    plain_http: bool | None = None,
+    auth_files: Sequence[Path] = (),
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    ca_bundle: Path | None = None,
+) -> Source:
+    """The source of `reference`; asks for nothing yet.
+
+    `plain_http=None` does without TLS on this machine only. `auth_files` are looked through in order whenever
+    a registry wants credentials. `ca_bundle` is a PEM file to trust instead of the usual certificates.
+    """
+    if isinstance(reference, LayoutReference):
+        return LayoutSource(reference)
+    client = Client(
+        reference.registry,
+        reference.repository,
+        plain_http=plain_http,
+        credentials=partial(find_credentials, auth_files, reference.registry, reference.repository),
+        timeouts=timeouts,
+        ca_bundle=ca_bundle,
+    )
+    return RegistrySource(reference, client)

@@ -1,0 +1,170 @@
+"""An image in an OCI image layout directory (image-layout.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, UsageError
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, parse_document
+from imgfs.oci.reference import DEFAULT_TAG, LayoutReference
+from imgfs.oci.referrers import is_referrers_tag, of_type, parse_referrers, referrer_in, referrers_tag
+from imgfs.registry.client import MAX_DOCUMENT, MAX_MANIFEST, describe_tags
+from imgfs.registry.transport import Traffic
+from imgfs.source.files import open_regular, read_some
+from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+
+_CHUNK = 1 << 20  # bytes read of a file at once
+_REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
+_IMAGE_NAME = "io.containerd.image.name"  # containerd's and BuildKit's: the full name
+_MAX_NESTING = 4  # indexes within indexes
+
+
+class LayoutSource:
+    """An image in an OCI image layout directory (image-layout.md)."""
+
+    def __init__(self, reference: LayoutReference) -> None:
+        self._reference = reference
+        self._path = reference.path
+        self._bytes = 0
+
+    def resolve(self) -> Descriptor:
+        """Look the reference up in `index.json`; raises NotFound naming the tags there are.
+
+        Without a tag: the only image, else `latest`, else, if its entries are one image's platforms, the
+        index as a whole.
+        """
+        if self._reference.digest:
+            return Descriptor("", self._reference.digest, UNKNOWN_SIZE)
+        body, index = self._read_index()
+        wanted = self._reference.tag
+        images = [entry for entry in index.manifests if _is_image(entry)] or index.manifests
+        if wanted is None and len(images) == 1:
+            return images[0]
+        found = self._named(index, wanted or DEFAULT_TAG)
+        if found:
+            return found
+        if wanted is None and _is_one_image(index):
+            return Descriptor(OCI_INDEX, Digest.of(body), len(body), data=body)
+        tags = sorted(
+            {name for entry in self._entries(index) for name in _names(entry) if not is_referrers_tag(name)}
+        )
+        raise NotFound(f"oci:{self._path} has no tag {wanted or DEFAULT_TAG!r}; {describe_tags(tags)}")
+
+    def tagged(self, tag: str) -> Descriptor:
+        """Look a tag up in `index.json`."""
+        found = self._named(self._read_index()[1], tag)
+        if found is None:
+            raise NotFound(f"oci:{self._path} has no tag {tag!r}")
+        return found
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """Those among the entries of `index.json` that name `digest` as their subject, as oras has it, and
+        those in the list under the digest's tag, as regclient has it; what is not there is passed over."""
+        _, index = self._read_index()
+        found = {entry.digest: entry for entry in self._listed(index, digest)}
+        for entry in index.manifests:
+            with suppress(InvalidImage, IntegrityError, NotFound):
+                subject, referrer = referrer_in(self.document(entry), entry)
+                if subject == digest:
+                    found[entry.digest] = referrer
+        return of_type(found.values(), artifact_type)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a document out of `blobs/`."""
+        body = inline(descriptor)
+        if body is None:
+            check_document_size(descriptor)
+            body = self._read(self._blob_path(descriptor.digest), MAX_DOCUMENT)
+            check_size(descriptor, len(body))
+            descriptor.digest.verify(body, f"digest of a document in {self._path}")
+        return body
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Read a piece of a blob out of `blobs/`."""
+        end = descriptor.size if end is None else end
+        if not 0 <= start <= end <= descriptor.size:
+            raise InvalidImage(f"bytes {start}-{end} of {descriptor.size}", where=str(descriptor.digest))
+        body = inline(descriptor)
+        if body is not None:
+            yield body[start:end]
+            return
+        path = self._blob_path(descriptor.digest)
+        with open_regular(path) as file:
+            check_size(descriptor, os.fstat(file.fileno()).st_size)
+            file.seek(start)
+            while start < end:
+                chunk = read_some(file, min(_CHUNK, end - start), path)
+                start += len(chunk)
+                self._bytes += len(chunk)
+                yield chunk
+
+    def traffic(self) -> Traffic:
+        """Bytes read from the directory; there are no requests."""
+        return Traffic(0, self._bytes)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _read_index(self) -> tuple[bytes, Index]:
+        path = self._path / "index.json"
+        try:
+            body = self._read(path, MAX_MANIFEST)
+        except NotFound as error:
+            raise UsageError(f"{self._path}: not an OCI image layout: it has no index.json") from error
+        index = parse_document(body, OCI_INDEX)
+        if not isinstance(index, Index):
+            raise InvalidImage("not an index", where=str(path))
+        return body, index
+
+    def _named(self, index: Index, tag: str) -> Descriptor | None:
+        """The entry that has a tag; raises InvalidImage if several do."""
+        found = {entry.digest: entry for entry in self._entries(index) if tag in _names(entry)}
+        if len(found) > 1:
+            raise InvalidImage(f"{len(found)} images are called {tag!r}", where=str(self._path))
+        return found.popitem()[1] if found else None
+
+    def _listed(self, index: Index, subject: Digest) -> list[Descriptor]:
+        """The list of referrers that is kept under the tag of `subject`, if it is there and one."""
+        with suppress(InvalidImage, IntegrityError, NotFound):
+            named = self._named(index, referrers_tag(subject))
+            return parse_referrers(self.document(named)) if named else []
+        return []
+
+    def _entries(self, index: Index, depth: int = 0) -> Iterator[Descriptor]:
+        """The entries of an index and of those within it."""
+        for entry in index.manifests:
+            yield entry
+            if entry.media_type in INDEX_TYPES and depth < _MAX_NESTING:
+                inner = parse_document(self.document(entry), entry.media_type)
+                if isinstance(inner, Index):
+                    yield from self._entries(inner, depth + 1)
+
+    def _blob_path(self, digest: Digest) -> Path:
+        return self._path / "blobs" / digest.algorithm / digest.hex
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        with open_regular(path) as file:
+            body = read_some(file, limit + 1, path, may_be_empty=True)
+        if len(body) > limit:
+            raise InvalidImage(f"more than {limit} bytes long", where=str(path))
+        self._bytes += len(body)
+        return body
+
+
+def _names(entry: Descriptor) -> set[str]:
+    return {entry.annotations[key] for key in (_REF_NAME, _IMAGE_NAME) if key in entry.annotations}
+
+
+def _is_one_image(index: Index) -> bool:
+    """Whether the entries, but for artifacts, are nameless manifests for different platforms."""
+    entries = [entry for entry in index.manifests if _is_image(entry)]
+    return bool(entries) and all(entry.platform and not _names(entry) for entry in entries)
+
+
+def _is_image(entry: Descriptor) -> bool:
+    """Whether an entry of `index.json` may be an image: no artifact, and no list of what refers to one."""
+    return not (entry.artifact_type or any(map(is_referrers_tag, _names(entry))))

@@ -1,0 +1,79 @@
+"""An image in a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from imgfs.errors import NotFound
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
+from imgfs.registry.client import Client
+from imgfs.registry.transport import Traffic
+from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+
+
+class RegistrySource:
+    """An image in a registry."""
+
+    def __init__(self, reference: RegistryReference, client: Client) -> None:
+        self._reference = reference
+        self._client = client
+
+    def resolve(self) -> Descriptor:
+        """Ask by HEAD what the tag names now; a digest is not asked about."""
+        digest = self._reference.digest
+        if digest:
+            return Descriptor("", digest, UNKNOWN_SIZE)
+        return self._client.head_manifest(self._reference.tag or DEFAULT_TAG)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Fetch a document: a manifest or index by its media type, anything else as a blob."""
+        body = inline(descriptor)
+        if body is None:
+            check_document_size(descriptor)
+            body = self._fetch_document(descriptor)
+            check_size(descriptor, len(body))
+        return body
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Fetch a piece of a blob; of a foreign layer from its `urls` if the registry does not have it."""
+        end = descriptor.size if end is None else end
+        body = inline(descriptor)
+        if body is not None:
+            yield body[start:end]
+            return
+        for url in (None, *descriptor.urls):
+            try:
+                for chunk in self._client.blob(descriptor, start, end, url=url):
+                    start += len(chunk)
+                    yield chunk
+            except NotFound as error:
+                missing = error
+            else:
+                return
+        raise missing
+
+    def tagged(self, tag: str) -> Descriptor:
+        """Ask by HEAD what a tag names now: one request, whether or not it is there."""
+        return self._client.tagged(tag)
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """Ask the referrers API, or, where there is none, for the list kept under the digest's tag."""
+        return self._client.referrers(digest, artifact_type)
+
+    def traffic(self) -> Traffic:
+        """Requests sent and bytes received so far."""
+        return self._client.traffic
+
+    def close(self) -> None:
+        """Close the connections; what is being read fails with Unavailable."""
+        self._client.close()
+
+    def _fetch_document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.media_type in ("", *MANIFEST_TYPES, *INDEX_TYPES):
+            return self._client.manifest(descriptor.digest)[1]
+        try:
+            return self._client.blob_document(descriptor.digest)
+        except NotFound:  # an index may call its manifests what it likes
+            return self._client.manifest(descriptor.digest)[1]
