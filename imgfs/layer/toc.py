@@ -1,0 +1,180 @@
+"""The JSON table of contents of eStargz and zstd:chunked: entries and spans out of it.
+
+Both formats have the same one (eStargz specification, "TOC, TOCEntries and footer"; containers/storage,
+`pkg/chunked/internal/minimal`), each with fields of its own. Zero fields are left out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from imgfs.errors import InvalidImage
+from imgfs.layer.entry import Codec, Entry, Kind, Span
+from imgfs.layer.payloads import Payload, extents_of, place
+from imgfs.layer.tarheader import check_owner
+from imgfs.layer.tocfields import (
+    Fields,
+    chunk_digest,
+    device_in,
+    number_in,
+    path_in,
+    time_in,
+    xattrs_in,
+)
+from imgfs.layer.tocjson import toc_fields
+
+TOC_NAME = "stargz.index.json"
+_PREFETCH, _NO_PREFETCH = ".prefetch.landmark", ".no.prefetch.landmark"
+_HIDDEN = frozenset(
+    (TOC_NAME, _PREFETCH, _NO_PREFETCH)
+)  # at the root: eStargz, "Prioritized Files and Landmarks"
+
+_KINDS = {
+    "reg": Kind.FILE,
+    "dir": Kind.DIRECTORY,
+    "symlink": Kind.SYMLINK,
+    "hardlink": Kind.HARDLINK,
+    "char": Kind.CHARACTER,
+    "block": Kind.BLOCK,
+    "fifo": Kind.FIFO,
+}
+_LINKS = frozenset((Kind.SYMLINK, Kind.HARDLINK))
+_DEVICES = frozenset((Kind.CHARACTER, Kind.BLOCK))
+_ZEROS = "zeros"  # a chunkType (containers/storage, ChunkTypeZeros)
+
+
+class Toc(NamedTuple):
+    """A layer as its table of contents has it.
+
+    `entries` are in its order, without the format's own files. `flat_size` is in bytes. `prefetch_end` is
+    where in the blob the bytes end that eStargz asks to prefetch: 0 for none, None if it says nothing.
+    """
+
+    entries: list[Entry]
+    spans: list[Span]
+    flat_size: int
+    prefetch_end: int | None
+
+
+def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
+    """Read a table of contents whose digest is right already.
+
+    `end` is where in the blob the payloads end at the latest: where the table begins. Each compressed range
+    is one span, its `parts` the digests. Raises InvalidImage naming the entry.
+    """
+    files = list(_files(body))
+    hidden = {file.name: file for file in files if file.name in _HIDDEN}
+    payloads = [payload for file in files for payload in _wanted(file)]
+    spans, flat_size, places = place(payloads, codec, end)
+    entries = [
+        Entry._make((*file.head, extents_of(file.payloads, places) if file.payloads else ()))
+        for file in files
+        if file.name not in hidden
+    ]
+    return Toc(entries, spans, flat_size, _prefetch_end(hidden))
+
+
+class _File(NamedTuple):
+    """What an entry has but its extents; its name as far as that could be one to hide; and its payloads."""
+
+    name: str
+    size: int
+    head: tuple[Any, ...]
+    payloads: list[Payload]
+
+
+def _wanted(file: _File) -> list[Payload]:
+    """The file's payloads; those of the format's own only mark where others end."""
+    if file.name in _HIDDEN:
+        return [payload._replace(digest=b"") for payload in file.payloads]
+    return file.payloads
+
+
+def _prefetch_end(hidden: Mapping[str, _File]) -> int | None:
+    """The landmark is a file of one byte behind all that is to be prefetched."""
+    if _PREFETCH in hidden and hidden[_PREFETCH].payloads:
+        return hidden[_PREFETCH].payloads[0].start
+    return 0 if _NO_PREFETCH in hidden else None
+
+
+def _files(body: bytes) -> Iterator[_File]:
+    """Each entry with the chunks that follow it."""
+    file: _File | None = None
+    for number, fields in enumerate(toc_fields(body)):
+        try:
+            if fields.get("type") == "chunk":
+                _add_chunk(file, fields)
+                continue
+            done, file = file, _file(fields)
+        except InvalidImage as error:
+            raise InvalidImage(str(error), where=f"TOC.entries[{number}]") from error
+        if done:
+            yield _whole(done)
+    if file:
+        yield _whole(file)
+
+
+def _file(fields: Fields) -> _File:
+    kind = _kind(fields.get("type"))
+    size = number_in(fields, "size") if kind is Kind.FILE else 0
+    name, path = path_in(fields, "name")
+    head = (
+        path,
+        kind,
+        number_in(fields, "mode") & 0o7777,  # tar's mode: type bits may stand above
+        check_owner(number_in(fields, "uid", -(1 << 31))),
+        check_owner(number_in(fields, "gid", -(1 << 31))),
+        size,
+        time_in(fields),
+        path_in(fields, "linkName")[1] if kind in _LINKS else b"",
+        device_in(fields) if kind in _DEVICES else (0, 0),
+        xattrs_in(fields),
+    )
+    file = _File(name, size, head, [])
+    if size:
+        _add_payload(file, fields, 0)
+    return file
+
+
+def _kind(text: object) -> Kind:
+    if type(text) is str and (kind := _KINDS.get(text)) is not None:
+        return kind
+    raise InvalidImage(f"type: {text!r:.40} is unknown")
+
+
+def _add_chunk(file: _File | None, fields: Fields) -> None:
+    if file is None or not file.payloads:
+        raise InvalidImage("a chunk that follows no file")
+    if path_in(fields, "name")[1] != file.head[0]:
+        raise InvalidImage("a chunk of another file than the one it follows")
+    last = file.payloads[-1]
+    _add_payload(file, fields, last.offset + last.length)
+
+
+def _add_payload(file: _File, fields: Fields, offset: int) -> None:
+    """Add the next chunk of a file, at `offset` in it; chunkSize 0 is all that is left."""
+    if number_in(fields, "chunkOffset") != offset:
+        raise InvalidImage(f"chunkOffset: expected {offset}, where the chunk before it ends")
+    left = file.size - offset
+    length = number_in(fields, "chunkSize") or left
+    if not 0 < length <= left:
+        raise InvalidImage(f"chunkSize: {length} bytes at {offset} of a file of {file.size}")
+    end = number_in(fields, "endOffset")
+    digest = b"" if fields.get("chunkType") == _ZEROS else chunk_digest(fields, length == file.size)
+    start, skip = number_in(fields, "offset"), number_in(fields, "innerOffset")
+    file.payloads.append(Payload(start, skip, offset, length, digest, end))
+
+
+def _whole(file: _File) -> _File:
+    """The file, if its chunks make up all of it. `endOffset`, said with the first, is where the last ends."""
+    payloads = file.payloads
+    if not payloads:
+        return file
+    if payloads[-1].offset + payloads[-1].length != file.size:
+        what = f"TOC entry {file.name[:100]!r}"
+        raise InvalidImage(f"the chunks do not add up to the file's {file.size} bytes", where=what)
+    if len(payloads) > 1 and payloads[0].end:
+        payloads[-1] = payloads[-1]._replace(end=payloads[0].end)
+        payloads[0] = payloads[0]._replace(end=0)
+    return file
