@@ -18,65 +18,14 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs import content as content_room
-from imgfs.content import Content, LayerContent, Piece, pieces_of
+from imgfs.content import Piece, pieces_of
+from imgfs.content import flight as flight_room
+from imgfs.content import layer as layer_room
 from imgfs.errors import IntegrityError, StoreError, Unavailable
-from imgfs.layer.deflate import ZlibEngine
 from imgfs.layer.entry import Extent
-from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.scan import scan
-from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
 from tests import tarmake
 from tests.children import Child
-from tests.fake_source import FakeSource
-
-STEP = 10_000  # flat bytes between spans, at least
-
-
-class Rig:
-    """A layer whose flat bytes are known, all of them evicted, and its content."""
-
-    def __init__(self, directory: Path, stack: ExitStack, blob: bytes, flat: bytes) -> None:
-        self.bytes = flat
-        self.source = FakeSource()
-        self.layer = self.source.add(blob)
-        place = Store(directory).layer(self.layer.digest)
-        writer = place.flat_writer()
-        with place.new_index() as path:
-            index_writer = IndexWriter(path)
-            chunks = self.source.blob(self.layer)
-            diff_id = Digest.of(flat)
-            size = scan(chunks, self.layer, diff_id, writer, index_writer, step=STEP, engine=ZlibEngine)
-        writer.close()
-        assert place.index
-        index = stack.enter_context(LayerIndex(place.index))
-        self.spans = [index.span(number) for number in range(index.span_count())]
-        self.flat = place.flat(size=size, spans=len(self.spans))
-        stack.callback(self.flat.close)
-        pool = stack.enter_context(ThreadPoolExecutor(8))
-        self.content = LayerContent(self.layer, index, self.flat, self.source, pool)
-        self.file = Content([self.content])
-        self.source.forget_requests()
-        self.source.waiting.clear()
-
-    def read_span(self, number: int) -> bytes:
-        """Read all of a span, and check it."""
-        span = self.spans[number]
-        body = self.content.read(span.flat_start, span.flat_end - span.flat_start)
-        assert body == self.bytes[span.flat_start : span.flat_end]
-        return body
-
-    def present(self) -> list[int]:
-        return [number for number, mark in enumerate(self.flat.marks(0, len(self.spans) - 1)) if mark & 1]
-
-    def settle(self) -> None:
-        """Wait until no fetch is under way."""
-        while flights := list(self.content._flights.values()):
-            for flight in flights:
-                flight.exception()
-
+from tests.content_rig import EXACT, STEP, Rig, tar_of
 
 Make = Callable[..., Rig]
 
@@ -84,12 +33,7 @@ Make = Callable[..., Rig]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     with ExitStack() as stack:
-        yield lambda blob, flat: Rig(tmp_path / f"{len(blob)}", stack, blob, flat)
-
-
-def tar_of(size: int) -> bytes:
-    """A tar with one file of `size` bytes that do not compress to nothing."""
-    return tarmake.archive(tarmake.file("file", random.Random(size).randbytes(size)))
+        yield lambda blob, flat, **how: Rig(tmp_path / f"{len(blob)}", stack, blob, flat, **how)
 
 
 @pytest.fixture
@@ -190,20 +134,17 @@ def test_what_is_there_already_is_not_asked_for_again(rig: Rig) -> None:
     assert sorted(rig.source.ranges) == ranges
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_GROUP_SPANS", 3), ("_GROUP_BYTES", 3 * STEP)])
-def test_a_request_is_no_larger_than_its_limits(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
-) -> None:
-    monkeypatch.setattr(content_room, limit, value)
+def test_a_request_is_no_larger_than_its_limit(make: Make) -> None:
+    flat = tar_of(205_000)
+    rig = make(flat, flat, sizes=EXACT._replace(largest=3 * STEP))
     assert rig.content.read(0, len(rig.bytes)) == rig.bytes
     assert len(rig.source.ranges) == 7  # 21 spans, three in each
     assert max(end - start for start, end in rig.source.ranges) <= 3 * STEP
 
 
-def test_a_span_larger_than_the_limit_is_a_request_of_its_own(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(content_room, "_GROUP_BYTES", 1)
+def test_a_span_larger_than_the_limit_is_a_request_of_its_own(make: Make) -> None:
+    flat = tar_of(205_000)
+    rig = make(flat, flat, sizes=EXACT._replace(largest=1))
     rig.content.read(0, 3 * STEP)
     assert sorted(rig.source.ranges) == [(span.start, span.end) for span in rig.spans[:3]]
 
@@ -216,22 +157,6 @@ def test_a_layer_of_one_huge_span_streams(make: Make) -> None:
     assert rig.content.read(2_000_000, 10) == flat[2_000_000:2_000_010]
     assert rig.content.read(0, len(flat)) == flat
     assert len(rig.source.ranges) == 1
-
-
-def test_a_reader_that_goes_on_is_read_ahead_of_ever_deeper(rig: Rig) -> None:
-    for number in range(len(rig.spans)):
-        rig.read_span(number)
-    fetched = [(start // STEP, -(-end // STEP)) for start, end in rig.source.ranges]
-    assert fetched[:4] == [(0, 1), (1, 3), (3, 6), (6, 11)]
-    assert len(fetched) < 9
-    assert rig.present() == list(range(len(rig.spans)))
-
-
-def test_a_reader_that_jumps_is_not_read_ahead_of(rig: Rig) -> None:
-    for number in (9, 2, 15, 5):
-        rig.read_span(number)
-    rig.settle()
-    assert rig.present() == [2, 5, 9, 15]
 
 
 def test_many_readers_of_one_span_make_one_request(rig: Rig) -> None:
@@ -250,7 +175,7 @@ def test_readers_that_wait_for_the_same_span_get_the_same_error(rig: Rig) -> Non
     with ThreadPoolExecutor(8) as readers:
         reads = [readers.submit(rig.read_span, 4) for _ in range(8)]
         assert rig.source.waiting.wait(10)
-        flight = rig.content._flights[4]
+        flight = rig.content.flights._by_span[4]._waits[4]
         while len(flight._waiters) < len(reads):
             time.sleep(0.001)
         rig.source.away = True
@@ -262,7 +187,7 @@ def test_readers_that_wait_for_the_same_span_get_the_same_error(rig: Rig) -> Non
 
 
 def test_once_the_source_is_back_reads_work_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_room, "_MEMORY", 0)
+    monkeypatch.setattr(flight_room, "_MEMORY", 0)
     rig.source.away = True
     with pytest.raises(Unavailable, match="does not answer"):
         rig.read_span(4)
@@ -330,7 +255,7 @@ def test_an_answer_that_ends_early_is_an_error_and_never_a_short_read(rig: Rig, 
 def test_a_source_that_is_silent_for_too_long_is_unavailable(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_room, "PATIENCE", 0.05)
+    monkeypatch.setattr(layer_room, "PATIENCE", 0.05)
     rig.source.gate.clear()
     with pytest.raises(Unavailable, match="nothing arrived"):
         rig.read_span(4)
@@ -338,10 +263,10 @@ def test_a_source_that_is_silent_for_too_long_is_unavailable(
     rig.read_span(4)
 
 
-def test_a_pool_that_has_been_shut_down_is_an_error_and_no_hang(rig: Rig) -> None:
-    rig.content._pool.shutdown()
+def test_after_the_end_a_read_is_an_error_and_no_hang(rig: Rig) -> None:
+    rig.fetchers.close()
     for _ in range(2):
-        with pytest.raises(Unavailable, match="shutdown"):
+        with pytest.raises(Unavailable, match="taken down"):
             rig.read_span(4)
 
 

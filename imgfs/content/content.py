@@ -1,0 +1,114 @@
+"""The bytes of an image's files, out of its layers' flat layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from imgfs.content.counts import Cause
+from imgfs.content.fill import Fill, FillOptions
+from imgfs.content.lanes import Lane
+from imgfs.content.layer import LayerContent
+from imgfs.content.pieces import pieces_of
+from imgfs.content.plan import waves
+from imgfs.content.profile import Profile, ProfileLayer, Recorder
+from imgfs.layer.entry import Extent
+
+_BIGGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
+_FIRST_WAVE = 1 << 20  # compressed bytes that a replay begins with
+
+
+class Content:
+    """The bytes of an image's files. Any thread may use it."""
+
+    def __init__(self, layers: Sequence[LayerContent]) -> None:
+        self.layers = layers
+        self.served = 0  # bytes handed out
+        self._scratch = memoryview(bytearray(_BIGGEST))
+        self._fill: Fill | None = None
+        names = [ProfileLayer(str(layer.layer.digest), len(layer.places)) for layer in layers]
+        self._recorder = Recorder(names, sum(layer.places.size for layer in layers))
+        for number, layer in enumerate(layers):
+            layer.usage.on_touch = partial(self._touched, number, layer)
+
+    def start(self, profile: Profile | None = None, fill: FillOptions | None = None) -> None:
+        """Begin in the background to fetch what `profile` says will be needed, and then everything."""
+        touches = self._known(profile) if profile else []
+        self._replay(touches)
+        if fill:
+            self._fill = Fill(self.layers, touches, fill)
+            self._fill.start()
+
+    def stop(self) -> None:
+        """End what `start` began; waits for its thread, not for requests under way."""
+        if self._fill:
+            self._fill.stop()
+
+    def recorded(self) -> Profile:
+        """Which spans readers have touched so far, in order."""
+        return self._recorder.profile()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters of the image and of each layer, as plain values."""
+        return {
+            "served": self.served,
+            "recorded": self._recorder.count,
+            "fill": self._fill.snapshot() if self._fill else None,
+            "layers": [layer.snapshot() for layer in self.layers],
+        }
+
+    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
+        """A file's bytes if they can be had without waiting for disk or network, else None.
+
+        They are good until the next call, which must come from the same thread: always fresh memory would
+        cost twice the time of the read itself. At most 1 MiB, else None.
+        """
+        if length > _BIGGEST:
+            return None
+        at = 0
+        for flat, size in pieces_of(extents, offset, length):
+            into = self._scratch[at : at + size]
+            at += size
+            if flat is None:
+                into[:] = bytes(size)
+            elif not self.layers[layer].read_now(flat, into, extents):
+                return None
+        self.served += length
+        return self._scratch[:length]
+
+    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
+        """A file's bytes; waits as long as it takes. Raises ImgfsError."""
+        parts = [
+            bytes(size) if flat is None else self.layers[layer].read(flat, size, extents)
+            for flat, size in pieces_of(extents, offset, length)
+        ]
+        self.served += length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
+        """Whether a file's bytes can be had without the network."""
+        pieces = pieces_of(extents, offset, length)
+        return all(self.layers[layer].is_here(flat, size) for flat, size in pieces if flat is not None)
+
+    def sync(self) -> None:
+        """Get what has been fetched to the disk."""
+        for layer in self.layers:
+            layer.flat.sync()
+
+    def _touched(self, number: int, layer: LayerContent, span: int) -> None:
+        self._recorder.touched(number, span, layer.places.size_of(span))
+
+    def _known(self, profile: Profile) -> list[tuple[int, int]]:
+        """A profile's touches as (layer, span) of this image, where they mean the same spans."""
+        return profile.resolve(self._recorder.layers)
+
+    def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
+        places = [layer.places for layer in self.layers]
+        landings: list[Future[None]] = []
+        absent = {(number, span) for number, layer in enumerate(self.layers) for span in layer.missing()}
+        missing = [touch for touch in touches if touch in absent]
+        for number, request in waves(missing, places, first=_FIRST_WAVE):
+            landings += self.layers[number].bring([request], Lane.REPLAY, Cause.REPLAY)
+        return landings

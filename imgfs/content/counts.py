@@ -1,0 +1,136 @@
+"""What it cost to serve a layer's readers: plain counters, changed without a lock on the cached path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+_FADING = 8.0  # seconds after which what was measured counts for half
+_ENOUGH = 1 << 20  # bytes that say something about a link
+
+
+class Cause(IntEnum):
+    """Why a span was fetched."""
+
+    MISS = 1  # a reader waited for it
+    NEAR = 2  # it lay beside one that a reader waited for
+    AHEAD = 3  # a reader came nearer in sequence
+    REPLAY = 4  # an earlier mount needed it
+    WHOLE = 5  # the layer is small, or much of it had been read
+    FILL = 6  # everything was asked for
+
+
+class Brought(NamedTuple):
+    """What was fetched for one cause, and how much of it has been read: spans and compressed bytes."""
+
+    spans: int = 0
+    bytes: int = 0
+    spans_used: int = 0
+    bytes_used: int = 0
+
+
+class FirstByte(NamedTuple):
+    """The seconds that requests for misses waited for their first byte."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+
+
+class LastError(NamedTuple):
+    """When the last error happened, in seconds since 1970, and what it said."""
+
+    time: float
+    text: str
+
+
+class Counts:
+    """The counters of one layer. All but `hits` are changed under the layer's lock."""
+
+    def __init__(self) -> None:
+        self.hits = 0  # reads of what was there
+        self.misses = 0  # reads that had to wait
+        self.needed = 0  # compressed bytes of the spans that readers have touched
+        self.needed_flat = 0
+        self.received = 0  # compressed bytes from the network, whatever became of them
+        self.discarded = 0  # of them: thrown away, between spans or after a failure
+        self.requests = 0
+        self.windows = 0  # bytes of windows
+        self.errors = 0
+        self.last_error: LastError | None = None
+        self.first_byte = FirstByte()
+        self._brought = {cause: Brought() for cause in Cause}
+
+    def landed(self, cause: Cause, size: int, *, used: bool) -> None:
+        """Count a span that was fetched; `used` if a reader has been there already."""
+        spans, total, spans_used, bytes_used = self._brought[cause]
+        self._brought[cause] = Brought(spans + 1, total + size, spans_used, bytes_used)
+        if used:
+            self.used(cause, size)
+
+    def used(self, cause: Cause, size: int) -> None:
+        """Count a span that was fetched as read."""
+        brought = self._brought[cause]
+        self._brought[cause] = brought._replace(
+            spans_used=brought.spans_used + 1, bytes_used=brought.bytes_used + size
+        )
+
+    def waited(self, seconds: float) -> None:
+        """Count how long a miss's request waited for its first byte."""
+        count, total, longest = self.first_byte
+        self.first_byte = FirstByte(count + 1, total + seconds, max(longest, seconds))
+
+    def failed(self, error: Exception) -> None:
+        """Count an error."""
+        self.errors += 1
+        self.last_error = LastError(time.time(), str(error))
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it as plain values; `untouched` are bytes that were fetched and that nobody has read yet."""
+        brought = self._brought.values()
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "needed": self.needed,
+            "needed_flat": self.needed_flat,
+            "fetched": self.received,
+            "discarded": self.discarded,
+            "untouched": sum(each.bytes - each.bytes_used for each in brought),
+            "windows": self.windows,
+            "requests": self.requests,
+            "errors": self.errors,
+            "last_error": self.last_error and self.last_error._asdict(),
+            "first_byte": self.first_byte._asdict(),
+            "brought": {cause.name.lower(): each._asdict() for cause, each in self._brought.items()},
+        }
+
+
+class Meter:
+    """The bytes per second that the network has lately brought, while it was asked for any."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._busy_since: float | None = None
+        self._bytes, self._seconds = 0.0, 0.0
+
+    def busy(self, is_busy: bool) -> None:
+        """Say that requests are under way, or none any more."""
+        now = self._clock()
+        if self._busy_since is not None:
+            self._seconds += now - self._busy_since
+        self._busy_since = now if is_busy else None
+        if self._seconds > _FADING:
+            self._bytes, self._seconds = self._bytes / 2, self._seconds / 2
+
+    def arrived(self, count: int) -> None:
+        """Count bytes."""
+        self._bytes += count
+
+    def speed(self) -> float:
+        """Bytes per second; 0 as long as too little is known."""
+        seconds = self._seconds
+        if self._busy_since is not None:
+            seconds += self._clock() - self._busy_since
+        return self._bytes / seconds if self._bytes >= _ENOUGH and seconds > 0 else 0.0

@@ -1,0 +1,199 @@
+"""One request's work: fetch a range of the blob, cut it into spans, verify, decode, write and mark them.
+
+Spans land as they arrive; small ones a few together, as marking costs more than decoding them. Nothing here
+knows who waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from typing import Protocol
+
+from imgfs.content.plan import Request, batches
+from imgfs.content.spans import Places, Spans, descriptor_of
+from imgfs.errors import IntegrityError
+from imgfs.layer.codec import decode_span
+from imgfs.layer.entry import Span
+from imgfs.oci.descriptor import Descriptor
+from imgfs.store import Flat
+
+_BATCH = 64 << 10  # compressed bytes of small spans that are marked together
+
+
+class BlobSource(Protocol):
+    """Where a layer's compressed bytes come from."""
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Exactly the bytes `[start, end)`, in chunks."""
+
+
+class Arrival(Protocol):
+    """Is told what becomes of a request."""
+
+    def asked(self) -> None:
+        """The blob is being asked for a range; more than once if bytes came damaged."""
+
+    def chunk(self, size: int) -> None:
+        """So many compressed bytes have arrived. May wait; what it raises ends the request."""
+
+    def window(self, size: int) -> None:
+        """So many bytes of windows have arrived."""
+
+    def landed(self, numbers: Sequence[int], error: Exception | None) -> None:
+        """These spans are there, or `error` keeps them away."""
+
+
+Beside = Callable[[Callable[[], bytes]], "Future[bytes]"]  # does something in another thread
+
+
+class SpanFetcher:
+    """Brings spans of one layer into its flat layer. Any thread may use it; `beside` fetches windows."""
+
+    def __init__(
+        self,
+        layer: Descriptor,
+        spans: Spans,
+        places: Places,
+        flat: Flat,
+        source: BlobSource,
+        beside: Beside,
+    ) -> None:
+        self._name = layer.digest.short
+        self.blob = descriptor_of(spans.blob) if spans.blob else layer  # that spans are cut from
+        self._window_blob = descriptor_of(spans.windows) if spans.windows else None
+        self._spans = spans
+        self._places = places
+        self._flat = flat
+        self._source = source
+        self._beside = beside
+
+    def fetch(self, request: Request, arrival: Arrival) -> None:
+        """Fetch a request's spans; every one of them lands, each as soon as it can. Raises nothing.
+
+        Damage on the way is worth another try, from the span it was found in.
+        """
+        left = list(request.numbers)
+        doubted = -1
+        while left:
+            try:
+                self._fetch_left(left, arrival)
+            except IntegrityError as error:
+                if left[:1] == [doubted]:  # its error, not that of its neighbours
+                    arrival.landed([left.pop(0)], error)
+                else:
+                    doubted = next(iter(left), -1)
+            except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
+                arrival.landed(left, error)
+                return
+
+    def _fetch_left(self, left: list[int], arrival: Arrival) -> None:
+        starts, ends = self._places.starts, self._places.ends
+        ranges = [(starts[number], ends[number]) for number in left]
+        windows = self._windows(left, arrival)
+        arrival.asked()
+        end = max(end for _, end in ranges)
+        with closing(self._counted(self._source.blob(self.blob, ranges[0][0], end), arrival)) as chunks:
+            bodies = zip(list(left), split(chunks, ranges, left), strict=True)
+            for batch in list(batches(left, self._places, _BATCH)):
+                self._land(batch, bodies, windows, left, arrival)
+            for _ in chunks:  # to its end: then the connection can be used again
+                pass
+
+    def _land(
+        self,
+        batch: Sequence[int],
+        bodies: Iterator[tuple[int, Iterable[bytes]]],
+        windows: _Windows,
+        left: list[int],
+        arrival: Arrival,
+    ) -> None:
+        """Write and mark the spans of `batch`, as many as are good; those are taken from `left`."""
+        before = self._flat.begin(batch[0], batch[-1])
+        good = 0
+        try:
+            for _ in batch:
+                number, body = next(bodies)
+                self._keep(self._spans.span(number, windows.window(number)), body)
+                good += 1
+        finally:
+            if good:
+                self._flat.mark(batch[0], before[:good])
+                del left[:good]
+                arrival.landed(batch[:good], None)
+
+    def _keep(self, span: Span, chunks: Iterable[bytes]) -> None:
+        offset = span.flat_start
+        try:
+            for piece in decode_span(span, chunks):
+                self._flat.write(offset, piece)
+                offset += len(piece)
+        except IntegrityError as error:
+            what = f"layer {self._name}, {error.what}"
+            raise IntegrityError(what, expected=error.expected, actual=error.actual) from error
+
+    def _windows(self, numbers: Sequence[int], arrival: Arrival) -> _Windows:
+        """The windows that have to be fetched for `numbers`, on their way."""
+        blob = self._window_blob
+        places = {}
+        if blob is not None:
+            found = ((number, self._spans.remote_window(number)) for number in numbers)
+            places = {number: place for number, place in found if place}
+        if blob is None or not places:
+            return _Windows({}, 0, None)
+        start, end = min(start for start, _ in places.values()), max(end for _, end in places.values())
+        return _Windows(places, start, self._beside(partial(self._fetch_window, blob, start, end, arrival)))
+
+    def _fetch_window(self, blob: Descriptor, start: int, end: int, arrival: Arrival) -> bytes:
+        body = b"".join(self._source.blob(blob, start, end))
+        arrival.window(len(body))
+        return body
+
+    def _counted(self, chunks: Iterator[bytes], arrival: Arrival) -> Generator[bytes, None, None]:
+        for chunk in chunks:
+            arrival.chunk(len(chunk))
+            yield chunk
+
+
+class _Windows:
+    """The windows of some spans, at `places` in a blob of which the bytes from `start` on are coming."""
+
+    def __init__(self, places: dict[int, tuple[int, int]], start: int, coming: Future[bytes] | None) -> None:
+        self._places = places
+        self._start = start
+        self._coming = coming
+
+    def window(self, number: int) -> bytes | None:
+        """A span's window, None if that is not to be fetched; waits for it."""
+        place = self._places.get(number)
+        if place is None or self._coming is None:
+            return None
+        start, end = place
+        return self._coming.result()[start - self._start : end - self._start]
+
+
+def split(
+    chunks: Iterator[bytes], ranges: Sequence[tuple[int, int]], numbers: Sequence[int]
+) -> Iterator[Iterable[bytes]]:
+    """The bytes of each of `ranges`, which ascend, out of a stream from the first one's start.
+
+    Ranges may have bytes between them, or share some: a span that begins in mid-byte shares that byte with
+    the one before it. Raises IntegrityError, naming the span out of `numbers`, if the stream ends early.
+    """
+    if len(ranges) == 1:  # may be as large as the layer
+        yield chunks
+        return
+    held = bytearray()
+    base = ranges[0][0]  # offset of what is held
+    for number, (start, end) in zip(list(numbers), ranges, strict=True):
+        while base + len(held) < end:
+            chunk = next(chunks, None)
+            if chunk is None:
+                raise IntegrityError(f"length of span {number}", expected=end - start, actual=len(held))
+            gone = min(len(held), max(0, start - base))
+            del held[:gone]
+            base += gone
+            held += chunk
+        yield (bytes(memoryview(held)[start - base : end - base]),)

@@ -1,0 +1,164 @@
+"""Fetching everything in the background: slowly if asked to, and never while a reader waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, NamedTuple
+
+from imgfs.content.counts import Cause
+from imgfs.content.lanes import Lane
+from imgfs.content.layer import LayerContent
+from imgfs.content.plan import SIZES, Request, requests_for, waves
+from imgfs.errors import ImgfsError, StoreError, Unavailable
+
+_QUIET = 0.2  # seconds without a waiting reader before the next request: misses come in bursts
+_AT_ONCE = 2  # requests under way
+_LONGEST_PAUSE = 60.0  # seconds after errors
+_SMALLEST = 256 << 10  # bytes of a request, however low the rate
+_LOOK = 0.05  # seconds between looks at whether it is quiet by now
+
+
+class FillOptions(NamedTuple):
+    """How to fill: at most so many compressed bytes per second."""
+
+    limit_rate: int | None = None
+
+
+class Bucket:
+    """Says when bytes may be sent, so that on average there are no more than `rate` per second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._free_at = 0.0
+
+    def delay(self, size: int, now: float) -> float:
+        """The seconds to wait before `size` bytes are asked for; they count from then on."""
+        if not self._rate:
+            return 0.0
+        begin = max(now, self._free_at)
+        self._free_at = begin + size / self._rate
+        return begin - now
+
+
+class Clock:
+    """Time, and waiting for it, until somebody says that it is over."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; False if it is over."""
+        return not self._stopped.wait(seconds)
+
+    def stop(self) -> None:
+        """It is over."""
+        self._stopped.set()
+
+
+class Fill:
+    """Brings everything that is missing, what will be needed first; then its thread ends.
+
+    `touches` are (layer, span) that are known to be needed, in order. Then come the layers of which readers
+    have used most. After an error it pauses, longer each time.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerContent],
+        touches: Sequence[tuple[int, int]],
+        options: FillOptions,
+        clock: Clock | None = None,
+    ) -> None:
+        self._layers = layers
+        self._touches = touches
+        self._clock = clock or Clock()
+        self._bucket = Bucket(options.limit_rate)
+        largest = max(_SMALLEST, min(SIZES.largest, options.limit_rate or SIZES.largest))
+        self._sizes = SIZES._replace(largest=largest)
+        self._errors = 0  # one after another
+        self._state = "waiting"
+        self._thread = threading.Thread(target=self.run, name="imgfs-fill", daemon=True)
+
+    def start(self) -> None:
+        """Begin, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for the thread."""
+        self._clock.stop()
+        if self._thread.ident:
+            self._thread.join()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state, and how many compressed bytes are missing still."""
+        left = sum(sum(map(layer.places.size_of, layer.missing())) for layer in self._layers)
+        return {"state": self._state, "missing": left}
+
+    def run(self) -> None:
+        """Fill until everything is there that can be had, or it is over."""
+        try:
+            while self._fill_once():
+                pass
+        except ImgfsError as error:
+            self._state = f"stopped: {error}"
+
+    def _fill_once(self) -> bool:
+        """Ask once for everything that is missing; whether there is to be another time."""
+        under_way: deque[Future[None]] = deque()
+        again = False
+        for number, request in self._requests():
+            if not self._wait_for_turn(request.end - request.start):
+                return False
+            under_way += self._layers[number].bring([request], Lane.FILL, Cause.FILL)
+            while len(under_way) >= _AT_ONCE:
+                again |= self._has_failed(under_way.popleft())
+        for future in under_way:
+            again |= self._has_failed(future)
+        if not again:
+            self._state = "done"
+        return again and self._clock.sleep(0)
+
+    def _requests(self) -> Iterator[tuple[int, Request]]:
+        places = [layer.places for layer in self._layers]
+        absent = {(number, span) for number, layer in enumerate(self._layers) for span in layer.missing()}
+        needed = [touch for touch in self._touches if touch in absent]
+        yield from waves(needed, places, first=self._sizes.largest, sizes=self._sizes)
+        by_use = sorted(enumerate(self._layers), key=lambda pair: -pair[1].counts.needed)
+        for number, layer in by_use:
+            for request in requests_for(layer.missing(), layer.places, self._sizes):
+                yield number, request
+
+    def _wait_for_turn(self, size: int) -> bool:
+        """Wait until `size` more bytes may be asked for; False if it is over."""
+        if not self._clock.sleep(self._bucket.delay(size, self._clock.now())):
+            return False
+        while any(layer.fetchers.quiet_for() < _QUIET for layer in self._layers):
+            self._state = "readers first"
+            if not self._clock.sleep(_LOOK):
+                return False
+        self._state = "running"
+        return True
+
+    def _has_failed(self, future: Future[None]) -> bool:
+        """Wait for a request; whether it is worth another try. Raises StoreError: the disk is full."""
+        while not future.done() and self._clock.sleep(0):
+            wait_for([future], timeout=_LOOK)
+        error = future.exception() if future.done() else None
+        if isinstance(error, StoreError):
+            raise error
+        if not isinstance(error, Unavailable):  # damage stays damage
+            self._errors = 0
+            return False
+        self._errors += 1
+        self._state = f"pausing: {error}"
+        self._clock.sleep(min(_LONGEST_PAUSE, 2.0 ** min(self._errors, 6) / 2))
+        return True

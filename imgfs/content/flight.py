@@ -1,0 +1,184 @@
+"""Single flight: the requests under way for a layer's spans, and who waits for them.
+
+A span is in at most one flight. Its bytes are marked before it leaves the flight, so whoever finds it neither
+there nor in a flight, under the lock, may start one. A follower gets what the leader gets: the bytes, or the
+error.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+
+from imgfs.content.counts import Cause, Counts
+from imgfs.content.fetch import SpanFetcher
+from imgfs.content.lanes import Fetchers, Lane
+from imgfs.content.plan import Request
+from imgfs.content.spans import Places
+from imgfs.content.usage import Usage
+from imgfs.errors import ImgfsError, Unavailable
+
+_MEMORY = 1.0  # seconds for which a span that could not be had is not asked for again: the kernel repeats a
+# read-ahead that failed as a plain read, which would make its reader wait twice
+
+
+class Flights:
+    """The requests under way for one layer. What its methods need `lock` for, they say."""
+
+    def __init__(
+        self, name: str, places: Places, counts: Counts, fetcher: SpanFetcher, fetchers: Fetchers
+    ) -> None:
+        self.lock = threading.Lock()
+        self.name = name  # of the layer, for errors
+        self.places = places
+        self.counts = counts
+        self.usage = Usage(places, counts)
+        self.fetcher = fetcher
+        self.fetchers = fetchers
+        self._by_span: dict[int, Flight] = {}
+        self._failed: dict[int, tuple[float, Unavailable]] = {}  # by span: until when, and why
+
+    def unasked(self, numbers: Iterable[int]) -> list[int]:
+        """Those of `numbers` that are in no flight. Under the lock."""
+        return [number for number in numbers if number not in self._by_span]
+
+    def bringing(self, numbers: Iterable[int]) -> set[Flight]:
+        """The flights that `numbers` are in. Under the lock."""
+        return {self._by_span[number] for number in numbers if number in self._by_span}
+
+    def take_off(self, request: Request, lane: Lane, cause: Cause, needed: Iterable[int] = ()) -> Flight:
+        """A new flight for spans that are in none; to be submitted afterwards. Under the lock.
+
+        `needed` are those that a reader waits for, the others come for `cause`.
+        """
+        flight = Flight(self, request, lane, cause, frozenset(needed))
+        self._by_span.update(dict.fromkeys(request.numbers, flight))
+        return flight
+
+    def wait_for(self, numbers: Iterable[int]) -> list[Future[None]]:
+        """A future for each of `numbers`, which are in flights. Under the lock."""
+        return [self._by_span[number].wait_for(number) for number in numbers]
+
+    def submit(self, flights: Iterable[Flight]) -> None:
+        """Have flights begin. Not under the lock."""
+        for flight in flights:
+            self.fetchers.submit(flight)
+
+    def hurry(self, flights: Iterable[Flight], lane: Lane) -> None:
+        """Have flights begin sooner. Not under the lock."""
+        for flight in flights:
+            self.fetchers.hurry(flight, lane)
+
+    def refuse_hopeless(self, numbers: Iterable[int]) -> None:
+        """Raise again what has just kept one of the spans away from a reader. Under the lock."""
+        now = time.monotonic()
+        self._failed = {number: failed for number, failed in self._failed.items() if failed[0] > now}
+        for number in numbers:
+            if number in self._failed:
+                raise self._failed[number][1]
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Forget spans that have landed. Under the lock."""
+        for number in numbers:
+            del self._by_span[number]
+
+    def remember(self, number: int, error: Unavailable) -> None:
+        """Note what keeps a span away from a reader. Under the lock."""
+        self._failed[number] = time.monotonic() + _MEMORY, error
+
+
+class Flight:
+    """One request under way, or waiting for its turn. `done` has the first error once all has landed."""
+
+    def __init__(
+        self, flights: Flights, request: Request, lane: Lane, cause: Cause, needed: frozenset[int]
+    ) -> None:
+        self.lane = lane
+        self.done: Future[None] = Future()
+        self._flights = flights
+        self._request = request
+        self._cause = cause
+        self._needed = needed
+        self._waits: dict[int, Future[None]] = {}
+        self._left = len(request.numbers)
+        self._error: Exception | None = None
+        self._began = time.monotonic()
+        self._silent = True
+        self._received = self._kept = 0
+
+    def wait_for(self, number: int) -> Future[None]:
+        """What a reader of a span waits for. Under the lock."""
+        return self._waits.setdefault(number, Future())
+
+    def run(self) -> None:
+        """Fetch the spans."""
+        self._flights.fetcher.fetch(self._request, self)
+        with self._flights.lock:
+            self._flights.counts.discarded += max(0, self._received - self._kept)
+
+    def refuse(self, error: ImgfsError) -> None:
+        """Land everything with an error."""
+        self.landed(self._request.numbers, Unavailable(f"layer {self._flights.name}: {error}"))
+
+    def asked(self) -> None:
+        """A request is being sent."""
+        with self._flights.lock:
+            self._flights.counts.requests += 1
+
+    def chunk(self, size: int) -> None:
+        """Count bytes; give way to readers. Raises Unavailable when the mount is being taken down."""
+        flights, fetchers = self._flights, self._flights.fetchers
+        self._received += size
+        with flights.lock:
+            flights.counts.received += size
+            if self._silent and self.lane is Lane.MISS:
+                flights.counts.waited(time.monotonic() - self._began)
+        self._silent = False
+        fetchers.meter.arrived(size)
+        fetchers.give_way(self)
+        if fetchers.closed:
+            raise Unavailable(f"layer {flights.name}: the mount is being taken down")
+
+    def window(self, size: int) -> None:
+        """Count bytes of windows."""
+        with self._flights.lock:
+            self._flights.counts.requests += 1
+            self._flights.counts.windows += size
+
+    def landed(self, numbers: Sequence[int], error: Exception | None) -> None:
+        """Let go of spans, and of those who wait for them."""
+        with self._flights.lock:
+            self._flights.remove(numbers)
+            waits = {number: self._waits.pop(number) for number in numbers if number in self._waits}
+            if error is None:
+                self._count(numbers)
+            else:
+                self._fail(waits, error)
+        for future in waits.values():
+            _settle(future, error)
+        self._left -= len(numbers)
+        if not self._left:
+            _settle(self.done, self._error)
+
+    def _count(self, numbers: Sequence[int]) -> None:
+        usage, needed = self._flights.usage, self._needed
+        self._kept += sum(map(self._flights.places.size_of, numbers))
+        if needed:
+            usage.landed((number for number in numbers if number in needed), Cause.MISS)
+        usage.landed((number for number in numbers if number not in needed), self._cause)
+
+    def _fail(self, waited_for: Iterable[int], error: Exception) -> None:
+        self._error = self._error or error
+        self._flights.counts.failed(error)
+        if isinstance(error, Unavailable):
+            for number in waited_for:
+                self._flights.remember(number, error)
+
+
+def _settle(future: Future[None], error: Exception | None) -> None:
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,137 @@
+"""What to ask for, decided on plain numbers: which spans go together in one request.
+
+The sizes come from a link of 200 Mbit/s and 20 ms, on which 0.5 MB are under way within one round trip: bytes
+between two wanted spans are cheaper fetched and thrown away than left out by another request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from imgfs.content.spans import Places
+
+_SPANS = 4096  # in a request at most: what has arrived must not be lost with its neighbours
+_NEAR_SPANS = 256  # that a miss brings at most: decoding them must not cost more than the round trip
+
+
+class Sizes(NamedTuple):
+    """What decides on requests, in compressed bytes but for the last."""
+
+    whole: int = 1 << 20  # a blob so small comes whole at its first miss: two round trips of that link
+    near: int = 256 << 10  # a miss brings so much, if its neighbours are missing, too: half a round trip
+    gap: int = 128 << 10  # bytes that nobody needs between two spans of one request, at most
+    largest: int = 4 << 20  # of a request that several spans share
+    much: float = 1 / 3  # the part of a blob that readers have used when the rest of it is wanted, too
+
+
+SIZES = Sizes()
+
+
+class Request(NamedTuple):
+    """One range of the blob: the spans `numbers`, in the blob's order, and maybe bytes between them."""
+
+    numbers: tuple[int, ...]
+    start: int
+    end: int
+
+
+def requests_for(numbers: Iterable[int], places: Places, sizes: Sizes = SIZES) -> Iterator[Request]:
+    """Requests that bring all of `numbers`, in the blob's order.
+
+    None is larger than `sizes.largest` unless it is a single span, and none has more than `sizes.gap` bytes
+    between two spans.
+    """
+    group: list[int] = []
+    start = end = 0
+    for number in places.in_blob_order(numbers):
+        first, last = places.starts[number], places.ends[number]
+        is_near = first - end <= sizes.gap and max(end, last) - start <= sizes.largest
+        fits = is_near and len(group) < _SPANS
+        if group and not fits:
+            yield Request(tuple(group), start, end)
+            group = []
+        if not group:
+            start = end = first
+        group.append(number)
+        end = max(end, last)
+    if group:
+        yield Request(tuple(group), start, end)
+
+
+def widen(
+    request: Request, places: Places, is_wanted: Callable[[int], bool], sizes: Sizes = SIZES
+) -> Request:
+    """A request with neighbours that `is_wanted`, up to `sizes.near` bytes: forward first, then backward.
+
+    Backward it goes a quarter of the way at most: those bytes come before what is waited for.
+    """
+    if request.end - request.start >= sizes.near:
+        return request
+    backward = sizes.near // 4
+    numbers, start, end = list(request.numbers), request.start, request.end
+    ranks = places.by_start
+    after = places.rank(numbers[-1]) + 1
+    limit = start + sizes.near - backward
+    for number in _near(ranks[after : after + _NEAR_SPANS], is_wanted):
+        if places.starts[number] - end > sizes.gap or places.ends[number] > limit:
+            break
+        numbers.append(number)
+        end = max(end, places.ends[number])
+    before = places.rank(request.numbers[0])
+    earlier: list[int] = []
+    for number in _near(ranks[max(0, before - _NEAR_SPANS // 4) : before][::-1], is_wanted):
+        far = request.start - places.starts[number] > backward or end - places.starts[number] > sizes.near
+        if far or start - places.ends[number] > sizes.gap or places.ends[number] > end:
+            break
+        earlier.append(number)
+        start = places.starts[number]
+    return Request((*reversed(earlier), *numbers), start, end)
+
+
+def _near(numbers: Sequence[int], is_wanted: Callable[[int], bool]) -> Iterator[int]:
+    return (number for number in numbers if is_wanted(number))
+
+
+def waves(
+    touches: Iterable[tuple[int, int]], places: Sequence[Places], *, first: int, sizes: Sizes = SIZES
+) -> Iterator[tuple[int, Request]]:
+    """(layer, request) for the spans of `touches`, (layer, span) in the order they are needed in.
+
+    They are cut into waves: the first of `first` compressed bytes, so that it is there at once, each of the
+    others twice the one before it, up to `sizes.largest`. Within a wave the blobs' order counts.
+    """
+    wave: list[tuple[int, int]] = []
+    size, limit = 0, first
+    for layer, span in touches:
+        wave.append((layer, span))
+        size += places[layer].size_of(span)
+        if size >= limit:
+            yield from _wave(wave, places, sizes)
+            wave, size, limit = [], 0, min(sizes.largest, limit * 2)
+    yield from _wave(wave, places, sizes)
+
+
+def _wave(
+    touches: Sequence[tuple[int, int]], places: Sequence[Places], sizes: Sizes
+) -> Iterator[tuple[int, Request]]:
+    by_layer: dict[int, list[int]] = {}
+    for layer, span in touches:
+        by_layer.setdefault(layer, []).append(span)
+    for layer, spans in by_layer.items():
+        for request in requests_for(spans, places[layer], sizes):
+            yield layer, request
+
+
+def batches(numbers: Sequence[int], places: Places, size: int) -> Iterator[Sequence[int]]:
+    """`numbers` cut into runs without gaps of up to `size` compressed bytes, or of a single span."""
+    at = 0
+    while at < len(numbers):
+        end, left = at + 1, size - places.size_of(numbers[at])
+        while end < len(numbers) and numbers[end] == numbers[end - 1] + 1:
+            left -= places.size_of(numbers[end])
+            if left < 0:
+                break
+            end += 1
+        yield numbers[at:end]
+        at = end
