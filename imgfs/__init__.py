@@ -26,6 +26,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what
     mounts      the kernel's mount table    daemon      a process that outlives its caller
+    publish     what an index of an image is made of, for others
     fuse/       the kernel's requests answered
     mount       composition root: builds everything, mounts, serves, unmounts
     cli/        arguments in, text out

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from imgfs.abreast import run_abreast
 from imgfs.destination import Destination, OpenAt
 from imgfs.errors import ImgfsError, InvalidImage, NotFound, Unavailable
+from imgfs.oci.artifact import Artifact
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import Index, Manifest, choose_platform, parse_document
 from imgfs.oci.reference import Reference, RegistryReference
@@ -102,6 +103,14 @@ def put_image(destination: Destination, parcel: Parcel, reporter: Reporter) -> D
         destination.put_manifest(*child, named=False)
     destination.put_manifest(*named, named=True)
     return named.descriptor.digest
+
+
+def put_artifact(
+    destination: Destination, artifact: Artifact, blobs: Iterable[Blob], reporter: Reporter
+) -> Descriptor:
+    """Put an artifact: its blobs, several at once, then its manifest; what a list of referrers says of it."""
+    _send(destination, _distinct(blobs), reporter)
+    return destination.put_artifact(artifact)
 
 
 def mountable(source: Reference, destination: Reference) -> str | None:

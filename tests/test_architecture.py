@@ -21,6 +21,7 @@ RANKS = [
     {"tree", "content"},
     {"overlay"},
     {"inventory", "image", "mounts", "daemon"},
+    {"publish"},
     {"fuse"},
     {"mount"},
     {"cli"},

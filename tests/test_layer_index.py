@@ -27,8 +27,13 @@ def write(path: Path, entries: Iterable[Entry] = (), spans: Iterable[Span] = ())
         writer.add_entry(entry)
     for span in spans:
         writer.add_span(span)
-    names = {"digest": SUMMARY.digest, "diff_id": SUMMARY.diff_id, "format": SUMMARY.format}
-    writer.finish(**names, size=SUMMARY.size, flat_size=SUMMARY.flat_size)
+    writer.finish(
+        digest=SUMMARY.digest,
+        diff_id=SUMMARY.diff_id,
+        format=SUMMARY.format,
+        size=SUMMARY.size,
+        flat_size=SUMMARY.flat_size,
+    )
     return path
 
 

@@ -65,6 +65,9 @@ class Journal:
     def merging(self) -> None:
         self.told["merging"] += 1
 
+    def warns(self, text: str) -> None:
+        self.told[text] += 1
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from imgfs.cli.progress import Progress
 from imgfs.config import Environment
-from imgfs.image import Image, Resolved, prepare, resolve
+from imgfs.image import Image, Resolved, Trust, prepare, resolve
 from imgfs.oci.descriptor import Platform
+from imgfs.oci.policy import Policy
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.source import Source, Timeouts, open_source
 from imgfs.store import Store
@@ -45,7 +46,8 @@ class Wanted:
             resolved = resolve(str(self.reference), source, self.store, self.platform)
             if up_to is not None:
                 resolved = resolved.up_to(up_to)
-            prepare(resolved, source, self.store, progress)
+            trust = Trust.of(self.reference, Policy(self.options.index))
+            prepare(resolved, source, self.store, progress, trust)
             return resolved
 
     @contextmanager

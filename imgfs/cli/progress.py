@@ -73,6 +73,13 @@ class Progress:
         """The layers are being merged."""
         self._note("merging the layers")
 
+    def warns(self, text: str) -> None:
+        """Something was not as it should be: said also where nothing is drawn."""
+        with self._lock:
+            self._stream.write(f"imgfs: warning: {text}\n")
+            self._drawn = 0
+            self._stream.flush()
+
     def close(self) -> None:
         """Draw the last state and leave it on the screen."""
         with self._lock:

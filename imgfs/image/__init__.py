@@ -7,7 +7,9 @@ They are two steps because a daemon forks in between: nothing open crosses the f
 from __future__ import annotations
 
 from imgfs.image.image import Image
-from imgfs.image.prepare import Reporter, prepare
+from imgfs.image.indexing import Reporter
+from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
+from imgfs.image.trust import Trust
 
-__all__ = ["Image", "Reporter", "Resolved", "prepare", "resolve"]
+__all__ = ["Image", "Reporter", "Resolved", "Trust", "prepare", "resolve"]

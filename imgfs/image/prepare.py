@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Protocol
 
 from imgfs.abreast import run_abreast
-from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError
+from imgfs.errors import IntegrityError, StoreError
+from imgfs.image.adopt import adopt_tree
+from imgfs.image.indexing import Indexing, Reporter, doing_without
+from imgfs.image.offers import Offers
 from imgfs.image.resolve import Resolved
+from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.policy import Policy
+from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
 from imgfs.store import Layer, Store
 from imgfs.tree.merge import merge
@@ -23,131 +26,141 @@ from imgfs.tree.tree import Tree
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
+_SMALL = 256 << 10  # bytes of layers that are streamed before anybody could say who has an index of them
 
 
-class Reporter(Protocol):
-    """Is told what a long preparation is doing; its methods are called from several threads."""
-
-    def layer_begins(self, layer: Descriptor) -> None:
-        """A layer without an index is about to be streamed."""
-
-    def layer_advances(self, layer: Descriptor, count: int) -> None:
-        """`count` more compressed bytes of it have arrived."""
-
-    def layer_waits(self, layer: Descriptor) -> None:
-        """Another process streams it; we wait for its index."""
-
-    def layer_ends(self, layer: Descriptor) -> None:
-        """It has its index."""
-
-    def merging(self) -> None:
-        """The layers are being merged."""
-
-
-def prepare(resolved: Resolved, source: Source, store: Store, reporter: Reporter) -> None:
+def prepare(
+    resolved: Resolved, source: Source, store: Store, reporter: Reporter, trust: Trust | None = None
+) -> None:
     """Have every layer indexed and the tree merged, in the store.
 
-    Layers without an index are streamed, several at once. Raises ImgfsError, the first that happens; what
-    other layers have finished by then is kept.
+    Indexes of others are taken in as far as `trust` goes, by default as the policy AUTO says; layers without
+    one are streamed, several at once.
+    Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
     """
-    cancelled = threading.Event()
-
-    def index_one(pair: tuple[Descriptor, Digest]) -> None:
-        if not cancelled.is_set():
-            _index_layer(*pair, source, store.layer(pair[0].digest), reporter, cancelled)
-
-    # The largest first: it takes longest, and the others fill the gaps.
-    pairs = sorted(resolved.layers.values(), key=lambda pair: -pair[0].size)
-    works = [partial(index_one, pair) for pair in pairs]
-    run_abreast(works, SCANNERS, "imgfs-scan", cancelled)
-    if not _is_merged(resolved.tree, store):
-        reporter.merging()
-        _merge(resolved, store)
+    trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
+    _Preparation(resolved, source, store, reporter, trust).run()
 
 
-def _index_layer(
-    layer: Descriptor,
-    diff_id: Digest,
-    source: Source,
-    place: Layer,
-    reporter: Reporter,
-    cancelled: threading.Event,
-) -> None:
-    """Have an index of the layer in the store, by streaming the layer if there is none."""
-    if _is_indexed(place, diff_id):
-        return
-    with place.lock(on_wait=lambda: reporter.layer_waits(layer)):
-        if not _is_indexed(place, diff_id):
-            reporter.layer_begins(layer)
-            chunks = _reported(source.blob(layer), layer, reporter, cancelled)
-            with _where(f"layer {layer.digest.short}"):
-                _scan_layer(layer, diff_id, chunks, place)
-    reporter.layer_ends(layer)
+class _Preparation:
+    """One image on its way into the store."""
 
+    def __init__(
+        self, resolved: Resolved, source: Source, store: Store, reporter: Reporter, trust: Trust
+    ) -> None:
+        self._resolved = resolved
+        self._source = source
+        self._store = store
+        self._reporter = reporter
+        self._trust = trust
+        self._offers = Offers(resolved, source, trust)
+        self._cancelled = threading.Event()
 
-def _is_indexed(place: Layer, diff_id: Digest) -> bool:
-    path = place.index
-    if path is None:
-        return False
-    try:
-        with LayerIndex(path) as index:
-            found = index.summary.diff_id
-    except StoreError:  # of another format, or damaged: made anew
-        return False
-    if found != str(diff_id):
-        raise IntegrityError(f"DiffID of layer {place.digest.short}", expected=diff_id, actual=found)
-    return True
+    def run(self) -> None:
+        """Do what is still to be done: nothing, and nothing is asked of the network, if that is so."""
+        there, missing = self._fits(), self._missing(lean=True)
+        if there and not missing:
+            return
+        if sum(layer.size for layer, _ in missing) > _SMALL and self._take_tree(there):
+            return
+        self._index(self._missing(lean=False), lean=False, first=())
+        if not self._fits():
+            self._reporter.merging()
+            _merge(self._resolved, self._store)
 
+    def _take_tree(self, there: bool) -> bool:
+        """Have the image's published tree, unless it is `there`, and of the layers what reads their files."""
+        tree = None if self._resolved.is_part else self._offers.published.tree
+        usable = there or (tree is not None and self._all_lean())
+        self._warn()
+        if not usable:
+            return False
+        works = [partial(self._adopt_tree, tree)] if tree and not there else []
+        self._index(self._missing(lean=True), lean=True, first=works)
+        return self._fits()
 
-def _scan_layer(layer: Descriptor, diff_id: Digest, chunks: Iterator[bytes], place: Layer) -> None:
-    writer = place.flat_writer()
-    try:
-        with place.new_index() as path:
-            index = IndexWriter(path)
+    def _all_lean(self) -> bool:
+        """Whether every layer is indexed already, or has a published index."""
+        missing = {layer.digest for layer, _ in self._missing(lean=True)}
+        return missing <= self._offers.published.layers.keys()
+
+    def _adopt_tree(self, tree: Descriptor) -> None:
+        with doing_without("the tree published with the image", self._reporter):
+            adopt_tree(tree, self._resolved.tree, self._source, self._store, self._trust.origin)
+
+    def _index(
+        self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, first: Sequence[Callable[[], None]]
+    ) -> None:
+        """Have these layers indexed, the largest first: it takes longest, and the others fill the gaps."""
+        pairs = sorted(pairs, key=lambda pair: -pair[0].size)
+        works: list[Callable[[], None]] = [*first]
+        works += (partial(self._index_layer, *pair, lean=lean) for pair in pairs)
+        run_abreast(works, SCANNERS, "imgfs-scan", self._cancelled)
+        self._warn()
+
+    def _index_layer(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> None:
+        """Have an index of the layer in the store."""
+        if self._cancelled.is_set():
+            return
+        place = self._store.layer(layer.digest)
+        with place.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
+            if not self._is_indexed(layer, diff_id, lean=lean):
+                one = Indexing(layer, diff_id, place, self._source, self._trust, self._reporter)
+                if not one.adopt(self._offers, tag=self._resolved.tag, lean=lean):
+                    one.stream(self._cancelled)
+        self._reporter.layer_ends(layer)
+
+    def _warn(self) -> None:
+        while self._offers.refused:
+            self._reporter.warns(self._offers.refused.pop())
+
+    def _missing(self, *, lean: bool) -> list[tuple[Descriptor, Digest]]:
+        """The layers without an index that will do; a `lean` one does not for a merge."""
+        pairs = self._resolved.layers.values()
+        return [pair for pair in pairs if not self._is_indexed(*pair, lean=lean)]
+
+    def _is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> bool:
+        path = self._store.layer(layer.digest).index
+        if path is None:
+            return False
+        try:
+            with LayerIndex(path) as index:
+                found, needs_others = index.summary, bool(index.blob or index.windows)
+        except StoreError:  # of another format, or damaged: made anew
+            return False
+        if found.diff_id != str(diff_id):
+            what = f"DiffID of layer {layer.digest.short}"
+            raise IntegrityError(what, expected=diff_id, actual=found.diff_id)
+        return self._trust.reaches(found, needs_others=needs_others) and (lean or not found.is_lean)
+
+    def _fits(self) -> bool:
+        """Whether the tree is there, and counts in the same flat layers as the indexes that are there."""
+        path = self._store.tree(self._resolved.tree)
+        if path is None:
+            return False
+        try:
+            with Tree(path) as tree:
+                spaces = tree.spaces() if self._trust.allows(tree.origin) else None
+        except StoreError:
+            return False
+        return spaces is not None and all(
+            known in (None, space) for known, space in zip(self._spaces(), spaces, strict=True)
+        )
+
+    def _spaces(self) -> Iterator[str | None]:
+        """The flat spaces that the layers' indexes count in, None for a layer without."""
+        for layer in self._resolved.manifest.layers:
+            path = self._store.layer(layer.digest).index
             try:
-                size = scan(chunks, layer, diff_id, writer, index)
-            finally:
-                index.close()
-            with LayerIndex(path) as written:
-                spans = written.span_count()
-            # Before anybody can see the index: from then on the flat layer may be evicted.
-            with closing(place.flat(size=size, spans=spans)) as flat:
-                flat.mark(0, flat.begin(0, spans - 1))
-    except BaseException:
-        place.remove()  # a half-written flat layer only takes up the disk
-        raise
-    finally:
-        writer.close()
-
-
-def _reported(
-    chunks: Iterator[bytes], layer: Descriptor, reporter: Reporter, cancelled: threading.Event
-) -> Iterator[bytes]:
-    for chunk in chunks:
-        if cancelled.is_set():
-            raise ImgfsError(f"layer {layer.digest.short}: cancelled")
-        reporter.layer_advances(layer, len(chunk))
-        yield chunk
-
-
-@contextmanager
-def _where(place: str) -> Iterator[None]:
-    """Say in an InvalidImage which layer it is about."""
-    try:
-        yield
-    except InvalidImage as error:
-        raise InvalidImage(str(error), where=place) from error
-
-
-def _is_merged(manifest: Digest, store: Store) -> bool:
-    path = store.tree(manifest)
-    if path is None:
-        return False
-    try:
-        Tree(path).close()
-    except StoreError:
-        return False
-    return True
+                if path is None:
+                    yield None
+                    continue
+                with LayerIndex(path) as index:
+                    space = index.summary.space
+            except StoreError:
+                yield None
+            else:
+                yield space
 
 
 def _merge(resolved: Resolved, store: Store) -> None:

@@ -17,6 +17,7 @@ from imgfs.oci.image import (
     parse_config,
     parse_document,
 )
+from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
 from imgfs.source import Source
 from imgfs.store import Store
 
@@ -46,6 +47,13 @@ class Resolved:
     def tree(self) -> Digest:
         """What its tree is called in the store: as the manifest, or, of some layers, by their ChainID."""
         return chain_id(self.config.diff_ids) if self.is_part else self.digest
+
+    @property
+    def tag(self) -> str | None:
+        """The tag that the reference has, None if it goes by a digest or by nothing."""
+        reference = parse_reference(self.reference)
+        implied = DEFAULT_TAG if isinstance(reference, RegistryReference) else None
+        return reference.tag or (None if reference.digest else implied)
 
     def up_to(self, layer: str) -> Resolved:
         """The image as it was after an earlier layer: its number from 1, or its digest or DiffID.

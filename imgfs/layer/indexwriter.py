@@ -46,14 +46,15 @@ class IndexWriter:
 
     def add_span(self, span: Span) -> None:
         """Append one span; their flat ranges must ascend."""
-        self.add_spans((span,))
+        self._db.execute(_INSERT_SPAN, _span_row(span))
         if span.checkpoint:
             row = (span.number, span.checkpoint.bits, self._packer.compress(span.checkpoint.window))
             self._db.execute("INSERT INTO checkpoint VALUES (?,?,?,NULL,NULL)", row)
 
     def add_spans(self, spans: Iterable[Span]) -> None:
-        """Append spans without checkpoints."""
-        self._db.executemany(_INSERT_SPAN, map(_span_row, spans))
+        """Append several spans."""
+        for span in spans:
+            self.add_span(span)
 
     def add_remote_checkpoint(self, number: int, bits: int, start: int, end: int) -> None:
         """Give a span a checkpoint whose window is at `[start, end)` of the blob `WINDOWS`."""

@@ -7,7 +7,6 @@ release the GIL.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Protocol
@@ -71,14 +70,14 @@ def scan(
     except InvalidImage:  # is it the transport's fault or the image's?
         for _ in pull:
             pass
-        _check("layer blob", layer.digest, blob_hash)
+        layer.digest.check(blob_hash, "layer blob")
         raise
     finally:
         pull.close()
         push.close()
     push.finish()
-    _check("layer blob", layer.digest, blob_hash)
-    _check(f"uncompressed layer {layer.digest.short} (DiffID)", diff_id, flat_hash)
+    layer.digest.check(blob_hash, "layer blob")
+    diff_id.check(flat_hash, f"uncompressed layer {layer.digest.short} (DiffID)")
     index.finish(
         digest=str(layer.digest),
         diff_id=str(diff_id),
@@ -138,12 +137,6 @@ def _head(pull: Pull) -> bytes:
     while len(head) < MAGIC_LENGTH and (chunk := next(pull, b"")):
         head += chunk
     return head
-
-
-def _check(what: str, expected: Digest, hasher: hashlib._Hash) -> None:
-    actual = Digest(expected.algorithm, hasher.hexdigest())
-    if actual != expected:
-        raise IntegrityError(what, expected=expected, actual=actual)
 
 
 class _Headers:

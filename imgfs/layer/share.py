@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import zstandard
 
-from imgfs.layer.entry import Span
+from imgfs.errors import InvalidImage
+from imgfs.layer.codec import ZstdFrames
+from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import BLOB, WINDOWS, Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 
@@ -27,16 +29,16 @@ class Windows(NamedTuple):
     places: Sequence[tuple[int, int, int, int]]  # (span, bits, start, end)
 
 
-def write_windows(index: LayerIndex, path: Path) -> Windows | None:
-    """Write the windows of `index`, all of which it must have, to a new file; None, and no file, if there are
-    none."""
+def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Windows | None:
+    """Write the windows of checkpoints, given with the numbers of their spans, to a new file.
+
+    None, and no file, if there are none.
+    """
     packer = zstandard.ZstdCompressor(level=_LEVEL)
     places = []
     hasher, at = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for number in index.checkpoints():
-            checkpoint = index.span(number).checkpoint
-            assert checkpoint is not None  # that is what `checkpoints` lists
+        for number, checkpoint in windows:
             frame = packer.compress(checkpoint.window)
             file.write(frame)
             hasher.update(frame)
@@ -76,3 +78,23 @@ def write_shared(
     summary = index.summary._asdict()
     del summary["entries"]
     writer.finish(**{**summary, "is_lean": lean, "origin": ""})
+
+
+def pack(path: Path, packed: Path) -> None:
+    """Compress a file into one zstd frame at `packed`; the same file gives the same bytes."""
+    with path.open("rb") as source, packed.open("wb") as sink:
+        zstandard.ZstdCompressor(level=_LEVEL).copy_stream(source, sink, size=path.stat().st_size)
+
+
+def unpack(chunks: Iterable[bytes], path: Path, size: int) -> None:
+    """Write what zstd frames decode to to a new file; raises InvalidImage unless that is `size` bytes."""
+    frames, written = ZstdFrames(), 0
+    with path.open("wb") as file:
+        for chunk in chunks:
+            for piece in frames.pieces(chunk):
+                written += len(piece)
+                if written > size:
+                    raise InvalidImage(f"unpacks to more than {size} bytes")
+                file.write(piece)
+    if written != size or not frames.between:
+        raise InvalidImage(f"unpacks to {written} bytes, not {size}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 from imgfs.layer.codec import Cut
 from imgfs.layer.entry import Codec, Span
@@ -58,3 +59,28 @@ class SpanWriter:
             base = self._chunk_start
             self._hasher.update(memoryview(self._chunk)[self._hashed - base : end - base])
             self._hashed = end
+
+
+def merge_spans(spans: Iterable[tuple[Span, bytes]], least: int) -> Iterator[Span]:
+    """Spans of `least` flat bytes or more out of smaller ones that follow each other, given with their bytes.
+
+    They must be of a blob's own digests and cover it without gaps; a merged one has the checkpoint of its
+    first.
+    """
+    first: Span | None = None
+    number, hasher, last = 0, hashlib.sha256(), None
+    for span, body in spans:
+        if first is None or last is None:
+            first, hasher = span, hashlib.sha256(body)
+        else:
+            hasher.update(body[last.end - span.start :])  # a byte may belong to both
+        last = span
+        if span.flat_end - first.flat_start >= least:
+            yield _from_to(first, last, number, hasher.digest())
+            number, first = number + 1, None
+    if first and last:
+        yield _from_to(first, last, number, hasher.digest())
+
+
+def _from_to(first: Span, last: Span, number: int, digest: bytes) -> Span:
+    return first._replace(number=number, flat_end=last.flat_end, end=last.end, digest=digest)

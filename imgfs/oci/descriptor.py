@@ -66,6 +66,12 @@ class Digest:
         """A fresh hash object of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
+    def check(self, hasher: _Hash, what: str) -> None:
+        """Raise IntegrityError, saying `what`, unless what `hasher` has been fed has this digest."""
+        actual = Digest(self.algorithm, hasher.hexdigest())
+        if actual != self:
+            raise IntegrityError(what, expected=self, actual=actual)
+
     def verify(self, body: bytes, what: str) -> None:
         """Raise IntegrityError, saying `what`, unless `body` has this digest."""
         actual = Digest.of(body, self.algorithm)

@@ -183,6 +183,12 @@ class Layer:
         """A fresh flat layer, to be written by a scan under `lock`."""
         return FlatWriter(self.directory)
 
+    def drop_flat(self) -> None:
+        """Forget what is cached of it; whoever has that open keeps it."""
+        with _store_errors(self.directory):
+            for name in ("presence", "flat"):
+                (self.directory / name).unlink(missing_ok=True)
+
     def flat(self, *, size: int, spans: int) -> Flat:
         """Its flat layer."""
         return Flat(self.directory, size=size, spans=spans)

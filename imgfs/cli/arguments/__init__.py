@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from imgfs import __version__
-from imgfs.cli.arguments import changing, looking, mounting
+from imgfs.cli.arguments import changing, indexing, looking, mounting
 from imgfs.cli.arguments.options import RAW
 
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
@@ -38,6 +38,7 @@ _COMMANDS = (
     changing.add_scratch,
     changing.add_copy,
     changing.add_push,
+    indexing.add_index,
     looking.add_store,
     looking.add_version,
 )  # in the order of the help

@@ -8,6 +8,8 @@ import importlib
 from collections.abc import Callable
 from typing import TypeAlias
 
+from imgfs.oci.policy import Policy
+
 RAW = argparse.RawDescriptionHelpFormatter
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _LONGEST_WAIT = 60  # seconds
@@ -36,6 +38,13 @@ def image_options(command: argparse.ArgumentParser) -> None:
     """Add the image, and where it comes from and goes to."""
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
     registry_options(command, platform="instead of this machine's")
+    command.add_argument(
+        "--index",
+        choices=[policy.value for policy in Policy],
+        default=Policy.AUTO,
+        help="which indexes of others to use: those that the registry vouches for, unless IMAGE has a digest "
+        "(auto); those always (any); those alone that the image's digest covers (verified); none",
+    )
     store_option(command)
 
 

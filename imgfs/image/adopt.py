@@ -1,0 +1,197 @@
+"""Taking in what others have found out: each kind of index becomes the store's one kind, or is refused.
+
+What is wrong with an index of others raises InvalidImage or IntegrityError: the caller then does without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgfs.errors import InvalidImage
+from imgfs.layer.entry import Entry, Span
+from imgfs.layer.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
+from imgfs.layer.index import TAR, LayerIndex
+from imgfs.layer.indexwriter import IndexWriter, vouch
+from imgfs.layer.lazy import find_toc
+from imgfs.layer.share import unpack
+from imgfs.layer.toc import Toc
+from imgfs.layer.ztoc import parse_ztoc
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import Manifest, parse_document
+from imgfs.oci.published import PublishedLayer, unpacked_size
+from imgfs.source import Source
+from imgfs.store import Layer, Store
+from imgfs.tree import tree as trees
+
+_LARGEST = 4 << 30  # bytes of a tree or an index that is taken in
+
+
+def adopt_tree(descriptor: Descriptor, name: Digest, source: Source, store: Store, origin: str) -> None:
+    """Take in a published tree, as that of `name`."""
+    with store.new_tree(name) as path:
+        _fetch(descriptor, source, path)
+        trees.vouch(path, origin)
+        trees.Tree(path).close()
+
+
+def adopt_published(
+    published: PublishedLayer,
+    layer: Descriptor,
+    diff_id: Digest,
+    place: Layer,
+    source: Source,
+    origin: str,
+    *,
+    lean: bool,
+) -> None:
+    """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
+    with _replacing(place) as path:
+        _fetch(published.lean if lean else published.full, source, path)
+        vouch(path, origin)
+        with LayerIndex(path) as index:
+            _check(index, published, layer, diff_id)
+
+
+def adopt_toc(layer: Descriptor, diff_id: Digest, place: Layer, source: Source, tag: str | None) -> bool:
+    """Take in the table of contents that the layer brings along; False if it has none.
+
+    `tag` is the image's, beside which its external tables would be.
+    """
+    reader = find_toc(layer)
+    if reader is None:
+        return False
+    body = b""
+    try:
+        start, end = next(reader)
+        while True:
+            body = b"".join(source.blob(layer, start, end))
+            start, end = reader.send(body)
+    except StopIteration as stop:
+        found: Toc | External = stop.value
+    toc = _external(layer, found, source, tag) if isinstance(found, External) else found
+    name = "zstd:chunked" if layer.media_type.endswith("zstd") else "estargz"
+    _write(
+        place, layer, diff_id, (toc.entries, toc.spans, toc.flat_size), format_name=name, space=_space(toc)
+    )
+    return True
+
+
+def adopt_ztoc(
+    ztoc: Descriptor, layer: Descriptor, diff_id: Digest, place: Layer, source: Source, origin: str
+) -> None:
+    """Take in a zTOC of SOCI's."""
+    body = b"".join(source.blob(ztoc))
+    ztoc.digest.verify(body, "digest of a zTOC")
+    found = parse_ztoc(body, size=layer.size)
+    parts = (found.entries, found.spans, found.flat_size)
+    _write(place, layer, diff_id, parts, format_name=found.format, origin=origin)
+
+
+def _external(layer: Descriptor, external: External, source: Source, tag: str | None) -> Toc:
+    """The table of a layer out of the image that has those of all layers."""
+    if tag is None:
+        raise InvalidImage(
+            "its table of contents is in another image, whose tag follows from the image's own"
+        )
+    named = source.tagged(f"{tag}{EXTERNAL_TAG_SUFFIX}")
+    tables = parse_document(source.document(named), named.media_type)
+    table = external_toc(tables, layer) if isinstance(tables, Manifest) else None
+    if table is None:
+        raise InvalidImage(f"its table of contents is not in the image tagged {tag}{EXTERNAL_TAG_SUFFIX}")
+    return read_external_toc(b"".join(source.blob(table)), layer, external)
+
+
+def _space(toc: Toc) -> str:
+    """A name for the flat space of a TOC: that of its payloads, laid end to end as its spans say."""
+    bounds = repr([span[1:5] for span in toc.spans]).encode()
+    return f"toc:{hashlib.sha256(bounds).hexdigest()}"
+
+
+def _write(
+    place: Layer,
+    layer: Descriptor,
+    diff_id: Digest,
+    parts: tuple[Iterable[Entry], Iterable[Span], int],
+    *,
+    format_name: str,
+    space: str = TAR,
+    origin: str = "",
+) -> None:
+    """Write what a reader has found out as the layer's index."""
+    entries, spans, flat_size = parts
+    with _replacing(place) as path:
+        index = IndexWriter(path)
+        try:
+            for entry in entries:
+                index.add_entry(entry)
+            index.add_spans(spans)
+            index.finish(
+                digest=str(layer.digest),
+                diff_id=str(diff_id),
+                format=format_name,
+                size=layer.size,
+                flat_size=flat_size,
+                space=space,
+                origin=origin,
+            )
+        finally:
+            index.close()
+
+
+@contextmanager
+def _replacing(place: Layer) -> Iterator[Path]:
+    """A path for a new index; what is cached of the layer is forgotten if that was laid out otherwise."""
+    with place.new_index() as path:
+        yield path
+        if _layout(place.index) not in (None, _layout(path)):
+            place.drop_flat()
+
+
+def _layout(path: Path | None) -> object:
+    """What a presence map counts on, None if there is no index."""
+    if path is None:
+        return None
+    with LayerIndex(path) as index:
+        return index.summary.space, index.summary.flat_size, list(index.bounds())
+
+
+def _fetch(descriptor: Descriptor, source: Source, path: Path) -> None:
+    """Fetch a file of ours, checked, and unpack it to `path`."""
+    hasher = descriptor.digest.hasher()
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in source.blob(descriptor):
+            hasher.update(chunk)
+            yield chunk
+
+    unpack(hashed(), path, unpacked_size(descriptor, _LARGEST))
+    descriptor.digest.check(hasher, "digest of a published index")
+
+
+def _check(index: LayerIndex, published: PublishedLayer, layer: Descriptor, diff_id: Digest) -> None:
+    """Raise InvalidImage if an index is not the layer's, or its spans do not fit together."""
+    summary = index.summary
+    if (summary.digest, summary.size, summary.diff_id) != (str(layer.digest), layer.size, str(diff_id)):
+        raise InvalidImage("the published index is another layer's")
+    others = ((index.blob, published.copy), (index.windows, published.windows))
+    for named, there in others:
+        if named and (there is None or (named.digest, named.size) != (str(there.digest), there.size)):
+            raise InvalidImage("the published index needs a blob that was not published with it")
+    if not _fit_together(index, index.blob.size if index.blob else layer.size):
+        raise InvalidImage("the published index has spans that do not fit together")
+
+
+def _fit_together(index: LayerIndex, size: int) -> bool:
+    """Whether the spans follow each other within a flat layer and a blob of `size` bytes."""
+    flat_at = 0
+    try:
+        for flat_start, flat_end, start, end in index.bounds():
+            if not (flat_at <= flat_start < flat_end and 0 <= start < end <= size):
+                return False
+            flat_at = flat_end
+    except TypeError:  # SQLite's columns hold what they like
+        return False
+    return flat_at <= index.summary.flat_size

@@ -1,0 +1,157 @@
+"""One layer without an index: somebody else's is taken in, or the layer is streamed once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Protocol
+
+from imgfs.errors import ImgfsError, InvalidImage, Unavailable
+from imgfs.image.adopt import adopt_published, adopt_toc, adopt_ztoc
+from imgfs.image.offers import Offers
+from imgfs.image.trust import Trust
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter
+from imgfs.layer.scan import scan
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.source import Source
+from imgfs.store import Layer
+
+_SMALL = 256 << 10  # bytes of a blob that is streamed rather than asked for its table of contents
+
+
+class Reporter(Protocol):
+    """Is told what a long preparation is doing; its methods are called from several threads."""
+
+    def layer_begins(self, layer: Descriptor) -> None:
+        """A layer without an index is about to be streamed."""
+
+    def layer_advances(self, layer: Descriptor, count: int) -> None:
+        """`count` more compressed bytes of it have arrived."""
+
+    def layer_waits(self, layer: Descriptor) -> None:
+        """Another process streams it; we wait for its index."""
+
+    def layer_ends(self, layer: Descriptor) -> None:
+        """It has its index."""
+
+    def merging(self) -> None:
+        """The layers are being merged."""
+
+    def warns(self, text: str) -> None:
+        """Something was not as it should be, and is done without."""
+
+
+class Indexing:
+    """A layer, locked, and the ways to an index of it."""
+
+    def __init__(
+        self,
+        layer: Descriptor,
+        diff_id: Digest,
+        place: Layer,
+        source: Source,
+        trust: Trust,
+        reporter: Reporter,
+    ) -> None:
+        self._layer = layer
+        self._diff_id = diff_id
+        self._place = place
+        self._source = source
+        self._trust = trust
+        self._reporter = reporter
+
+    def adopt(self, offers: Offers, *, tag: str | None, lean: bool) -> bool:
+        """Take in the best index of the layer that somebody has made; False if there is none.
+
+        Ours first: it costs least. A small layer is streamed in the time of asking. `tag` is the image's.
+        """
+        return self._adopt_published(offers, lean) or (
+            self._layer.size > _SMALL and (self._adopt_toc(tag) or self._adopt_ztoc(offers))
+        )
+
+    def stream(self, cancelled: threading.Event) -> None:
+        """Index the layer while all of it is downloaded."""
+        self._reporter.layer_begins(self._layer)
+        writer = self._place.flat_writer()
+        try:
+            with _where(f"layer {self._layer.digest.short}"), self._place.new_index() as path:
+                index = IndexWriter(path)
+                try:
+                    size = scan(self._chunks(cancelled), self._layer, self._diff_id, writer, index)
+                finally:
+                    index.close()
+                with LayerIndex(path) as written:
+                    spans = written.span_count()
+                # Before anybody can see the index: from then on the flat layer may be evicted.
+                with closing(self._place.flat(size=size, spans=spans)) as flat:
+                    flat.mark(0, flat.begin(0, spans - 1))
+        except BaseException:
+            self._place.remove()  # a half-written flat layer only takes up the disk
+            raise
+        finally:
+            writer.close()
+
+    def _adopt_published(self, offers: Offers, lean: bool) -> bool:
+        published = offers.published.layers.get(self._layer.digest)
+        if published is None:
+            return False
+        with self._doing_without("the index published with the image"):
+            adopt_published(
+                published,
+                self._layer,
+                self._diff_id,
+                self._place,
+                self._source,
+                self._trust.origin,
+                lean=lean,
+            )
+            return True
+        return False
+
+    def _adopt_toc(self, tag: str | None) -> bool:
+        if not self._trust.in_digests:
+            return False
+        with self._doing_without("its table of contents"):
+            return adopt_toc(self._layer, self._diff_id, self._place, self._source, tag)
+        return False
+
+    def _adopt_ztoc(self, offers: Offers) -> bool:
+        found = offers.ztoc(self._layer.digest)
+        if found is None:
+            return False
+        with self._doing_without("its zTOC"):
+            adopt_ztoc(found[0], self._layer, self._diff_id, self._place, self._source, found[1])
+            return True
+        return False
+
+    def _doing_without(self, what: str) -> AbstractContextManager[None]:
+        return doing_without(f"layer {self._layer.digest.short}: {what}", self._reporter)
+
+    def _chunks(self, cancelled: threading.Event) -> Iterator[bytes]:
+        for chunk in self._source.blob(self._layer):
+            if cancelled.is_set():
+                raise ImgfsError(f"layer {self._layer.digest.short}: cancelled")
+            self._reporter.layer_advances(self._layer, len(chunk))
+            yield chunk
+
+
+@contextmanager
+def doing_without(what: str, reporter: Reporter) -> Iterator[None]:
+    """Go on without an index that is broken or gone; a registry that is away is another matter."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except ImgfsError as error:
+        reporter.warns(f"{what} is not used: {error}")
+
+
+@contextmanager
+def _where(place: str) -> Iterator[None]:
+    """Say in an InvalidImage which layer it is about."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise InvalidImage(str(error), where=place) from error

@@ -1,0 +1,103 @@
+"""What others have found out about an image's layers: looked for once, when it is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+
+from imgfs.errors import ImgfsError, Unavailable
+from imgfs.image.resolve import Resolved
+from imgfs.image.trust import Trust
+from imgfs.oci.artifact import parse_artifact
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_MANIFEST
+from imgfs.oci.published import Published, latest, published_in
+from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
+from imgfs.source import UNKNOWN_SIZE, Source
+
+_NOTHING = Published(None, {})
+
+
+class Offers:
+    """The indexes of others for the image `resolved`, as far as `trust` goes. Safe in threads.
+
+    An offer that is broken is as good as none: why is in `refused`, for the user.
+    """
+
+    def __init__(self, resolved: Resolved, source: Source, trust: Trust) -> None:
+        self._resolved = resolved
+        self._source = source
+        self._trust = trust
+        self._lock = threading.RLock()
+        self.refused: list[str] = []
+
+    @property
+    def published(self) -> Published:
+        """What imgfs has published of the image."""
+        with self._lock:
+            return self._published
+
+    def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
+        """A layer's zTOC, and its origin: "" if the manifest's digest vouches for it."""
+        with self._lock:
+            for ztocs, origin in ((self._bound, ""), (self._referring, self._trust.origin)):
+                if layer in ztocs:
+                    return ztocs[layer], origin
+        return None
+
+    @cached_property
+    def _published(self) -> Published:
+        found = latest(self._referrers)
+        if found is None:
+            return _NOTHING
+        try:
+            return published_in(parse_artifact(self._source.document(found), found.media_type))
+        except Unavailable:
+            raise
+        except ImgfsError as error:
+            self._refuse("the index published with the image", error)
+            return _NOTHING
+
+    @cached_property
+    def _bound(self) -> Mapping[Digest, Descriptor]:
+        """The zTOCs of SOCI version 2."""
+        if not self._trust.in_digests:
+            return {}
+        try:
+            digest = soci_v2_digest(self._resolved.manifest)
+        except ImgfsError as error:
+            self._refuse("the SOCI index", error)
+            return {}
+        return self._soci(Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE)) if digest else {}
+
+    @cached_property
+    def _referring(self) -> Mapping[Digest, Descriptor]:
+        """The zTOCs of SOCI version 1."""
+        found = next((one for one in self._referrers if one.artifact_type == SOCI_V1), None)
+        return self._soci(found) if found else {}
+
+    def _soci(self, descriptor: Descriptor) -> Mapping[Digest, Descriptor]:
+        try:
+            index: SociIndex = parse_soci_index(self._source.document(descriptor), descriptor.media_type)
+        except Unavailable:
+            raise
+        except ImgfsError as error:
+            self._refuse("the SOCI index", error)
+            return {}
+        return index.layers
+
+    @cached_property
+    def _referrers(self) -> list[Descriptor]:
+        if not self._trust.in_registry:
+            return []
+        try:
+            return self._source.referrers(self._resolved.digest)
+        except Unavailable:
+            raise
+        except ImgfsError as error:
+            self._refuse("the list of what refers to the image", error)
+            return []
+
+    def _refuse(self, what: str, error: ImgfsError) -> None:
+        self.refused.append(f"{what} is not used: {error}")

@@ -1,0 +1,14 @@
+"""What somebody may say of the indexes that others have made of an image."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Policy(StrEnum):
+    """Which indexes of others are to be used."""
+
+    AUTO = "auto"  # those that the registry vouches for, unless the reference has a digest
+    ANY = "any"  # those that the registry vouches for
+    VERIFIED = "verified"  # those alone that the image's own digest covers
+    NONE = "none"  # none: stream every layer once

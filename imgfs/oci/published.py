@@ -1,0 +1,105 @@
+"""What imgfs publishes beside an image: an artifact with its tree and the indexes of its layers.
+
+It is an OCI artifact that refers to the image's manifest, `ARTIFACT_TYPE`. Its layers, in any order:
+
+    TREE      the merged tree of the image                                          at most one
+    LEAN      a layer's spans: what it takes to read files of a tree                one for each layer
+    FULL      the same with the layer's entries: what it takes to merge it          one for each layer
+    WINDOWS   the windows of its checkpoints, each a zstd frame, end to end         where there are any
+    COPY      a seekable copy of the layer, whose spans LEAN and FULL then have     where there is one
+    PROFILE   what a workload reads, in which order                                 any number
+
+TREE, LEAN and FULL are SQLite files (`tree.schema`, `layer.index`), each one zstd frame of at most `size`
+bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
+to, `NAME_OF` what a profile is called. Another form gets another version number, and is then not seen by
+those who know only this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imgfs.errors import InvalidImage
+from imgfs.oci.artifact import Artifact
+from imgfs.oci.descriptor import Descriptor, Digest
+
+ARTIFACT_TYPE = "application/vnd.imgfs.index.v1"
+TREE = "application/vnd.imgfs.tree.v1.sqlite+zstd"
+LEAN = "application/vnd.imgfs.layer.lean.v1.sqlite+zstd"
+FULL = "application/vnd.imgfs.layer.full.v1.sqlite+zstd"
+WINDOWS = "application/vnd.imgfs.layer.windows.v1"
+COPY = "application/vnd.imgfs.layer.copy.v1+zstd"
+PROFILE = "application/vnd.imgfs.profile.v1+json"
+LAYER_OF = "vnd.imgfs.layer"
+SIZE_OF = "vnd.imgfs.size"
+NAME_OF = "vnd.imgfs.profile"
+CREATED = "org.opencontainers.image.created"  # annotations.md
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedLayer:
+    """What is published of one layer."""
+
+    lean: Descriptor
+    full: Descriptor
+    windows: Descriptor | None = None
+    copy: Descriptor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What is published of an image."""
+
+    tree: Descriptor | None
+    layers: Mapping[Digest, PublishedLayer]
+    profiles: Mapping[str, Descriptor] = field(default_factory=dict)
+
+
+def published_in(artifact: Artifact) -> Published:
+    """Read what an artifact of ours has; raises InvalidImage.
+
+    What is of a type not known here, or lacks its other half, is passed over.
+    """
+    trees = [one for one in artifact.layers if one.media_type == TREE]
+    profiles = {
+        one.annotations[NAME_OF]: one
+        for one in artifact.layers
+        if one.media_type == PROFILE and NAME_OF in one.annotations
+    }
+    found: dict[Digest, dict[str, Descriptor]] = {}
+    for number, one in enumerate(artifact.layers):
+        if one.media_type in (LEAN, FULL, WINDOWS, COPY):
+            where = f"artifact.layers[{number}].annotations.{LAYER_OF}"
+            layer = Digest.parse(one.annotations.get(LAYER_OF), where=where)
+            found.setdefault(layer, {})[one.media_type] = one
+    layers = {
+        layer: PublishedLayer(kinds[LEAN], kinds[FULL], kinds.get(WINDOWS), kinds.get(COPY))
+        for layer, kinds in found.items()
+        if LEAN in kinds and FULL in kinds
+    }
+    return Published(trees[0] if trees else None, layers, profiles)
+
+
+def contents_of(published: Published) -> tuple[Descriptor, ...]:
+    """The layers of the artifact: the inverse of `published_in`."""
+    found = [published.tree] if published.tree else []
+    for layer in published.layers.values():
+        found += [one for one in (layer.lean, layer.full, layer.windows, layer.copy) if one]
+    return (*found, *published.profiles.values())
+
+
+def unpacked_size(descriptor: Descriptor, limit: int) -> int:
+    """What a file of ours unpacks to, in bytes; raises InvalidImage if that is over `limit` or unsaid."""
+    text = descriptor.annotations.get(SIZE_OF, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= limit):
+        raise InvalidImage(
+            f"{text!r} is no size of at most {limit} bytes", where=f"{SIZE_OF} of {descriptor.digest}"
+        )
+    return int(text)
+
+
+def latest(referrers: list[Descriptor]) -> Descriptor | None:
+    """Of several artifacts of ours the one made last, by its annotation; None if there is none."""
+    ours = [one for one in referrers if one.artifact_type == ARTIFACT_TYPE]
+    return max(ours, key=lambda one: one.annotations.get(CREATED, ""), default=None)
