@@ -12,11 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from imgfs.mounts import mounts
 from tests.mounted import NOBODY, Imgfs, processes_of_tests
 
+# How long an example takes is a matter of what else the machine does, such as the tests of another worker.
+settings.register_profile(
+    "patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
+
 _OPEN = f"{tempfile.gettempdir()}/imgfs-test-{os.getpid()}-"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that are given most time, lest a worker is left alone with one of them."""
+    most: dict[Path, float] = {}
+    for item in items:
+        given = item.get_closest_marker("timeout")
+        seconds = given.args[0] if given else float(item.config.getini("timeout"))
+        most[item.path] = max(most.get(item.path, 0.0), seconds)
+    items.sort(key=lambda item: -most[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 
 import zstandard
 
-from imgfs.mounts import Mount, mounts
+from imgfs.mounts import STATUS_XATTR, Mount, mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.fault_server import FaultServer
@@ -188,8 +188,10 @@ class Imgfs:
         return found
 
     def pid(self, mountpoint: Path) -> int:
-        """The pid of a mount's daemon."""
-        return int(self.status(mountpoint)["pid"])
+        """The pid of a mount's daemon; a user's mount answers to that user only."""
+        if self.user:
+            return int(self.status(mountpoint)["pid"])
+        return int(json.loads(os.getxattr(mountpoint, STATUS_XATTR))["pid"])
 
     def evict(self, image: str) -> None:
         """Drop the image's cached bytes, and what the kernel has of them."""
@@ -213,10 +215,10 @@ class Imgfs:
         below = [mountpoint for mountpoint in ours if mountpoint.is_relative_to(self.directory)]
         for left in reversed(below):
             subprocess.run(["umount", "-l", str(left)], check=False, capture_output=True)
-        assert below == [], "mounts left behind"
+        assert below == [], f"mounts left behind: {below}"
         until(lambda: not processes_of_tests(self.store), "every daemon has ended", 60.0)
         unexpected = [line for line in self.logged() if not self._is_expected(line)]
-        assert unexpected == [], "the daemons' logs"
+        assert unexpected == [], f"in the daemons' logs: {unexpected}"
 
     def _is_expected(self, line: str) -> bool:
         return bool(_QUIET_LINE.match(line)) or any(re.search(pattern, line) for pattern in self.expected)

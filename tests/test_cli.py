@@ -377,7 +377,7 @@ def test_ctrl_c_ends_a_slow_scan_and_leaves_a_store_that_works(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out, err) == (130, b"", b"imgfs: interrupted\n")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9  # a read may take 10 s
     assert imgfs.ok("ls", image) == "noise\n"
 
 

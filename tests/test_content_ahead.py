@@ -64,7 +64,7 @@ def test_random_readers_pay_nothing() -> None:
 
 
 def test_several_readers_of_a_layer_are_told_apart() -> None:
-    streams = Streams()
+    streams, bases = Streams(), (0, 200 * MIB, 400 * MIB)
     for step in range(8):
         windows = [
             streams.touched(base + step * MIB, base + (step + 1) * MIB, FAR, step * 0.01)

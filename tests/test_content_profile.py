@@ -15,11 +15,10 @@ from imgfs.oci.descriptor import Digest
 LAYERS = tuple(ProfileLayer(str(Digest.of(bytes([n]))), 100 * (n + 1)) for n in range(3))
 GOOD = Profile(LAYERS, ((0, 5), (0, 6), (2, 299), (1, 0), (0, 5)))
 
-profiles = st.lists(
-    st.integers(0, 2).flatmap(
-        lambda layer: st.tuples(st.just(layer), st.integers(0, LAYERS[layer].spans - 1))
-    )
-).map(lambda touches: Profile(LAYERS, tuple(touches)))
+touches = st.integers(0, 2).flatmap(
+    lambda layer: st.tuples(st.just(layer), st.integers(0, LAYERS[layer].spans - 1))
+)
+profiles = st.lists(touches).map(lambda touched: Profile(LAYERS, tuple(touched)))
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

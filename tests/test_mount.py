@@ -35,6 +35,7 @@ from tests.mounted import (
     mount_flags,
     plain,
     resident,
+    until,
     write_image,
     zstd,
 )
@@ -472,10 +473,18 @@ def test_empty_files_are_empty(torture: Mounted) -> None:
 
 def test_pages_of_a_file_stay_cached_when_it_is_opened_again(torture: Mounted) -> None:
     path = torture.at / "data/noise"
-    path.read_bytes()
-    before = torture.imgfs.status(torture.at)["bytes_served"]
-    assert path.read_bytes() == NOISE
-    assert torture.imgfs.status(torture.at)["bytes_served"] == before
+
+    def cost() -> int:
+        before = bytes_served(torture)
+        assert path.read_bytes() == NOISE
+        return bytes_served(torture) - before
+
+    # Not always the second time: others may have the machine drop its caches.
+    until(lambda: cost() == 0, "reading it again costs nothing")
+
+
+def bytes_served(it: Mounted) -> int:
+    return int(it.imgfs.status(it.at)["bytes_served"])
 
 
 def test_a_sparse_file_of_over_4_gib_reads_at_its_end(imgfs: Imgfs, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.posix_tree import MEMBERS, WIDE
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
 
-MANY = 5000
+MANY = 2000
 
 
 @contextmanager

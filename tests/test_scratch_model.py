@@ -46,7 +46,8 @@ pytestmark = [
 ]
 
 EXAMPLES = int(os.environ.get("IMGFS_SCRATCH_EXAMPLES", "0"))
-STEPS = 60  # operations in an example
+STEPS = 40  # operations in an example
+MOUNTED = 6  # operations at least between one mount and the next
 WHOLE = 6  # operations after which the whole tree is compared
 MOST_OPEN = 4  # open files
 
@@ -97,7 +98,7 @@ class ScratchMachine(RuleBasedStateMachine):
         self.scratch, self.plain = Disk(self.place.root), Disk(self.directory / "plain")
         self.of_image = {node for _, node in self.model.nodes()}
         self.numbers: dict[Node, int] = {}
-        self.operations = self.opened = 0
+        self.operations = self.opened = self.mounted_at = 0
 
     def teardown(self) -> None:
         """Compare all once more, unless that has failed, and leave nothing."""
@@ -376,6 +377,7 @@ class ScratchMachine(RuleBasedStateMachine):
 
     # -- mounting
 
+    @precondition(lambda self: self.operations >= self.mounted_at + MOUNTED)
     @rule()
     def remount(self) -> None:
         self.close_all()
@@ -383,6 +385,7 @@ class ScratchMachine(RuleBasedStateMachine):
         self.place.mount()
         self.compare_mounted_again()
 
+    @precondition(lambda self: self.operations >= self.mounted_at + MOUNTED)
     @rule()
     def crash(self) -> None:
         self.scratch.sync()
@@ -393,6 +396,7 @@ class ScratchMachine(RuleBasedStateMachine):
 
     def compare_mounted_again(self) -> None:
         """Only what is of the image must have kept its number."""
+        self.mounted_at = self.operations
         kept = {node for node in self.of_image if self.place.keeps_directory_numbers or not node.is_directory}
         self.numbers = {node: number for node, number in self.numbers.items() if node in kept}
         self.compare_whole()
@@ -468,8 +472,8 @@ def mounts_below(path: Path) -> list[Path]:
 
 
 def test_the_machine_is_content_with_the_kernels_overlayfs(base: Base) -> None:
-    run(base, lambda directory: Overlayfs(base, directory / "scratch", directory / "mnt"), 5)
+    run(base, lambda directory: Overlayfs(base, directory / "scratch", directory / "mnt"), 8)
 
 
 def test_a_scratch_behaves_as_a_plain_directory_and_as_the_model(imgfs: Imgfs, base: Base) -> None:
-    run(base, lambda directory: Scratch(imgfs, base, directory / "scratch", directory / "mnt"), 6)
+    run(base, lambda directory: Scratch(imgfs, base, directory / "scratch", directory / "mnt"), 9)

@@ -346,9 +346,9 @@ def archive_of(files: int) -> bytes:
 
 
 def test_tar_unpacks_thousands_of_files_and_rm_removes_them(work: Work) -> None:
-    work.bring("srv/many.tar", archive_of(4000))
+    work.bring("srv/many.tar", archive_of(2000))
     work.run("cd /srv; tar -xpf many.tar; find many -type f | wc -l")
-    assert work.compare("srv/many") == 4043
+    assert work.compare("srv/many") == 2023
     work.remount()
     work.run("cd /srv; tar -df many.tar; cp -a many more; diff -r --no-dereference many more; rm -rf more")
     work.run("cd /srv; mv many moved; find moved -type f -name '*7' -delete; find moved | wc -l")
@@ -359,6 +359,6 @@ def test_a_directory_of_the_image_is_copied_moved_and_removed(work: Work) -> Non
     work.run("cp -a /usr/share/perl /srv/copy; diff -r --no-dereference /usr/share/perl /srv/copy")
     work.run("mv /usr/share/perl /srv/perl; diff -r --no-dereference /srv/perl /srv/copy; rm -rf /srv/copy")
     work.remount()
-    work.compare("srv/perl", "usr/share")
+    work.compare("srv/perl")
     work.run("mv /srv/perl /usr/share/perl; perl -e 'use strict; use POSIX; print floor(1.5)'")
     work.compare("usr/share")

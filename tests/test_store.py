@@ -15,6 +15,7 @@ from imgfs.oci.descriptor import Digest
 from imgfs.store import Store
 from imgfs.store.store import write_aside
 from tests.children import Child
+from tests.mounted import until
 
 BODY = b'{"schemaVersion": 2}'
 DIGEST = Digest.of(BODY)
@@ -225,14 +226,19 @@ def test_what_living_processes_are_writing_is_not_swept(tmp_path: Path) -> None:
 
 def test_a_layer_is_scanned_by_one_process_and_the_others_find_its_index(store: Store) -> None:
     """Each of the two looks again once it has the lock."""
-    journal = store.root / "journal"
+    journal, waiting = store.root / "journal", store.root / "waiting"
 
     def scan_if_needed(note: str) -> None:
         layer = store.layer(DIGEST)
         waited = []
-        with layer.lock(on_wait=lambda: waited.append(1)):
+
+        def wait() -> None:
+            waited.append(1)
+            waiting.touch()
+
+        with layer.lock(on_wait=wait):
             if layer.index is None:
-                threading.Event().wait(0.2)
+                until(waiting.exists, "the other waits for the lock")
                 with layer.new_index() as path:
                     path.write_text(note)
                 with open(journal, "a") as file:

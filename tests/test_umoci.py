@@ -235,7 +235,9 @@ def _is_sequential(layers: list[list[Entry]]) -> bool:
         return False
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 @given(LAYERS.map(accepted))
 def test_random_stacks(layers: list[list[Entry]]) -> None:
     assume(_is_sequential(layers))
