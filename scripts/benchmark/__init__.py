@@ -5,6 +5,7 @@
     journey      from a reference to a running application
     overlays     imgfs's scratch, fuse-overlayfs, overlayfs, a plain copy
     works        what is done in them                        material    what they take
+    editions     an image plain, indexed, with a profile of what it reads, as eStargz
 
     A  first     first mounts, from nothing, beside the other tools
     B  warm      warm mounts up to a million entries          memory     the daemon's resident memory
@@ -12,6 +13,7 @@
     D  lazy      what crosses the wire when the index is known and the data is not
     E  first     CPU seconds of the first mounts
     F  scratch   work in a writable scratch: unpack, clone, install, build, copy, change
+    G  cold      from an empty store over a slow link, with every kind of index, beside podman pull and run
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from scripts.benchmark import __doc__ as about
+from scripts.benchmark.cold import cold_starts
 from scripts.benchmark.first import FirstMounts
 from scripts.benchmark.lazy import lazy
 from scripts.benchmark.material import FULL, QUICK
@@ -27,7 +28,9 @@ from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDEF"
+GROUPS = "ABCDEFG"
+USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
+SLOW_LINKS = ("shaped", "gigabit")  # of group G
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -54,8 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="images and registry are kept here, scratch space lies here (default: ~/.cache/imgfs-bench)",
     )
-    add("--apps", type=some_of(APPLICATIONS), default=["python-app", "node-app"], help=_listed(APPLICATIONS))
-    add("--links", type=some_of(SPEEDS), default=list(SPEEDS), help=_listed(SPEEDS))
+    add("--apps", type=some_of(APPLICATIONS), help=_listed(APPLICATIONS) + " (default: all for G, else two)")
+    add("--links", type=some_of(SPEEDS), help=_listed(SPEEDS) + " (default: the slow ones for G, else two)")
     add("--peers", type=some_of(PEERS), default=list(PEERS), help=_listed(PEERS) + "; '' for none")
     add("--mount-options", type=shlex.split, default=[], metavar="WORDS", help="for every `imgfs mount`")
     add("--build", action="store_true", help="only build the images")
@@ -64,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("at least one round")
     asked.sizes = SIZES
     if asked.quick:
-        asked.rounds, asked.apps, asked.sizes = 1, asked.apps[:1], SIZES[:1]
+        asked.rounds, asked.apps, asked.sizes = 1, (asked.apps or USUAL_APPLICATIONS)[:1], SIZES[:1]
     return asked
 
 
@@ -115,7 +118,10 @@ def main(arguments: list[str]) -> int:
 def _run(asked: argparse.Namespace, stage: Stage, tables: list[Table]) -> None:
     """Build, or measure group after group; a table is printed as soon as it is whole."""
     if asked.build:
-        for image in [*map(stage.application, asked.apps), *map(stage.synthetic, asked.sizes)]:
+        for image in [
+            *map(stage.application, asked.apps or APPLICATIONS),
+            *map(stage.synthetic, asked.sizes),
+        ]:
             say(f"{image} is there")
         return
     for table in _tables(asked, stage):
@@ -124,17 +130,18 @@ def _run(asked: argparse.Namespace, stage: Stage, tables: list[Table]) -> None:
 
 
 def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
-    speeds = [SPEEDS[name] for name in asked.links]
-    first = FirstMounts(stage, asked.apps)
+    names = asked.apps or USUAL_APPLICATIONS
+    speeds = [SPEEDS[name] for name in asked.links or USUAL_LINKS]
+    slow = [SPEEDS[name] for name in asked.links or SLOW_LINKS]
+    first = FirstMounts(stage, names)
     groups = {
         "A": first.times(speeds),
-        "B": itertools.chain(
-            warm_mounts(stage, asked.sizes, asked.apps), memory(stage, asked.sizes[-1:], asked.apps)
-        ),
-        "C": reading(stage, asked.apps),
-        "D": lazy(stage, asked.apps, speeds),
+        "B": itertools.chain(warm_mounts(stage, asked.sizes, names), memory(stage, asked.sizes[-1:], names)),
+        "C": reading(stage, names),
+        "D": lazy(stage, names, speeds),
         "E": first.cpu(),
         "F": scratch(stage, QUICK if asked.quick else FULL),
+        "G": cold_starts(stage, asked.apps or list(APPLICATIONS), slow),
     }
     return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
 

@@ -30,11 +30,16 @@ Journey = dict[str, Milestone]  # by what has been reached
 Result = TypeVar("Result")
 
 
-def travel(
-    application: Application, tool: Tool, reference: str, link: Link | None, *, to_the_end: bool = False
-) -> Journey:
-    """Go from nothing to the application; with `to_the_end` on until every byte of the image is read.
+TO_APP = ("ls", "file", "app")
+TO_THE_END = (*TO_APP, "everything")
 
+
+def travel(
+    application: Application, tool: Tool, reference: str, link: Link | None, stops: Sequence[str] = TO_APP
+) -> Journey:
+    """Go from nothing to a mount, and from there to one of the `stops` after the other.
+
+    They are "ls" of the root, the first "file", the "app", a "large" file read, "everything" read.
     Without a link nothing is counted on the wire. CommandFailed if a step fails.
     """
     reached: Journey = {}
@@ -54,11 +59,15 @@ def travel(
         return result
 
     root = step("mount", lambda: tool.show(reference))
-    step("ls", lambda: run(["ls", root]))
-    step("file", lambda: run(["cat", root / FIRST_FILE]))
-    step("app", lambda: run(["chroot", root, *application.start]))
-    if to_the_end:
-        step("everything", lambda: read_everything(root))
+    actions: dict[str, Callable[[], float]] = {
+        "ls": lambda: run(["ls", root]),
+        "file": lambda: run(["cat", root / FIRST_FILE]),
+        "app": lambda: run(tool.inside(reference, root, application.start)),
+        "large": lambda: run(["dd", f"if={root / application.large}", "of=/dev/null", "bs=1M"]),
+        "everything": lambda: read_everything(root),
+    }
+    for stop in stops:
+        step(stop, actions[stop])
     return reached
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scripts.benchmark.clock import CommandFailed
-from scripts.benchmark.journey import Journey, plain, travel, typical
+from scripts.benchmark.journey import TO_THE_END, Journey, plain, travel, typical
 from scripts.benchmark.report import Table
 from scripts.benchmark.stage import Application, Speed, Stage, forget_quietly, say
 
@@ -58,4 +58,4 @@ def _journeys(stage: Stage, application: Application, speed: Speed) -> Iterator[
             imgfs.hide()
             imgfs.drop_data(reference)
             stage.cool(application.image)
-            yield travel(application, imgfs, reference, link, to_the_end=True)
+            yield travel(application, imgfs, reference, link, TO_THE_END)

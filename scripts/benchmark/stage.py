@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, drop_page_cache, run, warm
 from scripts.benchmark.overlays import OVER_UNPACKED, ImgfsOverlay, Overlay
-from scripts.benchmark.tools import PEERS, Imgfs, Tool, unmount_below
+from scripts.benchmark.tools import PEERS, Imgfs, PodmanRun, Tool, unmount_below
 from scripts.lab import recipes
 from scripts.lab.layout import Image
 from scripts.lab.link import Link
 from scripts.lab.registry import Registry
+from scripts.lab.torch import ml_app
 
 
 class Speed(NamedTuple):
@@ -37,22 +38,44 @@ class Speed(NamedTuple):
 
 
 LOOPBACK = Speed(None, 0.0)
-SPEEDS = {"loopback": LOOPBACK, "shaped": Speed(200.0, 0.020)}
+SHAPED = Speed(200.0, 0.020)
+SPEEDS = {"loopback": LOOPBACK, "shaped": SHAPED, "gigabit": Speed(1000.0, 0.002)}
 
 
 @dataclass(frozen=True)
 class Application:
-    """An image with something to start in it."""
+    """An image with something to start in it, and one of its largest files."""
 
     name: str
     image: Image
     start: tuple[str, ...]
+    large: str
 
 
-APPLICATIONS: dict[str, tuple[Callable[[Path], Image], tuple[str, ...]]] = {
-    "python-app": (recipes.python_app, ("python3", "-c", "import numpy")),
-    "node-app": (recipes.node_app, ("node", "/app/server.js")),
-    "ml-app": (recipes.ml_app, ("python3", "-c", "import torch")),
+class Recipe(NamedTuple):
+    """How an application's image is made, and what is done in it."""
+
+    build: Callable[[Path], Image]
+    start: tuple[str, ...]
+    large: str
+
+
+APPLICATIONS = {
+    "python-app": Recipe(
+        recipes.python_app,
+        ("python3", "-c", "import numpy"),
+        f"{recipes.SITE}/numpy.libs/libopenblas64_p-r0-0cf96a72.3.23.dev.so",  # 35 MB
+    ),
+    "node-app": Recipe(
+        recipes.node_app,
+        ("node", "/app/server.js"),
+        "srv/site/node_modules/@next/swc-linux-x64-gnu/next-swc.linux-x64-gnu.node",  # 131 MB
+    ),
+    "ml-app": Recipe(
+        ml_app,
+        ("python3", "-c", "import torch"),
+        f"{recipes.SITE}/torch/lib/libtorch_cpu.so",  # 482 MB
+    ),
 }
 
 
@@ -77,7 +100,8 @@ class Stage:
             self._registry = stack.enter_context(Registry(self.images / "registry"))
             self.imgfs = Imgfs(self.scratch, self._mount_options)
             self.tools: list[Tool] = [self.imgfs, *(PEERS[name](self.scratch) for name in self._peers)]
-            for tool in self.tools:
+            self.containers = [PodmanRun(self.scratch)] if PodmanRun.program in self._peers else []
+            for tool in [*self.tools, *self.containers]:
                 stack.callback(forget_quietly, tool)
             self._stack = stack.pop_all()
         return self
@@ -88,10 +112,10 @@ class Stage:
 
     def application(self, name: str) -> Application:
         """Build the application's image, or find it."""
-        build, start = APPLICATIONS[name]
+        recipe = APPLICATIONS[name]
         if not (self.images / name).exists():
             say(f"building {name}")
-        return Application(name, build(self.images), start)
+        return Application(name, recipe.build(self.images), recipe.start, recipe.large)
 
     def synthetic(self, files: int) -> Image:
         """Build the image of `files` tiny files, or find it."""
@@ -101,21 +125,30 @@ class Stage:
         """Make a link to the registry that counts what crosses it, for a `with` block."""
         return Link(self._registry.port, speed.mbit, speed.round_trip)
 
-    def reference(self, image: Image, link: Link | None = None) -> str:
-        """Push the image if the registry lacks it; name it as seen through the link, or directly."""
-        repository = image.layout.name
+    def reference(self, image: Image, link: Link | None = None, repository: str = "") -> str:
+        """Push the image if the registry lacks it; name it as seen through the link, or directly.
+
+        Its repository is called like the image itself, unless told.
+        """
+        repository = repository or image.layout.name
         if repository not in self._pushed:
             say(f"pushing {repository}")
             self._pushed[repository] = self._registry.push(image, repository)
-        port = link.port if link else self._registry.port
-        return f"127.0.0.1:{port}/{repository}:{image.tag}"
+        return self.seen_through(link, repository, image.tag)
 
-    def cool(self, image: Image) -> None:
+    def seen_through(self, link: Link | None, repository: str, tag: str) -> str:
+        """Name what the registry holds, as seen through the link or directly."""
+        port = link.port if link else self._registry.port
+        return f"127.0.0.1:{port}/{repository}:{tag}"
+
+    def holds(self, repository: str, tag: str) -> bool:
+        """Say whether the registry holds something of that name."""
+        return self._registry.holds(repository, tag)
+
+    def cool(self, image: Image, repository: str = "") -> None:
         """Drop the page cache, but for the image in the registry: that has its own machine and memory."""
         drop_page_cache()
-        blobs = self._registry.root / "docker/registry/v2/blobs/sha256"
-        digests = [layer.digest.partition(":")[2] for layer in image.layers]
-        warm([blobs / digest[:2] / digest / "data" for digest in digests])
+        warm(self._registry.blobs(repository or image.layout.name))
 
     def unpacked(self, image: Image) -> Path:
         """Unpack the image natively, for comparison; it stays until the stage ends."""

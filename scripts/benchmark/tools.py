@@ -23,6 +23,9 @@ class Tool(Protocol):
     def show(self, reference: str) -> Path:
         """Make the image's root visible and return where; CommandFailed if that does not work."""
 
+    def inside(self, reference: str, root: Path, command: Sequence[str]) -> Sequence[str | Path]:
+        """Make the command line that runs `command` in the image, whose root is visible at `root`."""
+
     def serving_cpu(self) -> float:
         """Say how many CPU seconds the processes that still run for the image have used."""
 
@@ -30,7 +33,18 @@ class Tool(Protocol):
         """Take everything away again: mounts, processes, files."""
 
 
-class Imgfs:
+# With this machine's devices, as every container has: torch wants random numbers when it is imported.
+INSIDE = 'mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+
+
+class Rooted:
+    """Runs commands in the image's root, without a container."""
+
+    def inside(self, _reference: str, root: Path, command: Sequence[str]) -> Sequence[str | Path]:
+        return ["unshare", "--mount", "sh", "-c", INSIDE, root, *command]
+
+
+class Imgfs(Rooted):
     """imgfs, by its command line, with a store in `scratch`; each name has a mountpoint of its own."""
 
     def __init__(self, scratch: Path, options: Sequence[str] = (), name: str = "imgfs") -> None:
@@ -52,6 +66,28 @@ class Imgfs:
         """Unmount; the store stays."""
         if self.mountpoint in mounts_below(self.mountpoint):
             self._run("umount", self.mountpoint)
+
+    def show_recording(self, reference: str, profile: str) -> Path:
+        """Mount, recording what is read, and in which order, as `profile`."""
+        self._require("--record", "mount")
+        self._run("mount", "--record", profile, *self._options, reference, self.mountpoint)
+        return self.mountpoint
+
+    def push_index(self, reference: str, *options: str) -> None:
+        """Attach its index to the image in its registry; CommandFailed if this imgfs does not do that."""
+        for each in ("", *(option for option in options if option.startswith("--"))):
+            self._require(each, "index", "push")
+        self._run("index", "push", *options, reference)
+
+    def _require(self, option: str, *command: str) -> None:
+        """Raise CommandFailed unless this imgfs has a command, and the command an option."""
+        wanted = " ".join(filter(None, ("imgfs", *command, option)))
+        try:
+            understood = option in output_of([*self._program, *command, "--help"], env=self._env)
+        except CommandFailed as failed:
+            raise CommandFailed(f"there is no `{wanted}`") from failed
+        if not understood:
+            raise CommandFailed(f"there is no `{wanted}`")
 
     def drop_data(self, reference: str) -> None:
         """Drop the cached bytes and keep the indexes: the state of a machine that finds them published."""
@@ -78,7 +114,7 @@ class Imgfs:
         run([*self._program, *words], env=self._env)
 
 
-class Podman:
+class Podman(Rooted):
     """podman pull, then podman image mount, with storage of its own."""
 
     name = "podman"
@@ -106,7 +142,21 @@ class Podman:
         shutil.rmtree(self._run_root, ignore_errors=True)
 
 
-class Umoci:
+LIMITS = ("nofile=10000:10000", "nproc=5000:5000")
+
+
+class PodmanRun(Podman):
+    """podman pull, then podman run."""
+
+    name, program = "podman pull + run", "podman"
+
+    def inside(self, reference: str, _root: Path, command: Sequence[str]) -> Sequence[str | Path]:
+        # What podman would choose itself may not work in a sandbox: a network, limits above the sandbox's.
+        options = ["--rm", "--pull=never", "--network=none", *(f"--ulimit={limit}" for limit in LIMITS)]
+        return [*self._podman, "run", *options, "--entrypoint", command[0], reference, *command[1:]]
+
+
+class Umoci(Rooted):
     """skopeo copy to an OCI layout, then umoci unpack."""
 
     name = "skopeo + umoci"

@@ -101,15 +101,20 @@ def pack_debian(layout: Path, include: Iterable[str] = ()) -> Layer:
 def pack_pip(layout: Path, requirements: Iterable[str]) -> Layer:
     """Install exactly these requirements, for bookworm's Python, as a layer of `layout`."""
     with tempfile.TemporaryDirectory(prefix="imgfs-pip-") as scratch:
-        run([*_pip_install(), "--target", scratch, *requirements])
+        pip_install(Path(scratch), requirements)
         return pack_members(layout, tree_members(Path(scratch), SITE))
 
 
-def _pip_install() -> list[str]:
+def pip_install(site: Path, requirements: Iterable[str]) -> None:
+    """Install exactly these requirements, for bookworm's Python, in the directory `site`."""
+    run([*_pip_words(), "--target", site, *requirements])
+
+
+def _pip_words() -> list[str]:
     tag = PYTHON.replace(".", "")
     wheels = [
         f"--platform={name}_{platform.machine()}"
-        for name in ("manylinux_2_17", "manylinux2014", "manylinux_2_28")
+        for name in ("manylinux1", "manylinux_2_17", "manylinux2014", "manylinux_2_28")
     ]
     abis = [f"--abi={name}" for name in (f"cp{tag}", "abi3", "none")]
     quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--no-input"]
@@ -183,22 +188,6 @@ def node_tree(cache: Path) -> Image:
         return write_image(layout, "latest", [pack_npm(layout, packages)])
 
     return cached_image(cache, "node-tree", build)
-
-
-def ml_app(cache: Path) -> Image:
-    """Build Debian with Python and torch for the CPU; RecipeError where no such wheel is to be had."""
-    torch = (
-        "torch",
-        "typing-extensions",
-        "sympy",
-        "mpmath",
-        "networkx",
-        "jinja2",
-        "markupsafe",
-        "fsspec",
-        "filelock",
-    )
-    return python_app(cache, "ml-app", (("numpy==1.26.4",), torch))
 
 
 def synthetic(cache: Path, files: int) -> Image:

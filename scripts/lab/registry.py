@@ -109,6 +109,21 @@ class Registry:
         """Push `image`; return its reference, `127.0.0.1:PORT/repository:tag`."""
         return push(image, self.host, repository)
 
+    def holds(self, repository: str, tag: str) -> bool:
+        """Say whether a repository has a tag."""
+        return (self._store / "repositories" / repository / "_manifests/tags" / tag).exists()
+
+    def blobs(self, repository: str) -> list[Path]:
+        """List the files that hold what was pushed to a repository: layers, configs, manifests."""
+        links = (self._store / "repositories" / repository).glob("_*/**/sha256/*/link")
+        digests = {link.parent.name for link in links}
+        paths = (self._store / "blobs/sha256" / digest[:2] / digest / "data" for digest in digests)
+        return sorted(path for path in paths if path.exists())
+
+    @property
+    def _store(self) -> Path:
+        return self.root / "docker/registry/v2"  # as docker-registry's file system driver lays it out
+
 
 def _answer(host: str) -> None:
     with contextlib.closing(http.client.HTTPConnection(host, timeout=1)) as connection:

@@ -1,0 +1,128 @@
+"""Cold starts over a slow link: imgfs with every kind of index, beside podman and beside the wire itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from scripts.benchmark.clock import CommandFailed
+from scripts.benchmark.editions import EDITIONS, Place, plain
+from scripts.benchmark.journey import Journey, Milestone, travel, typical
+from scripts.benchmark.journey import plain as as_json
+from scripts.benchmark.report import Cell, Table, ratio
+from scripts.benchmark.stage import SHAPED, Application, Speed, Stage, forget_quietly, say
+from scripts.benchmark.tools import PodmanRun, Tool
+from scripts.lab.link import Link
+
+# Each from nothing: what the application has fetched would make the large file come sooner.
+JOURNEYS = (("file", "app", "everything"), ("large",))
+STOPS = ("file", "app", "large", "everything")
+TIMES = ("tool", *(f"{stop} s" for stop in STOPS), "app / podman", *(f"{stop} / wire" for stop in STOPS[1:]))
+COUNTS = ("tool", *(f"{what} to {stop}" for stop in STOPS for what in ("MB", "requests")), "connections")
+INDEX, PROFILE = EDITIONS[1].name, EDITIONS[2].name
+TO_FILE = 0.7  # seconds that an image with an index may take
+TO_APP = {  # seconds, with an index (what the best peer takes), and with a profile too
+    "python-app": (5.9, 2.0),
+    "node-app": (8.5, 3.5),
+    "ml-app": (26.0, 8.0),
+}
+OF_WIRE = 1.1  # times the wire's minimum for everything
+
+
+class Way(NamedTuple):
+    """A tool and where it finds the image."""
+
+    name: str
+    tool: Tool
+    place: Place
+
+
+def cold_starts(stage: Stage, names: Sequence[str], speeds: Sequence[Speed]) -> Iterator[Table]:
+    """Measure the way from an empty store to a file, the application, a large file, everything."""
+    for name in names:
+        application = stage.application(name)
+        notes: list[str] = []
+        ways = list(_ways(stage, application, notes))
+        for speed in speeds:
+            yield from _tables(stage, application, speed, ways, notes)
+
+
+def _ways(stage: Stage, application: Application, notes: list[str]) -> Iterator[Way]:
+    """Name the ways that can be gone; why others cannot is noted."""
+    for edition in EDITIONS:
+        say(f"G {application.name}: publishing for {edition.name}")
+        try:
+            yield Way(edition.name, stage.imgfs, edition.publish(stage, application))
+        except CommandFailed as failed:
+            notes.append(f"{edition.name}: skipped: {failed}")
+    for tool in stage.containers:
+        yield Way(tool.name, tool, plain(stage, application))
+
+
+def _tables(
+    stage: Stage, application: Application, speed: Speed, ways: Sequence[Way], notes: Sequence[str]
+) -> Iterator[Table]:
+    size = application.image.size
+    title = f"G. Cold start of {application.name} ({size / 1e6:.0f} MB), {speed}"
+    times, counts = Table(title, TIMES, notes=list(notes)), Table(f"{title}: what crossed the link", COUNTS)
+    journeys = _measure(stage, application, speed, ways, times.notes)
+    times.raw |= {name: as_json(found) for name, found in journeys.items()}
+    middle = {name: typical(found) for name, found in journeys.items()}
+    podman = middle[PodmanRun.name]["app"].seconds if PodmanRun.name in middle else None
+    for name, journey in middle.items():
+        reached = [journey[stop] for stop in STOPS]
+        shares = [_of_wire(milestone, speed) for milestone in reached[1:]]
+        seconds = [milestone.seconds for milestone in reached]
+        times.add(name, *seconds, ratio(journey["app"].seconds, podman), *shares)
+        crossed: list[Cell] = [cell for each in reached for cell in (each.fetched / 1e6, each.requests)]
+        counts.add(name, *crossed, reached[-1].connections)
+    wire = speed.seconds(size)
+    if wire:
+        times.add("wire minimum of the image", None, None, None, wire, *[None] * 4)
+    if speed == SHAPED:
+        _judge(times, application.name, middle)
+    if wire and INDEX in middle:
+        everything = middle[INDEX]["everything"].seconds
+        times.target("everything with an index, as a multiple of the wire's", everything / wire, OF_WIRE)
+    yield times
+    yield counts
+
+
+def _of_wire(reached: Milestone, speed: Speed) -> float | None:
+    """Say how many times longer it took than what was fetched for it needs on the wire."""
+    return ratio(reached.seconds, speed.seconds(reached.fetched))
+
+
+def _judge(table: Table, name: str, middle: dict[str, Journey]) -> None:
+    for way, limit in zip((INDEX, PROFILE), TO_APP[name], strict=True):
+        if way in middle:
+            table.target(f"{way}: s to the first file", middle[way]["file"].seconds, TO_FILE)
+            table.target(f"{way}: s to the application", middle[way]["app"].seconds, limit)
+
+
+def _measure(
+    stage: Stage, application: Application, speed: Speed, ways: Sequence[Way], notes: list[str]
+) -> dict[str, list[Journey]]:
+    journeys: dict[str, list[Journey]] = {}
+    with stage.link(speed) as link:
+        for number in range(1, stage.rounds + 1):
+            for way in ways:
+                say(f"G {application.name}, {speed}, round {number}: {way.name}")
+                try:
+                    journeys.setdefault(way.name, []).append(_travel(stage, application, way, link))
+                except CommandFailed as failed:
+                    notes.append(f"{way.name}: {failed}")
+    return {name: found for name, found in journeys.items() if found}
+
+
+def _travel(stage: Stage, application: Application, way: Way, link: Link) -> Journey:
+    """Go all journeys, each from an empty store, a cold page cache, and without a connection."""
+    reached: Journey = {}
+    reference = stage.seen_through(link, *way.place)
+    for stops in JOURNEYS:
+        stage.cool(application.image, way.place.repository)
+        try:
+            reached |= travel(application, way.tool, reference, link, stops)
+        finally:
+            forget_quietly(way.tool)
+    return reached
