@@ -328,7 +328,7 @@ def test_the_parts_of_a_span_are_checked(name: str, size: int) -> None:
             flat_of(good._replace(parts=tuple(wrong)), packed, size)
 
 
-@pytest.mark.parametrize("name", ["gzip", "gzip members", "deflate"])
+@pytest.mark.parametrize("name", ["gzip", "gzip members", "deflate", "zstd", "zstd frames"])
 def test_what_a_member_holds_beyond_its_parts_does_not_count(name: str) -> None:
     span, packed, flat = SPANS[name]
     good = parted(span._replace(flat_end=100), flat, (0, 100))

@@ -67,12 +67,9 @@ def test_several_readers_of_a_layer_are_told_apart() -> None:
     streams, bases = Streams(), (0, 200 * MIB, 400 * MIB)
     for step in range(8):
         windows = [
-            streams.touched(base + step * MIB, base + (step + 1) * MIB, FAR, step * 0.01)
-            for base in (0, 200 * MIB, 400 * MIB)
+            streams.touched(base + step * MIB, base + (step + 1) * MIB, FAR, step * 0.01) for base in bases
         ]
-    assert [window and window.end for window in windows] == [
-        base + 16 * MIB for base in (0, 200 * MIB, 400 * MIB)
-    ]
+    assert [window and window.end for window in windows] == [base + 16 * MIB for base in bases]
 
 
 def test_a_reader_is_remembered_only_as_long_as_there_are_not_too_many_others() -> None:

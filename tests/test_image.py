@@ -215,8 +215,6 @@ def test_layers_and_diff_ids_must_be_as_many() -> None:
     ("layer", "says"),
     [
         (descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
-        (descriptor("application/vnd.oci.image.layer.nydus.blob.v1"), "nydus"),
-        (descriptor(annotations={"containerd.io/snapshot/nydus-blob": "true"}), "nydus"),
     ],
 )
 def test_formats_of_others_are_named(layer: dict[str, Any], says: str) -> None:

@@ -1,4 +1,4 @@
-"""What it cost to serve a layer's readers: plain counters, changed without a lock on the cached path."""
+"""What it cost to serve a layer's readers: plain counters."""
 
 from __future__ import annotations
 
@@ -47,10 +47,9 @@ class LastError(NamedTuple):
 
 
 class Counts:
-    """The counters of one layer. All but `hits` are changed under the layer's lock."""
+    """The counters of one layer; all but `misses` are changed under its lock."""
 
     def __init__(self) -> None:
-        self.hits = 0  # reads of what was there
         self.misses = 0  # reads that had to wait
         self.needed = 0  # compressed bytes of the spans that readers have touched
         self.needed_flat = 0
@@ -91,7 +90,6 @@ class Counts:
         """All of it as plain values; `untouched` are bytes that were fetched and that nobody has read yet."""
         brought = self._brought.values()
         return {
-            "hits": self.hits,
             "misses": self.misses,
             "needed": self.needed,
             "needed_flat": self.needed_flat,

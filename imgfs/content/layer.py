@@ -10,6 +10,7 @@ Locks: `Flights.lock` guards the flights, the streams and the counters, never he
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -55,7 +56,9 @@ class LayerContent:
         self.flights = Flights(layer.digest.short, self.places, self.counts, fetcher, self.fetchers)
         self.usage = self.flights.usage
         self._lock = self.flights.lock
+        self._hits = 0  # reads of what was there
         self._touched = self.usage.touched
+        self._flat_starts = self.places.flat_starts
         self._sizes = sizes
         self._streams = Streams()
         self._rest_began = False
@@ -70,12 +73,14 @@ class LayerContent:
 
         `extents` are those of the file that is read.
         """
-        first, last = self.places.holding(offset, len(into))
+        starts = self._flat_starts  # what follows is `places.holding`: a call more would be felt here
+        first = bisect_right(starts, offset) - 1
+        last = bisect_left(starts, offset + len(into), first + 1) - 1
         if not self.flat.read_now(offset, into, self.flat.marks(first, last), first):
             return False
-        if self._touched.find(0, first, last + 1) >= 0:
+        if not self._touched[first] or (last > first and self._touched.find(0, first, last + 1) >= 0):
             self._fetch_ahead(self._touch(first, last, extents))
-        self.counts.hits += 1
+        self._hits += 1
         return True
 
     def is_here(self, offset: int, length: int) -> bool:
@@ -89,7 +94,7 @@ class LayerContent:
         for tried in range(_TRIES):
             body = self.flat.read(offset, length, self.flat.marks(first, last), first)
             if body is not None:
-                self.counts.hits += not tried
+                self._hits += not tried
                 self._fetch_ahead(window)
                 return body
             self.counts.misses += not tried
@@ -121,6 +126,7 @@ class LayerContent:
     def snapshot(self) -> dict[str, Any]:
         """The layer's counters, and how much of it is there."""
         return {
+            "hits": self._hits,
             **self.counts.snapshot(),
             "spans": self.flat.spans,
             "spans_present": self.flat.count_present(),

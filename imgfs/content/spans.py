@@ -78,7 +78,7 @@ class Places:
         """The first and the last span that a range of the flat layer lies in."""
         starts = self.flat_starts
         first = bisect_right(starts, offset) - 1
-        return first, max(first, bisect_left(starts, offset + length, first + 1) - 1)
+        return first, bisect_left(starts, offset + length, first + 1) - 1
 
     def rank(self, number: int) -> int:
         """A span's place in `by_start`."""

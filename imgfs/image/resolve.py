@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.foreign import refuse_foreign
 from imgfs.oci.image import (
     ImageConfig,
     Index,
@@ -91,6 +92,7 @@ def resolve(
         document = _document(descriptor, source, store)
     if isinstance(document, Index):
         raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=reference)
+    refuse_foreign(document)
     config = parse_config(_body(document.config, source, store), document.config.media_type)
     check_layers(document, config)
     resolved = Resolved(reference, named.digest, descriptor.digest, document.media_type, document, config)

@@ -320,13 +320,19 @@ def _deflate_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[
             yield from inflater.pieces(chunk, length + 1, length)  # boundaries do not matter here
 
 
-def _zstd_span(_span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
+def _zstd_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
+    """What frames hold beyond a span of parts is the next tar header; any other span is all of its frames."""
     frames = ZstdFrames()
     for chunk in chunks:
+        if span.parts and frames.produced >= length:
+            continue
         for piece in frames.pieces(chunk):
-            if frames.produced > length:
+            surplus = max(0, frames.produced - length)
+            if surplus and not span.parts:
                 raise InvalidImage(f"a span decodes to more than the {length} bytes its index says")
-            yield piece
+            yield piece[: len(piece) - surplus]
+            if surplus:
+                break
 
 
 def _is_skippable(head: bytes) -> bool:

@@ -14,10 +14,13 @@ from typing import Protocol
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
 from imgfs.layer.deflate import Engine
+from imgfs.layer.entry import Entry
+from imgfs.layer.estargz import TOC_DIGEST
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.pipeline import Pull, Push
 from imgfs.layer.spans import SpanWriter
 from imgfs.layer.tar import Want, parse_tar
+from imgfs.layer.toc import is_own
 from imgfs.oci.descriptor import Descriptor, Digest
 
 # What a layer may decode to before it is taken for a bomb: deflate reaches 1,032 to 1 on zeros, so a sparse
@@ -101,7 +104,13 @@ def _decode(
     format_name = sniff(head)
     spans = SpanWriter(index, format_name)
     decode = decoder(format_name, spans.cut, *cutting)
-    headers = _Headers(parse_tar(index.add_entry))
+    hides = TOC_DIGEST in layer.annotations
+
+    def keep(entry: Entry) -> None:
+        if not (hides and is_own(entry.path)):
+            index.add_entry(entry)
+
+    headers = _Headers(parse_tar(keep))
     size = 0
     for chunk in chain((head,), pull):
         spans.chunk(chunk)

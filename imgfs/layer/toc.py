@@ -75,6 +75,11 @@ def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
     return Toc(entries, spans, flat_size, _prefetch_end(hidden))
 
 
+def is_own(path: bytes) -> bool:
+    """Whether an entry is one of the format's own files, which nobody is to see."""
+    return path.decode("utf-8", "replace").removeprefix("./").lstrip("/") in _HIDDEN
+
+
 class _File(NamedTuple):
     """What an entry has but its extents; its name as far as that could be one to hide; and its payloads."""
 

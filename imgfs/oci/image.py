@@ -27,8 +27,6 @@ CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
 _REFERENCE_TYPE = "vnd.docker.reference.type"  # BuildKit, attestation-storage.md
 _FOREIGN_FEATURES = {"nydus.remoteimage.v1", "erofs"}  # os.features of manifests in other formats
-_NYDUS_ANNOTATION = "containerd.io/snapshot/nydus-"
-_NYDUS_LAYER = "application/vnd.oci.image.layer.nydus."
 _VARIANT = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
 
 
@@ -125,9 +123,6 @@ def check_formats(manifest: Manifest) -> None:
         where = f"manifest.layers[{number}]"
         if layer.media_type.endswith("+encrypted"):
             raise InvalidImage(f"encrypted layers are not supported ({layer.media_type})", where=where)
-        nydus = any(name.startswith(_NYDUS_ANNOTATION) for name in layer.annotations)
-        if nydus or layer.media_type.startswith(_NYDUS_LAYER):
-            raise InvalidImage("a nydus image; nydus layers are not supported", where=where)
 
 
 def check_layers(manifest: Manifest, config: ImageConfig) -> None:
