@@ -43,6 +43,8 @@ def sweep(store: Store, *, force: bool) -> None:
     trees = {resolution.manifest for resolution in kept}
     for tree in [digest for digest in store.trees() if digest not in trees]:
         store.remove_tree(tree)
+    for profiled in [digest for digest in store.profiled() if digest not in trees]:
+        store.remove_profiles(profiled)
     for document in [digest for digest in store.documents() if digest not in documents]:
         store.remove_document(document)
     for layer in [layer for layer in store.layers() if layer.digest not in layers]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgfs.daemon import run_as_daemon, run_in_foreground
-from imgfs.errors import MountError
+from imgfs.errors import ImgfsError, MountError
 from imgfs.mounts import mount_at
 from imgfs.overlay.scratch import Base, Scratch
 from imgfs.source import Source
@@ -31,6 +31,7 @@ from imgfs.store import Store
 if TYPE_CHECKING:
     import trio
 
+    from imgfs.content import FillOptions
     from imgfs.image import Image, Resolved
     from imgfs.overlay import Overlay
 
@@ -45,7 +46,9 @@ _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 class MountOptions:
     """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
     to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
-    With `write_through` what is written is here at once, instead of waiting in the kernel for more."""
+    With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
+    names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
+    everything is fetched."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -54,6 +57,9 @@ class MountOptions:
     foreground: bool = False
     scratch: Scratch | None = None
     write_through: bool = False
+    record: str | None = None
+    replay: str | None = None
+    fill: FillOptions | None = None
 
 
 def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
@@ -82,6 +88,7 @@ def _serve(
     import trio  # here, in the daemon: the caller has no use for it
 
     from imgfs.image import Image
+    from imgfs.image.recording import NONE, profile_for
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(connect()))
@@ -91,9 +98,22 @@ def _serve(
             if options.scratch
             else None
         )
+        profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
+        image.content.start(profile, options.fill)
+        stack.callback(image.content.stop)
         trio.run(_serve_image, image, overlay, store, options, on_ready)
         image.content.sync()
+        _keep_recorded(image, store, options)
     log.info("unmounted %s", options.mountpoint)
+
+
+def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:
+    from imgfs.image.recording import keep_recorded
+
+    try:
+        keep_recorded(image.content, image.resolved, store, options.record)
+    except ImgfsError as error:
+        log.warning("what was read is not recorded: %s", error)
 
 
 @contextlib.contextmanager
@@ -228,6 +248,7 @@ def status(image: Image, store: Store, options: MountOptions, began: float) -> d
     """What `imgfs status` shows. Sizes and counts of bytes are as their names say, times in seconds."""
     resolved, scratch = image.resolved, options.scratch
     traffic = image.source.traffic()
+    counts = image.content.snapshot()
     return {
         "image": resolved.reference,
         "digest": str(resolved.digest),
@@ -241,16 +262,18 @@ def status(image: Image, store: Store, options: MountOptions, began: float) -> d
         "requests_fetched": traffic.requests,
         "bytes_fetched": traffic.bytes,
         "bytes_served": image.content.served,
+        "spans_recorded": counts["recorded"],
+        "fill": counts["fill"],
         "layers": [
             {
                 "digest": str(content.layer.digest),
                 "format": content.index.summary.format,
                 "size": content.layer.size,
                 "flat_size": content.index.summary.flat_size,
-                "spans": content.flat.spans,
-                "spans_present": content.flat.count_present(),
+                "index": content.index.summary.origin or "verified",
                 "bytes_fetched": content.fetched,
+                **counted,
             }
-            for content in image.content.layers
+            for content, counted in zip(image.content.layers, counts["layers"], strict=True)
         ],
     }

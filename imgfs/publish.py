@@ -83,7 +83,6 @@ def publication_of(
     *,
     repack: bool = False,
     soci: bool = True,
-    profiles: Mapping[str, bytes] = {},
     on_layer: Callable[[Descriptor], None],
 ) -> Publication:
     """Make all there is to publish of an image that is in `store`, in files of `directory`.
@@ -117,7 +116,7 @@ def publication_of(
         raise StoreError(f"{image.resolved.reference}: the tree has been removed meanwhile; try again")
     packed = _packed(tree, directory / "tree", TREE, {})
     made.files[packed.descriptor.digest] = packed.path
-    kept = {name: _profile(name, body) for name, body in sorted(profiles.items())}
+    kept = {name: _profile(name, body) for name, body in store.profiles(image.resolved.digest).items()}
     in_order = {digest: layers[digest] for digest in distinct}
     made.published = Published(packed.descriptor, in_order, kept)
     return made

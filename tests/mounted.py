@@ -313,11 +313,13 @@ class Stored(NamedTuple):
     media_type: str = LAYER_TAR
     digest: str | None = None
     size: int | None = None
+    annotations: Mapping[str, str] = {}
 
     def descriptor(self) -> dict[str, Any]:
         """Its entry in a manifest."""
         size = len(self.blob) if self.size is None else self.size
-        return {"mediaType": self.media_type, "digest": self.digest or sha256(self.blob), "size": size}
+        fields = {"mediaType": self.media_type, "digest": self.digest or sha256(self.blob), "size": size}
+        return fields | ({"annotations": dict(self.annotations)} if self.annotations else {})
 
 
 def sha256(body: bytes) -> str:

@@ -7,8 +7,19 @@ from collections.abc import Iterator, Sequence
 from imgfs.errors import UsageError
 
 # Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.
-_VALUES = {"platform", "store", "log_level", "read_timeout", "scratch", "upto_layer", "index"}
-_FLAGS = {"plain_http", "squash_owner", "write_through"}
+_VALUES = {
+    "platform",
+    "store",
+    "log_level",
+    "read_timeout",
+    "scratch",
+    "upto_layer",
+    "index",
+    "record",
+    "replay",
+    "limit_rate",
+}
+_FLAGS = {"plain_http", "squash_owner", "write_through", "fill"}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",

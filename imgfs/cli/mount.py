@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from imgfs.store import Store
 def mount(options: argparse.Namespace) -> int:
     """Mount an image."""
     from imgfs.cli.images import wanted
+    from imgfs.content import FillOptions
     from imgfs.mount import MountOptions
     from imgfs.mount import mount as mount_image
 
@@ -31,6 +33,9 @@ def mount(options: argparse.Namespace) -> int:
         foreground=options.foreground,
         scratch=scratch,
         write_through=options.write_through,
+        record=options.record,
+        replay=options.replay,
+        fill=FillOptions(options.limit_rate) if options.fill else None,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     mount_image(image.prepare(options.upto_layer), image.connect, image.store, how)
@@ -70,6 +75,7 @@ def _status_text(found: dict[str, Any]) -> str:
         f"platform  {found['platform']}",
         f"mounted   {found['mountpoint']}, {found['seconds']:.0f} s ago, by pid {found['pid']}",
         *_scratch_line(found.get("scratch")),
+        *_fill_line(found.get("fill")),
         f"fetched   {size(found['bytes_fetched'])} in {found['requests_fetched']} requests",
         f"served    {size(found['bytes_served'])}",
         "layers",
@@ -78,8 +84,27 @@ def _status_text(found: dict[str, Any]) -> str:
         there = f"{layer['spans_present']}/{layer['spans']} spans here"
         fetched = f"{size(layer['bytes_fetched'])} fetched"
         short = layer["digest"].partition(":")[2][:12]
-        lines.append(f"  {short}  {layer['format']:4}  {size(layer['size']):>8}  {there:>22}  {fetched}")
+        lines.append(f"  {short}  {layer['format']:12}  {size(layer['size']):>8}  {there:>22}  {fetched}")
+        lines += _layer_lines(layer)
     return "\n".join(lines)
+
+
+def _layer_lines(layer: dict[str, Any]) -> list[str]:
+    """What was fetched for which reason, and how much of that has been read; and what went wrong last."""
+    parts = [
+        f"{cause} {size(brought['bytes'])}, {100 * brought['bytes_used'] // brought['bytes']} % used"
+        for cause, brought in layer["brought"].items()
+        if brought["bytes"]
+    ]
+    lines = [f"      {'; '.join(parts)}"] if parts else []
+    if error := layer["last_error"]:
+        when = datetime.fromtimestamp(error["time"]).isoformat(" ", "seconds")
+        lines.append(f"      {layer['errors']} errors, the last at {when}: {error['text']}")
+    return lines
+
+
+def _fill_line(fill: dict[str, Any] | None) -> list[str]:
+    return [f"fill      {fill['state']}, {size(fill['missing'])} missing"] if fill else []
 
 
 def _scratch_line(scratch: dict[str, Any] | None) -> list[str]:

@@ -74,8 +74,9 @@ class LayerContent:
         `extents` are those of the file that is read.
         """
         starts = self._flat_starts  # what follows is `places.holding`: a call more would be felt here
-        first = bisect_right(starts, offset) - 1
-        last = bisect_left(starts, offset + len(into), first + 1) - 1
+        first = last = bisect_right(starts, offset) - 1
+        if offset + len(into) > starts[first + 1]:
+            last = bisect_left(starts, offset + len(into), first + 1) - 1
         if not self.flat.read_now(offset, into, self.flat.marks(first, last), first):
             return False
         if not self._touched[first] or (last > first and self._touched.find(0, first, last + 1) >= 0):

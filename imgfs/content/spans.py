@@ -12,6 +12,8 @@ from imgfs.layer.entry import Span
 from imgfs.layer.index import Elsewhere, Summary
 from imgfs.oci.descriptor import Descriptor, Digest
 
+_NOWHERE = (1 << 64) - 1  # an offset beyond every layer
+
 
 class Spans(Protocol):
     """A layer's spans, by number, as `layer.index` reads them. Safe in threads.
@@ -42,9 +44,9 @@ def descriptor_of(place: Elsewhere) -> Descriptor:
 class Places:
     """Where a layer's spans are: packed numbers, 24 bytes for each span.
 
-    `starts` and `ends` are compressed offsets by span number. Flat ranges ascend with the numbers; compressed
-    ones usually do (not so in a table of contents that is sorted otherwise): `by_start` are the numbers as
-    the blob has them.
+    `flat_starts` are offsets in the flat layer, and one beyond all of them at the end; `starts` and `ends`
+    are compressed offsets by span number. Flat ranges ascend with the numbers; compressed ones usually do
+    (not so in a table of contents that is sorted otherwise): `by_start` are the numbers as the blob has them.
     """
 
     def __init__(self, bounds: Iterable[tuple[int, int, int, int]]) -> None:
@@ -55,6 +57,7 @@ class Places:
             self.starts.append(start)
             self.ends.append(end)
             self.flat_size = flat_end
+        self.flat_starts.append(_NOWHERE)
         self.by_start: Sequence[int] = range(len(self.starts))
         self._sorted = self.starts
         if any(after < before for before, after in pairwise(self.starts)):
@@ -76,9 +79,9 @@ class Places:
 
     def holding(self, offset: int, length: int) -> tuple[int, int]:
         """The first and the last span that a range of the flat layer lies in."""
-        starts = self.flat_starts
+        starts, end = self.flat_starts, offset + length
         first = bisect_right(starts, offset) - 1
-        return first, bisect_left(starts, offset + length, first + 1) - 1
+        return first, first if end <= starts[first + 1] else bisect_left(starts, end, first + 1) - 1
 
     def rank(self, number: int) -> int:
         """A span's place in `by_start`."""

@@ -6,11 +6,12 @@ What is wrong with an index of others raises InvalidImage or IntegrityError: the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgfs.errors import InvalidImage
+from imgfs.content.profile import MAX_JSON, Profile
+from imgfs.errors import InvalidImage, UsageError
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
 from imgfs.layer.index import TAR, LayerIndex
@@ -35,6 +36,19 @@ def adopt_tree(descriptor: Descriptor, name: Digest, source: Source, store: Stor
         _fetch(descriptor, source, path)
         trees.vouch(path, origin)
         trees.Tree(path).close()
+
+
+def adopt_profiles(profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store) -> None:
+    """Take in what workloads read of the image `name`, but for what has been recorded here."""
+    for profile, descriptor in profiles.items():
+        if store.profile(name, profile) is None and descriptor.size <= MAX_JSON:
+            body = b"".join(source.blob(descriptor))
+            descriptor.digest.verify(body, "digest of a profile")
+            Profile.from_json(body)
+            try:
+                store.put_profile(name, profile, body)
+            except UsageError as error:
+                raise InvalidImage(str(error), where="profile") from error
 
 
 def adopt_published(

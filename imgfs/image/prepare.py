@@ -10,7 +10,7 @@ from functools import partial
 
 from imgfs.abreast import run_abreast
 from imgfs.errors import IntegrityError, StoreError
-from imgfs.image.adopt import adopt_tree
+from imgfs.image.adopt import adopt_profiles, adopt_tree
 from imgfs.image.indexing import Indexing, Reporter, doing_without
 from imgfs.image.offers import Offers
 from imgfs.image.resolve import Resolved
@@ -75,7 +75,9 @@ class _Preparation:
         self._warn()
         if not usable:
             return False
-        works = [partial(self._adopt_tree, tree)] if tree and not there else []
+        works: list[Callable[[], None]] = [self._adopt_profiles]
+        if tree and not there:
+            works.append(partial(self._adopt_tree, tree))
         self._index(self._missing(lean=True), lean=True, first=works)
         return self._fits()
 
@@ -87,6 +89,10 @@ class _Preparation:
     def _adopt_tree(self, tree: Descriptor) -> None:
         with doing_without("the tree published with the image", self._reporter):
             adopt_tree(tree, self._resolved.tree, self._source, self._store, self._trust.origin)
+
+    def _adopt_profiles(self) -> None:
+        with doing_without("a profile published with the image", self._reporter):
+            adopt_profiles(self._offers.published.profiles, self._resolved.digest, self._source, self._store)
 
     def _index(
         self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, first: Sequence[Callable[[], None]]

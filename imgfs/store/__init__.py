@@ -8,6 +8,7 @@
     layers/sha256/HEX/presence            which spans of it are there (`store.flat`)
     layers/sha256/HEX/lock                held while the layer is scanned; shared by those who read it
     trees/sha256/HEX                      the merged tree of a manifest
+    profiles/sha256/HEX/NAME.json         what workloads read of the image of a manifest, in which order
     logs/                                 the daemons' logs
 
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.store.flat import Flat, FlatWriter
 
 LAYOUT = "1"  # the number in `version`
 _LOCKS = ("lock", "users")  # the names of the files in a layer's directory that are only locked
+_PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _ASIDE = ".new-"  # begins the name of a file that is not complete yet
 
 
@@ -38,7 +41,7 @@ class Store:
         self.root = root
         with _store_errors(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("documents", "references", "layers", "trees", "logs"):
+            for name in ("documents", "references", "layers", "trees", "profiles", "logs"):
                 (root / name).mkdir(mode=0o700, exist_ok=True)
             self._check_version()
 
@@ -137,6 +140,34 @@ class Store:
         """Remove a document."""
         with _store_errors(self.root):
             self._path("documents", digest).unlink(missing_ok=True)
+
+    def profile(self, manifest: Digest, name: str) -> bytes | None:
+        """What a workload named `name` reads of an image, if that has been recorded."""
+        return self.profiles(manifest).get(name)
+
+    def profiles(self, manifest: Digest) -> dict[str, bytes]:
+        """All that has been recorded of an image, by name."""
+        directory = self._path("profiles", manifest)
+        with _store_errors(directory):
+            paths = sorted(directory.glob("*.json"))
+            return {path.stem: path.read_bytes() for path in paths if not path.name.startswith(_ASIDE)}
+
+    def put_profile(self, manifest: Digest, name: str, body: bytes) -> None:
+        """Keep what was recorded; raises UsageError for what is no name."""
+        if not _PROFILE_NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
+        with self._aside(self._path("profiles", manifest) / f"{name}.json") as path:
+            path.write_bytes(body)
+
+    def remove_profiles(self, manifest: Digest) -> None:
+        """Remove all that has been recorded of an image."""
+        directory = self._path("profiles", manifest)
+        with _store_errors(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def profiled(self) -> Iterator[Digest]:
+        """The manifests of which something has been recorded."""
+        return (digest for _, digest in self._stored("profiles"))
 
     def trees(self) -> Iterator[Digest]:
         """The manifests whose trees are here."""

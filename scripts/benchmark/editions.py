@@ -50,7 +50,7 @@ def profiled(stage: Stage, application: Application) -> Place:
         root = imgfs.show_recording(reference, PROFILE)
         run(imgfs.inside(reference, root, application.start))
         imgfs.hide()
-        imgfs.push_index(reference, "--profile", PROFILE)
+        imgfs.push_index(reference)  # and what its store has recorded
     finally:
         forget_quietly(imgfs)
     return place

@@ -73,11 +73,10 @@ class Imgfs(Rooted):
         self._run("mount", "--record", profile, *self._options, reference, self.mountpoint)
         return self.mountpoint
 
-    def push_index(self, reference: str, *options: str) -> None:
+    def push_index(self, reference: str) -> None:
         """Attach its index to the image in its registry; CommandFailed if this imgfs does not do that."""
-        for each in ("", *(option for option in options if option.startswith("--"))):
-            self._require(each, "index", "push")
-        self._run("index", "push", *options, reference)
+        self._require("", "index", "push")
+        self._run("index", "push", reference)
 
     def _require(self, option: str, *command: str) -> None:
         """Raise CommandFailed unless this imgfs has a command, and the command an option."""

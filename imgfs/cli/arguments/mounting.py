@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imgfs.cli.arguments.options import Commands, add_command, image_options, json_option
+from imgfs.cli.arguments.options import Commands, add_command, image_options, json_option, rate
 
 
 def add_mount(commands: Commands) -> None:
@@ -15,7 +15,7 @@ def add_mount(commands: Commands) -> None:
         """\
 Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when it answers. The image itself never changes:
 with --rw or --scratch, changes are kept beside it.
-A layer seen for the first time is streamed once; after that it is read lazily.
+A layer that nobody has indexed is streamed once; after that it is read lazily (see: imgfs index).
 
 Examples:
   imgfs mount debian:12 /mnt
@@ -23,6 +23,8 @@ Examples:
   imgfs mount --platform linux/arm64 debian:12 /mnt
   imgfs mount --rw debian:12 /mnt      change it; the changes go when it is unmounted
   imgfs mount --scratch work debian:12 /mnt
+  imgfs mount --record start app:v2 /mnt && /mnt/app/start && imgfs umount /mnt && imgfs index push app:v2
+  imgfs mount --fill --limit-rate 2M debian:12 /mnt
   imgfs mount -f -o suid,dev debian:12 /mnt
   mount -t fuse.imgfs debian:12 /mnt -o platform=linux/arm64
 """,
@@ -50,6 +52,25 @@ Examples:
         "--write-through",
         action="store_true",
         help="lose nothing written to a scratch even if the daemon is killed; slower",
+    )
+    command.add_argument(
+        "--record",
+        metavar="PROFILE",
+        help="keep what is read, in its order, under this name (by itself: as `auto`, for the next mount)",
+    )
+    command.add_argument(
+        "--replay",
+        metavar="PROFILE",
+        help="fetch ahead what was read under this name, or nothing: none (default: `default`, else `auto`)",
+    )
+    command.add_argument(
+        "--fill", action="store_true", help="fetch everything, while nobody waits for a read"
+    )
+    command.add_argument(
+        "--limit-rate",
+        metavar="RATE",
+        type=rate,
+        help="of --fill, in bytes per second: 500k, 2M (default: none)",
     )
     command.add_argument(
         "-o",

@@ -75,6 +75,16 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
 
 
+def rate(text: str) -> int:
+    """Bytes per second: a number, with k, M or G for powers of 1000."""
+    units = {"k": 1000, "m": 1000**2, "g": 1000**3}
+    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
+    with contextlib.suppress(ValueError, OverflowError):
+        if int(float(number) * unit) > 0:
+            return int(float(number) * unit)
+    raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
+
+
 def store_option(command: argparse.ArgumentParser) -> None:
     """Add where the cache directory is."""
     command.add_argument("--store", metavar="DIR", help="the cache directory (default: $IMGFS_STORE)")
