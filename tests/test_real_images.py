@@ -149,9 +149,8 @@ def test_numpy_works_in_a_chroot_from_a_cold_cache(python: Real) -> None:
     words = ("chroot", python.at, "env", "-i", "PATH=/usr/bin", "python3", "-B", "-c", program)
     assert python.program(*words) == "45\n"
     status = python.imgfs.status(python.at)
-    assert (
-        0 < status["bytes_fetched"] < sum(python.image.layer_sizes) * 0.7
-    )  # not the layers that nobody imported
+    assert 0 < status["bytes_fetched"] < sum(python.image.layer_sizes)
+    assert any(layer["bytes_fetched"] == 0 for layer in status["layers"]), "what nobody imported was fetched"
 
 
 def test_grep_finds_the_same_lines(python: Real) -> None:

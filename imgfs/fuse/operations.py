@@ -147,7 +147,12 @@ class Operations(pyfuse3.Operations):
         """The listing from `start_id` on, with attributes, as much as fits."""
         listing = self._listings[fh]
         for position, name, node in listing.read_from(start_id):
-            attributes = self._attributes(node or self._file(listing.directory))
+            try:
+                attributes = self._attributes(node or self._file(listing.directory))
+            except OSError as error:
+                if error.errno == errno.ESTALE:  # removed since the last reply, which had no room for it
+                    continue
+                raise
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, position):
                 listing.put_back(position, name, node)
                 return

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 
-from imgfs.content import FETCHERS, Content, LayerContent
+from imgfs.content import Content, Fetchers, LayerContent
 from imgfs.errors import StoreError
 from imgfs.image.prepare import open_index
 from imgfs.image.resolve import Resolved
@@ -32,14 +31,14 @@ class Image(AbstractContextManager["Image"]):
             if path is None:
                 raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
             self.tree = stack.enter_context(Tree(path))
-            pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-fetch")
-            layers = [self._open_layer(layer, store, pool, stack) for layer in resolved.manifest.layers]
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            fetchers = Fetchers()
+            layers = [self._open_layer(layer, store, fetchers, stack) for layer in resolved.manifest.layers]
+            stack.callback(fetchers.close)
             self.content = Content(layers)
             self._stack = stack.pop_all()
 
     def _open_layer(
-        self, layer: Descriptor, store: Store, pool: ThreadPoolExecutor, stack: ExitStack
+        self, layer: Descriptor, store: Store, fetchers: Fetchers, stack: ExitStack
     ) -> LayerContent:
         place = store.layer(layer.digest)
         stack.enter_context(place.use())
@@ -47,7 +46,7 @@ class Image(AbstractContextManager["Image"]):
         spans = index.span_count()
         flat = place.flat(size=index.summary.flat_size, spans=spans)
         stack.callback(flat.close)
-        return LayerContent(layer, index, flat, self.source, pool)
+        return LayerContent(layer, index, flat, self.source, fetchers)
 
     def read(self, ino: int) -> Iterator[bytes]:
         """All bytes of a file, in order, a piece at a time."""

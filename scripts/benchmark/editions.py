@@ -10,7 +10,7 @@ from scripts.benchmark.stage import Application, Stage, forget_quietly, say
 from scripts.lab.containerd import Containerd
 from scripts.lab.recipes import RecipeError
 
-PROFILE = "start"
+PROFILE = "default"  # which a mount replays without being told
 
 
 class Place(NamedTuple):
