@@ -222,15 +222,15 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_byte_marked(tmp_path: Pa
             if random.random() < 0.2:
                 flat.evict()
 
-    marked = 0
-    for _ in range(12):
+    marked = rounds = 0
+    while rounds < 12 or not marked:  # on a busy machine a child may need longer to mark anything
+        rounds += 1
         with Child(work) as child:
-            time.sleep(random.uniform(0.005, 0.05))
+            time.sleep(random.uniform(0.005, 0.05) * max(1, rounds / 12))
             child.kill()
         with closing(open_flat(tmp_path)) as flat:
             assert [read(flat, number) for number in present(flat)] == [body_of(n) for n in present(flat)]
             marked += flat.count_present()
-    assert marked, "no child lived long enough to mark anything"
 
 
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:

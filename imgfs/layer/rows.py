@@ -17,6 +17,7 @@ _PART = struct.Struct("<QQ32s")  # skip, length, sha256
 
 def create_database(path: Path, schema: str) -> sqlite3.Connection:
     """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
+    path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
     db.executescript(f"{schema}BEGIN;")
