@@ -134,6 +134,18 @@ def test_children_come_in_the_order_of_their_names_with_their_nodes(tree: Tree) 
     assert all(node == tree.lookup(ROOT, name) for _, name, node in children)
 
 
+def test_files_follow_each_other_as_a_depth_first_reader_meets_them(tmp_path: Path) -> None:
+    lower = archive(file("b/x", b"1" * 700), file("a", b"2"), file("d/e/f", b"3"), file("z", b""))
+    upper = archive(file("b/c/y", b"4"), symlink("b/s", "x"), file("d/a", b"5"))
+    with merged(tmp_path, lower, upper) as tree:
+        order = [(layer, extents[0].length) for layer, extents in tree.files_after(ROOT)]
+        assert order == []  # the root has no name: nothing is behind it
+        paths = [b"a", b"b/c/y", b"b/x", b"d/a", b"d/e/f"]
+        sights = [tree.extents(tree.resolve(path).ino) for path in paths]
+        for at, path in enumerate(paths):
+            assert list(tree.files_after(tree.resolve(path).ino)) == sights[at + 1 :]
+
+
 def test_what_is_no_directory_has_no_children(tree: Tree) -> None:
     assert list(tree.children(tree.resolve(b"hard").ino)) == []
     assert list(tree.children(999)) == []
@@ -273,7 +285,7 @@ def test_totals_too_large_for_64_bits_are_the_most_that_fits(tmp_path: Path) -> 
 
 
 def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="unable to open"):
+    with pytest.raises(StoreError, match="cannot be merged"):
         merge([], tmp_path / "none" / "tree")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -14,17 +14,27 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.pieces import pieces_of
 from imgfs.content.plan import waves
 from imgfs.content.profile import Profile, ProfileLayer, Recorder
+from imgfs.content.sweep import Order, Sweeps
 from imgfs.layer.entry import Extent
 
 _BIGGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
 _FIRST_WAVE = 1 << 20  # compressed bytes that a replay begins with
 
 
-class Content:
-    """The bytes of an image's files. Any thread may use it."""
+def _unknown(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
+    return iter(())
 
-    def __init__(self, layers: Sequence[LayerContent]) -> None:
+
+class Content:
+    """The bytes of an image's files. Any thread may use it.
+
+    `order` says what follows a file in the tree: (layer, extents) of every file after an ino.
+    """
+
+    def __init__(self, layers: Sequence[LayerContent], order: Order = _unknown) -> None:
         self.layers = layers
+        self._sweeps = Sweeps(layers, order)
+        self.opened = self._sweeps.opened  # to be told of every file that is opened
         self.served = 0  # bytes handed out
         self._scratch = memoryview(bytearray(_BIGGEST))
         self._fill: Fill | None = None
@@ -42,7 +52,8 @@ class Content:
             self._fill.start()
 
     def stop(self) -> None:
-        """End what `start` began; waits for its thread, not for requests under way."""
+        """End what goes on in the background; waits for its threads, not for requests under way."""
+        self._sweeps.stop()
         if self._fill:
             self._fill.stop()
 

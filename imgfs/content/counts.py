@@ -20,6 +20,7 @@ class Cause(IntEnum):
     REPLAY = 4  # an earlier mount needed it
     WHOLE = 5  # the layer is small, or much of it had been read
     FILL = 6  # everything was asked for
+    SWEEP = 7  # a reader came nearer that takes file after file of the tree
 
 
 class Brought(NamedTuple):

@@ -103,6 +103,14 @@ class LayerContent:
             window = None
         raise StoreError(f"layer {self.layer.digest.short} is evicted again and again while it is read")
 
+    def is_touched(self, number: int) -> bool:
+        """Whether a reader has been at a span."""
+        return bool(self._touched[number])
+
+    def is_missing(self, number: int) -> bool:
+        """Whether a span is neither there nor on its way; without the lock, so it may be wrong by now."""
+        return self._is_unasked(number)
+
     def missing(self) -> list[int]:
         """The spans that are neither there nor on their way."""
         with self._lock:

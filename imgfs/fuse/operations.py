@@ -108,6 +108,7 @@ class Operations(pyfuse3.Operations):
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
         self._extents(inode)
+        self._content.opened(inode)
         return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
     @answers

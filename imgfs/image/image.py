@@ -34,7 +34,8 @@ class Image(AbstractContextManager["Image"]):
             fetchers = Fetchers()
             layers = [self._open_layer(layer, store, fetchers, stack) for layer in resolved.manifest.layers]
             stack.callback(fetchers.close)
-            self.content = Content(layers)
+            self.content = Content(layers, self.tree.files_after)
+            stack.callback(self.content.stop)
             self._stack = stack.pop_all()
 
     def _open_layer(

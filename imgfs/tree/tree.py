@@ -37,6 +37,8 @@ WHERE d.parent = :parent AND d.position > :after AND d.name >= coalesce(
    AND position % {STRIDE} = 0 ORDER BY position DESC LIMIT 1), x'')
 ORDER BY d.name
 """
+_A_NAME = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1"  # looks through all of them
+_FILES = f"SELECT n.ino, n.mode, n.layer, n.size, n.flat, n.extents {_JOIN} WHERE d.parent = ? AND d.name > ?"
 
 
 class Node(NamedTuple):
@@ -127,6 +129,28 @@ class Tree(AbstractContextManager["Tree"]):
         if flat is not None:
             return layer, (Extent(0, size, flat),)
         return layer, unpack_extents(packed) if packed else ()
+
+    def files_after(self, ino: int) -> Iterator[tuple[int, tuple[Extent, ...]]]:
+        """(layer, extents) of the regular files behind a node's first name, as depth-first readers meet them.
+
+        Directories are entered where they are listed. The further one iterates, the more is read.
+        """
+        listings: list[Iterator[tuple[Any, ...]]] = []
+        while (found := self._row(_A_NAME, (ino,))) and len(listings) < _DEPTH:
+            listings.insert(0, self._rows(_FILES, found))
+            ino = found[0]
+        for _ in range(self.node_count):  # of someone else's tree there might be no end
+            while listings and (row := next(listings[-1], None)) is None:
+                listings.pop()
+            if not listings or row is None:
+                return
+            ino, mode, layer, size, flat, packed = row
+            if stat.S_ISDIR(mode) and len(listings) < _DEPTH:
+                listings.append(self._rows(_FILES, (ino, b"")))
+            elif flat is not None:
+                yield layer, (Extent(0, size, flat),)
+            elif packed:
+                yield layer, unpack_extents(packed)
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
         """(directory, name) of every name of a node; the root has none. The first call reads all names."""

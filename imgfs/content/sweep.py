@@ -1,0 +1,153 @@
+"""Readers of whole trees, such as `tar`, `grep -r` and `cp -a`: what they will open next is fetched ahead.
+
+Such a reader opens small files by the thousand, each for the first time, out of one layer and then another:
+read-ahead within a file, or a layer, has no time to get anywhere. But it takes them as the directories list
+them, so the tree itself says what comes next. A sweep is noticed by opens whose inos ascend in small steps: a
+layer's files got theirs in its own order, which hardly any tool makes other than directory by directory. A
+program that starts opens files as it needs them, here and there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+
+from imgfs.content.ahead import DEEPEST
+from imgfs.content.counts import Cause
+from imgfs.content.lanes import Lane
+from imgfs.content.layer import LayerContent
+from imgfs.content.plan import SIZES, requests_for
+from imgfs.errors import StoreError
+from imgfs.layer.entry import Extent
+
+Order = Callable[[int], Iterator[tuple[int, Sequence[Extent]]]]  # (layer, extents) of the files after an ino
+
+_STEP = 16  # from one ino to the next: directories and symlinks are not opened
+_EVIDENCE = 32  # such steps, less what speaks against it
+_FIRST = 2 << 20  # compressed bytes ahead of the reader at first
+_REQUESTS = 8  # that what is ahead is cut into
+_LOOK = 0.02  # seconds between looks at where the reader is
+_LOST = 5.0  # seconds without a step of the reader after which there is none
+
+
+class Sweeps:
+    """Notices a reader of whole trees, and fetches ahead of it, in a thread that ends with the sweep.
+
+    `order` says what follows a file in the tree.
+    """
+
+    def __init__(self, layers: Sequence[LayerContent], order: Order) -> None:
+        self._layers = layers
+        self._order = order
+        self._last = 0
+        self._evidence = 0
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def opened(self, ino: int) -> None:
+        """A file is opened. Costs next to nothing; always from the same thread."""
+        step = ino - self._last
+        self._last = ino
+        if not 0 < step <= _STEP:
+            self._evidence //= 2
+            return
+        self._evidence += 1
+        if self._evidence >= _EVIDENCE:
+            self._evidence = 0
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for the thread."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self, ino: int) -> None:
+        with suppress(StoreError):  # a damaged tree: the reader will hear of it
+            self._fetch_after(ino)
+
+    def _fetch_after(self, ino: int) -> None:
+        ahead = _Ahead(self._layers)
+        batch: dict[tuple[int, int], int] = {}  # (layer, span) and its compressed bytes
+        for layer, span in self._missing_after(ino):
+            batch[layer, span] = self._layers[layer].places.size_of(span)
+            if sum(batch.values()) >= min(ahead.depth // _REQUESTS, SIZES.largest):
+                if not self._wait_for(ahead):
+                    return
+                self._bring(batch)
+                ahead.extend(batch)
+                batch = {}
+        self._bring(batch)
+
+    def _missing_after(self, ino: int) -> Iterator[tuple[int, int]]:
+        """(layer, span) of what follows a file, and is neither there nor under way."""
+        seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
+        for layer, extents in self._order(ino):
+            places = self._layers[layer].places
+            for extent in extents:
+                first, last = places.holding(extent.flat, extent.length)
+                for span in range(first, last + 1):
+                    if seen.get(layer) != span and self._layers[layer].is_missing(span):
+                        yield layer, span
+                    seen[layer] = span
+            if self._stopped.is_set():
+                return
+
+    def _bring(self, touches: Iterable[tuple[int, int]]) -> None:
+        by_layer: dict[int, list[int]] = {}
+        for layer, span in touches:
+            by_layer.setdefault(layer, []).append(span)
+        for number, spans in by_layer.items():
+            content = self._layers[number]
+            content.bring(list(requests_for(spans, content.places)), Lane.AHEAD, Cause.SWEEP)
+
+    def _wait_for(self, ahead: _Ahead) -> bool:
+        """Wait until more may be asked for; False if the reader has gone, or all is over."""
+        while ahead.bytes() >= ahead.depth:
+            if time.monotonic() - ahead.moved > _LOST or self._stopped.wait(_LOOK):
+                return False
+        return not self._stopped.is_set()
+
+
+class _Ahead:
+    """What has been asked for, and the reader has not come to yet."""
+
+    def __init__(self, layers: Sequence[LayerContent]) -> None:
+        self._layers = layers
+        self._touches: deque[tuple[int, int]] = deque()
+        self._passed = 0  # compressed bytes that the reader has left behind
+        self.moved = time.monotonic()  # when it last did
+
+    @property
+    def depth(self) -> int:
+        """Compressed bytes that may be ahead of the reader: the further it has come, the more."""
+        return min(DEEPEST, _FIRST + 2 * self._passed)
+
+    def extend(self, touches: Iterable[tuple[int, int]]) -> None:
+        """Add what has been asked for."""
+        self._touches.extend(touches)
+
+    def bytes(self) -> int:
+        """Compressed bytes beyond the furthest that the reader has come to; it may leave things out."""
+        left = 0
+        for count, (layer, span) in enumerate(reversed(self._touches)):
+            if self._layers[layer].is_touched(span):
+                self._pass(len(self._touches) - count)
+                break
+            left += self._size_of(layer, span)
+        return left
+
+    def _pass(self, count: int) -> None:
+        for _ in range(count):
+            self._passed += self._size_of(*self._touches.popleft())
+        self.moved = time.monotonic()
+
+    def _size_of(self, layer: int, span: int) -> int:
+        return self._layers[layer].places.size_of(span)
