@@ -53,13 +53,10 @@ class Task(Protocol):
 
 
 class Fetchers:
-    """FETCHERS threads, begun as they are needed. Any thread may use it.
+    """FETCHERS threads, begun as they are needed. Any thread may use it."""
 
-    `pool` are threads that somebody else ends.
-    """
-
-    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
-        self._pool = pool or ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-fetch")
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-fetch")
         self._beside = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-window")
         self._changed = threading.Condition()
         self._queue: list[tuple[Lane, int, Task]] = []

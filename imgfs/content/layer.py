@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 from imgfs.content.ahead import Streams, Window
@@ -43,7 +43,7 @@ class LayerContent:
         index: Spans,
         flat: Flat,
         source: BlobSource,
-        fetchers: Fetchers | ThreadPoolExecutor,
+        fetchers: Fetchers,
         sizes: Sizes = SIZES,
     ) -> None:
         self.layer = layer
@@ -51,7 +51,7 @@ class LayerContent:
         self.flat = flat
         self.places = Places(self.index.bounds())
         self.counts = Counts()
-        self.fetchers = fetchers if isinstance(fetchers, Fetchers) else Fetchers(fetchers)
+        self.fetchers = fetchers
         fetcher = SpanFetcher(layer, index, self.places, flat, source, self.fetchers.beside)
         self.flights = Flights(layer.digest.short, self.places, self.counts, fetcher, self.fetchers)
         self.usage = self.flights.usage
