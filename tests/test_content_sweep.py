@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.content import Content
+from imgfs.content.counts import Cause
+from imgfs.content.lanes import Lane
+from imgfs.content.plan import requests_for
 from imgfs.content.sweep import _EVIDENCE
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
@@ -94,6 +97,37 @@ def test_programs_that_open_files_here_and_there_pay_nothing(rig: Rig) -> None:
     time.sleep(0.1)
     content.stop()
     assert rig.present() == []
+
+
+def test_of_an_image_that_is_here_the_tree_is_not_even_looked_at(rig: Rig) -> None:
+    rig.content.bring(requests_for(range(len(rig.spans)), rig.content.places), Lane.FILL, Cause.FILL)
+    rig.settle()
+
+    def asked(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
+        raise AssertionError("it is all here")
+
+    content = Content([rig.content], asked)
+    for ino in range(BEFORE, BEFORE + 3 * _EVIDENCE):
+        content.opened(ino)
+    content.stop()
+    assert brought(rig)["bytes"] == 0
+
+
+def test_the_tree_is_not_looked_through_far_beyond_the_reader(rig: Rig) -> None:
+    looked_at = 0
+
+    def endless(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
+        nonlocal looked_at
+        while True:
+            looked_at += 1
+            yield 0, ()
+
+    content = Content([rig.content], endless)
+    for ino in range(BEFORE, BEFORE + _EVIDENCE + 1):
+        content.opened(ino)
+    time.sleep(0.2)
+    content.stop()
+    assert 1000 <= looked_at < 5000
 
 
 def test_a_damaged_tree_ends_the_sweep_and_nothing_else(rig: Rig) -> None:

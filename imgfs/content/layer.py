@@ -111,6 +111,10 @@ class LayerContent:
         """Whether a span is neither there nor on its way; without the lock, so it may be wrong by now."""
         return self._is_unasked(number)
 
+    def is_whole(self) -> bool:
+        """Whether all spans are there."""
+        return self.flat.count_present() == self.flat.spans
+
     def missing(self) -> list[int]:
         """The spans that are neither there nor on their way."""
         with self._lock:

@@ -29,6 +29,7 @@ _STEP = 16  # from one ino to the next: directories and symlinks are not opened
 _EVIDENCE = 32  # such steps, less what speaks against it
 _FIRST = 2 << 20  # compressed bytes ahead of the reader at first
 _REQUESTS = 8  # that what is ahead is cut into
+_FILES = 1000  # looked at beyond the reader
 _LOOK = 0.02  # seconds between looks at where the reader is
 _LOST = 5.0  # seconds without a step of the reader after which there is none
 
@@ -43,6 +44,7 @@ class Sweeps:
         self._layers = layers
         self._order = order
         self._last = 0
+        self._opened = 0  # files
         self._evidence = 0
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -51,13 +53,15 @@ class Sweeps:
         """A file is opened. Costs next to nothing; always from the same thread."""
         step = ino - self._last
         self._last = ino
+        self._opened += 1
         if not 0 < step <= _STEP:
             self._evidence //= 2
             return
         self._evidence += 1
         if self._evidence >= _EVIDENCE:
             self._evidence = 0
-            if self._thread is None or not self._thread.is_alive():
+            is_sweeping = self._thread is not None and self._thread.is_alive()
+            if not is_sweeping and not all(layer.is_whole() for layer in self._layers):
                 self._thread = threading.Thread(
                     target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
                 )
@@ -89,7 +93,10 @@ class Sweeps:
     def _missing_after(self, ino: int) -> Iterator[tuple[int, int]]:
         """(layer, span) of what follows a file, and is neither there nor under way."""
         seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
-        for layer, extents in self._order(ino):
+        opened = self._opened
+        for count, (layer, extents) in enumerate(self._order(ino)):
+            if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):
+                return
             places = self._layers[layer].places
             for extent in extents:
                 first, last = places.holding(extent.flat, extent.length)
@@ -97,8 +104,16 @@ class Sweeps:
                     if seen.get(layer) != span and self._layers[layer].is_missing(span):
                         yield layer, span
                     seen[layer] = span
-            if self._stopped.is_set():
-                return
+
+    def _reader_comes(self, opened: int) -> bool:
+        """Wait until so many files have been opened: what is there already costs time, too; else False."""
+        before, moved = self._opened, time.monotonic()
+        while self._opened < opened:
+            if self._opened != before:
+                before, moved = self._opened, time.monotonic()
+            if time.monotonic() - moved > _LOST or self._stopped.wait(_LOOK):
+                return False
+        return not self._stopped.is_set()
 
     def _bring(self, touches: Iterable[tuple[int, int]]) -> None:
         by_layer: dict[int, list[int]] = {}
