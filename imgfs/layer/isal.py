@@ -3,13 +3,15 @@
 ISA-L does not stop at block boundaries, so they are hunted for. Its decoding state is a public structure
 (igzip_lib.h) without pointers into itself, so it can be copied and put back: input is fed in small slices
 until the Huffman tables have changed; that slice is taken back and fed again in crumbs, smaller than a
-block's header, until the library stands inside one. Then it knows where the header began.
+block's header, until the library stands inside one. Then it knows where the header began. A stored block has
+no tables, but says how long it is: it is fed to its very end.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import zlib
 from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
@@ -24,7 +26,7 @@ _SLICE, _CRUMB = (
 _RATIO = 1032  # what one byte can become at most, so what a crumb needs room for
 
 # igzip_lib.h: enum isal_block_state and return values
-_NEW_HEADER, _HEADER, _INPUT_DONE, _FINISH = 0, 1, 4, 5
+_NEW_HEADER, _HEADER, _STORED, _INPUT_DONE, _FINISH = 0, 1, 2, 4, 5
 _OK, _END_INPUT, _OUT_OVERFLOW = 0, 1, 2
 
 
@@ -45,7 +47,7 @@ class _State(Structure):  # struct inflate_state, the same since version 2.20
         ("crc_flag", c_uint32),
         ("crc", c_uint32),
         ("hist_bits", c_uint32),
-        ("count", c_int32),
+        ("count", c_int32),  # of a stored block: the bytes that are left
         ("write_overflow_lits", c_int32),
         ("write_overflow_len", c_int32),
         ("copy_overflow_length", c_int32),
@@ -129,6 +131,11 @@ class IsalEngine:
     def _hunt(self, start: int, at: int, end: int, limit: int) -> tuple[int, bool]:
         """Go on until a boundary is reached, or the input, the stream, or the room for output ends."""
         while at < end and self._filled < limit:
+            if self._in_stored_block():
+                at = self._run(start, at, min(self._left_of_stored(), end - at), OUTPUT - self._filled)
+                if self._in_header() and self._state.avail_out:
+                    return at, True
+                continue
             ctypes.memmove(self._kept, self._at_state, _SIZE)
             before, filled, behind = at, self._filled, self._behind
             tables = ctypes.string_at(self._at_state + _TABLES, _TABLES_SIZE)
@@ -153,6 +160,14 @@ class IsalEngine:
                 return at, True
         return at, False
 
+    def _in_stored_block(self) -> bool:
+        state = self._state
+        return state.block_state == _STORED and not state.bfinal and self._left_of_stored() > 0
+
+    def _left_of_stored(self) -> int:
+        """The bytes of a stored block that are still to be fed (RFC 1951, section 3.2.4)."""
+        return int(self._state.count) - self._state.read_in_length // 8
+
     def _in_header(self) -> bool:
         return self._state.block_state in (_NEW_HEADER, _HEADER)
 
@@ -175,6 +190,7 @@ class IsalEngine:
 def _proves_itself() -> bool:
     """Inflate something with blocks of all kinds, and begin again at each boundary found, with zlib."""
     texts = [b"".join(b"%d %d\n" % (n, n * n * step) for n in range(400)) for step in range(1, 30)]
+    texts += [b"".join(hashlib.sha512(b"%d" % n).digest() for n in range(at, at + 200)) for at in range(20)]
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
     stream = (
         b"".join(packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH) for text in texts) + packer.flush()
@@ -188,7 +204,7 @@ def _proves_itself() -> bool:
             found += 1
             if not _resumes(stream, at - step.lead, engine.checkpoint(), whole[len(done) :]):
                 return False
-    return bytes(done) == whole and found >= 5
+    return bytes(done) == whole and found >= 20
 
 
 def _resumes(stream: bytes, at: int, checkpoint: Checkpoint, rest: bytes) -> bool:
