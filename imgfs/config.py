@@ -13,6 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SYSTEM_STORE = Path("/var/cache/imgfs")
+_SYSTEM_CONFIG = Path("/etc")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistriesConf:
+    """A registries.conf and the directories whose files add to it; `named` by the user, it has to exist."""
+
+    path: Path
+    added: tuple[Path, ...] = ()
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryFiles:
+    """Where it may be said how to ask a registry, in order of precedence; nothing of it need exist.
+
+    `hosts` are containerd's directories `certs.d` with a hosts.toml for a registry, `registries` containers'
+    registries.conf, of which the first that exists counts, `certificates` the `certs.d` of containers and
+    docker, which all count.
+    """
+
+    hosts: tuple[Path, ...] = ()
+    registries: tuple[RegistriesConf, ...] = ()
+    certificates: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +48,16 @@ class Environment:
     auth_files: tuple[Path, ...]
     ca_bundle: Path | None
     source_date: int | None = None
+    registry_files: RegistryFiles = RegistryFiles()
 
     @classmethod
     def read(cls) -> Environment:
         """What this process's environment says."""
         environ = os.environ
         store = store_root(environ, os.geteuid())
-        return cls(store, auth_files(environ), ca_bundle(environ), source_date(environ))
+        return cls(
+            store, auth_files(environ), ca_bundle(environ), source_date(environ), registry_files(environ)
+        )
 
 
 def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -40,14 +67,38 @@ def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """
     explicit, docker = environ.get("REGISTRY_AUTH_FILE"), environ.get("DOCKER_CONFIG")
     runtime = _absolute(environ, "XDG_RUNTIME_DIR")
-    config = _absolute(environ, "XDG_CONFIG_HOME") or _home(environ) / ".config"
+    config = _config_home(environ)
     found = [
-        Path(explicit) if explicit else None,
+        Path(explicit).absolute() if explicit else None,
         runtime / "containers/auth.json" if runtime else None,
         config / "containers/auth.json",
-        Path(docker) / "config.json" if docker else _home(environ) / ".docker/config.json",
+        Path(docker).absolute() / "config.json" if docker else _home(environ) / ".docker/config.json",
     ]
     return tuple(path for path in found if path)
+
+
+def registry_files(environ: Mapping[str, str]) -> RegistryFiles:
+    """Where mirrors, short names and certificates may be configured: the user's files, then the system's.
+
+    $IMGFS_ETC is where the system's are, /etc if it is not set. The names are those of containerd's hosts.md,
+    containers-registries.conf(5) and .conf.d(5), containers-certs.d(5), and of rootless docker and nerdctl.
+    """
+    user, system = _config_home(environ), _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
+    both = (user, system)
+    return RegistryFiles(
+        hosts=(user / "imgfs/certs.d", *(place / "containerd/certs.d" for place in both)),
+        registries=_registries(environ.get("CONTAINERS_REGISTRIES_CONF"), user, system),
+        certificates=tuple(place / name / "certs.d" for name in ("containers", "docker") for place in both),
+    )
+
+
+def _registries(named: str | None, user: Path, system: Path) -> tuple[RegistriesConf, ...]:
+    """Which files may be the registries.conf: with the user's, what is added to the system's is left out."""
+    users, systems = (place / "containers/registries.conf" for place in (user, system))
+    added = tuple(path.with_name("registries.conf.d") for path in (systems, users))
+    if named:
+        return (RegistriesConf(Path(named), added, named=True),)
+    return (RegistriesConf(users, added[1:]), RegistriesConf(systems, added))
 
 
 def store_root(environ: Mapping[str, str], euid: int) -> Path:
@@ -76,6 +127,10 @@ def _absolute(environ: Mapping[str, str], name: str) -> Path | None:
     """$name if it is an absolute path: others "should be considered invalid" (XDG base directories)."""
     path = Path(environ.get(name) or ".")
     return path if path.is_absolute() else None
+
+
+def _config_home(environ: Mapping[str, str]) -> Path:
+    return _absolute(environ, "XDG_CONFIG_HOME") or _home(environ) / ".config"
 
 
 def _home(environ: Mapping[str, str]) -> Path:

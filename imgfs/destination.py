@@ -24,6 +24,7 @@ from imgfs.oci.referrers import referrer_in
 from imgfs.registry.body import CheckedBlob, OpenAt
 from imgfs.registry.client import Client
 from imgfs.registry.credentials import find_credentials
+from imgfs.registry.places import Places
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import Traffic
 
@@ -81,22 +82,22 @@ class Destination(Protocol):
 def open_destination(
     reference: Reference,
     *,
-    plain_http: bool | None = None,
+    places: Places | None = None,
     auth_files: Sequence[Path] = (),
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
 ) -> Destination:
     """The destination that `reference` names; asks for nothing and makes nothing yet.
 
-    The options are those of `source.open_source`.
+    The options are those of `source.open_source`; mirrors are not asked. Raises UsageError for a file that
+    says nothing sensible of the registry.
     """
     if isinstance(reference, LayoutReference):
         return LayoutDestination(reference)
+    endpoint = (places or Places()).for_push(reference.registry, reference.repository)
     client = Client(
-        reference.registry,
-        reference.repository,
-        plain_http=plain_http,
-        credentials=partial(find_credentials, auth_files, reference.registry, reference.repository),
+        endpoint,
+        credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),
         timeouts=timeouts,
         ca_bundle=ca_bundle,
     )

@@ -42,17 +42,27 @@ class Pushed(NamedTuple):
 
 @contextmanager
 def docker_registry(
-    directory: Path, *, htpasswd: str | None = None, mirrors: str | None = None
+    directory: Path,
+    *,
+    htpasswd: str | None = None,
+    mirrors: str | None = None,
+    token: Mapping[str, str] | None = None,
+    tls: tuple[Path, Path] | None = None,
+    port: int | None = None,
 ) -> Iterator[str]:
     """Run a registry that keeps its data under `directory`: its `host:port`.
 
     `htpasswd` is the text of an htpasswd file (bcrypt): the registry then wants Basic authentication.
     `mirrors` is the `host:port` of another: the registry is then a pull-through cache of it.
+    `token` is what it is to know of a token server, `tls` its certificate and key. A registry that was ended
+    can be run again, in another way, on what it has kept.
     """
-    host = f"127.0.0.1:{_free_port()}"
+    host = f"127.0.0.1:{port or _free_port()}"
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yml"
-    config.write_text(json.dumps(_configuration(directory, host, htpasswd, mirrors)))  # JSON is YAML
+    config.write_text(
+        json.dumps(_configuration(directory, host, htpasswd, mirrors, token, tls))
+    )  # JSON is YAML
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "serve", str(config)], stdout=log, stderr=log)
         try:
@@ -169,7 +179,14 @@ def diff_id(blob: bytes) -> str:
     return f"sha256:{hashlib.sha256(tar).hexdigest()}"
 
 
-def _configuration(directory: Path, host: str, htpasswd: str | None, mirrors: str | None) -> dict[str, Any]:
+def _configuration(
+    directory: Path,
+    host: str,
+    htpasswd: str | None,
+    mirrors: str | None,
+    token: Mapping[str, str] | None,
+    tls: tuple[Path, Path] | None,
+) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -182,6 +199,10 @@ def _configuration(directory: Path, host: str, htpasswd: str | None, mirrors: st
         configuration["auth"] = {"htpasswd": {"realm": "test", "path": str(path)}}
     if mirrors:
         configuration["proxy"] = {"remoteurl": f"http://{mirrors}"}
+    if token:
+        configuration["auth"] = {"token": dict(token)}
+    if tls:
+        configuration["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
     return configuration
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from imgfs.errors import NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -27,6 +28,7 @@ class FakeSource:
     def __init__(self, root: Descriptor | None = None) -> None:
         self.root = root
         self.bodies: dict[Digest, bytes] = {}
+        self.doubted: list[Digest] = []
         self.ranges: list[tuple[int, int]] = []
         self.documents_asked: list[Digest] = []
         self.resolved = 0
@@ -90,6 +92,15 @@ class FakeSource:
         self.referrers_asked.append(digest)
         found = self.referring.get(digest, [])
         return [entry for entry in found if artifact_type in (None, entry.artifact_type)]
+
+    def doubt(self, descriptor: Descriptor) -> bool:
+        """Note the blob in `doubted`."""
+        self.doubted.append(descriptor.digest)
+        return False
+
+    def health(self) -> list[dict[str, Any]]:
+        """Nothing to tell."""
+        return []
 
     def traffic(self) -> Traffic:
         """Requests for blobs and documents, and the bytes of blobs sent."""

@@ -7,7 +7,7 @@
         Client(server.host, "app").blob(layer)
         assert server.seen("/blobs/")[1].headers["Range"] == "bytes=900-..."
 
-Every request is logged with its headers. Nothing sleeps: a stalled response waits until the client is gone.
+Every request is logged with its headers. A stalled response waits until the client, or the server, is gone.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 class Fault:
     """What goes wrong with one request. What is None stays right.
 
-    `cut_after` and `stall_after` count bytes of the body actually sent. `drop` closes the connection without
-    an answer. `ignore_range` answers 200 with everything. `headers` replace the right ones; None takes one
-    away. `chunked` sends the body in chunks, its length unsaid. `take` is how many bytes of the request's
-    body are read, and kept, before the connection is reset; `undone` leaves the request undone, whatever is
-    answered, and `unanswered` does it and then hangs up. `meanwhile` is called when the request has been
-    done and before it is answered.
+    `cut_after` and `stall_after` count bytes of the body actually sent, of which `flip_at` is one to have
+    other bits; `reset` ends the connection as a crash does. The answer comes after a `pause` in seconds, its
+    body at `rate` bytes per second. `drop` closes the connection without an answer. `ignore_range` answers
+    200 with everything. `headers` replace the right ones; None takes one away. `chunked` sends the body in
+    chunks, its length unsaid. `take` is how many bytes of the request's body are read, and kept, before the
+    connection is reset; `undone` leaves the request undone, whatever is answered, and `unanswered` does it
+    and then hangs up. `meanwhile` is called when the request has been done and before it is answered.
     """
 
     status: int | None = None
@@ -50,6 +51,10 @@ class Fault:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     cut_after: int | None = None
     stall_after: int | None = None
+    flip_at: int | None = None
+    reset: bool = False
+    pause: float = 0.0
+    rate: float | None = None
     drop: bool = False
     ignore_range: bool = False
     chunked: bool = False
@@ -131,6 +136,7 @@ class FaultServer:
         self._begun = 0
         self._faults: list[_Planned] = []
         self._lock = threading.Lock()
+        self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.registry = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -202,6 +208,10 @@ class FaultServer:
             }
         return token
 
+    def found(self, seen: Seen, fault: Fault) -> Reply:
+        """What there is for a request that is not refused. An OSError hangs up on the client."""
+        return _found(self, seen, fault)
+
     def keep(self, seen: Seen) -> None:
         """Keep what came of a request that was cut, if the upload is known."""
         with self._lock:
@@ -211,7 +221,7 @@ class FaultServer:
             elif name in self.uploads:
                 self.uploads[name].got.extend(seen.body)
 
-    def upload(self, seen: Seen) -> _Reply:
+    def upload(self, seen: Seen) -> Reply:
         """Answer a request about an upload (distribution-spec, "Pushing Blobs")."""
         parts = urlsplit(seen.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
@@ -227,27 +237,27 @@ class FaultServer:
             if seen.method == "DELETE":
                 del self.uploads[name]
                 self.cancelled.append(name)
-                return _Reply(204)
+                return Reply(204)
             if seen.method == "PATCH":
                 return self._append(name, seen)
             return self._finish_upload(name, query["digest"], seen.body)
 
-    def _begin_upload(self, repository: str, query: Mapping[str, str]) -> _Reply:
+    def _begin_upload(self, repository: str, query: Mapping[str, str]) -> Reply:
         if query.get("from") in self.mounts and query.get("mount") in self.blobs:
-            return _Reply(201, b"", {"Location": f"/v2/{repository}/blobs/{query['mount']}"})
+            return Reply(201, b"", {"Location": f"/v2/{repository}/blobs/{query['mount']}"})
         self._begun += 1
         name = f"upload-{self._begun}"
         self.uploads[name] = Begun(repository, bytearray())
         return self._place(name, 202)
 
-    def _place(self, name: str, status: int) -> _Reply:
+    def _place(self, name: str, status: int) -> Reply:
         begun = self.uploads[name]
         minimum = {"OCI-Chunk-Min-Length": str(self.chunk_minimum)} if self.chunk_minimum else {}
         place = f"{self.upload_host or ''}/v2/{begun.repository}/blobs/uploads/{name}?state=a%2Fb%20c"
         span = f"0-{max(0, len(begun.got) - 1)}"
-        return _Reply(status, b"", {"Location": place, "Range": span, **minimum})
+        return Reply(status, b"", {"Location": place, "Range": span, **minimum})
 
-    def _append(self, name: str, seen: Seen) -> _Reply:
+    def _append(self, name: str, seen: Seen) -> Reply:
         got = self.uploads[name].got
         first, last = map(int, seen.headers["content-range"].split("-"))
         if first != len(got) or last + 1 - first != len(seen.body):
@@ -256,12 +266,12 @@ class FaultServer:
         reply = self._place(name, 202)
         return reply._replace(headers={**reply.headers, "Range": self.stuck_range or reply.headers["Range"]})
 
-    def _finish_upload(self, name: str, digest: str, body: bytes) -> _Reply:
+    def _finish_upload(self, name: str, digest: str, body: bytes) -> Reply:
         whole = bytes(self.uploads.pop(name).got) + body
         if str(Digest.of(whole)) != digest:
             return registry_error(400, "DIGEST_INVALID")
         self.blobs[digest] = whole
-        return _Reply(201, b"", {"Docker-Content-Digest": digest})
+        return Reply(201, b"", {"Docker-Content-Digest": digest})
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -270,6 +280,7 @@ class FaultServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._thread.join()
         self._server.hang_up()
@@ -301,7 +312,7 @@ class _Server(ThreadingHTTPServer):
         """A client that went away is part of the game."""
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = {}
@@ -345,12 +356,13 @@ class _Handler(BaseHTTPRequestHandler):
             registry.keep(seen)
             self._reset()
             return
-        reply = _Reply(200) if fault.undone else _route(registry, seen, fault)
+        reply = Reply(200) if fault.undone else _route(registry, seen, fault)
         if fault.meanwhile:
             fault.meanwhile()
         if fault.unanswered:
             self._reset()
             return
+        registry.closing.wait(fault.pause)
         self._send(reply, fault)
 
     def _read(self, fault: Fault) -> Seen:
@@ -368,8 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def _send(self, reply: _Reply, fault: Fault) -> None:
-        body = reply.body if fault.body is None else fault.body
+    def _send(self, reply: Reply, fault: Fault) -> None:
+        body = _flipped(reply.body if fault.body is None else fault.body, fault.flip_at)
         headers: dict[str, str | None] = {"Content-Length": str(len(body)), **reply.headers}
         if fault.chunked:
             headers.update({"Content-Length": None, "Transfer-Encoding": "chunked"})
@@ -386,8 +398,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.recv(1)  # until the client, or the server's end, hangs up
         if fault.stall_after is not None or fault.cut_after is not None:
             self.close_connection = True
+        if fault.reset:
+            self._reset()
 
     def _write(self, body: bytes, fault: Fault) -> None:
+        if fault.rate is not None:
+            self._trickle(body, fault.rate)
+            return
         if not fault.chunked:
             self.wfile.write(body)
             return
@@ -397,14 +414,34 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut_after is None:
             self.wfile.write(b"0\r\n\r\n")
 
+    def _trickle(self, body: bytes, rate: float) -> None:
+        """Send a body slowly, a twentieth of a second's worth at a time."""
+        size = max(1, int(rate / 20))
+        for at in range(0, len(body), size):
+            if self.server.registry.closing.wait(size / rate):
+                return
+            self.wfile.write(body[at : at + size])
 
-def _route(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
+
+def _flipped(body: bytes, at: int | None) -> bytes:
+    """The body with other bits in one byte, if it has that."""
+    if at is None or at >= len(body):
+        return body
+    return body[:at] + bytes([body[at] ^ 0x20]) + body[at + 1 :]
+
+
+def _route(registry: FaultServer, seen: Seen, fault: Fault) -> Reply:
     path = urlsplit(seen.path).path
     if path == "/token":
         return _token(registry, seen)
     refused = _refuse(registry, seen)
-    if refused:
-        return refused
+    if not refused and seen.method in ("GET", "HEAD") and "/blobs/" in path and "/uploads/" not in path:
+        refused = _sent_elsewhere(registry, seen)
+    return refused or registry.found(seen, fault)
+
+
+def _found(registry: FaultServer, seen: Seen, fault: Fault) -> Reply:
+    path = urlsplit(seen.path).path
     if "/blobs/uploads/" in path:
         return registry.upload(seen)
     if "/blobs/" in path:
@@ -420,13 +457,13 @@ def _route(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
     return registry_error(404, "NOT_HERE")
 
 
-def registry_error(status: int, code: str, headers: Mapping[str, str] | None = None) -> _Reply:
+def registry_error(status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
     """An error in the words of the distribution-spec."""
     body = json.dumps({"errors": [{"code": code, "message": f"about {code}"}]}).encode()
-    return _Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
+    return Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
-def _refuse(registry: FaultServer, seen: Seen) -> _Reply | None:
+def _refuse(registry: FaultServer, seen: Seen) -> Reply | None:
     given = seen.headers.get("authorization", "")
     if registry.token_server:
         scope = _needed(seen)
@@ -443,16 +480,16 @@ def _refuse(registry: FaultServer, seen: Seen) -> _Reply | None:
     return registry_error(401, "UNAUTHORIZED", {"WWW-Authenticate": offer})
 
 
-def _token(registry: FaultServer, seen: Seen) -> _Reply:
+def _token(registry: FaultServer, seen: Seen) -> Reply:
     if seen.method == "POST":
         if registry.identity_token is None:
-            return _Reply(404)
+            return Reply(404)
         if seen.form.get("refresh_token") != registry.identity_token:
-            return _Reply(401)
+            return Reply(401)
     elif registry.basic and seen.headers.get("authorization") != _basic(*registry.basic):
-        return _Reply(401)
+        return Reply(401)
     asked = seen.form.get("scope") or " ".join(parse_qs(urlsplit(seen.path).query).get("scope", []))
-    return _Reply(200, json.dumps({"token": registry.issue_token(asked), **registry.token_reply}).encode())
+    return Reply(200, json.dumps({"token": registry.issue_token(asked), **registry.token_reply}).encode())
 
 
 def parse_scope(text: str) -> dict[str, set[str]]:
@@ -482,32 +519,37 @@ def _basic(user: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
-def _blob(registry: FaultServer, seen: Seen, fault: Fault) -> _Reply:
+def _sent_elsewhere(registry: FaultServer, seen: Seen) -> Reply | None:
+    """The redirect to where the blobs are, or the refusal of one who comes with a wrong signature."""
     parts = urlsplit(seen.path)
-    digest = parts.path.rsplit("/", 1)[1]
     if registry.blob_host:
         target = f"http://{registry.blob_host}{parts.path}?sig={registry.signature}"
-        return _Reply(307, b"elsewhere", {"Location": target})
+        return Reply(307, b"elsewhere", {"Location": target})
     signature = parse_qs(parts.query).get("sig", [""])[0]
     if registry.signatures is not None and signature not in registry.signatures:
-        return _Reply(403, b"<Error>expired</Error>")
+        return Reply(403, b"<Error>expired</Error>")
+    return None
+
+
+def _blob(registry: FaultServer, seen: Seen, fault: Fault) -> Reply:
+    digest = urlsplit(seen.path).path.rsplit("/", 1)[1]
     body = registry.blobs.get(digest)
     if body is None:
         return registry_error(404, "BLOB_UNKNOWN")
     return _ranged(body, None if fault.ignore_range else seen.headers.get("range"))
 
 
-def _ranged(body: bytes, asked: str | None) -> _Reply:
+def _ranged(body: bytes, asked: str | None) -> Reply:
     match = _RANGE.fullmatch(asked or "")
     if not match:
-        return _Reply(200, body)
+        return Reply(200, body)
     first, last = int(match[1]), min(int(match[2]), len(body) - 1)
     if first >= len(body):
-        return _Reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
-    return _Reply(206, body[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(body)}"})
+        return Reply(416, b"", {"Content-Range": f"bytes */{len(body)}"})
+    return Reply(206, body[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(body)}"})
 
 
-def _manifest(registry: FaultServer, path: str) -> _Reply:
+def _manifest(registry: FaultServer, path: str) -> Reply:
     repository, _, name = path.removeprefix("/v2/").partition("/manifests/")
     found = registry.manifests.get((repository, name))
     if found is None:
@@ -515,14 +557,14 @@ def _manifest(registry: FaultServer, path: str) -> _Reply:
     media_type, body = found
     digest = {"Docker-Content-Digest": str(Digest.of(body))} if registry.with_digest_header else {}
     tag = {"ETag": _etag(body)} if registry.conditional else {}
-    return _Reply(200, body, {"Content-Type": media_type, **digest, **tag})
+    return Reply(200, body, {"Content-Type": media_type, **digest, **tag})
 
 
 def _etag(body: bytes) -> str:
     return f'"{Digest.of(body).hex}"'
 
 
-def _take_manifest(registry: FaultServer, seen: Seen) -> _Reply:
+def _take_manifest(registry: FaultServer, seen: Seen) -> Reply:
     repository, _, name = seen.path.removeprefix("/v2/").partition("/manifests/")
     there = registry.manifests.get((repository, name))
     if registry.conditional and not _holds(seen.headers, there and there[1]):
@@ -536,7 +578,7 @@ def _take_manifest(registry: FaultServer, seen: Seen) -> _Reply:
     )
     subject = fields.get("subject") if registry.referrers_api else None
     processed = {"OCI-Subject": subject["digest"]} if subject else {}
-    return _Reply(201, b"", {"Docker-Content-Digest": str(taken.digest), **processed})
+    return Reply(201, b"", {"Docker-Content-Digest": str(taken.digest), **processed})
 
 
 def _holds(headers: Mapping[str, str], there: bytes | None) -> bool:
@@ -546,7 +588,7 @@ def _holds(headers: Mapping[str, str], there: bytes | None) -> bool:
     return there is None or headers.get("if-none-match") != "*"
 
 
-def _delete_manifest(registry: FaultServer, path: str) -> _Reply:
+def _delete_manifest(registry: FaultServer, path: str) -> Reply:
     """Delete a manifest by its digest, and the tags that name it."""
     repository, _, digest = path.removeprefix("/v2/").partition("/manifests/")
     if not registry.deletes:
@@ -556,10 +598,10 @@ def _delete_manifest(registry: FaultServer, path: str) -> _Reply:
         return registry_error(404, "MANIFEST_UNKNOWN")
     for key in [key for key, value in registry.manifests.items() if key[0] == repository and value == found]:
         del registry.manifests[key]
-    return _Reply(202)
+    return Reply(202)
 
 
-def _referrers(registry: FaultServer, seen: Seen) -> _Reply:
+def _referrers(registry: FaultServer, seen: Seen) -> Reply:
     """The list of what refers to a manifest (distribution-spec, "Listing Referrers")."""
     parts = urlsplit(seen.path)
     repository, _, subject = parts.path.removeprefix("/v2/").partition("/referrers/")
@@ -574,7 +616,7 @@ def _referrers(registry: FaultServer, seen: Seen) -> _Reply:
     if end < len(found):
         headers["Link"] = f'<{parts.path}?{urlencode({**query, "after": end})}>; rel="next"'
     body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found[first:end]}
-    return _Reply(200, json.dumps(body).encode(), headers)
+    return Reply(200, json.dumps(body).encode(), headers)
 
 
 def _entries(registry: FaultServer, repository: str, subject: str) -> Iterator[dict[str, Any]]:
@@ -587,7 +629,7 @@ def _entries(registry: FaultServer, repository: str, subject: str) -> Iterator[d
             yield entry | notes
 
 
-def _tag_list(registry: FaultServer, seen: Seen) -> _Reply:
+def _tag_list(registry: FaultServer, seen: Seen) -> Reply:
     parts = urlsplit(seen.path)
     repository = parts.path.removeprefix("/v2/").removesuffix("/tags/list")
     tags = registry.tags.get(repository)
@@ -599,4 +641,4 @@ def _tag_list(registry: FaultServer, seen: Seen) -> _Reply:
     page = after[: int(query.get("n", ["1000"])[0])][:100]
     following = f'<{parts.path}?n=100&last={page[-1]}>; rel="next"' if len(page) < len(after) else None
     body = json.dumps({"name": repository, "tags": page}).encode()
-    return _Reply(200, body, {"Link": following} if following else {})
+    return Reply(200, body, {"Link": following} if following else {})

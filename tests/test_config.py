@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.config import Environment, auth_files, ca_bundle, store_root
+from imgfs.config import Environment, RegistriesConf, auth_files, ca_bundle, registry_files, store_root
 
 HOME = {"HOME": "/home/ann"}
 
@@ -59,6 +59,44 @@ def test_credentials_are_looked_for_where_others_keep_them_in_their_order() -> N
         "/home/ann/.config/containers/auth.json",
         "/home/ann/.docker/config.json",
     ]
+
+
+def test_the_users_files_about_registries_come_before_the_systems() -> None:
+    files = registry_files(HOME)
+    assert list(map(str, files.hosts)) == [
+        "/home/ann/.config/imgfs/certs.d",
+        "/home/ann/.config/containerd/certs.d",
+        "/etc/containerd/certs.d",
+    ]
+    user, system = Path("/home/ann/.config/containers"), Path("/etc/containers")
+    added = (system / "registries.conf.d", user / "registries.conf.d")
+    assert files.registries == (
+        RegistriesConf(user / "registries.conf", added[1:]),
+        RegistriesConf(system / "registries.conf", added),
+    )
+    assert list(map(str, files.certificates)) == [
+        "/home/ann/.config/containers/certs.d",
+        "/etc/containers/certs.d",
+        "/home/ann/.config/docker/certs.d",
+        "/etc/docker/certs.d",
+    ]
+
+
+def test_a_registries_conf_can_be_named_and_the_systems_files_be_elsewhere() -> None:
+    files = registry_files(
+        {
+            "CONTAINERS_REGISTRIES_CONF": "/my.conf",
+            "IMGFS_ETC": "/other",
+            "XDG_CONFIG_HOME": "/config",
+            **HOME,
+        }
+    )
+    added = (
+        Path("/other/containers/registries.conf.d"),
+        Path("/config/containers/registries.conf.d"),
+    )
+    assert files.registries == (RegistriesConf(Path("/my.conf"), added, named=True),)
+    assert all(path.parts[1] in ("other", "config") for path in (*files.hosts, *files.certificates))
 
 
 def test_other_certificates_can_be_named() -> None:

@@ -24,6 +24,7 @@ from imgfs.registry.client import Client
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.retry import Timeouts
 from imgfs.source import Source, open_source
+from tests.clients import client_of
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer
 
@@ -80,7 +81,7 @@ def server() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def client(server: FaultServer) -> Iterator[Client]:
-    client = Client(server.host, "ns/app", timeouts=FAST)
+    client = client_of(server.host, "ns/app", timeouts=FAST)
     yield client
     client.close()
 
@@ -304,7 +305,7 @@ def test_a_tag_that_is_no_list_has_no_referrers(server: FaultServer, client: Cli
 
 def test_a_list_that_is_not_its_digest_is_an_error(server: FaultServer, client: Client) -> None:
     keep_list(server, "one")
-    server.inject(Fault(headers={"Docker-Content-Digest": str(SUBJECT.digest)}), on=LIST)
+    server.inject(Fault(headers={"Docker-Content-Digest": str(SUBJECT.digest)}), on=LIST, times=9)
     with pytest.raises(IntegrityError):
         client.referrers(SUBJECT.digest)
 
@@ -473,7 +474,7 @@ def test_a_refused_push_says_so(server: FaultServer) -> None:
 
 
 def remove(server: FaultServer, entry: Descriptor, credentials: Credentials | None = None) -> None:
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: credentials)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: credentials)
     try:
         client.delete_referrer(SUBJECT.digest, entry.digest)
     finally:

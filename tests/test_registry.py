@@ -34,10 +34,12 @@ from imgfs.oci.image import OCI_MANIFEST
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.client import MAX_MANIFEST, Client
 from imgfs.registry.credentials import Credentials, find_credentials
+from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.ranges import Window, cut_out, gather
 from imgfs.registry.refusal import redact, refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
 from imgfs.registry.transport import is_loopback
+from tests.clients import client_of
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer
 
@@ -60,7 +62,7 @@ def other() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def client(server: FaultServer) -> Iterator[Client]:
-    client = Client(server.host, "ns/app", timeouts=FAST)
+    client = client_of(server.host, "ns/app", timeouts=FAST)
     yield client
     client.close()
 
@@ -117,10 +119,35 @@ def test_a_manifest_that_does_not_match_its_digest_is_an_error(
     server: FaultServer, client: Client, by_tag: bool
 ) -> None:
     pushed = server.add_manifest("ns/app", "v1", b"{}")
-    server.inject(Fault(body=b"[]"), on="/manifests/")
+    server.inject(Fault(body=b"[]"), on="/manifests/", times=9)
     with pytest.raises(IntegrityError) as raised:
         client.manifest("v1" if by_tag else pushed.digest)
     assert raised.value.expected == pushed.digest
+    assert len(server.log) == 3
+
+
+def test_a_document_that_was_damaged_on_its_way_is_asked_for_again(
+    server: FaultServer, client: Client
+) -> None:
+    pushed = server.add_manifest("ns/app", "v1", b"{}")
+    config = server.add_blob(b"{}")
+    server.inject(Fault(flip_at=1), on="/manifests/", times=2)
+    assert client.manifest("v1") == (pushed, b"{}")
+    server.inject(Fault(body=b"{"), on="/blobs/")
+    assert client.blob_document(config.digest) == b"{}"
+
+
+def test_a_manifest_that_is_known_by_digest_is_not_asked_for_again(
+    server: FaultServer, client: Client
+) -> None:
+    server.with_digest_header = False  # what a tag names is found by GET, then
+    pushed = server.add_manifest("ns/app", "v1", b"{}")
+    assert client.head_manifest("v1") == pushed
+    asked = len(server.log)
+    assert client.manifest(pushed.digest) == (pushed, b"{}")
+    assert len(server.log) == asked
+    assert client.manifest("v1") == (pushed, b"{}")  # a tag may have moved
+    assert len(server.log) == asked + 1
 
 
 def test_a_huge_manifest_is_refused_unread(server: FaultServer, client: Client) -> None:
@@ -211,7 +238,7 @@ def test_a_piece_outside_the_blob_is_refused(server: FaultServer, client: Client
 
 @pytest.mark.parametrize("kind", ["cut", "stall", "chunked", "length unsaid"])
 def test_a_body_that_breaks_off_is_resumed_where_it_stopped(server: FaultServer, kind: str) -> None:
-    client = Client(server.host, "ns/app", timeouts=Timeouts(5.0, 0.4, 10.0, 0.001))
+    client = client_of(server.host, "ns/app", timeouts=Timeouts(5.0, 0.4, 10.0, 0.001))
     blob = server.add_blob(BODY)
     fault = {
         "cut": Fault(cut_after=900),
@@ -288,11 +315,19 @@ def test_a_range_that_contradicts_the_request_is_an_integrity_error(
     server: FaultServer, client: Client, headers: dict[str, str], says: str
 ) -> None:
     blob = server.add_blob(BODY)
-    server.inject(Fault(headers=headers), on="/blobs/")
+    server.inject(Fault(headers=headers), on="/blobs/", times=9)
     with pytest.raises(IntegrityError) as raised:
         read(client, blob, 10, 20)
     assert says in str(raised.value)
-    assert len(server.log) == 1
+    assert len(server.log) == 3
+
+
+def test_a_range_that_is_answered_wrongly_is_asked_for_again(server: FaultServer, client: Client) -> None:
+    blob = server.add_blob(BODY)
+    server.inject(Fault(headers={"Content-Range": f"bytes 0-9/{len(BODY)}"}), on="/blobs/")
+    server.inject(Fault(status=416), on="/blobs/")
+    assert read(client, blob, 10, 20) == BODY[10:20]
+    assert ranges(server) == ["bytes=10-19"] * 3
 
 
 @pytest.mark.parametrize("given", [None, "bytes x-y/z", "items 10-19/20"])
@@ -300,8 +335,8 @@ def test_a_206_without_a_usable_range_is_an_error(
     server: FaultServer, client: Client, given: str | None
 ) -> None:
     blob = server.add_blob(BODY)
-    server.inject(Fault(headers={"Content-Range": given}), on="/blobs/")
-    with pytest.raises(RegistryError, match="no answer to a Range request: 206"):
+    server.inject(Fault(headers={"Content-Range": given}), on="/blobs/", times=9)
+    with pytest.raises(IntegrityError, match="answer to a Range request: expected 206, got 206"):
         read(client, blob, 10, 20)
 
 
@@ -346,7 +381,7 @@ def test_content_encoding_is_never_decoded(server: FaultServer, client: Client) 
 
 def test_a_slow_consumer_does_not_use_up_the_deadline(server: FaultServer) -> None:
     blob = server.add_blob(BODY)
-    client = Client(server.host, "ns/app", timeouts=Timeouts(2.0, 2.0, 0.2, 0.001))
+    client = client_of(server.host, "ns/app", timeouts=Timeouts(2.0, 2.0, 0.2, 0.001))
     chunks = client.blob(blob)
     first = next(chunks)
     threading.Event().wait(0.3)  # longer than the deadline
@@ -356,7 +391,7 @@ def test_a_slow_consumer_does_not_use_up_the_deadline(server: FaultServer) -> No
 
 def test_a_registry_that_stalls_for_ever_is_given_up(server: FaultServer) -> None:
     blob = server.add_blob(BODY)
-    client = Client(server.host, "ns/app", timeouts=Timeouts(1.0, 0.05, 0.3, 0.001))
+    client = client_of(server.host, "ns/app", timeouts=Timeouts(1.0, 0.05, 0.3, 0.001))
     server.inject(Fault(stall_after=0), on="/blobs/", times=50)
     with pytest.raises(Unavailable, match="cut short: timed out"):
         read(client, blob)
@@ -427,14 +462,14 @@ def test_retry_after_beyond_the_deadline_fails_at_once(server: FaultServer, clie
 def test_nobody_listening_is_unavailable() -> None:
     with FaultServer() as gone:
         host = gone.host
-    client = Client(host, "ns/app", timeouts=FAST)
+    client = client_of(host, "ns/app", timeouts=FAST)
     with pytest.raises(Unavailable, match="Connection refused"):
         client.head_manifest("v1")
     client.close()
 
 
 def test_plain_http_where_tls_is_expected_is_said_so(server: FaultServer) -> None:
-    client = Client(server.host, "ns/app", plain_http=False, timeouts=FAST)
+    client = Client(Endpoint(f"https://{server.host}/v2", server.host, "ns/app"), timeouts=FAST)
     with pytest.raises(RegistryError, match="--plain-http"):
         client.head_manifest("v1")
     client.close()
@@ -495,7 +530,7 @@ def test_a_redirected_blob_is_read_elsewhere_without_authorization(
     server.token_server = server.url
     server.blob_host = other.host
     blob = other.add_blob(BODY)
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
     assert read(client, blob, 5, 10) == BODY[5:10]
     assert read(client, blob, 10, 15) == BODY[10:15]
     assert any("authorization" in seen.headers for seen in server.seen("/blobs/"))
@@ -557,7 +592,7 @@ def test_the_long_body_of_a_redirect_is_not_read(
 def test_a_bearer_token_is_fetched_once_and_used_again(server: FaultServer) -> None:
     server.token_server, server.basic = server.url, (ALICE.username, ALICE.secret)
     pushed = server.add_manifest("ns/app", "v1", b"{}")
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
     for _ in range(3):
         assert client.head_manifest("v1") == pushed
     [asked] = server.seen("/token")
@@ -605,7 +640,7 @@ def test_many_threads_fetch_one_token(server: FaultServer, client: Client) -> No
 def test_basic_authentication_is_answered(server: FaultServer) -> None:
     server.basic = (ALICE.username, ALICE.secret)
     blob = server.add_blob(BODY)
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
     assert read(client, blob, 0, 10) + read(client, blob, 10, 20) == BODY[:20]
     assert len(server.log) == 3
     client.close()
@@ -619,7 +654,7 @@ def test_without_credentials_the_error_says_so(server: FaultServer, client: Clie
 
 def test_refused_credentials_are_named_by_user_but_not_by_secret(server: FaultServer) -> None:
     server.token_server, server.basic = server.url, ("bob", "x")
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
     with pytest.raises(Unauthorized, match="refused the credentials of 'alice'") as raised:
         client.manifest("v1")
     assert "secret" not in str(raised.value)
@@ -630,7 +665,7 @@ def test_an_identity_token_is_posted(server: FaultServer) -> None:
     server.token_server, server.identity_token = server.url, "idt"
     server.add_manifest("ns/app", "v1", b"{}")
     found = Credentials("<token>", "idt", identity_token=True)
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: found)
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: found)
     assert client.head_manifest("v1")
     [asked] = server.seen("/token")
     assert asked.form["grant_type"] == "refresh_token"
@@ -979,7 +1014,7 @@ def test_requests_is_not_imported_before_it_is_needed() -> None:
 def test_a_real_registry_is_read(tmp_path: Path) -> None:
     with docker_registry(tmp_path) as host:
         pushed = push_image(host, "ns/app", "v1", [BODY])
-        client = Client(host, "ns/app")
+        client = client_of(host, "ns/app")
         assert client.head_manifest("v1") == pushed.manifest
         descriptor, body = client.manifest(pushed.manifest.digest)
         assert descriptor == pushed.manifest

@@ -203,7 +203,7 @@ def test_a_config_with_other_bytes_is_an_integrity_error(
     server: FaultServer, opened: Callable[[str], Source]
 ) -> None:
     config = server.add_blob(b"{}", OCI_CONFIG)
-    server.inject(Fault(body=b"[]"), on="/blobs/")
+    server.inject(Fault(body=b"[]"), on="/blobs/", times=9)
     with pytest.raises(IntegrityError):
         opened("app").document(config)
 

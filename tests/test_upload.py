@@ -21,6 +21,7 @@ from imgfs.registry.credentials import Credentials
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
 from imgfs.registry.upload import Pieces, Upload, place_of, received, with_query
+from tests.clients import client_of, endpoint_of
 from tests.fault_server import LAYER, Fault, FaultServer
 from tests.mounted import until
 
@@ -44,7 +45,7 @@ def other() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def client(server: FaultServer) -> Iterator[Client]:
-    client = Client(server.host, "ns/app", timeouts=FAST)
+    client = client_of(server.host, "ns/app", timeouts=FAST)
     yield client
     client.close()
 
@@ -71,9 +72,7 @@ def blob_of(body: bytes, claimed: bytes | None = None) -> CheckedBlob:
 
 def upload(server: FaultServer, blob: CheckedBlob, pieces: Pieces = SMALL) -> None:
     """Push a blob in small pieces."""
-    session = Session(
-        f"{server.url}/v2/ns/app/", scope="", credentials=lambda: None, timeouts=FAST, ca_bundle=None
-    )
+    session = Session(endpoint_of(server.host, "ns/app"), credentials=lambda: None, timeouts=FAST)
     digest = str(blob.descriptor.digest)
     try:
         Upload(
@@ -371,7 +370,9 @@ def test_a_mount_that_is_refused_is_an_upload(server: FaultServer, client: Clien
 @pytest.fixture
 def alice(server: FaultServer) -> Iterator[Client]:
     server.basic = ("alice", "secret")
-    client = Client(server.host, "ns/app", timeouts=FAST, credentials=lambda: Credentials("alice", "secret"))
+    client = client_of(
+        server.host, "ns/app", timeouts=FAST, credentials=lambda: Credentials("alice", "secret")
+    )
     yield client
     client.close()
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.cli.progress import Progress
+from imgfs.cli.text import ago
 from imgfs.config import Environment
-from imgfs.image import Image, Resolved, Trust, prepare, resolve
+from imgfs.errors import NotFound, Unavailable
+from imgfs.image import Earlier, Image, Reporter, Resolved, Trust, prepare, resolve, resolve_earlier
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.policy import Policy
-from imgfs.oci.reference import Reference, parse_reference
-from imgfs.source import Source, Timeouts, open_source
+from imgfs.oci.reference import Reference, RegistryReference
+from imgfs.registry.shortnames import candidates, first_found
+from imgfs.source import Asked, Places, Source, Timeouts, open_source
+from imgfs.source.offline import OfflineSource
 from imgfs.store import Store
+
+_STEPS = 3  # that may fail one after the other before a read does
+_HURRY = 3.0  # seconds for each step of asking a registry that something can stand in for
+
+
+class _Found(NamedTuple):
+    """An image's documents; if its registry `is_away`, as they were the last time."""
+
+    resolved: Resolved
+    is_away: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +45,84 @@ class Wanted:
     environment: Environment
     store: Store
 
-    def connect(self) -> Source:
-        """Open its source anew."""
-        return connect_to(self.reference, self.options, self.environment)
+    @property
+    def is_offline(self) -> bool:
+        """Whether its registry must not be asked."""
+        return bool(self.options.offline) and isinstance(self.reference, RegistryReference)
+
+    def connect(self, *, hurried: bool = False) -> Source:
+        """Open its source anew; a `hurried` one is asked once, and not for long."""
+        if self.is_offline and isinstance(self.reference, RegistryReference):
+            return OfflineSource(self.reference)
+        return connect_to(self.reference, self.options, self.environment, hurried=hurried)
+
+    def look_for(self) -> None:
+        """Raise NotFound if it is not there, or, with --offline, was never asked for."""
+        earlier = self._earlier()
+        if self.is_offline:
+            if earlier is None:
+                raise NotFound(f"{self.reference} is not in the store")
+            return
+        try:
+            with closing(self.connect(hurried=earlier is not None)) as source:
+                named = source.resolve()
+                if self.reference.pinned:  # then resolving asks nobody
+                    source.document(named)
+        except Unavailable:
+            if earlier is None:
+                raise
 
     def resolve(self) -> Resolved:
         """Its documents."""
-        with closing(self.connect()) as source:
-            return resolve(str(self.reference), source, self.store, self.platform)
+        with closing(self.connect()) as source, closing(Progress()) as progress:
+            return self._find(source, progress).resolved
 
     def prepare(self, up_to: str | None = None) -> Resolved:
         """Its documents, with layers indexed and merged; shows progress on a terminal.
 
         `up_to` names the last layer to count (`Resolved.up_to`).
         """
-        with closing(self.connect()) as source, closing(Progress()) as progress:
-            resolved = resolve(str(self.reference), source, self.store, self.platform)
+        with ExitStack() as stack:
+            progress = stack.enter_context(closing(Progress()))
+            source = stack.enter_context(closing(self.connect()))
+            resolved, is_away = self._find(source, progress)
+            if is_away:
+                source = stack.enter_context(closing(self.connect(hurried=True)))
             if up_to is not None:
                 resolved = resolved.up_to(up_to)
-            trust = Trust.of(self.reference, Policy(self.options.index))
-            prepare(resolved, source, self.store, progress, trust)
+            with _needing_it() if is_away else nullcontext():
+                prepare(resolved, source, self.store, progress, self.trust)
             return resolved
+
+    @property
+    def trust(self) -> Trust:
+        """Which indexes of others count."""
+        return Trust.of(self.reference, Policy(self.options.index))
+
+    def _find(self, source: Source, reporter: Reporter) -> _Found:
+        """Its documents; those of earlier, and said to be so, if nothing else can be had of a tag."""
+        earlier = self._earlier()
+        if earlier is None:
+            return _Found(resolve(str(self.reference), source, self.store, self.platform), is_away=False)
+        try:
+            with closing(self.connect(hurried=True)) as hurried:
+                named = hurried.resolve()
+            resolved = resolve(str(self.reference), source, self.store, self.platform, named=named)
+            return _Found(resolved, is_away=False)
+        except Unavailable as error:
+            when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
+            if self.is_offline:
+                print(f"imgfs: offline: using {when}", file=sys.stderr)
+            else:
+                reporter.warns(f"its registry cannot be reached ({error}); using {when}")
+            return _Found(earlier.resolved, is_away=not self.is_offline)
+
+    def _earlier(self) -> Earlier | None:
+        """What to fall back on; nothing for a digest, nor for a command about the registry itself."""
+        reference = self.reference
+        if self.options.offline is None or reference.pinned or not isinstance(reference, RegistryReference):
+            return None
+        return resolve_earlier(reference, self.store, self.platform)
 
     @contextmanager
     def open(self) -> Iterator[Image]:
@@ -61,29 +135,54 @@ class Wanted:
 def wanted(options: argparse.Namespace) -> Wanted:
     """What the options of an image's command ask for; raises ImgfsError."""
     environment = Environment.read()
-    reference = parse_reference(options.image)  # before anything is made: the most likely mistake
+    # before anything is made: the most likely mistake
+    meant = candidates(options.image, environment.registry_files.registries)
     platform = Platform.from_text(options.platform) if options.platform else Platform.host()
-    return Wanted(reference, platform, options, environment, open_store(options, environment))
+    first = Wanted(meant[0], platform, options, environment, open_store(options, environment))
+    return replace(first, reference=first_found(meant, lambda one: replace(first, reference=one).look_for()))
 
 
-def connect_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Source:
-    """Open the source of an image as the options of its command say."""
+def connect_to(
+    reference: Reference, options: argparse.Namespace, environment: Environment, *, hurried: bool = False
+) -> Source:
+    """Open the source of an image as the options of its command say; `hurried`: for one short attempt."""
     return open_source(
         reference,
-        plain_http=options.plain_http or None,
+        places=places_of(options, environment),
         auth_files=environment.auth_files,
-        timeouts=timeouts_of(options.read_timeout),
+        timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
     )
 
 
-def timeouts_of(seconds: float | None) -> Timeouts:
+def places_of(options: argparse.Namespace, environment: Environment) -> Places:
+    """Where registries are, as the options and the machine's files say."""
+    ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
+    asked = Asked(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)
+    return Places(environment.registry_files, asked)
+
+
+def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
     """How long to wait for a registry, if not as long as usual: each step no longer than the whole."""
     usual = Timeouts()
+    if hurried:
+        wait = min(_HURRY, seconds or _HURRY)
+        return Timeouts(connect=wait, read=wait, deadline=wait, tries=1)
     if seconds is None:
         return usual
-    steps = {"connect": min(usual.connect, seconds), "read": min(usual.read, seconds)}
-    return replace(usual, deadline=seconds, **steps)
+    connect, read = min(usual.connect, seconds), min(usual.read, seconds / _STEPS)
+    return replace(usual, connect=connect, read=read, deadline=seconds)
+
+
+@contextmanager
+def _needing_it() -> Iterator[None]:
+    """Say that a registry which is away would have been needed after all."""
+    try:
+        yield
+    except Unavailable as error:
+        raise Unavailable(
+            f"not all of the image is in the store, and its registry cannot be reached: {error}"
+        ) from error
 
 
 def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:

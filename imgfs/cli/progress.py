@@ -23,22 +23,28 @@ class _Line:
     layer: Descriptor
     doing: str
     done: int = 0
+    had: int = 0  # bytes of them that were here before
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
 
 class Progress:
-    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise.
+    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise, or if `quiet`.
 
     `doing` and `done` are the words for what is done to a layer.
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, doing: str = "indexing", done: str = "indexed"
+        self,
+        stream: TextIO | None = None,
+        *,
+        doing: str = "indexing",
+        done: str = "indexed",
+        quiet: bool = False,
     ) -> None:
         self._doing, self._done = doing, done
         self._stream = stream or sys.stderr
-        self._shown = self._stream.isatty()
+        self._shown = self._stream.isatty() and not quiet
         self._lock = threading.Lock()
         self._lines: dict[Digest, _Line] = {}
         self._drawn = 0  # lines at the end of the screen that are redrawn
@@ -61,6 +67,12 @@ class Progress:
             self._lines[layer.digest].done += count
             if time.monotonic() - self._last >= _EVERY:
                 self._draw()
+
+    def layer_has(self, layer: Descriptor, count: int) -> None:
+        """`count` bytes of it were here before: they do not count in its rate."""
+        with self._lock:
+            self._lines[layer.digest].done += count
+            self._lines[layer.digest].had += count
 
     def layer_ends(self, layer: Descriptor) -> None:
         """That is done."""
@@ -124,5 +136,6 @@ def _row(line: _Line, now: float) -> str:
     filled = min(_BAR, _BAR * line.done // total)
     seconds = max(1e-3, (line.ended or now) - line.began)
     amount = f"{size(line.done)} of {size(line.layer.size)}"
+    rate = (line.done - line.had) / seconds
     bar = "█" * filled + "░" * (_BAR - filled)
-    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(line.done / seconds):>7}/s  {line.doing}"
+    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(rate):>7}/s  {line.doing}"

@@ -6,15 +6,17 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from imgfs.cli.images import open_store
 from imgfs.cli.text import size
+from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.inventory import evict, needs_of, refuse_if_used, sweep
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
-from imgfs.oci.reference import parse_reference
+from imgfs.registry.shortnames import candidates
 from imgfs.store import Layer, Resolution, Store
 
 
@@ -67,7 +69,8 @@ def _named(names: Sequence[str], everything: bool, store: Store) -> tuple[list[R
     found_images: list[Resolution] = []
     found_layers: list[Layer] = []
     for name in names:
-        images = [image for image in resolutions if _is_named(image, name)]
+        meant = _meant(name)
+        images = [image for image in resolutions if _is_named(image, name) or image.reference in meant]
         parts = [layer for layer in layers if _has_digest(layer.digest, name)]
         if not images and not parts:
             raise UsageError(f"{name}: no such image or layer in {store.root} (see: imgfs store ls)")
@@ -76,13 +79,15 @@ def _named(names: Sequence[str], everything: bool, store: Store) -> tuple[list[R
     return found_images, found_layers
 
 
-def _is_named(image: Resolution, name: str) -> bool:
-    if _has_digest(image.manifest, name) or _has_digest(image.digest, name):
-        return True
-    try:
-        return str(parse_reference(name)) == image.reference
-    except UsageError:
-        return False
+def _is_named(image: Resolution, digest: str) -> bool:
+    return _has_digest(image.manifest, digest) or _has_digest(image.digest, digest)
+
+
+def _meant(name: str) -> list[str]:
+    """The references that a person may mean, whichever of them were mounted; none if it is no reference."""
+    with suppress(UsageError):
+        return [str(one) for one in candidates(name, Environment.read().registry_files.registries)]
+    return []
 
 
 def _has_digest(digest: Digest, name: str) -> bool:

@@ -9,6 +9,7 @@ import time
 from imgfs.tree.tree import Node
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_PERIODS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def size(count: float) -> str:
@@ -18,6 +19,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} {_UNITS[-1]}"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was, in the largest unit of which that is at least one."""
+    for name, length in _PERIODS:
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"
 
 
 def long_line(node: Node, name: bytes, target: bytes | None) -> bytes:

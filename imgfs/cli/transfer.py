@@ -6,13 +6,14 @@ import argparse
 from contextlib import closing
 from dataclasses import replace
 
-from imgfs.cli.images import connect_to, timeouts_of
+from imgfs.cli.images import connect_to, places_of, timeouts_of
 from imgfs.cli.progress import Progress
 from imgfs.config import Environment
 from imgfs.destination import Destination, open_destination, tag_of
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.reference import Reference, RegistryReference, parse_reference
+from imgfs.registry.shortnames import candidates, first_found
 from imgfs.source import Source
 from imgfs.transfer import copy as copy_image
 from imgfs.transfer import mountable
@@ -32,7 +33,7 @@ def push(options: argparse.Namespace) -> int:
 
 
 def _copy(options: argparse.Namespace, target: Reference) -> int:
-    named = parse_reference(options.source)
+    named = _found(options)
     platform = Platform.from_text(options.platform) if options.platform else None
     opened_source, opened_destination = _open(options, named, target)
     with (
@@ -47,6 +48,17 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
     return 0
 
 
+def _found(options: argparse.Namespace) -> Reference:
+    """The image to copy; of a short name that may mean several, the first that is there."""
+    environment = Environment.read()
+
+    def ask(reference: Reference) -> None:
+        with closing(connect_to(reference, options, environment)) as source:
+            source.resolve()
+
+    return first_found(candidates(options.source, environment.registry_files.registries), ask)
+
+
 def _open(options: argparse.Namespace, named: Reference, target: Reference) -> tuple[Source, Destination]:
     """Both ends of the copy, as the options and the environment say."""
     environment = Environment.read()
@@ -57,7 +69,7 @@ def send_to(reference: Reference, options: argparse.Namespace, environment: Envi
     """Open the destination of an image as the options of its command say."""
     return open_destination(
         reference,
-        plain_http=options.plain_http or None,
+        places=places_of(options, environment),
         auth_files=environment.auth_files,
         timeouts=timeouts_of(options.read_timeout),
         ca_bundle=environment.ca_bundle,

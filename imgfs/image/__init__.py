@@ -9,7 +9,7 @@ from __future__ import annotations
 from imgfs.image.image import Image
 from imgfs.image.indexing import Reporter
 from imgfs.image.prepare import prepare
-from imgfs.image.resolve import Resolved, resolve
+from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
 from imgfs.image.trust import Trust
 
-__all__ = ["Image", "Reporter", "Resolved", "Trust", "prepare", "resolve"]
+__all__ = ["Earlier", "Image", "Reporter", "Resolved", "Trust", "prepare", "resolve", "resolve_earlier"]

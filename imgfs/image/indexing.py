@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Protocol
 
-from imgfs.errors import ImgfsError, InvalidImage, Unavailable
+from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
 from imgfs.image.adopt import adopt_published, adopt_toc, adopt_ztoc
 from imgfs.image.offers import Offers
 from imgfs.image.trust import Trust
@@ -72,7 +72,16 @@ class Indexing:
         )
 
     def stream(self, cancelled: threading.Event) -> None:
-        """Index the layer while all of it is downloaded."""
+        """Index the layer while all of it is downloaded; again, if what came was wrong, from elsewhere."""
+        try:
+            self._stream_once(cancelled)
+        except IntegrityError as error:
+            if not self._source.doubt(self._layer):
+                raise
+            self._reporter.warns(f"asking elsewhere: {error}")
+            self._stream_once(cancelled)
+
+    def _stream_once(self, cancelled: threading.Event) -> None:
         self._reporter.layer_begins(self._layer)
         writer = self._place.flat_writer()
         try:
@@ -88,7 +97,7 @@ class Indexing:
                 with closing(self._place.flat(size=size, spans=spans)) as flat:
                     flat.mark(0, flat.begin(0, spans - 1))
         except BaseException:
-            self._place.remove()  # a half-written flat layer only takes up the disk
+            self._place.drop_flat()  # half-written, it only takes up the disk
             raise
         finally:
             writer.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from imgfs.errors import InvalidImage, UsageError
+from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.foreign import refuse_foreign
 from imgfs.oci.image import (
@@ -19,7 +21,8 @@ from imgfs.oci.image import (
     parse_document,
 )
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
-from imgfs.source import Source
+from imgfs.source import UNKNOWN_SIZE, Source
+from imgfs.source.offline import OfflineSource
 from imgfs.store import Store
 
 _NESTING = 4  # indexes inside indexes
@@ -75,15 +78,28 @@ class Resolved:
         )
 
 
+class Earlier(NamedTuple):
+    """What a reference meant at a `moment`, in seconds since the epoch."""
+
+    resolved: Resolved
+    moment: float
+
+
 def resolve(
-    reference: str, source: Source, store: Store, wanted: Platform, *, remember: bool = True
+    reference: str,
+    source: Source,
+    store: Store,
+    wanted: Platform,
+    *,
+    named: Descriptor | None = None,
+    remember: bool = True,
 ) -> Resolved:
     """Find the manifest and config of `reference` for the platform `wanted`; keep them in the store.
 
-    Documents already in the store are not fetched again. With `remember` the store lists the reference from
-    now on. Raises ImgfsError.
+    Documents already in the store are not fetched again. `named` is what `reference` names, if that is known.
+    With `remember` the store lists the reference from now on. Raises ImgfsError.
     """
-    named = source.resolve()
+    named = named or source.resolve()
     descriptor, document = named, _document(named, source, store)
     for _ in range(_NESTING):
         if not isinstance(document, Index):
@@ -99,6 +115,21 @@ def resolve(
     if remember:
         store.put_resolution(reference, named.digest, descriptor.digest)
     return resolved
+
+
+def resolve_earlier(reference: RegistryReference, store: Store, wanted: Platform) -> Earlier | None:
+    """What `reference` was last resolved to for the platform `wanted`, by what the store holds alone.
+
+    A tag may have been resolved later for another platform, and mean another index since: one whose documents
+    are not here does not count.
+    """
+    nowhere = OfflineSource(reference)
+    for earlier in store.resolved(str(reference)):
+        named = Descriptor("", earlier.digest, UNKNOWN_SIZE)
+        with suppress(ImgfsError):
+            resolved = resolve(str(reference), nowhere, store, wanted, named=named, remember=False)
+            return Earlier(resolved, earlier.resolved)
+    return None
 
 
 def _layer_number(layer: str, digests: Sequence[tuple[Digest, Digest]]) -> int:

@@ -6,14 +6,13 @@ no config has the empty one. `referrers` has the lists of those that refer to an
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from imgfs.errors import InvalidImage
-from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.descriptor import Descriptor, Digest, descriptor_fields
 from imgfs.oci.image import OCI_MANIFEST, Manifest, parse_document
 
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -76,22 +75,6 @@ def _type_field(artifact: Artifact) -> dict[str, str]:
         if artifact.config.media_type == artifact.artifact_type
         else {"artifactType": artifact.artifact_type}
     )
-
-
-def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
-    """A descriptor as JSON has it (descriptor.md), without its platform and URLs."""
-    fields: dict[str, Any] = {
-        "mediaType": descriptor.media_type,
-        "digest": str(descriptor.digest),
-        "size": descriptor.size,
-    }
-    if descriptor.data is not None:
-        fields["data"] = base64.b64encode(descriptor.data).decode()
-    if descriptor.annotations:
-        fields["annotations"] = dict(sorted(descriptor.annotations.items()))
-    if descriptor.artifact_type:
-        fields["artifactType"] = descriptor.artifact_type
-    return fields
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:

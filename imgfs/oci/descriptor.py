@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import platform as host_platform
 import re
@@ -166,6 +165,33 @@ class Descriptor:
         )
 
 
+def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
+    """A descriptor as JSON has it (descriptor.md), in the order in which Go writes it; without its URLs."""
+    fields: dict[str, Any] = {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
+    if descriptor.data is not None:
+        fields["data"] = base64.b64encode(descriptor.data).decode()
+    if descriptor.annotations:
+        fields["annotations"] = dict(sorted(descriptor.annotations.items()))
+    if descriptor.platform:
+        fields["platform"] = _platform_fields(descriptor.platform)
+    return fields | ({"artifactType": descriptor.artifact_type} if descriptor.artifact_type else {})
+
+
+def _platform_fields(platform: Platform) -> dict[str, Any]:
+    fields = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "os.features": list(platform.os_features),
+        "variant": platform.variant,
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
 def _size(fields: Mapping[str, Any], where: str) -> int:
     size = fields.get("size")
     if type(size) is not int or not 0 <= size < 1 << 63:
@@ -184,5 +210,5 @@ def _inline(value: object, where: str) -> bytes | None:
         raise InvalidImage("expected base64 text", where=where)
     try:
         return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or letters that are not ASCII
         raise InvalidImage(f"not base64: {error}", where=where) from error

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imgfs.errors import InvalidImage
-from imgfs.oci.artifact import descriptor_fields, encode
-from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.artifact import encode
+from imgfs.oci.descriptor import Descriptor, Digest, descriptor_fields
 from imgfs.oci.fields import list_in, object_at, parse_json, text_in
 from imgfs.oci.image import OCI_INDEX, Manifest, parse_document
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.oci.change import as_oci
-from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.descriptor import Descriptor, Digest, Platform, descriptor_fields
 from imgfs.oci.fields import annotations_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST, Index, Manifest, parse_document
 
@@ -91,11 +91,11 @@ def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor
     fields: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": _fields_of(config),
-        "layers": [_fields_of(ztoc) for ztoc in ztocs],
+        "config": descriptor_fields(config),
+        "layers": [descriptor_fields(ztoc) for ztoc in ztocs],
     }
     if bare:
-        fields["subject"] = _fields_of(bare)
+        fields["subject"] = descriptor_fields(bare)
     return _encode(fields | {"annotations": {BUILD_TOOL: tool}})
 
 
@@ -138,11 +138,11 @@ def with_soci_v2(
     beside = Descriptor(OCI_MANIFEST, Digest.of(soci), len(soci), about, platform, artifact_type=SOCI_V2)
     around = _index_fields(index, old)
     entries = [
-        _fields_of(listed) | _kept(entry) if entry.get("digest") == str(old) else entry
+        descriptor_fields(listed) | _kept(entry) if entry.get("digest") == str(old) else entry
         for entry in around["manifests"]
         if not _is_soci_for(entry, platform)
     ]
-    return SociImage(image, soci, _encode(around | {"manifests": [*entries, _fields_of(beside)]}))
+    return SociImage(image, soci, _encode(around | {"manifests": [*entries, descriptor_fields(beside)]}))
 
 
 def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, Any]:
@@ -164,31 +164,6 @@ def _is_soci_for(entry: Mapping[str, Any], platform: Platform) -> bool:
     if entry.get("artifactType") != SOCI_V2 or not entry.get("platform"):
         return False
     return Platform.parse(entry["platform"], "index").normalized() == platform.normalized()
-
-
-def _fields_of(descriptor: Descriptor) -> dict[str, Any]:
-    """A descriptor's fields, in the order in which Go writes them."""
-    fields: dict[str, Any] = {
-        "mediaType": descriptor.media_type,
-        "digest": str(descriptor.digest),
-        "size": descriptor.size,
-    }
-    if descriptor.annotations:
-        fields["annotations"] = dict(sorted(descriptor.annotations.items()))
-    if descriptor.platform:
-        fields["platform"] = _platform_fields(descriptor.platform)
-    return fields | ({"artifactType": descriptor.artifact_type} if descriptor.artifact_type else {})
-
-
-def _platform_fields(platform: Platform) -> dict[str, Any]:
-    fields = {
-        "architecture": platform.architecture,
-        "os": platform.os,
-        "os.version": platform.os_version,
-        "os.features": list(platform.os_features),
-        "variant": platform.variant,
-    }
-    return {name: value for name, value in fields.items() if value}
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:

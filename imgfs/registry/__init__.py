@@ -1,13 +1,21 @@
 """The registry's side of the wire (OCI distribution-spec): who may, what is asked, what came back.
 
-client        one repository: all that is asked of it
+mirrored      one repository at several endpoints: reads go on elsewhere
+candidate     one of those endpoints               health   how it goes there
+endpoint      where to ask, and how
+client        one repository at one endpoint: all that is asked of it
 manifests     its manifests, by tag or digest      blobs    its blobs, read whole or in pieces
 tags          the list of its tags                 pages    lists that come in pages
 referrers     what refers to its manifests: the registry's list, or one kept under a tag
 session       requests with authorization, along redirects
-transport     single requests over kept connections: alone imports requests
+transport     single requests over kept connections; it and `adapter` alone import requests
+response      what comes back                      failure  why nothing does
+tls           whom TLS believes, and what it shows
 auth          the authentication dance, as generators over plain values
-credentials   the auth files of docker and podman, and their helpers
+realm         which token servers are believed
+credentials   what the files of docker and podman say of a registry
+authfile      those files, read and changed      credhelpers   programs that keep credentials
+login         whether a registry lets somebody in
 upload        one blob on its way in
 body          what is sent of a blob, its digest checked
 ranges        what a response says it carries of a blob

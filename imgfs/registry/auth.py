@@ -1,8 +1,8 @@
 """The authentication dance, without a network (distribution's `spec/auth/token.md` and `oauth.md`).
 
 `Authorizer.authorize` and `.challenged` are generators: they yield the requests to be sent to a token server
-and are sent the replies; their value is the Authorization header to use, or None. So whoever drives them does
-the I/O, and a test drives them with three values.
+and are sent the replies, or thrown the ImgfsError if there is none; their value is the Authorization header,
+or None. So whoever drives them does the I/O, and a test drives them with three values.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from imgfs.errors import RegistryError, Unauthorized, Unavailable
+from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.credentials import Credentials
+from imgfs.registry.realm import check_realm
 
 _CLIENT_ID = "imgfs"
 _DEFAULT_LIFETIME = 60.0  # seconds, if a token does not say (token.md, `expires_in`)
 _LONGEST_LIFETIME = 1e9
 _MARGIN = 0.8  # of its lifetime after which a token is renewed: clocks and requests take time
+_FRESH = 1.0  # seconds for which a token that somebody else had is as good as a new one
+_SLOW = 1.0  # seconds: a helper or token server that takes so long to fail
+_PAUSE = 2.0  # is not asked again for so long, lest each of many that wait in line waits for it anew
 _NO_POST = (401, 404, 405)  # token servers without OAuth2 say one of these (GCR, Artifactory)
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')  # RFC 9110, 11.2
@@ -45,6 +50,9 @@ class TokenRequest(NamedTuple):
     headers: Mapping[str, str]
     form: str | None = None
 
+    def __repr__(self) -> str:
+        return f"TokenRequest({self.method} {urlsplit(self.url).hostname})"  # the rest is secret
+
 
 class TokenReply(NamedTuple):
     """A token server's answer."""
@@ -52,9 +60,13 @@ class TokenReply(NamedTuple):
     status: int
     body: bytes
 
+    def __repr__(self) -> str:
+        return f"TokenReply({self.status})"  # the rest is secret
+
 
 class _Token(NamedTuple):
     header: str
+    asked: float
     expires: float
 
 
@@ -105,7 +117,8 @@ class Authorizer:
     """Knows how to get in to one registry. Not safe in threads: the one who drives it holds a lock.
 
     `credentials` is asked whenever a token is needed, so that a helper's short-lived secrets stay fresh.
-    `secure` says that the registry is reached over TLS: then secrets go to a token server over TLS only.
+    `secure` says that the registry is reached over TLS, `registry` at which host: secrets do not go to every
+    token server that it may name (`realm`). Without a `registry` the token server may be anywhere.
     A `scope` given with a request is asked for on top of what the registry's challenge names.
     """
 
@@ -115,15 +128,18 @@ class Authorizer:
         *,
         default_scope: str,
         secure: bool,
+        registry: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
         self._default_scope = default_scope
         self._secure = secure
+        self._registry = registry
         self._clock = clock
         self._tokens: dict[_Grant, _Token] = {}
         self._grant: _Grant | None = None  # what the registry asked for last
         self._basic: str | None = None
+        self._failure: tuple[ImgfsError, float] | None = None  # and until when it stands
 
     def authorize(self, scope: str = "") -> Flow:
         """Before a request: the header that the registry is known to want, renewed if it has expired."""
@@ -149,33 +165,43 @@ class Authorizer:
             self._basic = self._basic_header()
             return self._basic if self._basic != refused else None
         token = self._tokens.get(grant.widened(scope))
-        if token and token.header == refused:
+        if token and refused and (token.header == refused or self._clock() - token.asked > _FRESH):
             del self._tokens[grant.widened(scope)]
         header = yield from self._bearer(grant.widened(scope))
         self._grant = grant  # now only: a mount's scope that the token server refuses must not stay
         return header
 
     def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
-        realm = parameters.get("realm", "")
-        scheme = _scheme_of(realm)
-        if scheme not in ("http", "https"):
-            raise Unauthorized(f"the registry names no token server (realm {realm[:200]!r})")
-        if self._secure and scheme != "https":
-            raise Unauthorized(f"the registry's token server {realm[:200]!r} does not use TLS")
+        realm = check_realm(parameters.get("realm", ""), registry=self._registry, secure=self._secure)
         return _Grant(realm, parameters.get("service", ""), parameters.get("scope", self._default_scope))
 
     def _basic_header(self) -> str | None:
-        credentials = self._credentials()
+        with self._in_line():
+            credentials = self._credentials()
         return _basic(credentials) if credentials and not credentials.identity_token else None
 
     def _bearer(self, grant: _Grant) -> Flow:
         token = self._tokens.get(grant)
         if token is None or self._clock() >= token.expires:
-            asked = self._clock()
-            text, lifetime = yield from _fetch_token(grant, self._credentials())
-            token = _Token(f"Bearer {text}", asked + lifetime * _MARGIN)
+            with self._in_line() as asked:
+                text, lifetime = yield from _fetch_token(grant, self._credentials())
+            token = _Token(f"Bearer {text}", asked, asked + lifetime * _MARGIN)
+            self._tokens = {key: old for key, old in self._tokens.items() if old.expires > asked}
             self._tokens[grant] = token
         return token.header
+
+    @contextmanager
+    def _in_line(self) -> Iterator[float]:
+        """Have what is slow to fail do so once, not for each of the many that wait in line for it."""
+        asked = self._clock()
+        if self._failure and asked < self._failure[1]:
+            raise self._failure[0].with_traceback(None)
+        try:
+            yield asked
+        except ImgfsError as error:
+            if self._clock() - asked > _SLOW:
+                self._failure = error, self._clock() + _PAUSE
+            raise
 
 
 def _fetch_token(
@@ -218,6 +244,10 @@ def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | Non
     if reply.status in (401, 403):
         who = f"the credentials of {credentials.username!r}" if credentials else "anonymous access"
         raise Unauthorized(f"the token server {server} refused {who}", status=reply.status)
+    if 300 <= reply.status < 400:
+        raise RegistryError(
+            f"the token server {server} redirects, which is not followed", status=reply.status
+        )
     if reply.status != 200:
         kind = Unavailable if reply.status >= 500 or reply.status in (408, 429) else RegistryError
         raise kind(f"the token server {server} answered {reply.status}", status=reply.status)
@@ -236,15 +266,6 @@ def _lifetime(given: object) -> float:
     if isinstance(given, int | float) and 0 < given < _LONGEST_LIFETIME:
         return given
     return _DEFAULT_LIFETIME
-
-
-def _scheme_of(url: str) -> str | None:
-    """The scheme of a URL that names a host, else None."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    return parts.scheme if parts.hostname else None
 
 
 def _basic(credentials: Credentials) -> str:

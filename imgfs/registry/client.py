@@ -1,4 +1,4 @@
-"""One repository of one registry: its manifests, blobs, tags and referrers (OCI distribution-spec).
+"""One repository at one endpoint: its manifests, blobs, tags and referrers (OCI distribution-spec).
 
 What comes out is what a digest promised, or an error: documents are checked here; of blobs the length is, and
 the digest of a range is for its reader to check. What goes in is checked on its way. Safe in threads.
@@ -10,57 +10,50 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from imgfs.errors import NotFound, RegistryError
+from imgfs.errors import ImgfsError, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.reference import DOCKER_HUB
 from imgfs.registry.blobs import MAX_DOCUMENT, Blobs
 from imgfs.registry.body import CheckedBlob
 from imgfs.registry.credentials import Credentials
+from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.manifests import MAX_MANIFEST, Manifests
 from imgfs.registry.referrers import Referrers
 from imgfs.registry.refusal import push_refusal
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
 from imgfs.registry.tags import describe_tags, existing_tags, list_tags
-from imgfs.registry.transport import Traffic, is_loopback
+from imgfs.registry.transport import Traffic
 from imgfs.registry.upload import Upload
 
 __all__ = ["MAX_DOCUMENT", "MAX_MANIFEST", "Client", "describe_tags"]
 
 
 class Client:
-    """Reads and fills `registry/repository`. `plain_http=None`: without TLS on this machine only.
+    """Reads and fills the repository of an endpoint.
 
-    `credentials` is asked again whenever the registry wants to know; `ca_bundle` is a PEM file.
+    `credentials` is asked again whenever the registry wants to know; `ca_bundle` is a PEM file to trust
+    instead of the usual certificates. `noted` is told of every try that failed.
     """
 
     def __init__(
         self,
-        registry: str,
-        repository: str,
+        endpoint: Endpoint,
         *,
-        plain_http: bool | None = None,
         credentials: Callable[[], Credentials | None] = lambda: None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
         ca_bundle: Path | None = None,
+        noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
     ) -> None:
-        host = "registry-1.docker.io" if registry == DOCKER_HUB else registry
-        plain = is_loopback(host) if plain_http is None else plain_http
-        self._name = f"{registry}/{repository}"
-        self._base = f"{'http' if plain else 'https'}://{host}/v2/{repository}/"
+        self._name = f"{endpoint.host}/{endpoint.repository}"
         self._session = Session(
-            self._base,
-            scope=f"repository:{repository}:pull",
-            credentials=credentials,
-            timeouts=timeouts,
-            ca_bundle=ca_bundle,
+            endpoint, credentials=credentials, timeouts=timeouts, ca_bundle=ca_bundle, noted=noted
         )
-        self._pushing = f"repository:{repository}:pull,push"
-        self._blobs = Blobs(self._session, self._base, self._name)
+        self._pushing = f"repository:{endpoint.repository}:pull,push"
+        self._blobs = Blobs(self._session, self._name)
         self._manifests = Manifests(
-            self._session, self._base, self._name, pushing=self._pushing, deleting=f"{self._pushing},delete"
+            self._session, self._name, pushing=self._pushing, deleting=f"{self._pushing},delete"
         )
-        self._referrers = Referrers(self._session, self._base, self._manifests)
+        self._referrers = Referrers(self._session, self._manifests)
 
     @property
     def traffic(self) -> Traffic:
@@ -77,7 +70,7 @@ class Client:
         except NotFound as error:
             self._explain_missing(name, error)
 
-    def tagged(self, tag: str) -> Descriptor:
+    def tagged(self, tag: str | Digest) -> Descriptor:
         """What a tag that may well be missing names now: NotFound costs no more than the one request."""
         return self._manifests.head(tag)
 
@@ -102,6 +95,10 @@ class Client:
         """Exactly the bytes `[start, end)` of a blob; see `Blobs.read`."""
         return self._blobs.read(descriptor, start, end, url=url)
 
+    def doubt(self, digest: Digest) -> None:
+        """What came of a blob was wrong: where it was redirected to last is not asked again."""
+        self._blobs.doubt(digest)
+
     def has_blob(self, digest: Digest) -> bool:
         """Ask by HEAD whether a blob is there; a refusal means no, and the push will be told why."""
         return self._blobs.exists(digest, scope=self._pushing)
@@ -114,7 +111,7 @@ class Client:
         digest = blob.descriptor.digest
         upload = Upload(
             self._session,
-            f"{self._base}blobs/uploads/",
+            self._session.at("blobs/uploads/"),
             blob,
             scope=self._pushing,
             exists=lambda: self.has_blob(digest),
@@ -160,7 +157,7 @@ class Client:
 
     def tags(self, limit: int) -> list[str]:
         """Up to `limit` of the repository's tags, in the registry's order ("Listing Tags")."""
-        return list_tags(self._session, self._base, limit)
+        return list_tags(self._session, limit)
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
@@ -170,5 +167,5 @@ class Client:
         if isinstance(name, Digest):
             text = f"{self._name} has no manifest {name}"
         else:
-            text = f"{self._name} has no tag {name!r}; {existing_tags(self._session, self._base)}"
+            text = f"{self._name} has no tag {name!r}; {existing_tags(self._session)}"
         raise NotFound(text, status=error.status, code=error.code, url=error.url) from error

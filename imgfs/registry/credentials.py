@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
-import re
-import subprocess
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from imgfs.errors import Unauthorized, UsageError
+from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
+from imgfs.registry.authfile import change_auth_file, read_auth_file
+from imgfs.registry.credhelpers import Kept, ask_helper, clear_helper, program_of, tell_helper
 
 _HUB_KEY = "https://index.docker.io/v1/"  # what `docker login` writes for Docker Hub
 _HUB_NAMES = (_HUB_KEY, "index.docker.io", "registry-1.docker.io")
-_IDENTITY_USER = "<token>"  # a helper's user name that says: the secret is an identity token
-_HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_HELPER_TIMEOUT = 30.0  # seconds; some ask a cloud's token service
-_NOT_FOUND = "credentials not found"  # every helper's words (credentials/error.go)
-_MAX_FILE = 4 << 20
+IDENTITY_USER = "<token>"  # a helper's user name that says: the secret is an identity token
+_DOCKERS = "config.json"  # the name of docker's file
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,14 @@ class Credentials:
     identity_token: bool = False
 
 
+class _Helper(NamedTuple):
+    """A program that keeps credentials, and what it calls a registry; `alone`: the file itself has none."""
+
+    name: object
+    server: str
+    alone: bool
+
+
 def find_credentials(files: Iterable[Path], registry: str, repository: str) -> Credentials | None:
     """What the first of `files` that knows the registry says; None: be anonymous.
 
@@ -44,39 +49,72 @@ def find_credentials(files: Iterable[Path], registry: str, repository: str) -> C
     be understood and Unauthorized, naming it, for a helper that fails.
     """
     for path in files:
-        fields = _read_auth_file(path)
+        fields = read_auth_file(path)
         found = fields and _credentials_in(fields, path, registry, repository)
         if found:
             return found
     return None
 
 
-def _read_auth_file(path: Path) -> dict[str, Any] | None:
-    try:
-        with path.open("rb") as file:
-            fields = json.loads(file.read(_MAX_FILE).decode())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read credentials: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a credentials file: {error}") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path}: not a credentials file: expected a JSON object")
-    return fields
+def keep_credentials(path: Path, registry: str, namespace: str, credentials: Credentials) -> str:
+    """Keep what somebody gets in to `registry`, or one `namespace` of it, with: who does, a file or program.
+
+    A file that names a helper has that keep the secret, and itself only that there is one, as docker does.
+    Raises UsageError for a file that cannot be understood or written, and for a namespace that is a helper's;
+    Unauthorized for a helper that fails.
+    """
+    helper = _helper_for(_there(path), path, registry)
+    if helper:
+        _check_whole(namespace, helper, path)
+        tell_helper(helper.name, helper.server, Kept(credentials.username, credentials.secret))
+    entry = {} if helper else _entry(credentials)
+
+    def change(fields: dict[str, Any]) -> bool:
+        auths = fields["auths"] = _object(fields, "auths", path)
+        for key in _same_keys(auths, registry, namespace):
+            del auths[key]
+        auths[_written_key(path, registry, namespace)] = entry
+        return True
+
+    change_auth_file(path, change)
+    return program_of(helper.name) if helper else str(path)
+
+
+def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
+    """Remove what `keep_credentials` kept, or docker or podman under that name: whether there was something.
+
+    Raises what `keep_credentials` does. A file that is not there is not made.
+    """
+    fields = _there(path)
+    helper = None if namespace else _helper_for(fields, path, registry)
+    cleared = helper is not None and clear_helper(helper.name, helper.server)
+
+    def change(fields: dict[str, Any]) -> bool:
+        auths = _object(fields, "auths", path)
+        found = _same_keys(auths, registry, namespace)
+        for key in found:
+            del auths[key]
+        return bool(found)
+
+    listed = _same_keys(_object(fields, "auths", path), registry, namespace)
+    return (bool(listed) and change_auth_file(path, change)) or cleared
+
+
+def _there(path: Path) -> dict[str, Any]:
+    """What a file says; nothing if there is none yet, or an empty one, as mktemp makes it."""
+    with contextlib.suppress(OSError):
+        if not path.stat().st_size:
+            return {}
+    return read_auth_file(path) or {}
 
 
 def _credentials_in(
     fields: Mapping[str, Any], path: Path, registry: str, repository: str
 ) -> Credentials | None:
-    helpers = _object(fields, "credHelpers", path)
-    for key in _host_keys(registry):
-        if key in helpers:
-            return _ask_helper(helpers[key], key)
-    if fields.get("credsStore"):
-        server = _HUB_KEY if registry == DOCKER_HUB else registry
-        found = _ask_helper(fields["credsStore"], server)
-        if found:
+    helper = _helper_for(fields, path, registry)
+    if helper:
+        found = _from_helper(helper)
+        if found or helper.alone:
             return found
     auths = _by_key(_object(fields, "auths", path))
     for key in _keys(registry, repository):
@@ -84,6 +122,28 @@ def _credentials_in(
         if found:
             return found
     return None
+
+
+def _helper_for(fields: Mapping[str, Any], path: Path, registry: str) -> _Helper | None:
+    """The helper that a file has for a registry: its own, or the one for all."""
+    helpers = _object(fields, "credHelpers", path)
+    for key in _host_keys(registry):
+        if key in helpers:
+            return _Helper(helpers[key], key, alone=True)
+    store = fields.get("credsStore")
+    return _Helper(store, _HUB_KEY if registry == DOCKER_HUB else registry, alone=False) if store else None
+
+
+def _check_whole(namespace: str, helper: _Helper, path: Path) -> None:
+    if namespace:
+        raise UsageError(
+            f"{path}: {program_of(helper.name)} keeps credentials of registries, not of {namespace!r} in one"
+        )
+
+
+def _from_helper(helper: _Helper) -> Credentials | None:
+    kept = ask_helper(helper.name, helper.server)
+    return Credentials(kept.username, kept.secret, kept.username == IDENTITY_USER) if kept else None
 
 
 def _object(fields: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
@@ -105,10 +165,39 @@ def _keys(registry: str, repository: str) -> Iterator[str]:
     yield from _host_keys(registry)
 
 
+def _written_key(path: Path, registry: str, namespace: str) -> str:
+    """The key under which docker and podman look in a file of theirs."""
+    if namespace:
+        return f"{registry}/{namespace}"
+    return _HUB_KEY if registry == DOCKER_HUB and path.name == _DOCKERS else registry
+
+
+def _same_keys(auths: Mapping[str, Any], registry: str, namespace: str) -> list[str]:
+    """The keys of a file that mean a registry, in every spelling, or one namespace of it."""
+    if namespace:
+        return [key for key in auths if key == f"{registry}/{namespace}"]
+    names = _host_keys(registry)
+    return [key for key in auths if key in names or _host_of(key) in names]
+
+
+def _host_of(key: str) -> str | None:
+    """The host of an old key such as `https://host/v1/`."""
+    rest = key.partition("://")[2]
+    return rest.split("/")[0] or None
+
+
 def _by_key(auths: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries, those under an old key such as `https://host/v1/` also under their host."""
-    hosts = {key.split("://", 1)[1].split("/")[0]: value for key, value in auths.items() if "://" in key}
+    """The entries, those under an old key also under their host."""
+    hosts = {host: value for key, value in auths.items() if (host := _host_of(key))}
     return {**hosts, **auths}
+
+
+def _entry(credentials: Credentials) -> dict[str, str]:
+    """What is written of credentials into `auths`."""
+    password = "" if credentials.identity_token else credentials.secret
+    pair = base64.b64encode(f"{credentials.username}:{password}".encode()).decode()
+    token = {"identitytoken": credentials.secret} if credentials.identity_token else {}
+    return {"auth": pair, **token}
 
 
 def _decode_auth(entry: object, where: str) -> Credentials | None:
@@ -135,39 +224,3 @@ def _decode_pair(encoded: str, where: str) -> tuple[str, str]:
 def _text(entry: Mapping[str, Any], name: str) -> str:
     value = entry.get(name)
     return value if isinstance(value, str) else ""
-
-
-def _ask_helper(name: object, server: str) -> Credentials | None:
-    """Run `docker-credential-NAME get`; None if it has nothing for `server`."""
-    if not isinstance(name, str) or not _HELPER_NAME.fullmatch(name):
-        raise UsageError(f"{name!r:.60} is not the name of a credential helper")
-    program = f"docker-credential-{name}"
-    try:
-        done = subprocess.run(
-            [program, "get"],
-            input=server.encode(),
-            capture_output=True,
-            timeout=_HELPER_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unauthorized(f"{program}: no answer within {_HELPER_TIMEOUT:.0f} s for {server}") from error
-    except OSError as error:
-        raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
-    if done.returncode == 0:
-        return _helper_answer(done.stdout, program)
-    said = (done.stdout + done.stderr).decode(errors="replace").strip()
-    if _NOT_FOUND in said:
-        return None
-    raise Unauthorized(f"{program} failed for {server}: {said[:200]!r} (exit code {done.returncode})")
-
-
-def _helper_answer(output: bytes, program: str) -> Credentials | None:
-    try:
-        answer = json.loads(output.decode())
-    except (ValueError, RecursionError) as error:
-        raise Unauthorized(f"{program}: its answer is not JSON") from error
-    if not isinstance(answer, dict):
-        raise Unauthorized(f"{program}: its answer is not a JSON object")
-    username, secret = _text(answer, "Username"), _text(answer, "Secret")
-    return Credentials(username, secret, username == _IDENTITY_USER) if secret else None

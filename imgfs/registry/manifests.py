@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ from imgfs.errors import InvalidImage, NotFound, RegistryError, Unauthorized, Un
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.registry.refusal import delete_refusal, push_refusal
-from imgfs.registry.session import Session
+from imgfs.registry.session import Answer, Session
 from imgfs.registry.upload import check_stored
 
 MAX_MANIFEST = 4 << 20  # bytes; what the spec asks registries to accept ("Pushing Manifests")
+_KEPT = 4  # manifests at hand
 _ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
 
 
@@ -25,17 +27,18 @@ class Fetched(NamedTuple):
 
 
 class Manifests:
-    """The manifests of `name`, `registry/repository`, below the URL `base`. Safe in threads.
+    """The manifests of `name`, `registry/repository`. Safe in threads.
 
     `pushing` and `deleting` are the scopes that a token needs for it.
     """
 
-    def __init__(self, session: Session, base: str, name: str, *, pushing: str, deleting: str) -> None:
+    def __init__(self, session: Session, name: str, *, pushing: str, deleting: str) -> None:
         self._session = session
-        self._base = base
         self._name = name
         self._pushing = pushing
         self._deleting = deleting
+        self._known: dict[Digest, Fetched] = {}  # the latest
+        self._lock = threading.Lock()
 
     def head(self, name: str | Digest) -> Descriptor:
         """What a tag or digest names now, by HEAD; by GET if the answer to that does not tell it."""
@@ -52,13 +55,33 @@ class Manifests:
         return Descriptor(media_type_in(headers), digest, int(length[:18]))
 
     def fetch(self, name: str | Digest) -> Fetched:
-        """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's."""
-        _, headers, body = self._session.ask("GET", self._url(name), _ACCEPT, limit=MAX_MANIFEST)
-        digest = name if isinstance(name, Digest) else _digest_in(headers) or Digest.of(body)
-        digest.verify(body, f"digest of the manifest {self._name} {name}")
-        return Fetched(
-            Descriptor(media_type_in(headers), digest, len(body)), body, headers.get("ETag", "").strip()
-        )
+        """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's.
+
+        One that has come already is not asked for again by its digest.
+        """
+        with self._lock:
+            known = self._known.get(name) if isinstance(name, Digest) else None
+        return known or self._keep(self._fetch(name))
+
+    def _fetch(self, name: str | Digest) -> Fetched:
+        def promised(answer: Answer) -> Digest:
+            return name if isinstance(name, Digest) else _digest_in(answer.headers) or Digest.of(answer.body)
+
+        def check(answer: Answer) -> None:
+            promised(answer).verify(answer.body, f"digest of the manifest {self._name} {name}")
+
+        answer = self._session.ask("GET", self._url(name), _ACCEPT, limit=MAX_MANIFEST, check=check)
+        _, headers, body = answer
+        descriptor = Descriptor(media_type_in(headers), promised(answer), len(body))
+        return Fetched(descriptor, body, headers.get("ETag", "").strip())
+
+    def _keep(self, fetched: Fetched) -> Fetched:
+        with self._lock:
+            self._known.pop(fetched.descriptor.digest, None)
+            self._known[fetched.descriptor.digest] = fetched
+            while len(self._known) > _KEPT:
+                del self._known[next(iter(self._known))]
+        return fetched
 
     def push(
         self,
@@ -81,6 +104,8 @@ class Manifests:
 
     def delete(self, digest: Digest) -> None:
         """Delete a manifest, if it is there ("Deleting Manifests"); raises RegistryError."""
+        with self._lock:
+            self._known.pop(digest, None)
         try:
             self._session.ask("DELETE", self._url(digest), {}, scope=self._deleting)
         except NotFound:
@@ -89,7 +114,7 @@ class Manifests:
             raise delete_refusal(error, self._name) from error
 
     def _url(self, name: str | Digest) -> str:
-        return f"{self._base}manifests/{name}"
+        return self._session.at(f"manifests/{name}")
 
 
 def media_type_in(headers: Mapping[str, str]) -> str:

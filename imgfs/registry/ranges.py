@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from imgfs.errors import IntegrityError, RegistryError, Unavailable
+from imgfs.errors import IntegrityError, Unavailable
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ def window_of(status: int, headers: Mapping[str, str], piece: Piece, what: str) 
     """Where the piece is in the response's body; `what` it is of is said in errors.
 
     A 200 carries the whole blob, whatever was asked. A 206 may carry less than asked, from `start` on. Raises
-    IntegrityError if the response contradicts the request or the blob's size, RegistryError if it is neither.
+    IntegrityError if the response contradicts the request or the blob's size.
     """
     start, end, size = piece
     if status == 200:
@@ -47,8 +47,8 @@ def window_of(status: int, headers: Mapping[str, str], piece: Piece, what: str) 
         return Window(start, end - start)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if status != 206 or not match:
-        given = headers.get("Content-Range", "")[:80]
-        raise RegistryError(f"{what}: no answer to a Range request: {status}, Content-Range {given!r}")
+        given = f"{status}, Content-Range {headers.get('Content-Range', '')[:80]!r}"
+        raise IntegrityError(f"{what}: answer to a Range request", expected="206", actual=given)
     first, last, total = int(match[1]), int(match[2]), match[3]
     if first != start or not first <= last < end:
         raise IntegrityError(

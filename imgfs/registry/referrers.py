@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from urllib.parse import quote
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -33,11 +32,10 @@ _Change = Callable[[bytes | None], bytes | None]  # a list's body, None if there
 
 
 class Referrers:
-    """The referrers in the repository at the URL `base`, whose manifests are `manifests`. Safe in threads."""
+    """The referrers in the session's repository, whose manifests are `manifests`. Safe in threads."""
 
-    def __init__(self, session: Session, base: str, manifests: Manifests) -> None:
+    def __init__(self, session: Session, manifests: Manifests) -> None:
         self._session = session
-        self._base = base
         self._manifests = manifests
         self._lacking = False  # the API: then it is not asked again
         self._writing = threading.Lock()
@@ -75,13 +73,12 @@ class Referrers:
 
         Registries without it answer with 404, 400 or 405, or with the page of a website.
         """
-        query = f"?artifactType={quote(artifact_type, safe='/')}" if artifact_type else ""
+        query = {"artifactType": artifact_type} if artifact_type else {}
         found: dict[Digest, Descriptor] = {}
         first = True
         try:
-            for answer in pages(
-                self._session, f"{self._base}referrers/{subject}{query}", {"Accept": OCI_INDEX}
-            ):
+            url = self._session.at(f"referrers/{subject}", **query)
+            for answer in pages(self._session, url, {"Accept": OCI_INDEX}):
                 found |= {entry.digest: entry for entry in _page(answer)}
                 first = False
         except Unavailable:

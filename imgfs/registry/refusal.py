@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
@@ -11,6 +12,7 @@ from imgfs.registry.retry import Busy, retry_after
 
 MAX_ERROR_BODY = 16 << 10
 _MAX_TEXT = 200
+_OUR_SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry may repeat what it was sent
 _PUSH_MEANINGS = {
     401: "the registry wants credentials that may push",
     403: "the registry does not allow it",
@@ -81,4 +83,5 @@ def _line(text: object) -> str | None:
     """Text from afar as one short printable line."""
     if not isinstance(text, str) or not text:
         return None
+    text = _OUR_SECRETS.sub(r"\1 …", text)
     return "".join(sign if sign.isprintable() else " " for sign in text[:_MAX_TEXT])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from imgfs.errors import RegistryError, Unavailable
+from imgfs.errors import ImgfsError, IntegrityError, Unavailable
 
-_ATTEMPTS = 6  # without progress in between
 _MAX_DELAY = 8.0  # seconds
+_DAMAGED = 2  # wrong answers after which another is worth trying; a wrong registry stays so
 _PROGRESS = 64 << 10  # bytes within the deadline that count as progress: a trickle is a hang, too
 
 
@@ -21,13 +21,15 @@ class Timeouts:
     """How long to wait, in seconds.
 
     `connect` and `read` bound one step on a socket, `deadline` a document as a whole and a blob without
-    progress, `backoff` is the first pause before a request is sent again.
+    progress, `backoff` is the first pause before a request is sent again. `tries` is how often it is sent at
+    most, without progress in between.
     """
 
     connect: float = 5.0
     read: float = 10.0
     deadline: float = 30.0
     backoff: float = 0.25
+    tries: int = 6
 
 
 class Busy(Unavailable):
@@ -43,12 +45,19 @@ class Busy(Unavailable):
 class Patience:
     """Bounds the tries for one thing: so many, within a deadline, each after a longer pause.
 
-    `closed` cuts every pause short.
+    `closed` cuts every pause short. `noted` is told of every try that failed.
     """
 
-    def __init__(self, timeouts: Timeouts, closed: threading.Event) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        closed: threading.Event,
+        noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
+    ) -> None:
         self._timeouts = timeouts
         self._closed = closed
+        self._noted = noted
+        self._damaged = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -71,14 +80,17 @@ class Patience:
         """Do not count `seconds` in which nobody was asked for anything."""
         self._ends += seconds
 
-    def pause(self, error: RegistryError) -> None:
+    def pause(self, error: ImgfsError) -> None:
         """Wait before the next try; raises `error` if there is to be none."""
+        self._noted(error)
         self._tries += 1
+        self._damaged += isinstance(error, IntegrityError)
         delay = self._delay(error)
-        if self._tries >= _ATTEMPTS or time.monotonic() + delay >= self._ends or self._closed.wait(delay):
+        enough = self._tries >= self._timeouts.tries or self._damaged > _DAMAGED
+        if enough or time.monotonic() + delay >= self._ends or self._closed.wait(delay):
             raise error
 
-    def _delay(self, error: RegistryError) -> float:
+    def _delay(self, error: ImgfsError) -> float:
         growing = min(self._timeouts.backoff * (1 << self._tries) / 2, _MAX_DELAY)
         jittered: float = growing * random.uniform(0.5, 1.5)  # so that a crowd does not come back as one
         return max(jittered, error.after) if isinstance(error, Busy) else jittered

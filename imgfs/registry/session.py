@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
-from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
+from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
+from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.refusal import redact
+from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
-from imgfs.registry.transport import Response, Traffic, Transport
+from imgfs.registry.transport import Traffic, Transport, is_loopback
 
 _MAX_TOKEN_REPLY = 1 << 20
 _MAX_REDIRECTS = 5
@@ -32,25 +35,34 @@ class Answer(NamedTuple):
 
 
 class Session:
-    """Speaks to the registry at `base`, a URL. Safe in threads.
+    """Speaks to one endpoint. Safe in threads.
 
-    `scope` is what to ask a token server for if the registry does not say; `ca_bundle` is a PEM file.
+    Its headers, its credentials and our own certificate are for its host alone; who is believed is the same
+    wherever it sends us. `noted` is told of every try that failed; `ca_bundle` is a PEM file.
     """
 
     def __init__(
         self,
-        base: str,
+        endpoint: Endpoint,
         *,
-        scope: str,
         credentials: Callable[[], Credentials | None],
         timeouts: Timeouts,
-        ca_bundle: Path | None,
+        ca_bundle: Path | None = None,
+        noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
     ) -> None:
-        self._origin = origin(base)
+        self._endpoint = endpoint
+        self._base = f"{endpoint.url}/{endpoint.repository}"
+        self._origin = origin(self._base)
         self._credentials = credentials
         self._timeouts = timeouts
-        self._transport = Transport(timeouts, ca_bundle=ca_bundle)
-        self._auth = Authorizer(credentials, default_scope=scope, secure=base.startswith("https:"))
+        self._noted = noted
+        self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
+        self._auth = Authorizer(
+            credentials,
+            default_scope=f"repository:{endpoint.repository}:pull" if endpoint.repository else "",
+            secure=self._origin[0] == "https",
+            registry=self._origin[1] or "",
+        )
         self._auth_lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -61,7 +73,17 @@ class Session:
 
     def patience(self) -> Patience:
         """The tries for one thing, ended by `close`."""
-        return Patience(self._timeouts, self._closed)
+        return Patience(self._timeouts, self._closed, self._noted)
+
+    def at(self, path: str, **query: str) -> str:
+        """The URL of something below the repository, `manifests/…` or the like.
+
+        A mirror is told which registry it stands in for: `?ns=` (containerd's hosts.md).
+        """
+        namespace = self._endpoint.namespace
+        fields = {**query, **({"ns": namespace} if namespace else {})}
+        tail = f"?{urlencode(fields, quote_via=quote, safe='/:')}" if fields else ""
+        return f"{self._base}/{path}{tail}"
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
@@ -77,19 +99,24 @@ class Session:
         limit: int = 0,
         body: bytes | None = None,
         scope: str = "",
+        check: Callable[[Answer], None] = lambda answer: None,  # noqa: ARG005
     ) -> Answer:
         """Send a request, again if need be, and read up to `limit` bytes of its answer.
 
-        Raises RegistryError, and InvalidImage for a longer body; that of a `limit` of 0 is not read.
+        `check` raises IntegrityError for an answer that is not the right one: another may be. Raises
+        RegistryError, and InvalidImage for a longer body; that of a `limit` of 0 is not read.
         """
         patience = self.patience()
         while True:
             try:
                 with closing(self.follow(method, url, headers, patience, body=body, scope=scope)) as response:
                     content = response.read(limit, patience) if limit else b""
-                    return Answer(response.url, response.headers, content)
-            except Unavailable as error:
+                    answer = Answer(response.url, response.headers, content)
+                check(answer)
+            except (Unavailable, IntegrityError) as error:
                 patience.pause(error)
+            else:
+                return answer
 
     def follow(
         self,
@@ -112,7 +139,7 @@ class Session:
             location = response.headers.get("Location")
             if response.status in redirects and location:
                 response.close()
-                url = redirected(url, location)
+                url = self._led_to(url, redirected(url, location))
             elif 200 <= response.status < 300:
                 return response
             else:
@@ -126,14 +153,30 @@ class Session:
         """Send one request, with Authorization if it goes to the registry itself, and only then."""
         if origin(url) != self._origin:
             return self._transport.send(method, url, headers, form=body)
+        headers = {**self._endpoint.headers, **headers}
         known = self._drive(self._auth.authorize(scope))
-        response = self._transport.send(method, url, _authorized(headers, known), form=body)
+        response = self._transport.send(method, url, _authorized(headers, known), form=body, ours=True)
         if response.status in (401, 403):
             with_other = self._answer_challenge(response, known, scope)
             if with_other:
                 response.close()
-                return self._transport.send(method, url, _authorized(headers, with_other), form=body)
+                headers = _authorized(headers, with_other)
+                return self._transport.send(method, url, headers, form=body, ours=True)
         return response
+
+    def _led_to(self, url: str, target: str) -> str:
+        """Where a redirect leads; raises RegistryError if no registry of the world would lead there.
+
+        That is out of TLS, or from elsewhere to this machine or its link, where secrets may lie about.
+        """
+        here, there = urlsplit(url), urlsplit(target)
+        if (here.scheme, there.scheme) == ("https", "http") and self._endpoint.tls.verify:
+            why = "which is not TLS"
+        elif is_of_this_machine(there.hostname or "") and not is_of_this_machine(here.hostname or ""):
+            why = "which is this machine's own affair"
+        else:
+            return target
+        raise RegistryError(f"{redact(url)}: redirected to {redact(target)}, {why}", url=redact(url))
 
     def _answer_challenge(self, response: Response, refused: str | None, scope: str) -> str | None:
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
@@ -149,14 +192,23 @@ class Session:
             try:
                 request = next(flow)
                 while True:
-                    request = flow.send(self._ask_for_token(request))
+                    try:
+                        reply = self._ask_for_token(request)
+                    except ImgfsError as error:  # then nobody behind us need wait for the same
+                        request = flow.throw(error)
+                    else:
+                        request = flow.send(reply)
             except StopIteration as stop:
                 header: str | None = stop.value
                 return header
 
     def _ask_for_token(self, request: TokenRequest) -> TokenReply:
+        # out of turn: those who have theirs wait for it
+        ours = origin(request.url) == self._origin
         with closing(
-            self._transport.send(request.method, request.url, request.headers, form=request.form)
+            self._transport.send(
+                request.method, request.url, request.headers, form=request.form, ours=ours, in_turn=False
+            )
         ) as response:
             return TokenReply(response.status, response.read(_MAX_TOKEN_REPLY, self.patience()))
 
@@ -164,7 +216,7 @@ class Session:
         ours = isinstance(error, Unauthorized) and origin(url) == self._origin
         if not ours or self._credentials() is not None:
             return error
-        hint = f"no credentials for {urlsplit(url).netloc} (docker login and podman login keep them)"
+        hint = f"no credentials for {urlsplit(url).netloc} (see: imgfs login)"
         return Unauthorized(f"{error}; {hint}", status=error.status, code=error.code, url=error.url)
 
 
@@ -176,6 +228,14 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port: what Authorization is bound to. Raises ValueError for what is no URL."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether a host is this machine, or an address that only its own link has a meaning for."""
+    try:
+        return is_loopback(f"[{host}]" if ":" in host else host) or ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False
 
 
 def redirected(url: str, location: str) -> str:

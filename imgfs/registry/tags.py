@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import urlencode
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError
 from imgfs.registry.pages import pages
@@ -13,20 +12,20 @@ _FEW_TAGS = 10
 _ENOUGH = 1000  # tags to tell a person of
 
 
-def list_tags(session: Session, base: str, limit: int) -> list[str]:
-    """Up to `limit` tags of the repository at the URL `base`, in the registry's order."""
+def list_tags(session: Session, limit: int) -> list[str]:
+    """Up to `limit` tags of the session's repository, in the registry's order."""
     found: list[str] = []
-    for answer in pages(session, f"{base}tags/list?{urlencode({'n': limit})}", {}):
+    for answer in pages(session, session.at("tags/list", n=str(limit)), {}):
         found += _tags_in(answer.body)
         if len(found) >= limit:
             break
     return found[:limit]
 
 
-def existing_tags(session: Session, base: str) -> str:
+def existing_tags(session: Session) -> str:
     """The tags of a repository, or why they are not known, for a message."""
     try:
-        return describe_tags(list_tags(session, base, _ENOUGH))
+        return describe_tags(list_tags(session, _ENOUGH))
     except NotFound:
         return "there is no such repository"
     except (RegistryError, InvalidImage):

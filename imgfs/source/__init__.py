@@ -9,19 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import LayoutReference, Reference
-from imgfs.registry.client import Client
 from imgfs.registry.credentials import find_credentials
+from imgfs.registry.mirrored import Mirrored
+from imgfs.registry.places import Asked, Places
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import Traffic
 from imgfs.source.inline import UNKNOWN_SIZE
 from imgfs.source.layout import LayoutSource
 from imgfs.source.registry import RegistrySource
 
-__all__ = ["UNKNOWN_SIZE", "LayoutSource", "RegistrySource", "Source", "Timeouts", "Traffic", "open_source"]
+__all__ = [
+    "UNKNOWN_SIZE",
+    "Asked",
+    "LayoutSource",
+    "Places",
+    "RegistrySource",
+    "Source",
+    "Timeouts",
+    "Traffic",
+    "open_source",
+]
 
 
 class Source(Protocol):
@@ -49,8 +60,17 @@ class Source(Protocol):
         but the source says that they are true. Raises RegistryError, InvalidImage.
         """
 
+    def doubt(self, descriptor: Descriptor) -> bool:
+        """Say that what came of a blob was wrong: another place, if there is one (True), is asked next."""
+
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""
+
+    def health(self) -> list[dict[str, Any]]:
+        """How it goes with each place that may be asked, the first one first (`registry.health.Health.told`).
+
+        None if there is nothing that could be away. Secrets are never in it.
+        """
 
     def close(self) -> None:
         """Let go of connections and files."""
@@ -59,23 +79,23 @@ class Source(Protocol):
 def open_source(
     reference: Reference,
     *,
-    plain_http: bool | None = None,
+    places: Places | None = None,
     auth_files: Sequence[Path] = (),
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
 ) -> Source:
     """The source of `reference`; asks for nothing yet.
 
-    `plain_http=None` does without TLS on this machine only. `auth_files` are looked through in order whenever
-    a registry wants credentials. `ca_bundle` is a PEM file to trust instead of the usual certificates.
+    `places` knows of mirrors and how to reach a registry; without it that is itself, without TLS on this
+    machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
+    is a PEM file to trust instead of the usual certificates.
     """
     if isinstance(reference, LayoutReference):
         return LayoutSource(reference)
-    client = Client(
-        reference.registry,
-        reference.repository,
-        plain_http=plain_http,
-        credentials=partial(find_credentials, auth_files, reference.registry, reference.repository),
+    named = reference.registry, reference.repository, reference.tag, reference.digest
+    client = Mirrored(
+        partial((places or Places()).of, *named),
+        find_credentials=partial(find_credentials, auth_files),
         timeouts=timeouts,
         ca_bundle=ca_bundle,
     )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -102,9 +103,17 @@ class LayoutSource:
                 self._bytes += len(chunk)
                 yield chunk
 
+    def doubt(self, _descriptor: Descriptor) -> bool:
+        """There is no other place for its blobs."""
+        return False
+
     def traffic(self) -> Traffic:
         """Bytes read from the directory; there are no requests."""
         return Traffic(0, self._bytes)
+
+    def health(self) -> list[dict[str, Any]]:
+        """Nothing that could be away."""
+        return []
 
     def close(self) -> None:
         """Nothing is kept open."""

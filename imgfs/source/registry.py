@@ -1,14 +1,15 @@
-"""An image in a registry."""
+"""An image in a registry, or in what stands in for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from imgfs.errors import NotFound
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
-from imgfs.registry.client import Client
+from imgfs.registry.mirrored import Mirrored
 from imgfs.registry.transport import Traffic
 from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
 
@@ -16,7 +17,7 @@ from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, i
 class RegistrySource:
     """An image in a registry."""
 
-    def __init__(self, reference: RegistryReference, client: Client) -> None:
+    def __init__(self, reference: RegistryReference, client: Mirrored) -> None:
         self._reference = reference
         self._client = client
 
@@ -62,9 +63,17 @@ class RegistrySource:
         """Ask the referrers API, or, where there is none, for the list kept under the digest's tag."""
         return self._client.referrers(digest, artifact_type)
 
+    def doubt(self, descriptor: Descriptor) -> bool:
+        """Have the blob come from elsewhere next, if there is an elsewhere."""
+        return self._client.doubt(descriptor.digest)
+
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""
         return self._client.traffic
+
+    def health(self) -> list[dict[str, Any]]:
+        """How it goes with the registry and its mirrors."""
+        return self._client.health()
 
     def close(self) -> None:
         """Close the connections; what is being read fails with Unavailable."""

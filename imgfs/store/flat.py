@@ -62,7 +62,7 @@ class Flat:
         """Bring both files to their size; forget the marks that do not count any more."""
         if os.fstat(self._fd).st_size < self.size:
             os.ftruncate(self._fd, self.size)
-        boot = _boot_id()
+        boot = boot_id()
         header = os.pread(self._map_fd, _FIRST, 0)
         fresh = _HEADER.pack(_MAGIC, boot, self.spans, self.size)
         length = _FIRST + max(1, self.spans)
@@ -235,7 +235,7 @@ def _is_hole(fd: int, offset: int, length: int) -> bool:
     return found == bytes(len(found))
 
 
-def _boot_id() -> bytes:
+def boot_id() -> bytes:
     """Sixteen bytes that change with every boot; random if the kernel does not say, so nothing is trusted."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
+from imgfs.store import part
 from imgfs.store.flat import Flat, FlatWriter
+from imgfs.store.part import Part
 
 LAYOUT = "1"  # the number in `version`
 _LOCKS = ("lock", "users")  # the names of the files in a layer's directory that are only locked
@@ -86,8 +88,13 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError, InvalidImage):
                 continue  # removed meanwhile, or no record of ours
 
+    def resolved(self, reference: str) -> list[Resolution]:
+        """What `reference` was resolved to here, by platform and as its tag moved, the last first."""
+        found = (each for each in self.resolutions() if each.reference == reference)
+        return sorted(found, key=lambda each: each.resolved, reverse=True)
+
     def put_resolution(self, reference: str, digest: Digest, manifest: Digest) -> None:
-        """Remember what `reference` was resolved to."""
+        """Remember what `reference` was resolved to, now."""
         fields = {
             "reference": reference,
             "digest": str(digest),
@@ -135,6 +142,12 @@ class Store:
         """Remove the tree of `manifest`; whoever has it open keeps it."""
         with _store_errors(self.root):
             self._path("trees", manifest).unlink(missing_ok=True)
+            for image in (self.root / "erofs").glob(f"{manifest.algorithm}-{manifest.hex}-*"):
+                image.unlink(missing_ok=True)
+
+    def erofs(self, manifest: Digest, number: int) -> Path:
+        """The place of the EROFS image of the tree of `manifest`, in the format of that number."""
+        return self.root / "erofs" / f"{manifest.algorithm}-{manifest.hex}-{number}"
 
     def remove_document(self, digest: Digest) -> None:
         """Remove a document."""
@@ -220,6 +233,16 @@ class Layer:
             for name in ("presence", "flat"):
                 (self.directory / name).unlink(missing_ok=True)
 
+    def part(self, size: int) -> Part:
+        """What is here of its blob of `size` bytes, which is being downloaded under `lock`."""
+        return Part(self.directory, size)
+
+    def drop_part(self) -> None:
+        """Forget what has been downloaded of its blob."""
+        with _store_errors(self.directory):
+            for name in part.NAMES:
+                (self.directory / name).unlink(missing_ok=True)
+
     def flat(self, *, size: int, spans: int) -> Flat:
         """Its flat layer."""
         return Flat(self.directory, size=size, spans=spans)
@@ -243,6 +266,20 @@ class Layer:
     def in_use(self) -> bool:
         """Whether any process has said `use` and not ended."""
         return _is_held(self.directory / "users")
+
+    def refute(self, origin: str) -> None:
+        """Remove it all, and note that what the repository `origin` says of the layer is wrong."""
+        self.remove()
+        with _store_errors(self.directory):
+            (self.directory / "refuted").write_text(origin)
+
+    def is_refuted(self, origin: str) -> bool:
+        """Whether that has been noted; until the layer is removed."""
+        with _store_errors(self.directory):
+            try:
+                return (self.directory / "refuted").read_text(errors="replace") == origin
+            except FileNotFoundError:
+                return False
 
     def remove(self) -> None:
         """Remove it all; whoever has its files open keeps them until it closes them.

@@ -34,8 +34,8 @@ def lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def image_options(command: argparse.ArgumentParser) -> None:
-    """Add the image, and where it comes from and goes to."""
+def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> None:
+    """Add the image, and where it comes from and goes to; whether it may do without its registry."""
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
     registry_options(command, platform="instead of this machine's")
     command.add_argument(
@@ -45,6 +45,14 @@ def image_options(command: argparse.ArgumentParser) -> None:
         help="which indexes of others to use: those that the registry vouches for, unless IMAGE has a digest "
         "(auto); those always (any); those alone that the image's digest covers (verified); none",
     )
+    if offline:
+        command.add_argument(
+            "--offline",
+            action="store_true",
+            help="ask no registry, use what the store has (a registry that is away: by itself)",
+        )
+    else:
+        command.set_defaults(offline=None)
     store_option(command)
 
 
@@ -58,6 +66,16 @@ def connection_options(command: argparse.ArgumentParser) -> None:
     """Add how to talk to a registry."""
     command.add_argument(
         "--plain-http", action="store_true", help="talk to the registry without TLS (loopback: by itself)"
+    )
+    command.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="believe the authorities in this PEM file, too, not only the usual ones",
+    )
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="believe whoever answers in the registry's place: do not check its certificate",
     )
     command.add_argument(
         "--read-timeout",

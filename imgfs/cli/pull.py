@@ -1,0 +1,74 @@
+"""imgfs pull: an image fetched whole, to be used without its registry."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.progress import Progress
+from imgfs.cli.text import size
+from imgfs.image import Resolved, resolve
+from imgfs.image.whole import MeteredSource, fetch_whole
+from imgfs.oci.descriptor import Descriptor
+from imgfs.source.abreast import AbreastSource
+
+
+def pull(options: argparse.Namespace) -> int:
+    """Fetch an image whole into the store."""
+    image = wanted(options)
+    with closing(_Arrivals(quiet=options.quiet)) as arrivals:
+        resolved = _fetch(image, arrivals)
+    if not options.quiet:
+        print(f"imgfs: {arrivals.summary(resolved)}", file=sys.stderr)
+    print(replace(image.reference, digest=resolved.digest))
+    return 0
+
+
+class _Arrivals(Progress):
+    """Draws bytes as they arrive, in whichever order, rather than as they are indexed."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(doing="pulling", done="pulled", quiet=quiet)
+        self._since = time.monotonic()
+        self._bytes = 0
+
+    def arrived(self, blob: Descriptor, count: int) -> None:
+        """`count` bytes of a blob have come from the network: a layer's, or of what is beside it."""
+        with self._lock:
+            self._bytes += count
+            has_line = blob.digest in self._lines
+        if has_line:
+            super().layer_advances(blob, count)
+
+    def layer_advances(self, layer: Descriptor, count: int) -> None:
+        """What is indexed has arrived before."""
+
+    def layer_ends(self, layer: Descriptor) -> None:
+        """A layer has been streamed or brought; one that has got an index only is still to begin."""
+        if layer.digest in self._lines:
+            super().layer_ends(layer)
+
+    def summary(self, resolved: Resolved) -> str:
+        """What was fetched, and how fast."""
+        seconds = max(1e-3, time.monotonic() - self._since)
+        layers = resolved.layers.values()
+        there = f"{len(layers)} layers of {size(sum(layer.size for layer, _ in layers))} are in the store"
+        if not self._bytes:
+            return f"{there}: nothing was missing"
+        return f"{size(self._bytes)} fetched in {seconds:.1f} s, {size(self._bytes / seconds)}/s; {there}"
+
+
+def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
+    options = image.options
+    with ExitStack() as stack:
+        source = stack.enter_context(
+            closing(MeteredSource(image.connect(), arrivals.arrived, options.limit_rate))
+        )
+        resolved = resolve(str(image.reference), source, image.store, image.platform)
+        abreast = AbreastSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
+        fetch_whole(resolved, abreast, image.store, arrivals, image.trust)
+    return resolved

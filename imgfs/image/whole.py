@@ -1,0 +1,125 @@
+"""An image fetched whole into the store: indexes, tree, and every span of every layer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, as_completed
+from typing import Protocol
+
+from imgfs.content import Content, LayerContent
+from imgfs.content.counts import Cause
+from imgfs.content.fill import Bucket
+from imgfs.content.lanes import Lane
+from imgfs.content.plan import requests_for
+from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
+from imgfs.image.image import Image
+from imgfs.image.indexing import Reporter
+from imgfs.image.prepare import prepare
+from imgfs.image.proof import Prover
+from imgfs.image.resolve import Resolved
+from imgfs.image.trust import Trust
+from imgfs.oci.descriptor import Descriptor
+from imgfs.source import Source
+from imgfs.source.wrapped import WrappedSource
+from imgfs.store import Store
+
+_TRIES = 3  # at what is evicted while it is brought
+
+
+class PullReporter(Reporter, Protocol):
+    """Is told more, and that of every layer of which something is missing."""
+
+    def layer_has(self, layer: Descriptor, count: int) -> None:
+        """`count` bytes of a layer that has begun were here before."""
+
+
+class MeteredSource(WrappedSource):
+    """A source that tells `arrived` of the bytes of blobs, and takes at most `limit_rate` a second."""
+
+    def __init__(
+        self, source: Source, arrived: Callable[[Descriptor, int], None], limit_rate: int | None = None
+    ) -> None:
+        super().__init__(source)
+        self._arrived = arrived
+        self._bucket = Bucket(limit_rate)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes `[start, end)` of a blob, no sooner than the rate allows."""
+        for chunk in self._source.blob(descriptor, start, end):
+            self._arrived(descriptor, len(chunk))
+            with self._lock:
+                delay = self._bucket.delay(len(chunk), time.monotonic())
+            if self._closed.wait(delay):
+                raise Unavailable(f"blob {descriptor.digest.short}: given up")
+            yield chunk
+
+    def close(self) -> None:
+        """Let go of connections; what waits for its turn fails with Unavailable."""
+        self._closed.set()
+        super().close()
+
+
+def fetch_whole(
+    resolved: Resolved, source: Source, store: Store, reporter: PullReporter, trust: Trust
+) -> None:
+    """Have all of an image in the store; what is there is not fetched again.
+
+    Every byte is verified: layers that are streamed by their digest and DiffID, spans by their own digests,
+    and by the DiffID what an index that only the registry vouches for makes of a layer.
+    Raises ImgfsError, the first that happens; what has come by then is kept, unless it is damaged.
+    """
+    try:
+        prepare(resolved, source, store, reporter, trust)
+    except (IntegrityError, InvalidImage):
+        for digest in resolved.layers:  # nobody knows which of the bytes that are here were the wrong ones
+            store.layer(digest).drop_part()
+        raise
+    with Image(resolved, source, store) as image:
+        try:
+            _bring_all(image.content, reporter)
+        finally:
+            image.content.sync()
+        Prover(image, store).prove_all()
+
+
+def _bring_all(content: Content, reporter: PullReporter) -> None:
+    for _ in range(_TRIES):
+        coming = {future: layer for layer in _distinct(content) for future in _bring(layer, reporter)}
+        if not coming:
+            return
+        left = Counter(layer.layer.digest for layer in coming.values())
+        for future in as_completed(coming):
+            layer = coming[future].layer
+            _raise_from(future, layer)
+            left[layer.digest] -= 1
+            if not left[layer.digest]:
+                reporter.layer_ends(layer)
+    raise StoreError("the image is evicted again and again while it is pulled")
+
+
+def _bring(layer: LayerContent, reporter: PullReporter) -> list[Future[None]]:
+    """Ask for everything that is missing of a layer."""
+    missing = layer.missing()
+    if missing:
+        reporter.layer_begins(layer.layer)
+        reporter.layer_has(layer.layer, layer.places.size - sum(map(layer.places.size_of, missing)))
+    # a lane that may have many requests under way: nobody reads here
+    return layer.bring(requests_for(missing, layer.places), Lane.AHEAD, Cause.FILL)
+
+
+def _raise_from(future: Future[None], layer: Descriptor) -> None:
+    """Raise what kept spans of a layer away."""
+    try:
+        future.result()
+    except InvalidImage as error:
+        raise InvalidImage(str(error), where=f"layer {layer.digest.short}") from error
+
+
+def _distinct(content: Content) -> list[LayerContent]:
+    """The layers: an image may name the same one several times."""
+    return list({layer.layer.digest: layer for layer in content.layers}.values())

@@ -1,0 +1,110 @@
+"""The files in which docker and podman keep credentials (docker `config.json`; containers-auth.json(5)).
+
+They are others' files as well: what is not understood in them is kept, and a change replaces the file as a
+whole, so that nobody ever reads half of it. Several that change it take turns; docker and podman know of no
+such turns, but replace it as a whole, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from imgfs.errors import UsageError
+
+_MAX_FILE = 4 << 20
+_TRIES = 4  # at a file that somebody may be writing in place
+_PAUSE = 0.05  # seconds between them
+
+
+def read_auth_file(path: Path) -> dict[str, Any] | None:
+    """What the file says, None if there is none; raises UsageError, naming it, if that is no JSON object."""
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            body = _content(path)
+            return None if body is None else _parse(body, path)
+        except UsageError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+    raise AssertionError("unreachable")
+
+
+def change_auth_file(path: Path, change: Callable[[dict[str, Any]], bool]) -> bool:
+    """Have `change` edit what the file says, nothing if there is none: whether it did, and so it was written.
+
+    The file is its owner's alone from then on. A symbolic link stays, and what it leads to is replaced.
+    Raises UsageError for a file that cannot be understood or written.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn(path.parent):
+            body = _content(path)
+            fields = _parse(body, path) if body and body.strip() else {}
+            if not change(fields):
+                return False
+            _replace(path, json.dumps(fields, indent="\t").encode() + b"\n")  # as docker indents it
+            return True
+    except OSError as error:
+        raise UsageError(f"{path}: cannot keep credentials: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would make us wait
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UsageError(f"{path}: not a credentials file: not a regular file")
+            return file.read(_MAX_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read credentials: {error.strerror}") from error
+
+
+def _parse(body: bytes, path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a credentials file: {error}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: not a credentials file: expected a JSON object")
+    return fields
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Be the only one of us who changes a file of this directory: its lock leaves no file behind."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _replace(path: Path, body: bytes) -> None:
+    """Put `body` in the place of the file, in one step, with mode 0600 and the owner it has."""
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with open(fd, "wb") as file:
+            file.write(body)
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # root may write a user's
+                owner = path.stat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

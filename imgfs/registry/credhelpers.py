@@ -1,0 +1,157 @@
+"""Programs that keep credentials: `docker-credential-NAME get|store|erase` (docker-credential-helpers).
+
+They are told what they need on standard input, never as an argument, and are given little time and little
+room for an answer; one that hangs is ended with all that it has started. Whatever goes wrong is an error
+that names the program, and quotes it only where it says no secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from typing import NamedTuple
+
+from imgfs.errors import Unauthorized, UsageError
+
+TIMEOUT = 30.0  # seconds; some ask a cloud's token service
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NOT_FOUND = "credentials not found"  # every helper's words (credentials/error.go)
+_MAX_ANSWER = 64 << 10  # an identity token has some kilobytes
+_MAX_SAID = 200
+
+
+class Kept(NamedTuple):
+    """What a helper keeps for one registry."""
+
+    username: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Kept({self.username!r})"
+
+
+class _Said(NamedTuple):
+    code: int
+    out: bytes
+    error: bytes
+
+
+def program_of(name: object) -> str:
+    """The program of the helper `name`; raises UsageError for what can be no name of one."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r:.60} is not the name of a credential helper")
+    return f"docker-credential-{name}"
+
+
+def ask_helper(name: object, server: str) -> Kept | None:
+    """What the helper keeps for `server`; None if it has nothing. Raises Unauthorized if it fails."""
+    program = program_of(name)
+    said = _run(program, "get", server)
+    if said.code == 0:
+        return _answer(said.out, program)
+    if _NOT_FOUND in _text(said):
+        return None
+    raise _failed(program, f"for {server}", said)
+
+
+def tell_helper(name: object, server: str, kept: Kept) -> None:
+    """Have the helper keep something; raises Unauthorized if it does not."""
+    program = program_of(name)
+    fields = {"ServerURL": server, "Username": kept.username, "Secret": kept.secret}
+    said = _run(program, "store", json.dumps(fields))
+    if said.code:
+        raise _failed(program, f"to store credentials for {server}", said, kept.secret)
+
+
+def clear_helper(name: object, server: str) -> bool:
+    """Have the helper forget what it keeps for `server`: whether there was something."""
+    if ask_helper(name, server) is None:
+        return False
+    program = program_of(name)
+    said = _run(program, "erase", server)
+    if said.code:
+        raise _failed(program, f"to erase credentials for {server}", said)
+    return True
+
+
+def _answer(output: bytes, program: str) -> Kept | None:
+    """`{"ServerURL", "Username", "Secret"}`; both empty is how some say that there is nothing."""
+    try:
+        fields = json.loads(output.decode())
+    except (ValueError, RecursionError) as error:
+        raise Unauthorized(f"{program}: its answer is not JSON") from error
+    if not isinstance(fields, dict):
+        raise Unauthorized(f"{program}: its answer is not a JSON object")
+    username, secret = fields.get("Username"), fields.get("Secret")
+    if not isinstance(username, str) or not isinstance(secret, str) or (username and not secret):
+        raise Unauthorized(f"{program}: its answer has no Username and Secret")
+    return Kept(username, secret) if secret else None
+
+
+def _failed(program: str, what: str, said: _Said, secret: str = "") -> Unauthorized:
+    text = _text(said)
+    if "Secret" in text or (secret and (secret in text or json.dumps(secret)[1:-1] in text)):
+        text = "what it says has a secret in it"
+    return Unauthorized(f"{program} failed {what}: {text[:_MAX_SAID]!r} (exit code {said.code})")
+
+
+def _text(said: _Said) -> str:
+    """What it says when it fails: most do on standard output."""
+    return (said.out + said.error).decode(errors="replace").strip()
+
+
+def _run(program: str, verb: str, told: str) -> _Said:
+    """Run it to its end; raises Unauthorized if there is none, in time or at all."""
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            [program, verb], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+    except OSError as error:
+        raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
+    with process:
+        try:
+            return _converse(process, told.encode(), time.monotonic() + TIMEOUT)
+        except TimeoutError as error:
+            raise Unauthorized(f"{program} {verb}: no answer within {TIMEOUT:.0f} s") from error
+        except OverflowError as error:
+            raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
+        finally:
+            if process.returncode is None:  # not waited for yet, so that its group cannot be another's
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _converse(process: subprocess.Popen[bytes], told: bytes, ends: float) -> _Said:
+    """Tell it, and read what it says until both its outputs are closed and it has ended."""
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    with contextlib.suppress(BrokenPipeError):  # it may not care; what is told fits into a pipe
+        process.stdin.write(told)
+        process.stdin.close()
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for fd in said:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            if not (ready := selector.select(max(0.0, ends - time.monotonic()))):
+                raise TimeoutError
+            for key, _ in ready:
+                chunk = os.read(key.fd, _MAX_ANSWER)
+                said[key.fd] += chunk
+                if not chunk:
+                    selector.unregister(key.fd)
+                if len(said[key.fd]) > _MAX_ANSWER:
+                    raise OverflowError
+    try:
+        code = process.wait(max(0.0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
+    return _Said(code, *map(bytes, said.values()))

@@ -1,0 +1,42 @@
+"""Where to ask for a repository, and how: one place of the several that mirrors make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PULL, RESOLVE, PUSH = "pull", "resolve", "push"
+ALL = frozenset({PULL, RESOLVE, PUSH})
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What is trusted and shown. `authorities` are PEM files trusted beside the usual ones, `clients` pairs
+    of a certificate and its key, PEM files too; without `verify` anybody is believed. `stamps` say how those
+    files were (inode, modification, size): a renewed certificate makes another Tls."""
+
+    authorities: tuple[Path, ...] = ()
+    clients: tuple[tuple[Path, Path | None], ...] = ()
+    verify: bool = True
+    stamps: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A place that may be asked for `repository`.
+
+    `url` is what `/REPOSITORY/manifests/…` is appended to, such as `https://host:5000/v2`. `host` is what
+    credentials are looked up under. `namespace` is the registry it stands in for, told it as `?ns=`. It may
+    be asked for tags if it can `resolve`, for digests if it can `pull` (containerd's hosts.toml,
+    "capabilities").
+    """
+
+    url: str
+    host: str
+    repository: str
+    capabilities: frozenset[str] = ALL
+    namespace: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tls: Tls = Tls()
+    is_mirror: bool = False

@@ -1,0 +1,158 @@
+"""containerd's hosts.toml: the hosts that may stand in for a registry (containerd, `docs/hosts.md`).
+
+It is kept as `certs.d/HOST[:PORT]/hosts.toml`, or below `_default` for every registry without a directory of
+its own. The keys `dial_timeout` and `proxy` do not count: timeouts and proxies are the same for every host.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from imgfs.registry.endpoint import ALL, Tls
+from imgfs.registry.toml import Table
+from imgfs.registry.watched import Reader
+
+DEFAULT = "_default"
+_NAME = "hosts.toml"
+_ROOT = "/v2"  # where the API is (distribution-spec, "Endpoints")
+_HOST = re.compile(r"(?:[a-z0-9][a-z0-9._-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_URL = re.compile(r"[^?#\s\0-\x20\x7f-\U0010ffff]+")  # no query, no fragment, visible ASCII
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host to ask. `scheme`, `host` and `path` are "" for the registry itself, if the file does not name
+    it; the path is the API's root, usually `/v2`."""
+
+    scheme: str
+    host: str
+    path: str
+    capabilities: frozenset[str]
+    tls: Tls
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class HostsFile:
+    """The hosts to be asked in order, and at last the `server`."""
+
+    mirrors: tuple[Host, ...]
+    server: Host
+
+
+def parse_hosts(path: Path, body: bytes) -> HostsFile:
+    """Read a hosts.toml; raises UsageError naming file and key."""
+    root = Table.parse(path, body)
+    hosts = root.table("host")
+    named = [(url, url.rpartition("@")[2]) for url in hosts.fields]  # the second is fit to be shown
+    mirrors = tuple(
+        _host(url, replace(hosts.table(url), at=f"host.{key}."), hosts, key) for url, key in named
+    )
+    return HostsFile(mirrors, _host(root.text("server"), root, root, "server"))
+
+
+def own_directories(roots: Iterable[Path], registry: str) -> Iterator[Path]:
+    """Where each of `roots` may speak of this one registry: `HOST_PORT_` comes before `HOST:PORT`."""
+    host, colon, port = registry.rpartition(":")
+    for root in roots:
+        if colon:
+            yield root / f"{host}_{port}_"
+        yield root / registry
+
+
+def default_directories(reader: Reader, roots: Iterable[Path], registry: str) -> Iterator[Path]:
+    """The `_default` of those of `roots` that have no directory for this one registry."""
+    for root in roots:
+        if not any(reader.stamp(directory) for directory in own_directories([root], registry)):
+            yield root / DEFAULT
+
+
+def find_hosts(reader: Reader, directories: Iterable[Path]) -> HostsFile | None:
+    """The first hosts.toml in one of `directories`; an empty one is as good as none, as for containerd."""
+    for directory in directories:
+        body = reader.read(directory / _NAME)
+        if body:
+            return parse_hosts(directory / _NAME, body)
+    return None
+
+
+def _host(url: str, table: Table, above: Table, key: str) -> Host:
+    """The host at `url` as its table describes it; a wrong URL is wrong under `above`'s `key`."""
+    capabilities, tls, headers = _capabilities(table), _tls(table), _headers(table)
+    if not url:
+        return Host("", "", "", ALL, tls, headers)
+    address = _address(url)
+    if not address:
+        above.refuse(key, "expected http:// or https:// and a host, perhaps with a port and a path")
+    scheme, host, path = address
+    if not path.endswith(_ROOT) and not table.flag("override_path"):
+        path += _ROOT
+    return Host(scheme, host, path, capabilities, tls, headers)
+
+
+def _address(url: str) -> tuple[str, str, str] | None:
+    """Scheme, host and path of a URL, whose scheme is https if it has none."""
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+    except ValueError:
+        return None
+    host, path = parts.netloc.lower(), parts.path
+    if parts.scheme not in ("http", "https") or not _URL.fullmatch(url) or not _HOST.fullmatch(host):
+        return None
+    return parts.scheme, host, posixpath.normpath(f"/{path.strip('/')}").rstrip("/")
+
+
+def _capabilities(table: Table) -> frozenset[str]:
+    named = frozenset(name.lower() for name in table.texts("capabilities"))
+    if not named <= ALL:
+        table.refuse("capabilities", f"expected some of {', '.join(sorted(ALL))}")
+    return named or ALL
+
+
+def _tls(table: Table) -> Tls:
+    """The files that `ca` and `client` name; relative ones are relative to the directory of hosts.toml."""
+    authorities = tuple(_path(table, "ca", value) for value in _several(table, "ca"))
+    clients = tuple(_pair(table, value) for value in _several(table, "client"))
+    return Tls(authorities, clients, not table.flag("skip_verify"))
+
+
+def _several(table: Table, name: str) -> list[Any]:
+    """A field that is one value or an array of them."""
+    value = table.fields.get(name, [])
+    return value if isinstance(value, list) else [value]
+
+
+def _path(table: Table, name: str, value: object) -> Path:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        table.refuse(name, "expected paths of files")
+    return table.path.parent / value
+
+
+def _pair(table: Table, value: object) -> tuple[Path, Path | None]:
+    """A client's certificate and key, which may be one file: a path, or a pair whose second may be empty."""
+    if not isinstance(value, list):
+        return _path(table, "client", value), None
+    if len(value) != 2:
+        table.refuse("client", "expected pairs of a certificate and a key")
+    return _path(table, "client", value[0]), _path(table, "client", value[1]) if value[1] != "" else None
+
+
+def _headers(table: Table) -> dict[str, str]:
+    """What to send with every request; several values of a header are one with commas (RFC 9110, 5.3)."""
+    fields = table.table("header")
+    return {name: _header(fields, name) for name in fields.fields}
+
+
+def _header(fields: Table, name: str) -> str:
+    values = _several(fields, name)
+    fits = all(isinstance(value, str) and value.isprintable() and value.isascii() for value in values)
+    if not fits or not _HEADER.fullmatch(name):
+        fields.refuse(name, "expected a header's name and its value or values, in ASCII")
+    return ", ".join(values)

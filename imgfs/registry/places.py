@@ -1,0 +1,201 @@
+"""Where a repository is asked for, and how: mirrors in their order, then the registry itself.
+
+What is said of one registry alone in a hosts.toml comes first, then registries.conf, then a hosts.toml for
+all registries. What registries.conf blocks stays blocked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from imgfs.config import RegistryFiles
+from imgfs.errors import UsageError
+from imgfs.oci.descriptor import Digest
+from imgfs.oci.reference import DOCKER_HUB
+from imgfs.registry.certificates import certificates_in, checked, merged
+from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, Endpoint, Tls
+from imgfs.registry.hostsfile import Host, HostsFile, default_directories, find_hosts, own_directories
+from imgfs.registry.registriesconf import Location, Registry, load_registries
+from imgfs.registry.transport import is_loopback
+from imgfs.registry.watched import Reader, Watched
+
+_HUB_ADDRESS = "registry-1.docker.io"
+_HUB_NAMES = (DOCKER_HUB, "index.docker.io", _HUB_ADDRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line says. `plain_http` is of the registry that is named: whether without TLS, None on
+    this machine only. `insecure`: no certificate is verified. `ca_file`: further authorities, in PEM."""
+
+    plain_http: bool | None = None
+    insecure: bool = False
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A reference, in parts."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        tag, digest = f":{self.tag}" if self.tag else "", f"@{self.digest}" if self.digest else ""
+        return f"{self.registry}/{self.repository}{tag}{digest}"
+
+
+class Places:
+    """Knows where repositories are; files that change are noticed. Safe in threads."""
+
+    def __init__(
+        self,
+        files: RegistryFiles = RegistryFiles(),  # noqa: B008 - frozen
+        asked: Asked = Asked(),
+    ) -> None:
+        self._files = files
+        self._asked = asked
+        self._lock = threading.Lock()
+        self._watched: dict[_Name, Watched[tuple[Endpoint, ...]]] = {}
+
+    def of(
+        self, registry: str, repository: str, tag: str | None = None, digest: Digest | None = None
+    ) -> tuple[Endpoint, ...]:
+        """Whom to ask, in order, and never nobody; the same object as long as no file says otherwise.
+
+        Raises UsageError the first time if a file makes no sense, or if what is asked for is blocked; from
+        then on what could be understood last holds.
+        """
+        name = _Name(registry, repository, tag, str(digest) if digest else None)
+        with self._lock:
+            watched = self._watched.setdefault(name, Watched(partial(self._look, name)))
+        return watched.value()
+
+    def for_push(self, registry: str, repository: str) -> Endpoint:
+        """Where to push: the registry itself, or the `server` of its hosts.toml, never a mirror.
+
+        registries.conf moves only what is pulled (containers-registries.conf(5), "mirror").
+        """
+        reader, name = Reader(), _Name(registry, repository)
+        found = load_registries(reader, self._files.registries).find(str(name))
+        own = find_hosts(reader, own_directories(self._files.hosts, registry))
+        hosts = own or (None if found else self._for_all(reader, registry))
+        if hosts and PUSH in hosts.server.capabilities:
+            return self._host(reader, name, hosts.server)
+        insecure = found is not None and found.location.insecure
+        return self._located(reader, name, Location("", insecure))[0]
+
+    def _look(self, name: _Name, reader: Reader) -> tuple[Endpoint, ...]:
+        found = load_registries(reader, self._files.registries).find(str(name))
+        if found and found.blocked:
+            raise UsageError(f"{found.where}: {name} is blocked (prefix {found.prefix!r})")
+        hosts = find_hosts(reader, own_directories(self._files.hosts, name.registry))
+        if hosts is None and found:
+            return self._of_registry(reader, name, found)
+        hosts = hosts or self._for_all(reader, name.registry)
+        if hosts is None:
+            return self._located(reader, name, Location())
+        mirrors = (_mirror(self._host(reader, name, host)) for host in hosts.mirrors)
+        return (
+            *(mirror for mirror in mirrors if mirror.capabilities),
+            self._host(reader, name, hosts.server),
+        )
+
+    def _for_all(self, reader: Reader, registry: str) -> HostsFile | None:
+        return find_hosts(reader, default_directories(reader, self._files.hosts, registry))
+
+    def _host(self, reader: Reader, name: _Name, host: Host) -> Endpoint:
+        """A host of a hosts.toml; one of another name is told for whom ("Registry host namespace")."""
+        address = host.host or name.registry
+        tls = self._tls(reader, address, host.tls)
+        if not host.host:
+            scheme = _schemes(address, tls, self._asked.plain_http)[0]
+            url = f"{scheme}://{_address(address)}/v2"
+            return Endpoint(url, _known_as(address), name.repository, headers=host.headers, tls=tls)
+        return Endpoint(
+            f"{host.scheme}://{_address(address)}{host.path}",
+            _known_as(address),
+            name.repository,
+            host.capabilities,
+            None if _known_as(address) == _known_as(name.registry) else name.registry,
+            host.headers,
+            tls,
+        )
+
+    def _of_registry(self, reader: Reader, name: _Name, found: Registry) -> tuple[Endpoint, ...]:
+        """The mirrors of a `[[registry]]` that may be asked for this reference, then its location."""
+        endpoints: list[Endpoint] = []
+        for mirror in found.mirrors:
+            allowed = _allowed(mirror, name)
+            if allowed:
+                endpoints += (_mirror(one, allowed) for one in self._located(reader, name, mirror, found))
+        return (*endpoints, *self._located(reader, name, found.location, found))
+
+    def _located(
+        self, reader: Reader, name: _Name, location: Location, by: Registry | None = None
+    ) -> tuple[Endpoint, ...]:
+        """A repository where `by` says it is, once for each way in that may be tried."""
+        host, repository = name.registry, name.repository
+        if by:
+            host, repository = by.at(location, host, repository)
+        tls = self._tls(reader, host, Tls(verify=not location.insecure))
+        plain = self._asked.plain_http if host == name.registry else None
+        return tuple(
+            Endpoint(f"{scheme}://{_address(host)}/v2", _known_as(host), repository, tls=tls)
+            for scheme in _schemes(host, tls, plain, insecure=location.insecure)
+        )
+
+    def _tls(self, reader: Reader, host: str, said: Tls) -> Tls:
+        """What is said of a host's certificates in all places together."""
+        asked = Tls((self._asked.ca_file,) if self._asked.ca_file else (), (), not self._asked.insecure)
+        return checked(reader, merged([asked, said, *self._certificates(reader, host)]))
+
+    def _certificates(self, reader: Reader, host: str) -> Iterator[Tls]:
+        """What directories named after a host hold, but what lies beside a hosts.toml (`docs/hosts.md`)."""
+        for name in _HUB_NAMES if _known_as(host) == DOCKER_HUB else (host,):
+            own = own_directories(self._files.hosts, name)
+            for directory in (*own, *default_directories(reader, self._files.hosts, name)):
+                if not find_hosts(reader, [directory]):
+                    yield certificates_in(reader, directory)
+            for root in self._files.certificates:
+                yield certificates_in(reader, root / name)
+
+
+def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False) -> tuple[str, ...]:
+    """The ways in to try, in order; on this machine without TLS unless somebody has said whom to believe."""
+    if plain is not None:
+        return ("http" if plain else "https",)
+    if insecure:
+        return "https", "http"
+    return ("http" if is_loopback(host) and not (tls.authorities or tls.clients) else "https",)
+
+
+def _address(registry: str) -> str:
+    """The host that answers for a registry."""
+    return _HUB_ADDRESS if registry in _HUB_NAMES else registry
+
+
+def _known_as(registry: str) -> str:
+    """The name that credentials are kept under."""
+    return DOCKER_HUB if registry in _HUB_NAMES else registry
+
+
+def _mirror(endpoint: Endpoint, allowed: frozenset[str] = frozenset({PULL, RESOLVE})) -> Endpoint:
+    return replace(endpoint, is_mirror=True, capabilities=endpoint.capabilities & allowed)
+
+
+def _allowed(mirror: Location, name: _Name) -> frozenset[str]:
+    """What a mirror may be asked for ("pull-from-mirror").
+
+    One for digests only serves the blobs of a tag, too: their digests are known by then. One for tags only
+    serves what is named by a tag.
+    """
+    if not mirror.by_digest and name.digest:
+        return frozenset()
+    return frozenset({PULL, RESOLVE} if mirror.by_tag else {PULL})

@@ -1,0 +1,107 @@
+"""Which token servers are believed (distribution's `spec/auth/token.md`).
+
+The realm of a challenge is named by the registry, or by whoever answers in its place, and is sent secrets.
+The specification ties it to nothing, and the great registries have theirs on another host (Docker Hub's is
+auth.docker.io), so another host must do. Refused is what no registry of the world does, but one that is after
+secrets, or after servers that only we can reach:
+
+- plain HTTP, if the registry itself is reached over TLS;
+- user and password, a fragment, or signs in the host that one parser of URLs reads otherwise than the next;
+- an address of this machine or of its link (clouds keep their instances' secrets at 169.254.169.254), and a
+  private one, given as a number, from a registry that is no such neighbour itself.
+
+Only the registry's own host is above that. A name is not looked up: a proxy may be the one to do it, and what
+it means can change from one look to the next. A redirect of a token server is not followed at all.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from urllib.parse import SplitResult, urlsplit
+
+from imgfs.errors import Unauthorized
+
+_SHOWN = 200  # characters of a realm in an error
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_VISIBLE = re.compile(r"[!-~]+")  # what may stand in a URL
+_PUBLIC, _PRIVATE, _MACHINE, _NOWHERE = "public", "private", "machine", "nowhere"
+
+
+def check_realm(realm: str, *, registry: str, secure: bool) -> str:
+    """The URL of a token server that may be sent credentials; raises Unauthorized, saying why, for another.
+
+    `registry` is the host of the registry that names it, "" if that does not matter; `secure` says that it is
+    reached over TLS.
+    """
+    parts = _parse(realm)
+    if parts is None:
+        raise Unauthorized(f"the registry names no token server (realm {realm[:_SHOWN]!r})")
+    if secure and parts.scheme != "https":
+        raise Unauthorized(f"the registry's token server {realm[:_SHOWN]!r} does not use TLS")
+    host = parts.hostname or ""
+    if registry and not _may_name(registry, host, secure=secure):
+        raise Unauthorized(
+            f"the registry {registry} names a token server at {host}, which is {_MEANINGS[_kind(host)]}: "
+            "no credentials are sent there"
+        )
+    return realm
+
+
+_MEANINGS = {
+    _PRIVATE: "a private address",
+    _MACHINE: "this machine",
+    _NOWHERE: "an address that means something else to everybody",
+}
+
+
+def _parse(realm: str) -> SplitResult | None:
+    """The parts of an absolute URL that every parser reads alike; None for another."""
+    try:
+        parts = urlsplit(realm)
+        port = parts.port
+    except ValueError:
+        return None
+    plain = _VISIBLE.fullmatch(realm) and _AUTHORITY.fullmatch(parts.netloc) and port != 0
+    return parts if plain and parts.scheme in ("http", "https") and "#" not in realm else None
+
+
+def _may_name(registry: str, host: str, *, secure: bool) -> bool:
+    """Whether a registry may have its token server at `host`."""
+    kind, own = _kind(host), _kind(registry)
+    if kind == _PUBLIC or host == registry.lower():
+        return True
+    if kind == _PRIVATE:  # without TLS, asked for by somebody, it is one of the house by any name
+        return own != _PUBLIC or not secure
+    return kind == own == _MACHINE
+
+
+def _kind(host: str) -> str:
+    """What a host is, as far as its name or number says so."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
+        return _MACHINE
+    address = _address(name)
+    if address is None or address.is_global:
+        return _PUBLIC
+    if address.is_loopback:
+        return _MACHINE
+    return _NOWHERE if _is_nowhere(address) else _PRIVATE
+
+
+def _is_nowhere(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_link_local or address.is_unspecified or address.is_multicast or address.is_reserved
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `name` is, in any spelling that resolvers take: `127.1` and `0x7f000001` are some."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(name))
+        except (OSError, UnicodeError):
+            return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

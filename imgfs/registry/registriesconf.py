@@ -1,0 +1,200 @@
+"""registries.conf of podman and its kin (containers-registries.conf(5), .conf.d(5)): where images really are.
+
+A `[[registry]]` speaks of the images whose names begin with its prefix: it may have mirrors, be somewhere
+else, or be blocked. What the files say of short names is for `shortnames`. Both versions of the format are
+read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from imgfs.config import RegistriesConf
+from imgfs.errors import UsageError
+from imgfs.registry.toml import Table
+from imgfs.registry.watched import Reader
+
+_HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_SEARCHED = re.compile(_HOST)
+_LOCATION = re.compile(rf"{_HOST}(?:/[\w.-]+)*", re.ASCII)
+_PREFIX = re.compile(rf"{_HOST}(?:(?:/[\w.-]+)+(?::[\w.-]+)?(?:@[\w:+.-]+)?)?|\*(?:\.[\w-]+)+", re.ASCII)
+_MIRRORED = {"": (True, True), "all": (True, True), "tag-only": (True, False), "digest-only": (False, True)}
+_MODES = ("", "enforcing", "permissive", "disabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the images of a prefix may be; the `place` "" is where they are named. If `insecure`, it may be
+    without TLS or with anybody's certificate. `by_tag` and `by_digest`: the references it may be used for."""
+
+    place: str = ""
+    insecure: bool = False
+    by_tag: bool = True
+    by_digest: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A `[[registry]]`: what holds for names that begin with `prefix`; `where` names file and table."""
+
+    prefix: str
+    where: str = field(compare=False)
+    location: Location = Location()
+    mirrors: tuple[Location, ...] = ()
+    blocked: bool = False
+
+    def matched(self, name: str) -> int:
+        """How many characters of a name the prefix covers, ending where a part of the name does; else 0.
+
+        `*.example.com` covers every host below it, whatever its port.
+        """
+        if self.prefix.startswith("*."):
+            host = re.sub(r":[0-9]+$", "", name.partition("/")[0])
+            return len(host) if host.endswith(self.prefix[1:]) else 0
+        ends = "/:@" if "/" in self.prefix else "/"  # what is behind a host and a colon is another registry's
+        rest = name[len(self.prefix) :]
+        return len(self.prefix) if name.startswith(self.prefix) and (not rest or rest[0] in ends) else 0
+
+    def at(self, location: Location, registry: str, repository: str) -> tuple[str, str]:
+        """The host and the repository where a location has `registry/repository`: both may be others."""
+        if not location.place:
+            return registry, repository
+        name = f"{registry}/{repository}"
+        host, _, rest = f"{location.place}{name[self.matched(name) or len(name) :]}".partition("/")
+        if not rest:
+            raise UsageError(f"{self.where}: location {location.place!r} leaves no repository of {name}")
+        return host, rest
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What a short name stands for; "" takes back what an earlier file says. `where` names file and key."""
+
+    name: str
+    where: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    """What the files say together. `search` is None if no file has `unqualified-search-registries`."""
+
+    registries: Mapping[str, Registry] = field(default_factory=dict)
+    search: tuple[str, ...] | None = None
+    mode: str = ""
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+
+    def find(self, name: str) -> Registry | None:
+        """The `[[registry]]` with the longest prefix of `host/repository[:tag][@digest]`; a host's own name
+        counts for more than `*`."""
+        matches = [registry for registry in self.registries.values() if registry.matched(name)]
+        return max(matches, key=lambda match: (match.matched(name), match.prefix[0] != "*"), default=None)
+
+    def updated(self, later: Registries) -> Registries:
+        """What a file that is read after the others makes of this ("Configuration precedence")."""
+        return Registries(
+            {**self.registries, **later.registries},
+            self.search if later.search is None else later.search,
+            later.mode or self.mode,
+            {**self.aliases, **later.aliases},
+        )
+
+
+def load_registries(reader: Reader, files: Iterable[RegistriesConf]) -> Registries:
+    """Read the first of `files` there is, and what is added to it; raises UsageError naming file and key."""
+    found, added = Registries(), tuple[Path, ...]()
+    for conf in files:
+        body, added = reader.read(conf.path), conf.added
+        if body is not None:
+            found = parse_registries(conf.path, body)
+            break
+        if conf.named:
+            raise UsageError(f"{conf.path}: $CONTAINERS_REGISTRIES_CONF names it, but it is not there")
+    for path in _added(reader, added):
+        found = found.updated(parse_registries(path, reader.read(path) or b""))
+    return found
+
+
+def _added(reader: Reader, directories: Iterable[Path]) -> Iterator[Path]:
+    for directory in directories:
+        paths = (directory / name for name in reader.names(directory) if name.endswith(".conf"))
+        yield from (path for path in paths if not path.is_dir())
+
+
+def parse_registries(path: Path, body: bytes) -> Registries:
+    """Read one registries.conf; raises UsageError naming file and key."""
+    root = Table.parse(path, body)
+    aliases = root.table("aliases")
+    named = {name: Alias(aliases.text(name), f"{path}: aliases.{name}") for name in aliases.fields}
+    if "registries" in root.fields:
+        return replace(_version_1(root.table("registries")), aliases=named)
+    mode = root.text("short-name-mode")
+    if mode not in _MODES:
+        root.refuse("short-name-mode", f"expected one of {', '.join(_MODES[1:])}")
+    search = _hosts(root, "unqualified-search-registries")
+    searched = search if "unqualified-search-registries" in root.fields else None
+    return Registries(_by_prefix(map(_registry, root.tables("registry")), root), searched, mode, named)
+
+
+def _by_prefix(registries: Iterable[Registry], table: Table) -> dict[str, Registry]:
+    found: dict[str, Registry] = {}
+    for registry in registries:
+        if found.setdefault(registry.prefix, registry) != registry:
+            table.refuse("registry", f"{registry.prefix!r} is described twice, and differently")
+    return found
+
+
+def _registry(table: Table) -> Registry:
+    place = _place(table, "location")
+    prefix = table.text("prefix").rstrip("/") or place
+    if not _PREFIX.fullmatch(prefix):
+        table.refuse("prefix", "expected host[:port][/repository…] or *.host")
+    digests_only = table.flag("mirror-by-digest-only")
+    return Registry(
+        prefix,
+        f"{table.path}: {table.at.rstrip('.')}",
+        Location(place if place != prefix else "", table.flag("insecure")),
+        tuple(_mirror(mirror, digests_only) for mirror in table.tables("mirror")),
+        table.flag("blocked"),
+    )
+
+
+def _mirror(table: Table, digests_only: bool) -> Location:
+    place, which = _place(table, "location"), table.text("pull-from-mirror")
+    if not place:
+        table.refuse("location", "expected host[:port][/repository…]")
+    if which not in _MIRRORED or (which and digests_only):
+        table.refuse(
+            "pull-from-mirror", "expected all, digest-only or tag-only, and no mirror-by-digest-only"
+        )
+    by_tag, by_digest = _MIRRORED["digest-only" if digests_only else which]
+    return Location(place, table.flag("insecure"), by_tag, by_digest)
+
+
+def _place(table: Table, name: str) -> str:
+    """Where images are: no URL, and, unlike in a prefix, no tag: imgfs asks for the tags it was told."""
+    place = table.text(name).rstrip("/")
+    if place and not _LOCATION.fullmatch(place):
+        table.refuse(name, "expected host[:port][/repository…], without scheme and tag")
+    return place
+
+
+def _hosts(table: Table, name: str) -> tuple[str, ...]:
+    hosts = tuple(host.rstrip("/") for host in table.texts(name))
+    if not all(map(_SEARCHED.fullmatch, hosts)):
+        table.refuse(name, "expected names of registries, host[:port]")
+    return hosts
+
+
+def _version_1(table: Table) -> Registries:
+    """The old format: three lists of registries ("Version 1 format")."""
+    search, insecure, blocked = (
+        _hosts(table.table(name), "registries") for name in ("search", "insecure", "block")
+    )
+    registries = {
+        host: Registry(host, f"{table.path}: registries", Location("", host in insecure), (), host in blocked)
+        for host in (*insecure, *blocked)
+    }
+    return Registries(registries, search)

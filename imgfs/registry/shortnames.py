@@ -1,0 +1,85 @@
+"""Names without a registry, such as `app` or `team/app`, and what they stand for.
+
+An alias decides, else the registries that are to be searched (containers-registries.conf(5), "Short-name
+aliasing"), and without any it is Docker Hub, as everywhere. With several imgfs is stricter than podman: it
+cannot ask which is meant, and tries one after the other only if `short-name-mode` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from imgfs.config import RegistriesConf
+from imgfs.errors import NotFound, Unauthorized, UsageError
+from imgfs.oci.reference import DOCKER_HUB, Reference, RegistryReference, parse_reference
+from imgfs.registry.registriesconf import Alias, Registries, load_registries
+from imgfs.registry.watched import Reader
+
+_HUB_NAMES = (DOCKER_HUB, "index.docker.io")
+_ONE_BY_ONE = ("permissive", "disabled")
+
+
+def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, ...]:
+    """What a person may mean by `text`, in order; one reference unless several registries are to be searched.
+
+    Raises UsageError if it cannot be understood, or names the candidates if nothing says which is meant.
+    """
+    reference = parse_reference(text)
+    name = _short_name(text, reference)
+    if not name or not isinstance(reference, RegistryReference):
+        return (reference,)
+    said = load_registries(Reader(), files)
+    alias = said.aliases.get(name)
+    if alias and alias.name:
+        return (_aliased(alias, reference),)
+    found = tuple(_at(host, name, reference) for host in dict.fromkeys(said.search or ()))
+    _check_clear(text, found, said)
+    return found or (reference,)
+
+
+def first_found(found: Sequence[Reference], ask: Callable[[Reference], object]) -> Reference:
+    """The first reference that `ask` does not raise NotFound or Unauthorized for; one alone is not asked for.
+
+    A registry that does not answer is an error: behind it may be what was meant.
+    """
+    if len(found) == 1:
+        return found[0]
+    for reference in found:
+        try:
+            ask(reference)
+        except (NotFound, Unauthorized):
+            continue
+        return reference
+    raise NotFound(f"none of these is there, or may be read: {', '.join(map(str, found))}")
+
+
+def _short_name(text: str, reference: Reference) -> str:
+    """The name without tag and digest if no registry is named, else ""."""
+    if isinstance(reference, RegistryReference) and reference.registry == DOCKER_HUB:
+        first, slash, _ = text.partition("/")
+        if not text.startswith("docker://") and not (slash and first in _HUB_NAMES):
+            return text.partition("@")[0].partition(":")[0]
+    return ""
+
+
+def _aliased(alias: Alias, reference: RegistryReference) -> Reference:
+    """What an alias stands for, with the tag and the digest of `reference`."""
+    try:
+        meant = parse_reference(alias.name)
+    except UsageError as error:
+        raise UsageError(f"{alias.where}: {error}") from error
+    tagged = ":" in alias.name.rpartition("/")[2] or "@" in alias.name
+    if not isinstance(meant, RegistryReference) or tagged or _short_name(alias.name, meant):
+        raise UsageError(f"{alias.where}: expected registry/repository, without a tag")
+    return replace(meant, tag=reference.tag, digest=reference.digest)
+
+
+def _at(host: str, name: str, reference: RegistryReference) -> Reference:
+    """The same name at a registry that is searched."""
+    return reference if host in _HUB_NAMES else replace(reference, registry=host, repository=name)
+
+
+def _check_clear(text: str, found: Sequence[Reference], said: Registries) -> None:
+    if len(found) > 1 and said.mode not in _ONE_BY_ONE:
+        raise UsageError(f"{text!r} names no registry; write which is meant: {', '.join(map(str, found))}")

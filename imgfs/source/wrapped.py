@@ -1,0 +1,53 @@
+"""A source that is another one, but for what a subclass does otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.registry.transport import Traffic
+from imgfs.source import Source
+
+
+class WrappedSource:
+    """Hands everything on to `source`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def resolve(self) -> Descriptor:
+        """What the reference names now."""
+        return self._source.resolve()
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a manifest, index or config."""
+        return self._source.document(descriptor)
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes `[start, end)` of a blob."""
+        return self._source.blob(descriptor, start, end)
+
+    def tagged(self, tag: str) -> Descriptor:
+        """What another tag names now."""
+        return self._source.tagged(tag)
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The manifests whose subject is `digest`."""
+        return self._source.referrers(digest, artifact_type)
+
+    def doubt(self, descriptor: Descriptor) -> bool:
+        """As the other says."""
+        return self._source.doubt(descriptor)
+
+    def traffic(self) -> Traffic:
+        """Requests sent and bytes received so far."""
+        return self._source.traffic()
+
+    def health(self) -> list[dict[str, Any]]:
+        """As the other says."""
+        return self._source.health()
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+        self._source.close()

@@ -1,0 +1,118 @@
+"""A blob on its way into the store: its bytes come in any order, and those that are here outlive the process.
+
+    layers/sha256/HEX/part        the compressed bytes, as far as they are here
+    layers/sha256/HEX/part.map    a header, and a byte for each unit of 1 MiB: 1 once it is here
+
+A unit is marked after it has been written, so a killed process loses the one it was at. After a reboot
+nothing here counts: marks may have reached the disk ahead of their bytes. Whoever writes here holds the
+layer's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from imgfs.errors import StoreError
+from imgfs.store.flat import boot_id, write_at
+
+UNIT = 1 << 20
+NAMES = ("part", "part.map")
+_HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, bytes of a unit, of the blob
+_MAGIC = b"imgfspar"
+
+
+class Part:
+    """The part that is here of a blob of `size` bytes, in a layer's `directory`. Safe in threads."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.size = size
+        self.units = -(-size // UNIT)
+        self._paths = [directory / name for name in NAMES]
+        self._lock = threading.Lock()  # held by a write, and by `close`
+        self._fds: list[int] = []
+        try:
+            for path in self._paths:
+                self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._marks = self._read_marks()
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
+
+    def _read_marks(self) -> bytearray:
+        """The marks, none of them set unless they were made for this blob since the machine came up."""
+        data, marks = self._fds
+        head = _HEADER.pack(_MAGIC, boot_id(), UNIT, self.size)
+        found = os.pread(marks, len(head) + self.units, 0)
+        if found[: len(head)] == head and len(found) == len(head) + self.units:
+            return bytearray(found[len(head) :])
+        os.ftruncate(marks, 0)
+        os.ftruncate(data, 0)
+        os.ftruncate(data, self.size)
+        os.pwrite(marks, head + bytes(self.units), 0)
+        return bytearray(self.units)
+
+    def bounds(self, unit: int) -> tuple[int, int]:
+        """Where in the blob a unit is."""
+        return unit * UNIT, min(self.size, (unit + 1) * UNIT)
+
+    def has(self, unit: int) -> bool:
+        """Whether a unit is here."""
+        return bool(self._marks[unit])
+
+    def here(self) -> int:
+        """How many of the blob's bytes are here."""
+        bounds = (self.bounds(unit) for unit in range(self.units) if self.has(unit))
+        return sum(end - start for start, end in bounds)
+
+    def missing(self, largest: int) -> Iterator[tuple[int, int]]:
+        """The ranges of the blob that are not here, in order, cut to `largest` bytes, some UNITs."""
+        run: list[int] = []
+        for unit in range(self.units + 1):
+            ends = unit == self.units or self.has(unit)
+            if run and (ends or len(run) * UNIT >= largest):
+                yield self.bounds(run[0])[0], self.bounds(run[-1])[1]
+                run = []
+            if not ends:
+                run.append(unit)
+
+    def write(self, offset: int, piece: bytes) -> None:
+        """Put bytes there; they count once they are marked. Raises StoreError."""
+        with self._lock:
+            if not self._fds:
+                raise StoreError("the download has been given up")
+            write_at(self._fds[0], offset, piece)
+
+    def mark(self, unit: int) -> None:
+        """Say that all of a unit has been written. Raises StoreError."""
+        with self._lock:
+            if not self._fds:
+                raise StoreError("the download has been given up")
+            try:
+                os.pwrite(self._fds[1], b"\1", _HEADER.size + unit)
+            except OSError as error:
+                raise StoreError(f"{self._paths[1]}: cannot write to the store: {error.strerror}") from error
+            self._marks[unit] = 1
+
+    def read(self, unit: int) -> bytes:
+        """A unit that is here."""
+        start, end = self.bounds(unit)
+        body = os.pread(self._fds[0], end - start, start)
+        if len(body) != end - start:
+            raise StoreError(f"{self._paths[0]}: ends at {start + len(body)}, before {end}")
+        return body
+
+    def close(self) -> None:
+        """Close the files; they stay."""
+        with self._lock:
+            while self._fds:
+                os.close(self._fds.pop())
+
+    def remove(self) -> None:
+        """Close the files and remove them."""
+        self.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,18 @@
+"""Clients of the registries that tests run on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imgfs.registry.client import Client
+from imgfs.registry.endpoint import Endpoint
+
+
+def endpoint_of(host: str, repository: str, **more: Any) -> Endpoint:
+    """A repository of the registry at `host:port`, which speaks plain HTTP."""
+    return Endpoint(f"http://{host}/v2", host, repository, **more)
+
+
+def client_of(host: str, repository: str, **more: Any) -> Client:
+    """A client of it."""
+    return Client(endpoint_of(host, repository), **more)
