@@ -112,6 +112,7 @@ def test_a_document_that_is_both_is_refused() -> None:
         (manifest(layers=[descriptor(size=True)]), "manifest.layers[0].size"),
         (manifest(layers=[descriptor(digest="sha256:00")]), "manifest.layers[0].digest"),
         (manifest(layers=[descriptor(data="?")]), "manifest.layers[0].data"),
+        (manifest(layers=[descriptor(data="ÿ")]), "manifest.layers[0].data"),
         (manifest(config=None), "manifest.config: expected an object"),
         (manifest(subject=1), "manifest.subject"),
         (manifest(annotations={"a": 1}), "manifest.annotations"),

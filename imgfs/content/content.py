@@ -103,6 +103,10 @@ class Content:
         pieces = pieces_of(extents, offset, length)
         return all(self.layers[layer].is_here(flat, size) for flat, size in pieces if flat is not None)
 
+    def is_refused(self, layer: int) -> bool:
+        """Whether what has been handed out of a layer was wrong."""
+        return bool(self.layers) and self.layers[layer].is_refused
+
     def sync(self) -> None:
         """Get what has been fetched to the disk."""
         for layer in self.layers:

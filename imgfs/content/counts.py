@@ -60,11 +60,13 @@ class Counts:
         self.windows = 0  # bytes of windows
         self.errors = 0
         self.last_error: LastError | None = None
+        self.failing_since: float | None = None  # seconds since 1970: nothing has landed since then
         self.first_byte = FirstByte()
         self._brought = {cause: Brought() for cause in Cause}
 
     def landed(self, cause: Cause, size: int, *, used: bool) -> None:
         """Count a span that was fetched; `used` if a reader has been there already."""
+        self.failing_since = None
         spans, total, spans_used, bytes_used = self._brought[cause]
         self._brought[cause] = Brought(spans + 1, total + size, spans_used, bytes_used)
         if used:
@@ -86,6 +88,7 @@ class Counts:
         """Count an error."""
         self.errors += 1
         self.last_error = LastError(time.time(), str(error))
+        self.failing_since = self.failing_since or self.last_error.time
 
     def snapshot(self) -> dict[str, Any]:
         """All of it as plain values; `untouched` are bytes that were fetched and that nobody has read yet."""
@@ -101,6 +104,7 @@ class Counts:
             "requests": self.requests,
             "errors": self.errors,
             "last_error": self.last_error and self.last_error._asdict(),
+            "failing_since": self.failing_since,
             "first_byte": self.first_byte._asdict(),
             "brought": {cause.name.lower(): each._asdict() for cause, each in self._brought.items()},
         }

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from imgfs.content.plan import Request, batches
 from imgfs.content.spans import Places, Spans, descriptor_of
-from imgfs.errors import IntegrityError
+from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
@@ -28,6 +28,9 @@ class BlobSource(Protocol):
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Exactly the bytes `[start, end)`, in chunks."""
+
+    def doubt(self, descriptor: Descriptor) -> object:
+        """What came of a blob was wrong: ask for it elsewhere next, if there is an elsewhere."""
 
 
 class Arrival(Protocol):
@@ -64,7 +67,8 @@ class SpanFetcher:
         self._name = layer.digest.short
         self.blob = descriptor_of(spans.blob) if spans.blob else layer  # that spans are cut from
         self._window_blob = descriptor_of(spans.windows) if spans.windows else None
-        self._spans = spans
+        self.spans = spans
+        self.refused: ImgfsError | None = None  # why nothing of the layer may be shown any more
         self._places = places
         self._flat = flat
         self._source = source
@@ -81,6 +85,7 @@ class SpanFetcher:
             try:
                 self._fetch_left(left, arrival)
             except IntegrityError as error:
+                self._source.doubt(self.blob)
                 if left[:1] == [doubted]:  # its error, not that of its neighbours
                     arrival.landed([left.pop(0)], error)
                 else:
@@ -90,6 +95,8 @@ class SpanFetcher:
                 return
 
     def _fetch_left(self, left: list[int], arrival: Arrival) -> None:
+        if self.refused:
+            raise self.refused
         starts, ends = self._places.starts, self._places.ends
         ranges = [(starts[number], ends[number]) for number in left]
         windows = self._windows(left, arrival)
@@ -112,11 +119,13 @@ class SpanFetcher:
     ) -> None:
         """Write and mark the spans of `batch`, as many as are good; those are taken from `left`."""
         before = self._flat.begin(batch[0], batch[-1])
+        if self.refused:
+            raise self.refused
         good = 0
         try:
             for _ in batch:
                 number, body = next(bodies)
-                self._keep(self._spans.span(number, windows.window(number)), body)
+                self._keep(self.spans.span(number, windows.window(number)), body)
                 good += 1
         finally:
             if good:
@@ -133,13 +142,15 @@ class SpanFetcher:
         except IntegrityError as error:
             what = f"layer {self._name}, {error.what}"
             raise IntegrityError(what, expected=error.expected, actual=error.actual) from error
+        except InvalidImage as error:
+            raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
     def _windows(self, numbers: Sequence[int], arrival: Arrival) -> _Windows:
         """The windows that have to be fetched for `numbers`, on their way."""
         blob = self._window_blob
         places = {}
         if blob is not None:
-            found = ((number, self._spans.remote_window(number)) for number in numbers)
+            found = ((number, self.spans.remote_window(number)) for number in numbers)
             places = {number: place for number, place in found if place}
         if blob is None or not places:
             return _Windows({}, 0, None)

@@ -22,7 +22,7 @@ from imgfs.content.flight import Flight, Flights
 from imgfs.content.lanes import Fetchers, Lane
 from imgfs.content.plan import SIZES, Request, Sizes, requests_for, widen
 from imgfs.content.spans import Places, Spans
-from imgfs.errors import StoreError, Unavailable
+from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store import Flat
@@ -135,6 +135,20 @@ class LayerContent:
                 ]
         self.flights.submit(flights)
         return [flight.done for flight in flights]
+
+    def use_index(self, index: Spans) -> None:
+        """Go on with another index that cuts the layer into the same spans."""
+        self.index = self.flights.fetcher.spans = index
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether `refuse` has been called."""
+        return self.flights.fetcher.refused is not None
+
+    def refuse(self, error: ImgfsError) -> None:
+        """Hand out nothing of the layer any more: whoever reads gets `error`."""
+        self.flights.fetcher.refused = error  # first: what lands after the eviction has seen it
+        self.flat.evict()
 
     def snapshot(self) -> dict[str, Any]:
         """The layer's counters, and how much of it is there."""

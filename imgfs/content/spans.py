@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Span
 from imgfs.layer.index import Elsewhere, Summary
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -52,11 +53,16 @@ class Places:
     def __init__(self, bounds: Iterable[tuple[int, int, int, int]]) -> None:
         self.flat_starts, self.starts, self.ends = array("Q"), array("Q"), array("Q")
         self.flat_size = 0
-        for flat_start, flat_end, start, end in bounds:
-            self.flat_starts.append(flat_start)
-            self.starts.append(start)
-            self.ends.append(end)
-            self.flat_size = flat_end
+        try:
+            for flat_start, flat_end, start, end in bounds:
+                self.flat_starts.append(flat_start)
+                self.starts.append(start)
+                self.ends.append(end)
+                self.flat_size = flat_end
+        except (TypeError, OverflowError) as error:
+            raise StoreError(
+                f"a layer's index is damaged: {error}; remove the layer from the store"
+            ) from error
         self.flat_starts.append(_NOWHERE)
         self.by_start: Sequence[int] = range(len(self.starts))
         self._sorted = self.starts
@@ -78,9 +84,14 @@ class Places:
         return after - self.flat_starts[number]
 
     def holding(self, offset: int, length: int) -> tuple[int, int]:
-        """The first and the last span that a range of the flat layer lies in."""
+        """The first and the last span that a range of the flat layer lies in.
+
+        Raises InvalidImage if there is nothing: a tree of someone else's may say so.
+        """
         starts, end = self.flat_starts, offset + length
         first = bisect_right(starts, offset) - 1
+        if first < 0 or offset >= self.flat_size:
+            raise InvalidImage(f"it has no bytes at {offset}: {self.flat_size} in all", where="flat layer")
         return first, first if end <= starts[first + 1] else bisect_left(starts, end, first + 1) - 1
 
     def rank(self, number: int) -> int:

@@ -30,12 +30,16 @@ from imgfs.tree import tree as trees
 _LARGEST = 4 << 30  # bytes of a tree or an index that is taken in
 
 
-def adopt_tree(descriptor: Descriptor, name: Digest, source: Source, store: Store, origin: str) -> None:
-    """Take in a published tree, as that of `name`."""
+def adopt_tree(
+    descriptor: Descriptor, name: Digest, layers: int, source: Source, store: Store, origin: str
+) -> None:
+    """Take in a published tree, as that of `name`, an image of so many layers."""
     with store.new_tree(name) as path:
         _fetch(descriptor, source, path)
         trees.vouch(path, origin)
-        trees.Tree(path).close()
+        with trees.Tree(path) as tree:
+            if tree.layer_count != layers:
+                raise InvalidImage(f"the published tree is of {tree.layer_count} layers, not {layers}")
 
 
 def adopt_profiles(profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store) -> None:

@@ -11,7 +11,7 @@ from imgfs.image.prepare import open_index
 from imgfs.image.resolve import Resolved
 from imgfs.oci.descriptor import Descriptor
 from imgfs.source import Source
-from imgfs.store import Store
+from imgfs.store import Layer, Store
 from imgfs.tree.tree import Tree
 
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once
@@ -48,6 +48,10 @@ class Image(AbstractContextManager["Image"]):
         flat = place.flat(size=index.summary.flat_size, spans=spans)
         stack.callback(flat.close)
         return LayerContent(layer, index, flat, self.source, fetchers)
+
+    def use_index(self, content: LayerContent, place: Layer) -> None:
+        """Go on with the index that the store has now of a layer; it must cut it into the same spans."""
+        content.use_index(self._stack.enter_context(open_index(place)))
 
     def read(self, ino: int) -> Iterator[bytes]:
         """All bytes of a file, in order, a piece at a time."""

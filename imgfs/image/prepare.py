@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from imgfs.abreast import run_abreast
@@ -22,7 +23,7 @@ from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
 from imgfs.store import Layer, Store
 from imgfs.tree.merge import merge
-from imgfs.tree.tree import Tree
+from imgfs.tree.tree import Tree, vouch
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
@@ -39,6 +40,12 @@ def prepare(
     Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
+    refuted = [digest for digest in resolved.layers if store.layer(digest).is_refuted(trust.origin)]
+    if refuted and trust.in_registry:
+        reporter.warns(
+            f"the indexes in {trust.origin} are not used: that of layer {refuted[0].short} was wrong"
+        )
+        trust = replace(trust, in_registry=False)
     _Preparation(resolved, source, store, reporter, trust).run()
 
 
@@ -66,7 +73,7 @@ class _Preparation:
         self._index(self._missing(lean=False), lean=False, first=())
         if not self._fits():
             self._reporter.merging()
-            _merge(self._resolved, self._store)
+            merge_layers(self._resolved, self._store)
 
     def _take_tree(self, there: bool) -> bool:
         """Have the image's published tree, unless it is `there`, and of the layers what reads their files."""
@@ -88,7 +95,9 @@ class _Preparation:
 
     def _adopt_tree(self, tree: Descriptor) -> None:
         with doing_without("the tree published with the image", self._reporter):
-            adopt_tree(tree, self._resolved.tree, self._source, self._store, self._trust.origin)
+            resolved = self._resolved
+            layers = len(resolved.manifest.layers)
+            adopt_tree(tree, resolved.tree, layers, self._source, self._store, self._trust.origin)
 
     def _adopt_profiles(self) -> None:
         with doing_without("a profile published with the image", self._reporter):
@@ -114,6 +123,7 @@ class _Preparation:
                 one = Indexing(layer, diff_id, place, self._source, self._trust, self._reporter)
                 if not one.adopt(self._offers, tag=self._resolved.tag, lean=lean):
                     one.stream(self._cancelled)
+                place.drop_part()  # of a pull that was broken off
         self._reporter.layer_ends(layer)
 
     def _warn(self) -> None:
@@ -169,12 +179,19 @@ class _Preparation:
                 yield space
 
 
-def _merge(resolved: Resolved, store: Store) -> None:
+def merge_layers(resolved: Resolved, store: Store) -> None:
+    """Merge what the store has of an image's layers; whoever vouches for their indexes does so for the tree.
+
+    Raises InvalidImage, StoreError.
+    """
     with ExitStack() as stack:
         indexes = [
             stack.enter_context(open_index(store.layer(layer.digest))) for layer in resolved.manifest.layers
         ]
-        merge(indexes, stack.enter_context(store.new_tree(resolved.tree)))
+        path = stack.enter_context(store.new_tree(resolved.tree))
+        merge(indexes, path)
+        if origins := sorted({index.summary.origin for index in indexes} - {""}):
+            vouch(path, ", ".join(origins))
 
 
 def open_index(place: Layer) -> LayerIndex:

@@ -11,6 +11,8 @@ knows the spans only: what it takes to read files whose extents are known.
 from __future__ import annotations
 
 import sqlite3
+import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import itemgetter
@@ -21,7 +23,15 @@ import zstandard
 
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.rows import open_database, unpack_extents, unpack_parts, unpack_xattrs
+from imgfs.layer.rows import (
+    LARGEST,
+    integers,
+    open_database,
+    typed,
+    unpack_extents,
+    unpack_parts,
+    unpack_xattrs,
+)
 
 FORMAT = 2  # of the file; another number means: index the layer again
 TAR = "tar"  # the flat space that is the tar stream itself
@@ -73,12 +83,30 @@ BLOB, WINDOWS = (
     "blob",
     "windows",
 )  # `what` may be elsewhere: what spans are cut from, and checkpoints' windows
+_LARGEST_ID = (1 << 32) - 1
+# What holds for every row of an index, whoever has written it.
+RULES = {
+    "summary": f"{typed('text', 'digest', 'diff_id', 'format', 'space')} AND "
+    f"{integers(0, LARGEST, 'size', 'flat_size', 'entries')} AND {integers(0, 1, 'is_lean')}",
+    "entry": f"{typed('blob', 'path', 'target')} AND {integers(0, max(Kind), 'kind')} AND "
+    f"{integers(0, 0o7777, 'mode')} AND {integers(0, _LARGEST_ID, 'uid', 'gid', 'major', 'minor')} AND "
+    f"{integers(0, LARGEST, 'size')} AND {typed('integer', 'mtime_ns')} AND "
+    f"{typed('blob null', 'xattrs', 'extents')} AND (flat IS NULL OR {integers(0, LARGEST, 'flat')})",
+    "span": f"{integers(0, LARGEST, 'number', 'flat_start', 'flat_end', 'start', 'end')} AND "
+    f"{integers(0, max(Codec), 'codec')} AND {typed('blob', 'digest')} AND {typed('blob null', 'parts')}",
+    "checkpoint": f"{integers(0, 7, 'bits')} AND {typed('blob null', 'window')} AND "
+    f"(window IS NOT NULL OR {integers(0, LARGEST, 'start', 'end')})",
+    "elsewhere": f"what IN ('{BLOB}', '{WINDOWS}') AND {typed('text', 'digest')} AND "
+    f"{integers(0, LARGEST, 'size')}",
+}
 _ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
 _ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
 
 
 class LayerIndex(AbstractContextManager["LayerIndex"]):
-    """A layer's index, read from the file at `path`: a context manager, for one thread at a time.
+    """A layer's index, read from the file at `path`: a context manager.
+
+    Any thread may ask for a span, and `close` waits for it; what goes through many rows is for one thread.
 
     `blob` is what the spans' compressed ranges are cut from, None for the layer's own blob; `windows` is
     where the windows of checkpoints are that are not in the file, None if all are.
@@ -88,6 +116,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()  # SQLite must not be closed under a query
         self._db = open_database(path)
         try:
             with self._reading():
@@ -137,6 +166,10 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         """The numbers of the spans that have a checkpoint."""
         return list(self._each(itemgetter(0), "SELECT number FROM checkpoint ORDER BY number"))
 
+    def checkpoint_bits(self) -> dict[int, int]:
+        """The `bits` of every checkpoint, by the number of its span."""
+        return dict(self._each(tuple, "SELECT number,bits FROM checkpoint"))
+
     def span_count(self) -> int:
         """How many spans there are."""
         with self._reading():
@@ -145,7 +178,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def remote_window(self, number: int) -> tuple[int, int] | None:
         """Where in the blob `windows` the window of a span's checkpoint is, if it is not in the file."""
-        with self._reading():
+        with self._lock, self._reading():
             query = "SELECT start,end FROM checkpoint WHERE number=? AND window IS NULL"
             row = self._db.execute(query, (number,)).fetchone()
             if row and not 0 <= row[0] < row[1] <= (self.windows.size if self.windows else 0):
@@ -153,14 +186,14 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             return (row[0], row[1]) if row else None
 
     def span(self, number: int, window: bytes | None = None) -> Span:
-        """One span, with its checkpoint; raises KeyError.
+        """One span, with its checkpoint.
 
         `window` is what `remote_window` speaks of: IntegrityError if that is no window.
         """
-        with self._reading():
+        with self._lock, self._reading():
             row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
             if row is None:
-                raise KeyError(number)
+                raise ValueError(f"there is no span {number}")
             found = self._db.execute(
                 "SELECT bits,window FROM checkpoint WHERE number=?", (number,)
             ).fetchone()
@@ -180,14 +213,15 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         """Say StoreError where SQLite, or what a row holds, says that the file is damaged."""
         try:
             yield
-        except (sqlite3.DatabaseError, zstandard.ZstdError, TypeError, ValueError) as error:
+        except (sqlite3.DatabaseError, zstandard.ZstdError, struct.error, TypeError, ValueError) as error:
             raise StoreError(
                 f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
             ) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,11 +9,12 @@ import zstandard
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.index import FORMAT, SCHEMA, SHORTCUTS, TAR, Elsewhere
+from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, Elsewhere
 from imgfs.layer.rows import (
     clamp_time,
     create_database,
     has_schema,
+    misfit,
     note_origin,
     pack_parts,
     pack_xattrs,
@@ -101,6 +102,8 @@ def vouch(path: Path, origin: str) -> None:
     """
     if not has_schema(path, SCHEMA + SHORTCUTS):
         raise InvalidImage("not a layer index of this imgfs", where=str(path))
+    if wrong := misfit(path, RULES):
+        raise InvalidImage(f"a layer index with rows that make no sense: {wrong}", where=str(path))
     note_origin(path, origin)
 
 

@@ -12,6 +12,7 @@ from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Extent, Part
 
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+LARGEST = 1 << 62  # bytes: sums of two still fit into what the kernel takes for an offset
 _PART = struct.Struct("<QQ32s")  # skip, length, sha256
 
 
@@ -48,6 +49,33 @@ def has_schema(path: Path, schema: str) -> bool:
             return db.execute(_OBJECTS).fetchall() == expected
     except (sqlite3.Error, StoreError):
         return False
+
+
+def misfit(path: Path, rules: Mapping[str, str]) -> str | None:
+    """A table of a file of which `has_schema` is true that has a row against its rule, an SQL expression.
+
+    None if there is none. To SQLite a column's type is a wish: what comes from elsewhere has to be asked.
+    """
+    try:
+        with closing(open_database(path)) as db:
+            for table, rule in rules.items():
+                query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE ({rule}) IS NOT TRUE)"
+                if db.execute(query).fetchone()[0]:
+                    return table
+    except (sqlite3.Error, StoreError) as error:
+        return str(error)
+    return None
+
+
+def integers(low: int, high: int, *columns: str) -> str:
+    """A rule: these columns have integers from `low` to `high`."""
+    return " AND ".join(f"typeof({name}) = 'integer' AND {name} BETWEEN {low} AND {high}" for name in columns)
+
+
+def typed(kind: str, *columns: str) -> str:
+    """A rule: these columns have values of one of SQLite's types, or of several: `blob`, `blob null`."""
+    kinds = ", ".join(f"'{one}'" for one in kind.split())
+    return " AND ".join(f"typeof({name}) IN ({kinds})" for name in columns)
 
 
 def note_origin(path: Path, origin: str) -> None:
@@ -87,8 +115,12 @@ def pack_extents(extents: Iterable[Extent]) -> bytes:
 
 
 def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
-    """The inverse of `pack_extents`."""
+    """The inverse of `pack_extents`; raises ValueError."""
+    if len(blob) % 24:
+        raise ValueError(f"{len(blob)} bytes of extents")
     numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
+    if any(number >> 63 for number in numbers):
+        raise ValueError("an extent beyond all layers")
     return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
 
 

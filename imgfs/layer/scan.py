@@ -110,7 +110,7 @@ def _decode(
         if not (hides and is_own(entry.path)):
             index.add_entry(entry)
 
-    headers = _Headers(parse_tar(keep))
+    headers = Headers(parse_tar(keep))
     size = 0
     for chunk in chain((head,), pull):
         spans.chunk(chunk)
@@ -148,7 +148,7 @@ def _head(pull: Pull) -> bytes:
     return head
 
 
-class _Headers:
+class Headers:
     """Feeds the tar reader from pieces that go by, holding back only what it wants across them."""
 
     def __init__(self, parser: Generator[Want, bytes, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from imgfs.layer.rows import LARGEST, integers, typed
+
 FORMAT = 2  # of the file; another number means: merge the layers again
 ROOT = 1  # the ino of the root: FUSE's, too
 STRIDE = 64  # every so many names of a directory, one is indexed by its position
@@ -24,4 +26,20 @@ CREATE TABLE node (ino INTEGER PRIMARY KEY, mode INTEGER, uid INTEGER, gid INTEG
 CREATE TABLE dirent (parent INTEGER, name BLOB, ino INTEGER, position INTEGER,
                      PRIMARY KEY (parent, name)) WITHOUT ROWID;
 """
+# What holds for every row of a tree, whoever has written it; see `misfit`.
+RULES = {
+    "summary": integers(0, LARGEST, "layers", "nodes", "size"),
+    "layer": f"{typed('integer', 'number')} AND {typed('text', 'space')} AND "
+    "number BETWEEN 0 AND (SELECT count(*) FROM layer) - 1 AND "
+    "(SELECT layers FROM summary) = (SELECT count(*) FROM layer)",
+    "node": f"{integers(0, 0xFFFF, 'mode')} AND (mode >> 12) IN (1, 2, 4, 6, 8, 10) AND ino > 0 AND "
+    f"{integers(0, (1 << 32) - 1, 'uid', 'gid', 'nlink')} AND "
+    f"{integers(0, LARGEST, 'size', 'device', 'blocks')} AND {typed('integer', 'mtime_ns')} AND "
+    f"(flat IS NULL OR {integers(0, LARGEST, 'flat')}) AND "
+    f"{typed('blob null', 'extents', 'target', 'xattrs')} AND (target IS NULL) = ((mode >> 12) != 10) AND "
+    f"{typed('integer', 'layer')} AND layer BETWEEN 0 AND max(0, (SELECT layers FROM summary) - 1)",
+    "dirent": f"{typed('integer', 'parent', 'ino', 'position')} AND {typed('blob', 'name')} AND "
+    "length(name) BETWEEN 1 AND 255 AND position > 0 AND instr(name, x'2f') = 0 AND instr(name, x'00') = 0 "
+    "AND name NOT IN (x'2e', x'2e2e') AND ino IN (SELECT ino FROM node)",
+}
 MILESTONES = f"CREATE INDEX milestone ON dirent (parent, position) WHERE position % {STRIDE} = 0"
