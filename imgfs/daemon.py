@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError
 
@@ -29,30 +31,59 @@ def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
     os._exit(0)  # threads that still wait for a dead registry must not hold up the end
 
 
-def run_as_daemon(serve: Serve, log_file: Path, log_level: str) -> None:
-    """Serve in a process of its own that logs to `log_file`; returns when it is ready.
+class Daemon(AbstractContextManager["Daemon"]):
+    """A process of its own, forked at once: it gets ready while its caller finds out what it is to serve.
 
-    Raises MountError with the reason if it ends before that, StoreError if there can be no log.
+    `get_ready` is called in it first, and then `serve` with the task that `start` sends, which must be one
+    that can be pickled. A daemon that has not been started by the end of the `with` block ends.
     """
-    log_fd = _open_log(log_file)
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork() == 0:
-        os.close(reading)
-        _daemon(serve, log_file, log_fd, log_level, writing)
-    os.close(log_fd)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read()
-    if answer != _READY:
-        reason = answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
-        raise MountError(reason)
+
+    def __init__(
+        self, get_ready: Callable[[], None], serve: Callable[[Any, Callable[[], None]], None]
+    ) -> None:
+        task, self._task = os.pipe()
+        self._answer, answer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._task)
+            os.close(self._answer)
+            _daemon(get_ready, serve, task, answer)
+        os.close(task)
+        os.close(answer)
+
+    def start(self, task: object, log_file: Path, log_level: str) -> None:
+        """Have it serve `task`, logging to `log_file`; returns when it is ready.
+
+        Raises MountError with the reason if it ends before that.
+        """
+        with open(self._task, "wb") as pipe:
+            self._task = -1
+            pickle.dump((task, log_file, log_level), pipe)
+        with open(self._answer, "rb") as pipe:
+            self._answer = -1
+            answer = pipe.read()
+        if answer != _READY:
+            raise MountError(
+                answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self._task >= 0:
+            os.close(self._task)
+            os.close(self._answer)
+            os.waitpid(self._pid, 0)
 
 
-def _daemon(serve: Serve, log_file: Path, log_fd: int, log_level: str, answer: int) -> NoReturn:
+def _daemon(
+    get_ready: Callable[[], None],
+    serve: Callable[[Any, Callable[[], None]], None],
+    task_pipe: int,
+    answer: int,
+) -> NoReturn:
     """The forked process: serve, and tell `answer` how it began. Ends without the caller's clean-up."""
-    status = 1
+    status, log_file = 1, Path(os.devnull)
 
     def tell(message: bytes | str) -> None:
         body = message.encode(errors="backslashreplace") if isinstance(message, str) else message
@@ -61,11 +92,16 @@ def _daemon(serve: Serve, log_file: Path, log_fd: int, log_level: str, answer: i
             os.close(answer)
 
     try:
-        os.setsid()
-        os.chdir("/")
-        _redirect(log_fd)
-        _log_to_stderr(log_level)
-        serve(lambda: tell(_READY))
+        os.setsid()  # what interrupts the caller is not meant for us: then nothing will come
+        get_ready()
+        with open(task_pipe, "rb") as pipe:
+            sent = pipe.read()
+        if sent:
+            task, log_file, log_level = pickle.loads(sent)
+            os.chdir("/")
+            _redirect(_open_log(log_file))
+            _log_to_stderr(log_level)
+            serve(task, lambda: tell(_READY))
         status = 0
     except ImgfsError as error:
         log.error("%s", error)  # noqa: TRY400  (a line for a person)

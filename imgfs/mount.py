@@ -1,8 +1,8 @@
 """The composition root: builds what a mount needs, mounts, serves until it is unmounted, takes it all down.
 
-`mount` prepares the image in the calling process, where progress can be shown, then forks the daemon. The
-caller returns when the kernel's greeting has been answered, or raises what the daemon could not do. Nothing
-open crosses the fork: the daemon opens the store anew.
+The image is prepared in the calling process, where progress can be shown; the daemon is forked before, and
+loads meanwhile what it will need. The caller returns when the kernel's greeting has been answered, or raises
+what the daemon could not do. Nothing open crosses the fork: the daemon opens the store itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgfs.daemon import run_as_daemon, run_in_foreground
+from imgfs.daemon import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError, MountError
 from imgfs.mounts import mount_at
 from imgfs.overlay.scratch import Base, Scratch
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
     from imgfs.content import FillOptions
     from imgfs.image import Image, Resolved
+    from imgfs.kernel.assembled import Assembled
+    from imgfs.kernel.driver import Driver
+    from imgfs.metrics.address import Address
+    from imgfs.metrics.endpoint import Endpoint
     from imgfs.overlay import Overlay
 
 log = logging.getLogger(__name__)
@@ -48,7 +53,8 @@ class MountOptions:
     to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
     With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
     names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
-    everything is fetched."""
+    everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
+    or `auto` for the kernel where it can."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -60,21 +66,49 @@ class MountOptions:
     record: str | None = None
     replay: str | None = None
     fill: FillOptions | None = None
+    metrics: Address | None = None
+    driver: str = "fuse"
 
 
-def mount(resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions) -> None:
-    """Mount a prepared image; returns when it answers. In the foreground the process ends with the mount.
+class Mounting(contextlib.AbstractContextManager["Mounting"]):
+    """A mount to be: its daemon gets ready while the caller prepares the image.
 
-    `connect` opens the source of what the store lacks: in the daemon. Raises ImgfsError.
+    `connect` opens the source of what the store lacks: in the daemon.
     """
+
+    def __init__(self, connect: Callable[[], Source], store: Store) -> None:
+        self._connect = connect
+        self._store = store
+        self._daemon = Daemon(_import_what_serves, self._serve)
+
+    def mount(self, resolved: Resolved, options: MountOptions) -> None:
+        """Mount a prepared image; returns when it answers. Raises ImgfsError."""
+        name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
+        self._daemon.start((resolved, options), self._store.logs / name, options.log_level)
+
+    def _serve(self, task: tuple[Resolved, MountOptions], on_ready: Callable[[], None]) -> None:
+        resolved, options = task
+        _serve(resolved, self._connect, self._store, options, on_ready)
+
+    def __exit__(self, *_: object) -> None:
+        self._daemon.__exit__()
+
+
+def mount_in_foreground(
+    resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
+) -> NoReturn:
+    """Mount a prepared image and serve it in this process, which ends with the mount. Raises ImgfsError."""
 
     def serve(on_ready: Callable[[], None]) -> None:
         _serve(resolved, connect, store, options, on_ready)
 
-    if options.foreground:
-        run_in_foreground(serve, options.log_level)
-    name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
-    run_as_daemon(serve, store.logs / name, options.log_level)
+    run_in_foreground(serve, options.log_level)
+
+
+def _import_what_serves() -> None:
+    """Load what takes longest: it costs as much as all else together."""
+    import imgfs.fuse.writable
+    import imgfs.image  # noqa: F401
 
 
 def _serve(
@@ -88,23 +122,45 @@ def _serve(
     import trio  # here, in the daemon: the caller has no use for it
 
     from imgfs.image import Image
+    from imgfs.image.proof import Prover
     from imgfs.image.recording import NONE, profile_for
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(connect()))
         image = stack.enter_context(Image(resolved, source, store))
-        overlay = (
-            stack.enter_context(_overlay(image, options.scratch, options.mountpoint))
-            if options.scratch
-            else None
-        )
         profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
+        began = time.time()
+
+        def tell() -> dict[str, Any]:
+            return status(image, store, options, began)
+
+        if options.metrics:
+            endpoint = stack.enter_context(_endpoint(options.metrics, tell))
+            options = replace(options, metrics=endpoint.address)
+            endpoint.start()
+        prover = Prover(image, store)
+        stack.callback(prover.stop)
+        prover.start()
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
-        trio.run(_serve_image, image, overlay, store, options, on_ready)
+        if not _served_by_kernel(image, options, tell, on_ready, store):
+            overlay = (
+                stack.enter_context(_overlay(image, options.scratch, options.mountpoint))
+                if options.scratch
+                else None
+            )
+            trio.run(_serve_image, image, overlay, options, tell, on_ready)
         image.content.sync()
         _keep_recorded(image, store, options)
     log.info("unmounted %s", options.mountpoint)
+
+
+def _endpoint(address: Address, tell: Callable[[], dict[str, Any]]) -> Endpoint:
+    """The status of a mount, served to Prometheus; raises MountError if the address cannot be had."""
+    from imgfs.metrics.endpoint import Endpoint
+    from imgfs.metrics.exposition import exposition
+
+    return Endpoint(address, lambda: exposition(tell()))
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:
@@ -122,28 +178,109 @@ def _overlay(image: Image, scratch: Scratch, mountpoint: Path) -> Iterator[Overl
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
     os.umask(0)  # the kernel has applied the caller's
-    base = Base(image.resolved.reference, str(image.resolved.digest), len(image.resolved.manifest.layers))
-    use = f"mounted at {mountpoint} (pid {os.getpid()})"
-    with scratch.overlay(image.tree, image.content, base, use) as overlay:
+    with scratch.overlay(image.tree, image.content, *_base(image, mountpoint)) as overlay:
         yield overlay
 
 
+def _base(image: Image, mountpoint: Path) -> tuple[Base, str]:
+    """What a scratch lies on, and what it is used for."""
+    resolved = image.resolved
+    base = Base(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
+    return base, f"mounted at {mountpoint} (pid {os.getpid()})"
+
+
+def _served_by_kernel(
+    image: Image,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
+    store: Store,
+) -> bool:
+    """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to."""
+    if options.driver == "fuse":
+        return False
+    try:
+        _serve_by_kernel(image, options, lambda: {**tell(), "driver": "kernel"}, on_ready, store)
+    except ImgfsError as error:
+        if options.driver == "kernel":
+            raise
+        log.info("by FUSE, not by EROFS: %s", error)
+        return False
+    return True
+
+
+def _serve_by_kernel(
+    image: Image,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
+    store: Store,
+) -> None:
+    """Mount EROFS, with a scratch overlayfs over it, and serve it the flat layers. Raises ImgfsError."""
+    from imgfs.kernel.driver import Driver, attributes_of, check_host, place
+    from imgfs.kernel.metadata import metadata_of
+
+    check_host(owner=options.owner)
+    attributes = attributes_of(options.fuse)
+    sizes = [layer.index.summary.flat_size for layer in image.content.layers]
+    metadata = metadata_of(image.tree, image.resolved.tree, sizes, store)
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(place(image.resolved.reference, metadata.path))
+        if options.scratch:
+            base = _base(image, options.mountpoint)
+            stack.enter_context(options.scratch.for_kernel(image.tree, image.content, *base))
+        driver = Driver(link, len(sizes) + 1, options.mountpoint, attributes)
+        stack.callback(driver.close)
+        _serve_flat_files(image, metadata.assembled, driver, options, tell, on_ready)
+
+
+def _serve_flat_files(
+    image: Image,
+    assembled: Assembled,
+    driver: Driver,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
+) -> None:
+    import trio
+
+    from imgfs.fuse.flatfiles import FlatFiles
+    from imgfs.fuse.flatserver import serve_flat_files
+
+    def attach() -> None:
+        driver.attach(options.scratch, _raise_limits)
+        log.info("mounted %s at %s, by EROFS", image.resolved.reference, options.mountpoint)
+        on_ready()
+
+    def detach() -> None:
+        threading.Thread(target=driver.detach, daemon=True).start()
+
+    async def until_signal(end: Callable[[], None]) -> None:
+        await _end_on_signal(detach, end)
+
+    async def sync(_: Callable[[], None]) -> None:
+        await _sync_now_and_then(image)
+
+    files, descriptor = FlatFiles(image, assembled), driver.open_flat_files()
+    tasks = until_signal, sync
+    trio.run(serve_flat_files, files, descriptor, attach, tell, driver.status_socket, tasks)
+
+
 async def _serve_image(
-    image: Image, overlay: Overlay | None, store: Store, options: MountOptions, on_ready: Callable[[], None]
+    image: Image,
+    overlay: Overlay | None,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
 ) -> None:
     import pyfuse3
     import trio
 
     from imgfs.fuse.operations import Operations
-    from imgfs.fuse.turns import WORKERS, take_turns
+    from imgfs.fuse.turns import MOST_WORKERS, WORKERS, take_turns
     from imgfs.fuse.writable import WritableOperations
 
-    began = time.time()
     greeted = trio.Event()
-
-    def tell() -> dict[str, Any]:
-        return status(image, store, options, began)
-
     operations = (
         WritableOperations(
             image,
@@ -169,7 +306,7 @@ async def _serve_image(
             nursery.start_soon(_sync_now_and_then, image)
             nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
             take_turns()
-            await pyfuse3.main(WORKERS, WORKERS)
+            await pyfuse3.main(WORKERS, MOST_WORKERS)
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
@@ -181,7 +318,8 @@ async def _announce(
     """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
     await greeted.wait()
     log.info("mounted %s at %s", reference, mountpoint)
-    _raise_read_ahead(mountpoint)
+    if mounted := mount_at(mountpoint):
+        _raise_limits(mounted.device)
     on_ready()
 
 
@@ -205,17 +343,26 @@ async def _sync_now_and_then(image: Image) -> None:
         await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
 
 
-def _raise_read_ahead(mountpoint: Path) -> None:
-    """Let the kernel read ahead further than its 128 KiB; only root may."""
-    mounted = mount_at(mountpoint)
-    if mounted is None:
-        return
+def _raise_limits(device: str) -> None:
+    """Let the kernel read ahead further than its 128 KiB, which only root may, and have more reads under way.
+
+    The latter counts where fusectl is mounted: until then it is twelve that wait for a dead registry before
+    others wait behind them (Documentation/filesystems/fuse.rst, "max_background").
+    """
+    from imgfs.fuse.turns import IN_BACKGROUND
+
+    connection = Path("/sys/fs/fuse/connections", device.partition(":")[2])
+    _write_setting(Path("/sys/class/bdi", device, "read_ahead_kb"), READ_AHEAD_KIB)
+    _write_setting(connection / "max_background", IN_BACKGROUND)
+    _write_setting(connection / "congestion_threshold", IN_BACKGROUND)
+
+
+def _write_setting(path: Path, value: int) -> None:
     try:
-        path = Path("/sys/class/bdi", mounted.device, "read_ahead_kb")
-        path.write_text(str(READ_AHEAD_KIB))
+        path.write_text(str(value))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            log.warning("cannot raise the kernel's read-ahead: %s", error)
+            log.warning("cannot set %s to %d: %s", path, value, error)
 
 
 def _escaped(text: str) -> str:
@@ -257,7 +404,12 @@ def status(image: Image, store: Store, options: MountOptions, began: float) -> d
         "store": str(store.root),
         "scratch": scratch
         and {"directory": str(scratch.directory), "name": scratch.name, "kept": not scratch.volatile},
+        "tree": image.tree.origin or "verified",
+        "metrics": str(options.metrics) if options.metrics else None,
+        "endpoints": getattr(image.source, "health", list)(),
+        "driver": "fuse",
         "pid": os.getpid(),
+        "began": began,
         "seconds": round(time.time() - began, 3),
         "requests_fetched": traffic.requests,
         "bytes_fetched": traffic.bytes,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import json
 import os
 import re
 import select
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,12 @@ from typing import Any
 from imgfs.errors import MountError
 
 FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
+RUNTIME = Path("/run/imgfs")  # has a directory for each mount of the kernel's own file systems
+STATUS_SOCKET = "status"  # in that: answers whoever connects
+_KERNEL_FILESYSTEMS = ("erofs", "overlay")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
+_LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
 
@@ -30,6 +36,23 @@ class Mount:
     filesystem: str
     source: str
     device: str  # major:minor
+
+    @property
+    def runtime(self) -> Path | None:
+        """The directory in RUNTIME of a mount of the kernel's own file systems; None for any other mount."""
+        source = Path(self.source)
+        is_ours = self.filesystem in _KERNEL_FILESYSTEMS and source.parent.parent == RUNTIME
+        return source.parent if is_ours else None
+
+    @property
+    def name(self) -> str:
+        """What is mounted, for people."""
+        return Path(self.source).name if self.runtime else self.source
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether imgfs has mounted it."""
+        return self.filesystem == FILESYSTEM or self.runtime is not None
 
 
 def mounts() -> list[Mount]:
@@ -51,7 +74,7 @@ def our_mount_at(path: Path) -> Mount:
     mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
     if mount is None:
         raise MountError(f"{path}: nothing is mounted here")
-    if mount.filesystem != FILESYSTEM:
+    if not mount.is_ours:
         raise MountError(f"{path}: this is a {mount.filesystem} mount, not one of imgfs")
     return mount
 
@@ -71,8 +94,8 @@ def check_mountable(mountpoint: Path, *, nonempty: bool) -> None:
 
 def _check_mountpoint(path: Path, nonempty: bool) -> None:
     mounted = mount_at(path)
-    if mounted and mounted.filesystem.startswith("fuse"):  # may be dead: do not touch it
-        raise MountError(f"{path}: {mounted.source} is mounted here already (imgfs umount {path})")
+    if mounted and (mounted.is_ours or mounted.filesystem.startswith("fuse")):  # may be dead: do not touch it
+        raise MountError(f"{path}: {mounted.name} is mounted here already (imgfs umount {path})")
     try:
         names = os.listdir(path)
     except FileNotFoundError as error:
@@ -92,12 +115,35 @@ def _check_mountpoint(path: Path, nonempty: bool) -> None:
 def read_status(mount: Mount) -> dict[str, Any]:
     """What the daemon of `mount` says of itself; raises MountError if it does not answer."""
     try:
-        body = os.getxattr(mount.mountpoint, STATUS_XATTR)
+        body = _ask(mount.runtime) if mount.runtime else os.getxattr(mount.mountpoint, STATUS_XATTR)
     except OSError as error:
-        reason = "its daemon has died" if error.errno == errno.ENOTCONN else error.strerror
-        hint = f"; clear it with: imgfs umount {mount.mountpoint}" if error.errno == errno.ENOTCONN else ""
+        dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)
+        reason = "its daemon has died" if dead else error.strerror
+        hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
         raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
-    status: dict[str, Any] = json.loads(body)
+    return decode_status(body)
+
+
+def _ask(runtime: Path) -> bytes:
+    """What the socket of a mount says; raises OSError."""
+    with socket.socket(socket.AF_UNIX) as asking, asking.makefile("rb") as answer:
+        asking.settimeout(_PATIENCE)
+        asking.connect(str(runtime / STATUS_SOCKET))
+        body = answer.read()
+    if not body:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return body
+
+
+def encode_status(status: dict[str, Any]) -> bytes:
+    """A status as its daemon answers it: JSON, packed if it would not fit into an attribute otherwise."""
+    body = json.dumps(status).encode()
+    return bz2.compress(body) if len(body) > _LARGEST_PLAIN else body
+
+
+def decode_status(body: bytes) -> dict[str, Any]:
+    """The inverse of `encode_status`."""
+    status: dict[str, Any] = json.loads(body if body.startswith(b"{") else bz2.decompress(body))
     return status
 
 
@@ -117,6 +163,8 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
         reason = done.stderr.strip().splitlines()[-1:] or [f"{command[0]} failed"]
         busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
         raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
+    if mount.runtime and not status["pid"]:
+        shutil.rmtree(mount.runtime, ignore_errors=True)
     if status["pid"] and not lazy:
         _wait_for_end(int(status["pid"]), _PATIENCE_WITH_SCRATCH if status.get("scratch") else _PATIENCE)
 

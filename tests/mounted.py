@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 
 import zstandard
 
-from imgfs.mounts import STATUS_XATTR, Mount, mounts
+from imgfs.mounts import Mount, mounts, our_mount_at, read_status
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.fault_server import FaultServer
@@ -86,6 +86,7 @@ class Imgfs:
     user: Account | None = None
     environment: dict[str, str] = field(default_factory=dict)
     expected: list[str] = field(default_factory=list)
+    driver: str = os.environ.get("IMGFS_TEST_DRIVER", "fuse")  # what `mount` says to root's mounts
     _mounted: dict[Path, threading.Timer] = field(default_factory=dict)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -103,6 +104,7 @@ class Imgfs:
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "IMGFS_STORE": str(self.store),
+            "IMGFS_ETC": str(self.directory / "etc"),  # what this machine says of registries does not count
             "LC_ALL": "C.UTF-8",
             name: value,
             **self.environment,
@@ -159,7 +161,8 @@ class Imgfs:
     def mount(self, image: str, *options: str, at: Path | None = None, timeout: float = TIMEOUT) -> Path:
         """Mount `image`; it answers when this returns."""
         mountpoint = at or self.mountpoint()
-        ran = self.run("mount", *options, image, mountpoint, timeout=timeout)
+        driver = () if self.user else ("--driver", self.driver)
+        ran = self.run("mount", *driver, *options, image, mountpoint, timeout=timeout)
         assert (ran.code, ran.out, ran.err) == (0, b"", ""), ran
         self.watch(mountpoint)
         return mountpoint
@@ -191,7 +194,7 @@ class Imgfs:
         """The pid of a mount's daemon; a user's mount answers to that user only."""
         if self.user:
             return int(self.status(mountpoint)["pid"])
-        return int(json.loads(os.getxattr(mountpoint, STATUS_XATTR))["pid"])
+        return int(read_status(our_mount_at(mountpoint))["pid"])
 
     def evict(self, image: str) -> None:
         """Drop the image's cached bytes, and what the kernel has of them."""
@@ -211,7 +214,9 @@ class Imgfs:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        ours = (mount.mountpoint for mount in mounts() if mount.filesystem.startswith("fuse"))
+        ours = (
+            mount.mountpoint for mount in mounts() if mount.is_ours or mount.filesystem.startswith("fuse")
+        )
         below = [mountpoint for mountpoint in ours if mountpoint.is_relative_to(self.directory)]
         for left in reversed(below):
             subprocess.run(["umount", "-l", str(left)], check=False, capture_output=True)

@@ -142,7 +142,7 @@ def test_a_private_registry_takes_the_credentials_of_a_file(imgfs: Imgfs, tmp_pa
         image = f"{host}/app:v1"
         said = imgfs.run("mount", image, imgfs.mountpoint()).complaint()
         assert "401" in said
-        assert f"no credentials for {host} (docker login and podman login keep them)" in said
+        assert f"no credentials for {host} (see: imgfs login)" in said
         allow("user", "wrong")
         said = imgfs.run("mount", image, imgfs.mountpoint()).complaint()
         assert "401" in said

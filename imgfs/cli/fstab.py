@@ -18,8 +18,10 @@ _VALUES = {
     "record",
     "replay",
     "limit_rate",
+    "metrics",
+    "tls_ca",
 }
-_FLAGS = {"plain_http", "squash_owner", "write_through", "fill"}
+_FLAGS = {"plain_http", "insecure", "squash_owner", "write_through", "fill", "offline"}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",

@@ -19,7 +19,7 @@ from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.image import Image, prepare, resolve
-from imgfs.mounts import FILESYSTEM, mount_at, our_mount_at, read_status
+from imgfs.mounts import mount_at, our_mount_at, read_status
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.overlay.changes import Change, How
@@ -71,7 +71,7 @@ def changed(options: argparse.Namespace) -> Changed:
     """What MNT|NAME means: a mount with a scratch, a scratch's name, or its directory. Raises ImgfsError."""
     environment = Environment.read()
     mounted = mount_at(Path(os.path.abspath(options.scratch)))
-    if mounted is not None and mounted.filesystem == FILESYSTEM:
+    if mounted is not None and mounted.is_ours:
         return _mounted(options, environment)
     store = open_store(options, environment)
     scratch = named(options.scratch, store.root)

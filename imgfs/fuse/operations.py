@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from imgfs.fuse.boundary import answers
 from imgfs.fuse.listing import DOTS, Children, Listing
 from imgfs.image import Image
 from imgfs.layer.entry import Extent
-from imgfs.mounts import STATUS_XATTR
+from imgfs.mounts import STATUS_XATTR, encode_status
 from imgfs.overlay.node import Attributes
 from imgfs.tree.tree import Node
 
@@ -104,12 +103,12 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        """A handle on a file; what the kernel has cached of it stays good."""
+        """A handle on a file; what the kernel has cached of it stays good, unless it has been found out."""
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
-        self._extents(inode)
+        layer, _, _ = self._extents(inode)
         self._content.opened(inode)
-        return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=not self._content.is_refused(layer))
 
     @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -207,7 +206,7 @@ class Operations(pyfuse3.Operations):
     def _own_xattr(self, ino: int, name: bytes) -> bytes | None:
         """An extended attribute that is the mount's, not the image's."""
         if name == _STATUS and ino == pyfuse3.ROOT_INODE:
-            return json.dumps(self._status()).encode()
+            return encode_status(self._status())
         return None
 
     def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:

@@ -18,7 +18,9 @@ from typing import Any
 import pyfuse3
 import trio
 
-WORKERS = 99  # requests that may be held up at once, as pyfuse3 has it; workers are kept
+IN_BACKGROUND = 512  # reads past its cache that the kernel may have under way; of itself it allows 12
+WORKERS = 99  # requests answered at once by workers that are kept, as pyfuse3 has it,
+MOST_WORKERS = 2 * IN_BACKGROUND  # and at most: what is held up for a registry must not hold up the rest
 _MOST = 256  # requests in a row without a look at anything else
 _PATIENCE = 1  # milliseconds to wait for a request outside of trio, while nobody waits for anything else
 

@@ -24,7 +24,8 @@ from imgfs.oci.descriptor import Digest
 from imgfs.overlay import deep, linux
 from imgfs.overlay.changes import Changes
 from imgfs.overlay.copyup import Bytes
-from imgfs.overlay.marks import Owner
+from imgfs.overlay.inuse import overlayfs_over
+from imgfs.overlay.marks import TRUSTED, Marks, Owner
 from imgfs.overlay.normal import normalise
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
@@ -120,6 +121,8 @@ class Scratch:
             if not _lock(fd):
                 other = os.pread(fd, 4096, 0).decode(errors="replace") or "by another process"
                 raise MountError(f"scratch {self.name} is in use: {other}")
+            if at := overlayfs_over(self.upper):
+                raise MountError(f"scratch {self.name} is in use: mounted at {at} by overlayfs")
             os.ftruncate(fd, 0)
             os.pwrite(fd, use.encode(errors="replace"), 0)
             yield
@@ -141,6 +144,30 @@ class Scratch:
     @contextlib.contextmanager
     def overlay(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[Overlay]:
         """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError."""
+        with self._held(tree, base, use) as upper, self._opened(tree, content, upper) as overlay:
+            yield overlay
+            if self.is_shared:
+                _complete(overlay)
+
+    @contextlib.contextmanager
+    def for_kernel(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[None]:
+        """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError."""
+        with self._held(tree, base, use) as upper:
+            if upper.marks != Marks(TRUSTED, override=False):
+                raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
+            with self._opened(tree, content, upper):
+                pass  # finishes what a killed process has left
+            yield
+            if self.is_shared:
+                with self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
+                    _complete(overlay)
+
+    def _opened(self, tree: Tree, content: Bytes, upper: Upper) -> Overlay:
+        return Overlay(tree, content, upper, durable=not self.volatile)
+
+    @contextlib.contextmanager
+    def _held(self, tree: Tree, base: Base, use: str) -> Iterator[Upper]:
+        """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -154,10 +181,7 @@ class Scratch:
                 normalise(upper)
                 self.describe(base)
             try:
-                with Overlay(tree, content, upper, durable=not self.volatile) as overlay:
-                    yield overlay
-                    if self.is_shared:
-                        _complete(overlay)
+                yield upper
             finally:
                 if self.volatile:
                     self.remove()

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent
-from imgfs.layer.rows import has_schema, note_origin, open_database, unpack_extents, unpack_xattrs
+from imgfs.layer.rows import has_schema, misfit, note_origin, open_database, unpack_extents, unpack_xattrs
 from imgfs.tree.names import Parents
 from imgfs.tree.paths import LINK_LIMIT
-from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA, STRIDE
+from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, RULES, SCHEMA, STRIDE
 
 # Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
 # memory too, without bound, and a failing disk would be a SIGBUS.
@@ -66,6 +67,16 @@ class Node(NamedTuple):
         return self.mtime_ns
 
 
+class Stored(NamedTuple):
+    """A node with all there is of it: see `Tree.extents`, `Tree.target` and `Tree.xattrs`."""
+
+    node: Node
+    layer: int
+    extents: tuple[Extent, ...]
+    target: bytes | None
+    xattrs: dict[bytes, bytes]
+
+
 class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
 
@@ -78,6 +89,7 @@ class Tree(AbstractContextManager["Tree"]):
         if sqlite3.threadsafety != 3:
             raise StoreError("this Python's SQLite is not built for use by several threads")
         self._path = path
+        self._lock = threading.Lock()  # SQLite must not be closed under a query
         self._db = open_database(path)
         self._parents: Parents | None = None
         try:
@@ -126,9 +138,29 @@ class Tree(AbstractContextManager["Tree"]):
         The extents are in order and do not overlap; what they leave out of the file's size is a hole.
         """
         layer, size, flat, packed = self._stored("layer, size, flat, extents", ino)
+        if not 0 <= layer < max(1, self.layer_count):
+            raise self._damaged(ValueError(f"layer {layer} of {self.layer_count}"))
         if flat is not None:
             return layer, (Extent(0, size, flat),)
-        return layer, unpack_extents(packed) if packed else ()
+        return layer, self._unpacked(packed) if packed else ()
+
+    def nodes(self) -> Iterator[Stored]:
+        """Every node, ordered by ino."""
+        query = f"SELECT {_NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
+        for row in self._rows(query, ()):
+            node, (layer, flat, packed, target, xattrs) = Node._make(row[:10]), row[10:]
+            extents = (Extent(0, node.size, flat),) if flat is not None else self._unpacked(packed or b"")
+            yield Stored(node, layer, extents, target, unpack_xattrs(xattrs))
+
+    def file_at(self, layer: int, flat: int) -> int | None:
+        """The ino of a file whose bytes in one piece hold the one at `flat` of a layer: reads all nodes."""
+        query = "SELECT ino FROM node WHERE layer = ? AND flat <= ? AND flat + size > ?"
+        row = self._row(query, (layer, flat, flat))
+        return row[0] if row else None
+
+    def dirents(self) -> Iterator[tuple[int, bytes, int]]:
+        """(directory, name, ino) of every name, ordered by directory and name."""
+        return self._rows("SELECT parent, name, ino FROM dirent ORDER BY parent, name", ())
 
     def files_after(self, ino: int) -> Iterator[tuple[int, tuple[Extent, ...]]]:
         """(layer, extents) of the regular files behind a node's first name, as depth-first readers meet them.
@@ -150,7 +182,7 @@ class Tree(AbstractContextManager["Tree"]):
             elif flat is not None:
                 yield layer, (Extent(0, size, flat),)
             elif packed:
-                yield layer, unpack_extents(packed)
+                yield layer, self._unpacked(packed)
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
         """(directory, name) of every name of a node; the root has none. The first call reads all names."""
@@ -197,8 +229,9 @@ class Tree(AbstractContextManager["Tree"]):
         return nodes[-1]
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, once no other thread is at it."""
+        with self._lock:
+            self._db.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -224,24 +257,39 @@ class Tree(AbstractContextManager["Tree"]):
     def _read_parents(self) -> Parents:
         largest = self._row("SELECT max(ino) FROM node", ())
         names = self._rows("SELECT ino, parent FROM dirent", ())
-        return Parents(names, largest[0] if largest and largest[0] else ROOT)
+        try:
+            return Parents(names, largest[0] if largest and largest[0] else ROOT)
+        except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise self._damaged(error) from error
 
     def _rows(self, query: str, values: tuple[object, ...] | dict[str, int]) -> Iterator[tuple[Any, ...]]:
         try:
-            rows = self._db.execute(query, values)
-            while row := rows.fetchone():  # `yield from` would close the cursor, perhaps after the database
+            with self._lock:
+                rows = self._db.execute(query, values)
+            while row := self._next(rows):  # `yield from` would close the cursor, perhaps after the database
                 yield row
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
 
+    def _next(self, rows: sqlite3.Cursor) -> Any:
+        with self._lock:
+            return rows.fetchone()
+
     def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         try:
-            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+            with self._lock:
+                row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
         return row
 
-    def _damaged(self, error: sqlite3.DatabaseError) -> StoreError:
+    def _unpacked(self, packed: bytes) -> tuple[Extent, ...]:
+        try:
+            return unpack_extents(packed)
+        except ValueError as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StoreError:
         return StoreError(f"{self._path}: not a tree ({error}); remove it to merge the layers again")
 
 
@@ -252,6 +300,8 @@ def vouch(path: Path, origin: str) -> None:
     """
     if not has_schema(path, f"{SCHEMA}{MILESTONES};"):
         raise InvalidImage("not a tree of this imgfs", where=str(path))
+    if wrong := misfit(path, RULES):
+        raise InvalidImage(f"a tree with rows that make no sense: {wrong}", where=str(path))
     note_origin(path, origin)
 
 

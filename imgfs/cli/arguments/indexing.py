@@ -136,3 +136,4 @@ def _image_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
     registry_options(command, platform="instead of this machine's")
     store_option(command)
+    command.set_defaults(offline=None)  # nothing can stand in for the registry

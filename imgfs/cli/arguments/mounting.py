@@ -1,8 +1,11 @@
-"""mount, umount, status: what they may be told, and what their help teaches."""
+"""mount, umount: what they may be told, and what their help teaches."""
 
 from __future__ import annotations
 
-from imgfs.cli.arguments.options import Commands, add_command, image_options, json_option, rate
+import argparse
+
+from imgfs.cli.arguments.options import Commands, add_command, image_options, rate
+from imgfs.metrics.address import Address, parse_address
 
 
 def add_mount(commands: Commands) -> None:
@@ -25,6 +28,7 @@ Examples:
   imgfs mount --scratch work debian:12 /mnt
   imgfs mount --record start app:v2 /mnt && /mnt/app/start && imgfs umount /mnt && imgfs index push app:v2
   imgfs mount --fill --limit-rate 2M debian:12 /mnt
+  imgfs pull debian:12 && imgfs mount --offline debian:12 /mnt
   imgfs mount -f -o suid,dev debian:12 /mnt
   mount -t fuse.imgfs debian:12 /mnt -o platform=linux/arm64
 """,
@@ -73,6 +77,19 @@ Examples:
         help="of --fill, in bytes per second: 500k, 2M (default: none)",
     )
     command.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_address,
+        help="tell Prometheus what `imgfs status` shows: at [HOST:]PORT (default: on loopback) or unix:PATH",
+    )
+    command.add_argument(
+        "--driver",
+        choices=["auto", "fuse", "kernel"],
+        default="auto",
+        help="who shows the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, which is faster and "
+        "only for root (default: auto, the kernel where it can)",
+    )
+    command.add_argument(
         "-o",
         dest="fuse_options",
         metavar="OPT[,OPT…]",
@@ -108,20 +125,8 @@ Examples:
     command.add_argument("-l", "--lazy", action="store_true", help="detach now, end when nobody uses it")
 
 
-def add_status(commands: Commands) -> None:
-    """`imgfs status`."""
-    command = add_command(
-        commands,
-        "status",
-        "mount",
-        "show what a mount has fetched and served",
-        """\
-Shows what is mounted at MOUNTPOINT, what it has fetched, and how much of each layer is here.
-
-Examples:
-  imgfs status /mnt
-  imgfs status --json /mnt | jq .bytes_fetched
-""",
-    )
-    command.add_argument("mountpoint", metavar="MOUNTPOINT")
-    json_option(command)
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

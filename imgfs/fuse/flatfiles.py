@@ -1,0 +1,136 @@
+"""The flat layers of an image as files, for a file system of the kernel's to stand on.
+
+Files are named by number: the layers', the lowest first, then one of what is put together of pieces. Only
+the kernel opens them, so they are read in the pieces that it takes for its own page cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyfuse3
+import trio
+
+from imgfs.errors import ImgfsError
+from imgfs.fuse.boundary import answers
+from imgfs.fuse.operations import Operations
+from imgfs.image import Image
+from imgfs.layer.entry import Extent
+from imgfs.tree.tree import Node
+
+BLOCK = 512  # bytes: what the files' sizes are rounded up to
+_TROUBLED_PLACES = 256  # of which it is remembered what file they are of
+_ROOT = 1
+_FIRST = 2  # the ino of the lowest layer's file
+
+
+class Piece(Protocol):
+    """`length` bytes of the image's file `ino`, from `offset` on; zeros beyond its end."""
+
+    @property
+    def ino(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
+class Pieces(Protocol):
+    """What the last file is put together of."""
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+
+    def parts(self, offset: int, length: int) -> Sequence[Piece] | Any:
+        """What its bytes `[offset, offset+length)` are."""
+
+
+class FlatFiles(Operations):
+    """The flat layers of `image` as files 0, 1, …, and then `pieces` as another."""
+
+    def __init__(self, image: Image, pieces: Pieces) -> None:
+        super().__init__(image, owner=None, on_ready=lambda: None, status=dict)
+        sizes = [layer.index.summary.flat_size for layer in image.content.layers]
+        self._files = [*sizes, pieces.size]
+        self._pieces = pieces
+        self._last = _FIRST + len(sizes)
+        self._paths_at = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
+        self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
+
+    @answers
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """A handle on a flat file, which the kernel opens once, when it mounts.
+
+        Of a layer that is all here it may read ahead and keep that. Else it is to ask for what is read and no
+        more: who reads what is cached must not wait for what lies beside.
+        """
+        layer, extents, size = self._extents(inode)
+        is_whole = inode != self._last and self._content.is_here(layer, extents, 0, size)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=is_whole, direct_io=not is_whole)
+
+    @answers
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Exactly the bytes asked for, or up to the end of the file, or EIO."""
+        layer, extents, file_size = self._extents(fh)
+        length = min(size, file_size - off)
+        if length <= 0:
+            return b""
+        if fh == self._last:
+            limiter, read = self._fetches, functools.partial(self._put_together, off, length)
+        else:
+            ready = self._content.cached(layer, extents, off, length)
+            if ready is not None:
+                return ready  # type: ignore[return-value]  # pyfuse3 copies any buffer, before anybody else runs
+            there = self._content.is_here(layer, extents, off, length)
+            limiter = self._disk_reads if there else self._fetches
+            read = functools.partial(self._content.read, layer, extents, off, length)
+        try:
+            return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
+        except ImgfsError as error:
+            path = await trio.to_thread.run_sync(self._paths_at, fh, off)
+            raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
+
+    @answers
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """There are none; ENOSYS tells the kernel not to ask again."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    def _put_together(self, offset: int, length: int) -> bytes:
+        return b"".join(map(self._piece, self._pieces.parts(offset, length)))
+
+    def _piece(self, piece: Piece) -> bytes:
+        layer, extents = self._tree.extents(piece.ino)
+        node = self._tree.node(piece.ino)
+        length = min(piece.length, (node.size if node else 0) - piece.offset)
+        body = self._content.read(layer, extents, piece.offset, length) if length > 0 else b""
+        return body + bytes(piece.length - len(body))
+
+    def _node(self, ino: int) -> Node:
+        if ino == _ROOT:
+            return Node(ino, stat.S_IFDIR | 0o500, 0, 0, 0, 0, 2, 0, 0, False)
+        size = self._files[ino - _FIRST]
+        size += -size % BLOCK
+        return Node(ino, stat.S_IFREG | 0o400, 0, 0, size, 0, 1, 0, size // BLOCK, False)
+
+    def _find(self, parent: int, name: bytes) -> Node | None:
+        if parent == _ROOT and name.isdigit() and int(name) < len(self._files):
+            return self._node(_FIRST + int(name))
+        return None
+
+    def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
+        size = self._node(ino).size
+        return (ino - _FIRST, self._whole[ino - _FIRST], size) if ino != self._last else (0, (), size)
+
+    def _path_at(self, ino: int, offset: int) -> bytes | None:
+        """A path of the image's file that has the byte at `offset` of a flat file, if it is easily found."""
+        if ino == self._last:
+            found = next((piece.ino for piece in self._pieces.parts(offset, 1)), None)
+        else:
+            found = self._tree.file_at(ino - _FIRST, offset)
+        return self._paths(found) if found else None

@@ -1,0 +1,105 @@
+"""Serving flat files to the kernel for as long as a mount stands on them, and telling its status meanwhile.
+
+That mount asks for nothing but their bytes: there is no place in it for a status, so a socket tells that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from imgfs.errors import ImgfsError, MountError
+from imgfs.fuse.flatfiles import FlatFiles
+from imgfs.fuse.turns import MOST_WORKERS, WORKERS, take_turns
+from imgfs.mounts import encode_status
+
+_PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
+
+Task = Callable[[Callable[[], None]], Awaitable[None]]  # is given what ends the service
+
+
+async def serve_flat_files(
+    files: FlatFiles,
+    descriptor: int,
+    attach: Callable[[], None],
+    tell: Callable[[], dict[str, Any]],
+    status_socket: Path,
+    tasks: Sequence[Task],
+) -> None:
+    """Serve `files` by an open `descriptor` of /dev/fuse until the kernel has let go of them.
+
+    `attach` mounts what stands on them, in a thread; what it raises ends the service, and is raised. `tell`
+    answers at `status_socket`. The `tasks` run beside.
+    """
+    raised: list[ImgfsError] = []
+    tried = trio.Event()
+    _begin(files, descriptor)
+    try:
+        with _listening(status_socket) as listener:
+            async with trio.open_nursery() as nursery:
+                end = nursery.cancel_scope.cancel
+                nursery.start_soon(_attach, attach, raised, tried)
+                nursery.start_soon(_tell, listener, tell, nursery)
+                for task in tasks:
+                    nursery.start_soon(task, end)
+                take_turns()
+                await pyfuse3.main(WORKERS, MOST_WORKERS)
+                await tried.wait()
+                end()
+    finally:
+        pyfuse3.close(unmount=False)
+    if raised:
+        raise raised[0]
+
+
+def _begin(files: FlatFiles, descriptor: int) -> None:
+    try:
+        pyfuse3.init(files, f"/dev/fd/{descriptor}", set())  # libfuse: mounted already, by somebody else
+    except RuntimeError as error:
+        raise MountError(f"libfuse: {error}") from error
+
+
+async def _attach(attach: Callable[[], None], raised: list[ImgfsError], tried: trio.Event) -> None:
+    """Attach; what fails has let go of the flat files, so their service ends by itself."""
+    try:
+        await trio.to_thread.run_sync(attach, abandon_on_cancel=True)
+    except ImgfsError as error:
+        raised.append(error)
+    finally:
+        tried.set()
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Any:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen()
+        listener.setblocking(False)
+        yield trio.socket.from_stdlib_socket(listener)
+    except OSError as error:
+        raise MountError(f"{path}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        listener.close()
+
+
+async def _tell(
+    listener: trio.socket.SocketType, tell: Callable[[], dict[str, Any]], nursery: trio.Nursery
+) -> None:
+    """Tell the status to everybody who connects."""
+    while True:
+        asking, _ = await listener.accept()
+        nursery.start_soon(_answer, trio.SocketStream(asking), encode_status(tell()))
+
+
+async def _answer(stream: trio.SocketStream, body: bytes) -> None:
+    with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_PATIENCE):
+        async with stream:
+            await stream.send_all(body)

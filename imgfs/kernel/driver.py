@@ -1,0 +1,204 @@
+"""What stands between the flat files that imgfs serves and a mount point: EROFS, for a scratch overlayfs.
+
+    MOUNTPOINT   the tree (EROFS), or overlayfs with the scratch's upper directory over it
+    EROFS        nowhere but there: its metadata is a file of the store, its devices the flat files
+    flat files   a FUSE file system that is mounted nowhere: only EROFS has its files open
+
+Each has nothing that holds it but what stands above. So whoever unmounts MOUNTPOINT takes everything down,
+whichever way, and the daemon notices by the end of its FUSE file system; and if the daemon is killed, that
+unmount is all that is left to do. A directory in RUNTIME belongs to each mount: it has the link that EROFS
+takes as its source, which shows in the mount table whose it is, and the socket that tells the status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from imgfs.errors import MountError
+from imgfs.kernel import linux
+from imgfs.kernel.erofs import Unsuitable
+from imgfs.mounts import RUNTIME, STATUS_SOCKET, mounts
+from imgfs.overlay.scratch import Scratch
+
+log = logging.getLogger(__name__)
+
+_KERNELS = ("erofs", "overlay", "fuse")
+_RESTRICTIONS = {"suid": linux.NO_SUID, "dev": linux.NO_DEVICES, "exec": linux.NO_PROGRAMS}
+_MEANINGLESS = {
+    "ro",
+    "rw",
+    "nonempty",
+    "allow_other",
+    "default_permissions",
+}  # or said otherwise, or always so
+_ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
+
+
+def attributes_of(options: Iterable[str]) -> int:
+    """The kernel's attributes for the options of a mount, by default `nosuid,nodev`; raises Unsuitable."""
+    attributes = linux.NO_SUID | linux.NO_DEVICES
+    for option in sorted(set(options) - _MEANINGLESS):
+        if option in _RESTRICTIONS:
+            attributes &= ~_RESTRICTIONS[option]
+        elif option.removeprefix("no") in _RESTRICTIONS:
+            attributes |= _RESTRICTIONS[option.removeprefix("no")]
+        elif option == "noatime":
+            attributes |= linux.NO_ACCESS_TIMES
+        else:
+            raise Unsuitable(f"-o {option} is for FUSE")
+    return attributes
+
+
+def check_host(*, owner: tuple[int, int] | None) -> None:
+    """Raise Unsuitable if it is clear beforehand that this process may not mount so, or the kernel cannot."""
+    if os.geteuid():
+        raise Unsuitable("only root may mount EROFS")
+    if owner is not None:
+        raise Unsuitable("--squash-owner is for FUSE")
+    for filesystem in _KERNELS:
+        if not linux.knows(filesystem):
+            raise Unsuitable(f"this kernel offers us no {filesystem}")
+
+
+@contextlib.contextmanager
+def place(reference: str, image: Path) -> Iterator[Path]:
+    """A directory in RUNTIME for one mount; gives the link in it that leads to the EROFS image."""
+    directory = RUNTIME / f"{os.getpid()}-{time.time_ns():x}"
+    link = directory / (_ODD.sub("_", reference.rpartition("/")[2])[-100:] or "image")
+    with contextlib.ExitStack() as stack:
+        try:
+            RUNTIME.mkdir(mode=0o755, exist_ok=True)
+            with _locked(RUNTIME):
+                _sweep()
+                directory.mkdir(mode=0o700)
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                stack.enter_context(_locked(directory))
+            link.symlink_to(image)
+        except OSError as error:
+            raise Unsuitable(f"{error.filename}: {error.strerror}") from error
+        yield link
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, mode)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep() -> None:
+    """Remove the directories of mounts that are gone, of daemons that were killed."""
+    in_use = {mount.runtime for mount in mounts()}
+    for left in RUNTIME.iterdir():
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if left not in in_use:
+                shutil.rmtree(left)
+
+
+class Driver:
+    """The mounts of one image at `mountpoint`; `link` leads to its EROFS image (`place`).
+
+    First `open_flat_files`; once those are served, `attach`, in another thread than they are served in.
+    """
+
+    def __init__(self, link: Path, devices: int, mountpoint: Path, attributes: int) -> None:
+        self._link = link
+        self._devices = devices
+        self._mountpoint = str(mountpoint)
+        self._attributes = attributes
+        self._flat = -1
+
+    @property
+    def status_socket(self) -> Path:
+        """Where the status of the mount is to be told."""
+        return self._link.parent / STATUS_SOCKET
+
+    def open_flat_files(self) -> int:
+        """A FUSE file system that is mounted nowhere: the descriptor to serve it by. Raises MountError."""
+        with _explained("FUSE"):
+            fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            options = {"fd": str(fuse), "rootmode": "40000", "user_id": "0", "group_id": "0"}
+            source = {"source": "imgfs", "subtype": "imgfs"}
+            self._flat = linux.new_mount("fuse", [*source.items(), *options.items()], _INNER)
+        return fuse
+
+    def attach(self, scratch: Scratch | None, tune: Callable[[str], None]) -> None:
+        """Mount it all; raises MountError, and nothing is mounted then, nor are the flat files in use.
+
+        `tune` is given the device number of the flat files' file system, major:minor.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            with _explained("FUSE"):
+                device = os.stat(f"/proc/self/fd/{self._flat}").st_dev
+            tune(f"{os.major(device)}:{os.minor(device)}")
+            top = tree = self._tree(0 if scratch else self._attributes)
+            stack.callback(os.close, tree)
+            if scratch:
+                top = self._over(tree, scratch)
+                stack.callback(os.close, top)
+            with _explained(self._mountpoint):
+                linux.attach(top, self._mountpoint)
+
+    def detach(self) -> None:
+        """Take it away from the mount point, although somebody may still use it."""
+        mine = [mount for mount in mounts() if mount.source == str(self._link)]
+        for mount in mine:
+            with contextlib.suppress(OSError):
+                linux.detach(str(mount.mountpoint))
+
+    def close(self) -> None:
+        """Let go of the flat files: they stay as long as EROFS uses them."""
+        if self._flat >= 0:
+            os.close(self._flat)
+            self._flat = -1
+
+    def _tree(self, attributes: int) -> int:
+        devices = [f"/proc/self/fd/{self._flat}/{number}" for number in range(self._devices)]
+        options = [("source", str(self._link)), *(("device", device) for device in devices)]
+        with _explained("EROFS"):
+            try:
+                return linux.new_mount("erofs", options, attributes | linux.READ_ONLY)
+            except OSError as error:
+                if error.errno != errno.ENOTBLK:
+                    raise
+                raise OSError(
+                    error.errno, "the kernel (or the store's file system) has it on devices only"
+                ) from error
+
+    def _over(self, tree: int, scratch: Scratch) -> int:
+        """overlayfs, as imgfs's own scratch is: data is copied up when it is written to, directories move."""
+        options: linux.Options = [
+            ("source", str(self._link)),
+            ("lowerdir+", f"/proc/self/fd/{tree}"),
+            ("upperdir", str(scratch.upper.resolve())),
+            ("workdir", str(scratch.work.resolve())),
+            ("redirect_dir", "on"),
+            ("metacopy", "on"),
+            *([("volatile", None)] if scratch.volatile else []),
+        ]
+        with _explained("overlayfs"):
+            return linux.new_mount("overlay", options, self._attributes)
+
+
+_INNER = linux.READ_ONLY | linux.NO_SUID | linux.NO_DEVICES | linux.NO_PROGRAMS
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MountError(f"{what}: {error.strerror}") from error
