@@ -26,8 +26,10 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what
     mounts      the kernel's mount table    daemon      a process that outlives its caller
+    metrics     what a mount says of itself, for Prometheus
     publish     what an index of an image is made of, for others
-    fuse/       the kernel's requests answered
+    runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it
+    fuse/       the kernel's requests answered  kernel/     the kernel's own file systems over an image
     mount       composition root: builds everything, mounts, serves, unmounts
     cli/        arguments in, text out
 

@@ -20,9 +20,9 @@ RANKS = [
     {"transfer", "commit"},
     {"tree", "content"},
     {"overlay"},
-    {"inventory", "image", "mounts", "daemon"},
-    {"publish"},
-    {"fuse"},
+    {"inventory", "image", "mounts", "daemon", "metrics"},
+    {"publish", "runtime"},
+    {"fuse", "kernel"},
     {"mount"},
     {"cli"},
 ]
@@ -33,7 +33,7 @@ ALONE = {
     "urllib3": {"registry"},
     "zlib": {"layer"},
     "zstandard": {"layer"},
-    "ctypes": {"layer", "overlay"},
+    "ctypes": {"layer", "overlay", "kernel", "runtime"},
     "pyfuse3": {"fuse", "mount", "cli.look"},  # mount: init, main, close; look: the version
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},

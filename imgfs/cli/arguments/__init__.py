@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from imgfs import __version__
-from imgfs.cli.arguments import changing, indexing, looking, mounting
+from imgfs.cli.arguments import changing, indexing, login, looking, mounting, pulling, running, watching
 from imgfs.cli.arguments.options import RAW
 
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
@@ -29,7 +29,10 @@ Each command has its own help: imgfs mount --help
 _COMMANDS = (
     mounting.add_mount,
     mounting.add_umount,
-    mounting.add_status,
+    watching.add_status,
+    running.add_run,
+    running.add_bundle,
+    pulling.add_pull,
     looking.add_ls,
     looking.add_cat,
     looking.add_inspect,
@@ -39,6 +42,8 @@ _COMMANDS = (
     changing.add_copy,
     changing.add_push,
     indexing.add_index,
+    login.add_login,
+    login.add_logout,
     looking.add_store,
     looking.add_version,
 )  # in the order of the help

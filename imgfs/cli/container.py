@@ -1,0 +1,154 @@
+"""imgfs run, the child's part: a bundle for the image, mounted where nobody sees it, and a runtime on it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.run import Start, complain, warn
+from imgfs.errors import MountError, UsageError
+from imgfs.image import Resolved
+from imgfs.mount import Mounting, MountOptions
+from imgfs.mounts import check_mountable, our_mount_at, unmount
+from imgfs.overlay.scratch import Scratch, named, volatile
+from imgfs.runtime.bundle import Bundle, new_bundle
+from imgfs.runtime.engine import Engine, Stopper, failure, taken_down
+from imgfs.runtime.host import capabilities, cgroups_of_this_machine, find_runtime, unenforced
+from imgfs.runtime.ids import Ids, Maps, has, is_lone
+from imgfs.runtime.program import NOT_EXECUTABLE, refusal
+from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.signals import Relay
+from imgfs.runtime.spec import Container, Place, runtime_config
+from imgfs.runtime.upper import make_upper
+from imgfs.runtime.user import User, find_user
+from imgfs.runtime.wishes import Defaults, Wishes
+
+
+def run_container(start: Start) -> int:
+    """Run a container to its end; its exit code, or the one for a command that could not be run."""
+    wishes, options = start.wishes, start.options
+    engine = Engine(find_runtime(options.runtime), cgroups_of_this_machine())
+    warning = unenforced({"memory": wishes.memory, "cpu": wishes.cpus}, engine.cgroups)
+    if warning:
+        warn(warning)
+    image = wanted(options)
+    with contextlib.ExitStack() as stack:
+        mounting = stack.enter_context(Mounting(image.connect, image.store))
+        resolved = image.prepare()
+        defaults = Defaults.parse(resolved.config.config)
+        bundle = stack.enter_context(new_bundle(image.store.root, start.name))
+        relay = stack.enter_context(Relay(Stopper(bundle.pid_file, defaults.stop_signal)))
+        stack.enter_context(taken_down(bundle.rootfs))
+        _mount(start, resolved, image, bundle, mounting)
+        refused = _write(start, resolved, bundle, _place(start, engine))
+        if refused:
+            return refused
+        interactive = options.interactive or options.tty
+        code = engine.run(bundle, start.name, relay, interactive=interactive)
+        reason = failure(bundle) if code else None
+        return code if reason is None else 128 + relay.ending if relay.ending else reason
+
+
+def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> int:
+    """Complete a bundle. The exit code, if its command cannot be run: podman says so when it starts it."""
+    defaults = Defaults.parse(resolved.config.config)
+    try:
+        found = _container(start.name, bundle, defaults, start.wishes, start.maps)
+    except (UsageError, MountError) as error:
+        complain(error)
+        return NOT_EXECUTABLE
+    files = bundle.write_files(start.wishes.hostname or start.name, start.wishes.network)
+    volumes = bundle.make_volumes(start.wishes.volumes_over(defaults), Rootfs(bundle.rootfs))
+    config = runtime_config(resolved.config, start.wishes, replace(found, files=(*files, *volumes)), place)
+    refused = refusal(Rootfs(bundle.rootfs), config, start.wishes)
+    if refused:
+        complain(f"{resolved.reference}: {refused[1]}")
+        return refused[0]
+    bundle.write_config(config)
+    return 0
+
+
+def _mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
+    scratch, tree = _scratch(start.options, image), image.store.tree(resolved.tree)
+    if start.maps and tree:
+        make_upper(scratch, tree)
+    owner = (0, 0) if start.maps and is_lone(start.maps) else None
+    check_mountable(bundle.rootfs, nonempty=False)
+    mounting.mount(resolved, _how(bundle, scratch, owner, for_all=True))
+
+
+def _place(start: Start, engine: Engine) -> Place:
+    cgroups, maps = engine.cgroups, start.maps
+    return Place(
+        cgroup=None if cgroups.parent is None else f"{cgroups.parent}/imgfs-{start.name}",
+        controllers=cgroups.controllers,
+        own_cgroup_namespace=cgroups.unified and cgroups.parent is not None,
+        user_namespace=maps is not None,
+        lone=maps is not None and is_lone(maps),
+        capabilities=capabilities(),
+    )
+
+
+def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
+    """Write a bundle with the image mounted in it, for another engine; raises ImgfsError."""
+    image, made = wanted(options), Bundle(Path(options.directory).absolute())
+    made.rootfs.mkdir(parents=True, exist_ok=True)
+    check_mountable(made.rootfs, nonempty=False)
+    uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
+    maps: Maps | None = None if is_root else ((Ids(0, uid, 1),), (Ids(0, gid, 1),))
+    with Mounting(image.connect, image.store) as mounting:
+        resolved = image.prepare()
+        owner = (uid, gid) if maps else None
+        mounting.mount(resolved, _how(made, _scratch(options, image), owner, for_all=is_root))
+    try:
+        defaults = Defaults.parse(resolved.config.config)
+        container = _container(made.directory.name, made, defaults, wishes, maps)
+        place = Place(maps=maps, capabilities=capabilities(), lone=maps is not None)
+        made.write_config(runtime_config(resolved.config, wishes, container, place))
+    except BaseException:
+        unmount(our_mount_at(made.rootfs))
+        raise
+
+
+def _container(name: str, bundle: Bundle, defaults: Defaults, wishes: Wishes, maps: Maps | None) -> Container:
+    """Whom it runs as, looked up in the mounted image, where its working directory is made."""
+    rootfs = Rootfs(bundle.rootfs)
+    text = defaults.user if wishes.user is None else wishes.user
+    user = _mapped(find_user(text, rootfs.read("/etc/passwd"), rootfs.read("/etc/group")), maps, text)
+    workdir = wishes.workdir_over(defaults)
+    try:
+        rootfs.make_directory(workdir, None if maps and is_lone(maps) else (user.uid, user.gid))
+    except OSError as error:
+        reason = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+        raise MountError(f"the working directory {workdir} of the image: {reason}") from error
+    return Container(name, user)
+
+
+def _mapped(user: User, maps: Maps | None, text: str) -> User:
+    """The user as the user namespace has it; one that has a single id has only a root."""
+    if maps is None:
+        return user
+    if is_lone(maps):
+        if user.uid or user.gid:
+            warn(f"user {text!r} runs as root, which is you: there are no ids for others in /etc/subuid")
+        return User(0, 0, (), user.home)
+    for ids, numbers in ((maps[0], (user.uid,)), (maps[1], (user.gid, *user.groups))):
+        missing = [number for number in numbers if not has(ids, number)]
+        if missing:
+            raise UsageError(f"user {text!r}: /etc/subuid and /etc/subgid give you no id for {missing[0]}")
+    return user
+
+
+def _how(bundle: Bundle, scratch: Scratch, owner: tuple[int, int] | None, *, for_all: bool) -> MountOptions:
+    fuse = frozenset({"suid", "allow_other"} if for_all else ())
+    return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch)
+
+
+def _scratch(options: argparse.Namespace, image: Wanted) -> Scratch:
+    if options.scratch is not None:
+        return named(options.scratch, image.store.root)
+    return volatile(image.store.root)

@@ -1,0 +1,142 @@
+"""What this machine lets a container have: a runtime, cgroups, capabilities.
+
+What is decided is decided from text, so that a test can be any machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgfs.errors import MountError
+from imgfs.runtime.spec import CAPABILITIES
+
+_RUNTIMES = ("crun", "runc")  # the faster one first
+_MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # users' PATHs lack the first
+_NUMBERS = (0, 1, 3, 4, 5, 10, 31, 6, 8, 7, 18)  # linux/capability.h, of CAPABILITIES
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """An OCI runtime's command."""
+
+    path: str
+
+    @property
+    def is_crun(self) -> bool:
+        """Whether it takes crun's options."""
+        return Path(self.path).name == "crun"
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """Where a cgroup can be made: `parent`, None if nowhere, and what can be limited there.
+
+    `unified` is version 2 alone; `hidden` the directory of a version 2 beside version 1, which crun refuses.
+    """
+
+    parent: str | None = None
+    controllers: frozenset[str] = frozenset()
+    unified: bool = False
+    hidden: str | None = None
+
+
+def find_runtime(wanted: str | None) -> Runtime:
+    """The runtime asked for, else the first there is; raises MountError."""
+    for name in (wanted,) if wanted else _RUNTIMES:
+        path = shutil.which(name) or shutil.which(name, path=_MORE_PLACES)
+        if path:
+            return Runtime(path)
+    if wanted:
+        raise MountError(f"{wanted}: there is no such runtime")
+    raise MountError("there is no OCI runtime (Debian: apt install crun)")
+
+
+def capabilities() -> frozenset[str]:
+    """Which of those that containers have this process may pass on."""
+    return bounding(Path("/proc/self/status").read_text())
+
+
+def bounding(status: str) -> frozenset[str]:
+    """The same, from proc(5)'s status."""
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:")), "0")
+    held = int(mask, 16)
+    return frozenset(
+        name for name, number in zip(CAPABILITIES, _NUMBERS, strict=True) if held & (1 << number)
+    )
+
+
+def cgroups_of_this_machine() -> Cgroups:
+    """Where this process can make cgroups."""
+    return find_cgroups(
+        Path("/proc/self/mountinfo").read_text(errors="replace"),
+        Path("/proc/self/cgroup").read_text(errors="replace"),
+        lambda path: os.access(path, os.W_OK),
+        _words,
+    )
+
+
+def find_cgroups(
+    mountinfo: str, own: str, is_writable: Callable[[str], bool], words: Callable[[str], list[str] | None]
+) -> Cgroups:
+    """Where cgroups can be made, from proc(5)'s mountinfo and cgroup and two looks at the file system.
+
+    `words` gives what a file of a cgroup lists, None if there is no such file. See cgroups(7).
+    """
+    found = list(_hierarchies(mountinfo))
+    first = [place for place, kind, _ in found if kind == "cgroup"]
+    second = [place for place, kind, _ in found if kind == "cgroup2"]
+    if first:
+        named = frozenset(word for _, kind, options in found if kind == "cgroup" for word in options)
+        parent = "" if all(map(is_writable, first)) else None
+        return Cgroups(parent, named, hidden=second[0] if second else None)
+    return _unified(second[0], own, is_writable, words) if second else Cgroups()
+
+
+def _unified(
+    top: str, own: str, is_writable: Callable[[str], bool], words: Callable[[str], list[str] | None]
+) -> Cgroups:
+    """In version 2 root makes cgroups at the top, others below their own, if that is delegated to them."""
+    inside = next((line.partition("::")[2] for line in own.splitlines() if line.startswith("0::")), "/")
+    parents = ("", inside.rstrip("/"))
+    for parent in dict.fromkeys(parents):
+        place = f"{top}{parent}"
+        if is_writable(place) and is_writable(f"{place}/cgroup.procs"):
+            is_real_top = words(f"{place}/cgroup.type") is None
+            listed = words(f"{place}/{'cgroup.controllers' if is_real_top else 'cgroup.subtree_control'}")
+            return Cgroups(parent, frozenset(listed or ()), unified=True)
+    return Cgroups(unified=True)
+
+
+def unenforced(asked: Mapping[str, object], cgroups: Cgroups) -> str | None:
+    """One line on the limits, by their controllers, that will not hold; None if all do."""
+    wanted = [name for name, value in asked.items() if value is not None]
+    held = cgroups.controllers if cgroups.parent is not None else frozenset[str]()
+    missing = [name for name in wanted if name not in held]
+    if not missing:
+        return None
+    reason = "cgroups cannot be written" if cgroups.parent is None else "its cgroup controller is not here"
+    return f"no limit of {' and '.join(missing)} is enforced: {reason}"
+
+
+def _hierarchies(mountinfo: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Mount point, type and options of every cgroup file system."""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.partition(" ")
+        if kind in ("cgroup", "cgroup2"):
+            yield before.split()[4], kind, options.split()[-1].split(",")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _words(path: str) -> list[str] | None:
+    return _read(path).split() if os.path.exists(path) else None

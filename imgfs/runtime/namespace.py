@@ -1,0 +1,125 @@
+"""A child process out of everybody's sight: in mount and, for ordinary users, user namespaces of its own.
+
+What is mounted there nobody else sees, and it cannot be left over. An ordinary user is root there, over
+himself and the ids that subuid(5) lends him.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from imgfs.errors import MountError
+from imgfs.runtime import linux
+from imgfs.runtime.ids import Ids, Maps, is_lone
+from imgfs.runtime.signals import Relay
+
+_FAILED = 125
+_READY = b"\0"
+
+
+class Apart:
+    """The child, seen from its parent. `work(enter)` is what it does, and its result the child's exit code.
+
+    It begins as it is, and goes into the namespaces when it calls `enter()`.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], None]], int], maps: Maps | None) -> None:
+        self._maps = maps
+        going, self._go = os.pipe()
+        self._entered, entered = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._go)
+            os.close(self._entered)
+            _be_apart(work, lambda: _enter(maps, parent, entered, going))
+        os.close(going)
+        os.close(entered)
+
+    def wait(self, relay: Relay) -> int:
+        """Let it have its ids, and wait for its end, passing on signals meanwhile; its exit code.
+
+        Raises MountError if it cannot be given the ids.
+        """
+        try:
+            if os.read(self._entered, 1):  # else it could not, and says why
+                self._lend_ids()
+                os.write(self._go, _READY)
+        finally:
+            os.close(self._go)
+            os.close(self._entered)
+            with relay.to(self.pid):
+                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+    def _lend_ids(self) -> None:
+        if self._maps and not is_lone(self._maps):
+            _lend("newuidmap", self.pid, self._maps[0])
+            _lend("newgidmap", self.pid, self._maps[1])
+
+
+def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], None]) -> None:
+    """The child's life."""
+    code = _FAILED
+    try:
+        os.setsid()  # the terminal's signals are the parent's, who passes them on
+        code = work(enter)
+    except BaseException:  # noqa: BLE001  (told as Python tells it: the fork must not go on as its parent)
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
+    """Go into the namespaces; raises MountError where the machine does not allow them."""
+    try:
+        linux.unshare(linux.NEWNS | (linux.NEWUSER if maps else 0))
+    except OSError as error:
+        what = "a user namespace" if maps else "a mount namespace (CAP_SYS_ADMIN)"
+        raise MountError(f"this machine does not let you have {what}: {error.strerror}") from error
+    if maps and is_lone(maps):
+        _map_itself(maps)
+    os.write(entered, _READY)
+    if os.read(going, 1) != _READY:
+        os._exit(_FAILED)  # the parent has failed, and has said why
+    for fd in (entered, going):
+        os.close(fd)
+    if maps:
+        _become_root(has_groups=not is_lone(maps))
+    linux.keep_mounts_in()
+    linux.die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(_FAILED)
+
+
+def _map_itself(maps: Maps) -> None:
+    """Map the one id that needs no privilege, for which groups are given up (user_namespaces(7))."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", "{0.inside} {0.outside} 1".format(*maps[0])),
+        ("gid_map", "{0.inside} {0.outside} 1".format(*maps[1])),
+    ):
+        Path("/proc/self", name).write_text(text)
+
+
+def _become_root(*, has_groups: bool) -> None:
+    if has_groups:
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _lend(command: str, pid: int, ids: Sequence[Ids]) -> None:
+    words = [str(number) for one in ids for number in one]
+    done = subprocess.run([command, str(pid), *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MountError(f"{command} failed: {done.stderr.strip() or done.returncode}")

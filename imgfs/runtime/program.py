@@ -1,0 +1,43 @@
+"""Whether a container's command is there: said in a line of ours before a runtime says it in its own."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.wishes import Wishes
+
+# What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
+OUR_FAULT, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+
+def refusal(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> tuple[int, str] | None:
+    """The exit code and the reason if the command of a config.json cannot be run, None if it may be.
+
+    With something mounted over the image, nobody knows before it is.
+    """
+    if wishes.binds or wishes.tmpfs:
+        return None
+    command = config["process"]["args"][0]
+    modes = [rootfs.mode(path) for path in _places(command, config)]
+    found = [mode for mode in modes if mode is not None]
+    if any(stat.S_ISREG(mode) and mode & 0o111 for mode in found):
+        return None
+    if not found or "/" not in command:
+        return NOT_FOUND, f"there is no command {command!r} in the image"
+    what = "is a directory" if stat.S_ISDIR(found[0]) else "is not executable"
+    return NOT_EXECUTABLE, f"the command {command!r} {what}"
+
+
+def _places(command: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Where the command is looked for (execvp(3))."""
+    cwd = config["process"]["cwd"]
+    if "/" in command:
+        yield posixpath.join(cwd, command)
+        return
+    path = next((text for text in config["process"]["env"] if text.startswith("PATH=")), "PATH=")
+    for directory in path.removeprefix("PATH=").split(":"):
+        yield posixpath.join(cwd, directory, command)

@@ -1,0 +1,170 @@
+"""What a container is to be: what its image's config says, and what the command line says otherwise."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from imgfs.errors import InvalidImage, UsageError
+from imgfs.oci.fields import text_in, texts_in
+
+_WHERE = "config.config"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a host's name has at most 63 characters
+
+
+class Network(StrEnum):
+    """Which network a container sees: this machine's, or its own, with nothing but a loopback."""
+
+    HOST = "host"
+    NONE = "none"
+
+
+class Bind(NamedTuple):
+    """A file or directory of this machine's, shown in the container at `target`."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+class Tmpfs(NamedTuple):
+    """A file system in memory; `options` are mount(8)'s."""
+
+    target: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What an image's config says of running it (OCI image-spec config.md); paths are absolute."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    workdir: str = "/"
+    user: str = ""
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    volumes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Defaults:
+        """Read a config's runtime part; raises InvalidImage with the JSON path."""
+        found = cls(
+            entrypoint=_texts(config, "Entrypoint"),
+            cmd=_texts(config, "Cmd"),
+            env=_variables(_texts(config, "Env")),
+            workdir=_absolute(_text(config, "WorkingDir")),
+            user=_text(config, "User"),
+            stop_signal=_text(config, "StopSignal"),
+            labels=_labels(config),
+            volumes=tuple(dict.fromkeys(_absolute(path) for path in _object(config, "Volumes"))),
+        )
+        if "/" in found.volumes:
+            raise InvalidImage("the whole image cannot be a volume", where=f"{_WHERE}.Volumes")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks for; None and nothing leave it to the image.
+
+    `memory` is in bytes, `cpus` in processors. `env` has the command line's variables.
+    """
+
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    user: str | None = None
+    workdir: str | None = None
+    hostname: str | None = None
+    terminal: bool = False
+    network: Network = Network.HOST
+    read_only: bool = False
+    binds: tuple[Bind, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    memory: int | None = None
+    cpus: float | None = None
+
+    def workdir_over(self, defaults: Defaults) -> str:
+        """The working directory."""
+        return _absolute(self.workdir) if self.workdir else defaults.workdir
+
+    def volumes_over(self, defaults: Defaults) -> list[str]:
+        """The image's volumes, without those that something else is mounted on."""
+        targets = [*(one.target for one in self.binds), *(one.target for one in self.tmpfs)]
+        taken = {posixpath.normpath(target) for target in targets}
+        return [path for path in defaults.volumes if path not in taken]
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a container can be called so."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a container (letters, digits, '_', '.', '-'; at most 63)")
+
+
+def arguments(defaults: Defaults, wishes: Wishes) -> list[str]:
+    """The command to run: the image's Cmd is for its own Entrypoint. Raises UsageError if there is none."""
+    if wishes.entrypoint is not None:
+        words = [*wishes.entrypoint, *wishes.command]
+    else:
+        words = [*defaults.entrypoint, *(wishes.command or defaults.cmd)]
+    if not words or not words[0]:
+        raise UsageError("the image names no command: say one after its name")
+    return words
+
+
+def _texts(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(_clean(text, name) for text in texts_in(config, name, _WHERE))
+
+
+def _text(config: Mapping[str, Any], name: str) -> str:
+    return _clean(text_in(config, name, _WHERE, default=""), name)
+
+
+def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidImage("expected an object", where=f"{_WHERE}.{name}")
+    return {_clean(key, name): entry for key, entry in value.items()}
+
+
+def _labels(config: Mapping[str, Any]) -> dict[str, str]:
+    found = _object(config, "Labels")
+    if not all(isinstance(value, str) for value in found.values()):
+        raise InvalidImage("expected an object of strings", where=f"{_WHERE}.Labels")
+    return {key: value for key, value in found.items() if key}  # a key "MUST NOT be an empty string"
+
+
+def _clean(text: str, name: str) -> str:
+    """Text that a system call can be given."""
+    if "\0" in text:
+        raise InvalidImage("there is a NUL in it", where=f"{_WHERE}.{name}")
+    return text
+
+
+def _variables(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE each; what is not is no variable."""
+    pairs = (text.partition("=") for text in texts)
+    return {name: value for name, equals, value in pairs if name and equals}
+
+
+def _absolute(path: str) -> str:
+    """A path of the image: what is relative there starts from its root."""
+    return "/" + posixpath.normpath(f"/{path}").lstrip("/")
+
+
+def environment(
+    defaults: Defaults, wishes: Wishes, home: str, hostname: str, fixed: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """The container's variables; the command line's go before the image's, and those before `fixed`."""
+    own = {**dict(fixed), "HOSTNAME": hostname}
+    given = {**own, **defaults.env, **wishes.env}
+    given.setdefault("HOME", home)
+    return given

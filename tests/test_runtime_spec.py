@@ -1,0 +1,419 @@
+"""From an image's config to a config.json: commands, users, variables, mounts, limits; nothing runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgfs.errors import ImgfsError, InvalidImage, UsageError
+from imgfs.oci.descriptor import Platform
+from imgfs.oci.image import ImageConfig
+from imgfs.runtime.engine import signal_number
+from imgfs.runtime.host import Cgroups, bounding, find_cgroups, unenforced
+from imgfs.runtime.ids import Ids, id_ranges
+from imgfs.runtime.program import refusal
+from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.spec import CAPABILITIES, Container, Place, runtime_config
+from imgfs.runtime.user import User, find_user
+from imgfs.runtime.wishes import Bind, Defaults, Network, Tmpfs, Wishes, check_name
+
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\n# web:x:1:1\nweb:x:33:34:web:/srv:/bin/sh\nbroken:x:a:b\n\nno:x:5\n"
+GROUP = b"root:x:0:\nadm:x:4:root\nweb:x:34:\nextra:x:44:other,web\nbad:x:y:web\n"
+
+
+def spec(
+    config: Mapping[str, Any],
+    wishes: Wishes | None = None,
+    *,
+    user: User | None = None,
+    place: Place | None = None,
+) -> dict[str, Any]:
+    """The config.json of an image with this runtime part."""
+    image = ImageConfig(Platform("linux", "amd64"), (), (), "2024-01-01T00:00:00Z", config, {})
+    return runtime_config(image, wishes or Wishes(), Container("box", user or User(0, 0)), place or Place())
+
+
+def args(config: Mapping[str, Any], **wishes: Any) -> list[str]:
+    found: list[str] = spec(config, Wishes(**wishes))["process"]["args"]
+    return found
+
+
+def env(config: Mapping[str, Any], **wishes: Any) -> dict[str, str]:
+    pairs = (
+        text.partition("=") for text in spec({"Cmd": ["a"], **config}, Wishes(**wishes))["process"]["env"]
+    )
+    return {name: value for name, _, value in pairs}
+
+
+def mounts(wishes: Wishes | None = None, place: Place | None = None) -> dict[str, dict[str, Any]]:
+    return {one["destination"]: one for one in spec({"Cmd": ["a"]}, wishes, place=place)["mounts"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "wishes", "expected"),
+    [
+        ({"Cmd": ["a", "b"]}, {}, ["a", "b"]),
+        ({"Entrypoint": ["a"]}, {}, ["a"]),
+        ({"Entrypoint": None, "Cmd": ["a"]}, {}, ["a"]),
+        ({"Entrypoint": ["a"], "Cmd": ["b"]}, {}, ["a", "b"]),
+        ({"Cmd": ["/bin/sh", "-c", "echo $HOME"]}, {}, ["/bin/sh", "-c", "echo $HOME"]),
+        ({"Entrypoint": ["a"], "Cmd": ["b"]}, {"command": ("c",)}, ["a", "c"]),
+        ({"Entrypoint": ["a"], "Cmd": ["b"]}, {"entrypoint": ("d",)}, ["d"]),
+        ({"Entrypoint": ["a"], "Cmd": ["b"]}, {"entrypoint": ("d", "e"), "command": ("c",)}, ["d", "e", "c"]),
+        ({"Entrypoint": ["a"], "Cmd": ["b"]}, {"entrypoint": (), "command": ("c",)}, ["c"]),
+    ],
+)
+def test_the_command_is_made_of_entrypoint_and_cmd(
+    config: dict[str, Any], wishes: dict[str, Any], expected: list[str]
+) -> None:
+    assert args(config, **wishes) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "wishes"),
+    [({}, {}), ({"Cmd": []}, {}), ({"Cmd": [""]}, {}), ({"Cmd": ["a"]}, {"entrypoint": ()})],
+)
+def test_without_a_command_the_user_is_asked_for_one(config: dict[str, Any], wishes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="names no command"):
+        args(config, **wishes)
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        ({"Cmd": "sh"}, "config.config.Cmd"),
+        ({"Entrypoint": [1]}, "config.config.Entrypoint"),
+        ({"Cmd": ["a"], "Env": {"A": "1"}}, "config.config.Env"),
+        ({"Cmd": ["a"], "Env": ["A=\0"]}, "config.config.Env"),
+        ({"Cmd": ["a"], "User": 3}, "config.config.User"),
+        ({"Cmd": ["a"], "Volumes": ["/a"]}, "config.config.Volumes"),
+        ({"Cmd": ["a"], "Volumes": {"/x/..": {}}}, "config.config.Volumes"),
+        ({"Cmd": ["a"], "Labels": {"a": 1}}, "config.config.Labels"),
+        ({"Cmd": ["a"], "WorkingDir": ["/"]}, "config.config.WorkingDir"),
+    ],
+)
+def test_a_malformed_config_is_refused_with_its_place(config: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidImage) as caught:
+        spec(config)
+    assert caught.value.where == where
+
+
+def test_the_command_lines_variables_go_before_the_images_and_those_before_the_usual() -> None:
+    found = env({"Env": ["A=1", "B=x=y", "C", "=z", "A=2", "E="]}, env={"B": "3", "D": ""})
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    usual = {"PATH": path, "TERM": "xterm", "container": "imgfs", "HOSTNAME": "box", "HOME": "/"}
+    assert found == {**usual, "A": "2", "B": "3", "E": "", "D": ""}
+    assert env({"Env": ["PATH=/bin", "HOME=/h", "HOSTNAME=n"]}).items() >= {
+        ("PATH", "/bin"),
+        ("HOME", "/h"),
+        ("HOSTNAME", "n"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("workdir", "asked", "cwd"),
+    [
+        ("", None, "/"),
+        ("srv/app", None, "/srv/app"),
+        ("/a/../b//c/", None, "/b/c"),
+        ("../..", None, "/"),
+        ("//x", None, "/x"),
+        ("/a", "/w", "/w"),
+    ],
+)
+def test_the_working_directory_starts_from_the_images_root(workdir: str, asked: str | None, cwd: str) -> None:
+    assert spec({"Cmd": ["a"], "WorkingDir": workdir}, Wishes(workdir=asked))["process"]["cwd"] == cwd
+
+
+def test_labels_and_the_stop_signal_become_annotations() -> None:
+    labels = {"a": "b", "": "no", "org.opencontainers.image.created": "mine"}
+    assert spec({"Cmd": ["a"], "Labels": labels, "StopSignal": "SIGQUIT"})["annotations"] == {
+        "a": "b",
+        "org.opencontainers.image.created": "mine",
+        "org.opencontainers.image.os": "linux",
+        "org.opencontainers.image.architecture": "amd64",
+        "org.opencontainers.image.stopSignal": "SIGQUIT",
+    }
+
+
+def test_only_root_has_capabilities_from_the_start_and_none_that_are_not_ours_to_give() -> None:
+    place = Place(capabilities=frozenset(CAPABILITIES) - {"CAP_CHOWN"})
+    bounding_set = [name for name in CAPABILITIES if name != "CAP_CHOWN"]
+    root = spec({"Cmd": ["a"]}, place=place)["process"]["capabilities"]
+    assert root == {"bounding": bounding_set, "effective": bounding_set, "permitted": bounding_set}
+    user = spec({"Cmd": ["a"]}, user=User(33, 34, (34, 44)), place=place)["process"]
+    assert user["capabilities"] == {"bounding": bounding_set, "effective": [], "permitted": []}
+    assert user["user"] == {"uid": 33, "gid": 34, "additionalGids": [34, 44], "umask": 0o022}
+
+
+def test_limits_are_set_where_a_cgroup_can_hold_them() -> None:
+    wishes = Wishes(memory=1 << 20, cpus=0.5)
+    assert "resources" not in spec({"Cmd": ["a"]}, wishes)["linux"]
+    place = Place(cgroup="/imgfs-box", controllers=frozenset({"memory", "pids"}))
+    linux = spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
+    assert linux["cgroupsPath"] == "/imgfs-box"
+    assert set(linux["resources"]) == {"devices", "pids", "memory"}
+    full = Place(cgroup="/x", controllers=frozenset({"cpu"}))
+    assert spec({"Cmd": ["a"]}, wishes, place=full)["linux"]["resources"]["cpu"] == {
+        "quota": 50_000,
+        "period": 100_000,
+    }
+
+
+def test_a_network_of_its_own_is_a_namespace() -> None:
+    assert {"type": "network"} not in spec({"Cmd": ["a"]})["linux"]["namespaces"]
+    alone = spec({"Cmd": ["a"]}, Wishes(network=Network.NONE))["linux"]
+    assert {"type": "network"} in alone["namespaces"]
+
+
+def test_in_a_user_namespace_the_machines_network_means_its_sys() -> None:
+    place = Place(user_namespace=True, lone=True)
+    assert mounts(place=place)["/sys"]["type"] == "none"
+    assert "gid=5" not in mounts(place=place)["/dev/pts"]["options"]
+    assert mounts(Wishes(network=Network.NONE), place)["/sys"]["type"] == "sysfs"
+    assert "gid=5" in mounts()["/dev/pts"]["options"]
+
+
+def test_a_user_namespace_to_be_made_maps_its_ids() -> None:
+    place = Place(maps=((Ids(0, 1000, 1),), (Ids(0, 100, 1), Ids(1, 5000, 9))))
+    linux = spec({"Cmd": ["a"]}, place=place)["linux"]
+    assert {"type": "user"} in linux["namespaces"]
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 1}]
+    assert linux["gidMappings"][1] == {"containerID": 1, "hostID": 5000, "size": 9}
+
+
+def test_mounts_lie_on_each_other_in_the_order_of_their_depth_and_the_users_win() -> None:
+    wishes = Wishes(
+        binds=(Bind("/1", "/a/b/c"), Bind("/2", "/a", read_only=True), Bind("/3", "/etc/hosts")),
+        tmpfs=(Tmpfs("/a/b", ("size=1m",)),),
+    )
+    image = ImageConfig(Platform("linux", "amd64"), (), (), None, {"Cmd": ["a"]}, {})
+    container = Container("box", User(0, 0), (Bind("/ours", "/etc/hosts"), Bind("/vol", "/v")))
+    found = runtime_config(image, wishes, container, Place())["mounts"]
+    asked = [
+        one["destination"] for one in found if not one["destination"].startswith(("/proc", "/dev", "/sys"))
+    ]
+    assert asked.index("/a") < asked.index("/a/b") < asked.index("/a/b/c")
+    by_place = {one["destination"]: one for one in found}
+    assert by_place["/etc/hosts"]["source"] == "/3"
+    assert by_place["/a"]["options"][-1] == "ro"
+    assert by_place["/a/b"]["options"][-1] == "size=1m"
+
+
+def test_a_read_only_container_has_places_to_write_as_podman_gives_it() -> None:
+    found = mounts(Wishes(read_only=True, binds=(Bind("/x", "/tmp"),)))
+    assert found["/run"]["type"] == found["/var/tmp"]["type"] == "tmpfs"
+    assert found["/tmp"]["source"] == "/x"
+
+
+def test_volumes_that_something_else_is_mounted_on_are_not_made() -> None:
+    defaults = Defaults.parse({"Volumes": {"/a/": {}, "b": {}, "/c": None}})
+    wishes = Wishes(binds=(Bind("/x", "/a/"),), tmpfs=(Tmpfs("/c"),))
+    assert wishes.volumes_over(defaults) == ["/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", User(0, 0, (4,), "/root")),
+        ("root", User(0, 0, (0, 4), "/root")),
+        ("0", User(0, 0, (0, 4), "/root")),
+        ("web", User(33, 34, (34, 44), "/srv")),
+        ("33", User(33, 34, (34, 44), "/srv")),
+        ("web:extra", User(33, 44, (44,), "/srv")),
+        ("web:7", User(33, 7, (7,), "/srv")),
+        ("1234", User(1234, 0, (0,), "/")),
+        ("1234:extra", User(1234, 44, (44,), "/")),
+        (":44", User(0, 44, (44,), "/root")),
+        ("2147483647", User(2147483647, 0, (0,), "/")),
+    ],
+)
+def test_users_are_found_by_name_and_by_number(text: str, expected: User) -> None:
+    assert find_user(text, PASSWD, GROUP) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nobody", "user 'nobody' is not in the image's /etc/passwd"),
+        ("broken", "user 'broken' is not in the image's /etc/passwd"),
+        ("# web", "is not in the image's /etc/passwd"),
+        ("web:nogroup", "group 'nogroup' is not in the image's /etc/group"),
+        ("web:bad", "group 'bad' is not in the image's /etc/group"),
+        ("2147483648", "user 2147483648 is larger than any"),
+        ("0:" + "9" * 5000, "group 99999999999999999999 is larger than any"),
+        ("-1", "user '-1' is not in the image's /etc/passwd"),
+    ],
+)
+def test_users_and_groups_that_are_not_there_are_named(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_user(text, PASSWD, GROUP)
+    assert said in str(caught.value)
+
+
+def test_an_image_without_a_passwd_knows_numbers_only() -> None:
+    assert find_user("", b"", b"") == User(0, 0, (), "/")
+    assert find_user("5:6", b"", b"\xff\xfe:x:\n") == User(5, 6, (6,), "/")
+    with pytest.raises(UsageError):
+        find_user("root", b"", b"")
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Rootfs:
+    """An image with symlinks in all directions, and a file outside that nobody is to reach."""
+    top = tmp_path / "top"
+    (top / "etc").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (top / "etc/real").write_bytes(b"inside")
+    for name, target in {
+        "etc/absolute": "/etc/real",
+        "etc/up": "../../../../secret",
+        "etc/outside": str(tmp_path / "secret"),
+        "etc/loop": "loop",
+        "dir": "etc/../etc/./",
+        "etc/chain": "../dir/absolute",
+    }.items():
+        (top / name).symlink_to(target)
+    os.mkfifo(top / "etc/fifo")
+    return Rootfs(top)
+
+
+def test_symlinks_are_followed_inside_the_image_only(rootfs: Rootfs) -> None:
+    assert rootfs.read("/etc/absolute") == rootfs.read("etc/chain") == rootfs.read("/dir/real") == b"inside"
+    assert rootfs.read("/etc/up") == rootfs.read("/etc/outside") == b""
+    assert rootfs.resolve("/etc/up") == rootfs.top / "secret"
+    assert rootfs.resolve("/../../x/../y") == rootfs.top / "y"
+
+
+def test_what_is_no_file_reads_as_nothing_and_a_circle_is_an_error(rootfs: Rootfs) -> None:
+    assert rootfs.read("/etc/fifo") == rootfs.read("/nowhere/x") == rootfs.read("/etc/real/x") == b""
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        rootfs.read("/etc/loop")
+    assert caught.value.errno == errno.ELOOP
+
+
+def test_a_directory_is_made_inside_the_image(rootfs: Rootfs, tmp_path: Path) -> None:
+    rootfs.make_directory("/dir/new/deep", None)
+    assert (rootfs.top / "etc/new/deep").is_dir()
+    rootfs.make_directory("/etc/outside/x", None)
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    with pytest.raises(FileExistsError):
+        rootfs.make_directory("/etc/real", None)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("run", None),
+        ("/bin/run", None),
+        ("../bin/run", None),
+        ("data", 127),
+        ("/bin/data", 126),
+        ("/bin", 126),
+        ("no", 127),
+    ],
+)
+def test_a_command_is_looked_for_before_it_is_started(
+    tmp_path: Path, command: str, expected: int | None
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/run").touch(0o755)
+    (tmp_path / "bin/data").touch(0o644)
+    config = {"process": {"args": [command], "cwd": "/srv", "env": ["PATH=/sbin:/bin"]}}
+    found = refusal(Rootfs(tmp_path), config, Wishes())
+    assert (found and found[0]) == expected
+    assert refusal(Rootfs(tmp_path), config, Wishes(binds=(Bind("/x", "/y"),))) is None
+
+
+V1 = "30 25 0:26 / {at} rw shared:9 - cgroup cgroup rw,{name}\n"
+V2 = "31 25 0:27 / {at} rw - cgroup2 cgroup2 rw,nsdelegate\n"
+HYBRID = (
+    V1.format(at="/c/memory", name="memory")
+    + V1.format(at="/c/cpu", name="cpu,cpuacct")
+    + V2.format(at="/c/unified")
+)
+
+
+def test_with_version_1_cgroups_are_made_where_all_hierarchies_can_be_written() -> None:
+    found = find_cgroups(HYBRID, "", lambda _: True, lambda _: None)
+    assert (found.parent, found.unified, found.hidden) == ("", False, "/c/unified")
+    assert {"memory", "cpu"} <= found.controllers
+    assert find_cgroups(HYBRID, "", lambda path: path != "/c/cpu", lambda _: None).parent is None
+
+
+def test_with_version_2_an_ordinary_user_has_what_is_delegated_to_him() -> None:
+    mine = "/user.slice/user@7.service/app"
+    files = {
+        f"/c{mine}/cgroup.type": ["domain"],
+        f"/c{mine}/cgroup.subtree_control": ["memory", "pids"],
+        f"/c{mine}/cgroup.controllers": ["cpu", "memory", "pids"],
+    }
+    found = find_cgroups(V2.format(at="/c"), f"0::{mine}\n", lambda path: mine in path, files.get)
+    assert found == Cgroups(mine, frozenset({"memory", "pids"}), unified=True)
+    assert find_cgroups(V2.format(at="/c"), f"0::{mine}\n", lambda _: False, files.get) == Cgroups(
+        unified=True
+    )
+
+
+def test_with_version_2_root_has_the_top() -> None:
+    files = {"/c/cgroup.controllers": ["cpu", "memory"], "/c/cgroup.subtree_control": []}
+    found = find_cgroups(V2.format(at="/c"), "0::/x\n", lambda _: True, files.get)
+    assert found == Cgroups("", frozenset({"cpu", "memory"}), unified=True)
+    assert find_cgroups("", "", lambda _: True, files.get) == Cgroups()
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "said"),
+    [
+        (Cgroups(), "no limit of memory and cpu is enforced: cgroups cannot be written"),
+        (
+            Cgroups("", frozenset({"cpu"})),
+            "no limit of memory is enforced: its cgroup controller is not here",
+        ),
+        (Cgroups("", frozenset({"cpu", "memory"})), None),
+    ],
+)
+def test_limits_that_do_not_hold_are_named(cgroups: Cgroups, said: str | None) -> None:
+    assert unenforced({"memory": 1, "cpu": 0.5}, cgroups) == said
+    assert unenforced({"memory": None, "cpu": None}, cgroups) is None
+
+
+def test_ranges_of_ids_are_laid_end_to_end() -> None:
+    text = "root:1:1\nme:100000:1000\nyou:5:5\n1000:200000:70000\nme:x:y\nme:9:9\n"
+    assert id_ranges(text, ("me", "1000")) == (Ids(1, 100_000, 1000), Ids(1001, 200_000, 64_536))
+    assert id_ranges(text, ("nobody",)) == ()
+
+
+def test_capabilities_come_from_the_bounding_set() -> None:
+    assert bounding("Name:\tx\nCapBnd:\t00000000000000c1\n") == {"CAP_CHOWN", "CAP_SETGID", "CAP_SETUID"}
+    assert bounding("CapBnd:\t000001ffffffffff\n") == set(CAPABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SIGQUIT", signal.SIGQUIT),
+        ("int", signal.SIGINT),
+        ("9", 9),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
+        ("RTMAX-1", signal.SIGRTMAX - 1),
+        ("SIGRTMIN+99", signal.SIGTERM),
+        ("", signal.SIGTERM),
+        ("SIG_IGN", signal.SIGTERM),
+        ("99999999", signal.SIGTERM),
+    ],
+)
+def test_stop_signals_have_names_and_numbers(text: str, expected: int) -> None:
+    assert signal_number(text) == expected
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 64, "a b", "é"])
+def test_what_is_no_name_for_a_container_is_refused(name: str) -> None:
+    with pytest.raises(ImgfsError, match="is no name for a container"):
+        check_name(name)
