@@ -1,0 +1,11 @@
+"""The proof that no byte is ever wrong: imgfs under chance, for minutes or for days.
+
+    fuzz       damages every kind of byte of images in every format, case after case
+    damage     what can happen to bytes, to JSON, to a database, to a tar
+    specimens  one image in every format, and all that can be published of it
+    cases      what is damaged, and what must come of it
+    soak       mounts read by many while their registries misbehave; nothing wrong, nothing left behind
+    load       the readers, and the daemon's use of the machine
+
+A run is a seed: the same seed makes the same damage again. Both need what the tests need.
+"""
