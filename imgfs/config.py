@@ -60,6 +60,11 @@ class Environment:
         )
 
 
+def variables() -> Mapping[str, str]:
+    """All of this process's variables: those that a container is to have as its caller has them."""
+    return os.environ
+
+
 def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Where credentials may be, in order of precedence (containers-auth.json(5); docker login).
 

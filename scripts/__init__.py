@@ -1,1 +1,1 @@
-"""What runs the project: install, quickstart, test and bench, and the laboratory they share."""
+"""What runs the project: install, quickstart, test, bench, soak and fuzz, and the laboratory they share."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgfs.config import variables
 from imgfs.errors import ImgfsError, UsageError
 from imgfs.runtime.ids import Maps, id_maps
 from imgfs.runtime.namespace import Apart
@@ -117,7 +118,7 @@ def _variables(options: argparse.Namespace) -> dict[str, str]:
     """Those of the files, then those given one by one."""
     lines = [line for path in options.env_file for line in Path(path).read_text().splitlines()]
     texts = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    here = _callers_variables()
+    here = variables()
     found = {}
     for text in (*texts, *options.env):
         name, has_value, value = text.partition("=")
@@ -126,13 +127,6 @@ def _variables(options: argparse.Namespace) -> dict[str, str]:
         if has_value or name in here:
             found[name] = value if has_value else here[name]
     return found
-
-
-def _callers_variables() -> dict[str, str]:
-    """The environment this command was started with (proc(5))."""
-    text = os.fsdecode(Path("/proc/self/environ").read_bytes())
-    pairs = (word.partition("=") for word in text.split("\0") if word)
-    return {name: value for name, _, value in pairs}
 
 
 def _existing(one: Bind) -> Bind:

@@ -166,7 +166,7 @@ class IsalEngine:
 
     def _left_of_stored(self) -> int:
         """The bytes of a stored block that are still to be fed (RFC 1951, section 3.2.4)."""
-        return int(self._state.count) - self._state.read_in_length // 8
+        return int(self._state.count) - int(self._state.read_in_length) // 8
 
     def _in_header(self) -> bool:
         return self._state.block_state in (_NEW_HEADER, _HEADER)
