@@ -78,7 +78,7 @@ def _mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, moun
         make_upper(scratch, tree)
     owner = (0, 0) if start.maps and is_lone(start.maps) else None
     check_mountable(bundle.rootfs, nonempty=False)
-    mounting.mount(resolved, _how(bundle, scratch, owner, for_all=True))
+    mounting.mount(resolved, _how(bundle, scratch, owner, start.options, for_all=True))
 
 
 def _place(start: Start, engine: Engine) -> Place:
@@ -103,7 +103,7 @@ def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
     with Mounting(image.connect, image.store) as mounting:
         resolved = image.prepare()
         owner = (uid, gid) if maps else None
-        mounting.mount(resolved, _how(made, _scratch(options, image), owner, for_all=is_root))
+        mounting.mount(resolved, _how(made, _scratch(options, image), owner, options, for_all=is_root))
     try:
         defaults = Defaults.parse(resolved.config.config)
         container = _container(made.directory.name, made, defaults, wishes, maps)
@@ -143,9 +143,17 @@ def _mapped(user: User, maps: Maps | None, text: str) -> User:
     return user
 
 
-def _how(bundle: Bundle, scratch: Scratch, owner: tuple[int, int] | None, *, for_all: bool) -> MountOptions:
+def _how(
+    bundle: Bundle,
+    scratch: Scratch,
+    owner: tuple[int, int] | None,
+    options: argparse.Namespace,
+    *,
+    for_all: bool,
+) -> MountOptions:
     fuse = frozenset({"suid", "allow_other"} if for_all else ())
-    return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch)
+    driver = options.driver
+    return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch, driver=driver)
 
 
 def _scratch(options: argparse.Namespace, image: Wanted) -> Scratch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imgfs.cli.arguments.options import Commands, add_command, image_options, rate
+from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options, rate
 from imgfs.metrics.address import Address, parse_address
 
 
@@ -82,13 +82,7 @@ Examples:
         type=_address,
         help="tell Prometheus what `imgfs status` shows: at [HOST:]PORT (default: on loopback) or unix:PATH",
     )
-    command.add_argument(
-        "--driver",
-        choices=["auto", "fuse", "kernel"],
-        default="auto",
-        help="who shows the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, which is faster and "
-        "only for root (default: auto, the kernel where it can)",
-    )
+    driver_option(command)
     command.add_argument(
         "-o",
         dest="fuse_options",

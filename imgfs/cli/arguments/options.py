@@ -103,6 +103,17 @@ def rate(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
 
 
+def driver_option(command: argparse.ArgumentParser) -> None:
+    """Add --driver."""
+    command.add_argument(
+        "--driver",
+        choices=["auto", "fuse", "kernel"],
+        default="auto",
+        help="who shows the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, which is faster and "
+        "only for root (default: auto, the kernel where it can)",
+    )
+
+
 def store_option(command: argparse.ArgumentParser) -> None:
     """Add where the cache directory is."""
     command.add_argument("--store", metavar="DIR", help="the cache directory (default: $IMGFS_STORE)")

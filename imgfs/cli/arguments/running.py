@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from imgfs.cli.arguments.options import Commands, add_command, image_options
+from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options
 from imgfs.runtime.wishes import Bind, Network, Tmpfs
 
 _SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)", re.IGNORECASE)
@@ -109,6 +109,7 @@ def _container_options(command: argparse.ArgumentParser) -> None:
     add("--cpus", metavar="N", type=_cpus, help="at most so many processors: 0.5, 2")
     add("--read-only", action="store_true", help="let it change nothing but /tmp, /var/tmp, /run, volumes")
     add("--scratch", metavar="NAME|DIR", help="keep what it changes (see: imgfs mount --help)")
+    driver_option(command)
 
 
 def bind(text: str) -> Bind:
