@@ -81,17 +81,14 @@ class FlatFiles(Operations):
         length = min(size, file_size - off)
         if length <= 0:
             return b""
-        if fh == self._last:
-            limiter, read = self._fetches, functools.partial(self._put_together, off, length)
-        else:
-            ready = self._content.cached(layer, extents, off, length)
-            if ready is not None:
-                return ready  # type: ignore[return-value]  # pyfuse3 copies any buffer, before anybody else runs
-            there = self._content.is_here(layer, extents, off, length)
-            limiter = self._disk_reads if there else self._fetches
-            read = functools.partial(self._content.read, layer, extents, off, length)
+        is_last = fh == self._last
+        ready = None if is_last else self._content.cached(layer, extents, off, length)
+        if ready is not None:
+            return ready  # type: ignore[return-value]  # as in `Operations.read`
         try:
-            return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
+            return await (
+                self._put_together(off, length) if is_last else self._waited_for(layer, extents, off, length)
+            )
         except ImgfsError as error:
             path = await trio.to_thread.run_sync(self._paths_at, fh, off)
             raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
@@ -101,8 +98,11 @@ class FlatFiles(Operations):
         """There are none; ENOSYS tells the kernel not to ask again."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
-    def _put_together(self, offset: int, length: int) -> bytes:
-        return b"".join(map(self._piece, self._pieces.parts(offset, length)))
+    async def _put_together(self, offset: int, length: int) -> bytes:
+        def read() -> bytes:
+            return b"".join(map(self._piece, self._pieces.parts(offset, length)))
+
+        return await trio.to_thread.run_sync(read, limiter=self._fetches, abandon_on_cancel=True)
 
     def _piece(self, piece: Piece) -> bytes:
         layer, extents = self._tree.extents(piece.ino)

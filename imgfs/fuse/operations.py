@@ -120,11 +120,8 @@ class Operations(pyfuse3.Operations):
         ready = self._content.cached(layer, extents, off, length)
         if ready is not None:
             return ready  # type: ignore[return-value]  # pyfuse3 copies any buffer, before anybody else runs
-        there = self._content.is_here(layer, extents, off, length)
-        limiter = self._disk_reads if there else self._fetches
-        read = functools.partial(self._content.read, layer, extents, off, length)
         try:
-            return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
+            return await self._waited_for(layer, extents, off, length)
         except ImgfsError as error:
             raise await self._located(fh, error) from error
 
@@ -208,6 +205,13 @@ class Operations(pyfuse3.Operations):
         if name == _STATUS and ino == pyfuse3.ROOT_INODE:
             return encode_status(self._status())
         return None
+
+    async def _waited_for(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
+        """A file's bytes, read in a thread: from the disk, or the network."""
+        there = self._content.is_here(layer, extents, offset, length)
+        limiter = self._disk_reads if there else self._fetches
+        read = functools.partial(self._content.read, layer, extents, offset, length)
+        return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
 
     def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
         return *self._tree.extents(ino), self._node(ino).size

@@ -1,0 +1,11 @@
+"""The composition root: builds what a mount needs, mounts, serves until it is unmounted, takes it all down.
+
+The image is prepared in the calling process, where progress can be shown; the daemon is forked before, and
+loads meanwhile what it will need. The caller returns when the kernel's greeting has been answered, or raises
+what the daemon could not do. Nothing open crosses the fork: the daemon opens the store itself.
+"""
+
+from imgfs.mount.mounting import Mounting, mount_in_foreground
+from imgfs.mount.options import MountOptions
+
+__all__ = ["MountOptions", "Mounting", "mount_in_foreground"]

@@ -1,0 +1,131 @@
+"""An image mounted by FUSE: this process answers every request."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from imgfs.errors import MountError
+from imgfs.fuse.operations import Operations
+from imgfs.fuse.turns import MOST_WORKERS, WORKERS, take_turns
+from imgfs.fuse.writable import WritableOperations
+from imgfs.mount.options import MountOptions
+from imgfs.mount.serving import base_of, end_on_signal, raise_limits, sync_now_and_then
+from imgfs.mounts import mount_at
+from imgfs.overlay.scratch import Scratch
+
+if TYPE_CHECKING:
+    from imgfs.image import Image
+    from imgfs.overlay import Overlay
+
+log = logging.getLogger("imgfs.mount")
+
+
+def serve_by_fuse(
+    image: Image, options: MountOptions, tell: Callable[[], dict[str, Any]], on_ready: Callable[[], None]
+) -> None:
+    """Mount and answer the kernel until it is unmounted or a signal comes; `tell` gives the status.
+
+    Raises MountError, StoreError.
+    """
+    with contextlib.ExitStack() as stack:
+        overlay = None
+        if options.scratch:
+            overlay = stack.enter_context(_overlay(image, options.scratch, options.mountpoint))
+        trio.run(_serve_image, image, overlay, options, tell, on_ready)
+
+
+@contextlib.contextmanager
+def _overlay(image: Image, scratch: Scratch, mountpoint: Path) -> Iterator[Overlay]:
+    """The scratch over an image, for as long as it is mounted."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
+    os.umask(0)  # the kernel has applied the caller's
+    with scratch.overlay(image.tree, image.content, *base_of(image, mountpoint)) as overlay:
+        yield overlay
+
+
+async def _serve_image(
+    image: Image,
+    overlay: Overlay | None,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
+) -> None:
+    greeted = trio.Event()
+    operations = (
+        WritableOperations(
+            image,
+            overlay,
+            owner=options.owner,
+            on_ready=greeted.set,
+            status=tell,
+            write_through=options.write_through,
+        )
+        if overlay
+        else Operations(image, owner=options.owner, on_ready=greeted.set, status=tell)
+    )
+    fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw"}
+    fuse_options |= {f"fsname={_escaped(image.resolved.reference)}"} | (set() if overlay else {"ro"})
+    with _library_messages() as messages:
+        try:
+            pyfuse3.init(operations, str(options.mountpoint), fuse_options - {"nonempty"})
+        except RuntimeError as error:
+            raise MountError(f"{options.mountpoint}: {messages() or error}") from error
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_on_signal, pyfuse3.terminate, nursery.cancel_scope.cancel)
+            nursery.start_soon(sync_now_and_then, image)
+            nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
+            take_turns()
+            await pyfuse3.main(WORKERS, MOST_WORKERS)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def _announce(
+    greeted: trio.Event, reference: str, mountpoint: Path, on_ready: Callable[[], None]
+) -> None:
+    """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
+    await greeted.wait()
+    log.info("mounted %s at %s", reference, mountpoint)
+    if mounted := mount_at(mountpoint):
+        raise_limits(mounted.device)
+    on_ready()
+
+
+def _escaped(text: str) -> str:
+    """A comma would end the option; pyfuse3 takes ASCII only."""
+    ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
+    return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+@contextlib.contextmanager
+def _library_messages() -> Iterator[Callable[[], str]]:
+    """What libfuse and fusermount3 write to standard error meanwhile: their last line is why they failed."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as capture:
+        kept = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+
+        def last_line() -> str:
+            capture.seek(0)
+            lines = capture.read().decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else ""
+
+        try:
+            yield last_line
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

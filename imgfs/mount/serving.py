@@ -1,0 +1,68 @@
+"""What both ways to serve a mount have in common: signals, syncs, the kernel's limits."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from imgfs.fuse.turns import IN_BACKGROUND
+from imgfs.overlay.scratch import Base
+
+if TYPE_CHECKING:
+    from imgfs.image import Image
+
+log = logging.getLogger("imgfs.mount")
+
+READ_AHEAD_KIB = 1024  # the kernel's, where we may set it: as much as one FUSE request can carry
+_SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
+_GRACE = 1.0  # seconds for requests under way when a signal ends the mount
+
+
+def base_of(image: Image, mountpoint: Path) -> tuple[Base, str]:
+    """What a scratch lies on, and what it is used for."""
+    resolved = image.resolved
+    base = Base(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
+    return base, f"mounted at {mountpoint} (pid {os.getpid()})"
+
+
+async def end_on_signal(terminate: Callable[[], None], cancel: Callable[[], None]) -> None:
+    """End well, or, where a request waits for a dead registry, without it."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            terminate()
+            await trio.sleep(_GRACE)
+            cancel()
+
+
+async def sync_now_and_then(image: Image) -> None:
+    while True:
+        await trio.sleep(_SYNC_EVERY)
+        await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
+
+
+def raise_limits(device: str) -> None:
+    """Let the kernel read ahead further than its 128 KiB, which only root may, and have more reads under way.
+
+    The latter counts where fusectl is mounted: until then it is twelve that wait for a dead registry before
+    others wait behind them (Documentation/filesystems/fuse.rst, "max_background").
+    """
+    connection = Path("/sys/fs/fuse/connections", device.partition(":")[2])
+    _write_setting(Path("/sys/class/bdi", device, "read_ahead_kb"), READ_AHEAD_KIB)
+    _write_setting(connection / "max_background", IN_BACKGROUND)
+    _write_setting(connection / "congestion_threshold", IN_BACKGROUND)
+
+
+def _write_setting(path: Path, value: int) -> None:
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            log.warning("cannot set %s to %d: %s", path, value, error)
