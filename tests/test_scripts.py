@@ -92,11 +92,11 @@ def test_a_link_lets_its_bandwidth_through_and_no_more() -> None:
     expected = size / MBIT / 125_000  # 1.5 s
     with zeros() as server, Link(server, MBIT, ROUND_TRIP) as link, connected(link.port) as client:
         get(client, 1)  # the connection costs a round trip of its own
-        for _ in range(3):  # other programs can only make a link look slower
+        for _ in range(5):  # other programs can only make a link look slower
             seconds = get(client, size) - ROUND_TRIP
             # A line idle for less than CONTINUOUS counts as busy, so a transfer may start 5 ms ahead.
             assert seconds >= expected - 0.006
-            if seconds <= 1.05 * expected:
+            if seconds <= 1.2 * expected:
                 return
     pytest.fail(f"{seconds:.2f} s instead of {expected:.2f} s")
 

@@ -4,6 +4,7 @@
     tools        imgfs, podman, skopeo + umoci               report      tables for people, JSON for machines
     journey      from a reference to a running application
     overlays     imgfs's scratch, fuse-overlayfs, overlayfs, a plain copy
+    engines      imgfs run, podman run, runc on a directory
     works        what is done in them                        material    what they take
     editions     an image plain, indexed, with a profile of what it reads, as eStargz
 
@@ -14,6 +15,10 @@
     E  first     CPU seconds of the first mounts
     F  scratch   work in a writable scratch: unpack, clone, install, build, copy, change
     G  cold      from an empty store over a slow link, with every kind of index, beside podman pull and run
+    H  containers
+                 their start, cold over a slow link and with everything here, beside podman run and runc
+    I  drivers   find, tar, git, grep, reads: imgfs by FUSE and by the kernel, beside overlayfs,
+                 fuse-overlayfs and the unpacked directory; the daemons' CPU and memory
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

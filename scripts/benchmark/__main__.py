@@ -15,6 +15,8 @@ from types import FrameType
 
 from scripts.benchmark import __doc__ as about
 from scripts.benchmark.cold import cold_starts
+from scripts.benchmark.containers import containers
+from scripts.benchmark.drivers import drivers
 from scripts.benchmark.first import FirstMounts
 from scripts.benchmark.lazy import lazy
 from scripts.benchmark.material import FULL, QUICK
@@ -28,9 +30,9 @@ from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDEFG"
+GROUPS = "ABCDEFGHI"
 USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
-SLOW_LINKS = ("shaped", "gigabit")  # of group G
+SLOW_LINKS = ("shaped", "gigabit")  # of group G; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -57,8 +59,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="images and registry are kept here, scratch space lies here (default: ~/.cache/imgfs-bench)",
     )
-    add("--apps", type=some_of(APPLICATIONS), help=_listed(APPLICATIONS) + " (default: all for G, else two)")
-    add("--links", type=some_of(SPEEDS), help=_listed(SPEEDS) + " (default: the slow ones for G, else two)")
+    add(
+        "--apps",
+        type=some_of(APPLICATIONS),
+        help=_listed(APPLICATIONS) + " (default: all for G and H, else two)",
+    )
+    add(
+        "--links",
+        type=some_of(SPEEDS),
+        help=_listed(SPEEDS) + " (default: the slow ones for G, else two); H takes one, the first or shaped",
+    )
     add("--peers", type=some_of(PEERS), default=list(PEERS), help=_listed(PEERS) + "; '' for none")
     add("--mount-options", type=shlex.split, default=[], metavar="WORDS", help="for every `imgfs mount`")
     add("--build", action="store_true", help="only build the images")
@@ -142,6 +152,8 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "E": first.cpu(),
         "F": scratch(stage, QUICK if asked.quick else FULL),
         "G": cold_starts(stage, asked.apps or list(APPLICATIONS), slow),
+        "H": containers(stage, asked.apps or list(APPLICATIONS), slow[0]),
+        "I": drivers(stage, names),
     }
     return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
 

@@ -28,7 +28,7 @@ def reading(stage: Stage, names: Sequence[str]) -> Iterator[Table]:
         try:
             native = stage.unpacked(image)
             mounted = stage.imgfs.show(stage.reference(image))
-            for what, measure in _measures(native):
+            for what, measure in measures(native):
                 say(f"C {name}: {what}")
                 _compare(stage, table, what, measure, (mounted, native))
         except CommandFailed as failed:
@@ -38,7 +38,8 @@ def reading(stage: Stage, names: Sequence[str]) -> Iterator[Table]:
         yield table
 
 
-def _measures(native: Path) -> list[tuple[str, Measure]]:
+def measures(native: Path) -> list[tuple[str, Measure]]:
+    """Name the ways to read a tree that is unpacked at `native`."""
     large = largest(native)
     size = (native / large).stat().st_size
     return [

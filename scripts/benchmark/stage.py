@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, drop_page_cache, run, warm
 from scripts.benchmark.overlays import OVER_UNPACKED, ImgfsOverlay, Overlay
-from scripts.benchmark.tools import PEERS, Imgfs, PodmanRun, Tool, unmount_below
+from scripts.benchmark.tools import PEERS, Forgets, Imgfs, PodmanRun, Tool, unmount_below
 from scripts.lab import recipes
 from scripts.lab.layout import Image
 from scripts.lab.link import Link
@@ -44,12 +44,13 @@ SPEEDS = {"loopback": LOOPBACK, "shaped": SHAPED, "gigabit": Speed(1000.0, 0.002
 
 @dataclass(frozen=True)
 class Application:
-    """An image with something to start in it, and one of its largest files."""
+    """An image with something to start in it, one of its largest files, and the directory of its packages."""
 
     name: str
     image: Image
     start: tuple[str, ...]
     large: str
+    packages: str
 
 
 class Recipe(NamedTuple):
@@ -58,6 +59,7 @@ class Recipe(NamedTuple):
     build: Callable[[Path], Image]
     start: tuple[str, ...]
     large: str
+    packages: str
 
 
 APPLICATIONS = {
@@ -65,16 +67,19 @@ APPLICATIONS = {
         recipes.python_app,
         ("python3", "-c", "import numpy"),
         f"{recipes.SITE}/numpy.libs/libopenblas64_p-r0-0cf96a72.3.23.dev.so",  # 35 MB
+        recipes.SITE,
     ),
     "node-app": Recipe(
         recipes.node_app,
         ("node", "/app/server.js"),
         "srv/site/node_modules/@next/swc-linux-x64-gnu/next-swc.linux-x64-gnu.node",  # 131 MB
+        "srv/site/node_modules",
     ),
     "ml-app": Recipe(
         ml_app,
         ("python3", "-c", "import torch"),
         f"{recipes.SITE}/torch/lib/libtorch_cpu.so",  # 482 MB
+        recipes.SITE,
     ),
 }
 
@@ -115,7 +120,7 @@ class Stage:
         recipe = APPLICATIONS[name]
         if not (self.images / name).exists():
             say(f"building {name}")
-        return Application(name, recipe.build(self.images), recipe.start, recipe.large)
+        return Application(name, recipe.build(self.images), recipe.start, recipe.large, recipe.packages)
 
     def synthetic(self, files: int) -> Image:
         """Build the image of `files` tiny files, or find it."""
@@ -158,6 +163,10 @@ class Stage:
             run(["umoci", "unpack", "--image", f"{image.layout}:{image.tag}", target])
         return target / "rootfs"
 
+    def driven(self, driver: str) -> Imgfs:
+        """Make an imgfs, with the same store, that mounts by a driver."""
+        return Imgfs(self.scratch, [*self._mount_options, "--driver", driver], f"imgfs {driver}")
+
     def overlays(self, image: Image) -> list[Overlay]:
         """Name the ways to write over the image, and last imgfs without any; nothing is mounted yet."""
         reference, lower, kept = self.reference(image), self.unpacked(image), self.scratch / "kept"
@@ -174,7 +183,7 @@ class Stage:
         ]
 
 
-def forget_quietly(tool: Tool) -> None:
+def forget_quietly(tool: Forgets) -> None:
     """Clear up after a tool; what cannot be cleared is said, not raised."""
     try:
         tool.forget()

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +16,14 @@ from typing import Protocol
 from scripts.benchmark.clock import CommandFailed, cpu_of, output_of, run
 
 
-class Tool(Protocol):
+class Forgets(Protocol):
+    """What has mounts, processes and files of its own."""
+
+    def forget(self) -> None:
+        """Take everything away again: mounts, processes, files."""
+
+
+class Tool(Forgets, Protocol):
     """A way to an image's root, with a scratch directory of its own."""
 
     @property
@@ -29,10 +38,9 @@ class Tool(Protocol):
     def serving_cpu(self) -> float:
         """Say how many CPU seconds the processes that still run for the image have used."""
 
-    def forget(self) -> None:
-        """Take everything away again: mounts, processes, files."""
 
-
+# Starts containers for all of them: crun, podman's own choice, refuses cgroups of both versions side by side.
+RUNTIME = "runc"
 # With this machine's devices, as every container has: torch wants random numbers when it is imported.
 INSIDE = 'mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
 
@@ -78,6 +86,14 @@ class Imgfs(Rooted):
         self._require("", "index", "push")
         self._run("index", "push", reference)
 
+    def pull(self, reference: str) -> None:
+        """Bring everything of the image into the store."""
+        self._run("pull", "--quiet", reference)
+
+    def run_container(self, options: Sequence[str], reference: str, command: Sequence[str]) -> float:
+        """Run a command in a container of the image; the seconds it took."""
+        return self._run("run", f"--runtime={RUNTIME}", "--network=none", *options, reference, *command)
+
     def _require(self, option: str, *command: str) -> None:
         """Raise CommandFailed unless this imgfs has a command, and the command an option."""
         wanted = " ".join(filter(None, ("imgfs", *command, option)))
@@ -99,6 +115,7 @@ class Imgfs(Rooted):
             run(["umount", "--lazy", self.mountpoint])
             raise
         finally:
+            end(lambda: having(f"IMGFS_STORE={self.store}"))  # they would write to it once more
             shutil.rmtree(self.store, ignore_errors=True)
 
     def pid(self) -> int:
@@ -109,8 +126,8 @@ class Imgfs(Rooted):
     def serving_cpu(self) -> float:
         return cpu_of(self.pid())
 
-    def _run(self, *words: str | Path) -> None:
-        run([*self._program, *words], env=self._env)
+    def _run(self, *words: str | Path) -> float:
+        return run([*self._program, *words], env=self._env)
 
 
 class Podman(Rooted):
@@ -121,10 +138,15 @@ class Podman(Rooted):
     def __init__(self, scratch: Path) -> None:
         self._root = scratch / "podman"
         self._run_root = Path(f"/tmp/podman-{os.getpid()}")  # podman wants 50 characters at most
-        self._podman = ["podman", "--root", str(self._root), "--runroot", str(self._run_root)]
+        places = ["--root", str(self._root), "--runroot", str(self._run_root)]
+        self._podman = ["podman", f"--runtime={RUNTIME}", *places]
+
+    def pull(self, reference: str) -> float:
+        """Fetch and unpack the image, unless it is there; the seconds it took."""
+        return run([*self._podman, "pull", "--quiet", "--tls-verify=false", reference])
 
     def show(self, reference: str) -> Path:
-        run([*self._podman, "pull", "--quiet", "--tls-verify=false", reference])
+        self.pull(reference)
         return Path(output_of([*self._podman, "image", "mount", reference]).strip())
 
     def serving_cpu(self) -> float:
@@ -141,6 +163,7 @@ class Podman(Rooted):
         shutil.rmtree(self._run_root, ignore_errors=True)
 
 
+PATIENCE = 15.0  # seconds; a container whose caller has been killed is given ten
 LIMITS = ("nofile=10000:10000", "nproc=5000:5000")
 
 
@@ -178,6 +201,28 @@ class Umoci(Rooted):
 
 
 PEERS: dict[str, Callable[[Path], Tool]] = {"podman": Podman, "umoci": Umoci}
+
+
+def having(variable: str) -> list[int]:
+    """List the processes that were started with a variable, NAME=VALUE, in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # has ended
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def end(processes: Callable[[], list[int]]) -> None:
+    """Wait for processes to end, as they will when their mount or their caller is gone, or else kill them."""
+    deadline = time.monotonic() + PATIENCE
+    while left := processes():
+        if time.monotonic() > deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
 
 
 def mounts_below(directory: Path) -> list[Path]:
