@@ -2,7 +2,10 @@
 
 mirrored      one repository at several endpoints: reads go on elsewhere
 candidate     one of those endpoints               health   how it goes there
-endpoint      where to ask, and how
+endpoint      where to ask, and how                places   the endpoints of a repository, by all that is said
+hostsfile     containerd's hosts.toml            registriesconf  containers' registries.conf
+certificates  the directories certs.d            shortnames  what a name without a registry stands for
+toml, watched  fields of such files, and files that are read again when they change
 client        one repository at one endpoint: all that is asked of it
 manifests     its manifests, by tag or digest      blobs    its blobs, read whole or in pieces
 tags          the list of its tags                 pages    lists that come in pages
