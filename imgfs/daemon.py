@@ -58,7 +58,7 @@ class Daemon(AbstractContextManager["Daemon"]):
 
         Raises MountError with the reason if it ends before that.
         """
-        with open(self._task, "wb") as pipe:
+        with contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # it has died: it says why
             self._task = -1
             pickle.dump((task, log_file, log_level), pipe)
         with open(self._answer, "rb") as pipe:
@@ -93,6 +93,7 @@ def _daemon(
 
     try:
         os.setsid()  # what interrupts the caller is not meant for us: then nothing will come
+        logging.basicConfig(handlers=[logging.NullHandler()])  # until there is a log the answer says it all
         get_ready()
         with open(task_pipe, "rb") as pipe:
             sent = pipe.read()
