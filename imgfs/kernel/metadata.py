@@ -89,6 +89,11 @@ def metadata_of(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) 
         return Metadata(path, Assembled.read(file, BLOCK_BITS))
 
 
+def has_metadata(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
+    """Whether that image is written already; raises StoreError."""
+    return _is_there(store.erofs(digest, FORMAT), identity(tree, sizes))
+
+
 def identity(tree: Tree, sizes: Sequence[int]) -> bytes:
     """16 bytes that say which tree an image was written from, and how."""
     said = [FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]

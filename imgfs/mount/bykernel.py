@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
+_QUIET = 2.0  # seconds without a waiting reader
+
 
 def served_by_kernel(
     image: Image,
@@ -30,10 +33,18 @@ def served_by_kernel(
     on_ready: Callable[[], None],
     store: Store,
 ) -> bool:
-    """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to."""
+    """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to.
+
+    To write the tree as EROFS takes longer than all else of a first mount: `auto` does it beside that one,
+    which is by FUSE, for those to come.
+    """
     if options.driver == "fuse":
         return False
     try:
+        if options.driver == "auto" and not _is_written(image, options, store):
+            log.info("by FUSE this time: what the kernel needs is written meanwhile")
+            threading.Thread(target=_write, args=(image, store), name="imgfs-erofs", daemon=True).start()
+            return False
         _serve_by_kernel(image, options, lambda: {**tell(), "driver": "kernel"}, on_ready, store)
     except ImgfsError as error:
         if options.driver == "kernel":
@@ -41,6 +52,33 @@ def served_by_kernel(
         log.info("by FUSE, not by EROFS: %s", error)
         return False
     return True
+
+
+def _is_written(image: Image, options: MountOptions, store: Store) -> bool:
+    """Whether the tree is there as EROFS; raises ImgfsError if that would be of no use."""
+    from imgfs.kernel.driver import attributes_of, check_host
+    from imgfs.kernel.metadata import has_metadata
+
+    check_host(owner=options.owner)
+    attributes_of(options.fuse)
+    return has_metadata(image.tree, image.resolved.tree, _sizes(image), store)
+
+
+def _write(image: Image, store: Store) -> None:
+    """Write the tree as EROFS, while nobody waits for a read; ends when the image is closed."""
+    from imgfs.kernel.metadata import metadata_of
+
+    try:
+        time.sleep(_QUIET)
+        while any(layer.fetchers.quiet_for() < _QUIET for layer in image.content.layers):
+            time.sleep(_QUIET)
+        metadata_of(image.tree, image.resolved.tree, _sizes(image), store)
+    except ImgfsError as error:  # the next mount will say so, if it is anything
+        log.debug("the tree is not written for the kernel: %s", error)
+
+
+def _sizes(image: Image) -> list[int]:
+    return [layer.index.summary.flat_size for layer in image.content.layers]
 
 
 def _serve_by_kernel(
@@ -56,7 +94,7 @@ def _serve_by_kernel(
 
     check_host(owner=options.owner)
     attributes = attributes_of(options.fuse)
-    sizes = [layer.index.summary.flat_size for layer in image.content.layers]
+    sizes = _sizes(image)
     metadata = metadata_of(image.tree, image.resolved.tree, sizes, store)
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(place(image.resolved.reference, metadata.path))

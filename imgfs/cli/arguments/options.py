@@ -110,7 +110,7 @@ def driver_option(command: argparse.ArgumentParser) -> None:
         choices=["auto", "fuse", "kernel"],
         default="auto",
         help="who shows the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, which is faster and "
-        "only for root (default: auto, the kernel where it can)",
+        "only for root (default: auto, the kernel where it can, from an image's second mount on)",
     )
 
 
