@@ -27,6 +27,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 # image of some GiB is plausible in a small blob; whole systems compress less than 100 to 1.
 PLAUSIBLE_SIZE = 16 << 30
 PLAUSIBLE_RATIO = 100
+_PIECE = 64 << 10  # bytes that are decoded at once
 
 
 class Bomb(InvalidImage):
@@ -64,7 +65,7 @@ def scan(
         flat_hash.update(item[1])
         flat.write(*item)
 
-    pull = Pull(_measured(chunks, layer), blob_hash.update)
+    pull = Pull(_even(_measured(chunks, layer)), blob_hash.update)
     push = Push(keep)
     try:
         size, format_name = _decode(pull, push, layer, index, limit, (step, engine))
@@ -138,6 +139,18 @@ def _measured(chunks: Iterator[bytes], layer: Descriptor) -> Iterator[bytes]:
     if size != layer.size:
         actual = f"{size} or more" if size > layer.size else size
         raise IntegrityError("length of the layer blob", expected=layer.size, actual=actual)
+
+
+def _even(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of one size: then a layer is cut into the same spans, however it arrives."""
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        while len(held) >= _PIECE:
+            yield bytes(held[:_PIECE])
+            del held[:_PIECE]
+    if held:
+        yield bytes(held)
 
 
 def _head(pull: Pull) -> bytes:
