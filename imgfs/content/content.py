@@ -125,5 +125,8 @@ class Content:
         absent = {(number, span) for number, layer in enumerate(self.layers) for span in layer.missing()}
         missing = [touch for touch in touches if touch in absent]
         for number, request in waves(missing, places, first=_FIRST_WAVE):
-            landings += self.layers[number].bring([request], Lane.REPLAY, Cause.REPLAY)
+            layer = self.layers[number]
+            coming = layer.bring([request], Lane.REPLAY, Cause.REPLAY)
+            layer.fetchers.replays(coming)
+            landings += coming
         return landings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import IntEnum
@@ -68,6 +68,7 @@ class Fetchers:
         self._quiet_since = 0.0
         self.meter = Meter()
         self.closed = False
+        self._replaying = 0  # requests that are still to come
 
     def submit(self, task: Task) -> None:
         """Do `task` when its turn comes."""
@@ -92,6 +93,22 @@ class Fetchers:
     def beside(self, work: Callable[[], _T]) -> Future[_T]:
         """Do something that a task under way needs, in another thread: at most one for each task."""
         return self._beside.submit(work)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether what an earlier mount needed is still on its way: guesses are worth less than that."""
+        return self._replaying > 0
+
+    def replays(self, landings: Sequence[Future[None]]) -> None:
+        """Note the requests of a replay."""
+        with self._changed:
+            self._replaying += len(landings)
+        for landing in landings:
+            landing.add_done_callback(self._replayed)
+
+    def _replayed(self, _: Future[None]) -> None:
+        with self._changed:
+            self._replaying -= 1
 
     @contextmanager
     def reader_waits(self) -> Iterator[None]:

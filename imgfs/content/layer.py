@@ -211,7 +211,7 @@ class LayerContent:
                 requests_for(everything, self.places, self._sizes._replace(gap=self._sizes.whole))
             )
         requests = list(requests_for(needed, self.places, self._sizes))
-        if len(requests) == 1:
+        if len(requests) == 1 and not self.fetchers.is_replaying:
             requests = [widen(requests[0], self.places, self._is_unasked, self._sizes)]
         return Cause.NEAR, requests
 
@@ -223,7 +223,8 @@ class LayerContent:
             queued = self.flights.bringing(absent)
             sizes = self._sizes._replace(largest=min(self._sizes.largest, window.piece))
             requests = requests_for(self.flights.unasked(absent), self.places, sizes)
-            flights = [self.flights.take_off(request, Lane.AHEAD, Cause.AHEAD) for request in requests]
+            lane = Lane.REST if self.fetchers.is_replaying else Lane.AHEAD
+            flights = [self.flights.take_off(request, lane, Cause.AHEAD) for request in requests]
         self.flights.hurry(queued, Lane.AHEAD)
         self.flights.submit(flights)
 
