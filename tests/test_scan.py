@@ -465,13 +465,14 @@ def test_what_the_source_raises_while_a_broken_blob_is_judged_comes_out() -> Non
 
 def test_a_source_that_hangs_does_not_keep_a_failed_scan() -> None:
     go_on = threading.Event()
+    large = archive(file("large", bytes(4 * MIB)))
 
     def hanging() -> Iterator[bytes]:
-        yield from blobs.every(TAR[:-1000], 1000)  # more chunks than it takes to learn of the full disk
+        yield from blobs.every(large[:-1000], 100_000)  # more chunks than it takes to learn of the full disk
         go_on.wait(20)
 
     with pytest.raises(StoreError, match="No space left"):
-        scanned(TAR, diff_id=DIFF_ID, chunks=hanging(), flat=FlatBytes(0))
+        scanned(large, diff_id=DIFF_ID, chunks=hanging(), flat=FlatBytes(0))
     go_on.set()
     for thread in threading.enumerate():
         if thread.name == "imgfs-pull":
