@@ -20,7 +20,7 @@ from imgfs.content.counts import Cause
 from imgfs.content.lanes import Lane
 from imgfs.content.layer import LayerContent
 from imgfs.content.plan import SIZES, requests_for
-from imgfs.errors import StoreError
+from imgfs.errors import ImgfsError
 from imgfs.layer.entry import Extent
 
 Order = Callable[[int], Iterator[tuple[int, Sequence[Extent]]]]  # (layer, extents) of the files after an ino
@@ -74,7 +74,7 @@ class Sweeps:
             self._thread.join()
 
     def _run(self, ino: int) -> None:
-        with suppress(StoreError):  # a damaged tree: the reader will hear of it
+        with suppress(ImgfsError):  # of a damaged tree the reader will hear
             self._fetch_after(ino)
 
     def _fetch_after(self, ino: int) -> None:
