@@ -19,6 +19,16 @@ from imgfs.errors import ImgfsError
 
 log = logging.getLogger(__name__)
 
+_UNHEARD = "fuse_release(): fuse_reply_* failed with No such file or directory"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that nobody has heard the answer to a release: a kernel that unmounts does not wait for it."""
+    return record.getMessage() != _UNHEARD
+
+
+logging.getLogger("pyfuse3").addFilter(_is_news)
+
 Arguments = ParamSpec("Arguments")
 Reply = TypeVar("Reply")
 
