@@ -47,6 +47,19 @@ OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"ot
         ),
         ("-sn app:1 -o ro -v /mnt -o dev,", ["-oro", "-odev", "--", "app:1", "/mnt"]),
         ("-t fuse.imgfs app:1 /mnt", ["--", "app:1", "/mnt"]),
+        (
+            "app:1 /mnt -o driver=kernel,tls_ca=/ca.pem,insecure,offline,metrics=9100",
+            [
+                "--driver=kernel",
+                "--tls-ca=/ca.pem",
+                "--insecure",
+                "--offline",
+                "--metrics=9100",
+                "--",
+                "app:1",
+                "/mnt",
+            ],
+        ),
     ],
 )
 def test_an_fstab_line_becomes_our_arguments(asked: str, ours: list[str]) -> None:

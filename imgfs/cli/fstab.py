@@ -20,6 +20,7 @@ _VALUES = {
     "limit_rate",
     "metrics",
     "tls_ca",
+    "driver",
 }
 _FLAGS = {"plain_http", "insecure", "squash_owner", "write_through", "fill", "offline"}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
