@@ -65,6 +65,7 @@ class Daemon(AbstractContextManager["Daemon"]):
             self._answer = -1
             answer = pipe.read()
         if answer != _READY:
+            os.waitpid(self._pid, 0)  # then it holds nothing any more
             raise MountError(
                 answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
             )

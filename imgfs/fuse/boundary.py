@@ -19,12 +19,12 @@ from imgfs.errors import ImgfsError
 
 log = logging.getLogger(__name__)
 
-_UNHEARD = "fuse_release(): fuse_reply_* failed with No such file or directory"
+_UNHEARD = "fuse_reply_* failed with No such file or directory"  # ENOENT: the kernel has given the request up
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not that nobody has heard the answer to a release: a kernel that unmounts does not wait for it."""
-    return record.getMessage() != _UNHEARD
+    """Not that nobody has heard an answer: who reads ahead, or has been killed, does not wait for it."""
+    return not record.getMessage().endswith(_UNHEARD)
 
 
 logging.getLogger("pyfuse3").addFilter(_is_news)
