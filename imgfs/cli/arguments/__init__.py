@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 
 from imgfs import __version__
-from imgfs.cli.arguments import changing, indexing, login, looking, mounting, pulling, running, watching
 from imgfs.cli.arguments.options import RAW
 
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
@@ -26,36 +26,40 @@ Examples:
 Each command has its own help: imgfs mount --help
 """
 
-_COMMANDS = (
-    mounting.add_mount,
-    mounting.add_umount,
-    watching.add_status,
-    running.add_run,
-    running.add_bundle,
-    pulling.add_pull,
-    looking.add_ls,
-    looking.add_cat,
-    looking.add_inspect,
-    changing.add_diff,
-    changing.add_commit,
-    changing.add_scratch,
-    changing.add_copy,
-    changing.add_push,
-    indexing.add_index,
-    login.add_login,
-    login.add_logout,
-    looking.add_store,
-    looking.add_version,
-)  # in the order of the help
+_COMMANDS = {
+    "mount": "mounting",
+    "umount": "mounting",
+    "status": "watching",
+    "run": "running",
+    "bundle": "running",
+    "pull": "pulling",
+    "ls": "looking",
+    "cat": "looking",
+    "inspect": "looking",
+    "diff": "changing",
+    "commit": "changing",
+    "scratch": "changing",
+    "copy": "changing",
+    "push": "changing",
+    "index": "indexing",
+    "login": "login",
+    "logout": "login",
+    "store": "looking",
+    "version": "looking",
+}  # by the module whose function add_COMMAND describes it, in the order of the help
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; `run` of the result carries it out. Exits by itself for --help and errors."""
+    """Read the command line; `run` of the result carries it out. Exits by itself for --help and errors.
+
+    Only the command that is meant is described, if there is one: to describe them all would be felt.
+    """
     parser = argparse.ArgumentParser(
         prog="imgfs", description=_SUMMARY, epilog=_EXAMPLES, formatter_class=RAW
     )
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in _COMMANDS:
-        add(commands)
+    for name in {*arguments[:1]} & _COMMANDS.keys() or _COMMANDS:
+        module = importlib.import_module(f"imgfs.cli.arguments.{_COMMANDS[name]}")
+        getattr(module, f"add_{name}")(commands)
     return parser.parse_args(arguments)
