@@ -19,8 +19,8 @@ from imgfs.abreast import run_abreast
 from imgfs.content import LayerContent
 from imgfs.content.fetch import split
 from imgfs.errors import IntegrityError, StoreError
-from imgfs.image import Image
-from imgfs.image.prepare import open_index
+from imgfs.image.image import Image
+from imgfs.image.standing import open_index
 from imgfs.layer.compress import seekable
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import TAR, Elsewhere, LayerIndex

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgfs.image import Image, Resolved, Trust, prepare, resolve
+from imgfs.image import Resolved, Trust, resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.layer.share import pack
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform

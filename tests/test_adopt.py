@@ -19,7 +19,7 @@ from imgfs.content.counts import Cause
 from imgfs.content.lanes import Lane
 from imgfs.content.plan import requests_for
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.image import Image
+from imgfs.image.image import Image
 from imgfs.image.proof import Prover
 from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
 from imgfs.layer.share import unpack

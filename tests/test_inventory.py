@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.image import Image, Resolved, prepare, resolve
+from imgfs.image import Resolved, resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.inventory import Needs, evict, layers_in_use, needs_of, refuse_if_used, sweep
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.store import Resolution, Store

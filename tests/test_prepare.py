@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, StoreError, Unavailable
-from imgfs.image import Image, Resolved, prepare, resolve
+from imgfs.image import Resolved, resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.inventory import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest, Platform

@@ -17,8 +17,9 @@ from imgfs.content.counts import Cause
 from imgfs.content.lanes import Lane
 from imgfs.content.plan import requests_for
 from imgfs.errors import IntegrityError
-from imgfs.image import Image, Resolved
+from imgfs.image import Resolved
 from imgfs.image import proof as proofs
+from imgfs.image.image import Image
 from imgfs.image.proof import Prover
 from imgfs.inventory import evict
 from imgfs.layer.entry import Entry

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import IntegrityError, NotFound, StoreError, Unavailable
-from imgfs.image import Image, Trust, prepare, resolve
+from imgfs.image import Trust, resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.image.whole import MeteredSource, fetch_whole
 from imgfs.inventory import evict
 from imgfs.layer.index import LayerIndex

@@ -31,8 +31,9 @@ from imgfs.errors import (
 )
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
+from imgfs.registry.amounts import MAX_MANIFEST
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest, parse_challenges
-from imgfs.registry.client import MAX_MANIFEST, Client
+from imgfs.registry.client import Client
 from imgfs.registry.credentials import Credentials, find_credentials
 from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.ranges import Window, cut_out, gather

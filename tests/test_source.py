@@ -17,7 +17,9 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, Us
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import DOCKER_LIST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import LayoutReference, RegistryReference, parse_reference
-from imgfs.source import UNKNOWN_SIZE, LayoutSource, Source, Timeouts, open_source
+from imgfs.registry.retry import Timeouts
+from imgfs.source import UNKNOWN_SIZE, Source, open_source
+from imgfs.source.layout import LayoutSource
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image, push_index
 from tests.fault_server import Fault, FaultServer
 

@@ -16,7 +16,7 @@ from imgfs.commit import Base, Committed, Record
 from imgfs.commit import commit as make_image
 from imgfs.destination import tag_of
 from imgfs.errors import StoreError
-from imgfs.image import Image
+from imgfs.image.image import Image
 from imgfs.oci.change import as_oci, parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import LayoutReference, Reference, parse_reference

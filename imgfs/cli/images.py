@@ -9,20 +9,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.progress import Progress
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
-from imgfs.image import Earlier, Image, Reporter, Resolved, Trust, prepare, resolve, resolve_earlier
+from imgfs.image import Earlier, Resolved, Trust, resolve, resolve_earlier
+from imgfs.image.standing import is_ready
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import Reference, RegistryReference
-from imgfs.registry.shortnames import candidates, first_found
-from imgfs.source import Asked, Places, Source, Timeouts, open_source
+from imgfs.source import Source, open_source
 from imgfs.source.offline import OfflineSource
 from imgfs.store import Store
+
+if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
+    from imgfs.image.image import Image
+    from imgfs.image.indexing import Reporter
+    from imgfs.registry.places import Places
+    from imgfs.registry.retry import Timeouts
 
 _STEPS = 3  # that may fail one after the other before a read does
 _HURRY = 3.0  # seconds for each step of asking a registry that something can stand in for
@@ -90,9 +96,18 @@ class Wanted:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
             if up_to is not None:
                 resolved = resolved.up_to(up_to)
-            with _needing_it() if is_away else nullcontext():
-                prepare(resolved, source, self.store, progress, self.trust)
+            if not is_ready(resolved, self.store, self.trust):
+                from imgfs.image.prepare import prepare
+
+                with _needing_it() if is_away else nullcontext():
+                    prepare(resolved, source, self.store, progress, self.trust)
             return resolved
+
+    def guess(self) -> Resolved | None:
+        """What it meant the last time, if that is ready in the store, and its registry has to be asked."""
+        earlier = None if self.is_offline else self._earlier()
+        ready = earlier is not None and is_ready(earlier.resolved, self.store, self.trust)
+        return earlier.resolved if earlier and ready else None
 
     @property
     def trust(self) -> Trust:
@@ -127,6 +142,8 @@ class Wanted:
     @contextmanager
     def open(self) -> Iterator[Image]:
         """Itself, prepared and open."""
+        from imgfs.image.image import Image
+
         resolved = self.prepare()
         with closing(self.connect()) as source, Image(resolved, source, self.store) as image:
             yield image
@@ -134,6 +151,8 @@ class Wanted:
 
 def wanted(options: argparse.Namespace) -> Wanted:
     """What the options of an image's command ask for; raises ImgfsError."""
+    from imgfs.registry.shortnames import candidates, first_found
+
     environment = Environment.read()
     # before anything is made: the most likely mistake
     meant = candidates(options.image, environment.registry_files.registries)
@@ -157,6 +176,8 @@ def connect_to(
 
 def places_of(options: argparse.Namespace, environment: Environment) -> Places:
     """Where registries are, as the options and the machine's files say."""
+    from imgfs.registry.places import Asked, Places
+
     ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
     asked = Asked(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)
     return Places(environment.registry_files, asked)
@@ -164,6 +185,8 @@ def places_of(options: argparse.Namespace, environment: Environment) -> Places:
 
 def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
     """How long to wait for a registry, if not as long as usual: each step no longer than the whole."""
+    from imgfs.registry.retry import Timeouts
+
     usual = Timeouts()
     if hurried:
         wait = min(_HURRY, seconds or _HURRY)

@@ -18,8 +18,9 @@ from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
 from imgfs.destination import Destination, tag_of
 from imgfs.errors import NotFound, RegistryError, StoreError, UsageError
-from imgfs.image import Image, Resolved
-from imgfs.image.prepare import open_index
+from imgfs.image import Resolved
+from imgfs.image.image import Image
+from imgfs.image.standing import open_index
 from imgfs.oci.artifact import Artifact, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST

@@ -18,7 +18,9 @@ from imgfs.cli.progress import Progress
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.image import Image, prepare, resolve
+from imgfs.image import resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.mounts import mount_at, our_mount_at, read_status
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference

@@ -19,7 +19,7 @@ import trio
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import answers
 from imgfs.fuse.operations import Operations
-from imgfs.image import Image
+from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.tree.tree import Node
 

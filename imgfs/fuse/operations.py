@@ -23,7 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import answers
 from imgfs.fuse.listing import DOTS, Children, Listing
-from imgfs.image import Image
+from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.mounts import STATUS_XATTR, encode_status
 from imgfs.overlay.node import Attributes

@@ -24,7 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 
 from imgfs.fuse.boundary import answers
 from imgfs.fuse.operations import Operations
-from imgfs.image import Image
+from imgfs.image.image import Image
 from imgfs.overlay import Overlay
 from imgfs.overlay.listing import Listing
 from imgfs.overlay.marks import Owner

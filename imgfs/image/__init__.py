@@ -1,15 +1,13 @@
 """A whole image made ready to read: resolved, its layers indexed, its tree merged, all in the store.
 
 `prepare` does what needs network and time and leaves the result in the store; `Image` opens that result.
-They are two steps because a daemon forks in between: nothing open crosses the fork.
+They are two steps, for two processes: the second is the daemon's, and nothing open crosses the fork.
+Who has an image that `is_ready` needs none of what prepares one: that takes time to load, too.
 """
 
 from __future__ import annotations
 
-from imgfs.image.image import Image
-from imgfs.image.indexing import Reporter
-from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
 from imgfs.image.trust import Trust
 
-__all__ = ["Earlier", "Image", "Reporter", "Resolved", "Trust", "prepare", "resolve", "resolve_earlier"]
+__all__ = ["Earlier", "Resolved", "Trust", "resolve", "resolve_earlier"]

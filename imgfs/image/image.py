@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, ExitStack
 
 from imgfs.content import Content, Fetchers, LayerContent
 from imgfs.errors import StoreError
-from imgfs.image.prepare import open_index
 from imgfs.image.resolve import Resolved
+from imgfs.image.standing import open_index
 from imgfs.oci.descriptor import Descriptor
 from imgfs.source import Source
 from imgfs.store import Layer, Store

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 from imgfs.abreast import run_abreast
-from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.adopt import adopt_profiles, adopt_tree
 from imgfs.image.indexing import Indexing, Reporter, doing_without
 from imgfs.image.offers import Offers
 from imgfs.image.resolve import Resolved
+from imgfs.image.standing import Standing, open_index
 from imgfs.image.trust import Trust
-from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
-from imgfs.store import Layer, Store
+from imgfs.store import Store
 from imgfs.tree.merge import merge
-from imgfs.tree.tree import Tree, vouch
+from imgfs.tree.tree import vouch
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
@@ -60,18 +59,19 @@ class _Preparation:
         self._store = store
         self._reporter = reporter
         self._trust = trust
+        self._standing = Standing(resolved, store, trust)
         self._offers = Offers(resolved, source, trust)
         self._cancelled = threading.Event()
 
     def run(self) -> None:
         """Do what is still to be done: nothing, and nothing is asked of the network, if that is so."""
-        there, missing = self._fits(), self._missing(lean=True)
+        there, missing = self._standing.has_tree(), self._standing.missing(lean=True)
         if there and not missing:
             return
         if sum(layer.size for layer, _ in missing) > _SMALL and self._take_tree(there):
             return
-        self._index(self._missing(lean=False), lean=False, first=())
-        if not self._fits():
+        self._index(self._standing.missing(lean=False), lean=False, first=())
+        if not self._standing.has_tree():
             self._reporter.merging()
             merge_layers(self._resolved, self._store)
 
@@ -85,12 +85,12 @@ class _Preparation:
         works: list[Callable[[], None]] = [self._adopt_profiles]
         if tree and not there:
             works.append(partial(self._adopt_tree, tree))
-        self._index(self._missing(lean=True), lean=True, first=works)
-        return self._fits()
+        self._index(self._standing.missing(lean=True), lean=True, first=works)
+        return self._standing.has_tree()
 
     def _all_lean(self) -> bool:
         """Whether every layer is indexed already, or has a published index."""
-        missing = {layer.digest for layer, _ in self._missing(lean=True)}
+        missing = {layer.digest for layer, _ in self._standing.missing(lean=True)}
         return missing <= self._offers.published.layers.keys()
 
     def _adopt_tree(self, tree: Descriptor) -> None:
@@ -119,7 +119,7 @@ class _Preparation:
             return
         place = self._store.layer(layer.digest)
         with place.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
-            if not self._is_indexed(layer, diff_id, lean=lean):
+            if not self._standing.is_indexed(layer, diff_id, lean=lean):
                 one = Indexing(layer, diff_id, place, self._source, self._trust, self._reporter)
                 if not one.adopt(self._offers, tag=self._resolved.tag, lean=lean):
                     one.stream(self._cancelled)
@@ -129,54 +129,6 @@ class _Preparation:
     def _warn(self) -> None:
         while self._offers.refused:
             self._reporter.warns(self._offers.refused.pop())
-
-    def _missing(self, *, lean: bool) -> list[tuple[Descriptor, Digest]]:
-        """The layers without an index that will do; a `lean` one does not for a merge."""
-        pairs = self._resolved.layers.values()
-        return [pair for pair in pairs if not self._is_indexed(*pair, lean=lean)]
-
-    def _is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> bool:
-        path = self._store.layer(layer.digest).index
-        if path is None:
-            return False
-        try:
-            with LayerIndex(path) as index:
-                found, needs_others = index.summary, bool(index.blob or index.windows)
-        except StoreError:  # of another format, or damaged: made anew
-            return False
-        if found.diff_id != str(diff_id):
-            what = f"DiffID of layer {layer.digest.short}"
-            raise IntegrityError(what, expected=diff_id, actual=found.diff_id)
-        return self._trust.reaches(found, needs_others=needs_others) and (lean or not found.is_lean)
-
-    def _fits(self) -> bool:
-        """Whether the tree is there, and counts in the same flat layers as the indexes that are there."""
-        path = self._store.tree(self._resolved.tree)
-        if path is None:
-            return False
-        try:
-            with Tree(path) as tree:
-                spaces = tree.spaces() if self._trust.allows(tree.origin) else None
-        except StoreError:
-            return False
-        return spaces is not None and all(
-            known in (None, space) for known, space in zip(self._spaces(), spaces, strict=True)
-        )
-
-    def _spaces(self) -> Iterator[str | None]:
-        """The flat spaces that the layers' indexes count in, None for a layer without."""
-        for layer in self._resolved.manifest.layers:
-            path = self._store.layer(layer.digest).index
-            try:
-                if path is None:
-                    yield None
-                    continue
-                with LayerIndex(path) as index:
-                    space = index.summary.space
-            except StoreError:
-                yield None
-            else:
-                yield space
 
 
 def merge_layers(resolved: Resolved, store: Store) -> None:
@@ -192,11 +144,3 @@ def merge_layers(resolved: Resolved, store: Store) -> None:
         merge(indexes, path)
         if origins := sorted({index.summary.origin for index in indexes} - {""}):
             vouch(path, ", ".join(origins))
-
-
-def open_index(place: Layer) -> LayerIndex:
-    """The index of a layer that has been prepared; raises StoreError if it is gone."""
-    path = place.index
-    if path is None:
-        raise StoreError(f"{place.directory}: the index has been removed meanwhile; mount the image again")
-    return LayerIndex(path)

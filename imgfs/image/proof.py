@@ -18,10 +18,8 @@ from functools import partial
 from imgfs.content import LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
-from imgfs.image.prepare import merge_layers, open_index
+from imgfs.image.standing import open_index
 from imgfs.layer.index import TAR
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.proof import prove
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Layer, Store
 from imgfs.tree.tree import Tree
@@ -121,6 +119,9 @@ class Prover:
 
     def _prove(self, content: LayerContent, place: Layer) -> bool:
         """Have a verified index in the store, and use that. Under the layer's lock."""
+        from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need none of it
+        from imgfs.layer.proof import prove
+
         _, diff_id = self._image.resolved.layers[content.layer.digest]
         with open_index(place) as index:
             if list(index.bounds()) != list(content.index.bounds()):
@@ -159,6 +160,8 @@ class Prover:
                 summaries = [stack.enter_context(open_index(place)).summary for place in places]
                 known = not any(summary.origin or summary.is_lean for summary in summaries)
                 if known and stack.enter_context(Tree(path)).origin:
+                    from imgfs.image.prepare import merge_layers  # here: as above
+
                     merge_layers(resolved, self._store)
         except ImgfsError as error:
             log.warning("the layers are not merged anew: %s", error)

@@ -25,7 +25,7 @@ from imgfs.mounts import mount_at
 from imgfs.overlay.scratch import Scratch
 
 if TYPE_CHECKING:
-    from imgfs.image import Image
+    from imgfs.image.image import Image
     from imgfs.overlay import Overlay
 
 log = logging.getLogger("imgfs.mount")

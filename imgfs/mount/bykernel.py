@@ -17,7 +17,7 @@ from imgfs.mount.serving import base_of, end_on_signal, raise_limits, sync_now_a
 from imgfs.store import Store
 
 if TYPE_CHECKING:
-    from imgfs.image import Image
+    from imgfs.image.image import Image
     from imgfs.kernel.assembled import Assembled
     from imgfs.kernel.driver import Driver
 

@@ -16,7 +16,7 @@ from imgfs.fuse.turns import IN_BACKGROUND
 from imgfs.overlay.scratch import Base
 
 if TYPE_CHECKING:
-    from imgfs.image import Image
+    from imgfs.image.image import Image
 
 log = logging.getLogger("imgfs.mount")
 

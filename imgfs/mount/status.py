@@ -10,7 +10,7 @@ from imgfs.mount.options import MountOptions
 from imgfs.store import Store
 
 if TYPE_CHECKING:
-    from imgfs.image import Image
+    from imgfs.image.image import Image
 
 
 def status(image: Image, store: Store, options: MountOptions, began: float) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from contextlib import closing
 
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.registry.amounts import MAX_DOCUMENT
 from imgfs.registry.ranges import Piece, cut_out, gather, range_header, window_of
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.session import Answer, Session, redirected
 
-MAX_DOCUMENT = 8 << 20  # bytes of a config
 _CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
 
 

@@ -12,20 +12,18 @@ from typing import NoReturn
 
 from imgfs.errors import ImgfsError, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.blobs import MAX_DOCUMENT, Blobs
+from imgfs.registry.amounts import Traffic
+from imgfs.registry.blobs import Blobs
 from imgfs.registry.body import CheckedBlob
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.endpoint import Endpoint
-from imgfs.registry.manifests import MAX_MANIFEST, Manifests
+from imgfs.registry.manifests import Manifests
 from imgfs.registry.referrers import Referrers
 from imgfs.registry.refusal import push_refusal
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
-from imgfs.registry.tags import describe_tags, existing_tags, list_tags
-from imgfs.registry.transport import Traffic
+from imgfs.registry.tags import existing_tags, list_tags
 from imgfs.registry.upload import Upload
-
-__all__ = ["MAX_DOCUMENT", "MAX_MANIFEST", "Client", "describe_tags"]
 
 
 class Client:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.registry.amounts import MAX_MANIFEST
 from imgfs.registry.refusal import delete_refusal, push_refusal
 from imgfs.registry.session import Answer, Session
 from imgfs.registry.upload import check_stored
 
-MAX_MANIFEST = 4 << 20  # bytes; what the spec asks registries to accept ("Pushing Manifests")
 _KEPT = 4  # manifests at hand
 _ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
 

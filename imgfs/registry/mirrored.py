@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.registry.amounts import Traffic
 from imgfs.registry.blobs import end_of
 from imgfs.registry.candidate import Candidate, Tried, hurried
 from imgfs.registry.client import Client
@@ -24,7 +25,6 @@ from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint
 from imgfs.registry.health import Health
 from imgfs.registry.refusal import redact
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.transport import Traffic
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
+from imgfs.registry.amounts import Traffic
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
@@ -18,7 +19,7 @@ from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
-from imgfs.registry.transport import Traffic, Transport, is_loopback
+from imgfs.registry.transport import Transport, is_loopback
 
 _MAX_TOKEN_REPLY = 1 << 20
 _MAX_REDIRECTS = 5

@@ -12,11 +12,12 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from imgfs import __version__
 from imgfs.errors import RegistryError, Unavailable
+from imgfs.registry.amounts import Traffic
 from imgfs.registry.body import Body
 from imgfs.registry.endpoint import Tls
 from imgfs.registry.failure import no_answer
@@ -38,13 +39,6 @@ _USUAL = {"User-Agent": f"imgfs/{__version__}"}
 # a blob is its bytes as stored; an encoding on the way would hide them
 _ALWAYS = {"Accept-Encoding": "identity"}
 _warned: set[tuple[int, str]] = set()  # (process, host) that is believed unseen
-
-
-class Traffic(NamedTuple):
-    """Requests sent and body bytes received so far."""
-
-    requests: int
-    bytes: int
 
 
 class Transport:

@@ -9,30 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.reference import LayoutReference, Reference
-from imgfs.registry.credentials import find_credentials
-from imgfs.registry.mirrored import Mirrored
-from imgfs.registry.places import Asked, Places
-from imgfs.registry.retry import Timeouts
-from imgfs.registry.transport import Traffic
+from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
+from imgfs.registry.amounts import Traffic
 from imgfs.source.inline import UNKNOWN_SIZE
-from imgfs.source.layout import LayoutSource
-from imgfs.source.registry import RegistrySource
 
-__all__ = [
-    "UNKNOWN_SIZE",
-    "Asked",
-    "LayoutSource",
-    "Places",
-    "RegistrySource",
-    "Source",
-    "Timeouts",
-    "Traffic",
-    "open_source",
-]
+if TYPE_CHECKING:
+    from imgfs.registry.places import Places
+    from imgfs.registry.retry import Timeouts
+
+__all__ = ["UNKNOWN_SIZE", "Source", "Traffic", "open_source"]
 
 
 class Source(Protocol):
@@ -81,7 +69,7 @@ def open_source(
     *,
     places: Places | None = None,
     auth_files: Sequence[Path] = (),
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    timeouts: Timeouts | None = None,
     ca_bundle: Path | None = None,
 ) -> Source:
     """The source of `reference`; asks for nothing yet.
@@ -91,12 +79,36 @@ def open_source(
     is a PEM file to trust instead of the usual certificates.
     """
     if isinstance(reference, LayoutReference):
+        from imgfs.source.layout import LayoutSource
+
         return LayoutSource(reference)
+    return _open_registry(reference, places, auth_files, timeouts, ca_bundle)
+
+
+def load_http() -> None:
+    """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
+    import imgfs.registry.adapter
+    import imgfs.source.registry  # noqa: F401
+
+
+def _open_registry(
+    reference: RegistryReference,
+    places: Places | None,
+    auth_files: Sequence[Path],
+    timeouts: Timeouts | None,
+    ca_bundle: Path | None,
+) -> Source:
+    from imgfs.registry.credentials import find_credentials
+    from imgfs.registry.mirrored import Mirrored
+    from imgfs.registry.places import Places
+    from imgfs.registry.retry import Timeouts
+    from imgfs.source.registry import RegistrySource
+
     named = reference.registry, reference.repository, reference.tag, reference.digest
     client = Mirrored(
         partial((places or Places()).of, *named),
         find_credentials=partial(find_credentials, auth_files),
-        timeouts=timeouts,
+        timeouts=timeouts or Timeouts(),
         ca_bundle=ca_bundle,
     )
     return RegistrySource(reference, client)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.transport import Traffic
+from imgfs.registry.amounts import Traffic
 from imgfs.source import Source
 
 
@@ -14,7 +14,11 @@ class WrappedSource:
     """Hands everything on to `source`."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._wrapped = source
+
+    @property
+    def _source(self) -> Source:
+        return self._wrapped
 
     def resolve(self) -> Descriptor:
         """What the reference names now."""

@@ -23,7 +23,9 @@ import zstandard
 
 from imgfs.content.profile import Profile
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, NotFound, StoreError, UsageError
-from imgfs.image import Image, Resolved, prepare, resolve
+from imgfs.image import Resolved, resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.inventory import evict
 from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.artifact import parse_artifact

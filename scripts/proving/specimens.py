@@ -12,7 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
-from imgfs.image import Image, prepare, resolve
+from imgfs.image import resolve
+from imgfs.image.image import Image
+from imgfs.image.prepare import prepare
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_MANIFEST
