@@ -9,8 +9,10 @@ import contextlib
 import logging
 import os
 import pickle
+import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +22,7 @@ from imgfs.errors import ImgfsError, MountError, StoreError
 log = logging.getLogger(__name__)
 
 Serve = Callable[[Callable[[], None]], None]  # is given what to call when it is ready; returns at its end
+GetReady = Callable[[], Iterator[None]]
 _READY = b"\0"
 
 
@@ -34,13 +37,12 @@ def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
 class Daemon(AbstractContextManager["Daemon"]):
     """A process of its own, forked at once: it gets ready while its caller finds out what it is to serve.
 
-    `get_ready` is called in it first, and then `serve` with the task that `start` sends, which must be one
-    that can be pickled. A daemon that has not been started by the end of the `with` block ends.
+    `get_ready` goes first in it: step by step, until its caller knows what is to be served; what has to be
+    done in any case is its first step. Then `serve` is called with the task that `start` sends, which must be
+    one that can be pickled. A daemon that has not been started by the end of the `with` block ends.
     """
 
-    def __init__(
-        self, get_ready: Callable[[], None], serve: Callable[[Any, Callable[[], None]], None]
-    ) -> None:
+    def __init__(self, get_ready: GetReady, serve: Callable[[Any, Callable[[], None]], None]) -> None:
         task, self._task = os.pipe()
         self._answer, answer = os.pipe()
         sys.stdout.flush()
@@ -54,31 +56,33 @@ class Daemon(AbstractContextManager["Daemon"]):
         os.close(answer)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
-        """Have it serve `task`, logging to `log_file`; returns when it is ready.
-
-        Raises MountError with the reason if it ends before that.
-        """
+        """Have it serve `task`, logging to `log_file`; whoever does so has to `wait`."""
+        self._log_file = log_file
         with contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # it has died: it says why
             self._task = -1
             pickle.dump((task, log_file, log_level), pipe)
+
+    def wait(self) -> None:
+        """Return when it is ready; raises MountError with the reason if it ends before that."""
         with open(self._answer, "rb") as pipe:
             self._answer = -1
             answer = pipe.read()
         if answer != _READY:
             os.waitpid(self._pid, 0)  # then it holds nothing any more
-            raise MountError(
-                answer.decode(errors="replace") or f"the daemon died before it could say why: see {log_file}"
-            )
+            said = answer.decode(errors="replace")
+            raise MountError(said or f"the daemon died before it could say why: see {self._log_file}")
 
     def __exit__(self, *_: object) -> None:
         if self._task >= 0:
+            os.kill(self._pid, signal.SIGKILL)  # it holds nothing yet
             os.close(self._task)
             os.close(self._answer)
+            self._task = -1
             os.waitpid(self._pid, 0)
 
 
 def _daemon(
-    get_ready: Callable[[], None],
+    get_ready: GetReady,
     serve: Callable[[Any, Callable[[], None]], None],
     task_pipe: int,
     answer: int,
@@ -95,7 +99,9 @@ def _daemon(
     try:
         os.setsid()  # what interrupts the caller is not meant for us: then nothing will come
         logging.basicConfig(handlers=[logging.NullHandler()])  # until there is a log the answer says it all
-        get_ready()
+        for _ in get_ready():
+            if select.select([task_pipe], [], [], 0)[0]:
+                break
         with open(task_pipe, "rb") as pipe:
             sent = pipe.read()
         if sent:

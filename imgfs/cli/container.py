@@ -28,22 +28,60 @@ from imgfs.runtime.user import User, find_user
 from imgfs.runtime.wishes import Defaults, Wishes
 
 
-def run_container(start: Start) -> int:
-    """Run a container to its end; its exit code, or the one for a command that could not be run."""
+def run_container(start: Start, mounting: Mounting) -> int:
+    """Run a container to its end; its exit code, or the one for a command that could not be run.
+
+    What a tag meant the last time is mounted while its registry is asked whether it still does: in most
+    cases that is so. The container only begins once it is known.
+    """
     wishes, options = start.wishes, start.options
     engine = Engine(find_runtime(options.runtime), cgroups_of_this_machine())
     warning = unenforced({"memory": wishes.memory, "cpu": wishes.cpus}, engine.cgroups)
     if warning:
         warn(warning)
     image = wanted(options)
+    guess = image.guess() if options.scratch is None else None
+    if guess is None:
+        return _contain(start, engine, image, image.prepare(), mounting)
+    try:
+        return _contain(start, engine, image, guess, mounting, is_guess=True)
+    except _Outdated as outdated:
+        with Mounting(options.driver) as another:
+            return _contain(start, engine, image, outdated.meant, another)
+
+
+class _Outdated(Exception):
+    """The reference means something else now."""
+
+    def __init__(self, meant: Resolved) -> None:
+        super().__init__(str(meant.digest))
+        self.meant = meant
+
+
+def _contain(
+    start: Start,
+    engine: Engine,
+    image: Wanted,
+    resolved: Resolved,
+    mounting: Mounting,
+    *,
+    is_guess: bool = False,
+) -> int:
+    """Mount `resolved` and run a container in it; if it was a guess, and wrong, raise _Outdated instead."""
+    options = start.options
     with contextlib.ExitStack() as stack:
-        mounting = stack.enter_context(Mounting(image.connect, image.store))
-        resolved = image.prepare()
         defaults = Defaults.parse(resolved.config.config)
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
         relay = stack.enter_context(Relay(Stopper(bundle.pid_file, defaults.stop_signal)))
         stack.enter_context(taken_down(bundle.rootfs))
-        _mount(start, resolved, image, bundle, mounting)
+        stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
+        _begin_mount(start, resolved, image, bundle, mounting)
+        try:
+            meant = image.prepare() if is_guess else resolved
+        finally:
+            mounting.wait()
+        if meant.digest != resolved.digest:
+            raise _Outdated(meant)
         refused = _write(start, resolved, bundle, _place(start, engine))
         if refused:
             return refused
@@ -72,13 +110,14 @@ def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> in
     return 0
 
 
-def _mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
+def _begin_mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
     scratch, tree = _scratch(start.options, image), image.store.tree(resolved.tree)
     if start.maps and tree:
         make_upper(scratch, tree)
     owner = (0, 0) if start.maps and is_lone(start.maps) else None
     check_mountable(bundle.rootfs, nonempty=False)
-    mounting.mount(resolved, _how(bundle, scratch, owner, start.options, for_all=True))
+    how = _how(bundle, scratch, owner, start.options, for_all=True)
+    mounting.begin(resolved, image.connect, image.store, how)
 
 
 def _place(start: Start, engine: Engine) -> Place:
@@ -95,15 +134,16 @@ def _place(start: Start, engine: Engine) -> Place:
 
 def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
     """Write a bundle with the image mounted in it, for another engine; raises ImgfsError."""
-    image, made = wanted(options), Bundle(Path(options.directory).absolute())
+    made = Bundle(Path(options.directory).absolute())
     made.rootfs.mkdir(parents=True, exist_ok=True)
     check_mountable(made.rootfs, nonempty=False)
     uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
     maps: Maps | None = None if is_root else ((Ids(0, uid, 1),), (Ids(0, gid, 1),))
-    with Mounting(image.connect, image.store) as mounting:
+    with Mounting(options.driver) as mounting:
+        image = wanted(options)
         resolved = image.prepare()
-        owner = (uid, gid) if maps else None
-        mounting.mount(resolved, _how(made, _scratch(options, image), owner, options, for_all=is_root))
+        how = _how(made, _scratch(options, image), (uid, gid) if maps else None, options, for_all=is_root)
+        mounting.mount(resolved, image.connect, image.store, how)
     try:
         defaults = Defaults.parse(resolved.config.config)
         container = _container(made.directory.name, made, defaults, wishes, maps)

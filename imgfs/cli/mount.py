@@ -5,21 +5,39 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgfs.errors import UsageError
 from imgfs.mounts import check_mountable, our_mount_at, unmount
-from imgfs.overlay.scratch import Scratch, named, volatile
-from imgfs.store import Store
+
+if TYPE_CHECKING:
+    from imgfs.cli.images import Wanted
+    from imgfs.mount import MountOptions
+    from imgfs.overlay.scratch import Scratch
+    from imgfs.store import Store
 
 
 def mount(options: argparse.Namespace) -> int:
     """Mount an image."""
-    from imgfs.cli.images import wanted
-    from imgfs.content import FillOptions
-    from imgfs.mount import Mounting, MountOptions, mount_in_foreground
+    from imgfs.mount import Mounting, mount_in_foreground
 
     if options.fill and options.offline:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
+    if options.foreground:
+        image, how = _meant(options)
+        mount_in_foreground(image.prepare(options.upto_layer), image.connect, image.store, how)
+    with Mounting(options.driver) as mounting:
+        image, how = _meant(options)
+        mounting.mount(image.prepare(options.upto_layer), image.connect, image.store, how)
+    return 0
+
+
+def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
+    """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
+    from imgfs.cli.images import wanted
+    from imgfs.content.fill import FillOptions
+    from imgfs.mount import MountOptions
+
     image = wanted(options)
     scratch = _scratch(options, image.store)
     squashed = options.squash_owner or (scratch is not None and os.geteuid() != 0)
@@ -38,11 +56,7 @@ def mount(options: argparse.Namespace) -> int:
         driver=options.driver,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
-    if how.foreground:
-        mount_in_foreground(image.prepare(options.upto_layer), image.connect, image.store, how)
-    with Mounting(image.connect, image.store) as mounting:
-        mounting.mount(image.prepare(options.upto_layer), how)
-    return 0
+    return image, how
 
 
 def umount(options: argparse.Namespace) -> int:
@@ -53,6 +67,8 @@ def umount(options: argparse.Namespace) -> int:
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
     """The scratch that --rw and --scratch ask for."""
+    from imgfs.overlay.scratch import named, volatile
+
     if options.scratch is not None:
         return named(options.scratch, store.root)
     return volatile(store.root) if options.rw else None

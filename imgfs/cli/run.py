@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -49,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.tty and not os.isatty(0):
         raise UsageError("-t: standard input is not a terminal")
     wishes = wishes_of(options)
-    name = options.name or secrets.token_hex(6)
+    name = options.name or os.urandom(6).hex()
     check_name(name)
     maps = id_maps() if os.geteuid() else None
     start = Start(wishes, name, maps, options)
@@ -72,9 +71,12 @@ def _inside(enter: Callable[[], None], start: Start) -> int:
     """What the child does, out of everybody's sight; an error is told there."""
     try:
         enter()
-        from imgfs.cli.container import run_container
+        from imgfs.mount import Mounting
 
-        return run_container(start)
+        with Mounting(start.options.driver) as mounting:
+            from imgfs.cli.container import run_container
+
+            return run_container(start, mounting)
     except ImgfsError as error:
         return complain(error)
     except OSError as error:

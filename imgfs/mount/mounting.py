@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from imgfs.daemon import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions
-from imgfs.source import Source
-from imgfs.store import Store
 
 if TYPE_CHECKING:
-    from imgfs.image import Image, Resolved
+    from imgfs.image import Resolved
+    from imgfs.image.image import Image
     from imgfs.metrics.address import Address
     from imgfs.metrics.endpoint import Endpoint
+    from imgfs.source import Source
+    from imgfs.store import Store
 
 log = logging.getLogger("imgfs.mount")
+
+_BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.image.proof", "imgfs.kernel.metadata", "imgfs.mount.bykernel")
+_BY_FUSE = ("imgfs.image.proof", "imgfs.mount.byfuse", "imgfs.mount.bykernel")
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
     """A mount to be: its daemon gets ready while the caller prepares the image.
 
-    `connect` opens the source of what the store lacks: in the daemon.
+    The sooner it is made, the better: the daemon loads what takes longest, beside its caller. `driver` is as
+    in MountOptions.
     """
 
-    def __init__(self, connect: Callable[[], Source], store: Store) -> None:
-        self._connect = connect
-        self._store = store
-        self._daemon = Daemon(_import_what_serves, self._serve)
+    def __init__(self, driver: str) -> None:
+        self._daemon = Daemon(partial(_load, driver), _serve_task)
 
-    def mount(self, resolved: Resolved, options: MountOptions) -> None:
-        """Mount a prepared image; returns when it answers. Raises ImgfsError."""
+    def mount(
+        self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
+    ) -> None:
+        """Mount a prepared image; returns when it answers. Raises ImgfsError.
+
+        `connect` opens the source of what the store lacks, in the daemon: it must be one that can be pickled.
+        """
+        self.begin(resolved, connect, store, options)
+        self.wait()
+
+    def begin(
+        self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
+    ) -> None:
+        """Begin to; whoever does so has to `wait`."""
         name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
-        self._daemon.start((resolved, options), self._store.logs / name, options.log_level)
+        task = resolved, connect, store, options
+        self._daemon.start(task, store.logs / name, options.log_level)
 
-    def _serve(self, task: tuple[Resolved, MountOptions], on_ready: Callable[[], None]) -> None:
-        resolved, options = task
-        _serve(resolved, self._connect, self._store, options, on_ready)
+    def wait(self) -> None:
+        """Return when what has been begun answers; raises ImgfsError if it cannot."""
+        self._daemon.wait()
 
     def __exit__(self, *_: object) -> None:
         self._daemon.__exit__()
@@ -59,11 +79,22 @@ def mount_in_foreground(
     run_in_foreground(serve, options.log_level)
 
 
-def _import_what_serves() -> None:
-    """Load what takes longest: it costs as much as all else together."""
-    import imgfs.image
-    import imgfs.mount.byfuse
-    import imgfs.mount.bykernel  # noqa: F401
+def _load(driver: str) -> Iterator[None]:
+    """Load what serves, the more likely it is to be needed the sooner."""
+    by_kernel = driver != "fuse" and os.geteuid() == 0
+    for modules in (_BY_KERNEL, _BY_FUSE) if by_kernel else (_BY_FUSE, _BY_KERNEL):
+        for module in modules:
+            importlib.import_module(module)
+        yield
+    from imgfs.source import load_http
+
+    load_http()
+
+
+def _serve_task(
+    task: tuple[Resolved, Callable[[], Source], Store, MountOptions], on_ready: Callable[[], None]
+) -> None:
+    _serve(*task, on_ready)
 
 
 def _serve(
@@ -75,15 +106,17 @@ def _serve(
 ) -> None:
     """Mount and answer the kernel until it is unmounted or a signal comes."""
     # here, in the daemon: the caller has no use for all that
-    from imgfs.image import Image
+    from imgfs.image.image import Image
     from imgfs.image.proof import Prover
     from imgfs.image.recording import NONE, profile_for
     from imgfs.mount.byfuse import serve_by_fuse
     from imgfs.mount.bykernel import served_by_kernel
     from imgfs.mount.status import status
+    from imgfs.source.later import LaterSource
 
+    _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(connect()))
+        source = stack.enter_context(contextlib.closing(LaterSource(connect)))
         image = stack.enter_context(Image(resolved, source, store))
         profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
         began = time.time()
@@ -105,6 +138,11 @@ def _serve(
         image.content.sync()
         _keep_recorded(image, store, options)
     log.info("unmounted %s", options.mountpoint)
+
+
+def _never_import_from(mountpoint: Path) -> None:
+    """Have Python not look for modules in what is mounted: it would wait for us, and we for it."""
+    sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(mountpoint)]
 
 
 def _endpoint(address: Address, tell: Callable[[], dict[str, Any]]) -> Endpoint:

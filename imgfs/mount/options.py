@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.overlay.scratch import Scratch
-
 if TYPE_CHECKING:
     from imgfs.content import FillOptions
     from imgfs.metrics.address import Address
+    from imgfs.overlay.scratch import Scratch
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,6 +118,8 @@ def _become_root(*, has_groups: bool) -> None:
 
 
 def _lend(command: str, pid: int, ids: Sequence[Ids]) -> None:
+    import subprocess  # here: root needs none of it
+
     words = [str(number) for one in ids for number in one]
     done = subprocess.run([command, str(pid), *words], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 from imgfs.oci.policy import Policy
@@ -26,12 +27,12 @@ def add_command(
 
 def lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
     """The function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
+    return partial(_carry_out, module, name)
 
-    def run(options: argparse.Namespace) -> int:
-        code: int = getattr(importlib.import_module(f"imgfs.cli.{module}"), name)(options)
-        return code
 
-    return run
+def _carry_out(module: str, name: str, options: argparse.Namespace) -> int:
+    code: int = getattr(importlib.import_module(f"imgfs.cli.{module}"), name)(options)
+    return code
 
 
 def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> None:
