@@ -14,6 +14,7 @@ from pathlib import Path
 
 _SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
+_ROOTS_RUNTIME = Path("/run/containers/0")  # where podman and skopeo have root's in a service, a job or `su`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,11 @@ class Environment:
         environ = os.environ
         store = store_root(environ, os.geteuid())
         return cls(
-            store, auth_files(environ), ca_bundle(environ), source_date(environ), registry_files(environ)
+            store,
+            auth_files(environ, os.geteuid()),
+            ca_bundle(environ),
+            source_date(environ),
+            registry_files(environ),
         )
 
 
@@ -65,17 +70,17 @@ def variables() -> Mapping[str, str]:
     return os.environ
 
 
-def auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+def auth_files(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
     """Where credentials may be, in order of precedence (containers-auth.json(5); docker login).
 
-    The files need not exist.
+    The files need not exist. Where no session has been begun for it, $XDG_RUNTIME_DIR is not set for root.
     """
     explicit, docker = environ.get("REGISTRY_AUTH_FILE"), environ.get("DOCKER_CONFIG")
     runtime = _absolute(environ, "XDG_RUNTIME_DIR")
     config = _config_home(environ)
     found = [
         Path(explicit).absolute() if explicit else None,
-        runtime / "containers/auth.json" if runtime else None,
+        runtime / "containers/auth.json" if runtime else _ROOTS_RUNTIME / "auth.json" if euid == 0 else None,
         config / "containers/auth.json",
         Path(docker).absolute() / "config.json" if docker else _home(environ) / ".docker/config.json",
     ]

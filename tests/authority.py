@@ -28,12 +28,21 @@ class Authority:
         self._make("/CN=Authority of tests", self.file, self._key, "basicConstraints=critical,CA:TRUE")
 
     def issue(self, name: str, *, days: int = 2, password: str = "") -> tuple[Path, Path]:
-        """A certificate for a host, which is its holder's to show to others as well, and its key."""
+        """A certificate for a host, which is its holder's to show to others as well, and its key.
+
+        It is good for some `days`, or has expired so many days ago.
+        """
         self._issued += 1
         certificate = self._directory / f"{self._issued}.crt"
         key = certificate.with_suffix(".key")
-        signed = ("-CA", str(self.file), "-CAkey", str(self._key), "-days", str(days))
-        self._make(f"/CN={name}", certificate, key, f"subjectAltName={_kind(name)}:{name}", *signed)
+        signed = ("-CA", str(self.file), "-CAkey", str(self._key), "-days")
+        names = f"subjectAltName={_kind(name)}:{name}"
+        self._make(f"/CN={name}", certificate, key, names, *signed, str(max(days, 1)))
+        if days < 1:
+            request, kept = str(key.with_suffix(".csr")), ("-copy_extensions", "copyall")
+            words = ("openssl", "x509", *kept, "-in")
+            _run(*words, str(certificate), "-x509toreq", "-signkey", str(key), "-out", request)
+            _run(*words, request, "-req", *signed, str(days), "-set_serial", "7", "-out", str(certificate))
         if password:
             locked = certificate.with_suffix(".locked")
             command = ["openssl", "ec", "-in", str(key), "-aes256", "-out", str(locked)]

@@ -51,8 +51,9 @@ class FakeSource:
         self.bodies[digest] = body
         return Descriptor(media_type, digest, len(body))
 
-    def resolve(self) -> Descriptor:
+    def resolve(self, *, whole: bool = False) -> Descriptor:
         """The descriptor that was given as the root."""
+        del whole
         self.resolved += 1
         self._check_there()
         if self.root is None:

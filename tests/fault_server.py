@@ -21,13 +21,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
+from tests.web_server import Handler, WebServer
 
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -87,7 +86,7 @@ class _Planned(NamedTuple):
     method: str | None
 
 
-class FaultServer:
+class FaultServer(WebServer):
     """A registry in this process: a context manager. Set the attributes freely.
 
     `token_server`: the base URL of a server whose `/token` issues tokens this one wants (may be itself).
@@ -104,7 +103,8 @@ class FaultServer:
     what is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__(_Handler, address)
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.tags: dict[str, list[str]] = {}
@@ -134,27 +134,9 @@ class FaultServer:
         self.uploads: dict[str, Begun] = {}
         self.cancelled: list[str] = []
         self._begun = 0
+        self._issued = 0
         self._faults: list[_Planned] = []
         self._lock = threading.Lock()
-        self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.registry = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    @property
-    def host(self) -> str:
-        """`127.0.0.1:PORT`, as in a reference."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
-
-    @property
-    def url(self) -> str:
-        """`http://127.0.0.1:PORT`."""
-        return f"http://{self.host}"
-
-    @property
-    def connections(self) -> int:
-        """How many connections were accepted so far."""
-        return self._server.accepted
 
     def add_blob(self, body: bytes, media_type: str = LAYER) -> Descriptor:
         """Serve `body`, in every repository."""
@@ -200,7 +182,8 @@ class FaultServer:
     def issue_token(self, asked: str = "") -> str:
         """A new token, from now on valid, for as much of the scope `asked` as there are grants for."""
         with self._lock:
-            token = f"token-{len(self.valid_tokens)}-{self.host}"
+            token = f"token-{self._issued}-{self.host}"
+            self._issued += 1
             self.valid_tokens.add(token)
             self.scopes[token] = {
                 resource: actions if self.grants is None else actions & self.grants.get(resource, set())
@@ -273,44 +256,6 @@ class FaultServer:
         self.blobs[digest] = whole
         return Reply(201, b"", {"Docker-Content-Digest": digest})
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.hang_up()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that server_close waits for them
-    request_queue_size = 64
-    registry: FaultServer
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
-        self._sockets: set[socket.socket] = set()
-        self.accepted = 0
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._sockets.add(request)
-        self.accepted += 1
-        super().process_request(request, client_address)
-
-    def hang_up(self) -> None:
-        """End every connection, so that every handler ends."""
-        for connection in list(self._sockets):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the game."""
-
 
 class Reply(NamedTuple):
     status: int
@@ -318,34 +263,9 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
-    def do_PATCH(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """The server keeps its own log."""
-
-    def _answer(self) -> None:
-        registry = self.server.registry
+class _Handler(Handler):
+    def answer(self) -> None:
+        registry: FaultServer = self.owner
         fault = registry.next_fault(self.command, self.path)
         seen = self._read(fault)
         registry.note(seen)
@@ -418,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a body slowly, a twentieth of a second's worth at a time."""
         size = max(1, int(rate / 20))
         for at in range(0, len(body), size):
-            if self.server.registry.closing.wait(size / rate):
+            if self.owner.closing.wait(size / rate):
                 return
             self.wfile.write(body[at : at + size])
 

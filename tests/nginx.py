@@ -44,11 +44,11 @@ http {{
 
 
 @contextmanager
-def nginx(directory: Path, server: str, *, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
+def nginx(
+    directory: Path, server: str, *, tls: tuple[Path, Path] | None = None, port: int | None = None
+) -> Iterator[str]:
     """Run it with the lines `server` in its only server block: its `host:port`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = port or _free_port()
     directory.mkdir(parents=True)
     if tls:
         server = f"ssl_certificate {tls[0]};\nssl_certificate_key {tls[1]};\n{server}"
@@ -65,6 +65,12 @@ def nginx(directory: Path, server: str, *, tls: tuple[Path, Path] | None = None)
     finally:
         process.terminate()
         process.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

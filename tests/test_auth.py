@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest
 from imgfs.registry.credentials import Credentials
-from imgfs.registry.realm import check_realm
+from imgfs.registry.realm import check_address, check_realm
 
 CANARY = "canary-5e1f"
 ANN = Credentials("ann", CANARY)
@@ -106,6 +106,54 @@ def test_without_tls_a_registry_by_name_may_have_its_token_server_at_a_private_a
 
 
 @pytest.mark.parametrize(
+    ("registry", "number", "host", "address"),
+    [
+        ("registry.corp.example", "10.0.0.5", "auth.other.example", "10.9.9.9"),  # a network of its own
+        (
+            "registry.corp.example",
+            "93.184.215.14",
+            "auth.corp.example",
+            "10.0.0.6",
+        ),  # a name seen from inside
+        ("registry.git.example.com", "93.184.215.14", "git.example.com", "10.0.0.6"),
+        ("h.io", "127.0.0.1", "auth.io", "127.0.0.1"),  # all of it on this machine
+        ("h.io", "93.184.215.14", "h.io", "127.0.0.1"),  # the registry's own host
+        ("h.io", None, "auth.io", "93.184.215.14"),  # found by a proxy
+    ],
+)
+def test_a_token_server_is_believed_where_its_registry_is_a_neighbour(
+    registry: str, number: str | None, host: str, address: str
+) -> None:
+    check_address(host, address, registry=registry, secure=True, number=number)
+
+
+@pytest.mark.parametrize(
+    ("number", "host", "address", "why"),
+    [
+        ("93.184.215.14", "auth.example", "10.0.0.6", "10.0.0.6, which is a private address"),
+        ("93.184.215.14", "auth.example", "127.0.0.1", "this machine"),
+        ("93.184.215.14", "auth.h.io", "127.0.0.1", "this machine"),  # of the same domain
+        ("93.184.215.14", "auth.example", "::ffff:10.0.0.6", "a private address"),
+        ("93.184.215.14", "auth.example", "fe80::1", "something else to everybody"),
+        (None, "auth.example", "10.0.0.6", "a private address"),
+        ("10.0.0.5", "auth.example", "127.0.0.1", "this machine"),
+        ("10.0.0.5", "auth.example", "169.254.169.254", "something else to everybody"),
+        ("127.0.0.1", "auth.example", "169.254.169.254", "something else to everybody"),
+    ],
+)
+def test_a_name_that_means_a_server_which_only_we_can_reach_is_refused(
+    number: str | None, host: str, address: str, why: str
+) -> None:
+    with pytest.raises(Unauthorized, match=f"^the registry h.io names a token server at {host}, .*{why}"):
+        check_address(host, address, registry="h.io", secure=True, number=number)
+
+
+def test_a_registry_that_is_found_to_be_a_neighbour_may_name_one_by_its_number() -> None:
+    realm = "https://10.0.0.6/t"
+    assert check_realm(realm, registry="registry.corp.example", secure=True, number="10.0.0.5") == realm
+
+
+@pytest.mark.parametrize(
     "realm",
     [
         "",
@@ -167,6 +215,31 @@ def test_credentials_are_read_anew_for_each_token() -> None:
     flow = auth.authorize()
     request = next(flow)
     assert request.headers["Authorization"] == "Basic YW5uOm5ldw=="  # ann:new
+
+
+def test_a_registry_token_is_sent_as_it_is_and_read_again_in_a_minute_or_when_refused() -> None:
+    now, kept = [0.0], ["one"]
+    auth = authorizer(lambda: Credentials("", kept[0], registry_token=True), clock=lambda: now[0])
+    assert drive(auth.challenged(bearer(), None)) == "Bearer one"
+    assert drive(auth.challenged(bearer(), "Bearer one")) is None  # there is no other
+    kept[0] = "two"
+    assert drive(auth.authorize()) == "Bearer one"
+    now[0] = 61.0
+    assert drive(auth.authorize()) == "Bearer two"
+    kept[0] = "three"
+    assert drive(auth.challenged(bearer(), "Bearer two")) == "Bearer three"
+
+
+def test_a_registry_token_is_no_password() -> None:
+    auth = authorizer(lambda: Credentials("ann", CANARY, registry_token=True))
+    assert drive(auth.challenged([Challenge("basic", {})], None)) is None
+
+
+def test_a_registry_token_that_no_header_can_have_is_refused_without_showing_it() -> None:
+    auth = authorizer(lambda: Credentials("", f"{CANARY}\r\nX: y", registry_token=True))
+    with pytest.raises(Unauthorized, match="no header has") as caught:
+        drive(auth.challenged(bearer(), None))
+    assert CANARY not in str(caught.value)
 
 
 def test_rotated_basic_credentials_are_read_again_when_refused() -> None:

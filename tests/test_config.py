@@ -49,16 +49,15 @@ def test_credentials_are_looked_for_where_others_keep_them_in_their_order() -> N
         "DOCKER_CONFIG": "/docker",
         **HOME,
     }
-    assert list(map(str, auth_files(environ))) == [
+    assert list(map(str, auth_files(environ, 0))) == [
         "/auth.json",
         "/run/user/1000/containers/auth.json",
         "/config/containers/auth.json",
         "/docker/config.json",
     ]
-    assert list(map(str, auth_files(HOME))) == [
-        "/home/ann/.config/containers/auth.json",
-        "/home/ann/.docker/config.json",
-    ]
+    others = ["/home/ann/.config/containers/auth.json", "/home/ann/.docker/config.json"]
+    assert list(map(str, auth_files(HOME, 1000))) == others
+    assert list(map(str, auth_files(HOME, 0))) == ["/run/containers/0/auth.json", *others]
 
 
 def test_the_users_files_about_registries_come_before_the_systems() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from imgfs.errors import ImgfsError, Unauthorized, UsageError
-from imgfs.registry import credhelpers
 from imgfs.registry.credentials import (
     Credentials,
     find_credentials,
@@ -97,14 +96,13 @@ def test_a_helper_that_misbehaves_is_named(helper: Any, tmp_path: Path, script: 
     ],
 )
 def test_a_helper_that_hangs_is_ended_with_its_children_and_named(
-    helper: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+    helper: Any, tmp_path: Path, script: str
 ) -> None:
-    monkeypatch.setattr(credhelpers, "TIMEOUT", 1.0)
     helper(script)
     path = written(tmp_path / "auth.json", credHelpers={"h.io": "test"})
     began = time.monotonic()
     with pytest.raises(Unauthorized, match=r"^docker-credential-test get: no answer within 1 s$"):
-        find_credentials([path], "h.io", "x")
+        find_credentials([path], "h.io", "x", seconds=1.0)
     assert time.monotonic() - began < 10
     pid = int((tmp_path / "pid").read_text())
     until(lambda: not is_alive(pid), "its child has ended")

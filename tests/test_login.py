@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import shlex
 import shutil
 import stat
 import subprocess
@@ -256,10 +257,12 @@ def test_on_a_terminal_it_asks_and_does_not_echo(imgfs: Imgfs, private: FaultSer
 # where it is kept
 
 
+def others(program: str) -> Any:
+    return pytest.param(program, marks=pytest.mark.skipif(not shutil.which(program), reason=f"no {program}"))
+
+
 def test_it_is_kept_where_podman_keeps_it(imgfs: Imgfs, private: FaultServer, tmp_path: Path) -> None:
     home = imgfs.directory / "home"
-    assert login(imgfs, private.host).code == 0
-    assert list(auths(home / ".config/containers/auth.json")) == [private.host]
     imgfs.environment["XDG_RUNTIME_DIR"] = str(tmp_path)
     assert login(imgfs, private.host).code == 0
     assert list(auths(tmp_path / "containers/auth.json")) == [private.host]
@@ -269,7 +272,27 @@ def test_it_is_kept_where_podman_keeps_it(imgfs: Imgfs, private: FaultServer, tm
     assert list(auths(tmp_path / "mine")) == [private.host]
 
 
-def test_logging_out_says_who_still_knows(imgfs: Imgfs, private: FaultServer) -> None:
+OWN_RUN = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && eval "$0"')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /run of its own")
+@pytest.mark.parametrize("program", ["imgfs", others("skopeo"), others("podman")])
+def test_without_a_session_roots_are_kept_where_podman_keeps_them(
+    imgfs: Imgfs, private: FaultServer, program: str
+) -> None:
+    """As in a service, a job of cron or after `su`: who has logged in by one is known to the other."""
+    words = imgfs.command("login") if program == "imgfs" else [program, "login", "--tls-verify=false"]
+    words = [*words, "-u", "ann", "--password-stdin", private.host]
+    asked = imgfs.command("logout", "--all", private.host)
+    script = f"{shlex.join(words)} && cat /run/containers/0/auth.json && {shlex.join(asked)}"
+    ran = imgfs.program(*OWN_RUN, script, input=SECRET.encode())
+    assert ran.code == 0, ran
+    assert f'"{private.host}"' in ran.text
+    assert ran.text.endswith(f"logged out of {private.host}: removed from /run/containers/0/auth.json\n")
+
+
+def test_logging_out_says_who_still_knows(imgfs: Imgfs, private: FaultServer, tmp_path: Path) -> None:
+    imgfs.environment["XDG_RUNTIME_DIR"] = str(tmp_path)
     login(imgfs, private.host)
     login(imgfs, "--docker", private.host)
     home = imgfs.directory / "home"
@@ -277,7 +300,7 @@ def test_logging_out_says_who_still_knows(imgfs: Imgfs, private: FaultServer) ->
     assert ran.code == 0
     assert ran.err == f"imgfs: {home}/.docker/config.json still has credentials for it (--all)\n"
     said = imgfs.run("logout", private.host).complaint()
-    assert said.startswith(f"not logged in to {private.host}: nothing in {home}/.config/containers/auth.json")
+    assert said.startswith(f"not logged in to {private.host}: nothing in {tmp_path}/containers/auth.json")
     assert "still has" in said
     assert imgfs.ok("logout", "--all", private.host)
     assert "still has" not in imgfs.run("logout", private.host).complaint()
@@ -324,10 +347,6 @@ def test_a_helper_keeps_it_if_the_file_names_one(
 
 
 # what others find
-
-
-def others(program: str) -> Any:
-    return pytest.param(program, marks=pytest.mark.skipif(not shutil.which(program), reason=f"no {program}"))
 
 
 @pytest.mark.parts

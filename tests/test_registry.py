@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -452,6 +453,30 @@ def test_a_refusal_is_not_tried_again(server: FaultServer, client: Client, statu
     assert len(server.log) == 1
 
 
+LATE = Timeouts(connect=20.0, read=20.0, deadline=1.0, backoff=0.01, tries=99)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(pause=20.0), Fault(stall_after=10), Fault(rate=1000.0), Fault(drop=True), Fault(status=500)],
+    ids=["no answer", "a stall", "a trickle", "no luck", "a refusal"],
+)
+@pytest.mark.parametrize("victim", ["/blobs/", "/token"])
+def test_the_deadline_is_kept_whatever_a_single_step_may_take(
+    server: FaultServer, victim: str, fault: Fault
+) -> None:
+    blob = server.add_blob(BODY)
+    server.token_server = server.url
+    server.token_reply = {"padding": "x" * 10_000}
+    server.inject(fault, on=victim, times=999)
+    began = time.monotonic()
+    client = client_of(server.host, "ns/app", timeouts=LATE)
+    with pytest.raises(Unavailable):
+        read(client, blob)
+    assert time.monotonic() - began < LATE.deadline + 2.0
+    client.close()
+
+
 def test_retry_after_beyond_the_deadline_fails_at_once(server: FaultServer, client: Client) -> None:
     blob = server.add_blob(BODY)
     server.inject(Fault(status=429, headers={"Retry-After": "3600"}), times=100)
@@ -885,6 +910,30 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
         find_credentials([path], "h.io", "x")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+def test_a_file_that_this_user_may_not_even_see_is_as_good_as_none(open_path: Path) -> None:
+    """As `/run/containers/0` is to the root of a user namespace. One that may be seen must be readable."""
+    path = write_auths(open_path / "theirs/auth.json", auths={"h.io": encoded("x:y")})
+    path.chmod(0)
+    path.parent.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert find_credentials([path], "h.io", "x") is None
+        os.seteuid(0)
+        path.parent.chmod(0o711)
+        os.seteuid(65534)
+        with pytest.raises(UsageError, match=r"auth\.json: cannot read credentials: Permission denied"):
+            find_credentials([path], "h.io", "x")
+    finally:
+        os.seteuid(0)
+
+
+def test_a_registry_token_comes_before_what_could_be_traded_for_one(tmp_path: Path) -> None:
+    entry = {**encoded("u:p"), "identitytoken": "idt", "registrytoken": "rt"}
+    path = write_auths(tmp_path / "a", auths={"h.io": entry})
+    assert find_credentials([path], "h.io", "x") == Credentials("u", "rt", registry_token=True)
+
+
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     path = tmp_path / "docker-credential-test"
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -947,14 +996,17 @@ def test_a_secret_is_not_in_the_representation() -> None:
 
 def test_auth_files_come_in_order_of_precedence() -> None:
     environ = {"HOME": "/h", "XDG_RUNTIME_DIR": "/run/u", "REGISTRY_AUTH_FILE": "/explicit"}
-    assert [str(path) for path in config.auth_files(environ)] == [
+    assert [str(path) for path in config.auth_files(environ, 0)] == [
         "/explicit",
         "/run/u/containers/auth.json",
         "/h/.config/containers/auth.json",
         "/h/.docker/config.json",
     ]
     moved = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "DOCKER_CONFIG": "/d", "XDG_RUNTIME_DIR": "relative"}
-    assert [str(path) for path in config.auth_files(moved)] == ["/c/containers/auth.json", "/d/config.json"]
+    assert [str(path) for path in config.auth_files(moved, 1000)] == [
+        "/c/containers/auth.json",
+        "/d/config.json",
+    ]
 
 
 @pytest.mark.parametrize(

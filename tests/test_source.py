@@ -115,6 +115,13 @@ def test_a_tag_resolves_to_its_manifest(world: World) -> None:
     assert source.document(resolved) == MANIFEST
 
 
+def test_a_tag_resolves_together_with_its_manifest(world: World) -> None:
+    source, manifest, _, _ = world
+    resolved = source.resolve(whole=True)
+    assert same_content(resolved) == same_content(manifest)
+    assert source.document(resolved) == MANIFEST
+
+
 def test_configs_are_documents_too(world: World) -> None:
     source, _, config, _ = world
     assert source.document(config) == b"{}"
@@ -191,6 +198,19 @@ def test_a_pinned_reference_is_resolved_without_a_request(
     assert same_content(resolved) == (manifest.digest, UNKNOWN_SIZE)
     assert server.log == []
     assert source.document(resolved) == MANIFEST
+
+
+def test_a_tag_costs_a_head_and_a_get_or_with_its_document_one_get(
+    server: FaultServer, opened: Callable[[str], Source]
+) -> None:
+    server.add_manifest("app", "v1", MANIFEST)
+    for whole, methods in ((False, ["HEAD", "GET"]), (True, ["GET"])):
+        source = opened("app:v1")
+        assert source.document(source.resolve(whole=whole)) == MANIFEST
+        assert [seen.method for seen in server.log] == methods
+        server.log.clear()
+    with pytest.raises(NotFound, match="has no tag 'v2'; there are: v1"):
+        opened("app:v2").resolve(whole=True)
 
 
 def test_a_manifest_under_a_strange_media_type_is_found(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -25,13 +26,15 @@ from imgfs.registry.places import Asked, Places
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import CONNECTIONS
 from imgfs.source import Source, open_source
+from tests import tarmake as tar
 from tests.authority import Authority, needs_openssl
 from tests.clients import client_of
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer
 from tests.forward_proxy import ForwardProxy
-from tests.mounted import Imgfs
+from tests.mounted import Imgfs, gzipped, until
 from tests.nginx import needs_nginx, nginx
+from tests.test_mount import errno_of
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -93,20 +96,29 @@ def test_a_private_authority_is_believed_beside_the_usual_ones(
     assert read(instead, blob) == BODY
 
 
-@pytest.mark.parametrize("name", ["another authority", "another host"])
+UNTRUSTED = {
+    "another authority": r"its certificate is not trusted: .* \(of a private authority\? --tls-ca\)$",
+    "another host": r"its certificate is not trusted: IP address mismatch.*127\.0\.0\.1'\.?$",
+    "yesterday": r"its certificate is not trusted: certificate has expired$",
+}
+
+
+def untrusted(authority: Authority, why: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate that is not to be believed by those who trust the authority, for some reason."""
+    if why == "another authority":
+        authority = Authority(tmp_path / "another")
+    return authority.issue("127.0.0.2" if why == "another host" else HERE, days=-(why == "yesterday") or 1)
+
+
+@pytest.mark.parametrize("why", UNTRUSTED)
 def test_nobody_else_is_believed_and_the_error_says_why(
-    tmp_path: Path, server: FaultServer, authority: Authority, stack: ExitStack, name: str
+    tmp_path: Path, server: FaultServer, authority: Authority, stack: ExitStack, why: str
 ) -> None:
-    tls = authority.issue("127.0.0.2" if name == "another host" else HERE)
+    tls = untrusted(authority, why, tmp_path)
     host = stack.enter_context(nginx(tmp_path / "nginx", before(server.host), tls=tls))
-    trusted = Tls((authority.file,)) if name == "another host" else Tls()
-    client = over_tls(host, trusted)
+    client = over_tls(host, Tls((authority.file,)))
     stack.callback(client.close)
-    expected = {
-        "another authority": r"its certificate is not trusted: .* \(of a private authority\? --tls-ca\)$",
-        "another host": r"its certificate is not trusted: IP address mismatch.*127\.0\.0\.1'\.?$",
-    }
-    with pytest.raises(RegistryError, match=expected[name]) as raised:
+    with pytest.raises(RegistryError, match=UNTRUSTED[why]) as raised:
         client.head_manifest("v1")
     assert not isinstance(raised.value, Unavailable)  # it would be the same tomorrow
     assert server.log == []
@@ -241,13 +253,16 @@ def test_a_redirect_to_this_machine_is_refused_to_one_that_is_not_on_it(
         "http://localhost/x",
         "http://169.254.169.254/latest",
         "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://0.0.0.0/",
+        "http://127.1/",
     ):
         server.inject(Fault(status=307, headers={"Location": place}), on="/blobs/")
         with pytest.raises(
             RegistryError, match=r"redirected to http://.*, which is this machine's own affair"
         ):
             read(client, blob)
-    assert len(server.log) == 4
+    assert len(server.log) == 7
 
 
 # configuration
@@ -287,6 +302,39 @@ def test_a_registry_behind_tls_is_mounted_with_what_certs_d_says_and_not_without
     careless = imgfs.run("ls", "--insecure", f"{host}/app:v1")
     assert careless.code == 0
     assert f"INSECURE: whoever answers as {host} is believed" in careless.err
+
+
+@needs_docker_registry
+@pytest.mark.parts
+@pytest.mark.kernel
+@pytest.mark.parametrize("why", UNTRUSTED)
+def test_a_certificate_that_goes_bad_is_an_error_and_nothing_takes_its_place(
+    tmp_path: Path, imgfs: Imgfs, authority: Authority, stack: ExitStack, why: str
+) -> None:
+    """Neither what was resolved before, nor the same without TLS; a mount says so, and heals."""
+    imgfs.expected.append("(ERROR|WARNING) .*certificate is not trusted")
+    registry = stack.enter_context(docker_registry(tmp_path / "data"))
+    push_image(registry, "app", "v1", [gzipped(tar.archive(tar.file("file", BODY))).blob])
+    asked = tmp_path / "asked"
+    lines = f"access_log {asked};\n{before(registry)}"
+    good = authority.issue(HERE)
+    with nginx(tmp_path / "before", lines, tls=good) as host:
+        port = int(host.rpartition(":")[2])
+        image = f"{host}/app:v1"
+        at = imgfs.mount(image, "--tls-ca", str(authority.file), "--read-timeout", "5")
+        imgfs.evict(image)
+    asked.write_text("")
+    with nginx(tmp_path / "bad", lines, tls=untrusted(authority, why, tmp_path), port=port):
+        words = ("mount", "--tls-ca", authority.file, image, imgfs.mountpoint("other"))
+        assert "certificate is not trusted" in imgfs.run(*words).complaint()
+        assert errno_of(lambda: (at / "file").read_bytes()) == errno.EIO
+        shown = " ".join(imgfs.ok("status", at).split())
+        assert "certificate is not trusted" in shown
+    assert asked.read_text() == ""  # nor was it asked for anything in plain text
+    with nginx(tmp_path / "after", lines, tls=good, port=port):
+        until(lambda: errno_of(lambda: (at / "file").read_bytes()) is None, "the mount has healed")
+        assert (at / "file").read_bytes() == BODY
+        imgfs.umount(at)
 
 
 # mirrors
@@ -497,6 +545,20 @@ def test_a_proxy_that_is_away_is_named(proxied: pytest.MonkeyPatch, stack: ExitS
     client = plain("registry.test", timeouts=replace(FAST, tries=1))
     stack.callback(client.close)
     with pytest.raises(Unavailable, match=rf"Connection refused \(through the proxy {url}\)"):
+        client.head_manifest("v1")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://ann:secret@127.0.0.1:1", "ftp://127.0.0.1:1", "http://"])
+def test_a_proxy_that_is_none_of_the_web_is_named_without_its_password(
+    proxied: pytest.MonkeyPatch, stack: ExitStack, proxy: str
+) -> None:
+    proxied.setenv("HTTP_PROXY", proxy)
+    client = plain("registry.test")
+    stack.callback(client.close)
+    shown = proxy.replace("ann:secret@", "")
+    with pytest.raises(
+        RegistryError, match=rf"cannot be asked for \(through the proxy {shown}.*only those at http:"
+    ):
         client.head_manifest("v1")
 
 

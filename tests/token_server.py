@@ -18,11 +18,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.web_server import Handler, WebServer
 
 _LEEWAY = 60  # seconds that docker-registry takes a token beyond its end (registry/auth/token, Leeway)
 _ISSUER, _SERVICE = "imgfs-tests", "registry.test"
@@ -40,7 +40,7 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path]:
     return made
 
 
-class TokenServer:
+class TokenServer(WebServer):
     """Gives tokens to `users`, by their passwords, and for `refresh` tokens: a context manager.
 
     Set the attributes freely: who is known, `allowed` actions of everybody, and how long tokens live.
@@ -50,6 +50,7 @@ class TokenServer:
     def __init__(
         self, directory: Path, users: Mapping[str, str], *, lifetime: int = 60, claimed: int | None = None
     ) -> None:
+        super().__init__(_Handler)
         self.users = dict(users)
         self.refresh: set[str] = set()
         self.posting = True
@@ -59,14 +60,11 @@ class TokenServer:
         self.granted = 0
         self._certificate, self._key = certificate(directory / "token-server", "localhost")
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.tokens = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     @property
     def realm(self) -> str:
         """The URL that tokens are asked of."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/token"
+        return f"{self.url}/token"
 
     @property
     def configuration(self) -> dict[str, str]:
@@ -119,17 +117,6 @@ class TokenServer:
         done = subprocess.run(words, input=signed.encode(), check=True, capture_output=True)
         return f"{signed}.{_encode(done.stdout)}"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
 
 def _body_of(pem: Path) -> list[str]:
     return [line for line in pem.read_text().splitlines() if "-----" not in line]
@@ -144,29 +131,11 @@ def _encode(body: bytes) -> str:
     return base64.urlsafe_b64encode(body).decode().rstrip("=")
 
 
-class _Server(ThreadingHTTPServer):
-    tokens: TokenServer
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_GET(self) -> None:
-        self._answer(parse_qs(urlsplit(self.path).query), posted=False)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(parse_qs(body.decode()), posted=True)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Quiet."""
-
-    def _answer(self, asked: Mapping[str, list[str]], *, posted: bool) -> None:
-        status, fields = self.server.tokens.answer(
-            self.headers.get("Authorization", ""), asked, posted=posted
-        )
-        body = json.dumps(fields).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+class _Handler(Handler):
+    def answer(self) -> None:
+        posted = self.command == "POST"
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        asked = parse_qs(body if posted else urlsplit(self.path).query)
+        tokens: TokenServer = self.owner
+        status, fields = tokens.answer(self.headers.get("Authorization", ""), asked, posted=posted)
+        self.reply(status, json.dumps(fields).encode())

@@ -11,10 +11,13 @@ manifests     its manifests, by tag or digest      blobs    its blobs, read whol
 tags          the list of its tags                 pages    lists that come in pages
 referrers     what refers to its manifests: the registry's list, or one kept under a tag
 session       requests with authorization, along redirects
+redirects     where those may lead
 transport     single requests over kept connections; it and `adapter` alone import requests
+names         what a host's name means, within its time
 response      what comes back                      failure  why nothing does
 tls           whom TLS believes, and what it shows
 auth          the authentication dance, as generators over plain values
+dance         that dance over the wire
 realm         which token servers are believed
 credentials   what the files of docker and podman say of a registry
 authfile      those files, read and changed      credhelpers   programs that keep credentials

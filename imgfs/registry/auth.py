@@ -117,8 +117,9 @@ class Authorizer:
     """Knows how to get in to one registry. Not safe in threads: the one who drives it holds a lock.
 
     `credentials` is asked whenever a token is needed, so that a helper's short-lived secrets stay fresh.
-    `secure` says that the registry is reached over TLS, `registry` at which host: secrets do not go to every
-    token server that it may name (`realm`). Without a `registry` the token server may be anywhere.
+    `secure` says that the registry is reached over TLS, `registry` at which host, and `number` at which
+    address that is: secrets do not go to every token server that it may name (`realm`). Without a `registry`
+    the token server may be anywhere.
     A `scope` given with a request is asked for on top of what the registry's challenge names.
     """
 
@@ -129,12 +130,14 @@ class Authorizer:
         default_scope: str,
         secure: bool,
         registry: str = "",
+        number: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
         self._default_scope = default_scope
         self._secure = secure
         self._registry = registry
+        self._number = number
         self._clock = clock
         self._tokens: dict[_Grant, _Token] = {}
         self._grant: _Grant | None = None  # what the registry asked for last
@@ -169,16 +172,17 @@ class Authorizer:
             del self._tokens[grant.widened(scope)]
         header = yield from self._bearer(grant.widened(scope))
         self._grant = grant  # now only: a mount's scope that the token server refuses must not stay
-        return header
+        return header if header != refused else None
 
     def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
-        realm = check_realm(parameters.get("realm", ""), registry=self._registry, secure=self._secure)
+        said = parameters.get("realm", "")
+        realm = check_realm(said, registry=self._registry, secure=self._secure, number=self._number())
         return _Grant(realm, parameters.get("service", ""), parameters.get("scope", self._default_scope))
 
     def _basic_header(self) -> str | None:
         with self._in_line():
             credentials = self._credentials()
-        return _basic(credentials) if credentials and not credentials.identity_token else None
+        return _basic(credentials) if credentials and credentials.is_password else None
 
     def _bearer(self, grant: _Grant) -> Flow:
         token = self._tokens.get(grant)
@@ -207,7 +211,9 @@ class Authorizer:
 def _fetch_token(
     grant: _Grant, credentials: Credentials | None
 ) -> Generator[TokenRequest, TokenReply, tuple[str, float]]:
-    """Ask for a token: the token and its lifetime in seconds."""
+    """Ask for a token: the token and its lifetime in seconds. Some already have it."""
+    if credentials and credentials.registry_token:
+        return _read_kept(credentials.secret), _DEFAULT_LIFETIME
     if credentials and credentials.identity_token:
         reply = yield _post_request(grant, credentials)
         if reply.status in _NO_POST:
@@ -215,6 +221,12 @@ def _fetch_token(
     else:
         reply = yield _get_request(grant, credentials)
     return _read_token(reply, grant, credentials)
+
+
+def _read_kept(token: str) -> str:
+    if not _BEARER.fullmatch(token):
+        raise Unauthorized("the registry token that is kept for it is none: it has signs that no header has")
+    return token
 
 
 def _get_request(grant: _Grant, credentials: Credentials | None) -> TokenRequest:

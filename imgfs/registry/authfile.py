@@ -69,7 +69,20 @@ def _content(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if _is_out_of_sight(path):
+            return None
         raise UsageError(f"{path}: cannot read credentials: {error.strerror}") from error
+
+
+def _is_out_of_sight(path: Path) -> bool:
+    """Whether this user may not even know if the file is there: a namespace's root is not the machine's."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _parse(body: bytes, path: Path) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailabl
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.amounts import MAX_DOCUMENT
 from imgfs.registry.ranges import Piece, cut_out, gather, range_header, window_of
+from imgfs.registry.redirects import redirected
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
-from imgfs.registry.session import Answer, Session, redirected
+from imgfs.registry.session import Answer, Session
 
 _CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
 

@@ -72,14 +72,17 @@ class Client:
         """What a tag that may well be missing names now: NotFound costs no more than the one request."""
         return self._manifests.head(tag)
 
-    def manifest(self, name: str | Digest) -> tuple[Descriptor, bytes]:
+    def manifest(self, name: str | Digest, *, brief: bool = False) -> tuple[Descriptor, bytes]:
         """Fetch a manifest or index by tag or digest: its descriptor and its bytes, at most 4 MiB.
 
-        Raises NotFound naming the tags there are, IntegrityError if the bytes are not the digest's.
+        Raises NotFound naming the tags there are, unless that is to be `brief`, IntegrityError if the bytes
+        are not the digest's.
         """
         try:
             fetched = self._manifests.fetch(name)
         except NotFound as error:
+            if brief:
+                raise
             self._explain_missing(name, error)
         return fetched.descriptor, fetched.body
 

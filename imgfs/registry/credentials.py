@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.registry.authfile import change_auth_file, read_auth_file
-from imgfs.registry.credhelpers import Kept, ask_helper, clear_helper, program_of, tell_helper
+from imgfs.registry.credhelpers import TIMEOUT, Kept, ask_helper, clear_helper, program_of, tell_helper
 
 _HUB_KEY = "https://index.docker.io/v1/"  # what `docker login` writes for Docker Hub
 _HUB_NAMES = (_HUB_KEY, "index.docker.io", "registry-1.docker.io")
@@ -27,11 +27,18 @@ _DOCKERS = "config.json"  # the name of docker's file
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password, or (`identity_token`) a secret to be traded for access tokens."""
+    """A user name and a password, or (`identity_token`) a secret to be traded for access tokens, or
+    (`registry_token`) such an access token itself."""
 
     username: str
     secret: str = field(repr=False)
     identity_token: bool = False
+    registry_token: bool = False
+
+    @property
+    def is_password(self) -> bool:
+        """Whether they are for Basic authentication."""
+        return not self.identity_token and not self.registry_token
 
 
 class _Helper(NamedTuple):
@@ -42,15 +49,17 @@ class _Helper(NamedTuple):
     alone: bool
 
 
-def find_credentials(files: Iterable[Path], registry: str, repository: str) -> Credentials | None:
+def find_credentials(
+    files: Iterable[Path], registry: str, repository: str, *, seconds: float = TIMEOUT
+) -> Credentials | None:
     """What the first of `files` that knows the registry says; None: be anonymous.
 
     The most specific key wins (`host/ns/repo`, `host/ns`, `host`). Raises UsageError for a file that cannot
-    be understood and Unauthorized, naming it, for a helper that fails.
+    be understood and Unauthorized, naming it, for a helper that fails, or says nothing for so many `seconds`.
     """
     for path in files:
         fields = read_auth_file(path)
-        found = fields and _credentials_in(fields, path, registry, repository)
+        found = fields and _credentials_in(fields, path, registry, repository, seconds)
         if found:
             return found
     return None
@@ -109,11 +118,11 @@ def _there(path: Path) -> dict[str, Any]:
 
 
 def _credentials_in(
-    fields: Mapping[str, Any], path: Path, registry: str, repository: str
+    fields: Mapping[str, Any], path: Path, registry: str, repository: str, seconds: float
 ) -> Credentials | None:
     helper = _helper_for(fields, path, registry)
     if helper:
-        found = _from_helper(helper)
+        found = _from_helper(helper, seconds)
         if found or helper.alone:
             return found
     auths = _by_key(_object(fields, "auths", path))
@@ -141,8 +150,8 @@ def _check_whole(namespace: str, helper: _Helper, path: Path) -> None:
         )
 
 
-def _from_helper(helper: _Helper) -> Credentials | None:
-    kept = ask_helper(helper.name, helper.server)
+def _from_helper(helper: _Helper, seconds: float) -> Credentials | None:
+    kept = ask_helper(helper.name, helper.server, seconds)
     return Credentials(kept.username, kept.secret, kept.username == IDENTITY_USER) if kept else None
 
 
@@ -207,6 +216,8 @@ def _decode_auth(entry: object, where: str) -> Credentials | None:
     username, secret = _text(entry, "username"), _text(entry, "password")
     if _text(entry, "auth"):
         username, secret = _decode_pair(_text(entry, "auth"), where)
+    if _text(entry, "registrytoken"):  # before all else, as in docker's engine
+        return Credentials(username, _text(entry, "registrytoken"), registry_token=True)
     if _text(entry, "identitytoken"):
         return Credentials(username, _text(entry, "identitytoken"), identity_token=True)
     return Credentials(username, secret) if username and secret else None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from imgfs.errors import Unauthorized, UsageError
 
-TIMEOUT = 30.0  # seconds; some ask a cloud's token service
+TIMEOUT = 30.0  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_FOUND = "credentials not found"  # every helper's words (credentials/error.go)
 _MAX_ANSWER = 64 << 10  # an identity token has some kilobytes
@@ -49,10 +49,10 @@ def program_of(name: object) -> str:
     return f"docker-credential-{name}"
 
 
-def ask_helper(name: object, server: str) -> Kept | None:
+def ask_helper(name: object, server: str, seconds: float = TIMEOUT) -> Kept | None:
     """What the helper keeps for `server`; None if it has nothing. Raises Unauthorized if it fails."""
     program = program_of(name)
-    said = _run(program, "get", server)
+    said = _run(program, "get", server, seconds)
     if said.code == 0:
         return _answer(said.out, program)
     if _NOT_FOUND in _text(said):
@@ -106,7 +106,7 @@ def _text(said: _Said) -> str:
     return (said.out + said.error).decode(errors="replace").strip()
 
 
-def _run(program: str, verb: str, told: str) -> _Said:
+def _run(program: str, verb: str, told: str, seconds: float = TIMEOUT) -> _Said:
     """Run it to its end; raises Unauthorized if there is none, in time or at all."""
     pipe = subprocess.PIPE
     try:
@@ -117,9 +117,9 @@ def _run(program: str, verb: str, told: str) -> _Said:
         raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
     with process:
         try:
-            return _converse(process, told.encode(), time.monotonic() + TIMEOUT)
+            return _converse(process, told.encode(), time.monotonic() + seconds)
         except TimeoutError as error:
-            raise Unauthorized(f"{program} {verb}: no answer within {TIMEOUT:.0f} s") from error
+            raise Unauthorized(f"{program} {verb}: no answer within {seconds:.3g} s") from error
         except OverflowError as error:
             raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
         finally:

@@ -19,6 +19,13 @@ def no_answer(url: str, error: Exception, proxies: Mapping[str, str]) -> Registr
     return Unavailable(text, url=redact(url))
 
 
+def not_asked(url: str, error: Exception, proxies: Mapping[str, str]) -> RegistryError:
+    """The error to raise for a request that cannot even be sent: for its URL, or because of the proxy."""
+    through = _through(url, proxies)
+    why = "; of proxies, only those at http:// and https:// are known here" if through else ""
+    return RegistryError(f"{redact(url)}: cannot be asked for{through}: {type(error).__name__}{why}")
+
+
 def _through(url: str, proxies: Mapping[str, str]) -> str:
     """Which proxy was to be asked, if one was, without its password."""
     from requests.utils import select_proxy

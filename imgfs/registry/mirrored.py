@@ -73,8 +73,7 @@ class Mirrored:
         """What a tag or digest names now; see `Client.head_manifest`."""
 
         def ask(client: Client, is_last: bool) -> Descriptor:
-            brief = not is_last and isinstance(name, str)  # a mirror's tags are nobody's concern
-            return client.tagged(name) if brief else client.head_manifest(name)
+            return client.tagged(name) if _is_brief(name, is_last) else client.head_manifest(name)
 
         return self._ask(name, ask)
 
@@ -84,7 +83,11 @@ class Mirrored:
 
     def manifest(self, name: str | Digest) -> tuple[Descriptor, bytes]:
         """Fetch a manifest or index by tag or digest; see `Client.manifest`."""
-        return self._ask(name, lambda client, _: client.manifest(name))
+
+        def ask(client: Client, is_last: bool) -> tuple[Descriptor, bytes]:
+            return client.manifest(name, brief=_is_brief(name, is_last))
+
+        return self._ask(name, ask)
 
     def blob_document(self, digest: Digest) -> bytes:
         """Fetch a small blob whole, at most 8 MiB; its digest is checked."""
@@ -239,3 +242,8 @@ class Mirrored:
         with self._lock:
             places = list(self._ever)
         return [client for place in places for client in place.clients()]
+
+
+def _is_brief(name: str | Digest, is_last: bool) -> bool:
+    """Whether nobody wants to know what else an endpoint has: a mirror's tags are nobody's concern."""
+    return not is_last and isinstance(name, str)

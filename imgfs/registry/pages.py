@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from imgfs.errors import RegistryError
-from imgfs.registry.session import Answer, Session, origin, redirected
+from imgfs.registry.redirects import origin, redirected
+from imgfs.registry.session import Answer, Session
 
 MAX_PAGE = 4 << 20  # bytes
 _MAX_PAGES = 20

@@ -8,10 +8,13 @@ secrets, or after servers that only we can reach:
 - plain HTTP, if the registry itself is reached over TLS;
 - user and password, a fragment, or signs in the host that one parser of URLs reads otherwise than the next;
 - an address of this machine or of its link (clouds keep their instances' secrets at 169.254.169.254), and a
-  private one, given as a number, from a registry that is no such neighbour itself.
+  private one, from a registry that is no such neighbour itself.
 
-Only the registry's own host is above that. A name is not looked up: a proxy may be the one to do it, and what
-it means can change from one look to the next. A redirect of a token server is not followed at all.
+Only the registry's own host is above that. A name is judged by the address that is connected to, then and
+there (`check_address`), since what it means can change from one look to the next; a proxy looks for itself.
+A private address is all right for a registry that has one, too, as in the networks of companies, and over TLS
+for a name of the registry's own domain, which may mean one thing inside and another outside: only who is
+known by that name can answer. A redirect of a token server is not followed at all.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ _VISIBLE = re.compile(r"[!-~]+")  # what may stand in a URL
 _PUBLIC, _PRIVATE, _MACHINE, _NOWHERE = "public", "private", "machine", "nowhere"
 
 
-def check_realm(realm: str, *, registry: str, secure: bool) -> str:
+def check_realm(realm: str, *, registry: str, secure: bool, number: str | None = None) -> str:
     """The URL of a token server that may be sent credentials; raises Unauthorized, saying why, for another.
 
     `registry` is the host of the registry that names it, "" if that does not matter; `secure` says that it is
-    reached over TLS.
+    reached over TLS, `number` at which address, if that is known.
     """
     parts = _parse(realm)
     if parts is None:
@@ -41,12 +44,34 @@ def check_realm(realm: str, *, registry: str, secure: bool) -> str:
     if secure and parts.scheme != "https":
         raise Unauthorized(f"the registry's token server {realm[:_SHOWN]!r} does not use TLS")
     host = parts.hostname or ""
-    if registry and not _may_name(registry, host, secure=secure):
-        raise Unauthorized(
-            f"the registry {registry} names a token server at {host}, which is {_MEANINGS[_kind(host)]}: "
-            "no credentials are sent there"
-        )
+    own = _kind(number or registry)
+    if registry and not _may_name(registry, own, host, _kind(host), secure=secure):
+        raise _refused(registry, host, host)
     return realm
+
+
+def check_address(host: str, address: str, *, registry: str, secure: bool, number: str | None) -> None:
+    """Raise Unauthorized if a token server, `host`, may not be one at this `address`, a number.
+
+    The rest is as for `check_realm`.
+    """
+    kind, own = _kind(address), _kind(number or registry)
+    at_home = kind == _PRIVATE and secure and bool(_domains(host) & _domains(registry))
+    if not at_home and not _may_name(registry, own, host, kind, secure=secure):
+        raise _refused(registry, host, address)
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether a host, by name or number, is this machine, or means something else to everybody."""
+    return _kind(host) in (_MACHINE, _NOWHERE)
+
+
+def _refused(registry: str, host: str, address: str) -> Unauthorized:
+    where = host if address == host else f"{host}, {address}"
+    return Unauthorized(
+        f"the registry {registry} names a token server at {where}, which is {_MEANINGS[_kind(address)]}: "
+        "no credentials are sent there"
+    )
 
 
 _MEANINGS = {
@@ -67,14 +92,20 @@ def _parse(realm: str) -> SplitResult | None:
     return parts if plain and parts.scheme in ("http", "https") and "#" not in realm else None
 
 
-def _may_name(registry: str, host: str, *, secure: bool) -> bool:
-    """Whether a registry may have its token server at `host`."""
-    kind, own = _kind(host), _kind(registry)
+def _may_name(registry: str, own: str, host: str, kind: str, *, secure: bool) -> bool:
+    """Whether a registry of one kind, `own`, may have its token server at `host`, of another."""
     if kind == _PUBLIC or host == registry.lower():
         return True
     if kind == _PRIVATE:  # without TLS, asked for by somebody, it is one of the house by any name
         return own != _PUBLIC or not secure
     return kind == own == _MACHINE
+
+
+def _domains(host: str) -> set[str]:
+    """The domains that a name is and is in, as far as those are somebody's; none of a number."""
+    name = host.lower().rstrip(".")
+    domains = set() if _address(name) else {name, name.partition(".")[2]}
+    return {domain for domain in domains if "." in domain}
 
 
 def _kind(host: str) -> str:

@@ -13,6 +13,7 @@ from imgfs.errors import ImgfsError, IntegrityError, Unavailable
 
 _MAX_DELAY = 8.0  # seconds
 _DAMAGED = 2  # wrong answers after which another is worth trying; a wrong registry stays so
+_WORTHWHILE = 0.1  # of the deadline, or a second: with less of it left, another try is not worth it
 _PROGRESS = 64 << 10  # bytes within the deadline that count as progress: a trickle is a hang, too
 
 
@@ -22,7 +23,7 @@ class Timeouts:
 
     `connect` and `read` bound one step on a socket, `deadline` a document as a whole and a blob without
     progress, `backoff` is the first pause before a request is sent again. `tries` is how often it is sent at
-    most, without progress in between.
+    most, without progress in between. `helper` is for a program that keeps credentials.
     """
 
     connect: float = 5.0
@@ -30,6 +31,7 @@ class Timeouts:
     deadline: float = 30.0
     backoff: float = 0.25
     tries: int = 6
+    helper: float = 30.0  # some ask a cloud's token service
 
 
 class Busy(Unavailable):
@@ -70,6 +72,11 @@ class Patience:
         """Whether the deadline has passed."""
         return time.monotonic() >= self._ends
 
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline, that a step may take; not quite nothing if it has passed."""
+        return max(self._ends - time.monotonic(), 0.05)
+
     def progressed(self, count: int) -> None:
         """Note `count` new bytes; enough of them, and the tries and the deadline begin anew."""
         self._bytes += count
@@ -87,7 +94,8 @@ class Patience:
         self._damaged += isinstance(error, IntegrityError)
         delay = self._delay(error)
         enough = self._tries >= self._timeouts.tries or self._damaged > _DAMAGED
-        if enough or time.monotonic() + delay >= self._ends or self._closed.wait(delay):
+        least = min(1.0, _WORTHWHILE * self._timeouts.deadline)
+        if enough or time.monotonic() + delay + least >= self._ends or self._closed.wait(delay):
             raise error
 
     def _delay(self, error: ImgfsError) -> float:

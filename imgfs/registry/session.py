@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.amounts import Traffic
-from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
+from imgfs.registry.dance import Dance
 from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.redirects import check_target, led_to, origin
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
-from imgfs.registry.transport import Transport, is_loopback
+from imgfs.registry.transport import Transport
 
-_MAX_TOKEN_REPLY = 1 << 20
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEEPING = (307, 308)  # those that keep method and body (RFC 9110, 15.4)
@@ -54,17 +54,13 @@ class Session:
         self._endpoint = endpoint
         self._base = f"{endpoint.url}/{endpoint.repository}"
         self._origin = origin(self._base)
+        self._host = self._origin[1] or ""
         self._credentials = credentials
         self._timeouts = timeouts
         self._noted = noted
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
-        self._auth = Authorizer(
-            credentials,
-            default_scope=f"repository:{endpoint.repository}:pull" if endpoint.repository else "",
-            secure=self._origin[0] == "https",
-            registry=self._origin[1] or "",
-        )
-        self._auth_lock = threading.Lock()
+        scope = f"repository:{endpoint.repository}:pull" if endpoint.repository else ""
+        self._dance = Dance(self._base, scope, credentials, self._transport)
         self._closed = threading.Event()
 
     @property
@@ -89,6 +85,7 @@ class Session:
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
         self._closed.set()
+        self._dance.close()
         self._transport.close()
 
     def ask(
@@ -136,11 +133,11 @@ class Session:
         """
         redirects = _REDIRECTS if method in ("GET", "HEAD") else _KEEPING
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._send(method, url, headers, body, scope)
+            response = self._send(method, url, headers, body, scope, patience)
             location = response.headers.get("Location")
             if response.status in redirects and location:
                 response.close()
-                url = self._led_to(url, redirected(url, location))
+                url = led_to(url, location, verify=self._endpoint.tls.verify)
             elif 200 <= response.status < 300:
                 return response
             else:
@@ -149,69 +146,33 @@ class Session:
         raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Body | None, scope: str
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None,
+        scope: str,
+        patience: Patience,
     ) -> Response:
         """Send one request, with Authorization if it goes to the registry itself, and only then."""
+        send = partial(self._transport.send, method, url, form=body)
         if origin(url) != self._origin:
-            return self._transport.send(method, url, headers, form=body)
+            return send(headers, admit=self._admit, within=patience.left)
         headers = {**self._endpoint.headers, **headers}
-        known = self._drive(self._auth.authorize(scope))
-        response = self._transport.send(method, url, _authorized(headers, known), form=body, ours=True)
-        if response.status in (401, 403):
-            with_other = self._answer_challenge(response, known, scope)
-            if with_other:
-                response.close()
-                headers = _authorized(headers, with_other)
-                return self._transport.send(method, url, headers, form=body, ours=True)
-        return response
+        with self._dance.first(patience):
+            known = self._dance.authorize(scope, patience)
+            response = send(_authorized(headers, known), ours=True, within=patience.left)
+            other = None
+            if response.status in (401, 403):
+                other = self._dance.answer(response, known, scope, patience)
+        if other is None:
+            return response
+        response.close()
+        return send(_authorized(headers, other), ours=True, within=patience.left)
 
-    def _led_to(self, url: str, target: str) -> str:
-        """Where a redirect leads; raises RegistryError if no registry of the world would lead there.
-
-        That is out of TLS, or from elsewhere to this machine or its link, where secrets may lie about.
-        """
-        here, there = urlsplit(url), urlsplit(target)
-        if (here.scheme, there.scheme) == ("https", "http") and self._endpoint.tls.verify:
-            why = "which is not TLS"
-        elif is_of_this_machine(there.hostname or "") and not is_of_this_machine(here.hostname or ""):
-            why = "which is this machine's own affair"
-        else:
-            return target
-        raise RegistryError(f"{redact(url)}: redirected to {redact(target)}, {why}", url=redact(url))
-
-    def _answer_challenge(self, response: Response, refused: str | None, scope: str) -> str | None:
-        challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
-        try:
-            return self._drive(self._auth.challenged(challenges, refused, scope))
-        except ImgfsError:
-            response.close()
-            raise
-
-    def _drive(self, flow: Flow) -> str | None:
-        """Run the dance, asking the token server what it yields; one thread at a time, the others profit."""
-        with self._auth_lock:
-            try:
-                request = next(flow)
-                while True:
-                    try:
-                        reply = self._ask_for_token(request)
-                    except ImgfsError as error:  # then nobody behind us need wait for the same
-                        request = flow.throw(error)
-                    else:
-                        request = flow.send(reply)
-            except StopIteration as stop:
-                header: str | None = stop.value
-                return header
-
-    def _ask_for_token(self, request: TokenRequest) -> TokenReply:
-        # out of turn: those who have theirs wait for it
-        ours = origin(request.url) == self._origin
-        with closing(
-            self._transport.send(
-                request.method, request.url, request.headers, form=request.form, ours=ours, in_turn=False
-            )
-        ) as response:
-            return TokenReply(response.status, response.read(_MAX_TOKEN_REPLY, self.patience()))
+    def _admit(self, host: str, address: str) -> None:
+        """Raise RegistryError if a redirect is not to lead to a host at this address."""
+        check_target(host, address, registry=self._host, number=self._transport.met(self._host))
 
     def _hinted(self, error: RegistryError, url: str) -> RegistryError:
         ours = isinstance(error, Unauthorized) and origin(url) == self._origin
@@ -223,29 +184,3 @@ class Session:
 
 def _authorized(headers: Mapping[str, str], value: str | None) -> Mapping[str, str]:
     return {**headers, "Authorization": value} if value else headers
-
-
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: what Authorization is bound to. Raises ValueError for what is no URL."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def is_of_this_machine(host: str) -> bool:
-    """Whether a host is this machine, or an address that only its own link has a meaning for."""
-    try:
-        return is_loopback(f"[{host}]" if ":" in host else host) or ipaddress.ip_address(host).is_link_local
-    except ValueError:
-        return False
-
-
-def redirected(url: str, location: str) -> str:
-    """Where `location`, said by `url`, is; raises RegistryError if that is no place on the web."""
-    try:
-        target = urljoin(url, location)
-        scheme, host, _ = origin(target)
-    except ValueError:
-        scheme, host = "", None
-    if scheme not in ("http", "https") or not host:
-        raise RegistryError(f"{redact(url)}: redirected to {location[:100]!r}", url=redact(url))
-    return target

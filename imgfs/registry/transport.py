@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from imgfs import __version__
-from imgfs.errors import RegistryError, Unavailable
+from imgfs.errors import Unavailable
 from imgfs.registry.amounts import Traffic
 from imgfs.registry.body import Body
 from imgfs.registry.endpoint import Tls
-from imgfs.registry.failure import no_answer
+from imgfs.registry.failure import no_answer, not_asked
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response, Slot
 from imgfs.registry.retry import Timeouts
@@ -29,7 +30,7 @@ from imgfs.registry.tls import context_of
 if TYPE_CHECKING:
     import requests
 
-    from imgfs.registry.adapter import Adapter
+    from imgfs.registry.adapter import Adapter, Meet
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class Transport:
         self._tls = tls
         self._ca_bundle = ca_bundle
         self._lock = threading.Lock()
-        self._adapters: dict[tuple[bool, bool], Adapter] = {}  # by TLS and whether our certificate is shown
+        # by TLS, whether our certificate is shown, and who is asked where to go
+        self._adapters: dict[tuple[bool, bool, Meet | None], Adapter] = {}
+        self._met: dict[str, str] = {}  # the number that a host was last reached at
         self._slots: dict[str, threading.Semaphore] = {}  # by host
         self._requests = 0
         self._bytes = 0
@@ -62,6 +65,10 @@ class Transport:
         """What went over the wire so far."""
         with self._lock:
             return Traffic(self._requests, self._bytes)
+
+    def met(self, host: str) -> str | None:
+        """The number at which a host was last reached, None if it was not, or a proxy did it."""
+        return self._met.get(host)
 
     def _sent(self) -> None:
         with self._lock:
@@ -80,16 +87,22 @@ class Transport:
         form: str | bytes | Body | None = None,
         ours: bool = False,
         in_turn: bool = True,
+        admit: Meet | None = None,
+        within: float = math.inf,
     ) -> Response:
         """Send one request and read the answer's head; redirects are not followed.
 
         `ours` is for the host that our certificate may be shown to. What others already wait for must not
-        wait for a turn. The answer to a PUT or PATCH may take up to the deadline: the registry moves and
-        hashes what it has. Raises Unavailable if there is no answer, RegistryError if there cannot be one.
+        wait for a turn. `admit` is asked about each address that is to be connected to, and raises what is
+        raised here. No step takes longer than what is left of somebody's time, `within` seconds; but the
+        answer to a PUT or PATCH may take up to the deadline: the registry moves and hashes what it has.
+        Raises Unavailable if there is no answer, RegistryError if there cannot be one.
         """
-        slot = self._turn(url) if in_turn else Slot(None)
+        slot = self._turn(url, within) if in_turn else Slot(None)
         try:
-            return Response(self._answer(method, url, headers, form, ours), url, self._received, slot)
+            adapter = self._adapter(url, ours=ours, admit=admit)
+            answer = self._answer(adapter, method, url, headers, form, within)
+            return Response(answer, url, self._received, slot)
         except BaseException:
             slot.give_back()
             raise
@@ -102,7 +115,13 @@ class Transport:
             adapter.close()
 
     def _answer(
-        self, method: str, url: str, headers: Mapping[str, str], form: str | bytes | Body | None, ours: bool
+        self,
+        adapter: Adapter,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        form: str | bytes | Body | None,
+        within: float,
     ) -> requests.Response:
         from requests import Request
         from requests.exceptions import InvalidHeader, InvalidSchema, InvalidURL, RequestException
@@ -110,44 +129,46 @@ class Transport:
 
         self._sent()
         timeouts = self._timeouts
-        wait = max(timeouts.read, timeouts.deadline) if method in _STORING else timeouts.read
+        wait = (min(timeouts.connect, within), min(timeouts.read, within))
+        if method in _STORING:
+            wait = (timeouts.connect, max(timeouts.read, timeouts.deadline))
         proxies = _proxies(url)
         try:
             # the adapter alone: a Session would read the bodies of redirects, however long, and add ~/.netrc
-            return self._adapter(url, ours).send(
+            return adapter.send(
                 Request(method, url, headers={**_USUAL, **headers, **_ALWAYS}, data=form or None).prepare(),
                 stream=True,
-                timeout=(timeouts.connect, wait),
+                timeout=wait,
                 verify=self._tls.verify,
                 proxies=proxies,
             )
         except (InvalidURL, InvalidSchema, InvalidHeader) as error:
-            raise RegistryError(f"{redact(url)}: cannot be asked for: {type(error).__name__}") from error
+            raise not_asked(url, error, proxies) from error
         except (RequestException, HTTPError, OSError) as error:
             self._forget_connections()
             raise no_answer(url, error, proxies) from error
 
-    def _turn(self, url: str) -> Slot:
+    def _turn(self, url: str, within: float) -> Slot:
         """Wait until one more request to the host may be sent; raises Unavailable past the deadline."""
         host = urlsplit(url).netloc
         with self._lock:
             slots = self._slots.setdefault(host, threading.Semaphore(CONNECTIONS))
-        if not slots.acquire(timeout=self._timeouts.deadline):
+        if not slots.acquire(timeout=min(self._timeouts.deadline, within)):
             raise Unavailable(f"{redact(url)}: not asked: {CONNECTIONS} other requests take too long")
         return Slot(slots)
 
-    def _adapter(self, url: str, ours: bool) -> Adapter:
+    def _adapter(self, url: str, *, ours: bool, admit: Meet | None) -> Adapter:
         """What keeps the connections for a request; raises RegistryError for certificates of no use."""
         from imgfs.registry.adapter import Adapter
 
         secure = url.lower().startswith("https:")
-        key = secure, secure and ours and bool(self._tls.clients)
+        key = secure, secure and ours and bool(self._tls.clients), admit
         with self._lock:
             if key not in self._adapters:
                 if secure and not self._tls.verify:
                     _warn_of(url)
                 context = context_of(self._tls, self._ca_bundle, shows=key[1]) if secure else None
-                self._adapters[key] = Adapter(context, CONNECTIONS)
+                self._adapters[key] = Adapter(context, CONNECTIONS, admit=admit, met=self._met.__setitem__)
             return self._adapters[key]
 
     def _forget_connections(self) -> None:

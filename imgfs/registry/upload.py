@@ -18,9 +18,10 @@ from urllib.parse import urlencode
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
 from imgfs.registry.body import Body, CheckedBlob
+from imgfs.registry.redirects import redirected
 from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response
-from imgfs.registry.session import Session, redirected
+from imgfs.registry.session import Session
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")  # some registries write it as a request's
 _OCTETS = {"Content-Type": "application/octet-stream"}

@@ -26,8 +26,11 @@ __all__ = ["UNKNOWN_SIZE", "Source", "Traffic", "open_source"]
 class Source(Protocol):
     """One image, wherever it is. Safe in threads."""
 
-    def resolve(self) -> Descriptor:
-        """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then."""
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then.
+
+        With `whole` the document that a tag names comes along: to ask for it then costs nothing.
+        """
 
     def document(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest, index or config, at most 8 MiB; size and digest are checked."""
@@ -104,11 +107,12 @@ def _open_registry(
     from imgfs.registry.retry import Timeouts
     from imgfs.source.registry import RegistrySource
 
+    timeouts = timeouts or Timeouts()
     named = reference.registry, reference.repository, reference.tag, reference.digest
     client = Mirrored(
         partial((places or Places()).of, *named),
-        find_credentials=partial(find_credentials, auth_files),
-        timeouts=timeouts or Timeouts(),
+        find_credentials=partial(find_credentials, auth_files, seconds=timeouts.helper),
+        timeouts=timeouts,
         ca_bundle=ca_bundle,
     )
     return RegistrySource(reference, client)

@@ -31,7 +31,7 @@ class LayoutSource:
         self._path = reference.path
         self._bytes = 0
 
-    def resolve(self) -> Descriptor:
+    def resolve(self, *, whole: bool = False) -> Descriptor:  # noqa: ARG002  (nothing is far away here)
         """Look the reference up in `index.json`; raises NotFound naming the tags there are.
 
         Without a tag: the only image, else `latest`, else, if its entries are one image's platforms, the

@@ -18,7 +18,7 @@ class OfflineSource:
     def __init__(self, reference: RegistryReference) -> None:
         self._reference = reference
 
-    def resolve(self) -> Descriptor:
+    def resolve(self, *, whole: bool = False) -> Descriptor:  # noqa: ARG002  (no document is to be had)
         """A digest needs no asking; what a tag names is not known here."""
         digest = self._reference.digest
         if digest is None:

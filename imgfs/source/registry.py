@@ -21,12 +21,16 @@ class RegistrySource:
         self._reference = reference
         self._client = client
 
-    def resolve(self) -> Descriptor:
-        """Ask by HEAD what the tag names now; a digest is not asked about."""
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        """Ask by HEAD what the tag names now, or, for the `whole` document, by GET; not about a digest.
+
+        A HEAD costs a round trip, but registries do not count it as a pull.
+        """
         digest = self._reference.digest
         if digest:
             return Descriptor("", digest, UNKNOWN_SIZE)
-        return self._client.head_manifest(self._reference.tag or DEFAULT_TAG)
+        tag = self._reference.tag or DEFAULT_TAG
+        return self._client.manifest(tag)[0] if whole else self._client.head_manifest(tag)
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Fetch a document: a manifest or index by its media type, anything else as a blob."""

@@ -20,9 +20,9 @@ class WrappedSource:
     def _source(self) -> Source:
         return self._wrapped
 
-    def resolve(self) -> Descriptor:
+    def resolve(self, *, whole: bool = False) -> Descriptor:
         """What the reference names now."""
-        return self._source.resolve()
+        return self._source.resolve(whole=whole)
 
     def document(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest, index or config."""

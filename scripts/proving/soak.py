@@ -1,5 +1,6 @@
 """Mount images of every format from registries that misbehave by chance, read them in parallel, evict them.
 
+One registry wants tokens, the other sends readers to a third host by signed links; both expire in seconds.
 In the end: no wrong byte, no read that took longer than it may, nothing in the logs but errors of reads;
 every image reads whole; and the daemons hold no more threads, files and memory than after the first quarter
 of the time. Needs root.
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from imgfs.errors import ImgfsError
@@ -43,6 +45,7 @@ MORE = Usage(
 )  # that a daemon may hold in the end: kept connections, pools
 READERS = 3  # of each mount
 ROUGH = 0.12  # of the requests meet trouble
+LIFETIME = (1.0, 5.0)  # seconds of tokens and links
 PHASE = (2.0, 6.0)  # seconds until the weather changes
 
 FILES = {
@@ -130,13 +133,19 @@ class Soak:
         self._usage: dict[str, tuple[Usage, Usage]] = {}
         self._events: list[str] = []
         self._evictions = 0
+        self._expiries = 0
+        self._expire: Callable[[str], None] = lambda signature: None  # noqa: ARG005
 
     def run(self, seconds: float) -> list[str]:
         """Soak for so long; what was wrong."""
         with ExitStack() as stack:
             registry = stack.enter_context(Registry(self._directory / "registry"))
-            proxies = [stack.enter_context(FaultProxy(registry.host, self._weather.decide)) for _ in range(2)]
-            self._mount_all(registry, proxies)
+            guarded, signing, cdn = (
+                stack.enter_context(FaultProxy(registry.host, self._weather.decide)) for _ in range(3)
+            )
+            guarded.token_server, signing.blob_host = guarded.url, cdn.host
+            self._expire = partial(_expire, guarded, signing, cdn)
+            self._mount_all(registry, [guarded, signing])
             try:
                 self._soak(registry, seconds)
                 self._read_whole()
@@ -169,7 +178,8 @@ class Soak:
         return Reader(name, at, FILES, chance, self._ledger, self._ended)
 
     def _soak(self, registry: Registry, seconds: float) -> None:
-        with _threads([*(reader.run for reader in self._readers), self._evict_now_and_then], self._ended):
+        others = (self._evict_now_and_then, self._expire_now_and_then)
+        with _threads([*(reader.run for reader in self._readers), *others], self._ended):
             ends = time.monotonic() + seconds
             self._live_through(registry, time.monotonic() + seconds / 4)
             self._calm()
@@ -225,6 +235,12 @@ class Soak:
                 self._ledger.blame(f"an eviction: {error}")
             self._evictions += 1
 
+    def _expire_now_and_then(self) -> None:
+        chance = random.Random(f"{self._seed}/expiries")
+        while not self._ended.wait(chance.uniform(*LIFETIME)):
+            self._expire(str(self._expiries))
+            self._expiries += 1
+
     def _read_whole(self) -> None:
         """Read every image whole, now that the weather is calm."""
         evict(Store(self._imgfs.store).layers())
@@ -275,9 +291,17 @@ class Soak:
             table.add(name, counts["read"], counts["failed"], counts["bytes"] // 10**6, slowest, *numbers)
         events = ", ".join(f"{self._events.count(event)} {event}" for event in sorted(set(self._events)))
         table.notes.append(
-            f"phases: {events}; evictions: {self._evictions}; wrong: {len(self._ledger.wrong)}"
+            f"phases: {events}; evictions: {self._evictions}; tokens and links expired: {self._expiries}; "
+            f"wrong: {len(self._ledger.wrong)}"
         )
         return table
+
+
+def _expire(guarded: FaultProxy, signing: FaultProxy, cdn: FaultProxy, signature: str) -> None:
+    """Let no token of one be worth anything, and no link of the other, but those to come."""
+    guarded.valid_tokens.clear()
+    signing.signature = signature
+    cdn.signatures = {signature}
 
 
 @contextmanager

@@ -16,10 +16,11 @@ def add_login(commands: Commands) -> None:
         "keep a user name and password for a registry",
         """\
 Checks a user name and password against a registry and keeps them where podman, skopeo and imgfs look: in
-$REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json, which goes when the machine is restarted, or
-~/.config/containers/auth.json. A file that names a credential helper (credsStore, credHelpers) has that keep
-the password. It is read from the terminal or from standard input, never from an argument: those are shown to
-everybody by ps. What docker login and podman login keep is found as well.
+$REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json (for root without a session: in /run/containers/0),
+which goes when the machine is restarted, or ~/.config/containers/auth.json. A file that names a credential
+helper (credsStore, credHelpers) has that keep the password. It is read from the terminal or from standard
+input, never from an argument: those are shown to everybody by ps. What docker login and podman login keep is
+found as well.
 
 Examples:
   imgfs login registry.example.com
