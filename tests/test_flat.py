@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.store.flat import PRESENT, SYNCED, Flat, FlatWriter
+from imgfs.store.flat import PRESENT, SYNCED, Flat
+from imgfs.store.flatwriter import FlatWriter
 from tests.children import Child
 
 SPAN = 24_000  # bytes; not a multiple of the page size
@@ -305,6 +306,92 @@ def test_a_flat_file_cut_short_is_an_error_and_never_a_short_read(flat: Flat, tm
     os.truncate(tmp_path / "flat", 100)
     with pytest.raises(StoreError, match="ends at 100"):
         read(flat, 0)
+
+
+def test_what_a_cut_file_has_lost_is_not_there_for_whoever_opens_it(flat: Flat, tmp_path: Path) -> None:
+    fill(flat, *range(SPANS))
+    flat.sync()
+    os.truncate(tmp_path / "flat", 100)
+    with closing(open_flat(tmp_path)) as other:
+        assert present(other) == present(flat) == []
+        fill(other, 3)
+        assert [read(flat, 3), read(flat, 4)] == [body_of(3), None]
+
+
+def test_nor_does_writing_to_it_make_zeros_of_what_was_lost(flat: Flat, tmp_path: Path) -> None:
+    fill(flat, 0, 5)
+    os.truncate(tmp_path / "flat", 100)
+    fill(flat, 7)
+    assert present(flat) == [7]
+    assert read(flat, 7) == body_of(7)
+
+
+def test_bytes_lost_while_a_span_was_written_are_not_marked(flat: Flat, tmp_path: Path) -> None:
+    before = flat.begin(0, 0)
+    flat.write(0, body_of(0))
+    os.truncate(tmp_path / "flat", 100)
+    assert not flat.mark(0, before)
+    assert read(flat, 0) is None
+
+
+def test_what_the_disk_cannot_give_back_is_fetched_again(
+    flat: Flat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(flat, 0, 1)
+    with failing(flat, tmp_path):
+        assert read(flat, 1) is None
+    assert present(flat) == [0]
+    assert "to be fetched again" in caplog.text
+    fill(flat, 1)
+    assert [read(flat, number) for number in (0, 1)] == [body_of(0), body_of(1)]
+
+
+def test_what_could_not_be_synced_counts_for_nothing_and_what_was_stays(flat: Flat, tmp_path: Path) -> None:
+    """The kernel says it once, and shows what the disk has from then on (fsync(2))."""
+    fill(flat, 0)
+    flat.sync()
+    fill(flat, 1)
+    pipe = os.pipe()
+    with failing(flat, pipe[0]), pytest.raises(StoreError, match="flat: Invalid argument"):
+        flat.sync()
+    assert present(flat) == [0]
+    for fd in pipe:
+        os.close(fd)
+
+
+@contextmanager
+def failing(flat: Flat, other: Path | int) -> Iterator[None]:
+    """Have the kernel refuse what is done to the flat file: it is a directory, or a pipe."""
+    kept = os.dup(flat._fd)
+    fd = os.open(other, os.O_RDONLY) if isinstance(other, Path) else os.dup(other)
+    os.dup2(fd, flat._fd)
+    yield
+    os.dup2(kept, flat._fd)
+    os.close(kept)
+    os.close(fd)
+
+
+def test_spans_that_are_forgotten_are_fetched_again(flat: Flat) -> None:
+    fill(flat, 0, 1, 2)
+    before = flat.begin(2, 2)
+    flat.forget([0, 2])
+    assert present(flat) == [1]
+    assert not flat.mark(2, before)
+
+
+def test_whoever_writes_says_how_much(tmp_path: Path) -> None:
+    grown: list[int] = []
+    with closing(Flat(tmp_path, size=SIZE, spans=SPANS, grown=grown.append)) as flat:
+        before = flat.begin(0, 1)
+        flat.write(0, body_of(0))
+        flat.write(SPAN, body_of(1))
+        assert grown == []
+        flat.mark(0, before)
+    assert grown == [2 * SPAN]
+    writer = FlatWriter(tmp_path, grown.append)
+    writer.write(0, b"1234")
+    writer.close()
+    assert grown == [2 * SPAN, 4]
 
 
 def test_zeros_take_no_disk(flat: Flat, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
-from imgfs.store.store import write_aside
+from imgfs.store import Store, write_aside
 from tests.children import Child
 from tests.mounted import until
 

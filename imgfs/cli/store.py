@@ -31,6 +31,7 @@ def ls(options: argparse.Namespace) -> int:
     store = open_store(options)
     found = {
         "store": str(store.root),
+        "limit": store.limit.read(),
         "images": [_image(resolution, store) for resolution in store.resolutions()],
         "layers": [_layer(layer) for layer in store.layers()],
     }
@@ -113,6 +114,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "digest": str(layer.digest),
         "disk": layer.disk_usage(),
         "in_use": layer.in_use(),
+        "last_used": int(layer.last_used()),
     }
     index = layer.index
     if index is None:

@@ -6,19 +6,30 @@
     layers/sha256/HEX/index               `layer.index`: entries and spans
     layers/sha256/HEX/flat                the flat layer, sparse
     layers/sha256/HEX/presence            which spans of it are there (`store.flat`)
+    layers/sha256/HEX/pin-PID-TIME        another name of `flat`, while the kernel reads it (`store.pin`)
     layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.part`)
     layers/sha256/HEX/refuted             the repository whose index of it was found to be wrong
-    layers/sha256/HEX/lock                held while the layer is scanned; shared by those who read it
+    layers/sha256/HEX/lock                held while the layer is scanned
+    layers/sha256/HEX/users               shared by those who read it; its time is when the last one began
+    layers/sha256/HEX/evicted             empty; its time is when that was done the last time
     trees/sha256/HEX                      the merged tree of a manifest
     erofs/sha256-HEX-NUMBER               the same as an EROFS image, in our format of that number (`kernel`)
     profiles/sha256/HEX/NAME.json         what workloads read of the image of a manifest, in which order
     logs/                                 the daemons' logs
+    limit, limit.lock                     how many bytes of flat layers are kept (`store.limit`)
+
+Indexes and trees have a checksum inside (`store.seal`). Who used what, and when, is told by the time of a
+lock's file, set once by each mount: access times are switched off on many machines.
 
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.
 """
 
+from imgfs.store.disk import write_aside as write_aside
 from imgfs.store.flat import Flat as Flat
+from imgfs.store.layer import Layer as Layer
+from imgfs.store.limit import Cached as Cached
+from imgfs.store.limit import cached as cached
+from imgfs.store.limit import over as over
 from imgfs.store.part import Part as Part
-from imgfs.store.store import Layer as Layer
 from imgfs.store.store import Resolution as Resolution
 from imgfs.store.store import Store as Store

@@ -1,5 +1,7 @@
 """A flat layer on disk: one sparse file, and a map of which of its spans are there.
 
+The kernel's drivers may read a whole file without us: `pin`.
+
 The map has a byte for each span, shared by all processes through mmap:
 
     bit 0      present: the span's bytes are in the file, and right
@@ -17,75 +19,97 @@ their bytes: the first process of a new boot forgets every mark that is not sync
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.store.disk import boot_id, store_errors
+from imgfs.store.flatwriter import write_at
+from imgfs.store.pin import give_up, has_pins, is_pinned, leads_to, lock_on, pin
+
+log = logging.getLogger(__name__)
 
 PRESENT, SYNCED = 1, 2
 _GENERATION = 4  # the lowest bit of the generation
 _MAGIC = b"imgfsmap"
 _HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, spans, flat size
 _FIRST = 64  # where the marks begin
+_TRIES = 10  # at opening files that others replace meanwhile
+_LARGEST = 1 << 43  # bytes of a flat layer: what a file may have on ext4, about
 
 
 class Flat:
     """A flat layer of `size` bytes in `spans` spans, kept in `directory`. Any thread may use it.
 
+    `grown` is told how many bytes have been written, once they are marked.
     Raises StoreError when the files cannot be had.
     """
 
-    def __init__(self, directory: Path, *, size: int, spans: int) -> None:
+    def __init__(
+        self, directory: Path, *, size: int, spans: int, grown: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.size = size
         self.spans = spans
+        self._directory = directory
+        self._grown = grown
+        self._written = 0  # since `grown` was told; about, as threads may count at once
         self._fd = self._map_fd = -1
         self._writing = threading.Lock()  # held by a write, and by `close`
         try:
-            self._open(directory)
+            for _ in range(_TRIES):
+                if self._open(directory):
+                    return
+                self._close_files()
         except (OSError, ValueError) as error:
             self.close()
             raise StoreError(f"{directory}: cannot open the flat layer: {error}") from error
+        raise StoreError(f"{directory}: the flat layer is replaced again and again")
 
-    def _open(self, directory: Path) -> None:
+    def _open(self, directory: Path) -> bool:
+        """Open both files; False if they have lost their names to others meanwhile."""
         self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._map_fd = os.open(directory / "presence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
+            if not self._have_names():
+                return False
             self._begin()
-            self._map = mmap.mmap(self._map_fd, _FIRST + max(1, self.spans))
+            self._map = mmap.mmap(self._map_fd, _FIRST + max(1, self.spans), access=mmap.ACCESS_READ)
+        return True
+
+    def _have_names(self) -> bool:
+        names = (("flat", self._fd), ("presence", self._map_fd))
+        return all(leads_to(self._directory / name, fd) for name, fd in names)
 
     def _begin(self) -> None:
         """Bring both files to their size; forget the marks that do not count any more."""
-        if os.fstat(self._fd).st_size < self.size:
+        is_short = os.fstat(self._fd).st_size < self.size  # then something has been lost
+        if is_short:
             os.ftruncate(self._fd, self.size)
         boot = boot_id()
         header = os.pread(self._map_fd, _FIRST, 0)
         fresh = _HEADER.pack(_MAGIC, boot, self.spans, self.size)
         length = _FIRST + max(1, self.spans)
-        if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length:
+        if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length and not is_short:
             return
         marks = bytes(self.spans)
         if header[:8] == _MAGIC and header[24 : len(fresh)] == fresh[24:]:
             old = os.pread(self._map_fd, self.spans, _FIRST)
-            marks = bytes(mark if mark & SYNCED else mark & ~PRESENT for mark in old)
+            stays = 0 if is_short else SYNCED
+            marks = bytes(mark if mark & stays else _evicted(mark) for mark in old)
         os.ftruncate(self._map_fd, length)
         os.pwrite(self._map_fd, marks, _FIRST)
         os.pwrite(self._map_fd, fresh, 0)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # A lock of the open file, not of the process: threads of one process exclude each other through it
-        # only with a descriptor each, and opening one costs less than a page fault.
-        lock = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_on(self._map_fd, fcntl.LOCK_EX):
             yield
-        finally:
-            os.close(lock)
 
     def marks(self, first: int, last: int) -> bytes:
         """The marks of the spans `first` to `last`, both included."""
@@ -94,11 +118,17 @@ class Flat:
     def read(self, offset: int, length: int, marks: bytes, first: int) -> bytes | None:
         """`length` bytes at `offset`, or None if they are not (or no longer) all there.
 
-        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`.
+        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`. What the
+        disk cannot give back is not there any more. Raises StoreError.
         """
         if not all(mark & PRESENT for mark in marks):
             return None
-        body = os.pread(self._fd, length, offset)
+        try:
+            body = os.pread(self._fd, length, offset)
+        except OSError as error:
+            log.warning("%s: %s at %d: to be fetched again", self._directory / "flat", error, offset)
+            self.forget(range(first, first + len(marks)))
+            return None
         if not self._stayed(marks, first):
             return None
         if len(body) != length:
@@ -125,6 +155,24 @@ class Flat:
             if self._fd < 0:
                 raise StoreError("the flat layer has been closed")
             write_at(self._fd, offset, piece)
+            self._written += len(piece)
+
+    @contextmanager
+    def writing(self) -> Iterator[bool]:
+        """While spans are being written: the file is not pinned meanwhile.
+
+        Gives whether it may have been before: then only what is verified may be written to it.
+        """
+        with lock_on(self._fd, fcntl.LOCK_SH):
+            yield has_pins(self._fd)
+
+    def pin(self) -> Path | None:
+        """Another name for the file, which stays as it is as long as it has that: the kernel may read it.
+
+        None if some of it is not there, or it cannot be pinned. Whoever has pinned it removes the name.
+        """
+        with self._locked():
+            return pin(self._directory, self._fd) if self.count_present() == self.spans else None
 
     def begin(self, first: int, last: int) -> bytes:
         """The marks of spans that are about to be written, for `mark`.
@@ -132,42 +180,95 @@ class Flat:
         Waits for an eviction under way: what is written after it cleared the marks would fall to it still.
         """
         with self._locked():
+            self._lengthen()
             return self.marks(first, last)
+
+    def _lengthen(self) -> None:
+        """Bring the file to its size, under the lock: what lay beyond its end is not there any more.
+
+        It is too short if a process was killed in the middle of `evict`, or if a disk has lost its end.
+        """
+        with self._disk_errors():
+            if os.fstat(self._fd).st_size < self.size:
+                self._put_marks(0, bytes(map(_evicted, self.marks(0, self.spans - 1))))
+                os.ftruncate(self._fd, self.size)
 
     def mark(self, first: int, before: bytes) -> bool:
         """Say that the spans from `first` on have been written since `begin` said `before`, and verified.
 
         False if they were evicted meanwhile: then some of their bytes may be gone again, and none is marked.
         """
+        written, self._written = self._written, 0
+        try:
+            return self._mark(first, before)
+        finally:
+            self._grown(written)
+
+    def _mark(self, first: int, before: bytes) -> bool:
         last = first + len(before) - 1
         with self._locked():
+            self._lengthen()
             now = self.marks(first, last)
             if any((old ^ new) & ~(PRESENT | SYNCED) for old, new in zip(before, now, strict=True)):
                 return False
-            if os.fstat(self._fd).st_size < self.size:  # a process was killed in the middle of `evict`
-                os.ftruncate(self._fd, self.size)
-            self._map[_FIRST + first : _FIRST + last + 1] = bytes(mark | PRESENT for mark in now)
+            self._put_marks(first, bytes(mark | PRESENT for mark in now))
             return True
 
+    def _put_marks(self, first: int, marks: bytes) -> None:
+        """Change marks, under the lock; not through the map: a disk that fails would be a SIGBUS."""
+        with self._disk_errors():
+            os.pwrite(self._map_fd, marks, _FIRST + first)
+
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return store_errors(self._directory / "flat")
+
     def sync(self) -> None:
-        """Get every byte that is marked now to the disk, then say so in the marks."""
+        """Get every byte that is marked now to the disk, then say so in the marks.
+
+        If the disk fails, what has not been on it counts for nothing any more: the kernel has given it up.
+        Raises StoreError, then.
+        """
         before = self.marks(0, self.spans - 1)
         if not any(mark & PRESENT and not mark & SYNCED for mark in before):
             return
-        os.fdatasync(self._fd)
+        with self._disk_errors():
+            try:
+                os.fdatasync(self._fd)
+            except OSError:
+                self._forget_unsynced()
+                raise
+            with self._locked():
+                now = self.marks(0, self.spans - 1)
+                pairs = zip(before, now, strict=True)
+                synced = bytes(new | SYNCED if old == new and new & PRESENT else new for old, new in pairs)
+                self._put_marks(0, synced)
+            os.fdatasync(self._map_fd)
+
+    def _forget_unsynced(self) -> None:
         with self._locked():
-            for number, mark in enumerate(before):
-                if mark & PRESENT and self._map[_FIRST + number] == mark:
-                    self._map[_FIRST + number] = mark | SYNCED
-        self._map.flush()
+            now = self.marks(0, self.spans - 1)
+            self._put_marks(0, bytes(mark if mark & SYNCED else _evicted(mark) for mark in now))
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Have spans count as not there: their bytes are found to be wrong. Raises StoreError."""
+        with self._locked():
+            for number in numbers:
+                self._put_marks(number, bytes(map(_evicted, self.marks(number, number))))
 
     def evict(self) -> int:
-        """Forget all bytes and give their disk space back; returns how many bytes of disk that were."""
-        with self._locked():
+        """Forget all bytes and give their disk space back; returns how many bytes of disk that were.
+
+        None, if the kernel reads the file: it keeps them as long as it does. Whoever comes begins anew.
+        Raises StoreError.
+        """
+        with self._disk_errors(), self._locked():
             used = os.fstat(self._fd).st_blocks * 512
-            marks = (mark & ~(PRESENT | SYNCED) for mark in self.marks(0, self.spans - 1))
-            self._map[_FIRST : _FIRST + self.spans] = bytes(mark + _GENERATION & 0xFF for mark in marks)
-            self._map.flush()  # or a crash could leave synced marks whose bytes are gone
+            self._put_marks(0, bytes(map(_evicted, self.marks(0, self.spans - 1))))
+            os.fdatasync(self._map_fd)  # or a crash could leave synced marks whose bytes are gone
+            if is_pinned(self._directory, self._fd):
+                give_up(self._directory / "presence", self._map_fd)
+                give_up(self._directory / "flat", self._fd)
+                return 0
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, self.size)
             return used
@@ -181,64 +282,32 @@ class Flat:
         if hasattr(self, "_map"):
             self._map.close()
         with self._writing:
-            for fd in (self._fd, self._map_fd):
-                if fd >= 0:
-                    os.close(fd)
-            self._fd = self._map_fd = -1
+            self._close_files()
+
+    def _close_files(self) -> None:
+        for fd in (self._fd, self._map_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._map_fd = -1
 
 
-class FlatWriter:
-    """A flat layer being written by a scan: nothing of it counts until the scan has ended well.
+def read_shape(directory: Path) -> tuple[int, int] | None:
+    """The spans and the size of the flat layer in `directory`, as its map has them; None if there is no map.
 
-    Zeros at its end may be missing: `Flat` brings it to its size.
+    Raises OSError.
     """
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            for name in ("presence", "flat"):  # whoever reads an older one keeps it
-                (directory / name).unlink(missing_ok=True)
-            self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
-
-    def write(self, offset: int, piece: bytes | memoryview) -> None:
-        """Put `piece` at `offset`. Raises StoreError."""
-        write_at(self._fd, offset, piece)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-
-def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
-    """Write all of `piece`, or raise StoreError, for example when the disk is full.
-
-    Zeros are left out where there is nothing yet: a hole reads the same, so a bomb of zeros costs no disk.
-    """
+    presence = directory / "presence"
     try:
-        if not any(piece[:64]) and piece == bytes(len(piece)) and _is_hole(fd, offset, len(piece)):
-            return
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(fd, view, offset)
-            offset += written
-            view = view[written:]
-    except OSError as error:
-        raise StoreError(
-            f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot write to the store: {error.strerror}"
-        ) from error
+        with open(presence, "rb") as file:
+            header, length = file.read(_HEADER.size), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return None
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        return None
+    _, _, spans, size = _HEADER.unpack(header)
+    return (spans, size) if length == _FIRST + max(1, spans) and size <= _LARGEST else None
 
 
-def _is_hole(fd: int, offset: int, length: int) -> bool:
-    """Whether the file reads as zeros there, once `Flat` has brought it to its size."""
-    found = os.pread(fd, length, offset)
-    return found == bytes(len(found))
-
-
-def boot_id() -> bytes:
-    """Sixteen bytes that change with every boot; random if the kernel does not say, so nothing is trusted."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
-        return bytes.fromhex(text.strip().replace("-", ""))
-    except (OSError, ValueError):
-        return os.urandom(16)
+def _evicted(mark: int) -> int:
+    """The mark of a span that is not there any more."""
+    return (mark & ~(PRESENT | SYNCED)) + _GENERATION & 0xFF

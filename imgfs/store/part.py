@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.store.flat import boot_id, write_at
+from imgfs.store.disk import boot_id
+from imgfs.store.flatwriter import write_at
 
 UNIT = 1 << 20
 NAMES = ("part", "part.map")

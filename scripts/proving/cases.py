@@ -26,6 +26,7 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, NotFound, Sto
 from imgfs.image import Resolved, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.inventory import check as check_store
 from imgfs.inventory import evict
 from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.artifact import parse_artifact
@@ -35,6 +36,7 @@ from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
 from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
 from imgfs.store import Store
+from imgfs.store.seal import seal
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar
 from scripts.proving.specimens import (
     AMD64,
@@ -133,6 +135,8 @@ def _seen(image: Image, ino: int) -> object:
         raise OSError(errno.ESTALE, "a name of nothing")
     target = image.tree.target(ino) if node.mode & 0o170000 == 0o120000 else None
     image.tree.path(ino)
+    if not all(isinstance(field, int) for field in node):  # at which `fuse.boundary` says EIO
+        raise OSError(errno.EIO, "a node that is none")
     if node.mode & 0o170000 != 0o100000:
         return node[1:], target, image.tree.xattrs(ino)
     layer, extents = image.tree.extents(ino)
@@ -383,19 +387,46 @@ def _documents() -> tuple[tuple[str, Callable[[bytes], object], bytes], ...]:
 
 
 def tree(case: Case) -> str:
-    """The store's own files, which a disk may damage: its tree or an index."""
+    """The store's own files, which a disk may damage: its tree or an index.
+
+    The checksums that are in these files find all of it, so half of the damage gets a right one: as if the
+    file were too large to be looked through.
+    """
     specimen = case.chance.choice(every())
     made = opened(specimen.shelf(), case.directory)
     places = [made.store.tree(made.resolved.tree), *(place.index for place in made.store.layers())]
     path = case.chance.choice([place for place in places if place])
     damage_database(path, case.chance)
+    is_sealed = case.chance.random() < 0.5
+    if is_sealed:
+        seal(path)
     case.damage(f"{specimen.name}: {path.name}", lambda body, _: body, path.read_bytes())
+    evict(made.store.layers())
+    if not is_sealed:
+        return strict(case, specimen, specimen.shelf())
     try:
-        evict(made.store.layers())
         made.sight()
     except (*_FAULT, StoreError):
         return "refused"
     return "taken"
+
+
+def store(case: Case) -> str:
+    """Any file of the store: what is checked and repaired then shows the image, and nothing else."""
+    specimen = case.chance.choice(every())
+    made = opened(specimen.shelf(), case.directory)
+    made.sight()
+    files = sorted(path for path in made.store.root.rglob("*") if path.is_file() and path.stat().st_size)
+    path = case.chance.choice([file for file in files if file.name != "version"])
+    path.write_bytes(case.damage(f"{specimen.name}: {path.name}", damaged, path.read_bytes()))
+    try:
+        opened(specimen.shelf(), case.directory).sight()
+        found = list(check_store(made.store))
+    except (*_FAULT, StoreError):
+        return "refused"
+    for fault in found:
+        fault.mend()
+    return strict(case, specimen, specimen.shelf())
 
 
 KINDS: dict[str, Callable[[Case], str]] = {
@@ -409,6 +440,7 @@ KINDS: dict[str, Callable[[Case], str]] = {
     "manifest": manifest,
     "index": index,
     "tree": tree,
+    "store": store,
 }
 
 

@@ -44,7 +44,7 @@ _COMMANDS = {
     "index": "indexing",
     "login": "login",
     "logout": "login",
-    "store": "looking",
+    "store": "storing",
     "version": "looking",
 }  # by the module whose function add_COMMAND describes it, in the order of the help
 

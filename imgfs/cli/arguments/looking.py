@@ -1,15 +1,12 @@
-"""ls, cat, inspect, store, version: what they may be told, and what their help teaches."""
+"""ls, cat, inspect, version: what they may be told, and what their help teaches."""
 
 from __future__ import annotations
 
 from imgfs.cli.arguments.options import (
-    RAW,
     Commands,
     add_command,
     image_options,
     json_option,
-    lazily,
-    store_option,
 )
 
 
@@ -71,39 +68,6 @@ Examples:
     )
     image_options(command)
     json_option(command)
-
-
-def add_store(commands: Commands) -> None:
-    """`imgfs store`."""
-    command = commands.add_parser(
-        "store",
-        help="show or remove what is kept in the cache directory",
-        description="""\
-Indexes, trees and cached bytes are kept in one directory, shared by all mounts and images.
-
-Examples:
-  imgfs store path
-  imgfs store ls                       images and layers, with sizes
-  imgfs store rm debian:12             an image, and the layers only it uses
-  imgfs store rm --data debian:12      its cached bytes; its indexes stay
-  imgfs store rm --all
-""",
-        formatter_class=RAW,
-    )
-    actions = command.add_subparsers(metavar="path|ls|rm", required=True)
-    path = actions.add_parser("path", help="say where it is")
-    path.set_defaults(run=lazily("store", "path"))
-    ls = actions.add_parser("ls", help="list images and layers with their sizes")
-    ls.set_defaults(run=lazily("store", "ls"))
-    json_option(ls)
-    rm = actions.add_parser("rm", help="remove images, layers or cached bytes")
-    rm.set_defaults(run=lazily("store", "rm"))
-    rm.add_argument("names", metavar="IMAGE|DIGEST", nargs="*", help="as `imgfs store ls` shows them")
-    rm.add_argument("--all", action="store_true", help="everything")
-    rm.add_argument("--data", action="store_true", help="only cached bytes: what is needed is fetched again")
-    rm.add_argument("--force", action="store_true", help="also what a mount is using")
-    for action in (path, ls, rm):
-        store_option(action)
 
 
 def add_version(commands: Commands) -> None:

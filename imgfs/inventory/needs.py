@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgfs.errors import ImgfsError, StoreError
-from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest, parse_document
 from imgfs.store import Layer, Resolution, Store
@@ -50,21 +49,6 @@ def sweep(store: Store, *, force: bool) -> None:
     for layer in [layer for layer in store.layers() if layer.digest not in layers]:
         if force or not (layer.in_use() or layer.is_locked()):
             layer.remove()
-
-
-def evict(layers: Iterable[Layer]) -> int:
-    """Drop the cached bytes of `layers`, which mounts may go on using; returns the bytes of disk freed."""
-    freed = 0
-    for layer in layers:
-        path = layer.index
-        if path is None:
-            continue
-        with LayerIndex(path) as index:
-            spans = index.span_count()
-            flat = layer.flat(size=index.summary.flat_size, spans=spans)
-        freed += flat.evict()
-        flat.close()
-    return freed
 
 
 def layers_in_use(resolution: Resolution, store: Store) -> Iterator[Layer]:

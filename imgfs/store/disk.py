@@ -1,0 +1,125 @@
+"""How the store's files are written and locked: aside, synced, renamed; and what a disk may do to them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from imgfs.errors import StoreError
+
+ASIDE = ".new-"  # begins the name of a file that is not complete yet
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, synced and renamed to it if the block ends well, removed otherwise.
+
+    What a killed process left behind under a temporary name is removed on the way: its name carries the pid.
+    """
+    aside = path.with_name(f"{ASIDE}{os.getpid()}-{time.monotonic_ns():x}-{path.name}"[:200])
+    with store_errors(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(path.parent)
+        try:
+            yield aside
+            _sync(aside)
+            aside.rename(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _sweep(directory: Path) -> None:
+    for left in directory.glob(f"{ASIDE}*"):
+        pid = left.name.removeprefix(ASIDE).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            left.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called if it has to be waited for."""
+    with store_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(fd, mode)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `path` unless somebody else has one: says whether it is held."""
+    with store_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process holds a lock on `path`."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Say StoreError where the block says that the disk fails it."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+    except sqlite3.Error as error:  # how SQLite says that the disk is full
+        raise StoreError(f"{path}: {error}") from error
+
+
+def disk_usage(paths: Iterable[Path]) -> int:
+    """Bytes of disk that those of the files take that are there; one of two names (`pin`) counts once."""
+    return sum({found.st_ino: found.st_blocks * 512 for found in stats(paths)}.values())
+
+
+def stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Of those of the files that are there."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            yield path.stat()
+
+
+def boot_id() -> bytes:
+    """Sixteen bytes that change with every boot; random if the kernel does not say, so nothing is trusted."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        return bytes.fromhex(text.strip().replace("-", ""))
+    except (OSError, ValueError):
+        return os.urandom(16)

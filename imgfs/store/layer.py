@@ -1,0 +1,206 @@
+"""A layer's place in the store: its index, its flat layer, its blob on the way, and its locks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from imgfs.oci.descriptor import Digest
+from imgfs.store import part
+from imgfs.store.disk import disk_usage, is_held, locked, locked_if_free, stats, store_errors, write_aside
+from imgfs.store.flat import Flat, read_shape
+from imgfs.store.flatwriter import FlatWriter
+from imgfs.store.part import Part
+from imgfs.store.pin import sweep_pins
+from imgfs.store.seal import Seals, seal
+
+LOCKS = ("lock", "users", "evicted")  # files that are only locked, or only have a time
+_BYTES = ("flat", *part.NAMES)  # what can be fetched again as it is needed
+_FETCHED = ("users", "presence", "flat")  # whose times say when the layer was last used
+
+
+def _unnoticed(_count: int) -> None:
+    pass
+
+
+class Layer:
+    """A layer's directory in the store. `grown` is told of every byte that is written to its flat layer."""
+
+    def __init__(
+        self,
+        directory: Path,
+        digest: Digest,
+        seals: Seals | None = None,
+        grown: Callable[[int], None] = _unnoticed,
+    ) -> None:
+        self.directory = directory
+        self.digest = digest
+        self._seals = seals or Seals()
+        self._grown = grown
+
+    @property
+    def index_file(self) -> Path:
+        """Where its index is, if it is anywhere."""
+        return self.directory / "index"
+
+    @property
+    def index(self) -> Path | None:
+        """Its index, if it is here and not seen to be damaged."""
+        return self.index_file if self._seals.admit(self.index_file) else None
+
+    @contextmanager
+    def new_index(self) -> Iterator[Path]:
+        """A path to write the index to; it is `index` once the block ends without an error."""
+        with write_aside(self.index_file) as path:
+            yield path
+            seal(path)
+
+    def flat_writer(self) -> FlatWriter:
+        """A fresh flat layer, to be written by a scan under `lock`."""
+        return FlatWriter(self.directory, self._grown)
+
+    def drop_flat(self) -> None:
+        """Forget what is cached of it; whoever has that open keeps it."""
+        with store_errors(self.directory):
+            for name in ("presence", "flat"):
+                (self.directory / name).unlink(missing_ok=True)
+
+    def part(self, size: int) -> Part:
+        """What is here of its blob of `size` bytes, which is being downloaded under `lock`."""
+        return Part(self.directory, size)
+
+    def drop_part(self) -> None:
+        """Forget what has been downloaded of its blob."""
+        with store_errors(self.directory):
+            for name in part.NAMES:
+                (self.directory / name).unlink(missing_ok=True)
+
+    @property
+    def flat_file(self) -> Path:
+        """Where its flat layer is, if it is anywhere."""
+        return self.directory / "flat"
+
+    def has_flat(self) -> bool:
+        """Whether anything of its flat layer may be here."""
+        return self.flat_file.exists() and (self.directory / "presence").exists()
+
+    def flat(self, *, size: int, spans: int) -> Flat:
+        """Its flat layer."""
+        return Flat(self.directory, size=size, spans=spans, grown=self._grown)
+
+    def evict(self) -> int:
+        """Drop what can be fetched again; returns the bytes of disk freed. Mounts may go on using the layer.
+
+        One that is being scanned or pulled at this moment is left as it is.
+        """
+        with locked_if_free(self.directory / "lock") as mine, store_errors(self.directory):
+            if not mine:
+                return 0
+            with suppress(OSError):  # no inode may be left
+                (self.directory / "evicted").touch(mode=0o600)
+            freed = disk_usage(self._files(part.NAMES))
+            self.drop_part()
+            return freed + self._evict_flat()
+
+    def _evict_flat(self) -> int:
+        """Evict the flat layer, whatever its index says it is; one whose map makes no sense is removed."""
+        sweep_pins(self.directory)
+        taken = disk_usage([self.flat_file])
+        with self._reopened() as flat:
+            if flat:
+                return flat.evict()
+        self.drop_flat()
+        return taken
+
+    @contextmanager
+    def _reopened(self) -> Iterator[Flat | None]:
+        """The flat layer as its own map says, if that is here and makes sense."""
+        shape = read_shape(self.directory)
+        if shape is None or not self.flat_file.exists():
+            yield None
+            return
+        with closing(self.flat(spans=shape[0], size=shape[1])) as flat:
+            yield flat
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Have some spans of its flat layer count as not there: their bytes are wrong. Raises StoreError."""
+        with self.lock(), store_errors(self.directory), self._reopened() as flat:
+            if flat:
+                flat.forget(numbers)
+            else:
+                self.drop_flat()
+
+    @contextmanager
+    def lock(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Be the only one to scan or remove this layer; `on_wait` is called if another process is at it."""
+        with locked(self.directory / "lock", fcntl.LOCK_EX, on_wait):
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether some process scans it right now."""
+        return is_held(self.directory / "lock")
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Say that this process reads the layer, for as long as the block lasts."""
+        users = self.directory / "users"
+        with locked(users, fcntl.LOCK_SH):
+            with store_errors(users):
+                os.utime(users)
+            yield
+
+    def in_use(self) -> bool:
+        """Whether any process has said `use` and not ended."""
+        return is_held(self.directory / "users")
+
+    def last_used(self) -> float:
+        """When it was last opened or fetched from, in seconds since the epoch; 0.0 if never."""
+        return max((found.st_mtime for found in stats(self._files(_FETCHED))), default=0.0)
+
+    def last_evicted(self) -> float:
+        """When `evict` was last called, in seconds since the epoch; 0.0 if never."""
+        return max((found.st_mtime for found in stats(self._files(("evicted",)))), default=0.0)
+
+    def refute(self, origin: str) -> None:
+        """Remove it all, and note that what the repository `origin` says of the layer is wrong."""
+        self.remove()
+        with store_errors(self.directory):
+            (self.directory / "refuted").write_text(origin)
+
+    def is_refuted(self, origin: str) -> bool:
+        """Whether that has been noted; until the layer is removed."""
+        with store_errors(self.directory):
+            try:
+                return (self.directory / "refuted").read_text(errors="replace") == origin
+            except FileNotFoundError:
+                return False
+
+    def remove(self) -> None:
+        """Remove it all; whoever has its files open keeps them until it closes them.
+
+        Only what the locks need stays: another process may be waiting for one.
+        """
+        with store_errors(self.directory):
+            for path in self.directory.iterdir():
+                if path.name not in LOCKS:
+                    path.unlink(missing_ok=True)
+
+    def disk_usage(self) -> int:
+        """Bytes of disk it takes."""
+        return disk_usage(self.directory.glob("*"))
+
+    def cached(self) -> int:
+        """Bytes of disk that `evict` would free, if nobody holds them."""
+        return disk_usage(self._files(_BYTES))
+
+    def is_held(self) -> bool:
+        """Whether `evict` would free nothing: it is being scanned, or the kernel reads its bytes."""
+        return self.is_locked() or (
+            any(found.st_nlink > 1 for found in stats(self._files(("flat",)))) and self.in_use()
+        )
+
+    def _files(self, names: Iterable[str]) -> Iterator[Path]:
+        return (self.directory / name for name in names)
