@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,68 @@ def test_when_one_layer_fails_the_others_are_cancelled(source: FakeSource, store
         prepare(resolved, slow, store, journal)
     assert journal.arrived[large.digest] < large.size / 2
     assert list(store.layers()) == []
+
+
+def test_layers_are_merged_while_others_are_still_streamed(several: FakeSource, store: Store) -> None:
+    resolved = resolve("app:1", several, store, AMD64)
+    *lower, upper = resolved.manifest.layers
+    late = LateSource(several, upper, lambda: all(is_read(store.layer(layer.digest)) for layer in lower))
+    prepare(resolved, late, store, Journal())
+    assert late.was_met
+    with Image(resolved, several, store) as image:
+        assert body(image, b"/etc/passwd") == b"root\nann"
+
+
+def test_a_layer_that_fails_after_others_were_merged_leaves_no_tree_and_no_thread(
+    several: FakeSource, store: Store
+) -> None:
+    resolved = resolve("app:1", several, store, AMD64)
+    lower, *_, upper = resolved.manifest.layers
+    late = LateSource(several, upper, lambda: is_read(store.layer(lower.digest)))
+    late.broken = {upper.digest}
+    with pytest.raises(NotFound):
+        prepare(resolved, late, store, Journal())
+    assert late.was_met
+    assert [path for path in (store.root / "trees").rglob("*") if path.is_file()] == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("imgfs-scan")]
+
+
+def test_layers_that_cannot_be_merged_end_the_streaming(source: FakeSource, store: Store) -> None:
+    add_image(source, [tarmake.archive(tarmake.hardlink("link", "nothing")), LOWER])
+    resolved = resolve("app:1", source, store, AMD64)
+    slow, journal = SlowSource(), Journal()
+    slow.bodies = source.bodies
+    with pytest.raises(InvalidImage, match="which is not in the image"):
+        prepare(resolved, slow, store, journal)
+    large = resolved.manifest.layers[1]
+    assert journal.arrived[large.digest] < large.size
+    assert journal.told["merging"] == 0
+
+
+def is_read(layer: Layer) -> bool:
+    """Whether this process has the index of a layer open."""
+    links = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.add(path.readlink())
+    return layer.index in links
+
+
+class LateSource(FakeSource):
+    """Another source, but for one layer that comes only once something `is_met`, or after seconds."""
+
+    def __init__(self, other: FakeSource, late: Descriptor, is_met: Callable[[], bool]) -> None:
+        super().__init__(other.root)
+        self.bodies = other.bodies
+        self.was_met = False
+        self._late, self._is_met = late, is_met
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        deadline = time.monotonic() + 10
+        while descriptor == self._late and not self.was_met and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self.was_met = self._is_met()
+        return super().blob(descriptor, start, end)
 
 
 class SlowSource(FakeSource):

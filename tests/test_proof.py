@@ -20,7 +20,7 @@ from imgfs.errors import IntegrityError
 from imgfs.image import Resolved
 from imgfs.image import proof as proofs
 from imgfs.image.image import Image
-from imgfs.image.proof import Prover
+from imgfs.image.proof import Lull, Prover
 from imgfs.inventory import evict
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
@@ -302,6 +302,22 @@ def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: 
 
 
 # -- beside other work ---------------------------------------------------------------------------------------
+
+
+def test_a_look_is_put_off_while_spans_arrive_but_not_for_ever() -> None:
+    lull = Lull()
+    assert [lull.is_here(present) for present in (0, 3, 4, 4, 4, 9)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    busy = Lull()
+    looks = [busy.is_here(present) for present in range(100)]
+    assert looks.index(True) == 12
+    assert sum(looks) == 100 // 13
 
 
 def test_the_thread_looks_by_itself_and_ends(

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.layer.entry import Checkpoint, Codec, Entry, Extent, Kind, Part, Span
@@ -107,8 +108,8 @@ def test_parts_are_kept(tmp_path: Path) -> None:
         assert index.summary.space == "toc:x"
 
 
-@pytest.mark.parametrize("window", [b"", b"noise", bytes(40000)])
-def test_a_window_that_arrives_damaged_is_an_integrity_error(path: Path, window: bytes) -> None:
+@pytest.mark.parametrize("window", [b"", b"noise", bytes(40000), zstandard.compress(prose(32768, 2))])
+def test_a_window_that_arrives_damaged_or_is_another_is_an_integrity_error(path: Path, window: bytes) -> None:
     made, _, _ = shared(path, lean=True)
     with LayerIndex(made) as index, pytest.raises(IntegrityError, match="window of span 1"):
         index.span(1, window)
@@ -121,6 +122,23 @@ def test_a_window_outside_of_its_blob_is_a_store_error(path: Path, place: str) -
     change(made, f"UPDATE checkpoint SET start = {start}, end = {end} WHERE number = 1")
     with LayerIndex(made) as index, pytest.raises(StoreError, match="damaged"):
         index.remote_window(1)
+
+
+def test_an_index_that_cannot_tell_its_windows_from_others_is_of_another_format(path: Path) -> None:
+    made, _, _ = shared(path, lean=True)
+    change(made, "UPDATE checkpoint SET window = NULL WHERE number = 2")
+    with pytest.raises(StoreError, match="of another format"):
+        LayerIndex(made)
+    with pytest.raises(InvalidImage, match="rows that make no sense: checkpoint"):
+        vouch(made, "registry/app")
+
+
+@pytest.mark.parametrize("digest", [b"", bytes(31), bytes(33)])
+def test_what_is_no_digest_of_a_window_is_refused(path: Path, digest: bytes) -> None:
+    made, _, _ = shared(path, lean=True)
+    change(made, f"UPDATE checkpoint SET window = x'{digest.hex()}' WHERE number = 2")
+    with pytest.raises(InvalidImage, match="rows that make no sense: checkpoint"):
+        vouch(made, "registry/app")
 
 
 def test_what_vouches_for_an_index_or_a_tree_is_noted_in_it(path: Path, tmp_path: Path) -> None:
@@ -149,6 +167,15 @@ def test_an_index_with_anything_more_or_less_in_it_is_refused(path: Path, statem
     change(path, statement)
     with pytest.raises(InvalidImage, match="not a layer index of this imgfs"):
         vouch(path, "registry/app")
+
+
+@pytest.mark.parametrize("value", ["NULL", "'x'", "x'01'", "0.5", "9e99", "-1", "4294967296"])
+@pytest.mark.parametrize("column", ["uid", "nlink"])
+def test_a_tree_with_a_row_that_makes_no_sense_is_refused(tmp_path: Path, column: str, value: str) -> None:
+    write_tree(tmp_path / "tree", [archive(file("x"), file("y"))], tmp_path)
+    change(tmp_path / "tree", f"UPDATE node SET {column} = {value} WHERE ino = 2")
+    with pytest.raises(InvalidImage, match="rows that make no sense: node"):
+        trees.vouch(tmp_path / "tree", "registry/app")
 
 
 @pytest.mark.parametrize("body", [b"", b"noise" * 1000, b"SQLite format 3\0" + bytes(4096)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +17,10 @@ from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
 from imgfs.image import Earlier, Resolved, Trust, resolve, resolve_earlier
+from imgfs.image.lookahead import Lookahead
 from imgfs.image.standing import is_ready
-from imgfs.oci.descriptor import Platform
+from imgfs.oci.descriptor import Digest, Platform
+from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import Reference, RegistryReference
 from imgfs.source import Source, open_source
@@ -81,7 +84,7 @@ class Wanted:
     def resolve(self) -> Resolved:
         """Its documents."""
         with closing(self.connect()) as source, closing(Progress()) as progress:
-            return self._find(source, progress).resolved
+            return self._find(source, progress, lambda digest, manifest: None).resolved  # noqa: ARG005
 
     def prepare(self, up_to: str | None = None) -> Resolved:
         """Its documents, with layers indexed and merged; shows progress on a terminal.
@@ -91,7 +94,8 @@ class Wanted:
         with ExitStack() as stack:
             progress = stack.enter_context(closing(Progress()))
             source = stack.enter_context(closing(self.connect()))
-            resolved, is_away = self._find(source, progress)
+            lookahead = Lookahead(source, self.store, self.trust)
+            resolved, is_away = self._find(source, progress, lookahead.look)
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
             if up_to is not None:
@@ -100,7 +104,7 @@ class Wanted:
                 from imgfs.image.prepare import prepare
 
                 with _needing_it() if is_away else nullcontext():
-                    prepare(resolved, source, self.store, progress, self.trust)
+                    prepare(resolved, source, self.store, progress, self.trust, lookahead.offers)
             return resolved
 
     def guess(self) -> Resolved | None:
@@ -114,16 +118,18 @@ class Wanted:
         """Which indexes of others count."""
         return Trust.of(self.reference, Policy(self.options.index))
 
-    def _find(self, source: Source, reporter: Reporter) -> _Found:
+    def _find(
+        self, source: Source, reporter: Reporter, meanwhile: Callable[[Digest, Manifest], None]
+    ) -> _Found:
         """Its documents; those of earlier, and said to be so, if nothing else can be had of a tag."""
         earlier = self._earlier()
+        find = partial(resolve, str(self.reference), source, self.store, self.platform, meanwhile=meanwhile)
         if earlier is None:
-            return _Found(resolve(str(self.reference), source, self.store, self.platform), is_away=False)
+            return _Found(find(), is_away=False)
         try:
             with closing(self.connect(hurried=True)) as hurried:
                 named = hurried.resolve()
-            resolved = resolve(str(self.reference), source, self.store, self.platform, named=named)
-            return _Found(resolved, is_away=False)
+            return _Found(find(named=named), is_away=False)
         except Unavailable as error:
             when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
             if self.is_offline:
@@ -194,7 +200,7 @@ def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
     if seconds is None:
         return usual
     connect, read = min(usual.connect, seconds), min(usual.read, seconds / _STEPS)
-    return replace(usual, connect=connect, read=read, deadline=seconds)
+    return replace(usual, connect=connect, read=read, deadline=seconds, helper=min(usual.helper, seconds))
 
 
 @contextmanager

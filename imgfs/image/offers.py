@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 
 from imgfs.errors import ImgfsError, Unavailable
-from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import OCI_MANIFEST
+from imgfs.oci.image import OCI_MANIFEST, Manifest
 from imgfs.oci.published import Published, latest, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
 from imgfs.source import UNKNOWN_SIZE, Source
@@ -20,17 +20,27 @@ _NOTHING = Published(None, {})
 
 
 class Offers:
-    """The indexes of others for the image `resolved`, as far as `trust` goes. Safe in threads.
+    """The indexes of others for the image of a manifest, as far as `trust` goes. Safe in threads.
 
     An offer that is broken is as good as none: why is in `refused`, for the user.
     """
 
-    def __init__(self, resolved: Resolved, source: Source, trust: Trust) -> None:
-        self._resolved = resolved
+    def __init__(self, digest: Digest, manifest: Manifest, source: Source, trust: Trust) -> None:
+        self._digest = digest
+        self._manifest = manifest
         self._source = source
-        self._trust = trust
+        self.trust = trust
         self._lock = threading.RLock()
         self.refused: list[str] = []
+
+    def look_ahead(self) -> None:
+        """Begin to look for what imgfs has published before that is asked for, in a thread that ends then."""
+
+        def look() -> None:
+            with suppress(ImgfsError):  # who asks for it will hear
+                _ = self.published
+
+        threading.Thread(target=look, name="imgfs-offers", daemon=True).start()
 
     @property
     def published(self) -> Published:
@@ -41,7 +51,7 @@ class Offers:
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
         """A layer's zTOC, and its origin: "" if the manifest's digest vouches for it."""
         with self._lock:
-            for ztocs, origin in ((self._bound, ""), (self._referring, self._trust.origin)):
+            for ztocs, origin in ((self._bound, ""), (self._referring, self.trust.origin)):
                 if layer in ztocs:
                     return ztocs[layer], origin
         return None
@@ -62,10 +72,10 @@ class Offers:
     @cached_property
     def _bound(self) -> Mapping[Digest, Descriptor]:
         """The zTOCs of SOCI version 2."""
-        if not self._trust.in_digests:
+        if not self.trust.in_digests:
             return {}
         try:
-            digest = soci_v2_digest(self._resolved.manifest)
+            digest = soci_v2_digest(self._manifest)
         except ImgfsError as error:
             self._refuse("the SOCI index", error)
             return {}
@@ -89,10 +99,10 @@ class Offers:
 
     @cached_property
     def _referrers(self) -> list[Descriptor]:
-        if not self._trust.in_registry:
+        if not self.trust.in_registry:
             return []
         try:
-            return self._source.referrers(self._resolved.digest)
+            return self._source.referrers(self._digest)
         except Unavailable:
             raise
         except ImgfsError as error:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 from imgfs.abreast import run_abreast
+from imgfs.errors import ImgfsError
 from imgfs.image.adopt import adopt_profiles, adopt_tree
 from imgfs.image.indexing import Indexing, Reporter, doing_without
+from imgfs.image.lookahead import SMALL
 from imgfs.image.offers import Offers
 from imgfs.image.resolve import Resolved
 from imgfs.image.standing import Standing, open_index
 from imgfs.image.trust import Trust
+from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
@@ -26,16 +29,22 @@ from imgfs.tree.tree import vouch
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
-_SMALL = 256 << 10  # bytes of layers that are streamed before anybody could say who has an index of them
+_BRIEF = 4 << 20  # bytes of a layer that is not worth waiting for another
+_LOOK = 0.1  # seconds between looks whether a merge that waits for a layer waits in vain
 
 
 def prepare(
-    resolved: Resolved, source: Source, store: Store, reporter: Reporter, trust: Trust | None = None
+    resolved: Resolved,
+    source: Source,
+    store: Store,
+    reporter: Reporter,
+    trust: Trust | None = None,
+    offers: Offers | None = None,
 ) -> None:
     """Have every layer indexed and the tree merged, in the store.
 
     Indexes of others are taken in as far as `trust` goes, by default as the policy AUTO says; layers without
-    one are streamed, several at once.
+    one are streamed, several at once. `offers` are those, if somebody has begun to look for them.
     Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
@@ -45,35 +54,38 @@ def prepare(
             f"the indexes in {trust.origin} are not used: that of layer {refuted[0].short} was wrong"
         )
         trust = replace(trust, in_registry=False)
-    _Preparation(resolved, source, store, reporter, trust).run()
+    if offers is None or offers.trust != trust:
+        offers = Offers(resolved.digest, resolved.manifest, source, trust)
+    _Preparation(resolved, source, store, reporter, offers).run()
 
 
 class _Preparation:
     """One image on its way into the store."""
 
     def __init__(
-        self, resolved: Resolved, source: Source, store: Store, reporter: Reporter, trust: Trust
+        self, resolved: Resolved, source: Source, store: Store, reporter: Reporter, offers: Offers
     ) -> None:
         self._resolved = resolved
         self._source = source
         self._store = store
         self._reporter = reporter
-        self._trust = trust
-        self._standing = Standing(resolved, store, trust)
-        self._offers = Offers(resolved, source, trust)
+        self._trust = offers.trust
+        self._standing = Standing(resolved, store, offers.trust)
+        self._offers = offers
         self._cancelled = threading.Event()
+        self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been indexed
 
     def run(self) -> None:
         """Do what is still to be done: nothing, and nothing is asked of the network, if that is so."""
         there, missing = self._standing.has_tree(), self._standing.missing(lean=True)
         if there and not missing:
             return
-        if sum(layer.size for layer, _ in missing) > _SMALL and self._take_tree(there):
+        if sum(layer.size for layer, _ in missing) > SMALL and self._take_tree(there):
             return
-        self._index(self._standing.missing(lean=False), lean=False, first=())
-        if not self._standing.has_tree():
-            self._reporter.merging()
-            merge_layers(self._resolved, self._store)
+        works = [] if there else [self._merge]
+        self._index(self._standing.missing(lean=False), lean=False, beside=works)
+        if there and not self._standing.has_tree():
+            self._merge()
 
     def _take_tree(self, there: bool) -> bool:
         """Have the image's published tree, unless it is `there`, and of the layers what reads their files."""
@@ -85,7 +97,7 @@ class _Preparation:
         works: list[Callable[[], None]] = [self._adopt_profiles]
         if tree and not there:
             works.append(partial(self._adopt_tree, tree))
-        self._index(self._standing.missing(lean=True), lean=True, first=works)
+        self._index(self._standing.missing(lean=True), lean=True, beside=works)
         return self._standing.has_tree()
 
     def _all_lean(self) -> bool:
@@ -104,14 +116,36 @@ class _Preparation:
             adopt_profiles(self._offers.published.profiles, self._resolved.digest, self._source, self._store)
 
     def _index(
-        self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, first: Sequence[Callable[[], None]]
+        self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, beside: Sequence[Callable[[], None]]
     ) -> None:
-        """Have these layers indexed, the largest first: it takes longest, and the others fill the gaps."""
-        pairs = sorted(pairs, key=lambda pair: -pair[0].size)
-        works: list[Callable[[], None]] = [*first]
+        """Have these layers indexed, and `beside` that other things done.
+
+        Small ones come first, that no merge has to wait for them, then the largest: it takes longest, and the
+        others fill the gaps.
+        """
+        pairs = sorted(pairs, key=lambda pair: (pair[0].size > _BRIEF, -pair[0].size))
+        self._awaited = {layer.digest: threading.Event() for layer, _ in pairs}
+        works = list(beside)
         works += (partial(self._index_layer, *pair, lean=lean) for pair in pairs)
-        run_abreast(works, SCANNERS, "imgfs-scan", self._cancelled)
+        run_abreast(works, SCANNERS + len(beside), "imgfs-scan", self._cancelled)
         self._warn()
+
+    def _merge(self) -> None:
+        """Merge the layers, each as soon as it and all below it have been indexed."""
+        merge_layers(self._resolved, self._store, self._indexed())
+
+    def _indexed(self) -> Iterator[Descriptor]:
+        """The layers, the lowest first, each once it has been indexed; ImgfsError if that will not happen."""
+        layers = self._resolved.manifest.layers
+        for number, layer in enumerate(layers, start=1):
+            awaited = self._awaited.get(layer.digest)
+            while awaited and not awaited.wait(_LOOK) and not self._cancelled.is_set():
+                pass
+            if self._cancelled.is_set():
+                raise ImgfsError("the layers are not merged: cancelled")
+            if number == len(layers):
+                self._reporter.merging()
+            yield layer
 
     def _index_layer(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> None:
         """Have an index of the layer in the store."""
@@ -125,22 +159,29 @@ class _Preparation:
                     one.stream(self._cancelled)
                 place.drop_part()  # of a pull that was broken off
         self._reporter.layer_ends(layer)
+        self._awaited[layer.digest].set()
 
     def _warn(self) -> None:
         while self._offers.refused:
             self._reporter.warns(self._offers.refused.pop())
 
 
-def merge_layers(resolved: Resolved, store: Store) -> None:
+def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] | None = None) -> None:
     """Merge what the store has of an image's layers; whoever vouches for their indexes does so for the tree.
 
-    Raises InvalidImage, StoreError.
+    `layers` are the image's, each given when the store has its index: that may be waited for. Raises
+    InvalidImage, StoreError.
     """
+    origins = set()
     with ExitStack() as stack:
-        indexes = [
-            stack.enter_context(open_index(store.layer(layer.digest))) for layer in resolved.manifest.layers
-        ]
         path = stack.enter_context(store.new_tree(resolved.tree))
-        merge(indexes, path)
-        if origins := sorted({index.summary.origin for index in indexes} - {""}):
-            vouch(path, ", ".join(origins))
+
+        def indexes() -> Iterator[LayerIndex]:
+            for layer in resolved.manifest.layers if layers is None else layers:
+                index = stack.enter_context(open_index(store.layer(layer.digest)))
+                origins.add(index.summary.origin)
+                yield index
+
+        merge(indexes(), path)
+        if named := sorted(origins - {""}):
+            vouch(path, ", ".join(named))

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20  # bytes of a flat layer that are read at once
 _EVERY = 5.0  # seconds between looks
+_MOST_PUT_OFF = 12  # looks that are put off, one after the other
 _PATIENCE = 5.0  # seconds to wait for what is under way at the end
 
 
@@ -61,8 +62,10 @@ class Prover:
             self._merge_anew()
 
     def _run(self) -> None:
+        lull = Lull()
         while not self._stopped.wait(_EVERY) and any(self._doubtful()):
-            self.look()
+            if lull.is_here(sum(content.flat.count_present() for content in self._image.content.layers)):
+                self.look()
 
     def check(self, content: LayerContent) -> bool:
         """Hold a layer that is here whole against its DiffID; False if it is not here whole after all.
@@ -165,6 +168,24 @@ class Prover:
                     merge_layers(resolved, self._store)
         except ImgfsError as error:
             log.warning("the layers are not merged anew: %s", error)
+
+
+class Lull:
+    """Notices that nothing arrives any more: whoever makes it arrive needs the processor, too.
+
+    Who reads without end is not waited for without end.
+    """
+
+    def __init__(self) -> None:
+        self._present = -1
+        self._put_off = 0
+
+    def is_here(self, present: int) -> bool:
+        """Whether as many spans are `present` as the last time somebody asked, or that has been long ago."""
+        is_here = present == self._present or self._put_off == _MOST_PUT_OFF
+        self._present = present
+        self._put_off = 0 if is_here else self._put_off + 1
+        return is_here
 
 
 class _Incomplete(Exception):

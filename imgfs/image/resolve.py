@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -93,13 +93,15 @@ def resolve(
     *,
     named: Descriptor | None = None,
     remember: bool = True,
+    meanwhile: Callable[[Digest, Manifest], None] = lambda digest, manifest: None,  # noqa: ARG005
 ) -> Resolved:
     """Find the manifest and config of `reference` for the platform `wanted`; keep them in the store.
 
     Documents already in the store are not fetched again. `named` is what `reference` names, if that is known.
-    With `remember` the store lists the reference from now on. Raises ImgfsError.
+    With `remember` the store lists the reference from now on. `meanwhile` is told of the manifest before the
+    config is fetched. Raises ImgfsError.
     """
-    named = named or source.resolve()
+    named = named or source.resolve(whole=not store.resolved(reference))
     descriptor, document = named, _document(named, source, store)
     for _ in range(_NESTING):
         if not isinstance(document, Index):
@@ -109,6 +111,7 @@ def resolve(
     if isinstance(document, Index):
         raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=reference)
     refuse_foreign(document)
+    meanwhile(descriptor.digest, document)
     config = parse_config(_body(document.config, source, store), document.config.media_type)
     check_layers(document, config)
     resolved = Resolved(reference, named.digest, descriptor.digest, document.media_type, document, config)

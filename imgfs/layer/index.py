@@ -10,6 +10,7 @@ knows the spans only: what it takes to read files whose extents are known.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import struct
 import threading
@@ -62,6 +63,7 @@ class Elsewhere(NamedTuple):
     size: int
 
 
+# A checkpoint's `window` is a zstd frame, or, where that is at `[start, end)` of blob WINDOWS, its sha256.
 SCHEMA = """
 CREATE TABLE summary (format_number INTEGER, digest TEXT, diff_id TEXT, format TEXT,
                       size INTEGER, flat_size INTEGER, entries INTEGER, space TEXT, is_lean INTEGER,
@@ -94,12 +96,17 @@ RULES = {
     f"{typed('blob null', 'xattrs', 'extents')} AND (flat IS NULL OR {integers(0, LARGEST, 'flat')})",
     "span": f"{integers(0, LARGEST, 'number', 'flat_start', 'flat_end', 'start', 'end')} AND "
     f"{integers(0, max(Codec), 'codec')} AND {typed('blob', 'digest')} AND {typed('blob null', 'parts')}",
-    "checkpoint": f"{integers(0, 7, 'bits')} AND {typed('blob null', 'window')} AND "
-    f"(window IS NOT NULL OR {integers(0, LARGEST, 'start', 'end')})",
+    "checkpoint": f"{integers(0, 7, 'bits')} AND {typed('blob', 'window')} AND "
+    f"(coalesce(start, end) IS NULL OR {integers(0, LARGEST, 'start', 'end')} AND length(window) = 32)",
     "elsewhere": f"what IN ('{BLOB}', '{WINDOWS}') AND {typed('text', 'digest')} AND "
     f"{integers(0, LARGEST, 'size')}",
 }
+_KINDS = {int(kind): kind for kind in Kind}  # Kind(number) takes five times as long
+_DAMAGE = (sqlite3.DatabaseError, zstandard.ZstdError, struct.error, LookupError, TypeError, ValueError)
 _ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
+_UNKNOWN_WINDOW = (
+    "SELECT EXISTS (SELECT 1 FROM checkpoint WHERE window IS NULL)"  # without its digest, as once
+)
 _ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
 
 
@@ -124,6 +131,8 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
                 elsewhere = {what: Elsewhere(*rest) for what, *rest in self._db.execute(_ELSEWHERE)}
             self.blob = elsewhere.get(BLOB)
             self.windows = elsewhere.get(WINDOWS)
+            if self.windows and self._db.execute(_UNKNOWN_WINDOW).fetchone()[0]:
+                raise self._other_format()
         except StoreError:
             self._db.close()
             raise
@@ -131,10 +140,17 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def _summary(self) -> Summary:
         row = self._db.execute("SELECT * FROM summary").fetchone()
         if row is None or row[0] != FORMAT:
-            raise StoreError(
-                f"{self._path}: a layer index of another format; remove it to index the layer again"
-            )
-        return Summary._make((*row[1:-2], bool(row[-2]), row[-1]))
+            raise self._other_format()
+        found = Summary._make((*row[1:-2], bool(row[-2]), row[-1]))
+        _integers(found.size, found.flat_size, found.entries)
+        if not all(isinstance(text, str) for text in (*found[:3], found.space, found.origin)):
+            raise ValueError("a summary that is none")
+        return found
+
+    def _other_format(self) -> StoreError:
+        return StoreError(
+            f"{self._path}: a layer index of another format; remove it to index the layer again"
+        )
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the layer's own order."""
@@ -156,7 +172,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def bounds(self) -> Iterator[tuple[int, int, int, int]]:
         """(flat_start, flat_end, start, end) of every span, in order."""
-        return self._each(tuple, "SELECT flat_start,flat_end,start,end FROM span ORDER BY number")
+        return self._each(_bounds, "SELECT flat_start,flat_end,start,end FROM span ORDER BY number")
 
     def spans(self) -> Iterator[Span]:
         """All spans, in order, without their checkpoints."""
@@ -179,7 +195,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def remote_window(self, number: int) -> tuple[int, int] | None:
         """Where in the blob `windows` the window of a span's checkpoint is, if it is not in the file."""
         with self._lock, self._reading():
-            query = "SELECT start,end FROM checkpoint WHERE number=? AND window IS NULL"
+            query = "SELECT start,end FROM checkpoint WHERE number=? AND coalesce(start,end) IS NOT NULL"
             row = self._db.execute(query, (number,)).fetchone()
             if row and not 0 <= row[0] < row[1] <= (self.windows.size if self.windows else 0):
                 raise ValueError(f"the window of span {number} is nowhere")
@@ -188,20 +204,20 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def span(self, number: int, window: bytes | None = None) -> Span:
         """One span, with its checkpoint.
 
-        `window` is what `remote_window` speaks of: IntegrityError if that is no window.
+        `window` is what `remote_window` speaks of: IntegrityError if that has not the window's digest.
         """
         with self._lock, self._reading():
             row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
             if row is None:
                 raise ValueError(f"there is no span {number}")
-            found = self._db.execute(
-                "SELECT bits,window FROM checkpoint WHERE number=?", (number,)
-            ).fetchone()
+            query = "SELECT bits,window,start FROM checkpoint WHERE number=?"
+            found = self._db.execute(query, (number,)).fetchone()
             checkpoint = None
-            if found and found[1] is None and window is not None:
-                checkpoint = Checkpoint(found[0], _fetched_window(window, number))
-            elif found:
-                checkpoint = Checkpoint(found[0], _unpack_window(found[1]))
+            if found:
+                bits, frame, start = found
+                if start is not None:
+                    frame = _fetched_window(number, window, frame)
+                checkpoint = Checkpoint(bits, _unpack_window(frame))
             return _span(row)._replace(checkpoint=checkpoint)
 
     def _each(self, convert: Callable[[Any], _T], query: str) -> Iterator[_T]:
@@ -213,7 +229,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         """Say StoreError where SQLite, or what a row holds, says that the file is damaged."""
         try:
             yield
-        except (sqlite3.DatabaseError, zstandard.ZstdError, struct.error, TypeError, ValueError) as error:
+        except _DAMAGE as error:
             raise StoreError(
                 f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
             ) from error
@@ -227,12 +243,14 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         self.close()
 
 
-def _fetched_window(blob: bytes, number: int) -> bytes:
-    """A window that came over the network: what is wrong with it is not the file's fault."""
-    try:
-        return _unpack_window(blob)
-    except (zstandard.ZstdError, ValueError) as error:
-        raise IntegrityError(f"window of span {number}", expected="a window", actual=str(error)) from error
+def _fetched_window(number: int, window: bytes | None, digest: bytes) -> bytes:
+    """A window that came over the network, checked: what is wrong with it is not the file's fault."""
+    if window is None:
+        raise ValueError(f"the window of span {number} is elsewhere")
+    actual = hashlib.sha256(window)
+    if actual.digest() != digest:
+        raise IntegrityError(f"window of span {number}", expected=digest.hex(), actual=actual.hexdigest())
+    return window
 
 
 def _unpack_window(blob: bytes) -> bytes:
@@ -241,8 +259,22 @@ def _unpack_window(blob: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(blob)
 
 
+def _integers(*numbers: object) -> None:
+    """Raise ValueError unless these are sizes or offsets: to SQLite a column's type is a wish."""
+    if not all(isinstance(number, int) and 0 <= number <= LARGEST for number in numbers):
+        raise ValueError(f"{numbers} where numbers of bytes should be")
+
+
+def _bounds(row: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    _integers(*row)
+    return row
+
+
 def _span(row: tuple[int, int, int, int, int, int, bytes, bytes | None]) -> Span:
     number, flat_start, flat_end, start, end, codec, digest, parts = row
+    _integers(number, flat_start, flat_end, start, end)
+    if not isinstance(digest, bytes):
+        raise TypeError(f"the digest of span {number}")
     known = unpack_parts(parts) if parts else ()
     return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, None, known)
 
@@ -254,4 +286,5 @@ def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, byte
     else:
         pieces = unpack_extents(extents) if extents else ()
     attributes = unpack_xattrs(xattrs) if xattrs else {}
-    return Entry(path, Kind(kind), mode, uid, gid, size, mtime_ns, target, (major, minor), attributes, pieces)
+    rest = (target, (major, minor), attributes, pieces)
+    return Entry(path, _KINDS[kind], mode, uid, gid, size, mtime_ns, *rest)

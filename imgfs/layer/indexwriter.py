@@ -57,9 +57,13 @@ class IndexWriter:
         for span in spans:
             self.add_span(span)
 
-    def add_remote_checkpoint(self, number: int, bits: int, start: int, end: int) -> None:
-        """Give a span a checkpoint whose window is at `[start, end)` of the blob `WINDOWS`."""
-        self._db.execute("INSERT INTO checkpoint VALUES (?,?,NULL,?,?)", (number, bits, start, end))
+    def add_remote_checkpoint(self, number: int, bits: int, start: int, end: int, digest: bytes) -> None:
+        """Give a span a checkpoint whose window is at `[start, end)` of the blob `WINDOWS`.
+
+        `digest` is the sha256 of what is there.
+        """
+        row = (number, bits, digest, start, end)
+        self._db.execute("INSERT INTO checkpoint VALUES (?,?,?,?,?)", row)
 
     def put_elsewhere(self, what: str, blob: Elsewhere) -> None:
         """Say where something is that is in neither the layer nor this file: `BLOB` or `WINDOWS`."""

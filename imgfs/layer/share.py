@@ -1,7 +1,8 @@
 """A layer index in the forms in which it travels: lean or whole, with the windows in a blob of their own.
 
 Windows are nearly all of an index's weight, and a reader needs only those of the spans it reads. So they are
-laid end to end in one blob, from which any run of them can be fetched, and the index says where each is.
+laid end to end in one blob, from which any run of them can be fetched, and the index says where each is and
+what its digest is: a window other than the right one would make other bytes of its span.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Windows(NamedTuple):
     """The windows of a layer's checkpoints, each a zstd frame, end to end in a blob."""
 
     blob: Elsewhere
-    places: Sequence[tuple[int, int, int, int]]  # (span, bits, start, end)
+    places: Sequence[tuple[int, int, int, int, bytes]]  # (span, bits, start, end, sha256 of the frame)
 
 
 def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Windows | None:
@@ -42,7 +43,8 @@ def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Wind
             frame = packer.compress(checkpoint.window)
             file.write(frame)
             hasher.update(frame)
-            places.append((number, checkpoint.bits, at, at + len(frame)))
+            digest = hashlib.sha256(frame).digest()
+            places.append((number, checkpoint.bits, at, at + len(frame), digest))
             at += len(frame)
     if not places:
         path.unlink()

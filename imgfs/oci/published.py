@@ -12,7 +12,7 @@ It is an OCI artifact that refers to the image's manifest, `ARTIFACT_TYPE`. Its 
 TREE, LEAN and FULL are SQLite files (`tree.schema`, `layer.index`), each one zstd frame of at most `size`
 bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
 to, `NAME_OF` what a profile is called. Another form gets another version number, and is then not seen by
-those who know only this one.
+those who know only this one. (LEAN and FULL were once without the windows' digests.)
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from imgfs.oci.descriptor import Descriptor, Digest
 
 ARTIFACT_TYPE = "application/vnd.imgfs.index.v1"
 TREE = "application/vnd.imgfs.tree.v1.sqlite+zstd"
-LEAN = "application/vnd.imgfs.layer.lean.v1.sqlite+zstd"
-FULL = "application/vnd.imgfs.layer.full.v1.sqlite+zstd"
+LEAN = "application/vnd.imgfs.layer.lean.v2.sqlite+zstd"
+FULL = "application/vnd.imgfs.layer.full.v2.sqlite+zstd"
 WINDOWS = "application/vnd.imgfs.layer.windows.v1"
 COPY = "application/vnd.imgfs.layer.copy.v1+zstd"
 PROFILE = "application/vnd.imgfs.profile.v1+json"

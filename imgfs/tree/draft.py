@@ -74,6 +74,8 @@ UPDATE node SET nlink = nlink + below.directories
     AS below
   WHERE below.parent = node.ino;
 """
+_ADD_NAME = "INSERT OR IGNORE INTO work.name VALUES (?,?,?,?)"
+_ADD_NODE = "INSERT INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _TOTALS = f"SELECT count(*), total(size) FROM node WHERE mode >> 12 = {stat.S_IFREG >> 12}"
 
 Found = tuple[int, int]  # the ino and type that a name leads to
@@ -116,14 +118,15 @@ class Draft:
 
     def add(self, parent: int, name: bytes, entry: Entry, layer: int) -> bool:
         """Add a node with its name; False, and nothing done, if the name is taken."""
-        free = self._add_name(parent, name, self.next_ino, _TYPES[entry.kind])
-        if free:
-            self._add_node(entry, layer)
-        return free
+        values = (parent, name, self.next_ino, _TYPES[entry.kind])
+        if not self._names.execute(_ADD_NAME, values).rowcount:
+            return False
+        self._add_node(entry, layer)
+        return True
 
     def add_directory(self, parent: int, name: bytes, entry: Entry = _IMPLIED) -> int:
         """Add a directory under a name that is free and return its ino."""
-        self._add_name(parent, name, self.next_ino, DIRECTORY)
+        self._names.execute(_ADD_NAME, (parent, name, self.next_ino, DIRECTORY))
         return self._add_node(entry, 0)
 
     def describe(self, ino: int, entry: Entry) -> None:
@@ -142,7 +145,7 @@ class Draft:
         self.pin(found[0])  # before the removal: it may be of a directory that holds the node's last name
         if taken:
             self.remove(parent, name, taken)
-        self._add_name(parent, name, *found)
+        self._names.execute(_ADD_NAME, (parent, name, *found))
 
     def remove(self, parent: int, name: bytes, found: Found) -> None:
         """Remove a name and what it leads to; a node that has other names stays."""
@@ -185,10 +188,6 @@ class Draft:
         for statement in script.split(";"):
             self.db.execute(statement)
 
-    def _add_name(self, parent: int, name: bytes, ino: int, kind: int) -> bool:
-        query = "INSERT OR IGNORE INTO work.name VALUES (?,?,?,?)"
-        return self._names.execute(query, (parent, name, ino, kind)).rowcount == 1
-
     def _add_node(self, entry: Entry, layer: int) -> int:
         ino = self.next_ino
         self._rows.append(_row(ino, entry, layer))
@@ -198,7 +197,7 @@ class Draft:
         return ino
 
     def _flush(self) -> None:
-        self.db.executemany("INSERT INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", self._rows)
+        self.db.executemany(_ADD_NODE, self._rows)
         self._rows.clear()
 
     def _node(self, query: str, ino: int, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
@@ -220,16 +219,18 @@ class Draft:
 def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
     """A node's row. A directory's nlink is 2 here; `finish` adds its subdirectories."""
     _check(entry)
-    kind = entry.kind
-    is_file, is_link = kind is Kind.FILE, kind is Kind.SYMLINK
-    size = entry.size if is_file else len(entry.target) if is_link else 0
-    device = os.makedev(*entry.device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
-    flat, extents = stored_extents(entry) if is_file else (None, None)
-    blocks = -(-sum(extent.length for extent in entry.extents) // 512) if is_file else 0
-    mode = _TYPES[kind] << 12 | entry.mode & 0o7777
+    _, kind, mode, uid, gid, size, mtime_ns, target, device, xattrs, extents = entry
+    head = (ino, _TYPES[kind] << 12 | mode & 0o7777, uid, gid)
+    packed = pack_xattrs(xattrs) if xattrs else None
+    if kind is Kind.FILE:
+        flat, more = stored_extents(entry)
+        stored = size if flat is not None else sum(extent.length for extent in extents)
+        return (*head, size, mtime_ns, 1, 0, -(-stored // 512), layer, flat, more, None, packed)
+    if kind is Kind.SYMLINK:
+        return (*head, len(target), mtime_ns, 1, 0, 0, layer, None, None, target, packed)
     nlink = 2 if kind is Kind.DIRECTORY else 1
-    attributes = (ino, mode, entry.uid, entry.gid, size, entry.mtime_ns, nlink, device, blocks, layer)
-    return (*attributes, flat, extents, entry.target if is_link else None, pack_xattrs(entry.xattrs))
+    number = os.makedev(*device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
+    return (*head, 0, mtime_ns, nlink, number, 0, layer, None, None, None, packed)
 
 
 def _check(entry: Entry) -> None:

@@ -8,7 +8,7 @@ that is nothing, what it is at the layer's end; if nothing still, what the layer
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -22,17 +22,20 @@ from imgfs.tree.schema import ROOT
 from imgfs.tree.walk import Walk
 
 
-def merge(layers: Sequence[LayerIndex], path: Path) -> None:
+def merge(layers: Iterable[LayerIndex], path: Path) -> None:
     """Merge `layers`, the lowest first, into a tree: a new file at `path`, complete on return.
 
-    The same layers give the same inos. Memory is bounded, whatever the layers' size. If it raises, what is at
-    `path` is no tree. Raises InvalidImage, naming layer and path, and StoreError.
+    Each is asked for when those below it have been merged: whoever gives them may wait for the next one. The
+    same layers give the same inos. Memory is bounded, whatever the layers' size. If it raises, what is at
+    `path` is no tree. Raises InvalidImage, naming layer and path, StoreError, and what `layers` raises.
     """
+    spaces = []
     try:
         with closing(Draft(path)) as draft:
             for number, index in enumerate(layers):
                 _Layer(draft, index, number).apply()
-            draft.finish([index.summary.space for index in layers])
+                spaces.append(index.summary.space)
+            draft.finish(spaces)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{path}: the layers cannot be merged: {error}") from error
 

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,13 @@ from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, RULES, SCHEMA, STRIDE
 # memory too, without bound, and a failing disk would be a SIGBUS.
 _CACHE_KIB = 16 * 1024
 
+_SPARSEST = 1000  # numbers for each node, at the most, where there are more than
+_MANY = 1 << 24  # numbers
+
+_BATCH = 128  # rows taken at once: as many as one reply of a directory's listing has room for
 _DEPTH = 4096  # directories in a path shown: a tree of someone else's may be no tree
+
+_DAMAGE = (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError)  # what SQLite says of it
 
 _NODE = (
     """n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"""
@@ -130,19 +137,30 @@ class Tree(AbstractContextManager["Tree"]):
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """The extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""
-        return unpack_xattrs(self._stored("xattrs", ino)[0])
+        packed = self._stored("xattrs", ino)[0]
+        try:
+            return unpack_xattrs(packed)
+        except TypeError as error:
+            raise self._damaged(error) from error
 
     def extents(self, ino: int) -> tuple[int, tuple[Extent, ...]]:
         """(layer, extents in its flat layer), the lowest layer being 0; raises OSError: ENOENT.
 
         The extents are in order and do not overlap; what they leave out of the file's size is a hole.
         """
+        return self.contents(ino)[:2]
+
+    def contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
+        """(layer, extents, size in bytes): see `extents`."""
         layer, size, flat, packed = self._stored("layer, size, flat, extents", ino)
-        if not 0 <= layer < max(1, self.layer_count):
+        if layer not in range(max(1, self.layer_count)):
             raise self._damaged(ValueError(f"layer {layer} of {self.layer_count}"))
-        if flat is not None:
-            return layer, (Extent(0, size, flat),)
-        return layer, self._unpacked(packed) if packed else ()
+        try:
+            if flat is not None:
+                return layer, (Extent(0, index(size), index(flat)),), size
+            return layer, self._unpacked(packed) if packed else (), index(size)
+        except TypeError as error:  # to SQLite a column's type is a wish
+            raise self._damaged(error) from error
 
     def nodes(self) -> Iterator[Stored]:
         """Every node, ordered by ino."""
@@ -157,6 +175,10 @@ class Tree(AbstractContextManager["Tree"]):
         query = "SELECT ino FROM node WHERE layer = ? AND flat <= ? AND flat + size > ?"
         row = self._row(query, (layer, flat, flat))
         return row[0] if row else None
+
+    def placed(self) -> Iterator[tuple[int, int, int]]:
+        """(layer, where it begins there, ino) of every file whose bytes are in one piece, ordered by ino."""
+        return self._rows("SELECT layer, flat, ino FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino", ())
 
     def dirents(self) -> Iterator[tuple[int, bytes, int]]:
         """(directory, name, ino) of every name, ordered by directory and name."""
@@ -240,7 +262,10 @@ class Tree(AbstractContextManager["Tree"]):
         row = self._row("SELECT format_number, layers, nodes, size, origin FROM summary", ())
         if row is None or row[0] != FORMAT:
             raise StoreError(f"{self._path}: a tree of another format; remove it to merge the layers again")
-        return row[1], row[2], row[3], row[4]
+        try:
+            return index(row[1]), index(row[2]), index(row[3]), row[4]
+        except TypeError as error:
+            raise self._damaged(error) from error
 
     def _at(self, ino: int) -> Node:
         node = self.node(ino)
@@ -255,10 +280,12 @@ class Tree(AbstractContextManager["Tree"]):
         return row
 
     def _read_parents(self) -> Parents:
-        largest = self._row("SELECT max(ino) FROM node", ())
+        largest, count = self._row("SELECT max(ino), count(*) FROM node", ()) or (ROOT, 1)
         names = self._rows("SELECT ino, parent FROM dirent", ())
+        if count and largest > max(_MANY, _SPARSEST * count):  # each takes memory
+            raise self._damaged(ValueError(f"a node numbered {largest} of {count}"))
         try:
-            return Parents(names, largest[0] if largest and largest[0] else ROOT)
+            return Parents(names, largest or ROOT)
         except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
 
@@ -266,27 +293,27 @@ class Tree(AbstractContextManager["Tree"]):
         try:
             with self._lock:
                 rows = self._db.execute(query, values)
-            while row := self._next(rows):  # `yield from` would close the cursor, perhaps after the database
-                yield row
-        except sqlite3.DatabaseError as error:
+            while batch := self._next(rows):  # to close the cursor might be to do so after the database
+                yield from batch
+        except _DAMAGE as error:
             raise self._damaged(error) from error
 
-    def _next(self, rows: sqlite3.Cursor) -> Any:
+    def _next(self, rows: sqlite3.Cursor) -> list[tuple[Any, ...]]:
         with self._lock:
-            return rows.fetchone()
+            return rows.fetchmany(_BATCH)
 
     def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         try:
             with self._lock:
                 row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         return row
 
     def _unpacked(self, packed: bytes) -> tuple[Extent, ...]:
         try:
             return unpack_extents(packed)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> StoreError:
