@@ -6,21 +6,31 @@ import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import struct
 import subprocess
-import tempfile
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imgfs.mounts import mounts
-from tests.containers import PODMAN, busybox, has_static_busybox
+from tests import containers
+from tests.containers import (
+    PODMAN,
+    RUNTIMES,
+    busybox,
+    first_line,
+    first_pid,
+    has_static_busybox,
+    installed,
+    needs_podman,
+    shell,
+    traces,
+)
 from tests.mounted import Imgfs, Ran, is_alive, mount_of, until
 
 pytestmark = [
@@ -28,58 +38,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users"),
     pytest.mark.skipif(not has_static_busybox(), reason="there is no static busybox"),
 ]
-SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-
-
-def installed(name: str) -> bool:
-    return shutil.which(name) is not None or shutil.which(name, path=SBIN) is not None
-
-
-RUNTIMES = [
-    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))
-    for name in ("crun", "runc")
-]
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("layout") / "layout"
-
-
-@pytest.fixture(scope="module")
-def image(layout: Path) -> str:
-    return busybox(layout, "plain", Cmd=["sh"])
-
-
-@pytest.fixture
-def run(module_imgfs: Imgfs) -> Iterator[Imgfs]:
-    """The command; whatever a test did with it, nothing of its containers is left."""
-    yield module_imgfs
-    until(lambda: traces(module_imgfs) == [], f"nothing is left: {traces(module_imgfs)}", 30.0)
-
-
-def traces(imgfs: Imgfs) -> list[str]:
-    """What is left of containers: directories, mounts, cgroups, scratches that nobody has named."""
-    left = [str(path) for path in (imgfs.store / "containers").glob("*")]
-    left += [str(path) for path in (imgfs.store / "scratch").glob(".mount-*")]
-    left += [str(one.mountpoint) for one in mounts() if one.mountpoint.is_relative_to(imgfs.store)]
-    return left + [str(path) for path in Path("/sys/fs/cgroup").glob("*/imgfs-*")]
-
-
-def shell(imgfs: Imgfs, image: str, script: str, *options: str | Path, **more: Any) -> Ran:
-    return imgfs.run("run", *options, image, "sh", "-c", script, **more)
-
-
-def first_line(process: subprocess.Popen[bytes]) -> str:
-    assert process.stdout
-    return process.stdout.readline().decode().strip()
-
-
-def first_pid(imgfs: Imgfs, name: str) -> int:
-    """The pid of a container's first process, which may run before the runtime has written that down."""
-    path = imgfs.store / "containers" / name / "pid"
-    until(lambda: path.exists() and path.read_text().isdecimal(), f"{path} is written")
-    return int(path.read_text())
+layout, image, run, podman = containers.layout, containers.image, containers.run, containers.podman
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -335,6 +294,19 @@ def test_a_name_is_for_one_container_at_a_time(run: Imgfs, image: str) -> None:
     run.ok("run", "--name", "one", image, "true")
 
 
+def test_a_container_keeps_no_other_mount_going_but_what_it_is_shown(run: Imgfs, image: str) -> None:
+    shown, other = (run.mount(image, at=run.mountpoint(name)) for name in ("shown", "other"))
+    script = "trap 'exit 0' TERM; cat /shown/srv/file; echo; while :; do sleep 0.1; done"
+    process = run.start("run", "-v", f"{shown}/srv:/shown/srv:ro", image, "sh", "-c", script)
+    assert first_line(process) == "of the image"
+    pid = run.pid(other)
+    run.umount(other)
+    assert not is_alive(pid)
+    process.terminate()
+    assert process.wait(30) == 0
+    run.umount(shown)
+
+
 def test_what_a_killed_one_has_left_is_removed_by_the_next(run: Imgfs, image: str) -> None:
     left = run.store / "containers/left"
     (left / "rootfs").mkdir(parents=True)
@@ -491,19 +463,6 @@ def test_a_bundle_that_cannot_be_made_is_not_left_mounted(run: Imgfs, image: str
 
 
 # podman.
-
-needs_podman = pytest.mark.skipif(
-    not (installed("podman") and installed("runc")), reason="podman is not installed"
-)
-
-
-@pytest.fixture(scope="module")
-def podman() -> Iterator[Sequence[str]]:
-    """The words that begin a podman command with a storage of its own, whose paths podman wants short."""
-    with tempfile.TemporaryDirectory(prefix="podman-") as top:
-        places = (f"--root={top}/root", f"--runroot={top}/run", f"--tmpdir={top}/tmp")
-        yield ("podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs")
-
 
 SHOW = (
     "id; pwd; env | grep -v -e HOSTNAME -e ^container= | sort; stat -c '%u:%g %a' . /srv /srv/*; "

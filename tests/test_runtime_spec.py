@@ -14,12 +14,20 @@ import pytest
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import ImageConfig
-from imgfs.runtime.engine import signal_number
-from imgfs.runtime.host import Cgroups, bounding, find_cgroups, unenforced
+from imgfs.runtime.host import Cgroups, bounding, find_cgroups, shortfalls, unenforced
 from imgfs.runtime.ids import Ids, id_ranges
+from imgfs.runtime.limits import Limits, Ulimit
+from imgfs.runtime.place import Place
 from imgfs.runtime.program import refusal
+from imgfs.runtime.rights import (
+    CAPABILITIES,
+    EVERY_CAPABILITY,
+    Device,
+    Rights,
+)
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.spec import CAPABILITIES, Container, Place, runtime_config
+from imgfs.runtime.signals import find_signal, signal_number
+from imgfs.runtime.spec import Container, runtime_config
 from imgfs.runtime.user import User, find_user
 from imgfs.runtime.wishes import Bind, Defaults, Network, Tmpfs, Wishes, check_name
 
@@ -153,7 +161,7 @@ def test_only_root_has_capabilities_from_the_start_and_none_that_are_not_ours_to
 
 
 def test_limits_are_set_where_a_cgroup_can_hold_them() -> None:
-    wishes = Wishes(memory=1 << 20, cpus=0.5)
+    wishes = Wishes(limits=Limits(memory=1 << 20, cpus=0.5))
     assert "resources" not in spec({"Cmd": ["a"]}, wishes)["linux"]
     place = Place(cgroup="/imgfs-box", controllers=frozenset({"memory", "pids"}))
     linux = spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
@@ -392,7 +400,7 @@ def test_ranges_of_ids_are_laid_end_to_end() -> None:
 
 def test_capabilities_come_from_the_bounding_set() -> None:
     assert bounding("Name:\tx\nCapBnd:\t00000000000000c1\n") == {"CAP_CHOWN", "CAP_SETGID", "CAP_SETUID"}
-    assert bounding("CapBnd:\t000001ffffffffff\n") == set(CAPABILITIES)
+    assert bounding("CapBnd:\t000001ffffffffff\n") == set(EVERY_CAPABILITY) > set(CAPABILITIES)
 
 
 @pytest.mark.parametrize(
@@ -417,3 +425,90 @@ def test_stop_signals_have_names_and_numbers(text: str, expected: int) -> None:
 def test_what_is_no_name_for_a_container_is_refused(name: str) -> None:
     with pytest.raises(ImgfsError, match="is no name for a container"):
         check_name(name)
+
+
+def test_limits_of_processes_are_those_of_setrlimit() -> None:
+    ulimits = (Ulimit("nofile", 10, 20), Ulimit("core", -1, -1))
+    process = spec({"Cmd": ["a"]}, Wishes(limits=Limits(ulimits=ulimits)))["process"]
+    assert process["rlimits"] == [
+        {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
+        {"type": "RLIMIT_CORE", "soft": (1 << 64) - 1, "hard": (1 << 64) - 1},
+    ]
+    assert "rlimits" not in spec({"Cmd": ["a"]})["process"]
+
+
+def test_limits_that_cannot_be_raised_are_lowered_and_named() -> None:
+    wishes = Wishes(
+        limits=Limits(ulimits=(Ulimit("nofile", 10, -1), Ulimit("nproc", 5, 6))),
+        rights=Rights(added=("CAP_SYS_ADMIN", "ALL")),
+    )
+    place = Place(ceilings={"nofile": 15, "nproc": -1}, capabilities=frozenset())
+    limits = spec({"Cmd": ["a"]}, wishes, place=place)["process"]["rlimits"]
+    assert [(one["soft"], one["hard"]) for one in limits] == [(10, 15), (5, 6)]
+    assert shortfalls(wishes, place, Cgroups()) == [
+        "CAP_SYS_ADMIN cannot be given: imgfs itself has no such capability",
+        "the limit of nofile is 10:15: raising it needs CAP_SYS_RESOURCE",
+    ]
+
+
+def test_how_many_processes_there_may_be_is_limited_by_itself() -> None:
+    place = Place(cgroup="/x", controllers=frozenset({"pids"}))
+
+    def limit(pids: int | None) -> object:
+        return spec({"Cmd": ["a"]}, Wishes(limits=Limits(pids=pids)), place=place)["linux"]["resources"].get(
+            "pids"
+        )
+
+    assert (limit(None), limit(7), limit(-1)) == ({"limit": 2048}, {"limit": 7}, None)
+
+
+HOLE = Device("/dev/null", "/dev/hole", "c", 1, 3, 0o20666, 0, 0, "rw")
+
+
+def test_devices_are_made_or_in_a_user_namespace_shown() -> None:
+    wishes, cgroup = Wishes(), "/x"
+    linux = spec({"Cmd": ["a"]}, wishes, place=Place(devices=(HOLE,), cgroup=cgroup))["linux"]
+    assert linux["devices"][0].items() >= {"path": "/dev/hole", "type": "c", "major": 1, "minor": 3}.items()
+    assert linux["resources"]["devices"] == [
+        {"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"},
+    ]
+    place = Place(devices=(HOLE,), user_namespace=True)
+    assert mounts(wishes, place)["/dev/hole"]["source"] == "/dev/null"
+    assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
+    unguarded = Place(devices=(HOLE,), cgroup=cgroup, guards_devices=False)
+    assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=unguarded)["linux"]["resources"]
+
+
+def test_an_init_goes_before_the_command() -> None:
+    place = Place(init="/bin/tini")
+    assert spec({"Cmd": ["a", "b"]}, Wishes(init=True), place=place)["process"]["args"] == [
+        "/run/imgfs-init",
+        "--",
+        "a",
+        "b",
+    ]
+    shown = mounts(Wishes(init=True), place)["/run/imgfs-init"]
+    assert (shown["source"], shown["options"][-1]) == ("/bin/tini", "ro")
+
+
+def test_what_the_user_notes_goes_before_what_the_image_says() -> None:
+    wishes = Wishes(annotations={"a": "mine", "c": "d"}, stop_signal="INT")
+    notes = spec({"Cmd": ["a"], "Labels": {"a": "b"}, "StopSignal": "QUIT"}, wishes)["annotations"]
+    assert notes.items() >= {"a": "mine", "c": "d", "org.opencontainers.image.stopSignal": "INT"}.items()
+
+
+def test_further_groups_are_found_as_others_are() -> None:
+    assert find_user("web", PASSWD, GROUP, ["extra", "7", "web"]).groups == (34, 44, 7)
+    with pytest.raises(UsageError, match="group 'nogroup' is not in the image's"):
+        find_user("web", PASSWD, GROUP, ["nogroup"])
+
+
+def test_a_terminal_begins_with_the_size_of_ours() -> None:
+    process = spec({"Cmd": ["a"]}, Wishes(terminal=True), place=Place(console=(80, 24)))["process"]
+    assert process["consoleSize"] == {"width": 80, "height": 24}
+
+
+@pytest.mark.parametrize("text", ["STOPPED", "", "0", "65", "-1", "٣", "SIG", "RTMIN+31", "_DFL"])
+def test_what_is_no_signal_is_none(text: str) -> None:
+    assert find_signal(text) is None

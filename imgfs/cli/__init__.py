@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `imgfs ARGUMENTS…` and return its exit code."""
     from imgfs.cli.arguments import parse
 
+    _open_standard_files()
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         code: int = options.run(options)
@@ -49,6 +50,17 @@ def mount_helper() -> int:
     except UsageError as error:
         return _complain(str(error), MISUSED)
     return main(arguments)
+
+
+def _open_standard_files() -> None:
+    """Stand in for standard files that the caller has closed: what is opened next would take their places."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (as long as the process)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 (likewise)
 
 
 def _drop_output() -> None:

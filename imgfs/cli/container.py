@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.cli.images import Wanted, wanted
 from imgfs.cli.run import Start, complain, warn
@@ -14,15 +16,19 @@ from imgfs.errors import MountError, UsageError
 from imgfs.image import Resolved
 from imgfs.mount import Mounting, MountOptions
 from imgfs.mounts import check_mountable, our_mount_at, unmount
+from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
 from imgfs.runtime.bundle import Bundle, new_bundle
 from imgfs.runtime.engine import Engine, Stopper, failure, taken_down
-from imgfs.runtime.host import capabilities, cgroups_of_this_machine, find_runtime, unenforced
+from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls
 from imgfs.runtime.ids import Ids, Maps, has, is_lone
+from imgfs.runtime.machine import look_round
+from imgfs.runtime.namespace import let_go_of_mounts
+from imgfs.runtime.place import Place
 from imgfs.runtime.program import NOT_EXECUTABLE, refusal
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.signals import Relay
-from imgfs.runtime.spec import Container, Place, runtime_config
+from imgfs.runtime.spec import Container, runtime_config
 from imgfs.runtime.upper import make_upper
 from imgfs.runtime.user import User, find_user
 from imgfs.runtime.wishes import Defaults, Wishes
@@ -36,18 +42,39 @@ def run_container(start: Start, mounting: Mounting) -> int:
     """
     wishes, options = start.wishes, start.options
     engine = Engine(find_runtime(options.runtime), cgroups_of_this_machine())
-    warning = unenforced({"memory": wishes.memory, "cpu": wishes.cpus}, engine.cgroups)
-    if warning:
+    place = _place(start, engine)
+    for warning in shortfalls(wishes, place, engine.cgroups):
         warn(warning)
     image = wanted(options)
+    let_go_of_mounts(_needed(image, wishes))
+    plan = _Plan(start, image, engine, place)
     guess = image.guess() if options.scratch is None else None
     if guess is None:
-        return _contain(start, engine, image, image.prepare(), mounting)
+        return _contain(plan, image.prepare(), mounting)
     try:
-        return _contain(start, engine, image, guess, mounting, is_guess=True)
+        return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:
         with Mounting(options.driver) as another:
-            return _contain(start, engine, image, outdated.meant, another)
+            return _contain(plan, outdated.meant, another)
+
+
+def _needed(image: Wanted, wishes: Wishes) -> Iterator[Path]:
+    """What is read from this machine while the container runs."""
+    yield image.store.root
+    yield Path.cwd()
+    if isinstance(image.reference, LayoutReference):
+        yield image.reference.path
+    for bind in wishes.binds:
+        yield Path(bind.source)
+
+
+class _Plan(NamedTuple):
+    """A container, but for what its image turns out to be."""
+
+    start: Start
+    image: Wanted
+    engine: Engine
+    place: Place
 
 
 class _Outdated(Exception):
@@ -58,21 +85,17 @@ class _Outdated(Exception):
         self.meant = meant
 
 
-def _contain(
-    start: Start,
-    engine: Engine,
-    image: Wanted,
-    resolved: Resolved,
-    mounting: Mounting,
-    *,
-    is_guess: bool = False,
-) -> int:
+def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: bool = False) -> int:
     """Mount `resolved` and run a container in it; if it was a guess, and wrong, raise _Outdated instead."""
+    start, image, engine, place = plan
     options = start.options
     with contextlib.ExitStack() as stack:
         defaults = Defaults.parse(resolved.config.config)
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
-        relay = stack.enter_context(Relay(Stopper(bundle.pid_file, defaults.stop_signal)))
+        stopper = Stopper(
+            bundle.pid_file, start.wishes.stop_signal or defaults.stop_signal, options.stop_timeout
+        )
+        relay = stack.enter_context(Relay(stopper))
         stack.enter_context(taken_down(bundle.rootfs))
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
@@ -82,7 +105,7 @@ def _contain(
             mounting.wait()
         if meant.digest != resolved.digest:
             raise _Outdated(meant)
-        refused = _write(start, resolved, bundle, _place(start, engine))
+        refused = _write(start, resolved, bundle, place)
         if refused:
             return refused
         interactive = options.interactive or options.tty
@@ -99,7 +122,7 @@ def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> in
     except (UsageError, MountError) as error:
         complain(error)
         return NOT_EXECUTABLE
-    files = bundle.write_files(start.wishes.hostname or start.name, start.wishes.network)
+    files = bundle.write_files(start.name, start.wishes)
     volumes = bundle.make_volumes(start.wishes.volumes_over(defaults), Rootfs(bundle.rootfs))
     config = runtime_config(resolved.config, start.wishes, replace(found, files=(*files, *volumes)), place)
     refused = refusal(Rootfs(bundle.rootfs), config, start.wishes)
@@ -122,14 +145,15 @@ def _begin_mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle
 
 def _place(start: Start, engine: Engine) -> Place:
     cgroups, maps = engine.cgroups, start.maps
-    return Place(
+    bare = Place(
         cgroup=None if cgroups.parent is None else f"{cgroups.parent}/imgfs-{start.name}",
         controllers=cgroups.controllers,
         own_cgroup_namespace=cgroups.unified and cgroups.parent is not None,
         user_namespace=maps is not None,
         lone=maps is not None and is_lone(maps),
-        capabilities=capabilities(),
+        guards_devices=maps is not None or engine.guards_devices,
     )
+    return look_round(bare, start.wishes)
 
 
 def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
@@ -147,7 +171,7 @@ def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
     try:
         defaults = Defaults.parse(resolved.config.config)
         container = _container(made.directory.name, made, defaults, wishes, maps)
-        place = Place(maps=maps, capabilities=capabilities(), lone=maps is not None)
+        place = look_round(Place(maps=maps, lone=maps is not None), wishes)
         made.write_config(runtime_config(resolved.config, wishes, container, place))
     except BaseException:
         unmount(our_mount_at(made.rootfs))
@@ -158,7 +182,8 @@ def _container(name: str, bundle: Bundle, defaults: Defaults, wishes: Wishes, ma
     """Whom it runs as, looked up in the mounted image, where its working directory is made."""
     rootfs = Rootfs(bundle.rootfs)
     text = defaults.user if wishes.user is None else wishes.user
-    user = _mapped(find_user(text, rootfs.read("/etc/passwd"), rootfs.read("/etc/group")), maps, text)
+    accounts = rootfs.read("/etc/passwd"), rootfs.read("/etc/group")
+    user = _mapped(find_user(text, *accounts, wishes.rights.groups), maps, text)
     workdir = wishes.workdir_over(defaults)
     try:
         rootfs.make_directory(workdir, None if maps and is_lone(maps) else (user.uid, user.gid))

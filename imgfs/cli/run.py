@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgfs.cli.arguments.confining import limits_of, rights_of
 from imgfs.config import variables
 from imgfs.errors import ImgfsError, UsageError
 from imgfs.runtime.ids import Maps, id_maps
@@ -100,8 +101,13 @@ def wishes_of(options: argparse.Namespace) -> Wishes:
         read_only=options.read_only,
         binds=tuple(_existing(one) for one in options.volume),
         tmpfs=tuple(options.tmpfs),
-        memory=options.memory,
-        cpus=options.cpus,
+        read_only_tmpfs=options.read_only_tmpfs,
+        limits=limits_of(options),
+        rights=rights_of(options),
+        hosts=tuple(options.add_host),
+        annotations=dict(options.annotation),
+        stop_signal=options.stop_signal,
+        init=options.init,
     )
 
 

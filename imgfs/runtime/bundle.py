@@ -23,7 +23,7 @@ from typing import Any
 
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.wishes import Bind, Network
+from imgfs.runtime.wishes import Bind, Network, Wishes
 
 _NEW = ".new-"  # begins the name of a directory that is not locked yet
 
@@ -63,15 +63,18 @@ class Bundle:
         with _as_store_errors(self.directory):
             (self.directory / "config.json").write_bytes(body)
 
-    def write_files(self, hostname: str, network: Network) -> tuple[Bind, ...]:
-        """The files of /etc that say where the container is, as binds."""
+    def write_files(self, name: str, wishes: Wishes) -> tuple[Bind, ...]:
+        """The files of /etc that say where the container of this name is, as binds."""
+        hostname = wishes.hostname or name
         contents = {
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
             "hostname": f"{hostname}\n",
         }
-        if network is Network.HOST:
+        if wishes.network is Network.HOST:
             contents["hosts"] = _host_file("/etc/hosts") + f"127.0.1.1\t{hostname}\n"
             contents["resolv.conf"] = _host_file("/etc/resolv.conf")
+        added = "".join(f"{address}\t{name}\n" for name, address in wishes.hosts)
+        contents["hosts"] = added + contents["hosts"]
         place = self.directory / "files"
         place.mkdir(exist_ok=True)
         for name, text in contents.items():

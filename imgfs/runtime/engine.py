@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from imgfs.errors import MountError
 from imgfs.runtime import linux
 from imgfs.runtime.bundle import Bundle
-from imgfs.runtime.host import Cgroups, Runtime
+from imgfs.runtime.host import Cgroups, Runtime, capabilities
 from imgfs.runtime.program import NOT_EXECUTABLE, NOT_FOUND, OUR_FAULT
-from imgfs.runtime.signals import Relay
-
-_PATIENCE = 10  # seconds a container has to end after its stop signal
-_SIGNAL_OFFSET = re.compile(r"RTMIN(?:\+(\d+))?|RTMAX(?:-(\d+))?")
+from imgfs.runtime.signals import Relay, signal_number
+from imgfs.runtime.terminal import follow_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +27,19 @@ class Engine:
     runtime: Runtime
     cgroups: Cgroups
 
+    @property
+    def guards_devices(self) -> bool:
+        """Whether access to devices can be limited: in version 2 by BPF, for which crun raises a limit."""
+        return not (
+            self.runtime.is_crun and self.cgroups.unified and "CAP_SYS_RESOURCE" not in capabilities()
+        )
+
     def run(self, bundle: Bundle, name: str, relay: Relay, *, interactive: bool) -> int:
         """Run the container to its end; its exit code. Raises MountError if there is no such program."""
         if relay.ending is not None:
             return 128 + relay.ending
         self._prepare()
+        relay.resized = partial(follow_size, bundle.pid_file) if self.runtime.is_crun else None
         words = [*self._command(bundle), "run", "--bundle", str(bundle.directory)]
         stdin = None if interactive else subprocess.DEVNULL
         try:
@@ -85,36 +91,22 @@ def _code(reason: str) -> int:
 
 
 class Stopper:
-    """Ends a container whose caller has died: its stop signal first, then, patience at an end, SIGKILL."""
+    """Ends a container whose caller has gone: its stop signal first, SIGKILL after `patience` seconds."""
 
-    def __init__(self, pid_file: Path, stop_signal: str) -> None:
+    def __init__(self, pid_file: Path, stop_signal: str, patience: int = 10) -> None:
         self._pid_file = pid_file
+        self._patience = patience
         self._number = signal_number(stop_signal)
 
     def __call__(self) -> None:
         """Begin."""
         signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
-        signal.alarm(_PATIENCE)
-        self._send(self._number)
+        signal.alarm(self._patience)  # none for no seconds
+        self._send(self._number if self._patience else signal.SIGKILL)
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(self._pid_file.read_text()), number)
-
-
-def signal_number(text: str) -> int:
-    """A stop signal by its name or number (image-spec config.md), SIGTERM if it is none of either."""
-    name = text.upper().removeprefix("SIG")
-    if name.isdecimal() and 0 < int(name[:4]) < signal.NSIG:
-        return int(name[:4])
-    offset = _SIGNAL_OFFSET.fullmatch(name)
-    if offset:
-        number = (
-            signal.SIGRTMIN + int(offset[1] or 0) if "MIN" in name else signal.SIGRTMAX - int(offset[2] or 0)
-        )
-        return number if number in range(signal.SIGRTMIN, signal.SIGRTMAX + 1) else signal.SIGTERM
-    found = getattr(signal, f"SIG{name}", None)
-    return int(found) if isinstance(found, signal.Signals) else signal.SIGTERM
 
 
 @contextlib.contextmanager

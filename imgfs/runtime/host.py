@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.runtime.spec import CAPABILITIES
+from imgfs.runtime.limits import lowered
+from imgfs.runtime.place import Place
+from imgfs.runtime.rights import EVERY_CAPABILITY
+from imgfs.runtime.wishes import Wishes
 
 _RUNTIMES = ("crun", "runc")  # the faster one first
 _MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # users' PATHs lack the first
-_NUMBERS = (0, 1, 3, 4, 5, 10, 31, 6, 8, 7, 18)  # linux/capability.h, of CAPABILITIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def find_runtime(wanted: str | None) -> Runtime:
 
 
 def capabilities() -> frozenset[str]:
-    """Which of those that containers have this process may pass on."""
+    """The capabilities this process may pass on."""
     return bounding(Path("/proc/self/status").read_text())
 
 
@@ -64,9 +66,7 @@ def bounding(status: str) -> frozenset[str]:
     """The same, from proc(5)'s status."""
     mask = next((line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:")), "0")
     held = int(mask, 16)
-    return frozenset(
-        name for name, number in zip(CAPABILITIES, _NUMBERS, strict=True) if held & (1 << number)
-    )
+    return frozenset(name for number, name in enumerate(EVERY_CAPABILITY) if held & (1 << number))
 
 
 def cgroups_of_this_machine() -> Cgroups:
@@ -109,6 +109,25 @@ def _unified(
             listed = words(f"{place}/{'cgroup.controllers' if is_real_top else 'cgroup.subtree_control'}")
             return Cgroups(parent, frozenset(listed or ()), unified=True)
     return Cgroups(unified=True)
+
+
+def shortfalls(wishes: Wishes, place: Place, cgroups: Cgroups) -> list[str]:
+    """A line on each thing asked for, or usual, that will not be so."""
+    found = unenforced(wishes.limits.by_controller(), cgroups)
+    lines = [] if found is None else [found]
+    missing = wishes.rights.missing(place.capabilities)
+    if missing:
+        lines.append(f"{' and '.join(missing)} cannot be given: imgfs itself has no such capability")
+    for asked, given in zip(
+        wishes.limits.ulimits, lowered(wishes.limits.ulimits, place.ceilings), strict=True
+    ):
+        if asked != given:
+            lines.append(
+                f"the limit of {asked.name} is {given.soft}:{given.hard}: raising it needs CAP_SYS_RESOURCE"
+            )
+    if place.cgroup and not place.guards_devices and not wishes.rights.privileged:
+        lines.append("no access to devices is limited: for that, crun needs CAP_SYS_RESOURCE (runc does not)")
+    return lines
 
 
 def unenforced(asked: Mapping[str, object], cgroups: Cgroups) -> str | None:

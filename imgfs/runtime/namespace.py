@@ -6,13 +6,15 @@ himself and the ids that subuid(5) lends him.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from imgfs.errors import MountError
+from imgfs.mounts import mounts
 from imgfs.runtime import linux
 from imgfs.runtime.ids import Ids, Maps, is_lone
 from imgfs.runtime.signals import Relay
@@ -98,6 +100,19 @@ def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
     linux.die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(_FAILED)
+
+
+def let_go_of_mounts(needed: Iterable[Path]) -> None:
+    """Unmount here the mounts of imgfs that were there before, but for those that hold what is `needed`.
+
+    Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
+    them (mount_namespaces(7)). An ordinary user cannot: for him they are locked.
+    """
+    places = [Path(os.path.realpath(path)) for path in needed]
+    for mount in reversed(mounts()):
+        if mount.is_ours and not any(place.is_relative_to(mount.mountpoint) for place in places):
+            with contextlib.suppress(OSError):
+                linux.detach(str(mount.mountpoint))
 
 
 def _map_itself(maps: Maps) -> None:

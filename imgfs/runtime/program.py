@@ -12,6 +12,7 @@ from imgfs.runtime.wishes import Wishes
 
 # What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
 OUR_FAULT, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+_AFTER_INIT = 2  # words: the init, and --
 
 
 def refusal(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> tuple[int, str] | None:
@@ -21,7 +22,7 @@ def refusal(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> tuple[
     """
     if wishes.binds or wishes.tmpfs:
         return None
-    command = config["process"]["args"][0]
+    command = config["process"]["args"][_AFTER_INIT if wishes.init else 0]
     modes = [rootfs.mode(path) for path in _places(command, config)]
     found = [mode for mode in modes if mode is not None]
     if any(stat.S_ISREG(mode) and mode & 0o111 for mode in found):

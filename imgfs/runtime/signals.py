@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -17,12 +18,18 @@ _PASSED_ON = (
     signal.SIGUSR2,
     signal.SIGWINCH,
     signal.SIGCONT,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),  # init systems are told to end by one
 )
+_REAL_TIME = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Relay(contextlib.AbstractContextManager["Relay"]):
-    """Catches signals while it is entered. `orphaned` is called for a SIGTERM once the parent has died."""
+    """Catches signals while it is entered, but for those that are ignored, as after nohup(1).
+
+    `orphaned` is called for a SIGTERM once the parent has died, and for a SIGHUP once the terminal has gone:
+    nobody is left to end what goes on in spite of it.
+    """
 
     def __init__(self, orphaned: Callable[[], None] | None = None) -> None:
         self._target: int | None = None
@@ -31,10 +38,13 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
         self._before: dict[int, object] = {}
         self._parent = os.getppid()
         self._orphaned = orphaned
+        self.resized: Callable[[], None] | None = None  # called for a SIGWINCH
+        self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
     def __enter__(self) -> Relay:
         for number in _PASSED_ON:
-            self._before[number] = signal.signal(number, self._caught)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._caught)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,13 +67,40 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
     def _caught(self, number: int, _: FrameType | None) -> None:
         if number in _ENDING and self.ending is None:
             self.ending = number
-        if number == signal.SIGTERM and self._orphaned and os.getppid() != self._parent:
+        if number == signal.SIGWINCH and self.resized:
+            self.resized()
+        if self._orphaned and self._is_alone(number):
             self._orphaned()
         elif self._target is None:
             self._kept.append(number)
         else:
             self._send(number)
 
+    def _is_alone(self, number: int) -> bool:
+        """Whether a signal says that whoever started this is no more."""
+        if number == signal.SIGHUP:
+            return bool(self._terminals) and not any(map(os.isatty, self._terminals))
+        return number == signal.SIGTERM and os.getppid() != self._parent
+
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._target or -1, number)
+
+
+def signal_number(text: str) -> int:
+    """A stop signal by its name or number (image-spec config.md), SIGTERM if it is none of either."""
+    return find_signal(text) or signal.SIGTERM
+
+
+def find_signal(text: str) -> int | None:
+    """A signal by its name, SIG before it or not, or its number, None for anything else."""
+    name = text.upper().removeprefix("SIG")
+    if name.isascii() and name.isdecimal():
+        return int(name[:4]) if 0 < int(name[:4]) < signal.NSIG else None
+    match = _REAL_TIME.fullmatch(name)
+    if match:
+        first = signal.SIGRTMIN + int(match[1] or 0)
+        number = first if "MIN" in name else signal.SIGRTMAX - int(match[2] or 0)
+        return number if number in range(signal.SIGRTMIN, signal.SIGRTMAX + 1) else None
+    found = getattr(signal, f"SIG{name}", None)
+    return int(found) if isinstance(found, signal.Signals) else None

@@ -6,8 +6,8 @@ to the passwd has the group and the supplementary groups that the two files give
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from imgfs.errors import UsageError
@@ -39,11 +39,18 @@ class _Group(NamedTuple):
     members: list[str]
 
 
-def find_user(text: str, passwd: bytes, group: bytes) -> User:
+def find_user(text: str, passwd: bytes, group: bytes, more: Sequence[str] = ()) -> User:
     """The user that `text` names, an empty one being root; raises UsageError if the image does not know it.
 
-    `passwd` and `group` are the contents of the image's files, empty where it has none.
+    `passwd` and `group` are the contents of the image's files, empty where it has none; `more` are further
+    groups by name or number.
     """
+    user, listed = _user(text, passwd, group), list(_groups(group))
+    added = (_gid(name, listed) for name in more)
+    return replace(user, groups=tuple(dict.fromkeys((*user.groups, *added))))
+
+
+def _user(text: str, passwd: bytes, group: bytes) -> User:
     user, _, wanted = text.partition(":")
     number = _id(user or "0", "user")
     accounts = (

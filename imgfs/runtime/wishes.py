@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.fields import text_in, texts_in
+from imgfs.runtime.limits import Limits
+from imgfs.runtime.rights import Rights
 
 _WHERE = "config.config"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a host's name has at most 63 characters
@@ -73,7 +75,8 @@ class Defaults:
 class Wishes:
     """What the user asks for; None and nothing leave it to the image.
 
-    `memory` is in bytes, `cpus` in processors. `env` has the command line's variables.
+    `env` has the command line's variables, `hosts` names of hosts with their addresses, `annotations` labels
+    too; `stop_timeout` is in seconds, `init` whether the first process is one that reaps.
     """
 
     command: tuple[str, ...] = ()
@@ -87,8 +90,14 @@ class Wishes:
     read_only: bool = False
     binds: tuple[Bind, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
-    memory: int | None = None
-    cpus: float | None = None
+    read_only_tmpfs: bool = True
+    limits: Limits = field(default_factory=Limits)
+    rights: Rights = field(default_factory=Rights)
+    hosts: tuple[tuple[str, str], ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    stop_signal: str | None = None
+    stop_timeout: int | None = None
+    init: bool = False
 
     def workdir_over(self, defaults: Defaults) -> str:
         """The working directory."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
+from imgfs.cli.arguments.confining import limit_options, rights_options
 from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options
-from imgfs.runtime.wishes import Bind, Network, Tmpfs
-
-_SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)", re.IGNORECASE)
+from imgfs.cli.arguments.showing import mount_options
+from imgfs.cli.arguments.values import in_image
+from imgfs.runtime.signals import find_signal
+from imgfs.runtime.wishes import Network
 
 
 def add_run(commands: Commands) -> None:
@@ -30,8 +33,11 @@ Examples:
   imgfs run -v ./data:/data:ro -e MODE=test registry.example.com/team/app:v2
   imgfs run --scratch work debian:12 apt-get update     imgfs diff work says what it changed
   imgfs run --read-only --network none -u nobody debian:12 id
+  imgfs run --cap-drop ALL --security-opt no-new-privileges --memory 512m --pids-limit 64 app:v2
+  imgfs run --device /dev/fuse --cap-add SYS_ADMIN --ulimit nofile=4096 debian:12 bash
 """,
     )
+    command.usage = "imgfs run [OPTIONS] IMAGE [CMD…]"
     _container_options(command)
     command.add_argument(
         "-i", "--interactive", action="store_true", help="hand standard input on (otherwise there is none)"
@@ -45,6 +51,14 @@ Examples:
     command.add_argument(
         "--rm", action="store_true", help="remove it when it ends: always so, accepted for podman's sake"
     )
+    command.add_argument(
+        "--stop-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=10,
+        help="how long it has after the stop signal, once imgfs itself was killed (default: 10)",
+    )
+    _refused_options(command)
     _image_and_command(command)
 
 
@@ -65,6 +79,7 @@ Examples:
   imgfs bundle --scratch work debian:12 ./box bash -c 'echo hello >/greeting'
 """,
     )
+    command.usage = "imgfs bundle [OPTIONS] IMAGE DIR [CMD…]"
     _container_options(command)
     _image_and_command(command, directory=True)
 
@@ -84,17 +99,8 @@ def _container_options(command: argparse.ArgumentParser) -> None:
     add("-t", "--tty", action="store_true", help="give it a terminal")
     add("-e", "--env", metavar="K[=V]", action="append", default=[], help="a variable, alone: as it is here")
     add("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
-    add(
-        "-v",
-        "--volume",
-        metavar="SRC:DST[:ro]",
-        action="append",
-        default=[],
-        type=bind,
-        help="show SRC at DST",
-    )
-    add("--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="DST in memory")
-    add("-w", "--workdir", metavar="DIR", type=_in_image, help="where it starts; made, if it is not there")
+    mount_options(command)
+    add("-w", "--workdir", metavar="DIR", type=in_image, help="where it starts; made, if it is not there")
     add("-u", "--user", metavar="USER[:GROUP]", help="whom it runs as, by name or number")
     add("--entrypoint", metavar="CMD", help="instead of the image's; words as a JSON array; '' for none")
     add("--hostname", metavar="NAME", type=_hostname, help="what it takes its host to be called")
@@ -105,56 +111,76 @@ def _container_options(command: argparse.ArgumentParser) -> None:
         default=Network.HOST,
         help="this machine's (host, the default) or one with nothing but a loopback (none)",
     )
-    add("--memory", metavar="SIZE", type=memory, help="at most so much: 512m, 2g")
-    add("--cpus", metavar="N", type=_cpus, help="at most so many processors: 0.5, 2")
+    limit_options(command)
+    rights_options(command)
+    add(
+        "--init",
+        action="store_true",
+        help="have catatonit or tini, this machine's, reap orphans as process 1",
+    )
     add("--read-only", action="store_true", help="let it change nothing but /tmp, /var/tmp, /run, volumes")
+    add(
+        "--read-only-tmpfs",
+        metavar="true|false",
+        default=True,
+        type=_truth,
+        help="false: nor /tmp, /var/tmp and /run",
+    )
     add("--scratch", metavar="NAME|DIR", help="keep what it changes (see: imgfs mount --help)")
+    add(
+        "--stop-signal", metavar="SIGNAL", type=_signal, help="what ends it (default: the image's, else TERM)"
+    )
+    _note_options(command)
     driver_option(command)
 
 
-def bind(text: str) -> Bind:
-    """SRC:DST[:ro|rw]."""
-    source, _, rest = text.partition(":")
-    target, _, options = rest.partition(":")
-    words = set(options.split(",")) - {"", "rw", "z", "Z", "rbind"}
-    if not source or not target.startswith("/") or words - {"ro"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
-    if "/" not in source and source != ".":
-        raise argparse.ArgumentTypeError(
-            f"{source!r}: volumes have no names here; for a directory: ./{source}"
-        )
-    return Bind(source, target, read_only="ro" in words)
+def _note_options(command: argparse.ArgumentParser) -> None:
+    """Add what is only noted: podman's labels become annotations, as those of images do."""
+    more: dict[str, Any] = {"dest": "annotation", "metavar": "KEY=VALUE", "action": "append", "type": _note}
+    command.add_argument("--annotation", default=[], help="noted in config.json", **more)
+    command.add_argument("-l", "--label", default=[], help="the same, as podman calls it", **more)
 
 
-def tmpfs(text: str) -> Tmpfs:
-    """DST[:OPT,…]."""
-    target, _, options = text.partition(":")
-    return Tmpfs(_in_image(target), tuple(word for word in options.split(",") if word))
+class _Refused(argparse.Action):
+    """An option of podman's that ends the command with what to do instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        parser.error(f"{rest[-1]}: {self.const}")
 
 
-def memory(text: str) -> int:
-    """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
-    match = _SIZE.fullmatch(text)
-    count = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
-    if not 0 < count < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, like 512m or 2g")
-    return count
+def _refused_options(command: argparse.ArgumentParser) -> None:
+    refused: dict[str, Any] = {"action": _Refused, "help": argparse.SUPPRESS}
+    why = "a container ends with the imgfs run that started it: put that into the background"
+    command.add_argument("-d", "--detach", nargs=0, const=why, **refused)
+    why = "no ports are forwarded: those of --network host, the default, are this machine's"
+    command.add_argument("-p", "--publish", const=why, **refused)
+    why = "a container has processes of its own, so that none is left of it"
+    command.add_argument("--pid", const=why, **refused)
 
 
-def _cpus(text: str) -> float:
-    try:
-        count = float(text)
-    except ValueError:
-        count = 0.0
-    if not 0.01 <= count <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processors, like 0.5 or 2")
-    return count
+def _note(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
 
 
-def _in_image(text: str) -> str:
-    if not text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not begin with a slash")
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
+def _signal(text: str) -> str:
+    if find_signal(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no signal, like QUIT or 3")
     return text
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return int(text)
 
 
 def _hostname(text: str) -> str:

@@ -1,0 +1,155 @@
+"""The options of run and bundle that say what a container may do, and how much it may use."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from imgfs.cli.arguments.values import checked, memory
+from imgfs.runtime.limits import ULIMITS, UNLIMITED, Limits, Ulimit
+from imgfs.runtime.rights import DeviceWish, Rights, capability
+
+_ULIMIT = re.compile(r"([a-z]+)=(-1|[0-9]{1,18}|unlimited)(?::(-1|[0-9]{1,18}|unlimited))?")
+_ACCESS = re.compile(r"[rwm]{1,3}")
+_AS_IT_IS = ("apparmor=unconfined", "label=disable")  # there are no labels and no profiles of AppArmor's
+
+
+def rights_options(command: argparse.ArgumentParser) -> None:
+    """Add what it may do."""
+    command.add_argument(
+        "--cap-add",
+        metavar="NAME",
+        action="extend",
+        type=_capabilities,
+        default=[],
+        help="a capability more, NET_ADMIN, or ALL",
+    )
+    command.add_argument(
+        "--cap-drop", metavar="NAME", action="extend", type=_capabilities, default=[], help="one less, or ALL"
+    )
+    command.add_argument(
+        "--device",
+        metavar="SRC[:DST][:rwm]",
+        action="append",
+        type=_device,
+        default=[],
+        help="a device of this machine's: /dev/fuse",
+    )
+    command.add_argument(
+        "--group-add", metavar="GROUP", action="append", default=[], help="a further group, by name or number"
+    )
+    command.add_argument(
+        "--security-opt",
+        metavar="OPT",
+        action="append",
+        type=_security,
+        default=[],
+        help="seccomp=FILE (default: podman's on this machine), seccomp=unconfined, no-new-privileges, "
+        "mask=PATH, unmask=PATH, unmask=ALL",
+    )
+    command.add_argument(
+        "--privileged",
+        action="store_true",
+        help="no seccomp filter, all capabilities and devices, nothing of /proc and /sys hidden: what root "
+        "starts so can do anything to this machine",
+    )
+
+
+def limit_options(command: argparse.ArgumentParser) -> None:
+    """Add how much it may use."""
+    add = command.add_argument
+    add("-m", "--memory", metavar="SIZE", type=memory, help="at most so much: 512m, 2g")
+    add("--cpus", metavar="N", type=_cpus, help="at most so many processors: 0.5, 2")
+    add("--pids-limit", metavar="N", type=_count, help="at most so many processes (default: 2048; -1: any)")
+    add("--shm-size", metavar="SIZE", type=memory, help="of /dev/shm (default: 64m)")
+    add(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        action="append",
+        type=_ulimit,
+        default=[],
+        help="of each process: nofile=1024:4096, core=-1",
+    )
+
+
+def rights_of(options: argparse.Namespace) -> Rights:
+    """What the options say it may do; raises UsageError."""
+    said: list[tuple[str, str]] = options.security_opt
+    return Rights(
+        added=tuple(options.cap_add),
+        dropped=tuple(options.cap_drop),
+        privileged=options.privileged,
+        seccomp=dict(said).get("seccomp"),
+        no_new_privileges=dict(said).get("no-new-privileges") == "true",
+        masked=_paths(said, "mask"),
+        unmasked=_paths(said, "unmask"),
+        groups=tuple(options.group_add),
+        devices=tuple(options.device),
+    )
+
+
+def limits_of(options: argparse.Namespace) -> Limits:
+    """What the options say it may use; of a limit said twice the last counts."""
+    by_name = {one.name: one for one in options.ulimit}
+    return Limits(options.memory, options.cpus, options.pids_limit, options.shm_size, tuple(by_name.values()))
+
+
+def _capabilities(text: str) -> list[str]:
+    with checked():
+        return [capability(name) for name in text.split(",")]
+
+
+def _paths(said: list[tuple[str, str]], wanted: str) -> tuple[str, ...]:
+    return tuple(path for name, value in said if name == wanted for path in value.split(":"))
+
+
+def _security(text: str) -> tuple[str, str]:
+    """NAME=VALUE, or as docker has it, NAME:VALUE."""
+    name, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
+    if (name, value) == ("systempaths", "unconfined"):
+        return "unmask", "ALL"
+    is_path = name in ("mask", "unmask") and all(path.startswith("/") for path in value.split(":"))
+    if is_path or (name == "seccomp" and value) or f"{name}={value}" in (*_AS_IT_IS, "unmask=ALL"):
+        return name, value
+    if name == "no-new-privileges" and value in ("", "true", "false"):
+        return name, value or "true"
+    raise argparse.ArgumentTypeError(f"{text!r} is none of imgfs's: there are no labels and no profiles here")
+
+
+def _device(text: str) -> DeviceWish:
+    """SRC[:DST][:rwm]."""
+    source, *rest = text.split(":")
+    access = rest.pop() if rest and _ACCESS.fullmatch(rest[-1]) else "rwm"
+    target = rest.pop() if rest else source
+    if rest or not (source.startswith("/") and target.startswith("/")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SRC, SRC:DST or SRC:DST:rwm, from the root")
+    return DeviceWish(source, target, access)
+
+
+def _ulimit(text: str) -> Ulimit:
+    """NAME=SOFT[:HARD]."""
+    match = _ULIMIT.fullmatch(text)
+    if not match or match[1] not in ULIMITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no limit, like nofile=1024:4096 or core=-1")
+    soft, hard = (
+        UNLIMITED if word in ("-1", "unlimited") else int(word) for word in (match[2], match[3] or match[2])
+    )
+    if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+        raise argparse.ArgumentTypeError(f"{text!r}: the soft limit is above the hard one")
+    return Ulimit(match[1], soft, hard)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"-1|0|[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text) or UNLIMITED
+
+
+def _cpus(text: str) -> float:
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0.0
+    if not 0.01 <= count <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processors, like 0.5 or 2")
+    return count

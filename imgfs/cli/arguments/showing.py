@@ -1,0 +1,118 @@
+"""The options of run and bundle that show something in a container: directories, tmpfs, names of hosts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from imgfs.cli.arguments.values import in_image, memory
+from imgfs.runtime.wishes import Bind, Tmpfs
+
+_SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
+_READ_ONLY = ("ro", "readonly")
+_HOST = re.compile(
+    r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,252}):([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]?)"
+)
+
+
+def mount_options(command: argparse.ArgumentParser) -> None:
+    """Add what is mounted in it."""
+    command.add_argument(
+        "-v",
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        action="append",
+        default=[],
+        type=bind,
+        help="show SRC at DST",
+    )
+    command.add_argument(
+        "--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="DST in memory"
+    )
+    command.add_argument(
+        "--mount",
+        metavar="type=…,…",
+        action=_Mount,
+        default=argparse.SUPPRESS,
+        type=mount,
+        help="the same in more words: type=bind,src=SRC,dst=DST,ro or type=tmpfs,dst=DST,tmpfs-size=64m",
+    )
+    command.add_argument(
+        "--add-host",
+        metavar="NAME:ADDRESS",
+        action="append",
+        default=[],
+        type=host,
+        help="a host more in /etc/hosts",
+    )
+
+
+def bind(text: str) -> Bind:
+    """SRC:DST[:ro|rw]."""
+    source, _, rest = text.partition(":")
+    target, _, options = rest.partition(":")
+    words = set(options.split(",")) - {"", "rw", "z", "Z", "rbind"}
+    if not source or not target.startswith("/") or words - {"ro"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
+    if "/" not in source and source != ".":
+        raise argparse.ArgumentTypeError(
+            f"{source!r}: volumes have no names here; for a directory: ./{source}"
+        )
+    return Bind(source, target, read_only="ro" in words)
+
+
+def tmpfs(text: str) -> Tmpfs:
+    """DST[:OPT,…]."""
+    target, _, options = text.partition(":")
+    return Tmpfs(in_image(target), tuple(word for word in options.split(",") if word))
+
+
+def mount(text: str) -> Bind | Tmpfs:
+    """type=bind,src=SRC,dst=DST[,ro] or type=tmpfs,dst=DST[,tmpfs-size=SIZE][,tmpfs-mode=MODE]."""
+    fields = dict(word.partition("=")[::2] for word in text.split(","))
+    kind, target = fields.pop("type", "volume"), in_image(_taken(fields, _TARGET))
+    if kind == "bind":
+        found: Bind | Tmpfs = Bind(_taken(fields, _SOURCE), target, _flag(fields, _READ_ONLY))
+    elif kind == "tmpfs":
+        found = Tmpfs(target, _tmpfs_options(fields))
+    else:
+        raise argparse.ArgumentTypeError(f"{kind!r} is not mounted here: type=bind or type=tmpfs")
+    if fields:
+        raise argparse.ArgumentTypeError(f"{min(fields)!r} is nothing that type={kind} has")
+    if isinstance(found, Bind) and not found.source:
+        raise argparse.ArgumentTypeError(f"{text!r}: src= is missing")
+    return found
+
+
+def host(text: str) -> tuple[str, str]:
+    """NAME:ADDRESS, as a name and an address."""
+    match = _HOST.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:ADDRESS, like db:10.0.0.7")
+    return match[1], match[2].strip("[]")
+
+
+def _tmpfs_options(fields: dict[str, str]) -> tuple[str, ...]:
+    size, mode = fields.pop("tmpfs-size", ""), fields.pop("tmpfs-mode", "")
+    if mode and not (mode.isdecimal() and set(mode) <= set("01234567") and len(mode) <= 5):
+        raise argparse.ArgumentTypeError(f"{mode!r} is no mode, like 1777")
+    found = (f"size={memory(size)}" if size else "", f"mode={mode}" if mode else "")
+    read_only = ("ro",) if _flag(fields, _READ_ONLY) else ()
+    return (*(word for word in found if word), *read_only)
+
+
+def _taken(fields: dict[str, str], names: tuple[str, ...]) -> str:
+    return next((fields.pop(name) for name in names if name in fields), "")
+
+
+def _flag(fields: dict[str, str], names: tuple[str, ...]) -> bool:
+    return any(fields.pop(name) in ("", "true", "1") for name in names if name in fields)
+
+
+class _Mount(argparse.Action):
+    """Puts a mount among those that -v and --tmpfs give."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: Any, __: object = None) -> None:
+        place = "volume" if isinstance(value, Bind) else "tmpfs"
+        setattr(namespace, place, [*getattr(namespace, place), value])

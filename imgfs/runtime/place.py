@@ -1,0 +1,63 @@
+"""What a runtime will find where it is started, as far as a container's config.json depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imgfs.runtime.ids import Maps
+from imgfs.runtime.rights import CAPABILITIES, Device
+from imgfs.runtime.seccomp import Profile
+from imgfs.runtime.wishes import Bind
+
+INIT = "/run/imgfs-init"  # where a container finds the machine's init
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The machine, as a container gets it.
+
+    `cgroup` is the path of a new cgroup, None if none can be made, `controllers` what it can limit,
+    `guards_devices` whether it says which devices can be opened. In a `user_namespace` that is there already
+    `lone` says that it has a single id; `maps` are the ids of a user namespace to be made. `ceilings` are the
+    limits by name that cannot be raised, `init` is the machine's program that reaps, `seccomp` None where
+    system calls are not filtered, `console` are the columns and lines of the terminal it is started on.
+    """
+
+    cgroup: str | None = None
+    controllers: frozenset[str] = frozenset()
+    own_cgroup_namespace: bool = False
+    user_namespace: bool = False
+    lone: bool = False
+    capabilities: frozenset[str] = frozenset(CAPABILITIES)
+    maps: Maps | None = None
+    ceilings: Mapping[str, int] = field(default_factory=dict, hash=False)
+    devices: tuple[Device, ...] = ()
+    guards_devices: bool = True
+    init: str | None = None
+    seccomp: Profile | None = None
+    console: tuple[int, int] | None = None
+
+    @property
+    def is_namespaced(self) -> bool:
+        """Whether the container is in a user namespace."""
+        return self.user_namespace or self.maps is not None
+
+    @property
+    def groups(self) -> int | None:
+        """How many groups a container can have, None if all there are."""
+        if self.lone:
+            return 1
+        return None if self.maps is None else sum(ids.size for ids in self.maps[1])
+
+    @property
+    def made_devices(self) -> tuple[Device, ...]:
+        """Devices that the runtime makes: in a user namespace nobody can."""
+        return () if self.is_namespaced else self.devices
+
+    @property
+    def binds(self) -> tuple[Bind, ...]:
+        """What else of the machine's is shown."""
+        devices = self.devices if self.is_namespaced else ()
+        init = (Bind(self.init, INIT, read_only=True),) if self.init else ()
+        return (*init, *(Bind(one.source, one.path) for one in devices))
