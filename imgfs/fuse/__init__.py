@@ -1,1 +1,1 @@
-"""The kernel's requests answered. Alone imports pyfuse3, and is the one boundary between errors and errno."""
+"""The kernel's requests answered: FUSE as bytes, and the one boundary between errors and errno."""

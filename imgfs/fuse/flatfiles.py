@@ -10,15 +10,16 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
-import pyfuse3
 import trio
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.boundary import answers
+from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.flatsweep import FlatReads
 from imgfs.fuse.operations import Operations
+from imgfs.fuse.protocol import OpenFlag, opened
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.tree.tree import Node
@@ -61,42 +62,45 @@ class FlatFiles(Operations):
         self._pieces = pieces
         self._last = _FIRST + len(sizes)
         self._paths_at = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
+        self._reads = FlatReads(image.tree, len(sizes), image.content.opened)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
 
-    @answers
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    def open(self, ino: int, flags: int) -> bytes:
         """A handle on a flat file, which the kernel opens once, when it mounts.
 
-        Of a layer that is all here it may read ahead and keep that. Else it is to ask for what is read and no
-        more: who reads what is cached must not wait for what lies beside.
+        Of a layer that is all here, and beyond doubt, it may read ahead and keep that. Else it is to ask for
+        what is read and no more: who reads what is cached must not wait for what lies beside.
         """
-        layer, extents, size = self._extents(inode)
-        is_whole = inode != self._last and self._content.is_here(layer, extents, 0, size)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=is_whole, direct_io=not is_whole)
+        layer, extents, size = self._extents(ino)
+        is_whole = ino != self._last and self._content.is_here(layer, extents, 0, size)
+        is_sure = is_whole and not self._content.layers[layer].index.summary.origin
+        return opened(0, OpenFlag.KEEP_CACHE if is_sure else OpenFlag.DIRECT_IO)
 
-    @answers
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Coroutine[Any, Any, bytes]:
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
-        layer, extents, file_size = self._extents(fh)
-        length = min(size, file_size - off)
+        layer, extents, file_size = self._extents(ino)
+        length = min(size, file_size - offset)
         if length <= 0:
             return b""
-        is_last = fh == self._last
-        ready = None if is_last else self._content.cached(layer, extents, off, length)
-        if ready is not None:
-            return ready  # type: ignore[return-value]  # as in `Operations.read`
-        try:
-            return await (
-                self._put_together(off, length) if is_last else self._waited_for(layer, extents, off, length)
-            )
-        except ImgfsError as error:
-            path = await trio.to_thread.run_sync(self._paths_at, fh, off)
-            raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
+        is_last = ino == self._last
+        if not is_last:
+            self._reads.read(layer, offset, length)
+        ready = None if is_last else self._content.cached(layer, extents, offset, length)
+        return self._read_later(ino, offset, length) if ready is None else ready
 
-    @answers
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+    def getxattr(self, ino: int, name: bytes) -> bytes:
         """There are none; ENOSYS tells the kernel not to ask again."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+        raise FUSEError(errno.ENOSYS)
+
+    async def _read_later(self, ino: int, offset: int, length: int) -> bytes:
+        try:
+            if ino == self._last:
+                return await self._put_together(offset, length)
+            layer, extents, _ = self._extents(ino)
+            return await self._waited_for(layer, extents, offset, length)
+        except ImgfsError as error:
+            path = await trio.to_thread.run_sync(self._path_within, ino, offset, length)
+            raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
 
     async def _put_together(self, offset: int, length: int) -> bytes:
         def read() -> bytes:
@@ -123,9 +127,13 @@ class FlatFiles(Operations):
             return self._node(_FIRST + int(name))
         return None
 
-    def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
+    def _contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
         size = self._node(ino).size
         return (ino - _FIRST, self._whole[ino - _FIRST], size) if ino != self._last else (0, (), size)
+
+    def _path_within(self, ino: int, offset: int, length: int) -> bytes | None:
+        """A path of what a read is of: it may begin at a whole page, before the file that is read."""
+        return self._paths_at(ino, offset) or self._paths_at(ino, offset + length - 1)
 
     def _path_at(self, ino: int, offset: int) -> bytes | None:
         """A path of the image's file that has the byte at `offset` of a flat file, if it is easily found."""

@@ -12,12 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import trio
 
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.flatfiles import FlatFiles
-from imgfs.fuse.turns import MOST_WORKERS, WORKERS, take_turns
 from imgfs.mounts import encode_status
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
@@ -32,15 +30,16 @@ async def serve_flat_files(
     tell: Callable[[], dict[str, Any]],
     status_socket: Path,
     tasks: Sequence[Task],
-) -> None:
-    """Serve `files` by an open `descriptor` of /dev/fuse until the kernel has let go of them.
+) -> bool:
+    """Serve `files` by an open `descriptor` of /dev/fuse until the kernel has let go of them; False if it has
+    not, but a task has ended the service.
 
     `attach` mounts what stands on them, in a thread; what it raises ends the service, and is raised. `tell`
     answers at `status_socket`. The `tasks` run beside.
     """
     raised: list[ImgfsError] = []
-    tried = trio.Event()
-    _begin(files, descriptor)
+    tried, let_go = trio.Event(), False
+    session = files.session(descriptor)
     try:
         with _listening(status_socket) as listener:
             async with trio.open_nursery() as nursery:
@@ -49,21 +48,15 @@ async def serve_flat_files(
                 nursery.start_soon(_tell, listener, tell, nursery)
                 for task in tasks:
                     nursery.start_soon(task, end)
-                take_turns()
-                await pyfuse3.main(WORKERS, MOST_WORKERS)
+                await session.serve()
                 await tried.wait()
+                let_go = True
                 end()
     finally:
-        pyfuse3.close(unmount=False)
+        os.close(descriptor)
     if raised:
         raise raised[0]
-
-
-def _begin(files: FlatFiles, descriptor: int) -> None:
-    try:
-        pyfuse3.init(files, f"/dev/fd/{descriptor}", set())  # libfuse: mounted already, by somebody else
-    except RuntimeError as error:
-        raise MountError(f"libfuse: {error}") from error
+    return let_go
 
 
 async def _attach(attach: Callable[[], None], raised: list[ImgfsError], tried: trio.Event) -> None:

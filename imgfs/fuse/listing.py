@@ -22,24 +22,21 @@ class Listing:
         self._children = children
         self._rest: Iterator[tuple[int, bytes, Any]] = iter(())
         self._held: tuple[int, bytes, Any] | None = None  # put back: comes before the rest
-        self._next = -1  # the position that the iterator stands behind
+        self.position = -1  # of the last entry that was read and not put back
+        self._before = -1  # of the one before that
 
     def read_from(self, position: int) -> Iterator[tuple[int, bytes, Any]]:
         """The entries behind `position`; the node is None for `.` and `..`."""
-        if position != self._next:
-            self._rest, self._held = self._start(position), None
+        if position != self.position:
+            self._rest, self._held, self.position = self._start(position), None, position
         while entry := self._take():
-            self._next = entry[0]
+            self._before, self.position = self.position, entry[0]
             yield entry
 
     def put_back(self, position: int, name: bytes, node: Any) -> None:
         """The entry just read had no room."""
         self._held = position, name, node
-        self._next = position - 1
-
-    def close(self) -> None:
-        """Let go of the query."""
-        self._rest = iter(())
+        self.position = self._before
 
     def _take(self) -> tuple[int, bytes, Any] | None:
         held, self._held = self._held, None

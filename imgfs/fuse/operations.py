@@ -5,7 +5,8 @@ bytes are a `pread`. Only a read that must wait for the network or the disk goes
 have places of their own, so a dead registry never holds up what is cached.
 
 There is no state for each inode: a node's ino is its name in the tree, for ever, so lookups need not be
-counted, forget has nothing to do, and a file's handle is its ino.
+counted, forget has nothing to do, and directories need no handles. An operation returns what the kernel is
+sent; see `requests`.
 """
 
 from __future__ import annotations
@@ -13,41 +14,52 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.boundary import answers
-from imgfs.fuse.listing import DOTS, Children, Listing
+from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.listing import DOTS, Listing
+from imgfs.fuse.protocol import (
+    ABSENT,
+    ROOT_INO,
+    STATFS_OUT,
+    File,
+    Offer,
+    OpenFlag,
+    attributes,
+    entry,
+    listed,
+    listed_dot,
+    opened,
+)
+from imgfs.fuse.requests import reading
+from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.mounts import STATUS_XATTR, encode_status
-from imgfs.overlay.node import Attributes
 from imgfs.tree.tree import Node
 
-FOREVER = 1 << 30  # seconds, some 34 years: nothing of an image changes
 _BLOCK = 4096  # what statfs counts in
 _NAME_MAX = 255  # bytes in a name
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _OPEN_FILES = 4096  # whose extents are kept at hand
+_OPENS = 256  # between two looks whether all of the image is here
+_LISTINGS = 64  # directories whose readers are expected to ask for more
 _TROUBLED_FILES = 256  # whose paths are kept for the log: to find one, all names are read
+KEPT_LISTING = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 _STATUS = STATUS_XATTR.encode()
 
 
-class Operations(pyfuse3.Operations):
+class Operations:
     """A read-only file system over `image`.
 
     With `owner` (uid, gid) every file is shown as theirs. `on_ready` is called when the kernel has greeted,
     `status` gives what `imgfs status` shows.
     """
-
-    supports_dot_lookup = True
-    enable_writeback_cache = False
-    enable_acl = False
 
     def __init__(
         self,
@@ -57,7 +69,6 @@ class Operations(pyfuse3.Operations):
         on_ready: Callable[[], None],
         status: Callable[[], dict[str, Any]],
     ) -> None:
-        super().__init__()
         self._tree = image.tree
         self._content = image.content
         self._owner = owner
@@ -65,134 +76,127 @@ class Operations(pyfuse3.Operations):
         self._status = status
         self._fetches = trio.CapacityLimiter(_FETCHES)
         self._disk_reads = trio.CapacityLimiter(_DISK_READS)
-        self._extents = functools.lru_cache(_OPEN_FILES)(self._load_extents)
+        self._extents = functools.lru_cache(_OPEN_FILES)(self._contents)
         self._paths = functools.lru_cache(_TROUBLED_FILES)(image.tree.path)
-        self._listings: dict[int, Listing] = {}
-        self._handles = 0
+        self._listings: OrderedDict[tuple[int, int], Listing] = OrderedDict()  # by directory and position
+        self._opens = 0
+        self._needs_handles = self._can_go_without_opens = False
 
-    def init(self) -> None:
-        """The kernel has greeted."""
+    def session(self, descriptor: int) -> Session:
+        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
+        return Session(descriptor, reading(self), self.greeted)
+
+    def greeted(self, offered: int) -> None:
+        """The kernel has greeted, and can do what it offers."""
+        self._needs_handles = not offered & Offer.NO_OPENDIR_SUPPORT
+        self._can_go_without_opens = bool(offered & Offer.NO_OPEN_SUPPORT)
         self._on_ready()
 
-    @answers
-    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
+    def lookup(self, parent: int, name: bytes) -> bytes:
         """A directory's entry; one that is not there is said not to be, for ever."""
         if name in DOTS:  # asked only by those who re-export the mount
-            return self._attributes(self._file(parent_inode))
+            return entry(self._shown(self._file(parent)), self._owner)
         if len(name) > _NAME_MAX:  # the kernel lets longer ones through to FUSE
             raise FUSEError(errno.ENAMETOOLONG)
-        found = self._find(parent_inode, name)
-        return self._attributes(found) if found else _absent()
+        found = self._find(parent, name)
+        return entry(self._shown(found), self._owner) if found else ABSENT
 
-    @answers
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        """A node's attributes."""
-        return self._attributes(self._node(inode))
+    def getattr(self, ino: int) -> bytes:
+        """A file's attributes."""
+        return attributes(self._shown(self._file(ino)), self._owner)
 
-    @answers
-    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+    def readlink(self, ino: int) -> bytes:
         """A symlink's target."""
-        return self._tree.target(inode)
+        return self._tree.target(ino)
 
-    @answers
-    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        """Everything but writing: the kernel checks permissions itself (`default_permissions`)."""
-        if mode & os.W_OK:
-            raise FUSEError(errno.EROFS)
-        return True
+    def open(self, ino: int, flags: int) -> bytes | Coroutine[Any, Any, bytes]:
+        """A handle on a file; what the kernel has cached of it stays good, unless it has been found out.
 
-    @answers
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        """A handle on a file; what the kernel has cached of it stays good, unless it has been found out."""
+        Once nothing is missing, and nothing in doubt, ENOSYS: the kernel asks no more, and opens and closes
+        files by itself (FUSE_NO_OPEN_SUPPORT).
+        """
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
-        layer, _, _ = self._extents(inode)
-        self._content.opened(inode)
-        return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=not self._content.is_refused(layer))
+        if self._needs_no_opens():
+            raise FUSEError(errno.ENOSYS)
+        layer, _, _ = self._extents(ino)
+        self._content.opened(ino)
+        return opened(0, 0 if self._content.is_refused(layer) else OpenFlag.KEEP_CACHE)
 
-    @answers
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Coroutine[Any, Any, bytes]:
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
-        layer, extents, file_size = self._extents(fh)
-        length = min(size, file_size - off)
+        layer, extents, file_size = self._extents(ino)
+        length = min(size, file_size - offset)
         if length <= 0:
             return b""
-        ready = self._content.cached(layer, extents, off, length)
-        if ready is not None:
-            return ready  # type: ignore[return-value]  # pyfuse3 copies any buffer, before anybody else runs
-        try:
-            return await self._waited_for(layer, extents, off, length)
-        except ImgfsError as error:
-            raise await self._located(fh, error) from error
+        ready = self._content.cached(layer, extents, offset, length)
+        return self._read_later(ino, offset, length) if ready is None else ready
 
-    @answers
-    async def flush(self, fh: int) -> None:
-        """Nothing to write; ENOSYS tells the kernel not to ask again."""
+    def release(self, ino: int, handle: int) -> bytes:
+        """Nothing is kept for a handle."""
+        return b""
+
+    def opendir(self, ino: int) -> bytes:
+        """No handle: the kernel never asks again, and keeps all listings (Linux 5.1)."""
+        if self._needs_handles:
+            return opened(0, KEPT_LISTING)
         raise FUSEError(errno.ENOSYS)
 
-    @answers
-    async def release(self, fh: int) -> None:
-        """Nothing is kept for a handle."""
+    def readdir(self, ino: int, handle: int, position: int, room: int) -> bytes:
+        """The listing behind `position`, with attributes, as much as there is room for."""
+        listing = self._listings.pop((ino, position), None) or Listing(self._tree.children, ino)
+        body = self._listed(listing, position, room)
+        if body:
+            self._listings[ino, listing.position] = listing
+            if len(self._listings) > _LISTINGS:
+                self._listings.popitem(last=False)
+        return body
 
-    @answers
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        """A handle on a directory's listing."""
-        return self._open_listing(inode, self._tree.children)
+    def releasedir(self, handle: int) -> bytes:
+        """There are no handles."""
+        return b""
 
-    @answers
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """The listing from `start_id` on, with attributes, as much as fits."""
-        listing = self._listings[fh]
-        for position, name, node in listing.read_from(start_id):
-            try:
-                attributes = self._attributes(node or self._file(listing.directory))
-            except OSError as error:
-                if error.errno == errno.ESTALE:  # removed since the last reply, which had no room for it
-                    continue
-                raise
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, position):
-                listing.put_back(position, name, node)
-                return
-            self._was_listed(node)
-
-    @answers
-    async def releasedir(self, fh: int) -> None:
-        """The listing is done with."""
-        self._listings.pop(fh).close()
-
-    @answers
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+    def getxattr(self, ino: int, name: bytes) -> bytes:
         """An extended attribute; on the root also the mount's status."""
-        value = self._own_xattr(inode, name) or self._tree.xattrs(inode).get(name)
+        value = self._own_xattr(ino, name) or self._xattr(ino, name)
         if value is None:
-            raise FUSEError(pyfuse3.ENOATTR)
+            raise FUSEError(errno.ENODATA)
         return value
 
-    @answers
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
+    def listxattr(self, ino: int) -> Sequence[bytes]:
         """The names of the extended attributes."""
-        return [pyfuse3.XAttrNameT(name) for name in self._tree.xattrs(inode)]
+        return list(self._tree.xattrs(ino))
 
-    @answers
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> StatvfsData:
+    def statfs(self) -> bytes:
         """The image's own size: full, as nothing can be added."""
-        answer = StatvfsData()
-        answer.f_bsize = answer.f_frsize = _BLOCK
-        answer.f_blocks = -(-self._tree.total_size // _BLOCK)
-        answer.f_files = self._tree.node_count
-        answer.f_namemax = _NAME_MAX
-        return answer
+        blocks = -(-self._tree.total_size // _BLOCK)
+        return STATFS_OUT.pack(blocks, 0, 0, self._tree.node_count, 0, _BLOCK, _NAME_MAX, _BLOCK, 0)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is kept for an inode."""
+    def _needs_no_opens(self) -> bool:
+        """Whether nobody has to know what is opened; looked at only now and then."""
+        self._opens += 1
+        if self._opens % _OPENS != 1 or not self._can_go_without_opens:
+            return False
+        return all(layer.is_whole() and not layer.index.summary.origin for layer in self._content.layers)
 
     def _file(self, ino: int) -> Any:
         """The file with that ino; raises ENOENT."""
         return self._node(ino)
 
     def _find(self, parent: int, name: bytes) -> Any:
-        """What a name in a directory means, None if nothing."""
+        """What a name in a directory means, None if nothing; the kernel knows it from then on."""
         return self._tree.lookup(parent, name)
+
+    def _shown(self, file: Any) -> File:
+        """What stat(2) says of a file."""
+        found: File = file
+        return found
+
+    def _xattr(self, ino: int, name: bytes) -> bytes | None:
+        return self._tree.xattrs(ino).get(name)
+
+    def _was_listed(self, file: Any) -> None:
+        """The kernel knows a file from a listing."""
 
     def _node(self, ino: int) -> Node:
         node = self._tree.node(ino)
@@ -202,9 +206,41 @@ class Operations(pyfuse3.Operations):
 
     def _own_xattr(self, ino: int, name: bytes) -> bytes | None:
         """An extended attribute that is the mount's, not the image's."""
-        if name == _STATUS and ino == pyfuse3.ROOT_INODE:
+        if name == _STATUS and ino == ROOT_INO:
             return encode_status(self._status())
         return None
+
+    def _listed(self, listing: Listing, position: int, room: int) -> bytes:
+        """What a listing has behind a position, as much as there is room for."""
+        entries = []
+        for number, name, file in listing.read_from(position):
+            entry = self._entry_of(listing.directory, number, name, file)
+            room -= len(entry)
+            if room < 0:
+                listing.put_back(number, name, file)
+                break
+            entries.append(entry)
+            if entry and file:
+                self._was_listed(file)
+        return b"".join(entries)
+
+    def _entry_of(self, directory: int, position: int, name: bytes, file: Any) -> bytes:
+        """An entry of a listing; `file` is None for `.` and `..`."""
+        if file is None:
+            return listed_dot(position, name, directory)
+        try:
+            return listed(position, name, self._shown(file), self._owner)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # removed since the last reply, which had no room for it
+                return b""
+            raise
+
+    async def _read_later(self, ino: int, offset: int, length: int) -> bytes:
+        layer, extents, _ = self._extents(ino)
+        try:
+            return await self._waited_for(layer, extents, offset, length)
+        except ImgfsError as error:
+            raise await self._located(ino, error) from error
 
     async def _waited_for(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
         """A file's bytes, read in a thread: from the disk, or the network."""
@@ -213,44 +249,11 @@ class Operations(pyfuse3.Operations):
         read = functools.partial(self._content.read, layer, extents, offset, length)
         return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
 
-    def _load_extents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
-        return *self._tree.extents(ino), self._node(ino).size
-
-    def _open_listing(self, ino: int, children: Children) -> pyfuse3.FileHandleT:
-        self._handles += 1
-        self._listings[self._handles] = Listing(children, ino)
-        return pyfuse3.FileHandleT(self._handles)
-
-    def _was_listed(self, file: Any) -> None:
-        """The kernel knows a file from a listing; it is None for `.` and `..`."""
-
-    def _attributes(self, file: Any) -> EntryAttributes:
-        """What the kernel is told of a file."""
-        return self._reply(file)
-
-    def _reply(self, node: Node | Attributes) -> EntryAttributes:
-        answer = EntryAttributes()
-        answer.st_ino = pyfuse3.InodeT(node.ino)
-        answer.entry_timeout = answer.attr_timeout = FOREVER
-        answer.st_mode = pyfuse3.ModeT(node.mode)
-        answer.st_nlink = node.nlink
-        answer.st_uid, answer.st_gid = self._owner or (node.uid, node.gid)
-        answer.st_rdev = node.device
-        answer.st_size = node.size
-        answer.st_blocks = node.blocks
-        answer.st_atime_ns, answer.st_mtime_ns = node.atime_ns, node.mtime_ns
-        answer.st_ctime_ns = node.ctime_ns
-        return answer
+    def _contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
+        """(layer, extents, size) of a file."""
+        return self._tree.contents(ino)
 
     async def _located(self, ino: int, error: ImgfsError) -> ImgfsError:
         """The error with the path of the file it hit, for the log."""
         path = await trio.to_thread.run_sync(self._paths, ino)
         return ImgfsError(f"/{os.fsdecode(path)}: {error}")
-
-
-def _absent() -> EntryAttributes:
-    """No such name (st_ino 0): the kernel remembers that too."""
-    answer = EntryAttributes()
-    answer.st_ino = pyfuse3.InodeT(0)
-    answer.entry_timeout = FOREVER
-    return answer

@@ -5,7 +5,7 @@ on the event loop, one after the other: none is seen half done, and the overlay 
 things go to a thread: filling in the data of a large file before its first write, which others who write
 that file wait for, and a sync.
 
-A handle is an ino. Handles of a file with an upper half are marked, as they share its one descriptor.
+Handles of a file with an upper half are marked, as they share its one descriptor.
 """
 
 from __future__ import annotations
@@ -15,25 +15,41 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
-import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
 
-from imgfs.fuse.boundary import answers
-from imgfs.fuse.operations import Operations
+from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.listing import Listing
+from imgfs.fuse.operations import KEPT_LISTING, Operations
+from imgfs.fuse.protocol import (
+    SIZE_OUT,
+    STATFS_OUT,
+    Change,
+    Head,
+    NewAttributes,
+    OpenFlag,
+    attributes,
+    entry,
+    opened,
+)
+from imgfs.fuse.requests import writing
+from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.overlay import Overlay
-from imgfs.overlay.listing import Listing
+from imgfs.overlay.listing import Listing as UnionListing
 from imgfs.overlay.marks import Owner
-from imgfs.overlay.node import UpperNode
+from imgfs.overlay.node import Attributes, UpperNode
 from imgfs.overlay.union import File
+from imgfs.tree.tree import Node
 
-_UPPER = 1 << 62  # in a handle: it needs the descriptor of the upper half
+_UPPER = 1  # a handle that needs the descriptor of the upper half
 _LARGEST = 1 << 20  # bytes the kernel reads at once at most
 _WRITING = os.O_WRONLY | os.O_RDWR
+_BILLION = 1_000_000_000
+_DONE = b""
+Later = Coroutine[Any, Any, bytes]
 
 
 class WritableOperations(Operations):
@@ -54,202 +70,157 @@ class WritableOperations(Operations):
         write_through: bool,
     ) -> None:
         super().__init__(image, owner=owner, on_ready=on_ready, status=status)
-        self.enable_writeback_cache = not write_through
+        self._writeback = not write_through
         self._overlay = overlay
         self._union = overlay.union
         self._entries = overlay.entries
         self._nodes = overlay.union.nodes
         self._fills: dict[UpperNode, trio.Lock] = {}
         self._buffer = memoryview(bytearray(_LARGEST))
+        self._readers: dict[int, Listing] = {}  # by handle
+        self._handles = 0
 
-    @answers
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        """A file's attributes."""
-        return self._attributes(self._file(inode))
+    def session(self, descriptor: int) -> Session:
+        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
+        return Session(descriptor, writing(self), self.greeted, writeback=self._writeback)
 
-    @answers
-    async def setattr(
-        self,
-        inode: int,
-        attr: EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        fh: int | None,
-        ctx: pyfuse3.RequestContext,
-    ) -> EntryAttributes:
+    def setattr(self, ino: int, new: NewAttributes) -> bytes | Later:
         """Change a file's attributes; the kernel has checked that the caller may."""
-        if fields.update_size:
-            await self._truncate(inode, attr.st_size)
-        if fields.update_uid or fields.update_gid:
-            self._overlay.set_owner(inode, *self._new_owner(attr, fields))
-        if fields.update_mode:
-            self._overlay.set_mode(inode, attr.st_mode)
-        if fields.update_atime or fields.update_mtime:
-            atime_ns = attr.st_atime_ns if fields.update_atime else None
-            mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
-            self._overlay.set_times(inode, atime_ns, mtime_ns)
-        return self._attributes(self._file(inode))
+        if new.changes & Change.SIZE and self._truncates(ino, new.size):
+            node = self._overlay.copyup.up(ino, with_data=new.size > 0)
+            if self._must_wait(node, new.size):
+                return self._set_later(ino, node, new)
+            self._overlay.truncate(node, new.size)
+        return self._set_rest(ino, new)
 
-    @answers
-    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+    def readlink(self, ino: int) -> bytes:
         """A symlink's target."""
-        return self._overlay.symlink_target(inode)
+        return self._overlay.symlink_target(ino)
 
-    @answers
-    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        """Everything: the kernel checks permissions itself (`default_permissions`)."""
-        return True
-
-    @answers
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
+    def create(self, caller: Head, name: bytes, mode: int) -> bytes:
         """Make a file and open it."""
-        node = self._entries.create(parent_inode, name, self._creator(mode, ctx))
-        return self._handle(node), self._entry(node)
+        node = self._entries.create(caller.ino, name, self._creator(mode, caller))
+        handle = self._handle(node)
+        return self._known(node) + handle
 
-    @answers
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
-    ) -> EntryAttributes:
+    def mknod(self, caller: Head, name: bytes, mode: int, device: int) -> bytes:
         """Make a FIFO, socket, device or file."""
         kind = stat.S_IFMT(mode) or stat.S_IFREG
-        return self._entry(self._entries.make(parent_inode, name, kind, self._creator(mode, ctx), rdev))
+        return self._known(self._entries.make(caller.ino, name, kind, self._creator(mode, caller), device))
 
-    @answers
-    async def mkdir(
-        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> EntryAttributes:
+    def mkdir(self, caller: Head, name: bytes, mode: int) -> bytes:
         """Make a directory."""
-        return self._entry(self._entries.make(parent_inode, name, stat.S_IFDIR, self._creator(mode, ctx)))
+        return self._known(self._entries.make(caller.ino, name, stat.S_IFDIR, self._creator(mode, caller)))
 
-    @answers
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> EntryAttributes:
+    def symlink(self, caller: Head, name: bytes, target: bytes) -> bytes:
         """Make a symbolic link."""
-        return self._entry(self._entries.symlink(parent_inode, name, target, self._creator(0o777, ctx)))
+        return self._known(self._entries.symlink(caller.ino, name, target, self._creator(0o777, caller)))
 
-    @answers
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
-    ) -> EntryAttributes:
+    def link(self, ino: int, new_parent: int, new_name: bytes) -> bytes:
         """Give a file another name."""
-        return self._entry(self._entries.link(inode, new_parent_inode, new_name))
+        return self._known(self._entries.link(ino, new_parent, new_name))
 
-    @answers
-    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def unlink(self, parent: int, name: bytes) -> bytes:
         """Remove a name."""
-        self._entries.unlink(parent_inode, name)
+        self._entries.unlink(parent, name)
+        return _DONE
 
-    @answers
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def rmdir(self, parent: int, name: bytes) -> bytes:
         """Remove an empty directory."""
-        self._entries.rmdir(parent_inode, name)
+        self._entries.rmdir(parent, name)
+        return _DONE
 
-    @answers
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: pyfuse3.RequestContext,
-    ) -> None:
+    def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> bytes:
         """Rename, or, by the flags, exchange."""
-        self._overlay.rename((parent_inode_old, name_old), (parent_inode_new, name_new), flags)
+        self._overlay.rename(old, new, flags)
+        return _DONE
 
-    @answers
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
+    def open(self, ino: int, flags: int) -> bytes | Later:
         """A handle on a file. One to write to has the file copied up: what hinders that is told now."""
-        if flags & os.O_TRUNC:
-            await self._truncate(inode, 0)
-        if flags & _WRITING:
-            await self._fill(self._overlay.copyup.up(inode))
-        node = self._nodes.get(inode)
-        if node is not None:
-            return self._handle(node)
-        return await super().open(inode, flags & ~_WRITING, ctx)
+        if flags & os.O_TRUNC and self._truncates(ino, 0):
+            node = self._overlay.copyup.up(ino, with_data=False)
+            if self._must_wait(node, 0):
+                return self._open_later(ino, flags)
+            self._overlay.truncate(node, 0)
+        if flags & _WRITING and self._overlay.copyup.up(ino).data is not None:
+            return self._open_later(ino, flags)
+        if ino in self._nodes:
+            return self._handle(self._nodes[ino])
+        return super().open(ino, flags & ~_WRITING)
 
-    @answers
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
         """Exactly the bytes asked for, or up to the end of the file, or an error."""
-        node = self._nodes.get(fh & ~_UPPER)
+        node = self._nodes.get(ino)
         if node is None:
-            return await super().read(fh, off, size)
+            return super().read(ino, offset, size)
         if node.data is not None:
-            return await super().read(node.data, off, size)
-        count = os.preadv(self._overlay.data(node), [self._buffer[:size]], off)
-        return self._buffer[:count]  # type: ignore[return-value]  # copied before anybody else runs
+            return super().read(node.data, offset, size)
+        count = os.preadv(self._overlay.data(node), [self._buffer[:size]], offset)
+        return self._buffer[:count]
 
-    @answers
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
+    def write(self, ino: int, offset: int, data: memoryview) -> bytes | Later:
         """Write all of it, or as much as there is room for."""
-        node = self._nodes[fh & ~_UPPER]
-        await self._fill(node)  # a link or a rename after a kill may have left it to do
-        if self.enable_writeback_cache:
-            self._overlay.freeze_time(node)
-        return os.pwrite(self._overlay.data(node), buf, off)
+        node = self._nodes[ino]
+        if node.data is not None:  # a link or a rename after a kill may have left it to do
+            return self._write_later(node, offset, bytes(data))
+        return self._write(node, offset, data)
 
-    @answers
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        """Get a file to the disk; what goes with the mount need not get there."""
-        node = self._nodes.get(fh & ~_UPPER)
-        if node is not None and self._overlay.durable:
-            await self._in_thread(self._overlay.sync(node), self._disk_reads)
+    def fsync(self, ino: int) -> bytes | Later:
+        """Get a file, or a directory's names, to the disk; what goes with the mount need not get there."""
+        node = self._nodes.get(ino)
+        if node is None or not self._overlay.durable:
+            return _DONE
+        return self._sync_later(self._overlay.sync(node))
 
-    @answers
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """Get a directory's names to the disk."""
-        await self.fsync(self._listings[fh].directory, datasync)
-
-    @answers
-    async def release(self, fh: int) -> None:
+    def release(self, ino: int, handle: int) -> bytes:
         """A handle is closed."""
-        node = self._nodes.get(fh & ~_UPPER)
+        node = self._nodes.get(ino)
         if node is not None:
-            self._overlay.release(node, opened=bool(fh & _UPPER))
+            self._overlay.release(node, opened=handle == _UPPER)
+        return _DONE
 
-    @answers
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        """A handle on a directory's listing."""
-        return self._open_listing(inode, Listing(self._union, inode).children)
+    def opendir(self, ino: int) -> bytes:
+        """A handle on a directory's listing, which the kernel keeps for as long as it is the image's."""
+        self._handles += 1
+        self._readers[self._handles] = Listing(UnionListing(self._union, ino).children, ino)
+        return opened(self._handles, 0 if ino in self._nodes else KEPT_LISTING)
 
-    @answers
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        """An extended attribute; on the root also the mount's status."""
-        value = self._own_xattr(inode, name) or self._overlay.xattr(inode, name)
-        if value is None:
-            raise FUSEError(pyfuse3.ENOATTR)
-        return value
+    def readdir(self, ino: int, handle: int, position: int, room: int) -> bytes:
+        """The listing behind `position`, with attributes, as much as there is room for."""
+        return self._listed(self._readers[handle], position, room)
 
-    @answers
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
+    def releasedir(self, handle: int) -> bytes:
+        """The listing is done with."""
+        del self._readers[handle]
+        return _DONE
+
+    def listxattr(self, ino: int) -> Sequence[bytes]:
         """The names of the extended attributes."""
-        return [pyfuse3.XAttrNameT(name) for name in self._overlay.xattrs(inode)]
+        return list(self._overlay.xattrs(ino))
 
-    @answers
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Set an extended attribute."""
-        self._overlay.set_xattr(inode, name, value)
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> bytes:
+        """Set an extended attribute; by the flags, one that is there, or one that is not."""
+        if flags and (self._xattr(ino, name) is None) == (flags & os.XATTR_REPLACE != 0):
+            raise FUSEError(errno.ENODATA if flags & os.XATTR_REPLACE else errno.EEXIST)
+        self._overlay.set_xattr(ino, name, value)
+        return _DONE
 
-    @answers
-    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    def removexattr(self, ino: int, name: bytes) -> bytes:
         """Remove an extended attribute."""
-        self._overlay.remove_xattr(inode, name)
+        self._overlay.remove_xattr(ino, name)
+        return _DONE
 
-    @answers
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> StatvfsData:
+    def statfs(self) -> bytes:
         """The room there is for changes."""
-        found, answer = self._overlay.statfs(), StatvfsData()
-        for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
-            setattr(answer, f"f_{field}", getattr(found, f"f_{field}"))
-        return answer
+        found = self._overlay.statfs()
+        sizes = found.f_bsize, found.f_namemax, found.f_frsize, 0
+        return STATFS_OUT.pack(
+            found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, *sizes
+        )
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The kernel does not know some files any more."""
-        for inode, count in inode_list:
-            self._union.forget(inode, count)
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel does not know a file any more, as often as it was told of it."""
+        self._union.forget(ino, count)
 
     def _file(self, ino: int) -> File:
         return self._union.file(ino)
@@ -259,45 +230,90 @@ class WritableOperations(Operations):
         self._was_listed(found)
         return found
 
+    def _needs_no_opens(self) -> bool:
+        return False  # those that are about to write have to be known
+
+    def _shown(self, file: File) -> Attributes | Node:
+        return self._union.attributes(file)
+
+    def _xattr(self, ino: int, name: bytes) -> bytes | None:
+        return self._overlay.xattr(ino, name)
+
     def _was_listed(self, file: File | None) -> None:
         if isinstance(file, UpperNode):
             file.lookups += 1
 
-    def _entry(self, node: UpperNode) -> EntryAttributes:
-        """Attributes for a reply that makes the kernel know the file."""
+    def _known(self, node: UpperNode) -> bytes:
+        """An answer that makes the kernel know the file."""
         node.lookups += 1
-        return self._attributes(node)
+        return entry(self._shown(node), self._owner)
 
-    def _attributes(self, file: File) -> EntryAttributes:
-        return self._reply(self._union.attributes(file))
-
-    def _creator(self, mode: int, ctx: pyfuse3.RequestContext) -> Owner:
+    def _creator(self, mode: int, caller: Head) -> Owner:
         """Whom something new belongs to: an ordinary user is root in his image."""
         mode = stat.S_IMODE(mode)
-        is_own = self._overlay.keeps_owners_aside and ctx.uid == os.geteuid()
-        return Owner(0, 0, mode) if is_own else Owner(ctx.uid, ctx.gid, mode)
+        is_own = self._overlay.keeps_owners_aside and caller.uid == os.geteuid()
+        return Owner(0, 0, mode) if is_own else Owner(caller.uid, caller.gid, mode)
 
-    def _new_owner(
-        self, attr: EntryAttributes, fields: pyfuse3.SetattrFields
-    ) -> tuple[int | None, int | None]:
+    def _new_owner(self, new: NewAttributes) -> tuple[int | None, int | None]:
         """The uid and gid to set. An ordinary user is shown as the owner of all, and stays so."""
-        uid = attr.st_uid if fields.update_uid else None
-        gid = attr.st_gid if fields.update_gid else None
+        uid = new.uid if new.changes & Change.UID else None
+        gid = new.gid if new.changes & Change.GID else None
         if not self._overlay.keeps_owners_aside or os.geteuid() == 0:
             return uid, gid
         if (uid is None or uid == os.geteuid()) and (gid is None or gid == os.getegid()):
             return None, None
         raise FUSEError(errno.EPERM)
 
-    def _handle(self, node: UpperNode) -> FileInfo:
-        self._overlay.open(node)
-        return FileInfo(fh=pyfuse3.FileHandleT(node.ino | _UPPER), keep_cache=True)
+    def _set_rest(self, ino: int, new: NewAttributes) -> bytes:
+        """Set all but the size."""
+        if new.changes & (Change.UID | Change.GID):
+            self._overlay.set_owner(ino, *self._new_owner(new))
+        if new.changes & Change.MODE:
+            self._overlay.set_mode(ino, new.mode)
+        if new.changes & (Change.ATIME | Change.MTIME):
+            atime_ns = new.atime * _BILLION + new.atime_ns if new.changes & Change.ATIME else None
+            mtime_ns = new.mtime * _BILLION + new.mtime_ns if new.changes & Change.MTIME else None
+            self._overlay.set_times(ino, atime_ns, mtime_ns)
+        return attributes(self._shown(self._file(ino)), self._owner)
 
-    async def _truncate(self, ino: int, size: int) -> None:
+    async def _set_later(self, ino: int, node: UpperNode, new: NewAttributes) -> bytes:
+        await self._truncate(node, new.size)
+        return self._set_rest(ino, new)
+
+    async def _open_later(self, ino: int, flags: int) -> bytes:
+        if flags & os.O_TRUNC:
+            await self._truncate(self._overlay.copyup.up(ino, with_data=False), 0)
+        node = self._overlay.copyup.up(ino)
+        await self._fill(node)
+        return self._handle(node)
+
+    def _handle(self, node: UpperNode) -> bytes:
+        self._overlay.open(node)
+        return opened(_UPPER, OpenFlag.KEEP_CACHE)
+
+    def _write(self, node: UpperNode, offset: int, data: bytes | memoryview) -> bytes:
+        if self._writeback:
+            self._overlay.freeze_time(node)
+        return SIZE_OUT.pack(os.pwrite(self._overlay.data(node), data, offset), 0)
+
+    async def _write_later(self, node: UpperNode, offset: int, data: bytes) -> bytes:
+        await self._fill(node)
+        return self._write(node, offset, data)
+
+    async def _sync_later(self, sync: Callable[[], None]) -> bytes:
+        await self._in_thread(sync, self._disk_reads)
+        return _DONE
+
+    def _truncates(self, ino: int, size: int) -> bool:
+        """Whether that changes anything; if not, a kernel that gathers writes has the times unchanged."""
+        return not self._writeback or size != self._shown(self._file(ino)).size
+
+    def _must_wait(self, node: UpperNode, size: int) -> bool:
+        """Whether, before a file is cut, data has to be copied up, or somebody is just doing that."""
+        return node in self._fills or (node.data is not None and size > 0)
+
+    async def _truncate(self, node: UpperNode, size: int) -> None:
         """Cut or lengthen a file; of the image's data only what stays is copied up."""
-        if self.enable_writeback_cache and size == self._union.attributes(self._file(ino)).size:
-            return  # the kernel has the file's times unchanged, too
-        node = self._overlay.copyup.up(ino, with_data=size > 0)
         async with self._filling(node):
             if node.data is not None and size:
                 await self._copy_data(node, size)

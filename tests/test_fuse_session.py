@@ -1,0 +1,185 @@
+"""The conversation with the kernel, without one: a socket that keeps messages apart stands for /dev/fuse."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from imgfs.errors import ImgfsError
+from imgfs.fuse.protocol import ABSENT, Head, Offer, Opcode, attributes, entry, listed, listed_dot
+from imgfs.fuse.session import Handler, Session
+from imgfs.overlay.node import Attributes
+from imgfs.tree.tree import Node
+
+ATTR = struct.Struct("<6q10I")  # fuse_attr (linux/fuse.h)
+FILE = Node(7, 0o100644, 3, 4, 5000, -1, 2, (8 << 8) | 1, 10, False)
+
+
+class Kernel:
+    """The other end: asks, and is answered."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def ask(self, unique: int, opcode: int, body: bytes = b"", ino: int = 1) -> None:
+        """Send a request (fuse_in_header)."""
+        self._end.send(struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, ino, 8, 9, 10, 0) + body)
+
+    def answer(self) -> tuple[int, int, bytes]:
+        """(request's number, errno, body) of the next answer (fuse_out_header)."""
+        message = self._end.recv(1 << 20)
+        length, error, unique = struct.unpack_from("<IiQ", message)
+        assert length == len(message)
+        return unique, -error, message[16:]
+
+
+@contextmanager
+def talking(
+    handlers: Mapping[Opcode, Handler], asking: Callable[[Kernel], Coroutine[Any, Any, None] | None]
+) -> Iterator[list[int]]:
+    """Have a session answer what `asking`, in a thread, asks; gives what the kernel has offered."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.settimeout(10)
+    offered: list[int] = []
+
+    async def run() -> None:
+        session = Session(ours.fileno(), handlers, offered.append)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.serve)
+            await trio.to_thread.run_sync(asking, Kernel(theirs))
+            session.end()
+
+    with ours, theirs:
+        trio.run(run)
+    yield offered
+
+
+def test_what_nobody_handles_is_refused_and_a_forget_is_not_answered() -> None:
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.FORGET, bytes(8))
+        kernel.ask(4, Opcode.BATCH_FORGET, bytes(8))
+        kernel.ask(6, 999)
+        assert kernel.answer() == (6, errno.ENOSYS, b"")
+
+    with talking({}, asking):
+        pass
+
+
+def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> None:
+    offer = Offer.CACHE_SYMLINKS | Offer.NO_OPENDIR_SUPPORT | 1 << 30
+
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 45, 131072, offer) + bytes(48))
+        _, error, body = kernel.answer()
+        assert (error, len(body)) == (0, 64)  # fuse_init_out since 7.23
+        assert struct.unpack_from("<4I", body) == (7, 31, 131072, Offer.CACHE_SYMLINKS)
+
+    with talking({}, asking) as offered:
+        assert offered == [offer]
+
+
+def test_a_request_that_waits_holds_nobody_up() -> None:
+    begun = trio.Event()
+
+    async def slowly() -> bytes:
+        await begun.wait()
+        return b"slow"
+
+    def quickly(head: Head, body: memoryview) -> bytes:
+        begun.set()
+        return bytes(body) + b"%d" % head.ino
+
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.READ)
+        kernel.ask(4, Opcode.LOOKUP, b"name", ino=5)
+        assert kernel.answer() == (4, 0, b"name5")
+        assert kernel.answer() == (2, 0, b"slow")
+
+    with talking({Opcode.READ: lambda *_: slowly(), Opcode.LOOKUP: quickly}, asking):
+        pass
+
+
+def test_what_is_raised_is_an_errno_and_a_bug_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def raising(error: Exception) -> Handler:
+        def handler(*_: object) -> bytes:
+            raise error
+
+        return handler
+
+    async def later() -> bytes:
+        raise ImgfsError("the registry is away")
+
+    handlers: dict[Opcode, Handler] = {
+        Opcode.UNLINK: raising(OSError(errno.ENOTEMPTY, "")),
+        Opcode.GETATTR: raising(KeyError("bug")),
+        Opcode.READ: lambda *_: later(),
+    }
+
+    def asking(kernel: Kernel) -> None:
+        for unique, opcode in enumerate(handlers):
+            kernel.ask(unique, opcode, ino=77)
+            assert kernel.answer()[1] == (errno.ENOTEMPTY if opcode is Opcode.UNLINK else errno.EIO)
+
+    with caplog.at_level(logging.ERROR), talking(handlers, asking):
+        pass
+    bug, away = caplog.records
+    assert (bug.getMessage(), bug.exc_info is not None) == ("opcode 3, ino 77", True)
+    assert away.getMessage() == "EIO: the registry is away"
+
+
+def test_what_is_under_way_at_the_end_is_answered_still() -> None:
+    async def slowly() -> bytes:
+        await trio.sleep(0.1)
+        return b"late"
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def run() -> None:
+        session = Session(ours.fileno(), {Opcode.READ: lambda *_: slowly()}, print)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.serve)
+            Kernel(theirs).ask(2, Opcode.READ)
+            await trio.sleep(0.02)
+            session.end()
+
+    with ours, theirs:
+        trio.run(run)
+        assert Kernel(theirs).answer() == (2, 0, b"late")
+
+
+def test_a_file_is_told_with_times_before_1970_and_after() -> None:
+    ino, generation, entry_good, attributes_good = struct.unpack_from("<4Q", entry(FILE, None))
+    assert (ino, generation, entry_good > 1 << 29, attributes_good > 1 << 29) == (7, 0, True, True)
+    told = (7, 5000, 10, -1, -1, -1, 999_999_999, 999_999_999, 999_999_999, 0o100644, 2, 3, 4, 2049, 4096, 0)
+    assert ATTR.unpack_from(entry(FILE, None), 40) == told
+    assert ATTR.unpack_from(attributes(FILE, None), 16) == told
+    upper = Attributes(7, 0o100644, 3, 4, 5000, 3 * 10**9, 1, 0, 10, 10**9 + 1, 2 * 10**9 + 2)
+    assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[3:9] == (1, 3, 2, 1, 0, 2)
+    assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[11:13] == (5, 6)
+
+
+def test_entries_of_a_listing_are_aligned_and_carry_their_file() -> None:
+    for length in range(1, 20):
+        name = b"n" * length
+        for body, wanted in (
+            (listed(9, name, FILE, None), (entry(FILE, None), 7, 8)),
+            (listed_dot(9, name, 5), (bytes(128), 5, 4)),
+        ):
+            assert len(body) % 8 == 0
+            assert (body[:128], *struct.unpack_from("<2Q2I", body, 128)) == (
+                wanted[0], wanted[1], 9, length, wanted[2],
+            )  # fmt: skip
+            assert body[152:].rstrip(b"\0") == name
+
+
+def test_a_name_that_is_not_there_is_remembered() -> None:
+    assert len(ABSENT) == 128
+    assert struct.unpack_from("<4Q", ABSENT) == (0, 0, 1 << 30, 0)
