@@ -20,6 +20,7 @@ from imgfs.errors import MountError
 FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
 RUNTIME = Path("/run/imgfs")  # has a directory for each mount of the kernel's own file systems
 STATUS_SOCKET = "status"  # in that: answers whoever connects
+REFERENCE = "reference"  # there, too: the whole name of what is mounted
 _KERNEL_FILESYSTEMS = ("erofs", "overlay")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
@@ -47,7 +48,12 @@ class Mount:
     @property
     def name(self) -> str:
         """What is mounted, for people."""
-        return Path(self.source).name if self.runtime else self.source
+        if self.runtime is None:
+            return self.source
+        try:
+            return os.fsdecode((self.runtime / REFERENCE).read_bytes())
+        except OSError:  # only root may look
+            return Path(self.source).name
 
     @property
     def is_ours(self) -> bool:

@@ -227,6 +227,24 @@ def test_a_byte_that_stays_flipped_is_an_integrity_error_and_nothing_is_kept(
     tried.read_span(2)
 
 
+@pytest.mark.parametrize("where", ["tar", "gzip"])
+def test_to_what_the_kernel_reads_no_byte_is_written_that_is_not_verified(
+    rig: Rig, gzipped: Rig, where: str
+) -> None:
+    tried = {"tar": rig, "gzip": gzipped}[where]
+    tried.content.read(0, len(tried.bytes))
+    pin = tried.flat.pin()
+    assert pin is not None
+    tried.flat.forget([2])
+    tried.source.flips = {tried.spans[2].start + 10: 1000}
+    with pytest.raises(IntegrityError, match="span 2"):
+        tried.read_span(2)
+    assert pin.read_bytes() == tried.bytes
+    tried.source.flips = {}
+    tried.read_span(2)
+    assert pin.read_bytes() == tried.bytes
+
+
 def test_a_bad_span_keeps_only_itself_away(rig: Rig) -> None:
     """Its neighbours, asked for in the same request, are as good as ever."""
     rig.source.flips = {rig.spans[3].start: 1000}

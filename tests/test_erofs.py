@@ -20,6 +20,7 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.kernel import erofs, linux
 from imgfs.kernel.assembled import Assembled, Part
 from imgfs.kernel.metadata import FORMAT, identity, metadata_of, write_image
+from imgfs.kernel.pages import forget_now
 from imgfs.kernel.placing import Chunks, chunks_of
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
@@ -271,6 +272,20 @@ def test_an_acl_counts_and_attributes_that_linux_does_not_know_are_left_out(tmp_
         assert sorted(os.listxattr(root / "a")) == ["system.posix_acl_access", "user.u"]
         assert os.getxattr(root / "a", "system.posix_acl_access") == acl
         assert os.listxattr(root / "b") == []
+
+
+@pytest.mark.kernel
+@NEEDS_ROOT
+def test_what_the_kernel_has_in_memory_can_be_taken_from_it(tmp_path: Path) -> None:
+    layer = tar.archive(tar.file("d/d/a", b"before"), tar.symlink("d/link", "a"), tar.fifo("d/pipe"))
+    with merged(tmp_path, layer) as tree, mounted(tmp_path, tree, [layer]) as root:
+        assert (root / "d/d/a").read_bytes() == b"before"
+        device = tmp_path / "device-9-1"
+        device.write_bytes(device.read_bytes().replace(b"before", b"behind"))
+        assert (root / "d/d/a").read_bytes() == b"before"
+        forget_now(root)
+        assert (root / "d/d/a").read_bytes() == b"behind"
+    forget_now(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="erofs-utils is not installed")

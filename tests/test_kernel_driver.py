@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import os
+import random
 import signal
 import subprocess
 import time
@@ -13,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.image.image import Image
+from imgfs.image.proof import Prover
+from imgfs.kernel.passthrough import Passthrough
+from imgfs.kernel.writer import write
 from imgfs.mounts import RUNTIME, mount_at, mounts
+from imgfs.store import Store
 from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import (
@@ -32,6 +39,7 @@ from tests.mounted import (
     write_image,
     zstd,
 )
+from tests.offerings import offering, prepared
 from tests.test_mount import NOISE, errno_of, highest, lowest, middle
 from tests.test_mount_registry import GONE, LAYER
 from tests.tocmake import chunked_layer, estargz_layer
@@ -132,6 +140,117 @@ def test_the_image_is_removed_with_its_tree(kernel: Imgfs, image: str) -> None:
     assert list((kernel.store / "erofs").iterdir()) == []
 
 
+# -- layers that the kernel reads itself ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(kernel: Imgfs) -> Imgfs:
+    """The command, mounting by the kernel, which reads whole layers itself."""
+    kernel.passthrough = True
+    return kernel
+
+
+def pins(imgfs: Imgfs) -> list[Path]:
+    return list((imgfs.store / "layers").glob("*/*/pin-*"))
+
+
+def test_what_is_in_the_store_whole_is_read_without_us(alone: Imgfs, image: str) -> None:
+    at = alone.mount(image)
+    pid = alone.pid(at)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        drop_caches()
+        assert (at / "noise").read_bytes() == NOISE
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (alone.status(at)["bytes_served"], alone.status(at)["passthrough"]) == (0, 2)
+    assert len((at / "torn").read_bytes()) == 10_000  # lies at no whole blocks: put together by us
+    assert alone.status(at)["bytes_served"] > 0
+
+
+def test_what_is_recorded_or_is_to_be_served_is_served(alone: Imgfs, image: str) -> None:
+    for options in (["--record", "work"], ["-o", "nopassthrough"]):
+        at = alone.mount(image, *options)
+        assert (at / "noise").read_bytes() == NOISE
+        assert alone.status(at)["bytes_served"] >= len(NOISE)
+        assert pins(alone) == []
+        alone.umount(at)
+
+
+def test_a_layer_of_which_something_is_missing_is_served(alone: Imgfs, image: str) -> None:
+    alone.umount(alone.mount(image))
+    alone.evict(image)
+    at = alone.mount(image)
+    assert pins(alone) == []
+    assert (at / "noise").read_bytes() == NOISE
+
+
+def test_what_the_kernel_reads_itself_outlives_its_eviction(alone: Imgfs, image: str) -> None:
+    at = alone.mount(image)
+    alone.evict(image)
+    assert (at / "noise").read_bytes() == NOISE
+    other = alone.mount(image, at=alone.mountpoint("other"))
+    assert len((other / "last").read_bytes()) == 1 << 20
+    alone.evict(image)
+    assert (at / "noise").read_bytes() == NOISE
+    assert (other / "noise").read_bytes() == NOISE
+    for mountpoint in (at, other):
+        alone.umount(mountpoint)
+    assert pins(alone) == []
+
+
+@pytest.mark.parametrize("how", ["umount", "SIGTERM", "SIGKILL"])
+def test_no_pin_is_left_that_holds_anything(alone: Imgfs, image: str, how: str) -> None:
+    at = alone.mount(image)
+    pid = alone.pid(at)
+    assert pins(alone) != []
+    if how != "umount":
+        os.kill(pid, getattr(signal, how))
+        until(lambda: not is_alive(pid), "the daemon has ended")
+    if how != "SIGTERM":
+        alone.umount(at)
+    alone.evict(image)
+    assert pins(alone) == []
+    assert all(path.stat().st_blocks * 512 < 1 << 20 for path in alone.store.glob("layers/*/*/flat"))
+    if how == "SIGTERM":
+        alone.gone(at)
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGTERM"])
+def test_a_file_that_is_open_is_read_on_when_the_daemon_is_gone_and_all_is_evicted(
+    alone: Imgfs, image: str, signal_name: str
+) -> None:
+    at = alone.mount(image)
+    pid = alone.pid(at)
+    with open(at / "noise", "rb") as file:
+        os.kill(pid, getattr(signal, signal_name))
+        until(lambda: not is_alive(pid), "the daemon has ended")
+        alone.evict(image)
+        assert file.read() == NOISE
+    if signal_name == "SIGKILL":
+        alone.umount(at)
+    else:
+        alone.gone(at)
+
+
+def test_a_layer_is_served_as_long_as_only_a_registry_vouches_for_its_index(tmp_path: Path) -> None:
+    made = offering(tmp_path / "theirs", [gzipped(LAYER)])
+    made.refer()
+    store = Store(tmp_path / "mine")
+    resolved, _ = prepared(made.source, store)
+    with Image(resolved, made.source, store) as image:
+        layer = image.content.layers[0]
+        layer.read(0, layer.places.flat_size)
+        assert layer.is_whole()
+        assert Passthrough(image.content.layers).files == [None]
+        Prover(image, store).look()
+        passthrough = Passthrough(image.content.layers)
+        assert passthrough.files[0]
+        assert passthrough.files[0].read_bytes() == LAYER
+        passthrough.release()
+        assert not passthrough.files[0].exists()
+
+
 # -- which driver --------------------------------------------------------------------------------------------
 
 
@@ -150,13 +269,37 @@ def test_auto_is_the_kernel_for_root_from_the_second_mount_on(imgfs: Imgfs, imag
     assert is_erofs(imgfs.mount(image))
 
 
-def test_a_first_mount_may_end_before_it_has_written_anything(imgfs: Imgfs, image: str) -> None:
+def test_a_first_mount_may_end_before_that_is_written(imgfs: Imgfs, image: str) -> None:
     imgfs.driver = "auto"
-    for _ in range(3):
-        at = imgfs.mount(image)
-        assert (at / "noise").read_bytes() == NOISE
-        imgfs.umount(at)
-    assert not list((imgfs.store / "erofs").glob("sha256*"))
+    at = imgfs.mount(image)
+    imgfs.umount(at)
+    wait_until_written(imgfs)
+    at = imgfs.mount(image)
+    assert is_erofs(at)
+    assert (at / "noise").read_bytes() == NOISE
+
+
+def test_a_pulled_image_is_mounted_by_the_kernel_at_once(imgfs: Imgfs, image: str) -> None:
+    imgfs.ok("pull", "--quiet", image)
+    imgfs.driver = "auto"
+    assert is_erofs(imgfs.mount(image))
+
+
+def test_only_one_process_writes_a_tree_and_none_that_is_gone(imgfs: Imgfs, image: str) -> None:
+    imgfs.umount(imgfs.mount(image))
+    store = Store(imgfs.store)
+    (digest,) = store.trees()
+    path = store.tree(digest)
+    assert path
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write(digest, [len(LAYER), len(TORN)], store)
+    assert not (imgfs.store / "erofs").exists()
+    write(digest, [len(LAYER), len(TORN)], store)
+    assert len(list((imgfs.store / "erofs").iterdir())) == 1
+    store.remove_tree(digest)
+    write(digest, [len(LAYER), len(TORN)], store)
+    assert list((imgfs.store / "erofs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -193,6 +336,7 @@ def test_auto_is_fuse_if_the_kernel_refuses_at_the_last_moment(imgfs: Imgfs, tmp
         wait_until_written(imgfs)
         at = imgfs.mount(image, "--scratch", str(deep / "scratch"))
         assert not is_erofs(at)
+        assert pins(imgfs) == []
         (at / "new").write_text("new")
         assert (at / "noise").read_bytes() == NOISE
         assert any("by FUSE, not by EROFS: overlayfs: " in line for line in imgfs.logged())
@@ -303,6 +447,22 @@ def test_a_mount_whose_registry_is_gone_fails_reads_in_time_and_recovers(
         assert len((at / "last").read_bytes()) == 1 << 20
         kernel.umount(at)
     assert any("EIO: /" in line for line in kernel.logged())
+
+
+# -- readers of whole trees ----------------------------------------------------------------------------------
+
+
+def test_what_the_reader_of_a_tree_will_read_next_is_fetched_ahead(kernel: Imgfs, tmp_path: Path) -> None:
+    chance = random.Random(4)
+    names = [f"{number:04}" for number in range(700)]
+    layer = tar.archive(*(tar.file(name, chance.randbytes(20_000)) for name in names))
+    image = write_image(tmp_path / "layout", [gzipped(layer)])
+    kernel.umount(kernel.mount(image))
+    kernel.evict(image)
+    at = kernel.mount(image)
+    assert all(len((at / name).read_bytes()) == 20_000 for name in names)
+    brought = kernel.status(at)["layers"][0]["brought"]
+    assert brought["sweep"]["bytes_used"] > brought["miss"]["bytes"]
 
 
 # -- a scratch -----------------------------------------------------------------------------------------------

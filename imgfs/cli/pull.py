@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 from imgfs.cli.images import Wanted, wanted
 from imgfs.cli.progress import Progress
 from imgfs.cli.text import size
+from imgfs.errors import ImgfsError
 from imgfs.image import Resolved, resolve
 from imgfs.image.whole import MeteredSource, fetch_whole
+from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
 from imgfs.source.abreast import AbreastSource
 
@@ -71,4 +73,6 @@ def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
         resolved = resolve(str(image.reference), source, image.store, image.platform)
         abreast = AbreastSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
         fetch_whole(resolved, abreast, image.store, arrivals, image.trust)
+    with suppress(ImgfsError):  # what is wrong with that, a mount will say
+        write_now(resolved, image.store)
     return resolved

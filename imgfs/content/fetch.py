@@ -123,20 +123,23 @@ class SpanFetcher:
             raise self.refused
         good = 0
         try:
-            for _ in batch:
-                number, body = next(bodies)
-                self._keep(self.spans.span(number, windows.window(number)), body)
-                good += 1
+            with self._flat.writing() as is_read:
+                for _ in batch:
+                    number, body = next(bodies)
+                    self._keep(self.spans.span(number, windows.window(number)), body, at_once=not is_read)
+                    good += 1
         finally:
             if good:
                 self._flat.mark(batch[0], before[:good])
                 del left[:good]
                 arrival.landed(batch[:good], None)
 
-    def _keep(self, span: Span, chunks: Iterable[bytes]) -> None:
+    def _keep(self, span: Span, chunks: Iterable[bytes], *, at_once: bool) -> None:
+        """Write a span; unless `at_once`, no byte of it before all are verified."""
         offset = span.flat_start
         try:
-            for piece in decode_span(span, chunks):
+            pieces = decode_span(span, chunks)
+            for piece in pieces if at_once else [b"".join(map(bytes, pieces))]:
                 self._flat.write(offset, piece)
                 offset += len(piece)
         except IntegrityError as error:

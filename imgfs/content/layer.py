@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -62,6 +62,7 @@ class LayerContent:
         self._sizes = sizes
         self._streams = Streams()
         self._rest_began = False
+        self.on_refuse: Callable[[], None] = _ignore  # told when nothing of it may be shown any more
 
     @property
     def fetched(self) -> int:
@@ -149,6 +150,7 @@ class LayerContent:
         """Hand out nothing of the layer any more: whoever reads gets `error`."""
         self.flights.fetcher.refused = error  # first: what lands after the eviction has seen it
         self.flat.evict()
+        self.on_refuse()
 
     def snapshot(self) -> dict[str, Any]:
         """The layer's counters, and how much of it is there."""
@@ -253,3 +255,7 @@ class LayerContent:
 
     def _is_unasked(self, number: int) -> bool:
         return not self.flat.marks(number, number)[0] & PRESENT and bool(self.flights.unasked([number]))
+
+
+def _ignore() -> None:
+    pass

@@ -94,7 +94,9 @@ class Sweeps:
         """(layer, span) of what follows a file, and is neither there nor under way."""
         seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
         opened = self._opened
-        for count, (layer, extents) in enumerate(self._order(ino)):
+        whole = {number for number, layer in enumerate(self._layers) if layer.is_whole()}
+        coming = (found for found in self._order(ino) if found[0] not in whole)  # those may be read unseen
+        for count, (layer, extents) in enumerate(coming):
             if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):
                 return
             places = self._layers[layer].places

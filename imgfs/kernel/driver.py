@@ -2,12 +2,14 @@
 
     MOUNTPOINT   the tree (EROFS), or overlayfs with the scratch's upper directory over it
     EROFS        nowhere but there: its metadata is a file of the store, its devices the flat files
-    flat files   a FUSE file system that is mounted nowhere: only EROFS has its files open
+    flat files   a FUSE file system that is mounted nowhere: only EROFS has its files open; in the place of
+                 one whose layer is whole, the store's own (`passthrough`)
 
 Each has nothing that holds it but what stands above. So whoever unmounts MOUNTPOINT takes everything down,
 whichever way, and the daemon notices by the end of its FUSE file system; and if the daemon is killed, that
 unmount is all that is left to do. A directory in RUNTIME belongs to each mount: it has the link that EROFS
-takes as its source, which shows in the mount table whose it is, and the socket that tells the status.
+takes as its source, which shows in the mount table whose it is, the image's whole name, and the socket that
+tells the status.
 """
 
 from __future__ import annotations
@@ -20,26 +22,29 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from imgfs.errors import MountError
 from imgfs.kernel import linux
 from imgfs.kernel.erofs import Unsuitable
-from imgfs.mounts import RUNTIME, STATUS_SOCKET, mounts
+from imgfs.mounts import REFERENCE, RUNTIME, STATUS_SOCKET, mounts
 from imgfs.overlay.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
 _KERNELS = ("erofs", "overlay", "fuse")
 _RESTRICTIONS = {"suid": linux.NO_SUID, "dev": linux.NO_DEVICES, "exec": linux.NO_PROGRAMS}
+NO_PASSTHROUGH = "nopassthrough"  # an option: all is served, so all that is read is counted
 _MEANINGLESS = {
     "ro",
     "rw",
     "nonempty",
     "allow_other",
     "default_permissions",
+    NO_PASSTHROUGH,
 }  # or said otherwise, or always so
+_PATIENCE, _PAUSE = 20.0, 0.05  # seconds for an upper directory to be free, and between looks
 _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 
@@ -60,13 +65,21 @@ def attributes_of(options: Iterable[str]) -> int:
 
 def check_host(*, owner: tuple[int, int] | None) -> None:
     """Raise Unsuitable if it is clear beforehand that this process may not mount so, or the kernel cannot."""
-    if os.geteuid():
+    if os.geteuid() or _is_borrowed_root():
         raise Unsuitable("only root may mount EROFS")
     if owner is not None:
         raise Unsuitable("--squash-owner is for FUSE")
     for filesystem in _KERNELS:
         if not linux.knows(filesystem):
             raise Unsuitable(f"this kernel offers us no {filesystem}")
+
+
+def _is_borrowed_root() -> bool:
+    """Whether this process is root in a user namespace only (user_namespaces(7), uid_map)."""
+    try:
+        return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -82,6 +95,7 @@ def place(reference: str, image: Path) -> Iterator[Path]:
                 directory.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, directory, ignore_errors=True)
                 stack.enter_context(_locked(directory))
+            (directory / REFERENCE).write_bytes(os.fsencode(reference))
             link.symlink_to(image)
         except OSError as error:
             raise Unsuitable(f"{error.filename}: {error.strerror}") from error
@@ -108,14 +122,23 @@ def _sweep() -> None:
 
 
 class Driver:
-    """The mounts of one image at `mountpoint`; `link` leads to its EROFS image (`place`).
+    """The mounts of one image at `mountpoint`; `link` leads to its EROFS image (`place`), of so many devices.
+
+    In the place of a flat file that is served, the kernel reads that of the same number in `passthrough`.
 
     First `open_flat_files`; once those are served, `attach`, in another thread than they are served in.
     """
 
-    def __init__(self, link: Path, devices: int, mountpoint: Path, attributes: int) -> None:
+    def __init__(
+        self,
+        link: Path,
+        passthrough: Sequence[Path | None],
+        devices: int,
+        mountpoint: Path,
+        attributes: int,
+    ) -> None:
         self._link = link
-        self._devices = devices
+        self._devices = [*passthrough, *[None] * (devices - len(passthrough))]
         self._mountpoint = str(mountpoint)
         self._attributes = attributes
         self._flat = -1
@@ -166,7 +189,8 @@ class Driver:
             self._flat = -1
 
     def _tree(self, attributes: int) -> int:
-        devices = [f"/proc/self/fd/{self._flat}/{number}" for number in range(self._devices)]
+        served = f"/proc/self/fd/{self._flat}"
+        devices = (str(file or f"{served}/{number}") for number, file in enumerate(self._devices))
         options = [("source", str(self._link)), *(("device", device) for device in devices)]
         with _explained("EROFS"):
             try:
@@ -179,7 +203,9 @@ class Driver:
                 ) from error
 
     def _over(self, tree: int, scratch: Scratch) -> int:
-        """overlayfs, as imgfs's own scratch is: data is copied up when it is written to, directories move."""
+        """overlayfs, as imgfs's own scratch is: data is copied up when it is written to, directories move,
+        a file of several names stays one (`index`), and everything is on one device (`xino`).
+        """
         options: linux.Options = [
             ("source", str(self._link)),
             ("lowerdir+", f"/proc/self/fd/{tree}"),
@@ -187,10 +213,27 @@ class Driver:
             ("workdir", str(scratch.work.resolve())),
             ("redirect_dir", "on"),
             ("metacopy", "on"),
+            ("index", "on"),
+            ("xino", "on"),
             *([("volatile", None)] if scratch.volatile else []),
         ]
         with _explained("overlayfs"):
-            return linux.new_mount("overlay", options, self._attributes)
+            return _when_free(lambda: linux.new_mount("overlay", options, self._attributes))
+
+
+def _when_free(mount: Callable[[], int]) -> int:
+    """Mount once no namespace has the upper directory mounted any more, which may be after its unmounting."""
+    ends = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return mount()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > ends:
+                reason = "the scratch is in use still, perhaps in another mount namespace"
+                raise OSError(error.errno, reason) from error
+        time.sleep(_PAUSE)
 
 
 _INNER = linux.READ_ONLY | linux.NO_SUID | linux.NO_DEVICES | linux.NO_PROGRAMS

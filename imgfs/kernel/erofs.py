@@ -31,6 +31,7 @@ _EXTENDED = 1  # the lowest bit of i_format; the layout follows
 PLAIN, INLINE, CHUNKED = 0, 2, 4  # data layouts
 _CHUNK_INDEXES = 0x20  # i_u of a chunked file: 8-byte indexes instead of bare block numbers
 _CHUNK = struct.Struct("<HHI")  # block number (its upper half), device, block number (its lower half)
+CHUNK_SIZE = _CHUNK.size  # indexes begin at whole ones
 _DIRENT = struct.Struct("<QHBB")  # nid, where the name begins in the block, type, 0
 _XATTR = struct.Struct("<BBH")  # name length, prefix, value size
 _XATTR_HEADER = bytes(12)  # name filter (not in use), count of shared attributes (none), reserved
@@ -119,6 +120,12 @@ def pack_inode(attributes: Attributes, xattrs: bytes) -> bytes:
     count = (len(xattrs) - len(_XATTR_HEADER)) // 4 + 1 if xattrs else 0
     head = (_EXTENDED | layout << 1, count, mode, 0, size, tag, ino & 0xFFFFFFFF, uid, gid)
     return INODE.pack(*head, seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, nlink) + xattrs
+
+
+def pack_blocks(length: int, block: int) -> Iterator[tuple[int, bytes]]:
+    """(Offset, bytes) to be written into an inode once it is known where its `length` bytes are."""
+    yield 8, length.to_bytes(8, "little")  # i_size
+    yield 16, block.to_bytes(4, "little")  # i_u
 
 
 def device_number(device: int) -> int:

@@ -1,7 +1,8 @@
 """A whole tree as one EROFS image: superblock, inodes by ino, then directories; no file's bytes.
 
-Two passes over the tree. The first finds out how large everything is, and so where; it keeps 17 bytes for
-each node. The second writes, from the first byte to the last. The same tree gives the same bytes.
+One pass over the nodes writes the inodes and finds out where they are; it keeps 17 bytes for each. Then the
+names say how long the directories are, and so where they are: their inodes are completed, and a second pass
+over the names writes them. The same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.kernel.assembled import Assembled
 from imgfs.kernel.erofs import (
+    CHUNK_SIZE,
     CHUNKED,
     DEVICE_SIZE,
     INLINE,
@@ -35,6 +37,7 @@ from imgfs.kernel.erofs import (
     device_number,
     directory_size,
     file_type,
+    pack_blocks,
     pack_chunks,
     pack_device,
     pack_directory,
@@ -45,8 +48,7 @@ from imgfs.kernel.erofs import (
 )
 from imgfs.kernel.placing import chunks_of, run
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
-from imgfs.store.store import write_aside
+from imgfs.store import Store, write_aside
 from imgfs.tree.paths import NAME_LIMIT
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Stored, Tree
@@ -114,13 +116,11 @@ def write_image(
     tree: Tree, sizes: Sequence[int], file: BinaryIO, *, uuid: bytes, block_bits: int = BLOCK_BITS
 ) -> None:
     """Write the image of `tree`, whose layers have flat files of `sizes` bytes. Raises as `metadata_of`."""
-    writer = _Writer(tree, sizes, block_bits)
-    writer.survey()
-    writer.write(file, uuid)
+    _Writer(tree, sizes, file, block_bits).write(uuid)
 
 
 class _Inode(NamedTuple):
-    """An inode as it will be, but for where its blocks in the image begin."""
+    """What is behind an inode; of what has blocks in the image nobody knows yet where they begin."""
 
     layout: int
     tag: int
@@ -128,23 +128,13 @@ class _Inode(NamedTuple):
     tail: bytes = b""  # what follows at once: a symlink's target, chunk indexes
     blocks: bytes = b""  # what stands in blocks of its own: a long symlink's target
 
-    @property
-    def tail_at(self) -> int:
-        """Where the tail begins: chunk indexes at whole 8 bytes."""
-        end = INODE.size + len(self.xattrs)
-        return end + (-end % 8 if self.layout == CHUNKED else 0)
-
-    @property
-    def size(self) -> int:
-        """All of it, in bytes."""
-        return self.tail_at + len(self.tail)
-
 
 class _Writer:
     """What is known of an image that is being written; the arrays are by ino."""
 
-    def __init__(self, tree: Tree, sizes: Sequence[int], block_bits: int) -> None:
+    def __init__(self, tree: Tree, sizes: Sequence[int], file: BinaryIO, block_bits: int) -> None:
         self._tree = tree
+        self._file = file
         self._sizes = sizes
         self._bits = block_bits
         self._block = 1 << block_bits
@@ -154,14 +144,23 @@ class _Writer:
         self._lengths = array("I")  # of what has blocks in the image, in bytes
         self._starts = array("I")  # the first of these blocks, counted from `_data_at`
         head = SUPERBLOCK + SUPERBLOCK_SIZE + DEVICE_SIZE * (len(sizes) + 1)
-        self._inodes_at = self._inodes_end = head + -head % self._block
+        self._inodes_end = head + -head % self._block
         self._data_at = self._data_blocks = 0
         self._assembled = Assembled(block_bits)
 
-    def survey(self) -> None:
-        """Find out where everything will be."""
+    def write(self, uuid: bytes) -> None:
+        """Write it all."""
+        self._file.write(bytes(self._inodes_end))
         for stored in self._tree.nodes():
-            self._survey_node(stored)
+            self._write_inode(stored)
+        self._survey()
+        self._file.write(bytes((self._data_at << self._bits) - self._inodes_end))
+        self._write_blocks()
+        self._assembled.write(self._file)
+        self._complete(uuid)
+
+    def _survey(self) -> None:
+        """Find out where everything with blocks of its own will be."""
         for directory, names in self._directories():
             lengths = (len(name) for name, _ in self._survey_names(directory, names))
             self._lengths[directory] = directory_size(lengths, self._block)
@@ -179,29 +178,29 @@ class _Writer:
         ):
             raise Unsuitable("an image of so many files")
 
-    def write(self, file: BinaryIO, uuid: bytes) -> None:
-        """Write it all."""
-        file.write((bytes(SUPERBLOCK) + self._head(uuid)).ljust(self._inodes_at, b"\0"))
-        at = self._write_inodes(file)
-        file.write(bytes((self._data_at << self._bits) - at))
-        self._write_blocks(file)
-        self._assembled.write(file)
-
-    def _survey_node(self, stored: Stored) -> None:
+    def _write_inode(self, stored: Stored) -> None:
         ino = stored.node.ino
+        if ino >= len(self._kinds):
+            self._make_room(ino)
+        inode = self._inode(stored)
+        body = self._pack(stored.node, inode)
+        self._kinds[ino] = file_type(stored.node.mode)
+        self._lengths[ino] = len(inode.blocks)
+        start = self._inodes_end
+        in_block = start % self._block
+        if in_block + min(len(body), self._block) > self._block:
+            start += self._block - in_block
+        self._slots[ino] = start // SLOT
+        body += bytes(-len(body) % SLOT)
+        self._file.write(bytes(start - self._inodes_end) + body)
+        self._inodes_end = start + len(body)
+
+    def _make_room(self, ino: int) -> None:
         if not 0 < ino < _MOST_NODES:
             raise Unsuitable(f"a node numbered {ino}")
         while ino >= len(self._kinds):
             for numbers in (self._kinds, self._slots, self._parents, self._lengths, self._starts):
                 numbers.extend([0] * _MORE)
-        inode = self._inode(stored, self._assembled)
-        self._kinds[ino] = file_type(stored.node.mode)
-        self._lengths[ino] = len(inode.blocks)
-        at = self._inodes_end
-        if at % self._block + min(inode.size, self._block) > self._block:
-            at += -at % self._block
-        self._slots[ino] = at // SLOT
-        self._inodes_end = at + inode.size + -inode.size % SLOT
 
     def _survey_names(self, directory: int, names: Iterator[_Name]) -> Iterator[_Name]:
         """The same names, noted and checked, and with the two dots."""
@@ -235,38 +234,36 @@ class _Writer:
             Superblock(self._bits, self._slots[ROOT], count, blocks, len(devices), uuid), slots
         )
 
-    def _write_inodes(self, file: BinaryIO) -> int:
-        """Write the inodes; returns where the last one ends."""
-        at = self._inodes_at
-        assembled = Assembled(self._bits)
-        for stored in self._tree.nodes():
-            body = self._pack(stored.node, self._inode(stored, assembled))
-            start = self._slots[stored.node.ino] * SLOT
-            file.write(bytes(start - at) + body)
-            at = start + len(body)
-        return at
-
     def _pack(self, node: Node, inode: _Inode) -> bytes:
-        ino, tag, size = node.ino, inode.tag, node.size
-        if self._lengths[ino]:
-            tag, size = self._data_at + self._starts[ino], self._lengths[ino]
-        owner_and_time = node.uid, node.gid, size, node.mtime_ns, node.nlink
-        head = pack_inode(Attributes(ino, node.mode, *owner_and_time, inode.layout, tag), inode.xattrs)
-        return head.ljust(inode.tail_at, b"\0") + inode.tail
+        attributes = node.uid, node.gid, node.size, node.mtime_ns, node.nlink, inode.layout, inode.tag
+        head = pack_inode(Attributes(node.ino, node.mode, *attributes), inode.xattrs)
+        if inode.layout == CHUNKED:
+            head += bytes(-len(head) % CHUNK_SIZE)
+        return head + inode.tail
 
-    def _write_blocks(self, file: BinaryIO) -> None:
+    def _complete(self, uuid: bytes) -> None:
+        """Write the superblock, and into inodes where their blocks are."""
+        self._file.seek(SUPERBLOCK)
+        self._file.write(self._head(uuid))
+        for ino, length in enumerate(self._lengths):
+            if length:
+                for offset, field in pack_blocks(length, self._data_at + self._starts[ino]):
+                    self._file.seek(self._slots[ino] * SLOT + offset)
+                    self._file.write(field)
+
+    def _write_blocks(self) -> None:
         """Write what has blocks of its own, by ino: directories, long targets of symlinks."""
         directories = self._directories()
         following = next(directories, None)
         for ino, length in enumerate(self._lengths):
             if self._kinds[ino] != _DIRECTORY:
-                file.write(self._filled(self._tree.target(ino)) if length else b"")
+                self._file.write(self._filled(self._tree.target(ino)) if length else b"")
                 continue
             names: Iterator[_Name] = iter(())
             if following and following[0] == ino:
                 names = following[1]
             for block in pack_directory(self._dirents(ino, names), self._block):
-                file.write(self._filled(block))
+                self._file.write(self._filled(block))
             if following and following[0] == ino:
                 following = next(directories, None)
 
@@ -275,24 +272,24 @@ class _Writer:
         for name, ino in _with_dots(names, directory, parent):
             yield name, self._slots[ino], self._kinds[ino]
 
-    def _inode(self, stored: Stored, assembled: Assembled) -> _Inode:
-        """The inode of a node; `assembled` is where a file goes that has no place as it is."""
-        node, xattrs = stored.node, pack_xattrs(stored.xattrs)
+    def _inode(self, stored: Stored) -> _Inode:
+        node, xattrs = stored.node, pack_xattrs(stored.xattrs) if stored.xattrs else b""
         if stat.S_ISLNK(node.mode):
             target = stored.target or b""
             fits = INODE.size + len(xattrs) + len(target) <= self._block
             return _Inode(INLINE, 0, xattrs, target) if fits else _Inode(PLAIN, 0, xattrs, blocks=target)
         if stat.S_ISREG(node.mode) and node.size:
-            return self._file(stored, xattrs, assembled)
+            return self._regular(stored, xattrs)
         return _Inode(PLAIN, device_number(node.device), xattrs)
 
-    def _file(self, stored: Stored, xattrs: bytes, assembled: Assembled) -> _Inode:
+    def _regular(self, stored: Stored, xattrs: bytes) -> _Inode:
+        """The inode of a file with bytes, which may have no place as they are."""
         node, device = stored.node, stored.layer + 1
         self._check_extents(stored)
         chunks = chunks_of(node.size, stored.extents, self._bits)
         if chunks is None:
             device = len(self._sizes) + 1
-            chunks = run(assembled.add(node.ino, node.size), node.size, self._bits)
+            chunks = run(self._assembled.add(node.ino, node.size), node.size, self._bits)
         return _Inode(CHUNKED, chunk_tag(chunks.bits), xattrs, pack_chunks(device, chunks.starts))
 
     def _check_extents(self, stored: Stored) -> None:

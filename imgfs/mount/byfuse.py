@@ -16,8 +16,8 @@ import pyfuse3
 import trio
 
 from imgfs.errors import MountError
+from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
-from imgfs.fuse.turns import MOST_WORKERS, WORKERS, take_turns
 from imgfs.fuse.writable import WritableOperations
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import base_of, end_on_signal, raise_limits, sync_now_and_then
@@ -27,12 +27,17 @@ from imgfs.overlay.scratch import Scratch
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.overlay import Overlay
+    from imgfs.store import Store
 
 log = logging.getLogger("imgfs.mount")
 
 
 def serve_by_fuse(
-    image: Image, options: MountOptions, tell: Callable[[], dict[str, Any]], on_ready: Callable[[], None]
+    image: Image,
+    options: MountOptions,
+    tell: Callable[[], dict[str, Any]],
+    on_ready: Callable[[], None],
+    store: Store,
 ) -> None:
     """Mount and answer the kernel until it is unmounted or a signal comes; `tell` gives the status.
 
@@ -41,17 +46,20 @@ def serve_by_fuse(
     with contextlib.ExitStack() as stack:
         overlay = None
         if options.scratch:
-            overlay = stack.enter_context(_overlay(image, options.scratch, options.mountpoint))
+            overlay = stack.enter_context(_overlay(image, options.scratch, options.mountpoint, store))
         trio.run(_serve_image, image, overlay, options, tell, on_ready)
 
 
 @contextlib.contextmanager
-def _overlay(image: Image, scratch: Scratch, mountpoint: Path) -> Iterator[Overlay]:
+def _overlay(image: Image, scratch: Scratch, mountpoint: Path, store: Store) -> Iterator[Overlay]:
     """The scratch over an image, for as long as it is mounted."""
+    from imgfs.kernel.handles import inos
+
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
     os.umask(0)  # the kernel has applied the caller's
-    with scratch.overlay(image.tree, image.content, *base_of(image, mountpoint)) as overlay:
+    base, use = base_of(image, mountpoint)
+    with scratch.overlay(image.tree, image.content, base, use, inos(image.resolved.tree, store)) as overlay:
         yield overlay
 
 
@@ -75,20 +83,23 @@ async def _serve_image(
         if overlay
         else Operations(image, owner=options.owner, on_ready=greeted.set, status=tell)
     )
-    fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw"}
+    fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw", "nopassthrough"}
     fuse_options |= {f"fsname={_escaped(image.resolved.reference)}"} | (set() if overlay else {"ro"})
+    nothing = pyfuse3.Operations()  # libfuse mounts and unmounts, and never hears of a request
     with _library_messages() as messages:
         try:
-            pyfuse3.init(operations, str(options.mountpoint), fuse_options - {"nonempty"})
+            descriptor = device_of(
+                lambda: pyfuse3.init(nothing, str(options.mountpoint), fuse_options - {"nonempty"})
+            )
         except RuntimeError as error:
             raise MountError(f"{options.mountpoint}: {messages() or error}") from error
+    session = operations.session(descriptor)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_on_signal, pyfuse3.terminate, nursery.cancel_scope.cancel)
+            nursery.start_soon(end_on_signal, session.end, nursery.cancel_scope.cancel)
             nursery.start_soon(sync_now_and_then, image)
             nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
-            take_turns()
-            await pyfuse3.main(WORKERS, MOST_WORKERS)
+            await session.serve()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-_QUIET = 2.0  # seconds without a waiting reader
-
 
 def served_by_kernel(
     image: Image,
@@ -35,17 +33,19 @@ def served_by_kernel(
 ) -> bool:
     """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to.
 
-    To write the tree as EROFS takes longer than all else of a first mount: `auto` does it beside that one,
-    which is by FUSE, for those to come.
+    To write the tree as EROFS takes longer than all else of a first mount: `auto` has it done beside that
+    one, which is by FUSE, for those to come.
     """
     if options.driver == "fuse":
         return False
+    from imgfs.kernel.writer import begin_to_write, sizes_of
+
     try:
         if options.driver == "auto" and not _is_written(image, options, store):
             log.info("by FUSE this time: what the kernel needs is written meanwhile")
-            threading.Thread(target=_write, args=(image, store), name="imgfs-erofs", daemon=True).start()
+            begin_to_write(image.resolved.tree, sizes_of(image), store)
             return False
-        _serve_by_kernel(image, options, lambda: {**tell(), "driver": "kernel"}, on_ready, store)
+        _serve_by_kernel(image, options, tell, on_ready, store)
     except ImgfsError as error:
         if options.driver == "kernel":
             raise
@@ -58,27 +58,11 @@ def _is_written(image: Image, options: MountOptions, store: Store) -> bool:
     """Whether the tree is there as EROFS; raises ImgfsError if that would be of no use."""
     from imgfs.kernel.driver import attributes_of, check_host
     from imgfs.kernel.metadata import has_metadata
+    from imgfs.kernel.writer import sizes_of
 
     check_host(owner=options.owner)
     attributes_of(options.fuse)
-    return has_metadata(image.tree, image.resolved.tree, _sizes(image), store)
-
-
-def _write(image: Image, store: Store) -> None:
-    """Write the tree as EROFS, while nobody waits for a read; ends when the image is closed."""
-    from imgfs.kernel.metadata import metadata_of
-
-    try:
-        time.sleep(_QUIET)
-        while any(layer.fetchers.quiet_for() < _QUIET for layer in image.content.layers):
-            time.sleep(_QUIET)
-        metadata_of(image.tree, image.resolved.tree, _sizes(image), store)
-    except ImgfsError as error:  # the next mount will say so, if it is anything
-        log.debug("the tree is not written for the kernel: %s", error)
-
-
-def _sizes(image: Image) -> list[int]:
-    return [layer.index.summary.flat_size for layer in image.content.layers]
+    return has_metadata(image.tree, image.resolved.tree, sizes_of(image), store)
 
 
 def _serve_by_kernel(
@@ -89,21 +73,37 @@ def _serve_by_kernel(
     store: Store,
 ) -> None:
     """Mount EROFS, with a scratch overlayfs over it, and serve it the flat layers. Raises ImgfsError."""
-    from imgfs.kernel.driver import Driver, attributes_of, check_host, place
+    from imgfs.kernel.driver import NO_PASSTHROUGH, Driver, attributes_of, check_host, place
+    from imgfs.kernel.handles import inos
     from imgfs.kernel.metadata import metadata_of
+    from imgfs.kernel.passthrough import Passthrough
+    from imgfs.kernel.writer import sizes_of
 
     check_host(owner=options.owner)
     attributes = attributes_of(options.fuse)
-    sizes = _sizes(image)
+    sizes = sizes_of(image)
     metadata = metadata_of(image.tree, image.resolved.tree, sizes, store)
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(place(image.resolved.reference, metadata.path))
         if options.scratch:
-            base = base_of(image, options.mountpoint)
-            stack.enter_context(options.scratch.for_kernel(image.tree, image.content, *base))
-        driver = Driver(link, len(sizes) + 1, options.mountpoint, attributes)
+            base, use = base_of(image, options.mountpoint)
+            ino_of = inos(image.resolved.tree, store)
+            stack.enter_context(options.scratch.for_kernel(image.tree, image.content, base, use, ino_of))
+        is_served = options.record is not None or NO_PASSTHROUGH in options.fuse
+        passthrough = Passthrough([] if is_served else image.content.layers)
+        driver = Driver(link, passthrough.files, len(sizes) + 1, options.mountpoint, attributes)
         stack.callback(driver.close)
-        _serve_flat_files(image, metadata.assembled, driver, options, tell, on_ready)
+
+        def tell_more() -> dict[str, Any]:
+            return {**tell(), "driver": "kernel", "passthrough": passthrough.count}
+
+        try:
+            has_let_go = _serve_flat_files(image, metadata.assembled, driver, options, tell_more, on_ready)
+        except ImgfsError:  # then nothing is mounted
+            passthrough.release()
+            raise
+        if has_let_go:
+            passthrough.release()
 
 
 def _serve_flat_files(
@@ -113,9 +113,14 @@ def _serve_flat_files(
     options: MountOptions,
     tell: Callable[[], dict[str, Any]],
     on_ready: Callable[[], None],
-) -> None:
+) -> bool:
+    """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""
     from imgfs.fuse.flatfiles import FlatFiles
     from imgfs.fuse.flatserver import serve_flat_files
+    from imgfs.kernel.pages import forget_pages
+
+    for layer in image.content.layers:
+        layer.on_refuse = partial(forget_pages, options.mountpoint)
 
     def attach() -> None:
         driver.attach(options.scratch, raise_limits)
@@ -133,4 +138,4 @@ def _serve_flat_files(
 
     files, descriptor = FlatFiles(image, assembled), driver.open_flat_files()
     tasks = until_signal, sync
-    trio.run(serve_flat_files, files, descriptor, attach, tell, driver.status_socket, tasks)
+    return trio.run(serve_flat_files, files, descriptor, attach, tell, driver.status_socket, tasks)

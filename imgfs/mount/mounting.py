@@ -134,7 +134,7 @@ def _serve(
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
         if not served_by_kernel(image, options, tell, on_ready, store):
-            serve_by_fuse(image, options, tell, on_ready)
+            serve_by_fuse(image, options, tell, on_ready, store)
         image.content.sync()
         _keep_recorded(image, store, options)
     log.info("unmounted %s", options.mountpoint)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from imgfs.fuse.turns import IN_BACKGROUND
+from imgfs.errors import StoreError
+from imgfs.fuse.session import IN_BACKGROUND
 from imgfs.overlay.scratch import Base
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ async def end_on_signal(terminate: Callable[[], None], cancel: Callable[[], None
 
 
 async def sync_now_and_then(image: Image) -> None:
+    """Get what was fetched to the disk; if the disk fails, it is fetched again, and the mount lives."""
     while True:
         await trio.sleep(_SYNC_EVERY)
-        await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
+        try:
+            await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
+        except StoreError as error:
+            log.warning("what was fetched does not stay: %s", error)
 
 
 def raise_limits(device: str) -> None:

@@ -1,0 +1,110 @@
+"""Writing the EROFS image of a tree beside a mount, for the mounts to come.
+
+That takes some microseconds for each file: of a large image more than all else of its first mount, and too
+much for a container that ends at once. So it is done by a process of its own, which nobody waits for, and
+which outlives whoever has started it. It gives way to others, and holds a lock on the tree's file, so that
+there is one at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import imgfs
+from imgfs.config import variables
+from imgfs.errors import ImgfsError
+from imgfs.image.image import Image
+from imgfs.image.resolve import Resolved
+from imgfs.image.standing import open_index
+from imgfs.kernel.driver import check_host
+from imgfs.kernel.metadata import metadata_of
+from imgfs.oci.descriptor import Digest
+from imgfs.store import Store
+from imgfs.tree.tree import Tree
+
+_NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done
+_PROGRAM = f"""
+import os, sys
+os.nice({_NICENESS})
+sys.path.insert(0, sys.argv[1])
+from imgfs.kernel.writer import main
+main()
+"""
+_NO_FILES = (
+    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+    (os.POSIX_SPAWN_DUP2, 0, 1),
+    (os.POSIX_SPAWN_DUP2, 0, 2),
+)
+
+
+def sizes_of(image: Image) -> list[int]:
+    """Those of the flat files of an image's layers, in bytes."""
+    return [layer.index.summary.flat_size for layer in image.content.layers]
+
+
+def begin_to_write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
+    """Have the tree that the store keeps under `digest` written, whatever becomes of this process."""
+    ours = Path(imgfs.__file__).parent.parent
+    words = [sys.executable, "-c", _PROGRAM, ours, store.root.absolute(), digest, *sizes]
+    with contextlib.suppress(OSError):  # then the next mount will be as this one
+        pid = os.posix_spawn(
+            sys.executable,
+            list(map(str, words)),
+            variables(),
+            file_actions=_NO_FILES,
+            setsid=True,
+        )
+        threading.Thread(target=os.waitpid, args=(pid, 0), name="imgfs-erofs", daemon=True).start()
+
+
+def write_now(resolved: Resolved, store: Store) -> None:
+    """Write the tree of a prepared image, if a mount could use that here. Raises ImgfsError."""
+    tree = store.tree(resolved.tree)
+    with contextlib.ExitStack() as stack:
+        try:
+            check_host(owner=None)
+        except ImgfsError:
+            return
+        if tree:
+            places = (store.layer(layer.digest) for layer in resolved.manifest.layers)
+            sizes = [stack.enter_context(open_index(place)).summary.flat_size for place in places]
+            metadata_of(stack.enter_context(Tree(tree)), resolved.tree, sizes, store)
+
+
+def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
+    """Write the tree that the store keeps under `digest`, unless another is at it. Raises ImgfsError."""
+    path = store.tree(digest)
+    if path is None:
+        return
+    with _alone_at(path) as alone:
+        if alone:
+            with Tree(path) as tree:
+                metadata_of(tree, digest, sizes, store)
+            if store.tree(digest) is None:  # removed meanwhile
+                store.remove_tree(digest)
+
+
+@contextlib.contextmanager
+def _alone_at(path: Path) -> Iterator[bool]:
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def main() -> None:
+    """What the process does: its arguments are those of `begin_to_write`."""
+    with contextlib.suppress(OSError):  # among sessions it counts as one (sched(7), autogroup)
+        Path("/proc/self/autogroup").write_text(str(_NICENESS))
+    _, root, name, *sizes = sys.argv[1:]
+    with contextlib.suppress(ImgfsError, OSError):  # whoever needs it will hear of it
+        write(Digest.parse(name), list(map(int, sizes)), Store(Path(root)))
