@@ -50,18 +50,33 @@ def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert (left, alive) == ([], [])
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have a test run once by each driver that it, or else its module, is marked with."""
+    given = metafunc.definition.get_closest_marker("drivers")
+    if given and "driver" in metafunc.fixturenames:
+        cannot = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount EROFS")
+        drivers = [pytest.param(name, marks=cannot if name == "kernel" else ()) for name in given.args]
+        metafunc.parametrize("driver", drivers, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def driver(request: pytest.FixtureRequest) -> str:
+    """What mounts are made by: FUSE, unless there is a mark."""
+    return str(getattr(request, "param", "fuse"))
+
+
 @pytest.fixture
-def imgfs(tmp_path: Path) -> Iterator[Imgfs]:
+def imgfs(tmp_path: Path, driver: str) -> Iterator[Imgfs]:
     """The command, with a store of its own."""
-    command = Imgfs(tmp_path / "imgfs")
+    command = Imgfs(tmp_path / "imgfs", driver=driver)
     yield command
     command.close()
 
 
 @pytest.fixture(scope="module")
-def module_imgfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imgfs]:
+def module_imgfs(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Iterator[Imgfs]:
     """The command, with a store that the tests of a module share."""
-    command = Imgfs(tmp_path_factory.mktemp("module") / "imgfs")
+    command = Imgfs(tmp_path_factory.mktemp("module") / "imgfs", driver=driver)
     yield command
     command.close()
 

@@ -86,7 +86,8 @@ class Imgfs:
     user: Account | None = None
     environment: dict[str, str] = field(default_factory=dict)
     expected: list[str] = field(default_factory=list)
-    driver: str = os.environ.get("IMGFS_TEST_DRIVER", "fuse")  # what `mount` says to root's mounts
+    driver: str = "fuse"  # what root's mounts are made by, unless they say it themselves
+    passthrough: bool = False  # whether the kernel reads whole layers itself, as it does for users
     _mounted: dict[Path, threading.Timer] = field(default_factory=dict)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -123,7 +124,7 @@ class Imgfs:
 
     def command(self, *arguments: str | Path) -> list[str]:
         """The words that start `imgfs ARGUMENTS…`."""
-        return [sys.executable, "-m", "imgfs", *map(str, arguments)]
+        return [sys.executable, "-m", "imgfs", *map(str, self._with_driver(arguments))]
 
     def run(self, *arguments: str | Path, timeout: float = TIMEOUT, **more: Any) -> Ran:
         """`imgfs ARGUMENTS…` to its end."""
@@ -161,8 +162,7 @@ class Imgfs:
     def mount(self, image: str, *options: str, at: Path | None = None, timeout: float = TIMEOUT) -> Path:
         """Mount `image`; it answers when this returns."""
         mountpoint = at or self.mountpoint()
-        driver = () if self.user else ("--driver", self.driver)
-        ran = self.run("mount", *driver, *options, image, mountpoint, timeout=timeout)
+        ran = self.run("mount", *options, image, mountpoint, timeout=timeout)
         assert (ran.code, ran.out, ran.err) == (0, b"", ""), ran
         self.watch(mountpoint)
         return mountpoint
@@ -227,6 +227,13 @@ class Imgfs:
 
     def _is_expected(self, line: str) -> bool:
         return bool(_QUIET_LINE.match(line)) or any(re.search(pattern, line) for pattern in self.expected)
+
+    def _with_driver(self, arguments: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
+        if self.user or arguments[:1] != ("mount",):
+            return arguments
+        is_served = self.driver == "kernel" and not self.passthrough
+        served = ("-o", "nopassthrough") if is_served else ()
+        return "mount", "--driver", self.driver, *served, *arguments[1:]
 
     def _as_user(self) -> dict[str, Any]:
         if self.user is None:

@@ -13,6 +13,7 @@ parameter puts `place.tree / "large"` there too. The kinds of place:
 
     plain, plain-user    a directory on the machine's own disk, by root, by an ordinary user
     mount, mount-user    root's mount of the image, by root, by an ordinary user who owns the files in it
+    kernel               the same mounted by the kernel's own file systems, by root
     own-mount            an ordinary user's own mount, where everything in the image is theirs
 """
 
@@ -40,9 +41,10 @@ from tests.mounted import CHECKOUT, NOBODY, Account, Imgfs, gzipped, write_image
 from tests.posix_tree import as_members, lay_out
 
 ROOT = Account(0, 0)
-Where = Literal["plain", "mount", "plain-user", "mount-user", "own-mount"]
+Where = Literal["plain", "mount", "kernel", "plain-user", "mount-user", "own-mount"]
 EVERYWHERE: tuple[Where, ...] = get_args(Where)
 _CLOCK_REALTIME_COARSE = 5  # linux/time.h
+_MOUNTS: tuple[tuple[Where, ...], ...] = (("mount", "mount-user"), ("kernel",), ("own-mount",))
 _SKIPPED = b"\0"  # begins the report of a child that skipped its test
 
 marks = [
@@ -61,7 +63,7 @@ class Case(NamedTuple):
     @property
     def account(self) -> Account:
         """Who runs it."""
-        return ROOT if self.where in ("plain", "mount") else NOBODY
+        return ROOT if self.where in ("plain", "mount", "kernel") else NOBODY
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Grounds:
 
     directory: Path
     cases: list[Case]
-    _mounts: dict[bool, Path] = field(default_factory=dict)  # by whether an ordinary user's own
+    _mounts: dict[tuple[Where, ...], Path] = field(default_factory=dict)  # by the kinds of places there
     _open: list[Imgfs] = field(default_factory=list)
 
     def place(self, case: Case) -> Place:
@@ -94,7 +96,7 @@ class Grounds:
             above = self.directory / case.name
             lay_out(above, case.account, case.large)
         else:
-            above = self._mount(case.where == "own-mount") / case.name
+            above = self._mount(next(kinds for kinds in _MOUNTS if case.where in kinds)) / case.name
         return Place(above / "new", above / "tree", case.where, case.account)
 
     def close(self) -> None:
@@ -103,17 +105,17 @@ class Grounds:
             for imgfs in self._open:
                 stack.callback(imgfs.close)
 
-    def _mount(self, own: bool) -> Path:
-        if own not in self._mounts:
-            imgfs = Imgfs(self.directory / ("own" if own else "roots"), user=NOBODY if own else None)
+    def _mount(self, wheres: tuple[Where, ...]) -> Path:
+        if wheres not in self._mounts:
+            own, driver = wheres == ("own-mount",), "kernel" if wheres == ("kernel",) else "fuse"
+            imgfs = Imgfs(self.directory / wheres[0], user=NOBODY if own else None, driver=driver)
             self._open.append(imgfs)
             if own and _trouble_of_users():
                 pytest.skip(f"an ordinary user cannot run the command: {_trouble_of_users()}")
-            wheres = ("own-mount",) if own else ("mount", "mount-user")
             cases = [case for case in self.cases if case.where in wheres]
             # suid, dev: what set-id programs and devices do is tested too
-            self._mounts[own] = imgfs.mount(_write_image(imgfs, cases), "--rw", "-o", "suid,dev")
-        return self._mounts[own]
+            self._mounts[wheres] = imgfs.mount(_write_image(imgfs, cases), "--rw", "-o", "suid,dev")
+        return self._mounts[wheres]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,8 @@ def at(*wheres: Where) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 anyone = at(*EVERYWHERE)
-only_root = at("plain", "mount")
+not_by_overlayfs = at(*(where for where in EVERYWHERE if where != "kernel"))  # README, Limits: it cannot
+only_root = at("plain", "mount", "kernel")
 only_users = at("plain-user", "mount-user", "own-mount")
 
 

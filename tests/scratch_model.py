@@ -9,6 +9,7 @@ the sysctls fs.protected_* have no say.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -123,6 +124,11 @@ class Model:
             return self._node(path, follow=False).mtime_ns is not None
         except OSError:
             return False
+
+    def forget_time(self, path: bytes) -> None:
+        """Have the time of what is there be one that nobody has set."""
+        with contextlib.suppress(OSError):
+            self._node(path).mtime_ns = None
 
     def undated(self) -> set[bytes]:
         """The paths whose times nobody has set."""

@@ -41,6 +41,11 @@ class Place(Protocol):
         """Whether a file that is open and has no name any more always says so."""
         ...
 
+    @property
+    def keeps_time_when_opened(self) -> bool:
+        """Whether opening a file for writing never changes its modification time."""
+        ...
+
     def mount(self) -> None:
         """Mount, with the same scratch as before."""
         ...
@@ -59,6 +64,7 @@ class Overlayfs:
 
     counts_directories = False
     keeps_directory_numbers = True
+    keeps_time_when_opened = True
     knows_unlinked = False
 
     def __init__(self, base: Base, scratch: Path, root: Path, options: str = WHOLE) -> None:
@@ -83,11 +89,9 @@ class Overlayfs:
 
 
 class Scratch:
-    """A scratch of imgfs."""
+    """A scratch of imgfs; by the kernel it is overlayfs's, of which that is so."""
 
-    counts_directories = True
     keeps_directory_numbers = True
-    knows_unlinked = True
 
     def __init__(self, imgfs: Imgfs, base: Base, scratch: Path, root: Path) -> None:
         self.root = root
@@ -95,6 +99,8 @@ class Scratch:
         self._options = ("--rw", "--scratch", str(scratch))
         self._reference = base.reference
         root.mkdir(exist_ok=True)
+        by_fuse = imgfs.driver == "fuse"
+        self.counts_directories = self.knows_unlinked = self.keeps_time_when_opened = by_fuse
         self.mount()
 
     def mount(self) -> None:

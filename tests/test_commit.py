@@ -18,7 +18,7 @@ from tests.scratch_image import write_base
 from tests.scratch_walk import wander
 from tests.umoci_oracle import differences, unpack_layout, walk_directory
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners, devices and trusted xattrs need root")
 needs_umoci = pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed")
 
@@ -87,6 +87,26 @@ def test_the_image_shows_what_the_scratch_did(
     if codec == "gzip":  # umoci knows no zstd
         unpacked = unpack_layout(tmp_path / "made", "new", tmp_path / "bundle")
         assert differences(seen, walk_directory(unpacked)) == []
+
+
+@needs_root
+@pytest.mark.drivers("fuse")
+def test_both_drivers_give_one_diff_and_one_digest_for_the_same_changes(imgfs: Imgfs, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    imgfs.environment["SOURCE_DATE_EPOCH"] = "1700000000"
+    found = []
+    for imgfs.driver in ("fuse", "kernel"):
+        at = imgfs.mount(base.reference, "--scratch", imgfs.driver)
+        wander(at, 120, 3)
+        for path in sorted(at.rglob("*"), reverse=True):
+            os.utime(path, ns=(T, T), follow_symlinks=False)
+        os.utime(at, ns=(T, T))
+        mounted = imgfs.ok("diff", at), commit(imgfs, at, f"oci:{tmp_path}/made:mounted")
+        imgfs.umount(at)
+        kept = imgfs.ok("diff", imgfs.driver), commit(imgfs, imgfs.driver, f"oci:{tmp_path}/made:kept")
+        assert mounted == kept
+        found.append(kept)
+    assert found[0] == found[1]
 
 
 @needs_root

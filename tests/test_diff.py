@@ -16,7 +16,7 @@ from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, Wire, gzipped, plain, serve, write_image
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices and changes owners")
 
 T = 1_600_000_000_123_456_789

@@ -36,6 +36,7 @@ from tests.test_mount import NOISE, errno_of
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.drivers("fuse", "kernel"),
     pytest.mark.skipif(os.geteuid() != 0, reason="drops the kernel's caches"),
 ]
 

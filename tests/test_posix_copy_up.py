@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import posix_places as posix
-from tests.posix_places import Place, anyone, only_root
+from tests.posix_places import Place, anyone, not_by_overlayfs, only_root
 from tests.posix_tree import HEAD, HOLES, SMALL, TAIL, TEXT, WIDE, large_body, mtime_of
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
@@ -68,7 +68,7 @@ def test_a_change_changes_nothing_else(place: Place, what: str) -> None:
         path.with_name("link").unlink(missing_ok=True)
 
 
-@anyone
+@not_by_overlayfs
 def test_a_change_leaves_the_directories_above_as_they_were(place: Place) -> None:
     above = [
         place.tree,

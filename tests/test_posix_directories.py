@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import posix_places as posix
-from tests.posix_places import Place, anyone, fails
+from tests.posix_places import Place, anyone, fails, not_by_overlayfs
 from tests.posix_tree import SMALL, WIDE
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
@@ -36,7 +36,7 @@ def test_a_directory_counts_its_subdirectories_as_links(place: Place) -> None:
     assert os.stat("d").st_nlink == 3
 
 
-@anyone
+@not_by_overlayfs
 def test_a_directory_of_the_image_counts_its_subdirectories_as_links(place: Place) -> None:
     directory = place.tree / "directory"
     assert os.stat(directory).st_nlink == 3

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests import posix_places as posix
 from tests.children import Child
 from tests.posix_calls import syncfs
-from tests.posix_places import Place, anyone
+from tests.posix_places import Place, anyone, not_by_overlayfs
 from tests.posix_tree import HOLES, TEXT, large_body
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
@@ -55,7 +55,7 @@ def test_what_is_stored_in_a_shared_map_is_read_from_the_file(place: Place, larg
         assert path.read_bytes() == body[:1_000_000] + b"MAPPD" + body[1_000_005:]
 
 
-@anyone
+@not_by_overlayfs
 def test_what_is_written_to_the_file_is_seen_in_a_shared_map(place: Place) -> None:
     path = place.tree / "text"
     with mapped(path, writable=False) as before, path.open("r+b") as file:
@@ -111,7 +111,7 @@ def test_a_map_can_be_extended_with_its_file(place: Place) -> None:
     assert path.read_bytes()[-3:] == b"\0ok"
 
 
-@anyone
+@not_by_overlayfs
 def test_touching_a_map_behind_the_end_is_an_error(place: Place) -> None:
     path = place.tree / "text"
 
@@ -164,7 +164,7 @@ def copied(count: int, copy: Callable[[int], int]) -> bool:
     return True
 
 
-@anyone
+@not_by_overlayfs
 def test_the_kernel_copies_ranges_between_files(place: Place, large: Path) -> None:
     source, target = os.open(large, os.O_RDONLY), os.open(place.tree / "small", os.O_RDWR | os.O_TRUNC)
     if copied(len(large_body()), lambda left: os.copy_file_range(source, target, left)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests import posix_places as posix
 from tests.posix_calls import AT_SYMLINK_NOFOLLOW, UTIME_NOW, UTIME_OMIT, futimens, utimensat
-from tests.posix_places import Place, anyone, fails, only_users
+from tests.posix_places import Place, anyone, fails, not_by_overlayfs, only_users
 from tests.posix_tree import mtime_of
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
@@ -111,7 +111,7 @@ def test_somebody_elses_times_are_not_set(place: Place) -> None:
         os.utime("/etc/passwd", ns=(0, 0))
 
 
-@anyone
+@not_by_overlayfs
 def test_writing_moves_the_modification_and_reading_does_not(place: Place) -> None:
     Path("f").write_bytes(b"f")
     for path in (Path("f"), place.tree / "text"):

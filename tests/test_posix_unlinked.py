@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from tests import posix_places as posix
-from tests.posix_places import Place, anyone, fails, only_root
+from tests.posix_places import Place, anyone, fails, not_by_overlayfs, only_root
 from tests.posix_tree import SMALL, TEXT, large_body, mtime_of
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
@@ -89,7 +89,7 @@ def test_a_file_only_read_can_still_be_read_to_its_end(place: Place, large: Path
         assert file.read() == large_body()
 
 
-@anyone
+@not_by_overlayfs
 def test_an_untouched_file_of_the_image_keeps_its_attributes(place: Place) -> None:
     path = place.tree / "text"
     before = os.stat(path)
@@ -171,7 +171,7 @@ def test_it_can_be_opened_again_by_its_descriptor(place: Place) -> None:
         assert os.pread(fd, 100, 0) == b"A" + SMALL[1:]
 
 
-@anyone
+@not_by_overlayfs
 def test_a_removed_directory_is_empty_and_takes_nothing(place: Place) -> None:
     os.mkdir("made")
     for path in (Path("made"), place.tree / "bare"):

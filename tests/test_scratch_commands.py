@@ -13,7 +13,7 @@ import pytest
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, is_alive, mount_of, until, write_image
 
-pytestmark = [pytest.mark.kernel]
+pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 REFUSED = r" ERROR imgfs\.daemon: "  # the daemon's log tells, too, why it does not mount
 
 ROOT_TIME = 1_500_000_000_123_456_789

@@ -21,6 +21,7 @@ from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
 
+both_drivers = pytest.mark.drivers("fuse", "kernel")
 NOISE = random.Random(8).randbytes(3_000_000)
 LAYER = gzipped(tar.archive(tar.file("noise", NOISE), tar.file("small", b"x" * 5000)))
 
@@ -152,6 +153,7 @@ def test_a_status_of_any_number_of_layers_fits_into_an_attribute() -> None:
 
 
 @pytest.mark.kernel
+@both_drivers
 def test_a_mount_of_many_layers_has_a_status(imgfs: Imgfs, tmp_path: Path) -> None:
     layers = [gzipped(tar.archive(tar.file(f"f{number}", b"x"))) for number in range(120)]
     at = imgfs.mount(write_image(tmp_path / "layout", layers))
@@ -159,6 +161,7 @@ def test_a_mount_of_many_layers_has_a_status(imgfs: Imgfs, tmp_path: Path) -> No
 
 
 @pytest.mark.kernel
+@both_drivers
 def test_the_registrys_silence_is_told_and_forgotten(imgfs: Imgfs, server: FaultServer) -> None:
     imgfs.expected.append("noise")
     image = serve(server, "app", "v1", [LAYER])
@@ -226,13 +229,16 @@ def test_how_often_need_not_be_said(imgfs: Imgfs, tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
+@both_drivers
 def test_watching_on_a_terminal_draws_in_place_until_the_mount_is_gone(imgfs: Imgfs, tmp_path: Path) -> None:
     at = imgfs.mount(write_image(tmp_path / "layout", [LAYER]))
     # its standard output, too, is the terminal that `on_terminal` gives it for its errors
     words = ["sh", "-c", '"$@" >&2', "sh", *imgfs.command("status", "--watch", "0.2", at)]
-    enders = subprocess.Popen(["sh", "-c", f"sleep 1.5; umount {at}"])
-    ran = on_terminal(words, imgfs.environment)
-    enders.wait(timeout=20)
+    # in the moment that the command looks at the mount, that is busy
+    ending = "sleep 1.5; for n in $(seq 100); do umount $0 2>/dev/null && exit; sleep 0.05; done; umount $0"
+    with subprocess.Popen(["sh", "-c", ending, at]) as ender:
+        ran = on_terminal(words, imgfs.environment)
+        assert ender.wait(timeout=20) == 0
     imgfs.gone(at)
     assert ran.code == 1
     assert ran.err.startswith("\x1b[H\x1b[2J")

@@ -12,7 +12,7 @@ from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, gzipped, serve, write_image
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 
 LAYERS = [
     gzipped(tar.archive(tar.file("a", b"first"), tar.file("x", b"x"))),

@@ -31,7 +31,7 @@ def commit(options: argparse.Namespace) -> int:
     found = changed(options)
     with (
         found.open() as image,
-        found.scratch.changes(image.tree, image.content) as changes,
+        found.changes(image) as changes,
         tempfile.TemporaryDirectory(prefix=".commit-", dir=found.store.root) as directory,
     ):
         made = make_image(

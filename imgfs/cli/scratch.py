@@ -21,10 +21,11 @@ from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.image import resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.kernel.handles import inos
 from imgfs.mounts import mount_at, our_mount_at, read_status
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
-from imgfs.overlay.changes import Change, How
+from imgfs.overlay.changes import Change, Changes, How
 from imgfs.overlay.scratch import Base, Scratch, kept, named, sync
 from imgfs.store import Store
 
@@ -54,6 +55,14 @@ class Changed:
     def reference(self) -> Reference:
         """The image, for ever."""
         return replace(parse_reference(self.base.reference), digest=Digest.parse(self.base.digest))
+
+    @contextmanager
+    def changes(self, image: Image) -> Iterator[Changes]:
+        """What it changes in that image."""
+        with self.scratch.changes(
+            image.tree, image.content, inos(image.resolved.tree, self.store)
+        ) as changes:
+            yield changes
 
     @contextmanager
     def open(self) -> Iterator[Image]:
@@ -103,7 +112,7 @@ def _mounted(options: argparse.Namespace, environment: Environment) -> Changed:
 def diff(options: argparse.Namespace) -> int:
     """List what a scratch has changed."""
     found = changed(options)
-    with found.open() as image, found.scratch.changes(image.tree, image.content) as changes:
+    with found.open() as image, found.changes(image) as changes:
         if options.json:
             print(json.dumps([_fields(change) for change in changes], indent=2))
         elif options.stat:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 from imgfs.layer.entry import Entry, Kind
@@ -122,8 +122,19 @@ class Changes:
         A hard link to a file of a layer below would mean a new file to most who unpack layers.
         """
         found = list(self._walk(ROOT, ROOT, b""))
-        touched = {one.file.ino for one in found if one.how and one.file is not None}
+        touched = {one.file.ino: one.file for one in found if one.how and one.file is not None}
+        found += self._unmoved_names({one.path for one in found}, touched.values())
+        found.sort(key=lambda one: one.path.split(b"/") if one.path else [])
         return [one for one in found if one.how or (one.file is not None and one.file.ino in touched)]
+
+    def _unmoved_names(self, known: Set[bytes], files: Iterable[File]) -> Iterator[_Found]:
+        """The other names of files of the image that have nothing changed but where some of them are."""
+        for file in files:
+            if isinstance(file, Node) and file.nlink > 1 and not is_directory(file):
+                for parent, name in self._union.places(file.ino):
+                    path = os.path.join(self._union.path(parent), name)
+                    if path not in known:
+                        yield _Found(path, None, file, file, self._union.attributes(file))
 
     def _walk(self, ino: int, lower: int, path: bytes) -> Iterator[_Found]:
         """The differences in and below a directory that the union and the image have (`lower`) both."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
-from imgfs.overlay.marks import METACOPY, ORIGIN, REDIRECT, Owner
+from imgfs.overlay.marks import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.overlay.node import UpperNode, no_entry
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
@@ -153,7 +153,10 @@ class CopyUp:
         node.data = node.frozen_mtime = None
 
     def complete(self) -> None:
-        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError."""
+        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError.
+
+        To write to a file takes its capabilities away (capabilities(7)): they are given back.
+        """
         ahead = [self._union.root]
         while ahead:
             directory = ahead.pop()
@@ -165,13 +168,19 @@ class CopyUp:
                     self._complete(file)
 
     def _complete(self, node: UpperNode) -> None:
-        copy = self.fill(node, sys.maxsize)
+        copy, capability = self.fill(node, sys.maxsize), self._capability(node)
         try:
             copy()
         except BaseException:
             self.not_filled(node)
             raise
+        finally:
+            if capability is not None:
+                self._upper.set_xattr(self._union.at(node), CAPABILITY, capability)
         self.filled(node)
+
+    def _capability(self, node: UpperNode) -> bytes | None:
+        return self._upper.xattrs(self._union.at(node)).get(CAPABILITY)
 
     def recover(self) -> None:
         """Finish what a killed process had begun, and clear the work directory."""
@@ -194,7 +203,7 @@ class CopyUp:
             try:
                 if self._upper.stat(At(fd, name)) is None:
                     with times_kept(At.anchor(fd)):
-                        self._link(made, At(fd, name))
+                        self.link(made, At(fd, name))
             finally:
                 os.close(fd)
 
@@ -228,7 +237,7 @@ class CopyUp:
         done: list[tuple[UpperNode, bytes]] = []
         try:
             for target in targets:
-                self._place(target, lambda at: self._link(made, at))
+                self._place(target, lambda at: self.link(made, at))
                 done.append(target)
         except BaseException:
             for target in done:
@@ -244,7 +253,8 @@ class CopyUp:
             change(At(self._union.directory_fd(parent), name))
         parent.changes += 1
 
-    def _link(self, made: At, at: At) -> None:
+    def link(self, made: At, at: At) -> None:
+        """Give a file of the upper or the work directory one more name."""
         os.link(made.name, at.name, src_dir_fd=made.directory, dst_dir_fd=at.directory, follow_symlinks=False)
 
     def _write_journal(self, made: At, targets: list[tuple[UpperNode, bytes]]) -> At:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 OPAQUE, METACOPY, REDIRECT, ORIGIN = b"opaque", b"metacopy", b"redirect", b"imgfs.origin"
 TRUSTED, USER = b"trusted.overlay.", b"user.overlay."
 OVERRIDE = b"user.containers.override_stat"
+CAPABILITY = b"security.capability"
 _STASH = b"user.overlay.imgfs.xattr."  # keeps an attribute whose own name its owner may not set
 _FOREIGN_OPAQUE = b"user.fuseoverlayfs.opaque"
 _HIDDEN = (TRUSTED, USER, b"user.fuseoverlayfs.", OVERRIDE)

@@ -12,7 +12,7 @@ from imgfs.overlay import deep
 from imgfs.overlay.upper import At, Upper, times_kept
 from imgfs.tree.paths import WHITEOUT_PREFIX
 
-_OPAQUE_FILE = b".wh..wh..opq"
+_OPAQUE_FILES = (b".wh..wh..opq", b".wh..opq")  # fuse-overlayfs leaves both, the latter as a device
 
 
 def normalise(upper: Upper) -> None:
@@ -27,7 +27,7 @@ def normalise(upper: Upper) -> None:
 
 def _translate(upper: Upper, directory: int, name: bytes) -> None:
     hidden = At(directory, name.removeprefix(WHITEOUT_PREFIX))
-    if name == _OPAQUE_FILE:
+    if name in _OPAQUE_FILES:
         upper.mark_opaque(At.anchor(directory))
     elif not hidden.name.startswith(WHITEOUT_PREFIX) and hidden.name not in (b"", b".", b".."):
         with contextlib.suppress(FileExistsError):

@@ -14,14 +14,13 @@ from contextlib import AbstractContextManager
 
 from imgfs.overlay.copyup import Bytes, CopyUp
 from imgfs.overlay.entries import Entries
-from imgfs.overlay.marks import Owner, is_reserved, shown_xattrs
+from imgfs.overlay.marks import CAPABILITY, Owner, is_reserved, shown_xattrs
 from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
 from imgfs.tree.tree import Tree
 
-_CAPABILITY = b"security.capability"  # the kernel asks for it before each write
 _NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs
 
 
@@ -143,7 +142,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         node = self.union.nodes.get(ino)
         if node is None:
             return self.union.tree.xattrs(ino).get(name)
-        if is_reserved(name) or (name == _CAPABILITY and node.incapable):
+        if is_reserved(name) or (name == CAPABILITY and node.incapable):
             return None
         try:
             at = self.union.at(node)
@@ -151,7 +150,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         except OSError as failure:
             if failure.errno not in (errno.ENODATA, errno.ENOTSUP):
                 raise
-        node.incapable = node.incapable or name == _CAPABILITY
+        node.incapable = node.incapable or name == CAPABILITY
         return None
 
     def xattrs(self, ino: int) -> list[bytes]:

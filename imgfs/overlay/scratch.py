@@ -24,6 +24,18 @@ from imgfs.oci.descriptor import Digest
 from imgfs.overlay import deep, linux
 from imgfs.overlay.changes import Changes
 from imgfs.overlay.copyup import Bytes
+from imgfs.overlay.indexed import (
+    INDEX,
+    KERNELS_ORIGIN,
+    Indexed,
+    InoOf,
+    copies,
+    has_entries,
+    read_index,
+    settle,
+    spread,
+    unknown,
+)
 from imgfs.overlay.inuse import overlayfs_over
 from imgfs.overlay.marks import TRUSTED, Marks, Owner
 from imgfs.overlay.normal import normalise
@@ -142,25 +154,52 @@ class Scratch:
         return None
 
     @contextlib.contextmanager
-    def overlay(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[Overlay]:
-        """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError."""
-        with self._held(tree, base, use) as upper, self._opened(tree, content, upper) as overlay:
-            yield overlay
-            if self.is_shared:
-                _complete(overlay)
+    def overlay(
+        self, tree: Tree, content: Bytes, base: Base, use: str, ino_of: InoOf = unknown
+    ) -> Iterator[Overlay]:
+        """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
+
+        `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
+        """
+        with self._held(tree, base, use) as upper:
+            self._settle(tree, content, ino_of)
+            with self._opened(tree, content, upper) as overlay:
+                yield overlay
+                if self.is_shared:
+                    _complete(overlay)
 
     @contextlib.contextmanager
-    def for_kernel(self, tree: Tree, content: Bytes, base: Base, use: str) -> Iterator[None]:
-        """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError."""
+    def for_kernel(
+        self, tree: Tree, content: Bytes, base: Base, use: str, ino_of: InoOf = unknown
+    ) -> Iterator[None]:
+        """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError.
+
+        Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
+        """
         with self._held(tree, base, use) as upper:
             if upper.marks != Marks(TRUSTED, override=False):
                 raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
             with self._opened(tree, content, upper):
                 pass  # finishes what a killed process has left
+            self._settle(tree, content, ino_of, wholly=True)
             yield
+            if self.volatile:
+                return
+            self._settle(tree, content, ino_of, wholly=True)
             if self.is_shared:
                 with self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
                     _complete(overlay)
+
+    def _settle(self, tree: Tree, content: Bytes, ino_of: InoOf, *, wholly: bool = False) -> None:
+        """Do without overlayfs's index; what in it is not the image's goes too if that is to be `wholly`."""
+        place = self.work / INDEX
+        if not place.is_dir():
+            return
+        with _as_store_errors(place), self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
+            settle(overlay, read_index(self.work, ino_of), self.work)
+            if wholly or not has_entries(self.work):
+                overlay.union.upper.unmark(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
+                _remove_all(place)
 
     def _opened(self, tree: Tree, content: Bytes, upper: Upper) -> Overlay:
         return Overlay(tree, content, upper, durable=not self.volatile)
@@ -199,20 +238,30 @@ class Scratch:
         aside.rename(self.upper)
 
     @contextlib.contextmanager
-    def changes(self, tree: Tree, content: Bytes) -> Iterator[Changes]:
+    def changes(self, tree: Tree, content: Bytes, ino_of: InoOf = unknown) -> Iterator[Changes]:
         """What it changes in an image; a mount may be using it. Raises ImgfsError."""
+        index: list[Indexed] = []
         with contextlib.ExitStack() as stack:
             if self.upper.is_dir():
+                with _as_store_errors(self.work):
+                    index = read_index(self.work, ino_of)
+                    self._spread(tree, index)
                 upper = stack.enter_context(contextlib.closing(Upper(self.upper, None)))
             else:  # no changes yet
                 empty = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 upper = stack.enter_context(contextlib.closing(Upper(empty, None)))
                 _describe_root(upper, tree)
-            union = Union(tree, upper)
+            union = Union(tree, upper, copies(index))
             try:
                 yield Changes(union, content)
             finally:
                 union.close()
+
+    def _spread(self, tree: Tree, index: list[Indexed]) -> None:
+        """Have overlayfs, if it is mounted, copy up all names of the files in its index."""
+        if index and (at := overlayfs_over(self.upper)):
+            with contextlib.closing(Upper(self.upper, None)) as upper:
+                spread(tree, upper, index, Path(at))
 
     def reset(self) -> None:
         """Throw all changes away; raises MountError if it is in use."""

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from imgfs.overlay.directories import Directories
@@ -29,12 +29,14 @@ File: TypeAlias = UpperNode | Node
 class Union:
     """What an upper directory and a tree show together. Raises OSError."""
 
-    def __init__(self, tree: Tree, upper: Upper) -> None:
+    def __init__(self, tree: Tree, upper: Upper, copies: Mapping[int, int] | None = None) -> None:
+        """`copies` are files known to be the image's: by their ino in the upper directory, the image's."""
         self.tree = tree
         self.upper = upper
         self.nodes: dict[int, UpperNode] = {}
         self._by_upper: dict[int, UpperNode] = {}
         self._directories = Directories(upper.root)
+        self._copies = copies or {}
         self._links: dict[int, int] = {}  # names left of an image's file that has lost some
         self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
         found = os.fstat(upper.root)
@@ -222,6 +224,20 @@ class Union:
                 if name not in covered:
                     yield name, child
 
+    def path(self, ino: int) -> bytes:
+        """Where a directory is, without a slash before it; the root's is empty. Raises ENOENT."""
+        node = self.nodes.get(ino)
+        if node is None:
+            parent, name = self.tree.names(ino)[0]
+            standing = self._standing(parent)
+        else:
+            standing, name = node.parent.ino if node.parent else None, node.name
+        if node is self.root:
+            return b""
+        if standing is None:
+            raise error(errno.ENOENT)
+        return os.path.join(self.path(standing), name)
+
     def places(self, ino: int) -> list[tuple[int, bytes]]:
         """(directory, name) of every name under which a file of the image, not copied up, can be seen."""
         found = []
@@ -273,7 +289,7 @@ class Union:
         """Make the node of something in the upper directory, from its marks."""
         marks = read_marks(self.upper.xattrs(At(self.directory_fd(directory), name)))
         node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
-        origin = self._origin(marks, node.kind)
+        origin = self._origin(marks, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))
         if node.is_directory:
             below = None if marks.get(OPAQUE) == b"y" else self._marked_below(directory, name, marks)
             merged = below if below and stat.S_ISDIR(below.mode) else None

@@ -1,0 +1,129 @@
+"""Files of several names that overlayfs has copied up: its index (kernel, overlayfs.rst, "Index").
+
+The kernel gives such a file an upper half under the name that was written to only; for the others it finds
+that in its index, `work/index`, by the file handle of the image's file. Nobody else does. So, while it is
+mounted, those names are made it copy up, too, before anybody looks at the upper directory; and once it is
+not, they are linked there, and the index goes: a scratch has the form that imgfs's own gives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from imgfs.overlay import linux
+from imgfs.overlay.copyup import CopyUp
+from imgfs.overlay.marks import METACOPY, ORIGIN, is_whiteout, read_marks
+from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.union import Union
+from imgfs.overlay.upper import At, Upper, times_kept
+from imgfs.tree.tree import Tree
+
+InoOf = Callable[[bytes], int | None]  # the ino of the image's file that a handle of overlayfs's means
+
+INDEX = "index"  # in the work directory
+KERNELS_ORIGIN = b"origin"  # a mark of the kernel's on the root: which image's files the index is of
+_LINKS = b"nlink"  # the kernel's mark: how far its count of names is from the one on disk
+
+
+def unknown(_: bytes) -> int | None:
+    """The `InoOf` of whoever does not know the kernel's handles."""
+    return None
+
+
+class Indexed(NamedTuple):
+    """A file in the index: what it is a copy of, and where."""
+
+    ino: int
+    upper_ino: int
+    name: bytes
+
+
+def read_index(work: Path, ino_of: InoOf) -> list[Indexed]:
+    """What is in the index of a work directory, if there is one; raises OSError."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(work / INDEX) as entries:
+        for entry in entries:
+            about = entry.stat(follow_symlinks=False)
+            ino = None if is_whiteout(about) else ino_of(_handle(entry.name))
+            if ino is not None:
+                found.append(Indexed(ino, about.st_ino, os.fsencode(entry.name)))
+    return found
+
+
+def copies(index: list[Indexed]) -> dict[int, int]:
+    """The ino of the image's file, by that of its copy in the upper directory."""
+    return {one.upper_ino: one.ino for one in index}
+
+
+def spread(tree: Tree, upper: Upper, index: list[Indexed], mountpoint: Path) -> None:
+    """Have overlayfs, mounted at `mountpoint`, copy up all names of what is in its index. Raises OSError."""
+    with contextlib.closing(Union(tree, upper, copies(index))) as union:
+        _visit_all(union)
+        for one in index:
+            for parent, name in union.places(one.ino):
+                path = os.path.join(os.fsencode(mountpoint), union.path(parent), name)
+                with contextlib.suppress(FileNotFoundError):  # meanwhile
+                    linux.touch_access(path)
+
+
+def settle(overlay: Overlay, index: list[Indexed], work: Path) -> None:
+    """Link the files in the index to all their names, and take them out of it. Raises OSError.
+
+    Overlayfs must not be mounted, nor may `overlay` have been asked for anything yet.
+    """
+    union = overlay.union
+    fd = os.open(work / INDEX, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for one in index:
+            _describe(union, At(fd, one.name), one.ino)
+        _visit_all(union)
+        for one in index:
+            _link(overlay.copyup, union, At(fd, one.name), one.ino)
+            os.unlink(one.name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def has_entries(work: Path) -> bool:
+    """Whether there is anything in the index still."""
+    with os.scandir(work / INDEX) as entries:
+        return any(not is_whiteout(entry.stat(follow_symlinks=False)) for entry in entries)
+
+
+def _describe(union: Union, at: At, ino: int) -> None:
+    """Write on a file what imgfs's own copies say, and take off what only the kernel's index needs."""
+    union.upper.mark(at, ORIGIN, b"%d" % ino)
+    union.upper.unmark(at, _LINKS)
+    if METACOPY in read_marks(union.upper.xattrs(at)):
+        union.point_at(at, ino)
+
+
+def _link(copyup: CopyUp, union: Union, at: At, ino: int) -> None:
+    for parent, name in union.places(ino):
+        directory = copyup.up(parent)
+        with times_kept(union.at(directory)):
+            copyup.link(at, At(union.directory_fd(directory), name))
+        directory.changes += 1
+
+
+def _visit_all(union: Union) -> None:
+    """Look at every directory of the upper one: so it is known where those of the image have moved."""
+    ahead = [union.root]
+    while ahead:
+        directory = ahead.pop()
+        for name in union.upper_names(directory)[0]:
+            file = union.find(directory.ino, name)
+            if isinstance(file, UpperNode) and file.is_directory:
+                ahead.append(file)
+
+
+def _handle(name: str) -> bytes:
+    try:
+        return bytes.fromhex(name)
+    except ValueError:  # what the kernel is about to make, or has left
+        return b""
