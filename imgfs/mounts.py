@@ -124,6 +124,7 @@ def read_status(mount: Mount) -> dict[str, Any]:
         body = _ask(mount.runtime) if mount.runtime else os.getxattr(mount.mountpoint, STATUS_XATTR)
     except OSError as error:
         dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)
+        dead |= mount.runtime is not None and error.errno == errno.ENOENT  # what it left was swept
         reason = "its daemon has died" if dead else error.strerror
         hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
         raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error

@@ -107,8 +107,10 @@ class Limit:
     def _keep(self) -> None:
         try:
             self.keep()
-            while self._is_over:  # what is left rests, or is being scanned
-                time.sleep(_REST)
+            while self._is_over or self._unseen >= self._step:
+                if self._is_over:  # what is left rests, or is being scanned
+                    time.sleep(_REST)
+                self._unseen = 0
                 self.keep()
         except (ImgfsError, OSError) as error:
             log.warning("the store's limit is not kept: %s", error)
