@@ -372,7 +372,17 @@ def test_an_ordinary_user_is_root_in_his_container(nobody: Imgfs, users_image: s
     script = "id -u; cat /srv/file; touch /srv/file /new; stat -c ' %u:%g' /srv/file /new; exit 5"
     ran = shell(nobody, users_image, script, "--runtime", runtime)
     assert (ran.code, ran.text, ran.err) == (5, "0\nof the image 0:0\n 0:0\n", "")
-    assert traces(nobody) == []
+    until(lambda: traces(nobody) == [], "nothing is left")
+
+
+def test_an_ordinary_users_store_is_his_own_inside_too(nobody: Imgfs, users_image: str) -> None:
+    """Inside he is root, but what is where is settled outside."""
+    del nobody.environment["IMGFS_STORE"]
+    nobody.environment["XDG_CACHE_HOME"] = str(nobody.directory / "cache")
+    nobody.directory.joinpath("cache").mkdir()
+    os.chown(nobody.directory / "cache", *(nobody.user or ()))
+    assert shell(nobody, users_image, "id -u").text == "0\n"
+    assert (nobody.directory / "cache/imgfs/trees").is_dir()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -399,7 +409,7 @@ def test_with_lent_ids_the_images_users_are_themselves(
     )
     said = lent(nobody, open_path, *nobody.command("run", "-u", "99999", users_image, "true")).complaint(126)
     assert said == "user '99999': /etc/subuid and /etc/subgid give you no id for 99999"
-    assert traces(nobody) == []
+    until(lambda: traces(nobody) == [], "nothing is left")
 
 
 @pytest.mark.skipif(not installed("newuidmap"), reason="newuidmap is not installed")

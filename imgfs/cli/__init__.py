@@ -17,10 +17,15 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `imgfs ARGUMENTS…` and return its exit code."""
+    _open_standard_files()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["run"]:
+        from imgfs.cli.run import run
+
+        return run(words)
     from imgfs.cli.arguments import parse
 
-    _open_standard_files()
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    options = parse(words)
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.cli.images import Wanted, wanted
-from imgfs.cli.run import Start, complain, warn
+from imgfs.cli.run import complain, warn
+from imgfs.cli.wishing import wishes_of
+from imgfs.config import Environment
 from imgfs.errors import MountError, UsageError
 from imgfs.image import Resolved
 from imgfs.mount import Mounting, MountOptions
@@ -31,7 +33,30 @@ from imgfs.runtime.signals import Relay
 from imgfs.runtime.spec import Container, runtime_config
 from imgfs.runtime.upper import make_upper
 from imgfs.runtime.user import User, find_user
-from imgfs.runtime.wishes import Defaults, Wishes
+from imgfs.runtime.wishes import Defaults, Wishes, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A container about to be started: all that the command line and the environment say.
+
+    `maps` are a user namespace's ids.
+    """
+
+    wishes: Wishes
+    name: str
+    maps: Maps | None
+    options: argparse.Namespace
+    environment: Environment
+
+
+def start_of(options: argparse.Namespace, maps: Maps | None, environment: Environment) -> Start:
+    """What the command line asks for; raises UsageError."""
+    if options.tty and not os.isatty(0):
+        raise UsageError("-t: standard input is not a terminal")
+    name = options.name or os.urandom(6).hex()
+    check_name(name)
+    return Start(wishes_of(options), name, maps, options, environment)
 
 
 def run_container(start: Start, mounting: Mounting) -> int:
@@ -45,7 +70,7 @@ def run_container(start: Start, mounting: Mounting) -> int:
     place = _place(start, engine)
     for warning in shortfalls(wishes, place, engine.cgroups):
         warn(warning)
-    image = wanted(options)
+    image = wanted(options, start.environment)
     let_go_of_mounts(_needed(image, wishes))
     plan = _Plan(start, image, engine, place)
     guess = image.guess() if options.scratch is None else None
@@ -54,7 +79,7 @@ def run_container(start: Start, mounting: Mounting) -> int:
     try:
         return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:
-        with Mounting(options.driver) as another:
+        with Mounting() as another:
             return _contain(plan, outdated.meant, another)
 
 
@@ -156,14 +181,15 @@ def _place(start: Start, engine: Engine) -> Place:
     return look_round(bare, start.wishes)
 
 
-def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
+def bundle(options: argparse.Namespace) -> int:
     """Write a bundle with the image mounted in it, for another engine; raises ImgfsError."""
+    wishes = wishes_of(options)
     made = Bundle(Path(options.directory).absolute())
     made.rootfs.mkdir(parents=True, exist_ok=True)
     check_mountable(made.rootfs, nonempty=False)
     uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
     maps: Maps | None = None if is_root else ((Ids(0, uid, 1),), (Ids(0, gid, 1),))
-    with Mounting(options.driver) as mounting:
+    with Mounting() as mounting:
         image = wanted(options)
         resolved = image.prepare()
         how = _how(made, _scratch(options, image), (uid, gid) if maps else None, options, for_all=is_root)
@@ -176,6 +202,7 @@ def make_bundle(wishes: Wishes, options: argparse.Namespace) -> None:
     except BaseException:
         unmount(our_mount_at(made.rootfs))
         raise
+    return 0
 
 
 def _container(name: str, bundle: Bundle, defaults: Defaults, wishes: Wishes, maps: Maps | None) -> Container:

@@ -155,11 +155,11 @@ class Wanted:
             yield image
 
 
-def wanted(options: argparse.Namespace) -> Wanted:
+def wanted(options: argparse.Namespace, environment: Environment | None = None) -> Wanted:
     """What the options of an image's command ask for; raises ImgfsError."""
     from imgfs.registry.shortnames import candidates, first_found
 
-    environment = Environment.read()
+    environment = environment or Environment.read()
     # before anything is made: the most likely mistake
     meant = candidates(options.image, environment.registry_files.registries)
     platform = Platform.from_text(options.platform) if options.platform else Platform.host()

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-_BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.image.proof", "imgfs.kernel.metadata", "imgfs.mount.bykernel")
-_BY_FUSE = ("imgfs.image.proof", "imgfs.mount.byfuse", "imgfs.mount.bykernel")
+_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.proof", "imgfs.mount.bykernel", "imgfs.source.later")
+_BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
+_BY_FUSE = ("imgfs.mount.byfuse",)
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
     """A mount to be: its daemon gets ready while the caller prepares the image.
 
-    The sooner it is made, the better: the daemon loads what takes longest, beside its caller. `driver` is as
-    in MountOptions.
+    The sooner it is made, the better: the daemon loads what takes longest, beside its caller.
     """
 
-    def __init__(self, driver: str) -> None:
-        self._daemon = Daemon(partial(_load, driver), _serve_task)
+    def __init__(self) -> None:
+        self._daemon = Daemon(_load, _serve_task)
 
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
@@ -79,10 +78,9 @@ def mount_in_foreground(
     run_in_foreground(serve, options.log_level)
 
 
-def _load(driver: str) -> Iterator[None]:
+def _load() -> Iterator[None]:
     """Load what serves, the more likely it is to be needed the sooner."""
-    by_kernel = driver != "fuse" and os.geteuid() == 0
-    for modules in (_BY_KERNEL, _BY_FUSE) if by_kernel else (_BY_FUSE, _BY_KERNEL):
+    for modules in (_ALWAYS, *((_BY_KERNEL, _BY_FUSE) if os.geteuid() == 0 else (_BY_FUSE,))):
         for module in modules:
             importlib.import_module(module)
         yield

@@ -12,12 +12,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgfs.errors import MountError
-from imgfs.mounts import mounts
 from imgfs.runtime import linux
-from imgfs.runtime.ids import Ids, Maps, is_lone
-from imgfs.runtime.signals import Relay
+
+if TYPE_CHECKING:
+    from imgfs.runtime.ids import Ids, Maps
+    from imgfs.runtime.signals import Relay
 
 _FAILED = 125
 _READY = b"\0"
@@ -61,7 +63,7 @@ class Apart:
         return code if code >= 0 else 128 - code
 
     def _lend_ids(self) -> None:
-        if self._maps and not is_lone(self._maps):
+        if self._maps and not _is_lone(self._maps):
             _lend("newuidmap", self.pid, self._maps[0])
             _lend("newgidmap", self.pid, self._maps[1])
 
@@ -72,6 +74,8 @@ def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], Non
     try:
         os.setsid()  # the terminal's signals are the parent's, who passes them on
         code = work(enter)
+    except SystemExit as error:  # argparse's
+        code = error.code if isinstance(error.code, int) else _FAILED
     except BaseException:  # noqa: BLE001  (told as Python tells it: the fork must not go on as its parent)
         sys.excepthook(*sys.exc_info())
     finally:
@@ -87,7 +91,7 @@ def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
     except OSError as error:
         what = "a user namespace" if maps else "a mount namespace (CAP_SYS_ADMIN)"
         raise MountError(f"this machine does not let you have {what}: {error.strerror}") from error
-    if maps and is_lone(maps):
+    if maps and _is_lone(maps):
         _map_itself(maps)
     os.write(entered, _READY)
     if os.read(going, 1) != _READY:
@@ -95,7 +99,7 @@ def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
     for fd in (entered, going):
         os.close(fd)
     if maps:
-        _become_root(has_groups=not is_lone(maps))
+        _become_root(has_groups=not _is_lone(maps))
     linux.keep_mounts_in()
     linux.die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
@@ -108,11 +112,19 @@ def let_go_of_mounts(needed: Iterable[Path]) -> None:
     Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
     them (mount_namespaces(7)). An ordinary user cannot: for him they are locked.
     """
+    from imgfs.mounts import mounts  # here: who only waits needs none of it
+
     places = [Path(os.path.realpath(path)) for path in needed]
     for mount in reversed(mounts()):
         if mount.is_ours and not any(place.is_relative_to(mount.mountpoint) for place in places):
             with contextlib.suppress(OSError):
                 linux.detach(str(mount.mountpoint))
+
+
+def _is_lone(maps: Maps) -> bool:
+    from imgfs.runtime.ids import is_lone  # here: root has no maps
+
+    return is_lone(maps)
 
 
 def _map_itself(maps: Maps) -> None:

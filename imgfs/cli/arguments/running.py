@@ -67,7 +67,7 @@ def add_bundle(commands: Commands) -> None:
     command = add_command(
         commands,
         "bundle",
-        "run",
+        "container",
         "make an OCI runtime bundle of an image, for another engine",
         """\
 Writes DIR/config.json, mounts IMAGE at DIR/rootfs, and leaves the rest to others. Volumes of the image's are
