@@ -22,7 +22,7 @@ from imgfs.image.standing import is_ready
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
-from imgfs.oci.reference import Reference, RegistryReference
+from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
 from imgfs.source import Source, open_source
 from imgfs.source.offline import OfflineSource
 from imgfs.store import Store
@@ -171,6 +171,8 @@ def connect_to(
     reference: Reference, options: argparse.Namespace, environment: Environment, *, hurried: bool = False
 ) -> Source:
     """Open the source of an image as the options of its command say; `hurried`: for one short attempt."""
+    if isinstance(reference, LayoutReference):
+        return open_source(reference)
     return open_source(
         reference,
         places=places_of(options, environment),

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
     ) -> None:
         """Begin to; whoever does so has to `wait`."""
         name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
-        task = resolved, connect, store, options
+        task = resolved, pickle.dumps(connect), store, options
         self._daemon.start(task, store.logs / name, options.log_level)
 
     def wait(self) -> None:
@@ -89,10 +90,14 @@ def _load() -> Iterator[None]:
     load_http()
 
 
-def _serve_task(
-    task: tuple[Resolved, Callable[[], Source], Store, MountOptions], on_ready: Callable[[], None]
-) -> None:
-    _serve(*task, on_ready)
+def _serve_task(task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]) -> None:
+    resolved, connect, store, options = task
+
+    def unpacked() -> Source:  # what that takes is loaded when it is needed
+        source: Source = pickle.loads(connect)()
+        return source
+
+    _serve(resolved, unpacked, store, options, on_ready)
 
 
 def _serve(
@@ -107,7 +112,6 @@ def _serve(
     from imgfs.image.image import Image
     from imgfs.image.proof import Prover
     from imgfs.image.recording import NONE, profile_for
-    from imgfs.mount.byfuse import serve_by_fuse
     from imgfs.mount.bykernel import served_by_kernel
     from imgfs.mount.status import status
     from imgfs.source.later import LaterSource
@@ -132,6 +136,8 @@ def _serve(
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
         if not served_by_kernel(image, options, tell, on_ready, store):
+            from imgfs.mount.byfuse import serve_by_fuse
+
             serve_by_fuse(image, options, tell, on_ready, store)
         image.content.sync()
         _keep_recorded(image, store, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import platform as host_platform
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -118,7 +118,7 @@ class Platform:
     @classmethod
     def host(cls) -> Platform:
         """This machine's platform."""
-        return cls("linux", host_platform.machine()).normalized()
+        return cls("linux", os.uname().machine).normalized()
 
     def normalized(self) -> Platform:
         """The same platform in GOOS and GOARCH words: `linux/aarch64` is `linux/arm64/v8`, `linux/arm` is

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from imgfs.config import RegistriesConf
 from imgfs.errors import NotFound, Unauthorized, UsageError
 from imgfs.oci.reference import DOCKER_HUB, Reference, RegistryReference, parse_reference
-from imgfs.registry.registriesconf import Alias, Registries, load_registries
-from imgfs.registry.watched import Reader
+
+if TYPE_CHECKING:
+    from imgfs.registry.registriesconf import Alias, Registries
 
 _HUB_NAMES = (DOCKER_HUB, "index.docker.io")
 _ONE_BY_ONE = ("permissive", "disabled")
@@ -29,6 +31,9 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     name = _short_name(text, reference)
     if not name or not isinstance(reference, RegistryReference):
         return (reference,)
+    from imgfs.registry.registriesconf import load_registries  # here: whole names need none of it
+    from imgfs.registry.watched import Reader
+
     said = load_registries(Reader(), files)
     alias = said.aliases.get(name)
     if alias and alias.name:

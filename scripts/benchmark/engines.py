@@ -131,5 +131,7 @@ def engines(stage: Stage, application: Application) -> Iterator[Engine]:
     for driver in DRIVERS:
         yield ImgfsRun(stage.imgfs, "--driver", driver)
         yield ImgfsRun(stage.imgfs, "--driver", driver, "--offline", fetches=False)
+    if shutil.which("crun"):  # what imgfs takes where there is one; podman's wants other cgroups than these
+        yield ImgfsRun(stage.imgfs, "--driver", "kernel", "--offline", "--runtime", "crun", fetches=False)
     yield from map(PulledByPodman, stage.containers)
     yield Unpacked(stage.unpacked(application.image), Runc(stage.scratch / "runc"))
