@@ -17,6 +17,7 @@ from scripts.lab.link import Link
 COLD, FETCHED, DROPPED, WARM = "cold s", "cold MB", "page cache dropped s", "warm s"
 COLUMNS = ("engine", COLD, "cold / podman", FETCHED, DROPPED, "dropped / podman", WARM, "warm / podman")
 TRUE = ("true",)
+_STARTS = 5  # of which the middle one counts, warm: one of them alone is a matter of chance
 OF_PODMAN = 1.5  # the multiple of podman's time that `true` may take, everything in the store
 
 
@@ -155,7 +156,8 @@ def _warm(trial: Trial, ways: Sequence[Engine]) -> None:
         try:
             drop_page_cache()
             dropped = way.start(trial.reference, each.command)
-            each.add(way, {DROPPED: dropped, WARM: way.start(trial.reference, each.command)})
+            warm = median(way.start(trial.reference, each.command) for _ in range(_STARTS))
+            each.add(way, {DROPPED: dropped, WARM: warm})
         except CommandFailed as failed:
             each.fail(f"{way.name}, everything here: {failed}")
 
