@@ -23,6 +23,11 @@ settings.register_profile(
 )
 settings.load_profile("patient")
 
+# Who runs the tests in the background has them ignore these, and so all that they start.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+
 _OPEN = f"{tempfile.gettempdir()}/imgfs-test-{os.getpid()}-"
 
 

@@ -34,7 +34,7 @@ ALONE = {
     "zlib": {"layer"},
     "zstandard": {"layer"},
     "ctypes": {"layer", "overlay", "kernel", "runtime"},
-    "pyfuse3": {"fuse", "mount", "cli.look"},  # mount: init, main, close; look: the version
+    "pyfuse3": {"mount", "cli.look"},  # mount: init and close; look: the version
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},
 }

@@ -42,6 +42,8 @@ def _head(found: Fields) -> Iterator[str]:
     yield f"mounted   {found['mountpoint']}, {found['seconds']:.0f} s ago, by pid {found['pid']}"
     if scratch := found["scratch"]:
         yield f"scratch   {scratch['name']}" if scratch["kept"] else "scratch   goes with the mount"
+    if (by_kernel := found.get("passthrough")) is not None:
+        yield f"driver    kernel; it reads {by_kernel} of {len(found['layers'])} layers itself"
     if found["tree"] != _VERIFIED:
         yield f"tree      on the word of {found['tree']}"
     if found["metrics"]:

@@ -89,7 +89,8 @@ Examples:
         metavar="OPT[,OPT…]",
         action="append",
         default=[],
-        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …",
+        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: the "
+        "kernel driver reads nothing past imgfs",
     )
     command.add_argument(
         "--log-level",
