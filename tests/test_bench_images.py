@@ -29,6 +29,7 @@ from scripts.lab import layout, recipes
 from scripts.lab.containerd import Containerd
 from scripts.lab.registry import Registry
 from scripts.lab.torch import PIECE, WEIGHT_DEVIATION, leave_out_cuda, stub, weights
+from tests.mounted import until
 
 needs_gcc = pytest.mark.skipif(
     not (shutil.which("gcc") and shutil.which("nm")), reason="no gcc, or no nm beside it"
@@ -234,11 +235,11 @@ def test_the_drivers_are_judged_by_podmans_time_with_the_page_cache_dropped() ->
 def test_what_was_started_with_a_store_is_found_and_waited_for() -> None:
     variable = f"IMGFS_STORE=/nowhere/{os.getpid()}"
     name, _, value = variable.partition("=")
-    with subprocess.Popen(["sleep", "0.5"], env=os.environ | {name: value}) as sleeping:
-        assert having(variable) == [sleeping.pid]
+    with subprocess.Popen(["sleep", "3"], env=os.environ | {name: value}) as sleeping:
+        until(lambda: having(variable) == [sleeping.pid], "its environment is there")
         assert having(variable[:-1]) == []
         end(lambda: having(variable))
-        assert sleeping.wait(1) == 0
+        assert sleeping.wait(10) == 0
 
 
 def test_what_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import mmap
 import os
 import random
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,6 @@ from tests.blobs import prose
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_proxy import HARMLESS, PASSING, FaultProxy, Step, Trouble, refusal
 from tests.fault_server import Fault
-from tests.isolated import isolated, needs_isolation
 from tests.mounted import Imgfs, Stored, Wire, gzipped, plain, until, zstd
 from tests.test_mount import errno_of
 
@@ -298,41 +296,19 @@ def test_a_token_server_that_refuses_is_an_error_until_it_does_not(hasty: Scene)
 
 # -- what it keeps from nobody -------------------------------------------------------------------------------
 
-FEW, CROWD = 8, 40  # the kernel of itself lets a mount have 12 reads under way (max_background)
+CROWD = 40  # the kernel of itself lets a mount have 12 reads under way (max_background)
 
 
-def test_what_is_cached_is_read_at_once_while_others_wait_for_a_dead_registry(
+def test_what_is_cached_is_read_at_once_while_a_crowd_waits_for_a_dead_registry(
     imgfs: Imgfs, registry: str
 ) -> None:
-    read_beside(imgfs, registry, FEW)
-
-
-def read_beside(imgfs: Imgfs, registry: str, size: int) -> None:
-    """Read what is cached while so many wait for what is not."""
     with scene_of(imgfs, registry, "dead", "--read-timeout", "9") as scene:
         evict(imgfs, scene.at)
         assert (scene.at / "cached").read_bytes() == CACHED
         scene.wire.stall()
-        with crowd(scene, size):
+        with crowd(scene, CROWD):
             forget(scene.at / "cached")
             assert (scene.at / "cached").read_bytes() == CACHED
-
-
-@needs_isolation
-def test_where_the_kernel_can_be_told_a_crowd_that_waits_holds_up_no_reader(tmp_path: Path) -> None:
-    """It can where fusectl is mounted, as on every machine with systemd."""
-    isolated(told, tmp_path)
-
-
-def told(directory: Path) -> None:
-    connections = "/sys/fs/fuse/connections"
-    if not os.path.ismount(connections):
-        subprocess.run(["mount", "-t", "fusectl", "none", connections], check=True)
-    imgfs = Imgfs(directory / "imgfs")
-    with docker_registry(directory / "registry") as host:
-        push(host, "app")
-        read_beside(imgfs, host, CROWD)
-    imgfs.close()
 
 
 def test_names_and_the_status_are_there_at_once_while_a_crowd_waits_for_a_dead_registry(

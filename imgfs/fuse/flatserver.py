@@ -20,7 +20,7 @@ from imgfs.mounts import encode_status
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
 
-Task = Callable[[Callable[[], None]], Awaitable[None]]  # is given what ends the service
+Task = Callable[..., Awaitable[None]]  # is given what ends the service, and trio's task_status
 
 
 async def serve_flat_files(
@@ -35,7 +35,7 @@ async def serve_flat_files(
     not, but a task has ended the service.
 
     `attach` mounts what stands on them, in a thread; what it raises ends the service, and is raised. `tell`
-    answers at `status_socket`. The `tasks` run beside.
+    answers at `status_socket`. The `tasks` run beside; nothing is answered before they have begun.
     """
     raised: list[ImgfsError] = []
     tried, let_go = trio.Event(), False
@@ -44,10 +44,10 @@ async def serve_flat_files(
         with _listening(status_socket) as listener:
             async with trio.open_nursery() as nursery:
                 end = nursery.cancel_scope.cancel
+                for task in tasks:
+                    await nursery.start(task, end)
                 nursery.start_soon(_attach, attach, raised, tried)
                 nursery.start_soon(_tell, listener, tell, nursery)
-                for task in tasks:
-                    nursery.start_soon(task, end)
                 await session.serve()
                 await tried.wait()
                 let_go = True

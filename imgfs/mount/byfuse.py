@@ -20,7 +20,7 @@ from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.writable import WritableOperations
 from imgfs.mount.options import MountOptions
-from imgfs.mount.serving import base_of, end_on_signal, raise_limits, sync_now_and_then
+from imgfs.mount.serving import base_of, end_on_signal, raise_read_ahead, sync_now_and_then
 from imgfs.mounts import mount_at
 from imgfs.overlay.scratch import Scratch
 
@@ -96,7 +96,8 @@ async def _serve_image(
     session = operations.session(descriptor)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_on_signal, session.end, nursery.cancel_scope.cancel)
+            # before anything is answered: whoever sees the mount may end it
+            await nursery.start(end_on_signal, session.end, nursery.cancel_scope.cancel)
             nursery.start_soon(sync_now_and_then, image)
             nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
             await session.serve()
@@ -112,7 +113,7 @@ async def _announce(
     await greeted.wait()
     log.info("mounted %s at %s", reference, mountpoint)
     if mounted := mount_at(mountpoint):
-        raise_limits(mounted.device)
+        raise_read_ahead(mounted.device)
     on_ready()
 
 

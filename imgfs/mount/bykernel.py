@@ -13,7 +13,7 @@ import trio
 
 from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions
-from imgfs.mount.serving import base_of, end_on_signal, raise_limits, sync_now_and_then
+from imgfs.mount.serving import base_of, end_on_signal, raise_read_ahead, sync_now_and_then
 from imgfs.store import Store
 
 if TYPE_CHECKING:
@@ -123,17 +123,18 @@ def _serve_flat_files(
         layer.on_refuse = partial(forget_pages, options.mountpoint)
 
     def attach() -> None:
-        driver.attach(options.scratch, raise_limits)
+        driver.attach(options.scratch, raise_read_ahead)
         log.info("mounted %s at %s, by EROFS", image.resolved.reference, options.mountpoint)
         on_ready()
 
     def detach() -> None:
         threading.Thread(target=driver.detach, daemon=True).start()
 
-    async def until_signal(end: Callable[[], None]) -> None:
-        await end_on_signal(detach, end)
+    async def until_signal(end: Callable[[], None], *, task_status: trio.TaskStatus[None]) -> None:
+        await end_on_signal(detach, end, task_status=task_status)
 
-    async def sync(_: Callable[[], None]) -> None:
+    async def sync(_: Callable[[], None], *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         await sync_now_and_then(image)
 
     files, descriptor = FlatFiles(image, assembled), driver.open_flat_files()

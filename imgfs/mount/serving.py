@@ -1,4 +1,4 @@
-"""What both ways to serve a mount have in common: signals, syncs, the kernel's limits."""
+"""What both ways to serve a mount have in common: signals, syncs, the kernel's read-ahead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from imgfs.errors import StoreError
-from imgfs.fuse.session import IN_BACKGROUND
 from imgfs.overlay.scratch import Base
 
 if TYPE_CHECKING:
@@ -33,9 +32,15 @@ def base_of(image: Image, mountpoint: Path) -> tuple[Base, str]:
     return base, f"mounted at {mountpoint} (pid {os.getpid()})"
 
 
-async def end_on_signal(terminate: Callable[[], None], cancel: Callable[[], None]) -> None:
+async def end_on_signal(
+    terminate: Callable[[], None],
+    cancel: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """End well, or, where a request waits for a dead registry, without it."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
         async for number in signals:
             log.info("%s: unmounting", signal.Signals(number).name)
             terminate()
@@ -53,21 +58,11 @@ async def sync_now_and_then(image: Image) -> None:
             log.warning("what was fetched does not stay: %s", error)
 
 
-def raise_limits(device: str) -> None:
-    """Let the kernel read ahead further than its 128 KiB, which only root may, and have more reads under way.
-
-    The latter counts where fusectl is mounted: until then it is twelve that wait for a dead registry before
-    others wait behind them (Documentation/filesystems/fuse.rst, "max_background").
-    """
-    connection = Path("/sys/fs/fuse/connections", device.partition(":")[2])
-    _write_setting(Path("/sys/class/bdi", device, "read_ahead_kb"), READ_AHEAD_KIB)
-    _write_setting(connection / "max_background", IN_BACKGROUND)
-    _write_setting(connection / "congestion_threshold", IN_BACKGROUND)
-
-
-def _write_setting(path: Path, value: int) -> None:
+def raise_read_ahead(device: str) -> None:
+    """Let the kernel read ahead further than its 128 KiB, which only root may."""
+    setting = Path("/sys/class/bdi", device, "read_ahead_kb")
     try:
-        path.write_text(str(value))
+        setting.write_text(str(READ_AHEAD_KIB))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            log.warning("cannot set %s to %d: %s", path, value, error)
+            log.warning("cannot set %s to %d: %s", setting, READ_AHEAD_KIB, error)
