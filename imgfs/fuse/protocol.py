@@ -146,10 +146,9 @@ OPEN_IN = struct.Struct("=2I")  # fuse_open_in: flags of open(2)
 MKNOD_IN = struct.Struct("=4I")  # mode, device, umask
 MKDIR_IN = struct.Struct("=2I")  # mode, umask
 CREATE_IN = struct.Struct("=4I")  # flags of open(2), mode, umask
-INO_IN = struct.Struct("=Q")  # of a link and a rename: the file, the new directory
+INO_IN = struct.Struct("=Q")  # of a link and a rename: the file, the new directory; of a forget: how often
 RENAME2_IN = struct.Struct("=Q2I")  # the new directory, flags of renameat2(2)
 XATTR_IN = struct.Struct("=2I")  # fuse_setxattr_in: size, flags; fuse_getxattr_in: the room there is
-COUNT_IN = struct.Struct("=Q")  # fuse_forget_in
 FORGET_IN = struct.Struct("=2I")  # fuse_batch_forget_in: how many follow
 FORGET_ONE = struct.Struct("=2Q")  # ino, count
 OPEN_OUT = struct.Struct("=Q2I")  # handle, OpenFlag

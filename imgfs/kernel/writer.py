@@ -9,11 +9,10 @@ there is one at most.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import imgfs
@@ -25,7 +24,7 @@ from imgfs.image.standing import open_index
 from imgfs.kernel.driver import check_host
 from imgfs.kernel.metadata import metadata_of
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
+from imgfs.store import Store, take_if_free
 from imgfs.tree.tree import Tree
 
 _NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done
@@ -82,23 +81,12 @@ def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
     path = store.tree(digest)
     if path is None:
         return
-    with _alone_at(path) as alone:
-        if alone:
+    with open(path, "rb") as file:
+        if take_if_free(file.fileno()):
             with Tree(path) as tree:
                 metadata_of(tree, digest, sizes, store)
             if store.tree(digest) is None:  # removed meanwhile
                 store.remove_tree(digest)
-
-
-@contextlib.contextmanager
-def _alone_at(path: Path) -> Iterator[bool]:
-    with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def main() -> None:

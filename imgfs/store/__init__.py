@@ -24,6 +24,7 @@ lock's file, set once by each mount: access times are switched off on many machi
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.
 """
 
+from imgfs.store.disk import take_if_free as take_if_free
 from imgfs.store.disk import write_aside as write_aside
 from imgfs.store.flat import Flat as Flat
 from imgfs.store.layer import Layer as Layer

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+from imgfs.cli.arguments.values import scaled
 from imgfs.oci.policy import Policy
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -96,11 +97,9 @@ def _seconds(text: str) -> float:
 
 def rate(text: str) -> int:
     """Bytes per second: a number, with k, M or G for powers of 1000."""
-    units = {"k": 1000, "m": 1000**2, "g": 1000**3}
-    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
     with contextlib.suppress(ValueError, OverflowError):
-        if int(float(number) * unit) > 0:
-            return int(float(number) * unit)
+        if (count := int(scaled(text, "kmg"))) > 0:
+            return count
     raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
 
 

@@ -7,8 +7,8 @@ import contextlib
 
 from imgfs.cli.arguments.options import RAW, json_option, lazily, store_option
 from imgfs.cli.arguments.options import Commands as Actions
+from imgfs.cli.arguments.values import scaled
 
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _LEAST = 64 * 10**6  # bytes of a limit: with less, readers would fetch the same again and again
 NO_LIMIT = 0
 
@@ -148,10 +148,9 @@ def _limit(text: str) -> int:
 
 def _bytes(text: str) -> int:
     """A number of bytes, with k, M, G or T for powers of 1000."""
-    number, factor = (text[:-1], _UNITS[text[-1].lower()]) if text[-1:].lower() in _UNITS else (text, 1)
     with contextlib.suppress(ValueError, OverflowError):
-        if float(number) >= 0:
-            return int(float(number) * factor)
+        if (count := scaled(text, "kmgt")) >= 0:
+            return int(count)
     raise argparse.ArgumentTypeError(f"{text!r} is no size, like 500M or 20G")
 
 

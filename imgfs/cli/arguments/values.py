@@ -21,6 +21,12 @@ def checked() -> Iterator[None]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def scaled(text: str, units: str) -> float:
+    """A number, perhaps with one of `units`, a beginning of `kmgt`, for powers of 1000; raises ValueError."""
+    exponent = units.find(text[-1:].lower()) + 1 if text else 0
+    return float(text[:-1] if exponent else text) * 1000.0**exponent
+
+
 def memory(text: str) -> int:
     """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
     match = _SIZE.fullmatch(text)
