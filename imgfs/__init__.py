@@ -17,6 +17,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     errors      the exception tree            config      what the environment says
     abreast     several long works side by side
     oci/        reference, descriptor, image: documents, pure
+    owned/      what could be another user's or process's: opened, made and swept by rule
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
     store       the cache directory           layout      an OCI image layout directory, written to
     source      where images come from: a registry or an OCI layout

@@ -14,7 +14,7 @@ ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
     {"errors", "config", "abreast"},
-    {"oci"},
+    {"oci", "owned"},
     {"layer", "registry", "store", "layout"},
     {"source", "destination"},
     {"transfer", "commit"},

@@ -1,0 +1,97 @@
+"""Files and directories that are there only while a process holds them, and the sweep of what is left over.
+
+The rule: the maker of such a thing is alive as long as it is locked (flock(2)), and is never looked for by
+its pid, which means nothing in another PID namespace. The lock is on the thing itself, whose name is random:
+
+    make      create it, lock it, and look whether its name still leads to it: else a sweep came in between,
+              and it is made again under another name
+    sweep     lock it without waiting: who gets that is the only one to remove it
+
+A lock ends with the last descriptor of the open file, so a killed process holds nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgfs.owned.opening import random_name
+
+_TRIES = 100  # at making one that no sweep takes away before it is locked
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A new file or directory at `path`, held by the open `fd`: it may be renamed, and stays held."""
+
+    path: Path
+    fd: int
+
+    def let_go(self) -> None:
+        """Hold it no longer: from now on a sweep removes it, if it has its name still."""
+        os.close(self.fd)
+
+
+def new_directory(parent: Path, prefix: str) -> Held:
+    """Make a directory, mode 0700, that a sweep of `prefix` leaves alone until let go. Raises OSError."""
+
+    def make(path: Path) -> int:
+        path.mkdir(mode=0o700)
+        return os.open(path, _DIRECTORY)
+
+    return _make(parent, prefix, "", make)
+
+
+def new_file(parent: Path, prefix: str, suffix: str = "") -> Held:
+    """Make an empty file, mode 0600, likewise. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _make(parent, prefix, suffix, lambda path: os.open(path, flags, 0o600))
+
+
+def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -> Held:
+    for _ in range(_TRIES):
+        path = parent / f"{random_name(prefix)}{suffix}"
+        with suppress(FileNotFoundError, FileExistsError):  # swept before it was open
+            fd = make(path)
+            if _take(fd) and _leads_to(path, fd):
+                return Held(path, fd)
+            os.close(fd)
+        if not parent.is_dir():
+            break
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(parent))
+
+
+def sweep(parent: Path, prefix: str, remove: Callable[[Path], None]) -> None:
+    """Have everything in `parent` whose name begins with `prefix`, and that no process holds, removed.
+
+    `remove` is called while the lock is held; where it fails, the thing stays for the next sweep.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError):  # gone meanwhile, or not ours to open
+            fd = os.open(left, _ANY)
+            try:
+                if _take(fd) and _leads_to(left, fd):
+                    remove(left)
+            finally:
+                os.close(fd)
+
+
+def _take(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _leads_to(path: Path, fd: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    return False
