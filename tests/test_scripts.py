@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lab import layout, recipes
+from scripts.lab import demo, layout, recipes
 from scripts.lab.link import Link, RequestCounter, Traffic
 from scripts.lab.registry import Registry, RegistryFailed
 from tests.images import default_cache
@@ -302,8 +302,9 @@ def test_the_test_images_are_kept_where_caches_are_kept(monkeypatch: pytest.Monk
 
 # -- the scripts ---------------------------------------------------------------------------------------------
 
+RUN = ("fusermount3", "crun", "catatonit", "newuidmap", "newgidmap")  # of the packages that every user needs
 STUBS = {
-    "fusermount3": "",
+    **dict.fromkeys(RUN, ""),
     "python3": "",
     "ldconfig": "echo libisal.so.2",
     "apt-get": 'echo "apt-get $*" >>"$HOME/called"; exit 1',
@@ -331,7 +332,8 @@ class Installation:
         for name, script in STUBS.items():
             stub(self.home / "stubs" / name, script)
         (self.checkout / "scripts").mkdir(parents=True)
-        shutil.copy(SCRIPTS / "install", self.checkout / "scripts")
+        for name in ("install", "packages"):
+            shutil.copy(SCRIPTS / name, self.checkout / "scripts")
         shutil.copy(CHECKOUT / "pyproject.toml", self.checkout)
         for name in ("python", "imgfs"):
             stub(self.checkout / ".venv" / "bin" / name, f'echo "{name} $*" >>"$HOME/called"')
@@ -361,6 +363,11 @@ class Installation:
             group=group,
             extra_groups=None if user is None else [],
         )
+
+    def want(self, *lines: str) -> None:
+        """Have the list of packages name more."""
+        with (self.checkout / "scripts" / "packages").open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def called(self) -> str:
         """The commands that change a machine, as far as they were called."""
@@ -399,6 +406,74 @@ def test_isa_l_is_missed_by_its_library_and_asked_for_by_its_package(installatio
     assert said.returncode == 1
     assert said.stderr == "install: missing packages; as root: apt-get install libisal2\n"
     assert installation.called() == "sudo -v\n"
+
+
+MISSING = ("run one no-such-1", "run two file:/no/such/2", "test three no-such-3", "demo four no-such-4")
+
+
+def test_what_is_missing_is_one_list_said_once(installation: Installation) -> None:
+    installation.want(*MISSING, "demo two no-such-2")
+    said = installation.install("--demo")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr == "install: missing packages; as root: apt-get install one two four\n"
+    assert installation.called() == "sudo -v\n"
+
+
+def test_what_only_the_demonstration_needs_is_done_without(installation: Installation) -> None:
+    installation.want(MISSING[-1])
+    assert installation.install().stderr == ""
+    said = installation.install("--demo")
+    assert (said.returncode, said.stdout) == (0, "install: imgfs is ready\n")
+    assert said.stderr == "install: missing packages; as root: apt-get install four (going on without them)\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "code", "steps"),
+    [
+        (MISSING[:2], "--demo", 1, ["update -qq", "one two"]),
+        (MISSING[2:3], "--test", 1, ["update -qq", "three"]),
+        (MISSING[3:], "--demo", 0, ["update -qq", "four"]),
+        (MISSING, "--demo", 1, ["update -qq", "one two"]),
+    ],
+)
+def test_a_step_that_fails_is_not_run_again(
+    installation: Installation, lines: list[str], option: str, code: int, steps: list[str]
+) -> None:
+    stub(installation.home / "stubs" / "sudo", '[ "$1" = -v ] || exec "$@"')
+    refusing = (
+        'echo "apt-get $*" >>"$HOME/called"; [ "$1" = update ] || { echo "no such package"; exit 100; }'
+    )
+    stub(installation.home / "stubs" / "apt-get", refusing)
+    installation.want("# nothing", *lines)
+    said = installation.install(option)
+    assert said.returncode == code, said
+    called = [line.removeprefix("apt-get ") for line in installation.called().splitlines()]
+    install = "install -qq -y --no-install-recommends "
+    assert [line.removeprefix(install) for line in called if not line.startswith("python")] == steps
+    assert said.stderr.count("no such package") == 1
+
+
+def test_a_machine_that_cannot_read_its_package_lists_is_told_once(installation: Installation) -> None:
+    stub(installation.home / "stubs" / "sudo", '[ "$1" = -v ] || exec "$@"')
+    installation.want(MISSING[-1])
+    said = installation.install("--demo")  # apt-get fails, whatever it is asked for
+    assert (said.returncode, installation.called()) == (0, "apt-get update -qq\n")
+    assert said.stderr.splitlines()[-1] == "install: going on without them: four"
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o755])
+def test_without_a_working_mmdebstrap_the_demonstration_is_of_files_of_this_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: int | None
+) -> None:
+    stub(tmp_path / "bin/mmdebstrap", "echo it may not be read >&2; exit 2")
+    (tmp_path / "bin/mmdebstrap").chmod(mode or 0o644)
+    if mode is None:
+        (tmp_path / "bin/mmdebstrap").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(demo, "OWN", ("usr/share/common-licenses",))  # all of them take seconds
+    image = demo.build_demo(tmp_path / "cache")
+    assert "taking files of this system" in capfd.readouterr().err
+    assert len(image.layers) == 2
 
 
 @pytest.mark.parametrize("name", ["install", "quickstart", "test", "bench", "../.ci/run"])

@@ -71,6 +71,8 @@ def run(command: Sequence[str | Path], *, timeout: float = 900, cwd: Path | None
         )
     except FileNotFoundError as missing:
         raise RecipeError(f"{command[0]} is not installed") from missing
+    except PermissionError as closed:
+        raise RecipeError(f"{command[0]} may not be executed here") from closed
     except subprocess.TimeoutExpired as late:
         raise RecipeError(f"{command[0]} took longer than {timeout:.0f} s") from late
     if ran.returncode:
