@@ -12,12 +12,13 @@ import stat
 from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
+from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
 from imgfs.overlay.copyup import Bytes
 from imgfs.overlay.marks import shown_xattrs
 from imgfs.overlay.node import Attributes, UpperNode
 from imgfs.overlay.union import File, Union, is_directory
-from imgfs.tree.paths import WHITEOUT_PREFIX
+from imgfs.tree.paths import WHITEOUT_PREFIX, shown
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node
 
@@ -77,9 +78,15 @@ class Changes:
             yield Change(found.path, found.how or How.CHANGED, found.before, found.after)
 
     def members(self) -> Iterator[tuple[Entry, Iterable[bytes]]]:
-        """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out."""
+        """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out.
+
+        Raises InvalidImage, before the first, for a name that a layer cannot hold: there it would delete.
+        """
         first: dict[int, bytes] = {}
-        for found in self._whole_groups():
+        groups = self._whole_groups()
+        for found in groups:
+            _check_name(found)
+        for found in groups:
             kind = _KINDS.get(stat.S_IFMT(found.after.mode)) if found.after else None
             if found.file is None or found.after is None or (kind is None and found.before):
                 head, slash, name = found.path.rpartition(b"/")
@@ -187,7 +194,7 @@ class Changes:
             return True  # another file's name, or no more that of its own
         if _described(after) != _described(before):
             return True
-        if self._xattrs(file) != self._tree.xattrs(before.ino):
+        if self._xattrs(file) != shown_xattrs(self._tree.xattrs(before.ino)):
             return True
         if stat.S_ISLNK(after.mode):
             return self._target(file) != self._tree.target(before.ino)
@@ -216,11 +223,21 @@ class Changes:
 
     def _xattrs(self, file: File) -> dict[bytes, bytes]:
         if isinstance(file, Node):
-            return self._tree.xattrs(file.ino) if file.has_xattrs else {}
+            return shown_xattrs(self._tree.xattrs(file.ino)) if file.has_xattrs else {}
         return shown_xattrs(self._union.upper.xattrs(self._union.at(file)))
 
     def _target(self, file: File) -> bytes:
         return self._tree.target(file.ino) if isinstance(file, Node) else self._union.target(file)
+
+
+def _check_name(found: _Found) -> None:
+    """Raise InvalidImage if a new or changed file has a name that is a whiteout's (OCI layer.md)."""
+    name = found.path.rpartition(b"/")[2]
+    if found.after is not None and name.startswith(WHITEOUT_PREFIX):
+        raise InvalidImage(
+            f"/{shown(found.path)}: no layer can hold a file of this name, which means there that another "
+            "one is deleted: rename or remove it"
+        )
 
 
 def _described(one: Attributes | Node) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from imgfs.overlay import linux
 from imgfs.overlay.copyup import CopyUp
-from imgfs.overlay.marks import METACOPY, ORIGIN, is_whiteout, read_marks
+from imgfs.overlay.marks import METACOPY, ORIGIN, is_whiteout
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
@@ -99,7 +99,7 @@ def _describe(union: Union, at: At, ino: int) -> None:
     """Write on a file what imgfs's own copies say, and take off what only the kernel's index needs."""
     union.upper.mark(at, ORIGIN, b"%d" % ino)
     union.upper.unmark(at, _LINKS)
-    if METACOPY in read_marks(union.upper.xattrs(at)):
+    if METACOPY in union.upper.read_marks(at):
         union.point_at(at, ino)
 
 

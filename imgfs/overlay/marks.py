@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 OPAQUE, METACOPY, REDIRECT, ORIGIN = b"opaque", b"metacopy", b"redirect", b"imgfs.origin"
+BY_OVERLAYFS = b"imgfs.overlayfs"  # ours, on the root: overlayfs has had it mounted by root's marks
 TRUSTED, USER = b"trusted.overlay.", b"user.overlay."
 OVERRIDE = b"user.containers.override_stat"
 CAPABILITY = b"security.capability"
@@ -68,14 +69,26 @@ class Marks:
         return (mode & 0o777) | (0o700 if stat.S_ISDIR(mode) else 0o600)
 
 
-def read_marks(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The marks among a file's extended attributes, whoever wrote them, without their prefixes."""
+def prefixes_of(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
+    """The prefixes of what counts as marks in an upper directory whose root has those attributes.
+
+    Overlayfs by root's marks lets every user set `user.overlay.…`: these say nothing there. So they count
+    only where the upper directory's root has no mark of root's (overlayfs's `uuid` or `impure`, or ours).
+    """
+    is_roots = any(name.startswith(TRUSTED) for name in root)
+    return (TRUSTED,) if is_roots else (TRUSTED, USER)
+
+
+def read_marks(
+    attributes: Mapping[bytes, bytes], prefixes: Sequence[bytes] = (TRUSTED, USER)
+) -> dict[bytes, bytes]:
+    """The marks among a file's extended attributes, without their prefixes, which are among `prefixes`."""
     found = {}
     for name, value in attributes.items():
-        for prefix in (TRUSTED, USER):
+        for prefix in prefixes:
             if name.startswith(prefix):
                 found[name.removeprefix(prefix)] = value
-    if _FOREIGN_OPAQUE in attributes:
+    if _FOREIGN_OPAQUE in attributes and USER in prefixes:
         found[OPAQUE] = b"y"
     return found
 

@@ -37,8 +37,8 @@ from imgfs.overlay.indexed import (
     unknown,
 )
 from imgfs.overlay.inuse import overlayfs_over
-from imgfs.overlay.marks import TRUSTED, Marks, Owner
-from imgfs.overlay.normal import normalise
+from imgfs.overlay.marks import BY_OVERLAYFS, TRUSTED, Marks, Owner
+from imgfs.overlay.normal import normalise_foreign
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
@@ -179,6 +179,8 @@ class Scratch:
         with self._held(tree, base, use) as upper:
             if upper.marks != Marks(TRUSTED, override=False):
                 raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
+            with contextlib.suppress(OSError):  # a full disk: overlayfs leaves marks of its own
+                upper.mark(At.anchor(upper.root), BY_OVERLAYFS)
             with self._opened(tree, content, upper):
                 pass  # finishes what a killed process has left
             self._settle(tree, content, ino_of, wholly=True)
@@ -217,7 +219,7 @@ class Scratch:
             with _as_store_errors(self.directory):
                 self._make(tree)
                 upper = Upper(self.upper, self.work)
-                normalise(upper)
+                normalise_foreign(upper, self.work)
                 self.describe(base)
             try:
                 yield upper

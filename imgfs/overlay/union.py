@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from imgfs.overlay.directories import Directories
-from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout, read_marks
+from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
 from imgfs.overlay.upper import At, Upper
 from imgfs.tree.schema import ROOT
@@ -287,7 +287,7 @@ class Union:
 
     def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
         """Make the node of something in the upper directory, from its marks."""
-        marks = read_marks(self.upper.xattrs(At(self.directory_fd(directory), name)))
+        marks = self.upper.read_marks(At(self.directory_fd(directory), name))
         node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
         origin = self._origin(marks, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))
         if node.is_directory:

@@ -25,6 +25,9 @@ from imgfs.overlay.marks import (
     Marks,
     Owner,
     format_override,
+    is_reserved,
+    prefixes_of,
+    read_marks,
     read_override,
     read_xattrs,
 )
@@ -68,10 +71,12 @@ class Upper:
                 (work / _WORK).mkdir(mode=0o700, parents=True, exist_ok=True)
             self.work = os.open(work / _WORK if work else upper, _DIRECTORY)
             prefix = _probe(work / _WORK) if work else TRUSTED
-            aside = OVERRIDE in read_xattrs(os.fsencode(upper), follow=True)
+            attributes = read_xattrs(os.fsencode(upper), follow=True)
             self._self = os.fstat(self.root).st_uid
         except OSError as error:
             raise StoreError(f"{error.filename or upper}: {error.strerror}") from error
+        self._prefixes = prefixes_of(attributes)
+        aside = OVERRIDE in attributes and USER in self._prefixes
         self.marks = Marks(prefix, override=aside or os.geteuid() != 0)
         self.is_ours = work is not None
         self._serial = itertools.count()
@@ -108,6 +113,10 @@ class Upper:
     def xattrs(self, at: At) -> dict[bytes, bytes]:
         """All extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
+
+    def read_marks(self, at: At) -> dict[bytes, bytes]:
+        """The marks on a file, without their prefix."""
+        return read_marks(self.xattrs(at), self._prefixes)
 
     def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name it is stored under."""
@@ -160,9 +169,14 @@ class Upper:
     def describe(
         self, at: At, mode: int, owner: Owner, xattrs: Mapping[bytes, bytes], times: tuple[int, int]
     ) -> None:
-        """Give a file of the kind in `mode` all the attributes a copy-up has to keep; `times` in ns."""
+        """Give a file of the kind in `mode` all the attributes a copy-up has to keep; `times` in ns.
+
+        An image may have attributes that are called as marks are: they would be marks here, so they stay.
+        """
         self.set_owner(at, mode, owner)
         for name, value in xattrs.items():
+            if is_reserved(name):
+                continue
             if self.marks.can_mark(mode) or not self.marks.override:
                 self.set_xattr(at, self.marks.stored(name), value)
         self.set_times(at, *times)
