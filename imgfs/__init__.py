@@ -32,6 +32,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it
     fuse/       the kernel's requests answered  kernel/     the kernel's own file systems over an image
     mount/      composition root: builds everything, mounts, serves, unmounts
+    manual/     the user's and the developer's book
     cli/        arguments in, text out
 
 The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `source` fetches a span ->

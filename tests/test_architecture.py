@@ -23,7 +23,7 @@ RANKS = [
     {"inventory", "image", "mounts", "daemon", "metrics"},
     {"publish", "runtime"},
     {"fuse", "kernel"},
-    {"mount"},
+    {"mount", "manual"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from imgfs import __version__
 from imgfs.cli.arguments.options import RAW
@@ -23,30 +23,32 @@ Examples:
   imgfs umount /mnt
   imgfs ls -l debian:12 /etc           look without mounting
 
-Each command has its own help: imgfs mount --help
+Each command has its own help: imgfs mount --help. The manual: imgfs help
 """
 
-_COMMANDS = {
-    "mount": "mounting",
-    "umount": "mounting",
-    "status": "watching",
-    "run": "running",
-    "bundle": "running",
-    "pull": "pulling",
-    "ls": "looking",
-    "cat": "looking",
-    "inspect": "looking",
-    "diff": "changing",
-    "commit": "changing",
-    "scratch": "changing",
-    "copy": "changing",
-    "push": "changing",
-    "index": "indexing",
-    "login": "login",
-    "logout": "login",
-    "store": "storing",
-    "version": "looking",
-}  # by the module whose function add_COMMAND describes it, in the order of the help
+COMMANDS = {
+    "mount": "arguments.mounting",
+    "umount": "arguments.mounting",
+    "status": "arguments.watching",
+    "run": "arguments.running",
+    "bundle": "arguments.running",
+    "pull": "arguments.pulling",
+    "ls": "arguments.looking",
+    "cat": "arguments.looking",
+    "inspect": "arguments.looking",
+    "diff": "arguments.changing",
+    "commit": "arguments.changing",
+    "scratch": "arguments.changing",
+    "copy": "arguments.changing",
+    "push": "arguments.changing",
+    "index": "arguments.indexing",
+    "login": "arguments.login",
+    "logout": "arguments.login",
+    "store": "arguments.storing",
+    "help": "help",
+    "version": "arguments.looking",
+}  # by the module of `imgfs.cli` whose function add_COMMAND describes it, in the order of the help
+_HIDDEN = {"complete": "complete"}  # for shells
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -54,12 +56,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Only the command that is meant is described, if there is one: to describe them all would be felt.
     """
+    known = {**COMMANDS, **_HIDDEN}
+    named = {name: known[name] for name in arguments[:1] if name in known}
+    return describe(named or COMMANDS).parse_args(arguments)
+
+
+def describe(commands: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Return the parser of the command line with these of its commands, by module."""
     parser = argparse.ArgumentParser(
         prog="imgfs", description=_SUMMARY, epilog=_EXAMPLES, formatter_class=RAW
     )
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in {*arguments[:1]} & _COMMANDS.keys() or _COMMANDS:
-        module = importlib.import_module(f"imgfs.cli.arguments.{_COMMANDS[name]}")
-        getattr(module, f"add_{name}")(commands)
-    return parser.parse_args(arguments)
+    actions = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in commands.items():
+        getattr(importlib.import_module(f"imgfs.cli.{module}"), f"add_{name}")(actions)
+    return parser

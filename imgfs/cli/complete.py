@@ -1,0 +1,68 @@
+"""imgfs complete KIND: the values that shell completions offer, one a line. Not shown in the help.
+
+Reads the mount table and the store; asks no registry and no daemon, so it answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+
+from imgfs.cli.arguments.options import Commands, lazily, store_option
+
+# What completes the arguments that the help names so (metavar).
+KINDS = {
+    "images": ("IMAGE", "SRC", "IMAGE|DIGEST"),
+    "mounts": ("MNT", "MOUNTPOINT", "MNT|NAME"),
+    "scratches": ("NAME|DIR", "SCRATCH"),
+    "topics": ("TOPIC",),
+}
+
+
+def add_complete(commands: Commands) -> None:
+    """Describe `imgfs complete`."""
+    command = commands.add_parser("complete")
+    command.add_argument("kind", choices=KINDS)
+    command.set_defaults(run=lazily("complete", "complete"))
+    store_option(command)
+
+
+def complete(options: argparse.Namespace) -> int:
+    """Print the values of a kind."""
+    sources: dict[str, Callable[[argparse.Namespace], Iterable[str]]] = {
+        "images": _images,
+        "mounts": _mounts,
+        "scratches": _scratches,
+        "topics": _topics,
+    }
+    for value in sorted(set(sources[options.kind](options))):
+        if value.isprintable() and " " not in value:  # shells part words at spaces
+            print(value)
+    return 0
+
+
+def _images(options: argparse.Namespace) -> Iterable[str]:
+    from imgfs.cli.images import open_store
+
+    return (resolution.reference for resolution in open_store(options).resolutions())
+
+
+def _mounts(options: argparse.Namespace) -> Iterable[str]:
+    del options
+    from imgfs.mounts import mounts
+
+    return (str(mount.mountpoint) for mount in mounts() if mount.is_ours)
+
+
+def _scratches(options: argparse.Namespace) -> Iterable[str]:
+    from imgfs.cli.images import open_store
+    from imgfs.overlay.scratch import kept
+
+    return (scratch.name for scratch in kept(open_store(options).root) if scratch.name)
+
+
+def _topics(options: argparse.Namespace) -> Iterable[str]:
+    del options
+    from imgfs.manual import TOPICS
+
+    return TOPICS

@@ -1,0 +1,58 @@
+"""imgfs help: the manual, by topic; rendered and paged on a terminal, plain Markdown elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from imgfs import manual
+from imgfs.cli.arguments.options import Commands, add_command
+from imgfs.errors import UsageError
+
+
+def add_help(commands: Commands) -> None:
+    """Describe `imgfs help`."""
+    command = add_command(
+        commands,
+        "help",
+        "help",
+        "show the manual",
+        """\
+Shows a topic of the manual, or lists the topics. Each command has its own help: imgfs COMMAND --help.
+
+Examples:
+  imgfs help                           list the topics
+  imgfs help scratch                   how an image is changed, and what happens to the changes
+  imgfs help registries | less
+""",
+    )
+    command.add_argument("topic", metavar="TOPIC", nargs="?", help="as `imgfs help` lists them")
+
+
+def help(options: argparse.Namespace) -> int:  # noqa: A001 (the name of the command)
+    """List the topics of the manual, or show one of them."""
+    if options.topic is None:
+        print("Topics of the manual (imgfs help TOPIC):\n")
+        for topic in manual.TOPICS:
+            print(f"  {topic:<13} {manual.title(topic)}")
+        return 0
+    try:
+        text = manual.text(options.topic)
+    except KeyError:
+        known = ", ".join(manual.TOPICS)
+        raise UsageError(f"the manual has no topic {options.topic!r}; it has: {known}") from None
+    if sys.stdout.isatty():
+        _page(text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _page(markdown: str) -> None:
+    """Render Markdown for a terminal and show it in the user's pager ($MANPAGER, $PAGER, else less)."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    with console.pager():
+        console.print(Markdown(markdown))
