@@ -57,11 +57,11 @@ def test_help_in_a_pipe_is_the_markdown_itself(imgfs: Imgfs) -> None:
 def test_help_on_a_terminal_is_rendered(imgfs: Imgfs) -> None:
     imgfs.environment |= {"PAGER": "cat", "TERM": "xterm"}
     ours, theirs = pty.openpty()
-    with imgfs.start("help", "scratch", stdout=theirs) as process:
-        os.close(theirs)
-        shown = b"".join(read_terminal(ours))
+    process = imgfs.start("help", "scratch", stdout=theirs)
+    os.close(theirs)
+    shown = b"".join(read_terminal(ours))
     os.close(ours)
-    assert process.returncode == 0
+    assert process.wait() == 0
     assert b"The scratch" in shown
     assert b"# The scratch" not in shown
 
