@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.store.flat import PRESENT, SYNCED, Flat
+from imgfs.store.aside import IN_MEMORY, Aside
+from imgfs.store.flat import Flat
 from imgfs.store.flatwriter import FlatWriter
+from imgfs.store.presence import PRESENT, SYNCED
 from tests.children import Child
 
 SPAN = 24_000  # bytes; not a multiple of the page size
@@ -39,9 +41,26 @@ def open_flat(directory: Path) -> Flat:
 def fill(flat: Flat, *numbers: int) -> None:
     """Write and mark spans, as a fetch does."""
     for number in numbers:
-        before = flat.begin(number, number)
-        flat.write(number * SPAN, body_of(number))
-        flat.mark(number, before)
+        put(flat, number)
+
+
+def put(flat: Flat, number: int, before: bytes | None = None, body: bytes | None = None) -> bool:
+    """Write and mark one span, for which a fetch has begun."""
+    before = flat.begin(number, number) if before is None else before
+    return flat.put(number, before, [(number * SPAN, aside(flat, body_of(number) if body is None else body))])
+
+
+def aside(flat: Flat, body: bytes) -> Aside:
+    verified = flat.aside()
+    verified.write(body)
+    return verified
+
+
+def scribble(directory: Path, number: int, body: bytes) -> None:
+    """Leave bytes in the file that nothing has verified."""
+    with open(directory / "flat", "r+b") as file:
+        file.seek(number * SPAN)
+        file.write(body)
 
 
 def read(flat: Flat, number: int) -> bytes | None:
@@ -81,8 +100,8 @@ def test_what_is_written_and_marked_is_read(flat: Flat) -> None:
     ]
 
 
-def test_what_is_written_but_not_marked_is_not_there(flat: Flat) -> None:
-    flat.write(0, body_of(0))
+def test_what_is_written_but_not_marked_is_not_there(flat: Flat, tmp_path: Path) -> None:
+    scribble(tmp_path, 0, body_of(0))
     assert read(flat, 0) is None
 
 
@@ -138,18 +157,54 @@ def test_evicting_forgets_everything_and_gives_the_disk_back(flat: Flat, tmp_pat
 
 def test_a_fetch_whose_spans_are_evicted_meanwhile_marks_nothing(flat: Flat) -> None:
     before = flat.begin(1, 2)
-    flat.write(SPAN, body_of(1) + body_of(2))
+    bodies = [(number * SPAN, aside(flat, body_of(number))) for number in (1, 2)]
     flat.evict()
-    assert not flat.mark(1, before)
+    assert not flat.put(1, before, bodies)
     assert present(flat) == []
 
 
 def test_two_fetches_of_the_same_span_may_both_mark_it(flat: Flat) -> None:
     first, second = flat.begin(1, 1), flat.begin(1, 1)
-    flat.write(SPAN, body_of(1))
-    assert flat.mark(1, first)
-    assert flat.mark(1, second)
+    assert put(flat, 1, first)
+    assert put(flat, 1, second)
     assert read(flat, 1) == body_of(1)
+
+
+def test_what_is_marked_is_never_written_to_again(flat: Flat, tmp_path: Path) -> None:
+    before = flat.begin(1, 1)
+    with closing(open_flat(tmp_path)) as other:
+        fill(other, 1)
+    assert put(flat, 1, before, b"\xff" * SPAN)
+    assert read(flat, 1) == body_of(1)
+
+
+def test_bytes_aside_are_in_no_file_that_has_a_name(flat: Flat, tmp_path: Path) -> None:
+    with closing(flat.aside()) as large:
+        for piece in (b"x" * IN_MEMORY, bytes(3 * IN_MEMORY), b"y" * 10, memoryview(bytearray(b"z"))):
+            large.write(piece)
+        assert sorted(os.listdir(tmp_path)) == ["flat", "presence"]
+        assert (tmp_path / "flat").read_bytes() == bytes(SIZE)
+        assert b"".join(large.pieces()) == b"x" * IN_MEMORY + bytes(3 * IN_MEMORY) + b"y" * 10 + b"z"
+    with closing(flat.aside()) as zeros:
+        zeros.write(bytes(2 * IN_MEMORY))
+        assert b"".join(zeros.pieces()) == bytes(2 * IN_MEMORY)
+
+
+def test_a_process_killed_between_writing_and_marking_leaves_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        flat = open_flat(tmp_path)
+        monkeypatch.setattr(Flat, "_put_marks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        fill(flat, 2)
+
+    with Child(work) as child:
+        assert child.join() == -signal.SIGKILL
+    assert (tmp_path / "flat").read_bytes()[2 * SPAN : 3 * SPAN] == body_of(2), "it was at it"
+    with closing(open_flat(tmp_path)) as flat:
+        assert present(flat) == []
+        fill(flat, 2)
+        assert read(flat, 2) == body_of(2)
 
 
 def test_a_fetch_begins_only_when_an_eviction_under_way_has_ended(flat: Flat, tmp_path: Path) -> None:
@@ -167,9 +222,7 @@ def test_a_fetch_begins_only_when_an_eviction_under_way_has_ended(flat: Flat, tm
 
 def test_an_eviction_that_was_killed_half_way_does_no_harm(flat: Flat, tmp_path: Path) -> None:
     os.truncate(tmp_path / "flat", 0)  # it has cleared the marks and cut the file
-    before = flat.begin(0, SPANS - 1)
-    flat.write(0, bytes(SIZE))  # zeros, which need not be written to be there
-    assert flat.mark(0, before)
+    assert put(flat, SPANS - 1, body=bytes(len(body_of(SPANS - 1))))  # which need not be written to be there
     assert read(flat, SPANS - 1) == bytes(len(body_of(SPANS - 1)))
 
 
@@ -328,9 +381,8 @@ def test_nor_does_writing_to_it_make_zeros_of_what_was_lost(flat: Flat, tmp_path
 
 def test_bytes_lost_while_a_span_was_written_are_not_marked(flat: Flat, tmp_path: Path) -> None:
     before = flat.begin(0, 0)
-    flat.write(0, body_of(0))
     os.truncate(tmp_path / "flat", 100)
-    assert not flat.mark(0, before)
+    assert not put(flat, 0, before)
     assert read(flat, 0) is None
 
 
@@ -376,38 +428,34 @@ def test_spans_that_are_forgotten_are_fetched_again(flat: Flat) -> None:
     before = flat.begin(2, 2)
     flat.forget([0, 2])
     assert present(flat) == [1]
-    assert not flat.mark(2, before)
+    assert not put(flat, 2, before)
 
 
 def test_whoever_writes_says_how_much(tmp_path: Path) -> None:
     grown: list[int] = []
     with closing(Flat(tmp_path, size=SIZE, spans=SPANS, grown=grown.append)) as flat:
-        before = flat.begin(0, 1)
-        flat.write(0, body_of(0))
-        flat.write(SPAN, body_of(1))
+        bodies = [(number * SPAN, aside(flat, body_of(number))) for number in (0, 1)]
         assert grown == []
-        flat.mark(0, before)
-    assert grown == [2 * SPAN]
+        flat.put(0, flat.begin(0, 1), bodies)
+        flat.put(0, flat.begin(0, 1), bodies)
+    assert grown == [2 * SPAN, 0]
     writer = FlatWriter(tmp_path, grown.append)
     writer.write(0, b"1234")
     writer.close()
-    assert grown == [2 * SPAN, 4]
+    assert grown == [2 * SPAN, 0, 4]
 
 
 def test_zeros_take_no_disk(flat: Flat, tmp_path: Path) -> None:
-    before = flat.begin(0, 1)
-    flat.write(0, bytes(2 * SPAN))
-    assert flat.mark(0, before)
+    for number in (0, 1):
+        put(flat, number, body=bytes(SPAN))
     assert read(flat, 1) == bytes(SPAN)
     assert os.stat(tmp_path / "flat").st_blocks == 0
 
 
-def test_zeros_replace_what_was_there(flat: Flat) -> None:
-    """A fetch that went wrong may have left something else."""
-    flat.write(0, b"\xff" * SPAN)
-    before = flat.begin(0, 0)
-    flat.write(0, bytes(SPAN))
-    flat.mark(0, before)
+def test_zeros_replace_what_was_there(flat: Flat, tmp_path: Path) -> None:
+    """Another version of this program may have left something else."""
+    scribble(tmp_path, 0, b"\xff" * SPAN)
+    put(flat, 0, body=bytes(SPAN))
     assert read(flat, 0) == bytes(SPAN)
 
 
@@ -415,8 +463,9 @@ def test_zeros_of_a_scan_take_no_disk_wherever_they_are(tmp_path: Path) -> None:
     with closing(FlatWriter(tmp_path)) as writer:
         for number in range(SPANS):
             writer.write(number * SPAN, body_of(number) if number == 4 else bytes(len(body_of(number))))
+        writer.keep(size=SIZE, spans=SPANS)
     with closing(open_flat(tmp_path)) as flat:
-        flat.mark(0, flat.begin(0, SPANS - 1))
+        assert present(flat) == list(range(SPANS))
         assert [read(flat, n) for n in (3, 4, SPANS - 1)] == [bytes(SPAN), body_of(4), bytes(SPAN - 1000)]
     found = os.stat(tmp_path / "flat")
     assert found.st_blocks * 512 < 2 * SPAN + 8192
@@ -429,6 +478,39 @@ def test_a_scan_begins_with_nothing_of_an_older_one(tmp_path: Path) -> None:
         with closing(open_flat(tmp_path)) as new:
             assert present(new) == []
         assert read(old, 0) == body_of(0), "who reads the older one keeps it"
+
+
+def test_what_a_scan_writes_is_not_there_before_it_is_kept(tmp_path: Path) -> None:
+    with closing(FlatWriter(tmp_path)) as writer:
+        writer.write(0, b"not verified")
+        with closing(open_flat(tmp_path)) as other:
+            fill(other, 1)
+            assert (tmp_path / "flat").read_bytes()[:SPAN] == bytes(SPAN)
+            writer.write(0, body_of(0))
+            writer.keep(size=SIZE, spans=SPANS)
+            assert read(other, 1) == body_of(1), "who reads the older one keeps it"
+            assert other.evict() > 0
+        with closing(open_flat(tmp_path)) as new:
+            assert read(new, 0) == body_of(0)
+    assert sorted(os.listdir(tmp_path)) == ["flat", "presence"]
+
+
+def test_a_scan_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with closing(FlatWriter(tmp_path)) as writer:
+        writer.write(0, body_of(0))
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_cuts_of_one_layer_do_not_share_a_map(flat: Flat, tmp_path: Path) -> None:
+    """Who has the layer open with one index would read the marks of another's spans as its own."""
+    fill(flat, 3)
+    with closing(Flat(tmp_path, size=SIZE, spans=SPANS + 1)) as other:
+        put(other, 0, body=b"\xff" * SPAN)
+        put(other, 5, body=b"\xff" * SPAN)
+        assert present(flat) == [3]
+        assert read(flat, 3) == body_of(3)
+        assert other.evict() > 0
+        assert read(flat, 3) == body_of(3)
 
 
 def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
@@ -459,12 +541,14 @@ def test_a_closed_flat_layer_writes_nowhere(tmp_path: Path) -> None:
     flat = open_flat(tmp_path)
     flat.close()
     with pytest.raises(StoreError, match="closed"):
-        flat.write(0, body_of(0))
+        put(flat, 0, b"\0")
+    with pytest.raises(StoreError, match="closed"):
+        flat.begin(0, 0)
     flat.close()
 
 
 def test_an_empty_layer_has_an_empty_flat_layer(tmp_path: Path) -> None:
     with closing(Flat(tmp_path, size=0, spans=0)) as flat:
-        assert flat.mark(0, flat.begin(0, -1))
+        assert flat.put(0, flat.begin(0, -1), [])
         flat.sync()
         assert (flat.count_present(), flat.evict()) == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,10 @@ def test_sweeping_leaves_layers_alone_that_a_mount_uses(world: World) -> None:
 def test_sweeping_leaves_a_layer_alone_that_is_being_scanned(world: World) -> None:
     digest = Digest.of(b"being scanned")
     layer = world.store.layer(digest)
-    with layer.lock():
-        layer.flat_writer().close()
+    with layer.lock(), closing(layer.flat_writer()):
         sweep(world.store, force=False)
         assert digest in world.layers()
+    layer.index_file.touch()
     sweep(world.store, force=False)
     assert digest not in world.layers()
 

@@ -34,9 +34,10 @@ def fill(store: Store, number: int, *, used: float | None = None) -> Layer:
     """A layer of one span whose bytes are here, and that was last used then."""
     layer = store.layer(Digest.of(b"%d" % number))
     flat = layer.flat(size=SIZE, spans=1)
-    before = flat.begin(0, 0)
-    flat.write(0, noise(number, SIZE))
-    assert flat.mark(0, before)
+    aside = flat.aside()
+    aside.write(noise(number, SIZE))
+    assert flat.put(0, flat.begin(0, 0), [(0, aside)])
+    aside.close()
     flat.close()
     if used is not None:
         for path in layer.directory.iterdir():
@@ -149,8 +150,8 @@ def test_a_scan_keeps_it_as_it_goes(store: Store) -> None:
         for offset in range(0, 2 * SIZE, SIZE // 8):
             writer.write(offset, noise(offset, SIZE // 8))
         until(lambda: kept([old]) == [False], "the other layer has been evicted")
+        assert layer.cached() >= 2 * SIZE
         writer.close()
-    assert layer.cached() >= 2 * SIZE
 
 
 def test_a_limit_set_while_others_write_counts_for_them(store: Store) -> None:

@@ -1,15 +1,17 @@
-"""Flat files that the kernel reads without us: nothing takes bytes from them, or writes doubtful ones."""
+"""Flat files that the kernel reads without us: nothing takes bytes from them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from imgfs.store.flat import PRESENT, Flat
+from imgfs.store.flat import Flat
 from imgfs.store.pin import is_pinned, sweep_pins
+from imgfs.store.presence import PRESENT
 
 SPANS, SPAN = 4, 4096
 BYTES = os.urandom(SPANS * SPAN)
@@ -21,9 +23,9 @@ def opened(directory: Path) -> Flat:
 
 def fill(flat: Flat, *numbers: int) -> None:
     for number in numbers:
-        before = flat.begin(number, number)
-        flat.write(number * SPAN, BYTES[number * SPAN : (number + 1) * SPAN])
-        assert flat.mark(number, before)
+        with closing(flat.aside()) as aside:
+            aside.write(BYTES[number * SPAN : (number + 1) * SPAN])
+            assert flat.put(number, flat.begin(number, number), [(number * SPAN, aside)])
 
 
 @pytest.fixture
@@ -52,17 +54,6 @@ def test_one_of_which_something_is_missing_is_not(tmp_path: Path) -> None:
     assert flat.pin() is None
     assert names(tmp_path) == ["flat", "presence"]
     flat.close()
-
-
-def test_nor_one_that_another_process_writes_to(flat: Flat, tmp_path: Path) -> None:
-    other = opened(tmp_path)
-    with other.writing() as is_read:
-        assert not is_read
-        assert flat.pin() is None
-    assert flat.pin() is not None
-    with other.writing() as is_read:
-        assert is_read
-    other.close()
 
 
 def test_nor_one_that_has_been_replaced(flat: Flat, tmp_path: Path) -> None:

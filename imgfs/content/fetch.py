@@ -1,4 +1,4 @@
-"""One request's work: fetch a range of the blob, cut it into spans, verify, decode, write and mark them.
+"""One request's work: fetch a range of the blob, cut it into spans, decode and verify them, put them there.
 
 Spans land as they arrive; small ones a few together, as marking costs more than decoding them. Nothing here
 knows who waits.
@@ -12,13 +12,14 @@ from contextlib import closing
 from functools import partial
 from typing import Protocol
 
+from imgfs.content.landing import Landing
 from imgfs.content.plan import Request, batches
 from imgfs.content.spans import Places, Spans, descriptor_of
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
-from imgfs.store import Flat
+from imgfs.store import Aside, Flat
 
 _BATCH = 64 << 10  # compressed bytes of small spans that are marked together
 
@@ -121,27 +122,23 @@ class SpanFetcher:
         before = self._flat.begin(batch[0], batch[-1])
         if self.refused:
             raise self.refused
-        good = 0
-        try:
-            with self._flat.writing() as is_read:
+        with Landing(self._flat, batch, before) as landing:
+            try:
                 for _ in batch:
                     number, body = next(bodies)
-                    self._keep(self.spans.span(number, windows.window(number)), body, at_once=not is_read)
-                    good += 1
-        finally:
-            if good:
-                self._flat.mark(batch[0], before[:good])
-                del left[:good]
-                arrival.landed(batch[:good], None)
+                    span = self.spans.span(number, windows.window(number))
+                    self._decode(span, body, landing.aside(span))
+                    landing.verified()
+            finally:
+                if landed := landing.land():
+                    del left[: len(landed)]
+                    arrival.landed(landed, None)
 
-    def _keep(self, span: Span, chunks: Iterable[bytes], *, at_once: bool) -> None:
-        """Write a span; unless `at_once`, no byte of it before all are verified."""
-        offset = span.flat_start
+    def _decode(self, span: Span, chunks: Iterable[bytes], aside: Aside) -> None:
+        """Put a span's bytes aside. They are verified when this returns, and not before."""
         try:
-            pieces = decode_span(span, chunks)
-            for piece in pieces if at_once else [b"".join(map(bytes, pieces))]:
-                self._flat.write(offset, piece)
-                offset += len(piece)
+            for piece in decode_span(span, chunks):
+                aside.write(piece)
         except IntegrityError as error:
             what = f"layer {self._name}, {error.what}"
             raise IntegrityError(what, expected=error.expected, actual=error.actual) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
@@ -93,12 +93,8 @@ class Indexing:
                     index.close()
                 with LayerIndex(path) as written:
                     spans = written.span_count()
-                # Before anybody can see the index: from then on the flat layer may be evicted.
-                with closing(self._place.flat(size=size, spans=spans)) as flat:
-                    flat.mark(0, flat.begin(0, spans - 1))
-        except BaseException:
-            self._place.drop_flat()  # half-written, it only takes up the disk
-            raise
+                # Before the index can be seen: from then on the flat layer may be evicted.
+                writer.keep(size=size, spans=spans)
         finally:
             writer.close()
 

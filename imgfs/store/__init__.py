@@ -6,7 +6,7 @@
     layers/sha256/HEX/index               `layer.index`: entries and spans
     layers/sha256/HEX/flat                the flat layer, sparse
     layers/sha256/HEX/presence            which spans of it are there (`store.flat`)
-    layers/sha256/HEX/pin-PID-TIME        another name of `flat`, while the kernel reads it (`store.pin`)
+    layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.pin`)
     layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.part`)
     layers/sha256/HEX/refuted             the repository whose index of it was found to be wrong
     layers/sha256/HEX/lock                held while the layer is scanned
@@ -24,6 +24,7 @@ lock's file, set once by each mount: access times are switched off on many machi
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.
 """
 
+from imgfs.store.aside import Aside as Aside
 from imgfs.store.disk import take_if_free as take_if_free
 from imgfs.store.disk import write_aside as write_aside
 from imgfs.store.flat import Flat as Flat

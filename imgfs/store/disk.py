@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.owned import new_file, sweep
 
 ASIDE = ".new-"  # begins the name of a file that is not complete yet
 
@@ -19,26 +19,27 @@ ASIDE = ".new-"  # begins the name of a file that is not complete yet
 def write_aside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, synced and renamed to it if the block ends well, removed otherwise.
 
-    What a killed process left behind under a temporary name is removed on the way: its name carries the pid.
+    It is an empty file, held by this process (`owned.held`): the block fills it, and does not replace it.
+    What a killed process left behind under a temporary name is removed on the way.
     """
-    aside = path.with_name(f"{ASIDE}{os.getpid()}-{time.monotonic_ns():x}-{path.name}"[:200])
     with store_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(path.parent)
+        sweep_asides(path.parent)
+        held = new_file(path.parent, ASIDE, f"-{path.name}"[:200])
         try:
-            yield aside
-            _sync(aside)
-            aside.rename(path)
+            yield held.path
+            _sync(held.path)
+            held.path.rename(path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            held.path.unlink(missing_ok=True)
             raise
+        finally:
+            held.let_go()
 
 
-def _sweep(directory: Path) -> None:
-    for left in directory.glob(f"{ASIDE}*"):
-        pid = left.name.removeprefix(ASIDE).partition("-")[0]
-        if not Path("/proc", pid).exists():
-            left.unlink(missing_ok=True)
+def sweep_asides(directory: Path) -> None:
+    """Remove from a directory what no process writes aside any more."""
+    sweep(directory, ASIDE, Path.unlink)
 
 
 def _sync(path: Path) -> None:

@@ -2,15 +2,11 @@
 
 The kernel's drivers may read a whole file without us: `pin`.
 
-The map has a byte for each span, shared by all processes through mmap:
-
-    bit 0      present: the span's bytes are in the file, and right
-    bit 1      synced: they are on the disk, not only in the page cache
-    bits 2-7   generation: counts evictions
-
-Bytes are written before their mark is set, so a process killed in between loses only the mark. A reader looks
-at the marks before and after it reads: if they did not change, neither did the bytes (an eviction clears the
-mark first and moves the generation on). Marks are changed under an exclusive lock on the map.
+The rule of writing: no process ever writes to the bytes of a span that is marked. What comes from a
+registry is verified aside (`store.aside`, `store.flatwriter`); then, under an exclusive lock on the map
+(`store.presence`), what is not marked yet is written, and marked. A process killed in between has written
+verified bytes that do not count. A reader looks at the marks before and after it reads: if they did not
+change, neither did the bytes (an eviction clears the mark first and moves the generation on).
 
 After a crash of the whole machine the page cache is gone but some marks may have reached the disk ahead of
 their bytes: the first process of a new boot forgets every mark that is not synced.
@@ -22,26 +18,21 @@ import fcntl
 import logging
 import mmap
 import os
-import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.store.aside import Aside
 from imgfs.store.disk import boot_id, store_errors
-from imgfs.store.flatwriter import write_at
-from imgfs.store.pin import give_up, has_pins, is_pinned, leads_to, lock_on, pin
+from imgfs.store.pin import give_up, is_pinned, leads_to, lock_on, pin
+from imgfs.store.presence import FIRST, HEADER, MAGIC, PRESENT, SYNCED, evicted
+from imgfs.store.writing import write_at
 
 log = logging.getLogger(__name__)
 
-PRESENT, SYNCED = 1, 2
-_GENERATION = 4  # the lowest bit of the generation
-_MAGIC = b"imgfsmap"
-_HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, spans, flat size
-_FIRST = 64  # where the marks begin
 _TRIES = 10  # at opening files that others replace meanwhile
-_LARGEST = 1 << 43  # bytes of a flat layer: what a file may have on ext4, about
 
 
 class Flat:
@@ -58,7 +49,6 @@ class Flat:
         self.spans = spans
         self._directory = directory
         self._grown = grown
-        self._written = 0  # since `grown` was told; about, as threads may count at once
         self._fd = self._map_fd = -1
         self._writing = threading.Lock()  # held by a write, and by `close`
         try:
@@ -76,44 +66,57 @@ class Flat:
         self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._map_fd = os.open(directory / "presence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
-            if not self._have_names():
+            if not (self._have_names() and self._begin()):
                 return False
-            self._begin()
-            self._map = mmap.mmap(self._map_fd, _FIRST + max(1, self.spans), access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self._map_fd, FIRST + max(1, self.spans), access=mmap.ACCESS_READ)
         return True
 
     def _have_names(self) -> bool:
         names = (("flat", self._fd), ("presence", self._map_fd))
         return all(leads_to(self._directory / name, fd) for name, fd in names)
 
-    def _begin(self) -> None:
-        """Bring both files to their size; forget the marks that do not count any more."""
+    def _begin(self) -> bool:
+        """Bring both files to their size; forget the marks that do not count any more.
+
+        False if they are those of a layer that is cut otherwise: others may have them open, and keep them.
+        """
         is_short = os.fstat(self._fd).st_size < self.size  # then something has been lost
         if is_short:
             os.ftruncate(self._fd, self.size)
         boot = boot_id()
-        header = os.pread(self._map_fd, _FIRST, 0)
-        fresh = _HEADER.pack(_MAGIC, boot, self.spans, self.size)
-        length = _FIRST + max(1, self.spans)
+        header = os.pread(self._map_fd, FIRST, 0)
+        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size)
+        length = FIRST + max(1, self.spans)
         if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length and not is_short:
-            return
+            return True
         marks = bytes(self.spans)
-        if header[:8] == _MAGIC and header[24 : len(fresh)] == fresh[24:]:
-            old = os.pread(self._map_fd, self.spans, _FIRST)
+        if len(header) >= len(fresh) and header[:8] == MAGIC:
+            if header[24 : len(fresh)] != fresh[24:]:
+                self._give_up_names()
+                return False
+            old = os.pread(self._map_fd, self.spans, FIRST)
             stays = 0 if is_short else SYNCED
-            marks = bytes(mark if mark & stays else _evicted(mark) for mark in old)
+            marks = bytes(mark if mark & stays else evicted(mark) for mark in old)
         os.ftruncate(self._map_fd, length)
-        os.pwrite(self._map_fd, marks, _FIRST)
+        os.pwrite(self._map_fd, marks, FIRST)
         os.pwrite(self._map_fd, fresh, 0)
+        return True
+
+    def _give_up_names(self) -> None:
+        """Take both names away, under the lock: who has the files open keeps them."""
+        give_up(self._directory / "flat", self._fd)
+        give_up(self._directory / "presence", self._map_fd)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        if self._map_fd < 0:
+            raise StoreError("the flat layer has been closed")
         with lock_on(self._map_fd, fcntl.LOCK_EX):
             yield
 
     def marks(self, first: int, last: int) -> bytes:
         """The marks of the spans `first` to `last`, both included."""
-        return self._map[_FIRST + first : _FIRST + last + 1]
+        return self._map[FIRST + first : FIRST + last + 1]
 
     def read(self, offset: int, length: int, marks: bytes, first: int) -> bytes | None:
         """`length` bytes at `offset`, or None if they are not (or no longer) all there.
@@ -149,23 +152,6 @@ class Flat:
         """Whether nothing has been evicted since."""
         return self.marks(first, first + len(marks) - 1) == marks
 
-    def write(self, offset: int, piece: bytes | memoryview) -> None:
-        """Put `piece` at `offset`; it counts for nothing until its spans are marked. Raises StoreError."""
-        with self._writing:  # the number of a closed descriptor may be another file's already
-            if self._fd < 0:
-                raise StoreError("the flat layer has been closed")
-            write_at(self._fd, offset, piece)
-            self._written += len(piece)
-
-    @contextmanager
-    def writing(self) -> Iterator[bool]:
-        """While spans are being written: the file is not pinned meanwhile.
-
-        Gives whether it may have been before: then only what is verified may be written to it.
-        """
-        with lock_on(self._fd, fcntl.LOCK_SH):
-            yield has_pins(self._fd)
-
     def pin(self) -> Path | None:
         """Another name for the file, which stays as it is as long as it has that: the kernel may read it.
 
@@ -175,10 +161,7 @@ class Flat:
             return pin(self._directory, self._fd) if self.count_present() == self.spans else None
 
     def begin(self, first: int, last: int) -> bytes:
-        """The marks of spans that are about to be written, for `mark`.
-
-        Waits for an eviction under way: what is written after it cleared the marks would fall to it still.
-        """
+        """The marks of spans that are about to be fetched, for `put`. Waits for an eviction under way."""
         with self._locked():
             self._lengthen()
             return self.marks(first, last)
@@ -190,34 +173,54 @@ class Flat:
         """
         with self._disk_errors():
             if os.fstat(self._fd).st_size < self.size:
-                self._put_marks(0, bytes(map(_evicted, self.marks(0, self.spans - 1))))
+                self._put_marks(0, bytes(map(evicted, self.marks(0, self.spans - 1))))
                 os.ftruncate(self._fd, self.size)
 
-    def mark(self, first: int, before: bytes) -> bool:
-        """Say that the spans from `first` on have been written since `begin` said `before`, and verified.
+    def aside(self) -> Aside:
+        """A place for a span's bytes until they are verified."""
+        return Aside(self._directory)
 
-        False if they were evicted meanwhile: then some of their bytes may be gone again, and none is marked.
+    def put(self, first: int, before: bytes, bodies: Sequence[tuple[int, Aside]]) -> bool:
+        """Write and mark the spans from `first` on: `bodies` are their offsets and verified bytes.
+
+        `before` is what `begin` said of them. What another process has marked meanwhile is not written again.
+        False if they have been evicted since: there may have been a reason, so nothing is written or marked.
+        Raises StoreError.
         """
-        written, self._written = self._written, 0
+        written = 0
         try:
-            return self._mark(first, before)
+            with self._writing, self._locked():
+                now = self._unchanged(first, before[: len(bodies)])
+                if now is None:
+                    return False
+                for mark, (offset, body) in zip(now, bodies, strict=True):
+                    if not mark & PRESENT:
+                        written += self._write(offset, body)
+                self._put_marks(first, bytes(mark | PRESENT for mark in now))
+                return True
         finally:
             self._grown(written)
 
-    def _mark(self, first: int, before: bytes) -> bool:
-        last = first + len(before) - 1
-        with self._locked():
-            self._lengthen()
-            now = self.marks(first, last)
-            if any((old ^ new) & ~(PRESENT | SYNCED) for old, new in zip(before, now, strict=True)):
-                return False
-            self._put_marks(first, bytes(mark | PRESENT for mark in now))
-            return True
+    def _unchanged(self, first: int, before: bytes) -> bytes | None:
+        """The marks of spans, under the lock; None if any has been evicted since they were `before`."""
+        self._lengthen()
+        now = self.marks(first, first + len(before) - 1)
+        if any((old ^ new) & ~(PRESENT | SYNCED) for old, new in zip(before, now, strict=True)):
+            return None
+        return now
+
+    def _write(self, offset: int, body: Aside) -> int:
+        """Write a span's bytes, under the lock; returns how many."""
+        at = offset
+        for piece in body.pieces():
+            write_at(self._fd, at, piece)
+            at += len(piece)
+        return at - offset
 
     def _put_marks(self, first: int, marks: bytes) -> None:
         """Change marks, under the lock; not through the map: a disk that fails would be a SIGBUS."""
         with self._disk_errors():
-            os.pwrite(self._map_fd, marks, _FIRST + first)
+            os.pwrite(self._map_fd, marks, FIRST + first)
 
     def _disk_errors(self) -> AbstractContextManager[None]:
         return store_errors(self._directory / "flat")
@@ -247,13 +250,13 @@ class Flat:
     def _forget_unsynced(self) -> None:
         with self._locked():
             now = self.marks(0, self.spans - 1)
-            self._put_marks(0, bytes(mark if mark & SYNCED else _evicted(mark) for mark in now))
+            self._put_marks(0, bytes(mark if mark & SYNCED else evicted(mark) for mark in now))
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Have spans count as not there: their bytes are found to be wrong. Raises StoreError."""
         with self._locked():
             for number in numbers:
-                self._put_marks(number, bytes(map(_evicted, self.marks(number, number))))
+                self._put_marks(number, bytes(map(evicted, self.marks(number, number))))
 
     def evict(self) -> int:
         """Forget all bytes and give their disk space back; returns how many bytes of disk that were.
@@ -263,11 +266,10 @@ class Flat:
         """
         with self._disk_errors(), self._locked():
             used = os.fstat(self._fd).st_blocks * 512
-            self._put_marks(0, bytes(map(_evicted, self.marks(0, self.spans - 1))))
+            self._put_marks(0, bytes(map(evicted, self.marks(0, self.spans - 1))))
             os.fdatasync(self._map_fd)  # or a crash could leave synced marks whose bytes are gone
             if is_pinned(self._directory, self._fd):
-                give_up(self._directory / "presence", self._map_fd)
-                give_up(self._directory / "flat", self._fd)
+                self._give_up_names()
                 return 0
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, self.size)
@@ -289,25 +291,3 @@ class Flat:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._map_fd = -1
-
-
-def read_shape(directory: Path) -> tuple[int, int] | None:
-    """The spans and the size of the flat layer in `directory`, as its map has them; None if there is no map.
-
-    Raises OSError.
-    """
-    presence = directory / "presence"
-    try:
-        with open(presence, "rb") as file:
-            header, length = file.read(_HEADER.size), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        return None
-    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-        return None
-    _, _, spans, size = _HEADER.unpack(header)
-    return (spans, size) if length == _FIRST + max(1, spans) and size <= _LARGEST else None
-
-
-def _evicted(mark: int) -> int:
-    """The mark of a span that is not there any more."""
-    return (mark & ~(PRESENT | SYNCED)) + _GENERATION & 0xFF

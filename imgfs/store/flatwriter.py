@@ -1,59 +1,47 @@
-"""Writing a flat layer's bytes, and a whole one by a scan."""
+"""Writing a whole flat layer by a scan."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.owned import new_file
+from imgfs.store.disk import ASIDE
+from imgfs.store.presence import drop, replace
+from imgfs.store.writing import write_at
+
+SUFFIX = "-flat"  # ends the name of a file that a scan writes
 
 
 class FlatWriter:
-    """A flat layer being written by a scan: nothing of it counts until the scan has ended well.
+    """A flat layer being written by a scan: aside, until the scan has ended well and `keep` is called.
 
-    Zeros at its end may be missing: `Flat` brings it to its size.
+    Zeros at its end may be missing until then. `grown` is told of every byte.
     """
 
     def __init__(self, directory: Path, grown: Callable[[int], None] = lambda _: None) -> None:
+        self._directory = directory
         self._grown = grown
         try:
-            for name in ("presence", "flat"):  # whoever reads an older one keeps it
-                (directory / name).unlink(missing_ok=True)
-            self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            drop(directory)  # it would only take up the disk
+            self._held = new_file(directory, ASIDE, SUFFIX)
         except OSError as error:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
         """Put `piece` at `offset`. Raises StoreError."""
-        write_at(self._fd, offset, piece)
+        write_at(self._held.fd, offset, piece)
         self._grown(len(piece))
 
+    def keep(self, *, size: int, spans: int) -> None:
+        """Have it count: all of its `size` bytes have been verified, and are there. Raises StoreError."""
+        try:
+            replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans)
+        except OSError as error:
+            raise StoreError(f"{self._directory}: cannot write to the store: {error.strerror}") from error
+
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-
-def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
-    """Write all of `piece`, or raise StoreError, for example when the disk is full.
-
-    Zeros are left out where there is nothing yet: a hole reads the same, so a bomb of zeros costs no disk.
-    """
-    try:
-        if not any(piece[:64]) and piece == bytes(len(piece)) and _is_hole(fd, offset, len(piece)):
-            return
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(fd, view, offset)
-            offset += written
-            view = view[written:]
-    except OSError as error:
-        raise StoreError(
-            f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot write to the store: {error.strerror}"
-        ) from error
-
-
-def _is_hole(fd: int, offset: int, length: int) -> bool:
-    """Whether the file reads as zeros there, once `Flat` has brought it to its size."""
-    found = os.pread(fd, length, offset)
-    return found == bytes(len(found))
+        """Close the file; what has not been kept is removed."""
+        self._held.path.unlink(missing_ok=True)
+        self._held.let_go()

@@ -6,15 +6,27 @@ import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from imgfs.oci.descriptor import Digest
 from imgfs.store import part
-from imgfs.store.disk import disk_usage, is_held, locked, locked_if_free, stats, store_errors, write_aside
-from imgfs.store.flat import Flat, read_shape
-from imgfs.store.flatwriter import FlatWriter
+from imgfs.store.disk import (
+    ASIDE,
+    disk_usage,
+    is_held,
+    locked,
+    locked_if_free,
+    stats,
+    store_errors,
+    sweep_asides,
+    write_aside,
+)
+from imgfs.store.flat import Flat
+from imgfs.store.flatwriter import SUFFIX, FlatWriter
 from imgfs.store.part import Part
 from imgfs.store.pin import sweep_pins
+from imgfs.store.presence import drop, read_shape
 from imgfs.store.seal import Seals, seal
 
 LOCKS = ("lock", "users", "evicted")  # files that are only locked, or only have a time
@@ -65,8 +77,7 @@ class Layer:
     def drop_flat(self) -> None:
         """Forget what is cached of it; whoever has that open keeps it."""
         with store_errors(self.directory):
-            for name in ("presence", "flat"):
-                (self.directory / name).unlink(missing_ok=True)
+            drop(self.directory)
 
     def part(self, size: int) -> Part:
         """What is here of its blob of `size` bytes, which is being downloaded under `lock`."""
@@ -103,6 +114,7 @@ class Layer:
                 (self.directory / "evicted").touch(mode=0o600)
             freed = disk_usage(self._files(part.NAMES))
             self.drop_part()
+            sweep_asides(self.directory)
             return freed + self._evict_flat()
 
     def _evict_flat(self) -> int:
@@ -184,6 +196,7 @@ class Layer:
         Only what the locks need stays: another process may be waiting for one.
         """
         with store_errors(self.directory):
+            drop(self.directory)
             for path in self.directory.iterdir():
                 if path.name not in LOCKS:
                     path.unlink(missing_ok=True)
@@ -194,7 +207,7 @@ class Layer:
 
     def cached(self) -> int:
         """Bytes of disk that `evict` would free, if nobody holds them."""
-        return disk_usage(self._files(_BYTES))
+        return disk_usage(chain(self._files(_BYTES), self.directory.glob(f"{ASIDE}*{SUFFIX}")))
 
     def is_held(self) -> bool:
         """Whether `evict` would free nothing: it is being scanned, or the kernel reads its bytes."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.store.disk import boot_id
-from imgfs.store.flatwriter import write_at
+from imgfs.store.writing import write_at
 
 UNIT = 1 << 20
 NAMES = ("part", "part.map")

@@ -11,10 +11,11 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from imgfs.owned import random_name
 
 PIN = "pin-"  # begins the other name
 
@@ -25,11 +26,10 @@ def pin(directory: Path, fd: int) -> Path | None:
     Whoever has pinned it removes the name once nothing reads by it.
     """
     sweep_pins(directory)
-    path = directory / f"{PIN}{os.getpid()}-{time.monotonic_ns():x}"
+    path = directory / random_name(PIN)
     try:
-        with lock_on(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            os.link(directory / "flat", path)
-    except OSError:  # somebody writes to it; or the file system knows no other names
+        os.link(directory / "flat", path)
+    except OSError:  # the file system knows no other names
         return None
     if not leads_to(path, fd):
         path.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""Writing bytes at their place in a sparse file."""
+
+from __future__ import annotations
+
+import os
+
+from imgfs.errors import StoreError
+
+
+def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
+    """Write all of `piece`, or raise StoreError, for example when the disk is full.
+
+    Zeros are left out where there is nothing yet: a hole reads the same, so a bomb of zeros costs no disk.
+    """
+    try:
+        if not any(piece[:64]) and piece == bytes(len(piece)) and _is_hole(fd, offset, len(piece)):
+            return
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(fd, view, offset)
+            offset += written
+            view = view[written:]
+    except OSError as error:
+        raise StoreError(
+            f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot write to the store: {error.strerror}"
+        ) from error
+
+
+def _is_hole(fd: int, offset: int, length: int) -> bool:
+    """Whether the file reads as zeros there, once `Flat` has brought it to its size."""
+    found = os.pread(fd, length, offset)
+    return found == bytes(len(found))
