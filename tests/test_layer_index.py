@@ -137,12 +137,10 @@ def test_extents_leave_holes_where_they_did(size: int, extents: tuple[Extent, ..
     assert (entry.size, entry.extents) == (size, extents)
 
 
-@pytest.mark.parametrize(("mtime", "kept"), [(1 << 90, (1 << 63) - 1), (-(1 << 90), -(1 << 63)), (5, 5)])
-def test_times_that_no_file_system_has_are_brought_within_64_bits(
-    mtime: int, kept: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("mtime", [1 << 90, -(1 << 90), 1 << 63, -(1 << 63) - 1, 5])
+def test_times_beyond_64_bits_of_nanoseconds_stay_themselves(mtime: int, tmp_path: Path) -> None:
     (entry,) = entries_of(write(tmp_path / "index", [PLAIN._replace(mtime_ns=mtime)]))
-    assert entry.mtime_ns == kept
+    assert entry.mtime_ns == mtime
 
 
 def test_entries_keep_their_order_however_many_and_equal(tmp_path: Path) -> None:

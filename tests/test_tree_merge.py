@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.tarmake import (
     fifo,
     file,
     hardlink,
+    header,
     opaque,
     pax,
     symlink,
@@ -47,6 +49,12 @@ def at(tree: Tree, path: bytes) -> Node:
 
 def layer_of(tree: Tree, path: bytes) -> int:
     return tree.extents(at(tree, path).ino)[0]
+
+
+def xattrs(name: bytes, value: bytes, count: int = 1) -> Entry:
+    """A file with so many attributes; `name` has the number of each in it, if there are several."""
+    names = [name % number for number in range(count)] if count > 1 else [name]
+    return Entry(b"f", Kind.FILE, 0o644, 0, 0, 0, 0, xattrs=dict.fromkeys(names, value))
 
 
 def refusal(tmp_path: Path, *layers: bytes | list[Entry]) -> str:
@@ -145,8 +153,9 @@ def test_hidden_files_and_names_with_dots_are_ordinary(tmp_path: Path) -> None:
         assert names(tree) == {".a", "d/", "d/..b", "d/.wh", "d/c.wh.d", "..."}
 
 
-def test_names_have_at_most_255_bytes_and_paths_any_number(tmp_path: Path) -> None:
-    long = "/".join(["x" * 255] * 20)
+def test_names_have_at_most_255_bytes_and_paths_4095(tmp_path: Path) -> None:
+    long = "/".join(["x" * 255] * 16)
+    assert len(long) == 4095
     with merged(tmp_path, archive(file(long))) as tree:
         assert at(tree, long.encode()).nlink == 1
     for path in ("y" * 256, f"d/{'y' * 256}/z", f"d/{'y' * 256}"):
@@ -174,7 +183,7 @@ def test_an_upper_entry_below_a_lower_directory_leaves_it_as_it_is(tmp_path: Pat
         assert at(tree, b"d")[1:3] == (stat.S_IFDIR | 0o700, 1)
 
 
-@pytest.mark.parametrize("upper", [file("d"), symlink("d", "x"), device("d", "c", 0, 0), fifo("d")])
+@pytest.mark.parametrize("upper", [file("d"), symlink("d", "x"), device("d", "c", 1, 3), fifo("d")])
 def test_anything_else_over_a_directory_removes_all_of_it(tmp_path: Path, upper: bytes) -> None:
     lower = archive(file("d/x"), file("d/e/y"), hardlink("kept", "d/e/y"))
     with merged(tmp_path, lower, archive(upper)) as tree:
@@ -282,6 +291,66 @@ def test_aufs_metadata_is_hidden_with_all_below_it(tmp_path: Path) -> None:
         assert names(tree) == {"d/", "d/k", "x"}
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_hard_link_may_mean_a_file_of_aufss_metadata(tmp_path: Path, in_order: bool) -> None:
+    members = [
+        file(".wh..wh.plnk/1.2", b"shared", uid=7),
+        hardlink("b", ".wh..wh.plnk/1.2"),
+        hardlink("d/c", "/.wh..wh.plnk/1.2"),
+    ]
+    with merged(tmp_path, archive(*(members if in_order else members[::-1]))) as tree:
+        assert names(tree) == {"b", "d/", "d/c"}
+        assert at(tree, b"b") == at(tree, b"d/c")
+        assert (at(tree, b"b").nlink, at(tree, b"b").size, at(tree, b"b").uid) == (2, 6, 7)
+        assert tree.node_count == 3
+
+
+def test_aufss_metadata_may_be_a_hard_link_itself_or_stand_there_twice(tmp_path: Path) -> None:
+    plink = ".wh..wh.plnk/1.2"
+    layer = archive(file(plink), file("a", b"x"), hardlink(plink, "a"), hardlink("b", plink))
+    with merged(tmp_path, layer, archive(whiteout("a"))) as tree:
+        assert names(tree) == {"b"}
+        assert (at(tree, b"b").size, at(tree, b"b").nlink, tree.node_count) == (1, 1, 2)
+
+
+def test_aufss_metadata_of_one_layer_says_nothing_to_the_next(tmp_path: Path) -> None:
+    layers = archive(file(".wh..wh.plnk/1.2")), archive(hardlink("b", ".wh..wh.plnk/1.2"))
+    assert "not in the image" in refusal(tmp_path, *layers)
+
+
+# --- whiteouts as overlayfs has them
+
+
+@pytest.mark.parametrize("lower", [file("a"), file("a/b/c"), symlink("a", "x")])
+def test_a_device_0_0_hides_the_lower_name_and_itself(tmp_path: Path, lower: bytes) -> None:
+    upper = archive(device("a", "c", 0, 0), device("n", "c", 0, 0))
+    with merged(tmp_path, archive(lower, file("k")), upper) as tree:
+        assert names(tree) == {"k"}
+        assert tree.node_count == 2
+
+
+def test_a_device_0_0_is_a_whiteout_where_it_stands(tmp_path: Path) -> None:
+    whiteout_of = device("a", "c", 0, 0)
+    with merged(tmp_path, archive(file("a/b")), archive(whiteout_of, file("a/c"))) as tree:
+        assert names(tree) == {"a/", "a/c"}
+    with merged(tmp_path, archive(file("a")), archive(file("a", b"new"), whiteout_of)) as tree:
+        assert names(tree) == set()
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_hard_link_to_a_device_0_0_is_a_whiteout_too(tmp_path: Path, in_order: bool) -> None:
+    upper = [device("a", "c", 0, 0), hardlink("b", "a")]
+    lower = archive(*([file("a"), file("b")] if in_order else [file("b")]))
+    with merged(tmp_path, lower, archive(*(upper if in_order else upper[::-1]))) as tree:
+        assert names(tree) == set()
+
+
+def test_other_devices_are_devices(tmp_path: Path) -> None:
+    layer = archive(device("b", "b", 0, 0), device("c", "c", 0, 1), device("d", "c", 1, 0))
+    with merged(tmp_path, layer) as tree:
+        assert names(tree) == {"b", "c", "d"}
+
+
 @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh..."])
 def test_a_whiteout_that_names_no_file_is_refused(tmp_path: Path, name: str) -> None:
     for layers in ([archive(file(f"d/{name}"))], [archive(file("d/x")), archive(file(f"d/{name}"))]):
@@ -294,15 +363,26 @@ def test_a_whiteout_that_names_no_file_is_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "target", ["usr/lib", "/usr/lib", "../../usr/lib", "usr/../usr//lib/.", "hop", "/hop/."]
 )
-def test_an_entry_below_a_lower_symlink_lands_in_its_target(tmp_path: Path, target: str) -> None:
-    lower = archive(directory("usr/lib"), symlink("lib", target), symlink("hop", "usr/lib"))
-    with merged(tmp_path, lower, archive(file("lib/x"), file("lib/d/y"))) as tree:
-        assert names(tree) == {"lib", "hop", "usr/", "usr/lib/", "usr/lib/x", "usr/lib/d/", "usr/lib/d/y"}
+def test_an_entry_below_a_symlink_of_its_layer_lands_in_its_target(tmp_path: Path, target: str) -> None:
+    lower = archive(directory("usr/lib"), file("usr/lib/old"))
+    upper = archive(symlink("lib", target), symlink("hop", "usr/lib"), file("lib/x"), file("lib/d/y"))
+    landed = {"usr/lib/old", "usr/lib/x", "usr/lib/d/", "usr/lib/d/y"}
+    with merged(tmp_path, lower, upper) as tree:
+        assert names(tree) == {"lib", "hop", "usr/", "usr/lib/"} | landed
+
+
+@pytest.mark.parametrize("lower", [symlink("x", "usr/lib"), symlink("x", "no/where"), file("x"), fifo("x")])
+def test_an_entry_below_what_is_no_directory_in_a_lower_layer_makes_it_one(
+    tmp_path: Path, lower: bytes
+) -> None:
+    with merged(tmp_path, archive(file("usr/lib/y"), lower), archive(file("x/d/y"))) as tree:
+        assert names(tree) == {"usr/", "usr/lib/", "usr/lib/y", "x/", "x/d/", "x/d/y"}
+        assert at(tree, b"x").mode == stat.S_IFDIR | 0o755
 
 
 def test_dotdot_in_a_symlink_starts_where_the_symlink_really_is(tmp_path: Path) -> None:
-    lower = archive(directory("a/b"), directory("a/t"), symlink("s", "a/b"), symlink("a/b/up", "../t"))
-    with merged(tmp_path, lower, archive(file("s/up/x"))) as tree:
+    links = symlink("s", "a/b"), symlink("a/b/up", "../t")
+    with merged(tmp_path, archive(directory("a/b"), directory("a/t"), *links, file("s/up/x"))) as tree:
         assert "a/t/x" in names(tree)
 
 
@@ -312,7 +392,7 @@ def test_an_entry_below_a_symlink_of_its_own_layer_lands_in_its_target(tmp_path:
 
 
 def test_the_target_of_a_dangling_symlink_is_made(tmp_path: Path) -> None:
-    with merged(tmp_path, archive(symlink("s", "no/where")), archive(file("s/x"))) as tree:
+    with merged(tmp_path, archive(symlink("s", "no/where"), file("s/x"))) as tree:
         assert names(tree) == {"s", "no/", "no/where/", "no/where/x"}
 
 
@@ -332,7 +412,7 @@ def test_a_directory_of_the_layer_itself_replaces_a_lower_symlink(tmp_path: Path
 
 def test_what_led_through_a_symlink_in_one_layer_need_not_in_the_next(tmp_path: Path) -> None:
     lower = archive(symlink("s", "t"), file("s/one"))
-    with merged(tmp_path, lower, archive(file("s/two"), directory("s")), archive(file("s/three"))) as tree:
+    with merged(tmp_path, lower, archive(file("s/two")), archive(file("s/three"))) as tree:
         assert names(tree) == {"t/", "t/one", "s/", "s/two", "s/three"}
 
 
@@ -353,14 +433,13 @@ def test_forty_symlinks_may_be_on_the_way_but_not_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", [file("f"), fifo("f"), device("f", "c", 1, 3)])
 def test_an_entry_below_a_non_directory_is_refused(tmp_path: Path, way: bytes) -> None:
-    for layers in ([archive(way, file("f/x"))], [archive(way), archive(file("f/d/x"))]):
-        message = refusal(tmp_path, *layers)
-        assert message.startswith(f"layer {len(layers) - 1} (sha256:")
-        assert "'f' on the way is not a directory" in message
+    message = refusal(tmp_path, archive(way, file("f/x")))
+    assert message.startswith("layer 0 (sha256:")
+    assert "'f' on the way is not a directory" in message
 
 
 def test_a_symlink_to_a_file_is_no_way_either(tmp_path: Path) -> None:
-    assert "not a directory" in refusal(tmp_path, archive(file("f"), symlink("s", "f")), archive(file("s/x")))
+    assert "not a directory" in refusal(tmp_path, archive(file("f")), archive(symlink("s", "f"), file("s/x")))
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -456,7 +535,8 @@ def test_a_hard_link_to_a_symlink_links_the_symlink(tmp_path: Path) -> None:
 def test_a_hard_links_target_is_found_through_symlinked_parents(tmp_path: Path) -> None:
     lower = archive(symlink("lib", "/usr/lib"), file("usr/lib/x"))
     with merged(tmp_path, lower, archive(hardlink("y", "lib/x"), hardlink("lib/z", "y"))) as tree:
-        assert at(tree, b"usr/lib/z").nlink == 3
+        assert at(tree, b"lib/z").nlink == 3
+        assert at(tree, b"lib/z") == at(tree, b"usr/lib/x")
 
 
 def test_a_hard_link_to_itself_changes_nothing(tmp_path: Path) -> None:
@@ -496,11 +576,100 @@ def test_a_cycle_of_hard_links_is_refused(tmp_path: Path, cycle: list[str]) -> N
         (Entry(b"f", Kind.CHARACTER, 0o644, 0, 0, 0, 0, device=(-1, 0)), "device"),
         (Entry(b"f", Kind.SYMLINK, 0o777, 0, 0, 0, 0), "target"),
         (Entry(b"f", Kind.SYMLINK, 0o777, 0, 0, 0, 0, target=b"a\0b"), "target"),
+        (Entry(b"f", Kind.SYMLINK, 0o777, 0, 0, 0, 0, target=b"a" * 4096), "target of 4096 bytes"),
+        (Entry(b"f", Kind.HARDLINK, 0o777, 0, 0, 0, 0, target=b"a/" * 2048 + b"b"), "path is longer"),
+        (Entry(b"f", Kind.FILE, 0o644, 0, 0, 0, (1 << 63) * 10**9), "modification time"),
+        (Entry(b"f", Kind.FIFO, 0o644, 0, 0, 0, -(1 << 63) * 10**9 - 1), "modification time"),
+        (xattrs(b"user." + b"n" * 251, b""), "name of an extended attribute"),
+        (xattrs(b"user.n", bytes(65537)), "an extended attribute is longer"),
+        (xattrs(b"trusted.%d", bytes(60_000), 5), "its extended attributes are longer"),
+        (xattrs(b"security.%0240d", b"", 300), "the names of its extended attributes"),
     ],
 )
 def test_values_that_linux_has_no_room_for_are_refused(tmp_path: Path, entry: Entry, complaint: str) -> None:
-    for layers in ([[entry]], [[entry._replace(kind=Kind.DIRECTORY, uid=0, gid=0, size=0)], [entry]]):
+    directory_first = Entry(b"f", Kind.DIRECTORY, 0o755, 0, 0, 0, 0)
+    for layers in ([[entry]], [[directory_first], [entry]]):
         assert complaint in refusal(tmp_path, *layers)
+
+
+def test_what_linux_has_just_room_for_is_kept(tmp_path: Path) -> None:
+    time, names = (1 << 63) * 10**9 - 1, {b"user." + b"n" * 250: bytes(65536), b"security.b": b""}
+    layer = [
+        Entry(b"f", Kind.FILE, 0o644, (1 << 32) - 1, (1 << 32) - 1, (1 << 63) - 1, time, xattrs=names),
+        Entry(b"l", Kind.SYMLINK, 0o777, 0, 0, 0, -(1 << 63) * 10**9, target=b"/" + b"t" * 4094),
+        Entry(b"d", Kind.BLOCK, 0o644, 0, 0, 0, 1 << 63, device=((1 << 12) - 1, (1 << 20) - 1)),
+    ]
+    with merged(tmp_path, layer) as tree:
+        assert at(tree, b"f")[2:6] == ((1 << 32) - 1, (1 << 32) - 1, (1 << 63) - 1, time)
+        assert tree.xattrs(at(tree, b"f").ino) == names
+        assert (at(tree, b"l").mtime_ns, at(tree, b"l").size) == (-(1 << 63) * 10**9, 4095)
+        assert at(tree, b"d").mtime_ns == 1 << 63
+        assert [node.mtime_ns for _, _, node in tree.children(1)] == [1 << 63, time, -(1 << 63) * 10**9]
+        assert [it.node.mtime_ns for it in tree.nodes()] == [0, time, -(1 << 63) * 10**9, 1 << 63]
+
+
+def test_a_symlink_has_the_mode_that_linux_gives_it(tmp_path: Path) -> None:
+    with merged(tmp_path, archive(header("l", b"2", target="t", mode=0o644))) as tree:
+        assert at(tree, b"l").mode == stat.S_IFLNK | 0o777
+
+
+ACL = b"\2\0\0\0" + struct.pack("<HHI", 1, 6, (1 << 32) - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        (Kind.FILE, {b"security.s", b"trusted.t", b"user.u", b"system.posix_acl_access"}),
+        (
+            Kind.DIRECTORY,
+            {b"security.s", b"trusted.t", b"user.u", b"system.posix_acl_access", b"system.posix_acl_default"},
+        ),
+        (Kind.SYMLINK, {b"security.s", b"trusted.t"}),
+        (Kind.FIFO, {b"security.s", b"trusted.t", b"system.posix_acl_access"}),
+    ],
+)
+def test_attributes_that_linux_cannot_keep_are_left_out(tmp_path: Path, kind: Kind, kept: set[bytes]) -> None:
+    no_names = (b"com.apple.provenance", b"user.", b"trusted.", b"nothing", b"system.nfs4_acl", b"User.x")
+    there = dict.fromkeys((b"security.s", b"trusted.t", b"user.u", *no_names), b"v")
+    acls = {b"system.posix_acl_access": ACL, b"system.posix_acl_default": ACL}
+    target = b"t" if kind is Kind.SYMLINK else b""
+    entry = Entry(b"f", kind, 0o644, 0, 0, 0, 0, target=target, xattrs={**there, **acls})
+    broken = entry._replace(xattrs={b"system.posix_acl_access": b"broken", b"com.apple." + b"n" * 999: b""})
+    for layers in ([[entry]], [[entry._replace(xattrs={b"user.old": b""})], [entry]]):
+        with merged(tmp_path, *layers) as tree:
+            assert tree.xattrs(at(tree, b"f").ino).keys() == kept
+    with merged(tmp_path, [broken]) as tree:
+        assert not at(tree, b"f").has_xattrs
+
+
+# --- what paths may cost
+
+
+def test_components_are_bounded_by_the_entries(tmp_path: Path) -> None:
+    deep = b"/".join([b"x"] * 2000)
+    layer = [Entry(b"%d/%s" % (number, deep), Kind.FILE, 0o644, 0, 0, 0, 0) for number in range(500)]
+    assert "imply more than" in refusal(tmp_path, layer)
+    chain = [
+        Entry(b"s%d" % n, Kind.SYMLINK, 0, 0, 0, 0, 0, b"./" * 2000 + b"s%d" % (n + 1)) for n in range(30)
+    ]
+    below = [Entry(b"s%d/f" % (n % 30), Kind.FILE, 0o644, 0, 0, 0, 0) for n in range(500)]
+    assert "components allowed" in refusal(tmp_path, chain + below)
+
+
+def test_chains_of_hard_links_are_made_in_either_order_at_a_cost_that_is_bounded(tmp_path: Path) -> None:
+    links = [hardlink(f"{number}", f"{number + 1}") for number in range(1000)]
+    for layer in (archive(*links, file("1000")), archive(*links[::-1], file("1000"))):
+        with merged(tmp_path, layer) as tree:
+            assert at(tree, b"0").nlink == 1001
+    order = sorted(range(4000), key=lambda number: number * 1013 % 4000)
+    tangled = archive(*(hardlink(f"{number}", f"{number + 1}") for number in order), file("4000"))
+    assert "components allowed" in refusal(tmp_path, tangled)
+
+
+def test_a_directory_made_opaque_again_and_again_is_looked_through_once(tmp_path: Path) -> None:
+    lower = archive(*(file(f"d/{number}") for number in range(2000)))
+    with merged(tmp_path, lower, archive(*[opaque("d")] * 2000, file("d/n"))) as tree:
+        assert names(tree) == {"d/", "d/n"}
 
 
 def test_a_complaint_names_layer_digest_and_path_in_one_line(tmp_path: Path) -> None:

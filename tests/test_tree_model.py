@@ -72,6 +72,8 @@ class Refused(Exception):
 class Model:
     """The rules once more, without a thought for size or speed."""
 
+    lower_gives_way = True  # an entry below a lower non-directory makes a directory of it
+
     def __init__(self, layers: Sequence[Sequence[Entry]]) -> None:
         self.root = Thing(Kind.DIRECTORY)
         self.made_parents = False
@@ -176,8 +178,9 @@ class Model:
                 route = route[:-1] if name == ".." and len(route) > 1 else route
                 continue
             there = route[-1].children.get(name)
-            if there and there.kind is not Kind.DIRECTORY and not lower and self.gives_way(there, prefix):
-                there = None
+            if there and there.kind is not Kind.DIRECTORY and not lower:
+                is_below = make and self.lower_gives_way and prefix and there.layer < self.number
+                there = None if is_below or self.gives_way(there, prefix) else there
             if there is None:
                 if not make:
                     return None

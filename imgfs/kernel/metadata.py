@@ -47,9 +47,9 @@ from imgfs.kernel.erofs import (
     read_uuid,
 )
 from imgfs.kernel.placing import chunks_of, run
+from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Store, write_aside
-from imgfs.tree.paths import NAME_LIMIT
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Stored, Tree
 

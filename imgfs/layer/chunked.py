@@ -16,8 +16,8 @@ from imgfs.layer.blobrange import Fetch, fetch, fetch_tail
 from imgfs.layer.codec import ZstdFrames
 from imgfs.layer.entry import Codec
 from imgfs.layer.estargz import TOC_DIGEST, toc_digest
+from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.toc import Toc, read_toc
-from imgfs.layer.tocjson import LIMIT
 from imgfs.oci.descriptor import Descriptor, Digest
 
 _PREFIXES = ("io.github.containers.zstd-chunked.", "io.containers.zstd-chunked.")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage
 from imgfs.layer.blobrange import Fetch, fetch_tail
 from imgfs.layer.entry import Codec
+from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.tarheader import BLOCK, parse_header
 from imgfs.layer.toc import TOC_NAME, Toc, read_toc
-from imgfs.layer.tocjson import LIMIT
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from imgfs.errors import InvalidImage
+from imgfs.layer.limits import VTABLES as VTABLES
 
 # What a field of a schema can be: these three are pointers (uoffset, 32 bits), the others struct's letters.
 STRING = "string"
@@ -26,8 +27,6 @@ INT8 = "b"
 _POINTERS = frozenset((STRING, TABLE, VECTOR))
 _DEFAULTS: dict[str, Any] = {STRING: b"", TABLE: None, VECTOR: None, INT64: 0, INT32: 0, UINT32: 0, INT8: 0}
 _SIZES = {STRING: 4, TABLE: 4, VECTOR: 4, INT64: 8, INT32: 4, UINT32: 4, INT8: 1}
-
-VTABLES = 1000  # in a buffer at most: tables of one shape share theirs, and a zTOC's are of five kinds
 
 Schema: TypeAlias = tuple[str, ...]  # the kinds of a table's fields, by slot
 _U32, _I32 = struct.Struct("<I"), struct.Struct("<i")

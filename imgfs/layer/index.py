@@ -26,11 +26,13 @@ from imgfs.errors import IntegrityError, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.rows import (
     LARGEST,
+    TIME_RULE,
     integers,
     open_database,
     typed,
     unpack_extents,
     unpack_parts,
+    unpack_time,
     unpack_xattrs,
 )
 
@@ -92,7 +94,7 @@ RULES = {
     f"{integers(0, LARGEST, 'size', 'flat_size', 'entries')} AND {integers(0, 1, 'is_lean')}",
     "entry": f"{typed('blob', 'path', 'target')} AND {integers(0, max(Kind), 'kind')} AND "
     f"{integers(0, 0o7777, 'mode')} AND {integers(0, _LARGEST_ID, 'uid', 'gid', 'major', 'minor')} AND "
-    f"{integers(0, LARGEST, 'size')} AND {typed('integer', 'mtime_ns')} AND "
+    f"{integers(0, LARGEST, 'size')} AND {TIME_RULE} AND "
     f"{typed('blob null', 'xattrs', 'extents')} AND (flat IS NULL OR {integers(0, LARGEST, 'flat')})",
     "span": f"{integers(0, LARGEST, 'number', 'flat_start', 'flat_end', 'start', 'end')} AND "
     f"{integers(0, max(Codec), 'codec')} AND {typed('blob', 'digest')} AND {typed('blob null', 'parts')}",
@@ -287,4 +289,4 @@ def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, byte
         pieces = unpack_extents(extents) if extents else ()
     attributes = unpack_xattrs(xattrs) if xattrs else {}
     rest = (target, (major, minor), attributes, pieces)
-    return Entry(path, _KINDS[kind], mode, uid, gid, size, mtime_ns, *rest)
+    return Entry(path, _KINDS[kind], mode, uid, gid, size, unpack_time(mtime_ns), *rest)

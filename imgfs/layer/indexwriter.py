@@ -11,12 +11,12 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, Elsewhere
 from imgfs.layer.rows import (
-    clamp_time,
     create_database,
     has_schema,
     misfit,
     note_origin,
     pack_parts,
+    pack_time,
     pack_xattrs,
     stored_extents,
 )
@@ -40,7 +40,7 @@ class IndexWriter:
         """Append one entry, in the layer's own order."""
         flat, extents = stored_extents(entry)
         head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
-        tail = (clamp_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
+        tail = (pack_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
         self._entries.append((*head, *tail, flat, extents))
         if len(self._entries) >= _BATCH:
             self._flush()

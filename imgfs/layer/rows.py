@@ -148,9 +148,19 @@ def unpack_parts(blob: bytes) -> tuple[Part, ...]:
     return tuple(map(Part._make, _PART.iter_unpack(blob)))
 
 
-def clamp_time(mtime_ns: int) -> int:
-    """`mtime_ns` within what 64 bits hold, about the years 1678 to 2262."""
-    return max(-(1 << 63), min((1 << 63) - 1, mtime_ns))
+def pack_time(mtime_ns: int) -> int | bytes:
+    """A time as a row has it: a number, or, of a year before 1678 or after 2262, its 16 bytes."""
+    if -(1 << 63) <= mtime_ns < 1 << 63:
+        return mtime_ns
+    return mtime_ns.to_bytes(16, "little", signed=True)
+
+
+def unpack_time(stored: int | bytes) -> int:
+    """The inverse of `pack_time`."""
+    return stored if isinstance(stored, int) else int.from_bytes(stored, "little", signed=True)
+
+
+TIME_RULE = "(typeof(mtime_ns) = 'integer' OR typeof(mtime_ns) = 'blob' AND length(mtime_ns) = 16)"
 
 
 def stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:

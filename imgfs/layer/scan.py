@@ -17,16 +17,13 @@ from imgfs.layer.deflate import Engine
 from imgfs.layer.entry import Entry
 from imgfs.layer.estargz import TOC_DIGEST
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.layer.limits import PLAUSIBLE_RATIO, PLAUSIBLE_SIZE
 from imgfs.layer.pipeline import Pull, Push
 from imgfs.layer.spans import SpanWriter
 from imgfs.layer.tar import Want, parse_tar
 from imgfs.layer.toc import is_own
 from imgfs.oci.descriptor import Descriptor, Digest
 
-# What a layer may decode to before it is taken for a bomb: deflate reaches 1,032 to 1 on zeros, so a sparse
-# image of some GiB is plausible in a small blob; whole systems compress less than 100 to 1.
-PLAUSIBLE_SIZE = 16 << 30
-PLAUSIBLE_RATIO = 100
 _PIECE = 64 << 10  # bytes that are decoded at once
 
 

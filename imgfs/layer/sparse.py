@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Extent
+from imgfs.layer.limits import MAP_LIMIT
 from imgfs.layer.pax import SPARSE_MAP, Records, parse_decimal
 from imgfs.layer.tarheader import BLOCK, Want, check_size, has_gnu_magic, parse_number
-
-MAP_LIMIT = 1 << 20  # bytes of map stored outside the header: as Go's archive/tar allows for format 1.0
 
 _Piece = tuple[int, int]  # offset in the file, length
 

@@ -13,7 +13,7 @@ from urllib.parse import quote_from_bytes
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.tar import EXTENSION_LIMIT
+from imgfs.layer.limits import EXTENSION_LIMIT
 from imgfs.layer.tarheader import BLOCK, check_owner, check_size
 
 # POSIX pax, "ustar Interchange Format"

@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from imgfs.errors import InvalidImage
-
-LIMIT = 256 << 20  # bytes of a TOC: a million files take about 400 bytes each as eStargz writes them
-ENTRY_LIMIT = (
-    2 << 20
-)  # characters of one entry: a path and a few xattrs; a tar extension header has 1 MiB at most
-ENTRIES_LIMIT = 2_000_000  # entries and chunks of one layer
+from imgfs.layer.limits import TOC_ENTRIES_LIMIT as ENTRIES_LIMIT
+from imgfs.layer.limits import TOC_ENTRY_LIMIT as ENTRY_LIMIT
+from imgfs.layer.limits import TOC_LIMIT as LIMIT
 
 _VERSION = 1  # all that there is (eStargz, "TOC"; zstd:chunked says the same)
 _SPACE = re.compile(r"[ \t\n\r]*")  # RFC 8259, section 2

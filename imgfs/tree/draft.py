@@ -14,17 +14,20 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.rows import create_database, pack_xattrs, stored_extents
+from imgfs.layer.limits import FILE_LIMIT, MAJORS, MINORS, OWNERS, SECONDS, TARGET_LIMIT
+from imgfs.layer.rows import create_database, pack_time, pack_xattrs, stored_extents
+from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
 
 # What a name leads to, as in `d_type` of readdir(3): the file type bits of st_mode, shifted.
 DIRECTORY = stat.S_IFDIR >> 12
 SYMLINK = stat.S_IFLNK >> 12
+CHARACTER = stat.S_IFCHR >> 12
 _TYPES = {
     Kind.FILE: stat.S_IFREG >> 12,
     Kind.DIRECTORY: DIRECTORY,
     Kind.SYMLINK: SYMLINK,
-    Kind.CHARACTER: stat.S_IFCHR >> 12,
+    Kind.CHARACTER: CHARACTER,
     Kind.BLOCK: stat.S_IFBLK >> 12,
     Kind.FIFO: stat.S_IFIFO >> 12,
 }
@@ -36,8 +39,7 @@ _CACHE_KIB = 16 * 1024  # of each of the two files
 _BATCH = 100  # nodes
 _KNOWN = 20_000  # paths
 _KNOWN_LENGTH = 1024  # bytes of a path
-_ID_LIMIT = 1 << 32
-_MAJOR_LIMIT, _MINOR_LIMIT = 1 << 12, 1 << 20  # Linux's dev_t
+_BILLION = 1_000_000_000
 
 _WORK = """
 CREATE TABLE work.name (parent INTEGER, name BLOB, ino INTEGER, type INTEGER,
@@ -129,13 +131,17 @@ class Draft:
         self._names.execute(_ADD_NAME, (parent, name, self.next_ino, DIRECTORY))
         return self._add_node(entry, 0)
 
+    def add_nameless(self, entry: Entry, layer: int) -> Found:
+        """Add a node that has no name, only a pin: see `unpin`."""
+        return self._add_node(entry, layer), _TYPES[entry.kind]
+
     def describe(self, ino: int, entry: Entry) -> None:
         """Give a directory the attributes of an entry in place of its own."""
         _check(entry)
         query = "UPDATE node SET mode = ?, uid = ?, gid = ?, mtime_ns = ?, xattrs = ? WHERE ino = ?"
         mode = stat.S_IFDIR | entry.mode & 0o7777
-        xattrs = pack_xattrs(entry.xattrs)
-        self._node(query, ino, (mode, entry.uid, entry.gid, entry.mtime_ns, xattrs))
+        xattrs = pack_xattrs(kept_xattrs(entry.kind, entry.xattrs))
+        self._node(query, ino, (mode, entry.uid, entry.gid, pack_time(entry.mtime_ns), xattrs))
 
     def link(self, parent: int, name: bytes, found: Found) -> None:
         """Give a node a further name, in place of what has it."""
@@ -220,27 +226,39 @@ def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
     """A node's row. A directory's nlink is 2 here; `finish` adds its subdirectories."""
     _check(entry)
     _, kind, mode, uid, gid, size, mtime_ns, target, device, xattrs, extents = entry
-    head = (ino, _TYPES[kind] << 12 | mode & 0o7777, uid, gid)
-    packed = pack_xattrs(xattrs) if xattrs else None
+    permissions = 0o777 if kind is Kind.SYMLINK else mode & 0o7777  # Linux has no others for it: symlink(7)
+    head = (ino, _TYPES[kind] << 12 | permissions, uid, gid)
+    packed = pack_xattrs(kept_xattrs(kind, xattrs)) if xattrs else None
+    mtime = pack_time(mtime_ns)
     if kind is Kind.FILE:
         flat, more = stored_extents(entry)
         stored = size if flat is not None else sum(extent.length for extent in extents)
-        return (*head, size, mtime_ns, 1, 0, -(-stored // 512), layer, flat, more, None, packed)
+        return (*head, size, mtime, 1, 0, -(-stored // 512), layer, flat, more, None, packed)
     if kind is Kind.SYMLINK:
-        return (*head, len(target), mtime_ns, 1, 0, 0, layer, None, None, target, packed)
+        return (*head, len(target), mtime, 1, 0, 0, layer, None, None, target, packed)
     nlink = 2 if kind is Kind.DIRECTORY else 1
     number = os.makedev(*device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
-    return (*head, 0, mtime_ns, nlink, number, 0, layer, None, None, None, packed)
+    return (*head, 0, mtime, nlink, number, 0, layer, None, None, None, packed)
 
 
 def _check(entry: Entry) -> None:
-    if not (0 <= entry.uid < _ID_LIMIT and 0 <= entry.gid < _ID_LIMIT):
+    """Raise InvalidImage for a value that Linux or a driver cannot hold: the table in `layer.limits`."""
+    if not (0 <= entry.uid < OWNERS and 0 <= entry.gid < OWNERS):
         raise InvalidImage(f"owner {entry.uid}:{entry.gid} is beyond the 32 bits that Linux has")
-    if not 0 <= entry.size < 1 << 63:
-        raise InvalidImage(f"a size of {entry.size} bytes is out of range")
-    if entry.kind is Kind.SYMLINK and (not entry.target or b"\0" in entry.target):
-        raise InvalidImage("a symlink's target is empty or contains a NUL byte")  # as symlink(2) has it
+    if not 0 <= entry.size <= FILE_LIMIT:
+        raise InvalidImage(f"a size of {entry.size} bytes is out of range: a file has {FILE_LIMIT} at most")
+    if not -SECONDS <= entry.mtime_ns // _BILLION < SECONDS:
+        raise InvalidImage("a modification time is beyond the 64 bits of seconds that Linux has")
+    if entry.kind is Kind.SYMLINK:
+        _check_target(entry.target)
     if entry.kind in (Kind.CHARACTER, Kind.BLOCK):
         major, minor = entry.device
-        if not (0 <= major < _MAJOR_LIMIT and 0 <= minor < _MINOR_LIMIT):
+        if not (0 <= major < MAJORS and 0 <= minor < MINORS):
             raise InvalidImage(f"device {major}:{minor} is beyond the 12:20 bits that Linux has")
+
+
+def _check_target(target: bytes) -> None:
+    if not target or b"\0" in target:
+        raise InvalidImage("a symlink's target is empty or contains a NUL byte")  # as symlink(2) has it
+    if len(target) > TARGET_LIMIT:
+        raise InvalidImage(f"a symlink's target of {len(target)} bytes is longer than {TARGET_LIMIT}")

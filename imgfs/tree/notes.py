@@ -9,10 +9,12 @@ from imgfs.tree.draft import Draft, Found
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work.hidden (parent INTEGER, name BLOB, PRIMARY KEY (parent, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS work.held (path BLOB PRIMARY KEY, ino INTEGER, type INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS work.aside (path BLOB PRIMARY KEY, ino INTEGER, type INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS work.opaque (parent INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS work.later (seq INTEGER PRIMARY KEY, path BLOB UNIQUE, target BLOB);
 CREATE TABLE IF NOT EXISTS work.own (path BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-_END_LAYER = "DELETE FROM work.hidden; DELETE FROM work.own;"
+_END_LAYER = "DELETE FROM work.hidden; DELETE FROM work.opaque; DELETE FROM work.aside; DELETE FROM work.own;"
 
 
 class Notes:
@@ -28,7 +30,9 @@ class Notes:
         self._db.execute("INSERT OR IGNORE INTO work.hidden VALUES (?,?)", (parent, name))
 
     def hide_all(self, parent: int) -> None:
-        """Note that all names of a directory are to go."""
+        """Note that all names of a directory are to go; however often that is said, it costs once."""
+        if not self._db.execute("INSERT OR IGNORE INTO work.opaque VALUES (?)", (parent,)).rowcount:
+            return
         query = "INSERT OR IGNORE INTO work.hidden SELECT parent, name FROM work.name WHERE parent = ?"
         self._db.execute(query, (parent,))
 
@@ -64,15 +68,28 @@ class Notes:
         self._db.execute("DELETE FROM work.held WHERE path = ?", (path,))
         self._draft.unpin(found[0])
 
+    def put_aside(self, path: bytes, found: Found) -> None:
+        """Keep a node, pinned once, until the end of the layer: hard links to the clean `path` mean it."""
+        if before := self.aside(path):
+            self._draft.unpin(before[0])
+        self._db.execute("INSERT OR REPLACE INTO work.aside VALUES (?,?,?)", (path, *found))
+
+    def aside(self, path: bytes) -> Found | None:
+        """The node put aside for `path`."""
+        query = "SELECT ino, type FROM work.aside WHERE path = ?"
+        found: Found | None = self._db.execute(query, (path,)).fetchone()
+        return found
+
     def link_later(self, path: bytes, target: bytes) -> None:
         """Note a hard link whose target is not there yet; of several at one path the last counts."""
         query = "INSERT OR REPLACE INTO work.later (path, target) VALUES (?,?)"
         self._db.execute(query, (path, target))
 
-    def later(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(seq, path, target) of the links noted, the last first: so chains are mostly written."""
-        query = "SELECT seq, path, target FROM work.later WHERE seq < ? ORDER BY seq DESC LIMIT 1"
-        row = (1 << 62, b"", b"")
+    def later(self, *, last_first: bool = True) -> Iterator[tuple[int, bytes, bytes]]:
+        """(seq, path, target) of the links noted: chains are mostly written the last of them first."""
+        where = "seq < ? ORDER BY seq DESC" if last_first else "seq > ? ORDER BY seq"
+        query = f"SELECT seq, path, target FROM work.later WHERE {where} LIMIT 1"
+        row = (1 << 62 if last_first else -1, b"", b"")
         while row := self._db.execute(query, (row[0],)).fetchone():
             yield row
 
@@ -92,4 +109,6 @@ class Notes:
         """Forget everything; let go of the nodes held."""
         for path, found in self.holdings():
             self.release(path, found)
+        for (ino,) in self._db.execute("SELECT ino FROM work.aside"):
+            self._draft.unpin(ino)
         self._draft.run(_END_LAYER)

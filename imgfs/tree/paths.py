@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from imgfs.errors import InvalidImage
+from imgfs.layer.limits import NAME_LIMIT, PATH_LIMIT
 
 LINK_LIMIT = 40  # symlinks followed on one path: Linux's MAXSYMLINKS
-NAME_LIMIT = 255  # bytes of one component: Linux's NAME_MAX
 OPAQUE = b""  # what `parse_whiteout` gives as the name that hides all of them
 
 WHITEOUT_PREFIX = b".wh."
@@ -17,7 +17,7 @@ def clean(path: bytes) -> bytes:
     """`path` relative to the root, without `.`, `..` and empty components; the root itself is empty.
 
     `..` takes the component before it away, whatever that is, and goes no higher than the root: as containerd
-    and umoci do. Raises InvalidImage for a NUL and for a component of more than 255 bytes.
+    and umoci do. Raises InvalidImage for a NUL and for what is longer than Linux allows (`layer.limits`).
     """
     if b"//" in path or b"/." in path or path[:1] in (b"", b".", b"/") or path[-1:] == b"/":
         path = b"/".join(_components(path))
@@ -25,6 +25,8 @@ def clean(path: bytes) -> bytes:
         raise InvalidImage("a path contains a NUL byte")
     if len(path) > NAME_LIMIT and max(map(len, path.split(b"/"))) > NAME_LIMIT:
         raise InvalidImage(f"a component of the path is longer than {NAME_LIMIT} bytes")
+    if len(path) > PATH_LIMIT:
+        raise InvalidImage(f"a path is longer than {PATH_LIMIT} bytes")
     return path
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from imgfs.layer.rows import LARGEST, integers, typed
+from imgfs.layer.rows import LARGEST, TIME_RULE, integers, typed
 
-FORMAT = 2  # of the file; another number means: merge the layers again
+FORMAT = 3  # of the file; another number means: merge the layers again
 ROOT = 1  # the ino of the root: FUSE's, too
 STRIDE = 64  # every so many names of a directory, one is indexed by its position
 
@@ -34,7 +34,7 @@ RULES = {
     "(SELECT layers FROM summary) = (SELECT count(*) FROM layer)",
     "node": f"{integers(0, 0xFFFF, 'mode')} AND (mode >> 12) IN (1, 2, 4, 6, 8, 10) AND ino > 0 AND "
     f"{integers(0, (1 << 32) - 1, 'uid', 'gid', 'nlink')} AND "
-    f"{integers(0, LARGEST, 'size', 'device', 'blocks')} AND {typed('integer', 'mtime_ns')} AND "
+    f"{integers(0, LARGEST, 'size', 'device', 'blocks')} AND {TIME_RULE} AND "
     f"(flat IS NULL OR {integers(0, LARGEST, 'flat')}) AND "
     f"{typed('blob null', 'extents', 'target', 'xattrs')} AND (target IS NULL) = ((mode >> 12) != 10) AND "
     f"{typed('integer', 'layer')} AND layer BETWEEN 0 AND max(0, (SELECT layers FROM summary) - 1)",

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent
-from imgfs.layer.rows import has_schema, misfit, note_origin, open_database, unpack_extents, unpack_xattrs
+from imgfs.layer.rows import (
+    has_schema,
+    misfit,
+    note_origin,
+    open_database,
+    unpack_extents,
+    unpack_time,
+    unpack_xattrs,
+)
 from imgfs.tree.names import Parents
 from imgfs.tree.paths import LINK_LIMIT
 from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, RULES, SCHEMA, STRIDE
@@ -113,12 +121,12 @@ class Tree(AbstractContextManager["Tree"]):
     def node(self, ino: int) -> Node | None:
         """The node with that ino; the root's is 1."""
         row = self._row(_BY_INO, (ino,))
-        return Node._make((*row[:-1], row[-1] == 1)) if row else None
+        return _node(row) if row else None
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """The node that `name` leads to in the directory `parent`."""
         row = self._row(_BY_NAME, (parent, name))
-        return Node._make((*row[:-1], row[-1] == 1)) if row else None
+        return _node(row) if row else None
 
     def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
         """(position, name, node) of a directory's children behind the position `after`, ordered by name.
@@ -126,7 +134,7 @@ class Tree(AbstractContextManager["Tree"]):
         Positions count from 1. `.` and `..` are not among them. The further one iterates, the more is read.
         """
         for row in self._rows(_CHILDREN, {"parent": parent, "after": after}):
-            yield row[0], row[1], Node._make((*row[2:-1], row[-1] == 1))
+            yield row[0], row[1], _node(row[2:])
 
     def target(self, ino: int) -> bytes:
         """A symlink's target; raises OSError: EINVAL if it is none, ENOENT."""
@@ -166,7 +174,7 @@ class Tree(AbstractContextManager["Tree"]):
         """Every node, ordered by ino."""
         query = f"SELECT {_NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
         for row in self._rows(query, ()):
-            node, (layer, flat, packed, target, xattrs) = Node._make(row[:10]), row[10:]
+            node, (layer, flat, packed, target, xattrs) = _node(row[:10]), row[10:]
             extents = (Extent(0, node.size, flat),) if flat is not None else self._unpacked(packed or b"")
             yield Stored(node, layer, extents, target, unpack_xattrs(xattrs))
 
@@ -318,6 +326,13 @@ class Tree(AbstractContextManager["Tree"]):
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(f"{self._path}: not a tree ({error}); remove it to merge the layers again")
+
+
+def _node(row: tuple[Any, ...]) -> Node:
+    """The node whose columns are `_NODE`."""
+    if isinstance(row[5], bytes):
+        row = (*row[:5], unpack_time(row[5]), *row[6:])
+    return Node._make((*row[:-1], row[-1] == 1))
 
 
 def vouch(path: Path, origin: str) -> None:

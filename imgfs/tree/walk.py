@@ -6,20 +6,25 @@ from collections.abc import Iterator
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.index import LayerIndex
+from imgfs.layer.limits import NAME_LIMIT
+from imgfs.tree.budget import Budget
 from imgfs.tree.draft import DIRECTORY, SYMLINK, Draft, Found
 from imgfs.tree.notes import Notes
-from imgfs.tree.paths import LINK_LIMIT, NAME_LIMIT, WHITEOUT_PREFIX, clean, shown
+from imgfs.tree.paths import LINK_LIMIT, WHITEOUT_PREFIX, clean, shown
 from imgfs.tree.schema import ROOT
 
 
 class Walk:
     """Resolves one layer's paths, all of them clean.
 
-    A symlink of a lower layer, or any other non-directory, that stands where the layer has a directory entry
-    of its own is no way through: that directory replaces it, wherever its entry comes in the layer.
+    An entry `x/y` makes a directory of a lower layer's symlink or other non-directory `x`: containerd and
+    podman unpack a layer by itself, where `x` is a directory that then hides what is below. Symlinks of its
+    own a layer follows. For what is only looked at, whiteouts and hard links' targets, a lower symlink is a
+    way through unless the layer has a directory entry of its own there, wherever that comes in the layer.
     """
 
-    def __init__(self, draft: Draft, notes: Notes, index: LayerIndex) -> None:
+    def __init__(self, draft: Draft, notes: Notes, index: LayerIndex, budget: Budget) -> None:
+        self._budget = budget
         self._draft = draft
         self._notes = notes
         self._index = index
@@ -54,7 +59,7 @@ class Walk:
 
     def find_directory(self, path: bytes, *, lower: bool = False) -> int | None:
         """The directory that `path` leads to, symlinks followed; None if there is none. Makes nothing."""
-        route = _Route(path)
+        route = _Route(path, self._budget)
         for parent, name, depth in route:
             found = self._draft.find(parent, name)
             if found is None:
@@ -62,13 +67,13 @@ class Walk:
             if found[1] == DIRECTORY:
                 route.enter(found[0])
                 continue
-            stays = lower or not self._gives_way(path, depth, found)
+            stays = lower or not self._is_replaced(path, depth, found)
             if found[1] != SYMLINK or not stays or not route.follow(self._draft.target(found[0])):
                 return None
         return route.here
 
     def _make(self, path: bytes) -> int:
-        route = _Route(path)
+        route = _Route(path, self._budget)
         for parent, name, depth in route:
             found = self._draft.find(parent, name)
             if found and found[1] != DIRECTORY and self._gives_way(path, depth, found):
@@ -85,13 +90,19 @@ class Walk:
         if found is None:
             if len(name) > NAME_LIMIT or name.startswith(WHITEOUT_PREFIX):
                 raise InvalidImage(f"a symlink on the way leads to {shown(name)!r}, which cannot be made")
+            self._budget.imply()
             return self._draft.add_directory(parent, name)
         if found[1] != DIRECTORY:
             raise InvalidImage(f"{shown(name)!r} on the way is not a directory")
         return found[0]
 
     def _gives_way(self, path: bytes, depth: int, found: Found) -> bool:
-        """Whether a non-directory, met after `depth` components of `path`, is replaced by this layer."""
+        """Whether a non-directory, met after `depth` components of `path`, gives way to an entry below it."""
+        is_lower = found[0] < self._first_ino
+        return (depth > 0 and is_lower) or self._is_replaced(path, depth, found)
+
+    def _is_replaced(self, path: bytes, depth: int, found: Found) -> bool:
+        """Whether a non-directory, met after `depth` components of `path`, is one no more in this layer."""
         if depth == 0 or (found[1] == SYMLINK and found[0] >= self._first_ino):
             return False
         if not self._has_own:  # most layers never ask
@@ -106,10 +117,12 @@ class _Route:
     `depth` counts the path's own components up to this one; it is 0 for those of a symlink's target.
     """
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, budget: Budget) -> None:
+        self._budget = budget
         self._ahead = [(name, depth) for depth, name in enumerate(path.split(b"/"), start=1)][::-1]
         self._inos = [ROOT]
         self._links = 0
+        budget.look_up(len(self._ahead))
 
     @property
     def here(self) -> int:
@@ -133,5 +146,7 @@ class _Route:
         self._links += 1
         if target.startswith(b"/"):
             del self._inos[1:]
-        self._ahead.extend((name, 0) for name in reversed(target.split(b"/")))
+        names = target.split(b"/")
+        self._budget.look_up(len(names))
+        self._ahead.extend((name, 0) for name in reversed(names))
         return self._links <= LINK_LIMIT

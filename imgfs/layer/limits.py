@@ -1,0 +1,92 @@
+"""What a layer and its indexes may cost, and what Linux can hold of them: every bound, in one table.
+
+All of it comes from outside. What is beyond a bound raises InvalidImage naming the file and the field; an
+index of others is then done without.
+
+What Linux, and both drivers, can hold (checked by `tree.draft`, whatever the format and the driver):
+
+| field                   | bound                          | whose                                          |
+|-------------------------|--------------------------------|------------------------------------------------|
+| a path's component      | 255 bytes                      | NAME_MAX                                       |
+| a path, cleaned         | 4,095 bytes                    | PATH_MAX, which counts a NUL                   |
+| a link's target         | 4,095 bytes                    | PATH_MAX; EROFS, which reads it from one page  |
+| owner, group            | 32 bits                        | uid_t                                          |
+| mode                    | 12 bits; a symlink's is 0777   | symlink(7)                                     |
+| device                  | 12 bits major, 20 bits minor   | dev_t                                          |
+| size of a file          | 2^63 - 1 bytes                 | off_t                                          |
+| modification time       | 64 bits of seconds             | time64_t                                       |
+| an attribute's name     | 255 bytes                      | XATTR_NAME_MAX                                 |
+| an attribute's value    | 65,536 bytes                   | XATTR_SIZE_MAX                                 |
+| a file's attributes     | 65,536 bytes of names, 255 KiB | XATTR_LIST_MAX; EROFS: 16 bits of words        |
+| an attribute's prefix   | see `layer.xattrs`             | xattr(7)                                       |
+
+EROFS holds a little less, so the kernel driver says that an image is not for it (`kernel.erofs.Unsuitable`)
+and FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer, files in
+more than 65,536 pieces, an attribute of just 65,536 bytes.
+
+What a layer may cost:
+
+| input                   | bound                                                                           |
+|-------------------------|---------------------------------------------------------------------------------|
+| a compressed layer      | decodes to 100 times its size, or 16 GiB if that is more                        |
+| a zstd frame's window   | 2 GiB (`--long=31`); xz may take 1 GiB of memory                                |
+| an extension header     | 1 MiB (Go's maxSpecialFileSize), and the same for a sparse map                  |
+| components of its paths | 64 looked up for each entry, and 200,000                                        |
+| directories implied     | 16 for each entry, and 4,096                                                    |
+
+So merging takes time and disk that are linear in the entries, of which each has 512 bytes of the decoded
+layer at the least: about 300 bytes of store for an entry, about 150 for a directory that is implied.
+
+What an index of others may cost:
+
+| input                   | bound                                                                           |
+|-------------------------|---------------------------------------------------------------------------------|
+| a table of contents     | 256 MiB, 2 million entries and chunks, 2 Mi characters each; memory: 8 times it |
+| a zTOC                  | 256 MiB, 1,000 vtables; memory: 4 times it, and 2 KiB for each entry            |
+| a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most                   |
+| reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 16 MiB of memory      |
+"""
+
+from __future__ import annotations
+
+# -- what Linux can hold -----------------------------------------------------------------------------------
+NAME_LIMIT = 255  # bytes of one component: NAME_MAX (linux/limits.h)
+PATH_LIMIT = 4095  # bytes of a path: PATH_MAX without its NUL
+TARGET_LIMIT = PATH_LIMIT  # bytes of a symlink's target
+OWNERS = 1 << 32  # uid_t, gid_t
+MAJORS, MINORS = 1 << 12, 1 << 20  # dev_t (linux/kdev_t.h)
+FILE_LIMIT = (1 << 63) - 1  # bytes of a file: off_t
+SECONDS = 1 << 63  # of a time, either way: time64_t
+XATTR_NAME_LIMIT = 255  # bytes: XATTR_NAME_MAX (linux/limits.h)
+XATTR_VALUE_LIMIT = 1 << 16  # bytes: XATTR_SIZE_MAX
+XATTR_LIST_LIMIT = 1 << 16  # bytes of all names, each with its NUL: XATTR_LIST_MAX
+XATTRS_LIMIT = (
+    4 * 0xFFFF - 12
+)  # bytes of all names and values as EROFS packs them, 4 for each and padded to 4
+
+# -- what a layer may cost ---------------------------------------------------------------------------------
+# Deflate reaches 1,032 to 1 on zeros, so a sparse image of some GiB is plausible in a small blob; whole
+# systems compress less than 100 to 1.
+PLAUSIBLE_SIZE = 16 << 30
+PLAUSIBLE_RATIO = 100
+ZSTD_WINDOW_LIMIT = 1 << 31  # bytes: `zstd --long=31`, the most there is
+XZ_MEMORY_LIMIT = 1 << 30  # bytes: `xz -9` takes 65 MiB, a dictionary of 768 MiB still goes
+EXTENSION_LIMIT = 1 << 20  # bytes of one extension header: Go's maxSpecialFileSize
+MAP_LIMIT = (
+    1 << 20
+)  # bytes of a sparse map stored outside the header: as Go's archive/tar allows for format 1.0
+COMPONENTS_EACH, COMPONENTS_MORE = 64, 200_000  # looked up for each entry of a layer, and in all
+IMPLIED_EACH, IMPLIED_MORE = 16, 4096  # directories made though no entry describes them
+
+# -- what an index of others may cost ----------------------------------------------------------------------
+TOC_LIMIT = 256 << 20  # bytes of a TOC: a million files take about 400 bytes each as eStargz writes them
+TOC_ENTRY_LIMIT = 2 << 20  # characters of one entry: a path and a few xattrs
+TOC_ENTRIES_LIMIT = 2_000_000  # entries and chunks of one layer
+ZTOC_LIMIT = 256 << 20  # bytes: 8,000 checkpoints of 32 KiB, which SOCI makes of 32 GB of layer
+VTABLES = 1000  # of a flatbuffer: tables of one shape share theirs, and a zTOC's are of five kinds
+DATABASE_LIMIT = 4 << 30  # bytes of a published tree or index, unpacked
+DATABASE_RATIO, DATABASE_MORE = (
+    100,
+    1 << 20,
+)  # bytes that one packed byte may become, and that any file may have
+STEPS_EACH, STEPS_MORE = 64, 10_000_000  # of SQLite's virtual machine, for each byte of a file and in all
