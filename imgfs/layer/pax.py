@@ -18,9 +18,9 @@ SPARSE_MAP = b"GNU.sparse.map"
 _SPARSE_PIECE = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _SCHILY = b"SCHILY.xattr."
 _LIBARCHIVE = b"LIBARCHIVE.xattr."
-_KEPT = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
-_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
-_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_TIME = re.compile(rb"([+-]?)([0-9]+)(?:\.([0-9]*))?")
+_NUMBER = re.compile(rb"([+-]?)([0-9]+)")
+_DIGITS = 19  # of a number in 64 bits, but for zeros before them
 
 Records = Mapping[bytes, bytes]
 
@@ -49,19 +49,14 @@ def _records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Each `LENGTH KEY=VALUE\\n`, where the decimal LENGTH counts the whole record, itself included."""
     at = 0
     while at < len(payload):
-        space = payload.find(b" ", at, at + 8)  # 7 digits: extension headers are limited to 1 MiB
+        space = payload.find(b" ", at)
         digits = payload[at:space] if space > at else b""
-        stop = at + int(digits) if digits.isdigit() else 0
+        stop = at + _value(digits) if digits.isdigit() else 0
         equals = payload.find(b"=", space + 1, stop)
         if stop > len(payload) or equals <= space + 1 or payload[stop - 1] != 0x0A:
             raise InvalidImage(f"PAX record at byte {at} of the extended header is malformed")
         yield payload[space + 1 : equals], payload[equals + 1 : stop - 1]
         at = stop
-
-
-def matters(key: bytes) -> bool:
-    """Whether a keyword changes an entry, so that a global header's value must be remembered."""
-    return key in _KEPT or is_xattr(key)
 
 
 def is_xattr(key: bytes) -> bool:
@@ -77,10 +72,11 @@ def parse_path(value: bytes) -> bytes:
 
 
 def parse_decimal(value: bytes) -> int:
-    """A decimal number; raises InvalidImage."""
-    if not _NUMBER.fullmatch(value):
+    """A decimal number in 64 bits, however many zeros are before it; raises InvalidImage."""
+    match = _NUMBER.fullmatch(value)
+    if not match:
         raise InvalidImage(f"{value[:40]!r} in a PAX record is not a number")
-    return int(value)
+    return -_value(match[2]) if match[1] == b"-" else _value(match[2])
 
 
 def parse_time(value: bytes) -> int:
@@ -92,8 +88,16 @@ def parse_time(value: bytes) -> int:
     if not match:
         raise InvalidImage(f"{value[:40]!r} in a PAX record is not a time")
     sign, seconds, fraction = match.groups()
-    nanoseconds = int(seconds) * 1_000_000_000 + int((fraction or b"")[:9].ljust(9, b"0"))
-    return -nanoseconds if sign else nanoseconds
+    nanoseconds = _value(seconds) * 1_000_000_000 + int((fraction or b"")[:9].ljust(9, b"0"))
+    return -nanoseconds if sign == b"-" else nanoseconds
+
+
+def _value(digits: bytes) -> int:
+    """The limits are on values, not on characters: Go's and star's writers pad with zeros."""
+    digits = digits.lstrip(b"0")
+    if len(digits) > _DIGITS:
+        raise InvalidImage(f"{digits[:40]!r} in a PAX record is more than 64 bits hold")
+    return int(digits or b"0")
 
 
 def parse_xattrs(records: Records) -> dict[bytes, bytes]:

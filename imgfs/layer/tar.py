@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from imgfs.errors import InvalidImage
 from imgfs.layer import pax
 from imgfs.layer.entry import Entry, Extent, Kind
+from imgfs.layer.limits import EXTENSION_LIMIT
 from imgfs.layer.sparse import Payload, is_pax_sparse, read_old_sparse, read_pax_sparse
 from imgfs.layer.tarheader import (
     BLOCK,
@@ -27,8 +28,6 @@ from imgfs.layer.tarheader import (
 
 __all__ = ["Want", "parse_tar", "tar_entries"]
 
-EXTENSION_LIMIT = 1 << 20  # bytes of one extension header: Go's maxSpecialFileSize
-GLOBALS_LIMIT = 4096  # bytes of global records kept: they are copied into every entry that follows
 
 # Typeflags (POSIX pax, "ustar Interchange Format"; GNU tar manual). One that is not listed is a regular file:
 # so POSIX wants unknown ones read.
@@ -101,10 +100,13 @@ def tar_entries(flat: bytes) -> list[Entry]:
 
 
 class _Extensions:
-    """What extension headers have said of the members to come."""
+    """What extension headers have said of the next member.
+
+    A global header's records count for no member: Go's archive/tar hands it on as a member of its own, which
+    containerd, Docker and podman pass over, and forgets what other headers have said before it.
+    """
 
     def __init__(self) -> None:
-        self._globals: dict[bytes, bytes] = {}
         self._records: dict[bytes, bytes] = {}
         self._path = b""
         self._target = b""
@@ -117,37 +119,32 @@ class _Extensions:
         elif typeflag == b"K":
             self._target = payload.partition(b"\0")[0]
         elif typeflag == b"g":
-            self._add_globals(pax.parse_records(payload))
+            pax.parse_records(payload)  # which must be well-formed all the same
+            self._forget()
+            return
         else:
             self._records = pax.parse_records(payload)
         self.pending = True
 
     def take(self, header: Header) -> tuple[Header, pax.Records]:
-        """(header as the extensions have it, records) for one member; only global records outlive it."""
-        records = self._merged()
+        """(header as the extensions have it, records) for one member."""
+        records = self._given()
         changed = _apply(records, header)
         if self._path or self._target:
             changed = changed._replace(path=self._path or changed.path, target=self._target or changed.target)
-        self._records, self._path, self._target = {}, b"", b""
-        self.pending = bool(self._globals)
+        self._forget()
         return changed, records
 
-    def _add_globals(self, records: pax.Records) -> None:
-        self._globals.update({key: value for key, value in records.items() if pax.matters(key)})
-        self._globals = {key: value for key, value in self._globals.items() if value}
-        if sum(len(key) + len(value) for key, value in self._globals.items()) > GLOBALS_LIMIT:
-            raise InvalidImage(f"global PAX records hold more than {GLOBALS_LIMIT} bytes")
+    def _forget(self) -> None:
+        self._records, self._path, self._target = {}, b"", b""
+        self.pending = False
 
-    def _merged(self) -> pax.Records:
-        """Globals and records. An empty value deletes what was said before (POSIX pax); an xattr of which
-        nothing was said before is indeed empty, like overlayfs's `metacopy`."""
-        if not self._globals and b"" not in self._records.values():
+    def _given(self) -> pax.Records:
+        """The records. An empty value says nothing (POSIX pax: it deletes what was said before); but an
+        xattr's is indeed empty, like that of overlayfs's `metacopy`."""
+        if b"" not in self._records.values():
             return self._records
-        return {
-            key: value
-            for key, value in (self._globals | self._records).items()
-            if value or (pax.is_xattr(key) and key not in self._globals)
-        }
+        return {key: value for key, value in self._records.items() if value or pax.is_xattr(key)}
 
 
 def _apply(records: pax.Records, header: Header) -> Header:
