@@ -168,6 +168,20 @@ def test_what_is_in_the_store_whole_is_read_without_us(alone: Imgfs, image: str)
     assert alone.status(at)["bytes_served"] > 0
 
 
+@pytest.mark.parametrize("missing", [120, 60], ids=["no padding", "half of it"])
+def test_a_layer_that_ends_right_after_a_files_bytes_is_read_to_its_end(
+    alone: Imgfs, tmp_path: Path, missing: int
+) -> None:
+    layer = tar.archive(tar.file("first", b"f"), tar.file("last", NOISE[:5000]))[: -1024 - missing]
+    image = write_image(tmp_path / "layout", [plain(layer)])
+    for _ in range(2):  # from the second time on, the kernel reads the file itself
+        at = alone.mount(image)
+        drop_caches()
+        assert (at / "last").read_bytes() == NOISE[:5000]
+        assert (at / "first").read_bytes() == b"f"
+        alone.umount(at)
+
+
 def test_what_is_recorded_or_is_to_be_served_is_served(alone: Imgfs, image: str) -> None:
     for options in (["--record", "work"], ["-o", "nopassthrough"]):
         at = alone.mount(image, *options)

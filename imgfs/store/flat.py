@@ -33,6 +33,7 @@ from imgfs.store.writing import write_at
 log = logging.getLogger(__name__)
 
 _TRIES = 10  # at opening files that others replace meanwhile
+BLOCK = 512  # bytes: of tar, and of the EROFS images whose device the file is
 
 
 class Flat:
@@ -156,9 +157,15 @@ class Flat:
         """Another name for the file, which stays as it is as long as it has that: the kernel may read it.
 
         None if some of it is not there, or it cannot be pinned. Whoever has pinned it removes the name.
+
+        The kernel reads whole blocks: where a tar ends within its last one, the file has to go on to its end.
         """
         with self._locked():
-            return pin(self._directory, self._fd) if self.count_present() == self.spans else None
+            if self.count_present() != self.spans:
+                return None
+            with self._disk_errors():
+                os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, self.size + -self.size % BLOCK))
+            return pin(self._directory, self._fd)
 
     def begin(self, first: int, last: int) -> bytes:
         """The marks of spans that are about to be fetched, for `put`. Waits for an eviction under way."""
