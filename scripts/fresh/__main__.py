@@ -1,8 +1,8 @@
 """Run README's commands in a fresh Debian: `scripts/test --fresh [SUITE] [--first] [PYTEST-ARGUMENT...]`.
 
 A bare root file system of SUITE (bookworm, unless it says trixie) is made with mmdebstrap; a clone of this
-checkout's last commit is put in it, and scripts/quickstart and scripts/test run there, with /dev/fuse and nothing
-else of this machine but its network. --first: each test module's first test only, and no lint. Needs root.
+checkout's last commit is put in it, and scripts/quickstart and scripts/test run there, with /dev/fuse and
+nothing else of this machine but its network. --first: of each module the first test, no lint. Needs root.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run a command in a root file system: `python -m scripts.fresh.contained ROOT DIRECTORY COMMAND...`.
 
-`words` is how: in mount, process, IPC and host name namespaces of its own, which end with the first process in
-them; that one ends when its parent does, by whatever signal. So no mount and no process is left.
+`words` is how: in mount, process, IPC and host name namespaces of its own, which end with their first
+process; that one ends when its parent does, by whatever signal. So no mount and no process is left.
 The command finds /proc, /sys with the cgroups, and a /dev of what every container has and /dev/fuse.
 """
 
