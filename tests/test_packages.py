@@ -29,9 +29,9 @@ STARTERS = {
 ALTERNATIVES = {"runc", "tini", "docker-init"}  # taken where they are: what they do, crun and catatonit do
 ABSENT = {"no-such-tool", "docker-credential-"}  # started so that there is none
 OTHER = {"apt-get", "apt-config", "mount.fuse.imgfs"}  # what installs the rest, and what is installed
-STARTS = {"run", "Popen", "check_output", "check_call", "program"}
-LOOKS = {"which", "installed"}
-ASSIGNED = {"words", "command", "tool", "script"}
+STARTS = {"run", "Popen", "check_output", "check_call"}  # with a list; Imgfs.run takes imgfs's own words
+LOOKS = {"which", "installed", "program"}  # with a word
+ASSIGNED = {"words", "command", "tool"}
 
 IMPORT_ALL = """
 import importlib, pkgutil, imgfs, scripts
@@ -92,19 +92,20 @@ def started_by(directory: Path) -> Iterator[tuple[str, str]]:
 
 def _started(node: ast.AST) -> Iterator[str]:
     match node:
-        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=[first, *_]) if (
-            name in LOOKS | STARTS
-        ):
-            yield from _first_word(first, node.args)
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=[first, *_]) if name in STARTS:
+            yield from _first_word(getattr(first, "elts", []))
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=words) if name in LOOKS:
+            yield from _first_word(words)
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.lower() == "script":
+            yield from _shell_words(value)
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.lower() in ASSIGNED:
-            yield from _first_word(value, []) if name.lower() != "script" else _shell_words(value)
+            yield from _first_word(getattr(value, "elts", []))
         case _:
             pass
 
 
-def _first_word(first: ast.expr, rest: list[ast.expr]) -> Iterator[str]:
+def _first_word(words: list[ast.expr]) -> Iterator[str]:
     """The program that a command line starts, and those of the script that it gives a shell."""
-    words = first.elts if isinstance(first, ast.List | ast.Tuple) else rest
     match words:
         case [ast.Constant(value=str(program)), *more] if re.fullmatch(r"[a-z][\w.+-]*", program):
             yield program
