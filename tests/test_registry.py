@@ -38,9 +38,10 @@ from imgfs.registry.client import Client
 from imgfs.registry.credentials import Credentials, find_credentials
 from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.ranges import Window, cut_out, gather
-from imgfs.registry.refusal import redact, refusal
+from imgfs.registry.refusal import refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
 from imgfs.registry.transport import is_loopback
+from imgfs.registry.urls import redact
 from tests.clients import client_of
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer

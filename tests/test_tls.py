@@ -548,7 +548,7 @@ def test_a_proxy_that_is_away_is_named(proxied: pytest.MonkeyPatch, stack: ExitS
         client.head_manifest("v1")
 
 
-@pytest.mark.parametrize("proxy", ["socks5://ann:secret@127.0.0.1:1", "ftp://127.0.0.1:1", "http://"])
+@pytest.mark.parametrize("proxy", ["socks4://ann:secret@127.0.0.1:1", "ftp://127.0.0.1:1", "http://"])
 def test_a_proxy_that_is_none_of_the_web_is_named_without_its_password(
     proxied: pytest.MonkeyPatch, stack: ExitStack, proxy: str
 ) -> None:

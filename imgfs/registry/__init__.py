@@ -11,8 +11,10 @@ manifests     its manifests, by tag or digest      blobs    its blobs, read whol
 tags          the list of its tags                 pages    lists that come in pages
 referrers     what refers to its manifests: the registry's list, or one kept under a tag
 session       requests with authorization, along redirects
+urls          what a URL says: one parser for all that servers and files say
 redirects     where those may lead
-transport     single requests over kept connections; it and `adapter` alone import requests
+transport     single requests over kept connections; it and `adapter` alone import requests and urllib3
+sockets       connections that end in time        socks    by way of a SOCKS proxy
 names         what a host's name means, within its time
 response      what comes back                      failure  why nothing does
 tls           whom TLS believes, and what it shows

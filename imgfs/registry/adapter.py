@@ -1,37 +1,65 @@
-"""How requests connects: within its time, with a TLS context made here, and noticing who is at the other end.
+"""How urllib3 is used: connections by the parts of a `Url`, requests byte for byte, heads that end.
 
-Only `transport` imports this module, when the first request is made.
+What urllib3 is given to parse is never the URL of a request: which host is connected to, what its certificate
+must say, the Host header and the request's target are all taken from the same `Url`. Only `transport` imports
+this module, when the first request is made.
 """
 
 from __future__ import annotations
 
+import base64
+import errno
+import http.client
 import socket
 import ssl
-import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
-from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url as parse_proxy
 
-from imgfs.errors import RegistryError
-from imgfs.registry.names import Address, addresses_of
+from imgfs.registry.sockets import Deadline, Meet, PlainSocket, TlsSocket, bound, dial
+from imgfs.registry.socks import SOCKS, SocksProxy
+from imgfs.registry.urls import Url
 
-# A connection lies idle for hours between two reads. Probes keep it in the tables of what is on the way, and
-# end it after a minute without an echo (tcp(7)).
-_KEEP_ALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-)
-_OPTIONS = (*HTTPConnection.default_socket_options, *_KEEP_ALIVE)
+MAX_HEAD = 256 << 10  # bytes of an answer's head with all 1xx before it; curl takes 300 kB, a line has 64 KiB
+MAX_INTERIM = 32  # answers 1xx before the answer: a registry that works long may send some
 
-Meet = Callable[[str, str], None]  # told a host and the number of one of its addresses
+Payload = bytes | Iterable[Any]  # the bytes or memoryviews of a body
 
 
-class Adapter(HTTPAdapter):
+class _Order(dict[str, str]):
+    """The headers of a request, and beside them what urllib3 does not pass on."""
+
+    def __init__(self, headers: Mapping[str, str], target: str, deadline: Deadline) -> None:
+        super().__init__(headers)
+        self.target = target
+        self.deadline = deadline
+
+    def copy(self) -> _Order:
+        """A copy with all of it: urllib3 changes one for a proxy."""
+        return _Order(self, self.target, self.deadline)
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that comes after any interim ones (RFC 9110, 15.2), of which http.client knows 100 alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MAX_INTERIM + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # urllib3 calls it, too
+            if not 100 <= status < 200:
+                return version, status, reason
+            if status == http.client.SWITCHING_PROTOCOLS:
+                raise OSError(errno.EPROTO, "it goes on in another protocol, unasked")
+            http.client.parse_headers(self.fp)
+        raise OSError(errno.EPROTO, f"more than {MAX_INTERIM} interim answers")
+
+
+class Adapter:
     """Keeps up to `connections` to each host. `context` is for those with TLS, None if there are none.
 
     `admit` is asked about the address of a host before it is connected to, and raises RegistryError if that
@@ -41,36 +69,145 @@ class Adapter(HTTPAdapter):
     def __init__(
         self, context: ssl.SSLContext | None, connections: int, *, admit: Meet | None, met: Meet
     ) -> None:
-        self._ours: dict[str, Any] = {"ssl_context": context} if context else {}
-        self._pools = _pools(lambda connection: _dial(connection, admit, met))
-        super().__init__(pool_connections=connections, pool_maxsize=connections)
+        if context:
+            context.sslsocket_class = TlsSocket
+        self._options: dict[str, Any] = {"num_pools": connections, "maxsize": connections, "block": False}
+        if context:
+            self._options["ssl_context"] = context
+        self._admit = admit
+        self._met = met
+        self._managers: dict[str, PoolManager] = {}  # by proxy, "" for none
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
-        """Give the context to what makes connections, and have those made here."""
-        super().init_poolmanager(connections, maxsize, block, **more, **self._ours)
-        self.poolmanager.pool_classes_by_scheme = self._pools
+    def send(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        body: Payload | None,
+        *,
+        proxy: str,
+        timeouts: tuple[float, float],
+    ) -> tuple[BaseHTTPResponse, Deadline]:
+        """Send a request, through a `proxy` unless that is "": its answer, and what bounds the rest of it.
 
-    def proxy_manager_for(self, proxy: Any, **more: Any) -> Any:
-        """Do so for what makes connections through a proxy, too."""
-        manager = super().proxy_manager_for(proxy, **more, **self._ours)
-        if not proxy.lower().startswith("socks"):  # has connections of its own
-            manager.pool_classes_by_scheme = self._pools
+        `timeouts` are for connecting, and for the answer's head as a whole. Raises OSError, HTTPError, and
+        ValueError for what cannot be sent.
+        """
+        deadline = Deadline()
+        forwarded = bool(proxy) and not url.is_secure and not proxy.lower().startswith(SOCKS)
+        target = str(url) if forwarded else url.target
+        pool = self._manager(proxy).connection_from_host(url.host, url.port, url.scheme)
+        answer = pool.urlopen(
+            method,
+            f"http://{url.netloc}/" if forwarded else "/",  # of which urllib3 needs the form alone
+            body=body,
+            headers=_Order({"Host": url.netloc, **headers}, target, deadline),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=Timeout(connect=timeouts[0], read=timeouts[1]),
+        )
+        return answer, deadline
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        managers, self._managers = self._managers, {}
+        for manager in managers.values():
+            manager.clear()
+
+    def _manager(self, proxy: str) -> PoolManager:
+        if proxy not in self._managers:
+            self._managers[proxy] = self._made(proxy)
+        return self._managers[proxy]
+
+    def _made(self, proxy: str) -> PoolManager:
+        if proxy.lower().startswith(SOCKS):
+            manager = PoolManager(**self._options)
+            manager.pool_classes_by_scheme = _pools(_Dialer(None, None, SocksProxy.parse(proxy)))
+        elif proxy:
+            manager = ProxyManager(
+                proxy,
+                proxy_headers=_proxy_headers(proxy),
+                proxy_ssl_context=_proxy_context(),
+                **self._options,
+            )
+            manager.pool_classes_by_scheme = _pools(_Dialer(None, None))
+        else:
+            manager = PoolManager(**self._options)
+            manager.pool_classes_by_scheme = _pools(_Dialer(self._admit, self._met))
         return manager
 
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave it to the context: requests would have it believe its own list as well."""
+
+class _Dialer:
+    """Makes the sockets of connections, perhaps to a proxy, or to their host by way of a `socks` proxy."""
+
+    def __init__(self, admit: Meet | None, met: Meet | None, socks: SocksProxy | None = None) -> None:
+        self._admit = admit
+        self._met = met
+        self._socks = socks
+
+    def dial(self, connection: HTTPConnection) -> PlainSocket:
+        """A socket for a connection; what is to be said before the first request has as long again."""
+        seconds = connection.timeout
+        assert isinstance(seconds, int | float), "every request has a time"
+        if self._socks:
+            return self._socks.dial(connection.host, connection.port or 0, float(seconds))
+        host = connection.host.strip("[]")
+        made = dial(host, connection.port or 0, float(seconds), admit=self._admit, met=self._met)
+        made.deadline = Deadline()
+        made.deadline.begin(float(seconds), MAX_HEAD)
+        return made
 
 
-def _pools(dial: Callable[[HTTPConnection], socket.socket]) -> dict[str, Any]:
-    """Pools of connections that are made by `dial`."""
+class _Exchange(HTTPConnection):
+    """A connection whose requests are written as they were ordered, and whose answers' heads have an end."""
 
-    class Plain(HTTPConnection):
+    _deadline: Deadline | None = None
+    _head: _Answer | None = None
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **more: Any) -> None:
+        """Send a request; an `_Order` says for what."""
+        del url  # as urllib3 would write it
+        assert isinstance(headers, _Order)
+        self._deadline = headers.deadline
+        bound(self.sock, None)  # that of the request before
+        super().request(method, headers.target, body=body, headers=headers, **more)
+
+    def getresponse(self) -> Any:
+        """The answer, when its head has come whole within the time of a read."""
+        assert self._deadline
+        assert isinstance(self.timeout, int | float)
+        self._deadline.begin(float(self.timeout), MAX_HEAD)
+        bound(self.sock, self._deadline)
+        try:
+            answer = super().getresponse()
+        except BaseException:
+            if self._head:  # urllib3 leaves one open whose headers it does not understand
+                self._head.close()
+            raise
+        self._deadline.lift()
+        return answer
+
+    def response_class(  # type: ignore[override]  # http.client calls it, and nothing more
+        self, *arguments: Any, **more: Any
+    ) -> _Answer:
+        """Make what http.client reads an answer with."""
+        self._head = _Answer(*arguments, **more)
+        return self._head
+
+
+def _pools(dialer: _Dialer) -> dict[str, Any]:
+    """Pools of connections whose sockets are made by `dialer`."""
+
+    class Plain(_Exchange):
         def _new_conn(self) -> socket.socket:
-            return dial(self)
+            return dialer.dial(self)
 
-    class Secure(HTTPSConnection):
+    class Secure(_Exchange, HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return dial(self)
+            return dialer.dial(self)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -81,58 +218,13 @@ def _pools(dial: Callable[[HTTPConnection], socket.socket]) -> dict[str, Any]:
     return {"http": PlainPool, "https": SecurePool}
 
 
-def _dial(connection: HTTPConnection, admit: Meet | None, met: Meet) -> socket.socket:
-    """A socket connected to the host of `connection`, or its proxy, in its time; raises OSError if not.
-
-    The time is for the name and all its addresses together, of which each has a fair part of what is left.
-    """
-    host, port, seconds = connection.host.strip("[]"), connection.port, _seconds(connection)
-    ends = time.monotonic() + seconds
-    found = addresses_of(host, port, seconds)
-    if connection.proxy is None and admit:
-        found = _admitted(host, found, admit)
-    failure = OSError(f"{host} has no address")
-    for others, address in zip(reversed(range(len(found))), found, strict=True):
-        try:
-            made = _connected(address, max(0.0, ends - time.monotonic()) / (others + 1))
-        except OSError as error:
-            failure = error
-            continue
-        made.settimeout(seconds)  # of a handshake
-        if connection.proxy is None:
-            met(host, address.number)
-        return made
-    raise failure
+def _proxy_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.sslsocket_class = TlsSocket
+    return context
 
 
-def _seconds(connection: HTTPConnection) -> float:
-    assert isinstance(connection.timeout, int | float), "every request has a time"
-    return float(connection.timeout)
-
-
-def _admitted(host: str, found: list[Address], admit: Meet) -> list[Address]:
-    """The addresses that may be gone to; raises why not if that is none of them."""
-    admitted, refusal = [], None
-    for address in found:
-        try:
-            admit(host, address.number)
-        except RegistryError as error:
-            refusal = error
-        else:
-            admitted.append(address)
-    if refusal and not admitted:
-        raise refusal
-    return admitted
-
-
-def _connected(address: Address, seconds: float) -> socket.socket:
-    made = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        for option in _OPTIONS:
-            made.setsockopt(*option)
-        made.settimeout(max(seconds, 0.001))  # 0 would mean: without waiting at all
-        made.connect(address.place)
-    except BaseException:
-        made.close()
-        raise
-    return made
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    """The proxy's password, if its URL has one (RFC 9110, 11.7)."""
+    pair = unquote(parse_proxy(proxy).auth or "")
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"} if pair else {}

@@ -15,11 +15,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.realm import check_realm
+from imgfs.registry.urls import parse_url
 
 _CLIENT_ID = "imgfs"
 _DEFAULT_LIFETIME = 60.0  # seconds, if a token does not say (token.md, `expires_in`)
@@ -51,7 +52,7 @@ class TokenRequest(NamedTuple):
     form: str | None = None
 
     def __repr__(self) -> str:
-        return f"TokenRequest({self.method} {urlsplit(self.url).hostname})"  # the rest is secret
+        return f"TokenRequest({self.method} {parse_url(self.url).host})"  # the rest is secret
 
 
 class TokenReply(NamedTuple):
@@ -252,7 +253,7 @@ def _post_request(grant: _Grant, credentials: Credentials) -> TokenRequest:
 
 
 def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | None) -> tuple[str, float]:
-    server = urlsplit(grant.realm).hostname
+    server = parse_url(grant.realm).host
     if reply.status in (401, 403):
         who = f"the credentials of {credentials.username!r}" if credentials else "anonymous access"
         raise Unauthorized(f"the token server {server} refused {who}", status=reply.status)

@@ -11,8 +11,8 @@ from imgfs.oci.descriptor import Digest
 from imgfs.registry.client import Client
 from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.health import Health
-from imgfs.registry.refusal import redact
 from imgfs.registry.retry import Timeouts
+from imgfs.registry.urls import redact
 
 _CONNECT, _READ, _DEADLINE = 2.0, 5.0, 10.0  # seconds for one that has another behind it
 _BRIEF = 160  # characters of an error beside another

@@ -10,10 +10,10 @@ from imgfs.errors import ImgfsError, Unavailable
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.realm import check_address
-from imgfs.registry.redirects import origin
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport
+from imgfs.registry.urls import origin
 
 _MAX_REPLY = 1 << 20  # bytes of a token server
 
@@ -29,8 +29,8 @@ class Dance:
         transport: Transport,
     ) -> None:
         self._origin = origin(base)
-        self._host = self._origin[1] or ""
-        self._secure = self._origin[0] == "https"
+        self._host = self._origin.host
+        self._secure = self._origin.scheme == "https"
         self._transport = transport
         self._lock = threading.Lock()
         self._door = threading.Lock()

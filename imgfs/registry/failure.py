@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from imgfs.errors import RegistryError, Unavailable
-from imgfs.registry.refusal import redact
 from imgfs.registry.tls import NEVER_BETTER, hint_for
+from imgfs.registry.urls import redact
 
 
-def no_answer(url: str, error: Exception, proxies: Mapping[str, str]) -> RegistryError:
+def no_answer(url: str, error: Exception, proxy: str) -> RegistryError:
     """The error to raise for a request without an answer: Unavailable if it may have one another time."""
-    text = f"{redact(url)}: no answer: {reason_of(error)}{_through(url, proxies)}"
+    text = f"{redact(url)}: no answer: {reason_of(error)}{_through(proxy)}"
     tls = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), None)
     if tls and tls.reason in NEVER_BETTER:
         return RegistryError(f"{text}{hint_for(tls)}", url=redact(url))
     return Unavailable(text, url=redact(url))
 
 
-def not_asked(url: str, error: Exception, proxies: Mapping[str, str]) -> RegistryError:
-    """The error to raise for a request that cannot even be sent: for its URL, or because of the proxy."""
-    through = _through(url, proxies)
-    why = "; of proxies, only those at http:// and https:// are known here" if through else ""
+def not_asked(url: str, error: Exception, proxy: str) -> RegistryError:
+    """The error to raise for a request that cannot even be sent: for its headers, or because of the proxy."""
+    through = _through(proxy)
+    why = "; of proxies, only those at http://, https:// and socks5:// are known here" if through else ""
     return RegistryError(f"{redact(url)}: cannot be asked for{through}: {type(error).__name__}{why}")
 
 
-def _through(url: str, proxies: Mapping[str, str]) -> str:
+def _through(proxy: str) -> str:
     """Which proxy was to be asked, if one was, without its password."""
-    from requests.utils import select_proxy
-
-    proxy = select_proxy(url, dict(proxies))
-    if not proxy:
-        return ""
-    return f" (through the proxy {redact(proxy if '://' in proxy else f'http://{proxy}')})"
+    return f" (through the proxy {redact(proxy)})" if proxy else ""
 
 
 def reason_of(error: BaseException) -> str:

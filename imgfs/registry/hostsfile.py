@@ -12,17 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from imgfs.registry.endpoint import ALL, Tls
 from imgfs.registry.toml import Table
+from imgfs.registry.urls import UrlError, parse_url
 from imgfs.registry.watched import Reader
 
 DEFAULT = "_default"
 _NAME = "hosts.toml"
 _ROOT = "/v2"  # where the API is (distribution-spec, "Endpoints")
-_HOST = re.compile(r"(?:[a-z0-9][a-z0-9._-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_URL = re.compile(r"[^?#\s\0-\x20\x7f-\U0010ffff]+")  # no query, no fragment, visible ASCII
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
@@ -100,13 +98,14 @@ def _host(url: str, table: Table, above: Table, key: str) -> Host:
 def _address(url: str) -> tuple[str, str, str] | None:
     """Scheme, host and path of a URL, whose scheme is https if it has none."""
     try:
-        parts = urlsplit(url if "://" in url else f"https://{url}")
-    except ValueError:
+        found = parse_url(url if "://" in url else f"https://{url}")
+    except UrlError:
         return None
-    host, path = parts.netloc.lower(), parts.path
-    if parts.scheme not in ("http", "https") or not _URL.fullmatch(url) or not _HOST.fullmatch(host):
+    if set("?#") & set(url):
         return None
-    return parts.scheme, host, posixpath.normpath(f"/{path.strip('/')}").rstrip("/")
+    named = url.partition("://")[2] or url  # a port stays, should it be the scheme's own: certs.d is named so
+    host = named.partition("/")[0].lower()
+    return found.scheme, host, posixpath.normpath(f"/{found.target.strip('/')}").rstrip("/")
 
 
 def _capabilities(table: Table) -> frozenset[str]:

@@ -23,8 +23,8 @@ from imgfs.registry.client import Client
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint
 from imgfs.registry.health import Health
-from imgfs.registry.refusal import redact
 from imgfs.registry.retry import Timeouts
+from imgfs.registry.urls import redact
 
 T = TypeVar("T")
 

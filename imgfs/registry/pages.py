@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from imgfs.errors import RegistryError
-from imgfs.registry.redirects import origin, redirected
+from imgfs.registry.redirects import redirected
 from imgfs.registry.session import Answer, Session
+from imgfs.registry.urls import origin
 
 MAX_PAGE = 4 << 20  # bytes
 _MAX_PAGES = 20
@@ -28,7 +29,7 @@ def pages(session: Session, url: str, headers: Mapping[str, str]) -> Iterator[An
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
     """Where `Link: <url>; rel="next"` points to, if it is on the same host."""
-    target, _, parameters = headers.get("Link", "").partition(">")
+    target, _, parameters = headers.get("Link", "").strip().partition(">")
     if not target.startswith("<") or "next" not in parameters:
         return None
     try:

@@ -6,7 +6,7 @@ auth.docker.io), so another host must do. Refused is what no registry of the wor
 secrets, or after servers that only we can reach:
 
 - plain HTTP, if the registry itself is reached over TLS;
-- user and password, a fragment, or signs in the host that one parser of URLs reads otherwise than the next;
+- a fragment, and all that one parser of URLs reads otherwise than the next (`urls`);
 - an address of this machine or of its link (clouds keep their instances' secrets at 169.254.169.254), and a
   private one, from a registry that is no such neighbour itself.
 
@@ -20,15 +20,11 @@ known by that name can answer. A redirect of a token server is not followed at a
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
-from urllib.parse import SplitResult, urlsplit
 
 from imgfs.errors import Unauthorized
+from imgfs.registry.urls import UrlError, parse_url, shown
 
-_SHOWN = 200  # characters of a realm in an error
-_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
-_VISIBLE = re.compile(r"[!-~]+")  # what may stand in a URL
 _PUBLIC, _PRIVATE, _MACHINE, _NOWHERE = "public", "private", "machine", "nowhere"
 
 
@@ -38,12 +34,15 @@ def check_realm(realm: str, *, registry: str, secure: bool, number: str | None =
     `registry` is the host of the registry that names it, "" if that does not matter; `secure` says that it is
     reached over TLS, `number` at which address, if that is known.
     """
-    parts = _parse(realm)
-    if parts is None:
-        raise Unauthorized(f"the registry names no token server (realm {realm[:_SHOWN]!r})")
-    if secure and parts.scheme != "https":
-        raise Unauthorized(f"the registry's token server {realm[:_SHOWN]!r} does not use TLS")
-    host = parts.hostname or ""
+    try:
+        url = parse_url(realm)
+    except UrlError as error:
+        raise _no_server(realm, str(error)) from error
+    if "#" in realm:
+        raise _no_server(realm, "with a fragment")
+    if secure and not url.is_secure:
+        raise Unauthorized(f"the registry's token server {shown(realm)} does not use TLS")
+    host = url.host
     own = _kind(number or registry)
     if registry and not _may_name(registry, own, host, _kind(host), secure=secure):
         raise _refused(registry, host, host)
@@ -66,6 +65,10 @@ def is_of_this_machine(host: str) -> bool:
     return _kind(host) in (_MACHINE, _NOWHERE)
 
 
+def _no_server(realm: str, why: str) -> Unauthorized:
+    return Unauthorized(f"the registry names no token server (realm {shown(realm)}, a URL {why})")
+
+
 def _refused(registry: str, host: str, address: str) -> Unauthorized:
     where = host if address == host else f"{host}, {address}"
     return Unauthorized(
@@ -79,17 +82,6 @@ _MEANINGS = {
     _MACHINE: "this machine",
     _NOWHERE: "an address that means something else to everybody",
 }
-
-
-def _parse(realm: str) -> SplitResult | None:
-    """The parts of an absolute URL that every parser reads alike; None for another."""
-    try:
-        parts = urlsplit(realm)
-        port = parts.port
-    except ValueError:
-        return None
-    plain = _VISIBLE.fullmatch(realm) and _AUTHORITY.fullmatch(parts.netloc) and port != 0
-    return parts if plain and parts.scheme in ("http", "https") and "#" not in realm else None
 
 
 def _may_name(registry: str, own: str, host: str, kind: str, *, secure: bool) -> bool:

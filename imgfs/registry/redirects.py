@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from urllib.parse import urljoin, urlsplit
-
 from imgfs.errors import RegistryError
 from imgfs.registry.realm import is_of_this_machine
-from imgfs.registry.refusal import redact
+from imgfs.registry.urls import Url, UrlError, parse_url, redact, resolve_url, shown
 
 _OWN_AFFAIR = "which is this machine's own affair"
 
 
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: what Authorization is bound to. Raises ValueError for what is no URL."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
 def redirected(url: str, location: str) -> str:
     """Where `location`, said by `url`, is; raises RegistryError if that is no place on the web."""
-    try:
-        target = urljoin(url, location)
-        scheme, host, _ = origin(target)
-    except ValueError:
-        scheme, host = "", None
-    if scheme not in ("http", "https") or not host:
-        raise RegistryError(f"{redact(url)}: redirected to {location[:100]!r}", url=redact(url))
-    return target
+    return str(_target(url, location)[1])
 
 
 def led_to(url: str, location: str, *, verify: bool) -> str:
-    """Where a redirect leads; raises RegistryError if no registry of the world would lead there.
+    """Where a server leads to; raises RegistryError if no registry of the world would lead there.
 
     That is out of TLS, unless nobody is to `verify` who answers, or from elsewhere to this machine or its
     link, where secrets may lie about.
     """
-    target = redirected(url, location)
-    here, there = urlsplit(url), urlsplit(target)
-    if (here.scheme, there.scheme) == ("https", "http") and verify:
+    here, there = _target(url, location)
+    if here.is_secure and not there.is_secure and verify:
         why = "which is not TLS"
-    elif is_of_this_machine(there.hostname or "") and not is_of_this_machine(here.hostname or ""):
+    elif is_of_this_machine(there.host) and not is_of_this_machine(here.host):
         why = _OWN_AFFAIR
     else:
-        return target
-    raise RegistryError(f"{redact(url)}: redirected to {redact(target)}, {why}", url=redact(url))
+        return str(there)
+    raise RegistryError(f"{redact(url)}: redirected to {redact(str(there))}, {why}", url=redact(url))
+
+
+def _target(url: str, location: str) -> tuple[Url, Url]:
+    here = parse_url(url)
+    try:
+        return here, resolve_url(
+            here, location.strip(" \t")
+        )  # white space beside it is none of it (RFC 9110, 5.5)
+    except UrlError as error:
+        text = f"{redact(url)}: redirected to {shown(location)}, a URL {error}"
+        raise RegistryError(text, url=redact(url)) from error
 
 
 def check_target(host: str, address: str, *, registry: str, number: str | None) -> None:

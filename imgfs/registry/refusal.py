@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit, urlunsplit
 
 from imgfs.errors import NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.retry import Busy, retry_after
+from imgfs.registry.urls import redact
 
 MAX_ERROR_BODY = 16 << 10
 _MAX_TEXT = 200
@@ -52,13 +52,6 @@ def push_refusal(error: RegistryError, name: str) -> RegistryError:
 def delete_refusal(error: RegistryError, name: str) -> RegistryError:
     """The same refusal, saying what it means for a deletion from the repository `name`."""
     return _explained(error, _DELETE_MEANINGS, f"cannot delete from {name}")
-
-
-def redact(url: str) -> str:
-    """`url` without user, password, query and fragment: those of a CDN are as good as a password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _explained(error: RegistryError, meanings: Mapping[int, str], what: str) -> RegistryError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from imgfs.config import RegistriesConf
 from imgfs.errors import UsageError
 from imgfs.registry.toml import Table
+from imgfs.registry.urls import UrlError, parse_url
 from imgfs.registry.watched import Reader
 
 _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -176,14 +177,23 @@ def _mirror(table: Table, digests_only: bool) -> Location:
 def _place(table: Table, name: str) -> str:
     """Where images are: no URL, and, unlike in a prefix, no tag: imgfs asks for the tags it was told."""
     place = table.text(name).rstrip("/")
-    if place and not _LOCATION.fullmatch(place):
+    if place and not (_LOCATION.fullmatch(place) and _is_host(place.partition("/")[0])):
         table.refuse(name, "expected host[:port][/repository…], without scheme and tag")
     return place
 
 
+def _is_host(host: str) -> bool:
+    """Whether `host[:port]` is one that can be asked."""
+    try:
+        parse_url(f"https://{host}")
+    except UrlError:
+        return False
+    return True
+
+
 def _hosts(table: Table, name: str) -> tuple[str, ...]:
     hosts = tuple(host.rstrip("/") for host in table.texts(name))
-    if not all(map(_SEARCHED.fullmatch, hosts)):
+    if not all(_SEARCHED.fullmatch(host) and _is_host(host) for host in hosts):
         table.refuse(name, "expected names of registries, host[:port]")
     return hosts
 

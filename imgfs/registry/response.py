@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 from imgfs.errors import InvalidImage, RegistryError, Unavailable
 from imgfs.registry.failure import reason_of
-from imgfs.registry.refusal import MAX_ERROR_BODY, redact, refusal
+from imgfs.registry.refusal import MAX_ERROR_BODY, refusal
 from imgfs.registry.retry import Patience
+from imgfs.registry.urls import redact
 
 if TYPE_CHECKING:
-    import requests
+    from urllib3.response import BaseHTTPResponse
+
+    from imgfs.registry.sockets import Deadline
 
 _READ = 256 << 10  # bytes asked of a socket at once
+_DRAIN = 0.25  # seconds for the end of a body that is not wanted: a new connection takes no longer
 
 
 class Slot:
@@ -34,27 +38,43 @@ class Slot:
 class Response:
     """An answer whose body is still on the wire; close it. `slot` is given back then.
 
-    `count` is told of the bytes that arrive.
+    `count` is told of the bytes that arrive. `deadline` is the connection's: whatever comes between two bytes
+    of the body (lines of chunks, their extensions, trailers) has `step` seconds in all.
     """
 
     def __init__(
-        self, response: requests.Response, url: str, count: Callable[[int], None], slot: Slot
+        self,
+        response: BaseHTTPResponse,
+        url: str,
+        count: Callable[[int], None],
+        slot: Slot,
+        deadline: Deadline,
+        step: float,
     ) -> None:
-        self._response = response
+        self._raw = response
         self._count = count
         self._slot = slot
+        self._deadline = deadline
+        self._step = step
         self._broken = False
         self.url = url
-        self.status = response.status_code
+        self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
     def chunks(self, patience: Patience) -> Iterator[bytes]:
         """The body as it arrives, undecoded; raises Unavailable when it is cut short or `patience` ends."""
+        for chunk in self._arriving(patience):
+            patience.progressed(len(chunk))
+            self._check_pace(patience)
+            yield chunk
+
+    def _arriving(self, patience: Patience) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError
 
         while True:
+            self._deadline.begin(min(self._step, patience.left))
             try:
-                chunk = self._response.raw.read1(_READ, decode_content=False)
+                chunk = self._raw.read1(_READ, decode_content=False)
             except (HTTPError, OSError) as error:
                 self._broken = True
                 raise Unavailable(
@@ -63,19 +83,25 @@ class Response:
             if not chunk:
                 return
             self._count(len(chunk))
-            patience.progressed(len(chunk))
-            if patience.expired:
-                self._broken = True
-                raise Unavailable(f"{redact(self.url)}: too slow: given up")
             yield chunk
 
+    def _check_pace(self, patience: Patience) -> None:
+        if patience.expired:
+            self._broken = True
+            raise Unavailable(f"{redact(self.url)}: too slow: given up")
+
     def read(self, limit: int, patience: Patience) -> bytes:
-        """The whole body; raises InvalidImage, without reading it, if it is longer than `limit` bytes."""
+        """The whole body; raises InvalidImage, without reading it, if it is longer than `limit` bytes.
+
+        A document is not a stream: that it goes on coming does not begin its deadline anew.
+        """
         announced = self.headers.get("Content-Length", "")
         body = bytearray()
         if not announced.isdecimal() or int(announced[:19]) <= limit:
-            for chunk in self.chunks(patience):
+            for chunk in self._arriving(patience):
                 body += chunk
+                patience.grown(len(body))
+                self._check_pace(patience)
                 if len(body) > limit:
                     break
             else:
@@ -95,10 +121,12 @@ class Response:
         from urllib3.exceptions import HTTPError
 
         try:
-            left = self._response.raw.length_remaining
+            left = self._raw.length_remaining
             if not self._broken and left is not None and left <= MAX_ERROR_BODY:
+                self._deadline.begin(_DRAIN)
                 with contextlib.suppress(HTTPError, OSError):
-                    self._response.raw.read(MAX_ERROR_BODY, decode_content=False)
-            self._response.close()
+                    self._raw.read(MAX_ERROR_BODY, decode_content=False)
+            self._raw.close()
+            self._raw.release_conn()
         finally:
             self._slot.give_back()

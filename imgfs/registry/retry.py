@@ -14,16 +14,22 @@ from imgfs.errors import ImgfsError, IntegrityError, Unavailable
 _MAX_DELAY = 8.0  # seconds
 _DAMAGED = 2  # wrong answers after which another is worth trying; a wrong registry stays so
 _WORTHWHILE = 0.1  # of the deadline, or a second: with less of it left, another try is not worth it
-_PROGRESS = 64 << 10  # bytes within the deadline that count as progress: a trickle is a hang, too
+# bytes of a blob within the deadline that count as progress: a trickle is a hang, too (of 30 s: 2 kB/s)
+_PROGRESS = 64 << 10
+# bytes of a document that are worth another second: 8 MiB have the deadline and 128 s at most (64 kB/s)
+_SECONDS_WORTH = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long to wait, in seconds.
 
-    `connect` and `read` bound one step on a socket, `deadline` a document as a whole and a blob without
-    progress, `backoff` is the first pause before a request is sent again. `tries` is how often it is sent at
-    most, without progress in between. `helper` is for a program that keeps credentials.
+    `connect` bounds a connection, and again what has to be said before the first request (a proxy, TLS);
+    `read` whatever else brings no bytes of a body: the head of an answer with all that comes before it, the
+    lines of chunks, trailers, a pause. `deadline` bounds a document as a whole, but for a second more for
+    every 64 KiB of it, and a blob without progress. `backoff` is the first pause before a request is sent
+    again. `tries` is how often it is sent at most, without progress in between. `helper` is for a program
+    that keeps credentials.
     """
 
     connect: float = 5.0
@@ -65,6 +71,7 @@ class Patience:
     def _restart(self) -> None:
         self._tries = 0
         self._bytes = 0
+        self._grown = 0
         self._ends = time.monotonic() + self._timeouts.deadline
 
     @property
@@ -82,6 +89,12 @@ class Patience:
         self._bytes += count
         if self._bytes >= _PROGRESS:
             self._restart()
+
+    def grown(self, size: int) -> None:
+        """Note that a document has `size` bytes by now: large ones may take longer, each part of one once."""
+        seconds = size // _SECONDS_WORTH
+        self._ends += max(0, seconds - self._grown)
+        self._grown = max(seconds, self._grown)
 
     def suspend(self, seconds: float) -> None:
         """Do not count `seconds` in which nobody was asked for anything."""

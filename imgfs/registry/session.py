@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
 from imgfs.registry.amounts import Traffic
@@ -16,11 +16,11 @@ from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.dance import Dance
 from imgfs.registry.endpoint import Endpoint
-from imgfs.registry.redirects import check_target, led_to, origin
-from imgfs.registry.refusal import redact
+from imgfs.registry.redirects import check_target, led_to
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
 from imgfs.registry.transport import Transport
+from imgfs.registry.urls import Origin, UrlError, origin, parse_url, redact, shown
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -52,9 +52,9 @@ class Session:
         noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
     ) -> None:
         self._endpoint = endpoint
-        self._base = f"{endpoint.url}/{endpoint.repository}"
-        self._origin = origin(self._base)
-        self._host = self._origin[1] or ""
+        self._base = f"{redact(endpoint.url)}/{endpoint.repository}"  # what is secret in it is for no request
+        self._origin = _origin_of(self._base)
+        self._host = self._origin.host
         self._credentials = credentials
         self._timeouts = timeouts
         self._noted = noted
@@ -67,6 +67,11 @@ class Session:
     def traffic(self) -> Traffic:
         """Requests sent and body bytes received so far."""
         return self._transport.traffic
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it is to be known who answers: then nothing leads out of TLS."""
+        return self._endpoint.tls.verify
 
     def patience(self) -> Patience:
         """The tries for one thing, ended by `close`."""
@@ -137,7 +142,7 @@ class Session:
             location = response.headers.get("Location")
             if response.status in redirects and location:
                 response.close()
-                url = led_to(url, location, verify=self._endpoint.tls.verify)
+                url = led_to(url, location, verify=self.verifies)
             elif 200 <= response.status < 300:
                 return response
             else:
@@ -178,8 +183,15 @@ class Session:
         ours = isinstance(error, Unauthorized) and origin(url) == self._origin
         if not ours or self._credentials() is not None:
             return error
-        hint = f"no credentials for {urlsplit(url).netloc} (see: imgfs login)"
+        hint = f"no credentials for {parse_url(url).netloc} (see: imgfs login)"
         return Unauthorized(f"{error}; {hint}", status=error.status, code=error.code, url=error.url)
+
+
+def _origin_of(base: str) -> Origin:
+    try:
+        return origin(base)
+    except UrlError as error:
+        raise RegistryError(f"{shown(base)}: cannot be asked: a URL {error}") from error
 
 
 def _authorized(headers: Mapping[str, str], value: str | None) -> Mapping[str, str]:

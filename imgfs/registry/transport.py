@@ -1,7 +1,8 @@
 """Single HTTP requests over kept connections: timeouts on everything, bodies undecoded, traffic counted.
 
-Redirects, authentication and further tries are the client's. Only this module and `adapter` import requests,
-and only when the first request is made: a command that needs no registry does not pay for it.
+Redirects, authentication and further tries are the client's. Only this module imports requests, for what it
+knows of proxies, and with `adapter` urllib3, and only when the first request is made: a command that needs no
+registry does not pay for it.
 """
 
 from __future__ import annotations
@@ -14,28 +15,27 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from imgfs import __version__
-from imgfs.errors import Unavailable
+from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.amounts import Traffic
 from imgfs.registry.body import Body
 from imgfs.registry.endpoint import Tls
 from imgfs.registry.failure import no_answer, not_asked
-from imgfs.registry.refusal import redact
 from imgfs.registry.response import Response, Slot
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.tls import context_of
+from imgfs.registry.urls import Url, UrlError, parse_url, redact, shown
 
 if TYPE_CHECKING:
-    import requests
-
-    from imgfs.registry.adapter import Adapter, Meet
+    from imgfs.registry.adapter import Adapter
+    from imgfs.registry.sockets import Meet
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16  # requests under way to one host, for one mount or command
 _STORING = ("PUT", "PATCH")
+_BODILESS = ("GET", "HEAD")
 _USUAL = {"User-Agent": f"imgfs/{__version__}"}
 # a blob is its bytes as stored; an encoding on the way would hide them
 _ALWAYS = {"Accept-Encoding": "identity"}
@@ -98,11 +98,11 @@ class Transport:
         answer to a PUT or PATCH may take up to the deadline: the registry moves and hashes what it has.
         Raises Unavailable if there is no answer, RegistryError if there cannot be one.
         """
-        slot = self._turn(url, within) if in_turn else Slot(None)
+        where = _read(url)
+        slot = self._turn(where, within) if in_turn else Slot(None)
         try:
-            adapter = self._adapter(url, ours=ours, admit=admit)
-            answer = self._answer(adapter, method, url, headers, form, within)
-            return Response(answer, url, self._received, slot)
+            adapter = self._adapter(where, ours=ours, admit=admit)
+            return self._answer(adapter, method, where, headers, form, within, slot)
         except BaseException:
             slot.give_back()
             raise
@@ -118,55 +118,50 @@ class Transport:
         self,
         adapter: Adapter,
         method: str,
-        url: str,
+        url: Url,
         headers: Mapping[str, str],
         form: str | bytes | Body | None,
         within: float,
-    ) -> requests.Response:
-        from requests import Request
-        from requests.exceptions import InvalidHeader, InvalidSchema, InvalidURL, RequestException
+        slot: Slot,
+    ) -> Response:
         from urllib3.exceptions import HTTPError
 
         self._sent()
         timeouts = self._timeouts
-        wait = (min(timeouts.connect, within), min(timeouts.read, within))
+        connect, read = min(timeouts.connect, within), min(timeouts.read, within)
         if method in _STORING:
-            wait = (timeouts.connect, max(timeouts.read, timeouts.deadline))
-        proxies = _proxies(url)
+            connect, read = timeouts.connect, max(timeouts.read, timeouts.deadline)
+        body = (form.encode() if isinstance(form, str) else form) or None
+        length = {} if body is None and method in _BODILESS else {"Content-Length": str(len(body or b""))}
+        sent = {**_USUAL, **headers, **length, **_ALWAYS}
+        proxy = _proxy(url)
         try:
-            # the adapter alone: a Session would read the bodies of redirects, however long, and add ~/.netrc
-            return adapter.send(
-                Request(method, url, headers={**_USUAL, **headers, **_ALWAYS}, data=form or None).prepare(),
-                stream=True,
-                timeout=wait,
-                verify=self._tls.verify,
-                proxies=proxies,
-            )
-        except (InvalidURL, InvalidSchema, InvalidHeader) as error:
-            raise not_asked(url, error, proxies) from error
-        except (RequestException, HTTPError, OSError) as error:
+            answer, deadline = adapter.send(method, url, sent, body, proxy=proxy, timeouts=(connect, read))
+        except ValueError as error:
+            raise not_asked(str(url), error, proxy) from error
+        except (HTTPError, OSError) as error:
             self._forget_connections()
-            raise no_answer(url, error, proxies) from error
+            raise no_answer(str(url), error, proxy) from error
+        return Response(answer, str(url), self._received, slot, deadline, timeouts.read)
 
-    def _turn(self, url: str, within: float) -> Slot:
+    def _turn(self, url: Url, within: float) -> Slot:
         """Wait until one more request to the host may be sent; raises Unavailable past the deadline."""
-        host = urlsplit(url).netloc
         with self._lock:
-            slots = self._slots.setdefault(host, threading.Semaphore(CONNECTIONS))
+            slots = self._slots.setdefault(url.netloc, threading.Semaphore(CONNECTIONS))
         if not slots.acquire(timeout=min(self._timeouts.deadline, within)):
-            raise Unavailable(f"{redact(url)}: not asked: {CONNECTIONS} other requests take too long")
+            raise Unavailable(f"{redact(str(url))}: not asked: {CONNECTIONS} other requests take too long")
         return Slot(slots)
 
-    def _adapter(self, url: str, *, ours: bool, admit: Meet | None) -> Adapter:
+    def _adapter(self, url: Url, *, ours: bool, admit: Meet | None) -> Adapter:
         """What keeps the connections for a request; raises RegistryError for certificates of no use."""
         from imgfs.registry.adapter import Adapter
 
-        secure = url.lower().startswith("https:")
+        secure = url.is_secure
         key = secure, secure and ours and bool(self._tls.clients), admit
         with self._lock:
             if key not in self._adapters:
                 if secure and not self._tls.verify:
-                    _warn_of(url)
+                    _warn_of(url.netloc)
                 context = context_of(self._tls, self._ca_bundle, shows=key[1]) if secure else None
                 self._adapters[key] = Adapter(context, CONNECTIONS, admit=admit, met=self._met.__setitem__)
             return self._adapters[key]
@@ -180,12 +175,18 @@ class Transport:
             self._adapters.clear()
 
 
-def _warn_of(url: str) -> None:
+def _read(url: str) -> Url:
+    try:
+        return parse_url(url)
+    except UrlError as error:
+        raise RegistryError(f"{shown(url)}: cannot be asked for: a URL {error}") from error
+
+
+def _warn_of(host: str) -> None:
     """Say once in a process that a host is believed without proof, and keep urllib3 from saying it always."""
     import urllib3
 
     urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    host = urlsplit(redact(url)).netloc
     if (os.getpid(), host) not in _warned:
         _warned.add((os.getpid(), host))
         log.warning("INSECURE: whoever answers as %s is believed: its certificate is not checked", host)
@@ -193,17 +194,19 @@ def _warn_of(url: str) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether `host[:port]` is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        name = parse_url(f"http://{host}").host
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
-def _proxies(url: str) -> dict[str, str]:
-    """The proxies that $HTTP_PROXY and its kin ask for; never one for this machine."""
-    from requests.utils import get_environ_proxies
+def _proxy(url: Url) -> str:
+    """The proxy that $HTTP_PROXY and its kin ask for, "" for none; never one for this machine."""
+    from requests.utils import get_environ_proxies, select_proxy
 
-    return {} if is_loopback(urlsplit(url).netloc.rpartition("@")[2]) else dict(get_environ_proxies(url))
+    if is_loopback(url.netloc):
+        return ""
+    plain = f"{url.scheme}://{url.netloc}/"
+    proxy = select_proxy(plain, dict(get_environ_proxies(plain))) or ""
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"

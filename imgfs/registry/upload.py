@@ -18,10 +18,10 @@ from urllib.parse import urlencode
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
 from imgfs.registry.body import Body, CheckedBlob
-from imgfs.registry.redirects import redirected
-from imgfs.registry.refusal import redact
+from imgfs.registry.redirects import led_to
 from imgfs.registry.response import Response
 from imgfs.registry.session import Session
+from imgfs.registry.urls import redact
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")  # some registries write it as a request's
 _OCTETS = {"Content-Type": "application/octet-stream"}
@@ -55,14 +55,17 @@ class Place:
         return min(size, self.offset + max(chunk, self.minimum))
 
 
-def place_of(url: str, headers: Mapping[str, str], status: int) -> Place:
-    """Where the answer to the POST at `url` says that the upload is; RegistryError if it does not."""
+def place_of(url: str, headers: Mapping[str, str], status: int, *, verify: bool = True) -> Place:
+    """Where the answer to the POST at `url` says that the upload is; RegistryError if it does not.
+
+    Or if it is nowhere to be led to: out of TLS, if somebody is to `verify` who answers.
+    """
     location = headers.get("Location")
     if not location:
         raise RegistryError(f"{redact(url)}: {status}, but no place to upload to", url=redact(url))
     minimum = headers.get("OCI-Chunk-Min-Length", "").strip()
     given = int(minimum[:19]) if minimum.isascii() and minimum.isdigit() else 0
-    return Place(redirected(url, location), 0, min(given, _LONGEST_MINIMUM))
+    return Place(led_to(url, location, verify=verify), 0, min(given, _LONGEST_MINIMUM))
 
 
 def received(headers: Mapping[str, str]) -> int | None:
@@ -120,7 +123,7 @@ class Upload:
             with closing(self._session.follow("POST", url, {}, self._patience, scope=scope)) as response:
                 if response.status == 201:
                     return True
-                self._place = place_of(response.url, response.headers, response.status)
+                self._place = self._place_of(response)
         except RegistryError:  # not allowed, not known or not now: no reason not to upload
             self._place = None
         return False
@@ -156,8 +159,11 @@ class Upload:
 
     def _begin(self) -> None:
         with closing(self._follow("POST", self._begin_url, {})) as response:
-            self._place = place_of(response.url, response.headers, response.status)
+            self._place = self._place_of(response)
             self._sent = 0
+
+    def _place_of(self, response: Response) -> Place:
+        return place_of(response.url, response.headers, response.status, verify=self._session.verifies)
 
     def _send_chunk(self, place: Place) -> None:
         """PATCH the next chunk. Its range is `first-last`, without a unit ("Pushing a blob in chunks").
@@ -245,7 +251,7 @@ class Upload:
     def _moved(self, place: Place, offset: int, headers: Mapping[str, str]) -> None:
         """Note that the upload has `offset` bytes, and where the next ones go."""
         location = headers.get("Location")
-        url = redirected(place.url, location) if location else place.url
+        url = led_to(place.url, location, verify=self._session.verifies) if location else place.url
         self._place = Place(url, offset, place.minimum)
         self._patience.progressed(max(0, offset - self._farthest))
         self._farthest = max(self._farthest, offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from imgfs.errors import NotFound
+from imgfs.errors import NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
@@ -53,8 +53,10 @@ class RegistrySource:
                 for chunk in self._client.blob(descriptor, start, end, url=url):
                     start += len(chunk)
                     yield chunk
-            except NotFound as error:
-                missing = error
+            except RegistryError as error:
+                if url is None and not isinstance(error, NotFound):
+                    raise
+                missing = error  # of one of its `urls`: the next may be better
             else:
                 return
         raise missing

@@ -3,6 +3,7 @@
     fuzz       damages every kind of byte of images in every format, case after case
     damage     what can happen to bytes, to JSON, to a database, to a tar
     specimens  one image in every format, and all that can be published of it
+    urls       URLs of servers, as several parsers read them
     cases      what is damaged, and what must come of it
     soak       mounts read by many while their registries misbehave; nothing wrong, nothing left behind
     load       the readers, and the daemon's use of the machine

@@ -53,6 +53,7 @@ from scripts.proving.specimens import (
     tars,
     zstds,
 )
+from scripts.proving.urls import url
 from tests.docker_registry import as_json
 from tests.mounted import gzipped, plain, sha256, zstd
 from tests.tocmake import FOOTERS, NEW, OLD, TOC_DIGEST, gzip_toc
@@ -439,6 +440,7 @@ KINDS: dict[str, Callable[[Case], str]] = {
     "artifact": artifact,
     "manifest": manifest,
     "index": index,
+    "url": url,
     "tree": tree,
     "store": store,
 }
@@ -446,7 +448,7 @@ KINDS: dict[str, Callable[[Case], str]] = {
 
 def make_ready(kinds: Sequence[str]) -> None:
     """Make now what many processes would make each for itself."""
-    for specimen in every() if set(kinds) - {"index"} else ():
+    for specimen in every() if set(kinds) - {"index", "url"} else ():
         expected(specimen)
     if {"ztoc", "artifact", "index"} & set(kinds):
         for specimen in (*tars(), *gzips(), *zstds(), chunkeds()[2]):

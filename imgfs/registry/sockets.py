@@ -1,0 +1,165 @@
+"""Sockets with a deadline beside the time of one step, and how they are connected.
+
+A timeout of a socket is for one step: a peer that sends a byte now and then never exceeds it. What brings
+no bytes of a document has an absolute end as well, its `Deadline`: the way through a proxy, the head of an
+answer with all that comes before it (1xx), the framing of chunks, trailers. Python's ssl has one for a
+handshake.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+from imgfs.errors import RegistryError
+from imgfs.registry.names import Address, addresses_of
+
+# A connection lies idle for hours between two reads. Probes keep it in the tables of what is on the way, and
+# end it after a minute without an echo (tcp(7)).
+_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+
+Meet = Callable[[str, str], None]  # told a host and the number of one of its addresses
+
+
+class Deadline:
+    """When what is being read has to be over, and how many bytes it may have."""
+
+    def __init__(self) -> None:
+        self._ends = math.inf
+        self._allowed = math.inf
+
+    def begin(self, seconds: float, allowed: float = math.inf) -> None:
+        """From now on so many seconds are left, and so many bytes."""
+        self._ends = time.monotonic() + seconds
+        self._allowed = allowed
+
+    def lift(self) -> None:
+        """From now on a step has its own time alone."""
+        self._ends = self._allowed = math.inf
+
+    def step(self, usual: float | None) -> float | None:
+        """The seconds that the next step may take, of the `usual` ones; raises TimeoutError without any."""
+        if self._ends == math.inf:
+            return usual
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left if usual is None else min(usual, left)
+
+    def received(self, count: int) -> None:
+        """Note that bytes have come; raises OSError if they are too many."""
+        self._allowed -= count
+        if self._allowed < 0:
+            raise OSError(errno.EMSGSIZE, "the head of its answer is too long")
+
+
+class _Bounded(socket.socket):
+    """A socket whose steps end with its `deadline` at the latest."""
+
+    deadline: Deadline | None = None
+    _usual: float | None = None  # seconds for one step
+
+    def settimeout(self, value: float | None) -> None:
+        self._usual = value
+        super().settimeout(value)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        self._hurry()
+        body = super().recv(buflen, flags)
+        self._came(len(body))
+        return body
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        self._hurry()
+        count = super().recv_into(buffer, nbytes or len(buffer), flags)
+        self._came(count)
+        return count
+
+    def _hurry(self) -> None:
+        if self.deadline:
+            super().settimeout(self.deadline.step(self._usual))
+
+    def _came(self, count: int) -> None:
+        if self.deadline:
+            self.deadline.received(count)
+
+
+class PlainSocket(_Bounded):
+    """A TCP connection."""
+
+
+class TlsSocket(_Bounded, ssl.SSLSocket):
+    """A TLS connection: what contexts make that have this as their `sslsocket_class`."""
+
+
+def bound(sock: Any, deadline: Deadline | None) -> None:
+    """Give a connection, with TLS within the TLS of a proxy or not, another deadline."""
+    inner = sock if isinstance(sock, _Bounded) else getattr(sock, "socket", None)
+    if isinstance(inner, _Bounded):
+        inner.deadline = deadline
+
+
+def dial(
+    host: str, port: int, seconds: float, *, admit: Meet | None = None, met: Meet | None = None
+) -> PlainSocket:
+    """A socket connected to a host in so many seconds; raises OSError if not.
+
+    The time is for the name and all its addresses together, of which each has a fair part of what is left.
+    `admit` is asked about each address, and raises RegistryError if that is none to go to; `met` is told
+    where the connection went.
+    """
+    ends = time.monotonic() + seconds
+    found = addresses_of(host, port, seconds)
+    if admit:
+        found = _admitted(host, found, admit)
+    failure = OSError(f"{host} has no address")
+    for others, address in zip(reversed(range(len(found))), found, strict=True):
+        try:
+            made = _connected(address, max(0.0, ends - time.monotonic()) / (others + 1))
+        except OSError as error:
+            failure = error
+            continue
+        made.settimeout(seconds)  # of a handshake
+        if met:
+            met(host, address.number)
+        return made
+    raise failure
+
+
+def _admitted(host: str, found: list[Address], admit: Meet) -> list[Address]:
+    """The addresses that may be gone to; raises why not if that is none of them."""
+    admitted, refusal = [], None
+    for address in found:
+        try:
+            admit(host, address.number)
+        except RegistryError as error:
+            refusal = error
+        else:
+            admitted.append(address)
+    if refusal and not admitted:
+        raise refusal
+    return admitted
+
+
+def _connected(address: Address, seconds: float) -> PlainSocket:
+    made = PlainSocket(address.family, socket.SOCK_STREAM)
+    try:
+        for option in _OPTIONS:
+            made.setsockopt(*option)
+        made.settimeout(max(seconds, 0.001))  # 0 would mean: without waiting at all
+        made.connect(address.place)
+    except BaseException:
+        made.close()
+        raise
+    return made
