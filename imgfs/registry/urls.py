@@ -6,8 +6,8 @@ of the same `Url`, so that no second parser can see another host in the text tha
 
 Refused is what parsers are known to read differently (RFC 3986 and the WHATWG's URL standard part there):
 user and password or any `@` before the path, backslashes, spaces, control characters and what is not ASCII,
-`%` in a host, zones of IPv6, empty labels, ports that are empty, 0, above 65535 or begin with a zero. A number is read as resolvers read it, in every spelling (`127.1`, `0x7f000001`), and goes on in
-the usual one.
+`%` in a host, zones of IPv6, empty labels, ports that are empty, 0, above 65535 or begin with a zero. A
+number is read as resolvers read it, in every spelling (`127.1`, `0x7f000001`), and goes on in the usual one.
 
 What is accepted is not rewritten: path and query go out byte for byte, as signed URLs want it. Only the
 fragment is left out (RFC 9110, 7.1).
