@@ -61,7 +61,8 @@ class Client:
     def head_manifest(self, name: str | Digest) -> Descriptor:
         """What a tag or digest names now, by HEAD, which registries do not count as a pull.
 
-        A registry whose answer lacks the digest is asked with GET. Raises NotFound naming the tags there are.
+        A registry whose answer lacks the digest, or is an error, is asked with GET; the size is a hint (see
+        `Manifests.head`). Raises NotFound naming the tags there are.
         """
         try:
             return self._manifests.head(name)
@@ -69,7 +70,7 @@ class Client:
             self._explain_missing(name, error)
 
     def tagged(self, tag: str | Digest) -> Descriptor:
-        """What a tag that may well be missing names now: NotFound costs no more than the one request."""
+        """What a tag that may well be missing names now: NotFound costs two requests."""
         return self._manifests.head(tag)
 
     def manifest(self, name: str | Digest, *, brief: bool = False) -> tuple[Descriptor, bytes]:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from imgfs.errors import InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
+from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.registry.amounts import MAX_MANIFEST
 from imgfs.registry.refusal import delete_refusal, push_refusal
+from imgfs.registry.retry import Busy
 from imgfs.registry.session import Answer, Session
 from imgfs.registry.upload import check_stored
 
@@ -41,18 +42,24 @@ class Manifests:
         self._lock = threading.Lock()
 
     def head(self, name: str | Digest) -> Descriptor:
-        """What a tag or digest names now, by HEAD; by GET if the answer to that does not tell it."""
+        """What a tag or digest names now, by HEAD; by GET if the answer to that is an error or does not tell.
+
+        HEAD is a hint: registries and what stands before them answer it with 404, 401 or 403 where GET is
+        answered well, and with another length. The descriptor's size is what HEAD says, and no promise.
+        """
         try:
             headers = self._session.ask("HEAD", self._url(name), _ACCEPT).headers
-        except (NotFound, Unauthorized, Unavailable):
-            raise
-        except RegistryError:  # HEAD itself is refused
+        except Unavailable as error:
+            if error.status is None or isinstance(error, Busy):
+                raise
+            return self.fetch(name).descriptor
+        except RegistryError:
             return self.fetch(name).descriptor
         digest = name if isinstance(name, Digest) else _digest_in(headers)
-        length = headers.get("Content-Length", "")
-        if digest is None or not length.isdecimal():
+        media_type, length = media_type_in(headers), headers.get("Content-Length", "")
+        if digest is None or not length.isdecimal() or media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
             return self.fetch(name).descriptor
-        return Descriptor(media_type_in(headers), digest, int(length[:18]))
+        return Descriptor(media_type, digest, int(length[:18]))
 
     def fetch(self, name: str | Digest) -> Fetched:
         """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's.

@@ -29,7 +29,8 @@ class Source(Protocol):
     def resolve(self, *, whole: bool = False) -> Descriptor:
         """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then.
 
-        With `whole` the document that a tag names comes along: to ask for it then costs nothing.
+        With `whole` the document that a tag names comes along: to ask for it then costs nothing. Without, its
+        size may be UNKNOWN_SIZE.
         """
 
     def document(self, descriptor: Descriptor) -> bytes:

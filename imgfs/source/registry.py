@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from imgfs.errors import NotFound, RegistryError
@@ -24,13 +25,15 @@ class RegistrySource:
     def resolve(self, *, whole: bool = False) -> Descriptor:
         """Ask by HEAD what the tag names now, or, for the `whole` document, by GET; not about a digest.
 
-        A HEAD costs a round trip, but registries do not count it as a pull.
+        A HEAD costs a round trip, but registries do not count it as a pull. Its length is not believed.
         """
         digest = self._reference.digest
         if digest:
             return Descriptor("", digest, UNKNOWN_SIZE)
         tag = self._reference.tag or DEFAULT_TAG
-        return self._client.manifest(tag)[0] if whole else self._client.head_manifest(tag)
+        if whole:
+            return self._client.manifest(tag)[0]
+        return replace(self._client.head_manifest(tag), size=UNKNOWN_SIZE)
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Fetch a document: a manifest or index by its media type, anything else as a blob."""
@@ -62,8 +65,8 @@ class RegistrySource:
         raise missing
 
     def tagged(self, tag: str) -> Descriptor:
-        """Ask by HEAD what a tag names now: one request, whether or not it is there."""
-        return self._client.tagged(tag)
+        """Ask by HEAD what a tag names now, and by GET whether it is really missing."""
+        return replace(self._client.tagged(tag), size=UNKNOWN_SIZE)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """Ask the referrers API, or, where there is none, for the list kept under the digest's tag."""
