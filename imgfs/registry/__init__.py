@@ -19,7 +19,7 @@ names         what a host's name means, within its time
 response      what comes back                      failure  why nothing does
 tls           whom TLS believes, and what it shows
 auth          the authentication dance, as generators over plain values
-dance         that dance over the wire
+dance         that dance over the wire            guests   at registries that we are led to
 realm         which token servers are believed
 credentials   what the files of docker and podman say of a registry
 authfile      those files, read and changed      credhelpers   programs that keep credentials

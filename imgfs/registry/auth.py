@@ -178,7 +178,9 @@ class Authorizer:
     def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
         said = parameters.get("realm", "")
         realm = check_realm(said, registry=self._registry, secure=self._secure, number=self._number())
-        return _Grant(realm, parameters.get("service", ""), parameters.get("scope", self._default_scope))
+        return _Grant(
+            realm, parameters.get("service", ""), parameters.get("scope", "").strip() or self._default_scope
+        )
 
     def _basic_header(self) -> str | None:
         with self._in_line():
@@ -259,7 +261,7 @@ def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | Non
         raise Unauthorized(f"the token server {server} refused {who}", status=reply.status)
     if 300 <= reply.status < 400:
         raise RegistryError(
-            f"the token server {server} redirects, which is not followed", status=reply.status
+            f"the token server {server} redirects elsewhere, which is not followed", status=reply.status
         )
     if reply.status != 200:
         kind = Unavailable if reply.status >= 500 or reply.status in (408, 429) else RegistryError

@@ -6,16 +6,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from imgfs.errors import ImgfsError, Unavailable
+from imgfs.errors import ImgfsError, RegistryError, Unavailable
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.realm import check_address
+from imgfs.registry.redirects import within_host
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport
-from imgfs.registry.urls import origin
+from imgfs.registry.urls import origin, redact
 
 _MAX_REPLY = 1 << 20  # bytes of a token server
+_MAX_REDIRECTS = 5  # of one
+_KEEPING = (307, 308)  # those that keep method and body (RFC 9110, 15.4)
+
+
+def _followed(method: str) -> tuple[int, ...]:
+    """The redirects that may be followed: those of a POST only if it stays one."""
+    return _KEEPING if method == "POST" else (301, 302, 303, *_KEEPING)
 
 
 class Dance:
@@ -112,21 +120,28 @@ class Dance:
             self._lock.release()
 
     def _ask(self, request: TokenRequest, patience: Patience) -> TokenReply:
-        # out of turn: those who have theirs wait for it
-        ours = origin(request.url) == self._origin
-        with closing(
-            self._transport.send(
-                request.method,
-                request.url,
-                request.headers,
-                form=request.form,
-                ours=ours,
-                in_turn=False,
-                admit=None if ours else self._admit,
-                within=patience.left,
-            )
-        ) as response:
-            return TokenReply(response.status, response.read(_MAX_REPLY, patience))
+        """Ask a token server, along its redirects to itself; any other is its answer."""
+        url = request.url
+        for _ in range(_MAX_REDIRECTS):
+            with closing(self._send(request, url, patience)) as response:
+                following = within_host(url, response.headers.get("Location", ""))
+                if response.status not in _followed(request.method) or not following:
+                    return TokenReply(response.status, response.read(_MAX_REPLY, patience))
+            url = following
+        raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
+
+    def _send(self, request: TokenRequest, url: str, patience: Patience) -> Response:
+        ours = origin(url) == self._origin
+        return self._transport.send(
+            request.method,
+            url,
+            request.headers,
+            form=request.form,
+            ours=ours,
+            in_turn=False,  # those who have theirs wait for it
+            admit=None if ours else self._admit,
+            within=patience.left,
+        )
 
     def _admit(self, host: str, address: str) -> None:
         """Raise Unauthorized if a token server is not to be at this address."""

@@ -14,7 +14,8 @@ Only the registry's own host is above that. A name is judged by the address that
 there (`check_address`), since what it means can change from one look to the next; a proxy looks for itself.
 A private address is all right for a registry that has one, too, as in the networks of companies, and over TLS
 for a name of the registry's own domain, which may mean one thing inside and another outside: only who is
-known by that name can answer. A redirect of a token server is not followed at all.
+known by that name can answer. A redirect of a token server is followed
+within its own host alone.
 """
 
 from __future__ import annotations

@@ -41,6 +41,20 @@ def _target(url: str, location: str) -> tuple[Url, Url]:
         raise RegistryError(text, url=redact(url)) from error
 
 
+def within_host(url: str, location: str) -> str:
+    """Where a server leads to if that is itself: the same origin, or the same host by TLS; else "".
+
+    What was sent to it, a password, may be sent there as well. Raises RegistryError for what is no URL.
+    """
+    if not location:
+        return ""
+    here, there = _target(url, location)
+    is_itself = there.origin == here.origin or (
+        there.host == here.host and (here.port, there.port) == (80, 443) and there.is_secure
+    )
+    return str(there) if is_itself else ""
+
+
 def check_target(host: str, address: str, *, registry: str, number: str | None) -> None:
     """Raise RegistryError if nobody is to be led to a `host` that turns out to be at this `address`.
 

@@ -16,6 +16,7 @@ from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.dance import Dance
 from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.guests import Guests
 from imgfs.registry.redirects import check_target, led_to
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
@@ -61,6 +62,7 @@ class Session:
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
         scope = f"repository:{endpoint.repository}:pull" if endpoint.repository else ""
         self._dance = Dance(self._base, scope, credentials, self._transport)
+        self._guests = Guests(self._transport)
         self._closed = threading.Event()
 
     @property
@@ -91,6 +93,7 @@ class Session:
         """Close the connections; pauses before another try end at once."""
         self._closed.set()
         self._dance.close()
+        self._guests.close()
         self._transport.close()
 
     def ask(
@@ -162,7 +165,7 @@ class Session:
         """Send one request, with Authorization if it goes to the registry itself, and only then."""
         send = partial(self._transport.send, method, url, form=body)
         if origin(url) != self._origin:
-            return send(headers, admit=self._admit, within=patience.left)
+            return self._send_elsewhere(send, method, url, headers, patience)
         headers = {**self._endpoint.headers, **headers}
         with self._dance.first(patience):
             known = self._dance.authorize(scope, patience)
@@ -174,6 +177,25 @@ class Session:
             return response
         response.close()
         return send(_authorized(headers, other), ours=True, within=patience.left)
+
+    def _send_elsewhere(
+        self,
+        send: Callable[..., Response],
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        patience: Patience,
+    ) -> Response:
+        """Send a request to where the registry has led to; a registry there may give a token to anybody."""
+        known = self._guests.authorize(url, patience)
+        response = send(_authorized(headers, known), admit=self._admit, within=patience.left)
+        if response.status != 401 or method not in ("GET", "HEAD"):
+            return response
+        other = self._guests.answer(response, known, patience)
+        if other is None:
+            return response
+        response.close()
+        return send(_authorized(headers, other), admit=self._admit, within=patience.left)
 
     def _admit(self, host: str, address: str) -> None:
         """Raise RegistryError if a redirect is not to lead to a host at this address."""

@@ -1,0 +1,60 @@
+"""How we get in where a registry leads to: as anybody, with a token if that registry offers one.
+
+A registry may stand before another one (registry.k8s.io before those of clouds), and that one may ask for a
+token of its own (distribution's `spec/auth/token.md`). No credentials are ever shown: who leads there is the
+first registry, and it is not asked which of a user's passwords are to go where.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from imgfs.registry.auth import parse_challenges
+from imgfs.registry.dance import Dance
+from imgfs.registry.response import Response
+from imgfs.registry.retry import Patience
+from imgfs.registry.transport import Transport
+from imgfs.registry.urls import Origin, origin
+
+_MOST = 16  # registries that are remembered
+
+
+class Guests:
+    """The registries that have been led to and wanted a token. Safe in threads."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._dances: dict[Origin, Dance] = {}
+
+    def authorize(self, url: str, patience: Patience) -> str | None:
+        """What to send with a request, None for nothing. Raises ImgfsError if that cannot be found out."""
+        with self._lock:
+            dance = self._dances.get(origin(url))
+        return dance.authorize("", patience) if dance else None
+
+    def answer(self, response: Response, refused: str | None, patience: Patience) -> str | None:
+        """What else to send after a 401; None if no token is offered.
+
+        Raises ImgfsError, and closes the response.
+        """
+        offered = parse_challenges(response.headers.get("WWW-Authenticate", ""))
+        if not any(challenge.scheme == "bearer" for challenge in offered):
+            return None
+        return self._dance(response.url).answer(response, refused, "", patience)
+
+    def close(self) -> None:
+        """Have nobody wait any longer."""
+        with self._lock:
+            dances, self._dances = self._dances, {}
+        for dance in dances.values():
+            dance.close()
+
+    def _dance(self, url: str) -> Dance:
+        place = origin(url)
+        with self._lock:
+            if place not in self._dances:
+                while len(self._dances) >= _MOST:
+                    del self._dances[next(iter(self._dances))]
+                self._dances[place] = Dance(url, "", lambda: None, self._transport)
+            return self._dances[place]
