@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError
+from imgfs.owned import open_owned_file
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ def _daemon(
 
 def _open_log(path: Path) -> int:
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
+        return open_owned_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except FileNotFoundError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 

@@ -23,6 +23,7 @@ from imgfs.oci import referrers
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import list_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX
+from imgfs.owned import sweep
 
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
 _NAMES = (_REF_NAME, "io.containerd.image.name")  # what an entry of `index.json` is called by
@@ -133,7 +134,7 @@ class Layout:
         """Hold the layout's lock, alone among processes and threads."""
         path = self.path / _LOCK
         with _write_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = _open_lock(path)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 yield
@@ -205,7 +206,7 @@ def _aside(directory: Path) -> Iterator[tuple[int, Path]]:
 
 def _create_locked(path: Path) -> int:
     while True:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return fd
@@ -214,10 +215,20 @@ def _create_locked(path: Path) -> int:
 
 def _sweep(directory: Path) -> None:
     """Remove what killed writers have left under temporary names."""
-    for left in directory.glob(f"{_ASIDE}*"):
-        with suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+    sweep(directory, _ASIDE, Path.unlink)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a layout's lock, made for all who may write there; raises OSError for what is no file.
+
+    The layout may be shared by users, so it may be another's: a link of theirs is not followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
 
 
 def _write_all(fd: int, chunk: bytes) -> None:

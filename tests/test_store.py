@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -292,3 +293,71 @@ def test_a_removed_layer_leaves_nothing_but_its_locks(store: Store) -> None:
     assert layer.index is None
     assert list(store.layers()) == []
     assert names(layer.directory) <= {"lock", "users"}
+
+
+# -- whose it is ---------------------------------------------------------------------------------------------
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@root_only
+@pytest.mark.parametrize("name", ["", "documents", "layers", "trees", "scratch", "containers", "erofs"])
+def test_a_store_of_another_users_is_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "store"
+    Store(root)
+    (root / name).mkdir(exist_ok=True)
+    os.chown(root / name, 1234, 1234)
+    with pytest.raises(StoreError, match=f"{re.escape(str(root / name))}: belongs to uid 1234, not to you"):
+        Store(root)
+
+
+def test_a_store_that_all_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(StoreError, match="other users may write to it"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["version", "limit", "limit.lock", "layers", "logs"])
+def test_what_is_a_link_in_the_place_of_a_part_of_the_store_is_not_followed(
+    tmp_path: Path, name: str
+) -> None:
+    root, target = tmp_path / "store", tmp_path / "target"
+    Store(root).limit.put(1)
+    target.write_text("kept")
+    if (root / name).is_dir():
+        (root / name).rmdir()
+    else:
+        (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(target)
+    with pytest.raises(StoreError, match=f"{re.escape(str(root / name))}: "):
+        Store(root).limit.keep()
+    assert target.read_text() == "kept"
+
+
+def test_a_link_of_ones_own_to_a_store_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    Store(tmp_path / "link")
+    assert (tmp_path / "disk/version").exists()
+
+
+def test_a_killed_process_s_workplace_is_removed_by_the_next(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    told, tell = os.pipe()
+
+    def work() -> None:
+        with Store(tmp_path).workplace(".made-") as place:
+            (place / "layer").write_bytes(b"half")
+            os.write(tell, b".")
+            signal.pause()
+
+    with Child(work) as child:
+        os.read(told, 1)
+        with store.workplace(".made-"):
+            assert len(list(tmp_path.glob(".made-*"))) == 2
+        child.kill()
+        with store.workplace(".made-"):
+            assert len(list(tmp_path.glob(".made-*"))) == 1
+    assert list(tmp_path.glob(".made-*")) == []
+    os.close(told)
+    os.close(tell)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from imgfs.cli.progress import Progress
 from imgfs.cli.scratch import Changed, changed
@@ -32,12 +30,12 @@ def commit(options: argparse.Namespace) -> int:
     with (
         found.open() as image,
         found.changes(image) as changes,
-        tempfile.TemporaryDirectory(prefix=".commit-", dir=found.store.root) as directory,
+        found.store.workplace(".commit-") as directory,
     ):
         made = make_image(
             changes.members(),
             _base(image, found, target),
-            Path(directory),
+            directory,
             record=_record(options, found, changes),
             changes=changes_to_config,
             codec=options.compression,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -60,9 +59,9 @@ def push(options: argparse.Namespace) -> int:
     image = wanted(options)
     with (
         image.open() as opened,
-        tempfile.TemporaryDirectory(prefix=".publish-", dir=image.store.root) as made,
+        image.store.workplace(".publish-") as made,
     ):
-        published = _make(opened, image.store, Path(made), options)
+        published = _make(opened, image.store, made, options)
         with closing(send_to(image.reference, options, image.environment)) as destination:
             _put(published, opened, image, destination)
     return 0

@@ -216,9 +216,10 @@ def _hang_up(request: socket.socket) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that a mount has left behind; anything else stays, and is in the way."""
+    """Remove a socket that a mount of this user has left behind; anything else stays, and is in the way."""
     try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
+        found = path.lstat()
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             return
     except FileNotFoundError:
         return

@@ -20,7 +20,6 @@ import errno
 import os
 import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
@@ -122,8 +121,7 @@ def _check_writers(path: Path, found: os.stat_result) -> None:
 
 
 def _make(path: Path) -> None:
-    with suppress(FileExistsError):  # whatever it is: that is seen when it is opened
-        path.mkdir(mode=0o700, parents=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _open_directory(path: Path, links: int) -> int:

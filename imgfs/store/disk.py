@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned import new_file, sweep
+from imgfs.owned import new_file, open_owned_file, sweep
 
 ASIDE = ".new-"  # begins the name of a file that is not complete yet
 
@@ -54,7 +54,7 @@ def _sync(path: Path) -> None:
 def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called if it has to be waited for."""
     with store_errors(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(fd, mode | fcntl.LOCK_NB)
@@ -70,7 +70,7 @@ def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) ->
 def locked_if_free(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock on `path` unless somebody else has one: says whether it is held."""
     with store_errors(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
         yield take_if_free(fd)
     finally:
@@ -87,12 +87,15 @@ def take_if_free(fd: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process holds a lock on `path`."""
+    """Whether any process holds a lock on `path`. Raises StoreError."""
     try:
-        with open(path, "rb") as file:
-            return not take_if_free(file.fileno())
+        fd = open_owned_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    try:
+        return not take_if_free(fd)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError
+from imgfs.owned import read_owned_file
 from imgfs.store.disk import locked_if_free, store_errors, write_aside
 from imgfs.store.layer import Layer
 
@@ -78,7 +79,7 @@ class Limit:
         """The limit in bytes, None if there is none. Raises StoreError."""
         with store_errors(self._path):
             try:
-                text = self._path.read_text(errors="replace")[:30].strip()
+                text = read_owned_file(self._path).decode(errors="replace")[:30].strip()
             except FileNotFoundError:
                 return None
         if not (text.isascii() and text.isdecimal()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
+from imgfs.owned import new_directory, open_owned_directory, read_owned_file, sweep
 from imgfs.store.disk import ASIDE, disk_usage, store_errors, write_aside
 from imgfs.store.layer import LOCKS, Layer
 from imgfs.store.limit import Limit
 from imgfs.store.seal import Seals, seal
 
 LAYOUT = "1"  # the number in `version`
+_DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
+_SOMETIMES = ("erofs", "scratch", "containers")  # are made when they are needed
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -33,24 +37,30 @@ class Resolution:
 
 
 class Store:
-    """The cache directory at `root`, made if it is not there. Raises StoreError."""
+    """The cache directory at `root`, made if it is not there.
+
+    Who can write to it decides what every mount shows, so it has to be this user's own (`owned`), and so has
+    what lies in it. Raises StoreError.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.limit = Limit(root, self.layers)
         self._seals = Seals()
-        with store_errors(root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("documents", "references", "layers", "trees", "profiles", "logs"):
-                (root / name).mkdir(mode=0o700, exist_ok=True)
-            self._check_version()
+        for path in (root, *(root / name for name in _DIRECTORIES)):
+            os.close(open_owned_directory(path, make=True))
+        for path in (root / name for name in _SOMETIMES):
+            if os.path.lexists(path):
+                os.close(open_owned_directory(path))
+        self._check_version()
 
     def _check_version(self) -> None:
         version = self.root / "version"
-        if not version.exists():
+        if not os.path.lexists(version):
             with write_aside(version) as path:
                 path.write_text(LAYOUT)
-        found = version.read_text(errors="replace")[:20]
+        with store_errors(version):
+            found = read_owned_file(version).decode(errors="replace")[:20]
         if found != LAYOUT:
             raise StoreError(
                 f"{self.root}: a store of layout {found!r}, this imgfs knows {LAYOUT!r}: use another --store"
@@ -60,6 +70,21 @@ class Store:
     def logs(self) -> Path:
         """Where daemons write their logs."""
         return self.root / "logs"
+
+    @contextmanager
+    def workplace(self, prefix: str) -> Iterator[Path]:
+        """A directory for the length of the block; what killed processes have left of its kind is removed.
+
+        Raises StoreError.
+        """
+        with store_errors(self.root):
+            sweep(self.root, prefix, shutil.rmtree)
+            held = new_directory(self.root, prefix)
+        try:
+            yield held.path
+        finally:
+            shutil.rmtree(held.path, ignore_errors=True)
+            held.let_go()
 
     def document(self, digest: Digest) -> bytes | None:
         """A manifest, index or config, if it is here and whole."""

@@ -105,7 +105,7 @@ class Draft:
         self.db.execute("PRAGMA work.journal_mode = OFF")
         self.db.execute("PRAGMA work.synchronous = OFF")
         self.db.executescript(f"BEGIN; {_WORK}")
-        path.unlink()
+        path.unlink(missing_ok=True)  # a sweep may have been faster
 
     def find(self, parent: int, name: bytes) -> Found | None:
         """What `name` leads to."""
