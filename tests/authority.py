@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import allowed
+
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
 
 
@@ -67,5 +69,5 @@ def _kind(name: str) -> str:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=allowed(60), check=False)
     assert done.returncode == 0, done.stderr

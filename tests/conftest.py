@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from imgfs.mounts import mounts
 from tests.mounted import NOBODY, Imgfs, processes_of_tests
+from tests.patience import allowed
 
 # How long an example takes is a matter of what else the machine does, such as the tests of another worker.
 settings.register_profile(
@@ -32,12 +33,16 @@ _OPEN = f"{tempfile.gettempdir()}/imgfs-test-{os.getpid()}-"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that are given most time, lest a worker is left alone with one of them."""
+    """Give each test what this machine needs, and begin with the modules that are given most.
+
+    So no worker is left alone with one of them in the end.
+    """
     most: dict[Path, float] = {}
     for item in items:
         given = item.get_closest_marker("timeout")
         seconds = given.args[0] if given else float(item.config.getini("timeout"))
         most[item.path] = max(most.get(item.path, 0.0), seconds)
+        item.add_marker(pytest.mark.timeout(allowed(seconds)), append=False)
     items.sort(key=lambda item: -most[item.path])
 
 

@@ -97,7 +97,7 @@ def image(layout: Path) -> str:
 def run(module_imgfs: Imgfs) -> Iterator[Imgfs]:
     """The command; whatever a test did with it, nothing of its containers is left."""
     yield module_imgfs
-    until(lambda: traces(module_imgfs) == [], f"nothing is left: {traces(module_imgfs)}", 30.0)
+    until(lambda: traces(module_imgfs) == [], f"nothing is left: {traces(module_imgfs)}")
 
 
 def traces(imgfs: Imgfs) -> list[str]:

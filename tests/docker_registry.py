@@ -24,10 +24,11 @@ import requests
 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from tests.patience import allowed
 
 PROGRAM = "docker-registry"
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
-_TIMEOUT = 60.0
+_TIMEOUT = allowed(60.0)
 
 needs_docker_registry = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
 

@@ -22,8 +22,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.fault_server import Fault, FaultServer, Reply, Seen
+from tests.patience import allowed
 
-_TIMEOUT = 30.0  # seconds for the registry behind
+_TIMEOUT = allowed(30.0)  # seconds for the registry behind
 # what is said of one connection or message only (RFC 9110, 7.6.1)
 _HOP = ("connection", "transfer-encoding", "keep-alive", "content-length")
 _CREDENTIALS = ("authorization",)  # the proxy's to check

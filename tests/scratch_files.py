@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from tests.patience import allowed
 from tests.umoci_oracle import Seen, seen_on_disk
 
 NOREPLACE, EXCHANGE = 1, 2  # linux/fs.h, RENAME_*
@@ -221,5 +222,5 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def _run(*words: bytes) -> None:
-    done = subprocess.run(words, check=False, capture_output=True, timeout=60)
+    done = subprocess.run(words, check=False, capture_output=True, timeout=allowed(60))
     assert (done.returncode, done.stderr) == (0, b""), done

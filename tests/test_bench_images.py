@@ -30,6 +30,7 @@ from scripts.lab.containerd import Containerd
 from scripts.lab.registry import Registry
 from scripts.lab.torch import PIECE, WEIGHT_DEVIATION, leave_out_cuda, stub, weights
 from tests.mounted import until
+from tests.patience import allowed
 
 needs_gcc = pytest.mark.skipif(
     not (shutil.which("gcc") and shutil.which("nm")), reason="no gcc, or no nm beside it"
@@ -40,7 +41,7 @@ def compile_library(path: Path, source: str, *options: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.with_suffix(".c")
     text.write_text(source)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, text, *options], check=True, timeout=60)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, text, *options], check=True, timeout=allowed(60))
     text.unlink()
 
 
@@ -62,7 +63,7 @@ def test_a_stub_has_the_version_that_its_users_ask_for(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=allowed(60),
     )
     assert "cudnnGetVersion@@libcudnn.so.8" in said.stdout
 
@@ -199,7 +200,10 @@ def test_one_repository_is_right_for_every_copy_of_the_packages(tmp_path: Path) 
     at = [f"--git-dir={git}", f"--work-tree={copy}"]
     run(["git", *at, "diff-files", "--quiet"])
     (copy / "a").write_text("longer\n")
-    assert subprocess.run(["git", *at, "diff-files", "--quiet"], check=False, timeout=60).returncode == 1
+    assert (
+        subprocess.run(["git", *at, "diff-files", "--quiet"], check=False, timeout=allowed(60)).returncode
+        == 1
+    )
 
 
 @pytest.mark.parametrize(("text", "code"), [("import this", 0), (NOWHERE, 1)])
@@ -207,7 +211,7 @@ def test_grep_has_to_find_nothing(tmp_path: Path, text: str, code: int) -> None:
     (tmp_path / "file").write_text(text)
     words = ["sh", "-c", drivers.GREP, "sh", NOWHERE]
     for place, expected in ((tmp_path, code), (tmp_path / "missing", 1)):
-        said = subprocess.run([*words, place], capture_output=True, check=False, timeout=60)
+        said = subprocess.run([*words, place], capture_output=True, check=False, timeout=allowed(60))
         assert said.returncode == expected
 
 

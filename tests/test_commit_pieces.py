@@ -23,6 +23,7 @@ from imgfs.oci.change import parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_MANIFEST, OCI_CONFIG, OCI_MANIFEST
 from tests.mounted import Documents, Imgfs, documents, gzipped, write_documents
+from tests.patience import allowed
 from tests.tarmake import archive, directory, file
 from tests.umoci_oracle import unpack_layout, walk_directory
 
@@ -252,7 +253,7 @@ def test_skopeo_takes_the_image(tmp_path: Path, codec: str) -> None:
 
     def skopeo(*words: str | Path) -> str:
         command = ["skopeo", "--insecure-policy", *words]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=allowed(60))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from imgfs.content.sweep import _EVIDENCE
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from tests.content_rig import Rig, tar_of
+from tests.mounted import until
 
 FILES = 200
 EACH = 40_000  # bytes: four spans
@@ -55,16 +56,9 @@ def brought(rig: Rig) -> dict[str, int]:
     return found
 
 
-def until(reached: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < ends, "it did not come to that"
-        time.sleep(0.01)
-
-
 def test_what_the_reader_of_a_tree_will_open_next_is_there_before_it(rig: Rig) -> None:
     content = swept(rig, range(BEFORE, BEFORE + _EVIDENCE + 1))
-    until(lambda: brought(rig)["bytes"] > 1 << 20)
+    until(lambda: brought(rig)["bytes"] > 1 << 20, "it has come to that")
     content.stop()
     rig.settle()
     first = rig.content.places.holding(extent_of(_EVIDENCE + 1).flat, 1)[0]
@@ -85,7 +79,7 @@ def test_all_that_follows_comes_while_the_reader_goes_on(rig: Rig) -> None:
 
 def test_a_reader_that_goes_away_has_cost_no_more_than_the_first_steps(rig: Rig) -> None:
     content = swept(rig, range(BEFORE, BEFORE + _EVIDENCE + 1))
-    until(lambda: brought(rig)["bytes"] > 1 << 20)
+    until(lambda: brought(rig)["bytes"] > 1 << 20, "it has come to that")
     time.sleep(0.2)
     assert brought(rig)["bytes"] < 3 << 20 < FILES * EACH
     content.stop()

@@ -27,6 +27,7 @@ from imgfs.registry.retry import Timeouts
 from imgfs.source import open_source
 from tests.fault_server import LAYER, FaultServer
 from tests.mounted import CHECKOUT, SESSION, gzipped, write_image
+from tests.patience import allowed
 from tests.tarmake import archive, file
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
@@ -364,7 +365,7 @@ def test_processes_may_write_one_layout_at_once(layout: Path) -> None:
         writer.stdin.write(b"!")
         writer.stdin.flush()
     for writer in writers:
-        writer.communicate(timeout=60)
+        writer.communicate(timeout=allowed(60))
         assert writer.returncode == 0
     assert sorted(tags(layout)) == sorted(f"w{one}-{number}" for one in range(3) for number in range(12))
     assert len(list((layout / "blobs/sha256").iterdir())) == 36

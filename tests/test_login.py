@@ -20,6 +20,7 @@ import pytest
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer, Reply, Seen
 from tests.mounted import Imgfs, Ran, until
+from tests.patience import allowed
 from tests.token_server import TokenServer
 
 HTPASSWD = "ann:$2y$05$abcdefghijklmnopqrstuumLA/noyXYiOEbS6hfQKg0ILR3AVF63.\n"
@@ -59,7 +60,7 @@ def login(imgfs: Imgfs, *arguments: str, password: str | bytes = SECRET, **more:
     """`imgfs login -u ann --password-stdin ARGUMENTS…`; whatever comes of it, it shows no secret."""
     given = password.encode() if isinstance(password, str) else password
     process = imgfs.start("login", "-u", "ann", "--password-stdin", *arguments, stdin=subprocess.PIPE, **more)
-    out, err = process.communicate(given, timeout=60)
+    out, err = process.communicate(given, timeout=allowed(60))
     ran = Ran(process.returncode, out, err.decode())
     assert [trace for trace in TRACES if trace in ran.text + ran.err] == []
     return ran
@@ -244,11 +245,11 @@ def test_on_a_terminal_it_asks_and_does_not_echo(imgfs: Imgfs, private: FaultSer
     os.close(theirs)
     drawn = b""
     for prompt, answer in (("User name", "ann"), ("Password", SECRET)):
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + allowed(30)
         while prompt.encode() not in drawn and time.monotonic() < ends:
             drawn += os.read(ours, 1024)
         os.write(ours, f"{answer}\n".encode())
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=allowed(60))
     os.close(ours)
     assert (process.returncode, SECRET.encode() in drawn + out) == (0, False), drawn
     assert auths(auth_file) == {private.host: {"auth": PAIR}}

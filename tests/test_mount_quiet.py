@@ -13,6 +13,7 @@ import pytest
 
 from tests import tarmake as tar
 from tests.mounted import Imgfs, drop_caches, gzipped, write_image
+from tests.patience import allowed
 
 pytestmark = pytest.mark.kernel
 
@@ -55,7 +56,7 @@ def stopped(imgfs: Imgfs) -> Iterator[list[int]]:
 def visited(at: Path) -> bytes:
     """All that a program sees which walks through a tree and reads everything."""
     command = [sys.executable, "-c", VISIT, str(at)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=30).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=allowed(30)).stdout
 
 
 def test_a_second_visit_of_an_image_that_is_here_asks_the_daemon_nothing(

@@ -32,6 +32,7 @@ from tests.mounted import (
     until,
     zstd,
 )
+from tests.patience import allowed
 from tests.test_mount import NOISE, errno_of
 
 pytestmark = [
@@ -252,7 +253,7 @@ def test_a_mount_whose_registry_is_gone_fails_reads_in_time_and_recovers(
         imgfs.evict(image)  # the rest of the layer may have come along
         began = time.monotonic()
         assert errno_of(lambda: (at / "last").read_bytes()) == errno.EIO
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < allowed(10)
         assert sorted(os.listdir(at)) == ["cached", "last", "noise", "padding"]
         wire.mend()
         assert (at / "noise").read_bytes() == NOISE
@@ -275,7 +276,7 @@ def test_what_is_cached_is_read_at_once_while_the_registry_hangs(imgfs: Imgfs, s
         began = time.monotonic()
         assert (at / "cached").read_bytes() == CACHED
         assert imgfs.status(at)["bytes_served"] >= len(CACHED)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < allowed(5)
         assert all(reader.poll() is None for reader in readers)
         wire.cut()
         assert [reader.wait(20) != 0 for reader in readers] == [True] * len(readers)

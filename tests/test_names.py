@@ -25,6 +25,7 @@ from tests.forward_proxy import ForwardProxy
 from tests.isolated import PUBLIC, isolated, needs_isolation
 from tests.mounted import Imgfs, Wire, gzipped, serve, until
 from tests.name_server import NameServer
+from tests.patience import allowed
 from tests.test_mount import errno_of
 
 pytestmark = needs_isolation
@@ -57,7 +58,7 @@ def silence(_: Path) -> None:
         for one in asked:
             with pytest.raises(socket.gaierror, match=r"no name server answers within 0\.5 s"):
                 one.result()
-        assert time.monotonic() - began < 0.5 + SLACK
+        assert time.monotonic() - began < allowed(0.5 + SLACK)
         assert lookups() == 1  # and whoever asks now waits for this one
         with pytest.raises(socket.gaierror):
             addresses_of("registry.test", 80, 0.1)
@@ -99,14 +100,14 @@ def dead_addresses(_: Path) -> None:
         began = time.monotonic()
         with closing(client_of(f"many.test:{server.port}", "app", timeouts=timeouts)) as client:
             assert b"".join(client.blob(blob)) == BODY
-        assert time.monotonic() - began < timeouts.connect + 1.5  # not twice
+        assert time.monotonic() - began < allowed(timeouts.connect + 1.5)  # not twice
         began = time.monotonic()
         with (
             closing(client_of(f"dead.test:{server.port}", "app", timeouts=timeouts)) as client,
             pytest.raises(Unavailable, match=r"dead\.test.*timed out"),
         ):
             client.blob_document(blob.digest)
-        assert time.monotonic() - began < timeouts.connect + 1.5
+        assert time.monotonic() - began < allowed(timeouts.connect + 1.5)
 
 
 def deafness(host: str, port: int) -> ExitStack:
@@ -146,7 +147,7 @@ def mounts_in_silence(directory: Path) -> None:
         wire.mend()
         began = time.monotonic()
         assert errno_of(lambda: (at / "file").read_bytes()) == errno.EIO
-        assert time.monotonic() - began < 2 + SLACK
+        assert time.monotonic() - began < allowed(2 + SLACK)
         assert "no name server answers" in " ".join(imgfs.ok("status", at).split())
         mount_in_silence(imgfs, image)
         names.silent = False
@@ -162,13 +163,13 @@ def mount_in_silence(imgfs: Imgfs, known: str) -> None:
     began = time.monotonic()
     said = imgfs.run("mount", *options, known.replace("app", "unknown"), other).complaint()
     assert "no name server answers within 2 s" in said
-    assert time.monotonic() - began < 2 + SLACK
+    assert time.monotonic() - began < allowed(2 + SLACK)
     imgfs.ok("store", "ls")
     began = time.monotonic()
     ran = imgfs.run("mount", *options, known, other)
     assert ran.code == 0, ran
     assert "its registry cannot be reached" in ran.err
-    assert time.monotonic() - began < 2 + SLACK
+    assert time.monotonic() - began < allowed(2 + SLACK)
     imgfs.watch(other)
     imgfs.umount(other)
 

@@ -320,7 +320,7 @@ class LateSource(FakeSource):
         self._late, self._is_met = late, is_met
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while descriptor == self._late and not self.was_met and time.monotonic() < deadline:
             time.sleep(0.01)
             self.was_met = self._is_met()

@@ -384,7 +384,7 @@ def test_a_mount_finds_a_lie_out_and_reads_fail_from_then_on(imgfs: Imgfs, tmp_p
         server.add_manifest("app", str(made.referrer.digest), made.source.bodies[made.referrer.digest])
         at = imgfs.mount(image, "--fill")
         assert (at / "two").read_bytes() == b"the devil"
-        until(lambda: not is_readable(at / "two"), "the lie to be found out", 40)
+        until(lambda: not is_readable(at / "two"), "the lie to be found out")
         assert not is_readable(at / "noise")
         assert "failing since" in imgfs.ok("status", at)
         imgfs.umount(at)
@@ -416,7 +416,7 @@ def test_a_mount_that_is_filled_is_verified_and_can_be_published_from(imgfs: Img
         imgfs.ok("store", "rm", "--all", "--force")
         at = imgfs.mount(image, "--fill")
         assert imgfs.status(at)["layers"][0]["index"] == f"{server.host}/app"
-        until(lambda: imgfs.status(at)["layers"][0]["index"] == "verified", "it to be verified", 40)
+        until(lambda: imgfs.status(at)["layers"][0]["index"] == "verified", "it to be verified")
         assert imgfs.status(at)["tree"] == f"{server.host}/app"
         imgfs.umount(at)
         at = imgfs.mount(image)

@@ -18,6 +18,7 @@ from scripts.proving.cases import KINDS, Case, Wrong, check, expected
 from scripts.proving.damage import damaged, damaged_at, damaged_json, damaged_tar
 from scripts.proving.load import Ledger, Reader, Usage
 from scripts.proving.specimens import UPPER, every, gzips, tars
+from tests.patience import allowed
 
 BODY = bytes(range(256)) * 9
 
@@ -159,4 +160,4 @@ def test_a_short_soak_finds_nothing_wrong(
 def test_a_script_is_executable_and_valid_bash(name: str) -> None:
     path = Path(__file__).parent.parent / "scripts" / name
     assert path.stat().st_mode & 0o111
-    subprocess.run(["bash", "-n", path], check=True, timeout=20)
+    subprocess.run(["bash", "-n", path], check=True, timeout=allowed(20))

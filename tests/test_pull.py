@@ -52,6 +52,7 @@ from tests.mounted import (
     until,
     zstd,
 )
+from tests.patience import allowed
 from tests.test_prepare import AMD64, Journal, left_in
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="drops the kernel's caches, and mounts")
@@ -257,7 +258,7 @@ def test_a_pull_that_is_ended_goes_on_where_it_stopped(
     process = imgfs.start("pull", "--limit-rate", "5M", image)
     until(lambda: marked(imgfs) >= 5, "half of it is there")
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=allowed(60))
     assert process.returncode == (130 if number is signal.SIGINT else -number)
     assert err == (b"imgfs: interrupted\n" if number is signal.SIGINT else b"")
     here = marked(imgfs) * UNIT
@@ -308,7 +309,7 @@ def test_a_registry_that_goes_away_is_one_line_and_what_came_stays(imgfs: Imgfs,
         process = imgfs.start("pull", "--limit-rate", "20M", "--read-timeout", "1", image)
         until(lambda: marked(imgfs) >= 5, "some of it is there")
         wire.cut()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=allowed(60))
         assert Ran(process.returncode, b"", err.decode()).complaint()
         here = marked(imgfs) * UNIT
         wire.mend()

@@ -17,6 +17,7 @@ from scripts.lab.recipes import RecipeError
 from tests import images
 from tests.images import Built
 from tests.mounted import Imgfs, drop_caches, resident
+from tests.patience import allowed
 from tests.umoci_oracle import Seen, differences, undated, unpack_layout, walk_directory
 
 pytestmark = [
@@ -27,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed"),
 ]
 
-PATIENT = 300.0  # seconds for a program that reads a whole image
+PATIENT = allowed(300.0)  # seconds for a program that reads a whole image
 
 
 class Real(NamedTuple):

@@ -27,6 +27,7 @@ from imgfs.source import Source, open_source
 from tests.clients import client_of
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer
+from tests.patience import allowed
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
 KIND, OTHER = "application/vnd.example.index.v1", "application/vnd.example.signature.v1"
@@ -690,4 +691,4 @@ def test_a_real_registry_that_keeps_everything_says_so(
 
 def _skopeo(name: str) -> bytes:
     command = ["skopeo", "inspect", "--raw", "--tls-verify=false", name]
-    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=allowed(60)).stdout

@@ -32,6 +32,7 @@ from tests.containers import (
     traces,
 )
 from tests.mounted import Imgfs, Ran, is_alive, mount_of, until
+from tests.patience import allowed
 
 pytestmark = [
     pytest.mark.kernel,
@@ -138,7 +139,7 @@ def test_signals_reach_the_command_and_its_exit_code_comes_back(
     process = run.start("run", "--runtime", runtime, image, "sh", "-c", script)
     assert first_line(process) == "up"
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=allowed(60))
     assert (process.returncode, out, err) == (9, f"got {name}\n".encode(), b"")
 
 
@@ -179,7 +180,7 @@ def test_a_signal_while_it_starts_leaves_nothing(run: Imgfs, image: str, delay: 
         if process.poll() is not None:
             break
         time.sleep(0.1)
-    process.communicate(timeout=30)
+    process.communicate(timeout=allowed(60))
     assert process.returncode in (0, 143, -signal.SIGTERM)
 
 
@@ -204,9 +205,9 @@ def test_a_terminal_is_handed_through_and_given_back_as_it_was(run: Imgfs, image
 
 def test_standard_input_is_there_if_asked_for(run: Imgfs, image: str) -> None:
     process = run.start("run", "-i", image, "cat", stdin=subprocess.PIPE)
-    assert process.communicate(b"x" * 300_000, timeout=30)[0] == b"x" * 300_000
+    assert process.communicate(b"x" * 300_000, timeout=allowed(60))[0] == b"x" * 300_000
     process = run.start("run", image, "cat", stdin=subprocess.PIPE)
-    assert process.communicate(b"x", timeout=30)[0] == b""
+    assert process.communicate(b"x", timeout=allowed(60))[0] == b""
 
 
 def test_variables_come_from_files_from_here_and_from_the_command_line(

@@ -19,6 +19,7 @@ import pytest
 from tests import containers
 from tests.containers import RUNTIMES, first_line, first_pid, has_static_busybox, shell
 from tests.mounted import Imgfs, is_alive, until
+from tests.patience import allowed
 
 pytestmark = [
     pytest.mark.kernel,
@@ -32,7 +33,7 @@ layout, image, run = containers.layout, containers.image, containers.run
 def in_shell(run: Imgfs, script: str, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
     """A script of bash's in which "$@" is `imgfs run` with these words."""
     command = ["bash", "-c", script, "bash", *run.command("run", *words)]
-    return subprocess.run(command, env=run.environment, capture_output=True, timeout=60, check=False)
+    return subprocess.run(command, env=run.environment, capture_output=True, timeout=allowed(60), check=False)
 
 
 def test_who_has_read_enough_ends_what_writes(run: Imgfs, image: str, runtime: str) -> None:
@@ -50,7 +51,7 @@ def test_a_command_that_has_read_enough_ends_who_writes_to_it(run: Imgfs, image:
 def test_the_end_of_the_input_is_not_the_end_of_the_output(run: Imgfs, image: str, runtime: str) -> None:
     words = ("run", "--runtime", runtime, "-i", image, "sh", "-c", "cat; sleep 0.3; echo more; echo err >&2")
     process = run.start(*words, stdin=subprocess.PIPE)
-    assert process.communicate(b"in\n", timeout=30) == (b"in\nmore\n", b"err\n")
+    assert process.communicate(b"in\n", timeout=allowed(60)) == (b"in\nmore\n", b"err\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -67,7 +68,7 @@ def test_children_end_with_the_command(run: Imgfs, image: str, runtime: str) -> 
     begun = time.monotonic()
     ran = shell(run, image, "sleep 90 & busybox setsid sleep 90 & echo out; exit 3", "--runtime", runtime)
     assert (ran.code, ran.text) == (3, "out\n")
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < allowed(45)
 
 
 def test_orphans_are_reaped_by_an_init(run: Imgfs, image: str, runtime: str) -> None:
@@ -82,7 +83,7 @@ def test_a_signal_of_an_init_systems_reaches_the_command(run: Imgfs, image: str,
     process = run.start("run", "--runtime", runtime, image, "sh", "-c", script)
     assert first_line(process) == "up"
     process.send_signal(number)
-    assert process.communicate(timeout=30) == (b"got it\n", b"")
+    assert process.communicate(timeout=allowed(60)) == (b"got it\n", b"")
     assert process.returncode == 9
 
 
@@ -113,7 +114,7 @@ def test_an_orphan_that_does_not_stop_is_killed_in_the_time_given(
     pid = first_pid(run, name)
     process.kill()
     process.communicate()
-    until(lambda: not is_alive(pid), "the container has ended", 8.0)
+    until(lambda: not is_alive(pid), "the container has ended", 8.0)  # not after the usual 10 s
     assert (tmp_path / "word").read_text() == "told\n"
 
 
@@ -194,5 +195,5 @@ def test_what_ignores_the_end_of_its_terminal_goes_on(run: Imgfs, image: str, ru
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     process.terminate()
-    assert process.communicate(timeout=30)[0] == b""
+    assert process.communicate(timeout=allowed(60))[0] == b""
     assert process.returncode == 9

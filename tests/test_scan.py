@@ -26,6 +26,7 @@ from imgfs.layer.tar import tar_entries
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests import blobs, tarmake
 from tests.blobs import deflate, gzip_member, gzip_members, prose, skippable, zstd_frames
+from tests.patience import allowed
 from tests.tarmake import archive, directory, file, symlink
 
 MIB = 1 << 20
@@ -536,7 +537,7 @@ def test_what_real_tools_pack_is_indexed_and_decoded_span_by_span(command: str, 
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
     flat = big_tar()
-    blob = subprocess.run(words, input=flat, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    blob = subprocess.run(words, input=flat, stdout=subprocess.PIPE, check=True, timeout=allowed(60)).stdout
     found = scanned(blob, diff_id=Digest.of(flat), chunks=blobs.every(blob, 100_000), step=65_536)
     assert found.entries == tar_entries(flat)
     assert len(found.spans) >= least
@@ -550,7 +551,7 @@ def test_zstd_files_joined_are_indexed_frame_by_frame() -> None:
     flat = big_tar()
     parts = [
         subprocess.run(
-            ["zstd", "-q", "-c"], input=part, stdout=subprocess.PIPE, check=True, timeout=60
+            ["zstd", "-q", "-c"], input=part, stdout=subprocess.PIPE, check=True, timeout=allowed(60)
         ).stdout
         for part in blobs.every(flat, 500_000)
     ]

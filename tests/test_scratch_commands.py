@@ -12,6 +12,7 @@ import pytest
 
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, is_alive, mount_of, until, write_image
+from tests.patience import allowed
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 REFUSED = r" ERROR imgfs\.daemon: "  # the daemon's log tells, too, why it does not mount
@@ -79,7 +80,7 @@ def test_two_mounts_at_once_have_changes_of_their_own(imgfs: Imgfs, image: str) 
     places = [imgfs.mountpoint(f"mnt{number}") for number in range(4)]
     starting = [imgfs.start("mount", "--rw", image, at) for at in places]
     for at, process in zip(places, starting, strict=True):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=allowed(60))
         assert (process.returncode, out, err) == (0, b"", b"")
         imgfs.watch(at)
         (at / "mine").write_text(at.name)

@@ -24,6 +24,7 @@ from scripts.lab.layout import Image, cached_image, write_image
 from scripts.lab.recipes import RecipeError, pack_debian
 from tests.images import default_cache
 from tests.mounted import Imgfs
+from tests.patience import allowed
 from tests.umoci_oracle import differences, unpack_layout, walk_directory
 
 pytestmark = [
@@ -35,7 +36,7 @@ pytestmark = [
 ]
 
 PACKAGES = ("git", "libc6-dev", "make", "python3-pip", "python3-venv", "tcc")
-PATIENT = 300.0  # seconds for a program that does much
+PATIENT = allowed(300.0)  # seconds for a program that does much
 DATE = "2020-02-02T02:02:02Z"
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -28,6 +28,7 @@ from scripts.lab.link import Link, RequestCounter, Traffic
 from scripts.lab.registry import Registry, RegistryFailed
 from tests.images import default_cache
 from tests.mounted import CHECKOUT, NOBODY, Imgfs
+from tests.patience import allowed
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 MBIT, ROUND_TRIP = 200.0, 0.020
@@ -61,7 +62,7 @@ def zeros() -> Iterator[int]:
 
 @contextmanager
 def connected(port: int) -> Iterator[HTTPConnection]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=allowed(30))
     try:
         yield connection
     finally:
@@ -358,7 +359,7 @@ class Installation:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=allowed(20),
             user=user,
             group=group,
             extra_groups=None if user is None else [],
@@ -480,13 +481,13 @@ def test_without_a_working_mmdebstrap_the_demonstration_is_of_files_of_this_syst
 def test_a_script_is_executable_and_valid_bash(name: str) -> None:
     path = SCRIPTS / name
     assert path.stat().st_mode & 0o111
-    subprocess.run(["bash", "-n", path], check=True, timeout=20)
+    subprocess.run(["bash", "-n", path], check=True, timeout=allowed(20))
 
 
 @pytest.mark.parametrize("name", ["install", "quickstart"])
 def test_a_script_asked_for_something_unknown_says_how_it_is_used(name: str) -> None:
     said = subprocess.run(
-        [SCRIPTS / name, "--nonsense"], capture_output=True, text=True, check=False, timeout=20
+        [SCRIPTS / name, "--nonsense"], capture_output=True, text=True, check=False, timeout=allowed(20)
     )
     assert said.returncode == 2
     assert f"scripts/{name}" in said.stdout + said.stderr
@@ -494,7 +495,7 @@ def test_a_script_asked_for_something_unknown_says_how_it_is_used(name: str) -> 
 
 def test_quickstart_explains_itself() -> None:
     said = subprocess.run(
-        [SCRIPTS / "quickstart", "--help"], capture_output=True, text=True, check=True, timeout=20
+        [SCRIPTS / "quickstart", "--help"], capture_output=True, text=True, check=True, timeout=allowed(20)
     )
     for form in ("scripts/quickstart  ", "scripts/quickstart IMAGE MOUNTPOINT", "scripts/quickstart --stop"):
         assert form in said.stdout
@@ -526,7 +527,7 @@ def test_a_skipped_test_fails_only_where_nothing_may_be_skipped(
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     said = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=allowed(60)
     )
     assert said.returncode == code
     assert closing in said.stdout.splitlines()[-1]

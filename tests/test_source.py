@@ -22,6 +22,7 @@ from imgfs.source import UNKNOWN_SIZE, Source, open_source
 from imgfs.source.layout import LayoutSource
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image, push_index
 from tests.fault_server import Fault, FaultServer
+from tests.patience import allowed
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -395,7 +396,7 @@ def test_a_layout_that_skopeo_wrote_is_the_same_image(tmp_path: Path) -> None:
         for tag in ("v1", "multi"):
             target = f"oci:{tmp_path}/layout:{tag}"
             command = ["skopeo", "copy", "--quiet", "--all", "--src-tls-verify=false"]
-            subprocess.run([*command, f"docker://{host}/app:{tag}", target], check=True, timeout=60)
+            subprocess.run([*command, f"docker://{host}/app:{tag}", target], check=True, timeout=allowed(60))
     for tag, expected in (("v1", pushed.manifest), ("multi", index)):
         source = open_source(parse_reference(f"oci:{tmp_path}/layout:{tag}"))
         assert source.resolve().digest == expected.digest

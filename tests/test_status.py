@@ -20,6 +20,7 @@ from imgfs.mounts import decode_status, encode_status
 from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
+from tests.patience import allowed
 
 both_drivers = pytest.mark.drivers("fuse", "kernel")
 NOISE = random.Random(8).randbytes(3_000_000)
@@ -198,7 +199,7 @@ def watched(imgfs: Imgfs, blocks: int, *words: str | Path) -> list[str]:
         if lines.count("") == blocks or ("--json" in words and len(lines) == blocks):
             break
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=allowed(60))
     assert (process.returncode, errors) == (0, b"")
     return lines
 
@@ -238,7 +239,7 @@ def test_watching_on_a_terminal_draws_in_place_until_the_mount_is_gone(imgfs: Im
     ending = "sleep 1.5; for n in $(seq 100); do umount $0 2>/dev/null && exit; sleep 0.05; done; umount $0"
     with subprocess.Popen(["sh", "-c", ending, at]) as ender:
         ran = on_terminal(words, imgfs.environment)
-        assert ender.wait(timeout=20) == 0
+        assert ender.wait(timeout=allowed(20)) == 0
     imgfs.gone(at)
     assert ran.code == 1
     assert ran.err.startswith("\x1b[H\x1b[2J")

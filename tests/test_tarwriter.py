@@ -20,6 +20,7 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.tar import tar_entries
 from imgfs.layer.tarwriter import Member, tar_of
+from tests.patience import allowed
 from tests.umoci_oracle import Seen, differences, unpack, walk_directory
 
 NANO = 1_000_000_000
@@ -362,7 +363,9 @@ def test_umoci_unpacks_the_same_tree(tmp_path: Path) -> None:
 @needs_root
 def test_gnu_tar_unpacks_the_same_tree(tmp_path: Path) -> None:
     command = ["tar", "-xp", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", str(tmp_path)]
-    done = subprocess.run(command, input=written(*TREE), check=False, capture_output=True, timeout=60)
+    done = subprocess.run(
+        command, input=written(*TREE), check=False, capture_output=True, timeout=allowed(60)
+    )
     assert (done.returncode, done.stdout) == (0, b"")
     compare(tmp_path)
 

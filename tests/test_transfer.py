@@ -37,6 +37,7 @@ from tests.docker_registry import as_json, docker_registry, needs_docker_registr
 from tests.fake_source import FakeSource
 from tests.fault_server import LAYER, Fault, FaultServer
 from tests.mounted import Imgfs, Ran, Stored, Wire, gzipped, on_terminal, sha256, write_image
+from tests.patience import allowed
 from tests.tarmake import archive, file
 from tests.test_mount_registry import HTPASSWD, PASSWORD
 
@@ -353,7 +354,7 @@ def test_the_first_error_ends_the_other_blobs(
 
 
 def test_several_blobs_are_under_way_at_once(images: Images, destination: Destination) -> None:
-    barrier = threading.Barrier(4, timeout=20)
+    barrier = threading.Barrier(4, timeout=allowed(20))
 
     class Together(Log):
         def layer_begins(self, layer: Descriptor) -> None:
@@ -420,7 +421,7 @@ def incompressible(size: int) -> Stored:
 
 
 def skopeo(*words: object) -> Ran:
-    done = subprocess.run(["skopeo", *map(str, words)], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["skopeo", *map(str, words)], capture_output=True, timeout=allowed(60), check=False)
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
@@ -498,7 +499,7 @@ def test_an_interrupted_copy_leaves_no_image(imgfs: Imgfs, server: FaultServer, 
     while not server.seen("/uploads/", "PUT"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=allowed(60))
     assert (process.returncode, errors) == (130, b"imgfs: interrupted\n")
     assert server.manifests == {}
 

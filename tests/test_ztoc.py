@@ -31,6 +31,7 @@ from imgfs.layer.ztocwriter import (
 )
 from tests import tarmake
 from tests.blobs import deflate, gzip_member, gzip_members, prose, zstd_frames
+from tests.patience import allowed
 from tests.tarmake import archive, device, directory, fifo, file, hardlink, symlink, whiteout
 from tests.ztocs import Layer, decoded, flatc_reads, flatc_writes, reader, scanned
 
@@ -128,7 +129,7 @@ def test_what_real_tools_pack_is_indexed_and_decoded_span_by_span(command: str) 
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
     flat = archive(*(file(f"{number}", prose(40_000, number)) for number in range(30)))
-    blob = subprocess.run(words, input=flat, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    blob = subprocess.run(words, input=flat, stdout=subprocess.PIPE, check=True, timeout=allowed(60)).stdout
     layer = scanned(blob, step=65_536)
     ztoc = parsed(layer)
     assert ztoc.entries == layer.entries

@@ -25,10 +25,11 @@ from imgfs.layout import Layout
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_MANIFEST, Manifest, parse_document
 from tests.docker_registry import as_json
+from tests.patience import allowed
 from tests.tocmake import Made
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_TIMEOUT = 60
+_TIMEOUT = allowed(60)
 _NAME = "test.invalid/image"
 _UNWANTED = (
     "io.containerd.grpc.v1.cri",

@@ -20,6 +20,7 @@ from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.layer.ztocwriter import build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
+from tests.patience import allowed
 
 SCHEMA = """
 table Xattr { key: string; value: string; }
@@ -104,4 +105,4 @@ def flatc_writes(fields: dict[str, Any], directory: Path) -> bytes:
 
 def _flatc(directory: Path, *words: str) -> None:
     (directory / "schema.fbs").write_text(SCHEMA)
-    subprocess.run(["flatc", *words], cwd=directory, check=True, timeout=60, capture_output=True)
+    subprocess.run(["flatc", *words], cwd=directory, check=True, timeout=allowed(60), capture_output=True)
