@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="evicts what root's kernel has cached"),
 ]
 
-READ_TIMEOUT = 0.6  # seconds that a read may wait in most of these tests
+READ_TIMEOUT = allowed(0.6)  # seconds that a read may wait in most of these tests
 SLACK = 6.0  # seconds that a busy machine may add to them
 CACHED = b"cached " * 3000
 _CHANCE = random.Random(5)

@@ -85,7 +85,7 @@ def test_a_link_adds_its_round_trip_to_every_request_and_another_to_a_connection
     with zeros() as server, Link(server, MBIT, ROUND_TRIP) as link, connected(link.port) as client:
         first, later = get(client, 1), fastest(client, 1, 10)
     assert first >= 2 * ROUND_TRIP
-    assert ROUND_TRIP <= later < 1.5 * ROUND_TRIP
+    assert ROUND_TRIP <= later < allowed(1.5 * ROUND_TRIP)
 
 
 def test_a_link_lets_its_bandwidth_through_and_no_more() -> None:
@@ -97,7 +97,7 @@ def test_a_link_lets_its_bandwidth_through_and_no_more() -> None:
             seconds = get(client, size) - ROUND_TRIP
             # A line idle for less than CONTINUOUS counts as busy, so a transfer may start 5 ms ahead.
             assert seconds >= expected - 0.006
-            if seconds <= 1.2 * expected:
+            if seconds <= allowed(1.2 * expected):
                 return
     pytest.fail(f"{seconds:.2f} s instead of {expected:.2f} s")
 
