@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.errors import StoreError
+from imgfs.errors import MountError, StoreError
 from imgfs.owned import (
     Held,
     new_directory,
@@ -25,6 +25,9 @@ from imgfs.owned import (
     read_owned_file,
     sweep,
 )
+from imgfs.runtime.bundle import new_bundle
+from imgfs.store import write_aside
+from tests.mounted import until
 
 OTHER = 65_533
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -159,11 +162,18 @@ def test_a_sweep_leaves_what_is_held_and_takes_what_is_not(
     assert os.listdir(tmp_path) == ["other"]
 
 
+FILE = "from imgfs.owned import new_file; held = new_file(here, '.new-')"
+ASIDE = "from imgfs.store import write_aside; held = write_aside(here / 'a'); held.__enter__()"
+BUNDLE = "from imgfs.runtime.bundle import new_bundle; held = new_bundle(here, 'a'); held.__enter__()"
+NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
 @contextmanager
-def _holder(directory: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a new file, perhaps in namespaces of its own."""
-    code = "import sys, pathlib; from imgfs.owned import new_file\n"
-    code += "held = new_file(pathlib.Path(sys.argv[1]), '.new-'); print(flush=True); sys.stdin.read()"
+def _holder(directory: Path, *before: str, held: str = FILE) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds something, perhaps in namespaces of its own."""
+    code = (
+        f"import sys, pathlib; here = pathlib.Path(sys.argv[1]); {held}; print(flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [*before, sys.executable, "-c", code, directory],
         stdin=subprocess.PIPE,
@@ -180,9 +190,33 @@ def _holder(directory: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
 
 @root_only
 def test_another_pid_namespace_does_not_matter(tmp_path: Path) -> None:
-    with _holder(tmp_path, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"):
+    with _holder(tmp_path, *NAMESPACE):
         sweep(tmp_path, ".new-", _remove)
         assert len(os.listdir(tmp_path)) == 1
+
+
+@root_only
+def test_what_another_pid_namespace_writes_aside_is_left_alone(tmp_path: Path) -> None:
+    with _holder(tmp_path, *NAMESPACE, held=ASIDE):
+        with write_aside(tmp_path / "b"):
+            pass
+        assert [name[-2:] for name in sorted(os.listdir(tmp_path))] == ["-a", "b"]
+
+
+@root_only
+def test_a_container_of_another_pid_namespace_is_left_alone_until_it_is_killed(tmp_path: Path) -> None:
+    with _holder(tmp_path, *NAMESPACE, held=BUNDLE):
+        with new_bundle(tmp_path, "b"):
+            assert sorted(os.listdir(tmp_path / "containers")) == ["a", "b"]
+        with pytest.raises(MountError, match="a container called a is running"), new_bundle(tmp_path, "a"):
+            pass
+        assert os.listdir(tmp_path / "containers") == ["a"]
+
+    def is_swept() -> bool:
+        with new_bundle(tmp_path, "b"):
+            return os.listdir(tmp_path / "containers") == ["b"]
+
+    until(is_swept, "what the dead one has left is swept")
 
 
 def test_a_stopped_process_holds_and_a_killed_one_does_not(tmp_path: Path) -> None:

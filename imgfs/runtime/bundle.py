@@ -3,9 +3,10 @@
     config.json  rootfs/        the bundle (OCI runtime-spec bundle.md); the image is mounted at rootfs
     files/  volumes/            shown in the container: /etc/hosts and its like, volumes nobody has named
     state/  pid  log            the runtime's
-    lock                        held by whoever runs it: a directory whose lock is free is left over
+    lock                        locked like the directory itself, for an imgfs that looks for that
 
-It lies in the store, under `containers`, and goes with the container.
+It lies in the store, under `containers`, and goes with the container. Who runs it has the directory locked
+(`owned.held`): one whose lock is free is left over.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import MountError, StoreError, UsageError
+from imgfs.owned import new_directory, open_owned_directory, sweep
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.wishes import Bind, Network, Wishes
 
@@ -115,46 +117,44 @@ def new_bundle(store_root: Path, name: str) -> Iterator[Bundle]:
     """
     containers = store_root / "containers"
     with _as_store_errors(containers):
-        containers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(containers)
-        fd, bundle = _claim(containers, name)
-    try:
+        os.close(open_owned_directory(containers, make=True))
+        sweep(containers, "", _remove_left)
+        held = new_directory(containers, _NEW)
+    with contextlib.ExitStack() as stack:
+        stack.callback(held.let_go)
+        with _as_store_errors(containers):
+            stack.callback(os.close, _lock(held.path))
+            bundle = _named(held.path, containers / name)
+        stack.callback(bundle.remove)
         yield bundle
-    finally:
-        try:
-            bundle.remove()
-        finally:
-            os.close(fd)
 
 
-def _claim(containers: Path, name: str) -> tuple[int, Bundle]:
-    """Make the directory, locked from the moment others see it."""
-    aside, bundle = containers / f"{_NEW}{os.getpid()}", Bundle(containers / name)
-    aside.mkdir(mode=0o700)
-    (aside / "rootfs").mkdir()
-    fd = os.open(aside / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(directory: Path) -> int:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _named(aside: Path, directory: Path) -> Bundle:
+    """Give a new directory the name of its container; raises MountError if that is taken."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        aside.rename(bundle.directory)
+        (aside / "rootfs").mkdir()
+        aside.rename(directory)
     except OSError as error:
-        os.close(fd)
         shutil.rmtree(aside, ignore_errors=True)
-        if bundle.directory.exists():
+        if directory.exists():
+            name = directory.name
             raise MountError(f"a container called {name} is running: choose another --name") from error
         raise
-    return fd, bundle
+    return Bundle(directory)
 
 
-def _sweep(containers: Path) -> None:
-    """Remove what nobody holds."""
-    for path in containers.iterdir():
-        if path.name.startswith(_NEW):
-            if not Path("/proc", path.name.removeprefix(_NEW)).exists():
-                shutil.rmtree(path, ignore_errors=True)
-            continue
-        with contextlib.suppress(OSError, StoreError), open(path / "lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            Bundle(path).remove()
+def _remove_left(directory: Path) -> None:
+    """Remove what a killed process has left; raises OSError if it is held after all, or cannot be removed."""
+    with contextlib.suppress(FileNotFoundError), open(directory / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(StoreError):
+        Bundle(directory).remove()
 
 
 def _host_file(path: str) -> str:
