@@ -19,13 +19,13 @@ from imgfs.image.resolve import Resolved
 from imgfs.image.standing import Standing, open_index
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
+from imgfs.layer.rows import note_origin
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
 from imgfs.store import Store
 from imgfs.tree.merge import merge
-from imgfs.tree.tree import vouch
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
@@ -184,4 +184,4 @@ def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] 
 
         merge(indexes(), path)
         if named := sorted(origins - {""}):
-            vouch(path, ", ".join(named))
+            note_origin(path, ", ".join(named))

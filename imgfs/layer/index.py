@@ -91,7 +91,8 @@ _LARGEST_ID = (1 << 32) - 1
 # What holds for every row of an index, whoever has written it.
 RULES = {
     "summary": f"{typed('text', 'digest', 'diff_id', 'format', 'space')} AND "
-    f"{integers(0, LARGEST, 'size', 'flat_size', 'entries')} AND {integers(0, 1, 'is_lean')}",
+    f"{integers(0, LARGEST, 'size', 'flat_size', 'entries')} AND {integers(0, 1, 'is_lean')} AND "
+    "(SELECT count(*) FROM summary) = 1 AND entries = (SELECT count(*) FROM entry)",
     "entry": f"{typed('blob', 'path', 'target')} AND {integers(0, max(Kind), 'kind')} AND "
     f"{integers(0, 0o7777, 'mode')} AND {integers(0, _LARGEST_ID, 'uid', 'gid', 'major', 'minor')} AND "
     f"{integers(0, LARGEST, 'size')} AND {TIME_RULE} AND "
@@ -235,6 +236,14 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             raise StoreError(
                 f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
             ) from error
+
+    def look_through(self) -> None:
+        """Read what rows hold packed, which no rule of SQLite's can look into; raises StoreError."""
+        odd = "WHERE xattrs IS NOT NULL OR extents IS NOT NULL OR typeof(mtime_ns) = 'blob'"
+        for _ in self._each(_entry, f"{_ENTRY} {odd}"):
+            pass
+        for _ in self._each(_span, "SELECT * FROM span WHERE parts IS NOT NULL"):
+            pass
 
     def close(self) -> None:
         """Close the file."""

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import zstandard
 
-from imgfs.errors import InvalidImage
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, Elsewhere
+from imgfs.layer.foreign import Form, write_anew
+from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, Elsewhere, LayerIndex
 from imgfs.layer.rows import (
     create_database,
-    has_schema,
-    misfit,
     note_origin,
     pack_parts,
     pack_time,
@@ -99,15 +98,20 @@ class IndexWriter:
         self._entries.clear()
 
 
-def vouch(path: Path, origin: str) -> None:
-    """Note in an index from elsewhere that the repository `origin` is all that vouches for it.
+_FORM = Form("a layer index", SCHEMA, SHORTCUTS, RULES)
 
-    Raises InvalidImage if the file is no such index.
+
+def vouch(path: Path, origin: str) -> None:
+    """Write an index from elsewhere anew, noting that the repository `origin` is all that vouches for it.
+
+    Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
-    if not has_schema(path, SCHEMA + SHORTCUTS):
-        raise InvalidImage("not a layer index of this imgfs", where=str(path))
-    if wrong := misfit(path, RULES):
-        raise InvalidImage(f"a layer index with rows that make no sense: {wrong}", where=str(path))
+    write_anew(path, _FORM)
+    with LayerIndex(path) as index:
+        try:
+            index.look_through()
+        except StoreError as error:
+            raise InvalidImage("a layer index with rows that make no sense", where=str(path)) from error
     note_origin(path, origin)
 
 

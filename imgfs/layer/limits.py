@@ -44,7 +44,7 @@ What an index of others may cost:
 | a table of contents     | 256 MiB, 2 million entries and chunks, 2 Mi characters each; memory: 8 times it |
 | a zTOC                  | 256 MiB, 1,000 vtables; memory: 4 times it, and 2 KiB for each entry            |
 | a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most                   |
-| reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 16 MiB of memory      |
+| reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |
 """
 
 from __future__ import annotations
@@ -89,4 +89,5 @@ DATABASE_RATIO, DATABASE_MORE = (
     100,
     1 << 20,
 )  # bytes that one packed byte may become, and that any file may have
+RECORD_LIMIT = 64 << 20  # bytes of a row: a million chunks of a file, each an extent
 STEPS_EACH, STEPS_MORE = 64, 10_000_000  # of SQLite's virtual machine, for each byte of a file and in all

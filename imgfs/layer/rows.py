@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Extent, Part
@@ -22,7 +24,7 @@ _PART = struct.Struct("<QQ32s")  # skip, length, sha256
 def create_database(path: Path, schema: str) -> sqlite3.Connection:
     """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
     path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(file_uri(path), uri=True, isolation_level=None, check_same_thread=False)
     db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
     db.executescript(f"{schema}BEGIN;")
     return db
@@ -31,7 +33,7 @@ def create_database(path: Path, schema: str) -> sqlite3.Connection:
 def open_database(path: Path) -> sqlite3.Connection:
     """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
     try:
-        db = sqlite3.connect(f"file:{_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
+        db = sqlite3.connect(f"{file_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
         db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")  # it may be someone else's
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from error
@@ -171,5 +173,6 @@ def stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
     return None, pack_extents(extents) if extents else None
 
 
-def _uri(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def file_uri(path: Path) -> str:
+    """How SQLite is told of a file whose name may be any bytes (sqlite.org/uri.html)."""
+    return f"file:{quote(os.fsencode(path))}"

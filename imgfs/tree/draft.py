@@ -15,7 +15,7 @@ from pathlib import Path
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.limits import FILE_LIMIT, MAJORS, MINORS, OWNERS, SECONDS, TARGET_LIMIT
-from imgfs.layer.rows import create_database, pack_time, pack_xattrs, stored_extents
+from imgfs.layer.rows import create_database, file_uri, pack_time, pack_xattrs, stored_extents
 from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
 
@@ -99,7 +99,7 @@ class Draft:
 
     def _attach_work(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # of a merge that was killed
-        self.db.execute("ATTACH ? AS work", (str(path),))
+        self.db.execute("ATTACH ? AS work", (file_uri(path),))
         for schema in ("main", "work"):
             self.db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
         self.db.execute("PRAGMA work.journal_mode = OFF")
@@ -247,14 +247,19 @@ def _check(entry: Entry) -> None:
         raise InvalidImage(f"owner {entry.uid}:{entry.gid} is beyond the 32 bits that Linux has")
     if not 0 <= entry.size <= FILE_LIMIT:
         raise InvalidImage(f"a size of {entry.size} bytes is out of range: a file has {FILE_LIMIT} at most")
-    if not -SECONDS <= entry.mtime_ns // _BILLION < SECONDS:
-        raise InvalidImage("a modification time is beyond the 64 bits of seconds that Linux has")
+    check_time(entry.mtime_ns)
     if entry.kind is Kind.SYMLINK:
         _check_target(entry.target)
     if entry.kind in (Kind.CHARACTER, Kind.BLOCK):
         major, minor = entry.device
         if not (0 <= major < MAJORS and 0 <= minor < MINORS):
             raise InvalidImage(f"device {major}:{minor} is beyond the 12:20 bits that Linux has")
+
+
+def check_time(mtime_ns: int) -> None:
+    """Raise InvalidImage for a time that no inode can have."""
+    if not -SECONDS <= mtime_ns // _BILLION < SECONDS:
+        raise InvalidImage("a modification time is beyond the 64 bits of seconds that Linux has")
 
 
 def _check_target(target: bytes) -> None:

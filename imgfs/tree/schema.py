@@ -37,6 +37,8 @@ RULES = {
     f"{integers(0, LARGEST, 'size', 'device', 'blocks')} AND {TIME_RULE} AND "
     f"(flat IS NULL OR {integers(0, LARGEST, 'flat')}) AND "
     f"{typed('blob null', 'extents', 'target', 'xattrs')} AND (target IS NULL) = ((mode >> 12) != 10) AND "
+    "(target IS NULL OR length(target) BETWEEN 1 AND 4095 AND length(target) = size AND "
+    "instr(target, x'00') = 0) AND ((mode >> 12) = 8 OR flat IS NULL AND extents IS NULL) AND "
     f"{typed('integer', 'layer')} AND layer BETWEEN 0 AND max(0, (SELECT layers FROM summary) - 1)",
     "dirent": f"{typed('integer', 'parent', 'ino', 'position')} AND {typed('blob', 'name')} AND "
     "length(name) BETWEEN 1 AND 255 AND position > 0 AND instr(name, x'2f') = 0 AND instr(name, x'00') = 0 "

@@ -13,20 +13,19 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.rows import (
-    has_schema,
-    misfit,
     note_origin,
     open_database,
     unpack_extents,
     unpack_time,
     unpack_xattrs,
 )
+from imgfs.tree.foreign import check_in
 from imgfs.tree.names import Parents
 from imgfs.tree.paths import LINK_LIMIT
-from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, RULES, SCHEMA, STRIDE
+from imgfs.tree.schema import FORMAT, ROOT, STRIDE
 
 # Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
 # memory too, without bound, and a failing disk would be a SIGBUS.
@@ -336,14 +335,11 @@ def _node(row: tuple[Any, ...]) -> Node:
 
 
 def vouch(path: Path, origin: str) -> None:
-    """Note in a tree from elsewhere that the repository `origin` is all that vouches for it.
+    """Write a tree from elsewhere anew, noting that the repository `origin` is all that vouches for it.
 
-    Raises InvalidImage if the file is no such tree.
+    Raises InvalidImage if the file is no such tree, or costs more than its size allows; StoreError.
     """
-    if not has_schema(path, f"{SCHEMA}{MILESTONES};"):
-        raise InvalidImage("not a tree of this imgfs", where=str(path))
-    if wrong := misfit(path, RULES):
-        raise InvalidImage(f"a tree with rows that make no sense: {wrong}", where=str(path))
+    check_in(path)
     note_origin(path, origin)
 
 

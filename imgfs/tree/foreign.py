@@ -1,0 +1,139 @@
+"""Taking in a tree that another has merged: it has to be a tree, and hold what a merge would let through.
+
+The file is written anew first (`layer.foreign`), so what is asked here is asked of sound b-trees, and costs
+what its size says. What can be counted is counted, and not believed: links, blocks and totals.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from imgfs.errors import InvalidImage, StoreError
+from imgfs.layer.entry import Extent, Kind
+from imgfs.layer.foreign import Form, write_anew
+from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
+from imgfs.layer.rows import file_uri, unpack_extents, unpack_time, unpack_xattrs
+from imgfs.layer.xattrs import kept_xattrs
+from imgfs.tree.draft import check_time
+from imgfs.tree.schema import MILESTONES, ROOT, RULES, SCHEMA
+
+_FORM = Form("a tree", SCHEMA, f"{MILESTONES};", RULES)
+_DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12
+_KINDS: Mapping[int, Kind] = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+_NAMED = """
+CREATE TEMP TABLE named (ino INTEGER PRIMARY KEY, names INTEGER);
+INSERT INTO named SELECT ino, count(*) FROM dirent GROUP BY ino;
+CREATE TEMP TABLE parent (ino INTEGER PRIMARY KEY, directories INTEGER);
+INSERT INTO parent SELECT d.parent, sum(n.mode >> 12 = 4) FROM dirent d JOIN node n ON n.ino = d.ino
+  GROUP BY d.parent;
+"""
+# What would make a tree none, and whether it is so.
+_FAULTS = {
+    "more than one summary": "SELECT count(*) <> 1 FROM summary",
+    "no root": f"SELECT count(*) = 0 FROM node WHERE ino = {ROOT} AND mode >> 12 = {_DIRECTORY}",
+    "a name for the root": f"SELECT count(*) > 0 FROM named WHERE ino = {ROOT}",
+    "a node without a name": "SELECT (SELECT count(*) FROM node) <> (SELECT count(*) FROM named) + 1",
+    "a directory of several names": "SELECT EXISTS (SELECT 1 FROM named JOIN node USING (ino) "
+    f"WHERE names > 1 AND mode >> 12 = {_DIRECTORY})",
+    "names in what is no directory": "SELECT EXISTS (SELECT 1 FROM parent LEFT JOIN node USING (ino) "
+    f"WHERE coalesce(mode >> 12, 0) <> {_DIRECTORY})",
+    "names that are not counted in their order": "SELECT EXISTS (SELECT 1 FROM (SELECT position, "
+    "row_number() OVER (PARTITION BY parent ORDER BY name) AS right FROM dirent) WHERE position <> right)",
+}
+# Every directory but the root has one name, so this ends, and what goes in circles is not among them.
+_REACHED = f"""
+WITH RECURSIVE below (ino, length) AS (
+  VALUES ({ROOT}, 0) UNION ALL
+  SELECT d.ino, below.length + 1 + length(d.name) FROM below CROSS JOIN dirent d ON d.parent = below.ino
+    CROSS JOIN node n ON n.ino = d.ino WHERE n.mode >> 12 = {_DIRECTORY})
+SELECT count(*), max(length) FROM below
+"""
+_DIRECTORIES = f"SELECT count(*) FROM node WHERE mode >> 12 = {_DIRECTORY}"
+_COUNTED = f"""
+UPDATE node SET nlink = 2 + coalesce((SELECT directories FROM parent WHERE parent.ino = node.ino), 0)
+  WHERE mode >> 12 = {_DIRECTORY};
+UPDATE node SET nlink = (SELECT names FROM named WHERE named.ino = node.ino)
+  WHERE mode >> 12 <> {_DIRECTORY} AND nlink <> (SELECT names FROM named WHERE named.ino = node.ino);
+UPDATE summary SET nodes = (SELECT count(*) FROM node),
+  size = (SELECT min(total(size), 9223372036854774784.0) FROM node WHERE mode >> 12 = 8);
+UPDATE summary SET size = CAST(size AS INTEGER);
+"""
+_ODD = f"""
+SELECT ino, mode, size, mtime_ns, device, extents, xattrs FROM node
+WHERE extents IS NOT NULL OR xattrs IS NOT NULL OR typeof(mtime_ns) = 'blob'
+  OR mode >> 12 IN ({_CHARACTER}, {_BLOCK})
+"""
+
+
+def check_in(path: Path) -> None:
+    """Write a tree of somebody else's anew; raises InvalidImage if it is none, StoreError."""
+    write_anew(path, _FORM)
+    try:
+        with closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db:
+            db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+            db.executescript(_NAMED)
+            _check_shape(db)
+            for row in db.execute(_ODD):
+                _check_node(*row)
+            db.executescript(_COUNTED)
+    except InvalidImage as error:
+        raise InvalidImage(f"a tree with rows that make no sense: {error}", where=str(path)) from error
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _check_shape(db: sqlite3.Connection) -> None:
+    """Raise InvalidImage unless the names make a tree of the nodes."""
+    for fault, query in _FAULTS.items():
+        if db.execute(query).fetchone()[0]:
+            raise InvalidImage(f"dirent: {fault}")
+    reached, length = db.execute(_REACHED).fetchone()
+    if reached != db.execute(_DIRECTORIES).fetchone()[0]:
+        raise InvalidImage("dirent: directories that go in circles")
+    if length - 1 > PATH_LIMIT:
+        raise InvalidImage(f"dirent: a path longer than {PATH_LIMIT} bytes")
+
+
+def _check_node(
+    ino: int,
+    mode: int,
+    size: int,
+    mtime: int | bytes,
+    device: int,
+    extents: bytes | None,
+    xattrs: bytes | None,
+) -> None:
+    """Raise InvalidImage for what a merge would have refused or left out: see `layer.limits`."""
+    kind = _KINDS[stat.S_IFMT(mode)]
+    check_time(unpack_time(mtime))
+    found = unpack_xattrs(xattrs)
+    if kept_xattrs(kind, found) != found:
+        raise InvalidImage(f"node: attributes of {ino} that Linux cannot keep")
+    if kind in (Kind.CHARACTER, Kind.BLOCK):
+        major, minor = os.major(device), os.minor(device)
+        if major >= MAJORS or minor >= MINORS or (kind is Kind.CHARACTER and not device):
+            raise InvalidImage(f"node: {ino} is the device {major}:{minor}")
+    try:
+        _check_extents(ino, size, unpack_extents(extents or b""))
+    except ValueError as error:
+        raise InvalidImage(f"node: {ino} has {error}") from error
+
+
+def _check_extents(ino: int, size: int, extents: tuple[Extent, ...]) -> None:
+    at = 0
+    for offset, length, _ in extents:
+        if offset < at or length < 1 or offset + length > size:
+            raise InvalidImage(f"node: the extents of {ino} overlap or leave it")
+        at = offset + length
