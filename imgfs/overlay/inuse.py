@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+_MOUNTED = re.compile(r"mounted at (.*) \(pid \d+\)$", re.DOTALL)  # what a daemon says
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -18,6 +19,17 @@ def overlayfs_over(upper: Path) -> str | None:
             if b"overlay" in fields and wanted in map(_unescaped, fields[-1].split(b",")):
                 return os.fsdecode(_unescaped(fields[4]))
     return None
+
+
+def is_at_work(said: str) -> bool:
+    """Whether the holder of a scratch's lock, by what it says, goes on: its mount is seen, or it has none."""
+    mount = _MOUNTED.match(said)
+    return mount is None or _is_mounted_at(os.fsencode(mount[1]))
+
+
+def _is_mounted_at(path: bytes) -> bool:
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return any(_unescaped(line.split()[4]) == path for line in lines)
 
 
 def _unescaped(field: bytes) -> bytes:

@@ -7,22 +7,31 @@ One that overlayfs or fuse-overlayfs has made is taken up as it is: `scratch.jso
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import re
 import stat
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
-from imgfs.oci.descriptor import Digest
 from imgfs.overlay import deep, linux
 from imgfs.overlay.changes import Changes
+from imgfs.overlay.claim import (
+    ASIDE,
+    DESCRIPTION,
+    ENDING,
+    LOCK,
+    Lock,
+    claimed,
+    read_base,
+    user_of,
+    write_base,
+)
+from imgfs.overlay.claim import Base as Base
 from imgfs.overlay.copyup import Bytes
 from imgfs.overlay.indexed import (
     INDEX,
@@ -36,32 +45,24 @@ from imgfs.overlay.indexed import (
     spread,
     unknown,
 )
-from imgfs.overlay.inuse import overlayfs_over
+from imgfs.overlay.inuse import is_at_work, overlayfs_over
 from imgfs.overlay.marks import BY_OVERLAYFS, TRUSTED, Marks, Owner
 from imgfs.overlay.normal import normalise_foreign
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
+from imgfs.owned import new_directory, random_name, sweep
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)
 
+Say = Callable[[str], None]  # is given what a scratch is used for
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
 _NEW = ".upper"  # what `upper` is called until it is complete
-_REMOVED = b".removed-"  # begins the names of what is on its way out
-_TRIES, _LOOK = 5, 0.02  # to take a lock, and seconds between them
-_DESCRIPTION, _LOCK = "scratch.json", "lock"
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """What a scratch lies on: the image `digest` (a manifest's), its first `layers` layers."""
-
-    reference: str
-    digest: str
-    layers: int
+_REMOVED = ".removed-"  # begins the names of what is on its way out
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,11 @@ class Scratch:
 
     def exists(self) -> bool:
         """Whether there is such a scratch."""
-        return self.upper.is_dir() or (self.directory / _DESCRIPTION).exists()
+        return self.upper.is_dir() or (self.directory / DESCRIPTION).exists()
 
     def base(self) -> Base | None:
         """What it lies on, if imgfs has ever mounted it; raises StoreError."""
-        path = self.directory / _DESCRIPTION
-        try:
-            fields = json.loads(path.read_bytes())
-            return Base(str(fields["reference"]), str(Digest.parse(fields["digest"])), int(fields["layers"]))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, ImgfsError) as error:
-            raise StoreError(f"{path}: damaged; remove it to take the scratch up anew") from error
+        return read_base(self.directory)
 
     def check(self, base: Base) -> None:
         """Raise MountError if the scratch lies on another image."""
@@ -114,44 +106,27 @@ class Scratch:
                 f"or begin anew with: imgfs scratch reset {self.name}"
             )
 
-    def describe(self, base: Base) -> None:
-        """Write down what it lies on."""
-        path = self.directory / _DESCRIPTION
-        aside = path.with_name(f".{path.name}-{os.getpid()}")
-        aside.write_text(json.dumps(asdict(base)))
-        aside.rename(path)
-
     @contextlib.contextmanager
-    def locked(self, use: str) -> Iterator[None]:
-        """Be the only one to change it; raises MountError saying what the other one uses it for."""
-        path = self.directory / _LOCK
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
-        try:
-            if not _lock(fd):
-                other = os.pread(fd, 4096, 0).decode(errors="replace") or "by another process"
-                raise MountError(f"scratch {self.name} is in use: {other}")
-            if at := overlayfs_over(self.upper):
-                raise MountError(f"scratch {self.name} is in use: mounted at {at} by overlayfs")
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, use.encode(errors="replace"), 0)
-            yield
-        finally:
-            os.close(fd)
+    def locked(self, use: str) -> Iterator[Say]:
+        """Be the only one to change it; raises MountError saying what the other one uses it for.
+
+        Gives what tells others that it is used for something else.
+        """
+        with claimed(self.directory) as fd:
+            lock = Lock(self.directory, fd)
+            try:
+                if other := lock.take(is_at_work):
+                    raise MountError(f"scratch {self.name} is in use: {other}")
+                if at := overlayfs_over(self.upper):
+                    raise MountError(f"scratch {self.name} is in use: mounted at {at} by overlayfs")
+                lock.say(use)
+                yield lock.say
+            finally:
+                lock.close()
 
     def user(self) -> str | None:
         """What it is used for right now, if it is."""
-        try:
-            with open(self.directory / _LOCK, "rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return file.read(4096).decode(errors="replace")
-        except FileNotFoundError:
-            pass
-        return None
+        return user_of(self.directory)
 
     @contextlib.contextmanager
     def overlay(
@@ -161,10 +136,11 @@ class Scratch:
 
         `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
         """
-        with self._held(tree, base, use) as upper:
+        with self._held(tree, base, use) as (upper, say):
             self._settle(tree, content, ino_of)
             with self._opened(tree, content, upper) as overlay:
                 yield overlay
+                say(ENDING)
                 if self.is_shared:
                     _complete(overlay)
 
@@ -176,7 +152,7 @@ class Scratch:
 
         Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
         """
-        with self._held(tree, base, use) as upper:
+        with self._held(tree, base, use) as (upper, say):
             if upper.marks != Marks(TRUSTED, override=False):
                 raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
             with contextlib.suppress(OSError):  # a full disk: overlayfs leaves marks of its own
@@ -185,6 +161,7 @@ class Scratch:
                 pass  # finishes what a killed process has left
             self._settle(tree, content, ino_of, wholly=True)
             yield
+            say(ENDING)
             if self.volatile:
                 return
             self._settle(tree, content, ino_of, wholly=True)
@@ -207,25 +184,30 @@ class Scratch:
         return Overlay(tree, content, upper, durable=not self.volatile)
 
     @contextlib.contextmanager
-    def _held(self, tree: Tree, base: Base, use: str) -> Iterator[Upper]:
+    def _held(self, tree: Tree, base: Base, use: str) -> Iterator[tuple[Upper, Say]]:
         """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
-        with self.locked(use):
+        with self.locked(use) as say:
             self.check(base)
             with _as_store_errors(self.directory):
                 self._make(tree)
                 upper = Upper(self.upper, self.work)
                 normalise_foreign(upper, self.work)
-                self.describe(base)
+                self._describe(base)
             try:
-                yield upper
+                yield upper, say
             finally:
                 if self.volatile:
                     self.remove()
+
+    def _describe(self, base: Base) -> None:
+        """Write down what it lies on."""
+        with claimed(self.directory) as fd:
+            write_base(self.directory, fd, base)
 
     def _make(self, tree: Tree) -> None:
         """Have the two directories be there; a new upper one has the attributes of the image's root."""
@@ -234,7 +216,8 @@ class Scratch:
             self.upper.mkdir(exist_ok=True)  # fails if it is no directory
             return
         aside = self.directory / _NEW
-        aside.mkdir(mode=0o755, exist_ok=True)
+        _remove_all(aside)  # by a process that was killed
+        aside.mkdir(mode=0o755)
         with contextlib.closing(Upper(aside, None)) as upper:
             _describe_root(upper, tree)
         aside.rename(self.upper)
@@ -282,10 +265,11 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove all of it that is ours."""
-        left = self.directory.glob(f"{_REMOVED.decode()}*")  # by a removal that was killed
-        for part in (self.upper, self.work, *left):
+        begins = _REMOVED, ASIDE  # names of what killed processes have left
+        left = (self.directory.glob(f"{begin}*") for begin in begins)
+        for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
             _remove_all(part)
-        for name in (_DESCRIPTION, _LOCK):
+        for name in (DESCRIPTION, LOCK):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody keeps something else there
             self.directory.rmdir()
@@ -310,16 +294,24 @@ def kept(store_root: Path) -> list[Scratch]:
 
 
 def volatile(store_root: Path) -> Scratch:
-    """A new scratch for one mount; those whose mounts have died are removed."""
-    for left in (store_root / "scratch").glob(f"{_VOLATILE}*"):
-        maker = left.name.removeprefix(_VOLATILE).partition("-")[0]
-        if Path("/proc", maker).exists():  # perhaps it has not been locked yet
-            continue
-        old = Scratch(left, left.name, volatile=True)
+    """A new scratch for one mount; those whose mounts have died are removed. Raises StoreError.
+
+    Its directory is held until this process ends, so that it stays until its daemon has its lock.
+    """
+    parent = store_root / "scratch"
+    with _as_store_errors(parent):
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(parent, _VOLATILE, _remove_unused)
+        held = new_directory(parent, _VOLATILE)
+    return Scratch(held.path, held.path.name, volatile=True)
+
+
+def _remove_unused(left: Path) -> None:
+    """Remove a scratch whose mount has gone, unless its daemon is still there."""
+    old = Scratch(left, left.name, volatile=True)
+    if old.user() is None:
         with contextlib.suppress(ImgfsError, OSError), old.locked("being removed"):
             old.remove()
-    name = f"{_VOLATILE}{os.getpid()}-{time.time_ns():x}"
-    return Scratch(store_root / "scratch" / name, name, volatile=True)
 
 
 def sync(mountpoint: Path) -> None:
@@ -332,18 +324,6 @@ def sync(mountpoint: Path) -> None:
         linux.syncfs(fd)
     finally:
         os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    """Take a scratch's lock, if nobody has it for longer than it takes to look."""
-    for _ in range(_TRIES):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOOK)
-        else:
-            return True
-    return False
 
 
 def _complete(overlay: Overlay) -> None:
@@ -367,7 +347,8 @@ def _remove_all(path: Path) -> None:
     """Remove a directory with all below it, whatever the modes in it."""
     with _opened(path.parent) as fd, _as_store_errors(path):
         if fd is not None:
-            deep.remove(fd, os.fsencode(path.name), deep.spares(fd, b"%s%d-" % (_REMOVED, os.getpid())))
+            spare = deep.spares(fd, f"{random_name(_REMOVED)}-".encode())
+            deep.remove(fd, os.fsencode(path.name), spare)
 
 
 @contextlib.contextmanager

@@ -273,6 +273,8 @@ def _probe(work: Path) -> bytes:
         try:
             os.setxattr(work, prefix + b"imgfs.probe", b"y")
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # it may, and can do so again once there is room
+                return prefix
             if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
                 raise
         else:

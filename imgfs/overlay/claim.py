@@ -1,0 +1,189 @@
+"""Whose a scratch is, what it lies on, and who is at work on it: its directory, its description, its lock.
+
+A scratch may be in any directory that is named, so nothing in it is taken for ours before it has been looked
+at (`owned`): the directory is this user's or root's, and no other user may write to it; no symbolic link in
+it is followed; lock and description are regular files with one name. What is written aside has a name that
+cannot be foreseen.
+
+The lock says in words what its holder does. After an unmount by umount(8) the daemon has work to do still:
+the kernel does not wait for it (FUSE_DESTROY is waited for with block devices only, fs/fuse/inode.c). So it
+says that it is `ENDING`, and who wants the scratch next waits for its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from imgfs.errors import ImgfsError, StoreError
+from imgfs.oci.descriptor import Digest
+from imgfs.owned import check_owned, open_owned_directory, open_owned_file, random_name, read_owned_file
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION, LOCK = "scratch.json", "lock"
+ENDING = "being completed after its unmounting"
+ASIDE = ".scratch.json-"  # begins the name of a description that is being written
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PAUSE = 0.02  # seconds between looks at a lock
+_BRIEFLY = 0.1  # seconds that a lock may be held by who only looks
+_UNSEEN = 3.0  # seconds for a daemon whose mount is not seen to say that it is ending,
+_ENDING = 600.0  # and for one that is, which may have files to complete, to have ended
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a scratch lies on: the image `digest` (a manifest's), its first `layers` layers."""
+
+    reference: str
+    digest: str
+    layers: int
+
+
+def open_claimed(directory: Path) -> int:
+    """A scratch's directory, open, if it is this user's own alone; raises StoreError."""
+    fd = open_owned_directory(directory)
+    try:
+        found = os.fstat(fd)
+        check_owned(directory, _unsticky(found))
+        for name in ("upper", "work"):
+            _check_no_link(directory, name, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _unsticky(found: os.stat_result) -> os.stat_result:
+    """The same without the sticky bit: where others make files, they could make `upper` before us."""
+    return os.stat_result((found.st_mode & ~stat.S_ISVTX, *found[1:]))
+
+
+def _check_no_link(directory: Path, name: str, fd: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            raise StoreError(f"{directory / name}: a symbolic link, which is not followed")
+
+
+def read_base(directory: Path) -> Base | None:
+    """What a scratch lies on, if imgfs has ever mounted it; raises StoreError."""
+    path = directory / DESCRIPTION
+    if not directory.exists():
+        return None
+    fd = open_claimed(directory)
+    try:
+        fields = json.loads(read_owned_file(path, directory=fd))
+        return Base(str(fields["reference"]), str(Digest.parse(fields["digest"])), int(fields["layers"]))
+    except FileNotFoundError:
+        return None
+    except StoreError:
+        raise
+    except (ValueError, KeyError, TypeError, ImgfsError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged; remove it to take the scratch up anew") from error
+    finally:
+        os.close(fd)
+
+
+def write_base(directory: Path, fd: int, base: Base) -> None:
+    """Write down what a scratch lies on, if that is not there; `fd` is its directory. Raises OSError.
+
+    On a full disk a description of the same image by another name stays: the scratch can be emptied then.
+    """
+    found = read_base(directory)
+    if found == base:
+        return
+    aside = random_name(ASIDE)
+    try:
+        with open(_new_file(aside, fd), "wb") as file:
+            file.write(json.dumps(asdict(base)).encode())
+        os.rename(aside, DESCRIPTION, src_dir_fd=fd, dst_dir_fd=fd)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside, dir_fd=fd)
+        is_same = found and (found.digest, found.layers) == (base.digest, base.layers)
+        if not is_same or error.errno not in _FULL:
+            raise
+        log.info("%s stays as it is: %s", directory / DESCRIPTION, error.strerror)
+
+
+def _new_file(name: str, fd: int) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
+
+
+class Lock:
+    """A scratch's lock, open: the file `lock` in its directory `fd`. Raises StoreError."""
+
+    def __init__(self, directory: Path, fd: int) -> None:
+        self._fd = open_owned_file(directory / LOCK, os.O_RDWR | os.O_CREAT, directory=fd)
+
+    def take(self, is_seen: Callable[[str], bool]) -> str | None:
+        """Take it; returns what its holder says if it is held by one who keeps it.
+
+        `is_seen` tells of what a holder says whether it is at work where this process can see that.
+        """
+        began = time.monotonic()
+        while not self._try():
+            waited, said = time.monotonic() - began, self._said()
+            patience = _BRIEFLY if is_seen(said) else _UNSEEN
+            if waited > (_ENDING if said.startswith(ENDING) else patience):
+                return said or "by another process"
+            time.sleep(_PAUSE)
+        return None
+
+    def say(self, use: str) -> None:
+        """Tell what it is held for: not on a full disk, where there may be no room for that."""
+        said = use.encode(errors="replace")
+        try:
+            os.pwrite(self._fd, said, 0)
+            os.ftruncate(self._fd, len(said))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _said(self) -> str:
+        return os.pread(self._fd, 4096, 0).decode(errors="replace")
+
+
+def user_of(directory: Path) -> str | None:
+    """What a scratch is used for right now, if it is."""
+    try:
+        fd = open_owned_file(directory / LOCK, os.O_RDONLY)
+    except (FileNotFoundError, StoreError):
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 4096, 0).decode(errors="replace")
+    finally:
+        os.close(fd)
+    return None
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[int]:
+    """The same for a block."""
+    fd = open_claimed(directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
