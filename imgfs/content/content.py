@@ -89,10 +89,20 @@ class Content:
         self.served += length
         return self._scratch[:length]
 
-    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
-        """A file's bytes; waits as long as it takes. Raises ImgfsError."""
+    def read(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        given_up: Future[None] | None = None,
+    ) -> bytes:
+        """A file's bytes; waits as long as it takes. Raises ImgfsError.
+
+        Once `given_up` is settled it waits no longer, but raises InterruptedError; what is on its way comes.
+        """
         parts = [
-            bytes(size) if flat is None else self.layers[layer].read(flat, size, extents)
+            bytes(size) if flat is None else self.layers[layer].read(flat, size, extents, given_up)
             for flat, size in pieces_of(extents, offset, length)
         ]
         self.served += length

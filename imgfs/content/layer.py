@@ -9,10 +9,12 @@ Locks: `Flights.lock` guards the flights, the streams and the counters, never he
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from imgfs.content.ahead import Streams, Window
@@ -89,8 +91,17 @@ class LayerContent:
         """Whether the flat layer's bytes can be had without the network."""
         return not self._missing(*self.places.holding(offset, length))
 
-    def read(self, offset: int, length: int, extents: Sequence[Extent] = ()) -> bytes:
-        """The flat layer's bytes, which are of a file of `extents`. Raises ImgfsError."""
+    def read(
+        self,
+        offset: int,
+        length: int,
+        extents: Sequence[Extent] = (),
+        given_up: Future[None] | None = None,
+    ) -> bytes:
+        """The flat layer's bytes, which are of a file of `extents`.
+
+        Raises ImgfsError, and InterruptedError if it would have to wait after `given_up` is settled.
+        """
         first, last = self.places.holding(offset, length)
         window = self._touch(first, last, extents)
         for tried in range(_TRIES):
@@ -100,7 +111,7 @@ class LayerContent:
                 self._fetch_ahead(window)
                 return body
             self.counts.misses += not tried
-            self._bring(first, last, window)
+            self._bring(first, last, window, given_up)
             window = None
         raise StoreError(f"layer {self.layer.digest.short} is evicted again and again while it is read")
 
@@ -174,7 +185,7 @@ class LayerContent:
             start = places.starts[fresh[0] if fresh else first]
             return self._streams.touched(start, places.ends[last], beyond, time.monotonic())
 
-    def _bring(self, first: int, last: int, window: Window | None) -> None:
+    def _bring(self, first: int, last: int, window: Window | None, given_up: Future[None] | None) -> None:
         """Have all spans `first` to `last` there, or raise what keeps them away."""
         awaited, joined, started = self._board(first, last)
         self.flights.hurry(joined, Lane.MISS)
@@ -183,16 +194,20 @@ class LayerContent:
         if started:
             self._fetch_rest()
         with self.fetchers.reader_waits():
-            late: Iterable[Future[None]] = awaited
-            while late:
-                before = self.counts.received
-                _, late = wait(late, timeout=PATIENCE)
-                if late and self.counts.received == before:
-                    raise Unavailable(
-                        f"layer {self.layer.digest.short}: nothing arrived for {PATIENCE:.0f} s"
-                    )
+            self._wait(awaited, given_up or Future())
         for future in awaited:
             future.result()
+
+    def _wait(self, awaited: Iterable[Future[None]], given_up: Future[None]) -> None:
+        """Wait for spans to land, for as long as anything arrives and until `given_up` is settled."""
+        late = {*awaited, given_up}
+        while len(late) > 1:
+            before = self.counts.received
+            landed, late = wait(late, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+            if given_up in landed:
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+            if not landed and self.counts.received == before:
+                raise Unavailable(f"layer {self.layer.digest.short}: nothing arrived for {PATIENCE:.0f} s")
 
     def _board(self, first: int, last: int) -> tuple[list[Future[None]], set[Flight], list[Flight]]:
         """What a reader waits for, the flights under way that bring it, and the new ones to be submitted."""
