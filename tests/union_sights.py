@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,16 @@ class TarBytes:
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         return memoryview(self.read(layer, extents, offset, length)) if self._here else None
 
-    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
+    def read(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        given_up: Future[None] | None = None,
+    ) -> bytes:
+        if given_up and given_up.done():
+            raise InterruptedError
         found = bytearray(length)
         for extent in extents:
             start = max(offset, extent.offset)

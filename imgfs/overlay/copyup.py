@@ -11,16 +11,18 @@ written down first (`links-N` in the work directory), and a copy-up that was kil
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.overlay.marks import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
-from imgfs.overlay.node import UpperNode, no_entry
+from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
 from imgfs.tree.tree import Node
@@ -36,8 +38,21 @@ class Bytes(Protocol):
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         """Some bytes, if they can be had without waiting."""
 
-    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
-        """Some bytes; waits for them. Raises ImgfsError."""
+    def read(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        given_up: Future[None] | None = None,
+    ) -> bytes:
+        """Some bytes; waits for them, until `given_up` is settled. Raises ImgfsError, InterruptedError."""
+
+
+class Copy(Protocol):
+    """Copies the data of one file up."""
+
+    def __call__(self, given_up: Future[None] | None = None) -> None: ...
 
 
 class CopyUp:
@@ -97,10 +112,11 @@ class CopyUp:
         shown, covered = self._union.upper_names(node)
         self._upper.hollow(self._union.at(node), covered.difference(shown))
 
-    def fill(self, node: UpperNode, limit: int) -> Callable[[], None]:
-        """What copies the data of a file up, its first `limit` bytes: for any thread to call.
+    def fill(self, node: UpperNode, limit: int) -> Copy:
+        """What copies the data of a file up, its first `limit` bytes: for any thread to call, once.
 
-        Until `filled` or `not_filled` is called the file's data is still the image's.
+        Until `filled` or `not_filled` is called the file's data is still the image's. It raises OSError,
+        ImgfsError, and InterruptedError soon after what it is given is settled.
         """
         assert node.data is not None
         lower = self._union.tree.node(node.data)
@@ -109,13 +125,17 @@ class CopyUp:
         if lower is None or found is None:
             raise no_entry()
         node.frozen_mtime = found.st_mtime_ns
+        node.before_fill = BeforeFill(self._union.ctime(node, found), self._capability(node))
         fd = self._upper.open_data(self._union.at(node))
         end = min(limit, lower.size, found.st_size)
 
-        def copy() -> None:
+        def copy(given_up: Future[None] | None = None) -> None:
+            asked = {} if given_up is None else {"given_up": given_up}
             try:
                 for offset, length in _pieces(extents, end):
-                    _write(fd, self._content.read(layer, extents, offset, length), offset)
+                    if given_up and given_up.done():
+                        raise error(errno.EINTR)
+                    _write(fd, self._content.read(layer, extents, offset, length, **asked), offset)
                 if self._durable:
                     os.fdatasync(fd)
             finally:
@@ -126,6 +146,7 @@ class CopyUp:
     def filled(self, node: UpperNode) -> None:
         """The data has been copied: from now on it is the file's own."""
         self.restore_time(node)
+        self._give_back(node)
         self.disown(node)
 
     def not_filled(self, node: UpperNode) -> None:
@@ -138,25 +159,36 @@ class CopyUp:
             os.ftruncate(fd, found.st_size)
             os.close(fd)
         self.restore_time(node)
+        self._give_back(node)
+
+    def _give_back(self, node: UpperNode) -> None:
+        """Give a file its ctime and, as writing to it has taken them (capabilities(7)), its capabilities."""
+        before, node.before_fill = node.before_fill, None
+        if before is None:
+            return
+        if before.capability is not None and self._capability(node) is None:
+            self._upper.set_xattr(self._union.at(node), CAPABILITY, before.capability)
+        self._union.keep_ctime(node, before.ctime_ns)
 
     def restore_time(self, node: UpperNode) -> None:
         """Give a file the modification time that it has shown while it was written."""
         at = self._union.at(node)
         found = self._upper.stat(at)
         if found is not None and node.frozen_mtime is not None:
+            ctime_ns = self._union.ctime(node, found)
             self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
+            self._union.keep_ctime(node, ctime_ns)
         node.frozen_mtime = None
 
     def disown(self, node: UpperNode) -> None:
         """The image's data is not this file's any more."""
+        ctime_ns = self._union.ctime(node)
         self._upper.unmark(self._union.at(node), METACOPY, REDIRECT)
-        node.data = node.frozen_mtime = None
+        self._union.keep_ctime(node, ctime_ns)
+        node.data = node.frozen_mtime = node.before_fill = None
 
     def complete(self) -> None:
-        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError.
-
-        To write to a file takes its capabilities away (capabilities(7)): they are given back.
-        """
+        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError."""
         ahead = [self._union.root]
         while ahead:
             directory = ahead.pop()
@@ -168,15 +200,12 @@ class CopyUp:
                     self._complete(file)
 
     def _complete(self, node: UpperNode) -> None:
-        copy, capability = self.fill(node, sys.maxsize), self._capability(node)
+        copy = self.fill(node, sys.maxsize)
         try:
             copy()
         except BaseException:
             self.not_filled(node)
             raise
-        finally:
-            if capability is not None:
-                self._upper.set_xattr(self._union.at(node), CAPABILITY, capability)
         self.filled(node)
 
     def _capability(self, node: UpperNode) -> bytes | None:
@@ -225,6 +254,7 @@ class CopyUp:
         finally:
             self._upper.discard(made)
         self._union.add(node)
+        self._union.keep_ctime(node, lower.mtime_ns)
 
     def _put(self, made: At, node: UpperNode, places: list[tuple[int, bytes]]) -> None:
         """Give what was made its name, or all of its names, or none of them."""

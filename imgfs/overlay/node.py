@@ -27,6 +27,13 @@ class Attributes(NamedTuple):
     ctime_ns: int
 
 
+class BeforeFill(NamedTuple):
+    """What copying a file's data up takes from it, although nobody has changed it: to be given back."""
+
+    ctime_ns: int
+    capability: bytes | None
+
+
 @dataclass(slots=True, eq=False)
 class UpperNode:
     """A file or directory with an upper half.
@@ -55,6 +62,8 @@ class UpperNode:
     frozen_mtime: int | None = (
         None  # what its time stays while its data is copied up, or written by the kernel
     )
+    before_fill: BeforeFill | None = None  # while its data is copied up
+    failed: int | None = None  # errno of what the kernel had gathered and could not be written: see `failure`
 
     @property
     def is_directory(self) -> bool:

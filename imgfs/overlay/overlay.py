@@ -110,6 +110,8 @@ class Overlay(AbstractContextManager["Overlay"]):
         mode = now.mode if node.is_directory else _without_privileges(now.mode)
         wanted = Owner(now.uid if uid is None else uid, now.gid if gid is None else gid, mode)
         self._upper.set_owner(at, node.kind, wanted)
+        if not node.is_directory:
+            self.drop_capability(node)
 
     def set_mode(self, ino: int, mode: int) -> None:
         """Change a file's permission bits."""
@@ -121,6 +123,23 @@ class Overlay(AbstractContextManager["Overlay"]):
             self._upper.set_owner(at, node.kind, wanted)
         else:
             self._upper.chmod(at, node.kind | stat.S_IMODE(mode))
+
+    def drop_privileges(self, node: UpperNode) -> bool:
+        """Take a file's set-id bits, as a change by a user who may not keep them does; whether it had any.
+
+        The group's goes only where the group may execute (linux/fuse.h, FUSE_HANDLE_KILLPRIV_V2).
+        """
+        mode = self.union.owner(node).mode
+        if mode == _without_privileges(mode):
+            return False
+        self.set_mode(node.ino, _without_privileges(mode))
+        return True
+
+    def drop_capability(self, node: UpperNode) -> None:
+        """Take a file's capabilities, as any change of its bytes does (capabilities(7))."""
+        if not node.incapable and self.xattr(node.ino, CAPABILITY) is not None:
+            self.remove_xattr(node.ino, CAPABILITY)
+            node.incapable = True
 
     def set_times(self, ino: int, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Change what is not None of a file's times."""

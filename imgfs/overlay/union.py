@@ -21,6 +21,7 @@ from imgfs.overlay.upper import At, Upper
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Tree
 
+_CTIMES = 65_536  # files whose time of change is told otherwise than the disk has it
 _LONGEST_REDIRECT = 1024  # bytes: some file systems have no more room than this for all attributes of a file
 
 File: TypeAlias = UpperNode | Node
@@ -38,6 +39,7 @@ class Union:
         self._directories = Directories(upper.root)
         self._copies = copies or {}
         self._links: dict[int, int] = {}  # names left of an image's file that has lost some
+        self._ctimes: dict[int, tuple[int, int]] = {}  # by ino of the upper directory: on disk, told
         self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
         found = os.fstat(upper.root)
         self.root = UpperNode(ROOT, found.st_ino, stat.S_IFDIR, lower=ROOT, counted=False)
@@ -171,8 +173,31 @@ class Union:
             found.st_rdev,
             lower.blocks if lower else found.st_blocks,
             found.st_atime_ns,
-            found.st_ctime_ns,
+            self.ctime(node, found),
         )
+
+    def ctime(self, node: UpperNode, found: os.stat_result | None = None) -> int:
+        """A file's time of change, as it is told: the disk's, if that has not moved for our doing alone."""
+        found = found or self.upper.stat(self.at(node))
+        if found is None:
+            raise error(errno.ESTALE)
+        on_disk, told = self._ctimes.get(node.upper_ino, (0, 0))
+        return told if on_disk == found.st_ctime_ns else found.st_ctime_ns
+
+    def keep_ctime(self, node: UpperNode, told_ns: int) -> None:
+        """Have a file's time of change be told as `told_ns` until somebody changes it.
+
+        It cannot be set on disk, where it moves with all that we do: copying up, and setting the times of
+        what a kernel that gathers writes has written before. Of the last files it is known, while mounted.
+        """
+        found = self.upper.stat(self.at(node))
+        if found is None:
+            return
+        self._ctimes.pop(node.upper_ino, None)
+        if found.st_ctime_ns != told_ns:
+            self._ctimes[node.upper_ino] = found.st_ctime_ns, told_ns
+        if len(self._ctimes) > _CTIMES:
+            del self._ctimes[next(iter(self._ctimes))]
 
     def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
         """The image's link count, more the directories that are new, less those that are covered."""
