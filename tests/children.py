@@ -32,6 +32,13 @@ class Child:
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status is None
+
     def kill(self) -> None:
         """SIGKILL it and wait for its end."""
         if self._status is None:

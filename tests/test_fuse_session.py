@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -14,7 +15,18 @@ import pytest
 import trio
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.protocol import ABSENT, Head, Offer, Opcode, attributes, entry, listed, listed_dot
+from imgfs.fuse.interrupts import is_killed
+from imgfs.fuse.protocol import (
+    ABSENT,
+    READ_LOCKOWNER,
+    Head,
+    Offer,
+    Opcode,
+    attributes,
+    entry,
+    listed,
+    listed_dot,
+)
 from imgfs.fuse.session import Handler, Session
 from imgfs.overlay.node import Attributes
 from imgfs.tree.tree import Node
@@ -29,9 +41,9 @@ class Kernel:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
-    def ask(self, unique: int, opcode: int, body: bytes = b"", ino: int = 1) -> None:
+    def ask(self, unique: int, opcode: int, body: bytes = b"", ino: int = 1, pid: int = 10) -> None:
         """Send a request (fuse_in_header)."""
-        self._end.send(struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, ino, 8, 9, 10, 0) + body)
+        self._end.send(struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, ino, 8, 9, pid, 0) + body)
 
     def answer(self) -> tuple[int, int, bytes]:
         """(request's number, errno, body) of the next answer (fuse_out_header)."""
@@ -183,3 +195,122 @@ def test_entries_of_a_listing_are_aligned_and_carry_their_file() -> None:
 def test_a_name_that_is_not_there_is_remembered() -> None:
     assert len(ABSENT) == 128
     assert struct.unpack_from("<4Q", ABSENT) == (0, 0, 1 << 30, 0)
+
+
+# -- what is taken back
+
+
+def interrupt(kernel: Kernel, unique: int) -> None:
+    """Take a request back (fuse_interrupt_in); the kernel numbers that by one more."""
+    kernel.ask(unique | 1, Opcode.INTERRUPT, struct.pack("<Q", unique))
+
+
+def read_in(flags: int) -> bytes:
+    """A fuse_read_in."""
+    return struct.pack("<QQIIQII", 0, 0, 4096, flags, 0, 0, 0)
+
+
+def test_a_request_that_waits_is_answered_with_eintr_when_it_is_taken_back() -> None:
+    undone = []
+
+    async def forever() -> bytes:
+        try:
+            await trio.sleep_forever()
+        finally:
+            undone.append(True)
+
+    def asking(kernel: Kernel) -> None:
+        for body in (b"", read_in(READ_LOCKOWNER)):
+            kernel.ask(2, Opcode.READ, body)
+            interrupt(kernel, 2)
+            assert kernel.answer() == (2, errno.EINTR, b"")
+
+    with talking({Opcode.READ: lambda *_: forever()}, asking):
+        pass
+    assert undone == [True, True]
+
+
+def test_only_the_request_that_is_named_is_taken_back() -> None:
+    later = trio.Event()
+
+    async def wait() -> bytes:
+        await later.wait()
+        return b"done"
+
+    def release(*_: object) -> None:
+        later.set()
+
+    def asking(kernel: Kernel) -> None:
+        for unique in (2, 4, 6):
+            kernel.ask(unique, Opcode.OPEN)
+        interrupt(kernel, 4)
+        assert kernel.answer() == (4, errno.EINTR, b"")
+        kernel.ask(8, Opcode.FORGET)
+        assert {kernel.answer() for _ in range(2)} == {(2, 0, b"done"), (6, 0, b"done")}
+
+    with talking({Opcode.OPEN: lambda *_: wait(), Opcode.FORGET: release}, asking):
+        pass
+
+
+def test_what_has_been_answered_is_not_taken_back_and_what_has_not_come_is_asked_for_again() -> None:
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.LOOKUP)
+        assert kernel.answer() == (2, 0, b"found")
+        interrupt(kernel, 2)
+        interrupt(kernel, 40)
+        assert kernel.answer() == (41, errno.EAGAIN, b"")
+
+    with talking({Opcode.LOOKUP: lambda *_: b"found"}, asking):
+        pass
+
+
+def test_what_is_done_although_it_was_taken_back_is_told_as_done() -> None:
+    async def shielded() -> bytes:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.05)
+        return b"done"
+
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.OPEN)
+        interrupt(kernel, 2)
+        interrupt(kernel, 2)
+        assert kernel.answer() == (2, 0, b"done")
+        kernel.ask(4, Opcode.GETATTR)
+        assert kernel.answer() == (4, 0, b"")
+
+    with talking({Opcode.OPEN: lambda *_: shielded(), Opcode.GETATTR: lambda *_: b""}, asking):
+        pass
+
+
+def test_a_read_for_the_page_cache_is_taken_back_only_from_who_is_being_killed() -> None:
+    """Its caller may be a page fault, which would kill a program that handles its signal."""
+    later = trio.Event()
+
+    async def wait() -> bytes:
+        await later.wait()
+        return b"read"
+
+    def release(*_: object) -> None:
+        later.set()
+
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.READ, read_in(0), pid=os.getpid())
+        interrupt(kernel, 2)
+        kernel.ask(4, Opcode.GETATTR)
+        assert kernel.answer() == (4, 0, b"")
+        kernel.ask(6, Opcode.FORGET)
+        assert kernel.answer() == (2, 0, b"read")
+
+    handlers: dict[Opcode, Handler] = {
+        Opcode.READ: lambda *_: wait(),
+        Opcode.GETATTR: lambda *_: b"",
+        Opcode.FORGET: release,
+    }
+    with talking(handlers, asking):
+        pass
+
+
+def test_who_is_being_killed_is_known() -> None:
+    assert not is_killed(os.getpid())
+    assert not is_killed(0)
+    assert not is_killed(1 << 30)

@@ -18,8 +18,11 @@ import trio
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import FUSEError
 from imgfs.fuse.flatsweep import FlatReads
+from imgfs.fuse.interrupts import GiveUp, abandoned_or_done
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.protocol import OpenFlag, opened
+from imgfs.fuse.requests import reading
+from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.tree.tree import Node
@@ -65,7 +68,11 @@ class FlatFiles(Operations):
         self._reads = FlatReads(image.tree, len(sizes), image.content.opened)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
 
-    def open(self, ino: int, flags: int) -> bytes:
+    def session(self, descriptor: int) -> Session:
+        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
+        return Session(descriptor, reading(self), self.greeted, stands_below=True)
+
+    def open(self, ino: int, flags: int, more: int = 0) -> bytes:
         """A handle on a flat file, which the kernel opens once, when it mounts.
 
         Of a layer that is all here, and beyond doubt, it may read ahead and keep that. Else it is to ask for
@@ -103,16 +110,16 @@ class FlatFiles(Operations):
             raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
 
     async def _put_together(self, offset: int, length: int) -> bytes:
-        def read() -> bytes:
-            return b"".join(map(self._piece, self._pieces.parts(offset, length)))
+        def read(given_up: GiveUp) -> bytes:
+            return b"".join(self._piece(piece, given_up) for piece in self._pieces.parts(offset, length))
 
-        return await trio.to_thread.run_sync(read, limiter=self._fetches, abandon_on_cancel=True)
+        return await abandoned_or_done(read, self._fetches)
 
-    def _piece(self, piece: Piece) -> bytes:
+    def _piece(self, piece: Piece, given_up: GiveUp) -> bytes:
         layer, extents = self._tree.extents(piece.ino)
         node = self._tree.node(piece.ino)
         length = min(piece.length, (node.size if node else 0) - piece.offset)
-        body = self._content.read(layer, extents, piece.offset, length) if length > 0 else b""
+        body = self._content.read(layer, extents, piece.offset, length, given_up) if length > 0 else b""
         return body + bytes(piece.length - len(body))
 
     def _node(self, ino: int) -> Node:

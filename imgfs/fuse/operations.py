@@ -22,6 +22,7 @@ import trio
 
 from imgfs.errors import ImgfsError
 from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.interrupts import abandoned_or_done
 from imgfs.fuse.listing import DOTS, Listing
 from imgfs.fuse.protocol import (
     ABSENT,
@@ -101,7 +102,7 @@ class Operations:
         found = self._find(parent, name)
         return entry(self._shown(found), self._owner) if found else ABSENT
 
-    def getattr(self, ino: int) -> bytes:
+    def getattr(self, ino: int, flags: int = 0) -> bytes:
         """A file's attributes."""
         return attributes(self._shown(self._file(ino)), self._owner)
 
@@ -109,7 +110,7 @@ class Operations:
         """A symlink's target."""
         return self._tree.target(ino)
 
-    def open(self, ino: int, flags: int) -> bytes | Coroutine[Any, Any, bytes]:
+    def open(self, ino: int, flags: int, more: int = 0) -> bytes | Coroutine[Any, Any, bytes]:
         """A handle on a file; what the kernel has cached of it stays good, unless it has been found out.
 
         Once nothing is missing, and nothing in doubt, ENOSYS: the kernel asks no more, and opens and closes
@@ -247,7 +248,7 @@ class Operations:
         there = self._content.is_here(layer, extents, offset, length)
         limiter = self._disk_reads if there else self._fetches
         read = functools.partial(self._content.read, layer, extents, offset, length)
-        return await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)
+        return await abandoned_or_done(read, limiter)
 
     def _contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
         """(layer, extents, size) of a file."""

@@ -63,6 +63,12 @@ class Opcode(enum.IntEnum):
     RENAME2 = 45
 
 
+class Notice(enum.IntEnum):
+    """What the file system tells the kernel unasked (FUSE_NOTIFY_*)."""
+
+    INVALIDATE_INODE = 2
+
+
 class Offer(enum.IntFlag):
     """What kernel and file system may agree on when they greet (FUSE_INIT flags)."""
 
@@ -79,6 +85,7 @@ class Offer(enum.IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPEN_SUPPORT = 1 << 17  # the kernel's alone: see `Operations.open`
     NO_OPENDIR_SUPPORT = 1 << 24  # and `Operations.opendir`
+    HANDLE_KILLPRIV_V2 = 1 << 28  # 7.33: the file system takes set-id bits away where the KILL flags say so
 
 
 class OpenFlag(enum.IntFlag):
@@ -100,16 +107,34 @@ class Change(enum.IntFlag):
     MTIME = 1 << 5
     ATIME_NOW = 1 << 7
     MTIME_NOW = 1 << 8
+    CTIME = 1 << 10  # by a kernel that gathers writes, and so keeps the times
+    KILL_SUIDGID = 1 << 11  # with SIZE: the caller may not keep the set-id bits (no CAP_FSETID)
+
+
+class WriteFlag(enum.IntFlag):
+    """What a write says of itself (FUSE_WRITE_*)."""
+
+    CACHE = 1 << 0  # gathered pages: the program that wrote them has been told long ago that it has
+    KILL_SUIDGID = 1 << 2
+
+
+OPEN_KILL_SUIDGID = 1 << 0  # of an open with O_TRUNC (FUSE_OPEN_KILL_SUIDGID)
+READ_LOCKOWNER = 1 << 1  # of a read past the page cache: a program waits in its system call for just that
+GETATTR_FH = 1 << 0  # of a getattr: the kernel needs to know, in the middle of a call on an open file
 
 
 class Head(NamedTuple):
-    """What every request begins with. `unique` is its number; `uid` and `gid` are the caller's."""
+    """What every request begins with. `unique` is its number; `uid` and `gid` are the caller's.
+
+    `pid` is the calling thread's, as the PID namespace of the mount has it; 0 if it has none there.
+    """
 
     opcode: int
     unique: int
     ino: int
     uid: int
     gid: int
+    pid: int = 0
 
 
 class NewAttributes(NamedTuple):
@@ -133,16 +158,19 @@ class NewAttributes(NamedTuple):
     unused_too: int
 
 
-HEAD = struct.Struct("=4xI2Q2I8x")  # fuse_in_header: its length comes first, at its end the process
+HEAD = struct.Struct("=4xI2Q3I4x")  # fuse_in_header: its length comes first
 HEAD_SIZE = HEAD.size
 ANSWER_HEAD = struct.Struct("=IiQ")  # fuse_out_header: length, negative errno, the request's number
 INIT_IN = struct.Struct("=4I")  # fuse_init_in: major, minor, read-ahead in bytes, Offer
 INIT_OUT = struct.Struct("=4I2H2I2H32x")  # …, background, congestion, largest write, ns of time, pages
 SETATTR_IN = struct.Struct("=2I3Q3q8I")
-READ_IN = struct.Struct("=2QI")  # fuse_read_in and fuse_write_in begin with: handle, offset, size
-WRITE_IN_SIZE = 40  # bytes of fuse_write_in: the data comes next
+READ_IN = struct.Struct("=2QI")  # fuse_read_in begins with: handle, offset, size
+READ_FLAGS = struct.Struct("=20xI")  # and goes on with READ_LOCKOWNER
+WRITE_IN = struct.Struct("=8xQ4xI16x")  # fuse_write_in: offset, WriteFlag; the data comes next
+GETATTR_IN = struct.Struct("=I")  # fuse_getattr_in begins with: GETATTR_FH
+INTERRUPT_IN = struct.Struct("=Q")  # fuse_interrupt_in: the number of the request that is not waited for
 HANDLE_IN = struct.Struct("=QI")  # fuse_release_in and fuse_fsync_in begin with: handle, flags
-OPEN_IN = struct.Struct("=2I")  # fuse_open_in: flags of open(2)
+OPEN_IN = struct.Struct("=2I")  # fuse_open_in: flags of open(2), OPEN_KILL_SUIDGID
 MKNOD_IN = struct.Struct("=4I")  # mode, device, umask
 MKDIR_IN = struct.Struct("=2I")  # mode, umask
 CREATE_IN = struct.Struct("=4I")  # flags of open(2), mode, umask
@@ -152,6 +180,7 @@ XATTR_IN = struct.Struct("=2I")  # fuse_setxattr_in: size, flags; fuse_getxattr_
 FORGET_IN = struct.Struct("=2I")  # fuse_batch_forget_in: how many follow
 FORGET_ONE = struct.Struct("=2Q")  # ino, count
 OPEN_OUT = struct.Struct("=Q2I")  # handle, OpenFlag
+INVALIDATE_INODE_OUT = struct.Struct("=Q2q")  # fuse_notify_inval_inode_out: ino, offset (-1: no data), length
 SIZE_OUT = struct.Struct("=2I")  # fuse_write_out, fuse_getxattr_out
 STATFS_OUT = struct.Struct("=5Q4I24x")  # blocks, free, available, files, free; block size, name's, fragment's
 

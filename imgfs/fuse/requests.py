@@ -13,6 +13,7 @@ from imgfs.fuse.protocol import (
     CREATE_IN,
     FORGET_IN,
     FORGET_ONE,
+    GETATTR_IN,
     HANDLE_IN,
     INO_IN,
     MKDIR_IN,
@@ -22,7 +23,7 @@ from imgfs.fuse.protocol import (
     RENAME2_IN,
     SETATTR_IN,
     SIZE_OUT,
-    WRITE_IN_SIZE,
+    WRITE_IN,
     XATTR_IN,
     NewAttributes,
     Opcode,
@@ -40,7 +41,7 @@ def reading(to: Operations) -> dict[Opcode, Handler]:
         Opcode.LOOKUP: lambda head, body: to.lookup(head.ino, _name(body)),
         Opcode.GETATTR: lambda head, _: to.getattr(head.ino),
         Opcode.READLINK: lambda head, _: to.readlink(head.ino),
-        Opcode.OPEN: lambda head, body: to.open(head.ino, OPEN_IN.unpack_from(body)[0]),
+        Opcode.OPEN: lambda head, body: to.open(head.ino, *OPEN_IN.unpack_from(body)),
         Opcode.READ: lambda head, body: to.read(head.ino, *READ_IN.unpack_from(body)[1:]),
         Opcode.RELEASE: lambda head, body: to.release(head.ino, *HANDLE_IN.unpack_from(body)[:1]),
         Opcode.OPENDIR: lambda head, _: to.opendir(head.ino),
@@ -63,6 +64,7 @@ def writing(to: WritableOperations) -> dict[Opcode, Handler]:
         **reading(to),
         Opcode.FORGET: lambda head, body: to.forget(head.ino, *INO_IN.unpack_from(body)),
         Opcode.BATCH_FORGET: lambda _, body: _forget_all(to, body),
+        Opcode.GETATTR: lambda head, body: to.getattr(head.ino, *GETATTR_IN.unpack_from(body)),
         Opcode.SETATTR: lambda head, body: to.setattr(
             head.ino, NewAttributes._make(SETATTR_IN.unpack_from(body))
         ),
@@ -88,7 +90,7 @@ def writing(to: WritableOperations) -> dict[Opcode, Handler]:
             to, head.ino, RENAME2_IN.unpack_from(body), body[RENAME2_IN.size :]
         ),
         Opcode.WRITE: lambda head, body: to.write(
-            head.ino, READ_IN.unpack_from(body)[1], body[WRITE_IN_SIZE:]
+            head.ino, body[WRITE_IN.size :], *WRITE_IN.unpack_from(body)
         ),
         Opcode.FSYNC: lambda head, _: to.fsync(head.ino),
         Opcode.FSYNCDIR: lambda head, _: to.fsync(head.ino),

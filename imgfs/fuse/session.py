@@ -3,7 +3,8 @@
 Most requests are answered within some microseconds and without waiting for anything, so one task takes them
 one after the other. It asks the kernel itself whether there is another, or comes one within a millisecond;
 only if not, or after many, does it wait in trio, where everything else gets its turn. What has to wait for
-the network or the disk is a coroutine, which becomes a task of its own, and holds nobody up.
+the network or the disk is a coroutine, which becomes a task of its own, and holds nobody up. The kernel may
+take such a request back (see `interrupts`).
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ import errno
 import logging
 import os
 import select
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
 import trio
 
 from imgfs.fuse.boundary import errno_of
+from imgfs.fuse.interrupts import UnderWay, fills_page_cache
 from imgfs.fuse.protocol import (
     ANSWER_HEAD,
     HEAD,
     HEAD_SIZE,
     INIT_IN,
     INIT_OUT,
+    INTERRUPT_IN,
+    INVALIDATE_INODE_OUT,
     MAJOR,
     MINOR,
     MOST_PAGES,
     READ_BUFFER,
     WRITE_MOST,
     Head,
+    Notice,
     Offer,
     Opcode,
 )
@@ -44,13 +50,13 @@ _OFFERS = (
     | Offer.BIG_WRITES
     | Offer.AUTO_INVAL_DATA
     | Offer.DO_READDIRPLUS
-    | Offer.ASYNC_DIO
     | Offer.PARALLEL_DIROPS
     | Offer.MAX_PAGES
     | Offer.CACHE_SYMLINKS
 )
+_INTERRUPT = int(Opcode.INTERRUPT)
 _NOTHING_THERE = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
-_UNHEARD = (errno.ENOENT, errno.ENODEV)  # who has asked has been killed; has unmounted
+_UNHEARD = (errno.ENOENT, errno.ENODEV)  # the request was aborted, or the inode forgotten; unmounted
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +70,12 @@ class Session:
     A handler is given a request's head and body, good until it returns, and returns the answer, or a
     coroutine for it. What it raises becomes an errno. What nobody handles is refused with ENOSYS: most of
     that the kernel does not ask again. `greeted` is told what the kernel can do, once it has been answered.
+
+    `writable`: set-id bits are taken away by the handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
+    gathers what is written. `stands_below`: another file system reads, and makes EIO of EINTR.
+
+    ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and
+    after a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
     """
 
     def __init__(
@@ -72,11 +84,15 @@ class Session:
         handlers: Mapping[Opcode, Handler],
         greeted: Callable[[int], None],
         *,
+        writable: bool = False,
         writeback: bool = False,
+        stands_below: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._greeted = greeted
-        self._offers = _OFFERS | (Offer.WRITEBACK_CACHE if writeback else 0)
+        self._offers = _OFFERS | (Offer.HANDLE_KILLPRIV_V2 if writable else 0)
+        self._offers |= Offer.WRITEBACK_CACHE if writeback else 0
+        self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._greet,
             Opcode.FORGET: _nothing,
@@ -84,7 +100,9 @@ class Session:
         }
         self._handlers.update(handlers.items())
         self._room = memoryview(bytearray(READ_BUFFER))
-        self._waiting = 0  # requests that are tasks
+        self._under_way: dict[int, UnderWay] = {}  # requests that are tasks, by their numbers
+        self._newest = 0  # the number of the last request
+        self._telling: set[int] = set()  # inodes that the kernel is just being told of
         self._row = 0  # requests since the last look at anything else
         self._reading = trio.CancelScope()
 
@@ -104,7 +122,7 @@ class Session:
         poll, rooms = select.poll(), [self._room]
         poll.register(self._descriptor, select.POLLIN)
         while True:
-            if self._row >= _MOST or not poll.poll(0 if self._waiting else _PATIENCE):
+            if self._row >= _MOST or not poll.poll(0 if self._under_way else _PATIENCE):
                 self._row = 0
                 await trio.lowlevel.wait_readable(self._descriptor)
             self._row += 1
@@ -121,6 +139,10 @@ class Session:
     def _take(self, length: int, nursery: trio.Nursery) -> None:
         """Have the request that has been read answered."""
         head = Head._make(HEAD.unpack_from(self._room))
+        if head.opcode == _INTERRUPT:
+            self._interrupt(head, INTERRUPT_IN.unpack_from(self._room, HEAD_SIZE)[0], nursery)
+            return
+        self._newest = head.unique
         handler = self._handlers.get(head.opcode)
         if handler is None:
             self._send(head.unique, errno.ENOSYS)
@@ -131,23 +153,64 @@ class Session:
             self._send(head.unique, errno_of(error, _told(head)))
             return
         if isinstance(answer, Coroutine):
-            self._waiting += 1
+            until_killed = self._stands_below or fills_page_cache(head, self._room[HEAD_SIZE:length])
+            self._under_way[head.unique] = waiting = UnderWay(head, until_killed)
             self._row = _MOST  # let it begin
-            nursery.start_soon(self._answer_later, head, answer)
+            nursery.start_soon(self._answer_later, waiting, answer)
         elif answer is not None:
             self._send(head.unique, 0, answer)
 
-    async def _answer_later(self, head: Head, answer: Coroutine[Any, Any, bytes]) -> None:
+    async def _answer_later(self, waiting: UnderWay, answer: Coroutine[Any, Any, bytes]) -> None:
+        number, body = errno.EINTR, b""
         try:
-            self._send(head.unique, 0, await answer)
+            with waiting.scope:
+                body = await answer
+                number = 0
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            self._send(head.unique, errno_of(error, _told(head)))
+            number = errno_of(error, _told(waiting.head))
         finally:
-            self._waiting -= 1
+            del self._under_way[waiting.head.unique]
+        self._send(waiting.head.unique, number, body)
+
+    def _interrupt(self, head: Head, unique: int, nursery: trio.Nursery) -> None:
+        """Have a request that its caller does not wait for answered with EINTR, if it is not done by then.
+
+        None that is answered is ever looked for again. One that has not been read yet is asked for once more
+        (EAGAIN, linux/fuse.h): this task reads all of them, so it does not happen; libfuse allows for it too.
+        """
+        waiting = self._under_way.get(unique)
+        if waiting is None:
+            if unique > self._newest:
+                self._send(head.unique, errno.EAGAIN)
+        elif waiting.until_killed:
+            nursery.start_soon(waiting.cancel_when_killed, lambda: unique in self._under_way)
+        else:
+            waiting.scope.cancel()
+
+    def invalidate_attributes(self, ino: int) -> None:
+        """Have the kernel ask for a file's attributes when it next needs them; it keeps what it has gathered.
+
+        Only for a file that a caller under way has open: if one is being let go of, the kernel waits for
+        that, which may wait for answers.
+        """
+        body = INVALIDATE_INODE_OUT.pack(ino, -1, 0)
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), Notice.INVALIDATE_INODE, 0), body)
+
+    def invalidate_attributes_soon(self, ino: int) -> None:
+        """The same for any file, in a thread."""
+        if ino not in self._telling:
+            self._telling.add(ino)
+            threading.Thread(target=self._invalidate, args=(ino,), daemon=True).start()
+
+    def _invalidate(self, ino: int) -> None:
+        self._telling.discard(ino)
+        self.invalidate_attributes(ino)
 
     def _send(self, unique: int, number: int, body: bytes | memoryview = b"") -> None:
         """Answer with a body, or with an errno."""
-        head = ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), -number, unique)
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), -number, unique), body)
+
+    def _write(self, head: bytes, body: bytes | memoryview) -> None:
         try:
             os.writev(self._descriptor, (head, body))
         except OSError as error:

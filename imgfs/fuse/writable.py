@@ -2,34 +2,35 @@
 
 What has no upper half is answered as in a read-only mount, by the class this one extends. All changes run
 on the event loop, one after the other: none is seen half done, and the overlay needs no locks. Only two
-things go to a thread: filling in the data of a large file before its first write, which others who write
-that file wait for, and a sync.
+things go to a thread: filling in the data of a large file before its first write (see `filling`), and a sync.
 
 Handles of a file with an upper half are marked, as they share its one descriptor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import trio
 
 from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.filling import Fills
 from imgfs.fuse.listing import Listing
 from imgfs.fuse.operations import KEPT_LISTING, Operations
 from imgfs.fuse.protocol import (
+    GETATTR_FH,
+    OPEN_KILL_SUIDGID,
     SIZE_OUT,
     STATFS_OUT,
     Change,
     Head,
     NewAttributes,
     OpenFlag,
+    WriteFlag,
     attributes,
     entry,
     opened,
@@ -39,7 +40,7 @@ from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.overlay import Overlay
 from imgfs.overlay.listing import Listing as UnionListing
-from imgfs.overlay.marks import Owner
+from imgfs.overlay.marks import CAPABILITY, Owner
 from imgfs.overlay.node import Attributes, UpperNode
 from imgfs.overlay.union import File
 from imgfs.tree.tree import Node
@@ -75,20 +76,36 @@ class WritableOperations(Operations):
         self._union = overlay.union
         self._entries = overlay.entries
         self._nodes = overlay.union.nodes
-        self._fills: dict[UpperNode, trio.Lock] = {}
+        self._fills = Fills(overlay, self._fetches)
         self._buffer = memoryview(bytearray(_LARGEST))
         self._readers: dict[int, Listing] = {}  # by handle
         self._handles = 0
+        self._session: Session | None = None
 
     def session(self, descriptor: int) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
-        return Session(descriptor, writing(self), self.greeted, writeback=self._writeback)
+        self._session = Session(
+            descriptor, writing(self), self.greeted, writable=True, writeback=self._writeback
+        )
+        return self._session
+
+    def getattr(self, ino: int, flags: int = 0) -> bytes:
+        """A file's attributes.
+
+        Asked about an open file, the kernel is about to write to it: then it is told, once, of what it had
+        gathered before and could not be written.
+        """
+        node = self._nodes.get(ino) if flags & GETATTR_FH else None
+        if node is not None and node.failed:
+            number, node.failed = node.failed, None
+            raise FUSEError(number)
+        return super().getattr(ino)
 
     def setattr(self, ino: int, new: NewAttributes) -> bytes | Later:
         """Change a file's attributes; the kernel has checked that the caller may."""
         if new.changes & Change.SIZE and self._truncates(ino, new.size):
             node = self._overlay.copyup.up(ino, with_data=new.size > 0)
-            if self._must_wait(node, new.size):
+            if self._fills.must_wait(node, new.size):
                 return self._set_later(ino, node, new)
             self._overlay.truncate(node, new.size)
         return self._set_rest(ino, new)
@@ -135,15 +152,17 @@ class WritableOperations(Operations):
         self._overlay.rename(old, new, flags)
         return _DONE
 
-    def open(self, ino: int, flags: int) -> bytes | Later:
+    def open(self, ino: int, flags: int, more: int = 0) -> bytes | Later:
         """A handle on a file. One to write to has the file copied up: what hinders that is told now."""
-        if flags & os.O_TRUNC and self._truncates(ino, 0):
-            node = self._overlay.copyup.up(ino, with_data=False)
-            if self._must_wait(node, 0):
-                return self._open_later(ino, flags)
-            self._overlay.truncate(node, 0)
+        if flags & os.O_TRUNC:
+            if self._truncates(ino, 0):
+                node = self._overlay.copyup.up(ino, with_data=False)
+                if self._fills.must_wait(node, 0):
+                    return self._open_later(ino, flags, more)
+                self._overlay.truncate(node, 0)
+            self._drop_privileges(ino, kill=more & OPEN_KILL_SUIDGID)
         if flags & _WRITING and self._overlay.copyup.up(ino).data is not None:
-            return self._open_later(ino, flags)
+            return self._open_later(ino, flags & ~os.O_TRUNC, more)
         if ino in self._nodes:
             return self._handle(self._nodes[ino])
         return super().open(ino, flags & ~_WRITING)
@@ -158,12 +177,12 @@ class WritableOperations(Operations):
         count = os.preadv(self._overlay.data(node), [self._buffer[:size]], offset)
         return self._buffer[:count]
 
-    def write(self, ino: int, offset: int, data: memoryview) -> bytes | Later:
-        """Write all of it, or as much as there is room for."""
+    def write(self, ino: int, data: memoryview, offset: int, flags: int) -> bytes | Later:
+        """Write all of it, or, of what a program has just written, as much as there is room for."""
         node = self._nodes[ino]
         if node.data is not None:  # a link or a rename after a kill may have left it to do
-            return self._write_later(node, offset, bytes(data))
-        return self._write(node, offset, data)
+            return self._write_later(node, bytes(data), offset, flags)
+        return self._write(node, data, offset, flags)
 
     def fsync(self, ino: int) -> bytes | Later:
         """Get a file, or a directory's names, to the disk; what goes with the mount need not get there."""
@@ -274,31 +293,74 @@ class WritableOperations(Operations):
             atime_ns = new.atime * _BILLION + new.atime_ns if new.changes & Change.ATIME else None
             mtime_ns = new.mtime * _BILLION + new.mtime_ns if new.changes & Change.MTIME else None
             self._overlay.set_times(ino, atime_ns, mtime_ns)
+        if new.changes & Change.KILL_SUIDGID:  # the answer tells the mode
+            self._overlay.drop_privileges(self._overlay.copyup.up(ino))
+        if new.changes & Change.CTIME and ino in self._nodes:
+            self._union.keep_ctime(self._nodes[ino], new.ctime * _BILLION + new.ctime_ns)
         return attributes(self._shown(self._file(ino)), self._owner)
 
+    def _drop_privileges(self, ino: int, *, kill: int) -> None:
+        """Have a file whose bytes are changed without set-id bits, if `kill`, and without capabilities."""
+        file = self._shown(self._file(ino))
+        if (
+            kill
+            and file.mode & (stat.S_ISUID | stat.S_ISGID)
+            and self._overlay.drop_privileges(self._overlay.copyup.up(ino))
+            and self._session
+        ):
+            self._session.invalidate_attributes(ino)
+        if self._xattr(ino, CAPABILITY) is not None:
+            self._overlay.drop_capability(self._overlay.copyup.up(ino))
+
     async def _set_later(self, ino: int, node: UpperNode, new: NewAttributes) -> bytes:
-        await self._truncate(node, new.size)
+        with self._fills.undoing(node):
+            await self._fills.truncate(node, new.size)
         return self._set_rest(ino, new)
 
-    async def _open_later(self, ino: int, flags: int) -> bytes:
-        if flags & os.O_TRUNC:
-            await self._truncate(self._overlay.copyup.up(ino, with_data=False), 0)
-        node = self._overlay.copyup.up(ino)
-        await self._fill(node)
+    async def _open_later(self, ino: int, flags: int, more: int) -> bytes:
+        node = self._overlay.copyup.up(ino, with_data=False)
+        with self._fills.undoing(node):
+            if flags & os.O_TRUNC:
+                await self._fills.truncate(node, 0)
+                self._drop_privileges(ino, kill=more & OPEN_KILL_SUIDGID)
+            await self._fills.fill(node)
         return self._handle(node)
 
     def _handle(self, node: UpperNode) -> bytes:
         self._overlay.open(node)
         return opened(_UPPER, OpenFlag.KEEP_CACHE)
 
-    def _write(self, node: UpperNode, offset: int, data: bytes | memoryview) -> bytes:
+    def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
+        """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""
         if self._writeback:
             self._overlay.freeze_time(node)
-        return SIZE_OUT.pack(os.pwrite(self._overlay.data(node), data, offset), 0)
+        fd = self._overlay.data(node)
+        try:
+            count = os.pwrite(fd, data, offset)
+            while count < len(data) and flags & WriteFlag.CACHE:
+                count += os.pwrite(fd, data[count:], offset + count)
+        except OSError as error:
+            if flags & WriteFlag.CACHE:
+                self._failed(node, error)
+            raise
+        if flags & WriteFlag.KILL_SUIDGID:
+            self._drop_privileges(node.ino, kill=True)
+        return SIZE_OUT.pack(count, 0)
 
-    async def _write_later(self, node: UpperNode, offset: int, data: bytes) -> bytes:
-        await self._fill(node)
-        return self._write(node, offset, data)
+    def _failed(self, node: UpperNode, error: OSError) -> None:
+        """Have who goes on writing a file hear that what was written before is lost, at the next write(2).
+
+        Of its own a kernel that gathers writes tells of that only at fsync(2) and close(2): a program that
+        writes on and on would never hear it. Before each write the kernel wants to know the mode; with that
+        out of date it asks, and hears the error (fs/fuse/file.c, fuse_cache_write_iter).
+        """
+        node.failed = error.errno or errno.EIO
+        if self._session:
+            self._session.invalidate_attributes_soon(node.ino)
+
+    async def _write_later(self, node: UpperNode, data: bytes, offset: int, flags: int) -> bytes:
+        await self._fills.fill(node)
+        return self._write(node, data, offset, flags)
 
     async def _sync_later(self, sync: Callable[[], None]) -> bytes:
         await self._in_thread(sync, self._disk_reads)
@@ -307,42 +369,6 @@ class WritableOperations(Operations):
     def _truncates(self, ino: int, size: int) -> bool:
         """Whether that changes anything; if not, a kernel that gathers writes has the times unchanged."""
         return not self._writeback or size != self._shown(self._file(ino)).size
-
-    def _must_wait(self, node: UpperNode, size: int) -> bool:
-        """Whether, before a file is cut, data has to be copied up, or somebody is just doing that."""
-        return node in self._fills or (node.data is not None and size > 0)
-
-    async def _truncate(self, node: UpperNode, size: int) -> None:
-        """Cut or lengthen a file; of the image's data only what stays is copied up."""
-        async with self._filling(node):
-            if node.data is not None and size:
-                await self._copy_data(node, size)
-            self._overlay.truncate(node, size)
-
-    async def _fill(self, node: UpperNode) -> None:
-        """Have the data of a file its own; one does it, all others wait for that."""
-        if node.data is None:
-            return
-        async with self._filling(node):
-            if node.data is not None:
-                await self._copy_data(node, sys.maxsize)
-                self._overlay.copyup.filled(node)
-
-    @contextlib.asynccontextmanager
-    async def _filling(self, node: UpperNode) -> AsyncIterator[None]:
-        lock = self._fills.setdefault(node, trio.Lock())
-        async with lock:
-            yield
-        if not lock.statistics().tasks_waiting:
-            self._fills.pop(node, None)
-
-    async def _copy_data(self, node: UpperNode, size: int) -> None:
-        copy = self._overlay.copyup.fill(node, size)
-        try:
-            await self._in_thread(copy, self._fetches)
-        except BaseException:
-            self._overlay.copyup.not_filled(node)
-            raise
 
     async def _in_thread(self, work: Callable[[], None], limiter: trio.CapacityLimiter) -> None:
         await trio.to_thread.run_sync(work, limiter=limiter)
