@@ -45,6 +45,7 @@ from imgfs.oci.published import (
 from imgfs.oci.soci import ztoc_descriptor
 from imgfs.source import Source
 from imgfs.store import Store
+from imgfs.tree.tree import copy_to_travel
 
 WORKERS = 2  # layers at once: decoding windows keeps a core busy
 SOCI_LEAST = 10 << 20  # bytes of a layer that gets a zTOC: soci-snapshotter fetches smaller ones whole
@@ -98,7 +99,9 @@ def publication_of(
         if cancelled.is_set():
             return
         with open_index(store.layer(content.layer.digest)) as index:
-            result = _Layer(content, index, image.source, directory).make(soci=soci, repack=repack)
+            _, diff_id = image.resolved.layers[content.layer.digest]
+            layer = _Layer(content, diff_id, index, image.source, directory)
+            result = layer.make(soci=soci, repack=repack)
         with lock:
             layers[content.layer.digest] = result.published
             made.files |= {file.descriptor.digest: file.path for file in result.files}
@@ -114,7 +117,9 @@ def publication_of(
     tree = store.tree(image.resolved.tree)
     if tree is None:
         raise StoreError(f"{image.resolved.reference}: the tree has been removed meanwhile; try again")
-    packed = _packed(tree, directory / "tree", TREE, {})
+    traveller = directory / "tree.sqlite"
+    copy_to_travel(tree, traveller)
+    packed = _packed(traveller, directory / "tree", TREE, {})
     made.files[packed.descriptor.digest] = packed.path
     kept = {name: _profile(name, body) for name, body in store.profiles(image.resolved.digest).items()}
     in_order = {digest: layers[digest] for digest in distinct}
@@ -132,14 +137,17 @@ class _Result(NamedTuple):
 class _Layer:
     """What is to be published of one layer."""
 
-    def __init__(self, content: LayerContent, index: LayerIndex, source: Source, directory: Path) -> None:
+    def __init__(
+        self, content: LayerContent, diff_id: Digest, index: LayerIndex, source: Source, directory: Path
+    ) -> None:
         self._content = content
         self._index = index
         self._layer = content.layer
         self._source = source
         self._stem = directory / content.layer.digest.hex
         self._annotations = {LAYER_OF: str(content.layer.digest)}
-        if index.summary.is_lean or index.summary.origin:
+        is_proved = not (index.summary.is_lean or index.summary.origin)
+        if not is_proved or index.summary.diff_id != str(diff_id):
             raise StoreError(
                 f"layer {content.layer.digest.short}: its index is another's; it is not published"
             )

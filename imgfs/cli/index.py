@@ -23,6 +23,7 @@ from imgfs.image.standing import open_index
 from imgfs.oci.artifact import Artifact, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
+from imgfs.oci.policy import Policy
 from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, published_in
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index, with_soci_v2
@@ -56,6 +57,7 @@ def push(options: argparse.Namespace) -> int:
     """Publish the index of an image beside it."""
     if (options.soci == "v2") != bool(options.new):
         raise UsageError("index push: --soci v2 makes another image; say with --as what to call it")
+    options.index = Policy.NONE  # what is published has been verified here, whatever others say
     image = wanted(options)
     with (
         image.open() as opened,

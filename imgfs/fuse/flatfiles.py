@@ -80,7 +80,7 @@ class FlatFiles(Operations):
         """
         layer, extents, size = self._extents(ino)
         is_whole = ino != self._last and self._content.is_here(layer, extents, 0, size)
-        is_sure = is_whole and not self._content.layers[layer].index.summary.origin
+        is_sure = is_whole and not self._content.layers[layer].index.summary.word
         return opened(0, OpenFlag.KEEP_CACHE if is_sure else OpenFlag.DIRECT_IO)
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Coroutine[Any, Any, bytes]:

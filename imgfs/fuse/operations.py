@@ -178,7 +178,7 @@ class Operations:
         self._opens += 1
         if self._opens % _OPENS != 1 or not self._can_go_without_opens:
             return False
-        return all(layer.is_whole() and not layer.index.summary.origin for layer in self._content.layers)
+        return all(layer.is_whole() and not layer.index.summary.word for layer in self._content.layers)
 
     def _file(self, ino: int) -> Any:
         """The file with that ino; raises ENOENT."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs.content.profile import MAX_JSON, Profile
@@ -19,6 +18,7 @@ from imgfs.layer.indexwriter import IndexWriter, vouch
 from imgfs.layer.lazy import find_toc
 from imgfs.layer.share import unpack
 from imgfs.layer.toc import Toc
+from imgfs.layer.voucher import by_toc, named_toc
 from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest, parse_document
@@ -66,20 +66,22 @@ def adopt_published(
     lean: bool,
 ) -> None:
     """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
-    with _replacing(place) as path:
+    with place.new_index() as path:
         _fetch(published.lean if lean else published.full, source, path)
         vouch(path, origin)
         with LayerIndex(path) as index:
             _check(index, published, layer, diff_id)
 
 
-def adopt_toc(layer: Descriptor, diff_id: Digest, place: Layer, source: Source, tag: str | None) -> bool:
-    """Take in the table of contents that the layer brings along; False if it has none.
+def adopt_toc(
+    layer: Descriptor, diff_id: Digest, place: Layer, source: Source, tag: str | None, repository: str
+) -> bool:
+    """Take in the table of contents that the layer of an image in `repository` has; False if it has none.
 
     `tag` is the image's, beside which its external tables would be.
     """
-    reader = find_toc(layer)
-    if reader is None:
+    reader, named = find_toc(layer), named_toc(layer)
+    if reader is None or named is None:
         return False
     body = b""
     try:
@@ -91,9 +93,9 @@ def adopt_toc(layer: Descriptor, diff_id: Digest, place: Layer, source: Source, 
         found: Toc | External = stop.value
     toc = _external(layer, found, source, tag) if isinstance(found, External) else found
     name = "zstd:chunked" if layer.media_type.endswith("zstd") else "estargz"
-    _write(
-        place, layer, diff_id, (toc.entries, toc.spans, toc.flat_size), format_name=name, space=_space(toc)
-    )
+    parts = (toc.entries, toc.spans, toc.flat_size)
+    origin = by_toc(named, repository)
+    _write(place, layer, diff_id, parts, format_name=name, space=_space(toc), origin=origin)
     return True
 
 
@@ -135,12 +137,12 @@ def _write(
     parts: tuple[Iterable[Entry], Iterable[Span], int],
     *,
     format_name: str,
+    origin: str,
     space: str = TAR,
-    origin: str = "",
 ) -> None:
     """Write what a reader has found out as the layer's index."""
     entries, spans, flat_size = parts
-    with _replacing(place) as path:
+    with place.new_index() as path:
         index = IndexWriter(path)
         try:
             for entry in entries:
@@ -157,23 +159,6 @@ def _write(
             )
         finally:
             index.close()
-
-
-@contextmanager
-def _replacing(place: Layer) -> Iterator[Path]:
-    """A path for a new index; what is cached of the layer is forgotten if that was laid out otherwise."""
-    with place.new_index() as path:
-        yield path
-        if _layout(place.index) not in (None, _layout(path)):
-            place.drop_flat()
-
-
-def _layout(path: Path | None) -> object:
-    """What a presence map counts on, None if there is no index."""
-    if path is None:
-        return None
-    with LayerIndex(path) as index:
-        return index.summary.space, index.summary.flat_size, list(index.bounds())
 
 
 def _fetch(descriptor: Descriptor, source: Source, path: Path) -> None:

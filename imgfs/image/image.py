@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 from imgfs.content import Content, Fetchers, LayerContent
 from imgfs.errors import StoreError
 from imgfs.image.resolve import Resolved
-from imgfs.image.standing import open_index
+from imgfs.image.standing import Standing, open_index
+from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor
+from imgfs.oci.policy import Policy
+from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
 from imgfs.store import Layer, Store
 from imgfs.tree.tree import Tree
@@ -20,17 +23,23 @@ _PIECE = 1 << 20  # bytes that `Image.read` reads at once
 class Image(AbstractContextManager["Image"]):
     """An image that `prepare` has prepared: its tree and its files' bytes. A context manager.
 
-    `source` brings what the store lacks. Raises StoreError if the store does not hold the image.
+    `source` brings what the store lacks. Raises StoreError if the store does not hold the image, or only in a
+    form that `trust` does not allow (by default that of a reference whose repository's word counts): another
+    process may have prepared another image meanwhile, of which this one has layers.
     """
 
-    def __init__(self, resolved: Resolved, source: Source, store: Store) -> None:
+    def __init__(self, resolved: Resolved, source: Source, store: Store, trust: Trust | None = None) -> None:
         self.resolved = resolved
         self.source = source
+        trust = trust or Trust.of(parse_reference(resolved.reference), Policy.ANY)
+        self._standing = Standing(resolved, store, trust)
         with ExitStack() as stack:
             path = store.tree(resolved.tree)
             if path is None:
                 raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
             self.tree = stack.enter_context(Tree(path))
+            if not self._standing.counts(self.tree):
+                raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             fetchers = Fetchers()
             layers = [self._open_layer(layer, store, fetchers, stack) for layer in resolved.manifest.layers]
             stack.callback(fetchers.close)
@@ -44,8 +53,11 @@ class Image(AbstractContextManager["Image"]):
         place = store.layer(layer.digest)
         stack.enter_context(place.use())
         index = stack.enter_context(open_index(place))
+        if not self._standing.is_good(index, *self.resolved.layers[layer.digest]):
+            name = f"{self.resolved.reference}: layer {layer.digest.short}"
+            raise StoreError(f"{name}: its index is another image's by now; mount it again")
         spans = index.span_count()
-        flat = place.flat(size=index.summary.flat_size, spans=spans)
+        flat = place.flat(size=index.summary.flat_size, spans=spans, bound=index.binding())
         stack.callback(flat.close)
         return LayerContent(layer, index, flat, self.source, fetchers)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
 from imgfs.image.adopt import adopt_published, adopt_toc, adopt_ztoc
 from imgfs.image.offers import Offers
+from imgfs.image.standing import refutation
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -92,9 +93,9 @@ class Indexing:
                 finally:
                     index.close()
                 with LayerIndex(path) as written:
-                    spans = written.span_count()
+                    spans, bound = written.span_count(), written.binding()
                 # Before the index can be seen: from then on the flat layer may be evicted.
-                writer.keep(size=size, spans=spans)
+                writer.keep(size=size, spans=spans, bound=bound)
         finally:
             writer.close()
 
@@ -119,7 +120,8 @@ class Indexing:
         if not self._trust.in_digests:
             return False
         with self._doing_without("its table of contents"):
-            return adopt_toc(self._layer, self._diff_id, self._place, self._source, tag)
+            origin = self._trust.origin
+            return adopt_toc(self._layer, self._diff_id, self._place, self._source, tag, origin)
         return False
 
     def _adopt_ztoc(self, offers: Offers) -> bool:
@@ -127,7 +129,10 @@ class Indexing:
         if found is None:
             return False
         with self._doing_without("its zTOC"):
-            adopt_ztoc(found[0], self._layer, self._diff_id, self._place, self._source, found[1])
+            ztoc, origin = found
+            if self._place.is_refuted(refutation(origin, self._diff_id)):
+                raise InvalidImage(f"that which {origin} vouches for was wrong")
+            adopt_ztoc(ztoc, self._layer, self._diff_id, self._place, self._source, origin)
             return True
         return False
 

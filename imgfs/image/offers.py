@@ -9,6 +9,7 @@ from functools import cached_property
 
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.image.trust import Trust
+from imgfs.layer.voucher import by_soci
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
@@ -49,9 +50,9 @@ class Offers:
             return self._published
 
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
-        """A layer's zTOC, and its origin: "" if the manifest's digest vouches for it."""
+        """A layer's zTOC, and who vouches for it (`layer.voucher`)."""
         with self._lock:
-            for ztocs, origin in ((self._bound, ""), (self._referring, self.trust.origin)):
+            for ztocs, origin in ((self._bound, self._by_manifest), (self._referring, self.trust.origin)):
                 if layer in ztocs:
                     return ztocs[layer], origin
         return None
@@ -80,6 +81,11 @@ class Offers:
             self._refuse("the SOCI index", error)
             return {}
         return self._soci(Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE)) if digest else {}
+
+    @cached_property
+    def _by_manifest(self) -> str:
+        digest = soci_v2_digest(self._manifest) if self._bound else None
+        return by_soci(digest) if digest else ""
 
     @cached_property
     def _referring(self) -> Mapping[Digest, Descriptor]:

@@ -20,6 +20,7 @@ from imgfs.image.standing import Standing, open_index
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.rows import note_origin
+from imgfs.layer.voucher import together
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
@@ -48,7 +49,7 @@ def prepare(
     Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
-    refuted = [digest for digest in resolved.layers if store.layer(digest).is_refuted(trust.origin)]
+    refuted = Standing(resolved, store, trust).refuted()
     if refuted and trust.in_registry:
         reporter.warns(
             f"the indexes in {trust.origin} are not used: that of layer {refuted[0].short} was wrong"
@@ -167,7 +168,7 @@ class _Preparation:
 
 
 def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] | None = None) -> None:
-    """Merge what the store has of an image's layers; whoever vouches for their indexes does so for the tree.
+    """Merge what the store has of an image's layers; who vouches for their indexes does so for the tree.
 
     `layers` are the image's, each given when the store has its index: that may be waited for. Raises
     InvalidImage, StoreError.
@@ -183,5 +184,5 @@ def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] 
                 yield index
 
         merge(indexes(), path)
-        if named := sorted(origins - {""}):
-            note_origin(path, ", ".join(named))
+        if origins - {""}:
+            note_origin(path, together(origins))

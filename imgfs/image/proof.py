@@ -1,10 +1,10 @@
 """Holding layers against their DiffIDs, once all of their bytes are here.
 
-An index that merely refers to an image has nobody but the registry to vouch for it: enough to read by, but a
-word is a word. The image's config has each layer's DiffID, so a layer that is here whole can be checked. Then
-its index is written anew out of its own bytes and counts as verified, and so does a tree that is merged from
-such indexes. If the bytes are other ones, they are forgotten, reads fail, and what that registry says of the
-image is not used again.
+An index of others is a repository's word, or named by a manifest: enough to read by, but a word is a word,
+and counts for few images (`image.trust`). The image's config has each layer's DiffID, so a layer that is here
+whole can be checked. Then its index is written anew out of its own bytes and counts as verified, and so does
+a tree that is merged from such indexes. If the bytes are other ones, they are forgotten, reads fail, and what
+that repository says of the layer, or that manifest, is not used for this DiffID again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 
 from imgfs.content import LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
-from imgfs.image.standing import open_index
-from imgfs.layer.index import TAR
+from imgfs.image.standing import open_index, refutation
+from imgfs.layer.index import TAR, LayerIndex
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Layer, Store
 from imgfs.tree.tree import Tree
@@ -74,13 +75,14 @@ class Prover:
         StoreError if that cannot be found out.
         """
         place, origin = self._store.layer(content.layer.digest), content.index.summary.origin
+        _, diff_id = self._image.resolved.layers[content.layer.digest]
         with place.lock():
             try:
                 return self._prove(content, place)
             except (IntegrityError, InvalidImage) as error:
                 for one in self._same(content):
                     one.refuse(error)
-                place.refute(origin)
+                place.refute(refutation(origin, diff_id))
                 self._store.remove_tree(self._image.resolved.tree)
                 raise
 
@@ -127,13 +129,16 @@ class Prover:
 
         _, diff_id = self._image.resolved.layers[content.layer.digest]
         with open_index(place) as index:
-            if list(index.bounds()) != list(content.index.bounds()):
+            is_of_it = index.summary.diff_id == str(diff_id) and content.flat.is_bound_to(index.binding())
+            if not is_of_it:
                 return True  # it has been replaced, with its flat layer; what is ours lives as long as we do
             if index.summary.origin:  # else another mount has been here before
                 read = partial(self._read, content)
                 try:
                     with place.new_index() as path, closing(IndexWriter(path)) as writer:
                         prove(index, content.layer, diff_id, read, writer)
+                        if index.is_determined():
+                            content.flat.rebind(_binding_of(path))
                 except _Incomplete:
                     return False
         for one in self._same(content):
@@ -190,6 +195,11 @@ class Lull:
 
 class _Incomplete(Exception):
     """Some of the layer is not here, or there is no time to look."""
+
+
+def _binding_of(path: Path) -> bytes:
+    with LayerIndex(path) as index:
+        return index.binding()
 
 
 def _is_whole(content: LayerContent) -> bool:

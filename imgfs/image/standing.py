@@ -16,9 +16,9 @@ from imgfs.tree.tree import Tree
 
 def is_ready(resolved: Resolved, store: Store, trust: Trust) -> bool:
     """Whether nothing needs to be prepared, nor anything to be said about it; raises IntegrityError."""
-    if any(store.layer(digest).is_refuted(trust.origin) for digest in resolved.layers):
-        return False
     standing = Standing(resolved, store, trust)
+    if standing.refuted():
+        return False
     return standing.has_tree() and not standing.missing(lean=True)
 
 
@@ -30,25 +30,50 @@ class Standing:
     store: Store
     trust: Trust
 
+    def refuted(self) -> list[Digest]:
+        """The layers of which the repository's word has been found to be wrong."""
+        pairs = self.resolved.layers.values()
+        notes = ((layer.digest, refutation(self.trust.origin, diff_id)) for layer, diff_id in pairs)
+        return [digest for digest, note in notes if self.store.layer(digest).is_refuted(note)]
+
     def missing(self, *, lean: bool) -> list[tuple[Descriptor, Digest]]:
         """The layers without an index that will do; a `lean` one does not for a merge."""
         pairs = self.resolved.layers.values()
         return [pair for pair in pairs if not self.is_indexed(*pair, lean=lean)]
 
     def is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> bool:
-        """Whether there is an index of a layer that will do; raises IntegrityError for another DiffID."""
+        """Whether there is an index of a layer that will do.
+
+        Raises IntegrityError if the layer's blob was seen here to have another DiffID. Where somebody only
+        says so, an image lies, perhaps the other: this one is indexed anew.
+        """
         path = self.store.layer(layer.digest).index
         if path is None:
             return False
         try:
             with LayerIndex(path) as index:
-                found, needs_others = index.summary, bool(index.blob or index.windows)
+                return self.is_good(index, layer, diff_id) and (lean or not index.summary.is_lean)
         except StoreError:  # of another format, or damaged: made anew
             return False
+
+    def is_good(self, index: LayerIndex, layer: Descriptor, diff_id: Digest) -> bool:
+        """Whether an index may be used for a layer of this image. Raises as `is_indexed`."""
+        found = index.summary
         if found.diff_id != str(diff_id):
-            what = f"DiffID of layer {layer.digest.short}"
-            raise IntegrityError(what, expected=diff_id, actual=found.diff_id)
-        return self.trust.reaches(found, needs_others=needs_others) and (lean or not found.is_lean)
+            if index.is_scanned():
+                what = f"DiffID of layer {layer.digest.short}"
+                raise IntegrityError(what, expected=diff_id, actual=found.diff_id)
+            return False
+        needs_others = bool(index.blob or index.windows)
+        is_layers = (found.digest, found.size) == (str(layer.digest), layer.size)
+        manifest = self.resolved.manifest
+        return is_layers and self.trust.reaches(found, manifest, layer, needs_others=needs_others)
+
+    def counts(self, tree: Tree) -> bool:
+        """Whether a tree that is kept under this image's name is its own."""
+        manifest = self.resolved.manifest
+        is_same = tree.layer_count == len(manifest.layers)
+        return is_same and self.trust.allows(tree.origin, manifest, manifest.layers)
 
     def has_tree(self) -> bool:
         """Whether the tree is there, and counts in the same flat layers as the indexes that are there."""
@@ -57,7 +82,7 @@ class Standing:
             return False
         try:
             with Tree(path) as tree:
-                spaces = tree.spaces() if self.trust.allows(tree.origin) else None
+                spaces = tree.spaces() if self.counts(tree) else None
         except StoreError:
             return False
         return spaces is not None and all(
@@ -78,6 +103,11 @@ class Standing:
                 yield None
             else:
                 yield space
+
+
+def refutation(origin: str, diff_id: Digest) -> str:
+    """What is noted of a layer if the index that `origin` vouches for does not have the DiffID."""
+    return f"{origin} {diff_id}"
 
 
 def open_index(place: Layer) -> LayerIndex:

@@ -1,17 +1,31 @@
-"""Which indexes of others count: what a digest of the image's own vouches for, or the registry's word, too.
+"""Which indexes and trees of others count, and for which images.
 
-A table of contents (eStargz, zstd:chunked) and a SOCI index of version 2 are named by the image's manifest.
-What merely refers to the image (SOCI version 1, what imgfs publishes) is bound to it by nobody but the
-registry: that is as good as a tag, and less than a digest.
+1. What was made here, out of bytes that have the DiffID, counts for every image whose config has it, too.
+2. What the image's own manifest names by a digest (a table of contents, a SOCI index of version 2) counts for
+   images whose manifests name the same; to every other image it is nothing.
+3. What merely refers to an image (SOCI version 1, what imgfs publishes) is the word of the repository it was
+   found in, good for references that name that repository, by a tag: as good as that, less than a digest.
+4. Another repository of the same registry is another voucher: others may push there. So is a mirror, which
+   speaks for its registry only as far as digests prove what it says.
+5. Bytes in the store are bound to what verified them (`layer.index.LayerIndex.binding`): another index finds
+   them only if it would make the same ones.
+6. A lie is nobody else's trouble: an index that does not count is made anew, and no error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from imgfs.errors import InvalidImage
 from imgfs.layer.index import Summary
+from imgfs.layer.voucher import by_soci, by_toc, named_toc, vouchers_in
+from imgfs.oci.descriptor import Descriptor
+from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import LayoutReference, Reference
+from imgfs.oci.soci import soci_v2_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +46,28 @@ class Trust:
             in_registry=policy in (Policy.AUTO, Policy.ANY) and not pinned,
         )
 
-    def allows(self, origin: str) -> bool:
-        """Whether what only the repository `origin` vouches for may be used; "" is nobody's word but ours."""
-        return not origin or self.in_registry
+    def vouchers(self, manifest: Manifest, layers: Iterable[Descriptor]) -> frozenset[str]:
+        """All that may vouch for an index of one of `layers`, which `manifest` has."""
+        found = {self.origin} if self.in_registry else set()
+        if self.in_digests:
+            with suppress(InvalidImage):  # what is no digest names nothing
+                named = soci_v2_digest(manifest)
+                found |= {by_soci(named)} if named else set()
+            tables = (named_toc(layer) for layer in layers)
+            found |= {by_toc(table, self.origin) for table in tables if table}
+        return frozenset(found)
 
-    def reaches(self, index: Summary, *, needs_others: bool) -> bool:
+    def allows(self, origin: str, manifest: Manifest, layers: Iterable[Descriptor]) -> bool:
+        """Whether what `origin` (`layer.voucher`) vouches for may be used for the image of `manifest`."""
+        return not origin or self.vouchers(manifest, layers).issuperset(vouchers_in(origin))
+
+    def reaches(self, index: Summary, manifest: Manifest, layer: Descriptor, *, needs_others: bool) -> bool:
         """Whether an index may be used, and, if it needs blobs beside the layer, they are to be had here."""
-        return self.allows(index.origin) and (not needs_others or index.origin == self.origin)
+        is_here = not needs_others or index.origin == self.origin
+        return is_here and self.allows(index.origin, manifest, [layer])
 
 
 def _repository(reference: Reference) -> str:
     if isinstance(reference, LayoutReference):
-        return f"oci:{reference.path}"
+        return f"oci:{reference.path}".replace("\n", " ")  # a line is one voucher
     return f"{reference.registry}/{reference.repository}"

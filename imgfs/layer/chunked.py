@@ -15,13 +15,14 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.blobrange import Fetch, fetch, fetch_tail
 from imgfs.layer.codec import ZstdFrames
 from imgfs.layer.entry import Codec
-from imgfs.layer.estargz import TOC_DIGEST, toc_digest
+from imgfs.layer.estargz import toc_digest
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.toc import Toc, read_toc
+from imgfs.layer.voucher import CHUNKED_CHECKSUM, CHUNKED_PREFIXES, TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 
-_PREFIXES = ("io.github.containers.zstd-chunked.", "io.containers.zstd-chunked.")
-_CHECKSUM, _POSITION = "manifest-checksum", "manifest-position"
+_PREFIXES = CHUNKED_PREFIXES
+_CHECKSUM, _POSITION = CHUNKED_CHECKSUM, "manifest-position"
 _POSITION_TEXT = re.compile(r"(\d{1,19}):(\d{1,19}):(\d{1,19}):(\d{1,19})", re.ASCII)
 _TYPE = 1  # "CRFS": the table is of eStargz's kind
 _FRAME_HEADER = 8

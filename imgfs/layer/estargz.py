@@ -17,10 +17,10 @@ from imgfs.layer.entry import Codec
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.tarheader import BLOCK, parse_header
 from imgfs.layer.toc import TOC_NAME, Toc, read_toc
+from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest
 
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"  # of the JSON, on the layer's descriptor
 EXTERNAL_TAG_SUFFIX = "-esgztoc"  # of the image that has the tables of all layers
 _LAYER_DIGEST = "containerd.io/snapshot/stargz/layer.digest"  # in that image: whose table a layer is
 

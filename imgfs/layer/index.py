@@ -16,6 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -35,8 +36,10 @@ from imgfs.layer.rows import (
     unpack_time,
     unpack_xattrs,
 )
+from imgfs.layer.voucher import UNSAID, words_in
 
-FORMAT = 2  # of the file; another number means: index the layer again
+FORMAT = 3  # of the file; another number means: index the layer again
+TRAVELS = 2  # of the same file as it travels, or as the store once had it: it does not say who vouches for it
 TAR = "tar"  # the flat space that is the tar stream itself
 
 _T = TypeVar("_T")
@@ -53,9 +56,12 @@ class Summary(NamedTuple):
     entries: int
     space: str = TAR  # what offsets in the flat layer count: the tar stream, or the payloads of a certain TOC
     is_lean: bool = False  # spans only: entries are to be had elsewhere
-    origin: str = (
-        ""  # the repository it was found in, if that is all that vouches for it; "" if verified here
-    )
+    origin: str = ""  # who vouches for it (`layer.voucher`); "" if it is verified here
+
+    @property
+    def word(self) -> str:
+        """The repository whose word is all that is behind it; "" if a digest of the image's is."""
+        return words_in(self.origin)
 
 
 class Elsewhere(NamedTuple):
@@ -88,6 +94,7 @@ BLOB, WINDOWS = (
     "windows",
 )  # `what` may be elsewhere: what spans are cut from, and checkpoints' windows
 _LARGEST_ID = (1 << 32) - 1
+_SHA256 = 32  # bytes of a digest
 # What holds for every row of an index, whoever has written it.
 RULES = {
     "summary": f"{typed('text', 'digest', 'diff_id', 'format', 'space')} AND "
@@ -104,6 +111,13 @@ RULES = {
     "elsewhere": f"what IN ('{BLOB}', '{WINDOWS}') AND {typed('text', 'digest')} AND "
     f"{integers(0, LARGEST, 'size')}",
 }
+# What the flat bytes of an index that is not verified follow from; and where those of one that is are cut.
+_MADE_OF = (
+    "SELECT flat_start,flat_end,codec,digest,parts FROM span ORDER BY number",
+    "SELECT number,bits,window FROM checkpoint ORDER BY number",
+)
+_PROVED = "SELECT EXISTS (SELECT 1 FROM span WHERE parts IS NOT NULL)"
+_CUT = ("SELECT flat_start,flat_end FROM span ORDER BY number",)
 _KINDS = {int(kind): kind for kind in Kind}  # Kind(number) takes five times as long
 _DAMAGE = (sqlite3.DatabaseError, zstandard.ZstdError, struct.error, LookupError, TypeError, ValueError)
 _ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
@@ -142,9 +156,10 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def _summary(self) -> Summary:
         row = self._db.execute("SELECT * FROM summary").fetchone()
-        if row is None or row[0] != FORMAT:
+        if row is None or row[0] not in (FORMAT, TRAVELS):
             raise self._other_format()
-        found = Summary._make((*row[1:-2], bool(row[-2]), row[-1]))
+        origin = row[-1] or (UNSAID if row[0] == TRAVELS else "")
+        found = Summary._make((*row[1:-2], bool(row[-2]), origin))
         _integers(found.size, found.flat_size, found.entries)
         if not all(isinstance(text, str) for text in (*found[:3], found.space, found.origin)):
             raise ValueError("a summary that is none")
@@ -188,6 +203,36 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def checkpoint_bits(self) -> dict[int, int]:
         """The `bits` of every checkpoint, by the number of its span."""
         return dict(self._each(tuple, "SELECT number,bits FROM checkpoint"))
+
+    def binding(self) -> bytes:
+        """24 bytes that stand for what its flat bytes are, and where: what a presence map counts on.
+
+        Two indexes have the same only if what one lets pass the other would let pass. The bytes of a verified
+        index follow from the DiffID; those of another from what its spans are decoded from: what has their
+        digests, and, as other windows would make other bytes of them, their windows.
+        """
+        found = self.summary
+        hasher = hashlib.sha256(repr((found.space, found.flat_size, not found.origin)).encode())
+        if not found.origin:
+            hasher.update(found.diff_id.encode())
+        queries = _MADE_OF if found.origin else _CUT
+        for row in chain.from_iterable(self._each(tuple, query) for query in queries):
+            hasher.update(repr(row).encode())
+        return hasher.digest()[:24]
+
+    def is_scanned(self) -> bool:
+        """Whether it was made of the whole blob: then that has both the digest and the DiffID.
+
+        What was proved later (`layer.proof`) has digests of what spans decode to; and the blob was not seen.
+        """
+        if self.summary.origin:
+            return False
+        with self._reading():
+            return not self._db.execute(_PROVED).fetchone()[0]
+
+    def is_determined(self) -> bool:
+        """Whether every flat byte follows from digests in it: no other one is ever let pass."""
+        return all(map(_is_determined, self.spans()))
 
     def span_count(self) -> int:
         """How many spans there are."""
@@ -252,6 +297,18 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_determined(span: Span) -> bool:
+    """Whether a digest is of all that it decodes to, or is decoded from."""
+    if not span.parts:
+        return len(span.digest) == _SHA256
+    at = 0
+    for part in span.parts:
+        if part.skip > at:
+            return False
+        at = max(at, part.skip + part.length)
+    return at >= span.flat_end - span.flat_start
 
 
 def _fetched_window(number: int, window: bytes | None, digest: bytes) -> bytes:

@@ -10,13 +10,14 @@ import zstandard
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.foreign import Form, write_anew
-from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, Elsewhere, LayerIndex
+from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, TRAVELS, Elsewhere, LayerIndex
 from imgfs.layer.rows import (
     create_database,
     note_origin,
     pack_parts,
     pack_time,
     pack_xattrs,
+    set_format,
     stored_extents,
 )
 
@@ -79,10 +80,15 @@ class IndexWriter:
         space: str = TAR,
         is_lean: bool = False,
         origin: str = "",
+        travels: bool = False,
     ) -> None:
-        """Write the summary and close the file; it is complete from here on."""
+        """Write the summary and close the file; it is complete from here on.
+
+        One that `travels` does not say who vouches for it, whatever `origin` is.
+        """
         self._flush()
-        row = (FORMAT, digest, diff_id, format, size, flat_size, self._count, space, is_lean, origin)
+        number = TRAVELS if travels else FORMAT
+        row = (number, digest, diff_id, format, size, flat_size, self._count, space, is_lean, origin)
         self._db.execute("INSERT INTO summary VALUES (?,?,?,?,?,?,?,?,?,?)", row)
         self._db.executescript(SHORTCUTS)
         self._db.commit()
@@ -102,7 +108,7 @@ _FORM = Form("a layer index", SCHEMA, SHORTCUTS, RULES)
 
 
 def vouch(path: Path, origin: str) -> None:
-    """Write an index from elsewhere anew, noting that the repository `origin` is all that vouches for it.
+    """Write an index from elsewhere anew, noting that `origin` (`layer.voucher`) is all that vouches for it.
 
     Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
@@ -113,6 +119,7 @@ def vouch(path: Path, origin: str) -> None:
         except StoreError as error:
             raise InvalidImage("a layer index with rows that make no sense", where=str(path)) from error
     note_origin(path, origin)
+    set_format(path, FORMAT, before=TRAVELS)
 
 
 def _span_row(span: Span) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ from imgfs.layer import chunked, estargz
 from imgfs.layer.blobrange import Fetch
 from imgfs.layer.estargz import External
 from imgfs.layer.toc import Toc
+from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor
 
 
@@ -18,6 +19,6 @@ def find_toc(layer: Descriptor) -> Fetch[Toc | External] | None:
     """
     if chunked.is_chunked(layer):
         return chunked.fetch_toc(layer)
-    if estargz.TOC_DIGEST in layer.annotations:
+    if TOC_DIGEST in layer.annotations:
         return estargz.fetch_toc(layer)
     return None

@@ -14,12 +14,12 @@ from collections.abc import Callable, Generator, Iterable
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, Entry, Part, Span
-from imgfs.layer.estargz import TOC_DIGEST
 from imgfs.layer.index import BLOB, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import Headers
 from imgfs.layer.tar import Want, parse_tar
 from imgfs.layer.toc import is_own
+from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 
 Read = Callable[[int, int], Iterable[bytes]]  # the flat layer's bytes `[start, end)`, in pieces

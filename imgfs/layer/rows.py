@@ -93,11 +93,20 @@ def typed(kind: str, *columns: str) -> str:
 
 
 def note_origin(path: Path, origin: str) -> None:
-    """Write `origin` into the summary of a file of which `has_schema` is true. Raises StoreError."""
+    """Write `origin` into the summary of a file of ours. Raises StoreError."""
+    _change(path, "UPDATE summary SET origin = ?", (origin,))
+
+
+def set_format(path: Path, number: int, *, before: int) -> None:
+    """Write the number of a format into the summary of a file that has the one `before`. Raises StoreError."""
+    _change(path, "UPDATE summary SET format_number = ? WHERE format_number = ?", (number, before))
+
+
+def _change(path: Path, query: str, values: tuple[object, ...]) -> None:
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.executescript("PRAGMA trusted_schema=OFF; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
-            db.execute("UPDATE summary SET origin = ?", (origin,))
+            db.execute(query, values)
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from error
 

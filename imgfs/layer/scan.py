@@ -15,13 +15,13 @@ from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
 from imgfs.layer.deflate import Engine
 from imgfs.layer.entry import Entry
-from imgfs.layer.estargz import TOC_DIGEST
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.limits import PLAUSIBLE_RATIO, PLAUSIBLE_SIZE
 from imgfs.layer.pipeline import Pull, Push
 from imgfs.layer.spans import SpanWriter
 from imgfs.layer.tar import Want, parse_tar
 from imgfs.layer.toc import is_own
+from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 
 _PIECE = 64 << 10  # bytes that are decoded at once

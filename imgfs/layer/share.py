@@ -79,7 +79,7 @@ def write_shared(
             writer.add_remote_checkpoint(*place)
     summary = index.summary._asdict()
     del summary["entries"]
-    writer.finish(**{**summary, "is_lean": lean, "origin": ""})
+    writer.finish(**{**summary, "is_lean": lean, "origin": "", "travels": True})
 
 
 def pack(path: Path, packed: Path) -> None:

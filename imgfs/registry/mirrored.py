@@ -94,10 +94,11 @@ class Mirrored:
         return self._ask(digest, lambda client, _: client.blob_document(digest))
 
     def referrers(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests that refer to `subject`: what the first endpoint says that knows of any.
+        """The manifests that refer to `subject`: what the registry itself says, and no mirror.
 
-        They change as tags do, so those that can resolve are asked. A mirror that knows of none may just not
-        mirror them; if it has answered, nobody behind it is waited for, and one that is away does not matter.
+        No digest proves what refers to an image: a mirror's list would be a mirror's word. But if one that
+        resolves answers, so that the image is to be had without its registry, that is not waited for, and it
+        does not matter if it is away.
         """
         tried = Tried()
         has_answered = False
@@ -106,7 +107,7 @@ class Mirrored:
                 found = place.client(is_last and not has_answered).referrers(subject, artifact_type)
                 place.health.worked()
                 has_answered = True
-                if found or is_last:
+                if place is self._now()[-1]:
                     return found
         if has_answered:
             return []

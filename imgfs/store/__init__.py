@@ -5,10 +5,10 @@
     references/NAME.json                  what a reference was last resolved to, and when
     layers/sha256/HEX/index               `layer.index`: entries and spans
     layers/sha256/HEX/flat                the flat layer, sparse
-    layers/sha256/HEX/presence            which spans of it are there (`store.flat`)
+    layers/sha256/HEX/presence            which spans of it are there, by which index (`store.flat`)
     layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.pin`)
     layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.part`)
-    layers/sha256/HEX/refuted             the repository whose index of it was found to be wrong
+    layers/sha256/HEX/refuted             whose index of it was found to be wrong, for which DiffID
     layers/sha256/HEX/lock                held while the layer is scanned
     layers/sha256/HEX/users               shared by those who read it; its time is when the last one began
     layers/sha256/HEX/evicted             empty; its time is when that was done the last time

@@ -8,6 +8,10 @@ registry is verified aside (`store.aside`, `store.flatwriter`); then, under an e
 verified bytes that do not count. A reader looks at the marks before and after it reads: if they did not
 change, neither did the bytes (an eviction clears the mark first and moves the generation on).
 
+The map names what its marks were verified by. Who comes with another index begins two new files, and leaves
+these to those who have them open: no process finds, or marks, bytes that its own index would not let pass.
+Only where a layer's DiffID has been proved over all bytes does the map go over to another index (`rebind`).
+
 After a crash of the whole machine the page cache is gone but some marks may have reached the disk ahead of
 their bytes: the first process of a new boot forgets every mark that is not synced.
 """
@@ -27,7 +31,7 @@ from imgfs.errors import StoreError
 from imgfs.store.aside import Aside
 from imgfs.store.disk import boot_id, store_errors
 from imgfs.store.pin import give_up, is_pinned, leads_to, lock_on, pin
-from imgfs.store.presence import FIRST, HEADER, MAGIC, PRESENT, SYNCED, evicted
+from imgfs.store.presence import BINDING, FIRST, HEADER, MAGIC, PRESENT, SYNCED, UNBOUND, evicted
 from imgfs.store.writing import write_at
 
 log = logging.getLogger(__name__)
@@ -39,15 +43,23 @@ BLOCK = 512  # bytes: of tar, and of the EROFS images whose device the file is
 class Flat:
     """A flat layer of `size` bytes in `spans` spans, kept in `directory`. Any thread may use it.
 
-    `grown` is told how many bytes have been written, once they are marked.
+    `bound` is what the marks must have been verified by; None for whatever that is. `grown` is told how many
+    bytes have been written, once they are marked.
     Raises StoreError when the files cannot be had.
     """
 
     def __init__(
-        self, directory: Path, *, size: int, spans: int, grown: Callable[[int], None] = lambda _: None
+        self,
+        directory: Path,
+        *,
+        size: int,
+        spans: int,
+        bound: bytes | None = None,
+        grown: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.size = size
         self.spans = spans
+        self._bound = bound
         self._directory = directory
         self._grown = grown
         self._fd = self._map_fd = -1
@@ -79,14 +91,16 @@ class Flat:
     def _begin(self) -> bool:
         """Bring both files to their size; forget the marks that do not count any more.
 
-        False if they are those of a layer that is cut otherwise: others may have them open, and keep them.
+        False if they are those of a layer that is cut otherwise, or if their marks were verified by what ours
+        are not: others may have them open, and keep them.
         """
         is_short = os.fstat(self._fd).st_size < self.size  # then something has been lost
         if is_short:
             os.ftruncate(self._fd, self.size)
         boot = boot_id()
         header = os.pread(self._map_fd, FIRST, 0)
-        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size)
+        bound = (header[BINDING] or UNBOUND) if self._bound is None else self._bound
+        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size, bound)
         length = FIRST + max(1, self.spans)
         if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length and not is_short:
             return True
@@ -102,6 +116,20 @@ class Flat:
         os.pwrite(self._map_fd, marks, FIRST)
         os.pwrite(self._map_fd, fresh, 0)
         return True
+
+    def rebind(self, bound: bytes) -> None:
+        """Have the marks count for another index: the bytes have been proved to be what that lets pass.
+
+        Who has the files open with the index before may go on to write to them, so that index must be
+        determined (`layer.index`): it lets pass the same bytes only. Raises StoreError.
+        """
+        with self._disk_errors(), self._locked():
+            os.pwrite(self._map_fd, bound, BINDING.start)
+        self._bound = bound
+
+    def is_bound_to(self, bound: bytes) -> bool:
+        """Whether the marks were verified by that, or would have been."""
+        return os.pread(self._map_fd, FIRST, 0)[BINDING] == bound
 
     def _give_up_names(self) -> None:
         """Take both names away, under the lock: who has the files open keeps them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from imgfs.errors import StoreError
 from imgfs.owned import new_file
 from imgfs.store.disk import ASIDE
-from imgfs.store.presence import drop, replace
+from imgfs.store.presence import UNBOUND, replace
 from imgfs.store.writing import write_at
 
 SUFFIX = "-flat"  # ends the name of a file that a scan writes
@@ -17,6 +17,7 @@ SUFFIX = "-flat"  # ends the name of a file that a scan writes
 class FlatWriter:
     """A flat layer being written by a scan: aside, until the scan has ended well and `keep` is called.
 
+    The one that is there stays until then: a scan that fails costs no other image a byte that is cached.
     Zeros at its end may be missing until then. `grown` is told of every byte.
     """
 
@@ -24,7 +25,6 @@ class FlatWriter:
         self._directory = directory
         self._grown = grown
         try:
-            drop(directory)  # it would only take up the disk
             self._held = new_file(directory, ASIDE, SUFFIX)
         except OSError as error:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
@@ -34,10 +34,13 @@ class FlatWriter:
         write_at(self._held.fd, offset, piece)
         self._grown(len(piece))
 
-    def keep(self, *, size: int, spans: int) -> None:
-        """Have it count: all of its `size` bytes have been verified, and are there. Raises StoreError."""
+    def keep(self, *, size: int, spans: int, bound: bytes = UNBOUND) -> None:
+        """Have it count: all of its `size` bytes have been verified, and are there. Raises StoreError.
+
+        `bound` is what they have been verified by, as for `Flat`.
+        """
         try:
-            replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans)
+            replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans, bound=bound)
         except OSError as error:
             raise StoreError(f"{self._directory}: cannot write to the store: {error.strerror}") from error
 

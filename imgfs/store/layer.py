@@ -98,9 +98,9 @@ class Layer:
         """Whether anything of its flat layer may be here."""
         return self.flat_file.exists() and (self.directory / "presence").exists()
 
-    def flat(self, *, size: int, spans: int) -> Flat:
-        """Its flat layer."""
-        return Flat(self.directory, size=size, spans=spans, grown=self._grown)
+    def flat(self, *, size: int, spans: int, bound: bytes | None = None) -> Flat:
+        """Its flat layer; of what was verified by another than `bound` stands for, nothing."""
+        return Flat(self.directory, size=size, spans=spans, bound=bound, grown=self._grown)
 
     def evict(self) -> int:
         """Drop what can be fetched again; returns the bytes of disk freed. Mounts may go on using the layer.
@@ -177,7 +177,7 @@ class Layer:
         return max((found.st_mtime for found in stats(self._files(("evicted",)))), default=0.0)
 
     def refute(self, origin: str) -> None:
-        """Remove it all, and note that what the repository `origin` says of the layer is wrong."""
+        """Remove it all, and note that what `origin` says of the layer is wrong."""
         self.remove()
         with store_errors(self.directory):
             (self.directory / "refuted").write_text(origin)

@@ -6,6 +6,9 @@ The map has a byte for each span, shared by all processes through mmap:
     bit 1      synced: they are on the disk, not only in the page cache
     bits 2-7   generation: counts evictions
 
+Its header names what the marks were verified by (`layer.index.LayerIndex.binding`): another index that would
+let other bytes pass begins two new files.
+
 The map and the flat file belong together. They get and lose their names under an exclusive lock on the map,
 the flat file first: who has opened both, and then the lock, has a pair if both have their names still.
 """
@@ -28,7 +31,9 @@ from imgfs.store.pin import leads_to, lock_on
 PRESENT, SYNCED = 1, 2
 _GENERATION = 4  # the lowest bit of the generation
 MAGIC = b"imgfsmap"
-HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, spans, flat size
+HEADER = struct.Struct("<8s16sQQ24s")  # magic, boot id, spans, flat size, binding
+BINDING = slice(40, 64)  # of the header
+UNBOUND = bytes(24)  # what nobody has said a binding of
 FIRST = 64  # where the marks begin
 _TRIES = 10  # at opening files that others replace meanwhile
 _LARGEST = 1 << 43  # bytes of a flat layer: what a file may have on ext4, about
@@ -47,7 +52,7 @@ def read_shape(directory: Path) -> tuple[int, int] | None:
         return None
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         return None
-    _, _, spans, size = HEADER.unpack(header)
+    _, _, spans, size, _ = HEADER.unpack(header)
     return (spans, size) if length == FIRST + max(1, spans) and size <= _LARGEST else None
 
 
@@ -58,14 +63,14 @@ def drop(directory: Path) -> None:
             (directory / name).unlink(missing_ok=True)
 
 
-def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int) -> None:
+def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, bound: bytes) -> None:
     """Give the whole, verified flat layer at `flat`, open as `fd`, the name and a map of its own.
 
     Raises OSError.
     """
     held = new_file(directory, ASIDE, "-presence")
     try:
-        os.pwrite(held.fd, HEADER.pack(MAGIC, boot_id(), spans, size).ljust(FIRST, b"\0"), 0)
+        os.pwrite(held.fd, HEADER.pack(MAGIC, boot_id(), spans, size, bound), 0)
         os.pwrite(held.fd, bytes([PRESENT]) * spans or b"\0", FIRST)
         os.ftruncate(fd, size)
         with _map_locked(directory) as old:

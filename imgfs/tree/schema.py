@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from imgfs.layer.rows import LARGEST, TIME_RULE, integers, typed
 
-FORMAT = 3  # of the file; another number means: merge the layers again
+FORMAT = 4  # of the file; another number means: merge the layers again
+TRAVELS = 3  # of the same file as it travels: it does not say who vouches for it
 ROOT = 1  # the ino of the root: FUSE's, too
 STRIDE = 64  # every so many names of a directory, one is indexed by its position
 
