@@ -25,15 +25,14 @@ from imgfs.inventory import evict
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.share import unpack
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
-from imgfs.oci.published import LAYER_OF, Published, PublishedLayer, unpacked_size
 from imgfs.store import Store
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.blobs import prose
 from tests.fault_server import FaultServer
+from tests.lies import lie, unpacked
 from tests.mounted import Imgfs, Stored, gzipped, gzipped_in_members, plain, serve, until, zstd
 from tests.offerings import (
     Offering,
@@ -175,43 +174,10 @@ def test_a_layer_that_an_image_has_twice_is_looked_at_once(tmp_path: Path, store
 EVIL = TAR.replace(b"the other", b"the devil").replace(NOISE[:64], bytes(64))
 
 
-def lie(tmp_path: Path) -> Offering:
-    """A registry whose index, tree and blob fit together, but not the image's manifest and config."""
-    truth = offering(tmp_path / "truth", [stored_gzip(TAR)])
-    wrong = offering(tmp_path / "wrong", [stored_gzip(EVIL)])
-    layer, evil = truth.layers[0], wrong.layers[0]
-    assert layer.size == evil.size
-    published, tree = wrong.published.layers[evil.digest], wrong.published.tree
-    assert published.windows
-    assert tree
-    names = {LAYER_OF: str(layer.digest)}
-    claimed = (str(layer.digest), str(Digest.of(TAR)))
-    kinds = []
-    for descriptor in (published.lean, published.full):
-        path = unpacked(descriptor, wrong, tmp_path)
-        with closing(sqlite3.connect(path, isolation_level=None)) as db:
-            db.execute("UPDATE summary SET digest = ?, diff_id = ?", claimed)
-        kinds.append(repacked(descriptor, path, truth.source, **names))
-    truth.source.bodies |= {
-        digest: wrong.source.bodies[digest] for digest in (published.windows.digest, tree.digest)
-    }
-    truth.source.bodies[layer.digest] = wrong.source.bodies[evil.digest]
-    windows = replace(published.windows, annotations=names)
-    truth.refer(Published(tree, {layer.digest: PublishedLayer(kinds[0], kinds[1], windows)}))
-    return truth
-
-
-def unpacked(descriptor: Descriptor, made: Offering, directory: Path) -> Path:
-    """A published file as it is used."""
-    path = directory / f"unpacked-{descriptor.digest.short}"
-    unpack([made.source.bodies[descriptor.digest]], path, unpacked_size(descriptor, 1 << 30))
-    return path
-
-
 def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
     tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = lie(tmp_path)
+    made = lie(tmp_path, TAR, EVIL)
     layer = made.layers[0]
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
@@ -234,7 +200,7 @@ def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
 
 
 def test_who_has_lied_is_not_believed_again(tmp_path: Path, store: Store) -> None:
-    made = lie(tmp_path)
+    made = lie(tmp_path, TAR, EVIL)
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -263,7 +229,7 @@ def test_a_layer_that_is_removed_is_forgotten_with_all_that_is_known_of_it(
 
 
 def test_what_arrives_while_a_layer_is_found_out_is_not_shown_either(tmp_path: Path, store: Store) -> None:
-    made = lie(tmp_path)
+    made = lie(tmp_path, TAR, EVIL)
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
@@ -374,7 +340,7 @@ def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Pa
 @pytest.mark.kernel
 def test_a_mount_finds_a_lie_out_and_reads_fail_from_then_on(imgfs: Imgfs, tmp_path: Path) -> None:
     imgfs.expected += ["vouches for is wrong", "EIO: /(two|noise): "]
-    made = lie(tmp_path)
+    made = lie(tmp_path, TAR, EVIL)
     with FaultServer() as server:
         server.referrers_api = True
         server.blobs |= {str(digest): body for digest, body in made.source.bodies.items()}
