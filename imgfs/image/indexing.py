@@ -84,7 +84,7 @@ class Indexing:
 
     def _stream_once(self, cancelled: threading.Event) -> None:
         self._reporter.layer_begins(self._layer)
-        writer = self._place.flat_writer()
+        writer = self._place.flat_writer(stays=True)  # another image may need it
         try:
             with _where(f"layer {self._layer.digest.short}"), self._place.new_index() as path:
                 index = IndexWriter(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from imgfs.errors import StoreError
 from imgfs.owned import new_file
 from imgfs.store.disk import ASIDE
-from imgfs.store.presence import UNBOUND, replace
+from imgfs.store.presence import UNBOUND, drop, replace
 from imgfs.store.writing import write_at
 
 SUFFIX = "-flat"  # ends the name of a file that a scan writes
@@ -17,14 +17,19 @@ SUFFIX = "-flat"  # ends the name of a file that a scan writes
 class FlatWriter:
     """A flat layer being written by a scan: aside, until the scan has ended well and `keep` is called.
 
-    The one that is there stays until then: a scan that fails costs no other image a byte that is cached.
+    The one that is there goes at once, as it would only take up the disk, unless it `stays` until then: so a
+    scan that fails costs no other image a byte that is cached.
     Zeros at its end may be missing until then. `grown` is told of every byte.
     """
 
-    def __init__(self, directory: Path, grown: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, directory: Path, grown: Callable[[int], None] = lambda _: None, *, stays: bool = False
+    ) -> None:
         self._directory = directory
         self._grown = grown
         try:
+            if not stays:
+                drop(directory)
             self._held = new_file(directory, ASIDE, SUFFIX)
         except OSError as error:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error

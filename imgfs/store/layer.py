@@ -70,9 +70,9 @@ class Layer:
             yield path
             seal(path)
 
-    def flat_writer(self) -> FlatWriter:
-        """A fresh flat layer, to be written by a scan under `lock`."""
-        return FlatWriter(self.directory, self._grown)
+    def flat_writer(self, *, stays: bool = False) -> FlatWriter:
+        """A fresh flat layer, to be written by a scan under `lock`, until whose end the old one may stay."""
+        return FlatWriter(self.directory, self._grown, stays=stays)
 
     def drop_flat(self) -> None:
         """Forget what is cached of it; whoever has that open keeps it."""
