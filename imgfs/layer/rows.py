@@ -98,7 +98,7 @@ def note_origin(path: Path, origin: str) -> None:
 
 
 def set_format(path: Path, number: int, *, before: int) -> None:
-    """Write the number of a format into the summary of a file that has the one `before`. Raises StoreError."""
+    """Write the number of a format into the summary of a file that has that `before`. Raises StoreError."""
     _change(path, "UPDATE summary SET format_number = ? WHERE format_number = ?", (number, before))
 
 
