@@ -384,12 +384,26 @@ def test_what_is_no_image_is_one_line(imgfs: Imgfs, server: FaultServer, image: 
     assert "rate" in imgfs.run("pull", "--limit-rate", "fast", image).err
 
 
-def test_a_pull_does_not_make_do_with_what_was_pulled_before(imgfs: Imgfs, server: FaultServer) -> None:
+def test_a_pull_without_its_registry_says_that_all_is_here(imgfs: Imgfs, server: FaultServer) -> None:
     with Wire(server.host) as wire:
         image = serve(server, "app", "v1", [BIG], wire.host)
         pulled(imgfs, image)
         wire.cut()
-        assert "refused" in imgfs.run("pull", "--read-timeout", "1", image).complaint()
+        ran = imgfs.run("pull", "--read-timeout", "1", image)
+    assert ran.code == 0
+    assert re.search(r"cannot be reached \(.*refused.*\); using .* as resolved", ran.err)
+    assert "1 layers" in ran.err
+    assert "nothing was missing" in ran.err
+
+
+def test_a_pull_without_its_registry_does_not_make_do_with_a_part(imgfs: Imgfs, server: FaultServer) -> None:
+    with Wire(server.host) as wire:
+        image = serve(server, "app", "v1", [BIG], wire.host)
+        imgfs.run("inspect", image)
+        wire.cut()
+        error = imgfs.run("pull", "--read-timeout", "1", image)
+    assert error.code == 1
+    assert "not all of the image is in the store, and its registry cannot be reached" in error.err
 
 
 # -- its parts -----------------------------------------------------------------------------------------------

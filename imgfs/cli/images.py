@@ -84,7 +84,7 @@ class Wanted:
     def resolve(self) -> Resolved:
         """Its documents."""
         with closing(self.connect()) as source, closing(Progress()) as progress:
-            return self._find(source, progress, lambda digest, manifest: None).resolved  # noqa: ARG005
+            return self.found(source, progress).resolved
 
     def prepare(self, up_to: str | None = None) -> Resolved:
         """Its documents, with layers indexed and merged; shows progress on a terminal.
@@ -103,7 +103,7 @@ class Wanted:
             if not is_ready(resolved, self.store, self.trust):
                 from imgfs.image.prepare import prepare
 
-                with _needing_it() if is_away else nullcontext():
+                with needing_it() if is_away else nullcontext():
                     prepare(resolved, source, self.store, progress, self.trust, lookahead.offers)
             return resolved
 
@@ -117,6 +117,10 @@ class Wanted:
     def trust(self) -> Trust:
         """Which indexes of others count."""
         return Trust.of(self.reference, Policy(self.options.index))
+
+    def found(self, source: Source, reporter: Reporter) -> _Found:
+        """Its documents; if its registry is away, those of earlier, and said to be so."""
+        return self._find(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
 
     def _find(
         self, source: Source, reporter: Reporter, meanwhile: Callable[[Digest, Manifest], None]
@@ -206,7 +210,7 @@ def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
 
 
 @contextmanager
-def _needing_it() -> Iterator[None]:
+def needing_it() -> Iterator[None]:
     """Say that a registry which is away would have been needed after all."""
     try:
         yield

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 
-from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.images import Wanted, needing_it, wanted
 from imgfs.cli.progress import Progress
 from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
-from imgfs.image import Resolved, resolve
+from imgfs.image import Resolved
 from imgfs.image.whole import MeteredSource, fetch_whole
 from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
@@ -70,9 +70,10 @@ def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
         source = stack.enter_context(
             closing(MeteredSource(image.connect(), arrivals.arrived, options.limit_rate))
         )
-        resolved = resolve(str(image.reference), source, image.store, image.platform)
+        resolved, is_away = image.found(source, arrivals)  # all of it may be here
         abreast = AbreastSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
-        fetch_whole(resolved, abreast, image.store, arrivals, image.trust)
+        with needing_it() if is_away else nullcontext():
+            fetch_whole(resolved, abreast, image.store, arrivals, image.trust)
     with suppress(ImgfsError):  # what is wrong with that, a mount will say
         write_now(resolved, image.store)
     return resolved

@@ -27,7 +27,8 @@ class Endpoint:
     """A place that may be asked for `repository`.
 
     `url` is what `/REPOSITORY/manifests/…` is appended to, such as `https://host:5000/v2`. `host` is what
-    credentials are looked up under. `namespace` is the registry it stands in for, told it as `?ns=`. It may
+    credentials are looked up under. That its `url` is without TLS may be `guessed`: if what answers there
+    speaks TLS, so does imgfs. `namespace` is the registry it stands in for, told it as `?ns=`. It may
     be asked for tags if it can `resolve`, for digests if it can `pull` (containerd's hosts.toml,
     "capabilities").
     """
@@ -40,3 +41,4 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     tls: Tls = Tls()
     is_mirror: bool = False
+    guessed: bool = field(default=False, compare=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from http.client import BadStatusLine
 
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.tls import NEVER_BETTER, hint_for
@@ -24,6 +25,12 @@ def not_asked(url: str, error: Exception, proxy: str) -> RegistryError:
     through = _through(proxy)
     why = "; of proxies, only those at http://, https:// and socks5:// are known here" if through else ""
     return RegistryError(f"{redact(url)}: cannot be asked for{through}: {type(error).__name__}{why}")
+
+
+def hung_up(error: BaseException) -> bool:
+    """Whether a connection was ended, or answered with no HTTP, as by a server that speaks TLS alone."""
+    kinds = (ConnectionResetError, BadStatusLine)
+    return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def _through(proxy: str) -> str:

@@ -117,7 +117,9 @@ class Places:
         if not host.host:
             scheme = _schemes(address, tls, self._asked.plain_http)[0]
             url = f"{scheme}://{_address(address)}/v2"
-            return Endpoint(url, _known_as(address), name.repository, headers=host.headers, tls=tls)
+            guessed = scheme == "http" and self._asked.plain_http is None
+            known = _known_as(address)
+            return Endpoint(url, known, name.repository, headers=host.headers, tls=tls, guessed=guessed)
         return Endpoint(
             f"{host.scheme}://{_address(address)}{host.path}",
             _known_as(address),
@@ -146,9 +148,11 @@ class Places:
             host, repository = by.at(location, host, repository)
         tls = self._tls(reader, host, Tls(verify=not location.insecure))
         plain = self._asked.plain_http if host == name.registry else None
+        schemes = _schemes(host, tls, plain, insecure=location.insecure)
+        guessed = plain is None and schemes == ("http",)
         return tuple(
-            Endpoint(f"{scheme}://{_address(host)}/v2", _known_as(host), repository, tls=tls)
-            for scheme in _schemes(host, tls, plain, insecure=location.insecure)
+            Endpoint(f"{scheme}://{_address(host)}/v2", _known_as(host), repository, tls=tls, guessed=guessed)
+            for scheme in schemes
         )
 
     def _tls(self, reader: Reader, host: str, said: Tls) -> Tls:
@@ -168,7 +172,11 @@ class Places:
 
 
 def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False) -> tuple[str, ...]:
-    """The ways in to try, in order; on this machine without TLS unless somebody has said whom to believe."""
+    """The ways in to try, in order.
+
+    On this machine it is a guess that there is no TLS, unless somebody has said whom to believe
+    (`Endpoint.guessed`).
+    """
     if plain is not None:
         return ("http" if plain else "https",)
     if insecure:

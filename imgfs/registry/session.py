@@ -16,6 +16,7 @@ from imgfs.registry.body import Body
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.dance import Dance
 from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.failure import hung_up
 from imgfs.registry.guests import Guests
 from imgfs.registry.redirects import check_target, led_to
 from imgfs.registry.response import Response
@@ -60,8 +61,9 @@ class Session:
         self._timeouts = timeouts
         self._noted = noted
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
-        scope = f"repository:{endpoint.repository}:pull" if endpoint.repository else ""
-        self._dance = Dance(self._base, scope, credentials, self._transport)
+        self._dance = self._new_dance()
+        self._guess = threading.Lock()
+        self._is_guessed = endpoint.guessed  # whether there is TLS after all: until something has answered
         self._guests = Guests(self._transport)
         self._closed = threading.Event()
 
@@ -153,7 +155,61 @@ class Session:
                     raise self._hinted(response.refusal(patience), url)
         raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
 
+    def _new_dance(self) -> Dance:
+        repository = self._endpoint.repository
+        scope = f"repository:{repository}:pull" if repository else ""
+        return Dance(self._base, scope, self._credentials, self._transport)
+
     def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None,
+        scope: str,
+        patience: Patience,
+    ) -> Response:
+        """Send one request; where plain HTTP was a guess and nothing speaks it, by TLS from then on."""
+        send = partial(self._send_once, method, headers=headers, body=body, scope=scope, patience=patience)
+        if not self._is_guessed:
+            return send(self._by_tls(url))
+        try:
+            response = send(url)
+        except Unavailable as error:
+            if not hung_up(error) or not self._turns_to_tls():
+                raise
+            why = "hung up"
+        else:
+            if not _wants_tls(response) or not self._turns_to_tls():
+                self._is_guessed = False
+                return response
+            response.close()
+            why = "400"
+        try:
+            return send(self._by_tls(url))
+        except RegistryError as error:
+            text = f"{error} (tried before: {redact(url)}: {why})"
+            raise type(error)(text, status=error.status, code=error.code, url=error.url) from error
+
+    def _by_tls(self, url: str) -> str:
+        """A URL of before the registry was found to speak TLS, as it is asked for since."""
+        is_old = self._endpoint.guessed and self._origin.scheme == "https"
+        if is_old and origin(url) == self._origin._replace(scheme="http"):
+            return f"https{url[4:]}"
+        return url
+
+    def _turns_to_tls(self) -> bool:
+        """See whether the registry speaks TLS, and if so, ask it by that from now on."""
+        with self._guess:
+            if self._is_guessed and self._transport.speaks_tls(self._origin.host, self._origin.port):
+                self._base = f"https{self._base[4:]}"
+                self._origin = self._origin._replace(scheme="https")
+                self._dance.close()
+                self._dance = self._new_dance()
+                self._is_guessed = False
+            return self._origin.scheme == "https"
+
+    def _send_once(
         self,
         method: str,
         url: str,
@@ -207,6 +263,11 @@ class Session:
             return error
         hint = f"no credentials for {parse_url(url).netloc} (see: imgfs login)"
         return Unauthorized(f"{error}; {hint}", status=error.status, code=error.code, url=error.url)
+
+
+def _wants_tls(response: Response) -> bool:
+    """Whether an answer may be that of a server that speaks TLS alone: registries' own errors are in JSON."""
+    return response.status == 400 and "json" not in response.headers.get("Content-Type", "")
 
 
 def _origin_of(base: str) -> Origin:

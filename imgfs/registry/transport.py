@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import math
 import os
+import ssl
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16  # requests under way to one host, for one mount or command
+_PROBE = 2.0  # seconds for a TLS handshake that shows whether there is any
+_ALERTS = ("SSLV3_ALERT", "TLSV1_ALERT", "TLSV13_ALERT")  # OpenSSL's reasons for what a TLS server refuses
 _STORING = ("PUT", "PATCH")
 _BODILESS = ("GET", "HEAD")
 _USUAL = {"User-Agent": f"imgfs/{__version__}"}
@@ -106,6 +109,20 @@ class Transport:
         except BaseException:
             slot.give_back()
             raise
+
+    def speaks_tls(self, host: str, port: int) -> bool:
+        """Whether what listens there answers in TLS, whoever it is: nothing is sent, and nobody believed."""
+        from imgfs.registry.sockets import dial
+
+        context = context_of(Tls(verify=False), None, shows=False)
+        try:
+            with (
+                dial(host, port, min(self._timeouts.connect, _PROBE)) as plain,
+                context.wrap_socket(plain, server_hostname=host),
+            ):
+                return True
+        except OSError as error:
+            return isinstance(error, ssl.SSLError) and (error.reason or "").startswith(_ALERTS)
 
     def close(self) -> None:
         """Close every connection that is not in use."""

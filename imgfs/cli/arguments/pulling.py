@@ -26,6 +26,7 @@ Examples:
 """,
     )
     image_options(command, offline=False)
+    command.set_defaults(offline=False)  # it asks the registry, but all may be here
     command.add_argument(
         "--limit-rate", metavar="RATE", type=rate, help="bytes per second: 500k, 2M (default: none)"
     )
