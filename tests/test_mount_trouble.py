@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -251,6 +255,38 @@ def test_an_option_that_nobody_knows_is_refused(imgfs: Imgfs, image: str) -> Non
     assert mount_of(at) is None
 
 
+LOOP_SET_FD, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C82  # loop(4)
+
+
+@contextlib.contextmanager
+def loop_device(disk: Path) -> Iterator[Path]:
+    """A block device of a file, until it is unmounted; by nodes of our own, as a container has none."""
+    control, node = disk.with_name("loop-control"), disk.with_name("loop")
+    os.mknod(control, stat.S_IFCHR | 0o600, os.makedev(10, 237))
+    with disk.open("r+b") as file, control.open("rb") as free:
+        device = None
+        while device is None:
+            device = _taken(node, fcntl.ioctl(free, LOOP_CTL_GET_FREE), file.fileno())
+        with device:
+            yield node
+            fcntl.ioctl(device, LOOP_CLR_FD)  # once nothing uses it
+
+
+def _taken(node: Path, number: int, file: int) -> FileIO | None:
+    """A loop device, for a file: None if another test has been faster."""
+    node.unlink(missing_ok=True)
+    os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(7, number))
+    device = FileIO(node, "r+")
+    try:
+        fcntl.ioctl(device, LOOP_SET_FD, file)
+    except OSError as taken:
+        device.close()
+        if taken.errno != errno.EBUSY:
+            raise
+        return None
+    return device
+
+
 @pytest.fixture
 def small_disk(imgfs: Imgfs, tmp_path: Path) -> Iterator[Path]:
     """A file system of its own for the store, of 16 MB; ext4, as EROFS does not take its image from tmpfs."""
@@ -260,7 +296,8 @@ def small_disk(imgfs: Imgfs, tmp_path: Path) -> Iterator[Path]:
     words = ["mkfs.ext4", "-q", "-m", "0", "-N", "400", "-O", "^has_journal", str(disk)]
     subprocess.run(words, check=True)
     imgfs.store.mkdir()
-    subprocess.run(["mount", "-o", "loop,sync", str(disk), str(imgfs.store)], check=True)
+    with loop_device(disk) as device:
+        subprocess.run(["mount", "-t", "ext4", "-o", "sync", device, imgfs.store], check=True)
     yield imgfs.store
     imgfs.close()
     subprocess.run(["umount", "-l", str(imgfs.store)], check=True)
