@@ -19,14 +19,14 @@ SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GROUPS = {"run", "build", "demo", "test", "bench"}
 # Who starts what: the groups of packages it may count on.
 STARTERS = {
-    "imgfs": {"run"},
+    "imgfs": {"run", "build"},
     "tests": {"run", "build", "demo", "test"},
     "scripts/lab": {"run", "build", "demo", "test", "bench"},
     "scripts/proving": {"run", "build", "demo", "test"},
     "scripts/fresh": {"run", "build", "demo", "test"},
     "scripts/benchmark": {"run", "build", "demo", "bench"},
 }
-ALTERNATIVES = {"runc", "tini", "docker-init"}  # taken where they are: what they do, crun and catatonit do
+ALTERNATIVES = {"runc", "tini", "docker-init", "cc"}  # of crun, catatonit and gcc: taken where they are
 ABSENT = {"no-such-tool", "docker-credential-"}  # started so that there is none
 OTHER = {"apt-get", "apt-config", "mount.fuse.imgfs"}  # what installs the rest, and what is installed
 STARTS = {"run", "Popen", "check_output", "check_call"}  # with a list; Imgfs.run takes imgfs's own words
