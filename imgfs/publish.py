@@ -21,8 +21,9 @@ from imgfs.content.fetch import split
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
 from imgfs.image.standing import open_index
+from imgfs.layer.codec import FRAMED
 from imgfs.layer.compress import seekable
-from imgfs.layer.entry import Checkpoint, Codec, Span
+from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import TAR, Elsewhere, LayerIndex
 from imgfs.layer.share import Windows, pack, write_shared, write_windows
 from imgfs.layer.spans import merge_spans
@@ -212,7 +213,9 @@ class _Layer:
     def _is_coarse(self) -> bool:
         """Whether a file in the middle of the layer costs far more than itself."""
         spans = self._index.spans()
-        return any(span.codec is Codec.ZSTD and span.flat_end - span.flat_start > _COARSE for span in spans)
+        return any(
+            span.codec in FRAMED.values() and span.flat_end - span.flat_start > _COARSE for span in spans
+        )
 
     def _copy(self, files: list[Made]) -> tuple[Elsewhere, list[Span]]:
         """A copy of the layer in small zstd frames."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import pairwise
 
@@ -10,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
-from imgfs.layer.codec import MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
+from imgfs.layer import streams
+from imgfs.layer.codec import FRAMED, MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
 from imgfs.layer.deflate import ZlibEngine
 from imgfs.layer.entry import Codec, Part, Span
 from tests import blobs
@@ -54,6 +57,8 @@ def spans() -> dict[str, tuple[Span, bytes, bytes]]:
         "gzip": (gzip_member(text), Codec.GZIP),
         "gzip members": (gzip_members(text, 300), Codec.GZIP),
         "zstd": (zstd_frames([text]), Codec.ZSTD),
+        "xz": (lzma.compress(text[:300]) + lzma.compress(text[300:]), Codec.XZ),
+        "bzip2": (bz2.compress(text), Codec.BZIP2),
         "zstd frames": (
             skippable(b"skip me") + zstd_frames([text[:300], b"", text[300:]], checksum=False, sized=False),
             Codec.ZSTD,
@@ -76,6 +81,8 @@ CODECS = pytest.mark.parametrize("name", sorted(SPANS))
         (gzip_member(b"x"), "gzip"),
         (zstd_frames([b"x"]), "zstd"),
         *((skippable(b"", variant), "zstd") for variant in range(16)),
+        (b"\xfd7zXZ\x00\x00\x04", "xz"),
+        (b"BZh91AY&SY", "bzip2"),
         (archive(file("x")), "tar"),
         (archive(file("PK\x03\x04")), "tar"),
         (b"", "tar"),
@@ -92,8 +99,6 @@ def test_the_magic_tells_how_a_blob_is_packed(head: bytes, name: str) -> None:
 @pytest.mark.parametrize(
     ("head", "name"),
     [
-        (b"\xfd7zXZ\x00\x00\x04", "xz"),
-        (b"BZh91AY&SY", "bzip2"),
         (b"\x04\x22\x4d\x18\x60", "lz4"),
         (b"PK\x03\x04\x14\0", "zip"),
     ],
@@ -191,11 +196,51 @@ def test_a_wrong_zstd_checksum_is_refused() -> None:
         decoded(bytes(blob))
 
 
-def test_a_zstd_window_beyond_128_mib_is_refused() -> None:
+def test_a_zstd_window_may_have_2_gib_but_not_more() -> None:
     frame = bytearray(zstd_bomb(1))
-    frame[5] = (28 - 10) << 3  # the window's exponent
-    with pytest.raises(InvalidImage, match="too much memory"):
+    flat = decoded(bytes(frame))[0]
+    frame[5] = (31 - 10) << 3  # the window's exponent
+    assert decoded(bytes(frame))[0] == flat
+    frame[5] += 1
+    with pytest.raises(InvalidImage, match="zstd: "):
         decoded(bytes(frame))
+
+
+@pytest.mark.parametrize(("name", "pack"), [("xz", lzma.compress), ("bzip2", bz2.compress)])
+def test_streams_are_cut_between_them(name: str, pack: Callable[[bytes], bytes]) -> None:
+    texts = [TEXT[:9000], b"", TEXT[9000:9100], TEXT[9100:]]
+    packed = [pack(text) for text in texts]
+    for size in (1, 1000, MIB):
+        flat, cuts = decoded(b"".join(packed), chunks=list(blobs.every(b"".join(packed), size)))
+        assert flat == TEXT
+        assert cuts == [
+            Cut(len(packed[0]), 9000, FRAMED[name]),
+            Cut(sum(map(len, packed)), len(TEXT), FRAMED[name]),
+        ]
+    for cut in (1, 7, len(packed[0]) // 2, len(packed[0]) - 1):
+        with pytest.raises(InvalidImage, match=f"the {name} stream ends in mid-frame"):
+            decoded(packed[0][:cut] if cut > 6 else pack(b"x")[:20])
+    for damage in (packed[0][:50] + b"\xff" * 50 + packed[0][100:], packed[0] + b"garbage"):
+        with pytest.raises(InvalidImage, match=name):
+            decoded(damage)
+
+
+def test_an_xz_file_may_be_padded() -> None:
+    padded = lzma.compress(b"one") + bytes(8) + lzma.compress(b"two") + bytes(4)
+    assert decoded(padded, chunks=list(blobs.every(padded, 3)))[0] == b"onetwo"
+
+
+def test_xz_that_wants_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "XZ_MEMORY_LIMIT", 1 << 20)
+    with pytest.raises(InvalidImage, match=r"xz: Memory usage limit"):
+        decoded(lzma.compress(TEXT, preset=6))
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, bz2.compress])
+def test_a_bomb_of_streams_comes_in_pieces_of_bounded_size(pack: Callable[[bytes], bytes]) -> None:
+    blob = pack(bytes(64 * MIB))
+    pieces = decoder(sniff(blob), lambda _: None).pieces(blob)
+    assert max(len(next(pieces)) for _ in range(40)) <= 256 << 10
 
 
 def test_a_zstd_bomb_comes_in_pieces_of_bounded_size() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import bz2
 import hashlib
+import lzma
 import random
 import shutil
 import subprocess
@@ -125,6 +127,8 @@ BLOBS = {
     + gzip_members(TAR[90_000:], 1111)
     + bytes(77),
     "zstd": zstd_frames([TAR]),
+    "xz": lzma.compress(TAR),
+    "bzip2": bz2.compress(TAR),
     "zstd frames": skippable(b"head") + zstd_frames(blobs.every(TAR, 2500)) + skippable(bytes(99)),
     "zstd frames without sizes": zstd_frames(blobs.every(TAR, 5000), checksum=False, sized=False),
 }
@@ -163,7 +167,7 @@ def test_the_entries_are_those_of_the_tar(name: str) -> None:
 @EVERY_FORMAT
 def test_the_spans_cover_the_flat_layer_and_decode_alone_in_any_order(name: str) -> None:
     found = scanned(BLOBS[name], diff_id=DIFF_ID)
-    assert (len(found.spans) == 1) if name == "zstd" else (len(found.spans) > 10)
+    assert (len(found.spans) == 1) if name in ("zstd", "xz", "bzip2") else (len(found.spans) > 10)
     check_spans(found, BLOBS[name], TAR)
 
 
@@ -367,7 +371,9 @@ def test_a_descriptor_of_the_right_digest_and_another_size_is_not_believed(wrong
 @pytest.mark.parametrize("name", [name for name in BLOBS if name != "tar"])
 def test_a_blob_that_was_packed_cut_short_is_an_invalid_image(name: str) -> None:
     blob = BLOBS[name].rstrip(b"\0")[:-100]
-    with pytest.raises(InvalidImage, match=r"^(gzip|zstd) offset \d+: the \w+ stream ends in mid-\w+$"):
+    with pytest.raises(
+        InvalidImage, match=r"^(gzip|zstd|xz|bzip2) offset \d+: the \w+ stream ends in mid-\w+$"
+    ):
         scanned(blob, diff_id=DIFF_ID)
 
 
@@ -387,16 +393,16 @@ def test_what_is_no_layer_is_an_invalid_image(garbage: bytes) -> None:
         scanned(garbage, diff_id=Digest.of(garbage))
 
 
-@pytest.mark.parametrize("chunks", [[b"BZ", b"h91AY&SY"], [b"\xfd", b"7zXZ\0\0"]])
+@pytest.mark.parametrize("chunks", [[b"PK", b"\x03\x04\x14"], [b"\x04", b"\x22\x4d\x18"]])
 def test_a_layer_packed_otherwise_is_refused_by_name_however_it_arrives(chunks: list[bytes]) -> None:
     blob = b"".join(chunks)
-    with pytest.raises(InvalidImage, match=r"packed with (bzip2|xz)"):
+    with pytest.raises(InvalidImage, match=r"packed with (zip|lz4)"):
         scanned(blob, diff_id=DIFF_ID, chunks=chunks)
 
 
 def test_a_refused_format_that_is_not_even_the_promised_blob_is_an_integrity_error() -> None:
     with pytest.raises(IntegrityError, match="layer blob"):
-        scanned(b"BZh91AY&SY", diff_id=DIFF_ID, digest=DIFF_ID)
+        scanned(b"PK\x03\x04", diff_id=DIFF_ID, digest=DIFF_ID)
 
 
 # Bombs

@@ -18,16 +18,18 @@ from imgfs.layer import isal
 from imgfs.layer.deflate import Engine, ZlibEngine
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.inflate import Inflater
+from imgfs.layer.limits import ZSTD_WINDOW_LIMIT
+from imgfs.layer.streams import Streams
 
 MEMBERS = "gzip members"  # the format of a blob of several gzip members
 STEP = 1 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
 _FEED = 1024  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
 _PIECE = 256 * 1024  # bytes of output collected into one piece
-_MAX_WINDOW = 1 << 27  # 128 MiB, what the zstd tool accepts without being asked for more
 
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
-_OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+_STREAMS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+_OTHERS = {b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257  # POSIX pax, "ustar Interchange Format"
 MAGIC_LENGTH = _TAR_MAGIC_AT + len(_TAR_MAGIC)  # what `sniff` must see, if the blob has as much
 
@@ -54,7 +56,7 @@ class Decoder(Protocol):
 
 
 def sniff(head: bytes) -> str:
-    """How a blob that begins with `head` is packed: "gzip", "zstd" or "tar".
+    """How a blob that begins with `head` is packed: "gzip", "zstd", "xz", "bzip2" or "tar".
 
     The magic decides, not the media type: labels lie. Raises InvalidImage for formats known to be others.
     """
@@ -64,6 +66,9 @@ def sniff(head: bytes) -> str:
         return "gzip"
     if head.startswith(_ZSTD_MAGIC) or _is_skippable(head):
         return "zstd"
+    for magic, name in _STREAMS.items():
+        if head.startswith(magic):
+            return name
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             raise InvalidImage(f"packed with {name}, which layers must not be")
@@ -84,7 +89,9 @@ def decoder(
     """The decoder for `format` as `sniff` names it, with `engine` for gzip; cuts are `step` apart or more."""
     if format == "gzip":
         return _GzipDecoder(on_cut, step, engine())
-    return _ZstdDecoder(on_cut, step) if format == "zstd" else _TarDecoder(on_cut, step)
+    if format == "tar":
+        return _TarDecoder(on_cut, step)
+    return _FramesDecoder(on_cut, step, format)
 
 
 def decode_span(span: Span, chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
@@ -241,14 +248,14 @@ class _GzipDecoder:
             )
 
 
-class _ZstdDecoder:
-    """Zstd frames: cut between them. A layer of one frame has one span: all of it."""
+class _FramesDecoder:
+    """Frames or streams, each decodable alone: cut between them. A layer of one has one span: all of it."""
 
-    format = "zstd"
-
-    def __init__(self, on_cut: Callable[[Cut], None], step: int) -> None:
+    def __init__(self, on_cut: Callable[[Cut], None], step: int, format: str) -> None:  # noqa: A002
+        self.format = format
         self._on_cut = on_cut
-        self._frames = ZstdFrames()
+        self._codec = FRAMED[format]
+        self._frames = _frames(self._codec)
         self._stop = step
         self._step = step
 
@@ -256,14 +263,13 @@ class _ZstdDecoder:
         for piece in self._frames.pieces(chunk):
             yield piece
             if self._frames.between and self._frames.produced >= self._stop:
-                self._on_cut(Cut(self._frames.consumed, self._frames.produced, Codec.ZSTD))
+                self._on_cut(Cut(self._frames.consumed, self._frames.produced, self._codec))
                 self._stop = self._frames.produced + self._step
 
     def finish(self) -> None:
         if not self._frames.between:
-            raise InvalidImage(
-                "the zstd stream ends in mid-frame", where=f"zstd offset {self._frames.consumed}"
-            )
+            where = f"{self.format} offset {self._frames.consumed}"
+            raise InvalidImage(f"the {self.format} stream ends in mid-frame", where=where)
 
 
 class ZstdFrames:
@@ -273,7 +279,7 @@ class ZstdFrames:
     """
 
     def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self.between = True
         self.consumed = 0
@@ -309,6 +315,25 @@ class ZstdFrames:
         return output, at + taken
 
 
+FRAMED = {"zstd": Codec.ZSTD, "xz": Codec.XZ, "bzip2": Codec.BZIP2}  # what is cut between frames only
+
+
+class _Frames(Protocol):
+    """Decodes frames fed in chunks: see `ZstdFrames`."""
+
+    between: bool
+    consumed: int
+    produced: int
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """The bytes that `chunk` holds, and a piece at every end of a frame."""
+
+
+def _frames(codec: Codec) -> _Frames:
+    names = {Codec.XZ: "xz", Codec.BZIP2: "bzip2"}
+    return Streams(names[codec]) if codec in names else ZstdFrames()
+
+
 def _identity_span(_span: Span, chunks: Iterator[bytes], _length: int) -> Iterator[bytes | memoryview]:
     return chunks
 
@@ -320,9 +345,9 @@ def _deflate_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[
             yield from inflater.pieces(chunk, length + 1, length)  # boundaries do not matter here
 
 
-def _zstd_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
+def _framed_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
     """What frames hold beyond a span of parts is the next tar header; any other span is all of its frames."""
-    frames = ZstdFrames()
+    frames = _frames(span.codec)
     for chunk in chunks:
         if span.parts and frames.produced >= length:
             continue
@@ -344,5 +369,7 @@ _SPAN_DECODERS: dict[Codec, Callable[[Span, Iterator[bytes], int], Iterator[byte
     Codec.IDENTITY: _identity_span,
     Codec.GZIP: _deflate_span,
     Codec.DEFLATE: _deflate_span,
-    Codec.ZSTD: _zstd_span,
+    Codec.ZSTD: _framed_span,
+    Codec.XZ: _framed_span,
+    Codec.BZIP2: _framed_span,
 }

@@ -57,6 +57,8 @@ class Codec(IntEnum):
     GZIP = 1  # the span begins at a gzip member's header
     DEFLATE = 2  # the span begins inside a gzip member, at a deflate block: needs a checkpoint
     ZSTD = 3  # the span is whole zstd frames
+    XZ = 4  # the span is whole xz streams
+    BZIP2 = 5  # the span is whole bzip2 streams
 
 
 class Checkpoint(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from imgfs.layer.codec import Cut
+from imgfs.layer.codec import FRAMED, Cut
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.indexwriter import IndexWriter
 
@@ -16,7 +16,7 @@ class SpanWriter:
     def __init__(self, index: IndexWriter, format_name: str) -> None:
         self._index = index
         self._number = 0
-        codec = {"tar": Codec.IDENTITY, "gzip": Codec.GZIP, "zstd": Codec.ZSTD}[format_name]
+        codec = {"tar": Codec.IDENTITY, "gzip": Codec.GZIP, **FRAMED}[format_name]
         self._open = Cut(0, 0, codec)
         self._hasher = hashlib.sha256()
         self._chunk = b""

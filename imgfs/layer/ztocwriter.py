@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
+from imgfs.layer.codec import FRAMED
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.flatbuffer import Builder
 from imgfs.layer.inflate import header_length
@@ -76,8 +77,8 @@ def soci_spans(spans: Sequence[Span], *, size: int, read: Read) -> list[Span]:
             raise Inexpressible(
                 f"span {span.number} is {span.codec.name}: a zTOC takes one gzip member or a tar"
             )
-    if spans[0].codec is Codec.ZSTD:
-        raise Inexpressible("a zstd layer: a zTOC takes gzip or a tar")
+    if spans[0].codec in FRAMED.values():
+        raise Inexpressible(f"a {spans[0].codec.name.lower()} layer: a zTOC takes gzip or a tar")
     result = list(spans)
     if spans[-1].end != size:
         result[-1] = _extended(spans[-1], size, read)
