@@ -14,11 +14,12 @@ import pytest
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import ImageConfig
+from imgfs.owned.regular import NotRegular
 from imgfs.runtime.host import Cgroups, bounding, find_cgroups, shortfalls, unenforced
 from imgfs.runtime.ids import Ids, id_ranges
 from imgfs.runtime.limits import Limits, Ulimit
 from imgfs.runtime.place import Place
-from imgfs.runtime.program import refusal
+from imgfs.runtime.program import Refused, check_command
 from imgfs.runtime.rights import (
     CAPABILITIES,
     EVERY_CAPABILITY,
@@ -102,7 +103,6 @@ def test_without_a_command_the_user_is_asked_for_one(config: dict[str, Any], wis
         ({"Cmd": ["a"], "User": 3}, "config.config.User"),
         ({"Cmd": ["a"], "Volumes": ["/a"]}, "config.config.Volumes"),
         ({"Cmd": ["a"], "Volumes": {"/x/..": {}}}, "config.config.Volumes"),
-        ({"Cmd": ["a"], "Labels": {"a": 1}}, "config.config.Labels"),
         ({"Cmd": ["a"], "WorkingDir": ["/"]}, "config.config.WorkingDir"),
     ],
 )
@@ -139,11 +139,19 @@ def test_the_working_directory_starts_from_the_images_root(workdir: str, asked: 
     assert spec({"Cmd": ["a"], "WorkingDir": workdir}, Wishes(workdir=asked))["process"]["cwd"] == cwd
 
 
-def test_labels_and_the_stop_signal_become_annotations() -> None:
-    labels = {"a": "b", "": "no", "org.opencontainers.image.created": "mine"}
+LABELS: Any = [
+    {"a": "b", "org.opencontainers.image.created": "mine"},
+    {"run.oci.seccomp.plugins": "/x.so", "run.oci.hooks.stdout": "/x", "run.oci.handler": "krun"},
+    {"module.wasm.image/variant": "compat", "org.systemd.property.X": "'y'", "org.criu.config": "/x"},
+    {"": None, "a": 1},
+    ["no object"],
+]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_no_label_of_an_image_becomes_an_annotation(labels: Any) -> None:
     assert spec({"Cmd": ["a"], "Labels": labels, "StopSignal": "SIGQUIT"})["annotations"] == {
-        "a": "b",
-        "org.opencontainers.image.created": "mine",
+        "org.opencontainers.image.created": "2024-01-01T00:00:00Z",
         "org.opencontainers.image.os": "linux",
         "org.opencontainers.image.architecture": "amd64",
         "org.opencontainers.image.stopSignal": "SIGQUIT",
@@ -299,8 +307,11 @@ def test_symlinks_are_followed_inside_the_image_only(rootfs: Rootfs) -> None:
     assert rootfs.resolve("/../../x/../y") == rootfs.top / "y"
 
 
-def test_what_is_no_file_reads_as_nothing_and_a_circle_is_an_error(rootfs: Rootfs) -> None:
-    assert rootfs.read("/etc/fifo") == rootfs.read("/nowhere/x") == rootfs.read("/etc/real/x") == b""
+def test_what_is_missing_reads_as_nothing_and_what_is_no_file_or_a_circle_is_an_error(rootfs: Rootfs) -> None:
+    assert rootfs.read("/nowhere/x") == rootfs.read("/etc/real/x") == b""
+    for path, said in {"/etc/fifo": "a FIFO", "/dir": "a directory"}.items():
+        with pytest.raises(NotRegular, match=f"it is {said}, not a regular file"):
+            rootfs.read(path)
     with pytest.raises(OSError, match="symbolic links") as caught:
         rootfs.read("/etc/loop")
     assert caught.value.errno == errno.ELOOP
@@ -334,9 +345,13 @@ def test_a_command_is_looked_for_before_it_is_started(
     (tmp_path / "bin/run").touch(0o755)
     (tmp_path / "bin/data").touch(0o644)
     config = {"process": {"args": [command], "cwd": "/srv", "env": ["PATH=/sbin:/bin"]}}
-    found = refusal(Rootfs(tmp_path), config, Wishes())
-    assert (found and found[0]) == expected
-    assert refusal(Rootfs(tmp_path), config, Wishes(binds=(Bind("/x", "/y"),))) is None
+    code = None
+    try:
+        check_command(Rootfs(tmp_path), config, Wishes())
+    except Refused as refused:
+        code = refused.code
+    assert code == expected
+    check_command(Rootfs(tmp_path), config, Wishes(binds=(Bind("/x", "/y"),)))
 
 
 V1 = "30 25 0:26 / {at} rw shared:9 - cgroup cgroup rw,{name}\n"
@@ -476,7 +491,7 @@ def test_devices_are_made_or_in_a_user_namespace_shown() -> None:
     place = Place(devices=(HOLE,), user_namespace=True)
     assert mounts(wishes, place)["/dev/hole"]["source"] == "/dev/null"
     assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
-    unguarded = Place(devices=(HOLE,), cgroup=cgroup, guards_devices=False)
+    unguarded = Place(devices=(HOLE,), cgroup=cgroup, unguarded="cgroups cannot be written")
     assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=unguarded)["linux"]["resources"]
 
 
@@ -494,7 +509,7 @@ def test_an_init_goes_before_the_command() -> None:
 
 def test_what_the_user_notes_goes_before_what_the_image_says() -> None:
     wishes = Wishes(annotations={"a": "mine", "c": "d"}, stop_signal="INT")
-    notes = spec({"Cmd": ["a"], "Labels": {"a": "b"}, "StopSignal": "QUIT"}, wishes)["annotations"]
+    notes = spec({"Cmd": ["a"], "StopSignal": "QUIT"}, wishes)["annotations"]
     assert notes.items() >= {"a": "mine", "c": "d", "org.opencontainers.image.stopSignal": "INT"}.items()
 
 

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imgfs.cli.images import Wanted, wanted
 from imgfs.cli.run import complain, warn
 from imgfs.cli.wishing import wishes_of
 from imgfs.config import Environment
-from imgfs.errors import MountError, UsageError
+from imgfs.errors import UsageError
 from imgfs.image import Resolved
 from imgfs.mount import Mounting, MountOptions
 from imgfs.mounts import check_mountable, our_mount_at, unmount
@@ -22,15 +22,18 @@ from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
 from imgfs.runtime.bundle import Bundle, new_bundle
 from imgfs.runtime.engine import Engine, Stopper, failure, taken_down
+from imgfs.runtime.filesystems import without_devices
 from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls
 from imgfs.runtime.ids import Ids, Maps, has, is_lone
 from imgfs.runtime.machine import look_round
 from imgfs.runtime.namespace import let_go_of_mounts
 from imgfs.runtime.place import Place
-from imgfs.runtime.program import NOT_EXECUTABLE, refusal
+from imgfs.runtime.program import Refused, check_command
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.signals import Relay
 from imgfs.runtime.spec import Container, runtime_config
+from imgfs.runtime.streams import Streams
+from imgfs.runtime.targets import read_accounts, settle, settle_workdir
 from imgfs.runtime.upper import make_upper
 from imgfs.runtime.user import User, find_user
 from imgfs.runtime.wishes import Defaults, Wishes, check_name
@@ -112,13 +115,12 @@ class _Outdated(Exception):
 
 def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: bool = False) -> int:
     """Mount `resolved` and run a container in it; if it was a guess, and wrong, raise _Outdated instead."""
-    start, image, engine, place = plan
-    options = start.options
+    start, image, _, place = plan
     with contextlib.ExitStack() as stack:
         defaults = Defaults.parse(resolved.config.config)
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
         stopper = Stopper(
-            bundle.pid_file, start.wishes.stop_signal or defaults.stop_signal, options.stop_timeout
+            bundle.pid_file, start.wishes.stop_signal or defaults.stop_signal, start.options.stop_timeout
         )
         relay = stack.enter_context(Relay(stopper))
         stack.enter_context(taken_down(bundle.rootfs))
@@ -130,32 +132,44 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
             mounting.wait()
         if meant.digest != resolved.digest:
             raise _Outdated(meant)
-        refused = _write(start, resolved, bundle, place)
-        if refused:
-            return refused
-        interactive = options.interactive or options.tty
-        code = engine.run(bundle, start.name, relay, interactive=interactive)
+        try:
+            owner = _write(start, resolved, bundle, place)
+        except Refused as refused:
+            complain(refused)
+            return refused.code
+        code = _run(plan, bundle, relay, owner)
         reason = failure(bundle) if code else None
         return code if reason is None else 128 + relay.ending if relay.ending else reason
 
 
-def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> int:
-    """Complete a bundle. The exit code, if its command cannot be run: podman says so when it starts it."""
+def _run(plan: _Plan, bundle: Bundle, relay: Relay, owner: tuple[int, int]) -> int:
+    """Run the container on its terminal, or on pipes."""
+    if plan.start.wishes.terminal:
+        return plan.engine.run(bundle, plan.start.name, relay, None)
+    with Streams(owner, has_input=plan.start.options.interactive) as streams:
+        return plan.engine.run(bundle, plan.start.name, relay, streams)
+
+
+def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> tuple[int, int]:
+    """Complete a bundle; whom the container runs as. Raises Refused: podman says so when it starts it."""
+    rootfs, wishes = Rootfs(bundle.rootfs), start.wishes
     defaults = Defaults.parse(resolved.config.config)
     try:
-        found = _container(start.name, bundle, defaults, start.wishes, start.maps)
-    except (UsageError, MountError) as error:
-        complain(error)
-        return NOT_EXECUTABLE
-    files = bundle.write_files(start.name, start.wishes)
-    volumes = bundle.make_volumes(start.wishes.volumes_over(defaults), Rootfs(bundle.rootfs))
-    config = runtime_config(resolved.config, start.wishes, replace(found, files=(*files, *volumes)), place)
-    refused = refusal(Rootfs(bundle.rootfs), config, start.wishes)
-    if refused:
-        complain(f"{resolved.reference}: {refused[1]}")
-        return refused[0]
-    bundle.write_config(config)
-    return 0
+        found = _container(start.name, rootfs, defaults, wishes, start.maps)
+    except UsageError as error:
+        raise Refused(str(error)) from error
+    files = bundle.write_files(start.name, wishes)
+    volumes = bundle.make_volumes(wishes.volumes_over(defaults), rootfs)
+    config = runtime_config(resolved.config, wishes, replace(found, files=(*files, *volumes)), place)
+    check_command(rootfs, config, wishes)
+    bundle.write_config(_settled(config, rootfs, place))
+    return found.user.uid, found.user.gid
+
+
+def _settled(config: dict[str, Any], rootfs: Rootfs, place: Place) -> dict[str, Any]:
+    """A config.json as the mounted image needs it."""
+    config = {**config, "mounts": settle(rootfs, config["mounts"])}
+    return without_devices(config, rootfs.top, place.mount_program) if place.mount_program else config
 
 
 def _begin_mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
@@ -176,7 +190,7 @@ def _place(start: Start, engine: Engine) -> Place:
         own_cgroup_namespace=cgroups.unified and cgroups.parent is not None,
         user_namespace=maps is not None,
         lone=maps is not None and is_lone(maps),
-        guards_devices=maps is not None or engine.guards_devices,
+        unguarded=None if maps else engine.unguarded,
     )
     return look_round(bare, start.wishes)
 
@@ -196,27 +210,23 @@ def bundle(options: argparse.Namespace) -> int:
         mounting.mount(resolved, image.connect, image.store, how)
     try:
         defaults = Defaults.parse(resolved.config.config)
-        container = _container(made.directory.name, made, defaults, wishes, maps)
+        rootfs = Rootfs(made.rootfs)
+        container = _container(made.directory.name, rootfs, defaults, wishes, maps)
         place = look_round(Place(maps=maps, lone=maps is not None), wishes)
-        made.write_config(runtime_config(resolved.config, wishes, container, place))
+        made.write_config(_settled(runtime_config(resolved.config, wishes, container, place), rootfs, place))
     except BaseException:
         unmount(our_mount_at(made.rootfs))
         raise
     return 0
 
 
-def _container(name: str, bundle: Bundle, defaults: Defaults, wishes: Wishes, maps: Maps | None) -> Container:
+def _container(name: str, rootfs: Rootfs, defaults: Defaults, wishes: Wishes, maps: Maps | None) -> Container:
     """Whom it runs as, looked up in the mounted image, where its working directory is made."""
-    rootfs = Rootfs(bundle.rootfs)
     text = defaults.user if wishes.user is None else wishes.user
-    accounts = rootfs.read("/etc/passwd"), rootfs.read("/etc/group")
+    accounts = read_accounts(rootfs, "/etc/passwd"), read_accounts(rootfs, "/etc/group")
     user = _mapped(find_user(text, *accounts, wishes.rights.groups), maps, text)
-    workdir = wishes.workdir_over(defaults)
-    try:
-        rootfs.make_directory(workdir, None if maps and is_lone(maps) else (user.uid, user.gid))
-    except OSError as error:
-        reason = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
-        raise MountError(f"the working directory {workdir} of the image: {reason}") from error
+    owner = None if maps and is_lone(maps) else (user.uid, user.gid)
+    settle_workdir(rootfs, wishes.workdir_over(defaults), owner)
     return Container(name, user)
 
 

@@ -68,4 +68,12 @@ def _existing(one: Bind) -> Bind:
     source = os.path.abspath(one.source)
     if not os.path.exists(source):
         raise UsageError(f"{one.source}: there is no such file or directory to show at {one.target}")
-    return one._replace(source=source)
+    return one._replace(source=source, options=_options(one, source))
+
+
+def _options(one: Bind, source: str) -> tuple[str, ...]:
+    """How a bind is mounted: a device, or what is in /dev, is shown to be opened."""
+    is_of_devices = Path("/dev") in (Path(source), *Path(source).parents)
+    if is_of_devices or Path(source).is_char_device() or Path(source).is_block_device():
+        return tuple(option for option in one.options if option != "nodev")
+    return one.options

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import UsageError
+from imgfs.owned.regular import NotRegular, open_regular
 
 _MAX_FILE = 4 << 20
 _TRIES = 4  # at a file that somebody may be writing in place
@@ -61,13 +61,12 @@ def change_auth_file(path: Path, change: Callable[[dict[str, Any]], bool]) -> bo
 
 def _content(path: Path) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would make us wait
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UsageError(f"{path}: not a credentials file: not a regular file")
+        with open_regular(path) as file:
             return file.read(_MAX_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except NotRegular as error:
+        raise UsageError(f"{path}: not a credentials file: {error.strerror}") from error
     except OSError as error:
         if _is_out_of_sight(path):
             return None

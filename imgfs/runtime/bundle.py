@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from typing import Any
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.owned import new_directory, open_owned_directory, sweep
 from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.targets import check_volume
+from imgfs.runtime.volumes import fill
 from imgfs.runtime.wishes import Bind, Network, Wishes
 
 _NEW = ".new-"  # begins the name of a directory that is not locked yet
@@ -85,7 +86,9 @@ class Bundle:
         return tuple(Bind(str(place / name), f"/etc/{name}") for name in contents)
 
     def make_volumes(self, paths: Sequence[str], rootfs: Rootfs) -> tuple[Bind, ...]:
-        """A directory for each volume, with what the image has there."""
+        """A directory for each volume, with what the image has there. Raises Refused, StoreError."""
+        for path in paths:
+            check_volume(rootfs, path)
         return tuple(
             Bind(str(self._volume(number, rootfs.resolve(path))), path) for number, path in enumerate(paths)
         )
@@ -94,11 +97,7 @@ class Bundle:
         place = self.directory / "volumes" / str(number)
         place.mkdir(mode=0o755, parents=True)
         if image.is_dir():
-            done = subprocess.run(
-                ["cp", "-a", "--", f"{image}/.", place], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise StoreError(f"{place}: cannot fill a volume: {done.stderr.strip().splitlines()[-1:]}")
+            fill(place, image)
         return place
 
     def remove(self) -> None:

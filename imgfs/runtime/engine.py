@@ -6,18 +6,27 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from imgfs.config import variables
 from imgfs.errors import MountError
 from imgfs.runtime import linux
 from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.host import Cgroups, Runtime, capabilities
-from imgfs.runtime.program import NOT_EXECUTABLE, NOT_FOUND, OUR_FAULT
+from imgfs.runtime.program import NOT_EXECUTABLE, NOT_FOUND
 from imgfs.runtime.signals import Relay, signal_number
+from imgfs.runtime.streams import Streams
 from imgfs.runtime.terminal import follow_size
+
+_NOT_HANDED_ON = ("LISTEN_", "NOTIFY_SOCKET", "_LIBCONTAINER_", "_CONTAINERS_")  # how variables begin
+_DELETE = 30.0  # seconds that a runtime may take to remove what it keeps
+_ANSWER = 10.0  # seconds that a mount may take to answer once the container has ended
+_UNMOUNT = 60.0  # seconds that a daemon has to end after unmounting, and again once it is told to
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +37,39 @@ class Engine:
     cgroups: Cgroups
 
     @property
-    def guards_devices(self) -> bool:
-        """Whether access to devices can be limited: in version 2 by BPF, for which crun raises a limit."""
-        return not (
-            self.runtime.is_crun and self.cgroups.unified and "CAP_SYS_RESOURCE" not in capabilities()
-        )
+    def unguarded(self) -> str | None:
+        """Why no cgroup limits the access to devices, None if one does.
 
-    def run(self, bundle: Bundle, name: str, relay: Relay, *, interactive: bool) -> int:
-        """Run the container to its end; its exit code. Raises MountError if there is no such program."""
+        In version 2 that is done by BPF, for which crun raises a limit.
+        """
+        if self.cgroups.parent is None:
+            return "cgroups cannot be written"
+        if not self.cgroups.unified:
+            return None if "devices" in self.cgroups.controllers else "its cgroup controller is not here"
+        if self.runtime.is_crun and "CAP_SYS_RESOURCE" not in capabilities():
+            return "for that, crun needs CAP_SYS_RESOURCE (runc does not)"
+        return None
+
+    def run(self, bundle: Bundle, name: str, relay: Relay, streams: Streams | None) -> int:
+        """Run the container to its end; its exit code. Without streams it has a terminal.
+
+        Raises MountError if there is no such program, or what the container says cannot be written.
+        """
         if relay.ending is not None:
             return 128 + relay.ending
         self._prepare()
         relay.resized = partial(follow_size, bundle.pid_file) if self.runtime.is_crun else None
         words = [*self._command(bundle), "run", "--bundle", str(bundle.directory)]
-        stdin = None if interactive else subprocess.DEVNULL
-        try:
-            process = subprocess.Popen([*words, "--pid-file", str(bundle.pid_file), name], stdin=stdin)
-        except OSError as error:
-            raise MountError(f"{self.runtime.path}: {error.strerror}") from error
+        process = _start([*words, "--pid-file", str(bundle.pid_file), name], streams)
         with relay.to(process.pid):
             code = process.wait()
-        self._clear(bundle, name)
+            self._clear(bundle, name)
+            try:
+                if streams:
+                    streams.finish(lambda: relay.ending is not None)
+            except MountError:
+                if not code:
+                    raise
         return code if code >= 0 else 128 - code
 
     def _prepare(self) -> None:
@@ -66,7 +87,27 @@ class Engine:
         """Have the runtime remove what it keeps, should it have been killed."""
         if (bundle.state / name).exists():
             words = [*self._command(bundle), "delete", "--force", name]
-            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(
+                    words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DELETE
+                )
+
+
+def _start(words: Sequence[str], streams: Streams | None) -> subprocess.Popen[bytes]:
+    """Start a runtime; raises MountError.
+
+    It does not see what a service manager tells imgfs by variables: runtimes hand those descriptors and that
+    socket on to the container (sd_listen_fds(3), sd_notify(3)), and take their own for them.
+    """
+    environment = {name: value for name, value in variables().items() if not name.startswith(_NOT_HANDED_ON)}
+    files = (streams.stdin, streams.stdout, streams.stderr) if streams else (None, None, None)
+    try:
+        process = subprocess.Popen(words, env=environment, stdin=files[0], stdout=files[1], stderr=files[2])
+    except OSError as error:
+        raise MountError(f"{words[0]}: {error.strerror}") from error
+    if streams:
+        streams.begin()
+    return process
 
 
 def failure(bundle: Bundle) -> int | None:
@@ -83,11 +124,8 @@ def failure(bundle: Bundle) -> int | None:
 def _code(reason: str) -> int:
     """podman's reading of a runtime's words."""
     words = reason.lower()
-    if "executable file" in words and "not found" in words:
-        return NOT_FOUND
-    if "permission denied" in words or "is a directory" in words:
-        return NOT_EXECUTABLE
-    return NOT_FOUND if "no such file or directory" in words else OUR_FAULT
+    is_missing = "executable file" in words and "not found" in words
+    return NOT_FOUND if is_missing or "no such file or directory" in words else NOT_EXECUTABLE
 
 
 class Stopper:
@@ -111,14 +149,51 @@ class Stopper:
 
 @contextlib.contextmanager
 def taken_down(rootfs: Path) -> Iterator[None]:
-    """After the block, unmount the image and wait for its daemon, the only other child, to have ended."""
+    """After the block, unmount the image and wait for its daemon, the only other child, to have ended.
+
+    A daemon that does not hear of it, because another process still holds the mount, is told to end; one that
+    answers nothing at all is left behind: no wait is endless.
+    """
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.statvfs(rootfs)  # answered after all files that the container's end has closed
+        _settle(rootfs)
         with contextlib.suppress(OSError):  # it was not mounted
             linux.detach(str(rootfs))
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.wait()
+        if not _children_end(_UNMOUNT):
+            for pid in _children():
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
+            _children_end(_UNMOUNT)
+
+
+def _settle(rootfs: Path) -> None:
+    """Have a mount answer, which it does after all files that the container's end has closed."""
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            os.statvfs(rootfs)
+
+    asked = threading.Thread(target=ask, daemon=True)
+    asked.start()
+    asked.join(_ANSWER)
+
+
+def _children_end(seconds: float) -> bool:
+    """Wait for all children to end, so long at most; whether they have."""
+    pause, ends = 0.001, time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < ends:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(pause)
+                pause = min(pause * 1.2, 0.05)
+        return False
+    return True
+
+
+def _children() -> list[int]:
+    """The pids of this process's children (proc(5), task/TID/children)."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        return [int(word) for word in text.split()]
+    return []

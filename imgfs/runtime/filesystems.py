@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from imgfs.runtime.place import Place
@@ -13,6 +14,7 @@ _SHM = 65_536 * 1024  # bytes
 _OUR_TMPFS = ("rw", "nosuid", "nodev", "tmpcopyup")  # begins with what the image has there
 _SCRATCH_PLACES = ("/run", "/tmp", "/var/tmp")  # where a read-only container may write, as with podman
 _PLAIN = ("nosuid", "noexec", "nodev")
+_HOOK = 30  # seconds
 
 
 def kernel_mounts(wishes: Wishes, place: Place) -> list[dict[str, Any]]:
@@ -50,7 +52,31 @@ def _tmpfs(one: Tmpfs) -> dict[str, Any]:
 
 
 def _bind(one: Bind) -> dict[str, Any]:
-    return _mount(one.target, "bind", one.source, "rbind", "rprivate", "ro" if one.read_only else "rw")
+    writable = "ro" if one.read_only else "rw"
+    return _mount(one.target, "bind", one.source, "rbind", "rprivate", *one.options, writable)
+
+
+def without_devices(config: Mapping[str, Any], rootfs: Path, mount: str) -> dict[str, Any]:
+    """A config.json whose container finds the image mounted `nodev`, by a hook; `mount` is mount(8)'s path.
+
+    The image is mounted so. But a runtime binds it again, where crun always and runc for a read-only root
+    sets flags of its own. A createContainer hook comes after that (runtime-spec config.md, "POSIX-platform
+    Hooks"), and so does what it says of writing: a runtime that did it later would forget `nodev` again.
+    With a source, which means nothing here, mount(8) does not look for the mount in mountinfo, where it is
+    not always found while others mount.
+    """
+    options = "remount,bind,nodev" + (",ro" if config["root"]["readonly"] else "")
+    hook = {
+        "path": mount,
+        "args": ["mount", "-n", "-o", options, "none", str(rootfs)],
+        "env": [],
+        "timeout": _HOOK,
+    }
+    return {
+        **config,
+        "root": {**config["root"], "readonly": False},
+        "hooks": {"createContainer": [hook]},
+    }
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:

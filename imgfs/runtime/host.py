@@ -125,8 +125,8 @@ def shortfalls(wishes: Wishes, place: Place, cgroups: Cgroups) -> list[str]:
             lines.append(
                 f"the limit of {asked.name} is {given.soft}:{given.hard}: raising it needs CAP_SYS_RESOURCE"
             )
-    if place.cgroup and not place.guards_devices and not wishes.rights.privileged:
-        lines.append("no access to devices is limited: for that, crun needs CAP_SYS_RESOURCE (runc does not)")
+    if place.unguarded and not wishes.rights.privileged:
+        lines.append(f"no access to devices is limited: {place.unguarded}")
     return lines
 
 

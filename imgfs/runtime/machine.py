@@ -37,6 +37,7 @@ def look_round(place: Place, wishes: Wishes) -> Place:
         init=find_init() if wishes.init else None,
         seccomp=find_profile(wishes.rights),
         console=_console() if wishes.terminal else None,
+        mount_program=None if place.is_namespaced or wishes.rights.privileged else find_mount(),
     )
 
 
@@ -81,6 +82,11 @@ def find_init() -> str:
         if path:
             return path
     raise UsageError("--init: there is no catatonit or tini on this machine (Debian: apt install catatonit)")
+
+
+def find_mount() -> str | None:
+    """mount(8), None if this machine has none."""
+    return shutil.which("mount", path="/usr/bin:/bin:/usr/sbin:/sbin")
 
 
 def find_devices(rights: Rights, *, is_root: bool) -> tuple[Device, ...]:

@@ -18,10 +18,12 @@ class Place:
     """The machine, as a container gets it.
 
     `cgroup` is the path of a new cgroup, None if none can be made, `controllers` what it can limit,
-    `guards_devices` whether it says which devices can be opened. In a `user_namespace` that is there already
-    `lone` says that it has a single id; `maps` are the ids of a user namespace to be made. `ceilings` are the
-    limits by name that cannot be raised, `init` is the machine's program that reaps, `seccomp` None where
-    system calls are not filtered, `console` are the columns and lines of the terminal it is started on.
+    `unguarded` why it does not say which devices can be opened, None if it does or a user namespace does.
+    In a `user_namespace` that is there already `lone` says that it has a single id; `maps` are the ids of a
+    user namespace to be made. `ceilings` are the limits by name that cannot be raised, `init` is the
+    machine's program that reaps, `seccomp` None where system calls are not filtered, `console` are the
+    columns and lines of the terminal it is started on, `mount_program` is mount(8), None where the image's
+    devices cannot be opened anyway, or may be.
     """
 
     cgroup: str | None = None
@@ -33,7 +35,8 @@ class Place:
     maps: Maps | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict, hash=False)
     devices: tuple[Device, ...] = ()
-    guards_devices: bool = True
+    unguarded: str | None = None
+    mount_program: str | None = None
     init: str | None = None
     seccomp: Profile | None = None
     console: tuple[int, int] | None = None
@@ -60,4 +63,4 @@ class Place:
         """What else of the machine's is shown."""
         devices = self.devices if self.is_namespaced else ()
         init = (Bind(self.init, INIT, read_only=True),) if self.init else ()
-        return (*init, *(Bind(one.source, one.path) for one in devices))
+        return (*init, *(Bind(one.source, one.path, options=("nosuid",)) for one in devices))

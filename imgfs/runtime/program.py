@@ -7,30 +7,39 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from imgfs.errors import MountError
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.wishes import Wishes
 
 # What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
-OUR_FAULT, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
 _AFTER_INIT = 2  # words: the init, and --
 
 
-def refusal(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> tuple[int, str] | None:
-    """The exit code and the reason if the command of a config.json cannot be run, None if it may be.
+class Refused(MountError):
+    """A container that cannot be started; `code` is what podman ends with then."""
 
-    With something mounted over the image, nobody knows before it is.
+    def __init__(self, message: str, code: int = NOT_EXECUTABLE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_command(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> None:
+    """Raise Refused if the command of a config.json cannot be run.
+
+    With something mounted over the image, that is not known before it is.
     """
     if wishes.binds or wishes.tmpfs:
-        return None
+        return
     command = config["process"]["args"][_AFTER_INIT if wishes.init else 0]
     modes = [rootfs.mode(path) for path in _places(command, config)]
     found = [mode for mode in modes if mode is not None]
     if any(stat.S_ISREG(mode) and mode & 0o111 for mode in found):
-        return None
+        return
     if not found or "/" not in command:
-        return NOT_FOUND, f"there is no command {command!r} in the image"
+        raise Refused(f"there is no command {command!r} in the image", NOT_FOUND)
     what = "is a directory" if stat.S_ISDIR(found[0]) else "is not executable"
-    return NOT_EXECUTABLE, f"the command {command!r} {what}"
+    raise Refused(f"the command {command!r} {what}")
 
 
 def _places(command: str, config: Mapping[str, Any]) -> Iterator[str]:

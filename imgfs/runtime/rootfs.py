@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from imgfs.owned.regular import open_regular
 
 _LINKS = 40  # symlinks in one path, as many as the kernel follows
 _LARGEST = 4 << 20  # bytes of a file that is read as a whole
@@ -26,9 +28,16 @@ class Rootfs:
 
         Raises OSError, ELOOP if its symlinks go in circles.
         """
+        return self.top / self.place(path)[1:]
+
+    def place(self, path: str, covered: Collection[str] = ()) -> str:
+        """The same in the image, from its root; what is below a `covered` place stays as it is, too."""
         left, found, links = _parts(path), list[str](), 0
         while left:
             part = left.pop()
+            if "/" + "/".join(found) in covered:
+                found = [*found, part] if part != ".." else found[:-1]
+                continue
             if part == "..":
                 del found[-1:]
                 continue
@@ -41,16 +50,21 @@ class Rootfs:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             found = [] if target.startswith("/") else found
             left += _parts(target)
-        return self.top.joinpath(*found)
+        return "/" + "/".join(found)
 
     def read(self, path: str) -> bytes:
-        """A small regular file, or nothing if there is no such file; raises OSError."""
+        """A small regular file, or nothing if there is no such file.
+
+        Raises OSError, also for what is no regular file or a larger one.
+        """
         try:
-            fd = os.open(self.resolve(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open_regular(self.resolve(path), follow=False) as file:
+                body = file.read(_LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return b""
-        with open(fd, "rb") as file:
-            return file.read(_LARGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        if len(body) > _LARGEST:
+            raise OSError(errno.EFBIG, f"it is larger than {_LARGEST >> 20} MiB", path)
+        return body
 
     def mode(self, path: str) -> int | None:
         """The kind and permission bits of what is there, None if nothing is."""
@@ -67,6 +81,12 @@ class Rootfs:
         place.mkdir(mode=0o755, parents=True)
         if owner:
             os.chown(place, *owner)
+
+    def make_file(self, path: str) -> None:
+        """Make an empty file there, and its parents, of root's."""
+        place = self.resolve(path)
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
     def _link(self, parts: list[str]) -> str | None:
         try:

@@ -50,7 +50,13 @@ def runtime_config(image: ImageConfig, wishes: Wishes, container: Container, pla
 
 
 def notes(image: ImageConfig, defaults: Defaults, wishes: Wishes) -> dict[str, str]:
-    """Labels, and what else of a config is kept as annotations (image-spec conversion.md)."""
+    """The annotations: what the user says, and the fields of a config that have one of their own.
+
+    No label of an image becomes one, although image-spec conversion.md ("Annotation Fields") allows it:
+    runtimes obey annotations. crun loads a library, takes another seccomp filter or another handler because
+    of one (crun(1), `run.oci.*`, `module.wasm.*`), runc configures systemd and CRIU by them
+    (`org.systemd.property.*`, `org.criu.config`). So the keys here are fixed, but for the command line's.
+    """
     prefix = "org.opencontainers.image"
     known = {
         f"{prefix}.os": image.platform.os,
@@ -60,7 +66,7 @@ def notes(image: ImageConfig, defaults: Defaults, wishes: Wishes) -> dict[str, s
         f"{prefix}.stopSignal": wishes.stop_signal or defaults.stop_signal,
     }
     found = {name: value for name, value in known.items() if value}
-    return {**found, **defaults.labels, **wishes.annotations}
+    return {**found, **wishes.annotations}
 
 
 def _process(defaults: Defaults, wishes: Wishes, container: Container, place: Place) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _linux(wishes: Wishes, place: Place) -> dict[str, Any]:
         found["devices"] = device_files(place.made_devices)
     if place.cgroup:
         rules = device_rules(place.made_devices, privileged=wishes.rights.privileged)
-        rules = rules if place.guards_devices else []
+        rules = [] if place.unguarded else rules
         found["cgroupsPath"] = place.cgroup
         found["resources"] = resources(wishes.limits, place.controllers, rules)
     if place.seccomp:

@@ -110,7 +110,7 @@ def _groups(group: bytes) -> Iterator[_Group]:
 
 
 def _lines(body: bytes, least: int) -> Iterator[list[str]]:
-    for line in body.decode("utf-8", "surrogateescape").splitlines():
+    for line in body.decode("utf-8", "surrogateescape").split("\n"):
         fields = line.strip().split(":")
         if len(fields) >= least and fields[0] and not line.startswith("#"):
             yield fields

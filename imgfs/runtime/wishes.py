@@ -26,11 +26,16 @@ class Network(StrEnum):
 
 
 class Bind(NamedTuple):
-    """A file or directory of this machine's, shown in the container at `target`."""
+    """A file or directory of this machine's, shown in the container at `target`.
+
+    `options` are mount(8)'s: devices in it cannot be opened, and set-user-ID bits count for nothing, unless
+    the user says otherwise.
+    """
 
     source: str
     target: str
     read_only: bool = False
+    options: tuple[str, ...] = ("nosuid", "nodev")
 
 
 class Tmpfs(NamedTuple):
@@ -42,7 +47,11 @@ class Tmpfs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What an image's config says of running it (OCI image-spec config.md); paths are absolute."""
+    """What an image's config says of running it (OCI image-spec config.md); paths are absolute.
+
+    These fields are all that a container gets of a config. Labels are for people and programs that list
+    images: none of them reaches a runtime.
+    """
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -50,7 +59,6 @@ class Defaults:
     workdir: str = "/"
     user: str = ""
     stop_signal: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     volumes: tuple[str, ...] = ()
 
     @classmethod
@@ -63,7 +71,6 @@ class Defaults:
             workdir=_absolute(_text(config, "WorkingDir")),
             user=_text(config, "User"),
             stop_signal=_text(config, "StopSignal"),
-            labels=_labels(config),
             volumes=tuple(dict.fromkeys(_absolute(path) for path in _object(config, "Volumes"))),
         )
         if "/" in found.volumes:
@@ -142,13 +149,6 @@ def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidImage("expected an object", where=f"{_WHERE}.{name}")
     return {_clean(key, name): entry for key, entry in value.items()}
-
-
-def _labels(config: Mapping[str, Any]) -> dict[str, str]:
-    found = _object(config, "Labels")
-    if not all(isinstance(value, str) for value in found.values()):
-        raise InvalidImage("expected an object of strings", where=f"{_WHERE}.Labels")
-    return {key: value for key, value in found.items() if key}  # a key "MUST NOT be an empty string"
 
 
 def _clean(text: str, name: str) -> str:

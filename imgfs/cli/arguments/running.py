@@ -135,7 +135,7 @@ def _container_options(command: argparse.ArgumentParser) -> None:
 
 
 def _note_options(command: argparse.ArgumentParser) -> None:
-    """Add what is only noted: podman's labels become annotations, as those of images do."""
+    """Add what is only noted: podman's labels become annotations too, those of images never do."""
     more: dict[str, Any] = {"dest": "annotation", "metavar": "KEY=VALUE", "action": "append", "type": _note}
     command.add_argument("--annotation", default=[], help="noted in config.json", **more)
     command.add_argument("-l", "--label", default=[], help="the same, as podman calls it", **more)

@@ -11,6 +11,8 @@ from imgfs.runtime.wishes import Bind, Tmpfs
 
 _SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
 _READ_ONLY = ("ro", "readonly")
+_DEFAULT = ("nosuid", "nodev")  # of a bind, as podman-run(1) has it: lifted by suid and dev
+_BIND_WORDS = {"", "ro", "rw", "z", "Z", "rbind", "suid", "nosuid", "dev", "nodev", "exec", "noexec"}
 _HOST = re.compile(
     r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,252}):([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]?)"
 )
@@ -21,11 +23,11 @@ def mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-v",
         "--volume",
-        metavar="SRC:DST[:ro]",
+        metavar="SRC:DST[:OPT,…]",
         action="append",
         default=[],
         type=bind,
-        help="show SRC at DST",
+        help="show SRC at DST: ro, noexec; dev and suid let devices and set-user-ID bits in it count",
     )
     command.add_argument(
         "--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="DST in memory"
@@ -49,17 +51,17 @@ def mount_options(command: argparse.ArgumentParser) -> None:
 
 
 def bind(text: str) -> Bind:
-    """SRC:DST[:ro|rw]."""
+    """SRC:DST[:OPT,…]."""
     source, _, rest = text.partition(":")
     target, _, options = rest.partition(":")
-    words = set(options.split(",")) - {"", "rw", "z", "Z", "rbind"}
-    if not source or not target.startswith("/") or words - {"ro"}:
+    words = set(options.split(","))
+    if not source or not target.startswith("/") or words - _BIND_WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
     if "/" not in source and source != ".":
         raise argparse.ArgumentTypeError(
             f"{source!r}: volumes have no names here; for a directory: ./{source}"
         )
-    return Bind(source, target, read_only="ro" in words)
+    return Bind(source, target, "ro" in words, _flags(words))
 
 
 def tmpfs(text: str) -> Tmpfs:
@@ -73,7 +75,8 @@ def mount(text: str) -> Bind | Tmpfs:
     fields = dict(word.partition("=")[::2] for word in text.split(","))
     kind, target = fields.pop("type", "volume"), in_image(_taken(fields, _TARGET))
     if kind == "bind":
-        found: Bind | Tmpfs = Bind(_taken(fields, _SOURCE), target, _flag(fields, _READ_ONLY))
+        words = {word for word in ("suid", "dev", "noexec") if _flag(fields, (word,))}
+        found: Bind | Tmpfs = Bind(_taken(fields, _SOURCE), target, _flag(fields, _READ_ONLY), _flags(words))
     elif kind == "tmpfs":
         found = Tmpfs(target, _tmpfs_options(fields))
     else:
@@ -83,6 +86,11 @@ def mount(text: str) -> Bind | Tmpfs:
     if isinstance(found, Bind) and not found.source:
         raise argparse.ArgumentTypeError(f"{text!r}: src= is missing")
     return found
+
+
+def _flags(words: set[str]) -> tuple[str, ...]:
+    kept = (flag for flag in _DEFAULT if flag.removeprefix("no") not in words)
+    return (*kept, *(("noexec",) if "noexec" in words else ()))
 
 
 def host(text: str) -> tuple[str, str]:

@@ -1,0 +1,128 @@
+"""The standard files of a container without a terminal: pipes, whose other ends imgfs holds.
+
+The rule: a container never holds a file of its caller's, as with podman. From a terminal, open for reading
+and writing whichever of the three it is, it could read what is typed and type itself; of a file it could
+read and change more than was meant, and a directory leads out of it. Runtimes differ: crun hands on what it
+is given, runc copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from imgfs.errors import MountError
+
+_PIECE = 1 << 16  # bytes, as many as a pipe holds
+_NO_END = 5.0  # seconds that the end of what an ended container says may take: another process holds its pipe
+_TOLD_TO_END = 10.0  # seconds in which the rest of it can be written once imgfs was told to end
+_NAMES = {1: "standard output", 2: "standard error"}
+
+
+class Streams(contextlib.AbstractContextManager["Streams"]):
+    """The pipes of one container: `stdin`, `stdout` and `stderr` are the ends for its runtime.
+
+    They belong to `owner`, a uid and a gid, so that /dev/stdout can be opened. Without `has_input`, there is
+    nothing to read.
+    """
+
+    def __init__(self, owner: tuple[int, int], *, has_input: bool) -> None:
+        self._copies: list[_Copy] = []
+        self._input: _Copy | None = None
+        self._theirs: list[int] = []
+        self._owner = owner
+        self.stdin = self._input_end() if has_input else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.stdout, self.stderr = self._output_end(1), self._output_end(2)
+        self._theirs += [self.stdin, self.stdout, self.stderr]
+
+    def begin(self) -> None:
+        """Start to copy: the runtime has its ends."""
+        self._close_theirs()
+        for copy in (*self._copies, *([self._input] if self._input else [])):
+            copy.start()
+
+    def finish(self, is_told_to_end: Callable[[], bool]) -> None:
+        """Wait until what an ended container has said is written; raises MountError if it cannot be."""
+        for copy in self._copies:
+            copy.wait(is_told_to_end)
+        failed = next((copy for copy in self._copies if copy.error), None)
+        if failed and failed.error:
+            raise MountError(f"{_NAMES[failed.sink]}: {failed.error.strerror}") from failed.error
+
+    def __exit__(self, *_: object) -> None:
+        self._close_theirs()
+
+    def _close_theirs(self) -> None:
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def _input_end(self) -> int:
+        theirs, ours = os.pipe()
+        os.fchown(theirs, *self._owner)
+        self._input = _Copy(0, ours, closes_sink=True)
+        return theirs
+
+    def _output_end(self, sink: int) -> int:
+        ours, theirs = os.pipe()
+        os.fchown(theirs, *self._owner)
+        self._copies.append(_Copy(ours, sink))
+        return theirs
+
+
+class _Copy(threading.Thread):
+    """Copies from one descriptor to another until the one ends or the other takes no more.
+
+    Then it closes the one that is a pipe's: its writer gets SIGPIPE, or its reader the end of the file.
+    """
+
+    def __init__(self, source: int, sink: int, *, closes_sink: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.sink = sink
+        self.error: OSError | None = None
+        self._source = source
+        self._closes_sink = closes_sink
+        self._is_writing = False
+
+    def run(self) -> None:
+        try:
+            while piece := _read(self._source):
+                self._is_writing = True
+                _write(self.sink, piece)
+                self._is_writing = False
+        except OSError as error:
+            # EIO: a terminal that has gone; EPIPE: its reader has had enough
+            self.error = None if error.errno in (errno.EPIPE, errno.EIO) else error
+        finally:
+            os.close(self.sink if self._closes_sink else self._source)
+
+    def wait(self, is_told_to_end: Callable[[], bool]) -> None:
+        """Wait for its end, unless that does not come."""
+        began = last = time.monotonic()
+        while self.is_alive():
+            self.join(0.05)
+            now = time.monotonic()
+            last = now if self._is_writing else last
+            if now - last > _NO_END or (now - began > _TOLD_TO_END and is_told_to_end()):
+                break
+
+
+def _read(fd: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, _PIECE)
+        except BlockingIOError:  # the caller has made it so
+            select.select([fd], [], [])
+
+
+def _write(fd: int, piece: bytes) -> None:
+    left = memoryview(piece)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
