@@ -9,21 +9,38 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 _SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
+_SYSTEM_CACHE = Path("/var/cache")
 _ROOTS_RUNTIME = Path("/run/containers/0")  # where podman and skopeo have root's in a service, a job or `su`
 
 
 @dataclass(frozen=True, slots=True)
 class RegistriesConf:
-    """A registries.conf and the directories whose files add to it; `named` by the user, it has to exist."""
+    """A registries.conf and the directories whose files add to it; `named` by the user, it has to exist.
+
+    `aliases` are the files in which podman keeps what its user has chosen for short names.
+    """
 
     path: Path
     added: tuple[Path, ...] = ()
     named: bool = False
+    aliases: tuple[Path, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthText:
+    """A credentials file that is no file: what `name` in the environment says.
+
+    It counts before docker's file, or, as docker has it in GitLab's jobs, `last`.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,15 @@ class Environment:
     ca_bundle: Path | None
     source_date: int | None = None
     registry_files: RegistryFiles = RegistryFiles()
+    auth_text: AuthText | None = None
+
+    @property
+    def auth_sources(self) -> tuple[Path | AuthText, ...]:
+        """Where credentials may be, in order of precedence: the files and $DOCKER_AUTH_CONFIG."""
+        if self.auth_text is None:
+            return self.auth_files
+        before = len(self.auth_files) - (not self.auth_text.last)  # docker's own file is the last
+        return (*self.auth_files[:before], self.auth_text, *self.auth_files[before:])
 
     @classmethod
     def read(cls) -> Environment:
@@ -61,7 +87,8 @@ class Environment:
             auth_files(environ, os.geteuid()),
             ca_bundle(environ),
             source_date(environ),
-            registry_files(environ),
+            registry_files(environ, os.geteuid()),
+            auth_text(environ),
         )
 
 
@@ -87,7 +114,14 @@ def auth_files(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
     return tuple(path for path in found if path)
 
 
-def registry_files(environ: Mapping[str, str]) -> RegistryFiles:
+def auth_text(environ: Mapping[str, str]) -> AuthText | None:
+    """$DOCKER_AUTH_CONFIG, a credentials file's text (docker's CLI); GitLab sets it for its own runner."""
+    text = environ.get("DOCKER_AUTH_CONFIG", "")
+    last = environ.get("GITLAB_CI", "").lower() == "true"
+    return AuthText("$DOCKER_AUTH_CONFIG", text, last) if text.strip() else None
+
+
+def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
     """Where mirrors, short names and certificates may be configured: the user's files, then the system's.
 
     $IMGFS_ETC is where the system's are, /etc if it is not set. The names are those of containerd's hosts.md,
@@ -97,7 +131,10 @@ def registry_files(environ: Mapping[str, str]) -> RegistryFiles:
     both = (user, system)
     return RegistryFiles(
         hosts=(user / "imgfs/certs.d", *(place / "containerd/certs.d" for place in both)),
-        registries=_registries(environ.get("CONTAINERS_REGISTRIES_CONF"), user, system),
+        registries=tuple(
+            replace(conf, aliases=_aliases(environ, euid))
+            for conf in _registries(environ.get("CONTAINERS_REGISTRIES_CONF"), user, system)
+        ),
         certificates=tuple(place / name / "certs.d" for name in ("containers", "docker") for place in both),
     )
 
@@ -109,6 +146,13 @@ def _registries(named: str | None, user: Path, system: Path) -> tuple[Registries
     if named:
         return (RegistriesConf(Path(named), added, named=True),)
     return (RegistriesConf(users, added[1:]), RegistriesConf(systems, added))
+
+
+def _aliases(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
+    """Where podman keeps what was chosen for short names, root's in the system's cache."""
+    users = _absolute(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache"
+    places = (_SYSTEM_CACHE, users) if euid == 0 else (users,)
+    return tuple(place / "containers/short-name-aliases.conf" for place in places)
 
 
 def store_root(environ: Mapping[str, str], euid: int) -> Path:

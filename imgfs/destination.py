@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from imgfs.config import AuthText
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.layout import Layout
 from imgfs.oci.artifact import Artifact, artifact_manifest
@@ -83,7 +84,7 @@ def open_destination(
     reference: Reference,
     *,
     places: Places | None = None,
-    auth_files: Sequence[Path] = (),
+    auth_files: Sequence[Path | AuthText] = (),
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
 ) -> Destination:

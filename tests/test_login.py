@@ -307,9 +307,7 @@ def test_logging_out_says_who_still_knows(imgfs: Imgfs, private: FaultServer, tm
     assert "still has" not in imgfs.run("logout", private.host).complaint()
 
 
-@pytest.mark.parametrize(
-    "name", ["", "debian", "oci:x", "h.io/Team", "http://h.io", "h.io:tag/x", "h.io/x:y"]
-)
+@pytest.mark.parametrize("name", ["", "debian", "oci:x", "h.io/Team", "ftp://h.io", "h.io:tag/x", "h.io/x:y"])
 def test_what_is_no_registry_is_refused_before_anything_is_asked(imgfs: Imgfs, name: str) -> None:
     assert imgfs.run("login", "-u", "ann", "--password-stdin", name).code == 2
     assert imgfs.run("logout", name).code == 2
@@ -382,3 +380,13 @@ def test_what_others_keep_is_found_and_forgotten(imgfs: Imgfs, tmp_path: Path, p
         assert imgfs.ok("logout", host)
         ran = imgfs.program(program, "logout", host)
         assert "not logged in" in (ran.text + ran.err).lower()
+
+
+@pytest.mark.parametrize("spelled", ["http://{}", "https://{}", "{}/", "{}/v1/", "{}/v2/", "http://{}/v2"])
+def test_a_registry_is_its_host_however_it_is_spelled(
+    imgfs: Imgfs, private: FaultServer, auth_file: Path, spelled: str
+) -> None:
+    assert login(imgfs, spelled.format(private.host)).code == 0
+    assert auths(auth_file) == {private.host: {"auth": PAIR}}
+    assert imgfs.ok("logout", spelled.format(private.host))
+    assert auths(auth_file) == {}

@@ -180,7 +180,7 @@ def connect_to(
     return open_source(
         reference,
         places=places_of(options, environment),
-        auth_files=environment.auth_files,
+        auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
     )

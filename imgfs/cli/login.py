@@ -80,9 +80,12 @@ def _file(options: argparse.Namespace, environment: Environment) -> Path:
 
 
 def _parse_place(text: str) -> _Place:
-    """Read HOST[:PORT][/NAMESPACE], perhaps after https://, and Docker Hub by all its names."""
-    named = text.removeprefix("https://").removesuffix("/")
+    """Read HOST[:PORT][/NAMESPACE], perhaps after a scheme or with the API's root, and Docker Hub by all its
+    names; what is said of TLS is the command's options'."""
+    named = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host, _, namespace = named.partition("/")
+    if namespace in ("v1", "v2"):
+        namespace = ""
     if host == "index.docker.io":
         host, namespace = "docker.io", namespace.removeprefix("v1").removeprefix("/")
     if not (host == "localhost" or set(".:") & set(host)):

@@ -9,18 +9,25 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import json
+import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imgfs.config import AuthText
 from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.registry.authfile import change_auth_file, read_auth_file
 from imgfs.registry.credhelpers import TIMEOUT, Kept, ask_helper, clear_helper, program_of, tell_helper
 
+log = logging.getLogger(__name__)
+
 _HUB_KEY = "https://index.docker.io/v1/"  # what `docker login` writes for Docker Hub
 _HUB_NAMES = (_HUB_KEY, "index.docker.io", "registry-1.docker.io")
+_ROOTS = ("", "v1", "v2")  # paths of a registry's API
 IDENTITY_USER = "<token>"  # a helper's user name that says: the secret is an identity token
 _DOCKERS = "config.json"  # the name of docker's file
 
@@ -50,7 +57,7 @@ class _Helper(NamedTuple):
 
 
 def find_credentials(
-    files: Iterable[Path], registry: str, repository: str, *, seconds: float = TIMEOUT
+    files: Iterable[Path | AuthText], registry: str, repository: str, *, seconds: float = TIMEOUT
 ) -> Credentials | None:
     """What the first of `files` that knows the registry says; None: be anonymous.
 
@@ -58,10 +65,27 @@ def find_credentials(
     be understood and Unauthorized, naming it, for a helper that fails, or says nothing for so many `seconds`.
     """
     for path in files:
-        fields = read_auth_file(path)
-        found = fields and _credentials_in(fields, path, registry, repository, seconds)
+        if isinstance(path, AuthText):
+            found = _found_in_text(path, registry, repository)
+        else:
+            fields = read_auth_file(path)
+            found = _credentials_in(fields, path, registry, repository, seconds) if fields else None
         if found:
             return found
+    return None
+
+
+def _found_in_text(given: AuthText, registry: str, repository: str) -> Credentials | None:
+    """What the environment says; what cannot be understood of it is said and passed over, as docker does."""
+    try:
+        fields = json.loads(given.text)
+        if isinstance(fields, dict):
+            return _in_auths(fields, given.name, registry, repository)
+        log.warning("%s is no JSON object, and does not count", given.name)
+    except (ValueError, RecursionError):
+        log.warning("%s is not JSON, and does not count", given.name)
+    except UsageError as error:
+        log.warning("%s; it does not count", error)
     return None
 
 
@@ -125,11 +149,17 @@ def _credentials_in(
         found = _from_helper(helper, seconds)
         if found or helper.alone:
             return found
-    auths = _by_key(_object(fields, "auths", path))
+    return _in_auths(fields, str(path), registry, repository)
+
+
+def _in_auths(fields: Mapping[str, Any], where: str, registry: str, repository: str) -> Credentials | None:
+    """What is kept in a file itself."""
+    auths = _object(fields, "auths", where)
     for key in _keys(registry, repository):
-        found = _decode_auth(auths.get(key), f"{path}: auths[{key!r}]")
-        if found:
-            return found
+        for spelled in [key, *(other for other in auths if other != key and _host_of(other) == key)]:
+            found = _decode_auth(auths.get(spelled), f"{where}: auths[{spelled!r}]")
+            if found:
+                return found
     return None
 
 
@@ -155,7 +185,7 @@ def _from_helper(helper: _Helper, seconds: float) -> Credentials | None:
     return Credentials(kept.username, kept.secret, kept.username == IDENTITY_USER) if kept else None
 
 
-def _object(fields: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+def _object(fields: Mapping[str, Any], name: str, path: Path | str) -> dict[str, Any]:
     value = fields.get(name) or {}
     if not isinstance(value, dict):
         raise UsageError(f"{path}: {name}: expected an object")
@@ -190,15 +220,14 @@ def _same_keys(auths: Mapping[str, Any], registry: str, namespace: str) -> list[
 
 
 def _host_of(key: str) -> str | None:
-    """The host of an old key such as `https://host/v1/`."""
-    rest = key.partition("://")[2]
-    return rest.split("/")[0] or None
+    """The host that a key means as a whole, such as `https://host/v1/` (docker, `ConvertToHostname`).
 
-
-def _by_key(auths: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries, those under an old key also under their host."""
-    hosts = {host: value for key, value in auths.items() if (host := _host_of(key))}
-    return {**hosts, **auths}
+    With a scheme that is so whatever follows; without, `host/ns` is a namespace of podman's, unless it is the
+    API's root.
+    """
+    before, mark, after = key.partition("://")
+    host, _, path = (after if mark else before).partition("/")
+    return host or None if mark or path.strip("/") in _ROOTS else None
 
 
 def _entry(credentials: Credentials) -> dict[str, str]:
@@ -225,11 +254,12 @@ def _decode_auth(entry: object, where: str) -> Credentials | None:
 
 def _decode_pair(encoded: str, where: str) -> tuple[str, str]:
     try:
-        text = base64.b64decode(encoded.strip(), validate=True).decode()
+        # line breaks are none of it, as for Go: `base64` breaks its lines
+        text = base64.b64decode(re.sub(r"[\r\n]", "", encoded.strip()), validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise UsageError(f"{where}: `auth` is not base64 of user:password") from error
     username, _, secret = text.partition(":")
-    return username, secret.rstrip("\0")  # older dockers padded with NUL
+    return username, secret.strip("\0")  # older dockers padded with NUL
 
 
 def _text(entry: Mapping[str, Any], name: str) -> str:

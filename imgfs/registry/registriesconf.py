@@ -118,6 +118,23 @@ def load_registries(reader: Reader, files: Iterable[RegistriesConf]) -> Registri
     return found
 
 
+def load_chosen(reader: Reader, files: Iterable[RegistriesConf]) -> dict[str, Alias]:
+    """What podman's user has chosen for short names: it counts before what a registries.conf says.
+
+    podman keeps it in a file of its own (short-name-aliases.conf), of which the first there is counts.
+    """
+    for path in dict.fromkeys(path for conf in files for path in conf.aliases):
+        body = reader.read(path)
+        if body is not None:
+            return _named(Table.parse(path, body))
+    return {}
+
+
+def _named(root: Table) -> dict[str, Alias]:
+    aliases = root.table("aliases")
+    return {name: Alias(aliases.text(name), f"{root.path}: aliases.{name}") for name in aliases.fields}
+
+
 def _added(reader: Reader, directories: Iterable[Path]) -> Iterator[Path]:
     for directory in directories:
         paths = (directory / name for name in reader.names(directory) if name.endswith(".conf"))
@@ -127,8 +144,7 @@ def _added(reader: Reader, directories: Iterable[Path]) -> Iterator[Path]:
 def parse_registries(path: Path, body: bytes) -> Registries:
     """Read one registries.conf; raises UsageError naming file and key."""
     root = Table.parse(path, body)
-    aliases = root.table("aliases")
-    named = {name: Alias(aliases.text(name), f"{path}: aliases.{name}") for name in aliases.fields}
+    named = _named(root)
     if "registries" in root.fields:
         return replace(_version_1(root.table("registries")), aliases=named)
     mode = root.text("short-name-mode")

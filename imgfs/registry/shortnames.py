@@ -1,8 +1,9 @@
 """Names without a registry, such as `app` or `team/app`, and what they stand for.
 
-An alias decides, else the registries that are to be searched (containers-registries.conf(5), "Short-name
-aliasing"), and without any it is Docker Hub, as everywhere. With several imgfs is stricter than podman: it
-cannot ask which is meant, and tries one after the other only if `short-name-mode` says so.
+An alias decides, first one that podman's user has chosen, else the registries that are to be searched
+(containers-registries.conf(5), "Short-name aliasing"), and without any it is Docker Hub, as everywhere. With
+several imgfs is stricter than podman: it cannot ask which is meant, and tries one after the other only if
+`short-name-mode` says so.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     name = _short_name(text, reference)
     if not name or not isinstance(reference, RegistryReference):
         return (reference,)
-    from imgfs.registry.registriesconf import load_registries  # here: whole names need none of it
+    from imgfs.registry.registriesconf import (  # here: whole names need none of it
+        load_chosen,
+        load_registries,
+    )
     from imgfs.registry.watched import Reader
 
-    said = load_registries(Reader(), files)
-    alias = said.aliases.get(name)
+    reader, files = Reader(), tuple(files)
+    said = load_registries(reader, files)
+    alias = {**said.aliases, **load_chosen(reader, files)}.get(name)
     if alias and alias.name:
         return (_aliased(alias, reference),)
     found = tuple(_at(host, name, reference) for host in dict.fromkeys(said.search or ()))

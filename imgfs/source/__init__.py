@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from imgfs.config import AuthText
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
 from imgfs.registry.amounts import Traffic
@@ -72,7 +73,7 @@ def open_source(
     reference: Reference,
     *,
     places: Places | None = None,
-    auth_files: Sequence[Path] = (),
+    auth_files: Sequence[Path | AuthText] = (),
     timeouts: Timeouts | None = None,
     ca_bundle: Path | None = None,
 ) -> Source:
@@ -98,7 +99,7 @@ def load_http() -> None:
 def _open_registry(
     reference: RegistryReference,
     places: Places | None,
-    auth_files: Sequence[Path],
+    auth_files: Sequence[Path | AuthText],
     timeouts: Timeouts | None,
     ca_bundle: Path | None,
 ) -> Source:
