@@ -160,7 +160,8 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
         status = read_status(mount)
     except MountError:
         status = {"pid": 0}  # dead already: there is nobody to wait for
-    command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    # -i: umount(8) may have been told to ask us (`umount.fuse.imgfs`)
+    command = ["umount", "-i"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if os.geteuid() == 0 else "-z")
     if shutil.which(command[0]) is None:

@@ -48,10 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def mount_helper() -> int:
     """Run as `mount.fuse.imgfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`, as mount(8) and fstab call it."""
-    from imgfs.cli.fstab import mount_arguments
+    from imgfs.cli.fstab import mount_arguments, remount
 
     try:
+        if remount(sys.argv[1:]):
+            return 0
         arguments = mount_arguments(sys.argv[1:], privileged=os.geteuid() == 0)
+    except UsageError as error:
+        return _complain(str(error), MISUSED)
+    except ImgfsError as error:
+        return _complain(str(error), FAILED)
+    return main(arguments)
+
+
+def umount_helper() -> int:
+    """Run as `umount.fuse.imgfs MOUNTPOINT [-flnrv]`, as umount(8) calls it: waits for the daemon."""
+    from imgfs.cli.fstab import umount_arguments
+
+    try:
+        arguments = umount_arguments(sys.argv[1:])
     except UsageError as error:
         return _complain(str(error), MISUSED)
     return main(arguments)

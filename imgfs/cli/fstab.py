@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from imgfs.errors import UsageError
+from imgfs.errors import MountError, UsageError
+from imgfs.mounts import our_mount_at, read_status
 
 # Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.
 _VALUES = {
@@ -29,12 +32,75 @@ _FOR_OTHERS = {
 }  # fmt: skip
 
 
+# The kernel's, that a remount may change (mount(8), "Filesystem-independent mount options").
+_KERNELS = {
+    "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "diratime",
+    "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
+}  # fmt: skip
+
+
 def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> list[str]:
     """The arguments of `imgfs mount` that do what mount(8) asks for; raises UsageError.
 
     mount(8) does not pass `suid` and `dev` on, they being what it takes for granted: a `privileged` mount has
     them unless told `nosuid`, `nodev`, as with mount.fuse(8).
     """
+    names, given = _taken_apart(arguments)
+    if len(names) != 2:
+        raise UsageError("usage: mount.fuse.imgfs IMAGE MOUNTPOINT [-o OPTIONS]")
+    if privileged:
+        given += [name for name in ("suid", "dev") if f"no{name}" not in given]
+    return ["mount", *_translated(given), "--", *names]
+
+
+def remount(arguments: Sequence[str]) -> bool:
+    """Change a mount's flags, if mount(8) asks for that with `remount`; raises UsageError, MountError.
+
+    The kernel does that by itself, so mount(8) is asked again, without this helper (`-i`), for the flags that
+    are the kernel's. What else fstab says was said for the mount, and goes on. Without a scratch there is
+    nothing to write to.
+    """
+    names, given = _taken_apart(arguments)
+    if "remount" not in given:
+        return False
+    mount = our_mount_at(Path(names[-1]))
+    flags = [name for name in given if name in _KERNELS]
+    writable = [name for name in flags if name in ("ro", "rw")][-1:] == ["rw"]
+    if writable and not read_status(mount).get("scratch"):
+        raise MountError(f"{mount.mountpoint}: has no scratch, so it stays read-only (-o scratch makes one)")
+    done = subprocess.run(
+        ["mount", "-i", "-o", ",".join(["remount", *flags]), str(mount.mountpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[:1] or ["mount failed"]
+        raise MountError(f"{mount.mountpoint}: cannot remount: {reason[0]}")
+    return True
+
+
+def umount_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `imgfs umount` that do what umount(8) asks for; raises UsageError.
+
+    It passes -f (force), -l (lazy), -n (no mtab), -r (read-only if busy), -v (verbose), -t and -N on.
+    """
+    names, flags = [], set()
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("-t", "-N"):
+            next(rest, None)
+        elif argument.startswith("-"):
+            flags |= set(argument[1:])
+        else:
+            names.append(argument)
+    if len(names) != 1 or not flags <= set("flnrv"):
+        raise UsageError("usage: umount.fuse.imgfs MOUNTPOINT [-flnrv]")
+    return ["umount", *(["--lazy"] if "l" in flags else []), "--", *names]
+
+
+def _taken_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names and the options among mount(8)'s arguments; raises UsageError."""
     names: list[str] = []
     given: list[str] = []
     rest = iter(arguments)
@@ -48,11 +114,7 @@ def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> li
             _check_flags(argument)
         else:
             names.append(argument)
-    if len(names) != 2:
-        raise UsageError("usage: mount.fuse.imgfs IMAGE MOUNTPOINT [-o OPTIONS]")
-    if privileged:
-        given += [name for name in ("suid", "dev") if f"no{name}" not in given]
-    return ["mount", *_translated(given), "--", *names]
+    return names, given
 
 
 def _check_flags(argument: str) -> None:

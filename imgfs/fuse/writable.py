@@ -41,7 +41,7 @@ from imgfs.image.image import Image
 from imgfs.overlay import Overlay
 from imgfs.overlay.listing import Listing as UnionListing
 from imgfs.overlay.marks import CAPABILITY, Owner
-from imgfs.overlay.node import Attributes, UpperNode
+from imgfs.overlay.node import Attributes, UpperNode, is_access_old
 from imgfs.overlay.union import File
 from imgfs.tree.tree import Node
 
@@ -164,7 +164,7 @@ class WritableOperations(Operations):
         if flags & _WRITING and self._overlay.copyup.up(ino).data is not None:
             return self._open_later(ino, flags & ~os.O_TRUNC, more)
         if ino in self._nodes:
-            return self._handle(self._nodes[ino])
+            return self._handle(self._nodes[ino], is_read=not flags & _WRITING)
         return super().open(ino, flags & ~_WRITING)
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
@@ -326,9 +326,13 @@ class WritableOperations(Operations):
             await self._fills.fill(node)
         return self._handle(node)
 
-    def _handle(self, node: UpperNode) -> bytes:
+    def _handle(self, node: UpperNode, *, is_read: bool = False) -> bytes:
+        """A handle. What is read is to move the file's access time, which the kernel leaves to us: where that
+        is about to move, the kernel drops the pages it has, and so reads the file below, which moves it.
+        """
         self._overlay.open(node)
-        return opened(_UPPER, OpenFlag.KEEP_CACHE)
+        is_moved = is_read and node.data is None and is_access_old(os.fstat(self._overlay.data(node)))
+        return opened(_UPPER, 0 if is_moved else OpenFlag.KEEP_CACHE)
 
     def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
         """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""

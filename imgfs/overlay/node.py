@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+_A_DAY = 86_400
 UPPER_INO = 1 << 48  # added to the ino that a new file has in the upper directory; the image's are below
 
 
@@ -87,6 +89,13 @@ class UpperNode:
             if fd is not None:
                 os.close(fd)
         self.anchor = self.fd = None
+
+
+def is_access_old(found: os.stat_result) -> bool:
+    """Whether reading a file moves its access time, as `relatime` has it (mount(8)): the file has changed
+    since it was read last, or that was a day ago."""
+    is_changed = found.st_atime_ns <= max(found.st_mtime_ns, found.st_ctime_ns)
+    return is_changed or found.st_atime < time.time() - _A_DAY
 
 
 def error(number: int) -> OSError:
