@@ -233,6 +233,27 @@ def test_attributes_that_erofs_has_no_room_for_are_unsuitable(tmp_path: Path) ->
         image_of(tree, b"")
 
 
+@pytest.mark.parametrize("size", [(1 << 62) - 4096, (1 << 63) - 1, 1 << 42])
+@pytest.mark.parametrize("extents", [(), (Extent(0, 512, 512),), (Extent(1, 100, 512),)])
+def test_a_file_larger_than_erofs_can_place_is_unsuitable_and_costs_nothing(
+    tmp_path: Path, size: int, extents: tuple[Extent, ...]
+) -> None:
+    entries = [Entry(b"%d" % n, Kind.FILE, 0o644, 0, 0, size, 0, extents=extents) for n in range(3)]
+    with merged(tmp_path, entries) as tree:
+        assert tree.resolve(b"0").size == size
+        if size == 1 << 42 and not extents:
+            assert len(image_of(tree, b"")) < 100_000
+            return
+        with pytest.raises(erofs.Unsuitable, match=f"a file of {size} bytes"):
+            image_of(tree, bytes(1024))
+
+
+def test_a_sparse_file_has_few_chunks_unless_much_of_it_is_stored() -> None:
+    assert chunks_of(512 * 5000, (Extent(0, 512, 0), Extent(512 * 4999, 512, 512)), 9) is None
+    many = tuple(Extent(1024 * number, 512, 512 * number) for number in range(2500))
+    assert chunks_of(512 * 5000, many, 9)
+
+
 # -- the kernel, and erofs-utils -----------------------------------------------------------------------------
 
 

@@ -253,3 +253,15 @@ def test_inos_are_the_same_when_the_scratch_is_opened_again(tree: Tree, tmp_path
     assert min(inos[b"e/new"], inos[b"e/dir"]) > UPPER_INO
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         assert {path: ino(overlay, path) for path in reversed(paths)} == dict(reversed(inos.items()))
+
+
+def test_what_a_file_system_has_no_room_for_stops_no_copy_up(tmp_path: Path) -> None:
+    kept = {b"user.kept": b"1", b"trusted.kept": b"2"}
+    odd = {b"com.apple.provenance": b"mac", b"user.large": bytes(60_000)}  # larger than a block of ext4
+    layer = tar.archive(tar.directory("d", xattrs=kept | odd), tar.file("d/f", b"f", xattrs=kept | odd))
+    with merged(tmp_path, layer) as tree, overlay_of(tree, TarBytes(layer), tmp_path / "scratch") as overlay:
+        for path in (b"d/f", b"d"):
+            number = ino(overlay, path)
+            overlay.set_xattr(number, b"user.new", b"3")
+            found = set(overlay.xattrs(number)) - {b"user.large"}
+            assert found == {*kept, b"user.new"}

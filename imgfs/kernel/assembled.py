@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from imgfs.errors import StoreError
+from imgfs.kernel.erofs import MOST_BLOCKS, Unsuitable
 
 _END = struct.Struct("<QQ8s")  # files, bytes of address space
 _MAGIC = b"imgfsasm"
@@ -36,8 +37,10 @@ class Assembled:
         self._starts, self._inos = array("Q"), array("Q")
 
     def add(self, ino: int, size: int) -> int:
-        """Give a file of `size` bytes a place; the block it begins at."""
+        """Give a file of `size` bytes a place; the block it begins at. Raises Unsuitable if there is none."""
         start = self.size
+        if (start + size >> self._bits) + 1 > MOST_BLOCKS:
+            raise Unsuitable(f"a file of {size} bytes that does not lie at whole blocks of its layer")
         self._starts.append(start)
         self._inos.append(ino)
         self.size += -(-size >> self._bits) << self._bits

@@ -20,6 +20,7 @@ DEVICE_SIZE = 128
 SLOT = 32  # bytes: what a nid counts
 INODE = struct.Struct("<4HQ4IQ2I16x")  # struct erofs_inode_extended: 64 bytes
 HOLE = None  # the start of a chunk that is all zeros
+MOST_BLOCKS = (1 << 32) - 1  # of a device, and of an image
 MOST_CHUNK_BITS = 31  # of a chunk's size in blocks: five bits hold them
 
 _MAGIC = 0xE0F5E1E2

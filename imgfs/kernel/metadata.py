@@ -26,6 +26,7 @@ from imgfs.kernel.erofs import (
     DEVICE_SIZE,
     INLINE,
     INODE,
+    MOST_BLOCKS,
     PLAIN,
     SLOT,
     SUPERBLOCK,
@@ -55,7 +56,6 @@ from imgfs.tree.tree import Node, Stored, Tree
 
 FORMAT = 1  # of our images; another number means: write them again
 BLOCK_BITS = 9  # tar's blocks of 512 bytes: then every file begins at a whole one
-_MOST_BLOCKS = (1 << 32) - 1  # of a device
 _BUFFER = 1 << 20
 _MOST_NODES = 1 << 26  # of a tree: its numbers are not to fill the memory
 _MORE = 1 << 12  # numbers that are made room for at once
@@ -173,8 +173,8 @@ class _Writer:
             raise InvalidImage("the tree has no root")
         self._data_at = self._blocks_of(self._inodes_end)
         if (
-            self._data_at + self._data_blocks > _MOST_BLOCKS
-            or self._assembled.size >> self._bits > _MOST_BLOCKS
+            self._data_at + self._data_blocks > MOST_BLOCKS
+            or self._assembled.size >> self._bits > MOST_BLOCKS
         ):
             raise Unsuitable("an image of so many files")
 
@@ -296,7 +296,7 @@ class _Writer:
         """What lies beyond the end of a flat file, the kernel would read as anything."""
         at = 0
         flat_size = self._sizes[stored.layer] if 0 <= stored.layer < len(self._sizes) else 0
-        if flat_size >> self._bits >= _MOST_BLOCKS:
+        if flat_size >> self._bits >= MOST_BLOCKS:
             raise Unsuitable(f"a layer of {flat_size} bytes")
         for extent in stored.extents:
             if extent.offset < at or extent.length <= 0 or extent.flat + extent.length > flat_size:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from imgfs.kernel.erofs import HOLE, MOST_CHUNK_BITS
 from imgfs.layer.entry import Extent
 
-_MOST_CHUNKS = 1 << 16  # of one file, 8 bytes each
+# Chunks of one file, 8 bytes each: some for any, else two for each block that is stored of it, or a header of
+# 512 bytes could say that a file has millions.
+_MOST_CHUNKS, _ANY_CHUNKS = 1 << 16, 1 << 10
 
 
 class Chunks(NamedTuple):
@@ -34,7 +36,8 @@ def chunks_of(size: int, extents: Sequence[Extent], block_bits: int) -> Chunks |
     mask = (1 << block_bits) - 1
     if not extents:
         holes = run(0, size, block_bits)
-        return Chunks(holes.bits, [HOLE] * len(holes.starts))
+        few = len(holes.starts) <= _ANY_CHUNKS
+        return Chunks(holes.bits, [HOLE] * len(holes.starts)) if few else None
     if len(extents) == 1 and extents[0][:2] == (0, size):
         return None if extents[0].flat & mask else run(extents[0].flat >> block_bits, size, block_bits)
     bounds = 0
@@ -51,7 +54,8 @@ def _in_pieces(size: int, extents: Sequence[Extent], bounds: int, block_bits: in
     whole = run(0, size, block_bits).bits
     bits = min(whole, (bounds & -bounds).bit_length() - 1 - block_bits) if bounds else whole
     chunk = 1 << (bits + block_bits)
-    if -(-size // chunk) > _MOST_CHUNKS:
+    stored = sum(extent.length for extent in extents) >> block_bits
+    if -(-size // chunk) > min(_MOST_CHUNKS, _ANY_CHUNKS + 2 * stored):
         return None
     return Chunks(bits, list(_starts(size, extents, chunk, block_bits)))
 

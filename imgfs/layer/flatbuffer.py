@@ -74,6 +74,12 @@ class Flatbuffer:
         self._spend(length + 5, at)  # with its length and the NUL that follows it
         return self._body[at + 4 : at + 4 + length]
 
+    def octets(self, at: int) -> memoryview:
+        """The vector of bytes at `at`, which may be most of the buffer: not copied."""
+        length = self._length(at, 1)
+        self._spend(length + 4, at)
+        return memoryview(self._body)[at + 4 : at + 4 + length]
+
     def pointers(self, at: int) -> list[int]:
         """Where the elements are of the vector at `at`, which holds strings or tables."""
         count = self._length(at, 4)

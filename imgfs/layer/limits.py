@@ -21,8 +21,8 @@ What Linux, and both drivers, can hold (checked by `tree.draft`, whatever the fo
 | an attribute's prefix   | see `layer.xattrs`             | xattr(7)                                       |
 
 EROFS holds a little less, so the kernel driver says that an image is not for it (`kernel.erofs.Unsuitable`)
-and FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer, files in
-more than 65,536 pieces, an attribute of just 65,536 bytes.
+and FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer (or have
+more than 65,536 pieces, or 1,024 and two for each block stored of them), an attribute of just 65,536 bytes.
 
 What a layer may cost:
 

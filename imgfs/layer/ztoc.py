@@ -23,6 +23,7 @@ from imgfs.errors import InvalidImage
 from imgfs.layer import pax
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.flatbuffer import INT8, INT32, INT64, STRING, TABLE, UINT32, VECTOR, Flatbuffer, Schema
+from imgfs.layer.limits import ZTOC_LIMIT
 from imgfs.oci.descriptor import Digest
 
 VERSION = b"0.9"  # the only one that was ever published (ztoc/ztoc.go, `Version09`)
@@ -94,6 +95,8 @@ def parse_ztoc(body: bytes, *, size: int) -> Ztoc:
     last bytes belong to the last one. Nothing is read but `body`, so whether spans hold what they should
     shows when they are decoded. What follows the flatbuffer is not looked at.
     """
+    if len(body) > ZTOC_LIMIT:
+        raise InvalidImage(f"{len(body)} bytes are more than {ZTOC_LIMIT}", where="zTOC")
     buffer = Flatbuffer(body)
     version, tool, blob_size, flat_size, toc, info = buffer.table(buffer.root(), ZTOC)
     if version != VERSION:
@@ -203,7 +206,7 @@ def _compression(buffer: Flatbuffer, at: int, size: int) -> tuple[str, list[_Poi
     algorithm, last, digests, points = buffer.table(at, INFO)
     if algorithm not in FORMATS:
         raise InvalidImage(f"compression algorithm {algorithm} is not known", where="zTOC")
-    packed = b"" if points is None else buffer.string(points)
+    packed = memoryview(b"") if points is None else buffer.octets(points)
     hashes = [] if digests is None else [_digest(buffer, place) for place in buffer.pointers(digests)]
     found = _points(packed) if FORMATS[algorithm] == "gzip" else _tar_points(packed, size, len(hashes))
     if not len(found) == len(hashes) == last + 1:
@@ -219,7 +222,7 @@ def _digest(buffer: Flatbuffer, at: int) -> bytes:
     return bytes.fromhex(digest.hex)
 
 
-def _points(packed: bytes) -> list[_Point]:
+def _points(packed: memoryview) -> list[_Point]:
     """A gzip blob's checkpoints. One fewer than they say there are: the older form, the first left out."""
     if len(packed) < POINTS_HEAD.size:
         raise InvalidImage("without checkpoints", where="zTOC")
@@ -228,7 +231,7 @@ def _points(packed: bytes) -> list[_Point]:
     if rest or count < 1 or there not in (count, count - 1):
         raise InvalidImage(f"{len(packed)} bytes are not {count} checkpoints", where="zTOC")
     older = [] if there == count else [_Point(_FIRST_POINT, 0, Checkpoint(0, b""))]
-    return older + [_point(*fields) for fields in POINT.iter_unpack(memoryview(packed)[POINTS_HEAD.size :])]
+    return older + [_point(*fields) for fields in POINT.iter_unpack(packed[POINTS_HEAD.size :])]
 
 
 def _point(start: int, flat: int, bits: int, window: bytes) -> _Point:
@@ -238,7 +241,7 @@ def _point(start: int, flat: int, bits: int, window: bytes) -> _Point:
     return _Point(start, flat, Checkpoint(bits, window[WINDOW - min(flat, WINDOW) :]))
 
 
-def _tar_points(packed: bytes, size: int, count: int) -> list[_Point]:
+def _tar_points(packed: memoryview, size: int, count: int) -> list[_Point]:
     """Where the `count` spans of an uncompressed blob begin: every span size (tar_zinfo.go)."""
     if len(packed) != TAR_POINTS.size:
         raise InvalidImage(f"{len(packed)} bytes do not say how a tar is cut", where="zTOC")

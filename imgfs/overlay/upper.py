@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,12 @@ from imgfs.overlay.marks import (
 )
 
 _WORK = "imgfs"  # our corner of the work directory: overlayfs's own is called "work"
+# What a file system says of an attribute that it, or this user, cannot have there (setxattr(2)).
+_NOT_HERE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.EPERM, errno.EACCES)
+_SMALL_VALUE = 1024  # bytes: what ext4 holds in blocks of any size
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+log = logging.getLogger(__name__)
 
 
 class At(NamedTuple):
@@ -178,8 +184,21 @@ class Upper:
             if is_reserved(name):
                 continue
             if self.marks.can_mark(mode) or not self.marks.override:
-                self.set_xattr(at, self.marks.stored(name), value)
+                self._keep_xattr(at, self.marks.stored(name), value)
         self.set_times(at, *times)
+
+    def _keep_xattr(self, at: At, name: bytes, value: bytes) -> None:
+        """Set an attribute, unless this file system has none such: that is no reason not to copy a file up.
+
+        So does umoci. A value that is larger than any it can hold is ENOSPC on ext4, a full disk or not.
+        """
+        try:
+            self.set_xattr(at, name, value)
+        except OSError as error:
+            is_too_large = error.errno == errno.ENOSPC and len(value) > _SMALL_VALUE
+            if error.errno not in _NOT_HERE and not is_too_large:
+                raise
+            log.debug("%s: the attribute %r is left out: %s", at.path, name, error.strerror)
 
     def make(self, at: At, mode: int, device: int = 0) -> None:
         """Make an empty file, directory or special file of the kind in `mode`."""
