@@ -1,0 +1,110 @@
+"""Ending a mount, and waiting for its daemon to end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from imgfs.errors import MountError
+from imgfs.mounts.asking import Silent, daemon_of, is_stopped_process, read_status
+from imgfs.mounts.table import Mount
+
+_PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
+_PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
+_LOOK = 1.0  # seconds between looks at whether it has been stopped meanwhile
+
+
+def unmount(mount: Mount, *, lazy: bool = False) -> None:
+    """Unmount, and wait until the daemon has ended; if `lazy`, ask nothing of it and wait for nothing.
+
+    Raises MountError, for example when the mount is busy or its daemon does not answer.
+    """
+    status = {"pid": 0} if lazy else _status(mount)
+    pid = daemon_of(mount) if status["pid"] else None
+    if status["pid"] and pid is None and mount.runtime is None:
+        pid = int(status["pid"])  # as the daemon knows itself: an older kernel does not tell
+    # -i: umount(8) may have been told to ask us (umount.fuse.imgfs), who ask it
+    command = ["umount", "-i"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    if lazy:
+        command.append("-l" if os.geteuid() == 0 else "-z")
+    if shutil.which(command[0]) is None:
+        raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")
+    _take_down([*command, str(mount.mountpoint)], mount)
+    if mount.runtime and not status["pid"]:
+        _remove_if_left(mount.runtime)
+    if pid:
+        _wait_for_end(pid, _PATIENCE_WITH_SCRATCH if status.get("scratch") else _PATIENCE)
+
+
+def _status(mount: Mount) -> dict[str, Any]:
+    try:
+        return read_status(mount)
+    except Silent:
+        raise
+    except MountError:
+        return {"pid": 0}  # dead already: there is nothing to wait for
+
+
+def _take_down(command: list[str], mount: Mount) -> None:
+    code, said = _run(command, mount)
+    if code:
+        reason = said.strip().splitlines()[-1:] or [f"{command[0]} failed"]
+        busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
+        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
+
+
+def _run(command: list[str], mount: Mount) -> tuple[int, str]:
+    """Run a program that unmounts; its exit code and what it said.
+
+    It may wait for the daemon in the kernel. Raises Silent, and leaves it there, if the daemon is stopped.
+    """
+    running = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while True:
+        try:
+            _, said = running.communicate(timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            pid = daemon_of(mount)
+            if pid is not None and is_stopped_process(pid):
+                running.kill()  # not waited for: it may stay until the daemon goes on
+                raise Silent(mount) from None
+        else:
+            return running.returncode, said
+
+
+def _remove_if_left(runtime: Path) -> None:
+    """Remove what a dead daemon has left of a mount: a living one holds its lock."""
+    try:
+        fd = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(runtime, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _wait_for_end(pid: int, patience: float) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    end, who = time.monotonic() + patience, f"its daemon (pid {pid})"
+    try:
+        while not select.select([fd], [], [], _LOOK)[0]:
+            if is_stopped_process(pid):
+                raise MountError(f"unmounted, but {who} is stopped: kill -CONT {pid}")
+            if time.monotonic() > end:
+                raise MountError(f"unmounted, but {who} has not ended within {patience:.0f} s")
+    finally:
+        os.close(fd)

@@ -1,0 +1,85 @@
+"""The mounts of this machine, as the kernel lists them (proc(5), mountinfo)."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgfs.errors import MountError
+
+FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
+RUNTIME = Path("/run/imgfs")  # has a directory for each mount of the kernel's own file systems
+STATUS_SOCKET = "status"  # in that: answers whoever connects
+REFERENCE = "reference"  # there, too: the whole name of what is mounted
+_KERNEL_FILESYSTEMS = ("erofs", "overlay")
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo."""
+
+    mountpoint: Path
+    filesystem: str
+    source: str
+    device: str  # major:minor
+
+    @property
+    def runtime(self) -> Path | None:
+        """The directory in RUNTIME of a mount of the kernel's own file systems; None for any other mount."""
+        source = Path(self.source)
+        is_ours = self.filesystem in _KERNEL_FILESYSTEMS and source.parent.parent == RUNTIME
+        return source.parent if is_ours else None
+
+    @property
+    def name(self) -> str:
+        """What is mounted, for people."""
+        if self.runtime is None:
+            return self.source
+        try:
+            return os.fsdecode((self.runtime / REFERENCE).read_bytes())
+        except OSError:  # only root may look
+            return Path(self.source).name
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether imgfs has mounted it."""
+        return self.filesystem == FILESYSTEM or self.runtime is not None
+
+
+def mounts() -> list[Mount]:
+    """All mounts that this process sees, the latest last."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def mount_at(path: Path) -> Mount | None:
+    """The topmost mount at exactly `path`. The mount itself is not touched: it may be dead, or hang."""
+    parent = Path(os.path.realpath(path.absolute().parent))
+    wanted = parent if path.name in ("", "..") else parent / path.name
+    found = [mount for mount in mounts() if mount.mountpoint == wanted]
+    return found[-1] if found else None
+
+
+def our_mount_at(path: Path) -> Mount:
+    """The imgfs mount at `path`; raises MountError if there is none."""
+    mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
+    if mount is None:
+        raise MountError(f"{path}: nothing is mounted here")
+    if not mount.is_ours:
+        raise MountError(f"{path}: this is a {mount.filesystem} mount, not one of imgfs")
+    return mount
+
+
+def _parse(line: bytes) -> Mount:
+    before, _, after = line.partition(b" - ")
+    fields = [_unescaped(field) for field in (*before.split(), *after.split())]
+    separator = len(before.split())
+    return Mount(Path(fields[4]), fields[separator], fields[separator + 1], fields[2])
+
+
+def _unescaped(field: bytes) -> str:
+    """Spaces and the like stand as octal escapes."""
+    return os.fsdecode(_ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field))
