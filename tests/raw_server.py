@@ -41,10 +41,14 @@ class Connection:
 
 
 class RawServer:
-    """Answers each request by `answer`; a connection is kept unless that raises. A context manager."""
+    """Answers each request by `answer`; a connection is kept unless that raises. A context manager.
 
-    def __init__(self, answer: Callable[[Connection], None] | None = None) -> None:
+    `greeting` is sent when a client comes, before it has said anything.
+    """
+
+    def __init__(self, answer: Callable[[Connection], None] | None = None, *, greeting: bytes = b"") -> None:
         self.answer = answer or (lambda connection: connection.send(OK))
+        self.greeting = greeting
         self.heads: list[bytes] = []
         self.connections = 0
         self._closing = threading.Event()
@@ -97,6 +101,7 @@ class RawServer:
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, suppress(OSError):
+            sock.sendall(self.greeting)
             while head := _head(sock):
                 self.heads.append(head)
                 self.answer(Connection(sock, head, self._closing))

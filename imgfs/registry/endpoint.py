@@ -30,7 +30,7 @@ class Endpoint:
     credentials are looked up under. That its `url` is without TLS may be `guessed`: if what answers there
     speaks TLS, so does imgfs. `namespace` is the registry it stands in for, told it as `?ns=`. It may
     be asked for tags if it can `resolve`, for digests if it can `pull` (containerd's hosts.toml,
-    "capabilities").
+    "capabilities"). `dial_timeout` are seconds to be connected in, None for the usual.
     """
 
     url: str
@@ -41,4 +41,5 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     tls: Tls = Tls()
     is_mirror: bool = False
+    dial_timeout: float | None = None
     guessed: bool = field(default=False, compare=False)

@@ -1,11 +1,13 @@
 """containerd's hosts.toml: the hosts that may stand in for a registry (containerd, `docs/hosts.md`).
 
 It is kept as `certs.d/HOST[:PORT]/hosts.toml`, or below `_default` for every registry without a directory of
-its own. The keys `dial_timeout` and `proxy` do not count: timeouts and proxies are the same for every host.
+its own. It is containerd's file as well, whose later versions know more: keys and capabilities that are not
+known here are passed over. `proxy` does not count: proxies are the same for every host.
 """
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
@@ -18,9 +20,13 @@ from imgfs.registry.toml import Table
 from imgfs.registry.urls import UrlError, parse_url
 from imgfs.registry.watched import Reader
 
+log = logging.getLogger(__name__)
+
 DEFAULT = "_default"
 _NAME = "hosts.toml"
 _ROOT = "/v2"  # where the API is (distribution-spec, "Endpoints")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|μs|ms|s|m|h)")  # Go, time.ParseDuration
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
@@ -35,6 +41,7 @@ class Host:
     capabilities: frozenset[str]
     tls: Tls
     headers: dict[str, str]
+    dial_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +91,16 @@ def find_hosts(reader: Reader, directories: Iterable[Path]) -> HostsFile | None:
 def _host(url: str, table: Table, above: Table, key: str) -> Host:
     """The host at `url` as its table describes it; a wrong URL is wrong under `above`'s `key`."""
     capabilities, tls, headers = _capabilities(table), _tls(table), _headers(table)
+    dial_timeout = _duration(table, "dial_timeout")
     if not url:
-        return Host("", "", "", ALL, tls, headers)
+        return Host("", "", "", ALL, tls, headers, dial_timeout)
     address = _address(url)
     if not address:
         above.refuse(key, "expected http:// or https:// and a host, perhaps with a port and a path")
     scheme, host, path = address
     if not path.endswith(_ROOT) and not table.flag("override_path"):
         path += _ROOT
-    return Host(scheme, host, path, capabilities, tls, headers)
+    return Host(scheme, host, path, capabilities, tls, headers, dial_timeout)
 
 
 def _address(url: str) -> tuple[str, str, str] | None:
@@ -109,10 +117,25 @@ def _address(url: str) -> tuple[str, str, str] | None:
 
 
 def _capabilities(table: Table) -> frozenset[str]:
+    """What a host may be asked for; one of which only unknown things are said may be asked for nothing."""
     named = frozenset(name.lower() for name in table.texts("capabilities"))
-    if not named <= ALL:
-        table.refuse("capabilities", f"expected some of {', '.join(sorted(ALL))}")
-    return named or ALL
+    unknown = sorted(named - ALL)
+    if unknown:
+        log.warning(
+            "%s: %scapabilities: %s: not known here, passed over", table.path, table.at, ", ".join(unknown)
+        )
+    return named & ALL if named else ALL
+
+
+def _duration(table: Table, name: str) -> float | None:
+    """Seconds out of a duration as Go writes it, `1m30s` or `500ms`; None for no limit of its own."""
+    text = table.text(name)
+    if not text:
+        return None
+    parts = _DURATION.findall(text)
+    if "".join(number + unit for number, unit in parts) != text:
+        table.refuse(name, "expected a duration, such as 500ms or 1m30s")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
 
 
 def _tls(table: Table) -> Tls:

@@ -119,7 +119,15 @@ class Places:
             url = f"{scheme}://{_address(address)}/v2"
             guessed = scheme == "http" and self._asked.plain_http is None
             known = _known_as(address)
-            return Endpoint(url, known, name.repository, headers=host.headers, tls=tls, guessed=guessed)
+            return Endpoint(
+                url,
+                known,
+                name.repository,
+                headers=host.headers,
+                tls=tls,
+                dial_timeout=host.dial_timeout,
+                guessed=guessed,
+            )
         return Endpoint(
             f"{host.scheme}://{_address(address)}{host.path}",
             _known_as(address),
@@ -128,6 +136,7 @@ class Places:
             None if _known_as(address) == _known_as(name.registry) else name.registry,
             host.headers,
             tls,
+            dial_timeout=host.dial_timeout,
         )
 
     def _of_registry(self, reader: Reader, name: _Name, found: Registry) -> tuple[Endpoint, ...]:

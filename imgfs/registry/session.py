@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,9 @@ class Session:
         self._origin = _origin_of(self._base)
         self._host = self._origin.host
         self._credentials = credentials
-        self._timeouts = timeouts
+        if endpoint.dial_timeout:
+            timeouts = replace(timeouts, connect=endpoint.dial_timeout)
+        self.timeouts = timeouts
         self._noted = noted
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
         self._dance = self._new_dance()
@@ -79,7 +82,7 @@ class Session:
 
     def patience(self) -> Patience:
         """The tries for one thing, ended by `close`."""
-        return Patience(self._timeouts, self._closed, self._noted)
+        return Patience(self.timeouts, self._closed, self._noted)
 
     def at(self, path: str, **query: str) -> str:
         """The URL of something below the repository, `manifests/…` or the like.
