@@ -18,9 +18,11 @@ from typing import NamedTuple
 from imgfs.abreast import run_abreast
 from imgfs.content import LayerContent
 from imgfs.content.fetch import split
+from imgfs.content.profile import origin_of
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
 from imgfs.image.standing import open_index
+from imgfs.image.trust import Trust
 from imgfs.layer.codec import FRAMED
 from imgfs.layer.compress import seekable
 from imgfs.layer.entry import Checkpoint, Span
@@ -30,6 +32,7 @@ from imgfs.layer.spans import merge_spans
 from imgfs.layer.window import sparse_window
 from imgfs.layer.ztocwriter import Inexpressible, build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.policy import Policy
 from imgfs.oci.published import (
     COPY,
     FULL,
@@ -43,6 +46,7 @@ from imgfs.oci.published import (
     Published,
     PublishedLayer,
 )
+from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
 from imgfs.source import Source
 from imgfs.store import Store
@@ -122,7 +126,9 @@ def publication_of(
     copy_to_travel(tree, traveller)
     packed = _packed(traveller, directory / "tree", TREE, {})
     made.files[packed.descriptor.digest] = packed.path
-    kept = {name: _profile(name, body) for name, body in store.profiles(image.resolved.digest).items()}
+    recorded = store.profiles(image.resolved.digest).items()
+    ours = ("", Trust.of(parse_reference(image.resolved.reference), Policy.ANY).origin)
+    kept = {name: _profile(name, body) for name, body in recorded if origin_of(body) in ours}
     in_order = {digest: layers[digest] for digest in distinct}
     made.published = Published(packed.descriptor, in_order, kept)
     return made

@@ -6,13 +6,17 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from imgfs.errors import IntegrityError, StoreError
+from imgfs.content.profile import Profile, ProfileLayer
+from imgfs.errors import IntegrityError, InvalidImage, StoreError
+from imgfs.image.adopt import adopt_ztoc
 from imgfs.image.image import Image
 from imgfs.image.proof import Prover
+from imgfs.image.recording import profile_for
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -20,7 +24,9 @@ from imgfs.layer.ztocwriter import build_ztoc, members
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.oci.policy import Policy
+from imgfs.oci.published import NAME_OF, PROFILE, SIZE_OF, Published
 from imgfs.oci.soci import CONFIG_BODY, with_soci_v2, ztoc_descriptor
+from imgfs.publish import publication_of
 from imgfs.store import Flat, Store
 from tests import tarmake as tar
 from tests.blobs import prose
@@ -137,6 +143,83 @@ def test_the_same_index_of_another_voucher_finds_the_bytes_again(honest: Offerin
     with Image(resolved, honest.source, store) as image:
         assert dict(contents(image)) == FILES
     assert honest.source.ranges == []
+
+
+def test_what_workloads_read_is_the_word_of_a_repository_too(
+    honest: Offering, store: Store, tmp_path: Path
+) -> None:
+    name = honest.manifest.digest
+    body = Profile((ProfileLayer(str(honest.layers[0].digest), 3),), ((0, 2),)).to_json()
+    told = Descriptor(PROFILE, Digest.of(body), len(body), {NAME_OF: "default"}, data=body)
+    honest.source.bodies[told.digest] = body
+    honest.refer(replace(honest.published, profiles={"default": told}))
+    resolved, _ = prepared(honest.source, store, E)
+    assert profile_for(resolved, store, None) is not None
+    assert profile_for(replace(resolved, reference=T), store, None) is None
+    with Image(resolved, honest.source, store) as image:
+        assert dict(contents(image)) == FILES
+        Prover(image, store).look()
+    for reference, names in ((T, []), (E, ["default"])):
+        again = replace(resolved, reference=reference)
+        with Image(again, honest.source, store) as image:
+            directory = tmp_path / f"made-{len(names)}"
+            directory.mkdir()
+            made = publication_of(image, store, directory, soci=False, on_layer=lambda _: None)
+        assert list(made.published.profiles) == names
+    assert store.profile(name, "default")
+
+
+# -- what they cost ------------------------------------------------------------------------------------------
+
+
+def test_an_index_that_unpacks_to_far_more_than_it_is_is_not_even_fetched(
+    honest: Offering, store: Store
+) -> None:
+    layer = honest.published.layers[honest.layers[0].digest]
+    claimed = {**layer.lean.annotations, SIZE_OF: str(100 * layer.lean.size + (1 << 20) + 1)}
+    lean = replace(layer.lean, annotations=claimed)
+    honest.refer(Published(honest.published.tree, {honest.layers[0].digest: replace(layer, lean=lean)}))
+    _, told = prepared(honest.source, store, T)
+    assert told.streamed == {honest.layers[0].digest}
+    assert any("is no size of at most" in text for text in told.warned)
+
+
+def test_an_index_that_is_too_much_for_the_stores_limit_is_not_taken_in(
+    honest: Offering, store: Store
+) -> None:
+    store.limit.put(40_000)
+    _, told = prepared(honest.source, store, T)
+    assert told.streamed == {honest.layers[0].digest}
+    assert any("too much for the store's limit" in text for text in told.warned)
+
+
+def test_indexes_and_trees_count_in_the_stores_limit(honest: Offering, store: Store) -> None:
+    prepared(honest.source, store, T, Policy.NONE)
+    place = store.layer(honest.layers[0].digest)
+    cached = place.cached()
+    assert store.kept() > 0
+    store.limit.put(cached + store.kept() + 4096)
+    assert store.limit.keep() == 0
+    store.limit.put(cached + store.kept() // 2)
+    assert store.limit.keep() > 0
+    assert place.cached() == 0
+    assert place.index is not None
+
+
+def test_an_image_of_more_layers_than_overlayfs_stacks_is_refused(store: Store) -> None:
+    source = FakeSource()
+    image_of(source, [LAYER] * 501)
+    with pytest.raises(InvalidImage, match="501 layers are more than 500"):
+        prepared(source, store, T)
+
+
+def test_a_ztoc_too_large_for_memory_is_not_fetched(store: Store) -> None:
+    source = FakeSource()
+    layer = Descriptor(LAYER.media_type, Digest.of(LAYER.blob), len(LAYER.blob))
+    vast = Descriptor("application/octet-stream", Digest.of(b"vast"), (256 << 20) + 1)
+    with pytest.raises(InvalidImage, match="a zTOC of 268435457 bytes"):
+        adopt_ztoc(vast, layer, Digest.parse(LAYER.diff_id), store.layer(layer.digest), source, "a/b")
+    assert source.ranges == []
 
 
 # -- what a manifest names -----------------------------------------------------------------------------------

@@ -120,9 +120,9 @@ def _layer(layer: Layer) -> dict[str, Any]:
     if index is None:
         return {**found, "state": "being indexed" if layer.is_locked() else "incomplete"}
     with LayerIndex(index) as opened:
-        summary, spans = opened.summary, opened.span_count()
+        summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
     flat = layer.flat(size=summary.flat_size, spans=spans)
-    present = flat.count_present()
+    present = flat.count_present() if flat.is_bound_to(bound) else 0
     flat.close()
     sizes = {"size": summary.size, "flat_size": summary.flat_size, "entries": summary.entries}
     return {

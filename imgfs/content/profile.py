@@ -22,6 +22,7 @@ _MAX_TOUCHES = 250_000
 _MAX_SPANS = 1 << 24  # of a layer
 _SMALL = 64 << 20  # compressed bytes that are always recorded: of a small image maybe everything is needed
 _VERSION = 1
+_ORIGIN = "origin"  # in the store: the repository that says so; what is recorded here has none
 
 
 class ProfileLayer(NamedTuple):
@@ -68,6 +69,19 @@ class Profile(NamedTuple):
         known = [numbers.get(layer) for layer in self.layers]
         pairs = ((known[layer], span) for layer, span in self.touches)
         return list(dict.fromkeys((number, span) for number, span in pairs if number is not None))
+
+
+def vouched_profile(body: bytes, origin: str) -> bytes:
+    """A profile of another's, which `from_json` has read, with a note of who says so."""
+    return json.dumps({**json.loads(body), _ORIGIN: origin}, separators=(",", ":")).encode()
+
+
+def origin_of(body: bytes) -> str:
+    """Who says so; "" if it has been recorded here, or is no profile."""
+    try:
+        return str(json.loads(body).get(_ORIGIN, ""))
+    except (ValueError, AttributeError, RecursionError):
+        return ""
 
 
 class Recorder:

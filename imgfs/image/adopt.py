@@ -6,16 +6,18 @@ What is wrong with an index of others raises InvalidImage or IntegrityError: the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from imgfs.content.profile import MAX_JSON, Profile
+from imgfs.content.profile import MAX_JSON, Profile, origin_of, vouched_profile
 from imgfs.errors import InvalidImage, UsageError
+from imgfs.image.limits import largest_unpacked
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
 from imgfs.layer.index import TAR, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
 from imgfs.layer.lazy import find_toc
+from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT
 from imgfs.layer.share import unpack
 from imgfs.layer.toc import Toc
 from imgfs.layer.voucher import by_toc, named_toc
@@ -27,30 +29,31 @@ from imgfs.source import Source
 from imgfs.store import Layer, Store
 from imgfs.tree import tree as trees
 
-_LARGEST = 4 << 30  # bytes of a tree or an index that is taken in
-
 
 def adopt_tree(
     descriptor: Descriptor, name: Digest, layers: int, source: Source, store: Store, origin: str
 ) -> None:
     """Take in a published tree, as that of `name`, an image of so many layers."""
     with store.new_tree(name) as path:
-        _fetch(descriptor, source, path)
+        store.limit.grown(_fetch(descriptor, source, path, store.limit.admits))
         trees.vouch(path, origin)
         with trees.Tree(path) as tree:
             if tree.layer_count != layers:
                 raise InvalidImage(f"the published tree is of {tree.layer_count} layers, not {layers}")
 
 
-def adopt_profiles(profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store) -> None:
-    """Take in what workloads read of the image `name`, but for what has been recorded here."""
+def adopt_profiles(
+    profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store, origin: str
+) -> None:
+    """Take in what workloads read of the image `name`, but for what is known here: `origin` says so."""
     for profile, descriptor in profiles.items():
-        if store.profile(name, profile) is None and descriptor.size <= MAX_JSON:
+        known = store.profile(name, profile)
+        if (known is None or origin_of(known) not in ("", origin)) and descriptor.size <= MAX_JSON:
             body = b"".join(source.blob(descriptor))
             descriptor.digest.verify(body, "digest of a profile")
             Profile.from_json(body)
             try:
-                store.put_profile(name, profile, body)
+                store.put_profile(name, profile, vouched_profile(body, origin))
             except UsageError as error:
                 raise InvalidImage(str(error), where="profile") from error
 
@@ -67,7 +70,7 @@ def adopt_published(
 ) -> None:
     """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
     with place.new_index() as path:
-        _fetch(published.lean if lean else published.full, source, path)
+        place.grown(_fetch(published.lean if lean else published.full, source, path, place.admits))
         vouch(path, origin)
         with LayerIndex(path) as index:
             _check(index, published, layer, diff_id)
@@ -87,6 +90,7 @@ def adopt_toc(
     try:
         start, end = next(reader)
         while True:
+            _check_size(end - start, TOC_LIMIT, "a table of contents")
             body = b"".join(source.blob(layer, start, end))
             start, end = reader.send(body)
     except StopIteration as stop:
@@ -103,6 +107,7 @@ def adopt_ztoc(
     ztoc: Descriptor, layer: Descriptor, diff_id: Digest, place: Layer, source: Source, origin: str
 ) -> None:
     """Take in a zTOC of SOCI's."""
+    _check_size(ztoc.size, ZTOC_LIMIT, "a zTOC")
     body = b"".join(source.blob(ztoc))
     ztoc.digest.verify(body, "digest of a zTOC")
     found = parse_ztoc(body, size=layer.size)
@@ -121,7 +126,14 @@ def _external(layer: Descriptor, external: External, source: Source, tag: str | 
     table = external_toc(tables, layer) if isinstance(tables, Manifest) else None
     if table is None:
         raise InvalidImage(f"its table of contents is not in the image tagged {tag}{EXTERNAL_TAG_SUFFIX}")
+    _check_size(table.size, TOC_LIMIT, "a table of contents")
     return read_external_toc(b"".join(source.blob(table)), layer, external)
+
+
+def _check_size(size: int, limit: int, what: str) -> None:
+    """Raise InvalidImage for what is not even to be fetched: all of it would be in memory at once."""
+    if size > limit:
+        raise InvalidImage(f"{what} of {size} bytes is more than {limit}")
 
 
 def _space(toc: Toc) -> str:
@@ -161,8 +173,11 @@ def _write(
             index.close()
 
 
-def _fetch(descriptor: Descriptor, source: Source, path: Path) -> None:
-    """Fetch a file of ours, checked, and unpack it to `path`."""
+def _fetch(descriptor: Descriptor, source: Source, path: Path, admits: Callable[[int], bool]) -> int:
+    """Fetch a file of ours, checked, and unpack it to `path`; returns its bytes, which the store `admits`."""
+    size = unpacked_size(descriptor, largest_unpacked(descriptor.size))
+    if not admits(size):
+        raise InvalidImage(f"{size} bytes are too much for the store's limit", where=str(descriptor.digest))
     hasher = descriptor.digest.hasher()
 
     def hashed() -> Iterator[bytes]:
@@ -170,8 +185,9 @@ def _fetch(descriptor: Descriptor, source: Source, path: Path) -> None:
             hasher.update(chunk)
             yield chunk
 
-    unpack(hashed(), path, unpacked_size(descriptor, _LARGEST))
+    unpack(hashed(), path, size)
     descriptor.digest.check(hasher, "digest of a published index")
+    return size
 
 
 def _check(index: LayerIndex, published: PublishedLayer, layer: Descriptor, diff_id: Digest) -> None:

@@ -114,7 +114,13 @@ class _Preparation:
 
     def _adopt_profiles(self) -> None:
         with doing_without("a profile published with the image", self._reporter):
-            adopt_profiles(self._offers.published.profiles, self._resolved.digest, self._source, self._store)
+            adopt_profiles(
+                self._offers.published.profiles,
+                self._resolved.digest,
+                self._source,
+                self._store,
+                self._trust.origin,
+            )
 
     def _index(
         self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, beside: Sequence[Callable[[], None]]

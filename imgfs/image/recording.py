@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from imgfs.content import Content, Profile
+from imgfs.content.profile import origin_of
 from imgfs.errors import InvalidImage
 from imgfs.image.resolve import Resolved
+from imgfs.image.trust import Trust
+from imgfs.oci.policy import Policy
+from imgfs.oci.reference import parse_reference
 from imgfs.store import Store
 
 BY_ITSELF = "auto"  # the profile that every mount records unless it is told another name
@@ -15,11 +19,13 @@ NONE = "none"  # no profile: what somebody says who wants none
 def profile_for(resolved: Resolved, store: Store, name: str | None) -> Profile | None:
     """The profile to replay: `name`, else the one for everybody, else what the last mounts have read.
 
-    None if there is none, or if the one there is cannot be read.
+    None if there is none, or if the one there is cannot be read. What another repository than the reference's
+    says of the image does not count.
     """
+    ours = ("", Trust.of(parse_reference(resolved.reference), Policy.ANY).origin)
     for one in [name] if name else [DEFAULT, BY_ITSELF]:
         body = store.profile(resolved.digest, one)
-        if body is not None:
+        if body is not None and origin_of(body) in ours:
             try:
                 return Profile.from_json(body)
             except InvalidImage:

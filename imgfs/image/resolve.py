@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
+from imgfs.image.limits import LAYERS_LIMIT
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.foreign import refuse_foreign
 from imgfs.oci.image import (
@@ -111,6 +112,8 @@ def resolve(
     if isinstance(document, Index):
         raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=reference)
     refuse_foreign(document)
+    if len(document.layers) > LAYERS_LIMIT:
+        raise InvalidImage(f"{len(document.layers)} layers are more than {LAYERS_LIMIT}", where=reference)
     meanwhile(descriptor.digest, document)
     config = parse_config(_body(document.config, source, store), document.config.media_type)
     check_layers(document, config)

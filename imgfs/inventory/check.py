@@ -83,7 +83,8 @@ def _layer(layer: Layer) -> Iterator[Fault]:
         with LayerIndex(path) as index:
             size, spans = index.summary.flat_size, index.span_count()
             with closing(layer.flat(size=size, spans=spans)) as flat:
-                yield from _flat(layer, judge(index, flat), spans)
+                if flat.is_bound_to(index.binding()):  # else nothing of it counts
+                    yield from _flat(layer, judge(index, flat), spans)
 
 
 def _flat(layer: Layer, verdict: Verdict, count: int) -> Iterator[Fault]:

@@ -38,8 +38,15 @@ def _unnoticed(_count: int) -> None:
     pass
 
 
+def _unlimited(_count: int) -> bool:
+    return True
+
+
 class Layer:
-    """A layer's directory in the store. `grown` is told of every byte that is written to its flat layer."""
+    """A layer's directory in the store.
+
+    `grown` is told of every byte that is written to it, and `admits` asked before an index is taken in.
+    """
 
     def __init__(
         self,
@@ -47,11 +54,13 @@ class Layer:
         digest: Digest,
         seals: Seals | None = None,
         grown: Callable[[int], None] = _unnoticed,
+        admits: Callable[[int], bool] = _unlimited,
     ) -> None:
         self.directory = directory
         self.digest = digest
         self._seals = seals or Seals()
-        self._grown = grown
+        self.grown = grown
+        self.admits = admits
 
     @property
     def index_file(self) -> Path:
@@ -72,7 +81,7 @@ class Layer:
 
     def flat_writer(self, *, stays: bool = False) -> FlatWriter:
         """A fresh flat layer, to be written by a scan under `lock`, until whose end the old one may stay."""
-        return FlatWriter(self.directory, self._grown, stays=stays)
+        return FlatWriter(self.directory, self.grown, stays=stays)
 
     def drop_flat(self) -> None:
         """Forget what is cached of it; whoever has that open keeps it."""
@@ -100,7 +109,7 @@ class Layer:
 
     def flat(self, *, size: int, spans: int, bound: bytes | None = None) -> Flat:
         """Its flat layer; of what was verified by another than `bound` stands for, nothing."""
-        return Flat(self.directory, size=size, spans=spans, bound=bound, grown=self._grown)
+        return Flat(self.directory, size=size, spans=spans, bound=bound, grown=self.grown)
 
     def evict(self) -> int:
         """Drop what can be fetched again; returns the bytes of disk freed. Mounts may go on using the layer.

@@ -6,7 +6,8 @@
 It is kept by those who write. A process that has written a share of the limit looks at what all layers take;
 if that is too much, it evicts whole layers until there is room again: those that were used longest ago first,
 and those that are mounted only when nothing else is left. Readers of what was evicted fetch it again.
-Indexes, trees and documents do not count: they are small, and stay.
+Indexes and trees count, too, but stay: what they take is not there for bytes, of which an eighth of the limit
+always is. What others have made of them is not taken in if it would take half of the limit (`Limit.admits`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _SHARE = 16  # a process may write this part of the limit until it looks,
 _MOST = 256 << 20  # bytes at the most,
 _UNLIMITED = 1 << 20  # and so much until it looks again for a limit, where there was none
 _REST = 1.0  # seconds for which a mounted layer is not evicted again: its readers get on, come what may
-_ROOM = 8  # this part of the limit is free after an eviction
+_ROOM = 8  # this part of the limit is free after an eviction, and for bytes, whatever else there is
+_AT_ONCE = 2  # this part of the limit may be taken by an index or tree of others
 
 
 class Cached(NamedTuple):
@@ -65,11 +67,20 @@ def _may_go(one: Cached) -> bool:
 
 
 class Limit:
-    """The limit of the store at `root`, which has these `layers`. Any thread may use it."""
+    """The limit of the store at `root`, which has these `layers`, and bytes that are `kept` whatever comes.
 
-    def __init__(self, root: Path, layers: Callable[[], Iterator[Layer]]) -> None:
+    Any thread may use it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        layers: Callable[[], Iterator[Layer]],
+        kept: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._path = root / "limit"
         self._layers = layers
+        self._kept = kept
         self._unseen = 0  # bytes written since the last look; about, as threads may count at once
         self._step = 0
         self._is_over = False  # after the last eviction, still
@@ -94,6 +105,11 @@ class Limit:
             return
         with store_errors(self._path):
             self._path.unlink(missing_ok=True)
+
+    def admits(self, count: int) -> bool:
+        """Whether an index or tree of others that takes so many bytes may be taken in. Raises StoreError."""
+        limit = self.read()
+        return limit is None or count <= limit // _AT_ONCE
 
     def grown(self, count: int) -> None:
         """Note that so many bytes have been written; has the limit kept, in another thread, now and then."""
@@ -129,6 +145,7 @@ class Limit:
     def _evict(self, limit: int) -> int:
         found = [one for one in cached(self._layers()) if one.size]
         taken = sum(one.size for one in found)
+        limit = max(limit - self._kept(), limit // _ROOM)
         if taken <= limit:
             return 0
         free = (one for one in found if _may_go(one))

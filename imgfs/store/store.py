@@ -45,7 +45,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.limit = Limit(root, self.layers)
+        self.limit = Limit(root, self.layers, self.kept)
         self._seals = Seals()
         for path in (root, *(root / name for name in _DIRECTORIES)):
             os.close(open_owned_directory(path, make=True))
@@ -150,7 +150,7 @@ class Store:
         return self._layer(directory, digest)
 
     def _layer(self, directory: Path, digest: Digest) -> Layer:
-        return Layer(directory, digest, self._seals, self.limit.grown)
+        return Layer(directory, digest, self._seals, self.limit.grown, self.limit.admits)
 
     def layers(self) -> Iterator[Layer]:
         """Every layer here."""
@@ -190,6 +190,11 @@ class Store:
     def erofs(self, manifest: Digest, number: int) -> Path:
         """The place of the EROFS image of the tree of `manifest`, in the format of that number."""
         return self.root / "erofs" / f"{manifest.algorithm}-{manifest.hex}-{number}"
+
+    def kept(self) -> int:
+        """Bytes of disk that indexes and trees take."""
+        indexes = (layer.index_file for layer in self.layers())
+        return disk_usage([*indexes, *self.root.glob("trees/*/*"), *self.root.glob("erofs/*")])
 
     def remove_document(self, digest: Digest) -> None:
         """Remove a document."""
