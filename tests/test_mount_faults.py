@@ -238,7 +238,7 @@ LASTING = (
     *PASSING,
     Trouble("a stall before the answer", Fault(pause=READ_TIMEOUT + SLACK), "no answer"),
     Trouble("a stall in mid-body", Fault(stall_after=5_000), "cut short|nothing"),
-    Trouble("a trickle", Fault(rate=500), "too slow"),
+    Trouble("a trickle", Fault(rate=500), "too slow|timed out"),
     Trouble("401", refusal(401, "UNAUTHORIZED"), "401"),
     Trouble("404", refusal(404, "BLOB_UNKNOWN"), "404"),
     Trouble("no Content-Range", Fault(headers={"Content-Range": None}), "Content-Range"),
