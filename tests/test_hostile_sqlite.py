@@ -269,6 +269,13 @@ def test_what_is_no_index_is_refused(index: Path, script: str) -> None:
     assert "rows that make no sense" in refusal(index, is_tree=False)
 
 
+@pytest.mark.parametrize("number", ["77", "'text'", "NULL", "x'00'"])
+def test_a_file_of_another_format_is_refused(tree: Path, index: Path, number: str) -> None:
+    for path, is_tree in ((tree, True), (index, False)):
+        change(path, f"UPDATE summary SET format_number = {number}")
+        assert "format" in refusal(path, is_tree=is_tree)
+
+
 def test_names_that_are_no_text_are_no_obstacle(tree: Path, tmp_path: Path) -> None:
     odd = tmp_path / "caf\udce9 ?#%20"
     odd.mkdir()

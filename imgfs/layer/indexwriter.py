@@ -113,13 +113,13 @@ def vouch(path: Path, origin: str) -> None:
     Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
     write_anew(path, _FORM)
-    with LayerIndex(path) as index:
-        try:
-            index.look_through()
-        except StoreError as error:
-            raise InvalidImage("a layer index with rows that make no sense", where=str(path)) from error
     note_origin(path, origin)
     set_format(path, FORMAT, before=TRAVELS)
+    try:
+        with LayerIndex(path) as index:
+            index.look_through()
+    except StoreError as error:
+        raise InvalidImage(f"a layer index with rows that make no sense: {error}", where=str(path)) from error
 
 
 def _span_row(span: Span) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgfs.errors import StoreError
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.rows import (
     note_origin,
@@ -355,6 +355,10 @@ def vouch(path: Path, origin: str) -> None:
     check_in(path)
     note_origin(path, origin)
     set_format(path, FORMAT, before=TRAVELS)
+    try:
+        Tree(path).close()
+    except StoreError as error:
+        raise InvalidImage("not a tree of this format", where=str(path)) from error
 
 
 def _error(number: int, path: bytes) -> OSError:

@@ -37,6 +37,7 @@ from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
 from imgfs.store import Store
 from imgfs.store.seal import seal
+from scripts.proving import hostile
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar
 from scripts.proving.specimens import (
     AMD64,
@@ -443,12 +444,18 @@ KINDS: dict[str, Callable[[Case], str]] = {
     "url": url,
     "tree": tree,
     "store": store,
+    "sqlite": lambda case: hostile.sqlite(
+        case.directory, case.chance, lambda body: case.damage("SQLite", damaged, body)
+    ),
+    "paths": lambda case: hostile.paths(case.directory, case.chance),
+    "lying-ztoc": lambda case: hostile.lying_ztoc(case.chance),
 }
+_ALONE = {"index", "url", "sqlite", "paths", "lying-ztoc"}  # which need no image
 
 
 def make_ready(kinds: Sequence[str]) -> None:
     """Make now what many processes would make each for itself."""
-    for specimen in every() if set(kinds) - {"index", "url"} else ():
+    for specimen in every() if set(kinds) - _ALONE else ():
         expected(specimen)
     if {"ztoc", "artifact", "index"} & set(kinds):
         for specimen in (*tars(), *gzips(), *zstds(), chunkeds()[2]):
