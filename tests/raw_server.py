@@ -11,6 +11,7 @@ assert server.lines == [b"GET /v2/app/tags/list?n=9 HTTP/1.1"]
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -46,9 +47,16 @@ class RawServer:
     `greeting` is sent when a client comes, before it has said anything.
     """
 
-    def __init__(self, answer: Callable[[Connection], None] | None = None, *, greeting: bytes = b"") -> None:
+    def __init__(
+        self,
+        answer: Callable[[Connection], None] | None = None,
+        *,
+        greeting: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.answer = answer or (lambda connection: connection.send(OK))
         self.greeting = greeting
+        self._tls = tls
         self.heads: list[bytes] = []
         self.connections = 0
         self._closing = threading.Event()
@@ -100,11 +108,18 @@ class RawServer:
             self._threads[-1].start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock, suppress(OSError):
-            sock.sendall(self.greeting)
-            while head := _head(sock):
+        with suppress(OSError), self._secured(sock) as talking:
+            talking.sendall(self.greeting)
+            while head := _head(talking):
                 self.heads.append(head)
-                self.answer(Connection(sock, head, self._closing))
+                self.answer(Connection(talking, head, self._closing))
+
+    def _secured(self, sock: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return sock
+        secured = self._tls.wrap_socket(sock, server_side=True)
+        self._sockets.append(secured)
+        return secured
 
 
 def _head(sock: socket.socket) -> bytes:

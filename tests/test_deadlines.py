@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain, repeat
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.adapter import MAX_HEAD, MAX_INTERIM
 from imgfs.registry.client import Client
 from imgfs.registry.retry import Patience, Timeouts
+from tests.authority import Authority, needs_openssl
 from tests.clients import client_of
 from tests.raw_server import Connection, RawServer
 
@@ -160,6 +163,34 @@ def test_a_proxy_that_drips_is_given_up(
     endpoint_client = client_of("registry.test", "app", timeouts=QUICK)
     with closing(endpoint_client) as client:
         ended(lambda: b"".join(client.blob(BLOB, url="https://registry.test/x")))
+
+
+@needs_openssl
+@pytest.mark.parametrize("drip", [head_by_bytes, headers_for_ever, interim_for_ever])
+def test_a_proxy_with_tls_that_drips_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip: Callable[[Connection], None]
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("127.0.0.1"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    with (
+        RawServer(drip, tls=context) as server,
+        closing(client_of("r.test", "app", timeouts=QUICK)) as client,
+    ):
+        monkeypatch.setenv("https_proxy", server.url.replace("http:", "https:"))
+        ended(lambda: b"".join(client.blob(BLOB, url="https://registry.test/x")))
+    assert server.lines
+
+
+def test_pages_without_end_are_given_up(server: RawServer, client: Client) -> None:
+    def answer(connection: Connection) -> None:
+        time.sleep(0.3)
+        link = b"</v2/app/tags/list?n=9&last=%d>; rel=next" % len(server.heads)
+        connection.send(b'HTTP/1.1 200 -\r\nLink: %b\r\nContent-Length: 11\r\n\r\n{"tags":[]}' % link)
+
+    server.answer = answer
+    assert "take too long" in str(ended(lambda: client.tags(9)))
 
 
 def test_a_peer_that_never_greets_in_tls_is_given_up(server: RawServer, client: Client) -> None:

@@ -279,6 +279,32 @@ def test_a_url_of_no_end_is_refused() -> None:
         parse_url("http://h/" + "x" * MAX_URL)
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        '</v2/app/tags/list?last=a>; rel="next"',
+        "</v2/app/tags/list?last=a>; rel=next",
+        '</v2/app/tags/list?last=a>;title="x";rel="next"',
+        '</v2/app/tags/list>; rel="first", </v2/app/tags/list?last=a>; rel="prefetch next"',
+        '</v2/app/tags/list?last=a>; REL="next", </nowhere>; rel="last"',
+        "<?last=a>; rel=next",
+    ],
+)
+def test_the_next_page_is_found_among_other_links(server: FaultServer, client: Client, link: str) -> None:
+    server.tags["app"] = ["a", "b"]
+    server.inject(Fault(headers={"Link": link}, body=b'{"tags":["a"]}'), on="/tags/")
+    assert client.tags(9) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "link", ['</v2/x?last=next>; rel="prev"', "nonsense; rel=next", "<", '<>; title="next"']
+)
+def test_what_is_no_next_page_ends_the_list(server: FaultServer, client: Client, link: str) -> None:
+    server.tags["app"] = ["a", "b"]
+    server.inject(Fault(headers={"Link": link}, body=b'{"tags":["a"]}'), on="/tags/")
+    assert client.tags(9) == ["a"]
+
+
 # references (RFC 3986, 5.4)
 
 BASE = "http://a/b/c/d;p?q"

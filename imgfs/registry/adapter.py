@@ -101,7 +101,7 @@ class Adapter:
             method,
             f"http://{url.netloc}/" if forwarded else "/",  # of which urllib3 needs the form alone
             body=body,
-            headers=_Order({"Host": url.netloc, **headers}, target, deadline),
+            headers=_Order(_with_host(headers, url), target, deadline),
             retries=False,
             redirect=False,
             assert_same_host=False,
@@ -164,6 +164,7 @@ class _Dialer:
 class _Exchange(HTTPConnection):
     """A connection whose requests are written as they were ordered, and whose answers' heads have an end."""
 
+    _opening: Deadline | None = None  # of what is said to a proxy
     _deadline: Deadline | None = None
     _head: _Answer | None = None
 
@@ -207,7 +208,14 @@ def _pools(dialer: _Dialer) -> dict[str, Any]:
 
     class Secure(_Exchange, HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return dialer.dial(self)
+            made = dialer.dial(self)
+            self._opening = made.deadline
+            return made
+
+        def _connect_tls_proxy(self, hostname: str, sock: socket.socket) -> ssl.SSLSocket:
+            made = super()._connect_tls_proxy(hostname, sock)
+            bound(made, self._opening)
+            return made
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -216,6 +224,11 @@ def _pools(dialer: _Dialer) -> dict[str, Any]:
         ConnectionCls = Secure
 
     return {"http": PlainPool, "https": SecurePool}
+
+
+def _with_host(headers: Mapping[str, str], url: Url) -> dict[str, str]:
+    """Headers with the host that is asked, unless a file of the user's names another."""
+    return {**({} if "host" in map(str.lower, headers) else {"Host": url.netloc}), **headers}
 
 
 def _proxy_context() -> ssl.SSLContext:
