@@ -12,7 +12,6 @@ from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.mirrored import Mirrored
 from imgfs.registry.retry import Timeouts
-from imgfs.source.inline import UNKNOWN_SIZE
 from imgfs.source.registry import RegistrySource
 from tests.clients import endpoint_of
 from tests.fault_server import Fault, FaultServer
@@ -47,6 +46,7 @@ WRONG = [
     Fault(headers={"Content-Length": "0"}),
     Fault(headers={"Content-Length": "7"}),
     Fault(headers={"Content-Length": "99999"}),
+    Fault(headers={"Content-Length": str(1 << 40)}),
     Fault(headers={"Content-Length": None}),
     Fault(headers={"Content-Length": "many"}),
     Fault(headers={"Docker-Content-Digest": None}),
@@ -76,7 +76,7 @@ def test_another_tag_is_answered_as_get_is(server: FaultServer, source: Registry
 
 
 def test_a_good_head_is_all_that_is_asked(server: FaultServer, source: RegistrySource) -> None:
-    assert source.resolve().size == UNKNOWN_SIZE
+    assert source.resolve().size_is_hint
     assert [seen.method for seen in server.log] == ["HEAD"]
 
 

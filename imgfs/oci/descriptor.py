@@ -138,7 +138,10 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to content: media type, digest and size in bytes (descriptor.md)."""
+    """A pointer to content: media type, digest and size in bytes (descriptor.md).
+
+    A `size_is_hint` is no promise: it came with an answer that has no content, and is not held against that.
+    """
 
     media_type: str
     digest: Digest
@@ -148,6 +151,7 @@ class Descriptor:
     urls: tuple[str, ...] = ()
     data: bytes | None = None
     artifact_type: str | None = None
+    size_is_hint: bool = field(default=False, compare=False, repr=False)
 
     @classmethod
     def parse(cls, value: object, *, where: str) -> Descriptor:

@@ -45,7 +45,7 @@ class Manifests:
         """What a tag or digest names now, by HEAD; by GET if the answer to that is an error or does not tell.
 
         HEAD is a hint: registries and what stands before them answer it with 404, 401 or 403 where GET is
-        answered well, and with another length. The descriptor's size is what HEAD says, and no promise.
+        answered well, and with another length: its length is never held against what GET brings.
         """
         try:
             headers = self._session.ask("HEAD", self._url(name), _ACCEPT).headers
@@ -59,7 +59,7 @@ class Manifests:
         media_type, length = media_type_in(headers), headers.get("Content-Length", "")
         if digest is None or not length.isdecimal() or media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
             return self.fetch(name).descriptor
-        return Descriptor(media_type, digest, int(length[:18]))
+        return Descriptor(media_type, digest, int(length[:18]), size_is_hint=True)
 
     def fetch(self, name: str | Digest) -> Fetched:
         """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's.

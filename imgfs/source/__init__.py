@@ -31,7 +31,7 @@ class Source(Protocol):
         """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then.
 
         With `whole` the document that a tag names comes along: to ask for it then costs nothing. Without, its
-        size may be UNKNOWN_SIZE.
+        size may be a hint.
         """
 
     def document(self, descriptor: Descriptor) -> bytes:

@@ -19,7 +19,7 @@ def inline(descriptor: Descriptor) -> bytes | None:
 
 def check_document_size(descriptor: Descriptor) -> None:
     """Raise InvalidImage for a document that is too large to be fetched."""
-    if descriptor.size > MAX_DOCUMENT:
+    if descriptor.size > MAX_DOCUMENT and not descriptor.size_is_hint:
         raise InvalidImage(
             f"a {descriptor.media_type} of {descriptor.size} bytes; at most {MAX_DOCUMENT} are allowed",
             where=str(descriptor.digest),
@@ -28,5 +28,5 @@ def check_document_size(descriptor: Descriptor) -> None:
 
 def check_size(descriptor: Descriptor, actual: int) -> None:
     """Raise IntegrityError unless the descriptor promises `actual` bytes, or does not say."""
-    if descriptor.size not in (actual, UNKNOWN_SIZE):
+    if descriptor.size not in (actual, UNKNOWN_SIZE) and not descriptor.size_is_hint:
         raise IntegrityError(f"size of {descriptor.digest}", expected=descriptor.size, actual=actual)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from imgfs.errors import NotFound, RegistryError
@@ -31,9 +30,7 @@ class RegistrySource:
         if digest:
             return Descriptor("", digest, UNKNOWN_SIZE)
         tag = self._reference.tag or DEFAULT_TAG
-        if whole:
-            return self._client.manifest(tag)[0]
-        return replace(self._client.head_manifest(tag), size=UNKNOWN_SIZE)
+        return self._client.manifest(tag)[0] if whole else self._client.head_manifest(tag)
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Fetch a document: a manifest or index by its media type, anything else as a blob."""
@@ -66,7 +63,7 @@ class RegistrySource:
 
     def tagged(self, tag: str) -> Descriptor:
         """Ask by HEAD what a tag names now, and by GET whether it is really missing."""
-        return replace(self._client.tagged(tag), size=UNKNOWN_SIZE)
+        return self._client.tagged(tag)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """Ask the referrers API, or, where there is none, for the list kept under the digest's tag."""
