@@ -15,7 +15,7 @@ The words
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
-    abreast     several long works side by side
+    abreast     several long works side by side  quoting     strangers' texts as lines that print
     oci/        reference, descriptor, image: documents, pure
     owned/      what could be another user's or process's: opened, made and swept by rule
     registry/   the distribution protocol     layer/      formats in, LayerIndex out

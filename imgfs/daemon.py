@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError
 from imgfs.owned import open_owned_file
+from imgfs.quoting import LineFormatter
 
 log = logging.getLogger(__name__)
 
@@ -139,4 +140,6 @@ def _redirect(log_fd: int) -> None:
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -13,7 +13,7 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config", "abreast"},
+    {"errors", "config", "abreast", "quoting"},
     {"oci", "owned"},
     {"layer", "registry", "store", "layout"},
     {"source", "destination"},

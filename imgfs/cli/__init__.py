@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from imgfs.cli.saying import complain, prepare_output
 from imgfs.errors import ImgfsError, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -18,6 +19,7 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `imgfs ARGUMENTS…` and return its exit code."""
     _open_standard_files()
+    prepare_output()
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["run"]:
         from imgfs.cli.run import run
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         what = error.strerror or str(error)
         return _complain(f"{error.filename}: {what}" if error.filename else what, FAILED)
+    except UnicodeError as error:  # words of the command line may be any bytes
+        return _complain(_unreadable(error), MISUSED)
     except KeyboardInterrupt:
         _complain("interrupted", INTERRUPTED)
         os._exit(INTERRUPTED)  # threads that wait for a dead registry must not hold up the end
@@ -91,6 +95,11 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _unreadable(error: UnicodeError) -> str:
+    text = error.object if isinstance(error, UnicodeEncodeError) else ""
+    return f"{text[:200]!s}: not UTF-8, as names have to be here" if text else str(error)
+
+
 def _complain(message: str, code: int) -> int:
-    print(f"imgfs: {message}", file=sys.stderr)
+    complain(message)
     return code

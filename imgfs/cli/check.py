@@ -6,9 +6,11 @@ import argparse
 import json
 
 from imgfs.cli.images import open_store
+from imgfs.cli.saying import say
 from imgfs.errors import StoreError
 from imgfs.inventory import Fault
 from imgfs.inventory import check as check_store
+from imgfs.quoting import printable
 
 
 def check(options: argparse.Namespace) -> int:
@@ -20,11 +22,12 @@ def check(options: argparse.Namespace) -> int:
         left += state in ("wrong", "not removed")
         found.append({"file": str(fault.where), "what": fault.what, "state": state})
         if not options.json:
-            print(f"{fault.where.relative_to(store.root)}: {fault.what}: {state}", flush=True)
+            line = f"{fault.where.relative_to(store.root)}: {fault.what}: {state}"
+            say(printable(line), flush=True)
     if options.json:
-        print(json.dumps({"store": str(store.root), "found": found}, indent=2))
+        say(json.dumps({"store": str(store.root), "found": found}, indent=2))
     elif not found:
-        print(f"{store.root}: everything is what it was")
+        say(f"{store.root}: everything is what it was")
     return int(left > 0)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import say
 from imgfs.cli.scratch import Changed, changed
 from imgfs.cli.transfer import send_to
 from imgfs.commit import Base, Committed, Record
@@ -41,7 +42,7 @@ def commit(options: argparse.Namespace) -> int:
             codec=options.compression,
         )
         digest = _put(made, image, found, target)
-    print(replace(target, tag=tag_of(target), digest=digest))
+    say(replace(target, tag=tag_of(target), digest=digest))
     return 0
 
 

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Iterable
 
 from imgfs.cli.arguments.options import Commands, lazily, store_option
+from imgfs.cli.saying import say
 
 # What completes the arguments that the help names so (metavar).
 KINDS = {
@@ -37,7 +38,7 @@ def complete(options: argparse.Namespace) -> int:
     }
     for value in sorted(set(sources[options.kind](options))):
         if value.isprintable() and " " not in value:  # shells part words at spaces
-            print(value)
+            say(value)
     return 0
 
 

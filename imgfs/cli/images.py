@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import complain
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
@@ -137,7 +137,7 @@ class Wanted:
         except Unavailable as error:
             when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
             if self.is_offline:
-                print(f"imgfs: offline: using {when}", file=sys.stderr)
+                complain(f"offline: using {when}")
             else:
                 reporter.warns(f"its registry cannot be reached ({error}); using {when}")
             return _Found(earlier.resolved, is_away=not self.is_offline)

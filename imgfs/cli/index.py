@@ -13,6 +13,7 @@ from typing import Any
 
 from imgfs.cli.images import Wanted, wanted
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
 from imgfs.destination import Destination, tag_of
@@ -28,6 +29,7 @@ from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, published_i
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index, with_soci_v2
 from imgfs.publish import Publication, publication_of
+from imgfs.quoting import printable
 from imgfs.source import Source
 from imgfs.store import Store
 from imgfs.transfer import (
@@ -49,7 +51,7 @@ def build(options: argparse.Namespace) -> int:
     image = wanted(options)
     resolved = image.prepare()
     for layer in resolved.layers.values():
-        print(_layer_line(layer[0], image.store))
+        say(_layer_line(layer[0], image.store))
     return 0
 
 
@@ -76,10 +78,11 @@ def ls(options: argparse.Namespace) -> int:
     with closing(image.connect()) as source:
         found = [_shown(one, source) for one in _indexes(resolved, source)]
     if options.json:
-        print(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     else:
         for one in found:
-            print(f"{one['digest']}  {size(one['bytes']):>8}  {one['kind']:7}  {one['created'] or one['by']}")
+            made = printable(str(one["created"] or one["by"]))
+            say(f"{one['digest']}  {size(one['bytes']):>8}  {one['kind']:7}  {made}")
     return 0
 
 
@@ -99,7 +102,7 @@ def rm(options: argparse.Namespace) -> int:
     with closing(send_to(image.reference, options, image.environment)) as destination:
         for one in doomed:
             destination.remove_artifact(one, resolved.digest)
-            print(one.digest)
+            say(one.digest)
     return 0
 
 
@@ -127,13 +130,13 @@ def _put(made: Publication, image: Image, named: Wanted, destination: Destinatio
         if named.options.soci == "v1":
             new.append(_put_soci(made, ztocs, subject, destination))
         else:
-            print(_put_soci_v2(made, ztocs, image, named))
+            say(_put_soci_v2(made, ztocs, image, named))
     for old in before:
         if old.digest not in [one.digest for one in new]:
             with suppress(RegistryError):  # a registry that does not delete: the newest counts
                 destination.remove_artifact(old, image.resolved.digest)
     for line in _summary(made, image.resolved, new):
-        print(line)
+        say(line)
 
 
 def _put_ours(made: Publication, subject: Descriptor, named: Wanted, destination: Destination) -> Descriptor:

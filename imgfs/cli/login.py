@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.cli.images import places_of, timeouts_of
+from imgfs.cli.saying import ask, complain, say
 from imgfs.config import Environment
 from imgfs.errors import ImgfsError, UsageError
 from imgfs.oci.reference import RegistryReference, parse_reference
@@ -51,7 +52,7 @@ def login(options: argparse.Namespace) -> int:
     keeper = keep_credentials(path, place.registry, place.namespace, credentials)
     if not wanted:
         _note(f"{place.registry} lets everybody look at it: the password has not been checked")
-    print(f"logged in to {place} as {credentials.username}, kept by {keeper}")
+    say(f"logged in to {place} as {credentials.username}, kept by {keeper}")
     return 0
 
 
@@ -68,7 +69,7 @@ def logout(options: argparse.Namespace) -> int:
         raise ImgfsError(f"not logged in to {place}: nothing in {where}" + (f"; {hint}" if hint else ""))
     if hint:
         _note(hint)
-    print(f"logged out of {place}: removed from {', '.join(map(str, removed))}")
+    say(f"logged out of {place}: removed from {', '.join(map(str, removed))}")
     return 0
 
 
@@ -113,7 +114,7 @@ def _ask(options: argparse.Namespace, place: _Place) -> Credentials:
 
 
 def _username(place: _Place) -> str:
-    print(f"User name for {place}: ", end="", file=sys.stderr, flush=True)
+    ask(f"User name for {place}: ")
     return sys.stdin.readline().strip()
 
 
@@ -137,4 +138,4 @@ def _knows(path: Path, place: _Place) -> bool:
 
 
 def _note(text: str) -> None:
-    print(f"imgfs: {text}", file=sys.stderr)
+    complain(text)

@@ -13,8 +13,10 @@ from typing import Any
 
 from imgfs import __version__
 from imgfs.cli.images import wanted
+from imgfs.cli.saying import say, say_line
 from imgfs.cli.text import long_line, size
 from imgfs.image import Resolved
+from imgfs.quoting import printable
 from imgfs.tree.tree import Node, Tree
 
 
@@ -28,11 +30,11 @@ def ls(options: argparse.Namespace) -> int:
             return 0
         for directory, names in _listings(image.tree, top, path, options.recursive):
             if options.recursive:
-                _write(directory + b":")
+                say_line(directory + b":")
             for name, node in names:
                 _print_line(image.tree, node, name, options.long)
             if options.recursive:
-                _write(b"")
+                say_line(b"")
     return 0
 
 
@@ -52,7 +54,7 @@ def cat(options: argparse.Namespace) -> int:
 def inspect(options: argparse.Namespace) -> int:
     """Show what an image is."""
     resolved = wanted(options).resolve()
-    print(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
+    say(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
     return 0
 
 
@@ -62,7 +64,7 @@ def version(options: argparse.Namespace) -> int:
     import pyfuse3
 
     python = ".".join(map(str, sys.version_info[:3]))
-    print(f"imgfs {__version__} (Python {python}, pyfuse3 {pyfuse3.__version__}, Linux {os.uname().release})")
+    say(f"imgfs {__version__} (Python {python}, pyfuse3 {pyfuse3.__version__}, Linux {os.uname().release})")
     return 0
 
 
@@ -85,15 +87,10 @@ def _join(directory: bytes, name: bytes) -> bytes:
 
 def _print_line(tree: Tree, node: Node, name: bytes, long: bool) -> None:
     if not long:
-        _write(name)
+        say_line(name)
         return
     target = tree.target(node.ino) if stat.S_ISLNK(node.mode) else None
-    _write(long_line(node, name, target))
-
-
-def _write(line: bytes) -> None:
-    """Names are bytes: they go out as they are."""
-    sys.stdout.buffer.write(line + b"\n")
+    say_line(long_line(node, name, target))
 
 
 def _document(resolved: Resolved) -> dict[str, Any]:
@@ -132,7 +129,7 @@ def _text(resolved: Resolved) -> str:
         *((name.lower(), _shown(config[name])) for name in _RUNTIME if config.get(name)),
         ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
     ]
-    lines = [f"{name:<11} {value}" for name, value in rows]
+    lines = [f"{name:<11} {printable(value)}" for name, value in rows]
     lines += [f"  {layer.digest}  {size(layer.size):>8}" for layer in resolved.manifest.layers]
     return "\n".join(lines)
 

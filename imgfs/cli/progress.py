@@ -10,6 +10,7 @@ from typing import TextIO
 
 from imgfs.cli.text import size
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.quoting import printable
 
 _EVERY = 0.1  # seconds between redraws
 _BAR = 20
@@ -88,7 +89,7 @@ class Progress:
     def warns(self, text: str) -> None:
         """Something was not as it should be: said also where nothing is drawn."""
         with self._lock:
-            self._stream.write(f"imgfs: warning: {text}\n")
+            self._stream.write(f"imgfs: warning: {printable(text)}\n")
             self._drawn = 0
             self._stream.flush()
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from imgfs.cli.arguments.storing import NO_LIMIT
 from imgfs.cli.images import open_store
+from imgfs.cli.saying import say
 from imgfs.cli.text import ago, size
 from imgfs.inventory import Prunable, needs_of, prunable
 from imgfs.inventory import prune as prune_store
 from imgfs.oci.descriptor import Digest
+from imgfs.quoting import printable
 from imgfs.store import Store, cached
 
 _DAY = 86_400.0  # seconds
@@ -28,9 +30,9 @@ def limit(options: argparse.Namespace) -> int:
         freed = store.limit.keep()
     count, taken = store.limit.read(), sum(one.size for one in cached(store.layers()))
     if options.json:
-        print(json.dumps({"limit": count, "taken": taken, "freed": freed}))
+        say(json.dumps({"limit": count, "taken": taken, "freed": freed}))
         return 0
-    print(f"limit {'none' if count is None else size(count)}, {size(taken)} taken, {size(freed)} freed")
+    say(f"limit {'none' if count is None else size(count)}, {size(taken)} taken, {size(freed)} freed")
     return 0
 
 
@@ -42,11 +44,11 @@ def prune(options: argparse.Namespace) -> int:
     shown = _fields(found, store)
     freed = found.size if options.dry_run else prune_store(found, store, whole=options.all)
     if options.json:
-        print(json.dumps({**shown, "dry_run": options.dry_run, "freed": freed}, indent=2))
+        say(json.dumps({**shown, "dry_run": options.dry_run, "freed": freed}, indent=2))
         return 0
     for line in _lines(shown):
-        print(line)
-    print(f"{size(freed)} {'would be freed' if options.dry_run else 'freed'}")
+        say(printable(line))
+    say(f"{size(freed)} {'would be freed' if options.dry_run else 'freed'}")
     return 0
 
 

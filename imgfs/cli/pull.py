@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 
 from imgfs.cli.images import Wanted, needing_it, wanted
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import complain, say
 from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
 from imgfs.image import Resolved
@@ -25,8 +25,8 @@ def pull(options: argparse.Namespace) -> int:
     with closing(_Arrivals(quiet=options.quiet)) as arrivals:
         resolved = _fetch(image, arrivals)
     if not options.quiet:
-        print(f"imgfs: {arrivals.summary(resolved)}", file=sys.stderr)
-    print(replace(image.reference, digest=resolved.digest))
+        complain(arrivals.summary(resolved))
+    say(replace(image.reference, digest=resolved.digest))
     return 0
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from imgfs.cli.text import size
+from imgfs.quoting import printable
 
 _MARGIN = " " * 6
 _VERIFIED = "verified"
@@ -25,7 +26,7 @@ def report(found: Fields, before: Fields | None = None) -> str:
     layers_before = earlier["layers"] if earlier else [None] * len(found["layers"])
     for layer, layer_before in zip(found["layers"], layers_before, strict=True):
         lines += _layer(layer, layer_before, seconds)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _seconds_between(found: Fields, before: Fields | None) -> float:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from imgfs.cli.saying import complain as say_failure
 from imgfs.errors import ImgfsError, MountError
 from imgfs.runtime.namespace import Apart
 from imgfs.runtime.signals import Relay
@@ -91,10 +91,10 @@ def _terminal_as_it_was() -> Iterator[None]:
 
 def warn(text: str) -> None:
     """Say what is not as it was asked for."""
-    print(f"imgfs: warning: {text}", file=sys.stderr, flush=True)
+    say_failure(f"warning: {text}")
 
 
 def complain(error: object) -> int:
     """Say what failed; the exit code for it."""
-    print(f"imgfs: {error}", file=sys.stderr, flush=True)
+    say_failure(error)
     return OUR_FAULT

@@ -15,6 +15,7 @@ from typing import Any
 
 from imgfs.cli.images import connect_to, open_store
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
@@ -27,6 +28,7 @@ from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.overlay.changes import Change, Changes, How
 from imgfs.overlay.scratch import Base, Scratch, kept, named, sync
+from imgfs.quoting import printable, printable_path
 from imgfs.store import Store
 
 _WORDS = {How.ADDED: "added", How.CHANGED: "changed", How.DELETED: "deleted"}
@@ -114,12 +116,12 @@ def diff(options: argparse.Namespace) -> int:
     found = changed(options)
     with found.open() as image, found.changes(image) as changes:
         if options.json:
-            print(json.dumps([_fields(change) for change in changes], indent=2))
+            say(json.dumps([_fields(change) for change in changes], indent=2))
         elif options.stat:
-            print("\n".join(_statistics(list(changes))))
+            say("\n".join(_statistics(list(changes))))
         else:
             for change in changes:
-                print(f"{change.how.value} /{_printable(change.path)}")
+                say(f"{change.how.value} /{printable_path(change.path)}")
     return 0
 
 
@@ -128,12 +130,12 @@ def ls(options: argparse.Namespace) -> int:
     store = open_store(options)
     found = [_described(scratch) for scratch in kept(store.root)]
     if options.json:
-        print(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return 0
-    print(f"{'SCRATCH':<20} {'ON DISK':>9}  {'IMAGE':<48} IN USE")
+    say(f"{'SCRATCH':<20} {'ON DISK':>9}  {'IMAGE':<48} IN USE")
     for one in found:
         image = "(damaged)" if one["damaged"] else one["image"] or "-"
-        print(f"{one['name']:<20} {size(one['disk']):>9}  {image:<48} {one['in_use'] or '-'}")
+        say(printable(f"{one['name']:<20} {size(one['disk']):>9}  {image:<48} {one['in_use'] or '-'}"))
     return 0
 
 
@@ -204,7 +206,7 @@ def _named(path: bytes) -> dict[str, str]:
 def _statistics(changes: list[Change]) -> list[str]:
     """A line for each changed file with its growth, and one for all."""
     files = [change for change in changes if _size(change.after) is not None or change.how is How.DELETED]
-    lines = [f"{change.how.value} {_growth(change):>9}  /{_printable(change.path)}" for change in files]
+    lines = [f"{change.how.value} {_growth(change):>9}  /{printable_path(change.path)}" for change in files]
     counts = {how: sum(change.how is how for change in changes) for how in How}
     total = sum(_size(change.after) or 0 for change in files)
     told = ", ".join(f"{count} {_WORDS[how]}" for how, count in counts.items())
@@ -219,15 +221,3 @@ def _growth(change: Change) -> str:
 def _size(file: Any) -> int | None:
     """A regular file's size in bytes; nothing else has one that counts."""
     return file.size if file is not None and stat.S_ISREG(file.mode) else None
-
-
-def _printable(path: bytes) -> str:
-    """A path as one line of text, from which it can be told: what does not print, and `\\`, is escaped."""
-    text = path.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    return "".join(map(_escaped, text))
-
-
-def _escaped(sign: str) -> str:
-    if sign.isprintable():
-        return sign
-    return sign.encode("unicode_escape").decode() if sign.isascii() else f"\\U{ord(sign):08x}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.cli.report import report
+from imgfs.cli.saying import say
 from imgfs.metrics.exposition import exposition
 from imgfs.mounts import our_mount_at, read_status
 
@@ -30,7 +31,7 @@ def status(options: argparse.Namespace) -> int:
     text = _text(options)
     found = _look(path)
     if options.watch is None:
-        print(text(found, None))
+        say(text(found, None))
         return 0
     with contextlib.suppress(KeyboardInterrupt):  # how one stops watching
         _watch(path, options.watch, found, text)
@@ -62,7 +63,7 @@ def _text(options: argparse.Namespace) -> Text:
 
 def _append(text: str, is_first: bool) -> None:
     """Write a block; an empty line parts it from the one before, if it has several."""
-    print(f"\n{text}" if "\n" in text and not is_first else text, flush=True)
+    say(f"\n{text}" if "\n" in text and not is_first else text, flush=True)
 
 
 def _redraw(text: str, is_first: bool) -> None:

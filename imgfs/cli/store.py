@@ -10,19 +10,21 @@ from contextlib import suppress
 from typing import Any
 
 from imgfs.cli.images import open_store
+from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.inventory import evict, needs_of, refuse_if_used, sweep
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
+from imgfs.quoting import printable
 from imgfs.registry.shortnames import candidates
 from imgfs.store import Layer, Resolution, Store
 
 
 def path(options: argparse.Namespace) -> int:
     """Say where the store is."""
-    print(open_store(options).root)
+    say(open_store(options).root)
     return 0
 
 
@@ -35,7 +37,7 @@ def ls(options: argparse.Namespace) -> int:
         "images": [_image(resolution, store) for resolution in store.resolutions()],
         "layers": [_layer(layer) for layer in store.layers()],
     }
-    print(json.dumps(found, indent=2) if options.json else _text(found))
+    say(json.dumps(found, indent=2) if options.json else _text(found))
     return 0
 
 
@@ -48,7 +50,7 @@ def rm(options: argparse.Namespace) -> int:
     if options.data:
         of_images = {digest for found in resolutions for digest in needs_of(found, store).layers}
         freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
-        print(f"{size(freed)} freed")
+        say(f"{size(freed)} freed")
         return 0
     for resolution in resolutions:
         if not options.force:
@@ -141,7 +143,7 @@ def _text(found: dict[str, Any]) -> str:
         short = image["digest"].partition(":")[2][:12]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(image["resolved"]))
         sizes = f"{len(image['layers']):>6} {size(image['disk']):>9}"
-        lines.append(f"{image['reference']:<52} {short:<12} {sizes}  {when}")
+        lines.append(f"{printable(image['reference']):<52} {short:<12} {sizes}  {when}")
     lines += ["", f"{'LAYER':<12} {'FORMAT':<6} {'SIZE':>9} {'FLAT':>9} {'ON DISK':>9} {'CACHED':>7}  STATE"]
     for layer in found["layers"]:
         short = layer["digest"].partition(":")[2][:12]

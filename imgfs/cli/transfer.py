@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from imgfs.cli.images import connect_to, places_of, timeouts_of
 from imgfs.cli.progress import Progress
+from imgfs.cli.saying import say
 from imgfs.config import Environment
 from imgfs.destination import Destination, open_destination, tag_of
 from imgfs.errors import UsageError
@@ -44,7 +45,7 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
         digest = copy_image(
             source, destination, platform=platform, reporter=progress, mount_from=mountable(named, target)
         )
-    print(replace(target, tag=tag_of(target), digest=digest))
+    say(replace(target, tag=tag_of(target), digest=digest))
     return 0
 
 

@@ -139,7 +139,7 @@ class Store:
             self._reference(resolution.reference, resolution.manifest).unlink(missing_ok=True)
 
     def _reference(self, reference: str, manifest: Digest) -> Path:
-        name = Digest.of(f"{reference} {manifest}".encode()).hex
+        name = Digest.of(os.fsencode(f"{reference} {manifest}")).hex
         return self.root / "references" / f"{name}.json"
 
     def layer(self, digest: Digest) -> Layer:

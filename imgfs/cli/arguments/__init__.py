@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from imgfs import __version__
 from imgfs.cli.arguments.options import RAW
+from imgfs.quoting import printable
 
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
 _EXAMPLES = """\
@@ -51,6 +53,13 @@ COMMANDS = {
 _HIDDEN = {"complete": "complete"}  # for shells
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in text that prints, as it quotes what was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; `run` of the result carries it out. Exits by itself for --help and errors.
 
@@ -63,9 +72,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def describe(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     """Return the parser of the command line with these of its commands, by module."""
-    parser = argparse.ArgumentParser(
-        prog="imgfs", description=_SUMMARY, epilog=_EXAMPLES, formatter_class=RAW
-    )
+    parser = _Parser(prog="imgfs", description=_SUMMARY, epilog=_EXAMPLES, formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
     actions = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in commands.items():

@@ -1,0 +1,50 @@
+"""Names and other texts of strangers, as a line that a terminal or a log can show.
+
+The rule: what a person is shown of a text that comes from elsewhere (a name in an image, a path, an answer of
+a registry) is one line, and nothing in it is a command to a terminal. What does not print is escaped as C has
+it: control characters, signs that turn the direction of text, ends of lines, and bytes that are no UTF-8.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import Any
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python has a byte of a path that is no UTF-8 (PEP 383)
+
+
+def printable(text: str) -> str:
+    """The text as one line that prints; what prints, and `\\`, is as it is."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable_path(path: bytes) -> str:
+    """A path as `printable` text from which it can be told again: `\\` is escaped, too."""
+    return printable(os.fsdecode(path.replace(b"\\", b"\\\\")))
+
+
+def _escaped(sign: str) -> str:
+    if sign.isprintable():
+        return sign
+    number = ord(sign)
+    if _ESCAPED_BYTE.match(sign):
+        return f"\\x{number - 0xDC00:02x}"
+    if number < 0x80:
+        return _SHORT.get(sign, f"\\x{number:02x}")
+    return f"\\U{number:08x}"
+
+
+class LineFormatter(logging.Formatter):
+    """Writes each record as a line of its own, whatever is in it; the lines of a traceback follow it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (named by logging)
+        """Write the record's own line."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (likewise)
+        """Write a traceback."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
