@@ -295,9 +295,11 @@ class WritableOperations(Operations):
             self._overlay.set_times(ino, atime_ns, mtime_ns)
         if new.changes & Change.KILL_SUIDGID:  # the answer tells the mode
             self._overlay.drop_privileges(self._overlay.copyup.up(ino))
+        shown = self._shown(self._file(ino))
         if new.changes & Change.CTIME and ino in self._nodes:
-            self._union.keep_ctime(self._nodes[ino], new.ctime * _BILLION + new.ctime_ns)
-        return attributes(self._shown(self._file(ino)), self._owner)
+            told_ns = new.ctime * _BILLION + new.ctime_ns
+            self._union.keep_ctime(self._nodes[ino], told_ns, shown.ctime_ns)
+        return attributes(shown, self._owner)
 
     def _drop_privileges(self, ino: int, *, kill: int) -> None:
         """Have a file whose bytes are changed without set-id bits, if `kill`, and without capabilities."""

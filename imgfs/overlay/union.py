@@ -184,18 +184,21 @@ class Union:
         on_disk, told = self._ctimes.get(node.upper_ino, (0, 0))
         return told if on_disk == found.st_ctime_ns else found.st_ctime_ns
 
-    def keep_ctime(self, node: UpperNode, told_ns: int) -> None:
+    def keep_ctime(self, node: UpperNode, told_ns: int, shown_ns: int | None = None) -> None:
         """Have a file's time of change be told as `told_ns` until somebody changes it.
 
         It cannot be set on disk, where it moves with all that we do: copying up, and setting the times of
         what a kernel that gathers writes has written before. Of the last files it is known, while mounted.
+        `shown_ns` is what would be told now, if the caller has just looked.
         """
-        found = self.upper.stat(self.at(node))
-        if found is None:
-            return
-        self._ctimes.pop(node.upper_ino, None)
-        if found.st_ctime_ns != told_ns:
-            self._ctimes[node.upper_ino] = found.st_ctime_ns, told_ns
+        on_disk, shown = self._ctimes.pop(node.upper_ino, (0, 0))
+        if shown_ns is None:
+            found = self.upper.stat(self.at(node))
+            on_disk = found.st_ctime_ns if found else told_ns
+        elif shown_ns != shown:
+            on_disk = shown_ns
+        if on_disk != told_ns:
+            self._ctimes[node.upper_ino] = on_disk, told_ns
         if len(self._ctimes) > _CTIMES:
             del self._ctimes[next(iter(self._ctimes))]
 
