@@ -20,7 +20,7 @@ from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.writable import WritableOperations
 from imgfs.mount.options import MountOptions
-from imgfs.mount.serving import base_of, end_on_signal, raise_read_ahead, sync_now_and_then
+from imgfs.mount.serving import base_of, end_on_signal, limit_unwritten, raise_read_ahead, sync_now_and_then
 from imgfs.mounts import mount_at
 from imgfs.overlay.scratch import Scratch
 
@@ -114,6 +114,7 @@ async def _announce(
     log.info("mounted %s at %s", reference, mountpoint)
     if mounted := mount_at(mountpoint):
         raise_read_ahead(mounted.device)
+        limit_unwritten(mounted.device)
     on_ready()
 
 

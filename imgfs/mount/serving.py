@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
+UNWRITTEN = 32 << 20  # bytes that the kernel may gather of what is written: so late a full disk is noticed
 READ_AHEAD_KIB = 1024  # the kernel's, where we may set it: as much as one FUSE request can carry
 _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
@@ -60,9 +62,23 @@ async def sync_now_and_then(image: Image) -> None:
 
 def raise_read_ahead(device: str) -> None:
     """Let the kernel read ahead further than its 128 KiB, which only root may."""
-    setting = Path("/sys/class/bdi", device, "read_ahead_kb")
+    _set(Path("/sys/class/bdi", device, "read_ahead_kb"), READ_AHEAD_KIB)
+
+
+def limit_unwritten(device: str) -> None:
+    """Have the kernel gather no more than `UNWRITTEN`, which only root may ask for (Linux 6.2).
+
+    Of itself it gathers for a FUSE mount a hundredth of all it would: 1/500 of the memory that is free.
+    """
+    setting = Path("/sys/class/bdi", device, "max_bytes")
+    with contextlib.suppress(OSError, ValueError):
+        if int(setting.read_text()) > UNWRITTEN:
+            _set(setting, UNWRITTEN)
+
+
+def _set(setting: Path, value: int) -> None:
     try:
-        setting.write_text(str(READ_AHEAD_KIB))
+        setting.write_text(str(value))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            log.warning("cannot set %s to %d: %s", setting, READ_AHEAD_KIB, error)
+            log.warning("cannot set %s to %d: %s", setting, value, error)
