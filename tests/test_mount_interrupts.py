@@ -17,14 +17,15 @@ from tests import tarmake as tar
 from tests.children import Child
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, Wire, plain, serve, until
+from tests.patience import allowed
 
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(os.geteuid() != 0, reason="evicts what root's kernel has cached"),
 ]
 
-AT_ONCE = 2.0  # seconds in which what was signalled ends: one, and one for a busy machine
-HANGS = "20"  # seconds for which a read waits for the registry
+AT_ONCE = allowed(1)  # seconds in which what was signalled ends
+HANGS = str(int(10 * AT_ONCE))  # seconds for which a read waits for the registry
 INTERRUPTED = 7  # exit code of a program whose own handler has been run
 _CHANCE = random.Random(7)
 BODY, OTHER = _CHANCE.randbytes(700_000), _CHANCE.randbytes(300_000)
@@ -139,6 +140,20 @@ def test_a_call_that_waits_ends_with_its_caller(
     check(at / "file", b"changed" + BODY[7:])
 
 
+@pytest.mark.drivers("kernel")
+@pytest.mark.parametrize("work", [open_to_write, cut])
+def test_a_copy_up_by_the_kernel_ends_with_who_is_killed(
+    imgfs: Imgfs, wire: Wire, work: Callable[[Path], None]
+) -> None:
+    at = mounted(imgfs, wire, "--rw")
+    with waiting(lambda: work(at)) as child:
+        assert ends(child, signal.SIGKILL) == -signal.SIGKILL
+    wire.cut()
+    wire.mend()
+    check(at / "file", BODY)
+    work(at)
+
+
 @pytest.mark.parametrize("work", [open_to_write, cut])
 def test_an_interrupted_copy_up_leaves_nothing_and_does_not_fail_who_waits_for_it_too(
     imgfs: Imgfs, wire: Wire, tmp_path: Path, work: Callable[[Path], None]
@@ -168,7 +183,7 @@ def test_a_mount_ends_soon_while_a_copy_up_that_was_interrupted_had_waited(imgfs
         ends(child, signal.SIGKILL)
     began = time.monotonic()
     imgfs.umount(at)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 5 * AT_ONCE
 
 
 @pytest.mark.drivers("kernel")
