@@ -62,7 +62,10 @@ def write_anew(path: Path, form: Form) -> None:
         if wrong := misfit(ours, form.rules):
             raise InvalidImage(f"{form.name} with rows that make no sense: {wrong}", where=str(path))
         ours.replace(path)
-    except sqlite3.Error as error:
+    except (
+        sqlite3.Error,
+        UnicodeDecodeError,
+    ) as error:  # SQLite may quote a name
         raise _explained(path, form, error) from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
@@ -110,7 +113,7 @@ class _Budget:
         return self._left < 0
 
 
-def _explained(path: Path, form: Form, error: sqlite3.Error) -> InvalidImage | StoreError:
+def _explained(path: Path, form: Form, error: Exception) -> InvalidImage | StoreError:
     """SQLite says "full" of the limit as well as of the disk."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_INTERRUPT:

@@ -23,7 +23,7 @@ from imgfs.layer.rows import (
 
 _INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _INSERT_SPAN = "INSERT INTO span VALUES (?,?,?,?,?,?,?,?)"
-_BATCH = 1000
+_BATCH, _WEIGHT = 1000, 4 << 20  # entries, and bytes of them, that are held until they are written
 
 
 class IndexWriter:
@@ -33,6 +33,7 @@ class IndexWriter:
         self._path = path
         self._db = create_database(path, SCHEMA)
         self._entries: list[tuple[object, ...]] = []
+        self._weight = 0
         self._count = 0
         self._packer = zstandard.ZstdCompressor(level=3)
 
@@ -40,9 +41,11 @@ class IndexWriter:
         """Append one entry, in the layer's own order."""
         flat, extents = stored_extents(entry)
         head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
-        tail = (pack_time(entry.mtime_ns), entry.target, *entry.device, pack_xattrs(entry.xattrs))
+        xattrs = pack_xattrs(entry.xattrs)
+        tail = (pack_time(entry.mtime_ns), entry.target, *entry.device, xattrs)
         self._entries.append((*head, *tail, flat, extents))
-        if len(self._entries) >= _BATCH:
+        self._weight += len(entry.path) + len(entry.target) + len(xattrs or b"") + len(extents or b"")
+        if len(self._entries) >= _BATCH or self._weight >= _WEIGHT:
             self._flush()
 
     def add_span(self, span: Span) -> None:
@@ -102,6 +105,7 @@ class IndexWriter:
         self._db.executemany(_INSERT_ENTRY, self._entries)
         self._count += len(self._entries)
         self._entries.clear()
+        self._weight = 0
 
 
 _FORM = Form("a layer index", SCHEMA, SHORTCUTS, RULES)

@@ -34,6 +34,9 @@ What a layer may cost:
 | components of its paths | 64 looked up for each entry, and 200,000                                        |
 | directories implied     | 16 for each entry, and 4,096                                                    |
 
+What is read of a layer is written as it is met: 4 MiB of entries are in memory at the most, and one entry's
+records and sparse map, of 1 MiB each as they are stored, up to 64 times that as they are read.
+
 So merging takes time and disk that are linear in the entries, of which each has 512 bytes of the decoded
 layer at the least: about 300 bytes of store for an entry, about 150 for a directory that is implied.
 
@@ -41,7 +44,8 @@ What an index of others may cost:
 
 | input                   | bound                                                                           |
 |-------------------------|---------------------------------------------------------------------------------|
-| a table of contents     | 256 MiB, 2 million entries and chunks, 2 Mi characters each; memory: 8 times it |
+| a table of contents     | 256 MiB, 2 million entries and chunks of 2 Mi characters;                       |
+|                         | memory: 4 times it, and 1.5 KiB for each entry and chunk                        |
 | a zTOC                  | 256 MiB, 1,000 vtables; memory: 4 times it, and 2 KiB for each entry            |
 | a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most                   |
 | reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |

@@ -35,7 +35,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(f"{file_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
         db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")  # it may be someone else's
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: {error}") from error
     return db
 
@@ -52,7 +52,7 @@ def has_schema(path: Path, schema: str) -> bool:
     try:
         with closing(open_database(path)) as db:
             return db.execute(_OBJECTS).fetchall() == expected
-    except (sqlite3.Error, StoreError):
+    except (sqlite3.Error, UnicodeDecodeError, StoreError):
         return False
 
 
@@ -64,7 +64,7 @@ def misfit(path: Path, rules: Mapping[str, str]) -> str | None:
     try:
         with ThreadPoolExecutor(_ABREAST) as pool:
             found = list(pool.map(partial(_is_misfit, path), rules, rules.values()))
-    except (sqlite3.Error, StoreError) as error:
+    except (sqlite3.Error, UnicodeDecodeError, StoreError) as error:
         return str(error)
     return next((table for table, is_misfit in zip(rules, found, strict=True) if is_misfit), None)
 

@@ -6,6 +6,7 @@ Both formats have the same one (eStargz specification, "TOC, TOCEntries and foot
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -63,15 +64,17 @@ def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
     `end` is where in the blob the payloads end at the latest: where the table begins. Each compressed range
     is one span, its `parts` the digests. Raises InvalidImage naming the entry.
     """
-    files = list(_files(body))
+    files = deque(_files(body))
     hidden = {file.name: file for file in files if file.name in _HIDDEN}
     payloads = [payload for file in files for payload in _wanted(file)]
     spans, flat_size, places = place(payloads, codec, end)
-    entries = [
-        Entry._make((*file.head, extents_of(file.payloads, places) if file.payloads else ()))
-        for file in files
-        if file.name not in hidden
-    ]
+    del payloads
+    entries = []
+    while files:  # each is let go of as soon as it is an entry: there may be millions
+        file = files.popleft()
+        if file.name not in hidden:
+            extents = extents_of(file.payloads, places) if file.payloads else ()
+            entries.append(Entry._make((*file.head, extents)))
     return Toc(entries, spans, flat_size, _prefetch_end(hidden))
 
 

@@ -36,7 +36,7 @@ _TYPES = {
 _IMPLIED = Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0, 0)
 
 _CACHE_KIB = 16 * 1024  # of each of the two files
-_BATCH = 100  # nodes
+_BATCH, _WEIGHT = 100, 4 << 20  # nodes, and bytes of what they hold packed, until they are written
 _KNOWN = 20_000  # paths
 _KNOWN_LENGTH = 1024  # bytes of a path
 _BILLION = 1_000_000_000
@@ -92,6 +92,7 @@ class Draft:
         self._attach_work(path.with_name(f"{path.name}.work"))
         self._names = self.db.cursor()
         self._rows: list[tuple[object, ...]] = []  # of the newest nodes, not in the file yet
+        self._weight = 0  # of their blobs
         self.next_ino = ROOT
         # Directories by path, symlinks followed. Emptied when a directory or symlink goes, and when full.
         self.known: dict[bytes, int] = {}
@@ -196,15 +197,18 @@ class Draft:
 
     def _add_node(self, entry: Entry, layer: int) -> int:
         ino = self.next_ino
-        self._rows.append(_row(ino, entry, layer))
+        row = _row(ino, entry, layer)
+        self._rows.append(row)
+        self._weight += sum(len(packed) for packed in row[-3:] if isinstance(packed, bytes))
         self.next_ino += 1
-        if len(self._rows) >= _BATCH:
+        if len(self._rows) >= _BATCH or self._weight >= _WEIGHT:
             self._flush()
         return ino
 
     def _flush(self) -> None:
         self.db.executemany(_ADD_NODE, self._rows)
         self._rows.clear()
+        self._weight = 0
 
     def _node(self, query: str, ino: int, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
         """Run a query about one node, whose ino is its last parameter."""

@@ -38,6 +38,7 @@ _SPARSEST = 1000  # numbers for each node, at the most, where there are more tha
 _MANY = 1 << 24  # numbers
 
 _BATCH = 128  # rows taken at once: as many as one reply of a directory's listing has room for
+_FEW = 16  # rows with all that they hold: a sparse file's extents may be megabytes
 _DEPTH = 4096  # directories in a path shown: a tree of someone else's may be no tree
 
 _DAMAGE = (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError)  # what SQLite says of it
@@ -175,7 +176,7 @@ class Tree(AbstractContextManager["Tree"]):
     def nodes(self) -> Iterator[Stored]:
         """Every node, ordered by ino."""
         query = f"SELECT {_NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
-        for row in self._rows(query, ()):
+        for row in self._rows(query, (), _FEW):
             node, (layer, flat, packed, target, xattrs) = _node(row[:10]), row[10:]
             extents = (Extent(0, node.size, flat),) if flat is not None else self._unpacked(packed or b"")
             yield Stored(node, layer, extents, target, unpack_xattrs(xattrs))
@@ -300,18 +301,20 @@ class Tree(AbstractContextManager["Tree"]):
         except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
 
-    def _rows(self, query: str, values: tuple[object, ...] | dict[str, int]) -> Iterator[tuple[Any, ...]]:
+    def _rows(
+        self, query: str, values: tuple[object, ...] | dict[str, int], batch_size: int = _BATCH
+    ) -> Iterator[tuple[Any, ...]]:
         try:
             with self._lock:
                 rows = self._db.execute(query, values)
-            while batch := self._next(rows):  # to close the cursor might be to do so after the database
+            while batch := self._next(rows, batch_size):  # to close it might be late
                 yield from batch
         except _DAMAGE as error:
             raise self._damaged(error) from error
 
-    def _next(self, rows: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+    def _next(self, rows: sqlite3.Cursor, count: int) -> list[tuple[Any, ...]]:
         with self._lock:
-            return rows.fetchmany(_BATCH)
+            return rows.fetchmany(count)
 
     def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         try:
