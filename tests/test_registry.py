@@ -40,8 +40,7 @@ from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.ranges import Window, cut_out, gather
 from imgfs.registry.refusal import refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
-from imgfs.registry.transport import is_loopback
-from imgfs.registry.urls import redact
+from imgfs.registry.urls import is_loopback, redact
 from tests.clients import client_of
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer

@@ -16,8 +16,10 @@ from imgfs.registry.client import Client
 from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint, Tls
 from imgfs.registry.hostsfile import parse_hosts
 from imgfs.registry.places import Places
+from imgfs.registry.proxies import proxy_for
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
+from imgfs.registry.urls import parse_url
 from tests.authority import Authority, needs_openssl
 from tests.clients import client_of
 from tests.fault_server import FaultServer
@@ -149,3 +151,40 @@ def test_what_is_no_socks_proxy_is_an_error_in_time(monkeypatch: pytest.MonkeyPa
             pytest.raises(RegistryError, match=r"through the proxy socks5:"),
         ):
             client.manifest("v1")
+
+
+@pytest.mark.parametrize(
+    ("excepted", "url", "is_asked"),
+    [
+        ("", "http://registry.test/", True),
+        ("registry.test", "http://registry.test/", False),
+        ("other.test, .registry.test", "http://registry.test:5000/", False),
+        ("registry.test", "http://a.b.registry.test/", False),
+        ("*.registry.test", "http://a.registry.test/", False),
+        ("REGISTRY.test:80", "http://registry.test/", False),
+        ("registry.test:81", "http://registry.test/", True),
+        ("istry.test", "http://registry.test/", True),
+        ("*", "http://registry.test/", False),
+        ("203.0.113.0/24", "http://203.0.113.7/", False),
+        ("203.0.113.0/24", "http://203.0.114.7/", True),
+        ("2001:db8::/32", "http://[2001:db8::7]:5000/", False),
+        ("2001:db8::7", "http://[2001:db8::7]/", False),
+        ("10.0.0.0/8", "http://registry.test/", True),
+        (",,", "http://registry.test/", True),
+        ("", "http://127.0.0.1:5000/", False),
+        ("", "http://localhost/", False),
+    ],
+)
+def test_what_needs_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, excepted: str, url: str, is_asked: bool
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "proxy.test:3128")
+    monkeypatch.setenv("NO_PROXY", excepted)
+    assert proxy_for(parse_url(url)) == ("http://proxy.test:3128" if is_asked else "")
+
+
+def test_a_scheme_has_its_own_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5h://all.test")
+    monkeypatch.setenv("https_proxy", "http://secure.test")
+    assert proxy_for(parse_url("https://a.test/")) == "http://secure.test"
+    assert proxy_for(parse_url("http://a.test/")) == "socks5h://all.test"

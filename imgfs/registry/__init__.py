@@ -13,8 +13,9 @@ referrers     what refers to its manifests: the registry's list, or one kept und
 session       requests with authorization, along redirects
 urls          what a URL says: one parser for all that servers and files say
 redirects     where those may lead
-transport     single requests over kept connections; it and `adapter` alone import requests and urllib3
+transport     single requests over kept connections; it and `adapter` alone import urllib3
 sockets       connections that end in time        socks    by way of a SOCKS proxy
+proxies       which proxy the environment asks for
 names         what a host's name means, within its time
 response      what comes back                      failure  why nothing does
 tls           whom TLS believes, and what it shows

@@ -20,7 +20,7 @@ from imgfs.registry.certificates import certificates_in, checked, merged
 from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, Endpoint, Tls
 from imgfs.registry.hostsfile import Host, HostsFile, default_directories, find_hosts, own_directories
 from imgfs.registry.registriesconf import Location, Registry, load_registries
-from imgfs.registry.transport import is_loopback
+from imgfs.registry.urls import is_loopback
 from imgfs.registry.watched import Reader, Watched
 
 _HUB_ADDRESS = "registry-1.docker.io"

@@ -1,13 +1,11 @@
 """Single HTTP requests over kept connections: timeouts on everything, bodies undecoded, traffic counted.
 
-Redirects, authentication and further tries are the client's. Only this module imports requests, for what it
-knows of proxies, and with `adapter` urllib3, and only when the first request is made: a command that needs no
-registry does not pay for it.
+Redirects, authentication and further tries are the client's. Only this module and `adapter` import urllib3,
+and only when the first request is made: a command that needs no registry does not pay for it.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
@@ -143,6 +141,8 @@ class Transport:
     ) -> Response:
         from urllib3.exceptions import HTTPError
 
+        from imgfs.registry.proxies import proxy_for
+
         self._sent()
         timeouts = self._timeouts
         connect, read = min(timeouts.connect, within), min(timeouts.read, within)
@@ -151,7 +151,7 @@ class Transport:
         body = (form.encode() if isinstance(form, str) else form) or None
         length = {} if body is None and method in _BODILESS else {"Content-Length": str(len(body or b""))}
         sent = {**_USUAL, **headers, **length, **_ALWAYS}
-        proxy = _proxy(url)
+        proxy = proxy_for(url)
         try:
             answer, deadline = adapter.send(method, url, sent, body, proxy=proxy, timeouts=(connect, read))
         except ValueError as error:
@@ -207,23 +207,3 @@ def _warn_of(host: str) -> None:
     if (os.getpid(), host) not in _warned:
         _warned.add((os.getpid(), host))
         log.warning("INSECURE: whoever answers as %s is believed: its certificate is not checked", host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine."""
-    try:
-        name = parse_url(f"http://{host}").host
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _proxy(url: Url) -> str:
-    """The proxy that $HTTP_PROXY and its kin ask for, "" for none; never one for this machine."""
-    from requests.utils import get_environ_proxies, select_proxy
-
-    if is_loopback(url.netloc):
-        return ""
-    plain = f"{url.scheme}://{url.netloc}/"
-    proxy = select_proxy(plain, dict(get_environ_proxies(plain))) or ""
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"

@@ -108,6 +108,15 @@ def origin(text: str) -> Origin:
     return parse_url(text).origin
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host[:port]` is this machine."""
+    try:
+        name = parse_url(f"http://{host}").host
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def redact(text: str) -> str:
     """A URL without user, password, query and fragment, which may be as good as a password; never raises."""
     shown = re.split(r"[?#]", text, maxsplit=1)[0]

@@ -93,6 +93,7 @@ def open_source(
 def load_http() -> None:
     """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
     import imgfs.registry.adapter
+    import imgfs.registry.proxies
     import imgfs.source.registry  # noqa: F401
 
 
