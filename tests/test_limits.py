@@ -39,7 +39,7 @@ def test_a_table_of_contents_takes_no_more_memory_than_is_said(kind: str) -> Non
     fields: list[dict[str, object]] = [{"name": f"{n:x}", "type": "dir"} for n in range(COUNT)]
     if kind == "reg":
         more: dict[str, object] = {"type": "reg", "size": 1, "chunkDigest": DIGEST}
-        fields: list[dict[str, object]] = [{"name": f"{n:x}", "offset": 10 * n, **more} for n in range(COUNT)]
+        fields = [{"name": f"{n:x}", "offset": 10 * n, **more} for n in range(COUNT)]
     elif kind == "chunk":
         more = {"name": "a", "chunkSize": 1, "chunkDigest": DIGEST}
         fields = [{"type": "chunk", "offset": 10 * n, "chunkOffset": n, **more} for n in range(COUNT)]

@@ -307,7 +307,8 @@ class Tree(AbstractContextManager["Tree"]):
         try:
             with self._lock:
                 rows = self._db.execute(query, values)
-            while batch := self._next(rows, batch_size):  # to close it might be late
+            # The cursor is not closed: that might be after the database is.
+            while batch := self._next(rows, batch_size):
                 yield from batch
         except _DAMAGE as error:
             raise self._damaged(error) from error
