@@ -15,6 +15,7 @@ from scripts.fresh import machine
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 CLONE = "srv/imgfs"  # below the root: where every user may read it
+RETRIES = 'Acquire::Retries "3";'  # unless this machine says otherwise
 MACHINES = "opt/machine"  # below the root: files of this machine that its package clients need
 USER = "joe"  # an ordinary user, with ranges of ids of his own (subuid(5)), without sudo
 _PREFIX = "imgfs-fresh-"
@@ -51,7 +52,7 @@ def bootstrap(place: Path, suite: str) -> list[str]:
     """The command that makes a root of `suite`, no more than apt needs, at `place`/root."""
     sources, options = place / "sources.list", place / "apt.conf"
     sources.write_text("".join(f"{line}\n" for line in machine.apt_sources(suite)))
-    options.write_text("".join(f"{line}\n" for line in machine.apt_options()))
+    options.write_text("".join(f"{line}\n" for line in [RETRIES, *machine.apt_options()]))
     given = [str(sources)] if sources.stat().st_size else []
     words = ["mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", f"--aptopt={options}"]
     return [*words, suite, str(place / "root"), *given]
