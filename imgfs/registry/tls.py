@@ -63,7 +63,7 @@ def _trust_usual(context: ssl.SSLContext) -> None:
     if usual.cafile or (usual.capath and any(os.scandir(usual.capath))):
         context.load_default_certs()
         return
-    import certifi  # where requests has its own from
+    import certifi  # only where the machine has none
 
     _trust(context, Path(certifi.where()))
 
