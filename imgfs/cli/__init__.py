@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def mount_helper() -> int:
     """Run as `mount.fuse.imgfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`, as mount(8) and fstab call it."""
-    from imgfs.cli.fstab import mount_arguments, remount
+    from imgfs.cli.fstab import is_mounted, mount_arguments, remount
 
     try:
-        if remount(sys.argv[1:]):
+        if remount(sys.argv[1:]) or is_mounted(sys.argv[1:]):
             return 0
         arguments = mount_arguments(sys.argv[1:], privileged=os.geteuid() == 0)
     except UsageError as error:

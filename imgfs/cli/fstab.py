@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from imgfs.errors import MountError, UsageError
-from imgfs.mounts import our_mount_at, read_status
+from imgfs.errors import ImgfsError, MountError, UsageError
+from imgfs.mounts import mount_at, our_mount_at, read_status
+from imgfs.oci.reference import parse_reference
 
 # Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.
 _VALUES = {
@@ -97,6 +99,22 @@ def umount_arguments(arguments: Sequence[str]) -> list[str]:
     if len(names) != 1 or not flags <= set("flnrv"):
         raise UsageError("usage: umount.fuse.imgfs MOUNTPOINT [-flnrv]")
     return ["umount", *(["--lazy"] if "l" in flags else []), "--", *names]
+
+
+def is_mounted(arguments: Sequence[str]) -> bool:
+    """Whether the image is at the mount point already, so that `mount -a` has nothing to do.
+
+    mount(8) compares the source that the kernel shows, which by EROFS is a path and in short names longer.
+    """
+    names, _ = _taken_apart(arguments)
+    if len(names) != 2:
+        return False
+    mount = mount_at(Path(names[1]))
+    if mount is None or not mount.is_ours:
+        return False
+    with suppress(ImgfsError):
+        return mount.name in (names[0], str(parse_reference(names[0])))
+    return False
 
 
 def _taken_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

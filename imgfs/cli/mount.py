@@ -1,14 +1,17 @@
-"""imgfs mount, umount."""
+"""imgfs mount, umount, ps."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from imgfs.errors import UsageError
-from imgfs.mounts import check_mountable, our_mount_at, unmount
+from imgfs.errors import MountError, UsageError
+from imgfs.mounts import Mount, check_mountable, our_mount_at, our_mounts, read_status, unmount
 
 if TYPE_CHECKING:
     from imgfs.cli.images import Wanted
@@ -60,9 +63,55 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
 
 
 def umount(options: argparse.Namespace) -> int:
-    """Unmount."""
-    unmount(our_mount_at(Path(options.mountpoint)), lazy=options.lazy)
+    """Unmount one or several, all of which are tried; raises MountError, having told of all but the last."""
+    if options.all == bool(options.mountpoints):
+        raise UsageError("say which to unmount: MOUNTPOINT…, or --all")
+    failed: list[MountError] = []
+    for path in _all() if options.all else options.mountpoints:
+        try:
+            unmount(our_mount_at(Path(path)), lazy=options.lazy)
+        except MountError as error:
+            failed.append(error)
+    for other in failed[:-1]:
+        print(f"imgfs: {other}", file=sys.stderr)
+    if failed:
+        raise failed[-1]
     return 0
+
+
+def _all() -> list[Path]:
+    """Where this user's mounts are, the latest first; root's are all."""
+    mine = (mount for mount in our_mounts() if os.geteuid() in (0, mount.user))
+    return [mount.mountpoint for mount in mine][::-1]
+
+
+def ps(options: argparse.Namespace) -> int:
+    """List the mounts."""
+    found = [_shown(mount) for mount in our_mounts()]
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{'MOUNTPOINT':<28} {'IMAGE':<44} {'DRIVER':<7} {'PID':>7}  SCRATCH")
+    for one in found:
+        pid = "?" if one["pid"] is None else str(one["pid"])
+        scratch = one["scratch"] or "-"
+        print(f"{one['mountpoint']:<28} {one['image']:<44} {one['driver']:<7} {pid:>7}  {scratch}")
+    return 0
+
+
+def _shown(mount: Mount) -> dict[str, Any]:
+    """A mount, and of its daemon, if it answers, who it is and what scratch it has."""
+    status: dict[str, Any] = {}
+    with contextlib.suppress(MountError):
+        status = read_status(mount)
+    scratch = status.get("scratch") or {}
+    return {
+        "mountpoint": str(mount.mountpoint),
+        "image": mount.name,
+        "driver": "kernel" if mount.runtime else "fuse",
+        "pid": status.get("pid"),
+        "scratch": scratch.get("name"),
+    }
 
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:

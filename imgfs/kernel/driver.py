@@ -45,6 +45,7 @@ _MEANINGLESS = {
     NO_PASSTHROUGH,
 }  # or said otherwise, or always so
 _PATIENCE, _PAUSE = 20.0, 0.05  # seconds for an upper directory to be free, and between looks
+_LONGEST, _DEEPEST = 200, 16  # of an image's name that is shown: bytes of a part, parts
 _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 
@@ -84,9 +85,12 @@ def _is_borrowed_root() -> bool:
 
 @contextlib.contextmanager
 def place(reference: str, image: Path) -> Iterator[Path]:
-    """A directory in RUNTIME for one mount; gives the link in it that leads to the EROFS image."""
+    """A directory in RUNTIME for one mount; gives the link in it that leads to the EROFS image.
+
+    The link's path ends in the image's name, which so shows in the mount table, findmnt(8) and df(1).
+    """
     directory = RUNTIME / f"{os.getpid()}-{time.time_ns():x}"
-    link = directory / (_ODD.sub("_", reference.rpartition("/")[2])[-100:] or "image")
+    link = directory.joinpath(*_parts(reference))
     with contextlib.ExitStack() as stack:
         try:
             RUNTIME.mkdir(mode=0o755, exist_ok=True)
@@ -96,10 +100,19 @@ def place(reference: str, image: Path) -> Iterator[Path]:
                 stack.callback(shutil.rmtree, directory, ignore_errors=True)
                 stack.enter_context(_locked(directory))
             (directory / REFERENCE).write_bytes(os.fsencode(reference))
+            link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             link.symlink_to(image)
         except OSError as error:
             raise Unsuitable(f"{error.filename}: {error.strerror}") from error
         yield link
+
+
+def _parts(reference: str) -> list[str]:
+    """An image's name as the parts of a path, of signs that mount tables take, and none of ours."""
+    parts = [_ODD.sub("_", part)[-_LONGEST:] for part in reference.split("/")]
+    parts = [part for part in parts if part not in ("", ".", "..")][-_DEEPEST:] or ["image"]
+    ours = parts[0] in (REFERENCE, STATUS_SOCKET)
+    return [f"_{parts[0]}", *parts[1:]] if ours else parts
 
 
 @contextlib.contextmanager
@@ -146,7 +159,7 @@ class Driver:
     @property
     def status_socket(self) -> Path:
         """Where the status of the mount is to be told."""
-        return self._link.parent / STATUS_SOCKET
+        return RUNTIME / self._link.relative_to(RUNTIME).parts[0] / STATUS_SOCKET
 
     def open_flat_files(self) -> int:
         """A FUSE file system that is mounted nowhere: the descriptor to serve it by. Raises MountError."""

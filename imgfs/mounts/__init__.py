@@ -18,3 +18,4 @@ from imgfs.mounts.table import Mount as Mount
 from imgfs.mounts.table import mount_at as mount_at
 from imgfs.mounts.table import mounts as mounts
 from imgfs.mounts.table import our_mount_at as our_mount_at
+from imgfs.mounts.table import our_mounts as our_mounts

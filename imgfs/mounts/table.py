@@ -25,13 +25,15 @@ class Mount:
     filesystem: str
     source: str
     device: str  # major:minor
+    user: int = 0  # whose it is: of a FUSE mount, who has mounted it
 
     @property
     def runtime(self) -> Path | None:
         """The directory in RUNTIME of a mount of the kernel's own file systems; None for any other mount."""
         source = Path(self.source)
-        is_ours = self.filesystem in _KERNEL_FILESYSTEMS and source.parent.parent == RUNTIME
-        return source.parent if is_ours else None
+        is_ours = self.filesystem in _KERNEL_FILESYSTEMS and RUNTIME in source.parents
+        below = source.relative_to(RUNTIME).parts if is_ours else ()
+        return RUNTIME / below[0] if len(below) > 1 else None
 
     @property
     def name(self) -> str:
@@ -40,8 +42,8 @@ class Mount:
             return self.source
         try:
             return os.fsdecode((self.runtime / REFERENCE).read_bytes())
-        except OSError:  # only root may look
-            return Path(self.source).name
+        except OSError:  # only root may look: the source's path ends in it
+            return str(Path(self.source).relative_to(self.runtime))
 
     @property
     def is_ours(self) -> bool:
@@ -53,6 +55,11 @@ def mounts() -> list[Mount]:
     """All mounts that this process sees, the latest last."""
     with open("/proc/self/mountinfo", "rb") as lines:
         return [_parse(line) for line in lines]
+
+
+def our_mounts() -> list[Mount]:
+    """Those of imgfs, the latest last."""
+    return [mount for mount in mounts() if mount.is_ours]
 
 
 def mount_at(path: Path) -> Mount | None:
@@ -77,7 +84,14 @@ def _parse(line: bytes) -> Mount:
     before, _, after = line.partition(b" - ")
     fields = [_unescaped(field) for field in (*before.split(), *after.split())]
     separator = len(before.split())
-    return Mount(Path(fields[4]), fields[separator], fields[separator + 1], fields[2])
+    user = next((option for option in fields[-1].split(",") if option.startswith("user_id=")), "user_id=0")
+    return Mount(
+        Path(fields[4]),
+        fields[separator],
+        fields[separator + 1],
+        fields[2],
+        int(user.removeprefix("user_id=")),
+    )
 
 
 def _unescaped(field: bytes) -> str:

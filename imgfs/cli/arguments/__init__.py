@@ -31,6 +31,7 @@ Each command has its own help: imgfs mount --help. The manual: imgfs help
 COMMANDS = {
     "mount": "arguments.mounting",
     "umount": "arguments.mounting",
+    "ps": "arguments.mounting",
     "status": "arguments.watching",
     "run": "arguments.running",
     "bundle": "arguments.running",

@@ -1,10 +1,19 @@
-"""mount, umount: what they may be told, and what their help teaches."""
+"""mount, umount, ps: what they may be told, and what their help teaches."""
 
 from __future__ import annotations
 
 import argparse
 
-from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options, rate
+from imgfs.cli.arguments.options import (
+    RAW,
+    Commands,
+    add_command,
+    driver_option,
+    image_options,
+    json_option,
+    lazily,
+    rate,
+)
 from imgfs.metrics.address import Address, parse_address
 
 
@@ -109,15 +118,36 @@ def add_umount(commands: Commands) -> None:
         "mount",
         "unmount",
         """\
-Unmounts MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well.
+Unmounts each MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well.
 
 Examples:
   imgfs umount /mnt
+  imgfs umount /mnt/a /mnt/b
+  imgfs umount --all                   whatever imgfs has mounted
   imgfs umount --lazy /mnt             although something still uses it
 """,
     )
-    command.add_argument("mountpoint", metavar="MOUNTPOINT")
+    command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*")
+    command.add_argument("-a", "--all", action="store_true", help="all mounts of imgfs that are seen")
     command.add_argument("-l", "--lazy", action="store_true", help="detach now, end when nobody uses it")
+
+
+def add_ps(commands: Commands) -> None:
+    """`imgfs ps`."""
+    command = commands.add_parser(
+        "ps",
+        help="list the mounts",
+        description="""\
+Lists what imgfs has mounted, by either driver, with the daemons and the scratches.
+
+Examples:
+  imgfs ps
+  imgfs ps --json | jq -r '.[].mountpoint'
+""",
+        formatter_class=RAW,
+    )
+    json_option(command)
+    command.set_defaults(run=lazily("mount", "ps"))
 
 
 def _address(text: str) -> Address:
