@@ -155,7 +155,7 @@ class Wanted:
         from imgfs.image.image import Image
 
         resolved = self.prepare()
-        with closing(self.connect()) as source, Image(resolved, source, self.store) as image:
+        with closing(self.connect()) as source, Image(resolved, source, self.store, self.trust) as image:
             yield image
 
 

@@ -57,6 +57,7 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
         fill=FillOptions(options.limit_rate) if options.fill else None,
         metrics=options.metrics,
         driver=options.driver,
+        trust=image.trust,
     )
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     return image, how

@@ -79,7 +79,7 @@ def fetch_whole(
         for digest in resolved.layers:  # nobody knows which of the bytes that are here were the wrong ones
             store.layer(digest).drop_part()
         raise
-    with Image(resolved, source, store) as image:
+    with Image(resolved, source, store, trust) as image:
         try:
             _bring_all(image.content, reporter)
         finally:

@@ -51,6 +51,7 @@ from imgfs.kernel.placing import chunks_of, run
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
 from imgfs.store import Store, write_aside
+from imgfs.tree.schema import FORMAT as TREE_FORMAT
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Node, Stored, Tree
 
@@ -98,7 +99,7 @@ def has_metadata(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store)
 
 def identity(tree: Tree, sizes: Sequence[int]) -> bytes:
     """16 bytes that say which tree an image was written from, and how."""
-    said = [FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
+    said = [FORMAT, TREE_FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
     return hashlib.sha256("\n".join(map(str, said)).encode()).digest()[:16]
 
 

@@ -119,7 +119,7 @@ def _serve(
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(LaterSource(connect)))
-        image = stack.enter_context(Image(resolved, source, store))
+        image = stack.enter_context(Image(resolved, source, store, options.trust))
         profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
         began = time.time()
 

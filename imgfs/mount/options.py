@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imgfs.content import FillOptions
+    from imgfs.image import Trust
     from imgfs.metrics.address import Address
     from imgfs.overlay.scratch import Scratch
 
@@ -19,7 +20,8 @@ class MountOptions:
     With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
     names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
     everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
-    or `auto` for the kernel where it can."""
+    or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's repository
+    by default."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -33,3 +35,4 @@ class MountOptions:
     fill: FillOptions | None = None
     metrics: Address | None = None
     driver: str = "fuse"
+    trust: Trust | None = None

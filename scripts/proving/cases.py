@@ -30,7 +30,7 @@ from imgfs.inventory import check as check_store
 from imgfs.inventory import evict
 from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.artifact import parse_artifact
-from imgfs.oci.descriptor import Digest
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document
 from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
 from imgfs.oci.referrers import parse_referrers
@@ -41,8 +41,10 @@ from scripts.proving import hostile
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar
 from scripts.proving.specimens import (
     AMD64,
+    ELSEWHERE,
     NAME,
     UPPER,
+    Publication,
     Quiet,
     Shelf,
     Specimen,
@@ -102,10 +104,10 @@ class Opened(NamedTuple):
             return _sight(image)
 
 
-def opened(shelf: Shelf, directory: Path) -> Opened:
+def opened(shelf: Shelf, directory: Path, name: str = NAME) -> Opened:
     """Resolve and prepare, as a mount does. Raises ImgfsError."""
     store = Store(directory / "store")
-    resolved = resolve(NAME, shelf, store, AMD64)
+    resolved = resolve(name, shelf, store, AMD64)
     prepare(resolved, shelf, store, Quiet())
     return Opened(resolved, shelf, store)
 
@@ -311,17 +313,50 @@ def artifact(case: Case) -> str:
     old = case.chance.choice([one for one in found.layers if one.size])
     body = found.bodies[old.digest]
     if old.media_type in (TREE, LEAN, FULL) and case.chance.random() < 0.8:
-        path = case.directory / "database"
-        path.write_bytes(zstandard.ZstdDecompressor().decompress(body, max_output_size=1 << 28))
-        damage_database(path, case.chance)
-        flat = case.damage(f"{specimen.name}: {old.media_type}", lambda body, _: body, path.read_bytes())
-        notes = {**old.annotations, SIZE_OF: str(len(flat))}
-        made = found.with_body(old, zstandard.compress(flat), annotations=notes)
+        made = _with_damaged_database(case, specimen, found, old)
     else:
         made = found.with_body(old, case.damage(f"{specimen.name}: {old.media_type}", damaged, body))
     shelf = specimen.shelf()
     made.refer(shelf, soci=False)
     return loose(case, shelf)
+
+
+def _with_damaged_database(
+    case: Case, specimen: Specimen, found: Publication, old: Descriptor
+) -> Publication:
+    path = case.directory / "database"
+    body = found.bodies[old.digest]
+    path.write_bytes(zstandard.ZstdDecompressor().decompress(body, max_output_size=1 << 28))
+    damage_database(path, case.chance)
+    flat = case.damage(f"{specimen.name}: {old.media_type}", lambda body, _: body, path.read_bytes())
+    notes = {**old.annotations, SIZE_OF: str(len(flat))}
+    return found.with_body(old, zstandard.compress(flat), annotations=notes)
+
+
+def others(case: Case) -> str:
+    """What another registry says of the same image, and the bytes it gives: it is never seen here."""
+    specimen = case.chance.choice((*tars(), *gzips(), *zstds()))
+    lying = specimen.shelf()
+    found = publication(specimen)
+    old = case.chance.choice([one for one in found.layers if one.size])
+    if old.media_type in (TREE, LEAN, FULL):
+        found = _with_damaged_database(case, specimen, found, old)
+    found.refer(lying, soci=False)
+    if case.chance.random() < 0.5:
+        name = Digest.parse(sha256(specimen.layer.blob))
+        lying.bodies[name] = damaged_at(lying.bodies[name], 0, len(lying.bodies[name]), case.chance)
+    with suppress(*_FAULT):
+        opened(lying, case.directory, ELSEWHERE).sight()
+    honest = specimen.shelf()
+    if case.chance.random() < 0.5:
+        publication(specimen).refer(honest, soci=False)
+    try:
+        outcome = check(opened(honest, case.directory).sight(), specimen)
+    except _FAULT as error:
+        raise Wrong(f"{specimen.name}: the lie of another makes it unreadable: {error}") from error
+    if outcome != "the same":
+        raise Wrong(f"{specimen.name}: the lie of another makes files unreadable")
+    return outcome
 
 
 def manifest(case: Case) -> str:
@@ -439,6 +474,7 @@ KINDS: dict[str, Callable[[Case], str]] = {
     "chunked": chunked,
     "ztoc": ztoc,
     "artifact": artifact,
+    "others": others,
     "manifest": manifest,
     "index": index,
     "url": url,
@@ -457,6 +493,6 @@ def make_ready(kinds: Sequence[str]) -> None:
     """Make now what many processes would make each for itself."""
     for specimen in every() if set(kinds) - _ALONE else ():
         expected(specimen)
-    if {"ztoc", "artifact", "index"} & set(kinds):
+    if {"ztoc", "artifact", "others", "index"} & set(kinds):
         for specimen in (*tars(), *gzips(), *zstds(), chunkeds()[2]):
             publication(specimen)

@@ -12,13 +12,15 @@ from functools import cache
 from pathlib import Path
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
-from imgfs.image import resolve
+from imgfs.image import Trust, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_MANIFEST
+from imgfs.oci.policy import Policy
 from imgfs.oci.published import ARTIFACT_TYPE, contents_of
+from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import CONFIG_BODY, SOCI_V1, soci_index, ztoc_descriptor
 from imgfs.publish import publication_of
 from imgfs.store import Store
@@ -32,6 +34,7 @@ from tests.ztocs import scanned
 
 AMD64 = Platform("linux", "amd64")
 NAME = "app:1"
+ELSEWHERE = "evil.example/app:1"  # the same image at another registry
 _CHANCE = random.Random(8)
 _NOISE = _CHANCE.randbytes(270_000)  # a layer under 256 KiB is streamed, whatever index it has
 
@@ -191,7 +194,7 @@ def publication(specimen: Specimen) -> Publication:
     try:
         shelf, store = specimen.shelf(), Store(directory / "store")
         resolved = resolve(NAME, shelf, store, AMD64)
-        prepare(resolved, shelf, store, Quiet())
+        prepare(resolved, shelf, store, Quiet(), Trust.of(parse_reference(NAME), Policy.NONE))
         with Image(resolved, shelf, store) as image:
             made = publication_of(image, store, directory, repack=True, on_layer=lambda _: None)
         bodies = {digest: path.read_bytes() for digest, path in made.files.items()}
