@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tarmake as tar
-from tests.mounted import Imgfs, gzipped, mount_flags, mount_of, until, write_image
+from tests.mounted import Account, Imgfs, gzipped, mount_flags, mount_of, until, write_image
 from tests.test_mount import errno_of
 
 pytestmark = [
@@ -136,3 +136,11 @@ def test_a_log_that_cannot_be_written_is_named(nobody: Imgfs, image: str) -> Non
     said = nobody.run("mount", image, nobody.mountpoint()).complaint()
     assert f"{nobody.store}/logs/" in said
     assert "Permission denied" in said
+
+
+def test_a_user_without_a_name_is_told_before_anything_is_fetched(nobody: Imgfs, image: str) -> None:
+    at = nobody.mountpoint()
+    os.chown(at, 54_321, 54_321)
+    stranger = Imgfs(nobody.directory / "stranger", user=Account(54_321, 54_321))
+    said = stranger.run("mount", image, at).complaint()
+    assert said == "uid 54321 has no entry in /etc/passwd, without which fusermount3 mounts nothing"

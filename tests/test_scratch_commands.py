@@ -91,7 +91,9 @@ def test_two_mounts_at_once_have_changes_of_their_own(imgfs: Imgfs, image: str) 
 
 
 def test_a_mount_without_a_scratch_is_read_only(imgfs: Imgfs, image: str) -> None:
-    at = imgfs.mount(image, "-o", "rw")
+    refused = imgfs.run("mount", "-o", "rw", image, imgfs.mountpoint()).complaint(2)
+    assert refused.startswith("-o rw: an image never changes; --rw or --scratch")
+    at = imgfs.mount(image)
     with pytest.raises(OSError, match="Read-only"):
         (at / "new").touch()
     assert imgfs.status(at)["scratch"] is None

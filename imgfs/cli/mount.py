@@ -59,6 +59,8 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
         driver=options.driver,
         trust=image.trust,
     )
+    if "rw" in how.fuse and scratch is None:
+        raise UsageError("-o rw: an image never changes; --rw or --scratch keeps what you change beside it")
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     return image, how
 

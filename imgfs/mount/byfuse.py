@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +127,7 @@ def _escaped(text: str) -> str:
 def _library_messages() -> Iterator[Callable[[], str]]:
     """What libfuse and fusermount3 write to standard error meanwhile: their last line is why they failed."""
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as capture:
+    with open(os.memfd_create("imgfs"), "w+b") as capture:  # no directory need be writable
         kept = os.dup(2)
         os.dup2(capture.fileno(), 2)
 

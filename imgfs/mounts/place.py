@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def check_mountable(mountpoint: Path, *, nonempty: bool) -> None:
         )
     if os.geteuid() and shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not installed (Debian: apt install fuse3)")
+    if os.geteuid():
+        _check_account(os.geteuid())
+
+
+def _check_account(uid: int) -> None:
+    """Raise MountError if fusermount3 would not know who this is: it looks for the user's name."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError as error:
+        raise MountError(
+            f"uid {uid} has no entry in /etc/passwd, without which fusermount3 mounts nothing"
+        ) from error
 
 
 def _check_mountpoint(path: Path, nonempty: bool) -> None:
