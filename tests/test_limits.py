@@ -97,3 +97,20 @@ def test_every_bound_is_in_the_table() -> None:
     assert f"{limits.IMPLIED_EACH} for each entry, and {limits.IMPLIED_MORE:,}" in table
     assert f"{limits.STEPS_EACH} steps of SQLite for each of its bytes" in table
     assert f"{limits.DATABASE_RATIO} times its size" in table
+
+
+def test_an_index_and_a_tree_take_less_than_300_bytes_a_file(tmp_path: Path) -> None:
+    layer = [
+        Entry(
+            b"usr/share/package-%03d/module-%05d.py" % (n % 200, n),
+            Kind.FILE,
+            0o644,
+            0,
+            0,
+            900,
+            n * 10**9 + n,
+        )
+        for n in range(COUNT)
+    ]
+    write_tree(tmp_path / "tree", [layer], tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 300 * COUNT

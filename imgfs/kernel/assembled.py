@@ -40,7 +40,7 @@ class Assembled:
         """Give a file of `size` bytes a place; the block it begins at. Raises Unsuitable if there is none."""
         start = self.size
         if (start + size >> self._bits) + 1 > MOST_BLOCKS:
-            raise Unsuitable(f"a file of {size} bytes that does not lie at whole blocks of its layer")
+            raise Unsuitable(f"EROFS has no blocks for a file of {size} bytes in pieces")
         self._starts.append(start)
         self._inos.append(ino)
         self.size += -(-size >> self._bits) << self._bits
