@@ -306,7 +306,7 @@ def ztoc(case: Case) -> str:
 
 def artifact(case: Case) -> str:
     """What imgfs has published: its tree, indexes, windows, copies."""
-    specimen = case.chance.choice((*tars(), *gzips(), *zstds(), chunkeds()[2]))
+    specimen = case.chance.choice((*tars(), *gzips(), *zstds()))
     if case.chance.random() < 0.2:
         return on_the_way(case, (specimen,), ours=True)
     found = publication(specimen)
@@ -494,5 +494,5 @@ def make_ready(kinds: Sequence[str]) -> None:
     for specimen in every() if set(kinds) - _ALONE else ():
         expected(specimen)
     if {"ztoc", "artifact", "others", "index"} & set(kinds):
-        for specimen in (*tars(), *gzips(), *zstds(), chunkeds()[2]):
+        for specimen in (*tars(), *gzips(), *zstds()):
             publication(specimen)
