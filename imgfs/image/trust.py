@@ -23,9 +23,9 @@ from imgfs.layer.index import Summary
 from imgfs.layer.voucher import by_soci, by_toc, named_toc, vouchers_in
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.image import Manifest
+from imgfs.oci.named import soci_v2_digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import LayoutReference, Reference
-from imgfs.oci.soci import soci_v2_digest
 
 
 @dataclass(frozen=True, slots=True)

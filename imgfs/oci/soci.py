@@ -18,6 +18,8 @@ from imgfs.oci.change import as_oci
 from imgfs.oci.descriptor import Descriptor, Digest, Platform, descriptor_fields
 from imgfs.oci.fields import annotations_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST, Index, Manifest, parse_document
+from imgfs.oci.named import INDEX_DIGEST as INDEX_DIGEST
+from imgfs.oci.named import soci_v2_digest as soci_v2_digest
 
 SOCI_V1 = "application/vnd.amazon.soci.index.v1+json"
 SOCI_V2 = "application/vnd.amazon.soci.index.v2+json"
@@ -28,7 +30,6 @@ LAYER_DIGEST = "com.amazon.soci.image-layer-digest"  # on a zTOC
 LAYER_TYPE = "com.amazon.soci.image-layer-mediaType"
 SPAN_SIZE = "com.amazon.soci.span-size"
 BUILD_TOOL = "com.amazon.soci.build-tool-identifier"  # on an index
-INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its index, version 2
 IMAGE_DIGEST = "com.amazon.soci.image-manifest-digest"  # on the index's descriptor: the image's manifest
 
 _CONFIG_TYPES = {1: SOCI_V1, 2: SOCI_V2}
@@ -97,12 +98,6 @@ def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor
     if bare:
         fields["subject"] = descriptor_fields(bare)
     return _encode(fields | {"annotations": {BUILD_TOOL: tool}})
-
-
-def soci_v2_digest(manifest: Manifest) -> Digest | None:
-    """The SOCI index, version 2, that an image's manifest names, if it does; raises InvalidImage."""
-    text = manifest.annotations.get(INDEX_DIGEST)
-    return None if text is None else Digest.parse(text, where=f"manifest.annotations[{INDEX_DIGEST!r}]")
 
 
 def soci_v2_of(index: Index, manifest: Manifest) -> Descriptor | None:
