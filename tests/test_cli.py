@@ -336,6 +336,22 @@ def test_store_rm_spares_what_is_mounted_unless_forced(imgfs: Imgfs, tmp_path: P
     imgfs.umount(at)
 
 
+def test_store_rm_asks_the_mounts_which_image_they_are(imgfs: Imgfs, tmp_path: Path) -> None:
+    """Images share layers: what is mounted is told by its manifest, and another one can be removed."""
+    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    other = write_image(tmp_path / "other", [gzipped(LAYER), gzipped(tar.archive(tar.file("more", b"more")))])
+    imgfs.ok("ls", other)
+    at = imgfs.mount(image)
+    for words in ([image], ["--all"]):
+        said = imgfs.run("store", "rm", *words).complaint()
+        assert said == f"{image} is mounted: unmount it first, or use --force"
+    imgfs.ok("store", "rm", other)
+    listed = json.loads(imgfs.ok("store", "ls", "--json"))["images"]
+    assert [one["reference"] for one in listed] == [image]
+    assert (at / "binary").read_bytes() == BINARY
+    imgfs.umount(at)
+
+
 def test_a_store_of_another_layout_is_refused(imgfs: Imgfs, image: str) -> None:
     imgfs.ok("store", "path")
     (imgfs.store / "version").write_text("99")

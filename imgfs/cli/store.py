@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,9 +14,10 @@ from imgfs.cli.images import open_store
 from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
-from imgfs.errors import UsageError
+from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.inventory import evict, needs_of, refuse_if_used, sweep
 from imgfs.layer.index import LayerIndex
+from imgfs.mounts import our_mounts, read_status
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
 from imgfs.registry.shortnames import candidates
@@ -52,9 +54,9 @@ def rm(options: argparse.Namespace) -> int:
         freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
         say(f"{size(freed)} freed")
         return 0
+    if not options.force:
+        _refuse_mounted(resolutions, store)
     for resolution in resolutions:
-        if not options.force:
-            refuse_if_used(resolution, store)
         store.forget(resolution)
     for layer in layers:
         if not options.force and (layer.in_use() or layer.is_locked()):
@@ -62,6 +64,33 @@ def rm(options: argparse.Namespace) -> int:
         layer.remove()
     sweep(store, force=options.force)
     return 0
+
+
+def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
+    """Raise StoreError, before anything is removed, if one of the images is mounted.
+
+    The mounts say which they are, by manifest. A container's mount is not seen here: what it has in use, and
+    no mount that is seen, tells of it.
+    """
+    mounted = _mounted(store)
+    for resolution in resolutions:
+        if resolution.manifest in mounted:
+            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
+    explained = {digest for layers in mounted.values() for digest in layers}
+    for resolution in resolutions:
+        refuse_if_used(resolution, store, explained)
+
+
+def _mounted(store: Store) -> dict[Digest, list[Digest]]:
+    """The layers of each image, by its manifest, that is mounted out of this store."""
+    found: dict[Digest, list[Digest]] = {}
+    for mount in our_mounts():
+        with suppress(MountError, UsageError, KeyError):  # it does not answer: what it has in use tells of it
+            status = read_status(mount)
+            if os.path.realpath(status["store"]) == os.path.realpath(store.root):
+                layers = [Digest.parse(layer["digest"]) for layer in status["layers"]]
+                found[Digest.parse(status["digest"])] = layers
+    return found
 
 
 def _named(names: Sequence[str], everything: bool, store: Store) -> tuple[list[Resolution], list[Layer]]:

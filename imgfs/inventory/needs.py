@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from imgfs.errors import ImgfsError, StoreError
@@ -57,10 +57,14 @@ def layers_in_use(resolution: Resolution, store: Store) -> Iterator[Layer]:
     return (layer for layer in layers if layer.in_use())
 
 
-def refuse_if_used(resolution: Resolution, store: Store) -> None:
-    """Raise StoreError if a mount uses layers that only this image has."""
+def refuse_if_used(resolution: Resolution, store: Store, of_others: Collection[Digest] = ()) -> None:
+    """Raise StoreError if a mount uses layers that only this image has.
+
+    `of_others` are layers of images that are known to be mounted, and not to be this one.
+    """
     others = [other for other in store.resolutions() if other != resolution]
     shared = {digest for other in others for digest in needs_of(other, store).layers}
+    shared.update(of_others)
     used = [layer for layer in layers_in_use(resolution, store) if layer.digest not in shared]
     if used:
         raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
