@@ -15,10 +15,9 @@ import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import trio
-
 from imgfs.fuse.boundary import FUSEError
 from imgfs.fuse.filling import Fills
+from imgfs.fuse.interrupts import undone_or_done
 from imgfs.fuse.listing import Listing
 from imgfs.fuse.operations import KEPT_LISTING, Operations
 from imgfs.fuse.protocol import (
@@ -189,7 +188,7 @@ class WritableOperations(Operations):
         node = self._nodes.get(ino)
         if node is None or not self._overlay.durable:
             return _DONE
-        return self._sync_later(self._overlay.sync(node))
+        return self._sync_later(node)
 
     def release(self, ino: int, handle: int) -> bytes:
         """A handle is closed."""
@@ -368,13 +367,12 @@ class WritableOperations(Operations):
         await self._fills.fill(node)
         return self._write(node, data, offset, flags)
 
-    async def _sync_later(self, sync: Callable[[], None]) -> bytes:
-        await self._in_thread(sync, self._disk_reads)
+    async def _sync_later(self, node: UpperNode) -> bytes:
+        async with self._disk_reads:
+            sync = self._overlay.sync(node)
+            await undone_or_done(lambda _: sync())
         return _DONE
 
     def _truncates(self, ino: int, size: int) -> bool:
         """Whether that changes anything; if not, a kernel that gathers writes has the times unchanged."""
         return not self._writeback or size != self._shown(self._file(ino)).size
-
-    async def _in_thread(self, work: Callable[[], None], limiter: trio.CapacityLimiter) -> None:
-        await trio.to_thread.run_sync(work, limiter=limiter)
