@@ -122,7 +122,7 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         stopper = Stopper(
             bundle.pid_file, start.wishes.stop_signal or defaults.stop_signal, start.options.stop_timeout
         )
-        relay = stack.enter_context(Relay(stopper))
+        relay = stack.enter_context(Relay(stopper, stopper.kill_later))
         stack.enter_context(taken_down(bundle.rootfs))
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)

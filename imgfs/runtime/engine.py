@@ -63,6 +63,7 @@ class Engine:
         process = _start([*words, "--pid-file", str(bundle.pid_file), name], streams)
         with relay.to(process.pid):
             code = process.wait()
+            signal.alarm(0)  # no container is left to be killed
             self._clear(bundle, name)
             try:
                 if streams:
@@ -129,7 +130,11 @@ def _code(reason: str) -> int:
 
 
 class Stopper:
-    """Ends a container whose caller has gone: its stop signal first, SIGKILL after `patience` seconds."""
+    """Ends a container whose caller has gone: its stop signal first, SIGKILL after `patience` seconds.
+
+    One whose caller tells it to end, and that goes on, is killed as late: process 1 of a container ignores
+    what it has no handler for (pid_namespaces(7)).
+    """
 
     def __init__(self, pid_file: Path, stop_signal: str, patience: int = 10) -> None:
         self._pid_file = pid_file
@@ -138,13 +143,23 @@ class Stopper:
 
     def __call__(self) -> None:
         """Begin."""
-        signal.signal(signal.SIGALRM, lambda *_: self._send(signal.SIGKILL))
-        signal.alarm(self._patience)  # none for no seconds
+        self.kill_later()
         self._send(self._number if self._patience else signal.SIGKILL)
 
-    def _send(self, number: int) -> None:
+    def kill_later(self) -> None:
+        """Kill it after its time, if it has not ended before."""
+        signal.signal(signal.SIGALRM, lambda *_: self._kill())
+        signal.alarm(self._patience or 1)
+
+    def _kill(self) -> None:
+        if not self._send(signal.SIGKILL):
+            signal.alarm(1)  # it has not begun yet
+
+    def _send(self, number: int) -> bool:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(self._pid_file.read_text()), number)
+            return True
+        return False
 
 
 @contextlib.contextmanager

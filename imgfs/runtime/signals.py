@@ -28,16 +28,19 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
     """Catches signals while it is entered, but for those that are ignored, as after nohup(1).
 
     `orphaned` is called for a SIGTERM once the parent has died, and for a SIGHUP once the terminal has gone:
-    nobody is left to end what goes on in spite of it.
+    nobody is left to end what goes on in spite of it. `told_to_end` is called after any other SIGTERM.
     """
 
-    def __init__(self, orphaned: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, orphaned: Callable[[], None] | None = None, told_to_end: Callable[[], None] | None = None
+    ) -> None:
         self._target: int | None = None
         self._kept: list[int] = []
         self.ending: int | None = None  # the first signal caught that asks for an end
         self._before: dict[int, object] = {}
         self._parent = os.getppid()
         self._orphaned = orphaned
+        self._told_to_end = told_to_end
         self.resized: Callable[[], None] | None = None  # called for a SIGWINCH
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
@@ -71,10 +74,13 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
             self.resized()
         if self._orphaned and self._is_alone(number):
             self._orphaned()
-        elif self._target is None:
+            return
+        if self._target is None:
             self._kept.append(number)
         else:
             self._send(number)
+        if number == signal.SIGTERM and self._told_to_end:
+            self._told_to_end()
 
     def _is_alone(self, number: int) -> bool:
         """Whether a signal says that whoever started this is no more."""

@@ -56,7 +56,7 @@ Examples:
         metavar="SECONDS",
         type=_seconds,
         default=10,
-        help="how long it has after the stop signal, once imgfs itself was killed (default: 10)",
+        help="how long it has to end after SIGTERM, or once imgfs itself was killed (default: 10)",
     )
     _refused_options(command)
     _image_and_command(command)
