@@ -225,6 +225,14 @@ def test_referrers_that_a_mirror_does_not_know_are_asked_of_the_registry(
     assert mirrored.referrers(Digest.of(b"other")) == []
 
 
+def test_what_a_mirror_says_of_referrers_does_not_count(mirror: FaultServer, mirrored: Mirrored) -> None:
+    subject = Digest.of(b"subject")
+    entry = {"mediaType": "a/b", "digest": str(Digest.of(b"x")), "size": 1, "artifactType": "t/x"}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    mirror.add_manifest(APP, f"sha256-{subject.hex}", json.dumps(index).encode(), OCI_INDEX)
+    assert mirrored.referrers(subject) == []
+
+
 def test_a_mirror_is_told_whose_it_is_and_its_headers_go_nowhere_else(
     mirror: FaultServer, registry: FaultServer, opens: Opens
 ) -> None:
