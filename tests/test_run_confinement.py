@@ -338,3 +338,32 @@ def test_what_is_shown_goes_where_links_of_the_image_lead(
         f"{tmp_path}:/proc",
     ):
         assert "the mount at /" in run.run("run", "--runtime", runtime, "-v", wrong, image).complaint(126)
+
+
+BESIDE = (
+    "busybox awk '{ print \"mount\", $5, $6 }' /proc/self/mountinfo; "
+    "for d in $(busybox find /dev /zero /disk -type c -o -type b); "
+    "do (: <$d) 2>/dev/null && echo opened $d; done; busybox ls /proc/$$/fd | busybox sed 's/^/open /'"
+)
+STRICTER = {"/": {"nodev"}, **{key: {"nosuid", "nodev"} for key in ("/etc/hosts", "/etc/hostname")}}
+
+
+@needs_podman
+def test_mounts_devices_and_descriptors_are_those_of_podman_run_or_fewer(
+    run: Imgfs, podman: Sequence[str], layout: Path
+) -> None:
+    image = hostile(layout, *DEVICES, Volumes={"/srv": {}})
+    pulled = run.program(*podman, "pull", "-q", image).text.strip()
+    theirs = run.program(*podman, "run", *PODMAN, pulled, "sh", "-c", BESIDE).text.splitlines()
+    ours = shell(run, image, BESIDE, "--network", "none", "--runtime", "runc").text.splitlines()
+    assert set(listed(ours, "opened")) == set(listed(theirs, "opened")) - {"/zero"}  # by the cgroup alone
+    assert listed(ours, "open") == listed(theirs, "open")
+    flags = {place: set(given.split(",")) for place, given in map(str.split, listed(theirs, "mount"))}
+    expected = {place: given | STRICTER.get(place, set()) for place, given in flags.items()}
+    del expected["/run/.containerenv"]
+    found = {place: set(given.split(",")) for place, given in map(str.split, listed(ours, "mount"))}
+    assert found == expected
+
+
+def listed(lines: Sequence[str], what: str) -> list[str]:
+    return [line.removeprefix(f"{what} ") for line in lines if line.startswith(f"{what} ")]
