@@ -75,7 +75,7 @@ def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], Non
         os.setsid()  # the terminal's signals are the parent's, who passes them on
         code = work(enter)
     except SystemExit as error:  # argparse's
-        code = error.code if isinstance(error.code, int) else _FAILED
+        code = 0 if error.code in (0, None) else _FAILED  # a wrong option is 125 too, as podman has it
     except BaseException:  # noqa: BLE001  (told as Python tells it: the fork must not go on as its parent)
         sys.excepthook(*sys.exc_info())
     finally:
