@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError
-from imgfs.owned import open_owned_file
+from imgfs.owned.opening import open_owned_file
 from imgfs.quoting import LineFormatter
 
 log = logging.getLogger(__name__)

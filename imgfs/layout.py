@@ -23,7 +23,7 @@ from imgfs.oci import referrers
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import list_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX
-from imgfs.owned import sweep
+from imgfs.owned.held import sweep
 
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
 _NAMES = (_REF_NAME, "io.containerd.image.name")  # what an entry of `index.json` is called by

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.abreast import run_abreast
-from imgfs.content import LayerContent
 from imgfs.content.fetch import split
+from imgfs.content.layer import LayerContent
 from imgfs.content.profile import origin_of
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
@@ -49,7 +49,7 @@ from imgfs.oci.published import (
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
 from imgfs.source import Source
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.tree import copy_to_travel
 
 WORKERS = 2  # layers at once: decoding windows keeps a core busy

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from tests.mounted import NOBODY, Imgfs, processes_of_tests
 from tests.patience import allowed
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from tests import tarmake as tar
 from tests.mounted import Imgfs, Ran, Stored, gzipped, until, write_image
 

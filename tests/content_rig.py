@@ -6,14 +6,16 @@ import random
 from contextlib import ExitStack
 from pathlib import Path
 
-from imgfs.content import Content, Fetchers, LayerContent
+from imgfs.content.content import Content
+from imgfs.content.lanes import Fetchers
+from imgfs.content.layer import LayerContent
 from imgfs.content.plan import Sizes
 from imgfs.layer.deflate import ZlibEngine
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.fake_source import FakeSource
 

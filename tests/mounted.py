@@ -31,7 +31,8 @@ from typing import Any, NamedTuple, Self
 
 import zstandard
 
-from imgfs.mounts import Mount, mounts, our_mount_at, read_status
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.table import Mount, mounts, our_mount_at
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.fault_server import FaultServer

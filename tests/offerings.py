@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgfs.image import Resolved, Trust, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.image.trust import Trust
 from imgfs.layer.share import pack
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
@@ -24,7 +25,7 @@ from imgfs.oci.published import ARTIFACT_TYPE, SIZE_OF, Published, contents_of
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import CONFIG_BODY, soci_index, ztoc_descriptor
 from imgfs.publish import publication_of
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests.fake_source import FakeSource
 from tests.mounted import Stored
 from tests.ztocs import scanned

@@ -25,7 +25,7 @@ from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
 from imgfs.layer.share import unpack
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.published import unpacked_size
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.schema import SCHEMA as TREE_SCHEMA
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.content import Content
+from imgfs.content.content import Content
 from imgfs.content.counts import Cause
 from imgfs.content.lanes import Lane
 from imgfs.content.plan import requests_for

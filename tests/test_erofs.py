@@ -24,7 +24,7 @@ from imgfs.kernel.pages import forget_now
 from imgfs.kernel.placing import Chunks, chunks_of
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.layers import merged

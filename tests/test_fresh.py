@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from scripts.fresh import contained, machine, root
 from tests.containers import has_static_busybox
 from tests.mounted import CHECKOUT, SESSION, is_alive, processes_of_tests, until

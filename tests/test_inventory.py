@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.image import Resolved, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
-from imgfs.inventory import Needs, evict, layers_in_use, needs_of, refuse_if_used, sweep
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.inventory.needs import Needs, layers_in_use, needs_of, refuse_if_used, sweep
+from imgfs.inventory.prune import evict
 from imgfs.oci.descriptor import Digest, Platform
-from imgfs.store import Resolution, Store
+from imgfs.store.store import Resolution, Store
 from tests import tarmake
 from tests.fake_source import FakeSource, add_image, add_index
 from tests.test_prepare import Journal

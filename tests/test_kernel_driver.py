@@ -19,8 +19,8 @@ from imgfs.image.image import Image
 from imgfs.image.proof import Prover
 from imgfs.kernel.passthrough import Passthrough
 from imgfs.kernel.writer import write
-from imgfs.mounts import RUNTIME, mount_at, mounts
-from imgfs.store import Store
+from imgfs.mounts.table import RUNTIME, mount_at, mounts
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import (

@@ -14,7 +14,9 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Layer, Store, cached
+from imgfs.store.layer import Layer
+from imgfs.store.limit import cached
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.mounted import Imgfs, drop_caches, gzipped, plain, until, write_image
 

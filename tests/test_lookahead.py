@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import Unavailable
-from imgfs.image import Resolved, Trust, resolve
 from imgfs.image.lookahead import Lookahead
 from imgfs.image.prepare import prepare
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_CONFIG
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.fake_source import FakeSource, add_image
 from tests.test_prepare import LOWER, SMALL, Journal

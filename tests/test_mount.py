@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.mounted import (

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from imgfs.layer.index import LayerIndex
-from imgfs.store import Store
+from imgfs.store.store import Store
 from scripts.lab.registry import Registry
 from tests import tarmake as tar
 from tests.blobs import prose

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.kernel.driver import place
-from imgfs.mounts import RUNTIME, our_mount_at
+from imgfs.mounts.table import RUNTIME, our_mount_at
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, mount_of, write_image
 

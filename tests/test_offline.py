@@ -15,13 +15,13 @@ import pytest
 from imgfs.cli.fstab import mount_arguments
 from imgfs.cli.text import ago
 from imgfs.errors import Unavailable
-from imgfs.image import resolve, resolve_earlier
+from imgfs.image.resolve import resolve, resolve_earlier
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference, parse_reference
 from imgfs.source import UNKNOWN_SIZE
 from imgfs.source.offline import OfflineSource
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fake_source import FakeSource, add_image, add_index

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, StoreError, Unavailable
-from imgfs.image import Resolved, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
-from imgfs.inventory import evict
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.store import Layer, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.children import Child
 from tests.fake_source import FakeSource, add_image, add_index

@@ -17,17 +17,17 @@ from imgfs.content.counts import Cause
 from imgfs.content.lanes import Lane
 from imgfs.content.plan import requests_for
 from imgfs.errors import IntegrityError
-from imgfs.image import Resolved
 from imgfs.image import proof as proofs
 from imgfs.image.image import Image
 from imgfs.image.proof import Lull, Prover
-from imgfs.inventory import evict
+from imgfs.image.resolve import Resolved
+from imgfs.inventory.prune import evict
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.blobs import prose

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.image import Resolved, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
-from imgfs.inventory import Prunable, prunable, prune
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.inventory.prune import Prunable, prunable, prune
 from imgfs.oci.descriptor import Digest, Platform
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.fake_source import FakeSource, add_image
 from tests.test_limit import noise

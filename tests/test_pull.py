@@ -18,19 +18,20 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import IntegrityError, NotFound, StoreError, Unavailable
-from imgfs.image import Trust, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.image.resolve import resolve
+from imgfs.image.trust import Trust
 from imgfs.image.whole import MeteredSource, fetch_whole
-from imgfs.inventory import evict
+from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import vouch
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.source.abreast import AbreastSource
-from imgfs.store import Store
 from imgfs.store.part import UNIT
 from imgfs.store.seal import seal
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.blobs import prose
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imgfs.cli import main
 from imgfs.quoting import LineFormatter, printable, printable_path
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, write_image
 

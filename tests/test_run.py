@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from tests import containers
 from tests.containers import (
     PODMAN,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from tests import containers
 from tests import tarmake as tar
 from tests.containers import (

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from imgfs.mounts import mounts
+from imgfs.mounts.table import mounts
 from tests.mounted import Imgfs
 from tests.scratch_files import EXCHANGE, NOREPLACE, Disk, Files, State
 from tests.scratch_image import NAMES, Base, write_base

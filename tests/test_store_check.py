@@ -10,11 +10,14 @@ from random import Random
 import pytest
 
 from imgfs.image.image import Image
-from imgfs.inventory import Fault, check, evict
+from imgfs.inventory.check import Fault, check
+from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Flat, Layer, Store
+from imgfs.store.flat import Flat
+from imgfs.store.layer import Layer
 from imgfs.store.seal import seal
+from imgfs.store.store import Store
 from scripts.proving.cases import Opened, expected, opened
 from scripts.proving.specimens import Specimen, every, gzips, tars
 from tests import tarmake

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.mounted import Imgfs, drop_caches, gzipped, write_image
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.fault_server import Fault, FaultServer
 from tests.mounted import Imgfs, drop_caches, plain, serve

@@ -27,7 +27,8 @@ from imgfs.oci.policy import Policy
 from imgfs.oci.published import NAME_OF, PROFILE, SIZE_OF, Published
 from imgfs.oci.soci import CONFIG_BODY, with_soci_v2, ztoc_descriptor
 from imgfs.publish import publication_of
-from imgfs.store import Flat, Store
+from imgfs.store.flat import Flat
+from imgfs.store.store import Store
 from tests import tarmake as tar
 from tests.blobs import prose
 from tests.fake_source import FakeSource

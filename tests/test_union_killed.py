@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay import Overlay
 from imgfs.overlay.marks import Owner
 from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.renaming import EXCHANGE
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar

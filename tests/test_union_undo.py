@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay import Overlay
 from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.undo import undo_copy_up
 from imgfs.tree.tree import Tree
 from tests import tarmake as tar

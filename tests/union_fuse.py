@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from imgfs.overlay import Upper
-from imgfs.overlay.upper import At
+from imgfs.overlay.upper import At, Upper
 
 CHANGING = {
     "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.removexattr", "os.rename", "os.rmdir",

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.layer.entry import Extent
-from imgfs.overlay import Overlay, Upper
 from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File, Union
+from imgfs.overlay.upper import Upper
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Tree
 

@@ -50,7 +50,7 @@ def _images(options: argparse.Namespace) -> Iterable[str]:
 
 def _mounts(options: argparse.Namespace) -> Iterable[str]:
     del options
-    from imgfs.mounts import mounts
+    from imgfs.mounts.table import mounts
 
     return (str(mount.mountpoint) for mount in mounts() if mount.is_ours)
 

@@ -15,9 +15,12 @@ from imgfs.cli.run import complain, warn
 from imgfs.cli.wishing import wishes_of
 from imgfs.config import Environment
 from imgfs.errors import UsageError
-from imgfs.image import Resolved
-from imgfs.mount import Mounting, MountOptions
-from imgfs.mounts import check_mountable, our_mount_at, unmount
+from imgfs.image.resolve import Resolved
+from imgfs.mount.mounting import Mounting
+from imgfs.mount.options import MountOptions
+from imgfs.mounts.ending import unmount
+from imgfs.mounts.place import check_mountable
+from imgfs.mounts.table import our_mount_at
 from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
 from imgfs.runtime.bundle import Bundle, new_bundle

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, UsageError
-from imgfs.mounts import mount_at, our_mount_at, read_status
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.reference import parse_reference
 
 # Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.

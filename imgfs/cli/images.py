@@ -16,16 +16,17 @@ from imgfs.cli.saying import complain
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
-from imgfs.image import Earlier, Resolved, Trust, resolve, resolve_earlier
 from imgfs.image.lookahead import Lookahead
+from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
 from imgfs.image.standing import is_ready
+from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
 from imgfs.source import Source, open_source
 from imgfs.source.offline import OfflineSource
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.image import Image

@@ -18,8 +18,8 @@ from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
 from imgfs.destination import Destination, tag_of
 from imgfs.errors import NotFound, RegistryError, StoreError, UsageError
-from imgfs.image import Resolved
 from imgfs.image.image import Image
+from imgfs.image.resolve import Resolved
 from imgfs.image.standing import open_index
 from imgfs.oci.artifact import Artifact, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -31,7 +31,7 @@ from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index
 from imgfs.publish import Publication, publication_of
 from imgfs.quoting import printable
 from imgfs.source import Source
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.transfer import (
     Document,
     Parcel,

@@ -15,7 +15,7 @@ from imgfs import __version__
 from imgfs.cli.images import wanted
 from imgfs.cli.saying import say, say_line
 from imgfs.cli.text import long_line, size
-from imgfs.image import Resolved
+from imgfs.image.resolve import Resolved
 from imgfs.quoting import printable
 from imgfs.tree.tree import Node, Tree
 

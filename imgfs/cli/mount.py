@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgfs.errors import MountError, UsageError
-from imgfs.mounts import Mount, check_mountable, our_mount_at, our_mounts, read_status, unmount
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.ending import unmount
+from imgfs.mounts.place import check_mountable
+from imgfs.mounts.table import Mount, our_mount_at, our_mounts
 
 if TYPE_CHECKING:
     from imgfs.cli.images import Wanted
-    from imgfs.mount import MountOptions
+    from imgfs.mount.options import MountOptions
     from imgfs.overlay.scratch import Scratch
-    from imgfs.store import Store
+    from imgfs.store.store import Store
 
 
 def mount(options: argparse.Namespace) -> int:
     """Mount an image."""
-    from imgfs.mount import Mounting, mount_in_foreground
+    from imgfs.mount.mounting import Mounting, mount_in_foreground
 
     if options.fill and options.offline:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
@@ -39,7 +42,7 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
     """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
     from imgfs.cli.images import wanted
     from imgfs.content.fill import FillOptions
-    from imgfs.mount import MountOptions
+    from imgfs.mount.options import MountOptions
 
     image = wanted(options)
     scratch = _scratch(options, image.store)

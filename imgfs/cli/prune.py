@@ -12,11 +12,13 @@ from imgfs.cli.arguments.storing import NO_LIMIT
 from imgfs.cli.images import open_store
 from imgfs.cli.saying import say
 from imgfs.cli.text import ago, size
-from imgfs.inventory import Prunable, needs_of, prunable
-from imgfs.inventory import prune as prune_store
+from imgfs.inventory.needs import needs_of
+from imgfs.inventory.prune import Prunable, prunable
+from imgfs.inventory.prune import prune as prune_store
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
-from imgfs.store import Store, cached
+from imgfs.store.limit import cached
+from imgfs.store.store import Store
 
 _DAY = 86_400.0  # seconds
 

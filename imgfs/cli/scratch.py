@@ -19,17 +19,18 @@ from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.image import resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.image.resolve import resolve
 from imgfs.kernel.handles import inos
-from imgfs.mounts import mount_at, our_mount_at, read_status
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.overlay.changes import Change, Changes, How
 from imgfs.overlay.scratch import Base, Scratch, kept, named, sync
 from imgfs.quoting import printable, printable_path
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 _WORDS = {How.ADDED: "added", How.CHANGED: "changed", How.DELETED: "deleted"}
 _KINDS = {

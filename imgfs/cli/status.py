@@ -16,7 +16,8 @@ from typing import Any
 from imgfs.cli.report import report
 from imgfs.cli.saying import say
 from imgfs.metrics.exposition import exposition
-from imgfs.mounts import our_mount_at, read_status
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.table import our_mount_at
 
 Status = dict[str, Any]
 Text = Callable[[Status, Status | None], str]  # of a status, and of the one before it

@@ -15,13 +15,16 @@ from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.inventory import evict, needs_of, refuse_if_used, sweep
+from imgfs.inventory.needs import needs_of, refuse_if_used, sweep
+from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
-from imgfs.mounts import our_mounts, read_status
+from imgfs.mounts.asking import read_status
+from imgfs.mounts.table import our_mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
 from imgfs.registry.shortnames import candidates
-from imgfs.store import Layer, Resolution, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Resolution, Store
 
 
 def path(options: argparse.Namespace) -> int:

@@ -8,25 +8,3 @@ A read turns into extents, flat ranges, spans. What is missing is asked for in r
     content > fill, profile                 what happens in the background
     plan, ahead, profile, counts, pieces    pure
 """
-
-from imgfs.content.content import Content
-from imgfs.content.fill import FillOptions
-from imgfs.content.lanes import FETCHERS, Fetchers
-from imgfs.content.layer import PATIENCE, LayerContent
-from imgfs.content.pieces import Piece, pieces_of
-from imgfs.content.profile import Profile, ProfileLayer
-from imgfs.content.spans import Spans
-
-__all__ = [
-    "FETCHERS",
-    "PATIENCE",
-    "Content",
-    "Fetchers",
-    "FillOptions",
-    "LayerContent",
-    "Piece",
-    "Profile",
-    "ProfileLayer",
-    "Spans",
-    "pieces_of",
-]

@@ -19,7 +19,8 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
-from imgfs.store import Aside, Flat
+from imgfs.store.aside import Aside
+from imgfs.store.flat import Flat
 
 _BATCH = 64 << 10  # compressed bytes of small spans that are marked together
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imgfs.layer.entry import Span
-from imgfs.store import Aside, Flat
+from imgfs.store.aside import Aside
+from imgfs.store.flat import Flat
 
 _HELD = 4 << 20  # verified bytes that wait for the rest of their batch, at most: marking costs a lock
 

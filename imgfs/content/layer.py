@@ -27,7 +27,7 @@ from imgfs.content.spans import Places, Spans
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor
-from imgfs.store import Flat
+from imgfs.store.flat import Flat
 from imgfs.store.presence import PRESENT
 
 PATIENCE = 60.0  # seconds without a byte of the layer after which a read that waits for some fails

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 import trio
 
 from imgfs.fuse.interrupts import undone_or_done
-from imgfs.overlay import Overlay
 from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.undo import undo_copy_up
 
 

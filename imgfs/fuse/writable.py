@@ -37,10 +37,10 @@ from imgfs.fuse.protocol import (
 from imgfs.fuse.requests import writing
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
-from imgfs.overlay import Overlay
 from imgfs.overlay.listing import Listing as UnionListing
 from imgfs.overlay.marks import CAPABILITY, Owner
 from imgfs.overlay.node import Attributes, UpperNode, is_access_old
+from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File
 from imgfs.tree.tree import Node
 

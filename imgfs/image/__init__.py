@@ -4,10 +4,3 @@
 They are two steps, for two processes: the second is the daemon's, and nothing open crosses the fork.
 Who has an image that `is_ready` needs none of what prepares one: that takes time to load, too.
 """
-
-from __future__ import annotations
-
-from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
-from imgfs.image.trust import Trust
-
-__all__ = ["Earlier", "Resolved", "Trust", "resolve", "resolve_earlier"]

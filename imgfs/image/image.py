@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 
-from imgfs.content import Content, Fetchers, LayerContent
+from imgfs.content.content import Content
+from imgfs.content.lanes import Fetchers
+from imgfs.content.layer import LayerContent
 from imgfs.errors import StoreError
 from imgfs.image.resolve import Resolved
 from imgfs.image.standing import Standing, open_index
@@ -14,7 +16,8 @@ from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
-from imgfs.store import Layer, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once

@@ -17,7 +17,7 @@ from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.source import Source
-from imgfs.store import Layer
+from imgfs.store.layer import Layer
 
 _SMALL = 256 << 10  # bytes of a blob that is streamed rather than asked for its table of contents
 

@@ -8,7 +8,7 @@ from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest
 from imgfs.source import Source
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.image.offers import Offers

@@ -25,7 +25,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.source import Source
-from imgfs.store import Store
+from imgfs.store.store import Store
 from imgfs.tree.merge import merge
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.

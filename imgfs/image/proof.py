@@ -16,13 +16,14 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from imgfs.content import LayerContent
+from imgfs.content.layer import LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.standing import open_index, refutation
 from imgfs.layer.index import TAR, LayerIndex
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Layer, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)

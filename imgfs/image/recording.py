@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from imgfs.content import Content, Profile
-from imgfs.content.profile import origin_of
+from imgfs.content.content import Content
+from imgfs.content.profile import Profile, origin_of
 from imgfs.errors import InvalidImage
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 BY_ITSELF = "auto"  # the profile that every mount records unless it is told another name
 DEFAULT = "default"  # the one that is replayed rather than that, if there is one

@@ -24,7 +24,7 @@ from imgfs.oci.image import (
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
 from imgfs.source import UNKNOWN_SIZE, Source
 from imgfs.source.offline import OfflineSource
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 _NESTING = 4  # indexes inside indexes
 _SHORTEST_DIGEST = 12  # digits that a digest must be given with

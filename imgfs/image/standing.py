@@ -10,7 +10,8 @@ from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.store import Layer, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
 from typing import Protocol
 
-from imgfs.content import Content, LayerContent
+from imgfs.content.content import Content
 from imgfs.content.counts import Cause
 from imgfs.content.fill import Bucket
 from imgfs.content.lanes import Lane
+from imgfs.content.layer import LayerContent
 from imgfs.content.plan import requests_for
 from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.image.image import Image
@@ -24,7 +25,7 @@ from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor
 from imgfs.source import Source
 from imgfs.source.wrapped import WrappedSource
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 _TRIES = 3  # at what is evicted while it is brought
 

@@ -19,8 +19,9 @@ from imgfs.inventory.flatcheck import Verdict, judge
 from imgfs.layer.index import RULES, SCHEMA, SHORTCUTS, LayerIndex
 from imgfs.layer.rows import has_schema, misfit
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Layer, Store
+from imgfs.store.layer import Layer
 from imgfs.store.seal import is_whole
+from imgfs.store.store import Store
 from imgfs.tree.schema import MILESTONES
 from imgfs.tree.schema import RULES as TREE_RULES
 from imgfs.tree.schema import SCHEMA as TREE_SCHEMA

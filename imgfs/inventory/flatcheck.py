@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.index import TAR, LayerIndex
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Flat
+from imgfs.store.flat import Flat
 
 _PIECE = 1 << 20  # bytes that are read at once
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest, parse_document
-from imgfs.store import Layer, Resolution, Store
+from imgfs.store.layer import Layer
+from imgfs.store.store import Resolution, Store
 
 
 @dataclass(frozen=True, slots=True)

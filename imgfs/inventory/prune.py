@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from imgfs.inventory.needs import needs_of
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Cached, Layer, Store, cached, over
+from imgfs.store.layer import Layer
+from imgfs.store.limit import Cached, cached, over
+from imgfs.store.store import Store
 
 
 class Prunable(NamedTuple):

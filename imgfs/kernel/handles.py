@@ -11,7 +11,7 @@ from imgfs.kernel.erofs import SLOT, SUPERBLOCK, SUPERBLOCK_SIZE, read_uuid
 
 if TYPE_CHECKING:
     from imgfs.oci.descriptor import Digest
-    from imgfs.store import Store
+    from imgfs.store.store import Store
 
 # struct ovl_fb (fs/overlayfs/overlayfs.h) around what erofs_encode_fh makes of a nid (fs/erofs/super.c):
 # version, magic, length, flags, type; the file system's UUID; nid (its upper half), nid (its lower half), 0

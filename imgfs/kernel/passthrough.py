@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imgfs.content import LayerContent
+from imgfs.content.layer import LayerContent
 
 
 class Passthrough:

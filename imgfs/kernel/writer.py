@@ -24,7 +24,8 @@ from imgfs.image.standing import open_index
 from imgfs.kernel.driver import check_host
 from imgfs.kernel.metadata import metadata_of
 from imgfs.oci.descriptor import Digest
-from imgfs.store import Store, take_if_free
+from imgfs.store.disk import take_if_free
+from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 
 _NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done

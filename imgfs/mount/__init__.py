@@ -4,8 +4,3 @@ The image is prepared in the calling process, where progress can be shown; the d
 loads meanwhile what it will need. The caller returns when the kernel's greeting has been answered, or raises
 what the daemon could not do. Nothing open crosses the fork: the daemon opens the store itself.
 """
-
-from imgfs.mount.mounting import Mounting, mount_in_foreground
-from imgfs.mount.options import MountOptions
-
-__all__ = ["MountOptions", "Mounting", "mount_in_foreground"]

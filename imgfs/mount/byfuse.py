@@ -20,13 +20,13 @@ from imgfs.fuse.operations import Operations
 from imgfs.fuse.writable import WritableOperations
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import base_of, end_on_signal, limit_unwritten, raise_read_ahead, sync_now_and_then
-from imgfs.mounts import mount_at
+from imgfs.mounts.table import mount_at
 from imgfs.overlay.scratch import Scratch
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
-    from imgfs.overlay import Overlay
-    from imgfs.store import Store
+    from imgfs.overlay.overlay import Overlay
+    from imgfs.store.store import Store
 
 log = logging.getLogger("imgfs.mount")
 

@@ -14,7 +14,7 @@ import trio
 from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import base_of, end_on_signal, raise_read_ahead, sync_now_and_then
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image

@@ -19,12 +19,12 @@ from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions
 
 if TYPE_CHECKING:
-    from imgfs.image import Resolved
     from imgfs.image.image import Image
+    from imgfs.image.resolve import Resolved
     from imgfs.metrics.address import Address
     from imgfs.metrics.endpoint import Endpoint
     from imgfs.source import Source
-    from imgfs.store import Store
+    from imgfs.store.store import Store
 
 log = logging.getLogger("imgfs.mount")
 

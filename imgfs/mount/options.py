@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgfs.content import FillOptions
-    from imgfs.image import Trust
+    from imgfs.content.fill import FillOptions
+    from imgfs.image.trust import Trust
     from imgfs.metrics.address import Address
     from imgfs.overlay.scratch import Scratch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgfs.layer.voucher import words_in
 from imgfs.mount.options import MountOptions
-from imgfs.store import Store
+from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image

@@ -26,7 +26,13 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.owned import check_owned, open_owned_directory, open_owned_file, random_name, read_owned_file
+from imgfs.owned.opening import (
+    check_owned,
+    open_owned_directory,
+    open_owned_file,
+    random_name,
+    read_owned_file,
+)
 
 log = logging.getLogger(__name__)
 

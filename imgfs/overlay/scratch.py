@@ -51,7 +51,8 @@ from imgfs.overlay.normal import normalise_foreign
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
-from imgfs.owned import new_directory, random_name, sweep
+from imgfs.owned.held import new_directory, sweep
+from imgfs.owned.opening import random_name
 from imgfs.tree.schema import ROOT
 from imgfs.tree.tree import Tree
 

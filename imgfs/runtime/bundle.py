@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.owned import new_directory, open_owned_directory, sweep
+from imgfs.owned.held import new_directory, sweep
+from imgfs.owned.opening import open_owned_directory
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.targets import check_volume
 from imgfs.runtime.volumes import fill

@@ -112,7 +112,7 @@ def let_go_of_mounts(needed: Iterable[Path]) -> None:
     Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
     them (mount_namespaces(7)). An ordinary user cannot: for him they are locked.
     """
-    from imgfs.mounts import mounts  # here: who only waits needs none of it
+    from imgfs.mounts.table import mounts  # here: who only waits needs none of it
 
     places = [Path(os.path.realpath(path)) for path in needed]
     for mount in reversed(mounts()):

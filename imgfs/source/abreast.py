@@ -15,8 +15,8 @@ from contextlib import closing
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.source import Source
 from imgfs.source.wrapped import WrappedSource
-from imgfs.store import Part, Store
-from imgfs.store.part import UNIT
+from imgfs.store.part import UNIT, Part
+from imgfs.store.store import Store
 
 AT_ONCE = 8  # requests under way for all layers together
 _OF_ONE = 4  # of them for one layer

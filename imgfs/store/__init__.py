@@ -23,15 +23,3 @@ lock's file, set once by each mount: access times are switched off on many machi
 
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.
 """
-
-from imgfs.store.aside import Aside as Aside
-from imgfs.store.disk import take_if_free as take_if_free
-from imgfs.store.disk import write_aside as write_aside
-from imgfs.store.flat import Flat as Flat
-from imgfs.store.layer import Layer as Layer
-from imgfs.store.limit import Cached as Cached
-from imgfs.store.limit import cached as cached
-from imgfs.store.limit import over as over
-from imgfs.store.part import Part as Part
-from imgfs.store.store import Resolution as Resolution
-from imgfs.store.store import Store as Store

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imgfs.owned import new_file
+from imgfs.owned.held import new_file
 from imgfs.store.disk import ASIDE, store_errors
 from imgfs.store.writing import write_at
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned import new_file, open_owned_file, sweep
+from imgfs.owned.held import new_file, sweep
+from imgfs.owned.opening import open_owned_file
 
 ASIDE = ".new-"  # begins the name of a file that is not complete yet
 

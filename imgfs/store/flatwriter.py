@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned import new_file
+from imgfs.owned.held import new_file
 from imgfs.store.disk import ASIDE
 from imgfs.store.presence import UNBOUND, drop, replace
 from imgfs.store.writing import write_at

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError
-from imgfs.owned import read_owned_file
+from imgfs.owned.opening import read_owned_file
 from imgfs.store.disk import locked_if_free, store_errors, write_aside
 from imgfs.store.layer import Layer
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imgfs.owned import random_name
+from imgfs.owned.opening import random_name
 
 PIN = "pin-"  # begins the other name
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned import new_file
+from imgfs.owned.held import new_file
 from imgfs.store.disk import ASIDE, boot_id
 from imgfs.store.pin import leads_to, lock_on
 

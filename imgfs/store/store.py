@@ -14,7 +14,8 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.owned import new_directory, open_owned_directory, read_owned_file, sweep
+from imgfs.owned.held import new_directory, sweep
+from imgfs.owned.opening import open_owned_directory, read_owned_file
 from imgfs.store.disk import ASIDE, disk_usage, store_errors, write_aside
 from imgfs.store.layer import LOCKS, Layer
 from imgfs.store.limit import Limit

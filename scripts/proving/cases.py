@@ -23,11 +23,11 @@ import zstandard
 
 from imgfs.content.profile import Profile
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, NotFound, StoreError, UsageError
-from imgfs.image import Resolved, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
-from imgfs.inventory import check as check_store
-from imgfs.inventory import evict
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.inventory.check import check as check_store
+from imgfs.inventory.prune import evict
 from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -35,8 +35,8 @@ from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document
 from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
 from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
-from imgfs.store import Store
 from imgfs.store.seal import seal
+from imgfs.store.store import Store
 from scripts.proving import hostile
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar
 from scripts.proving.specimens import (

@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from imgfs.errors import ImgfsError
-from imgfs.inventory import evict
-from imgfs.store import Store
+from imgfs.inventory.prune import evict
+from imgfs.store.store import Store
 from scripts.benchmark.report import Table
 from scripts.lab.registry import Registry
 from scripts.proving.load import Ledger, Reader, Usage

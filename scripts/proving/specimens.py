@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
-from imgfs.image import Trust, resolve
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.image.resolve import resolve
+from imgfs.image.trust import Trust
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_MANIFEST
@@ -23,7 +24,7 @@ from imgfs.oci.published import ARTIFACT_TYPE, contents_of
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import CONFIG_BODY, SOCI_V1, soci_index, ztoc_descriptor
 from imgfs.publish import publication_of
-from imgfs.store import Store
+from imgfs.store.store import Store
 from tests import tarmake
 from tests.blobs import prose
 from tests.fake_source import FakeSource
