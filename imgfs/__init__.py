@@ -15,7 +15,7 @@ The words
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
-    abreast     several long works side by side  quoting     strangers' texts as lines that print
+    parallel    several long tasks side by side  quoting     strangers' texts as lines that print
     oci/        reference, descriptor, image: documents, pure
     owned/      what could be another user's or process's: opened, made and swept by rule
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
@@ -26,7 +26,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     tree        the merged tree on disk       content     a file's bytes, on demand
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what
-    mounts/     the kernel's mount table    daemon      a process that outlives its caller
+    mounts/     the kernel's mount table    daemonize   a process that outlives its caller
     metrics     what a mount says of itself, for Prometheus
     publish     what an index of an image is made of, for others
     runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.abreast import run_abreast
 from imgfs.content.fetch import split
 from imgfs.content.layer import LayerContent
 from imgfs.content.profile import origin_of
@@ -48,6 +47,7 @@ from imgfs.oci.published import (
 )
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
+from imgfs.parallel import run_abreast
 from imgfs.source import Source
 from imgfs.store.store import Store
 from imgfs.tree.tree import copy_to_travel

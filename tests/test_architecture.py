@@ -13,14 +13,14 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config", "abreast", "quoting"},
+    {"errors", "config", "parallel", "quoting"},
     {"oci", "owned"},
     {"layer", "registry", "store", "layout"},
     {"source", "destination"},
     {"transfer", "commit"},
     {"tree", "content"},
     {"overlay"},
-    {"inventory", "image", "mounts", "daemon", "metrics"},
+    {"inventory", "image", "mounts", "daemonize", "metrics"},
     {"publish", "runtime"},
     {"fuse", "kernel"},
     {"mount", "manual"},

@@ -333,7 +333,7 @@ def test_auto_is_fuse_where_the_kernel_cannot_and_the_log_says_why(
     assert (at / "noise").read_bytes() == NOISE
     assert any(f"by FUSE, not by EROFS: {reason}" in line for line in imgfs.logged())
     imgfs.umount(at)
-    imgfs.expected.append(f"ERROR imgfs.daemon: {reason}")
+    imgfs.expected.append(f"ERROR imgfs.daemonize: {reason}")
     ran = imgfs.run("mount", "--driver=kernel", *options, image, at)
     assert reason in ran.complaint()
 
@@ -362,7 +362,7 @@ def test_auto_is_fuse_if_the_kernel_refuses_at_the_last_moment(imgfs: Imgfs, tmp
 
 def test_an_ordinary_user_is_told_who_may(nobody: Imgfs, open_path: Path) -> None:
     image = write_image(open_path / "layout", [gzipped(LAYER)])
-    nobody.expected.append("ERROR imgfs.daemon: only root may")
+    nobody.expected.append("ERROR imgfs.daemonize: only root may")
     ran = nobody.run("mount", "--driver=kernel", image, nobody.mountpoint())
     assert "only root may mount EROFS" in ran.complaint()
     nobody.umount(nobody.mount(image, "--driver=auto"))
@@ -416,7 +416,7 @@ def test_umount_clears_what_a_killed_daemon_left(kernel: Imgfs, image: str, scra
     assert "its daemon has died; clear it with: imgfs umount" in kernel.run("status", at).complaint()
     assert "imgfs umount" in kernel.run("mount", image, at).complaint()
     if scratch:
-        kernel.expected.append("ERROR imgfs.daemon: scratch kept is in use")
+        kernel.expected.append("ERROR imgfs.daemonize: scratch kept is in use")
         ran = kernel.run("mount", *scratch, image, kernel.mountpoint("other"))
         assert f"scratch kept is in use: mounted at {at} by overlayfs" in ran.complaint()
     kernel.umount(at)

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from imgfs.abreast import run_abreast
 from imgfs.errors import ImgfsError
 from imgfs.image.adopt import adopt_profiles, adopt_tree
 from imgfs.image.indexing import Indexing, Reporter, doing_without
@@ -24,6 +23,7 @@ from imgfs.layer.voucher import together
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
+from imgfs.parallel import run_abreast
 from imgfs.source import Source
 from imgfs.store.store import Store
 from imgfs.tree.merge import merge

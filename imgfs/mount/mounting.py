@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgfs.daemon import Daemon, run_in_foreground
+from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions
 
