@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 
 import zstandard
 
-from imgfs.mounts.asking import read_status
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import Mount, mounts, our_mount_at
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST

@@ -16,7 +16,7 @@ import pytest
 
 from imgfs.cli.report import report
 from imgfs.content.counts import Cause, Counts
-from imgfs.mounts.asking import decode_status, encode_status
+from imgfs.mounts.status_client import decode_status, encode_status
 from tests import tarmake as tar
 from tests.fault_server import FaultServer
 from tests.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image

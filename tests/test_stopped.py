@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mounts import asking as asking_module
-from imgfs.mounts.asking import Silent, read_status
+from imgfs.mounts import status_client as asking_module
+from imgfs.mounts.status_client import Silent, read_status
 from imgfs.mounts.table import Mount, mount_at
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, is_alive, until, write_image

@@ -18,9 +18,9 @@ from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved
 from imgfs.mount.mounting import Mounting
 from imgfs.mount.options import MountOptions
-from imgfs.mounts.ending import unmount
-from imgfs.mounts.place import check_mountable
+from imgfs.mounts.mountpoint import check_mountable
 from imgfs.mounts.table import our_mount_at
+from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
 from imgfs.runtime.bundle import Bundle, new_bundle

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, UsageError
-from imgfs.mounts.asking import read_status
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.reference import parse_reference
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgfs.errors import MountError, UsageError
-from imgfs.mounts.asking import read_status
-from imgfs.mounts.ending import unmount
-from imgfs.mounts.place import check_mountable
+from imgfs.mounts.mountpoint import check_mountable
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import Mount, our_mount_at, our_mounts
+from imgfs.mounts.unmount import unmount
 
 if TYPE_CHECKING:
     from imgfs.cli.images import Wanted

@@ -23,7 +23,7 @@ from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import resolve
 from imgfs.kernel.handles import inos
-from imgfs.mounts.asking import read_status
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference

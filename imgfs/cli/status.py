@@ -16,7 +16,7 @@ from typing import Any
 from imgfs.cli.report import report
 from imgfs.cli.saying import say
 from imgfs.metrics.exposition import exposition
-from imgfs.mounts.asking import read_status
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import our_mount_at
 
 Status = dict[str, Any]

@@ -18,7 +18,7 @@ from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.inventory.needs import needs_of, refuse_if_used, sweep
 from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
-from imgfs.mounts.asking import read_status
+from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import our_mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable

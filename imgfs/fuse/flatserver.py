@@ -16,7 +16,7 @@ import trio
 
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.flatfiles import FlatFiles
-from imgfs.mounts.asking import encode_status
+from imgfs.mounts.status_client import encode_status
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
 

@@ -41,7 +41,7 @@ from imgfs.fuse.requests import reading
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
-from imgfs.mounts.asking import STATUS_XATTR, encode_status
+from imgfs.mounts.status_client import STATUS_XATTR, encode_status
 from imgfs.tree.tree import Node
 
 _BLOCK = 4096  # what statfs counts in

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.mounts.asking import Silent, read_status
+from imgfs.mounts.status_client import Silent, read_status
 from imgfs.mounts.table import Mount, mount_at
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import MountError
-from imgfs.mounts.asking import Silent, daemon_of, is_stopped_process, read_status
+from imgfs.mounts.status_client import Silent, daemon_of, is_stopped_process, read_status
 from imgfs.mounts.table import Mount
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
