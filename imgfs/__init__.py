@@ -19,10 +19,9 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     oci/        reference, descriptor, image: documents, pure
     owned/      what could be another user's or process's: opened, made and swept by rule
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
-    store       the cache directory           layout      an OCI image layout directory, written to
-    source      where images come from: a registry or an OCI layout
-    destination  where images go, likewise
-    transfer    from source to destination    commit      an image out of another and what was changed in it
+    store/      the cache directory
+    transport/  where images come from and go to: a registry or an OCI layout
+    commit      an image out of another and what was changed in it
     tree        the merged tree on disk       content     a file's bytes, on demand
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    inventory   what in the store belongs to what
@@ -35,7 +34,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     manual/     the user's and the developer's book
     cli/        arguments in, text out
 
-The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `source` fetches a span ->
+The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `transport` fetches a span ->
 `layer.codec` decodes it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay` (copied up? pwrite).
 """
 

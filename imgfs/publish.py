@@ -48,8 +48,8 @@ from imgfs.oci.published import (
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
 from imgfs.parallel import run_abreast
-from imgfs.source import Source
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
 from imgfs.tree.tree import copy_to_travel
 
 WORKERS = 2  # layers at once: decoding windows keeps a core busy

@@ -11,7 +11,7 @@ from typing import Any
 from imgfs.errors import NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from imgfs.source import Traffic
+from imgfs.transport.source import Traffic
 
 _CHUNK = 64 * 1024
 

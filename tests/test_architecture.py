@@ -15,9 +15,9 @@ ROOT = Path(imgfs.__file__).parent
 RANKS = [
     {"errors", "config", "parallel", "quoting"},
     {"oci", "owned"},
-    {"layer", "registry", "store", "layout"},
-    {"source", "destination"},
-    {"transfer", "commit"},
+    {"layer", "registry", "store"},
+    {"transport"},
+    {"commit"},
     {"tree", "content"},
     {"overlay"},
     {"inventory", "image", "mounts", "daemonize", "metrics"},

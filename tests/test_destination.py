@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.destination import Destination, open_destination, tag_of
 from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable, UsageError
-from imgfs.layout import entered
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.retry import Timeouts
-from imgfs.source import open_source
+from imgfs.transport.destination import Destination, open_destination, tag_of
+from imgfs.transport.layout_writer import entered
+from imgfs.transport.source import open_source
 from tests.fault_server import LAYER, FaultServer
 from tests.mounted import CHECKOUT, SESSION, gzipped, write_image
 from tests.patience import allowed
@@ -323,7 +323,7 @@ def test_threads_may_put_the_same_blobs_at_once(layout: Path, opened: Opener) ->
 
 _WRITER = """
 import json, sys
-from imgfs.destination import open_destination
+from imgfs.transport.destination import open_destination
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import parse_reference
 layout, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -335,7 +335,7 @@ for number in range(count):
 """
 _HALF = """
 import sys, time
-from imgfs.destination import open_destination
+from imgfs.transport.destination import open_destination
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import parse_reference
 def half(offset):

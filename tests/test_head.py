@@ -12,7 +12,7 @@ from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.mirrored import Mirrored
 from imgfs.registry.retry import Timeouts
-from imgfs.source.registry import RegistrySource
+from imgfs.transport.registry import RegistrySource
 from tests.clients import endpoint_of
 from tests.fault_server import Fault, FaultServer
 

@@ -19,9 +19,9 @@ from imgfs.image.resolve import resolve, resolve_earlier
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference, parse_reference
-from imgfs.source import UNKNOWN_SIZE
-from imgfs.source.offline import OfflineSource
 from imgfs.store.store import Store
+from imgfs.transport.offline import OfflineSource
+from imgfs.transport.source import UNKNOWN_SIZE
 from tests import tarmake as tar
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.fake_source import FakeSource, add_image, add_index

@@ -28,10 +28,10 @@ from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import vouch
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.source.abreast import AbreastSource
 from imgfs.store.part import UNIT
 from imgfs.store.seal import seal
 from imgfs.store.store import Store
+from imgfs.transport.parallel import AbreastSource
 from tests import tarmake as tar
 from tests.blobs import prose
 from tests.docker_registry import docker_registry, needs_docker_registry, push_image

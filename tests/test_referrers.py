@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import requests
 
-from imgfs.destination import Destination, open_destination
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.artifact import EMPTY, Artifact, artifact_manifest, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -23,7 +22,8 @@ from imgfs.oci.referrers import parse_referrers, referrers_tag, with_referrer
 from imgfs.registry.client import Client
 from imgfs.registry.credentials import Credentials
 from imgfs.registry.retry import Timeouts
-from imgfs.source import Source, open_source
+from imgfs.transport.destination import Destination, open_destination
+from imgfs.transport.source import Source, open_source
 from tests.clients import client_of
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image
 from tests.fault_server import Fault, FaultServer

@@ -1056,7 +1056,7 @@ def test_this_machine_is_recognised(host: str, loopback: bool) -> None:
 
 
 def test_requests_is_not_imported_before_it_is_needed() -> None:
-    script = "import sys, imgfs.source; sys.exit('requests' in sys.modules)"
+    script = "import sys, imgfs.transport.source; sys.exit('requests' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

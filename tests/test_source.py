@@ -18,8 +18,8 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import DOCKER_LIST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import LayoutReference, RegistryReference, parse_reference
 from imgfs.registry.retry import Timeouts
-from imgfs.source import UNKNOWN_SIZE, Source, open_source
-from imgfs.source.layout import LayoutSource
+from imgfs.transport.layout import LayoutSource
+from imgfs.transport.source import UNKNOWN_SIZE, Source, open_source
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image, push_index
 from tests.fault_server import Fault, FaultServer
 from tests.patience import allowed

@@ -25,7 +25,7 @@ from imgfs.registry.endpoint import Endpoint, Tls
 from imgfs.registry.places import Asked, Places
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import CONNECTIONS
-from imgfs.source import Source, open_source
+from imgfs.transport.source import Source, open_source
 from tests import tarmake as tar
 from tests.authority import Authority, needs_openssl
 from tests.clients import client_of

@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 
-from imgfs.destination import Destination, open_destination
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.retry import Timeouts
-from imgfs.source import open_source
-from imgfs.transfer import (
+from imgfs.transport.copy import (
     Document,
     Parcel,
     blob_in,
@@ -33,6 +31,8 @@ from imgfs.transfer import (
     mountable,
     put_image,
 )
+from imgfs.transport.destination import Destination, open_destination
+from imgfs.transport.source import open_source
 from tests.docker_registry import as_json, docker_registry, needs_docker_registry, push_image, push_index
 from tests.fake_source import FakeSource
 from tests.fault_server import LAYER, Fault, FaultServer

@@ -21,7 +21,7 @@ from imgfs.registry.credentials import Credentials
 from imgfs.registry.mirrored import Mirrored
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.urls import MAX_URL, UrlError, parse_url, redact, resolve_url, shown
-from imgfs.source.registry import RegistrySource
+from imgfs.transport.registry import RegistrySource
 from tests.clients import client_of, endpoint_of
 from tests.fault_server import Fault, FaultServer
 from tests.raw_server import Connection, RawServer

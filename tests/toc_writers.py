@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.layout import Layout
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_MANIFEST, Manifest, parse_document
+from imgfs.transport.layout_writer import Layout
 from tests.docker_registry import as_json
 from tests.patience import allowed
 from tests.tocmake import Made

@@ -13,14 +13,14 @@ from imgfs.cli.scratch import Changed, changed
 from imgfs.cli.transfer import send_to
 from imgfs.commit import Base, Committed, Record
 from imgfs.commit import commit as make_image
-from imgfs.destination import tag_of
 from imgfs.errors import StoreError
 from imgfs.image.image import Image
 from imgfs.oci.change import as_oci, parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import LayoutReference, Reference, parse_reference
 from imgfs.overlay.changes import Changes
-from imgfs.transfer import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
+from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
+from imgfs.transport.destination import tag_of
 
 
 def commit(options: argparse.Namespace) -> int:

@@ -24,9 +24,9 @@ from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
-from imgfs.source import Source, open_source
-from imgfs.source.offline import OfflineSource
 from imgfs.store.store import Store
+from imgfs.transport.offline import OfflineSource
+from imgfs.transport.source import Source, open_source
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.image import Image

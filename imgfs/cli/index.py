@@ -16,7 +16,6 @@ from imgfs.cli.progress import Progress
 from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
-from imgfs.destination import Destination, tag_of
 from imgfs.errors import NotFound, RegistryError, StoreError, UsageError
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
@@ -30,9 +29,8 @@ from imgfs.oci.reference import Reference, parse_reference
 from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index, with_soci_v2
 from imgfs.publish import Publication, publication_of
 from imgfs.quoting import printable
-from imgfs.source import Source
 from imgfs.store.store import Store
-from imgfs.transfer import (
+from imgfs.transport.copy import (
     Document,
     Parcel,
     blob_in,
@@ -42,6 +40,8 @@ from imgfs.transfer import (
     put_artifact,
     put_image,
 )
+from imgfs.transport.destination import Destination, tag_of
+from imgfs.transport.source import Source
 
 _TOOL = "imgfs"  # what our SOCI indexes say that they were made by
 

@@ -16,7 +16,7 @@ from imgfs.image.resolve import Resolved
 from imgfs.image.whole import MeteredSource, fetch_whole
 from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
-from imgfs.source.abreast import AbreastSource
+from imgfs.transport.parallel import AbreastSource
 
 
 def pull(options: argparse.Namespace) -> int:

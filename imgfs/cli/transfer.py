@@ -10,14 +10,14 @@ from imgfs.cli.images import connect_to, places_of, timeouts_of
 from imgfs.cli.progress import Progress
 from imgfs.cli.saying import say
 from imgfs.config import Environment
-from imgfs.destination import Destination, open_destination, tag_of
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.reference import Reference, RegistryReference, parse_reference
 from imgfs.registry.shortnames import candidates, first_found
-from imgfs.source import Source
-from imgfs.transfer import copy as copy_image
-from imgfs.transfer import mountable
+from imgfs.transport.copy import copy as copy_image
+from imgfs.transport.copy import mountable
+from imgfs.transport.destination import Destination, open_destination, tag_of
+from imgfs.transport.source import Source
 
 
 def copy(options: argparse.Namespace) -> int:

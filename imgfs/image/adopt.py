@@ -25,9 +25,9 @@ from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest, parse_document
 from imgfs.oci.published import PublishedLayer, unpacked_size
-from imgfs.source import Source
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
 from imgfs.tree import tree as trees
 
 

@@ -15,9 +15,9 @@ from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.source import Source
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
 from imgfs.tree.tree import Tree
 
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once

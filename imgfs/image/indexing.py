@@ -16,8 +16,8 @@ from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.source import Source
 from imgfs.store.layer import Layer
+from imgfs.transport.source import Source
 
 _SMALL = 256 << 10  # bytes of a blob that is streamed rather than asked for its table of contents
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest
-from imgfs.source import Source
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
 
 if TYPE_CHECKING:
     from imgfs.image.offers import Offers

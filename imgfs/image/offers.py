@@ -15,7 +15,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
 from imgfs.oci.published import Published, latest, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
-from imgfs.source import UNKNOWN_SIZE, Source
+from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 _NOTHING = Published(None, {})
 

@@ -24,8 +24,8 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.parallel import run_abreast
-from imgfs.source import Source
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
 from imgfs.tree.merge import merge
 
 # Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.

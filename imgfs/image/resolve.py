@@ -22,9 +22,9 @@ from imgfs.oci.image import (
     parse_document,
 )
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
-from imgfs.source import UNKNOWN_SIZE, Source
-from imgfs.source.offline import OfflineSource
 from imgfs.store.store import Store
+from imgfs.transport.offline import OfflineSource
+from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 _NESTING = 4  # indexes inside indexes
 _SHORTEST_DIGEST = 12  # digits that a digest must be given with

@@ -23,9 +23,9 @@ from imgfs.image.proof import Prover
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor
-from imgfs.source import Source
-from imgfs.source.wrapped import WrappedSource
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
+from imgfs.transport.wrapped import WrappedSource
 
 _TRIES = 3  # at what is evicted while it is brought
 

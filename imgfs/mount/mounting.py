@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from imgfs.image.resolve import Resolved
     from imgfs.metrics.address import Address
     from imgfs.metrics.endpoint import Endpoint
-    from imgfs.source import Source
     from imgfs.store.store import Store
+    from imgfs.transport.source import Source
 
 log = logging.getLogger("imgfs.mount")
 
-_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.proof", "imgfs.mount.bykernel", "imgfs.source.later")
+_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.proof", "imgfs.mount.bykernel", "imgfs.transport.wrapped")
 _BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
 _BY_FUSE = ("imgfs.mount.byfuse",)
 
@@ -85,7 +85,7 @@ def _load() -> Iterator[None]:
         for module in modules:
             importlib.import_module(module)
         yield
-    from imgfs.source import load_http
+    from imgfs.transport.source import load_http
 
     load_http()
 
@@ -114,7 +114,7 @@ def _serve(
     from imgfs.image.recording import NONE, profile_for
     from imgfs.mount.bykernel import served_by_kernel
     from imgfs.mount.status import status
-    from imgfs.source.later import LaterSource
+    from imgfs.transport.wrapped import LaterSource
 
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from imgfs.config import AuthText
 from imgfs.errors import InvalidImage, UsageError
-from imgfs.layout import Layout
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
@@ -28,6 +27,7 @@ from imgfs.registry.client import Client
 from imgfs.registry.credentials import find_credentials
 from imgfs.registry.places import Places
 from imgfs.registry.retry import Timeouts
+from imgfs.transport.layout_writer import Layout
 
 __all__ = [
     "Destination",

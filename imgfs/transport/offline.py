@@ -9,7 +9,7 @@ from imgfs.errors import Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.amounts import Traffic
-from imgfs.source.inline import UNKNOWN_SIZE, inline
+from imgfs.transport.inline import UNKNOWN_SIZE, inline
 
 
 class OfflineSource:

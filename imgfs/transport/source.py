@@ -15,7 +15,7 @@ from imgfs.config import AuthText
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
 from imgfs.registry.amounts import Traffic
-from imgfs.source.inline import UNKNOWN_SIZE
+from imgfs.transport.inline import UNKNOWN_SIZE
 
 if TYPE_CHECKING:
     from imgfs.registry.places import Places
@@ -84,7 +84,7 @@ def open_source(
     is a PEM file to trust instead of the usual certificates.
     """
     if isinstance(reference, LayoutReference):
-        from imgfs.source.layout import LayoutSource
+        from imgfs.transport.layout import LayoutSource
 
         return LayoutSource(reference)
     return _open_registry(reference, places, auth_files, timeouts, ca_bundle)
@@ -94,7 +94,7 @@ def load_http() -> None:
     """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
     import imgfs.registry.adapter
     import imgfs.registry.proxies
-    import imgfs.source.registry  # noqa: F401
+    import imgfs.transport.registry  # noqa: F401
 
 
 def _open_registry(
@@ -108,7 +108,7 @@ def _open_registry(
     from imgfs.registry.mirrored import Mirrored
     from imgfs.registry.places import Places
     from imgfs.registry.retry import Timeouts
-    from imgfs.source.registry import RegistrySource
+    from imgfs.transport.registry import RegistrySource
 
     timeouts = timeouts or Timeouts()
     named = reference.registry, reference.repository, reference.tag, reference.digest

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.source import Source
-from imgfs.source.wrapped import WrappedSource
 from imgfs.store.part import UNIT, Part
 from imgfs.store.store import Store
+from imgfs.transport.source import Source
+from imgfs.transport.wrapped import WrappedSource
 
 AT_ONCE = 8  # requests under way for all layers together
 _OF_ONE = 4  # of them for one layer

@@ -11,7 +11,7 @@ from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
 from imgfs.registry.amounts import Traffic
 from imgfs.registry.mirrored import Mirrored
-from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
 
 
 class RegistrySource:

@@ -1,21 +1,48 @@
-"""An image in an OCI image layout directory (image-layout.md)."""
+"""An image in an OCI image layout directory (image-layout.md).
+
+Reading files that others may have made: what is none, or goes away, is an error of a source.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from imgfs.errors import IntegrityError, InvalidImage, NotFound, UsageError
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, parse_document
 from imgfs.oci.reference import DEFAULT_TAG, LayoutReference
 from imgfs.oci.referrers import is_referrers_tag, of_type, parse_referrers, referrer_in, referrers_tag
 from imgfs.registry.amounts import MAX_DOCUMENT, MAX_MANIFEST, Traffic
-from imgfs.source.files import open_regular, read_some
-from imgfs.source.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that is one: a FIFO would wait for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidImage("not a regular file", where=str(path))
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"{path}: no such file") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+
+
+def read_some(file: BinaryIO, length: int, path: Path, *, may_be_empty: bool = False) -> bytes:
+    """Up to `length` bytes of a file, and some unless it `may_be_empty`; raises Unavailable."""
+    try:
+        chunk = file.read(length)
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+    if not chunk and not may_be_empty:
+        raise Unavailable(f"{path}: became shorter while it was read")
+    return chunk
+
 
 _CHUNK = 1 << 20  # bytes read of a file at once
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from imgfs.destination import Destination, OpenAt
 from imgfs.errors import ImgfsError, InvalidImage, NotFound, Unavailable
 from imgfs.oci.artifact import Artifact
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import Index, Manifest, choose_platform, parse_document
 from imgfs.oci.reference import Reference, RegistryReference
 from imgfs.parallel import run_abreast
-from imgfs.source import Source
+from imgfs.transport.destination import Destination, OpenAt
+from imgfs.transport.source import Source
 
 SENDERS = 4  # blobs under way at once: enough to hide the round trips of one behind the bytes of another
 _NESTING = 4  # indexes inside indexes
