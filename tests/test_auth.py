@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.realm import check_address, check_realm
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.ssrf import check_address, check_realm
 
 CANARY = "canary-5e1f"
 ANN = Credentials("ann", CANARY)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from imgfs.errors import ImgfsError, Unauthorized, UsageError
-from imgfs.registry.credentials import (
+from imgfs.registry.config.credentials import (
     Credentials,
     find_credentials,
     forget_credentials,

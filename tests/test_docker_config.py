@@ -12,8 +12,13 @@ import pytest
 
 from imgfs.config import AuthText, Environment, auth_text, registry_files
 from imgfs.errors import UsageError
-from imgfs.registry.credentials import Credentials, find_credentials, forget_credentials, keep_credentials
-from imgfs.registry.shortnames import candidates
+from imgfs.registry.config.credentials import (
+    Credentials,
+    find_credentials,
+    forget_credentials,
+    keep_credentials,
+)
+from imgfs.registry.config.shortnames import candidates
 
 ANN = Credentials("ann", "secret")
 PAIR = base64.b64encode(b"ann:secret").decode()

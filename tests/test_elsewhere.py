@@ -10,7 +10,7 @@ import pytest
 
 from imgfs.errors import RegistryError, Unauthorized
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
 from tests.clients import client_of
 from tests.fault_server import Fault, FaultServer, Seen

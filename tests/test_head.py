@@ -10,7 +10,7 @@ import pytest
 from imgfs.errors import NotFound, Unauthorized, Unavailable
 from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference
-from imgfs.registry.mirrored import Mirrored
+from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Timeouts
 from imgfs.transport.registry import RegistrySource
 from tests.clients import endpoint_of

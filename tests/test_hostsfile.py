@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 
 from imgfs.errors import UsageError
-from imgfs.registry.endpoint import ALL, PULL, RESOLVE, Tls
-from imgfs.registry.hostsfile import (
+from imgfs.registry.config.hosts_toml import (
     HostsFile,
     default_directories,
     find_hosts,
     own_directories,
     parse_hosts,
 )
-from imgfs.registry.watched import Reader
+from imgfs.registry.config.reload import Reader
+from imgfs.registry.endpoint import ALL, PULL, RESOLVE, Tls
 from tests.tomlmade import bodies_of
 
 PATH = Path("/certs.d/quay.io/hosts.toml")

@@ -11,12 +11,12 @@ import pytest
 
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.body import CheckedBlob
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.config.resolver import Asked, Places
 from imgfs.registry.login import check_login
-from imgfs.registry.places import Asked, Places
 from imgfs.registry.retry import Timeouts
+from imgfs.registry.upload_body import CheckedBlob
 from tests.authority import Authority, needs_openssl
 from tests.docker_registry import docker_registry, needs_docker_registry
 from tests.fault_server import Fault, FaultServer

@@ -17,11 +17,10 @@ import pytest
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX
-from imgfs.registry.candidate import hurried
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint
-from imgfs.registry.health import Health
-from imgfs.registry.mirrored import Mirrored
+from imgfs.registry.endpoint_state import Health, hurried
+from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
 from tests.clients import endpoint_of
 from tests.fault_server import Fault, FaultServer

@@ -15,8 +15,8 @@ import pytest
 
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.names import addresses_of
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.dns import addresses_of
 from imgfs.registry.retry import Timeouts
 from tests import tarmake as tar
 from tests.clients import client_of

@@ -9,7 +9,7 @@ import pytest
 
 from imgfs.errors import UsageError
 from imgfs.owned.regular import NotRegular, open_regular
-from imgfs.registry.authfile import read_auth_file
+from imgfs.registry.config.authfile import read_auth_file
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from imgfs.config import RegistriesConf, RegistryFiles
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Digest
+from imgfs.registry.config.resolver import Asked, Places
 from imgfs.registry.endpoint import ALL, PULL, RESOLVE, Endpoint
-from imgfs.registry.places import Asked, Places
 from tests.authority import Authority, needs_openssl
 
 pytestmark = needs_openssl
@@ -303,7 +303,7 @@ def test_docker_hubs_certificates_are_found_under_its_names(machine: Machine, si
 def test_a_renewed_certificate_makes_other_endpoints(
     machine: Machine, signed: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imgfs.registry.watched._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("imgfs.registry.config.reload._LOOK_AGAIN", 0.0)
     path = machine.write("docker/quay.io/ca.crt", signed.certificate.read_bytes())
     places = machine.places()
     before = places.of("quay.io", "app")
@@ -351,7 +351,7 @@ def test_certificates_that_cannot_be_read_do_not_count(machine: Machine) -> None
 def test_files_that_change_are_noticed_and_broken_ones_change_nothing(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("imgfs.registry.watched._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("imgfs.registry.config.reload._LOOK_AGAIN", 0.0)
     places = machine.places()
     assert urls(places.of("quay.io", "app")) == ["https://quay.io/v2"]
     hosts = machine.write("user/quay.io/hosts.toml", '[host."https://m.example"]')

@@ -20,7 +20,7 @@ from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.referrers import parse_referrers, referrers_tag, with_referrer
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
 from imgfs.transport.destination import Destination, open_destination
 from imgfs.transport.source import Source, open_source

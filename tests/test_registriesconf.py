@@ -9,8 +9,14 @@ from hypothesis import given
 
 from imgfs.config import RegistriesConf
 from imgfs.errors import UsageError
-from imgfs.registry.registriesconf import Location, Registries, Registry, load_registries, parse_registries
-from imgfs.registry.watched import Reader
+from imgfs.registry.config.registries_conf import (
+    Location,
+    Registries,
+    Registry,
+    load_registries,
+    parse_registries,
+)
+from imgfs.registry.config.reload import Reader
 from tests.tomlmade import bodies_of
 
 PATH = Path("/etc/containers/registries.conf")

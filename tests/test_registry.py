@@ -32,13 +32,12 @@ from imgfs.errors import (
 )
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.registry.amounts import MAX_MANIFEST
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest, parse_challenges
+from imgfs.registry.blobs import Window, cut_out, gather
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials, find_credentials
-from imgfs.registry.endpoint import Endpoint
-from imgfs.registry.ranges import Window, cut_out, gather
-from imgfs.registry.refusal import refusal
+from imgfs.registry.config.credentials import Credentials, find_credentials
+from imgfs.registry.endpoint import MAX_MANIFEST, Endpoint
+from imgfs.registry.errors import refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
 from imgfs.registry.urls import is_loopback, redact
 from tests.clients import client_of

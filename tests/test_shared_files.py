@@ -13,9 +13,9 @@ import pytest
 from imgfs.config import RegistryFiles
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.client import Client
+from imgfs.registry.config.hosts_toml import parse_hosts
+from imgfs.registry.config.resolver import Places
 from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint, Tls
-from imgfs.registry.hostsfile import parse_hosts
-from imgfs.registry.places import Places
 from imgfs.registry.proxies import proxy_for
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session

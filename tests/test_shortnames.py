@@ -9,7 +9,7 @@ import pytest
 from imgfs.config import RegistriesConf
 from imgfs.errors import NotFound, Unauthorized, Unavailable, UsageError
 from imgfs.oci.reference import Reference, parse_reference
-from imgfs.registry.shortnames import candidates, first_found
+from imgfs.registry.config.shortnames import candidates, first_found
 
 DIGEST = f"sha256:{'0' * 64}"
 TWO = 'unqualified-search-registries = ["a.example:5000", "docker.io"]\n'

@@ -21,8 +21,8 @@ from imgfs.errors import NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.client import Client
+from imgfs.registry.config.resolver import Asked, Places
 from imgfs.registry.endpoint import Endpoint, Tls
-from imgfs.registry.places import Asked, Places
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import CONNECTIONS
 from imgfs.transport.source import Source, open_source

@@ -15,12 +15,12 @@ from imgfs.errors import IntegrityError, NotFound, RegistryError, Unauthorized, 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.registry.auth import join_scopes
-from imgfs.registry.body import Body, CheckedBlob
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
 from imgfs.registry.upload import Pieces, Upload, place_of, received, with_query
+from imgfs.registry.upload_body import Body, CheckedBlob
 from tests.clients import client_of, endpoint_of
 from tests.fault_server import LAYER, Fault, FaultServer
 from tests.mounted import until

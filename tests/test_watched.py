@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import UsageError
-from imgfs.registry.watched import Reader, Watched
+from imgfs.registry.config.reload import Reader, Watched
 
 
 class Clock:

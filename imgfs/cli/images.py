@@ -31,7 +31,7 @@ from imgfs.transport.source import Source, open_source
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.image import Image
     from imgfs.image.indexing import Reporter
-    from imgfs.registry.places import Places
+    from imgfs.registry.config.resolver import Places
     from imgfs.registry.retry import Timeouts
 
 _STEPS = 3  # that may fail one after the other before a read does
@@ -162,7 +162,7 @@ class Wanted:
 
 def wanted(options: argparse.Namespace, environment: Environment | None = None) -> Wanted:
     """What the options of an image's command ask for; raises ImgfsError."""
-    from imgfs.registry.shortnames import candidates, first_found
+    from imgfs.registry.config.shortnames import candidates, first_found
 
     environment = environment or Environment.read()
     # before anything is made: the most likely mistake
@@ -189,7 +189,7 @@ def connect_to(
 
 def places_of(options: argparse.Namespace, environment: Environment) -> Places:
     """Where registries are, as the options and the machine's files say."""
-    from imgfs.registry.places import Asked, Places
+    from imgfs.registry.config.resolver import Asked, Places
 
     ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
     asked = Asked(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)

@@ -14,7 +14,7 @@ from imgfs.cli.saying import ask, complain, say
 from imgfs.config import Environment
 from imgfs.errors import ImgfsError, UsageError
 from imgfs.oci.reference import RegistryReference, parse_reference
-from imgfs.registry.credentials import (
+from imgfs.registry.config.credentials import (
     IDENTITY_USER,
     Credentials,
     find_credentials,

@@ -22,7 +22,7 @@ from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import our_mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
-from imgfs.registry.shortnames import candidates
+from imgfs.registry.config.shortnames import candidates
 from imgfs.store.layer import Layer
 from imgfs.store.store import Resolution, Store
 

@@ -13,7 +13,7 @@ from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.reference import Reference, RegistryReference, parse_reference
-from imgfs.registry.shortnames import candidates, first_found
+from imgfs.registry.config.shortnames import candidates, first_found
 from imgfs.transport.copy import copy as copy_image
 from imgfs.transport.copy import mountable
 from imgfs.transport.destination import Destination, open_destination, tag_of

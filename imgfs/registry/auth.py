@@ -18,8 +18,8 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.realm import check_realm
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.ssrf import check_realm
 from imgfs.registry.urls import parse_url
 
 _CLIENT_ID = "imgfs"

@@ -12,18 +12,16 @@ from typing import NoReturn
 
 from imgfs.errors import ImgfsError, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.amounts import Traffic
 from imgfs.registry.blobs import Blobs
-from imgfs.registry.body import CheckedBlob
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.endpoint import Endpoint
-from imgfs.registry.manifests import Manifests
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.endpoint import Endpoint, Traffic
+from imgfs.registry.errors import push_refusal
+from imgfs.registry.manifests import Manifests, existing_tags, list_tags
 from imgfs.registry.referrers import Referrers
-from imgfs.registry.refusal import push_refusal
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session
-from imgfs.registry.tags import existing_tags, list_tags
 from imgfs.registry.upload import Upload
+from imgfs.registry.upload_body import CheckedBlob
 
 
 class Client:

@@ -1,10 +1,25 @@
-"""Where to ask for a repository, and how: one place of the several that mirrors make of it."""
+"""Where to ask for a repository, and how: one place of the several that mirrors make of it.
+
+How much is taken of a registry's documents, and how much has come of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+MAX_MANIFEST = 4 << 20  # bytes; what the spec asks registries to accept ("Pushing Manifests")
+MAX_DOCUMENT = 8 << 20  # bytes of a config
+
+
+class Traffic(NamedTuple):
+    """Requests sent and body bytes received so far."""
+
+    requests: int
+    bytes: int
+
 
 PULL, RESOLVE, PUSH = "pull", "resolve", "push"
 ALL = frozenset({PULL, RESOLVE, PUSH})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imgfs.errors import NotFound, RegistryError
-from imgfs.registry.credentials import Credentials
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import Endpoint
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import Session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imgfs.errors import RegistryError
-from imgfs.registry.realm import is_of_this_machine
+from imgfs.registry.ssrf import is_of_this_machine
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, resolve_url, shown
 
 _OWN_AFFAIR = "which is this machine's own affair"

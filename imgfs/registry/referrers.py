@@ -22,8 +22,7 @@ from imgfs.oci.referrers import (
     with_referrer,
     without_referrer,
 )
-from imgfs.registry.manifests import Fetched, Manifests, media_type_in
-from imgfs.registry.pages import pages
+from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
 from imgfs.registry.session import Answer, Session
 
 _ROUNDS = 3  # of reading and writing a list that others write, too

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from imgfs.errors import InvalidImage, RegistryError, Unavailable
-from imgfs.registry.failure import reason_of
-from imgfs.registry.refusal import MAX_ERROR_BODY, refusal
+from imgfs.registry.errors import MAX_ERROR_BODY, reason_of, refusal
 from imgfs.registry.retry import Patience
 from imgfs.registry.urls import redact
 

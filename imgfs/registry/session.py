@@ -12,17 +12,16 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.amounts import Traffic
-from imgfs.registry.body import Body
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.dance import Dance
-from imgfs.registry.endpoint import Endpoint
-from imgfs.registry.failure import hung_up
-from imgfs.registry.guests import Guests
+from imgfs.registry.authenticator import Dance
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.endpoint import Endpoint, Traffic
+from imgfs.registry.errors import hung_up
+from imgfs.registry.redirect_auth import Guests
 from imgfs.registry.redirects import check_target, led_to
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
 from imgfs.registry.transport import Transport
+from imgfs.registry.upload_body import Body
 from imgfs.registry.urls import Origin, UrlError, origin, parse_url, redact, shown
 
 _MAX_REDIRECTS = 5

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imgfs.errors import RegistryError
-from imgfs.registry.names import Address, addresses_of
+from imgfs.registry.dns import Address, addresses_of
 
 # A connection lies idle for hours between two reads. Probes keep it in the tables of what is on the way, and
 # end it after a minute without an echo (tcp(7)).

@@ -17,10 +17,10 @@ from urllib.parse import urlencode
 
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
-from imgfs.registry.body import Body, CheckedBlob
 from imgfs.registry.redirects import led_to
 from imgfs.registry.response import Response
 from imgfs.registry.session import Session
+from imgfs.registry.upload_body import Body, CheckedBlob
 from imgfs.registry.urls import redact
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")  # some registries write it as a request's

@@ -21,12 +21,12 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.oci.reference import DEFAULT_TAG, LayoutReference, Reference, RegistryReference
 from imgfs.oci.referrers import referrer_in
-from imgfs.registry.amounts import Traffic
-from imgfs.registry.body import CheckedBlob, OpenAt
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import find_credentials
-from imgfs.registry.places import Places
+from imgfs.registry.config.credentials import find_credentials
+from imgfs.registry.config.resolver import Places
+from imgfs.registry.endpoint import Traffic
 from imgfs.registry.retry import Timeouts
+from imgfs.registry.upload_body import CheckedBlob, OpenAt
 from imgfs.transport.layout_writer import Layout
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.oci.descriptor import Descriptor
-from imgfs.registry.amounts import MAX_DOCUMENT
+from imgfs.registry.endpoint import MAX_DOCUMENT
 
 UNKNOWN_SIZE = -1  # of a manifest known by its digest only
 

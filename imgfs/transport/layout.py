@@ -17,7 +17,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, parse_document
 from imgfs.oci.reference import DEFAULT_TAG, LayoutReference
 from imgfs.oci.referrers import is_referrers_tag, of_type, parse_referrers, referrer_in, referrers_tag
-from imgfs.registry.amounts import MAX_DOCUMENT, MAX_MANIFEST, Traffic
+from imgfs.registry.endpoint import MAX_DOCUMENT, MAX_MANIFEST, Traffic
 from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
 
 
@@ -79,7 +79,7 @@ class LayoutSource:
         tags = sorted(
             {name for entry in self._entries(index) for name in _names(entry) if not is_referrers_tag(name)}
         )
-        from imgfs.registry.tags import describe_tags  # here: what speaks HTTP takes long to load
+        from imgfs.registry.manifests import describe_tags  # here: what speaks HTTP takes long to load
 
         raise NotFound(f"oci:{self._path} has no tag {wanted or DEFAULT_TAG!r}; {describe_tags(tags)}")
 

@@ -8,7 +8,7 @@ from typing import Any
 from imgfs.errors import Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import RegistryReference
-from imgfs.registry.amounts import Traffic
+from imgfs.registry.endpoint import Traffic
 from imgfs.transport.inline import UNKNOWN_SIZE, inline
 
 

@@ -9,8 +9,8 @@ from imgfs.errors import NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
-from imgfs.registry.amounts import Traffic
-from imgfs.registry.mirrored import Mirrored
+from imgfs.registry.endpoint import Traffic
+from imgfs.registry.mirrors import Mirrored
 from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from imgfs.config import AuthText
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
-from imgfs.registry.amounts import Traffic
+from imgfs.registry.endpoint import Traffic
 from imgfs.transport.inline import UNKNOWN_SIZE
 
 if TYPE_CHECKING:
-    from imgfs.registry.places import Places
+    from imgfs.registry.config.resolver import Places
     from imgfs.registry.retry import Timeouts
 
 __all__ = ["UNKNOWN_SIZE", "Source", "Traffic", "open_source"]
@@ -104,9 +104,9 @@ def _open_registry(
     timeouts: Timeouts | None,
     ca_bundle: Path | None,
 ) -> Source:
-    from imgfs.registry.credentials import find_credentials
-    from imgfs.registry.mirrored import Mirrored
-    from imgfs.registry.places import Places
+    from imgfs.registry.config.credentials import find_credentials
+    from imgfs.registry.config.resolver import Places
+    from imgfs.registry.mirrors import Mirrored
     from imgfs.registry.retry import Timeouts
     from imgfs.transport.registry import RegistrySource
 

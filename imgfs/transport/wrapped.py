@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.amounts import Traffic
+from imgfs.registry.endpoint import Traffic
 from imgfs.transport.source import Source
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imgfs.registry.config.reload import Reader, Table
 from imgfs.registry.endpoint import ALL, Tls
-from imgfs.registry.toml import Table
 from imgfs.registry.urls import UrlError, parse_url
-from imgfs.registry.watched import Reader
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from imgfs.config import AuthText
 from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
-from imgfs.registry.authfile import change_auth_file, read_auth_file
-from imgfs.registry.credhelpers import TIMEOUT, Kept, ask_helper, clear_helper, program_of, tell_helper
+from imgfs.registry.config.authfile import change_auth_file, read_auth_file
+from imgfs.registry.config.credhelpers import TIMEOUT, Kept, ask_helper, clear_helper, program_of, tell_helper
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from imgfs.registry.auth import parse_challenges
-from imgfs.registry.dance import Dance
+from imgfs.registry.authenticator import Dance
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport

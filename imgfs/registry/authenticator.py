@@ -8,11 +8,11 @@ from contextlib import closing, contextmanager
 
 from imgfs.errors import ImgfsError, RegistryError, Unavailable
 from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.realm import check_address
+from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.redirects import within_host
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
+from imgfs.registry.ssrf import check_address
 from imgfs.registry.transport import Transport
 from imgfs.registry.urls import origin, redact
 

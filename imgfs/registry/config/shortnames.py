@@ -17,7 +17,7 @@ from imgfs.errors import NotFound, Unauthorized, UsageError
 from imgfs.oci.reference import DOCKER_HUB, Reference, RegistryReference, parse_reference
 
 if TYPE_CHECKING:
-    from imgfs.registry.registriesconf import Alias, Registries
+    from imgfs.registry.config.registries_conf import Alias, Registries
 
 _HUB_NAMES = (DOCKER_HUB, "index.docker.io")
 _ONE_BY_ONE = ("permissive", "disabled")
@@ -32,11 +32,8 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     name = _short_name(text, reference)
     if not name or not isinstance(reference, RegistryReference):
         return (reference,)
-    from imgfs.registry.registriesconf import (  # here: whole names need none of it
-        load_chosen,
-        load_registries,
-    )
-    from imgfs.registry.watched import Reader
+    from imgfs.registry.config.registries_conf import load_chosen, load_registries
+    from imgfs.registry.config.reload import Reader
 
     reader, files = Reader(), tuple(files)
     said = load_registries(reader, files)

@@ -16,13 +16,11 @@ from typing import Any, TypeVar
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.amounts import Traffic
 from imgfs.registry.blobs import end_of
-from imgfs.registry.candidate import Candidate, Tried, hurried
 from imgfs.registry.client import Client
-from imgfs.registry.credentials import Credentials
-from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint
-from imgfs.registry.health import Health
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint, Traffic
+from imgfs.registry.endpoint_state import Candidate, Health, Tried, hurried
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.urls import redact
 

@@ -16,12 +16,12 @@ from imgfs.config import RegistryFiles
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import DOCKER_HUB
-from imgfs.registry.certificates import certificates_in, checked, merged
+from imgfs.registry.config.certs_d import certificates_in, checked, merged
+from imgfs.registry.config.hosts_toml import Host, HostsFile, default_directories, find_hosts, own_directories
+from imgfs.registry.config.registries_conf import Location, Registry, load_registries
+from imgfs.registry.config.reload import Reader, Watched
 from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, Endpoint, Tls
-from imgfs.registry.hostsfile import Host, HostsFile, default_directories, find_hosts, own_directories
-from imgfs.registry.registriesconf import Location, Registry, load_registries
 from imgfs.registry.urls import is_loopback
-from imgfs.registry.watched import Reader, Watched
 
 _HUB_ADDRESS = "registry-1.docker.io"
 _HUB_NAMES = (DOCKER_HUB, "index.docker.io", _HUB_ADDRESS)

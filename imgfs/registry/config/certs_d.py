@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.registry.config.reload import Reader
 from imgfs.registry.endpoint import Tls
-from imgfs.registry.watched import Reader
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from imgfs.config import RegistriesConf
 from imgfs.errors import UsageError
-from imgfs.registry.toml import Table
+from imgfs.registry.config.reload import Reader, Table
 from imgfs.registry.urls import UrlError, parse_url
-from imgfs.registry.watched import Reader
 
 _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _SEARCHED = re.compile(_HOST)
