@@ -35,7 +35,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     cli/        arguments in, text out
 
 The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `transport` fetches a span ->
-`layer.codec` decodes it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay` (copied up? pwrite).
+`layer.codec.codec` decodes it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay` (copied up? pwrite).
 """
 
 __version__ = "0.1.0"

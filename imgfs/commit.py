@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer.compress import Compressed, compress
-from imgfs.layer.tarwriter import Member, tar_of
+from imgfs.layer.codec.compress import Compressed, compress
+from imgfs.layer.tar.writer import Member, tar_of
 from imgfs.oci.change import Change, extend_config, extend_manifest, layer_type
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, Manifest, check_layers, parse_config, parse_document

@@ -22,14 +22,14 @@ from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
 from imgfs.image.standing import open_index
 from imgfs.image.trust import Trust
-from imgfs.layer.codec import FRAMED
-from imgfs.layer.compress import seekable
+from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
+from imgfs.layer.codec.codec import FRAMED
+from imgfs.layer.codec.compress import seekable
+from imgfs.layer.codec.window import sparse_window
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import TAR, Elsewhere, LayerIndex
-from imgfs.layer.share import Windows, pack, write_shared, write_windows
-from imgfs.layer.spans import merge_spans
-from imgfs.layer.window import sparse_window
-from imgfs.layer.ztocwriter import Inexpressible, build_ztoc, members, soci_spans
+from imgfs.layer.soci.spans import merge_spans
+from imgfs.layer.soci.ztoc_writer import Inexpressible, build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.published import (

@@ -10,7 +10,7 @@ from imgfs.content.content import Content
 from imgfs.content.lanes import Fetchers
 from imgfs.content.layer import LayerContent
 from imgfs.content.plan import Sizes
-from imgfs.layer.deflate import ZlibEngine
+from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan

@@ -10,7 +10,7 @@ from pathlib import Path
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.tar import tar_entries
+from imgfs.layer.tar.reader import tar_entries
 from imgfs.oci.descriptor import Digest
 from imgfs.tree.merge import merge
 from imgfs.tree.tree import Tree

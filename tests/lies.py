@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from imgfs.layer.share import unpack
+from imgfs.layer.artifact import unpack
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.published import LAYER_OF, Published, PublishedLayer, unpacked_size
 from tests.offerings import Offering, offering, repacked, stored_gzip

@@ -16,7 +16,7 @@ from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.image.trust import Trust
-from imgfs.layer.share import pack
+from imgfs.layer.artifact import pack
 from imgfs.oci.artifact import Artifact, artifact_manifest
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_CONFIG, OCI_MANIFEST

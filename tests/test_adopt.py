@@ -21,8 +21,8 @@ from imgfs.content.plan import requests_for
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.proof import Prover
+from imgfs.layer.artifact import unpack
 from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
-from imgfs.layer.share import unpack
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.published import unpacked_size
 from imgfs.store.store import Store

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer import chunked
-from imgfs.layer.chunked import Position, parse_footer, parse_position
-from imgfs.layer.codec import decode_span
-from imgfs.layer.lazy import find_toc
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.toc import Toc
+from imgfs.layer.codec.codec import decode_span
+from imgfs.layer.tar.reader import tar_entries
+from imgfs.layer.toc import zstd_chunked
+from imgfs.layer.toc.detect import find_toc
+from imgfs.layer.toc.toc import Toc
+from imgfs.layer.toc.zstd_chunked import Position, parse_footer, parse_position
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests import blobs, tarmake
 from tests.tocmake import (
@@ -187,7 +187,7 @@ def test_damage_is_found_or_harmless(data: Any) -> None:
 def _layer_of(packed: bytes, unpacked: int) -> Descriptor:
     """A layer of nothing but a table of contents, and what the manifest says of that."""
     notes = {
-        NEW + chunked._CHECKSUM: str(Digest.of(packed)),
-        NEW + chunked._POSITION: f"8:{len(packed)}:{unpacked}:1",
+        NEW + zstd_chunked._CHECKSUM: str(Digest.of(packed)),
+        NEW + zstd_chunked._POSITION: f"8:{len(packed)}:{unpacked}:1",
     }
     return Descriptor(ZSTD, Digest.of(b""), len(packed) + 8, notes)

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
-from imgfs.layer import streams
-from imgfs.layer.codec import FRAMED, MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
-from imgfs.layer.deflate import ZlibEngine
+from imgfs.layer.codec import xz_bzip2
+from imgfs.layer.codec.codec import FRAMED, MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
+from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import Codec, Part, Span
 from tests import blobs
 from tests.blobs import deflate, gzip_member, gzip_members, prose, skippable, span_of, zstd_bomb, zstd_frames
@@ -231,7 +231,7 @@ def test_an_xz_file_may_be_padded() -> None:
 
 
 def test_xz_that_wants_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "XZ_MEMORY_LIMIT", 1 << 20)
+    monkeypatch.setattr(xz_bzip2, "XZ_MEMORY_LIMIT", 1 << 20)
     with pytest.raises(InvalidImage, match=r"xz: Memory usage limit"):
         decoded(lzma.compress(TEXT, preset=6))
 

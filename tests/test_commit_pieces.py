@@ -18,7 +18,7 @@ import pytest
 from imgfs.commit import Base, Committed, Record, commit
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.tarwriter import Member
+from imgfs.layer.tar.writer import Member
 from imgfs.oci.change import parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_MANIFEST, OCI_CONFIG, OCI_MANIFEST

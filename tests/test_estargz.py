@@ -11,19 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer import estargz
-from imgfs.layer.codec import decode_span
-from imgfs.layer.estargz import (
-    External,
-    Footer,
-    external_toc,
-    fetch_toc,
-    parse_footer,
-    read_external_toc,
-)
-from imgfs.layer.lazy import find_toc
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.toc import Toc
+from imgfs.layer.codec.codec import decode_span
+from imgfs.layer.tar.reader import tar_entries
+from imgfs.layer.toc import estargz
+from imgfs.layer.toc.detect import find_toc
+from imgfs.layer.toc.estargz import External, Footer, external_toc, fetch_toc, parse_footer, read_external_toc
+from imgfs.layer.toc.toc import Toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest
 from tests import blobs, tarmake

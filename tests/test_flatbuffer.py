@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.flatbuffer import (
+from imgfs.layer.soci.flatbuffer import (
     INT8,
     INT32,
     INT64,

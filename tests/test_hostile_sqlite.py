@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer import foreign
+from imgfs.layer import rewrite
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -98,17 +98,17 @@ def test_rows_that_are_there_again_and_again_are_refused(index: Path) -> None:
 
 
 def test_the_work_is_bounded_by_the_size(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "STEPS_EACH", 0)
-    monkeypatch.setattr(foreign, "STEPS_MORE", 1000)
-    monkeypatch.setattr(foreign, "_LOOK", 100)
+    monkeypatch.setattr(rewrite, "STEPS_EACH", 0)
+    monkeypatch.setattr(rewrite, "STEPS_MORE", 1000)
+    monkeypatch.setattr(rewrite, "_LOOK", 100)
     assert "more work than its size allows" in refusal(tree, is_tree=True)
 
 
 def test_a_full_disk_is_no_fault_of_the_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "_SWELL", 0)
-    monkeypatch.setattr(foreign, "_PAGES_MORE", 5)
+    monkeypatch.setattr(rewrite, "_SWELL", 0)
+    monkeypatch.setattr(rewrite, "_PAGES_MORE", 5)
     assert "more rows than its size allows" in refusal(tree, is_tree=True)
-    monkeypatch.setattr(foreign, "_ROOM", 1 << 62)
+    monkeypatch.setattr(rewrite, "_ROOM", 1 << 62)
     with pytest.raises(StoreError, match="full"):
         vouch_tree(tree, ORIGIN)
 

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.deflate import OUTPUT
+from imgfs.layer.codec.gzip import Inflater
+from imgfs.layer.codec.zlib_engine import OUTPUT
 from imgfs.layer.entry import WINDOW, Checkpoint
-from imgfs.layer.inflate import Inflater
 from tests import blobs
 from tests.blobs import bgzf, deflate, gzip_member, gzip_members, prose
 

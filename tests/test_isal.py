@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer import isal
-from imgfs.layer.codec import Cut, decode_span, decoder, fastest_engine
+from imgfs.layer.codec import isal_engine
+from imgfs.layer.codec.codec import Cut, decode_span, decoder, fastest_engine
+from imgfs.layer.codec.gzip import Inflater
+from imgfs.layer.codec.isal_engine import IsalEngine
 from imgfs.layer.entry import Codec, Span
-from imgfs.layer.inflate import Inflater
-from imgfs.layer.isal import IsalEngine
 from tests import blobs
 from tests.blobs import deflate, gzip_member, gzip_members, prose, span_of
 
@@ -62,7 +62,7 @@ def spans(blob: bytes, flat: bytes, cuts: list[Cut]) -> list[Span]:
 
 
 def test_the_library_is_installed_here_and_does_what_it_is_used_for() -> None:
-    assert isal.available()
+    assert isal_engine.available()
     assert isinstance(fastest_engine(), IsalEngine)
 
 

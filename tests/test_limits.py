@@ -11,10 +11,11 @@ from random import Random
 import pytest
 
 from imgfs.errors import InvalidImage
-from imgfs.layer import limits, ztoc
+from imgfs.layer import limits
 from imgfs.layer.entry import Codec, Entry, Extent, Kind
 from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.toc import read_toc
+from imgfs.layer.soci import ztoc
+from imgfs.layer.toc.toc import read_toc
 from imgfs.tree.tree import Tree
 from scripts.proving import hostile
 from tests.layers import write_tree

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
-from imgfs.layer.codec import decode_span, fastest_engine
-from imgfs.layer.deflate import Engine, ZlibEngine
+from imgfs.layer.codec.codec import decode_span, fastest_engine
+from imgfs.layer.codec.zlib_engine import Engine, ZlibEngine
 from imgfs.layer.entry import Codec, Entry, Span
 from imgfs.layer.index import LayerIndex, Summary
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
-from imgfs.layer.tar import tar_entries
+from imgfs.layer.tar.reader import tar_entries
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests import blobs, tarmake
 from tests.blobs import deflate, gzip_member, gzip_members, prose, skippable, zstd_frames

@@ -11,10 +11,10 @@ import pytest
 import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
+from imgfs.layer.artifact import Windows, write_shared, write_windows
 from imgfs.layer.entry import Checkpoint, Codec, Entry, Extent, Kind, Part, Span
 from imgfs.layer.index import Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
-from imgfs.layer.share import Windows, write_shared, write_windows
 from imgfs.tree import tree as trees
 from imgfs.tree.tree import Tree
 from tests.blobs import prose

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Extent, Kind
-from imgfs.layer.pax import parse_decimal
-from imgfs.layer.tar import parse_tar, tar_entries
+from imgfs.layer.tar.pax import parse_decimal
+from imgfs.layer.tar.reader import parse_tar, tar_entries
 from tests import tarmake
 from tests.tarmake import GNU, V7, archive, header, member, pax
 

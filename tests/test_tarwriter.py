@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.tarwriter import Member, tar_of
+from imgfs.layer.tar.reader import tar_entries
+from imgfs.layer.tar.writer import Member, tar_of
 from tests.patience import allowed
 from tests.umoci_oracle import Seen, differences, unpack, walk_directory
 

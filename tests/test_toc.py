@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer import tocjson
 from imgfs.layer.entry import Codec, Entry, Extent, Kind, Part
-from imgfs.layer.tarheader import OFFSET_LIMIT
-from imgfs.layer.toc import Toc, read_toc
+from imgfs.layer.tar.header import OFFSET_LIMIT
+from imgfs.layer.toc import document
+from imgfs.layer.toc.toc import Toc, read_toc
 from tests.tocmake import check
 
 END = 1000
@@ -337,7 +337,7 @@ def test_an_entry_without_end_is_refused_before_it_takes_memory() -> None:
 
 
 def test_more_entries_than_a_layer_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tocjson, "ENTRIES_LIMIT", 3)
+    monkeypatch.setattr(document, "ENTRIES_LIMIT", 3)
     entries = [reg(str(number), 1, 100 + number) for number in range(4)]
     assert len(toc_of(*entries[:3]).spans) == 3
     with pytest.raises(InvalidImage, match="more than 3"):

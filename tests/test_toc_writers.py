@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.layer.entry import Codec, Entry
-from imgfs.layer.lazy import find_toc
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.toc import Toc
+from imgfs.layer.tar.reader import tar_entries
+from imgfs.layer.toc.detect import find_toc
+from imgfs.layer.toc.toc import Toc
 from tests import blobs, tarmake
 from tests.toc_writers import Convert, containerd, needs_ctr_remote, needs_skopeo, skopeo_chunked
 from tests.tocmake import Made, bare, check, fetched, files, tar_files

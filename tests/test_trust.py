@@ -20,7 +20,7 @@ from imgfs.image.recording import profile_for
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.ztocwriter import build_ztoc, members
+from imgfs.layer.soci.ztoc_writer import build_ztoc, members
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.oci.policy import Policy

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.codec import Cut, decode_span, decoder
-from imgfs.layer.deflate import ZlibEngine
+from imgfs.layer.codec.codec import Cut, decode_span, decoder
+from imgfs.layer.codec.window import sparse_window
+from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Span
-from imgfs.layer.window import sparse_window
 from tests.blobs import deflate, gzip_member, gzip_members, prose, span_of
 from tests.tarmake import archive, file
 

@@ -18,10 +18,19 @@ from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.flatbuffer import Builder
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.ztoc import INFO, POINT, POINTS_HEAD, TAR_POINTS, TOC, ZTOC, Ztoc, parse_mod_time, parse_ztoc
-from imgfs.layer.ztocwriter import (
+from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.ztoc import (
+    INFO,
+    POINT,
+    POINTS_HEAD,
+    TAR_POINTS,
+    TOC,
+    ZTOC,
+    Ztoc,
+    parse_mod_time,
+    parse_ztoc,
+)
+from imgfs.layer.soci.ztoc_writer import (
     Inexpressible,
     Member,
     build_ztoc,
@@ -29,6 +38,7 @@ from imgfs.layer.ztocwriter import (
     members,
     soci_spans,
 )
+from imgfs.layer.tar.reader import tar_entries
 from tests import tarmake
 from tests.blobs import deflate, gzip_member, gzip_members, prose, zstd_frames
 from tests.patience import allowed

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import zstandard
 
-from imgfs.layer.blobrange import Fetch, Range
 from imgfs.layer.entry import Codec, Entry, Extent, Kind, Span
-from imgfs.layer.tar import tar_entries
-from imgfs.layer.toc import Toc
+from imgfs.layer.tar.reader import tar_entries
+from imgfs.layer.toc.ranges import Fetch, Range
+from imgfs.layer.toc.toc import Toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests import blobs, tarmake
 

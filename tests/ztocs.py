@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from imgfs.layer.codec import Cut, decode_span, decoder, sniff
-from imgfs.layer.deflate import ZlibEngine
+from imgfs.layer.codec.codec import Cut, decode_span, decoder, sniff
+from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
-from imgfs.layer.ztocwriter import build_ztoc, members, soci_spans
+from imgfs.layer.soci.ztoc_writer import build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests.patience import allowed
 

@@ -16,7 +16,7 @@ from imgfs.content.landing import Landing
 from imgfs.content.plan import Request, batches
 from imgfs.content.spans import Places, Spans, descriptor_of
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec import decode_span
+from imgfs.layer.codec.codec import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.aside import Aside

@@ -12,16 +12,16 @@ from pathlib import Path
 from imgfs.content.profile import MAX_JSON, Profile, origin_of, vouched_profile
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.image.limits import largest_unpacked
+from imgfs.layer.artifact import unpack
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
 from imgfs.layer.index import TAR, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
-from imgfs.layer.lazy import find_toc
 from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT
-from imgfs.layer.share import unpack
-from imgfs.layer.toc import Toc
+from imgfs.layer.soci.ztoc import parse_ztoc
+from imgfs.layer.toc.detect import find_toc
+from imgfs.layer.toc.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
+from imgfs.layer.toc.toc import Toc
 from imgfs.layer.voucher import by_toc, named_toc
-from imgfs.layer.ztoc import parse_ztoc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest, parse_document
 from imgfs.oci.published import PublishedLayer, unpacked_size

@@ -126,7 +126,7 @@ class Prover:
     def _prove(self, content: LayerContent, place: Layer) -> bool:
         """Have a verified index in the store, and use that. Under the layer's lock."""
         from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need none of it
-        from imgfs.layer.proof import prove
+        from imgfs.layer.verify import prove
 
         _, diff_id = self._image.resolved.layers[content.layer.digest]
         with open_index(place) as index:

@@ -223,7 +223,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def is_scanned(self) -> bool:
         """Whether it was made of the whole blob: then that has both the digest and the DiffID.
 
-        What was proved later (`layer.proof`) has digests of what spans decode to; and the blob was not seen.
+        What was proved later (`layer.verify`) has digests of what spans decode to; and the blob was not seen.
         """
         if self.summary.origin:
             return False

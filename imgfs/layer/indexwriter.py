@@ -9,8 +9,8 @@ import zstandard
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.foreign import Form, write_anew
 from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, TRAVELS, Elsewhere, LayerIndex
+from imgfs.layer.rewrite import Form, write_anew
 from imgfs.layer.rows import (
     create_database,
     note_origin,

@@ -12,15 +12,15 @@ from itertools import chain
 from typing import Protocol
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
-from imgfs.layer.deflate import Engine
+from imgfs.layer.codec.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
+from imgfs.layer.codec.threads import Pull, Push
+from imgfs.layer.codec.zlib_engine import Engine
 from imgfs.layer.entry import Entry
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.limits import PLAUSIBLE_RATIO, PLAUSIBLE_SIZE
-from imgfs.layer.pipeline import Pull, Push
-from imgfs.layer.spans import SpanWriter
-from imgfs.layer.tar import Want, parse_tar
-from imgfs.layer.toc import is_own
+from imgfs.layer.soci.spans import SpanWriter
+from imgfs.layer.tar.reader import Want, parse_tar
+from imgfs.layer.toc.toc import is_own
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 

@@ -1,6 +1,6 @@
 """Taking in a tree that another has merged: it has to be a tree, and hold what a merge would let through.
 
-The file is written anew first (`layer.foreign`), so what is asked here is asked of sound b-trees, and costs
+The file is written anew first (`layer.rewrite`), so what is asked here is asked of sound b-trees, and costs
 what its size says. What can be counted is counted, and not believed: links, blocks and totals.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent, Kind
-from imgfs.layer.foreign import Form, write_anew
 from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
+from imgfs.layer.rewrite import Form, write_anew
 from imgfs.layer.rows import file_uri, unpack_extents, unpack_time, unpack_xattrs
 from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.draft import check_time

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec, Entry, Kind, Span
-from imgfs.layer.flatbuffer import Builder
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.indexwriter import vouch as vouch_index
-from imgfs.layer.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VERSION, XATTR, ZTOC, parse_ztoc
+from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VERSION, XATTR, ZTOC, parse_ztoc
 from imgfs.tree.tree import Tree
 from imgfs.tree.tree import vouch as vouch_tree
 from scripts.proving.damage import damage_database

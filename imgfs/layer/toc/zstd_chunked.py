@@ -12,12 +12,12 @@ import re
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.blobrange import Fetch, fetch, fetch_tail
-from imgfs.layer.codec import ZstdFrames
+from imgfs.layer.codec.codec import ZstdFrames
 from imgfs.layer.entry import Codec
-from imgfs.layer.estargz import toc_digest
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
-from imgfs.layer.toc import Toc, read_toc
+from imgfs.layer.toc.estargz import toc_digest
+from imgfs.layer.toc.ranges import Fetch, fetch, fetch_tail
+from imgfs.layer.toc.toc import Toc, read_toc
 from imgfs.layer.voucher import CHUNKED_CHECKSUM, CHUNKED_PREFIXES, TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 

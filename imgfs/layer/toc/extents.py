@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec, Extent, Part, Span
-from imgfs.layer.tarheader import BLOCK, OFFSET_LIMIT
+from imgfs.layer.tar.header import BLOCK, OFFSET_LIMIT
 
 
 class Payload(NamedTuple):

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 
 from imgfs.errors import InvalidImage
-from imgfs.layer import pax
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.limits import EXTENSION_LIMIT
-from imgfs.layer.sparse import Payload, is_pax_sparse, read_old_sparse, read_pax_sparse
-from imgfs.layer.tarheader import (
+from imgfs.layer.tar import pax
+from imgfs.layer.tar.header import (
     BLOCK,
     OFFSET_LIMIT,
     Header,
@@ -25,6 +24,7 @@ from imgfs.layer.tarheader import (
     parse_device,
     parse_header,
 )
+from imgfs.layer.tar.sparse import Payload, is_pax_sparse, read_old_sparse, read_pax_sparse
 
 __all__ = ["Want", "parse_tar", "tar_entries"]
 

@@ -14,7 +14,7 @@ from urllib.parse import quote_from_bytes
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.limits import EXTENSION_LIMIT
-from imgfs.layer.tarheader import BLOCK, check_owner, check_size
+from imgfs.layer.tar.header import BLOCK, check_owner, check_size
 
 # POSIX pax, "ustar Interchange Format"
 _TYPEFLAGS = {

@@ -15,13 +15,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec import FRAMED
+from imgfs.layer.codec.codec import FRAMED
+from imgfs.layer.codec.gzip import header_length
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.flatbuffer import Builder
-from imgfs.layer.inflate import header_length
-from imgfs.layer.tar import Want, parse_tar
-from imgfs.layer.tarheader import BLOCK
-from imgfs.layer.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TAR_POINTS, TOC, VERSION, XATTR, ZTOC
+from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TAR_POINTS, TOC, VERSION, XATTR, ZTOC
+from imgfs.layer.tar.header import BLOCK
+from imgfs.layer.tar.reader import Want, parse_tar
 
 Read = Callable[[int, int], bytes]
 

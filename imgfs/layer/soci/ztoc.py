@@ -20,10 +20,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer import pax
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.flatbuffer import INT8, INT32, INT64, STRING, TABLE, UINT32, VECTOR, Flatbuffer, Schema
 from imgfs.layer.limits import ZTOC_LIMIT
+from imgfs.layer.soci.flatbuffer import INT8, INT32, INT64, STRING, TABLE, UINT32, VECTOR, Flatbuffer, Schema
+from imgfs.layer.tar import pax
 from imgfs.oci.descriptor import Digest
 
 VERSION = b"0.9"  # the only one that was ever published (ztoc/ztoc.go, `Version09`)

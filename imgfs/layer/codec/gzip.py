@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.deflate import OUTPUT, Corrupt, Engine, ZlibEngine
+from imgfs.layer.codec.zlib_engine import OUTPUT, Corrupt, Engine, ZlibEngine
 from imgfs.layer.entry import Checkpoint
 
 _TRAILER = 8  # crc32 and length after a member's deflate data (RFC 1952, section 2.3.1)

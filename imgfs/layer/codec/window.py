@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 
 from imgfs.errors import InvalidImage
+from imgfs.layer.codec.gzip import Inflater
 from imgfs.layer.entry import WINDOW, Checkpoint, Span
-from imgfs.layer.inflate import Inflater
 
 # Byte i of the window is marked (_LOW[i], _HIGH[i]): no pair twice, and never a pair of equals.
 _LOW = bytes(i & 255 for i in range(WINDOW))

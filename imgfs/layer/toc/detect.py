@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from imgfs.layer import chunked, estargz
-from imgfs.layer.blobrange import Fetch
-from imgfs.layer.estargz import External
-from imgfs.layer.toc import Toc
+from imgfs.layer.toc import estargz, zstd_chunked
+from imgfs.layer.toc.estargz import External
+from imgfs.layer.toc.ranges import Fetch
+from imgfs.layer.toc.toc import Toc
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor
 
@@ -17,8 +17,8 @@ def find_toc(layer: Descriptor) -> Fetch[Toc | External] | None:
     table. A table that no digest in the manifest is of would bind nobody: such a layer has none. The reader
     raises InvalidImage for one that is broken, IntegrityError for one that is another than the manifest says.
     """
-    if chunked.is_chunked(layer):
-        return chunked.fetch_toc(layer)
+    if zstd_chunked.is_chunked(layer):
+        return zstd_chunked.fetch_toc(layer)
     if TOC_DIGEST in layer.annotations:
         return estargz.fetch_toc(layer)
     return None

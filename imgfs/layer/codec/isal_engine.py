@@ -16,7 +16,7 @@ import zlib
 from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-from imgfs.layer.deflate import OUTPUT, Corrupt, Step, ZlibEngine, address_of
+from imgfs.layer.codec.zlib_engine import OUTPUT, Corrupt, Step, ZlibEngine, address_of
 from imgfs.layer.entry import WINDOW, Checkpoint
 
 _SLICE, _CRUMB = (

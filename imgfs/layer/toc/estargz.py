@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.blobrange import Fetch, fetch_tail
 from imgfs.layer.entry import Codec
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
-from imgfs.layer.tarheader import BLOCK, parse_header
-from imgfs.layer.toc import TOC_NAME, Toc, read_toc
+from imgfs.layer.tar.header import BLOCK, parse_header
+from imgfs.layer.toc.ranges import Fetch, fetch_tail
+from imgfs.layer.toc.toc import TOC_NAME, Toc, read_toc
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest

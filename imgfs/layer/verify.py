@@ -17,8 +17,8 @@ from imgfs.layer.entry import WINDOW, Checkpoint, Entry, Part, Span
 from imgfs.layer.index import BLOB, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import Headers
-from imgfs.layer.tar import Want, parse_tar
-from imgfs.layer.toc import is_own
+from imgfs.layer.tar.reader import Want, parse_tar
+from imgfs.layer.toc.toc import is_own
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Extent
 from imgfs.layer.limits import MAP_LIMIT
-from imgfs.layer.pax import SPARSE_MAP, Records, parse_decimal
-from imgfs.layer.tarheader import BLOCK, Want, check_size, has_gnu_magic, parse_number
+from imgfs.layer.tar.header import BLOCK, Want, check_size, has_gnu_magic, parse_number
+from imgfs.layer.tar.pax import SPARSE_MAP, Records, parse_decimal
 
 _Piece = tuple[int, int]  # offset in the file, length
 

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec, Entry, Kind, Span
-from imgfs.layer.payloads import Payload, extents_of, place
-from imgfs.layer.tarheader import check_owner
-from imgfs.layer.tocfields import (
+from imgfs.layer.tar.header import check_owner
+from imgfs.layer.toc.document import (
     Fields,
     chunk_digest,
     device_in,
     number_in,
     path_in,
     time_in,
+    toc_fields,
     xattrs_in,
 )
-from imgfs.layer.tocjson import toc_fields
+from imgfs.layer.toc.extents import Payload, extents_of, place
 
 TOC_NAME = "stargz.index.json"
 _PREFETCH, _NO_PREFETCH = ".prefetch.landmark", ".no.prefetch.landmark"

@@ -14,12 +14,12 @@ from typing import NamedTuple, Protocol
 import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer import isal
-from imgfs.layer.deflate import Engine, ZlibEngine
+from imgfs.layer.codec import isal_engine
+from imgfs.layer.codec.gzip import Inflater
+from imgfs.layer.codec.xz_bzip2 import Streams
+from imgfs.layer.codec.zlib_engine import Engine, ZlibEngine
 from imgfs.layer.entry import Checkpoint, Codec, Span
-from imgfs.layer.inflate import Inflater
 from imgfs.layer.limits import ZSTD_WINDOW_LIMIT
-from imgfs.layer.streams import Streams
 
 MEMBERS = "gzip members"  # the format of a blob of several gzip members
 STEP = 1 << 20  # flat bytes between cuts, at least: see the commit that chose it for the measurements
@@ -77,7 +77,7 @@ def sniff(head: bytes) -> str:
 
 def fastest_engine() -> Engine:
     """What inflates a whole blob fastest here: ISA-L if it is installed, else zlib."""
-    return isal.IsalEngine() if isal.available() else ZlibEngine()
+    return isal_engine.IsalEngine() if isal_engine.available() else ZlibEngine()
 
 
 def decoder(
