@@ -18,7 +18,7 @@ from imgfs.errors import MountError, StoreError
 from imgfs.owned.held import Held, new_directory, new_file, sweep
 from imgfs.owned.opening import open_owned_directory, open_owned_file, random_name, read_owned_file
 from imgfs.runtime.bundle import new_bundle
-from imgfs.store.disk import write_aside
+from imgfs.store.atomic import write_aside
 from tests.mounted import until
 
 OTHER = 65_533

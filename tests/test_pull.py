@@ -28,8 +28,8 @@ from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import vouch
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.store.part import UNIT
-from imgfs.store.seal import seal
+from imgfs.store.checksum import seal
+from imgfs.store.partial import UNIT
 from imgfs.store.store import Store
 from imgfs.transport.parallel import AbreastSource
 from tests import tarmake as tar

@@ -11,7 +11,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store.seal import Seals, is_whole, seal
+from imgfs.store.checksum import Seals, is_whole, seal
 from imgfs.store.store import Store
 from scripts.proving.damage import damaged
 

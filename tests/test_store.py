@@ -13,7 +13,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store.disk import ASIDE, write_aside
+from imgfs.store.atomic import ASIDE, write_aside
 from imgfs.store.store import Store
 from tests.children import Child
 from tests.mounted import until

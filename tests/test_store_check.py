@@ -14,9 +14,9 @@ from imgfs.inventory.check import Fault, check
 from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Digest
+from imgfs.store.checksum import seal
 from imgfs.store.flat import Flat
 from imgfs.store.layer import Layer
-from imgfs.store.seal import seal
 from imgfs.store.store import Store
 from scripts.proving.cases import Opened, expected, opened
 from scripts.proving.specimens import Specimen, every, gzips, tars

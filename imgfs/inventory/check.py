@@ -1,6 +1,6 @@
 """Whether what is in the store is what it was, for whoever does not trust the disk any more.
 
-Documents have their digests, indexes and trees a checksum (`store.seal`), spans the digests that their index
+Documents have their digests, indexes and trees a checksum (`store.checksum`), spans the digests that their index
 has of them. Most of those are of compressed bytes, which are not kept: then the layer's DiffID decides, if
 all of it is here. What nothing in the store vouches for is in doubt.
 """
@@ -19,8 +19,8 @@ from imgfs.inventory.flatcheck import Verdict, judge
 from imgfs.layer.index import RULES, SCHEMA, SHORTCUTS, LayerIndex
 from imgfs.layer.rows import has_schema, misfit
 from imgfs.oci.descriptor import Digest
+from imgfs.store.checksum import is_whole
 from imgfs.store.layer import Layer
-from imgfs.store.seal import is_whole
 from imgfs.store.store import Store
 from imgfs.tree.schema import MILESTONES
 from imgfs.tree.schema import RULES as TREE_RULES

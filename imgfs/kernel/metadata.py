@@ -50,7 +50,7 @@ from imgfs.kernel.erofs import (
 from imgfs.kernel.placing import chunks_of, run
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
-from imgfs.store.disk import write_aside
+from imgfs.store.atomic import write_aside
 from imgfs.store.store import Store
 from imgfs.tree.schema import FORMAT as TREE_FORMAT
 from imgfs.tree.schema import ROOT

@@ -24,7 +24,7 @@ from imgfs.image.standing import open_index
 from imgfs.kernel.driver import check_host
 from imgfs.kernel.metadata import metadata_of
 from imgfs.oci.descriptor import Digest
-from imgfs.store.disk import take_if_free
+from imgfs.store.atomic import take_if_free
 from imgfs.store.store import Store
 from imgfs.tree.tree import Tree
 

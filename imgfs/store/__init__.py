@@ -7,7 +7,7 @@
     layers/sha256/HEX/flat                the flat layer, sparse
     layers/sha256/HEX/presence            which spans of it are there, by which index (`store.flat`)
     layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.pin`)
-    layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.part`)
+    layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.partial`)
     layers/sha256/HEX/refuted             whose index of it was found to be wrong, for which DiffID
     layers/sha256/HEX/lock                held while the layer is scanned
     layers/sha256/HEX/users               shared by those who read it; its time is when the last one began
@@ -18,7 +18,7 @@
     logs/                                 the daemons' logs
     limit, limit.lock                     how many bytes of flat layers are kept (`store.limit`)
 
-Indexes and trees have a checksum inside (`store.seal`). Who used what, and when, is told by the time of a
+Indexes and trees have a checksum inside (`store.checksum`). Who used what, and when, is told by the time of a
 lock's file, set once by each mount: access times are switched off on many machines.
 
 A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgfs.owned.held import new_file
-from imgfs.store.disk import ASIDE, store_errors
-from imgfs.store.writing import write_at
+from imgfs.store.atomic import ASIDE, store_errors
+from imgfs.store.write_at import write_at
 
 IN_MEMORY = 4 << 20  # bytes of a span; the rest of a larger one, such as a layer of one frame, is on the disk
 _PIECE = 1 << 20  # bytes that are read from there at once

@@ -29,10 +29,10 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.store.aside import Aside
-from imgfs.store.disk import boot_id, store_errors
+from imgfs.store.atomic import boot_id, store_errors
 from imgfs.store.pin import give_up, is_pinned, leads_to, lock_on, pin
 from imgfs.store.presence import BINDING, FIRST, HEADER, MAGIC, PRESENT, SYNCED, UNBOUND, evicted
-from imgfs.store.writing import write_at
+from imgfs.store.write_at import write_at
 
 log = logging.getLogger(__name__)
 

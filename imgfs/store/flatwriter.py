@@ -7,9 +7,9 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.owned.held import new_file
-from imgfs.store.disk import ASIDE
+from imgfs.store.atomic import ASIDE
 from imgfs.store.presence import UNBOUND, drop, replace
-from imgfs.store.writing import write_at
+from imgfs.store.write_at import write_at
 
 SUFFIX = "-flat"  # ends the name of a file that a scan writes
 

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 
 from imgfs.oci.descriptor import Digest
-from imgfs.store import part
-from imgfs.store.disk import (
+from imgfs.store import partial
+from imgfs.store.atomic import (
     ASIDE,
     disk_usage,
     is_held,
@@ -22,15 +22,15 @@ from imgfs.store.disk import (
     sweep_asides,
     write_aside,
 )
+from imgfs.store.checksum import Seals, seal
 from imgfs.store.flat import Flat
 from imgfs.store.flatwriter import SUFFIX, FlatWriter
-from imgfs.store.part import Part
+from imgfs.store.partial import Part
 from imgfs.store.pin import sweep_pins
 from imgfs.store.presence import drop, read_shape
-from imgfs.store.seal import Seals, seal
 
 LOCKS = ("lock", "users", "evicted")  # files that are only locked, or only have a time
-_BYTES = ("flat", *part.NAMES)  # what can be fetched again as it is needed
+_BYTES = ("flat", *partial.NAMES)  # what can be fetched again as it is needed
 _FETCHED = ("users", "presence", "flat")  # whose times say when the layer was last used
 
 
@@ -95,7 +95,7 @@ class Layer:
     def drop_part(self) -> None:
         """Forget what has been downloaded of its blob."""
         with store_errors(self.directory):
-            for name in part.NAMES:
+            for name in partial.NAMES:
                 (self.directory / name).unlink(missing_ok=True)
 
     @property
@@ -121,7 +121,7 @@ class Layer:
                 return 0
             with suppress(OSError):  # no inode may be left
                 (self.directory / "evicted").touch(mode=0o600)
-            freed = disk_usage(self._files(part.NAMES))
+            freed = disk_usage(self._files(partial.NAMES))
             self.drop_part()
             sweep_asides(self.directory)
             return freed + self._evict_flat()

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.owned.opening import read_owned_file
-from imgfs.store.disk import locked_if_free, store_errors, write_aside
+from imgfs.store.atomic import locked_if_free, store_errors, write_aside
 from imgfs.store.layer import Layer
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.owned.held import new_file
-from imgfs.store.disk import ASIDE, boot_id
+from imgfs.store.atomic import ASIDE, boot_id
 from imgfs.store.pin import leads_to, lock_on
 
 PRESENT, SYNCED = 1, 2

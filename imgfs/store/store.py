@@ -16,10 +16,10 @@ from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory, read_owned_file
-from imgfs.store.disk import ASIDE, disk_usage, store_errors, write_aside
+from imgfs.store.atomic import ASIDE, disk_usage, store_errors, write_aside
+from imgfs.store.checksum import Seals, seal
 from imgfs.store.layer import LOCKS, Layer
 from imgfs.store.limit import Limit
-from imgfs.store.seal import Seals, seal
 
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")

@@ -2,7 +2,7 @@
 
 A layer that nobody has indexed is streamed from its start to its end. One connection seldom fills a link, and
 a stream that breaks off would have to begin anew: so the bytes are fetched in ranges, kept aside
-(`store.part`) and handed on in order as they come.
+(`store.partial`) and handed on in order as they come.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.store.part import UNIT, Part
+from imgfs.store.partial import UNIT, Part
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.transport.wrapped import WrappedSource

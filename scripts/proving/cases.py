@@ -35,7 +35,7 @@ from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document
 from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
 from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
-from imgfs.store.seal import seal
+from imgfs.store.checksum import seal
 from imgfs.store.store import Store
 from scripts.proving import hostile
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.store.disk import boot_id
-from imgfs.store.writing import write_at
+from imgfs.store.atomic import boot_id
+from imgfs.store.write_at import write_at
 
 UNIT = 1 << 20
 NAMES = ("part", "part.map")

@@ -12,7 +12,7 @@ from binascii import crc32
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.store.disk import store_errors
+from imgfs.store.atomic import store_errors
 
 _MAGIC = b"SQLite format 3\0"
 _PLACE = slice(60, 64)  # of the user version, big-endian
