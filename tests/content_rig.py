@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from imgfs.content.content import Content
-from imgfs.content.lanes import Fetchers
 from imgfs.content.layer import LayerContent
-from imgfs.content.plan import Sizes
+from imgfs.content.requests import Sizes
+from imgfs.content.scheduler import Fetchers
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imgfs.content.counts import Cause
-from imgfs.content.lanes import Lane
-from imgfs.content.plan import requests_for
+from imgfs.content.requests import requests_for
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.proof import Prover

@@ -18,9 +18,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.content import flight as flight_room
+from imgfs.content import inflight as flight_room
 from imgfs.content import layer as layer_room
-from imgfs.content.pieces import Piece, pieces_of
+from imgfs.content.content import Piece, pieces_of
 from imgfs.errors import IntegrityError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from tests import tarmake

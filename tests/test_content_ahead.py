@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.content.ahead import DEEPEST, Streams, Window
+from imgfs.content.readahead import DEEPEST, Streams, Window
 
 MIB = 1 << 20
 FAR = 1000 * MIB  # the end of a file that goes on and on

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import zstandard
 
-from imgfs.content.counts import Meter
-from imgfs.content.fill import Bucket, Clock, Fill, FillOptions
-from imgfs.content.flight import Flight
-from imgfs.content.lanes import Fetchers, Task
+from imgfs.content.background import Bucket, Clock, Fill, FillOptions
+from imgfs.content.inflight import Flight
 from imgfs.content.layer import LayerContent
-from imgfs.content.plan import Sizes
 from imgfs.content.profile import Profile
+from imgfs.content.requests import Sizes
+from imgfs.content.scheduler import Fetchers, Task
+from imgfs.content.stats import Meter
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
 from imgfs.layer.index import Elsewhere, LayerIndex, Summary

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from imgfs.content.lanes import FETCHERS, Fetchers, Lane
+from imgfs.content.scheduler import FETCHERS, Fetchers, Lane
 from imgfs.errors import ImgfsError
 
 

@@ -7,8 +7,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.content.plan import Request, Sizes, batches, requests_for, waves, widen
-from imgfs.content.spans import Places
+from imgfs.content.requests import Places, Request, Sizes, batches, requests_for, waves, widen
 
 SIZES = Sizes(whole=0, near=40, gap=6, largest=30)
 

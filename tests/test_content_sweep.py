@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from imgfs.content.content import Content
-from imgfs.content.counts import Cause
-from imgfs.content.lanes import Lane
-from imgfs.content.plan import requests_for
-from imgfs.content.sweep import _EVIDENCE
+from imgfs.content.requests import requests_for
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
+from imgfs.content.treewalk import _EVIDENCE
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from tests.content_rig import Rig, tar_of

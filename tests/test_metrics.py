@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.content.counts import Cause, Counts
+from imgfs.content.stats import Cause, Counts
 from imgfs.errors import MountError
 from imgfs.metrics import endpoint as endpoints
 from imgfs.metrics.address import Address, parse_address

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.content.counts import Cause
-from imgfs.content.lanes import Lane
-from imgfs.content.plan import requests_for
+from imgfs.content.requests import requests_for
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError
 from imgfs.image import proof as proofs
 from imgfs.image.image import Image

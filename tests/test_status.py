@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from imgfs.cli.report import report
-from imgfs.content.counts import Cause, Counts
+from imgfs.content.stats import Cause, Counts
 from imgfs.mounts.status_client import decode_status, encode_status
 from tests import tarmake as tar
 from tests.fault_server import FaultServer

@@ -41,7 +41,7 @@ def mount(options: argparse.Namespace) -> int:
 def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
     """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
     from imgfs.cli.images import wanted
-    from imgfs.content.fill import FillOptions
+    from imgfs.content.background import FillOptions
     from imgfs.mount.options import MountOptions
 
     image = wanted(options)

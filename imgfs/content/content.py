@@ -1,21 +1,50 @@
-"""The bytes of an image's files, out of its layers' flat layers."""
+"""The bytes of an image's files, out of its layers' flat layers.
+
+A read of a file as pieces of its flat layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from imgfs.content.counts import Cause
-from imgfs.content.fill import Fill, FillOptions
-from imgfs.content.lanes import Lane
+from imgfs.content.background import Fill, FillOptions
 from imgfs.content.layer import LayerContent
-from imgfs.content.pieces import pieces_of
-from imgfs.content.plan import waves
 from imgfs.content.profile import Profile, ProfileLayer, Recorder
-from imgfs.content.sweep import Order, Sweeps
+from imgfs.content.requests import waves
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
+from imgfs.content.treewalk import Order, Sweeps
 from imgfs.layer.entry import Extent
+
+
+class Piece(NamedTuple):
+    """`length` bytes of a file: those at `flat` in the flat layer, or zeros if that is None."""
+
+    flat: int | None
+    length: int
+
+
+def pieces_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[Piece]:
+    """The pieces that make up a file's bytes `[offset, offset+length)`, which must lie inside the file."""
+    end = offset + length
+    for extent in extents:
+        if extent.offset + extent.length <= offset:
+            continue
+        if offset >= end or extent.offset >= end:
+            break
+        if extent.offset > offset:
+            yield Piece(None, extent.offset - offset)
+            offset = extent.offset
+        skipped = offset - extent.offset
+        taken = min(extent.length - skipped, end - offset)
+        yield Piece(extent.flat + skipped, taken)
+        offset += taken
+    if offset < end:
+        yield Piece(None, end - offset)
+
 
 _BIGGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
 _FIRST_WAVE = 1 << 20  # compressed bytes that a replay begins with

@@ -12,9 +12,8 @@ from contextlib import closing
 from functools import partial
 from typing import Protocol
 
-from imgfs.content.landing import Landing
-from imgfs.content.plan import Request, batches
-from imgfs.content.spans import Places, Spans, descriptor_of
+from imgfs.content.requests import Places, Request, Spans, batches, descriptor_of
+from imgfs.content.staging import Landing
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.codec import decode_span
 from imgfs.layer.entry import Span

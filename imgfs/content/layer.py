@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from imgfs.content.ahead import Streams, Window
-from imgfs.content.counts import Cause, Counts
 from imgfs.content.fetch import BlobSource, SpanFetcher
-from imgfs.content.flight import Flight, Flights
-from imgfs.content.lanes import Fetchers, Lane
-from imgfs.content.plan import SIZES, Request, Sizes, requests_for, widen
-from imgfs.content.spans import Places, Spans
+from imgfs.content.inflight import Flight, Flights
+from imgfs.content.readahead import Streams, Window
+from imgfs.content.requests import SIZES, Places, Request, Sizes, Spans, requests_for, widen
+from imgfs.content.scheduler import Fetchers, Lane
+from imgfs.content.stats import Cause, Counts
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor

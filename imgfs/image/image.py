@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 
 from imgfs.content.content import Content
-from imgfs.content.lanes import Fetchers
 from imgfs.content.layer import LayerContent
+from imgfs.content.scheduler import Fetchers
 from imgfs.errors import StoreError
 from imgfs.image.resolve import Resolved
 from imgfs.image.standing import Standing, open_index

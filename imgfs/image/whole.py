@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
 from typing import Protocol
 
+from imgfs.content.background import Bucket
 from imgfs.content.content import Content
-from imgfs.content.counts import Cause
-from imgfs.content.fill import Bucket
-from imgfs.content.lanes import Lane
 from imgfs.content.layer import LayerContent
-from imgfs.content.plan import requests_for
+from imgfs.content.requests import requests_for
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.image.image import Image
 from imgfs.image.indexing import Reporter

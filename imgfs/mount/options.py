@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgfs.content.fill import FillOptions
+    from imgfs.content.background import FillOptions
     from imgfs.image.trust import Trust
     from imgfs.metrics.address import Address
     from imgfs.overlay.scratch import Scratch

@@ -17,7 +17,7 @@ from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Protocol, TypeVar
 
-from imgfs.content.counts import Meter
+from imgfs.content.stats import Meter
 from imgfs.errors import ImgfsError, Unavailable
 
 FETCHERS = 12  # requests under way at once for a mount

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from imgfs.content.ahead import DEEPEST
-from imgfs.content.counts import Cause
-from imgfs.content.lanes import Lane
 from imgfs.content.layer import LayerContent
-from imgfs.content.plan import SIZES, requests_for
+from imgfs.content.readahead import DEEPEST
+from imgfs.content.requests import SIZES, requests_for
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError
 from imgfs.layer.entry import Extent
 

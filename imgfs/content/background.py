@@ -10,10 +10,10 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any, NamedTuple
 
-from imgfs.content.counts import Cause
-from imgfs.content.lanes import Lane
 from imgfs.content.layer import LayerContent
-from imgfs.content.plan import SIZES, Request, requests_for, waves
+from imgfs.content.requests import SIZES, Request, requests_for, waves
+from imgfs.content.scheduler import Lane
+from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 
 _QUIET = 0.2  # seconds without a waiting reader before the next request: misses come in bursts

@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
-from imgfs.content.counts import Cause, Counts
 from imgfs.content.fetch import SpanFetcher
-from imgfs.content.lanes import Fetchers, Lane
-from imgfs.content.plan import Request
-from imgfs.content.spans import Places
-from imgfs.content.usage import Usage
+from imgfs.content.requests import Places, Request
+from imgfs.content.scheduler import Fetchers, Lane
+from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import ImgfsError, Unavailable
 
 _MEMORY = 1.0  # seconds for which a span that could not be had is not asked for again: the kernel repeats a
