@@ -50,7 +50,7 @@ from imgfs.oci.soci import ztoc_descriptor
 from imgfs.parallel import run_abreast
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
-from imgfs.tree.tree import copy_to_travel
+from imgfs.tree.reader import copy_to_travel
 
 WORKERS = 2  # layers at once: decoding windows keeps a core busy
 SOCI_LEAST = 10 << 20  # bytes of a layer that gets a zTOC: soci-snapshotter fetches smaller ones whole

@@ -13,7 +13,7 @@ from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.tar.reader import tar_entries
 from imgfs.oci.descriptor import Digest
 from imgfs.tree.merge import merge
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 _numbers = itertools.count()
 

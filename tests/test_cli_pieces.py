@@ -18,7 +18,7 @@ from imgfs.cli.progress import Progress
 from imgfs.cli.text import long_line, size
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"layer"), 2_000_000)
 OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"other"), 0)

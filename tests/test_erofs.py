@@ -25,7 +25,7 @@ from imgfs.kernel.placing import Chunks, chunks_of
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.layers import merged
 from tests.test_mount import highest, lowest, middle

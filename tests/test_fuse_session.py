@@ -29,7 +29,7 @@ from imgfs.fuse.protocol import (
 )
 from imgfs.fuse.session import Handler, Session
 from imgfs.overlay.node import Attributes
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 ATTR = struct.Struct("<6q10I")  # fuse_attr (linux/fuse.h)
 FILE = Node(7, 0o100644, 3, 4, 5000, -1, 2, (8 << 8) | 1, 10, False)

@@ -17,8 +17,8 @@ from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.indexwriter import vouch as vouch_index
-from imgfs.tree.tree import Tree
-from imgfs.tree.tree import vouch as vouch_tree
+from imgfs.tree.reader import Tree
+from imgfs.tree.reader import vouch as vouch_tree
 from tests.hostile_sqlite import change, loop, share_children
 from tests.layers import write_tree
 from tests.tarmake import archive, device, directory, file, hardlink, symlink

@@ -16,7 +16,7 @@ from imgfs.layer.entry import Codec, Entry, Extent, Kind
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.soci import ztoc
 from imgfs.layer.toc.toc import read_toc
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from scripts.proving import hostile
 from tests.layers import write_tree
 from tests.tarmake import archive, file

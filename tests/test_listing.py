@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imgfs.fuse.listing import Listing
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 FILE = Node(2, 0o100644, 0, 0, 0, 0, 1, 0, 0, False)
 

@@ -24,7 +24,7 @@ import pytest
 
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.mounted import (
     Imgfs,

@@ -28,7 +28,7 @@ from imgfs.layer.indexwriter import IndexWriter
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.blobs import prose
 from tests.fault_server import FaultServer

@@ -15,8 +15,8 @@ from imgfs.layer.artifact import Windows, write_shared, write_windows
 from imgfs.layer.entry import Checkpoint, Codec, Entry, Extent, Kind, Part, Span
 from imgfs.layer.index import Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
-from imgfs.tree import tree as trees
-from imgfs.tree.tree import Tree
+from imgfs.tree import reader as trees
+from imgfs.tree.reader import Tree
 from tests.blobs import prose
 from tests.layers import write_tree
 from tests.tarmake import archive, file

@@ -17,8 +17,8 @@ from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.tree.merge import merge
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT, STRIDE
-from imgfs.tree.tree import Tree
 from tests.layers import merged, write_tree
 from tests.tarmake import archive, directory, file, hardlink, symlink
 

@@ -14,7 +14,7 @@ import pytest
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.tree.paths import clean
-from imgfs.tree.tree import Node, Tree
+from imgfs.tree.reader import Node, Tree
 from tests.layers import merged
 from tests.tarmake import (
     archive,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 from tests.layers import merged
 
 # A path, or a link's target, as a stack of layers uses them: few names, so that they meet.

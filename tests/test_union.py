@@ -11,8 +11,8 @@ import pytest
 
 from imgfs.overlay.marks import METACOPY, OPAQUE, TRUSTED, Owner
 from imgfs.overlay.node import UPPER_INO
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.layers import merged
 from tests.union_sights import TarBytes, find, ino, overlay_of, place, read, sights

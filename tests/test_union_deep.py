@@ -14,8 +14,8 @@ from imgfs.errors import MountError
 from imgfs.overlay.changes import How
 from imgfs.overlay.marks import Owner
 from imgfs.overlay.scratch import Base, Scratch
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 from tests import tarmake as tar
 from tests.layers import merged
 from tests.mounted import sha256

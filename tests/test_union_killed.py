@@ -24,7 +24,7 @@ from imgfs.overlay.marks import Owner
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.renaming import EXCHANGE
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.layers import merged
 from tests.union_fuse import CHANGING, NEEDING_ROOM, Fuse, FusedUpper

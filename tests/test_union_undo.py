@@ -14,7 +14,7 @@ import pytest
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.undo import undo_copy_up
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.layers import merged
 from tests.posix_places import fails

@@ -15,8 +15,8 @@ from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File, Union
 from imgfs.overlay.upper import Upper
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 
 _NOW = 1_700_000_000 * 10**9  # ns: images of tests are older
 

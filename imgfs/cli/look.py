@@ -17,7 +17,7 @@ from imgfs.cli.saying import say, say_line
 from imgfs.cli.text import long_line, size
 from imgfs.image.resolve import Resolved
 from imgfs.quoting import printable
-from imgfs.tree.tree import Node, Tree
+from imgfs.tree.reader import Node, Tree
 
 
 def ls(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import os
 import stat
 import time
 
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _PERIODS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))

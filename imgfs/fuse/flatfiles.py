@@ -25,7 +25,7 @@ from imgfs.fuse.requests import reading
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 BLOCK = 512  # bytes: what the files' sizes are rounded up to
 _TROUBLED_PLACES = 256  # of which it is remembered what file they are of

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from imgfs.errors import ImgfsError
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 _NEAR = 1 << 20  # bytes from the end of one read to the next: what is between was not read, or read before
 _EVIDENCE = 16  # such steps, less what speaks against it

@@ -42,7 +42,7 @@ from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.mounts.status_client import STATUS_XATTR, encode_status
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 _BLOCK = 4096  # what statfs counts in
 _NAME_MAX = 255  # bytes in a name

@@ -11,7 +11,7 @@ import struct
 from typing import NamedTuple, TypeAlias
 
 from imgfs.overlay.node import Attributes
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 MAJOR, MINOR = 7, 31
 ROOT_INO = 1

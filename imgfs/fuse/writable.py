@@ -42,7 +42,7 @@ from imgfs.overlay.marks import CAPABILITY, Owner
 from imgfs.overlay.node import Attributes, UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 _UPPER = 1  # a handle that needs the descriptor of the upper half
 _LARGEST = 1 << 20  # bytes the kernel reads at once at most

@@ -28,7 +28,7 @@ from imgfs.oci.published import PublishedLayer, unpacked_size
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
-from imgfs.tree import tree as trees
+from imgfs.tree import reader as trees
 
 
 def adopt_tree(

@@ -18,7 +18,7 @@ from imgfs.oci.reference import parse_reference
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once
 

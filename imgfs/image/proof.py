@@ -24,7 +24,7 @@ from imgfs.layer.index import TAR, LayerIndex
 from imgfs.oci.descriptor import Digest
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 
 def is_ready(resolved: Resolved, store: Store, trust: Trust) -> bool:

@@ -22,10 +22,10 @@ from imgfs.oci.descriptor import Digest
 from imgfs.store.checksum import is_whole
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import MILESTONES
 from imgfs.tree.schema import RULES as TREE_RULES
 from imgfs.tree.schema import SCHEMA as TREE_SCHEMA
-from imgfs.tree.tree import Tree
 
 
 class Fault(NamedTuple):

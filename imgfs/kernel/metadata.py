@@ -52,9 +52,9 @@ from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import write_aside
 from imgfs.store.store import Store
+from imgfs.tree.reader import Node, Stored, Tree
 from imgfs.tree.schema import FORMAT as TREE_FORMAT
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Node, Stored, Tree
 
 FORMAT = 1  # of our images; another number means: write them again
 BLOCK_BITS = 9  # tar's blocks of 512 bytes: then every file begins at a whole one

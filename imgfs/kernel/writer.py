@@ -26,7 +26,7 @@ from imgfs.kernel.metadata import metadata_of
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import take_if_free
 from imgfs.store.store import Store
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 _NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done
 _PROGRAM = f"""

@@ -3,7 +3,7 @@
 All of it comes from outside. What is beyond a bound raises InvalidImage naming the file and the field; an
 index of others is then done without.
 
-What Linux, and both drivers, can hold (checked by `tree.draft`, whatever the format and the driver):
+What Linux, and both drivers, can hold (checked by `tree.builder`, whatever the format and the driver):
 
 | field                   | bound                          | whose                                          |
 |-------------------------|--------------------------------|------------------------------------------------|

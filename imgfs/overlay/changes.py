@@ -19,8 +19,8 @@ from imgfs.overlay.marks import shown_xattrs
 from imgfs.overlay.node import Attributes, UpperNode
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
+from imgfs.tree.reader import Node
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Node
 
 _PIECE = 1 << 20  # bytes read at a time
 _KINDS = {

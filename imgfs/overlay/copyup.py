@@ -25,7 +25,7 @@ from imgfs.overlay.marks import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
 _PIECE = 4 << 20  # bytes filled in at a time

@@ -17,7 +17,7 @@ from imgfs.overlay.node import UpperNode, error, no_entry
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.upper import At
 from imgfs.tree.paths import WHITEOUT_PREFIX
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 _NAME_MAX = 255  # bytes in a name
 

@@ -21,7 +21,7 @@ from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper, times_kept
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 InoOf = Callable[[bytes], int | None]  # the ino of the image's file that a handle of overlayfs's means
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imgfs.overlay.union import File, Union
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 
 class Listing:

@@ -19,7 +19,7 @@ from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
-from imgfs.tree.tree import Tree
+from imgfs.tree.reader import Tree
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs
 

@@ -53,8 +53,8 @@ from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import random_name
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from imgfs.overlay.marks import shown_xattrs
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
-from imgfs.tree.tree import Node
+from imgfs.tree.reader import Node
 
 
 def undo_copy_up(union: Union, node: UpperNode) -> None:

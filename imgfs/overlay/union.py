@@ -18,8 +18,8 @@ from imgfs.overlay.directories import Directories
 from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
 from imgfs.overlay.upper import At, Upper
+from imgfs.tree.reader import Node, Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Node, Tree
 
 _CTIMES = 65_536  # files whose time of change is told otherwise than the disk has it
 _LONGEST_REDIRECT = 1024  # bytes: some file systems have no more room than this for all attributes of a file

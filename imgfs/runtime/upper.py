@@ -13,8 +13,8 @@ from pathlib import Path
 from imgfs.errors import StoreError
 from imgfs.overlay.marks import OVERRIDE, USER, Marks, Owner, format_override
 from imgfs.overlay.scratch import Scratch
+from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
-from imgfs.tree.tree import Tree
 
 
 def make_upper(scratch: Scratch, tree: Path) -> None:

@@ -18,8 +18,8 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.index import LayerIndex
 from imgfs.tree.budget import Budget
-from imgfs.tree.draft import CHARACTER, DIRECTORY, Draft, Found
-from imgfs.tree.notes import Notes
+from imgfs.tree.builder import CHARACTER, DIRECTORY, Draft, Found
+from imgfs.tree.merge_state import Notes
 from imgfs.tree.paths import OPAQUE, clean, is_reserved, parse_whiteout, shown
 from imgfs.tree.schema import ROOT
 from imgfs.tree.walk import Walk

@@ -8,8 +8,8 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.tree.budget import Budget
-from imgfs.tree.draft import DIRECTORY, SYMLINK, Draft, Found
-from imgfs.tree.notes import Notes
+from imgfs.tree.builder import DIRECTORY, SYMLINK, Draft, Found
+from imgfs.tree.merge_state import Notes
 from imgfs.tree.paths import LINK_LIMIT, WHITEOUT_PREFIX, clean, shown
 from imgfs.tree.schema import ROOT
 

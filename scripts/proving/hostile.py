@@ -16,8 +16,8 @@ from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.indexwriter import vouch as vouch_index
 from imgfs.layer.soci.flatbuffer import Builder
 from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VERSION, XATTR, ZTOC, parse_ztoc
-from imgfs.tree.tree import Tree
-from imgfs.tree.tree import vouch as vouch_tree
+from imgfs.tree.reader import Tree
+from imgfs.tree.reader import vouch as vouch_tree
 from scripts.proving.damage import damage_database
 from tests import tarmake
 from tests.hostile_sqlite import loop, share_children

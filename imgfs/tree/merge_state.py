@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from imgfs.tree.draft import Draft, Found
+from imgfs.tree.builder import Draft, Found
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work.hidden (parent INTEGER, name BLOB, PRIMARY KEY (parent, name)) WITHOUT ROWID;

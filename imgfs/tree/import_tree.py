@@ -19,7 +19,7 @@ from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
 from imgfs.layer.rewrite import Form, write_anew
 from imgfs.layer.rows import file_uri, unpack_extents, unpack_time, unpack_xattrs
 from imgfs.layer.xattrs import kept_xattrs
-from imgfs.tree.draft import check_time
+from imgfs.tree.builder import check_time
 from imgfs.tree.schema import MILESTONES, ROOT, RULES, SCHEMA
 
 _FORM = Form("a tree", SCHEMA, f"{MILESTONES};", RULES)

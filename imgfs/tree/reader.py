@@ -25,8 +25,8 @@ from imgfs.layer.rows import (
     unpack_xattrs,
 )
 from imgfs.layer.voucher import UNSAID
-from imgfs.tree.foreign import check_in
-from imgfs.tree.names import Parents
+from imgfs.tree.import_tree import check_in
+from imgfs.tree.parents import Parents
 from imgfs.tree.paths import LINK_LIMIT
 from imgfs.tree.schema import FORMAT, ROOT, STRIDE, TRAVELS
 
