@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.overlay.marks import (
+from imgfs.overlay.upper import Upper
+from imgfs.overlay.whiteouts import normalise
+from imgfs.overlay.xattrs import (
     METACOPY,
     OVERRIDE,
     REDIRECT,
@@ -26,8 +28,6 @@ from imgfs.overlay.marks import (
     read_override,
     shown_xattrs,
 )
-from imgfs.overlay.normal import normalise
-from imgfs.overlay.upper import Upper
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="devices and trusted xattrs need root")
 

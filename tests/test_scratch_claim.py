@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import MountError, StoreError
-from imgfs.overlay import claim
-from imgfs.overlay.claim import ENDING, Base, claimed, read_base, write_base
-from imgfs.overlay.inuse import is_at_work
+from imgfs.overlay import scratch_dir
+from imgfs.overlay.in_use import is_at_work
 from imgfs.overlay.scratch import Scratch, volatile
+from imgfs.overlay.scratch_dir import ENDING, Base, claimed, read_base, write_base
 from tests import tarmake as tar
 from tests.mounted import NOBODY, Imgfs, gzipped, mount_of, write_image
 from tests.test_scratch_trouble import filesystem
@@ -152,7 +152,7 @@ def test_who_comes_while_a_mount_ends_waits_for_it(scratch: Scratch) -> None:
 def test_who_comes_while_it_is_at_work_is_told_by_what(
     scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "_UNSEEN", 0.2)
+    monkeypatch.setattr(scratch_dir, "_UNSEEN", 0.2)
     for use in ("being reset", "mounted at / (pid 7)", "mounted at /nowhere (pid 7)"):
         with (
             scratch.locked(use),

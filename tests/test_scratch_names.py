@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay.normal import is_of_fuse_overlayfs
+from imgfs.overlay.whiteouts import is_of_fuse_overlayfs
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, write_image
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay.marks import METACOPY, OPAQUE, TRUSTED, Owner
 from imgfs.overlay.node import UPPER_INO
+from imgfs.overlay.xattrs import METACOPY, OPAQUE, TRUSTED, Owner
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
 from tests import tarmake as tar

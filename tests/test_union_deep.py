@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import MountError
-from imgfs.overlay.changes import How
-from imgfs.overlay.marks import Owner
+from imgfs.overlay.diff import How
 from imgfs.overlay.scratch import Base, Scratch
+from imgfs.overlay.xattrs import Owner
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
 from tests import tarmake as tar

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay.marks import Owner
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.renaming import EXCHANGE
+from imgfs.overlay.xattrs import Owner
 from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.layers import merged

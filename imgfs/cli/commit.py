@@ -18,7 +18,7 @@ from imgfs.image.image import Image
 from imgfs.oci.change import as_oci, parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import LayoutReference, Reference, parse_reference
-from imgfs.overlay.changes import Changes
+from imgfs.overlay.diff import Changes
 from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
 from imgfs.transport.destination import tag_of
 

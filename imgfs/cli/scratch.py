@@ -27,7 +27,7 @@ from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
-from imgfs.overlay.changes import Change, Changes, How
+from imgfs.overlay.diff import Change, Changes, How
 from imgfs.overlay.scratch import Base, Scratch, kept, named, sync
 from imgfs.quoting import printable, printable_path
 from imgfs.store.store import Store

@@ -38,10 +38,10 @@ from imgfs.fuse.requests import writing
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.overlay.listing import Listing as UnionListing
-from imgfs.overlay.marks import CAPABILITY, Owner
 from imgfs.overlay.node import Attributes, UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File
+from imgfs.overlay.xattrs import CAPABILITY, Owner
 from imgfs.tree.reader import Node
 
 _UPPER = 1  # a handle that needs the descriptor of the upper half

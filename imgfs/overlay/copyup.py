@@ -21,10 +21,10 @@ from typing import Protocol
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
-from imgfs.overlay.marks import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
+from imgfs.overlay.xattrs import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.tree.reader import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here

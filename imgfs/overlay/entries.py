@@ -12,10 +12,10 @@ import stat
 from collections.abc import Callable
 
 from imgfs.overlay.copyup import CopyUp
-from imgfs.overlay.marks import Owner, is_whiteout
 from imgfs.overlay.node import UpperNode, error, no_entry
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.upper import At
+from imgfs.overlay.xattrs import Owner, is_whiteout
 from imgfs.tree.paths import WHITEOUT_PREFIX
 from imgfs.tree.reader import Node
 

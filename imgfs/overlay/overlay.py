@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager
 
 from imgfs.overlay.copyup import Bytes, CopyUp
 from imgfs.overlay.entries import Entries
-from imgfs.overlay.marks import CAPABILITY, Owner, is_reserved, shown_xattrs
 from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
+from imgfs.overlay.xattrs import CAPABILITY, Owner, is_reserved, shown_xattrs
 from imgfs.tree.reader import Tree
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs

@@ -12,10 +12,10 @@ import errno
 from imgfs.overlay import linux
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.entries import check_name
-from imgfs.overlay.marks import is_whiteout
 from imgfs.overlay.node import UpperNode, error, no_entry
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.upper import At
+from imgfs.overlay.xattrs import is_whiteout
 
 NOREPLACE, EXCHANGE = linux.NOREPLACE, linux.EXCHANGE
 

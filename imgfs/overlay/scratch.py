@@ -18,22 +18,11 @@ from itertools import chain
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
-from imgfs.overlay import deep, linux
-from imgfs.overlay.changes import Changes
-from imgfs.overlay.claim import (
-    ASIDE,
-    DESCRIPTION,
-    ENDING,
-    LOCK,
-    Lock,
-    claimed,
-    read_base,
-    user_of,
-    write_base,
-)
-from imgfs.overlay.claim import Base as Base
+from imgfs.overlay import fdtree, linux
 from imgfs.overlay.copyup import Bytes
-from imgfs.overlay.indexed import (
+from imgfs.overlay.diff import Changes
+from imgfs.overlay.in_use import is_at_work, overlayfs_over
+from imgfs.overlay.inode_index import (
     INDEX,
     KERNELS_ORIGIN,
     Indexed,
@@ -45,12 +34,23 @@ from imgfs.overlay.indexed import (
     spread,
     unknown,
 )
-from imgfs.overlay.inuse import is_at_work, overlayfs_over
-from imgfs.overlay.marks import BY_OVERLAYFS, TRUSTED, Marks, Owner
-from imgfs.overlay.normal import normalise_foreign
 from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.scratch_dir import (
+    ASIDE,
+    DESCRIPTION,
+    ENDING,
+    LOCK,
+    Lock,
+    claimed,
+    read_base,
+    user_of,
+    write_base,
+)
+from imgfs.overlay.scratch_dir import Base as Base
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.whiteouts import normalise_foreign
+from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Marks, Owner
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import random_name
 from imgfs.tree.reader import Tree
@@ -260,7 +260,7 @@ class Scratch:
         with _opened(self.upper) as fd:
             return sum(
                 os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
-                for directory, names in (deep.walk(fd) if fd is not None else ())
+                for directory, names in (fdtree.walk(fd) if fd is not None else ())
                 for name in names
             )
 
@@ -348,8 +348,8 @@ def _remove_all(path: Path) -> None:
     """Remove a directory with all below it, whatever the modes in it."""
     with _opened(path.parent) as fd, _as_store_errors(path):
         if fd is not None:
-            spare = deep.spares(fd, f"{random_name(_REMOVED)}-".encode())
-            deep.remove(fd, os.fsencode(path.name), spare)
+            spare = fdtree.spares(fd, f"{random_name(_REMOVED)}-".encode())
+            fdtree.remove(fd, os.fsencode(path.name), spare)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from imgfs.overlay.directories import Directories
-from imgfs.overlay.marks import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
 from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.xattrs import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.tree.reader import Node, Tree
 from imgfs.tree.schema import ROOT
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import StoreError
-from imgfs.overlay import deep, linux
-from imgfs.overlay.marks import (
+from imgfs.overlay import fdtree, linux
+from imgfs.overlay.xattrs import (
     OPAQUE,
     OVERRIDE,
     TRUSTED,
@@ -253,7 +253,7 @@ class Upper:
     def discard(self, at: At) -> None:
         """Remove something, if it is there, with all below it."""
         assert at.directory is not None
-        deep.remove(at.directory, at.name, self._spare)
+        fdtree.remove(at.directory, at.name, self._spare)
 
     def discard_leftovers(self) -> None:
         """Remove from the work directory what a killed process has left there."""

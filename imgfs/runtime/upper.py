@@ -1,7 +1,7 @@
 """The scratch of an ordinary user's container, as `imgfs mount --scratch` makes it: either goes on with it.
 
 Inside a user namespace one seems to be root, and is not: the disk is to hold nothing that the user himself
-could not have made. Owners are kept aside (`imgfs.overlay.marks`), whatever namespace the next mount is in.
+could not have made. Owners are kept aside (`imgfs.overlay.xattrs`), whatever namespace the next mount is in.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import stat
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.overlay.marks import OVERRIDE, USER, Marks, Owner, format_override
 from imgfs.overlay.scratch import Scratch
+from imgfs.overlay.xattrs import OVERRIDE, USER, Marks, Owner, format_override
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from imgfs.overlay import linux
 from imgfs.overlay.copyup import CopyUp
-from imgfs.overlay.marks import METACOPY, ORIGIN, is_whiteout
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper, times_kept
+from imgfs.overlay.xattrs import METACOPY, ORIGIN, is_whiteout
 from imgfs.tree.reader import Tree
 
 InoOf = Callable[[bytes], int | None]  # the ino of the image's file that a handle of overlayfs's means

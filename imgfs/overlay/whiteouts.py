@@ -14,9 +14,9 @@ import os
 import stat
 from pathlib import Path
 
-from imgfs.overlay import deep
-from imgfs.overlay.marks import is_whiteout
+from imgfs.overlay import fdtree
 from imgfs.overlay.upper import At, Upper, times_kept
+from imgfs.overlay.xattrs import is_whiteout
 from imgfs.tree.paths import WHITEOUT_PREFIX
 
 _OPAQUE_DEVICE = b".wh..opq"
@@ -43,7 +43,7 @@ def normalise_foreign(upper: Upper, work: Path) -> None:
     if is_of_fuse_overlayfs(work):
         normalise(upper)
         return
-    for directory, names in deep.walk(upper.root):
+    for directory, names in fdtree.walk(upper.root):
         if _OPAQUE_DEVICE in names and _is_device(directory, _OPAQUE_DEVICE):
             with times_kept(At.anchor(directory)):
                 for name in _OPAQUE_FILES:
@@ -58,7 +58,7 @@ def _is_device(directory: int, name: bytes) -> bool:
 
 def normalise(upper: Upper) -> None:
     """Turn whiteout files into whiteouts, in the whole upper directory; raises OSError."""
-    for directory, names in deep.walk(upper.root):
+    for directory, names in fdtree.walk(upper.root):
         wanted = [name for name in names if name.startswith(WHITEOUT_PREFIX)]
         if wanted:
             with times_kept(At.anchor(directory)):

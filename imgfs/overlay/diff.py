@@ -15,9 +15,9 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
 from imgfs.overlay.copyup import Bytes
-from imgfs.overlay.marks import shown_xattrs
 from imgfs.overlay.node import Attributes, UpperNode
 from imgfs.overlay.union import File, Union, is_directory
+from imgfs.overlay.xattrs import shown_xattrs
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
 from imgfs.tree.reader import Node
 from imgfs.tree.schema import ROOT
