@@ -20,7 +20,7 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.profile import origin_of
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
-from imgfs.image.standing import open_index
+from imgfs.image.readiness import open_index
 from imgfs.image.trust import Trust
 from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
 from imgfs.layer.codec.codec import FRAMED

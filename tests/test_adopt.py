@@ -20,7 +20,7 @@ from imgfs.content.scheduler import Lane
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
-from imgfs.image.proof import Prover
+from imgfs.image.verify import Prover
 from imgfs.layer.artifact import unpack
 from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
 from imgfs.oci.descriptor import Descriptor, Digest

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.image.image import Image
-from imgfs.image.proof import Prover
+from imgfs.image.verify import Prover
 from imgfs.kernel.passthrough import Passthrough
 from imgfs.kernel.writer import write
 from imgfs.mounts.table import RUNTIME, mount_at, mounts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import Unavailable
-from imgfs.image.lookahead import Lookahead
+from imgfs.image.discover import Lookahead
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.image.trust import Trust

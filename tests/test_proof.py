@@ -17,10 +17,10 @@ from imgfs.content.requests import requests_for
 from imgfs.content.scheduler import Lane
 from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError
-from imgfs.image import proof as proofs
+from imgfs.image import verify as proofs
 from imgfs.image.image import Image
-from imgfs.image.proof import Lull, Prover
 from imgfs.image.resolve import Resolved
+from imgfs.image.verify import Lull, Prover
 from imgfs.inventory.prune import evict
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex

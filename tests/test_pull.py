@@ -20,9 +20,9 @@ import pytest
 from imgfs.errors import IntegrityError, NotFound, StoreError, Unavailable
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
+from imgfs.image.pull import MeteredSource, fetch_whole
 from imgfs.image.resolve import resolve
 from imgfs.image.trust import Trust
-from imgfs.image.whole import MeteredSource, fetch_whole
 from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import vouch

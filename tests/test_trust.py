@@ -13,10 +13,9 @@ import pytest
 
 from imgfs.content.profile import Profile, ProfileLayer
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
-from imgfs.image.adopt import adopt_ztoc
-from imgfs.image.image import Image
-from imgfs.image.proof import Prover
-from imgfs.image.recording import profile_for
+from imgfs.image.image import Image, profile_for
+from imgfs.image.import_index import adopt_ztoc
+from imgfs.image.verify import Prover
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter

@@ -16,9 +16,9 @@ from imgfs.cli.saying import complain
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
-from imgfs.image.lookahead import Lookahead
+from imgfs.image.discover import Lookahead
+from imgfs.image.readiness import is_ready
 from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
-from imgfs.image.standing import is_ready
 from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.image import Manifest

@@ -18,8 +18,8 @@ from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
 from imgfs.errors import NotFound, RegistryError, StoreError, UsageError
 from imgfs.image.image import Image
+from imgfs.image.readiness import open_index
 from imgfs.image.resolve import Resolved
-from imgfs.image.standing import open_index
 from imgfs.oci.artifact import Artifact, parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST

@@ -12,8 +12,8 @@ from imgfs.cli.progress import Progress
 from imgfs.cli.saying import complain, say
 from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
+from imgfs.image.pull import MeteredSource, fetch_whole
 from imgfs.image.resolve import Resolved
-from imgfs.image.whole import MeteredSource, fetch_whole
 from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
 from imgfs.transport.parallel import AbreastSource

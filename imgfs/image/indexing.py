@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
-from imgfs.image.adopt import adopt_published, adopt_toc, adopt_ztoc
-from imgfs.image.offers import Offers
-from imgfs.image.standing import refutation
+from imgfs.image.discover import Offers
+from imgfs.image.import_index import adopt_published, adopt_toc, adopt_ztoc
+from imgfs.image.readiness import refutation
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter

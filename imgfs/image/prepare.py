@@ -10,12 +10,11 @@ from dataclasses import replace
 from functools import partial
 
 from imgfs.errors import ImgfsError
-from imgfs.image.adopt import adopt_profiles, adopt_tree
+from imgfs.image.discover import SMALL, Offers
+from imgfs.image.import_index import adopt_profiles, adopt_tree
 from imgfs.image.indexing import Indexing, Reporter, doing_without
-from imgfs.image.lookahead import SMALL
-from imgfs.image.offers import Offers
+from imgfs.image.readiness import Standing, open_index
 from imgfs.image.resolve import Resolved
-from imgfs.image.standing import Standing, open_index
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.rows import note_origin

@@ -19,8 +19,8 @@ import imgfs
 from imgfs.config import variables
 from imgfs.errors import ImgfsError
 from imgfs.image.image import Image
+from imgfs.image.readiness import open_index
 from imgfs.image.resolve import Resolved
-from imgfs.image.standing import open_index
 from imgfs.kernel.driver import check_host
 from imgfs.kernel.metadata import metadata_of
 from imgfs.oci.descriptor import Digest

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.proof", "imgfs.mount.bykernel", "imgfs.transport.wrapped")
+_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.verify", "imgfs.mount.bykernel", "imgfs.transport.wrapped")
 _BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
 _BY_FUSE = ("imgfs.mount.byfuse",)
 
@@ -109,9 +109,8 @@ def _serve(
 ) -> None:
     """Mount and answer the kernel until it is unmounted or a signal comes."""
     # here, in the daemon: the caller has no use for all that
-    from imgfs.image.image import Image
-    from imgfs.image.proof import Prover
-    from imgfs.image.recording import NONE, profile_for
+    from imgfs.image.image import NONE, Image, profile_for
+    from imgfs.image.verify import Prover
     from imgfs.mount.bykernel import served_by_kernel
     from imgfs.mount.status import status
     from imgfs.transport.wrapped import LaterSource
@@ -158,7 +157,7 @@ def _endpoint(address: Address, tell: Callable[[], dict[str, Any]]) -> Endpoint:
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:
-    from imgfs.image.recording import keep_recorded
+    from imgfs.image.image import keep_recorded
 
     try:
         keep_recorded(image.content, image.resolved, store, options.record)

@@ -1,4 +1,7 @@
-"""What others have found out about an image's layers: looked for once, when it is needed."""
+"""What others have found out about an image's layers: looked for once, when it is needed.
+
+Looking for indexes of others before it is certain that they will be asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.image.trust import Trust
@@ -15,7 +19,34 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
 from imgfs.oci.published import Published, latest, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
+from imgfs.store.store import Store
 from imgfs.transport.source import UNKNOWN_SIZE, Source
+
+if TYPE_CHECKING:
+    pass  # MOVED
+
+SMALL = 256 << 10  # bytes of layers that are streamed before anybody could say who has an index of them
+
+
+class Lookahead:
+    """Has what others offer for an image looked for while its config, which `prepare` needs, is fetched."""
+
+    def __init__(self, source: Source, store: Store, trust: Trust) -> None:
+        self._source = source
+        self._store = store
+        self._trust = trust
+        self.offers: Offers | None = None
+
+    def look(self, digest: Digest, manifest: Manifest) -> None:
+        """Begin to look, in a thread, unless it can be seen that `prepare` will not ask."""
+        store = self._store
+        missing = sum(layer.size for layer in manifest.layers if store.layer(layer.digest).index is None)
+        if store.tree(digest) is None and missing > SMALL:
+            # MOVED
+
+            self.offers = Offers(digest, manifest, self._source, self._trust)
+            self.offers.look_ahead()
+
 
 _NOTHING = Published(None, {})
 

@@ -19,9 +19,9 @@ from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.image.image import Image
 from imgfs.image.indexing import Reporter
 from imgfs.image.prepare import prepare
-from imgfs.image.proof import Prover
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
+from imgfs.image.verify import Prover
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
