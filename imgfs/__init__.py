@@ -24,7 +24,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     commit      an image out of another and what was changed in it
     tree        the merged tree on disk       content     a file's bytes, on demand
     overlay     the writable scratch: an upper directory over a tree
-    image       a whole image made ready    inventory   what in the store belongs to what
+    image       a whole image made ready    maintenance  gc and fsck of the store
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
     metrics     what a mount says of itself, for Prometheus
     publish     what an index of an image is made of, for others

@@ -20,7 +20,7 @@ RANKS = [
     {"commit"},
     {"tree", "content"},
     {"overlay"},
-    {"inventory", "image", "mounts", "daemonize", "metrics"},
+    {"maintenance", "image", "mounts", "daemonize", "metrics"},
     {"publish", "runtime"},
     {"fuse", "kernel"},
     {"mount", "manual"},

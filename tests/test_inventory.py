@@ -11,8 +11,7 @@ from imgfs.errors import StoreError
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.inventory.needs import Needs, layers_in_use, needs_of, refuse_if_used, sweep
-from imgfs.inventory.prune import evict
+from imgfs.maintenance.gc import Needs, evict, layers_in_use, needs_of, refuse_if_used, sweep
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.store.store import Resolution, Store
 from tests import tarmake

@@ -17,8 +17,8 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, StoreError, Una
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
+from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.store.layer import Layer
 from imgfs.store.store import Store

@@ -21,10 +21,10 @@ from imgfs.image import verify as proofs
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
 from imgfs.image.verify import Lull, Prover
-from imgfs.inventory.prune import evict
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.store.store import Store

@@ -11,7 +11,7 @@ import pytest
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.inventory.prune import Prunable, prunable, prune
+from imgfs.maintenance.gc import Prunable, prunable, prune
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.store.store import Store
 from tests import tarmake

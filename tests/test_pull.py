@@ -23,9 +23,9 @@ from imgfs.image.prepare import prepare
 from imgfs.image.pull import MeteredSource, fetch_whole
 from imgfs.image.resolve import resolve
 from imgfs.image.trust import Trust
-from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import vouch
+from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.store.checksum import seal

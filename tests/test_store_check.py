@@ -10,9 +10,9 @@ from random import Random
 import pytest
 
 from imgfs.image.image import Image
-from imgfs.inventory.check import Fault, check
-from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
+from imgfs.maintenance.fsck import Fault, check
+from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Digest
 from imgfs.store.checksum import seal
 from imgfs.store.flat import Flat

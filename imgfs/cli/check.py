@@ -8,8 +8,8 @@ import json
 from imgfs.cli.images import open_store
 from imgfs.cli.saying import say
 from imgfs.errors import StoreError
-from imgfs.inventory.check import Fault
-from imgfs.inventory.check import check as check_store
+from imgfs.maintenance.fsck import Fault
+from imgfs.maintenance.fsck import check as check_store
 from imgfs.quoting import printable
 
 

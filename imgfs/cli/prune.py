@@ -12,9 +12,8 @@ from imgfs.cli.arguments.storing import NO_LIMIT
 from imgfs.cli.images import open_store
 from imgfs.cli.saying import say
 from imgfs.cli.text import ago, size
-from imgfs.inventory.needs import needs_of
-from imgfs.inventory.prune import Prunable, prunable
-from imgfs.inventory.prune import prune as prune_store
+from imgfs.maintenance.gc import Prunable, needs_of, prunable
+from imgfs.maintenance.gc import prune as prune_store
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
 from imgfs.store.limit import cached

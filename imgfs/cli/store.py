@@ -15,9 +15,8 @@ from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.inventory.needs import needs_of, refuse_if_used, sweep
-from imgfs.inventory.prune import evict
 from imgfs.layer.index import LayerIndex
+from imgfs.maintenance.gc import evict, needs_of, refuse_if_used, sweep
 from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import our_mounts
 from imgfs.oci.descriptor import Digest

@@ -26,9 +26,9 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, NotFound, Sto
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.inventory.check import check as check_store
-from imgfs.inventory.prune import evict
 from imgfs.layer.soci.ztoc import parse_ztoc
+from imgfs.maintenance.fsck import check as check_store
+from imgfs.maintenance.gc import evict
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document

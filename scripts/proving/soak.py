@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from imgfs.errors import ImgfsError
-from imgfs.inventory.prune import evict
+from imgfs.maintenance.gc import evict
 from imgfs.store.store import Store
 from scripts.benchmark.report import Table
 from scripts.lab.registry import Registry
