@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from imgfs.content.stats import Cause, Counts
 from imgfs.errors import MountError
 from imgfs.metrics import endpoint as endpoints
-from imgfs.metrics.address import Address, parse_address
-from imgfs.metrics.endpoint import AT_ONCE, Endpoint
+from imgfs.metrics.endpoint import AT_ONCE, Address, Endpoint, parse_address
 from imgfs.metrics.exposition import CONTENT_TYPE, exposition
 from tests import tarmake as tar
 from tests.mounted import Imgfs, gzipped, is_alive, until, write_image

@@ -2,6 +2,8 @@
 
 Who connects is not trusted: there are never more than a few connections, each has a thread of its own, and
 one that dawdles is cut. Nothing here holds up the mount.
+
+Where metrics are served: `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import stat
 import sys
@@ -20,11 +23,43 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseServer, TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from imgfs.errors import MountError
-from imgfs.metrics.address import Address
 from imgfs.metrics.exposition import CONTENT_TYPE
+
+_LOOPBACK = "127.0.0.1"
+_TCP = re.compile(r"(?:(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]/]+):)?([0-9]{1,5})")
+_LONGEST_PATH = 107  # bytes of a socket's path, without the NUL that ends it (unix(7), sun_path)
+
+
+class Address(NamedTuple):
+    """A TCP address, or, with a `path`, a socket in the file system. Port 0 is any that is free."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """As a client is told it."""
+        if self.path:
+            return f"unix:{self.path}"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/metrics"
+
+
+def parse_address(text: str) -> Address:
+    """Read what people write; a path is taken from here. Raises ValueError, saying what would do."""
+    scheme, colon, path = text.partition(":")
+    if scheme == "unix" and colon:
+        whole = os.path.abspath(path)
+        if not path or len(os.fsencode(whole)) > _LONGEST_PATH:
+            raise ValueError(f"{text!r} is no socket: unix:PATH, of at most {_LONGEST_PATH} bytes")
+        return Address(path=Path(whole))
+    found = _TCP.fullmatch(text)
+    if found is None or int(found[2]) > 0xFFFF:
+        raise ValueError(f"{text!r} is no address: PORT, HOST:PORT or unix:PATH")
+    return Address((found[1] or _LOOPBACK).strip("[]"), int(found[2]))
+
 
 log = logging.getLogger(__name__)
 

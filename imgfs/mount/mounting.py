@@ -21,8 +21,7 @@ from imgfs.mount.options import MountOptions
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
-    from imgfs.metrics.address import Address
-    from imgfs.metrics.endpoint import Endpoint
+    from imgfs.metrics.endpoint import Address, Endpoint
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from imgfs.content.background import FillOptions
     from imgfs.image.trust import Trust
-    from imgfs.metrics.address import Address
+    from imgfs.metrics.endpoint import Address
     from imgfs.overlay.scratch import Scratch
 
 

@@ -14,7 +14,7 @@ from imgfs.cli.arguments.options import (
     lazily,
     rate,
 )
-from imgfs.metrics.address import Address, parse_address
+from imgfs.metrics.endpoint import Address, parse_address
 
 
 def add_mount(commands: Commands) -> None:
