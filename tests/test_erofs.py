@@ -17,11 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.kernel import erofs, linux
-from imgfs.kernel.assembled import Assembled, Part
-from imgfs.kernel.metadata import FORMAT, identity, metadata_of, write_image
-from imgfs.kernel.pages import forget_now
-from imgfs.kernel.placing import Chunks, chunks_of
+from imgfs.kernel import erofs_format, linux
+from imgfs.kernel.chunk_index import Assembled, Chunks, Part, chunks_of
+from imgfs.kernel.mkfs import FORMAT, identity, metadata_of, write_image
+from imgfs.kernel.passthrough import forget_now
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
@@ -108,7 +107,9 @@ def odd_layer() -> bytes:
 
 
 def test_the_checksum_is_crc32c() -> None:
-    assert erofs.crc32c(b"123456789") ^ 0xFFFFFFFF == 0xE3069283  # the check value of every catalogue of CRCs
+    assert (
+        erofs_format.crc32c(b"123456789") ^ 0xFFFFFFFF == 0xE3069283
+    )  # the check value of every catalogue of CRCs
 
 
 def test_a_superblock_is_where_and_what_the_kernel_looks_for(tmp_path: Path) -> None:
@@ -117,9 +118,9 @@ def test_a_superblock_is_where_and_what_the_kernel_looks_for(tmp_path: Path) -> 
     magic, _, compat, block_bits = struct.unpack_from("<3IB", image, 1024)
     assert (magic, compat, block_bits) == (0xE0F5E1E2, 3, 9)
     assert struct.unpack_from("<HH", image, 1024 + 86) == (2, 9)  # two devices, described at 9 * 128
-    assert erofs.read_uuid(image[:2048]) == UUID
-    assert erofs.read_uuid(image[:1100]) is None
-    assert erofs.read_uuid(bytes(2048)) is None
+    assert erofs_format.read_uuid(image[:2048]) == UUID
+    assert erofs_format.read_uuid(image[:1100]) is None
+    assert erofs_format.read_uuid(bytes(2048)) is None
 
 
 @given(
@@ -130,8 +131,8 @@ def test_a_directory_is_as_long_as_foretold_and_its_blocks_say_what_is_in_them(
     names: list[bytes], block: int
 ) -> None:
     entries = [(name, number, 1) for number, name in enumerate(sorted(names))]
-    blocks = list(erofs.pack_directory(entries, block))
-    assert sum(map(len, blocks)) == erofs.directory_size(map(len, sorted(names)), block)
+    blocks = list(erofs_format.pack_directory(entries, block))
+    assert sum(map(len, blocks)) == erofs_format.directory_size(map(len, sorted(names)), block)
     assert {len(full) for full in blocks[:-1]} <= {block}
     assert [entry for body in blocks for entry in read_dirents(body)] == entries
 
@@ -229,7 +230,7 @@ def test_a_file_that_lies_beyond_its_layer_is_refused(tmp_path: Path) -> None:
 def test_attributes_that_erofs_has_no_room_for_are_unsuitable(tmp_path: Path) -> None:
     xattrs = {b"user.large": bytes(65536)}
     entry = Entry(b"a", Kind.FILE, 0o644, 0, 0, 0, 0, xattrs=xattrs)
-    with merged(tmp_path, [entry]) as tree, pytest.raises(erofs.Unsuitable, match="65536 bytes"):
+    with merged(tmp_path, [entry]) as tree, pytest.raises(erofs_format.Unsuitable, match="65536 bytes"):
         image_of(tree, b"")
 
 
@@ -244,7 +245,7 @@ def test_a_file_larger_than_erofs_can_place_is_unsuitable_and_costs_nothing(
         if size == 1 << 42 and not extents:
             assert len(image_of(tree, b"")) < 100_000
             return
-        with pytest.raises(erofs.Unsuitable, match=f"a file of {size} bytes"):
+        with pytest.raises(erofs_format.Unsuitable, match=f"a file of {size} bytes"):
             image_of(tree, bytes(1024))
 
 

@@ -22,7 +22,7 @@ from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import resolve
-from imgfs.kernel.handles import inos
+from imgfs.kernel.filehandle import inos
 from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import mount_at, our_mount_at
 from imgfs.oci.descriptor import Digest, Platform

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from imgfs.errors import MountError
 from imgfs.kernel import linux
-from imgfs.kernel.erofs import Unsuitable
+from imgfs.kernel.erofs_format import Unsuitable
 from imgfs.mounts.table import REFERENCE, RUNTIME, STATUS_SOCKET, mounts
 from imgfs.overlay.scratch import Scratch
 

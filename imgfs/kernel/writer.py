@@ -22,7 +22,7 @@ from imgfs.image.image import Image
 from imgfs.image.readiness import open_index
 from imgfs.image.resolve import Resolved
 from imgfs.kernel.driver import check_host
-from imgfs.kernel.metadata import metadata_of
+from imgfs.kernel.mkfs import metadata_of
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import take_if_free
 from imgfs.store.store import Store

@@ -52,7 +52,7 @@ def serve_by_fuse(
 @contextlib.contextmanager
 def _overlay(image: Image, scratch: Scratch, mountpoint: Path, store: Store) -> Iterator[Overlay]:
     """The scratch over an image, for as long as it is mounted."""
-    from imgfs.kernel.handles import inos
+    from imgfs.kernel.filehandle import inos
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here

@@ -18,7 +18,7 @@ from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
-    from imgfs.kernel.assembled import Assembled
+    from imgfs.kernel.chunk_index import Assembled
     from imgfs.kernel.driver import Driver
 
 log = logging.getLogger("imgfs.mount")
@@ -57,7 +57,7 @@ def served_by_kernel(
 def _is_written(image: Image, options: MountOptions, store: Store) -> bool:
     """Whether the tree is there as EROFS; raises ImgfsError if that would be of no use."""
     from imgfs.kernel.driver import attributes_of, check_host
-    from imgfs.kernel.metadata import has_metadata
+    from imgfs.kernel.mkfs import has_metadata
     from imgfs.kernel.writer import sizes_of
 
     check_host(owner=options.owner)
@@ -74,8 +74,8 @@ def _serve_by_kernel(
 ) -> None:
     """Mount EROFS, with a scratch overlayfs over it, and serve it the flat layers. Raises ImgfsError."""
     from imgfs.kernel.driver import NO_PASSTHROUGH, Driver, attributes_of, check_host, place
-    from imgfs.kernel.handles import inos
-    from imgfs.kernel.metadata import metadata_of
+    from imgfs.kernel.filehandle import inos
+    from imgfs.kernel.mkfs import metadata_of
     from imgfs.kernel.passthrough import Passthrough
     from imgfs.kernel.writer import sizes_of
 
@@ -117,7 +117,7 @@ def _serve_flat_files(
     """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""
     from imgfs.fuse.flatfiles import FlatFiles
     from imgfs.fuse.flatserver import serve_flat_files
-    from imgfs.kernel.pages import forget_pages
+    from imgfs.kernel.passthrough import forget_pages
 
     for layer in image.content.layers:
         layer.on_refuse = partial(forget_pages, options.mountpoint)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.kernel.assembled import Assembled
-from imgfs.kernel.erofs import (
+from imgfs.kernel.chunk_index import Assembled, chunks_of, run
+from imgfs.kernel.erofs_format import (
     CHUNK_SIZE,
     CHUNKED,
     DEVICE_SIZE,
@@ -47,7 +47,6 @@ from imgfs.kernel.erofs import (
     pack_xattrs,
     read_uuid,
 )
-from imgfs.kernel.placing import chunks_of, run
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import write_aside

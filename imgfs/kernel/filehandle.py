@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.kernel.erofs import SLOT, SUPERBLOCK, SUPERBLOCK_SIZE, read_uuid
+from imgfs.kernel.erofs_format import SLOT, SUPERBLOCK, SUPERBLOCK_SIZE, read_uuid
 
 if TYPE_CHECKING:
     from imgfs.oci.descriptor import Digest
@@ -25,7 +25,7 @@ def inos(tree: Digest, store: Store) -> Callable[[bytes], int | None]:
     """What tells the ino of a handle's file, from the EROFS image that the store has of a tree."""
 
     def tell(handle: bytes) -> int | None:
-        from imgfs.kernel.metadata import FORMAT  # seldom needed
+        from imgfs.kernel.mkfs import FORMAT  # seldom needed
 
         return ino_of(handle, store.erofs(tree, FORMAT))
 
