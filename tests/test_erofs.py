@@ -43,7 +43,7 @@ def image_of(tree: Tree, *layers: bytes, block_bits: int = 9) -> bytes:
 
 
 def assembled_bytes(image: bytes, tree: Tree, layers: Sequence[bytes], block_bits: int) -> bytes:
-    """What the last device holds: as `fuse.flatfiles` puts it together."""
+    """What the last device holds: as `fuse.erofs_devices` puts it together."""
     body = b""
     content = TarBytes(*layers)
     table = Assembled.read(io.BytesIO(image), block_bits)

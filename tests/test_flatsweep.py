@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.fuse.flatsweep import _EVIDENCE, _NEAR, FlatReads
+from imgfs.fuse.erofs_devices import _EVIDENCE, _NEAR, FlatReads
 from imgfs.tree.reader import Tree
 from tests import tarmake as tar
 from tests.layers import merged

@@ -140,7 +140,7 @@ def patient(module_imgfs: Imgfs, registry: str) -> Iterator[Scene]:
 @pytest.fixture(scope="module")
 def hasty(module_imgfs: Imgfs, registry: str) -> Iterator[Scene]:
     """A mount whose reads fail soon, and say so."""
-    module_imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: /(noise|prose)")
+    module_imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: /(noise|prose)")
     with scene_of(module_imgfs, registry, "hasty", "--read-timeout", str(READ_TIMEOUT)) as scene:
         yield scene
 

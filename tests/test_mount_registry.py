@@ -331,7 +331,7 @@ def test_a_read_survives_what_passes(imgfs: Imgfs, server: FaultServer, fault: F
 
 
 def test_bytes_that_are_not_the_layers_are_never_shown(imgfs: Imgfs, server: FaultServer) -> None:
-    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: /noise: layer [0-9a-f]{12}, ")
+    imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: /noise: layer [0-9a-f]{12}, ")
     stored = plain(LAYER)
     image = serve(server, "app", "v1", [stored])
     at = imgfs.mount(image)

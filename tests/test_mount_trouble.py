@@ -375,7 +375,7 @@ def test_a_disk_too_full_for_the_log_is_one_line(imgfs: Imgfs, small_disk: Path,
 def test_a_disk_that_fills_up_under_a_mount_fails_reads_and_nothing_else(
     imgfs: Imgfs, small_disk: Path, image: str
 ) -> None:
-    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: .*No space left on device")
+    imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: .*No space left on device")
     at = imgfs.mount(image)
     imgfs.evict(image)
     filler = fill_up(small_disk)
@@ -387,7 +387,7 @@ def test_a_disk_that_fills_up_under_a_mount_fails_reads_and_nothing_else(
 
 
 def test_a_store_damaged_under_a_mount_fails_reads_and_nothing_else(imgfs: Imgfs, image: str) -> None:
-    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: (/d/noise: )?.*ends at")
+    imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: (/d/noise: )?.*ends at")
     at = imgfs.mount(image)
     (flat,) = imgfs.store.glob("layers/*/*/flat")
     os.truncate(flat, 0)

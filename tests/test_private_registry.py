@@ -46,7 +46,7 @@ OLD, NEW = HASHES
 CHANCE = random.Random(7)
 FILES = {f"f{number}": CHANCE.randbytes(1 << 20) for number in range(6)}
 LARGE = CHANCE.randbytes(12 << 20)
-EIO = "ERROR imgfs.fuse.boundary: EIO: "
+EIO = "ERROR imgfs.fuse.errors: EIO: "
 
 
 @pytest.fixture(scope="module")

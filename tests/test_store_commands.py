@@ -203,7 +203,7 @@ def small_disk(imgfs: Imgfs) -> Iterator[Path]:
 
 @needs_root
 def test_a_disk_that_is_full_can_be_pruned_and_the_mount_reads_on(imgfs: Imgfs, small_disk: Path) -> None:
-    imgfs.expected.append("ERROR imgfs.fuse.boundary: EIO: .*No space left on device")
+    imgfs.expected.append("ERROR imgfs.fuse.errors: EIO: .*No space left on device")
     names = []
     for name in ("old", "mounted"):
         body = Random(name).randbytes(4_000_000)

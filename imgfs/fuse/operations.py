@@ -21,7 +21,8 @@ from typing import Any
 import trio
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.dispatch import reading
+from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import abandoned_or_done
 from imgfs.fuse.listing import DOTS, Listing
 from imgfs.fuse.protocol import (
@@ -37,7 +38,6 @@ from imgfs.fuse.protocol import (
     listed_dot,
     opened,
 )
-from imgfs.fuse.requests import reading
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from imgfs.fuse.boundary import errno_of
+from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import UnderWay, fills_page_cache
 from imgfs.fuse.protocol import (
     ANSWER_HEAD,

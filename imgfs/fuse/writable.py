@@ -15,8 +15,9 @@ import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from imgfs.fuse.boundary import FUSEError
-from imgfs.fuse.filling import Fills
+from imgfs.fuse.copyup_data import Fills
+from imgfs.fuse.dispatch import writing
+from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import undone_or_done
 from imgfs.fuse.listing import Listing
 from imgfs.fuse.operations import KEPT_LISTING, Operations
@@ -34,7 +35,6 @@ from imgfs.fuse.protocol import (
     entry,
     opened,
 )
-from imgfs.fuse.requests import writing
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
 from imgfs.overlay.listing import Listing as UnionListing

@@ -115,8 +115,8 @@ def _serve_flat_files(
     on_ready: Callable[[], None],
 ) -> bool:
     """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""
-    from imgfs.fuse.flatfiles import FlatFiles
-    from imgfs.fuse.flatserver import serve_flat_files
+    from imgfs.fuse.erofs_devices import FlatFiles
+    from imgfs.fuse.erofs_server import serve_flat_files
     from imgfs.kernel.passthrough import forget_pages
 
     for layer in image.content.layers:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("imgfs.mount")
 
 _ALWAYS = ("imgfs.fuse.operations", "imgfs.image.verify", "imgfs.mount.bykernel", "imgfs.transport.wrapped")
-_BY_KERNEL = ("imgfs.fuse.flatserver", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
+_BY_KERNEL = ("imgfs.fuse.erofs_server", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
 _BY_FUSE = ("imgfs.mount.byfuse",)
 
 

@@ -139,7 +139,7 @@ def _seen(image: Image, ino: int) -> object:
         raise OSError(errno.ESTALE, "a name of nothing")
     target = image.tree.target(ino) if node.mode & 0o170000 == 0o120000 else None
     image.tree.path(ino)
-    if not all(isinstance(field, int) for field in node):  # at which `fuse.boundary` says EIO
+    if not all(isinstance(field, int) for field in node):  # at which `fuse.errors` says EIO
         raise OSError(errno.EIO, "a node that is none")
     if node.mode & 0o170000 != 0o100000:
         return node[1:], target, image.tree.xattrs(ino)

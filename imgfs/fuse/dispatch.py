@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from imgfs.fuse.boundary import FUSEError
+from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.protocol import (
     CREATE_IN,
     FORGET_IN,

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from imgfs.errors import ImgfsError, MountError
-from imgfs.fuse.flatfiles import FlatFiles
+from imgfs.fuse.erofs_devices import FlatFiles
 from imgfs.mounts.status_client import encode_status
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
