@@ -16,8 +16,8 @@ from imgfs.cli.wishing import wishes_of
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved
-from imgfs.mount.mounting import Mounting
-from imgfs.mount.options import MountOptions
+from imgfs.mount.daemon import Mounting
+from imgfs.mount.serving import MountOptions
 from imgfs.mounts.mountpoint import check_mountable
 from imgfs.mounts.table import our_mount_at
 from imgfs.mounts.unmount import unmount

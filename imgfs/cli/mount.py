@@ -18,14 +18,14 @@ from imgfs.mounts.unmount import unmount
 
 if TYPE_CHECKING:
     from imgfs.cli.images import Wanted
-    from imgfs.mount.options import MountOptions
+    from imgfs.mount.serving import MountOptions
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
 
 
 def mount(options: argparse.Namespace) -> int:
     """Mount an image."""
-    from imgfs.mount.mounting import Mounting, mount_in_foreground
+    from imgfs.mount.daemon import Mounting, mount_in_foreground
 
     if options.fill and options.offline:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
@@ -42,7 +42,7 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
     """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
     from imgfs.cli.images import wanted
     from imgfs.content.background import FillOptions
-    from imgfs.mount.options import MountOptions
+    from imgfs.mount.serving import MountOptions
 
     image = wanted(options)
     scratch = _scratch(options, image.store)

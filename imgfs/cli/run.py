@@ -62,7 +62,7 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: Maps | None) -> 
         enter()
     except MountError as error:
         refused = error  # told if the command line is in order
-    from imgfs.mount.mounting import Mounting
+    from imgfs.mount.daemon import Mounting
 
     with Mounting() as mounting:
         from imgfs.cli.arguments import parse

@@ -1,4 +1,7 @@
-"""What both ways to serve a mount have in common: signals, syncs, the kernel's read-ahead."""
+"""What both ways to serve a mount have in common: signals, syncs, the kernel's read-ahead.
+
+How to mount.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,37 @@ from imgfs.errors import StoreError
 from imgfs.overlay.scratch import Base
 
 if TYPE_CHECKING:
+    from imgfs.content.background import FillOptions
     from imgfs.image.image import Image
+    from imgfs.image.trust import Trust
+    from imgfs.metrics.endpoint import Address
+    from imgfs.overlay.scratch import Scratch
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
+    to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
+    With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
+    names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
+    everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
+    or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's repository
+    by default."""
+
+    mountpoint: Path
+    fuse: frozenset[str] = frozenset()
+    owner: tuple[int, int] | None = None
+    log_level: str = "INFO"
+    foreground: bool = False
+    scratch: Scratch | None = None
+    write_through: bool = False
+    record: str | None = None
+    replay: str | None = None
+    fill: FillOptions | None = None
+    metrics: Address | None = None
+    driver: str = "fuse"
+    trust: Trust | None = None
+
 
 log = logging.getLogger("imgfs.mount")
 

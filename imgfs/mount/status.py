@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from imgfs.layer.voucher import words_in
-from imgfs.mount.options import MountOptions
+from imgfs.mount.serving import MountOptions
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:

@@ -18,8 +18,14 @@ from imgfs.errors import MountError
 from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.writable import WritableOperations
-from imgfs.mount.options import MountOptions
-from imgfs.mount.serving import base_of, end_on_signal, limit_unwritten, raise_read_ahead, sync_now_and_then
+from imgfs.mount.serving import (
+    MountOptions,
+    base_of,
+    end_on_signal,
+    limit_unwritten,
+    raise_read_ahead,
+    sync_now_and_then,
+)
 from imgfs.mounts.table import mount_at
 from imgfs.overlay.scratch import Scratch
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from imgfs.errors import ImgfsError
-from imgfs.mount.options import MountOptions
-from imgfs.mount.serving import base_of, end_on_signal, raise_read_ahead, sync_now_and_then
+from imgfs.mount.serving import MountOptions, base_of, end_on_signal, raise_read_ahead, sync_now_and_then
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:

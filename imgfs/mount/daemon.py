@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
-from imgfs.mount.options import MountOptions
+from imgfs.mount.serving import MountOptions
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.verify", "imgfs.mount.bykernel", "imgfs.transport.wrapped")
+_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.verify", "imgfs.mount.kernel", "imgfs.transport.wrapped")
 _BY_KERNEL = ("imgfs.fuse.erofs_server", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
-_BY_FUSE = ("imgfs.mount.byfuse",)
+_BY_FUSE = ("imgfs.mount.fuse",)
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
@@ -110,7 +110,7 @@ def _serve(
     # here, in the daemon: the caller has no use for all that
     from imgfs.image.image import NONE, Image, profile_for
     from imgfs.image.verify import Prover
-    from imgfs.mount.bykernel import served_by_kernel
+    from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.status import status
     from imgfs.transport.wrapped import LaterSource
 
@@ -134,7 +134,7 @@ def _serve(
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
         if not served_by_kernel(image, options, tell, on_ready, store):
-            from imgfs.mount.byfuse import serve_by_fuse
+            from imgfs.mount.fuse import serve_by_fuse
 
             serve_by_fuse(image, options, tell, on_ready, store)
         image.content.sync()
