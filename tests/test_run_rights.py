@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.runtime.devices import find_profile
 from imgfs.runtime.host import capabilities
-from imgfs.runtime.machine import find_profile
-from imgfs.runtime.rights import ALL, UNCONFINED, Rights
+from imgfs.runtime.security import ALL, UNCONFINED, Rights
 from tests import containers
 from tests.containers import PODMAN, RUNTIMES, busybox, has_static_busybox, needs_podman, shell
 from tests.mounted import Imgfs

@@ -16,21 +16,16 @@ from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import ImageConfig
 from imgfs.owned.regular import NotRegular
 from imgfs.runtime.host import Cgroups, bounding, find_cgroups, shortfalls, unenforced
+from imgfs.runtime.host_facts import Place
 from imgfs.runtime.ids import Ids, id_ranges
-from imgfs.runtime.limits import Limits, Ulimit
-from imgfs.runtime.place import Place
-from imgfs.runtime.program import Refused, check_command
-from imgfs.runtime.rights import (
-    CAPABILITIES,
-    EVERY_CAPABILITY,
-    Device,
-    Rights,
-)
+from imgfs.runtime.preflight import Refused, check_command
+from imgfs.runtime.request import Bind, Defaults, Network, Tmpfs, Wishes, check_name
+from imgfs.runtime.resources import Limits, Ulimit
 from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.security import CAPABILITIES, EVERY_CAPABILITY, Device, Rights
 from imgfs.runtime.signals import find_signal, signal_number
 from imgfs.runtime.spec import Container, runtime_config
 from imgfs.runtime.user import User, find_user
-from imgfs.runtime.wishes import Bind, Defaults, Network, Tmpfs, Wishes, check_name
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\n# web:x:1:1\nweb:x:33:34:web:/srv:/bin/sh\nbroken:x:a:b\n\nno:x:5\n"
 GROUP = b"root:x:0:\nadm:x:4:root\nweb:x:34:\nextra:x:44:other,web\nbad:x:y:web\n"

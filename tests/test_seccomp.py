@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
-from imgfs.runtime.machine import find_profile, this_machine
-from imgfs.runtime.rights import UNCONFINED, Rights
+from imgfs.runtime.devices import find_profile, this_machine
 from imgfs.runtime.seccomp import Machine, built_in, parse_profile
+from imgfs.runtime.security import UNCONFINED, Rights
 
 PC = Machine("x86_64", (6, 1))
 PHONE = Machine("aarch64", (4, 7))

@@ -24,22 +24,21 @@ from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
 from imgfs.runtime.bundle import Bundle, new_bundle
-from imgfs.runtime.engine import Engine, Stopper, failure, taken_down
-from imgfs.runtime.filesystems import without_devices
+from imgfs.runtime.devices import look_round
 from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls
+from imgfs.runtime.host_facts import Place
 from imgfs.runtime.ids import Ids, Maps, has, is_lone
-from imgfs.runtime.machine import look_round
+from imgfs.runtime.mount_targets import read_accounts, settle, settle_workdir
 from imgfs.runtime.namespace import let_go_of_mounts
-from imgfs.runtime.place import Place
-from imgfs.runtime.program import Refused, check_command
+from imgfs.runtime.oci_runtime import Engine, Stopper, failure, taken_down
+from imgfs.runtime.preflight import Refused, check_command
+from imgfs.runtime.request import Defaults, Wishes, check_name
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.signals import Relay
-from imgfs.runtime.spec import Container, runtime_config
-from imgfs.runtime.streams import Streams
-from imgfs.runtime.targets import read_accounts, settle, settle_workdir
+from imgfs.runtime.spec import Container, runtime_config, without_devices
+from imgfs.runtime.stdio import Streams
 from imgfs.runtime.upper import make_upper
 from imgfs.runtime.user import User, find_user
-from imgfs.runtime.wishes import Defaults, Wishes, check_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from imgfs.cli.arguments.confining import limits_of, rights_of
 from imgfs.config import variables
 from imgfs.errors import UsageError
-from imgfs.runtime.wishes import Bind, Wishes
+from imgfs.runtime.request import Bind, Wishes
 
 
 def wishes_of(options: argparse.Namespace) -> Wishes:

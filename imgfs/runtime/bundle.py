@@ -24,10 +24,10 @@ from typing import Any
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory
+from imgfs.runtime.mount_targets import check_volume
+from imgfs.runtime.request import Bind, Network, Wishes
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.targets import check_volume
 from imgfs.runtime.volumes import fill
-from imgfs.runtime.wishes import Bind, Network, Wishes
 
 _NEW = ".new-"  # begins the name of a directory that is not locked yet
 

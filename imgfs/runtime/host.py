@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.runtime.limits import lowered
-from imgfs.runtime.place import Place
-from imgfs.runtime.rights import EVERY_CAPABILITY
-from imgfs.runtime.wishes import Wishes
+from imgfs.runtime.host_facts import Place
+from imgfs.runtime.request import Wishes
+from imgfs.runtime.resources import lowered
+from imgfs.runtime.security import EVERY_CAPABILITY
 
 _RUNTIMES = ("crun", "runc")  # the faster one first
 _MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # users' PATHs lack the first

@@ -6,8 +6,8 @@ import argparse
 import re
 
 from imgfs.cli.arguments.values import checked, memory
-from imgfs.runtime.limits import ULIMITS, UNLIMITED, Limits, Ulimit
-from imgfs.runtime.rights import DeviceWish, Rights, capability
+from imgfs.runtime.resources import ULIMITS, UNLIMITED, Limits, Ulimit
+from imgfs.runtime.security import DeviceWish, Rights, capability
 
 _ULIMIT = re.compile(r"([a-z]+)=(-1|[0-9]{1,18}|unlimited)(?::(-1|[0-9]{1,18}|unlimited))?")
 _ACCESS = re.compile(r"[rwm]{1,3}")

@@ -10,8 +10,8 @@ from imgfs.cli.arguments.confining import limit_options, rights_options
 from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options
 from imgfs.cli.arguments.showing import mount_options
 from imgfs.cli.arguments.values import in_image
+from imgfs.runtime.request import Network
 from imgfs.runtime.signals import find_signal
-from imgfs.runtime.wishes import Network
 
 
 def add_run(commands: Commands) -> None:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from imgfs.cli.arguments.values import in_image, memory
-from imgfs.runtime.wishes import Bind, Tmpfs
+from imgfs.runtime.request import Bind, Tmpfs
 
 _SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
 _READ_ONLY = ("ro", "readonly")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from imgfs.runtime.ids import Maps
-from imgfs.runtime.rights import CAPABILITIES, Device
+from imgfs.runtime.request import Bind
 from imgfs.runtime.seccomp import Profile
-from imgfs.runtime.wishes import Bind
+from imgfs.runtime.security import CAPABILITIES, Device
 
 INIT = "/run/imgfs-init"  # where a container finds the machine's init
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.owned.regular import kind
-from imgfs.runtime.program import NOT_EXECUTABLE, NOT_FOUND, Refused
+from imgfs.runtime.preflight import NOT_EXECUTABLE, NOT_FOUND, Refused
 from imgfs.runtime.rootfs import Rootfs
 
 _KERNELS = ("/proc", "/dev", "/sys")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imgfs.errors import MountError
+from imgfs.runtime.request import Wishes
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.wishes import Wishes
 
 # What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
 NOT_EXECUTABLE, NOT_FOUND = 126, 127

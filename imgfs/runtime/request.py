@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.fields import text_in, texts_in
-from imgfs.runtime.limits import Limits
-from imgfs.runtime.rights import Rights
+from imgfs.runtime.resources import Limits
+from imgfs.runtime.security import Rights
 
 _WHERE = "config.config"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a host's name has at most 63 characters

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from imgfs.errors import UsageError
 from imgfs.runtime.host import capabilities
-from imgfs.runtime.limits import ceilings
-from imgfs.runtime.place import Place
-from imgfs.runtime.rights import UNCONFINED, Device, DeviceWish, Rights
+from imgfs.runtime.host_facts import Place
+from imgfs.runtime.request import Wishes
+from imgfs.runtime.resources import ceilings
 from imgfs.runtime.seccomp import LARGEST, PROFILES, Machine, Profile, built_in, parse_profile
-from imgfs.runtime.wishes import Wishes
+from imgfs.runtime.security import UNCONFINED, Device, DeviceWish, Rights
 
 _INITS = ("catatonit", "tini", "docker-init")
 _INIT_PLACES = "/usr/libexec/podman:/usr/lib/podman:/usr/libexec/docker:/usr/bin:/usr/local/bin:/bin:/sbin"
