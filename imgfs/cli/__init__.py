@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from imgfs.cli.saying import complain, prepare_output
+from imgfs.cli.output import complain, prepare_output
 from imgfs.errors import ImgfsError, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from imgfs.cli.images import open_store
-from imgfs.cli.saying import say
+from imgfs.cli.output import say
 from imgfs.errors import StoreError
 from imgfs.maintenance.fsck import Fault
 from imgfs.maintenance.fsck import check as check_store

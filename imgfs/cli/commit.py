@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import say
 from imgfs.cli.scratch import Changed, changed
 from imgfs.cli.transfer import send_to
 from imgfs.commit import Base, Committed, Record

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Iterable
 
 from imgfs.cli.arguments.options import Commands, lazily, store_option
-from imgfs.cli.saying import say
+from imgfs.cli.output import say
 
 # What completes the arguments that the help names so (metavar).
 KINDS = {

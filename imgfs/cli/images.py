@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imgfs.cli.output import complain
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import complain
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable

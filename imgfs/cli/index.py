@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.cli.transfer import send_to
 from imgfs.errors import NotFound, RegistryError, StoreError, UsageError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.cli.images import places_of, timeouts_of
-from imgfs.cli.saying import ask, complain, say
+from imgfs.cli.output import ask, complain, say
 from imgfs.config import Environment
 from imgfs.errors import ImgfsError, UsageError
 from imgfs.oci.reference import RegistryReference, parse_reference

@@ -13,7 +13,7 @@ from typing import Any
 
 from imgfs import __version__
 from imgfs.cli.images import wanted
-from imgfs.cli.saying import say, say_line
+from imgfs.cli.output import say, say_line
 from imgfs.cli.text import long_line, size
 from imgfs.image.resolve import Resolved
 from imgfs.quoting import printable

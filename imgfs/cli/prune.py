@@ -10,7 +10,7 @@ from typing import Any
 
 from imgfs.cli.arguments.storing import NO_LIMIT
 from imgfs.cli.images import open_store
-from imgfs.cli.saying import say
+from imgfs.cli.output import say
 from imgfs.cli.text import ago, size
 from imgfs.maintenance.gc import Prunable, needs_of, prunable
 from imgfs.maintenance.gc import prune as prune_store

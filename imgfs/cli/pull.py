@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 
 from imgfs.cli.images import Wanted, needing_it, wanted
+from imgfs.cli.output import complain, say
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import complain, say
 from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
 from imgfs.image.pull import MeteredSource, fetch_whole

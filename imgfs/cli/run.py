@@ -13,7 +13,7 @@ import termios
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from imgfs.cli.saying import complain as say_failure
+from imgfs.cli.output import complain as say_failure
 from imgfs.errors import ImgfsError, MountError
 from imgfs.runtime.namespace import Apart
 from imgfs.runtime.signals import Relay

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.cli.images import connect_to, open_store
+from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError

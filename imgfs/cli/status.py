@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imgfs.cli.output import say
 from imgfs.cli.report import report
-from imgfs.cli.saying import say
 from imgfs.metrics.exposition import exposition
 from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import our_mount_at

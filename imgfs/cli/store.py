@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from imgfs.cli.images import open_store
-from imgfs.cli.saying import say
+from imgfs.cli.output import say
 from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError

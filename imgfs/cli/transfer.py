@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import replace
 
 from imgfs.cli.images import connect_to, places_of, timeouts_of
+from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
-from imgfs.cli.saying import say
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
