@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from imgfs.mounts.table import mounts
-from tests.mounted import NOBODY, Imgfs, processes_of_tests
-from tests.patience import allowed
+from tests.support.mounted import NOBODY, Imgfs, processes_of_tests
+from tests.support.patience import allowed
 
 # How long an example takes is a matter of what else the machine does, such as the tests of another worker.
 settings.register_profile(

@@ -57,9 +57,9 @@ from scripts.proving.specimens import (
     zstds,
 )
 from scripts.proving.urls import url
-from tests.docker_registry import as_json
-from tests.mounted import gzipped, plain, sha256, zstd
-from tests.tocmake import FOOTERS, NEW, OLD, TOC_DIGEST, gzip_toc
+from tests.support.docker_registry import as_json
+from tests.support.mounted import gzipped, plain, sha256, zstd
+from tests.support.tocmake import FOOTERS, NEW, OLD, TOC_DIGEST, gzip_toc
 
 _NODES = 2_000  # of a tree that are looked at
 _LARGE = 1 << 20  # bytes of a file that are read at once, and of one that claims more, at both ends

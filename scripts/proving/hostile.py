@@ -19,10 +19,10 @@ from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VE
 from imgfs.tree.reader import Tree
 from imgfs.tree.reader import vouch as vouch_tree
 from scripts.proving.damage import damage_database
-from tests import tarmake
-from tests.hostile_sqlite import loop, share_children
-from tests.layers import write_tree
-from tests.tarmake import archive
+from tests.support import tarmake
+from tests.support.hostile_sqlite import loop, share_children
+from tests.support.layers import write_tree
+from tests.support.tarmake import archive
 
 _SIZE = 1 << 20  # bytes of the blob that zTOCs here are of
 _TABLES = {True: ("summary", "layer", "node", "dirent"), False: ("summary", "entry", "span")}

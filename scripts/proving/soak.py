@@ -30,13 +30,13 @@ from imgfs.store.store import Store
 from scripts.benchmark.report import Table
 from scripts.lab.registry import Registry
 from scripts.proving.load import Ledger, Reader, Usage
-from tests import tarmake
-from tests.blobs import prose
-from tests.docker_registry import push_image
-from tests.fault_proxy import HARMLESS, PASSING, FaultProxy
-from tests.fault_server import Fault
-from tests.mounted import Imgfs, Stored, gzipped, gzipped_in_members, plain, sha256, zstd
-from tests.tocmake import Made, chunked_layer, estargz_layer
+from tests.support import tarmake
+from tests.support.blobs import prose
+from tests.support.docker_registry import push_image
+from tests.support.fault_proxy import HARMLESS, PASSING, FaultProxy
+from tests.support.fault_server import Fault
+from tests.support.mounted import Imgfs, Stored, gzipped, gzipped_in_members, plain, sha256, zstd
+from tests.support.tocmake import Made, chunked_layer, estargz_layer
 
 READ_TIMEOUT = 8.0  # seconds, as the mounts are told
 LATEST = 3 * READ_TIMEOUT  # of a read of several requests, on a busy machine

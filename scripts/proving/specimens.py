@@ -25,13 +25,13 @@ from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import CONFIG_BODY, SOCI_V1, soci_index, ztoc_descriptor
 from imgfs.publish import publication_of
 from imgfs.store.store import Store
-from tests import tarmake
-from tests.blobs import prose
-from tests.fake_source import FakeSource
-from tests.mounted import Stored, documents, gzipped, gzipped_in_members, plain, sha256, zstd
-from tests.test_prepare import Journal
-from tests.tocmake import Made, chunked_layer, estargz_layer
-from tests.ztocs import scanned
+from tests.support import tarmake
+from tests.support.blobs import prose
+from tests.support.fake_source import FakeSource
+from tests.support.mounted import Stored, documents, gzipped, gzipped_in_members, plain, sha256, zstd
+from tests.support.tocmake import Made, chunked_layer, estargz_layer
+from tests.support.ztocs import scanned
+from tests.unit.test_prepare import Journal
 
 AMD64 = Platform("linux", "amd64")
 NAME = "app:1"

@@ -1,0 +1,1 @@
+"""`imgfs run` and `imgfs bundle`, with crun and runc, beside podman."""

@@ -1,0 +1,1 @@
+"""Layer formats and their indexes: read, written, damaged; other tools as oracles."""

@@ -1,0 +1,1 @@
+"""Mounts through the kernel, by both drivers, and the commands about them."""

@@ -1,0 +1,196 @@
+"""`imgfs index`, and mounts that use what it has published, or what other formats bring along."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import tarmake as tar
+from tests.support.blobs import prose
+from tests.support.docker_registry import docker_registry, push_image
+from tests.support.fault_server import FaultServer
+from tests.support.mounted import (
+    Imgfs,
+    Stored,
+    gzipped,
+    gzipped_in_members,
+    plain,
+    serve,
+    sha256,
+    until,
+    zstd,
+)
+from tests.support.tocmake import Made, chunked_layer, estargz_layer
+
+pytestmark = pytest.mark.kernel
+
+NOISE = random.Random(3).randbytes(600_000)
+FILES = {
+    "etc/hostname": b"here\n",
+    "usr/share/noise": NOISE,
+    "usr/share/prose": prose(5_000_000, 1),
+    **{f"usr/lib/{number}": prose(3000 + number, number) for number in range(200)},
+}
+TAR = tar.archive(
+    *(tar.file(name, body) for name, body in FILES.items()), tar.hardlink("link", "etc/hostname")
+)
+
+
+def with_toc(made: Made, flat: bytes) -> Stored:
+    """A layer with a table of contents."""
+    layer = made.layer
+    return Stored(made.blob, sha256(flat), layer.media_type, annotations=layer.annotations)
+
+
+ESTARGZ = estargz_layer(TAR, chunk=1 << 20)
+FORMATS = {
+    "tar": plain(TAR),
+    "gzip": gzipped(TAR, 6),
+    "gzip members": gzipped_in_members(TAR),
+    "zstd": zstd(TAR),
+    "zstd frames": zstd(TAR, 300_000),
+    "estargz": with_toc(ESTARGZ, gzip.decompress(ESTARGZ.blob)),
+    "zstd:chunked": with_toc(chunked_layer(TAR, chunk=1 << 20), TAR),
+    "zstd:chunked, surplus": with_toc(chunked_layer(TAR, surplus=True), TAR),
+}
+EVERY_FORMAT = pytest.mark.parametrize("name", sorted(FORMATS))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        running.referrers_api = True
+        yield running
+
+
+def contents(at: Path) -> dict[str, bytes]:
+    """All files, by path."""
+    return {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+
+
+EXPECTED = {**FILES, "link": FILES["etc/hostname"]}
+
+
+def another_machine(imgfs: Imgfs) -> None:
+    """Have a store that knows nothing."""
+    imgfs.ok("store", "rm", "--all", "--force")
+
+
+@EVERY_FORMAT
+def test_a_layer_of_any_format_shows_the_same_files(imgfs: Imgfs, server: FaultServer, name: str) -> None:
+    image = serve(server, "app", "v1", [FORMATS[name]])
+    assert contents(imgfs.mount(image)) == EXPECTED
+
+
+@EVERY_FORMAT
+def test_a_published_index_spares_streaming_and_shows_the_same_files(
+    imgfs: Imgfs, server: FaultServer, name: str
+) -> None:
+    image = serve(server, "app", "v1", [FORMATS[name]])
+    imgfs.ok("index", "push", "--repack", image)
+    another_machine(imgfs)
+    at = imgfs.mount(image)
+    layer = imgfs.status(at)["layers"][0]
+    assert (layer["index"], layer["spans_present"]) == (f"{server.host}/app", 0)
+    assert contents(at) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["estargz", "zstd:chunked"])
+def test_a_table_of_contents_spares_streaming(imgfs: Imgfs, server: FaultServer, name: str) -> None:
+    image = serve(server, "app", "v1", [FORMATS[name]])
+    at = imgfs.mount(image)
+    layer = imgfs.status(at)["layers"][0]
+    assert (layer["format"], layer["index"], layer["spans_present"]) == (name, "verified", 0)
+    assert (at / "etc/hostname").read_bytes() == b"here\n"
+    assert imgfs.status(at)["layers"][0]["bytes_fetched"] < len(FORMATS[name].blob) * 3 / 4
+
+
+def test_no_index_of_others_is_used_if_nobody_wants_one(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["estargz"]])
+    imgfs.ok("index", "push", image)
+    another_machine(imgfs)
+    at = imgfs.mount(image, "--index", "none")
+    layer = imgfs.status(at)["layers"][0]
+    assert layer["spans_present"] == layer["spans"]
+    assert contents(at) == EXPECTED
+
+
+def test_a_digest_trusts_the_registry_only_if_told_to(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    imgfs.ok("index", "push", image)
+    digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
+    pinned = f"{server.host}/app@{digest}"
+    for policy, origin in (("any", f"{server.host}/app"), ("auto", "verified"), ("verified", "verified")):
+        another_machine(imgfs)
+        at = imgfs.mount(pinned, "--index", policy)
+        assert imgfs.status(at)["layers"][0]["index"] == origin
+        imgfs.umount(at)
+
+
+def test_an_index_taken_on_trust_does_not_count_for_a_digest_later(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    imgfs.ok("index", "push", image)
+    another_machine(imgfs)
+    digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
+    imgfs.umount(imgfs.mount(image))
+    at = imgfs.mount(f"{server.host}/app@{digest}")
+    assert imgfs.status(at)["layers"][0]["index"] == "verified"
+    assert contents(at) == EXPECTED
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_damaged_published_index_is_done_without(imgfs: Imgfs, server: FaultServer, place: str) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    before = dict(server.blobs)
+    imgfs.ok("index", "push", "--soci", "none", image)
+    for digest in server.blobs.keys() - before.keys():
+        body = bytearray(server.blobs[digest])
+        body[{"first": 0, "middle": len(body) // 2, "last": -1}[place]] ^= 0xFF
+        server.blobs[digest] = bytes(body)
+    another_machine(imgfs)
+    at = imgfs.mountpoint()
+    ran = imgfs.run("mount", image, at)
+    imgfs.watch(at)
+    assert ran.code == 0
+    assert "imgfs: warning: the tree published with the image is not used: " in ran.err
+    assert contents(at) == EXPECTED
+
+
+def test_what_is_recorded_travels_with_the_index_and_is_replayed(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    at = imgfs.mount(image, "--record", "start")
+    assert (at / "usr/share/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+    imgfs.ok("index", "push", image)
+    assert json.loads(imgfs.ok("index", "ls", "--json", image))[0]["digest"].startswith("sha256:")
+    another_machine(imgfs)
+    at = imgfs.mount(image, "--replay", "start")
+    assert (at / "usr/share/noise").read_bytes() == NOISE
+    replayed = imgfs.status(at)["layers"][0]["brought"]["replay"]
+    assert replayed["spans"] == replayed["spans_used"] > 0
+
+
+def test_fill_brings_everything(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    imgfs.ok("index", "push", image)
+    another_machine(imgfs)
+    at = imgfs.mount(image, "--fill", "--limit-rate", "100M")
+    until(lambda: (imgfs.status(at)["fill"] or {})["state"] == "done", "the fill to end")
+    assert all(layer["spans_present"] == layer["spans"] for layer in imgfs.status(at)["layers"])
+
+
+def test_indexes_are_listed_and_removed(imgfs: Imgfs, tmp_path: Path) -> None:
+    with docker_registry(tmp_path / "registry") as registry:
+        push_image(registry, "app", "v1", [FORMATS["gzip"].blob])
+        image = f"{registry}/app:v1"
+        imgfs.ok("index", "push", image)
+        listed = json.loads(imgfs.ok("index", "ls", "--json", image))
+        assert [one["kind"] for one in listed] == ["imgfs"]
+        imgfs.ok("index", "rm", image)
+        assert json.loads(imgfs.ok("index", "ls", "--json", image)) == []
+        assert imgfs.run("index", "rm", image).complaint() == f"{image}: there is no index of ours beside it"

@@ -1,0 +1,114 @@
+"""What the kernel need not ask twice: it answers by itself, even while the daemon is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import tarmake as tar
+from tests.support.mounted import Imgfs, drop_caches, gzipped, write_image
+from tests.support.patience import allowed
+
+pytestmark = pytest.mark.kernel
+
+NAMES = [f"name-{number:04}" for number in range(2000)]  # more than one reply has room for
+VISIT = """
+import os, sys
+for directory, directories, files in os.walk(sys.argv[1]):
+    for name in directories + files:
+        path = os.path.join(directory, name)
+        print(path, os.lstat(path).st_size)
+        if os.path.islink(path):
+            print(os.readlink(path))
+        elif os.path.isfile(path):
+            descriptor = os.open(path, os.O_RDONLY)  # open() would ask whether it is a terminal
+            print(os.read(descriptor, 100))
+            os.close(descriptor)
+"""
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    lower = tar.archive(
+        tar.directory("many"),
+        *(tar.file(f"many/{name}", b"") for name in NAMES),
+        tar.directory("few"),
+        tar.file("few/old", b"old"),
+        tar.symlink("link", "few/old"),
+    )
+    return write_image(imgfs.directory / "layout", [gzipped(lower)])
+
+
+@pytest.fixture
+def stopped(imgfs: Imgfs) -> Iterator[list[int]]:
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def visited(at: Path) -> bytes:
+    """All that a program sees which walks through a tree and reads everything."""
+    command = [sys.executable, "-c", VISIT, str(at)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=allowed(30)).stdout
+
+
+def test_a_second_visit_of_an_image_that_is_here_asks_the_daemon_nothing(
+    imgfs: Imgfs, image: str, stopped: list[int]
+) -> None:
+    at = imgfs.mount(image, "--driver", "fuse")
+    first = visited(at)
+    assert first.count(b"\n") == 2 * len(NAMES) + 6
+    assert visited(at) == first  # the first one's open was told that there need be none
+    pid = imgfs.pid(at)
+    os.kill(pid, signal.SIGSTOP)
+    stopped.append(pid)
+    assert visited(at) == first
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop caches")
+def test_what_the_kernel_has_forgotten_it_is_told_again(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--driver", "fuse")
+    first = visited(at)
+    drop_caches()
+    assert visited(at) == first
+
+
+def test_a_listing_that_the_kernel_keeps_changes_with_its_directory(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--driver", "fuse", "--rw")
+    many, few = at / "many", at / "few"
+    for _ in range(2):
+        assert (sorted(os.listdir(many)), os.listdir(few)) == (NAMES, ["old"])
+    (many / NAMES[7]).unlink()
+    (few / "new").write_bytes(b"")
+    for _ in range(2):
+        assert sorted(os.listdir(many)) == NAMES[:7] + NAMES[8:]
+        assert sorted(os.listdir(few)) == ["new", "old"]
+    os.rename(many / NAMES[8], few / "moved")
+    os.rename(few, at / "fewer")
+    os.listdir(at)
+    (at / "few").mkdir()
+    for _ in range(2):
+        assert sorted(os.listdir(many)) == NAMES[:7] + NAMES[9:]
+        assert (sorted(os.listdir(at / "fewer")), os.listdir(at / "few")) == (["moved", "new", "old"], [])
+        assert sorted(os.listdir(at)) == ["few", "fewer", "link", "many"]
+
+
+def test_a_reader_of_a_listing_that_changes_misses_nothing_that_stays(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--driver", "fuse", "--rw") / "many"
+    os.listdir(at)  # the kernel keeps it
+    seen = []
+    with os.scandir(at) as entries:
+        for count, found in enumerate(entries):
+            seen.append(found.name)
+            if count == 10:
+                (at / NAMES[1500]).unlink()
+                (at / "zz-new").write_bytes(b"")
+    assert len(seen) == len(set(seen))
+    assert set(seen) >= set(NAMES) - {NAMES[1500]}

@@ -1,0 +1,102 @@
+"""A daemon that is stopped, or says nothing: every command tells in time, and its mount can be taken down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgfs.mounts import status_client as asking_module
+from imgfs.mounts.status_client import Silent, read_status
+from imgfs.mounts.table import Mount, mount_at
+from tests.support import tarmake as tar
+from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.drivers("fuse", "kernel"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts have both drivers"),
+]
+
+BOUND = 40.0  # seconds for a command; most of it is for a busy machine
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    return write_image(tmp_path / "layout", [gzipped(tar.archive(tar.file("a", b"1")))])
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("options", [(), ("--rw",)])
+def test_every_command_says_within_seconds_that_the_daemon_is_stopped(
+    imgfs: Imgfs, image: str, options: tuple[str, ...]
+) -> None:
+    at = imgfs.mount(image, *options)
+    pid = imgfs.pid(at)
+    with stopped(pid):
+        for words in (("status", at), ("status", "--json", at), ("umount", at), ("mount", image, at)):
+            began = time.monotonic()
+            said = imgfs.run(*words, timeout=BOUND).complaint()
+            assert f"its daemon (pid {pid}) is stopped: kill -CONT {pid}, or imgfs umount -l {at}" in said
+            assert time.monotonic() - began < BOUND
+        assert imgfs.run("diff", at, timeout=BOUND).code == 1
+    assert (at / "a").read_bytes() == b"1"
+    assert imgfs.status(at)["pid"] == pid
+    imgfs.umount(at)
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("options", [(), ("--rw",)])
+def test_a_stopped_daemons_mount_is_taken_away_lazily(
+    imgfs: Imgfs, image: str, options: tuple[str, ...]
+) -> None:
+    at = imgfs.mount(image, *options)
+    pid = imgfs.pid(at)
+    with stopped(pid):
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        assert imgfs.ok("umount", "-l", at, timeout=BOUND) == ""
+        assert mount_at(at) is None
+        assert is_alive(pid)
+    until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
+    imgfs.gone(at)
+    imgfs.umount(imgfs.mount(image))
+
+
+def test_an_ordinary_user_is_told_the_same(nobody: Imgfs, tmp_path: Path) -> None:
+    if nobody.driver != "fuse":
+        pytest.skip("ordinary users have FUSE only")
+    image = write_image(nobody.directory / "layout", [gzipped(tar.archive(tar.file("a", b"1")))])
+    at = nobody.mount(image)
+    pid = nobody.pid(at)
+    with stopped(pid):
+        assert f"its daemon (pid {pid}) is stopped" in nobody.run("status", at, timeout=BOUND).complaint()
+        assert nobody.ok("umount", "-l", at, timeout=BOUND) == ""
+    nobody.gone(at)
+
+
+def test_who_listens_and_says_nothing_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking_module, "ANSWER", 0.3)
+    monkeypatch.setattr("imgfs.mounts.table.RUNTIME", tmp_path)
+    (tmp_path / "one").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "one/status"))
+        listener.listen()
+        mount = Mount(tmp_path / "mnt", "erofs", str(tmp_path / "one/image"), "0:1")
+        with pytest.raises(Silent, match=f"pid {os.getpid()}.* does not answer: imgfs umount -l"):
+            read_status(mount)

@@ -1,0 +1,1 @@
+"""The scripts, the manual and the package themselves."""

@@ -1,0 +1,1 @@
+"""Registries, their protocol and the files that configure them: fault servers and real ones."""

