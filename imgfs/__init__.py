@@ -34,8 +34,9 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     manual/     the user's and the developer's book
     cli/        arguments in, text out
 
-The journey of a read: `fuse.operations` -> `content` -> (`store`: there? pread) -> `transport` fetches a span ->
-`layer.codec.codec` decodes it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay` (copied up? pwrite).
+The journey of a read: `fuse.operations` -> `content` -> (`store`: present? pread) -> `transport` fetches a
+span -> `layer.codec` decodes and verifies it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay`
+(copied up? pwrite).
 """
 
 __version__ = "0.1.0"

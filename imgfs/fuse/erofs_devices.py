@@ -5,10 +5,10 @@ the kernel opens them, so they are read in the pieces that it takes for its own 
 
 Which files of the image are being read, told from the reads of its flat files.
 
-Readers of whole trees are noticed by the files they open (`content.treewalk`), but of those a file system of the
-kernel's says nothing. Only who reads piece after piece of a layer, each a little further on, may be one: then
-the places of all files are read out of the tree, once, and from then on reads are told as the files they are
-of.
+Readers of whole trees are noticed by the files they open (`content.treewalk`), but of those a file system of
+the kernel says nothing. Only a reader of piece after piece of a layer, each a little further on, may be one:
+then the extents of all files are read out of the tree, once, and from then on reads count as reads of their
+files.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ What Linux, and both drivers, can hold (checked by `tree.builder`, whatever the 
 | a file's attributes     | 65,536 bytes of names, 255 KiB | XATTR_LIST_MAX; EROFS: 16 bits of words        |
 | an attribute's prefix   | see `layer.xattrs`             | xattr(7)                                       |
 
-EROFS holds a little less, so the kernel driver says that an image is not for it (`kernel.erofs_format.Unsuitable`)
-and FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer (or have
+EROFS holds a little less, so the kernel driver declines the image (`erofs_format.Unsuitable`) and
+FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer (or have
 more than 65,536 pieces, or 1,024 and two for each block stored of them), an attribute of just 65,536 bytes.
 
 What a layer may cost:

@@ -1,8 +1,8 @@
 """Whether what is in the store is what it was, for whoever does not trust the disk any more.
 
-Documents have their digests, indexes and trees a checksum (`store.checksum`), spans the digests that their index
-has of them. Most of those are of compressed bytes, which are not kept: then the layer's DiffID decides, if
-all of it is here. What nothing in the store vouches for is in doubt.
+Documents have their digests, indexes and trees a checksum (`store.checksum`), spans the digests that their
+index has of them. Most of those are of compressed bytes, which are not kept: then the layer's DiffID decides,
+if all of it is present. What nothing in the store vouches for is in doubt.
 
 Whether the bytes of a flat layer are right, by what its index knows of them.
 """

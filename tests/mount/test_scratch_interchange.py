@@ -110,7 +110,8 @@ LATER = """
     rm -rf other; mkdir other; ln -s other later; rmdir empty 2>/dev/null || true
 """
 WALK = (
-    "import os, pickle, sys; from pathlib import Path; from tests.support.umoci_oracle import walk_directory; "
+    "import os, pickle, sys; from pathlib import Path; "
+    "from tests.support.umoci_oracle import walk_directory; "
     "sys.stdout.buffer.write(pickle.dumps(walk_directory(Path(sys.argv[1]))))"
 )
 

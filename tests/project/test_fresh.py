@@ -179,7 +179,11 @@ def test_where_pyfuse3_cannot_be_compiled_installing_names_the_packages(tmp_path
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (tmp_path / "bin").mkdir()
     said = subprocess.run(
-        [tmp_path / "venv/bin/python", "-c", BUILDING.format(site=str(Path(pytest.__file__).parent.parent))],
+        [
+            tmp_path / "venv/bin/python",
+            "-c",
+            BUILDING.format(site=str(Path(pytest.__file__).parent.parent.parent)),
+        ],
         cwd=tmp_path / "source",
         env={"PATH": str(tmp_path / "bin")},
         capture_output=True,

@@ -158,6 +158,6 @@ def test_a_short_soak_finds_nothing_wrong(
 
 @pytest.mark.parametrize("name", ["fuzz", "soak"])
 def test_a_script_is_executable_and_valid_bash(name: str) -> None:
-    path = Path(__file__).parent.parent / "scripts" / name
+    path = Path(__file__).parent.parent.parent / "scripts" / name
     assert path.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", path], check=True, timeout=allowed(20))

@@ -30,7 +30,7 @@ from tests.support.images import default_cache
 from tests.support.mounted import CHECKOUT, NOBODY, Imgfs
 from tests.support.patience import allowed
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 MBIT, ROUND_TRIP = 200.0, 0.020
 
 

@@ -48,7 +48,7 @@ def isolated(function: Callable[..., None], directory: Path, *arguments: str, ti
         text=True,
         timeout=timeout,
         check=False,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -38,7 +38,7 @@ from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.support.fault_server import FaultServer
 from tests.support.patience import allowed
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SESSION = f"IMGFS_TEST_SESSION={os.getpid()}"  # in the environment of every process the tests start
 TIMEOUT = allowed(120)  # seconds a command may take
 HANGS = allowed(180)  # seconds after which a mount's daemon is killed, so that no test waits for it for ever

@@ -1,6 +1,7 @@
 """A pytest plugin for continuous integration, where everything is installed: a skipped test has failed.
 
-Loaded by `scripts/test` where $CI is set: `pytest -p tests.support.no_skips`. Expected failures stay what they are.
+Loaded by `scripts/test` where $CI is set: `pytest -p tests.support.no_skips`. Expected
+failures stay what they are.
 """
 
 from __future__ import annotations
