@@ -18,6 +18,7 @@ TOPICS = (
     "drivers",
     "monitoring",
     "security",
+    "images",
     "limits",
     "speed",
     "internals",
