@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 _FAREWELL = 1.0  # seconds for work under way to tidy up when the user interrupts it
 
 
-def run_abreast(
+def run_parallel(
     works: Iterable[Callable[[], object]], workers: int, name: str, cancelled: threading.Event
 ) -> None:
     """Do all of `works`, at most `workers` at once, in threads named `name`; raises the first error there is.

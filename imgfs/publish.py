@@ -47,7 +47,7 @@ from imgfs.oci.published import (
 )
 from imgfs.oci.reference import parse_reference
 from imgfs.oci.soci import ztoc_descriptor
-from imgfs.parallel import run_abreast
+from imgfs.parallel import run_parallel
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import copy_to_travel
@@ -118,7 +118,7 @@ def publication_of(
 
     distinct = {content.layer.digest: content for content in image.content.layers}
     works = [partial(one, content) for content in sorted(distinct.values(), key=lambda one: -one.layer.size)]
-    run_abreast(works, WORKERS, "imgfs-publish", cancelled)
+    run_parallel(works, WORKERS, "imgfs-publish", cancelled)
     tree = store.tree(image.resolved.tree)
     if tree is None:
         raise StoreError(f"{image.resolved.reference}: the tree has been removed meanwhile; try again")

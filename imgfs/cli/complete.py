@@ -52,7 +52,7 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
     del options
     from imgfs.mounts.table import mounts
 
-    return (str(mount.mountpoint) for mount in mounts() if mount.is_ours)
+    return (str(mount.mountpoint) for mount in mounts() if mount.is_imgfs)
 
 
 def _scratches(options: argparse.Namespace) -> Iterable[str]:

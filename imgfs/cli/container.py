@@ -19,7 +19,7 @@ from imgfs.image.resolve import Resolved
 from imgfs.mount.daemon import Mounting
 from imgfs.mount.serving import MountOptions
 from imgfs.mounts.mountpoint import check_mountable
-from imgfs.mounts.table import our_mount_at
+from imgfs.mounts.table import imgfs_mount_at
 from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, named, volatile
@@ -217,7 +217,7 @@ def bundle(options: argparse.Namespace) -> int:
         place = look_round(Place(maps=maps, lone=maps is not None), wishes)
         made.write_config(_settled(runtime_config(resolved.config, wishes, container, place), rootfs, place))
     except BaseException:
-        unmount(our_mount_at(made.rootfs))
+        unmount(imgfs_mount_at(made.rootfs))
         raise
     return 0
 

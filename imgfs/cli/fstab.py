@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, UsageError
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import mount_at, our_mount_at
+from imgfs.mounts.table import imgfs_mount_at, mount_at
 from imgfs.oci.reference import parse_reference
 
 # Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.
@@ -66,7 +66,7 @@ def remount(arguments: Sequence[str]) -> bool:
     names, given = _taken_apart(arguments)
     if "remount" not in given:
         return False
-    mount = our_mount_at(Path(names[-1]))
+    mount = imgfs_mount_at(Path(names[-1]))
     flags = [name for name in given if name in _KERNELS]
     writable = [name for name in flags if name in ("ro", "rw")][-1:] == ["rw"]
     if writable and not read_status(mount).get("scratch"):
@@ -111,7 +111,7 @@ def is_mounted(arguments: Sequence[str]) -> bool:
     if len(names) != 2:
         return False
     mount = mount_at(Path(names[1]))
-    if mount is None or not mount.is_ours:
+    if mount is None or not mount.is_imgfs:
         return False
     with suppress(ImgfsError):
         return mount.name in (names[0], str(parse_reference(names[0])))

@@ -16,7 +16,7 @@ from imgfs.cli.progress import Progress
 from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
-from imgfs.image.discover import Lookahead
+from imgfs.image.discover import EarlyDiscovery
 from imgfs.image.readiness import is_ready
 from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
 from imgfs.image.trust import Trust
@@ -30,7 +30,7 @@ from imgfs.transport.source import Source, open_source
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.image import Image
-    from imgfs.image.indexing import Reporter
+    from imgfs.image.indexing import PrepareReporter
     from imgfs.registry.config.resolver import Places
     from imgfs.registry.retry import Timeouts
 
@@ -95,7 +95,7 @@ class Wanted:
         with ExitStack() as stack:
             progress = stack.enter_context(closing(Progress()))
             source = stack.enter_context(closing(self.connect()))
-            lookahead = Lookahead(source, self.store, self.trust)
+            lookahead = EarlyDiscovery(source, self.store, self.trust)
             resolved, is_away = self._find(source, progress, lookahead.look)
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
@@ -105,7 +105,7 @@ class Wanted:
                 from imgfs.image.prepare import prepare
 
                 with needing_it() if is_away else nullcontext():
-                    prepare(resolved, source, self.store, progress, self.trust, lookahead.offers)
+                    prepare(resolved, source, self.store, progress, self.trust, lookahead.discovery)
             return resolved
 
     def guess(self) -> Resolved | None:
@@ -119,12 +119,12 @@ class Wanted:
         """Which indexes of others count."""
         return Trust.of(self.reference, Policy(self.options.index))
 
-    def found(self, source: Source, reporter: Reporter) -> _Found:
+    def found(self, source: Source, reporter: PrepareReporter) -> _Found:
         """Its documents; if its registry is away, those of earlier, and said to be so."""
         return self._find(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
 
     def _find(
-        self, source: Source, reporter: Reporter, meanwhile: Callable[[Digest, Manifest], None]
+        self, source: Source, reporter: PrepareReporter, meanwhile: Callable[[Digest, Manifest], None]
     ) -> _Found:
         """Its documents; those of earlier, and said to be so, if nothing else can be had of a tag."""
         earlier = self._earlier()

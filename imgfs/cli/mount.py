@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from imgfs.errors import MountError, UsageError
 from imgfs.mounts.mountpoint import check_mountable
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import Mount, our_mount_at, our_mounts
+from imgfs.mounts.table import Mount, imgfs_mount_at, imgfs_mounts
 from imgfs.mounts.unmount import unmount
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def mount(options: argparse.Namespace) -> int:
 def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
     """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
     from imgfs.cli.images import wanted
-    from imgfs.content.background import FillOptions
+    from imgfs.content.background import BackgroundFetchOptions
     from imgfs.mount.serving import MountOptions
 
     image = wanted(options)
@@ -57,7 +57,7 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
         write_through=options.write_through,
         record=options.record,
         replay=options.replay,
-        fill=FillOptions(options.limit_rate) if options.fill else None,
+        fill=BackgroundFetchOptions(options.limit_rate) if options.fill else None,
         metrics=options.metrics,
         driver=options.driver,
         trust=image.trust,
@@ -75,7 +75,7 @@ def umount(options: argparse.Namespace) -> int:
     failed: list[MountError] = []
     for path in _all() if options.all else options.mountpoints:
         try:
-            unmount(our_mount_at(Path(path)), lazy=options.lazy)
+            unmount(imgfs_mount_at(Path(path)), lazy=options.lazy)
         except MountError as error:
             failed.append(error)
     for other in failed[:-1]:
@@ -87,13 +87,13 @@ def umount(options: argparse.Namespace) -> int:
 
 def _all() -> list[Path]:
     """Where this user's mounts are, the latest first; root's are all."""
-    mine = (mount for mount in our_mounts() if os.geteuid() in (0, mount.user))
+    mine = (mount for mount in imgfs_mounts() if os.geteuid() in (0, mount.user))
     return [mount.mountpoint for mount in mine][::-1]
 
 
 def ps(options: argparse.Namespace) -> int:
     """List the mounts."""
-    found = [_shown(mount) for mount in our_mounts()]
+    found = [_shown(mount) for mount in imgfs_mounts()]
     if options.json:
         print(json.dumps(found, indent=2))
         return 0

@@ -12,7 +12,7 @@ from imgfs.cli.arguments.storing import NO_LIMIT
 from imgfs.cli.images import open_store
 from imgfs.cli.output import say
 from imgfs.cli.text import ago, size
-from imgfs.maintenance.gc import Prunable, needs_of, prunable
+from imgfs.maintenance.gc import Prunable, contents_of, prunable
 from imgfs.maintenance.gc import prune as prune_store
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
@@ -56,7 +56,7 @@ def prune(options: argparse.Namespace) -> int:
 def _fields(found: Prunable, store: Store) -> dict[str, Any]:
     names: defaultdict[Digest, list[str]] = defaultdict(list)
     for image in store.resolutions():
-        for digest in (*needs_of(image, store).layers, image.manifest):
+        for digest in (*contents_of(image, store).layers, image.manifest):
             names[digest].append(image.reference)
     layers = [
         {

@@ -12,7 +12,7 @@ from imgfs.cli.output import complain, say
 from imgfs.cli.progress import Progress
 from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
-from imgfs.image.pull import MeteredSource, fetch_whole
+from imgfs.image.pull import MeteredSource, pull_image
 from imgfs.image.resolve import Resolved
 from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
@@ -73,7 +73,7 @@ def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
         resolved, is_away = image.found(source, arrivals)  # all of it may be here
         abreast = AbreastSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
         with needing_it() if is_away else nullcontext():
-            fetch_whole(resolved, abreast, image.store, arrivals, image.trust)
+            pull_image(resolved, abreast, image.store, arrivals, image.trust)
     with suppress(ImgfsError):  # what is wrong with that, a mount will say
         write_now(resolved, image.store)
     return resolved

@@ -24,7 +24,7 @@ from imgfs.image.prepare import prepare
 from imgfs.image.resolve import resolve
 from imgfs.kernel.filehandle import inos
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import mount_at, our_mount_at
+from imgfs.mounts.table import imgfs_mount_at, mount_at
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
 from imgfs.overlay.diff import Change, Changes, How
@@ -85,7 +85,7 @@ def changed(options: argparse.Namespace) -> Changed:
     """What MNT|NAME means: a mount with a scratch, a scratch's name, or its directory. Raises ImgfsError."""
     environment = Environment.read()
     mounted = mount_at(Path(os.path.abspath(options.scratch)))
-    if mounted is not None and mounted.is_ours:
+    if mounted is not None and mounted.is_imgfs:
         return _mounted(options, environment)
     store = open_store(options, environment)
     scratch = named(options.scratch, store.root)
@@ -100,7 +100,7 @@ def changed(options: argparse.Namespace) -> Changed:
 
 
 def _mounted(options: argparse.Namespace, environment: Environment) -> Changed:
-    status = read_status(our_mount_at(Path(options.scratch)))
+    status = read_status(imgfs_mount_at(Path(options.scratch)))
     found = status.get("scratch")
     if not found:
         raise MountError(f"{options.scratch}: mounted read-only: there are no changes (imgfs mount --rw)")

@@ -17,7 +17,7 @@ from imgfs.cli.output import say
 from imgfs.cli.report import report
 from imgfs.metrics.exposition import exposition
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import our_mount_at
+from imgfs.mounts.table import imgfs_mount_at
 
 Status = dict[str, Any]
 Text = Callable[[Status, Status | None], str]  # of a status, and of the one before it
@@ -50,7 +50,7 @@ def _watch(path: Path, every: float, found: Status, text: Text) -> None:
 
 
 def _look(path: Path) -> Status:
-    return read_status(our_mount_at(path))
+    return read_status(imgfs_mount_at(path))
 
 
 def _text(options: argparse.Namespace) -> Text:

@@ -16,13 +16,13 @@ from imgfs.cli.text import size
 from imgfs.config import Environment
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.layer.index import LayerIndex
-from imgfs.maintenance.gc import evict, needs_of, refuse_if_used, sweep
+from imgfs.maintenance.gc import contents_of, evict, refuse_if_used, remove_unreachable
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import our_mounts
+from imgfs.mounts.table import imgfs_mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
 from imgfs.registry.config.shortnames import candidates
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Resolution, Store
 
 
@@ -52,7 +52,7 @@ def rm(options: argparse.Namespace) -> int:
     store = open_store(options)
     resolutions, layers = _named(options.names, options.all, store)
     if options.data:
-        of_images = {digest for found in resolutions for digest in needs_of(found, store).layers}
+        of_images = {digest for found in resolutions for digest in contents_of(found, store).layers}
         freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
         say(f"{size(freed)} freed")
         return 0
@@ -64,7 +64,7 @@ def rm(options: argparse.Namespace) -> int:
         if not options.force and (layer.in_use() or layer.is_locked()):
             raise UsageError(f"layer {layer.digest.short} is in use: unmount its image first, or use --force")
         layer.remove()
-    sweep(store, force=options.force)
+    remove_unreachable(store, force=options.force)
     return 0
 
 
@@ -86,7 +86,7 @@ def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
 def _mounted(store: Store) -> dict[Digest, list[Digest]]:
     """The layers of each image, by its manifest, that is mounted out of this store."""
     found: dict[Digest, list[Digest]] = {}
-    for mount in our_mounts():
+    for mount in imgfs_mounts():
         with suppress(MountError, UsageError, KeyError):  # it does not answer: what it has in use tells of it
             status = read_status(mount)
             if os.path.realpath(status["store"]) == os.path.realpath(store.root):
@@ -95,13 +95,15 @@ def _mounted(store: Store) -> dict[Digest, list[Digest]]:
     return found
 
 
-def _named(names: Sequence[str], everything: bool, store: Store) -> tuple[list[Resolution], list[Layer]]:
+def _named(
+    names: Sequence[str], everything: bool, store: Store
+) -> tuple[list[Resolution], list[StoredLayer]]:
     """The images and layers that `names` mean."""
     resolutions, layers = list(store.resolutions()), list(store.layers())
     if everything:
         return resolutions, layers
     found_images: list[Resolution] = []
-    found_layers: list[Layer] = []
+    found_layers: list[StoredLayer] = []
     for name in names:
         meant = _meant(name)
         images = [image for image in resolutions if _is_named(image, name) or image.reference in meant]
@@ -131,7 +133,7 @@ def _has_digest(digest: Digest, name: str) -> bool:
 
 
 def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
-    layers = needs_of(resolution, store).layers
+    layers = contents_of(resolution, store).layers
     return {
         "reference": resolution.reference,
         "digest": str(resolution.manifest),
@@ -142,7 +144,7 @@ def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
     }
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
+def _layer(layer: StoredLayer) -> dict[str, Any]:
     found: dict[str, Any] = {
         "digest": str(layer.digest),
         "disk": layer.disk_usage(),
@@ -153,9 +155,9 @@ def _layer(layer: Layer) -> dict[str, Any]:
     if index is None:
         return {**found, "state": "being indexed" if layer.is_locked() else "incomplete"}
     with LayerIndex(index) as opened:
-        summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
+        summary, spans, binding = opened.summary, opened.span_count(), opened.binding()
     flat = layer.flat(size=summary.flat_size, spans=spans)
-    present = flat.count_present() if flat.is_bound_to(bound) else 0
+    present = flat.count_present() if flat.is_bound_to(binding) else 0
     flat.close()
     sizes = {"size": summary.size, "flat_size": summary.flat_size, "entries": summary.entries}
     return {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import SIZES, Request, requests_for, waves
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 
@@ -23,13 +23,13 @@ _SMALLEST = 256 << 10  # bytes of a request, however low the rate
 _LOOK = 0.05  # seconds between looks at whether it is quiet by now
 
 
-class FillOptions(NamedTuple):
+class BackgroundFetchOptions(NamedTuple):
     """How to fill: at most so many compressed bytes per second."""
 
     limit_rate: int | None = None
 
 
-class Bucket:
+class RateLimit:
     """Says when bytes may be sent, so that on average there are no more than `rate` per second."""
 
     def __init__(self, rate: float | None) -> None:
@@ -64,7 +64,7 @@ class Clock:
         self._stopped.set()
 
 
-class Fill:
+class BackgroundFetch:
     """Brings everything that is missing, what will be needed first; then its thread ends.
 
     `touches` are (layer, span) that are known to be needed, in order. Then come the layers of which readers
@@ -75,13 +75,13 @@ class Fill:
         self,
         layers: Sequence[LayerContent],
         touches: Sequence[tuple[int, int]],
-        options: FillOptions,
+        options: BackgroundFetchOptions,
         clock: Clock | None = None,
     ) -> None:
         self._layers = layers
         self._touches = touches
         self._clock = clock or Clock()
-        self._bucket = Bucket(options.limit_rate)
+        self._rate_limit = RateLimit(options.limit_rate)
         largest = max(_SMALLEST, min(SIZES.largest, options.limit_rate or SIZES.largest))
         self._sizes = SIZES._replace(largest=largest)
         self._errors = 0  # one after another
@@ -100,7 +100,7 @@ class Fill:
 
     def snapshot(self) -> dict[str, Any]:
         """The state, and how many compressed bytes are missing still."""
-        left = sum(sum(map(layer.places.size_of, layer.missing())) for layer in self._layers)
+        left = sum(sum(map(layer.table.size_of, layer.missing())) for layer in self._layers)
         return {"state": self._state, "missing": left}
 
     def run(self) -> None:
@@ -118,7 +118,7 @@ class Fill:
         for number, request in self._requests():
             if not self._wait_for_turn(request.end - request.start):
                 return False
-            under_way += self._layers[number].bring([request], Lane.FILL, Cause.FILL)
+            under_way += self._layers[number].fetch_in_background([request], Priority.BACKGROUND, Cause.FILL)
             while len(under_way) >= _AT_ONCE:
                 again |= self._has_failed(under_way.popleft())
         for future in under_way:
@@ -128,20 +128,20 @@ class Fill:
         return again and self._clock.sleep(0)
 
     def _requests(self) -> Iterator[tuple[int, Request]]:
-        places = [layer.places for layer in self._layers]
+        tables = [layer.table for layer in self._layers]
         absent = {(number, span) for number, layer in enumerate(self._layers) for span in layer.missing()}
         needed = [touch for touch in self._touches if touch in absent]
-        yield from waves(needed, places, first=self._sizes.largest, sizes=self._sizes)
+        yield from waves(needed, tables, first=self._sizes.largest, sizes=self._sizes)
         by_use = sorted(enumerate(self._layers), key=lambda pair: -pair[1].counts.needed)
         for number, layer in by_use:
-            for request in requests_for(layer.missing(), layer.places, self._sizes):
+            for request in requests_for(layer.missing(), layer.table, self._sizes):
                 yield number, request
 
     def _wait_for_turn(self, size: int) -> bool:
         """Wait until `size` more bytes may be asked for; False if it is over."""
-        if not self._clock.sleep(self._bucket.delay(size, self._clock.now())):
+        if not self._clock.sleep(self._rate_limit.delay(size, self._clock.now())):
             return False
-        while any(layer.fetchers.quiet_for() < _QUIET for layer in self._layers):
+        while any(layer.fetch_pool.quiet_for() < _QUIET for layer in self._layers):
             self._state = "readers first"
             if not self._clock.sleep(_LOOK):
                 return False

@@ -10,24 +10,24 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from imgfs.content.background import Fill, FillOptions
+from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import Profile, ProfileLayer, Recorder
+from imgfs.content.profile import AccessProfile, ProfileLayer, ProfileRecorder
 from imgfs.content.requests import waves
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
-from imgfs.content.treewalk import Order, Sweeps
+from imgfs.content.treewalk import FilesAfter, TreeWalkPrefetch
 from imgfs.layer.entry import Extent
 
 
-class Piece(NamedTuple):
+class FileSegment(NamedTuple):
     """`length` bytes of a file: those at `flat` in the flat layer, or zeros if that is None."""
 
     flat: int | None
     length: int
 
 
-def pieces_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[Piece]:
+def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[FileSegment]:
     """The pieces that make up a file's bytes `[offset, offset+length)`, which must lie inside the file."""
     end = offset + length
     for extent in extents:
@@ -36,14 +36,14 @@ def pieces_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[P
         if offset >= end or extent.offset >= end:
             break
         if extent.offset > offset:
-            yield Piece(None, extent.offset - offset)
+            yield FileSegment(None, extent.offset - offset)
             offset = extent.offset
         skipped = offset - extent.offset
         taken = min(extent.length - skipped, end - offset)
-        yield Piece(extent.flat + skipped, taken)
+        yield FileSegment(extent.flat + skipped, taken)
         offset += taken
     if offset < end:
-        yield Piece(None, end - offset)
+        yield FileSegment(None, end - offset)
 
 
 _BIGGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
@@ -57,36 +57,36 @@ def _unknown(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
 class Content:
     """The bytes of an image's files. Any thread may use it.
 
-    `order` says what follows a file in the tree: (layer, extents) of every file after an ino.
+    `files_after` says what follows a file in the tree: (layer, extents) of every file after an ino.
     """
 
-    def __init__(self, layers: Sequence[LayerContent], order: Order = _unknown) -> None:
+    def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter = _unknown) -> None:
         self.layers = layers
-        self._sweeps = Sweeps(layers, order)
-        self.opened = self._sweeps.opened  # to be told of every file that is opened
+        self._tree_walk = TreeWalkPrefetch(layers, files_after)
+        self.opened = self._tree_walk.opened  # to be told of every file that is opened
         self.served = 0  # bytes handed out
         self._scratch = memoryview(bytearray(_BIGGEST))
-        self._fill: Fill | None = None
-        names = [ProfileLayer(str(layer.layer.digest), len(layer.places)) for layer in layers]
-        self._recorder = Recorder(names, sum(layer.places.size for layer in layers))
+        self._background: BackgroundFetch | None = None
+        names = [ProfileLayer(str(layer.layer.digest), len(layer.table)) for layer in layers]
+        self._recorder = ProfileRecorder(names, sum(layer.table.size for layer in layers))
         for number, layer in enumerate(layers):
             layer.usage.on_touch = partial(self._touched, number, layer)
 
-    def start(self, profile: Profile | None = None, fill: FillOptions | None = None) -> None:
+    def start(self, profile: AccessProfile | None = None, fill: BackgroundFetchOptions | None = None) -> None:
         """Begin in the background to fetch what `profile` says will be needed, and then everything."""
         touches = self._known(profile) if profile else []
         self._replay(touches)
         if fill:
-            self._fill = Fill(self.layers, touches, fill)
-            self._fill.start()
+            self._background = BackgroundFetch(self.layers, touches, fill)
+            self._background.start()
 
     def stop(self) -> None:
         """End what goes on in the background; waits for its threads, not for requests under way."""
-        self._sweeps.stop()
-        if self._fill:
-            self._fill.stop()
+        self._tree_walk.stop()
+        if self._background:
+            self._background.stop()
 
-    def recorded(self) -> Profile:
+    def recorded(self) -> AccessProfile:
         """Which spans readers have touched so far, in order."""
         return self._recorder.profile()
 
@@ -95,7 +95,7 @@ class Content:
         return {
             "served": self.served,
             "recorded": self._recorder.count,
-            "fill": self._fill.snapshot() if self._fill else None,
+            "fill": self._background.snapshot() if self._background else None,
             "layers": [layer.snapshot() for layer in self.layers],
         }
 
@@ -108,7 +108,7 @@ class Content:
         if length > _BIGGEST:
             return None
         at = 0
-        for flat, size in pieces_of(extents, offset, length):
+        for flat, size in segments_of(extents, offset, length):
             into = self._scratch[at : at + size]
             at += size
             if flat is None:
@@ -132,14 +132,14 @@ class Content:
         """
         parts = [
             bytes(size) if flat is None else self.layers[layer].read(flat, size, extents, given_up)
-            for flat, size in pieces_of(extents, offset, length)
+            for flat, size in segments_of(extents, offset, length)
         ]
         self.served += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
         """Whether a file's bytes can be had without the network."""
-        pieces = pieces_of(extents, offset, length)
+        pieces = segments_of(extents, offset, length)
         return all(self.layers[layer].is_here(flat, size) for flat, size in pieces if flat is not None)
 
     def is_refused(self, layer: int) -> bool:
@@ -152,20 +152,20 @@ class Content:
             layer.flat.sync()
 
     def _touched(self, number: int, layer: LayerContent, span: int) -> None:
-        self._recorder.touched(number, span, layer.places.size_of(span))
+        self._recorder.touched(number, span, layer.table.size_of(span))
 
-    def _known(self, profile: Profile) -> list[tuple[int, int]]:
+    def _known(self, profile: AccessProfile) -> list[tuple[int, int]]:
         """A profile's touches as (layer, span) of this image, where they mean the same spans."""
         return profile.resolve(self._recorder.layers)
 
     def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
-        places = [layer.places for layer in self.layers]
-        landings: list[Future[None]] = []
+        tables = [layer.table for layer in self.layers]
+        futures: list[Future[None]] = []
         absent = {(number, span) for number, layer in enumerate(self.layers) for span in layer.missing()}
         missing = [touch for touch in touches if touch in absent]
-        for number, request in waves(missing, places, first=_FIRST_WAVE):
+        for number, request in waves(missing, tables, first=_FIRST_WAVE):
             layer = self.layers[number]
-            coming = layer.bring([request], Lane.REPLAY, Cause.REPLAY)
-            layer.fetchers.replays(coming)
-            landings += coming
-        return landings
+            coming = layer.fetch_in_background([request], Priority.REPLAY, Cause.REPLAY)
+            layer.fetch_pool.note_replay(coming)
+            futures += coming
+        return futures

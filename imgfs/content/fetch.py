@@ -12,14 +12,14 @@ from contextlib import closing
 from functools import partial
 from typing import Protocol
 
-from imgfs.content.requests import Places, Request, Spans, batches, descriptor_of
-from imgfs.content.staging import Landing
+from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
+from imgfs.content.staging import StagedBatch
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.codec import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
-from imgfs.store.aside import Aside
-from imgfs.store.flat import Flat
+from imgfs.store.flat import FlatLayer
+from imgfs.store.span_buffer import SpanBuffer
 
 _BATCH = 64 << 10  # compressed bytes of small spans that are marked together
 
@@ -34,7 +34,7 @@ class BlobSource(Protocol):
         """What came of a blob was wrong: ask for it elsewhere next, if there is an elsewhere."""
 
 
-class Arrival(Protocol):
+class FetchObserver(Protocol):
     """Is told what becomes of a request."""
 
     def asked(self) -> None:
@@ -50,32 +50,32 @@ class Arrival(Protocol):
         """These spans are there, or `error` keeps them away."""
 
 
-Beside = Callable[[Callable[[], bytes]], "Future[bytes]"]  # does something in another thread
+RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # does something in another thread
 
 
 class SpanFetcher:
-    """Brings spans of one layer into its flat layer. Any thread may use it; `beside` fetches windows."""
+    """Fetches spans of one layer into its flat layer. Safe in threads; `run_in_thread` fetches windows."""
 
     def __init__(
         self,
         layer: Descriptor,
-        spans: Spans,
-        places: Places,
-        flat: Flat,
+        spans: SpanIndex,
+        table: SpanTable,
+        flat: FlatLayer,
         source: BlobSource,
-        beside: Beside,
+        run_in_thread: RunInThread,
     ) -> None:
         self._name = layer.digest.short
         self.blob = descriptor_of(spans.blob) if spans.blob else layer  # that spans are cut from
         self._window_blob = descriptor_of(spans.windows) if spans.windows else None
         self.spans = spans
         self.refused: ImgfsError | None = None  # why nothing of the layer may be shown any more
-        self._places = places
+        self._table = table
         self._flat = flat
         self._source = source
-        self._beside = beside
+        self._run_in_thread = run_in_thread
 
-    def fetch(self, request: Request, arrival: Arrival) -> None:
+    def fetch(self, request: Request, arrival: FetchObserver) -> None:
         """Fetch a request's spans; every one of them lands, each as soon as it can. Raises nothing.
 
         Damage on the way is worth another try, from the span it was found in.
@@ -95,17 +95,17 @@ class SpanFetcher:
                 arrival.landed(left, error)
                 return
 
-    def _fetch_left(self, left: list[int], arrival: Arrival) -> None:
+    def _fetch_left(self, left: list[int], arrival: FetchObserver) -> None:
         if self.refused:
             raise self.refused
-        starts, ends = self._places.starts, self._places.ends
+        starts, ends = self._table.starts, self._table.ends
         ranges = [(starts[number], ends[number]) for number in left]
         windows = self._windows(left, arrival)
         arrival.asked()
         end = max(end for _, end in ranges)
         with closing(self._counted(self._source.blob(self.blob, ranges[0][0], end), arrival)) as chunks:
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
-            for batch in list(batches(left, self._places, _BATCH)):
+            for batch in list(batches(left, self._table, _BATCH)):
                 self._land(batch, bodies, windows, left, arrival)
             for _ in chunks:  # to its end: then the connection can be used again
                 pass
@@ -116,25 +116,25 @@ class SpanFetcher:
         bodies: Iterator[tuple[int, Iterable[bytes]]],
         windows: _Windows,
         left: list[int],
-        arrival: Arrival,
+        arrival: FetchObserver,
     ) -> None:
         """Write and mark the spans of `batch`, as many as are good; those are taken from `left`."""
         before = self._flat.begin(batch[0], batch[-1])
         if self.refused:
             raise self.refused
-        with Landing(self._flat, batch, before) as landing:
+        with StagedBatch(self._flat, batch, before) as future:
             try:
                 for _ in batch:
                     number, body = next(bodies)
                     span = self.spans.span(number, windows.window(number))
-                    self._decode(span, body, landing.aside(span))
-                    landing.verified()
+                    self._decode(span, body, future.aside(span))
+                    future.verified()
             finally:
-                if landed := landing.land():
+                if landed := future.land():
                     del left[: len(landed)]
                     arrival.landed(landed, None)
 
-    def _decode(self, span: Span, chunks: Iterable[bytes], aside: Aside) -> None:
+    def _decode(self, span: Span, chunks: Iterable[bytes], aside: SpanBuffer) -> None:
         """Put a span's bytes aside. They are verified when this returns, and not before."""
         try:
             for piece in decode_span(span, chunks):
@@ -145,43 +145,45 @@ class SpanFetcher:
         except InvalidImage as error:
             raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
-    def _windows(self, numbers: Sequence[int], arrival: Arrival) -> _Windows:
+    def _windows(self, numbers: Sequence[int], arrival: FetchObserver) -> _Windows:
         """The windows that have to be fetched for `numbers`, on their way."""
         blob = self._window_blob
-        places = {}
+        ranges = {}
         if blob is not None:
             found = ((number, self.spans.remote_window(number)) for number in numbers)
-            places = {number: place for number, place in found if place}
-        if blob is None or not places:
+            ranges = {number: window for number, window in found if window}
+        if blob is None or not ranges:
             return _Windows({}, 0, None)
-        start, end = min(start for start, _ in places.values()), max(end for _, end in places.values())
-        return _Windows(places, start, self._beside(partial(self._fetch_window, blob, start, end, arrival)))
+        start, end = min(start for start, _ in ranges.values()), max(end for _, end in ranges.values())
+        return _Windows(
+            ranges, start, self._run_in_thread(partial(self._fetch_window, blob, start, end, arrival))
+        )
 
-    def _fetch_window(self, blob: Descriptor, start: int, end: int, arrival: Arrival) -> bytes:
+    def _fetch_window(self, blob: Descriptor, start: int, end: int, arrival: FetchObserver) -> bytes:
         body = b"".join(self._source.blob(blob, start, end))
         arrival.window(len(body))
         return body
 
-    def _counted(self, chunks: Iterator[bytes], arrival: Arrival) -> Generator[bytes, None, None]:
+    def _counted(self, chunks: Iterator[bytes], arrival: FetchObserver) -> Generator[bytes, None, None]:
         for chunk in chunks:
             arrival.chunk(len(chunk))
             yield chunk
 
 
 class _Windows:
-    """The windows of some spans, at `places` in a blob of which the bytes from `start` on are coming."""
+    """The windows of some spans, at `ranges` in a blob of which the bytes from `start` on are coming."""
 
-    def __init__(self, places: dict[int, tuple[int, int]], start: int, coming: Future[bytes] | None) -> None:
-        self._places = places
+    def __init__(self, ranges: dict[int, tuple[int, int]], start: int, coming: Future[bytes] | None) -> None:
+        self._ranges = ranges
         self._start = start
         self._coming = coming
 
     def window(self, number: int) -> bytes | None:
         """A span's window, None if that is not to be fetched; waits for it."""
-        place = self._places.get(number)
-        if place is None or self._coming is None:
+        window = self._ranges.get(number)
+        if window is None or self._coming is None:
             return None
-        start, end = place
+        start, end = window
         return self._coming.result()[start - self._start : end - self._start]
 
 

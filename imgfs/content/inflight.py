@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 from imgfs.content.fetch import SpanFetcher
-from imgfs.content.requests import Places, Request
-from imgfs.content.scheduler import Fetchers, Lane
+from imgfs.content.requests import Request, SpanTable
+from imgfs.content.scheduler import FetchPool, Priority
 from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import ImgfsError, Unavailable
 
@@ -22,36 +22,38 @@ _MEMORY = 1.0  # seconds for which a span that could not be had is not asked for
 # read-ahead that failed as a plain read, which would make its reader wait twice
 
 
-class Flights:
+class InFlight:
     """The requests under way for one layer. What its methods need `lock` for, they say."""
 
     def __init__(
-        self, name: str, places: Places, counts: Counts, fetcher: SpanFetcher, fetchers: Fetchers
+        self, name: str, table: SpanTable, counts: Counts, fetcher: SpanFetcher, fetch_pool: FetchPool
     ) -> None:
         self.lock = threading.Lock()
         self.name = name  # of the layer, for errors
-        self.places = places
+        self.table = table
         self.counts = counts
-        self.usage = Usage(places, counts)
+        self.usage = Usage(table, counts)
         self.fetcher = fetcher
-        self.fetchers = fetchers
-        self._by_span: dict[int, Flight] = {}
+        self.fetch_pool = fetch_pool
+        self._by_span: dict[int, InFlightRequest] = {}
         self._failed: dict[int, tuple[float, Unavailable]] = {}  # by span: until when, and why
 
-    def unasked(self, numbers: Iterable[int]) -> list[int]:
+    def not_in_flight(self, numbers: Iterable[int]) -> list[int]:
         """Those of `numbers` that are in no flight. Under the lock."""
         return [number for number in numbers if number not in self._by_span]
 
-    def bringing(self, numbers: Iterable[int]) -> set[Flight]:
+    def fetching(self, numbers: Iterable[int]) -> set[InFlightRequest]:
         """The flights that `numbers` are in. Under the lock."""
         return {self._by_span[number] for number in numbers if number in self._by_span}
 
-    def take_off(self, request: Request, lane: Lane, cause: Cause, needed: Iterable[int] = ()) -> Flight:
+    def start(
+        self, request: Request, priority: Priority, cause: Cause, needed: Iterable[int] = ()
+    ) -> InFlightRequest:
         """A new flight for spans that are in none; to be submitted afterwards. Under the lock.
 
         `needed` are those that a reader waits for, the others come for `cause`.
         """
-        flight = Flight(self, request, lane, cause, frozenset(needed))
+        flight = InFlightRequest(self, request, priority, cause, frozenset(needed))
         self._by_span.update(dict.fromkeys(request.numbers, flight))
         return flight
 
@@ -59,17 +61,17 @@ class Flights:
         """A future for each of `numbers`, which are in flights. Under the lock."""
         return [self._by_span[number].wait_for(number) for number in numbers]
 
-    def submit(self, flights: Iterable[Flight]) -> None:
+    def submit(self, requests: Iterable[InFlightRequest]) -> None:
         """Have flights begin. Not under the lock."""
-        for flight in flights:
-            self.fetchers.submit(flight)
+        for request in requests:
+            self.fetch_pool.submit(request)
 
-    def hurry(self, flights: Iterable[Flight], lane: Lane) -> None:
+    def raise_priority(self, requests: Iterable[InFlightRequest], priority: Priority) -> None:
         """Have flights begin sooner. Not under the lock."""
-        for flight in flights:
-            self.fetchers.hurry(flight, lane)
+        for request in requests:
+            self.fetch_pool.raise_priority(request, priority)
 
-    def refuse_hopeless(self, numbers: Iterable[int]) -> None:
+    def raise_recent_failure(self, numbers: Iterable[int]) -> None:
         """Raise again what has just kept one of the spans away from a reader. Under the lock."""
         now = time.monotonic()
         self._failed = {number: failed for number, failed in self._failed.items() if failed[0] > now}
@@ -87,15 +89,15 @@ class Flights:
         self._failed[number] = time.monotonic() + _MEMORY, error
 
 
-class Flight:
+class InFlightRequest:
     """One request under way, or waiting for its turn. `done` has the first error once all has landed."""
 
     def __init__(
-        self, flights: Flights, request: Request, lane: Lane, cause: Cause, needed: frozenset[int]
+        self, in_flight: InFlight, request: Request, priority: Priority, cause: Cause, needed: frozenset[int]
     ) -> None:
-        self.lane = lane
+        self.priority = priority
         self.done: Future[None] = Future()
-        self._flights = flights
+        self._in_flight = in_flight
         self._request = request
         self._cause = cause
         self._needed = needed
@@ -112,43 +114,43 @@ class Flight:
 
     def run(self) -> None:
         """Fetch the spans."""
-        self._flights.fetcher.fetch(self._request, self)
-        with self._flights.lock:
-            self._flights.counts.discarded += max(0, self._received - self._kept)
+        self._in_flight.fetcher.fetch(self._request, self)
+        with self._in_flight.lock:
+            self._in_flight.counts.discarded += max(0, self._received - self._kept)
 
     def refuse(self, error: ImgfsError) -> None:
         """Land everything with an error."""
-        self.landed(self._request.numbers, Unavailable(f"layer {self._flights.name}: {error}"))
+        self.landed(self._request.numbers, Unavailable(f"layer {self._in_flight.name}: {error}"))
 
     def asked(self) -> None:
         """A request is being sent."""
-        with self._flights.lock:
-            self._flights.counts.requests += 1
+        with self._in_flight.lock:
+            self._in_flight.counts.requests += 1
 
     def chunk(self, size: int) -> None:
         """Count bytes; give way to readers. Raises Unavailable when the mount is being taken down."""
-        flights, fetchers = self._flights, self._flights.fetchers
+        in_flight, fetch_pool = self._in_flight, self._in_flight.fetch_pool
         self._received += size
-        with flights.lock:
-            flights.counts.received += size
-            if self._silent and self.lane is Lane.MISS:
-                flights.counts.waited(time.monotonic() - self._began)
+        with in_flight.lock:
+            in_flight.counts.received += size
+            if self._silent and self.priority is Priority.MISS:
+                in_flight.counts.waited(time.monotonic() - self._began)
         self._silent = False
-        fetchers.meter.arrived(size)
-        fetchers.give_way(self)
-        if fetchers.closed:
-            raise Unavailable(f"layer {flights.name}: the mount is being taken down")
+        fetch_pool.meter.arrived(size)
+        fetch_pool.yield_to_readers(self)
+        if fetch_pool.closed:
+            raise Unavailable(f"layer {in_flight.name}: the mount is being taken down")
 
     def window(self, size: int) -> None:
         """Count bytes of windows."""
-        with self._flights.lock:
-            self._flights.counts.requests += 1
-            self._flights.counts.windows += size
+        with self._in_flight.lock:
+            self._in_flight.counts.requests += 1
+            self._in_flight.counts.windows += size
 
     def landed(self, numbers: Sequence[int], error: Exception | None) -> None:
         """Let go of spans, and of those who wait for them."""
-        with self._flights.lock:
-            self._flights.remove(numbers)
+        with self._in_flight.lock:
+            self._in_flight.remove(numbers)
             waits = {number: self._waits.pop(number) for number in numbers if number in self._waits}
             if error is None:
                 self._count(numbers)
@@ -161,18 +163,18 @@ class Flight:
             _settle(self.done, self._error)
 
     def _count(self, numbers: Sequence[int]) -> None:
-        usage, needed = self._flights.usage, self._needed
-        self._kept += sum(map(self._flights.places.size_of, numbers))
+        usage, needed = self._in_flight.usage, self._needed
+        self._kept += sum(map(self._in_flight.table.size_of, numbers))
         if needed:
             usage.landed((number for number in numbers if number in needed), Cause.MISS)
         usage.landed((number for number in numbers if number not in needed), self._cause)
 
     def _fail(self, waited_for: Iterable[int], error: Exception) -> None:
         self._error = self._error or error
-        self._flights.counts.failed(error)
+        self._in_flight.counts.failed(error)
         if isinstance(error, Unavailable):
             for number in waited_for:
-                self._flights.remember(number, error)
+                self._in_flight.remember(number, error)
 
 
 def _settle(future: Future[None], error: Exception | None) -> None:

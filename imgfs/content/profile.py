@@ -32,7 +32,7 @@ class ProfileLayer(NamedTuple):
     spans: int
 
 
-class Profile(NamedTuple):
+class AccessProfile(NamedTuple):
     """Spans in the order of their first touch, as (number of the layer in `layers`, number of the span)."""
 
     layers: tuple[ProfileLayer, ...]
@@ -49,7 +49,7 @@ class Profile(NamedTuple):
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
-    def from_json(cls, body: bytes) -> Profile:
+    def from_json(cls, body: bytes) -> AccessProfile:
         """Read a document of `to_json`. Raises InvalidImage for anything else."""
         if len(body) > MAX_JSON:
             raise InvalidImage(f"{len(body)} bytes; at most {MAX_JSON} are allowed", where="profile")
@@ -84,7 +84,7 @@ def origin_of(body: bytes) -> str:
         return ""
 
 
-class Recorder:
+class ProfileRecorder:
     """Records touches while readers make them; threads may call it at once.
 
     It stops for good when more than half of the image's compressed bytes have been touched, and at least
@@ -108,10 +108,10 @@ class Recorder:
             self._left -= size
             self._touches.append(layer << 32 | span)
 
-    def profile(self) -> Profile:
+    def profile(self) -> AccessProfile:
         """What has been recorded so far."""
         touches = self._touches[:]
-        return Profile(self.layers, tuple((touch >> 32, touch & 0xFFFFFFFF) for touch in touches))
+        return AccessProfile(self.layers, tuple((touch >> 32, touch & 0xFFFFFFFF) for touch in touches))
 
 
 def _runs(touches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -22,7 +22,7 @@ _FLOOR = 1 << 20  # bytes that it may hold however slow the reader is
 _CROSSINGS = 2  # from file to file, after which the next file is fetched ahead, too
 
 
-class Window(NamedTuple):
+class ReadaheadWindow(NamedTuple):
     """Fetch the blob's bytes `[start, end)` in requests of `piece` bytes."""
 
     start: int
@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 @dataclass
-class _Stream:
+class _SequentialReader:
     position: int  # where it goes on
     asked: int  # up to where it has been fetched ahead of
     file_end: int  # of the file it is in
@@ -55,7 +55,7 @@ class _Stream:
         if self.seconds > _HORIZON:
             self.recent, self.seconds = self.recent / 2, self.seconds / 2
 
-    def window(self) -> Window | None:
+    def window(self) -> ReadaheadWindow | None:
         """What is to be fetched now, None if enough is under way."""
         depth = min(self.run, DEEPEST)
         if self.seconds > 0:
@@ -67,16 +67,16 @@ class _Stream:
         if end <= self.asked or (end - self.asked < piece and end != self.file_end):
             return None
         start, self.asked = self.asked, end
-        return Window(start, end, piece)
+        return ReadaheadWindow(start, end, piece)
 
 
-class Streams:
+class SequentialReaders:
     """The readers of one layer, by position; not safe in threads."""
 
     def __init__(self) -> None:
-        self._streams: list[_Stream] = []  # the one that moved last is the last
+        self._streams: list[_SequentialReader] = []  # the one that moved last is the last
 
-    def touched(self, start: int, end: int, file_end: int, now: float) -> Window | None:
+    def touched(self, start: int, end: int, file_end: int, now: float) -> ReadaheadWindow | None:
         """A reader of a file that ends at `file_end` has come to the spans at `[start, end)`.
 
         Offsets are the blob's, `now` is in seconds. Returns what to fetch ahead of it.
@@ -84,13 +84,13 @@ class Streams:
         stream = self._going_on_at(start)
         if stream is None:
             self._streams = self._streams[1 - _STREAMS :]
-            self._streams.append(_Stream(end, end, file_end, end - start, now))
+            self._streams.append(_SequentialReader(end, end, file_end, end - start, now))
             return None
         self._streams.remove(stream)
         self._streams.append(stream)
         stream.advance(start, end, file_end, now)
         return stream.window()
 
-    def _going_on_at(self, start: int) -> _Stream | None:
+    def _going_on_at(self, start: int) -> _SequentialReader | None:
         near = [stream for stream in self._streams if abs(start - stream.position) <= _SLACK]
         return min(near, key=lambda stream: abs(start - stream.position), default=None)

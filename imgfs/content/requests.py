@@ -22,7 +22,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 _NOWHERE = (1 << 64) - 1  # an offset beyond every layer
 
 
-class Spans(Protocol):
+class SpanIndex(Protocol):
     """A layer's spans, by number, as `layer.index` reads them. Safe in threads.
 
     Their compressed ranges are in `blob`, None for the layer itself. `windows` holds the windows of
@@ -48,7 +48,7 @@ def descriptor_of(place: Elsewhere) -> Descriptor:
     return Descriptor("application/octet-stream", Digest.parse(place.digest), place.size)
 
 
-class Places:
+class SpanTable:
     """Where a layer's spans are: packed numbers, 24 bytes for each span.
 
     `flat_starts` are offsets in the flat layer, and one beyond all of them at the end; `starts` and `ends`
@@ -141,7 +141,7 @@ class Request(NamedTuple):
     end: int
 
 
-def requests_for(numbers: Iterable[int], places: Places, sizes: Sizes = SIZES) -> Iterator[Request]:
+def requests_for(numbers: Iterable[int], table: SpanTable, sizes: Sizes = SIZES) -> Iterator[Request]:
     """Requests that bring all of `numbers`, in the blob's order.
 
     None is larger than `sizes.largest` unless it is a single span, and none has more than `sizes.gap` bytes
@@ -149,8 +149,8 @@ def requests_for(numbers: Iterable[int], places: Places, sizes: Sizes = SIZES) -
     """
     group: list[int] = []
     start = end = 0
-    for number in places.in_blob_order(numbers):
-        first, last = places.starts[number], places.ends[number]
+    for number in table.in_blob_order(numbers):
+        first, last = table.starts[number], table.ends[number]
         is_near = first - end <= sizes.gap and max(end, last) - start <= sizes.largest
         fits = is_near and len(group) < _SPANS
         if group and not fits:
@@ -165,7 +165,7 @@ def requests_for(numbers: Iterable[int], places: Places, sizes: Sizes = SIZES) -
 
 
 def widen(
-    request: Request, places: Places, is_wanted: Callable[[int], bool], sizes: Sizes = SIZES
+    request: Request, table: SpanTable, is_wanted: Callable[[int], bool], sizes: Sizes = SIZES
 ) -> Request:
     """A request with neighbours that `is_wanted`, up to `sizes.near` bytes: forward first, then backward.
 
@@ -175,22 +175,22 @@ def widen(
         return request
     backward = sizes.near // 4
     numbers, start, end = list(request.numbers), request.start, request.end
-    ranks = places.by_start
-    after = places.rank(numbers[-1]) + 1
+    ranks = table.by_start
+    after = table.rank(numbers[-1]) + 1
     limit = start + sizes.near - backward
     for number in _near(ranks[after : after + _NEAR_SPANS], is_wanted):
-        if places.starts[number] - end > sizes.gap or places.ends[number] > limit:
+        if table.starts[number] - end > sizes.gap or table.ends[number] > limit:
             break
         numbers.append(number)
-        end = max(end, places.ends[number])
-    before = places.rank(request.numbers[0])
+        end = max(end, table.ends[number])
+    before = table.rank(request.numbers[0])
     earlier: list[int] = []
     for number in _near(ranks[max(0, before - _NEAR_SPANS // 4) : before][::-1], is_wanted):
-        far = request.start - places.starts[number] > backward or end - places.starts[number] > sizes.near
-        if far or start - places.ends[number] > sizes.gap or places.ends[number] > end:
+        far = request.start - table.starts[number] > backward or end - table.starts[number] > sizes.near
+        if far or start - table.ends[number] > sizes.gap or table.ends[number] > end:
             break
         earlier.append(number)
-        start = places.starts[number]
+        start = table.starts[number]
     return Request((*reversed(earlier), *numbers), start, end)
 
 
@@ -199,7 +199,7 @@ def _near(numbers: Sequence[int], is_wanted: Callable[[int], bool]) -> Iterator[
 
 
 def waves(
-    touches: Iterable[tuple[int, int]], places: Sequence[Places], *, first: int, sizes: Sizes = SIZES
+    touches: Iterable[tuple[int, int]], tables: Sequence[SpanTable], *, first: int, sizes: Sizes = SIZES
 ) -> Iterator[tuple[int, Request]]:
     """(layer, request) for the spans of `touches`, (layer, span) in the order they are needed in.
 
@@ -210,31 +210,31 @@ def waves(
     size, limit = 0, first
     for layer, span in touches:
         wave.append((layer, span))
-        size += places[layer].size_of(span)
+        size += tables[layer].size_of(span)
         if size >= limit:
-            yield from _wave(wave, places, sizes)
+            yield from _wave(wave, tables, sizes)
             wave, size, limit = [], 0, min(sizes.largest, limit * 2)
-    yield from _wave(wave, places, sizes)
+    yield from _wave(wave, tables, sizes)
 
 
 def _wave(
-    touches: Sequence[tuple[int, int]], places: Sequence[Places], sizes: Sizes
+    touches: Sequence[tuple[int, int]], tables: Sequence[SpanTable], sizes: Sizes
 ) -> Iterator[tuple[int, Request]]:
     by_layer: dict[int, list[int]] = {}
     for layer, span in touches:
         by_layer.setdefault(layer, []).append(span)
     for layer, spans in by_layer.items():
-        for request in requests_for(spans, places[layer], sizes):
+        for request in requests_for(spans, tables[layer], sizes):
             yield layer, request
 
 
-def batches(numbers: Sequence[int], places: Places, size: int) -> Iterator[Sequence[int]]:
+def batches(numbers: Sequence[int], table: SpanTable, size: int) -> Iterator[Sequence[int]]:
     """`numbers` cut into runs without gaps of up to `size` compressed bytes, or of a single span."""
     at = 0
     while at < len(numbers):
-        end, left = at + 1, size - places.size_of(numbers[at])
+        end, left = at + 1, size - table.size_of(numbers[at])
         while end < len(numbers) and numbers[end] == numbers[end - 1] + 1:
-            left -= places.size_of(numbers[end])
+            left -= table.size_of(numbers[end])
             if left < 0:
                 break
             end += 1

@@ -20,30 +20,36 @@ from typing import Protocol, TypeVar
 from imgfs.content.stats import Meter
 from imgfs.errors import ImgfsError, Unavailable
 
-FETCHERS = 12  # requests under way at once for a mount
+FETCH_THREADS = 12  # requests under way at once for a mount
 _PAUSE = 1.0  # seconds for which a request under way gives way at most: its connection must not starve
 
 _T = TypeVar("_T")
 
 
-class Lane(IntEnum):
+class Priority(IntEnum):
     """How urgent a request is, the most urgent first."""
 
     MISS = 0  # a reader waits
-    AHEAD = 1  # one will soon
-    REPLAY = 2  # one did the last time
-    REST = 3  # one may
-    FILL = 4  # nobody does
+    READAHEAD = 1  # a sequential reader, or a tree walk, is about to need it
+    REPLAY = 2  # the access profile of an earlier mount has it
+    REST_OF_LAYER = 3  # much of the layer has been read
+    BACKGROUND = 4  # the whole image is being fetched
 
 
 # How many requests of a lane's kind and of those after it may be under way.
-_AT_MOST = {Lane.MISS: FETCHERS, Lane.AHEAD: 8, Lane.REPLAY: 6, Lane.REST: 4, Lane.FILL: 2}
+_AT_MOST = {
+    Priority.MISS: FETCH_THREADS,
+    Priority.READAHEAD: 8,
+    Priority.REPLAY: 6,
+    Priority.REST_OF_LAYER: 4,
+    Priority.BACKGROUND: 2,
+}
 
 
 class Task(Protocol):
-    """A request to be made in a thread; `lane` belongs to `Fetchers` once it has been submitted."""
+    """A request to be made in a thread; `priority` belongs to `FetchPool` once it has been submitted."""
 
-    lane: Lane
+    priority: Priority
 
     def run(self) -> None:
         """Do it; must not raise."""
@@ -52,18 +58,18 @@ class Task(Protocol):
         """It will not be done."""
 
 
-class Fetchers:
+class FetchPool:
     """FETCHERS threads, begun as they are needed. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-fetch")
-        self._beside = ThreadPoolExecutor(FETCHERS, thread_name_prefix="imgfs-window")
+        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="imgfs-fetch")
+        self._window_pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="imgfs-window")
         self._changed = threading.Condition()
-        self._queue: list[tuple[Lane, int, Task]] = []
+        self._queue: list[tuple[Priority, int, Task]] = []
         self._waiting: dict[int, Task] = {}  # queued, by serial number of their first place in the queue
         self._serials: dict[Task, int] = {}
         self._serial = 0
-        self._running: dict[Task, Lane] = {}  # and the lane they began in
+        self._running: dict[Task, Priority] = {}  # and the lane they began in
         self._readers = 0  # that wait
         self._quiet_since = 0.0
         self.meter = Meter()
@@ -79,32 +85,32 @@ class Fetchers:
             task.refuse(Unavailable("the mount is being taken down"))
         self._dispatch()
 
-    def hurry(self, task: Task, lane: Lane = Lane.MISS) -> None:
+    def raise_priority(self, task: Task, priority: Priority = Priority.MISS) -> None:
         """Move `task` to a more urgent lane, if it is not in one; under way, it stops giving way."""
         with self._changed:
-            if lane >= task.lane:
+            if priority >= task.priority:
                 return
-            task.lane = lane
+            task.priority = priority
             if task in self._serials:
                 self._enqueue(task)
             self._changed.notify_all()
         self._dispatch()
 
-    def beside(self, work: Callable[[], _T]) -> Future[_T]:
+    def run_in_thread(self, work: Callable[[], _T]) -> Future[_T]:
         """Do something that a task under way needs, in another thread: at most one for each task."""
-        return self._beside.submit(work)
+        return self._window_pool.submit(work)
 
     @property
     def is_replaying(self) -> bool:
         """Whether what an earlier mount needed is still on its way: guesses are worth less than that."""
         return self._replaying > 0
 
-    def replays(self, landings: Sequence[Future[None]]) -> None:
+    def note_replay(self, futures: Sequence[Future[None]]) -> None:
         """Note the requests of a replay."""
         with self._changed:
-            self._replaying += len(landings)
-        for landing in landings:
-            landing.add_done_callback(self._replayed)
+            self._replaying += len(futures)
+        for future in futures:
+            future.add_done_callback(self._replayed)
 
     def _replayed(self, _: Future[None]) -> None:
         with self._changed:
@@ -123,12 +129,12 @@ class Fetchers:
                 self._quiet_since = time.monotonic()
                 self._changed.notify_all()
 
-    def give_way(self, task: Task) -> None:
+    def yield_to_readers(self, task: Task) -> None:
         """Hold up a task of the last lanes while a reader waits, for a second at most."""
-        if task.lane >= Lane.REST and self._readers:
+        if task.priority >= Priority.REST_OF_LAYER and self._readers:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: not self._readers or task.lane < Lane.REST or self.closed, _PAUSE
+                    lambda: not self._readers or task.priority < Priority.REST_OF_LAYER or self.closed, _PAUSE
                 )
 
     def quiet_for(self) -> float:
@@ -144,14 +150,14 @@ class Fetchers:
             self._changed.notify_all()
         for task in refused:
             task.refuse(Unavailable("the mount is being taken down"))
-        for pool in (self._pool, self._beside):
+        for pool in (self._pool, self._window_pool):
             pool.shutdown(wait=wait, cancel_futures=True)
 
     def _enqueue(self, task: Task) -> None:
         self._serial += 1
         serial = self._serials.setdefault(task, self._serial)  # a task that hurries keeps its place
         self._waiting[serial] = task
-        heappush(self._queue, (task.lane, serial, task))
+        heappush(self._queue, (task.priority, serial, task))
 
     def _dispatch(self) -> None:
         """Start whatever may begin."""
@@ -169,22 +175,22 @@ class Fetchers:
     def _next(self) -> Task | None:
         """The most urgent task, if its lane may have one more."""
         while self._queue:
-            lane, serial, task = self._queue[0]
-            if serial in self._waiting and lane == task.lane:
+            priority, serial, task = self._queue[0]
+            if serial in self._waiting and priority == task.priority:
                 background = sum(1 for began in self._running.values() if began)
-                if len(self._running) >= FETCHERS or (lane and background >= _AT_MOST[lane]):
+                if len(self._running) >= FETCH_THREADS or (priority and background >= _AT_MOST[priority]):
                     return None
                 del self._waiting[serial], self._serials[task]
-                self._begin(task, lane)
+                self._begin(task, priority)
                 heappop(self._queue)
                 return task
             heappop(self._queue)  # it has hurried on
         return None
 
-    def _begin(self, task: Task, lane: Lane) -> None:
+    def _begin(self, task: Task, priority: Priority) -> None:
         if not self._running:
             self.meter.busy(True)
-        self._running[task] = lane
+        self._running[task] = priority
 
     def _ended(self, task: Task) -> None:
         with self._changed:

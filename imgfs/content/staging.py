@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imgfs.layer.entry import Span
-from imgfs.store.aside import Aside
-from imgfs.store.flat import Flat
+from imgfs.store.flat import FlatLayer
+from imgfs.store.span_buffer import SpanBuffer
 
 _HELD = 4 << 20  # verified bytes that wait for the rest of their batch, at most: marking costs a lock
 
 
-class Landing:
+class StagedBatch:
     """Takes the spans of `batch` in order; `before` is what the flat layer's `begin` said of them.
 
     A context manager: what has not landed by its end is given up.
     """
 
-    def __init__(self, flat: Flat, batch: Sequence[int], before: bytes) -> None:
+    def __init__(self, flat: FlatLayer, batch: Sequence[int], before: bytes) -> None:
         self._flat = flat
         self._batch = batch
         self._before = before
         self._landed = 0  # spans of the batch that are in the flat layer, and
-        self._verified: list[tuple[int, Aside]] = []  # those after them: their offsets and bytes
-        self._coming: Aside | None = None
+        self._verified: list[tuple[int, SpanBuffer]] = []  # those after them: their offsets and bytes
+        self._coming: SpanBuffer | None = None
 
-    def aside(self, span: Span) -> Aside:
+    def aside(self, span: Span) -> SpanBuffer:
         """Where the bytes of the next span go; they count once `verified` is called."""
         self._coming = self._flat.aside()
         self._offset = span.flat_start
@@ -61,7 +61,7 @@ class Landing:
             body.close()
         self._verified = []
 
-    def __enter__(self) -> Landing:
+    def __enter__(self) -> StagedBatch:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from imgfs.content.requests import Places
+from imgfs.content.requests import SpanTable
 
 
 class Usage:
@@ -19,11 +19,11 @@ class Usage:
     `touched` is 1 where a reader has been: looked at on every cached read, without the lock.
     """
 
-    def __init__(self, places: Places, counts: Counts) -> None:
-        self.touched = bytearray(len(places))
+    def __init__(self, table: SpanTable, counts: Counts) -> None:
+        self.touched = bytearray(len(table))
         self.on_touch: Callable[[int], None] = _ignore  # told of each span when it is first read
-        self._brought = bytearray(len(places))  # the cause for which it was fetched
-        self._places = places
+        self._brought = bytearray(len(table))  # the cause for which it was fetched
+        self._table = table
         self._counts = counts
 
     def touch(self, first: int, last: int) -> list[int]:
@@ -31,9 +31,9 @@ class Usage:
         fresh = [number for number in range(first, last + 1) if not self.touched[number]]
         for number in fresh:
             self.touched[number] = 1
-            size = self._places.size_of(number)
+            size = self._table.size_of(number)
             self._counts.needed += size
-            self._counts.needed_flat += self._places.flat_size_of(number)
+            self._counts.needed_flat += self._table.flat_size_of(number)
             if cause := self._brought[number]:
                 self._counts.used(Cause(cause), size)
             self.on_touch(number)
@@ -43,7 +43,7 @@ class Usage:
         """Note that spans have been fetched."""
         for number in numbers:
             self._brought[number] = cause
-            self._counts.landed(cause, self._places.size_of(number), used=bool(self.touched[number]))
+            self._counts.landed(cause, self._table.size_of(number), used=bool(self.touched[number]))
 
 
 def _ignore(_number: int) -> None:

@@ -18,12 +18,14 @@ from contextlib import suppress
 from imgfs.content.layer import LayerContent
 from imgfs.content.readahead import DEEPEST
 from imgfs.content.requests import SIZES, requests_for
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError
 from imgfs.layer.entry import Extent
 
-Order = Callable[[int], Iterator[tuple[int, Sequence[Extent]]]]  # (layer, extents) of the files after an ino
+FilesAfter = Callable[
+    [int], Iterator[tuple[int, Sequence[Extent]]]
+]  # (layer, extents) of the files after an ino
 
 _STEP = 16  # from one ino to the next: directories and symlinks are not opened
 _EVIDENCE = 32  # such steps, less what speaks against it
@@ -34,15 +36,15 @@ _LOOK = 0.02  # seconds between looks at where the reader is
 _LOST = 5.0  # seconds without a step of the reader after which there is none
 
 
-class Sweeps:
+class TreeWalkPrefetch:
     """Notices a reader of whole trees, and fetches ahead of it, in a thread that ends with the sweep.
 
-    `order` says what follows a file in the tree.
+    `files_after` says what follows a file in the tree.
     """
 
-    def __init__(self, layers: Sequence[LayerContent], order: Order) -> None:
+    def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter) -> None:
         self._layers = layers
-        self._order = order
+        self._files_after = files_after
         self._last = 0
         self._opened = 0  # files
         self._evidence = 0
@@ -78,30 +80,32 @@ class Sweeps:
             self._fetch_after(ino)
 
     def _fetch_after(self, ino: int) -> None:
-        ahead = _Ahead(self._layers)
+        ahead = _Prefetched(self._layers)
         batch: dict[tuple[int, int], int] = {}  # (layer, span) and its compressed bytes
         for layer, span in self._missing_after(ino):
-            batch[layer, span] = self._layers[layer].places.size_of(span)
+            batch[layer, span] = self._layers[layer].table.size_of(span)
             if sum(batch.values()) >= min(ahead.depth // _REQUESTS, SIZES.largest):
                 if not self._wait_for(ahead):
                     return
-                self._bring(batch)
+                self._fetch_missing(batch)
                 ahead.extend(batch)
                 batch = {}
-        self._bring(batch)
+        self._fetch_missing(batch)
 
     def _missing_after(self, ino: int) -> Iterator[tuple[int, int]]:
         """(layer, span) of what follows a file, and is neither there nor under way."""
         seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
         opened = self._opened
         whole = {number for number, layer in enumerate(self._layers) if layer.is_whole()}
-        coming = (found for found in self._order(ino) if found[0] not in whole)  # those may be read unseen
+        coming = (
+            found for found in self._files_after(ino) if found[0] not in whole
+        )  # those may be read unseen
         for count, (layer, extents) in enumerate(coming):
             if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):
                 return
-            places = self._layers[layer].places
+            table = self._layers[layer].table
             for extent in extents:
-                first, last = places.holding(extent.flat, extent.length)
+                first, last = table.holding(extent.flat, extent.length)
                 for span in range(first, last + 1):
                     if seen.get(layer) != span and self._layers[layer].is_missing(span):
                         yield layer, span
@@ -117,15 +121,17 @@ class Sweeps:
                 return False
         return not self._stopped.is_set()
 
-    def _bring(self, touches: Iterable[tuple[int, int]]) -> None:
+    def _fetch_missing(self, touches: Iterable[tuple[int, int]]) -> None:
         by_layer: dict[int, list[int]] = {}
         for layer, span in touches:
             by_layer.setdefault(layer, []).append(span)
         for number, spans in by_layer.items():
             content = self._layers[number]
-            content.bring(list(requests_for(spans, content.places)), Lane.AHEAD, Cause.SWEEP)
+            content.fetch_in_background(
+                list(requests_for(spans, content.table)), Priority.READAHEAD, Cause.SWEEP
+            )
 
-    def _wait_for(self, ahead: _Ahead) -> bool:
+    def _wait_for(self, ahead: _Prefetched) -> bool:
         """Wait until more may be asked for; False if the reader has gone, or all is over."""
         while ahead.bytes() >= ahead.depth:
             if time.monotonic() - ahead.moved > _LOST or self._stopped.wait(_LOOK):
@@ -133,7 +139,7 @@ class Sweeps:
         return not self._stopped.is_set()
 
 
-class _Ahead:
+class _Prefetched:
     """What has been asked for, and the reader has not come to yet."""
 
     def __init__(self, layers: Sequence[LayerContent]) -> None:
@@ -167,4 +173,4 @@ class _Ahead:
         self.moved = time.monotonic()
 
     def _size_of(self, layer: int, span: int) -> int:
-        return self._layers[layer].places.size_of(span)
+        return self._layers[layer].table.size_of(span)

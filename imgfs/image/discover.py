@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 SMALL = 256 << 10  # bytes of layers that are streamed before anybody could say who has an index of them
 
 
-class Lookahead:
+class EarlyDiscovery:
     """Has what others offer for an image looked for while its config, which `prepare` needs, is fetched."""
 
     def __init__(self, source: Source, store: Store, trust: Trust) -> None:
         self._source = source
         self._store = store
         self._trust = trust
-        self.offers: Offers | None = None
+        self.discovery: IndexDiscovery | None = None
 
     def look(self, digest: Digest, manifest: Manifest) -> None:
         """Begin to look, in a thread, unless it can be seen that `prepare` will not ask."""
@@ -44,14 +44,14 @@ class Lookahead:
         if store.tree(digest) is None and missing > SMALL:
             # MOVED
 
-            self.offers = Offers(digest, manifest, self._source, self._trust)
-            self.offers.look_ahead()
+            self.discovery = IndexDiscovery(digest, manifest, self._source, self._trust)
+            self.discovery.start()
 
 
 _NOTHING = Published(None, {})
 
 
-class Offers:
+class IndexDiscovery:
     """The indexes of others for the image of a manifest, as far as `trust` goes. Safe in threads.
 
     An offer that is broken is as good as none: why is in `refused`, for the user.
@@ -65,7 +65,7 @@ class Offers:
         self._lock = threading.RLock()
         self.refused: list[str] = []
 
-    def look_ahead(self) -> None:
+    def start(self) -> None:
         """Begin to look for what imgfs has published before that is asked for, in a thread that ends then."""
 
         def look() -> None:

@@ -10,44 +10,44 @@ from contextlib import AbstractContextManager, ExitStack
 
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import Profile, origin_of
-from imgfs.content.scheduler import Fetchers
+from imgfs.content.profile import AccessProfile, origin_of
+from imgfs.content.scheduler import FetchPool
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.image.readiness import Standing, open_index
+from imgfs.image.readiness import Readiness, open_index
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import Tree
 
-BY_ITSELF = "auto"  # the profile that every mount records unless it is told another name
+AUTOMATIC = "auto"  # the profile that every mount records unless it is told another name
 DEFAULT = "default"  # the one that is replayed rather than that, if there is one
 NONE = "none"  # no profile: what somebody says who wants none
 
 
-def profile_for(resolved: Resolved, store: Store, name: str | None) -> Profile | None:
+def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessProfile | None:
     """The profile to replay: `name`, else the one for everybody, else what the last mounts have read.
 
     None if there is none, or if the one there is cannot be read. What another repository than the reference's
     says of the image does not count.
     """
     ours = ("", Trust.of(parse_reference(resolved.reference), Policy.ANY).origin)
-    for one in [name] if name else [DEFAULT, BY_ITSELF]:
+    for one in [name] if name else [DEFAULT, AUTOMATIC]:
         body = store.profile(resolved.digest, one)
         if body is not None and origin_of(body) in ours:
             try:
-                return Profile.from_json(body)
+                return AccessProfile.from_json(body)
             except InvalidImage:
                 return None
     return None
 
 
-def keep_recorded(content: Content, resolved: Resolved, store: Store, name: str | None) -> None:
-    """Keep what readers have touched, as `name`, or, as BY_ITSELF, before what earlier mounts have read.
+def save_recorded(content: Content, resolved: Resolved, store: Store, name: str | None) -> None:
+    """Keep what readers have touched, as `name`, or, as AUTOMATIC, before what earlier mounts have read.
 
     A short look at an image so does not make it forget what is usually done with it.
     """
@@ -55,11 +55,11 @@ def keep_recorded(content: Content, resolved: Resolved, store: Store, name: str 
     if not recorded.touches:
         return
     if name is None:
-        earlier = profile_for(resolved, store, BY_ITSELF)
+        earlier = profile_for(resolved, store, AUTOMATIC)
         if earlier:
             known = earlier.resolve(recorded.layers)
             recorded = recorded._replace(touches=tuple(dict.fromkeys([*recorded.touches, *known])))
-    store.put_profile(resolved.digest, name or BY_ITSELF, recorded.to_json())
+    store.put_profile(resolved.digest, name or AUTOMATIC, recorded.to_json())
 
 
 _PIECE = 1 << 20  # bytes that `Image.read` reads at once
@@ -77,38 +77,38 @@ class Image(AbstractContextManager["Image"]):
         self.resolved = resolved
         self.source = source
         trust = trust or Trust.of(parse_reference(resolved.reference), Policy.ANY)
-        self._standing = Standing(resolved, store, trust)
+        self._readiness = Readiness(resolved, store, trust)
         with ExitStack() as stack:
             path = store.tree(resolved.tree)
             if path is None:
                 raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
             self.tree = stack.enter_context(Tree(path))
-            if not self._standing.counts(self.tree):
+            if not self._readiness.counts(self.tree):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
-            fetchers = Fetchers()
-            layers = [self._open_layer(layer, store, fetchers, stack) for layer in resolved.manifest.layers]
-            stack.callback(fetchers.close)
+            fetch_pool = FetchPool()
+            layers = [self._open_layer(layer, store, fetch_pool, stack) for layer in resolved.manifest.layers]
+            stack.callback(fetch_pool.close)
             self.content = Content(layers, self.tree.files_after)
             stack.callback(self.content.stop)
             self._stack = stack.pop_all()
 
     def _open_layer(
-        self, layer: Descriptor, store: Store, fetchers: Fetchers, stack: ExitStack
+        self, layer: Descriptor, store: Store, fetch_pool: FetchPool, stack: ExitStack
     ) -> LayerContent:
-        place = store.layer(layer.digest)
-        stack.enter_context(place.use())
-        index = stack.enter_context(open_index(place))
-        if not self._standing.is_good(index, *self.resolved.layers[layer.digest]):
+        stored = store.layer(layer.digest)
+        stack.enter_context(stored.use())
+        index = stack.enter_context(open_index(stored))
+        if not self._readiness.is_good(index, *self.resolved.layers[layer.digest]):
             name = f"{self.resolved.reference}: layer {layer.digest.short}"
             raise StoreError(f"{name}: its index is another image's by now; mount it again")
         spans = index.span_count()
-        flat = place.flat(size=index.summary.flat_size, spans=spans, bound=index.binding())
+        flat = stored.flat(size=index.summary.flat_size, spans=spans, binding=index.binding())
         stack.callback(flat.close)
-        return LayerContent(layer, index, flat, self.source, fetchers)
+        return LayerContent(layer, index, flat, self.source, fetch_pool)
 
-    def use_index(self, content: LayerContent, place: Layer) -> None:
+    def use_index(self, content: LayerContent, stored: StoredLayer) -> None:
         """Go on with the index that the store has now of a layer; it must cut it into the same spans."""
-        content.use_index(self._stack.enter_context(open_index(place)))
+        content.use_index(self._stack.enter_context(open_index(stored)))
 
     def read(self, ino: int) -> Iterator[bytes]:
         """All bytes of a file, in order, a piece at a time."""

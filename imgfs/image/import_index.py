@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from imgfs.content.profile import MAX_JSON, Profile, origin_of, vouched_profile
+from imgfs.content.profile import MAX_JSON, AccessProfile, origin_of, vouched_profile
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.image.limits import largest_unpacked
 from imgfs.layer.artifact import unpack
@@ -25,25 +25,25 @@ from imgfs.layer.voucher import by_toc, named_toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest, parse_document
 from imgfs.oci.published import PublishedLayer, unpacked_size
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree import reader as trees
 
 
-def adopt_tree(
+def import_published_tree(
     descriptor: Descriptor, name: Digest, layers: int, source: Source, store: Store, origin: str
 ) -> None:
     """Take in a published tree, as that of `name`, an image of so many layers."""
     with store.new_tree(name) as path:
-        store.limit.grown(_fetch(descriptor, source, path, store.limit.admits))
+        store.limit.note_written(_fetch(descriptor, source, path, store.limit.admits))
         trees.vouch(path, origin)
         with trees.Tree(path) as tree:
             if tree.layer_count != layers:
                 raise InvalidImage(f"the published tree is of {tree.layer_count} layers, not {layers}")
 
 
-def adopt_profiles(
+def import_profiles(
     profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store, origin: str
 ) -> None:
     """Take in what workloads read of the image `name`, but for what is known here: `origin` says so."""
@@ -52,33 +52,33 @@ def adopt_profiles(
         if (known is None or origin_of(known) not in ("", origin)) and descriptor.size <= MAX_JSON:
             body = b"".join(source.blob(descriptor))
             descriptor.digest.verify(body, "digest of a profile")
-            Profile.from_json(body)
+            AccessProfile.from_json(body)
             try:
                 store.put_profile(name, profile, vouched_profile(body, origin))
             except UsageError as error:
                 raise InvalidImage(str(error), where="profile") from error
 
 
-def adopt_published(
+def import_published(
     published: PublishedLayer,
     layer: Descriptor,
     diff_id: Digest,
-    place: Layer,
+    stored: StoredLayer,
     source: Source,
     origin: str,
     *,
     lean: bool,
 ) -> None:
     """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
-    with place.new_index() as path:
-        place.grown(_fetch(published.lean if lean else published.full, source, path, place.admits))
+    with stored.new_index() as path:
+        stored.note_written(_fetch(published.lean if lean else published.full, source, path, stored.admits))
         vouch(path, origin)
         with LayerIndex(path) as index:
             _check(index, published, layer, diff_id)
 
 
-def adopt_toc(
-    layer: Descriptor, diff_id: Digest, place: Layer, source: Source, tag: str | None, repository: str
+def import_toc(
+    layer: Descriptor, diff_id: Digest, stored: StoredLayer, source: Source, tag: str | None, repository: str
 ) -> bool:
     """Take in the table of contents that the layer of an image in `repository` has; False if it has none.
 
@@ -100,12 +100,12 @@ def adopt_toc(
     name = "zstd:chunked" if layer.media_type.endswith("zstd") else "estargz"
     parts = (toc.entries, toc.spans, toc.flat_size)
     origin = by_toc(named, repository)
-    _write(place, layer, diff_id, parts, format_name=name, space=_space(toc), origin=origin)
+    _write(stored, layer, diff_id, parts, format_name=name, space=_space(toc), origin=origin)
     return True
 
 
-def adopt_ztoc(
-    ztoc: Descriptor, layer: Descriptor, diff_id: Digest, place: Layer, source: Source, origin: str
+def import_ztoc(
+    ztoc: Descriptor, layer: Descriptor, diff_id: Digest, stored: StoredLayer, source: Source, origin: str
 ) -> None:
     """Take in a zTOC of SOCI's."""
     _check_size(ztoc.size, ZTOC_LIMIT, "a zTOC")
@@ -113,7 +113,7 @@ def adopt_ztoc(
     ztoc.digest.verify(body, "digest of a zTOC")
     found = parse_ztoc(body, size=layer.size)
     parts = (found.entries, found.spans, found.flat_size)
-    _write(place, layer, diff_id, parts, format_name=found.format, origin=origin)
+    _write(stored, layer, diff_id, parts, format_name=found.format, origin=origin)
 
 
 def _external(layer: Descriptor, external: External, source: Source, tag: str | None) -> Toc:
@@ -144,7 +144,7 @@ def _space(toc: Toc) -> str:
 
 
 def _write(
-    place: Layer,
+    stored: StoredLayer,
     layer: Descriptor,
     diff_id: Digest,
     parts: tuple[Iterable[Entry], Iterable[Span], int],
@@ -155,7 +155,7 @@ def _write(
 ) -> None:
     """Write what a reader has found out as the layer's index."""
     entries, spans, flat_size = parts
-    with place.new_index() as path:
+    with stored.new_index() as path:
         index = IndexWriter(path)
         try:
             for entry in entries:

@@ -8,21 +8,21 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
-from imgfs.image.discover import Offers
-from imgfs.image.import_index import adopt_published, adopt_toc, adopt_ztoc
+from imgfs.image.discover import IndexDiscovery
+from imgfs.image.import_index import import_published, import_toc, import_ztoc
 from imgfs.image.readiness import refutation
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.transport.source import Source
 
 _SMALL = 256 << 10  # bytes of a blob that is streamed rather than asked for its table of contents
 
 
-class Reporter(Protocol):
+class PrepareReporter(Protocol):
     """Is told what a long preparation is doing; its methods are called from several threads."""
 
     def layer_begins(self, layer: Descriptor) -> None:
@@ -44,32 +44,32 @@ class Reporter(Protocol):
         """Something was not as it should be, and is done without."""
 
 
-class Indexing:
+class LayerIndexing:
     """A layer, locked, and the ways to an index of it."""
 
     def __init__(
         self,
         layer: Descriptor,
         diff_id: Digest,
-        place: Layer,
+        stored: StoredLayer,
         source: Source,
         trust: Trust,
-        reporter: Reporter,
+        reporter: PrepareReporter,
     ) -> None:
         self._layer = layer
         self._diff_id = diff_id
-        self._place = place
+        self._stored = stored
         self._source = source
         self._trust = trust
         self._reporter = reporter
 
-    def adopt(self, offers: Offers, *, tag: str | None, lean: bool) -> bool:
+    def import_existing(self, discovery: IndexDiscovery, *, tag: str | None, lean: bool) -> bool:
         """Take in the best index of the layer that somebody has made; False if there is none.
 
         Ours first: it costs least. A small layer is streamed in the time of asking. `tag` is the image's.
         """
-        return self._adopt_published(offers, lean) or (
-            self._layer.size > _SMALL and (self._adopt_toc(tag) or self._adopt_ztoc(offers))
+        return self._import_published(discovery, lean) or (
+            self._layer.size > _SMALL and (self._import_toc(tag) or self._import_ztoc(discovery))
         )
 
     def stream(self, cancelled: threading.Event) -> None:
@@ -84,31 +84,31 @@ class Indexing:
 
     def _stream_once(self, cancelled: threading.Event) -> None:
         self._reporter.layer_begins(self._layer)
-        writer = self._place.flat_writer(stays=True)  # another image may need it
+        writer = self._stored.flat_writer(stays=True)  # another image may need it
         try:
-            with _where(f"layer {self._layer.digest.short}"), self._place.new_index() as path:
+            with _where(f"layer {self._layer.digest.short}"), self._stored.new_index() as path:
                 index = IndexWriter(path)
                 try:
                     size = scan(self._chunks(cancelled), self._layer, self._diff_id, writer, index)
                 finally:
                     index.close()
                 with LayerIndex(path) as written:
-                    spans, bound = written.span_count(), written.binding()
+                    spans, binding = written.span_count(), written.binding()
                 # Before the index can be seen: from then on the flat layer may be evicted.
-                writer.keep(size=size, spans=spans, bound=bound)
+                writer.keep(size=size, spans=spans, binding=binding)
         finally:
             writer.close()
 
-    def _adopt_published(self, offers: Offers, lean: bool) -> bool:
-        published = offers.published.layers.get(self._layer.digest)
+    def _import_published(self, discovery: IndexDiscovery, lean: bool) -> bool:
+        published = discovery.published.layers.get(self._layer.digest)
         if published is None:
             return False
         with self._doing_without("the index published with the image"):
-            adopt_published(
+            import_published(
                 published,
                 self._layer,
                 self._diff_id,
-                self._place,
+                self._stored,
                 self._source,
                 self._trust.origin,
                 lean=lean,
@@ -116,23 +116,23 @@ class Indexing:
             return True
         return False
 
-    def _adopt_toc(self, tag: str | None) -> bool:
+    def _import_toc(self, tag: str | None) -> bool:
         if not self._trust.in_digests:
             return False
         with self._doing_without("its table of contents"):
             origin = self._trust.origin
-            return adopt_toc(self._layer, self._diff_id, self._place, self._source, tag, origin)
+            return import_toc(self._layer, self._diff_id, self._stored, self._source, tag, origin)
         return False
 
-    def _adopt_ztoc(self, offers: Offers) -> bool:
-        found = offers.ztoc(self._layer.digest)
+    def _import_ztoc(self, discovery: IndexDiscovery) -> bool:
+        found = discovery.ztoc(self._layer.digest)
         if found is None:
             return False
         with self._doing_without("its zTOC"):
             ztoc, origin = found
-            if self._place.is_refuted(refutation(origin, self._diff_id)):
+            if self._stored.is_refuted(refutation(origin, self._diff_id)):
                 raise InvalidImage(f"that which {origin} vouches for was wrong")
-            adopt_ztoc(ztoc, self._layer, self._diff_id, self._place, self._source, origin)
+            import_ztoc(ztoc, self._layer, self._diff_id, self._stored, self._source, origin)
             return True
         return False
 
@@ -148,7 +148,7 @@ class Indexing:
 
 
 @contextmanager
-def doing_without(what: str, reporter: Reporter) -> Iterator[None]:
+def doing_without(what: str, reporter: PrepareReporter) -> Iterator[None]:
     """Go on without an index that is broken or gone; a registry that is away is another matter."""
     try:
         yield
@@ -159,9 +159,9 @@ def doing_without(what: str, reporter: Reporter) -> Iterator[None]:
 
 
 @contextmanager
-def _where(place: str) -> Iterator[None]:
+def _where(name: str) -> Iterator[None]:
     """Say in an InvalidImage which layer it is about."""
     try:
         yield
     except InvalidImage as error:
-        raise InvalidImage(str(error), where=place) from error
+        raise InvalidImage(str(error), where=name) from error

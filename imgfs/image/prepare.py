@@ -10,10 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 from imgfs.errors import ImgfsError
-from imgfs.image.discover import SMALL, Offers
-from imgfs.image.import_index import adopt_profiles, adopt_tree
-from imgfs.image.indexing import Indexing, Reporter, doing_without
-from imgfs.image.readiness import Standing, open_index
+from imgfs.image.discover import SMALL, IndexDiscovery
+from imgfs.image.import_index import import_profiles, import_published_tree
+from imgfs.image.indexing import LayerIndexing, PrepareReporter, doing_without
+from imgfs.image.readiness import Readiness, open_index
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
@@ -22,7 +22,7 @@ from imgfs.layer.voucher import together
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.parallel import run_abreast
+from imgfs.parallel import run_parallel
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.merge import merge
@@ -37,84 +37,89 @@ def prepare(
     resolved: Resolved,
     source: Source,
     store: Store,
-    reporter: Reporter,
+    reporter: PrepareReporter,
     trust: Trust | None = None,
-    offers: Offers | None = None,
+    discovery: IndexDiscovery | None = None,
 ) -> None:
     """Have every layer indexed and the tree merged, in the store.
 
     Indexes of others are taken in as far as `trust` goes, by default as the policy AUTO says; layers without
-    one are streamed, several at once. `offers` are those, if somebody has begun to look for them.
+    one are streamed, several at once. `discovery` are those, if somebody has begun to look for them.
     Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
-    refuted = Standing(resolved, store, trust).refuted()
+    refuted = Readiness(resolved, store, trust).refuted()
     if refuted and trust.in_registry:
         reporter.warns(
             f"the indexes in {trust.origin} are not used: that of layer {refuted[0].short} was wrong"
         )
         trust = replace(trust, in_registry=False)
-    if offers is None or offers.trust != trust:
-        offers = Offers(resolved.digest, resolved.manifest, source, trust)
-    _Preparation(resolved, source, store, reporter, offers).run()
+    if discovery is None or discovery.trust != trust:
+        discovery = IndexDiscovery(resolved.digest, resolved.manifest, source, trust)
+    _Preparation(resolved, source, store, reporter, discovery).run()
 
 
 class _Preparation:
     """One image on its way into the store."""
 
     def __init__(
-        self, resolved: Resolved, source: Source, store: Store, reporter: Reporter, offers: Offers
+        self,
+        resolved: Resolved,
+        source: Source,
+        store: Store,
+        reporter: PrepareReporter,
+        discovery: IndexDiscovery,
     ) -> None:
         self._resolved = resolved
         self._source = source
         self._store = store
         self._reporter = reporter
-        self._trust = offers.trust
-        self._standing = Standing(resolved, store, offers.trust)
-        self._offers = offers
+        self._trust = discovery.trust
+        self._readiness = Readiness(resolved, store, discovery.trust)
+        self._discovery = discovery
         self._cancelled = threading.Event()
         self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been indexed
 
     def run(self) -> None:
         """Do what is still to be done: nothing, and nothing is asked of the network, if that is so."""
-        there, missing = self._standing.has_tree(), self._standing.missing(lean=True)
+        there, missing = self._readiness.has_tree(), self._readiness.missing(lean=True)
         if there and not missing:
             return
         if sum(layer.size for layer, _ in missing) > SMALL and self._take_tree(there):
             return
         works = [] if there else [self._merge]
-        self._index(self._standing.missing(lean=False), lean=False, beside=works)
-        if there and not self._standing.has_tree():
+        self._index(self._readiness.missing(lean=False), lean=False, beside=works)
+        if there and not self._readiness.has_tree():
             self._merge()
 
     def _take_tree(self, there: bool) -> bool:
         """Have the image's published tree, unless it is `there`, and of the layers what reads their files."""
-        tree = None if self._resolved.is_part else self._offers.published.tree
+        tree = None if self._resolved.is_part else self._discovery.published.tree
         usable = there or (tree is not None and self._all_lean())
         self._warn()
         if not usable:
             return False
-        works: list[Callable[[], None]] = [self._adopt_profiles]
+        works: list[Callable[[], None]] = [self._import_profiles]
         if tree and not there:
-            works.append(partial(self._adopt_tree, tree))
-        self._index(self._standing.missing(lean=True), lean=True, beside=works)
-        return self._standing.has_tree()
+            works.append(partial(self._import_tree, tree))
+        self._index(self._readiness.missing(lean=True), lean=True, beside=works)
+        return self._readiness.has_tree()
 
     def _all_lean(self) -> bool:
         """Whether every layer is indexed already, or has a published index."""
-        missing = {layer.digest for layer, _ in self._standing.missing(lean=True)}
-        return missing <= self._offers.published.layers.keys()
+        missing = {layer.digest for layer, _ in self._readiness.missing(lean=True)}
+        return missing <= self._discovery.published.layers.keys()
 
-    def _adopt_tree(self, tree: Descriptor) -> None:
+    def _import_tree(self, tree: Descriptor) -> None:
         with doing_without("the tree published with the image", self._reporter):
             resolved = self._resolved
             layers = len(resolved.manifest.layers)
-            adopt_tree(tree, resolved.tree, layers, self._source, self._store, self._trust.origin)
+            import_published_tree(tree, resolved.tree, layers, self._source, self._store, self._trust.origin)
 
-    def _adopt_profiles(self) -> None:
+    def _import_profiles(self) -> None:
         with doing_without("a profile published with the image", self._reporter):
-            adopt_profiles(
-                self._offers.published.profiles,
+            import_profiles(
+                self._discovery.published.profiles,
                 self._resolved.digest,
                 self._source,
                 self._store,
@@ -133,7 +138,7 @@ class _Preparation:
         self._awaited = {layer.digest: threading.Event() for layer, _ in pairs}
         works = list(beside)
         works += (partial(self._index_layer, *pair, lean=lean) for pair in pairs)
-        run_abreast(works, SCANNERS + len(beside), "imgfs-scan", self._cancelled)
+        run_parallel(works, SCANNERS + len(beside), "imgfs-scan", self._cancelled)
         self._warn()
 
     def _merge(self) -> None:
@@ -157,19 +162,19 @@ class _Preparation:
         """Have an index of the layer in the store."""
         if self._cancelled.is_set():
             return
-        place = self._store.layer(layer.digest)
-        with place.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
-            if not self._standing.is_indexed(layer, diff_id, lean=lean):
-                one = Indexing(layer, diff_id, place, self._source, self._trust, self._reporter)
-                if not one.adopt(self._offers, tag=self._resolved.tag, lean=lean):
+        stored = self._store.layer(layer.digest)
+        with stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
+            if not self._readiness.is_indexed(layer, diff_id, lean=lean):
+                one = LayerIndexing(layer, diff_id, stored, self._source, self._trust, self._reporter)
+                if not one.import_existing(self._discovery, tag=self._resolved.tag, lean=lean):
                     one.stream(self._cancelled)
-                place.drop_part()  # of a pull that was broken off
+                stored.drop_part()  # of a pull that was broken off
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
 
     def _warn(self) -> None:
-        while self._offers.refused:
-            self._reporter.warns(self._offers.refused.pop())
+        while self._discovery.refused:
+            self._reporter.warns(self._discovery.refused.pop())
 
 
 def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] | None = None) -> None:

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
 from typing import Protocol
 
-from imgfs.content.background import Bucket
+from imgfs.content.background import RateLimit
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import requests_for
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.image.image import Image
-from imgfs.image.indexing import Reporter
+from imgfs.image.indexing import PrepareReporter
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
-from imgfs.image.verify import Prover
+from imgfs.image.verify import Verifier
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
@@ -30,7 +30,7 @@ from imgfs.transport.wrapped import WrappedSource
 _TRIES = 3  # at what is evicted while it is brought
 
 
-class PullReporter(Reporter, Protocol):
+class PullReporter(PrepareReporter, Protocol):
     """Is told more, and that of every layer of which something is missing."""
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
@@ -45,7 +45,7 @@ class MeteredSource(WrappedSource):
     ) -> None:
         super().__init__(source)
         self._arrived = arrived
-        self._bucket = Bucket(limit_rate)
+        self._rate_limit = RateLimit(limit_rate)
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -54,7 +54,7 @@ class MeteredSource(WrappedSource):
         for chunk in self._source.blob(descriptor, start, end):
             self._arrived(descriptor, len(chunk))
             with self._lock:
-                delay = self._bucket.delay(len(chunk), time.monotonic())
+                delay = self._rate_limit.delay(len(chunk), time.monotonic())
             if self._closed.wait(delay):
                 raise Unavailable(f"blob {descriptor.digest.short}: given up")
             yield chunk
@@ -65,7 +65,7 @@ class MeteredSource(WrappedSource):
         super().close()
 
 
-def fetch_whole(
+def pull_image(
     resolved: Resolved, source: Source, store: Store, reporter: PullReporter, trust: Trust
 ) -> None:
     """Have all of an image in the store; what is there is not fetched again.
@@ -82,15 +82,15 @@ def fetch_whole(
         raise
     with Image(resolved, source, store, trust) as image:
         try:
-            _bring_all(image.content, reporter)
+            _fetch_all(image.content, reporter)
         finally:
             image.content.sync()
-        Prover(image, store).prove_all()
+        Verifier(image, store).verify_all()
 
 
-def _bring_all(content: Content, reporter: PullReporter) -> None:
+def _fetch_all(content: Content, reporter: PullReporter) -> None:
     for _ in range(_TRIES):
-        coming = {future: layer for layer in _distinct(content) for future in _bring(layer, reporter)}
+        coming = {future: layer for layer in _distinct(content) for future in _fetch_missing(layer, reporter)}
         if not coming:
             return
         left = Counter(layer.layer.digest for layer in coming.values())
@@ -103,14 +103,14 @@ def _bring_all(content: Content, reporter: PullReporter) -> None:
     raise StoreError("the image is evicted again and again while it is pulled")
 
 
-def _bring(layer: LayerContent, reporter: PullReporter) -> list[Future[None]]:
+def _fetch_missing(layer: LayerContent, reporter: PullReporter) -> list[Future[None]]:
     """Ask for everything that is missing of a layer."""
     missing = layer.missing()
     if missing:
         reporter.layer_begins(layer.layer)
-        reporter.layer_has(layer.layer, layer.places.size - sum(map(layer.places.size_of, missing)))
+        reporter.layer_has(layer.layer, layer.table.size - sum(map(layer.table.size_of, missing)))
     # a lane that may have many requests under way: nobody reads here
-    return layer.bring(requests_for(missing, layer.places), Lane.AHEAD, Cause.FILL)
+    return layer.fetch_in_background(requests_for(missing, layer.table), Priority.READAHEAD, Cause.FILL)
 
 
 def _raise_from(future: Future[None], layer: Descriptor) -> None:

@@ -10,21 +10,21 @@ from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
 
 
 def is_ready(resolved: Resolved, store: Store, trust: Trust) -> bool:
     """Whether nothing needs to be prepared, nor anything to be said about it; raises IntegrityError."""
-    standing = Standing(resolved, store, trust)
-    if standing.refuted():
+    readiness = Readiness(resolved, store, trust)
+    if readiness.refuted():
         return False
-    return standing.has_tree() and not standing.missing(lean=True)
+    return readiness.has_tree() and not readiness.missing(lean=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Readiness:
     """Looks at what there is of an image, as far as `trust` lets it count."""
 
     resolved: Resolved
@@ -111,9 +111,9 @@ def refutation(origin: str, diff_id: Digest) -> str:
     return f"{origin} {diff_id}"
 
 
-def open_index(place: Layer) -> LayerIndex:
+def open_index(stored: StoredLayer) -> LayerIndex:
     """The index of a layer that has been prepared; raises StoreError if it is gone."""
-    path = place.index
+    path = stored.index
     if path is None:
-        raise StoreError(f"{place.directory}: the index has been removed meanwhile; mount the image again")
+        raise StoreError(f"{stored.directory}: the index has been removed meanwhile; mount the image again")
     return LayerIndex(path)

@@ -22,7 +22,7 @@ from imgfs.image.image import Image
 from imgfs.image.readiness import open_index, refutation
 from imgfs.layer.index import TAR, LayerIndex
 from imgfs.oci.descriptor import Digest
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
 
@@ -34,7 +34,7 @@ _MOST_PUT_OFF = 12  # looks that are put off, one after the other
 _PATIENCE = 5.0  # seconds to wait for what is under way at the end
 
 
-class Prover:
+class Verifier:
     """Checks an image's layers as they become complete, in a thread of its own once it has been told to."""
 
     def __init__(self, image: Image, store: Store) -> None:
@@ -75,19 +75,19 @@ class Prover:
         Raises IntegrityError or InvalidImage if it is another: nothing of it is shown any more, then. Raises
         StoreError if that cannot be found out.
         """
-        place, origin = self._store.layer(content.layer.digest), content.index.summary.origin
+        stored, origin = self._store.layer(content.layer.digest), content.index.summary.origin
         _, diff_id = self._image.resolved.layers[content.layer.digest]
-        with place.lock():
+        with stored.lock():
             try:
-                return self._prove(content, place)
+                return self._prove(content, stored)
             except (IntegrityError, InvalidImage) as error:
                 for one in self._same(content):
                     one.refuse(error)
-                place.refute(refutation(origin, diff_id))
+                stored.refute(refutation(origin, diff_id))
                 self._store.remove_tree(self._image.resolved.tree)
                 raise
 
-    def prove_all(self) -> None:
+    def verify_all(self) -> None:
         """Check every layer, all being here whole; raises what `check` raises of the first that is wrong."""
         for content in list(self._doubtful()):
             self.check(content)
@@ -123,34 +123,34 @@ class Prover:
             log.warning("layer %s cannot be held against its DiffID: %s", name, error)
         self._known.add(content.layer.digest)
 
-    def _prove(self, content: LayerContent, place: Layer) -> bool:
+    def _prove(self, content: LayerContent, stored: StoredLayer) -> bool:
         """Have a verified index in the store, and use that. Under the layer's lock."""
         from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need none of it
         from imgfs.layer.verify import prove
 
         _, diff_id = self._image.resolved.layers[content.layer.digest]
-        with open_index(place) as index:
+        with open_index(stored) as index:
             is_of_it = index.summary.diff_id == str(diff_id) and content.flat.is_bound_to(index.binding())
             if not is_of_it:
                 return True  # it has been replaced, with its flat layer; what is ours lives as long as we do
             if index.summary.origin:  # else another mount has been here before
                 read = partial(self._read, content)
                 try:
-                    with place.new_index() as path, closing(IndexWriter(path)) as writer:
+                    with stored.new_index() as path, closing(IndexWriter(path)) as writer:
                         prove(index, content.layer, diff_id, read, writer)
                         if index.is_determined():
                             content.flat.rebind(_binding_of(path))
                 except _Incomplete:
                     return False
         for one in self._same(content):
-            self._image.use_index(one, place)
+            self._image.use_index(one, stored)
         return True
 
     def _read(self, content: LayerContent, start: int, end: int) -> Iterator[bytes]:
         """Bytes of a flat layer, nobody's read being counted."""
         for offset in range(start, end, _PIECE):
             length = min(_PIECE, end - offset)
-            first, last = content.places.holding(offset, length)
+            first, last = content.table.holding(offset, length)
             marks = content.flat.marks(first, last)
             body = None if self._stopped.is_set() else content.flat.read(offset, length, marks, first)
             if body is None:
@@ -165,8 +165,8 @@ class Prover:
             return
         try:
             with ExitStack() as stack:
-                places = (self._store.layer(layer.digest) for layer in resolved.manifest.layers)
-                summaries = [stack.enter_context(open_index(place)).summary for place in places]
+                layers = (self._store.layer(layer.digest) for layer in resolved.manifest.layers)
+                summaries = [stack.enter_context(open_index(stored)).summary for stored in layers]
                 known = not any(summary.origin or summary.is_lean for summary in summaries)
                 if known and stack.enter_context(Tree(path)).origin:
                     from imgfs.image.prepare import merge_layers  # here: as above

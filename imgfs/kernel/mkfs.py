@@ -49,7 +49,7 @@ from imgfs.kernel.erofs_format import (
 )
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
-from imgfs.store.atomic import write_aside
+from imgfs.store.atomic import atomic_write
 from imgfs.store.store import Store
 from imgfs.tree.reader import Node, Stored, Tree
 from imgfs.tree.schema import FORMAT as TREE_FORMAT
@@ -81,7 +81,7 @@ def metadata_of(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) 
     uuid = identity(tree, sizes)
     if not _is_there(path, uuid):
         try:
-            with write_aside(path) as aside, open(aside, "wb", buffering=_BUFFER) as file:
+            with atomic_write(path) as aside, open(aside, "wb", buffering=_BUFFER) as file:
                 write_image(tree, sizes, file, uuid=uuid)
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error

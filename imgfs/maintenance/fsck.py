@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.content.profile import Profile
+from imgfs.content.profile import AccessProfile
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.index import RULES, SCHEMA, SHORTCUTS, TAR, LayerIndex
 from imgfs.layer.rows import has_schema, misfit
 from imgfs.oci.descriptor import Digest
-from imgfs.store.checksum import is_whole
-from imgfs.store.flat import Flat
-from imgfs.store.layer import Layer
+from imgfs.store.checksum import matches_checksum
+from imgfs.store.flat import FlatLayer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import MILESTONES
@@ -45,18 +45,18 @@ class _Gone(Exception):
     """A span has been evicted while it was looked at."""
 
 
-def judge(index: LayerIndex, flat: Flat) -> Verdict:
+def verify_spans(index: LayerIndex, flat: FlatLayer) -> Verdict:
     """Look at all that is here of a flat layer. Raises StoreError."""
-    judging = _Judging(index, flat)
+    judging = _SpanVerification(index, flat)
     for span in index.spans():
         judging.look_at(span)
     return judging.verdict()
 
 
-class _Judging:
+class _SpanVerification:
     """One pass over a flat layer, for the digests of spans and, if it is all here, the layer's."""
 
-    def __init__(self, index: LayerIndex, flat: Flat) -> None:
+    def __init__(self, index: LayerIndex, flat: FlatLayer) -> None:
         self._flat = flat
         self._diff_id = Digest.parse(index.summary.diff_id)
         self._hasher = self._diff_id.hasher()
@@ -161,12 +161,12 @@ def _profiles(store: Store) -> Iterator[Fault]:
     for manifest in store.profiled():
         for path in store.profile_files(manifest):
             try:
-                Profile.from_json(path.read_bytes())
+                AccessProfile.from_json(path.read_bytes())
             except (ImgfsError, OSError) as error:
                 yield Fault(path, f"profile: {error}", path.unlink)
 
 
-def _layer(layer: Layer) -> Iterator[Fault]:
+def _layer(layer: StoredLayer) -> Iterator[Fault]:
     path = layer.index_file
     if not path.exists():
         return
@@ -177,10 +177,10 @@ def _layer(layer: Layer) -> Iterator[Fault]:
             size, spans = index.summary.flat_size, index.span_count()
             with closing(layer.flat(size=size, spans=spans)) as flat:
                 if flat.is_bound_to(index.binding()):  # else nothing of it counts
-                    yield from _flat(layer, judge(index, flat), spans)
+                    yield from _flat(layer, verify_spans(index, flat), spans)
 
 
-def _flat(layer: Layer, verdict: Verdict, count: int) -> Iterator[Fault]:
+def _flat(layer: StoredLayer, verdict: Verdict, count: int) -> Iterator[Fault]:
     kinds = (
         (verdict.wrong, "not what their digests say"),
         (verdict.unknown, "of which nothing here can tell"),
@@ -196,7 +196,7 @@ def _wrong_with(
 ) -> str | None:
     """What is wrong with a SQLite file; one without a checksum is looked through, row by row."""
     try:
-        sealed = is_whole(path)
+        sealed = matches_checksum(path)
         if sealed is False:
             return "its checksum is another"
         if sealed is None and (wrong := _misfit(path, schema, rules)):

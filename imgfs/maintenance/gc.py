@@ -12,15 +12,15 @@ from typing import NamedTuple
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest, parse_document
-from imgfs.store.layer import Layer
-from imgfs.store.limit import Cached, cached, over
+from imgfs.store.layer import StoredLayer
+from imgfs.store.limit import CachedLayer, cached, first_to_evict
 from imgfs.store.store import Resolution, Store
 
 
 class Prunable(NamedTuple):
     """What can go: layers, their bytes or all of them, and trees, each with its bytes of disk."""
 
-    layers: tuple[Cached, ...]
+    layers: tuple[CachedLayer, ...]
     trees: tuple[tuple[Digest, int], ...] = ()
 
     @property
@@ -40,14 +40,14 @@ def prunable(store: Store, *, keep: int, before: float, whole: bool, force: bool
         found = [one._replace(size=one.layer.disk_usage()) for one in found]
     free = (one for one in found if one.last_used < before and not one.layer.is_held())
     free = (one for one in free if force or not one.in_use)
-    layers = tuple(over(free, sum(one.size for one in found) - keep))
+    layers = tuple(first_to_evict(free, sum(one.size for one in found) - keep))
     trees = _trees_without({one.layer.digest for one in layers}, store) if whole else ()
     return Prunable(layers, tuple(trees))
 
 
 def _trees_without(gone: set[Digest], store: Store) -> Iterator[tuple[Digest, int]]:
     """The trees of images that have any of these layers, with their sizes."""
-    images = (image for image in store.resolutions() if gone.intersection(needs_of(image, store).layers))
+    images = (image for image in store.resolutions() if gone.intersection(contents_of(image, store).layers))
     for manifest in dict.fromkeys(image.manifest for image in images):
         if size := store.tree_usage(manifest):
             yield manifest, size
@@ -68,20 +68,20 @@ def prune(found: Prunable, store: Store, *, whole: bool) -> int:
     return freed
 
 
-def evict(layers: Iterable[Layer]) -> int:
+def evict(layers: Iterable[StoredLayer]) -> int:
     """Drop the cached bytes of `layers`, which mounts may go on using; returns the bytes of disk freed."""
     return sum(layer.evict() for layer in layers)
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class Contents:
     """What an image needs: its documents and its layers, lowest first."""
 
     documents: frozenset[Digest]
     layers: tuple[Digest, ...]
 
 
-def needs_of(resolution: Resolution, store: Store) -> Needs:
+def contents_of(resolution: Resolution, store: Store) -> Contents:
     """What the image of `resolution` needs, as far as the store can tell."""
     documents = {resolution.digest, resolution.manifest}
     body = store.document(resolution.manifest)
@@ -90,15 +90,15 @@ def needs_of(resolution: Resolution, store: Store) -> Needs:
     except ImgfsError:
         manifest = None
     if not isinstance(manifest, Manifest):
-        return Needs(frozenset(documents), ())
+        return Contents(frozenset(documents), ())
     layers = tuple(dict.fromkeys(layer.digest for layer in manifest.layers))
-    return Needs(frozenset(documents | {manifest.config.digest}), layers)
+    return Contents(frozenset(documents | {manifest.config.digest}), layers)
 
 
-def sweep(store: Store, *, force: bool) -> None:
+def remove_unreachable(store: Store, *, force: bool) -> None:
     """Remove what no image in the store needs. Without `force`, layers in use by a mount stay."""
     kept = list(store.resolutions())
-    needs = [needs_of(resolution, store) for resolution in kept]
+    needs = [contents_of(resolution, store) for resolution in kept]
     documents = {digest for need in needs for digest in need.documents}
     layers = {digest for need in needs for digest in need.layers}
     trees = {resolution.manifest for resolution in kept}
@@ -113,9 +113,9 @@ def sweep(store: Store, *, force: bool) -> None:
             layer.remove()
 
 
-def layers_in_use(resolution: Resolution, store: Store) -> Iterator[Layer]:
+def layers_in_use(resolution: Resolution, store: Store) -> Iterator[StoredLayer]:
     """The layers of an image that some mount is using."""
-    layers = (store.layer(digest) for digest in needs_of(resolution, store).layers)
+    layers = (store.layer(digest) for digest in contents_of(resolution, store).layers)
     return (layer for layer in layers if layer.in_use())
 
 
@@ -125,7 +125,7 @@ def refuse_if_used(resolution: Resolution, store: Store, of_others: Collection[D
     `of_others` are layers of images that are known to be mounted, and not to be this one.
     """
     others = [other for other in store.resolutions() if other != resolution]
-    shared = {digest for other in others for digest in needs_of(other, store).layers}
+    shared = {digest for other in others for digest in contents_of(other, store).layers}
     shared.update(of_others)
     used = [layer for layer in layers_in_use(resolution, store) if layer.digest not in shared]
     if used:

@@ -109,7 +109,7 @@ def _serve(
     """Mount and answer the kernel until it is unmounted or a signal comes."""
     # here, in the daemon: the caller has no use for all that
     from imgfs.image.image import NONE, Image, profile_for
-    from imgfs.image.verify import Prover
+    from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.status import status
     from imgfs.transport.wrapped import LaterSource
@@ -128,7 +128,7 @@ def _serve(
             endpoint = stack.enter_context(_endpoint(options.metrics, tell))
             options = replace(options, metrics=endpoint.address)
             endpoint.start()
-        prover = Prover(image, store)
+        prover = Verifier(image, store)
         stack.callback(prover.stop)
         prover.start()
         image.content.start(profile, options.fill)
@@ -156,9 +156,9 @@ def _endpoint(address: Address, tell: Callable[[], dict[str, Any]]) -> Endpoint:
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:
-    from imgfs.image.image import keep_recorded
+    from imgfs.image.image import save_recorded
 
     try:
-        keep_recorded(image.content, image.resolved, store, options.record)
+        save_recorded(image.content, image.resolved, store, options.record)
     except ImgfsError as error:
         log.warning("what was read is not recorded: %s", error)

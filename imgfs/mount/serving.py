@@ -21,7 +21,7 @@ from imgfs.errors import StoreError
 from imgfs.overlay.scratch import Base
 
 if TYPE_CHECKING:
-    from imgfs.content.background import FillOptions
+    from imgfs.content.background import BackgroundFetchOptions
     from imgfs.image.image import Image
     from imgfs.image.trust import Trust
     from imgfs.metrics.endpoint import Address
@@ -47,7 +47,7 @@ class MountOptions:
     write_through: bool = False
     record: str | None = None
     replay: str | None = None
-    fill: FillOptions | None = None
+    fill: BackgroundFetchOptions | None = None
     metrics: Address | None = None
     driver: str = "fuse"
     trust: Trust | None = None

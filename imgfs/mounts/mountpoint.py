@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.mounts.status_client import Silent, read_status
+from imgfs.mounts.status_client import DaemonSilent, read_status
 from imgfs.mounts.table import Mount, mount_at
 
 
@@ -39,7 +39,9 @@ def _check_account(uid: int) -> None:
 
 def _check_mountpoint(path: Path, nonempty: bool) -> None:
     mounted = mount_at(path)
-    if mounted and (mounted.is_ours or mounted.filesystem.startswith("fuse")):  # may be dead: do not touch it
+    if mounted and (
+        mounted.is_imgfs or mounted.filesystem.startswith("fuse")
+    ):  # may be dead: do not touch it
         raise MountError(f"{path}: {mounted.name} is mounted here already{_silence(mounted)}")
     try:
         names = os.listdir(path)
@@ -59,10 +61,10 @@ def _check_mountpoint(path: Path, nonempty: bool) -> None:
 
 def _silence(mounted: Mount) -> str:
     """What to do about a mount that is in the way; its daemon may be dead, or not answer."""
-    if mounted.is_ours:
+    if mounted.is_imgfs:
         try:
             read_status(mounted)
-        except Silent as error:
+        except DaemonSilent as error:
             return f", and {error.why}"
         except MountError:
             pass

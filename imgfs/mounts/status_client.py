@@ -32,7 +32,7 @@ _TOLD, _FAILED = b"\0", b"\1"  # begin what the child that asks tells
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
-class Silent(MountError):
+class DaemonSilent(MountError):
     """A mount's daemon does not answer; `why` says what is known of it, and what to do."""
 
     def __init__(self, mount: Mount) -> None:
@@ -54,7 +54,7 @@ def read_status(mount: Mount) -> dict[str, Any]:
     try:
         body = _ask_socket(mount) if mount.runtime else _ask_root(mount)
     except TimeoutError as error:
-        raise Silent(mount) from error
+        raise DaemonSilent(mount) from error
     except OSError as error:
         dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)
         dead |= mount.runtime is not None and error.errno == errno.ENOENT  # what it left was swept

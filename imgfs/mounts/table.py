@@ -31,8 +31,8 @@ class Mount:
     def runtime(self) -> Path | None:
         """The directory in RUNTIME of a mount of the kernel's own file systems; None for any other mount."""
         source = Path(self.source)
-        is_ours = self.filesystem in _KERNEL_FILESYSTEMS and RUNTIME in source.parents
-        below = source.relative_to(RUNTIME).parts if is_ours else ()
+        is_imgfs = self.filesystem in _KERNEL_FILESYSTEMS and RUNTIME in source.parents
+        below = source.relative_to(RUNTIME).parts if is_imgfs else ()
         return RUNTIME / below[0] if len(below) > 1 else None
 
     @property
@@ -46,7 +46,7 @@ class Mount:
             return str(Path(self.source).relative_to(self.runtime))
 
     @property
-    def is_ours(self) -> bool:
+    def is_imgfs(self) -> bool:
         """Whether imgfs has mounted it."""
         return self.filesystem == FILESYSTEM or self.runtime is not None
 
@@ -57,9 +57,9 @@ def mounts() -> list[Mount]:
         return [_parse(line) for line in lines]
 
 
-def our_mounts() -> list[Mount]:
+def imgfs_mounts() -> list[Mount]:
     """Those of imgfs, the latest last."""
-    return [mount for mount in mounts() if mount.is_ours]
+    return [mount for mount in mounts() if mount.is_imgfs]
 
 
 def mount_at(path: Path) -> Mount | None:
@@ -70,12 +70,12 @@ def mount_at(path: Path) -> Mount | None:
     return found[-1] if found else None
 
 
-def our_mount_at(path: Path) -> Mount:
+def imgfs_mount_at(path: Path) -> Mount:
     """The imgfs mount at `path`; raises MountError if there is none."""
     mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
     if mount is None:
         raise MountError(f"{path}: nothing is mounted here")
-    if not mount.is_ours:
+    if not mount.is_imgfs:
         raise MountError(f"{path}: this is a {mount.filesystem} mount, not one of imgfs")
     return mount
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import MountError
-from imgfs.mounts.status_client import Silent, daemon_of, is_stopped_process, read_status
+from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
 from imgfs.mounts.table import Mount
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
@@ -45,7 +45,7 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
 def _status(mount: Mount) -> dict[str, Any]:
     try:
         return read_status(mount)
-    except Silent:
+    except DaemonSilent:
         raise
     except MountError:
         return {"pid": 0}  # dead already: there is nothing to wait for
@@ -74,7 +74,7 @@ def _run(command: list[str], mount: Mount) -> tuple[int, str]:
             pid = daemon_of(mount)
             if pid is not None and is_stopped_process(pid):
                 running.kill()  # not waited for: it may stay until the daemon goes on
-                raise Silent(mount) from None
+                raise DaemonSilent(mount) from None
         else:
             return running.returncode, said
 

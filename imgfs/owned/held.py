@@ -28,18 +28,18 @@ _ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldPath:
     """A new file or directory at `path`, held by the open `fd`: it may be renamed, and stays held."""
 
     path: Path
     fd: int
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Hold it no longer: from now on a sweep removes it, if it has its name still."""
         os.close(self.fd)
 
 
-def new_directory(parent: Path, prefix: str) -> Held:
+def new_directory(parent: Path, prefix: str) -> HeldPath:
     """Make a directory, mode 0700, that a sweep of `prefix` leaves alone until let go. Raises OSError."""
 
     def make(path: Path) -> int:
@@ -49,19 +49,19 @@ def new_directory(parent: Path, prefix: str) -> Held:
     return _make(parent, prefix, "", make)
 
 
-def new_file(parent: Path, prefix: str, suffix: str = "") -> Held:
+def new_file(parent: Path, prefix: str, suffix: str = "") -> HeldPath:
     """Make an empty file, mode 0600, likewise. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return _make(parent, prefix, suffix, lambda path: os.open(path, flags, 0o600))
 
 
-def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -> Held:
+def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -> HeldPath:
     for _ in range(_TRIES):
         path = parent / f"{random_name(prefix)}{suffix}"
         with suppress(FileNotFoundError, FileExistsError):  # swept before it was open
             fd = make(path)
             if _take(fd) and _leads_to(path, fd):
-                return Held(path, fd)
+                return HeldPath(path, fd)
             os.close(fd)
         if not parent.is_dir():
             break

@@ -121,7 +121,7 @@ def new_bundle(store_root: Path, name: str) -> Iterator[Bundle]:
         sweep(containers, "", _remove_left)
         held = new_directory(containers, _NEW)
     with contextlib.ExitStack() as stack:
-        stack.callback(held.let_go)
+        stack.callback(held.release)
         with _as_store_errors(containers):
             stack.callback(os.close, _lock(held.path))
             bundle = _named(held.path, containers / name)

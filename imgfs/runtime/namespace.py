@@ -116,7 +116,7 @@ def let_go_of_mounts(needed: Iterable[Path]) -> None:
 
     places = [Path(os.path.realpath(path)) for path in needed]
     for mount in reversed(mounts()):
-        if mount.is_ours and not any(place.is_relative_to(mount.mountpoint) for place in places):
+        if mount.is_imgfs and not any(place.is_relative_to(mount.mountpoint) for place in places):
             with contextlib.suppress(OSError):
                 linux.detach(str(mount.mountpoint))
 

@@ -13,11 +13,11 @@ from imgfs.errors import StoreError
 from imgfs.owned.held import new_file, sweep
 from imgfs.owned.opening import open_owned_file
 
-ASIDE = ".new-"  # begins the name of a file that is not complete yet
+TEMPORARY = ".new-"  # begins the name of a file that is not complete yet
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, synced and renamed to it if the block ends well, removed otherwise.
 
     It is an empty file, held by this process (`owned.held`): the block fills it, and does not replace it.
@@ -25,8 +25,8 @@ def write_aside(path: Path) -> Iterator[Path]:
     """
     with store_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep_asides(path.parent)
-        held = new_file(path.parent, ASIDE, f"-{path.name}"[:200])
+        sweep_temporaries(path.parent)
+        held = new_file(path.parent, TEMPORARY, f"-{path.name}"[:200])
         try:
             yield held.path
             _sync(held.path)
@@ -35,12 +35,12 @@ def write_aside(path: Path) -> Iterator[Path]:
             held.path.unlink(missing_ok=True)
             raise
         finally:
-            held.let_go()
+            held.release()
 
 
-def sweep_asides(directory: Path) -> None:
+def sweep_temporaries(directory: Path) -> None:
     """Remove from a directory what no process writes aside any more."""
-    sweep(directory, ASIDE, Path.unlink)
+    sweep(directory, TEMPORARY, Path.unlink)
 
 
 def _sync(path: Path) -> None:
@@ -112,10 +112,10 @@ def store_errors(path: Path) -> Iterator[None]:
 
 def disk_usage(paths: Iterable[Path]) -> int:
     """Bytes of disk that those of the files take that are there; one of two names (`pin`) counts once."""
-    return sum({found.st_ino: found.st_blocks * 512 for found in stats(paths)}.values())
+    return sum({found.st_ino: found.st_blocks * 512 for found in stat_existing(paths)}.values())
 
 
-def stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+def stat_existing(paths: Iterable[Path]) -> Iterator[os.stat_result]:
     """Of those of the files that are there."""
     for path in paths:
         with suppress(FileNotFoundError):  # removed meanwhile

@@ -21,7 +21,7 @@ _PIECE = 256 << 10
 AT_ONCE = 8 << 20  # bytes that a process looks through on its way: some milliseconds at the most
 
 
-def seal(path: Path) -> None:
+def write_checksum(path: Path) -> None:
     """Write its checksum into a complete SQLite file; what is none is left alone. Raises StoreError."""
     with store_errors(path):
         found = _sums(path)
@@ -31,7 +31,7 @@ def seal(path: Path) -> None:
                 file.write(found[1].to_bytes(4, "big"))
 
 
-def is_whole(path: Path) -> bool | None:
+def matches_checksum(path: Path) -> bool | None:
     """Whether a SQLite file has its checksum; None if it has none, or is no such file. Raises StoreError."""
     with store_errors(path):
         found = _sums(path)
@@ -53,7 +53,7 @@ def _sums(path: Path) -> tuple[int, int] | None:
     return told, checksum or 1
 
 
-class Seals:
+class ChecksumCache:
     """Looks at files' seals as they are used, each file once, as long as it costs next to nothing.
 
     `budget` is how many bytes may be looked through; files that are too large for what is left pass unseen.
@@ -63,7 +63,7 @@ class Seals:
         self._left = budget
         self._known: dict[tuple[int, ...], bool] = {}
 
-    def admit(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Whether the file is there and not seen to be damaged. Raises StoreError."""
         with store_errors(path):
             try:
@@ -76,7 +76,7 @@ class Seals:
                 return True
             self._left -= found.st_size
             try:
-                self._known[name] = is_whole(path) is not False
+                self._known[name] = matches_checksum(path) is not False
             except StoreError:  # it cannot be read: then it may be made anew
                 self._known[name] = False
         return self._known[name]

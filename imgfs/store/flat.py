@@ -3,7 +3,7 @@
 The kernel's drivers may read a whole file without us: `pin`.
 
 The rule of writing: no process ever writes to the bytes of a span that is marked. What comes from a
-registry is verified aside (`store.aside`, `store.flatwriter`); then, under an exclusive lock on the map
+registry is verified aside (`store.span_buffer`, `store.flatwriter`); then, under an exclusive lock on the map
 (`store.presence`), what is not marked yet is written, and marked. A process killed in between has written
 verified bytes that do not count. A reader looks at the marks before and after it reads: if they did not
 change, neither did the bytes (an eviction clears the mark first and moves the generation on).
@@ -28,10 +28,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.store.aside import Aside
 from imgfs.store.atomic import boot_id, store_errors
 from imgfs.store.pin import give_up, is_pinned, leads_to, lock_on, pin
 from imgfs.store.presence import BINDING, FIRST, HEADER, MAGIC, PRESENT, SYNCED, UNBOUND, evicted
+from imgfs.store.span_buffer import SpanBuffer
 from imgfs.store.write_at import write_at
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ _TRIES = 10  # at opening files that others replace meanwhile
 BLOCK = 512  # bytes: of tar, and of the EROFS images whose device the file is
 
 
-class Flat:
+class FlatLayer:
     """A flat layer of `size` bytes in `spans` spans, kept in `directory`. Any thread may use it.
 
-    `bound` is what the marks must have been verified by; None for whatever that is. `grown` is told how many
-    bytes have been written, once they are marked.
-    Raises StoreError when the files cannot be had.
+    `binding` names the index that the marks must have been verified by; None accepts any. `note_written` is
+    called with the number of bytes written, once they are marked.
+    Raises StoreError if the files cannot be opened.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Flat:
         *,
         size: int,
         spans: int,
-        bound: bytes | None = None,
-        grown: Callable[[int], None] = lambda _: None,
+        binding: bytes | None = None,
+        note_written: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.size = size
         self.spans = spans
-        self._bound = bound
+        self._binding = binding
         self._directory = directory
-        self._grown = grown
+        self._note_written = note_written
         self._fd = self._map_fd = -1
         self._writing = threading.Lock()  # held by a write, and by `close`
         try:
@@ -99,8 +99,8 @@ class Flat:
             os.ftruncate(self._fd, self.size)
         boot = boot_id()
         header = os.pread(self._map_fd, FIRST, 0)
-        bound = (header[BINDING] or UNBOUND) if self._bound is None else self._bound
-        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size, bound)
+        binding = (header[BINDING] or UNBOUND) if self._binding is None else self._binding
+        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size, binding)
         length = FIRST + max(1, self.spans)
         if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length and not is_short:
             return True
@@ -117,19 +117,19 @@ class Flat:
         os.pwrite(self._map_fd, fresh, 0)
         return True
 
-    def rebind(self, bound: bytes) -> None:
+    def rebind(self, binding: bytes) -> None:
         """Have the marks count for another index: the bytes have been proved to be what that lets pass.
 
         Who has the files open with the index before may go on to write to them, so that index must be
         determined (`layer.index`): it lets pass the same bytes only. Raises StoreError.
         """
         with self._disk_errors(), self._locked():
-            os.pwrite(self._map_fd, bound, BINDING.start)
-        self._bound = bound
+            os.pwrite(self._map_fd, binding, BINDING.start)
+        self._binding = binding
 
-    def is_bound_to(self, bound: bytes) -> bool:
+    def is_bound_to(self, binding: bytes) -> bool:
         """Whether the marks were verified by that, or would have been."""
-        return os.pread(self._map_fd, FIRST, 0)[BINDING] == bound
+        return os.pread(self._map_fd, FIRST, 0)[BINDING] == binding
 
     def _give_up_names(self) -> None:
         """Take both names away, under the lock: who has the files open keeps them."""
@@ -211,11 +211,11 @@ class Flat:
                 self._put_marks(0, bytes(map(evicted, self.marks(0, self.spans - 1))))
                 os.ftruncate(self._fd, self.size)
 
-    def aside(self) -> Aside:
+    def aside(self) -> SpanBuffer:
         """A place for a span's bytes until they are verified."""
-        return Aside(self._directory)
+        return SpanBuffer(self._directory)
 
-    def put(self, first: int, before: bytes, bodies: Sequence[tuple[int, Aside]]) -> bool:
+    def put(self, first: int, before: bytes, bodies: Sequence[tuple[int, SpanBuffer]]) -> bool:
         """Write and mark the spans from `first` on: `bodies` are their offsets and verified bytes.
 
         `before` is what `begin` said of them. What another process has marked meanwhile is not written again.
@@ -234,7 +234,7 @@ class Flat:
                 self._put_marks(first, bytes(mark | PRESENT for mark in now))
                 return True
         finally:
-            self._grown(written)
+            self._note_written(written)
 
     def _unchanged(self, first: int, before: bytes) -> bytes | None:
         """The marks of spans, under the lock; None if any has been evicted since they were `before`."""
@@ -244,7 +244,7 @@ class Flat:
             return None
         return now
 
-    def _write(self, offset: int, body: Aside) -> int:
+    def _write(self, offset: int, body: SpanBuffer) -> int:
         """Write a span's bytes, under the lock; returns how many."""
         at = offset
         for piece in body.pieces():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.owned.held import new_file
-from imgfs.store.atomic import ASIDE
+from imgfs.store.atomic import TEMPORARY
 from imgfs.store.presence import UNBOUND, drop, replace
 from imgfs.store.write_at import write_at
 
@@ -19,37 +19,37 @@ class FlatWriter:
 
     The one that is there goes at once, as it would only take up the disk, unless it `stays` until then: so a
     scan that fails costs no other image a byte that is cached.
-    Zeros at its end may be missing until then. `grown` is told of every byte.
+    Zeros at its end may be missing until then. `note_written` is told of every byte.
     """
 
     def __init__(
-        self, directory: Path, grown: Callable[[int], None] = lambda _: None, *, stays: bool = False
+        self, directory: Path, note_written: Callable[[int], None] = lambda _: None, *, stays: bool = False
     ) -> None:
         self._directory = directory
-        self._grown = grown
+        self._note_written = note_written
         try:
             if not stays:
                 drop(directory)
-            self._held = new_file(directory, ASIDE, SUFFIX)
+            self._held = new_file(directory, TEMPORARY, SUFFIX)
         except OSError as error:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
         """Put `piece` at `offset`. Raises StoreError."""
         write_at(self._held.fd, offset, piece)
-        self._grown(len(piece))
+        self._note_written(len(piece))
 
-    def keep(self, *, size: int, spans: int, bound: bytes = UNBOUND) -> None:
+    def keep(self, *, size: int, spans: int, binding: bytes = UNBOUND) -> None:
         """Have it count: all of its `size` bytes have been verified, and are there. Raises StoreError.
 
-        `bound` is what they have been verified by, as for `Flat`.
+        `binding` is what they have been verified by, as for `FlatLayer`.
         """
         try:
-            replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans, bound=bound)
+            replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans, binding=binding)
         except OSError as error:
             raise StoreError(f"{self._directory}: cannot write to the store: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file; what has not been kept is removed."""
         self._held.path.unlink(missing_ok=True)
-        self._held.let_go()
+        self._held.release()

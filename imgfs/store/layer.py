@@ -12,20 +12,20 @@ from pathlib import Path
 from imgfs.oci.descriptor import Digest
 from imgfs.store import partial
 from imgfs.store.atomic import (
-    ASIDE,
+    TEMPORARY,
+    atomic_write,
     disk_usage,
     is_held,
     locked,
     locked_if_free,
-    stats,
+    stat_existing,
     store_errors,
-    sweep_asides,
-    write_aside,
+    sweep_temporaries,
 )
-from imgfs.store.checksum import Seals, seal
-from imgfs.store.flat import Flat
+from imgfs.store.checksum import ChecksumCache, write_checksum
+from imgfs.store.flat import FlatLayer
 from imgfs.store.flatwriter import SUFFIX, FlatWriter
-from imgfs.store.partial import Part
+from imgfs.store.partial import PartialBlob
 from imgfs.store.pin import sweep_pins
 from imgfs.store.presence import drop, read_shape
 
@@ -42,24 +42,25 @@ def _unlimited(_count: int) -> bool:
     return True
 
 
-class Layer:
+class StoredLayer:
     """A layer's directory in the store.
 
-    `grown` is told of every byte that is written to it, and `admits` asked before an index is taken in.
+    `note_written` is called with the number of bytes of each write; `admits` decides before an index is
+    imported whether its size fits the store's limit.
     """
 
     def __init__(
         self,
         directory: Path,
         digest: Digest,
-        seals: Seals | None = None,
-        grown: Callable[[int], None] = _unnoticed,
+        checksums: ChecksumCache | None = None,
+        note_written: Callable[[int], None] = _unnoticed,
         admits: Callable[[int], bool] = _unlimited,
     ) -> None:
         self.directory = directory
         self.digest = digest
-        self._seals = seals or Seals()
-        self.grown = grown
+        self._checksums = checksums or ChecksumCache()
+        self.note_written = note_written
         self.admits = admits
 
     @property
@@ -70,27 +71,27 @@ class Layer:
     @property
     def index(self) -> Path | None:
         """Its index, if it is here and not seen to be damaged."""
-        return self.index_file if self._seals.admit(self.index_file) else None
+        return self.index_file if self._checksums.is_intact(self.index_file) else None
 
     @contextmanager
     def new_index(self) -> Iterator[Path]:
         """A path to write the index to; it is `index` once the block ends without an error."""
-        with write_aside(self.index_file) as path:
+        with atomic_write(self.index_file) as path:
             yield path
-            seal(path)
+            write_checksum(path)
 
     def flat_writer(self, *, stays: bool = False) -> FlatWriter:
         """A fresh flat layer, to be written by a scan under `lock`, until whose end the old one may stay."""
-        return FlatWriter(self.directory, self.grown, stays=stays)
+        return FlatWriter(self.directory, self.note_written, stays=stays)
 
     def drop_flat(self) -> None:
         """Forget what is cached of it; whoever has that open keeps it."""
         with store_errors(self.directory):
             drop(self.directory)
 
-    def part(self, size: int) -> Part:
+    def part(self, size: int) -> PartialBlob:
         """What is here of its blob of `size` bytes, which is being downloaded under `lock`."""
-        return Part(self.directory, size)
+        return PartialBlob(self.directory, size)
 
     def drop_part(self) -> None:
         """Forget what has been downloaded of its blob."""
@@ -107,9 +108,11 @@ class Layer:
         """Whether anything of its flat layer may be here."""
         return self.flat_file.exists() and (self.directory / "presence").exists()
 
-    def flat(self, *, size: int, spans: int, bound: bytes | None = None) -> Flat:
-        """Its flat layer; of what was verified by another than `bound` stands for, nothing."""
-        return Flat(self.directory, size=size, spans=spans, bound=bound, grown=self.grown)
+    def flat(self, *, size: int, spans: int, binding: bytes | None = None) -> FlatLayer:
+        """Its flat layer; of what was verified by another than `binding` stands for, nothing."""
+        return FlatLayer(
+            self.directory, size=size, spans=spans, binding=binding, note_written=self.note_written
+        )
 
     def evict(self) -> int:
         """Drop what can be fetched again; returns the bytes of disk freed. Mounts may go on using the layer.
@@ -123,7 +126,7 @@ class Layer:
                 (self.directory / "evicted").touch(mode=0o600)
             freed = disk_usage(self._files(partial.NAMES))
             self.drop_part()
-            sweep_asides(self.directory)
+            sweep_temporaries(self.directory)
             return freed + self._evict_flat()
 
     def _evict_flat(self) -> int:
@@ -137,7 +140,7 @@ class Layer:
         return taken
 
     @contextmanager
-    def _reopened(self) -> Iterator[Flat | None]:
+    def _reopened(self) -> Iterator[FlatLayer | None]:
         """The flat layer as its own map says, if that is here and makes sense."""
         shape = read_shape(self.directory)
         if shape is None or not self.flat_file.exists():
@@ -179,11 +182,11 @@ class Layer:
 
     def last_used(self) -> float:
         """When it was last opened or fetched from, in seconds since the epoch; 0.0 if never."""
-        return max((found.st_mtime for found in stats(self._files(_FETCHED))), default=0.0)
+        return max((found.st_mtime for found in stat_existing(self._files(_FETCHED))), default=0.0)
 
     def last_evicted(self) -> float:
         """When `evict` was last called, in seconds since the epoch; 0.0 if never."""
-        return max((found.st_mtime for found in stats(self._files(("evicted",)))), default=0.0)
+        return max((found.st_mtime for found in stat_existing(self._files(("evicted",)))), default=0.0)
 
     def refute(self, origin: str) -> None:
         """Remove it all, and note that what `origin` says of the layer is wrong."""
@@ -216,12 +219,12 @@ class Layer:
 
     def cached(self) -> int:
         """Bytes of disk that `evict` would free, if nobody holds them."""
-        return disk_usage(chain(self._files(_BYTES), self.directory.glob(f"{ASIDE}*{SUFFIX}")))
+        return disk_usage(chain(self._files(_BYTES), self.directory.glob(f"{TEMPORARY}*{SUFFIX}")))
 
     def is_held(self) -> bool:
         """Whether `evict` would free nothing: it is being scanned, or the kernel reads its bytes."""
         return self.is_locked() or (
-            any(found.st_nlink > 1 for found in stats(self._files(("flat",)))) and self.in_use()
+            any(found.st_nlink > 1 for found in stat_existing(self._files(("flat",)))) and self.in_use()
         )
 
     def _files(self, names: Iterable[str]) -> Iterator[Path]:

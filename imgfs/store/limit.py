@@ -6,8 +6,8 @@
 It is kept by those who write. A process that has written a share of the limit looks at what all layers take;
 if that is too much, it evicts whole layers until there is room again: those that were used longest ago first,
 and those that are mounted only when nothing else is left. Readers of what was evicted fetch it again.
-Indexes and trees count, too, but stay: what they take is not there for bytes, of which an eighth of the limit
-always is. What others have made of them is not taken in if it would take half of the limit (`Limit.admits`).
+Indexes and trees count, too, but are not evicted: cached bytes have what they leave, at least an eighth of
+the limit. An index or tree made elsewhere is not imported if it takes over half of it (`StoreLimit.admits`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.owned.opening import read_owned_file
-from imgfs.store.atomic import locked_if_free, store_errors, write_aside
-from imgfs.store.layer import Layer
+from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
+from imgfs.store.layer import StoredLayer
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +35,22 @@ _ROOM = 8  # this part of the limit is free after an eviction, and for bytes, wh
 _AT_ONCE = 2  # this part of the limit may be taken by an index or tree of others
 
 
-class Cached(NamedTuple):
+class CachedLayer(NamedTuple):
     """A layer of which `size` bytes of disk could be had back; `last_used` in seconds since the epoch."""
 
-    layer: Layer
+    layer: StoredLayer
     size: int
     last_used: float
     in_use: bool
 
 
-def cached(layers: Iterable[Layer]) -> list[Cached]:
+def cached(layers: Iterable[StoredLayer]) -> list[CachedLayer]:
     """What the bytes of layers take, in the order in which they would go: first what is used least."""
-    found = [Cached(layer, layer.cached(), layer.last_used(), layer.in_use()) for layer in layers]
+    found = [CachedLayer(layer, layer.cached(), layer.last_used(), layer.in_use()) for layer in layers]
     return sorted(found, key=lambda one: (one.in_use, one.last_used))
 
 
-def over(found: Iterable[Cached], excess: int) -> Iterator[Cached]:
+def first_to_evict(found: Iterable[CachedLayer], excess: int) -> Iterator[CachedLayer]:
     """The first of `found` that have bytes, as many as it takes to have `excess` back."""
     for one in found:
         if excess <= 0:
@@ -60,13 +60,13 @@ def over(found: Iterable[Cached], excess: int) -> Iterator[Cached]:
             yield one
 
 
-def _may_go(one: Cached) -> bool:
+def _may_go(one: CachedLayer) -> bool:
     """Whether evicting it frees anything, and is no end to those who read it at this moment."""
     is_resting = one.in_use and time.time() - one.layer.last_evicted() < _REST
     return not is_resting and not one.layer.is_held()
 
 
-class Limit:
+class StoreLimit:
     """The limit of the store at `root`, which has these `layers`, and bytes that are `kept` whatever comes.
 
     Any thread may use it.
@@ -75,7 +75,7 @@ class Limit:
     def __init__(
         self,
         root: Path,
-        layers: Callable[[], Iterator[Layer]],
+        layers: Callable[[], Iterator[StoredLayer]],
         kept: Callable[[], int] = lambda: 0,
     ) -> None:
         self._path = root / "limit"
@@ -100,7 +100,7 @@ class Limit:
     def put(self, count: int | None) -> None:
         """Set it, for every process, or remove it. Raises StoreError."""
         if count is not None:
-            with write_aside(self._path) as path:
+            with atomic_write(self._path) as path:
                 path.write_text(f"{count}\n")
             return
         with store_errors(self._path):
@@ -111,7 +111,7 @@ class Limit:
         limit = self.read()
         return limit is None or count <= limit // _AT_ONCE
 
-    def grown(self, count: int) -> None:
+    def note_written(self, count: int) -> None:
         """Note that so many bytes have been written; has the limit kept, in another thread, now and then."""
         self._unseen += count
         if self._unseen < self._step or (self._thread and self._thread.is_alive()):
@@ -149,7 +149,7 @@ class Limit:
         if taken <= limit:
             return 0
         free = (one for one in found if _may_go(one))
-        victims = list(over(free, taken - limit + limit // _ROOM))
+        victims = list(first_to_evict(free, taken - limit + limit // _ROOM))
         freed = sum(one.layer.evict() for one in victims)
         self._is_over = taken - freed > limit
         if victims:

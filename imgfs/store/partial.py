@@ -26,7 +26,7 @@ _HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, bytes of a unit, of the b
 _MAGIC = b"imgfspar"
 
 
-class Part:
+class PartialBlob:
     """The part that is here of a blob of `size` bytes, in a layer's `directory`. Safe in threads."""
 
     def __init__(self, directory: Path, size: int) -> None:

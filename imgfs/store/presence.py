@@ -25,7 +25,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.owned.held import new_file
-from imgfs.store.atomic import ASIDE, boot_id
+from imgfs.store.atomic import TEMPORARY, boot_id
 from imgfs.store.pin import leads_to, lock_on
 
 PRESENT, SYNCED = 1, 2
@@ -63,14 +63,14 @@ def drop(directory: Path) -> None:
             (directory / name).unlink(missing_ok=True)
 
 
-def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, bound: bytes) -> None:
+def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, binding: bytes) -> None:
     """Give the whole, verified flat layer at `flat`, open as `fd`, the name and a map of its own.
 
     Raises OSError.
     """
-    held = new_file(directory, ASIDE, "-presence")
+    held = new_file(directory, TEMPORARY, "-presence")
     try:
-        os.pwrite(held.fd, HEADER.pack(MAGIC, boot_id(), spans, size, bound), 0)
+        os.pwrite(held.fd, HEADER.pack(MAGIC, boot_id(), spans, size, binding), 0)
         os.pwrite(held.fd, bytes([PRESENT]) * spans or b"\0", FIRST)
         os.ftruncate(fd, size)
         with _map_locked(directory) as old:
@@ -80,7 +80,7 @@ def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, boun
             held.path.rename(directory / "presence")
     finally:
         held.path.unlink(missing_ok=True)
-        held.let_go()
+        held.release()
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory, read_owned_file
-from imgfs.store.atomic import ASIDE, disk_usage, store_errors, write_aside
-from imgfs.store.checksum import Seals, seal
-from imgfs.store.layer import LOCKS, Layer
-from imgfs.store.limit import Limit
+from imgfs.store.atomic import TEMPORARY, atomic_write, disk_usage, store_errors
+from imgfs.store.checksum import ChecksumCache, write_checksum
+from imgfs.store.layer import LOCKS, StoredLayer
+from imgfs.store.limit import StoreLimit
 
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
@@ -46,8 +46,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.limit = Limit(root, self.layers, self.kept)
-        self._seals = Seals()
+        self.limit = StoreLimit(root, self.layers, self.kept)
+        self._checksums = ChecksumCache()
         for path in (root, *(root / name for name in _DIRECTORIES)):
             os.close(open_owned_directory(path, make=True))
         for path in (root / name for name in _SOMETIMES):
@@ -58,7 +58,7 @@ class Store:
     def _check_version(self) -> None:
         version = self.root / "version"
         if not os.path.lexists(version):
-            with write_aside(version) as path:
+            with atomic_write(version) as path:
                 path.write_text(LAYOUT)
         with store_errors(version):
             found = read_owned_file(version).decode(errors="replace")[:20]
@@ -85,7 +85,7 @@ class Store:
             yield held.path
         finally:
             shutil.rmtree(held.path, ignore_errors=True)
-            held.let_go()
+            held.release()
 
     def document(self, digest: Digest) -> bytes | None:
         """A manifest, index or config, if it is here and whole."""
@@ -103,7 +103,7 @@ class Store:
 
     def put_document(self, digest: Digest, body: bytes) -> None:
         """Keep a document whose digest has been checked."""
-        with write_aside(self._path("documents", digest)) as path:
+        with atomic_write(self._path("documents", digest)) as path:
             path.write_bytes(body)
 
     def resolutions(self) -> Iterator[Resolution]:
@@ -116,7 +116,7 @@ class Store:
 
     def _resolutions(self) -> Iterator[tuple[Path, Resolution | None]]:
         paths = sorted((self.root / "references").glob("*.json"))
-        return ((path, _read_resolution(path)) for path in paths if not path.name.startswith(ASIDE))
+        return ((path, _read_resolution(path)) for path in paths if not path.name.startswith(TEMPORARY))
 
     def resolved(self, reference: str) -> list[Resolution]:
         """What `reference` was resolved to here, by platform and as its tag moved, the last first."""
@@ -131,7 +131,7 @@ class Store:
             "manifest": str(manifest),
             "resolved": time.time(),
         }
-        with write_aside(self._reference(reference, manifest)) as path:
+        with atomic_write(self._reference(reference, manifest)) as path:
             path.write_text(json.dumps(fields))
 
     def forget(self, resolution: Resolution) -> None:
@@ -143,17 +143,17 @@ class Store:
         name = Digest.of(os.fsencode(f"{reference} {manifest}")).hex
         return self.root / "references" / f"{name}.json"
 
-    def layer(self, digest: Digest) -> Layer:
+    def layer(self, digest: Digest) -> StoredLayer:
         """The place of a layer, made if it is not there."""
         directory = self._path("layers", digest)
         with store_errors(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._layer(directory, digest)
 
-    def _layer(self, directory: Path, digest: Digest) -> Layer:
-        return Layer(directory, digest, self._seals, self.limit.grown, self.limit.admits)
+    def _layer(self, directory: Path, digest: Digest) -> StoredLayer:
+        return StoredLayer(directory, digest, self._checksums, self.limit.note_written, self.limit.admits)
 
-    def layers(self) -> Iterator[Layer]:
+    def layers(self) -> Iterator[StoredLayer]:
         """Every layer here."""
         found = (self._layer(path, digest) for path, digest in self._stored("layers"))
         return (layer for layer in found if any(path.name not in LOCKS for path in layer.directory.iterdir()))
@@ -161,7 +161,7 @@ class Store:
     def tree(self, manifest: Digest) -> Path | None:
         """The tree of `manifest`, if it is here and not seen to be damaged."""
         path = self.tree_file(manifest)
-        return path if self._seals.admit(path) else None
+        return path if self._checksums.is_intact(path) else None
 
     def tree_file(self, manifest: Digest) -> Path:
         """Where the tree of `manifest` is, if it is anywhere."""
@@ -170,9 +170,9 @@ class Store:
     @contextmanager
     def new_tree(self, manifest: Digest) -> Iterator[Path]:
         """A path to write the tree of `manifest` to; it is `tree` once the block ends without an error."""
-        with write_aside(self.tree_file(manifest)) as path:
+        with atomic_write(self.tree_file(manifest)) as path:
             yield path
-            seal(path)
+            write_checksum(path)
 
     def remove_tree(self, manifest: Digest) -> None:
         """Remove the tree of `manifest`; whoever has it open keeps it."""
@@ -214,13 +214,13 @@ class Store:
     def profile_files(self, manifest: Digest) -> list[Path]:
         """Where that is."""
         found = sorted(self._path("profiles", manifest).glob("*.json"))
-        return [path for path in found if not path.name.startswith(ASIDE)]
+        return [path for path in found if not path.name.startswith(TEMPORARY)]
 
     def put_profile(self, manifest: Digest, name: str, body: bytes) -> None:
         """Keep what was recorded; raises UsageError for what is no name."""
         if not _PROFILE_NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
-        with write_aside(self._path("profiles", manifest) / f"{name}.json") as path:
+        with atomic_write(self._path("profiles", manifest) / f"{name}.json") as path:
             path.write_bytes(body)
 
     def remove_profiles(self, manifest: Digest) -> None:
@@ -243,7 +243,7 @@ class Store:
 
     def _stored(self, kind: str) -> Iterator[tuple[Path, Digest]]:
         for path in sorted((self.root / kind).glob("*/*")):
-            if not path.name.startswith(ASIDE):
+            if not path.name.startswith(TEMPORARY):
                 yield path, Digest(path.parent.name, path.name)
 
     def _path(self, kind: str, digest: Digest) -> Path:

@@ -27,6 +27,6 @@ def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
 
 
 def _is_hole(fd: int, offset: int, length: int) -> bool:
-    """Whether the file reads as zeros there, once `Flat` has brought it to its size."""
+    """Whether the file reads as zeros there, once `FlatLayer` has brought it to its size."""
     found = os.pread(fd, length, offset)
     return found == bytes(len(found))

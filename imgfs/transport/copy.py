@@ -18,7 +18,7 @@ from imgfs.oci.artifact import Artifact
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import Index, Manifest, choose_platform, parse_document
 from imgfs.oci.reference import Reference, RegistryReference
-from imgfs.parallel import run_abreast
+from imgfs.parallel import run_parallel
 from imgfs.transport.destination import Destination, OpenAt
 from imgfs.transport.source import Source
 
@@ -220,7 +220,7 @@ def _send(destination: Destination, blobs: list[Blob], reporter: Reporter) -> No
     """Have the destination have all of `blobs`. The first error ends the others."""
     cancelled = threading.Event()
     works = [partial(_send_one, destination, blob, reporter, cancelled) for blob in blobs]
-    run_abreast(works, SENDERS, "imgfs-send", cancelled)
+    run_parallel(works, SENDERS, "imgfs-send", cancelled)
 
 
 def _send_one(destination: Destination, blob: Blob, reporter: Reporter, cancelled: threading.Event) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.store.partial import UNIT, Part
+from imgfs.store.partial import UNIT, PartialBlob
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.transport.wrapped import WrappedSource
@@ -65,7 +65,7 @@ class _Download:
     """What is missing of one blob, on its way into `part`."""
 
     def __init__(
-        self, descriptor: Descriptor, source: Source, part: Part, turns: threading.BoundedSemaphore
+        self, descriptor: Descriptor, source: Source, part: PartialBlob, turns: threading.BoundedSemaphore
     ) -> None:
         self._descriptor = descriptor
         self._source = source

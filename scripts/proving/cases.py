@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import zstandard
 
-from imgfs.content.profile import Profile
+from imgfs.content.profile import AccessProfile
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, NotFound, StoreError, UsageError
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
@@ -35,7 +35,7 @@ from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document
 from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
 from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
-from imgfs.store.checksum import seal
+from imgfs.store.checksum import write_checksum
 from imgfs.store.store import Store
 from scripts.proving import hostile
 from scripts.proving.damage import damage_database, damaged, damaged_at, damaged_json, damaged_tar
@@ -419,7 +419,7 @@ def _documents() -> tuple[tuple[str, Callable[[bytes], object], bytes], ...]:
             lambda body: published_in(parse_artifact(body, OCI_MANIFEST)),
             shelf.bodies[ours.digest],
         ),
-        ("profile", Profile.from_json, json.dumps(profile).encode()),
+        ("profile", AccessProfile.from_json, json.dumps(profile).encode()),
     )
 
 
@@ -436,7 +436,7 @@ def tree(case: Case) -> str:
     damage_database(path, case.chance)
     is_sealed = case.chance.random() < 0.5
     if is_sealed:
-        seal(path)
+        write_checksum(path)
     case.damage(f"{specimen.name}: {path.name}", lambda body, _: body, path.read_bytes())
     evict(made.store.layers())
     if not is_sealed:

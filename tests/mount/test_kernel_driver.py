@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.image.image import Image
-from imgfs.image.verify import Prover
+from imgfs.image.verify import Verifier
 from imgfs.kernel.passthrough import Passthrough
 from imgfs.kernel.writer import write
 from imgfs.mounts.table import RUNTIME, mount_at, mounts
@@ -255,10 +255,10 @@ def test_a_layer_is_served_as_long_as_only_a_registry_vouches_for_its_index(tmp_
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         layer = image.content.layers[0]
-        layer.read(0, layer.places.flat_size)
+        layer.read(0, layer.table.flat_size)
         assert layer.is_whole()
         assert Passthrough(image.content.layers).files == [None]
-        Prover(image, store).look()
+        Verifier(image, store).look()
         passthrough = Passthrough(image.content.layers)
         assert passthrough.files[0]
         assert passthrough.files[0].read_bytes() == LAYER

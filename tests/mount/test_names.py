@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.kernel.driver import place
-from imgfs.mounts.table import RUNTIME, our_mount_at
+from imgfs.mounts.table import RUNTIME, imgfs_mount_at
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, mount_of, write_image
 
@@ -36,7 +36,7 @@ def test_the_source_shown_ends_in_the_images_name(imgfs: Imgfs, image: str, opti
     assert mount.source == image or mount.source.endswith(f"/{image}")
     shown = imgfs.program("findmnt", "-n", "-o", "SOURCE", at)
     assert shown.text.strip().endswith(image)
-    assert our_mount_at(at).name == image
+    assert imgfs_mount_at(at).name == image
     assert imgfs.status(at)["image"] == image
     imgfs.umount(at)
 

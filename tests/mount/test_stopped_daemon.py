@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.mounts import status_client as asking_module
-from imgfs.mounts.status_client import Silent, read_status
+from imgfs.mounts.status_client import DaemonSilent, read_status
 from imgfs.mounts.table import Mount, mount_at
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
@@ -98,5 +98,5 @@ def test_who_listens_and_says_nothing_is_not_waited_for_long(
         listener.bind(str(tmp_path / "one/status"))
         listener.listen()
         mount = Mount(tmp_path / "mnt", "erofs", str(tmp_path / "one/image"), "0:1")
-        with pytest.raises(Silent, match=f"pid {os.getpid()}.* does not answer: imgfs umount -l"):
+        with pytest.raises(DaemonSilent, match=f"pid {os.getpid()}.* does not answer: imgfs umount -l"):
             read_status(mount)

@@ -20,7 +20,7 @@ import pytest
 from imgfs.errors import IntegrityError, NotFound, StoreError, Unavailable
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
-from imgfs.image.pull import MeteredSource, fetch_whole
+from imgfs.image.pull import MeteredSource, pull_image
 from imgfs.image.resolve import resolve
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
@@ -28,7 +28,7 @@ from imgfs.layer.indexwriter import vouch
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.store.checksum import seal
+from imgfs.store.checksum import write_checksum
 from imgfs.store.partial import UNIT
 from imgfs.store.store import Store
 from imgfs.transport.parallel import AbreastSource
@@ -435,10 +435,10 @@ def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store
     path = store.layer(layer.digest).index
     assert path
     vouch(path, "registry.test/app")
-    seal(path)
+    write_checksum(path)
     evict([store.layer(layer.digest)])
     trust = Trust("registry.test/app", in_digests=True, in_registry=True)
-    fetch_whole(resolved, source, store, Pulling(), trust)
+    pull_image(resolved, source, store, Pulling(), trust)
     with LayerIndex(path) as index:
         assert index.summary.origin == ""  # that was true: nobody needs to vouch for it any more
     vouch(path, "registry.test/app")
@@ -446,10 +446,10 @@ def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store
     with closing(sqlite3.connect(path)) as file, file:
         first, second = file.execute("SELECT number FROM span ORDER BY number LIMIT 2 OFFSET 1").fetchall()
         swap(file, first[0], second[0])
-    seal(path)
+    write_checksum(path)
     with pytest.raises(IntegrityError, match=r"DiffID"):
-        fetch_whole(resolved, source, store, Pulling(), trust)
-    fetch_whole(resolved, source, store, Pulling(), trust)  # without that index
+        pull_image(resolved, source, store, Pulling(), trust)
+    pull_image(resolved, source, store, Pulling(), trust)  # without that index
     with Image(resolved, source, store) as image:
         assert b"".join(image.read(image.tree.resolve(b"a").ino)) == noise(12, 9_000_000)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import Sizes
-from imgfs.content.scheduler import Fetchers
+from imgfs.content.scheduler import FetchPool
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -35,7 +35,7 @@ class Rig:
         *,
         sizes: Sizes = EXACT,
         step: int = STEP,
-        fetchers: Fetchers | None = None,
+        fetch_pool: FetchPool | None = None,
         source: FakeSource | None = None,
     ) -> None:
         self.bytes = flat
@@ -55,9 +55,9 @@ class Rig:
         self.spans = [index.span(number) for number in range(index.span_count())]
         self.flat = place.flat(size=size, spans=len(self.spans))
         stack.callback(self.flat.close)
-        self.fetchers = fetchers or Fetchers()
-        stack.callback(self.fetchers.close, wait=True)
-        self.content = LayerContent(self.layer, index, self.flat, self.source, self.fetchers, sizes)
+        self.fetch_pool = fetch_pool or FetchPool()
+        stack.callback(self.fetch_pool.close, wait=True)
+        self.content = LayerContent(self.layer, index, self.flat, self.source, self.fetch_pool, sizes)
         self.file = Content([self.content])
         self.source.forget_requests()
         self.source.waiting.clear()
@@ -75,8 +75,8 @@ class Rig:
 
     def settle(self) -> None:
         """Wait until no fetch is under way."""
-        while flights := set(self.content.flights._by_span.values()):
-            for flight in flights:
+        while in_flight := set(self.content.in_flight._by_span.values()):
+            for flight in in_flight:
                 flight.done.exception()
 
 

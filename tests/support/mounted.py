@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Self
 import zstandard
 
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import Mount, mounts, our_mount_at
+from imgfs.mounts.table import Mount, imgfs_mount_at, mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.support.fault_server import FaultServer
@@ -196,7 +196,7 @@ class Imgfs:
         """The pid of a mount's daemon; a user's mount answers to that user only."""
         if self.user:
             return int(self.status(mountpoint)["pid"])
-        return int(read_status(our_mount_at(mountpoint))["pid"])
+        return int(read_status(imgfs_mount_at(mountpoint))["pid"])
 
     def evict(self, image: str) -> None:
         """Drop the image's cached bytes, and what the kernel has of them."""
@@ -217,7 +217,7 @@ class Imgfs:
                 process.kill()
             process.communicate()
         ours = (
-            mount.mountpoint for mount in mounts() if mount.is_ours or mount.filesystem.startswith("fuse")
+            mount.mountpoint for mount in mounts() if mount.is_imgfs or mount.filesystem.startswith("fuse")
         )
         below = [mountpoint for mountpoint in ours if mountpoint.is_relative_to(self.directory)]
         for left in reversed(below):

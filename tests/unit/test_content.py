@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from imgfs.content import inflight as flight_room
 from imgfs.content import layer as layer_room
-from imgfs.content.content import Piece, pieces_of
+from imgfs.content.content import FileSegment, segments_of
 from imgfs.errors import IntegrityError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from tests.support import tarmake
@@ -79,15 +79,15 @@ def test_the_pieces_of_a_read_are_the_files_bytes(
             model[extent.offset + number] = extent.flat + number
     offset = data.draw(st.integers(0, size))
     length = data.draw(st.integers(0, size - offset))
-    pieces = list(pieces_of(extents, offset, length))
+    pieces = list(segments_of(extents, offset, length))
     found = [None if flat is None else flat + n for flat, count in pieces for n in range(count)]
     assert found == model[offset : offset + length]
     assert all(piece.length > 0 for piece in pieces)
 
 
 def test_a_read_of_nothing_has_no_pieces() -> None:
-    assert list(pieces_of([Extent(0, 5, 100)], 3, 0)) == []
-    assert list(pieces_of([], 0, 4)) == [Piece(None, 4)]
+    assert list(segments_of([Extent(0, 5, 100)], 3, 0)) == []
+    assert list(segments_of([], 0, 4)) == [FileSegment(None, 4)]
 
 
 def test_a_missing_span_is_fetched_and_kept(rig: Rig) -> None:
@@ -175,7 +175,7 @@ def test_readers_that_wait_for_the_same_span_get_the_same_error(rig: Rig) -> Non
     with ThreadPoolExecutor(8) as readers:
         reads = [readers.submit(rig.read_span, 4) for _ in range(8)]
         assert rig.source.waiting.wait(10)
-        flight = rig.content.flights._by_span[4]._waits[4]
+        flight = rig.content.in_flight._by_span[4]._waits[4]
         while len(flight._waiters) < len(reads):
             time.sleep(0.001)
         rig.source.away = True
@@ -282,7 +282,7 @@ def test_a_source_that_is_silent_for_too_long_is_unavailable(
 
 
 def test_after_the_end_a_read_is_an_error_and_no_hang(rig: Rig) -> None:
-    rig.fetchers.close()
+    rig.fetch_pool.close()
     for _ in range(2):
         with pytest.raises(Unavailable, match="taken down"):
             rig.read_span(4)

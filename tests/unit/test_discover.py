@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import Unavailable
-from imgfs.image.discover import Lookahead
+from imgfs.image.discover import EarlyDiscovery
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.image.trust import Trust
@@ -62,9 +62,9 @@ class Registry(FakeSource):
 def mounted(source: Registry, store: Store, reference: str = TAG, policy: Policy = Policy.AUTO) -> Resolved:
     """Resolve and prepare, as a mount does that looks ahead."""
     trust = Trust.of(parse_reference(reference), policy)
-    lookahead = Lookahead(source, store, trust)
+    lookahead = EarlyDiscovery(source, store, trust)
     resolved = resolve(reference, source, store, AMD64, meanwhile=lookahead.look)
-    prepare(resolved, source, store, Journal(), trust, lookahead.offers)
+    prepare(resolved, source, store, Journal(), trust, lookahead.discovery)
     return resolved
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import zstandard
 
-from imgfs.content.background import Bucket, Clock, Fill, FillOptions
-from imgfs.content.inflight import Flight
+from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions, Clock, RateLimit
+from imgfs.content.inflight import InFlightRequest
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import Profile
+from imgfs.content.profile import AccessProfile
 from imgfs.content.requests import Sizes
-from imgfs.content.scheduler import Fetchers, Task
+from imgfs.content.scheduler import FetchPool, Task
 from imgfs.content.stats import Meter
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
@@ -155,7 +155,7 @@ def test_sixteen_readers_make_one_request_for_each_span(wide: Rig) -> None:
 
 def test_a_reader_joins_what_the_background_has_under_way(wide: Rig) -> None:
     wide.source.gate.clear()
-    profile = Profile(wide.file.recorded().layers, ((0, 8),))
+    profile = AccessProfile(wide.file.recorded().layers, ((0, 8),))
     wide.file.start(profile)
     assert wide.source.waiting.wait(10)
     with ThreadPoolExecutor(1) as reader:
@@ -175,14 +175,14 @@ def test_what_was_read_is_recorded_once_in_order_and_nothing_else_is(wide: Rig) 
 
 
 def test_a_read_of_what_is_cached_already_is_recorded_too(wide: Rig) -> None:
-    wide.file.start(Profile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
     wide.settle()
     assert wide.file.recorded().touches == ()
     assert wide.file.cached(0, [Extent(0, 50, wide.spans[3].flat_start)], 0, 50)
     assert wide.file.recorded().touches == ((0, 3),)
 
 
-class Noting(Fetchers):
+class Noting(FetchPool):
     """Notes the spans of each request in the order in which they queue; threads may begin in another."""
 
     def __init__(self) -> None:
@@ -190,23 +190,23 @@ class Noting(Fetchers):
         self.queued: list[tuple[int, ...]] = []
 
     def submit(self, task: Task) -> None:
-        assert isinstance(task, Flight)
+        assert isinstance(task, InFlightRequest)
         self.queued.append(task._request.numbers)
         super().submit(task)
 
 
 def test_replay_asks_first_for_what_is_needed_first(make: Make) -> None:
-    fetchers = Noting()
-    rig = make(39 * BIG_STEP, step=BIG_STEP, fetchers=fetchers)
+    fetch_pool = Noting()
+    rig = make(39 * BIG_STEP, step=BIG_STEP, fetch_pool=fetch_pool)
     order = [30, 31, 29, 28, 32, 33, 2, 1, 0, 11, 12]
-    rig.file.start(Profile(rig.file.recorded().layers, tuple((0, number) for number in order)))
+    rig.file.start(AccessProfile(rig.file.recorded().layers, tuple((0, number) for number in order)))
     rig.settle()
     assert rig.present() == sorted(order)
-    assert fetchers.queued == [(28, 29, 30, 31, 32, 33), (0, 1, 2), (11, 12)]
+    assert fetch_pool.queued == [(28, 29, 30, 31, 32, 33), (0, 1, 2), (11, 12)]
 
 
 def test_what_replay_brought_and_how_much_of_it_was_used_is_counted(wide: Rig) -> None:
-    wide.file.start(Profile(wide.file.recorded().layers, ((0, 3), (0, 20), (0, 21))))
+    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3), (0, 20), (0, 21))))
     wide.settle()
     wide.read_span(20)
     replay = counts(wide)["brought"]["replay"]
@@ -217,7 +217,7 @@ def test_what_replay_brought_and_how_much_of_it_was_used_is_counted(wide: Rig) -
 
 def test_a_replay_that_fails_does_not_keep_readers_away(wide: Rig) -> None:
     wide.source.away = True
-    wide.file.start(Profile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
     wide.settle()
     wide.source.away = False
     wide.read_span(3)
@@ -226,7 +226,7 @@ def test_a_replay_that_fails_does_not_keep_readers_away(wide: Rig) -> None:
 
 
 def test_the_wait_for_the_first_byte_is_counted_for_misses_only(wide: Rig) -> None:
-    wide.file.start(Profile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
     wide.settle()
     assert counts(wide)["first_byte"]["requests"] == 0
     wide.read_span(9)
@@ -262,8 +262,8 @@ class FakeClock(Clock):
 
 def filled(
     rig: Rig, clock: FakeClock, rate: int | None = None, touches: list[tuple[int, int]] | None = None
-) -> Fill:
-    fill = Fill([rig.content], touches or [], FillOptions(rate), clock)
+) -> BackgroundFetch:
+    fill = BackgroundFetch([rig.content], touches or [], BackgroundFetchOptions(rate), clock)
     fill.run()
     return fill
 
@@ -283,22 +283,22 @@ def test_fill_keeps_to_its_rate(wide: Rig) -> None:
 
 
 def test_a_bucket_lets_through_no_more_than_its_rate() -> None:
-    bucket = Bucket(100)
+    bucket = RateLimit(100)
     assert [bucket.delay(50, now) for now in (0.0, 0.0, 1.0, 9.0)] == [0.0, 0.5, 0.0, 0.0]
-    assert Bucket(None).delay(1 << 40, 0.0) == 0
+    assert RateLimit(None).delay(1 << 40, 0.0) == 0
 
 
 def test_fill_begins_with_what_is_known_to_be_needed(make: Make) -> None:
-    fetchers = Noting()
-    rig = make(39 * BIG_STEP, step=BIG_STEP, fetchers=fetchers)
+    fetch_pool = Noting()
+    rig = make(39 * BIG_STEP, step=BIG_STEP, fetch_pool=fetch_pool)
     filled(rig, FakeClock(), rate=300_000, touches=[(0, 33), (0, 34), (0, 5), (0, 6)])
-    assert fetchers.queued[:6] == [(33,), (34,), (5,), (6,), (0,), (1,)]
+    assert fetch_pool.queued[:6] == [(33,), (34,), (5,), (6,), (0,), (1,)]
 
 
 def test_fill_waits_while_a_reader_waits(wide: Rig) -> None:
     with ExitStack() as stack:
-        stack.enter_context(wide.fetchers.reader_waits())
-        fill = Fill([wide.content], [], FillOptions(None))
+        stack.enter_context(wide.fetch_pool.reader_waits())
+        fill = BackgroundFetch([wide.content], [], BackgroundFetchOptions(None))
         fill.start()
         stack.callback(fill.stop)
         while fill.snapshot()["state"] != "readers first":
@@ -334,7 +334,7 @@ def test_fill_does_not_ask_for_ever_for_what_is_damaged(wide: Rig) -> None:
 
 def test_stopping_ends_the_fills_thread(wide: Rig) -> None:
     wide.source.gate.clear()
-    wide.file.start(fill=FillOptions())
+    wide.file.start(fill=BackgroundFetchOptions())
     assert wide.source.waiting.wait(10)
     wide.file.stop()
     wide.source.gate.set()
@@ -389,7 +389,7 @@ def remote(tmp_path: Path) -> Iterator[tuple[Rig, RemoteWindows, LayerContent]]:
         rig = Rig(tmp_path, stack, gzip.compress(flat, 6, mtime=0), flat)
         assert isinstance(rig.content.index, LayerIndex)
         spans = RemoteWindows(rig.content.index, rig.source)
-        yield rig, spans, LayerContent(rig.layer, spans, rig.flat, rig.source, rig.fetchers, EXACT)
+        yield rig, spans, LayerContent(rig.layer, spans, rig.flat, rig.source, rig.fetch_pool, EXACT)
 
 
 def test_windows_of_neighbouring_spans_come_in_one_request(
@@ -430,6 +430,6 @@ def test_an_end_while_a_reader_waits_is_its_error(wide: Rig) -> None:
     with ThreadPoolExecutor(1) as reader:
         read = reader.submit(wide.read_span, 3)
         assert wide.source.waiting.wait(10)
-        wide.fetchers.close()
+        wide.fetch_pool.close()
         wide.source.gate.set()
         assert isinstance(read.exception(), Unavailable)

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.store.aside import IN_MEMORY, Aside
-from imgfs.store.flat import Flat
+from imgfs.store.flat import FlatLayer
 from imgfs.store.flatwriter import FlatWriter
 from imgfs.store.presence import PRESENT, SYNCED
+from imgfs.store.span_buffer import IN_MEMORY, SpanBuffer
 from tests.support.children import Child
 
 SPAN = 24_000  # bytes; not a multiple of the page size
@@ -34,23 +34,23 @@ def body_of(number: int) -> bytes:
     return bytes([number + 1]) * (min(SIZE, (number + 1) * SPAN) - number * SPAN)
 
 
-def open_flat(directory: Path) -> Flat:
-    return Flat(directory, size=SIZE, spans=SPANS)
+def open_flat(directory: Path) -> FlatLayer:
+    return FlatLayer(directory, size=SIZE, spans=SPANS)
 
 
-def fill(flat: Flat, *numbers: int) -> None:
+def fill(flat: FlatLayer, *numbers: int) -> None:
     """Write and mark spans, as a fetch does."""
     for number in numbers:
         put(flat, number)
 
 
-def put(flat: Flat, number: int, before: bytes | None = None, body: bytes | None = None) -> bool:
+def put(flat: FlatLayer, number: int, before: bytes | None = None, body: bytes | None = None) -> bool:
     """Write and mark one span, for which a fetch has begun."""
     before = flat.begin(number, number) if before is None else before
     return flat.put(number, before, [(number * SPAN, aside(flat, body_of(number) if body is None else body))])
 
 
-def aside(flat: Flat, body: bytes) -> Aside:
+def aside(flat: FlatLayer, body: bytes) -> SpanBuffer:
     verified = flat.aside()
     verified.write(body)
     return verified
@@ -63,12 +63,12 @@ def scribble(directory: Path, number: int, body: bytes) -> None:
         file.write(body)
 
 
-def read(flat: Flat, number: int) -> bytes | None:
+def read(flat: FlatLayer, number: int) -> bytes | None:
     """All of a span."""
     return flat.read(number * SPAN, len(body_of(number)), flat.marks(number, number), number)
 
 
-def present(flat: Flat) -> list[int]:
+def present(flat: FlatLayer) -> list[int]:
     return [number for number, mark in enumerate(flat.marks(0, SPANS - 1)) if mark & PRESENT]
 
 
@@ -80,17 +80,17 @@ def pretend_reboot(directory: Path) -> None:
 
 
 @pytest.fixture
-def flat(tmp_path: Path) -> Iterator[Flat]:
+def flat(tmp_path: Path) -> Iterator[FlatLayer]:
     with closing(open_flat(tmp_path)) as flat:
         yield flat
 
 
-def test_nothing_is_there_at_first(flat: Flat) -> None:
+def test_nothing_is_there_at_first(flat: FlatLayer) -> None:
     assert flat.count_present() == 0
     assert read(flat, 0) is None
 
 
-def test_what_is_written_and_marked_is_read(flat: Flat) -> None:
+def test_what_is_written_and_marked_is_read(flat: FlatLayer) -> None:
     fill(flat, 0, 3, SPANS - 1)
     assert present(flat) == [0, 3, SPANS - 1]
     assert [read(flat, number) for number in (0, 3, SPANS - 1)] == [
@@ -100,18 +100,18 @@ def test_what_is_written_and_marked_is_read(flat: Flat) -> None:
     ]
 
 
-def test_what_is_written_but_not_marked_is_not_there(flat: Flat, tmp_path: Path) -> None:
+def test_what_is_written_but_not_marked_is_not_there(flat: FlatLayer, tmp_path: Path) -> None:
     scribble(tmp_path, 0, body_of(0))
     assert read(flat, 0) is None
 
 
-def test_a_read_across_spans_wants_all_of_them(flat: Flat) -> None:
+def test_a_read_across_spans_wants_all_of_them(flat: FlatLayer) -> None:
     fill(flat, 1, 2)
     assert flat.read(2 * SPAN - 5, 10, flat.marks(1, 2), 1) == b"\2" * 5 + b"\3" * 5
     assert flat.read(3 * SPAN - 5, 10, flat.marks(2, 3), 2) is None
 
 
-def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(flat: Flat) -> None:
+def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(flat: FlatLayer) -> None:
     fill(flat, 0)
     seen = flat.marks(0, 0)
     flat.evict()
@@ -120,7 +120,7 @@ def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(fl
     assert read(flat, 0) == body_of(0)
 
 
-def test_bytes_in_the_page_cache_are_read_without_waiting(flat: Flat) -> None:
+def test_bytes_in_the_page_cache_are_read_without_waiting(flat: FlatLayer) -> None:
     fill(flat, 4)
     into = bytearray(len(body_of(4)))
     assert flat.read_now(4 * SPAN, memoryview(into), flat.marks(4, 4), 4)
@@ -128,7 +128,7 @@ def test_bytes_in_the_page_cache_are_read_without_waiting(flat: Flat) -> None:
     assert not flat.read_now(5 * SPAN, memoryview(into), flat.marks(5, 5), 5)
 
 
-def test_marks_are_shared_with_others_who_have_the_layer_open(flat: Flat, tmp_path: Path) -> None:
+def test_marks_are_shared_with_others_who_have_the_layer_open(flat: FlatLayer, tmp_path: Path) -> None:
     with closing(open_flat(tmp_path)) as other:
         fill(other, 7)
         assert read(flat, 7) == body_of(7)
@@ -145,7 +145,7 @@ def test_marks_outlive_the_process_that_set_them(tmp_path: Path) -> None:
         assert read(flat, 2) == body_of(2)
 
 
-def test_evicting_forgets_everything_and_gives_the_disk_back(flat: Flat, tmp_path: Path) -> None:
+def test_evicting_forgets_everything_and_gives_the_disk_back(flat: FlatLayer, tmp_path: Path) -> None:
     fill(flat, *range(SPANS))
     flat.sync()
     freed = flat.evict()
@@ -155,7 +155,7 @@ def test_evicting_forgets_everything_and_gives_the_disk_back(flat: Flat, tmp_pat
     assert (found.st_size, found.st_blocks) == (SIZE, 0)
 
 
-def test_a_fetch_whose_spans_are_evicted_meanwhile_marks_nothing(flat: Flat) -> None:
+def test_a_fetch_whose_spans_are_evicted_meanwhile_marks_nothing(flat: FlatLayer) -> None:
     before = flat.begin(1, 2)
     bodies = [(number * SPAN, aside(flat, body_of(number))) for number in (1, 2)]
     flat.evict()
@@ -163,14 +163,14 @@ def test_a_fetch_whose_spans_are_evicted_meanwhile_marks_nothing(flat: Flat) -> 
     assert present(flat) == []
 
 
-def test_two_fetches_of_the_same_span_may_both_mark_it(flat: Flat) -> None:
+def test_two_fetches_of_the_same_span_may_both_mark_it(flat: FlatLayer) -> None:
     first, second = flat.begin(1, 1), flat.begin(1, 1)
     assert put(flat, 1, first)
     assert put(flat, 1, second)
     assert read(flat, 1) == body_of(1)
 
 
-def test_what_is_marked_is_never_written_to_again(flat: Flat, tmp_path: Path) -> None:
+def test_what_is_marked_is_never_written_to_again(flat: FlatLayer, tmp_path: Path) -> None:
     before = flat.begin(1, 1)
     with closing(open_flat(tmp_path)) as other:
         fill(other, 1)
@@ -178,7 +178,7 @@ def test_what_is_marked_is_never_written_to_again(flat: Flat, tmp_path: Path) ->
     assert read(flat, 1) == body_of(1)
 
 
-def test_bytes_aside_are_in_no_file_that_has_a_name(flat: Flat, tmp_path: Path) -> None:
+def test_bytes_aside_are_in_no_file_that_has_a_name(flat: FlatLayer, tmp_path: Path) -> None:
     with closing(flat.aside()) as large:
         for piece in (b"x" * IN_MEMORY, bytes(3 * IN_MEMORY), b"y" * 10, memoryview(bytearray(b"z"))):
             large.write(piece)
@@ -195,7 +195,7 @@ def test_a_process_killed_between_writing_and_marking_leaves_nothing_that_counts
 ) -> None:
     def work() -> None:
         flat = open_flat(tmp_path)
-        monkeypatch.setattr(Flat, "_put_marks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(FlatLayer, "_put_marks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         fill(flat, 2)
 
     with Child(work) as child:
@@ -207,7 +207,7 @@ def test_a_process_killed_between_writing_and_marking_leaves_nothing_that_counts
         assert read(flat, 2) == body_of(2)
 
 
-def test_a_fetch_begins_only_when_an_eviction_under_way_has_ended(flat: Flat, tmp_path: Path) -> None:
+def test_a_fetch_begins_only_when_an_eviction_under_way_has_ended(flat: FlatLayer, tmp_path: Path) -> None:
     """Bytes written between an eviction's clearing of the marks and its cutting of the file would be lost."""
     begun: list[bytes] = []
     with open(tmp_path / "presence", "rb") as evictor:
@@ -220,7 +220,7 @@ def test_a_fetch_begins_only_when_an_eviction_under_way_has_ended(flat: Flat, tm
     assert begun == [b"\0"]
 
 
-def test_an_eviction_that_was_killed_half_way_does_no_harm(flat: Flat, tmp_path: Path) -> None:
+def test_an_eviction_that_was_killed_half_way_does_no_harm(flat: FlatLayer, tmp_path: Path) -> None:
     os.truncate(tmp_path / "flat", 0)  # it has cleared the marks and cut the file
     assert put(flat, SPANS - 1, body=bytes(len(body_of(SPANS - 1))))  # which need not be written to be there
     assert read(flat, SPANS - 1) == bytes(len(body_of(SPANS - 1)))
@@ -230,16 +230,16 @@ def test_an_eviction_that_was_killed_half_way_does_no_harm(flat: Flat, tmp_path:
 def test_readers_never_see_wrong_bytes_while_others_fill_and_evict(tmp_path: Path, where: str) -> None:
     deadline = time.monotonic() + 1.2
 
-    def filling(flat: Flat) -> None:
+    def filling(flat: FlatLayer) -> None:
         while time.monotonic() < deadline:
             fill(flat, random.randrange(SPANS))
 
-    def evicting(flat: Flat) -> None:
+    def evicting(flat: FlatLayer) -> None:
         while time.monotonic() < deadline:
             flat.evict()
             time.sleep(0.002)  # 64 evictions would bring the generation round: not within one read
 
-    def reading(flat: Flat) -> None:
+    def reading(flat: FlatLayer) -> None:
         hits = 0
         while time.monotonic() < deadline or not hits:
             number = random.randrange(SPANS)
@@ -253,14 +253,14 @@ def test_readers_never_see_wrong_bytes_while_others_fill_and_evict(tmp_path: Pat
     runners[where](tmp_path, [filling, filling, evicting, reading, reading])
 
 
-def run_in_threads(directory: Path, works: list[Callable[[Flat], None]]) -> None:
+def run_in_threads(directory: Path, works: list[Callable[[FlatLayer], None]]) -> None:
     with closing(open_flat(directory)) as shared, ThreadPoolExecutor(len(works)) as threads:
         for future in [threads.submit(work, shared) for work in works]:
             future.result()
 
 
-def run_in_processes(directory: Path, works: list[Callable[[Flat], None]]) -> None:
-    def run(work: Callable[[Flat], None]) -> None:
+def run_in_processes(directory: Path, works: list[Callable[[FlatLayer], None]]) -> None:
+    def run(work: Callable[[FlatLayer], None]) -> None:
         work(open_flat(directory))
 
     with ExitStack() as stack:
@@ -329,7 +329,7 @@ def test_evicted_spans_are_not_synced_any_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [(SIZE, SPANS + 1), (SIZE + 1, SPANS)])
 def test_a_map_of_another_cut_of_the_layer_counts_for_nothing(tmp_path: Path, other: tuple[int, int]) -> None:
-    with closing(Flat(tmp_path, size=other[0], spans=other[1])) as flat:
+    with closing(FlatLayer(tmp_path, size=other[0], spans=other[1])) as flat:
         fill(flat, 0, 1)
         flat.sync()
     with closing(open_flat(tmp_path)) as flat:
@@ -354,14 +354,14 @@ def test_a_map_cut_short_loses_the_marks_it_lacks(tmp_path: Path) -> None:
         assert present(flat) == [0]
 
 
-def test_a_flat_file_cut_short_is_an_error_and_never_a_short_read(flat: Flat, tmp_path: Path) -> None:
+def test_a_flat_file_cut_short_is_an_error_and_never_a_short_read(flat: FlatLayer, tmp_path: Path) -> None:
     fill(flat, 0)
     os.truncate(tmp_path / "flat", 100)
     with pytest.raises(StoreError, match="ends at 100"):
         read(flat, 0)
 
 
-def test_what_a_cut_file_has_lost_is_not_there_for_whoever_opens_it(flat: Flat, tmp_path: Path) -> None:
+def test_what_a_cut_file_has_lost_is_not_there_for_whoever_opens_it(flat: FlatLayer, tmp_path: Path) -> None:
     fill(flat, *range(SPANS))
     flat.sync()
     os.truncate(tmp_path / "flat", 100)
@@ -371,7 +371,7 @@ def test_what_a_cut_file_has_lost_is_not_there_for_whoever_opens_it(flat: Flat, 
         assert [read(flat, 3), read(flat, 4)] == [body_of(3), None]
 
 
-def test_nor_does_writing_to_it_make_zeros_of_what_was_lost(flat: Flat, tmp_path: Path) -> None:
+def test_nor_does_writing_to_it_make_zeros_of_what_was_lost(flat: FlatLayer, tmp_path: Path) -> None:
     fill(flat, 0, 5)
     os.truncate(tmp_path / "flat", 100)
     fill(flat, 7)
@@ -379,7 +379,7 @@ def test_nor_does_writing_to_it_make_zeros_of_what_was_lost(flat: Flat, tmp_path
     assert read(flat, 7) == body_of(7)
 
 
-def test_bytes_lost_while_a_span_was_written_are_not_marked(flat: Flat, tmp_path: Path) -> None:
+def test_bytes_lost_while_a_span_was_written_are_not_marked(flat: FlatLayer, tmp_path: Path) -> None:
     before = flat.begin(0, 0)
     os.truncate(tmp_path / "flat", 100)
     assert not put(flat, 0, before)
@@ -387,7 +387,7 @@ def test_bytes_lost_while_a_span_was_written_are_not_marked(flat: Flat, tmp_path
 
 
 def test_what_the_disk_cannot_give_back_is_fetched_again(
-    flat: Flat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    flat: FlatLayer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(flat, 0, 1)
     with failing(flat, tmp_path):
@@ -398,7 +398,9 @@ def test_what_the_disk_cannot_give_back_is_fetched_again(
     assert [read(flat, number) for number in (0, 1)] == [body_of(0), body_of(1)]
 
 
-def test_what_could_not_be_synced_counts_for_nothing_and_what_was_stays(flat: Flat, tmp_path: Path) -> None:
+def test_what_could_not_be_synced_counts_for_nothing_and_what_was_stays(
+    flat: FlatLayer, tmp_path: Path
+) -> None:
     """The kernel says it once, and shows what the disk has from then on (fsync(2))."""
     fill(flat, 0)
     flat.sync()
@@ -412,7 +414,7 @@ def test_what_could_not_be_synced_counts_for_nothing_and_what_was_stays(flat: Fl
 
 
 @contextmanager
-def failing(flat: Flat, other: Path | int) -> Iterator[None]:
+def failing(flat: FlatLayer, other: Path | int) -> Iterator[None]:
     """Have the kernel refuse what is done to the flat file: it is a directory, or a pipe."""
     kept = os.dup(flat._fd)
     fd = os.open(other, os.O_RDONLY) if isinstance(other, Path) else os.dup(other)
@@ -423,7 +425,7 @@ def failing(flat: Flat, other: Path | int) -> Iterator[None]:
     os.close(fd)
 
 
-def test_spans_that_are_forgotten_are_fetched_again(flat: Flat) -> None:
+def test_spans_that_are_forgotten_are_fetched_again(flat: FlatLayer) -> None:
     fill(flat, 0, 1, 2)
     before = flat.begin(2, 2)
     flat.forget([0, 2])
@@ -432,27 +434,27 @@ def test_spans_that_are_forgotten_are_fetched_again(flat: Flat) -> None:
 
 
 def test_whoever_writes_says_how_much(tmp_path: Path) -> None:
-    grown: list[int] = []
-    with closing(Flat(tmp_path, size=SIZE, spans=SPANS, grown=grown.append)) as flat:
+    note_written: list[int] = []
+    with closing(FlatLayer(tmp_path, size=SIZE, spans=SPANS, note_written=note_written.append)) as flat:
         bodies = [(number * SPAN, aside(flat, body_of(number))) for number in (0, 1)]
-        assert grown == []
+        assert note_written == []
         flat.put(0, flat.begin(0, 1), bodies)
         flat.put(0, flat.begin(0, 1), bodies)
-    assert grown == [2 * SPAN, 0]
-    writer = FlatWriter(tmp_path, grown.append)
+    assert note_written == [2 * SPAN, 0]
+    writer = FlatWriter(tmp_path, note_written.append)
     writer.write(0, b"1234")
     writer.close()
-    assert grown == [2 * SPAN, 0, 4]
+    assert note_written == [2 * SPAN, 0, 4]
 
 
-def test_zeros_take_no_disk(flat: Flat, tmp_path: Path) -> None:
+def test_zeros_take_no_disk(flat: FlatLayer, tmp_path: Path) -> None:
     for number in (0, 1):
         put(flat, number, body=bytes(SPAN))
     assert read(flat, 1) == bytes(SPAN)
     assert os.stat(tmp_path / "flat").st_blocks == 0
 
 
-def test_zeros_replace_what_was_there(flat: Flat, tmp_path: Path) -> None:
+def test_zeros_replace_what_was_there(flat: FlatLayer, tmp_path: Path) -> None:
     """Another version of this program may have left something else."""
     scribble(tmp_path, 0, b"\xff" * SPAN)
     put(flat, 0, body=bytes(SPAN))
@@ -501,10 +503,10 @@ def test_a_scan_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_two_cuts_of_one_layer_do_not_share_a_map(flat: Flat, tmp_path: Path) -> None:
+def test_two_cuts_of_one_layer_do_not_share_a_map(flat: FlatLayer, tmp_path: Path) -> None:
     """Who has the layer open with one index would read the marks of another's spans as its own."""
     fill(flat, 3)
-    with closing(Flat(tmp_path, size=SIZE, spans=SPANS + 1)) as other:
+    with closing(FlatLayer(tmp_path, size=SIZE, spans=SPANS + 1)) as other:
         put(other, 0, body=b"\xff" * SPAN)
         put(other, 5, body=b"\xff" * SPAN)
         assert present(flat) == [3]
@@ -548,7 +550,7 @@ def test_a_closed_flat_layer_writes_nowhere(tmp_path: Path) -> None:
 
 
 def test_an_empty_layer_has_an_empty_flat_layer(tmp_path: Path) -> None:
-    with closing(Flat(tmp_path, size=0, spans=0)) as flat:
+    with closing(FlatLayer(tmp_path, size=0, spans=0)) as flat:
         assert flat.put(0, flat.begin(0, -1), [])
         flat.sync()
         assert (flat.count_present(), flat.evict()) == (0, 0)

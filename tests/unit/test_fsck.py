@@ -14,9 +14,9 @@ from imgfs.layer.index import LayerIndex
 from imgfs.maintenance.fsck import Fault, check
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Digest
-from imgfs.store.checksum import seal
-from imgfs.store.flat import Flat
-from imgfs.store.layer import Layer
+from imgfs.store.checksum import write_checksum
+from imgfs.store.flat import FlatLayer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from scripts.proving.cases import Opened, expected, opened
 from scripts.proving.specimens import Specimen, every, gzips, tars
@@ -26,13 +26,13 @@ from tests.support.mounted import gzipped
 TAR, GZIP = tars()[0], gzips()[0]
 
 
-def flat_of(layer: Layer) -> Flat:
+def flat_of(layer: StoredLayer) -> FlatLayer:
     assert layer.index
     with LayerIndex(layer.index) as index:
         return layer.flat(size=index.summary.flat_size, spans=index.span_count())
 
 
-def upper(made: Opened) -> Layer:
+def upper(made: Opened) -> StoredLayer:
     return made.store.layer(made.resolved.manifest.layers[1].digest)
 
 
@@ -195,6 +195,6 @@ def test_the_digest_of_another_layer_in_a_sealed_index_is_found(tmp_path: Path) 
     other = made.store.layer(Digest.of(b"other"))
     with other.new_index() as path:
         path.write_bytes(upper(made).index_file.read_bytes())
-    seal(other.index_file)
+    write_checksum(other.index_file)
     faults: list[Fault] = list(check(made.store))
     assert [fault.where for fault in faults] == [other.index_file]

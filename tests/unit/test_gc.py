@@ -11,7 +11,14 @@ from imgfs.errors import StoreError
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.maintenance.gc import Needs, evict, layers_in_use, needs_of, refuse_if_used, sweep
+from imgfs.maintenance.gc import (
+    Contents,
+    contents_of,
+    evict,
+    layers_in_use,
+    refuse_if_used,
+    remove_unreachable,
+)
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.store.store import Resolution, Store
 from tests.support import tarmake
@@ -63,7 +70,7 @@ def documents_of(*images: Resolved) -> set[Digest]:
 
 
 def test_an_image_needs_its_documents_and_its_layers_in_order(world: World) -> None:
-    needs = needs_of(world.resolution(world.one), world.store)
+    needs = contents_of(world.resolution(world.one), world.store)
     assert needs.documents == documents_of(world.one)
     assert needs.layers == tuple(layer.digest for layer in world.one.manifest.layers)
 
@@ -75,12 +82,12 @@ def test_an_image_whose_manifest_is_lost_needs_what_is_known(world: World, damag
         world.store.remove_document(digest)
     else:
         world.store.put_document(digest, damage)
-    needs = needs_of(Resolution("x", digest, digest, 0), world.store)
-    assert needs == Needs(frozenset({digest}), ())
+    needs = contents_of(Resolution("x", digest, digest, 0), world.store)
+    assert needs == Contents(frozenset({digest}), ())
 
 
 def test_sweeping_removes_nothing_that_an_image_needs(world: World) -> None:
-    sweep(world.store, force=True)
+    remove_unreachable(world.store, force=True)
     assert world.layers() == layers_of(world.one, world.two)
     assert set(world.store.trees()) == {world.one.digest, world.two.digest}
     assert set(world.store.documents()) == documents_of(world.one, world.two)
@@ -88,7 +95,7 @@ def test_sweeping_removes_nothing_that_an_image_needs(world: World) -> None:
 
 def test_sweeping_keeps_what_another_image_shares(world: World) -> None:
     world.store.forget(world.resolution(world.one))
-    sweep(world.store, force=False)
+    remove_unreachable(world.store, force=False)
     assert world.layers() == layers_of(world.two)
     assert set(world.store.trees()) == {world.two.digest}
     assert set(world.store.documents()) == documents_of(world.two)
@@ -101,9 +108,9 @@ def test_sweeping_keeps_what_another_image_shares(world: World) -> None:
 def test_sweeping_leaves_layers_alone_that_a_mount_uses(world: World) -> None:
     with Image(world.one, world.source, world.store):
         world.store.forget(world.resolution(world.one))
-        sweep(world.store, force=False)
+        remove_unreachable(world.store, force=False)
         assert world.layers() == layers_of(world.one, world.two)
-    sweep(world.store, force=False)
+    remove_unreachable(world.store, force=False)
     assert world.layers() == layers_of(world.two)
 
 
@@ -111,10 +118,10 @@ def test_sweeping_leaves_a_layer_alone_that_is_being_scanned(world: World) -> No
     digest = Digest.of(b"being scanned")
     layer = world.store.layer(digest)
     with layer.lock(), closing(layer.flat_writer()):
-        sweep(world.store, force=False)
+        remove_unreachable(world.store, force=False)
         assert digest in world.layers()
     layer.index_file.touch()
-    sweep(world.store, force=False)
+    remove_unreachable(world.store, force=False)
     assert digest not in world.layers()
 
 
@@ -123,7 +130,7 @@ def test_sweeping_by_force_takes_a_mounts_layers_out_of_the_store_but_not_out_of
 ) -> None:
     with Image(world.one, world.source, world.store) as image:
         world.store.forget(world.resolution(world.one))
-        sweep(world.store, force=True)
+        remove_unreachable(world.store, force=True)
         assert world.layers() == layers_of(world.two)
         assert b"".join(image.read(image.tree.resolve(b"/one").ino)) == b"one"
 

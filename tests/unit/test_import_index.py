@@ -16,11 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.content.requests import requests_for
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
-from imgfs.image.verify import Prover
+from imgfs.image.verify import Verifier
 from imgfs.layer.artifact import unpack
 from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -261,11 +261,11 @@ def told(made: Offering, directory: Path) -> Offering:
         with Image(resolved, made.source, store) as image:
             glance(image)
             for content in image.content.layers:
-                for future in content.bring(
-                    requests_for(content.missing(), content.places), Lane.FILL, Cause.FILL
+                for future in content.fetch_in_background(
+                    requests_for(content.missing(), content.table), Priority.BACKGROUND, Cause.FILL
                 ):
                     future.exception(30)
-            Prover(image, store).look()
+            Verifier(image, store).look()
             glance(image)
     except ImgfsError:
         pass

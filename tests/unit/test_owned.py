@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import MountError, StoreError
-from imgfs.owned.held import Held, new_directory, new_file, sweep
+from imgfs.owned.held import HeldPath, new_directory, new_file, sweep
 from imgfs.owned.opening import open_owned_directory, open_owned_file, random_name, read_owned_file
 from imgfs.runtime.bundle import new_bundle
-from imgfs.store.atomic import write_aside
+from imgfs.store.atomic import atomic_write
 from tests.support.mounted import until
 
 OTHER = 65_533
@@ -143,19 +143,19 @@ def _remove(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [new_file, new_directory])
 def test_a_sweep_leaves_what_is_held_and_takes_what_is_not(
-    tmp_path: Path, make: Callable[[Path, str], Held]
+    tmp_path: Path, make: Callable[[Path, str], HeldPath]
 ) -> None:
     held = make(tmp_path, ".new-")
     sweep(tmp_path, ".new-", _remove)
     assert held.path.exists()
-    held.let_go()
+    held.release()
     (tmp_path / "other").touch()
     sweep(tmp_path, ".new-", _remove)
     assert os.listdir(tmp_path) == ["other"]
 
 
-FILE = "from imgfs.owned import new_file; held = new_file(here, '.new-')"
-ASIDE = "from imgfs.store import write_aside; held = write_aside(here / 'a'); held.__enter__()"
+FILE = "from imgfs.owned.held import new_file; held = new_file(here, '.new-')"
+TEMPORARY = "from imgfs.store.atomic import atomic_write; held = atomic_write(here / 'a'); held.__enter__()"
 BUNDLE = "from imgfs.runtime.bundle import new_bundle; held = new_bundle(here, 'a'); held.__enter__()"
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -189,8 +189,8 @@ def test_another_pid_namespace_does_not_matter(tmp_path: Path) -> None:
 
 @root_only
 def test_what_another_pid_namespace_writes_aside_is_left_alone(tmp_path: Path) -> None:
-    with _holder(tmp_path, *NAMESPACE, held=ASIDE):
-        with write_aside(tmp_path / "b"):
+    with _holder(tmp_path, *NAMESPACE, held=TEMPORARY):
+        with atomic_write(tmp_path / "b"):
             pass
         assert [name[-2:] for name in sorted(os.listdir(tmp_path))] == ["-a", "b"]
 
@@ -222,7 +222,7 @@ def test_a_stopped_process_holds_and_a_killed_one_does_not(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("make", [new_file, new_directory])
 def test_what_is_made_beside_a_sweep_that_never_ends_is_held_all_the_same(
-    tmp_path: Path, make: Callable[[Path, str], Held]
+    tmp_path: Path, make: Callable[[Path, str], HeldPath]
 ) -> None:
     ends = threading.Event()
 
@@ -238,7 +238,7 @@ def test_what_is_made_beside_a_sweep_that_never_ends_is_held_all_the_same(
             assert os.path.samestat(held.path.stat(), os.fstat(held.fd))
             with suppress(FileNotFoundError):
                 _remove(held.path)
-            held.let_go()
+            held.release()
     finally:
         ends.set()
         thread.join()

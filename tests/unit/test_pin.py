@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.store.flat import Flat
+from imgfs.store.flat import FlatLayer
 from imgfs.store.pin import is_pinned, sweep_pins
 from imgfs.store.presence import PRESENT
 
@@ -17,11 +17,11 @@ SPANS, SPAN = 4, 4096
 BYTES = os.urandom(SPANS * SPAN)
 
 
-def opened(directory: Path) -> Flat:
-    return Flat(directory, size=len(BYTES), spans=SPANS)
+def opened(directory: Path) -> FlatLayer:
+    return FlatLayer(directory, size=len(BYTES), spans=SPANS)
 
 
-def fill(flat: Flat, *numbers: int) -> None:
+def fill(flat: FlatLayer, *numbers: int) -> None:
     for number in numbers:
         with closing(flat.aside()) as aside:
             aside.write(BYTES[number * SPAN : (number + 1) * SPAN])
@@ -29,7 +29,7 @@ def fill(flat: Flat, *numbers: int) -> None:
 
 
 @pytest.fixture
-def flat(tmp_path: Path) -> Iterator[Flat]:
+def flat(tmp_path: Path) -> Iterator[FlatLayer]:
     """A flat layer that is all there."""
     flat = opened(tmp_path)
     fill(flat, *range(SPANS))
@@ -41,7 +41,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name.partition("-")[0] for path in directory.iterdir())
 
 
-def test_a_whole_layer_is_pinned_under_another_name(flat: Flat, tmp_path: Path) -> None:
+def test_a_whole_layer_is_pinned_under_another_name(flat: FlatLayer, tmp_path: Path) -> None:
     pin = flat.pin()
     assert pin is not None
     assert pin.read_bytes() == BYTES
@@ -56,7 +56,7 @@ def test_one_of_which_something_is_missing_is_not(tmp_path: Path) -> None:
     flat.close()
 
 
-def test_nor_one_that_has_been_replaced(flat: Flat, tmp_path: Path) -> None:
+def test_nor_one_that_has_been_replaced(flat: FlatLayer, tmp_path: Path) -> None:
     (tmp_path / "flat").rename(tmp_path / "old")
     (tmp_path / "flat").write_bytes(b"another")
     assert flat.pin() is None
@@ -64,7 +64,7 @@ def test_nor_one_that_has_been_replaced(flat: Flat, tmp_path: Path) -> None:
 
 
 def test_who_reads_a_pinned_layer_keeps_it_when_it_is_evicted_and_who_comes_begins_anew(
-    flat: Flat, tmp_path: Path
+    flat: FlatLayer, tmp_path: Path
 ) -> None:
     pin = flat.pin()
     assert pin is not None
@@ -81,7 +81,7 @@ def test_who_reads_a_pinned_layer_keeps_it_when_it_is_evicted_and_who_comes_begi
     os.close(reader)
 
 
-def test_a_pin_whose_reader_has_gone_holds_nothing(flat: Flat, tmp_path: Path) -> None:
+def test_a_pin_whose_reader_has_gone_holds_nothing(flat: FlatLayer, tmp_path: Path) -> None:
     pin = flat.pin()
     assert pin is not None
     reader = os.open(pin, os.O_RDONLY)
@@ -99,7 +99,7 @@ def test_a_pin_whose_reader_has_gone_holds_nothing(flat: Flat, tmp_path: Path) -
 
 
 def test_a_killed_process_s_pin_of_an_evicted_file_goes_once_nobody_reads_it(
-    flat: Flat, tmp_path: Path
+    flat: FlatLayer, tmp_path: Path
 ) -> None:
     pin = flat.pin()
     assert pin is not None
@@ -113,7 +113,7 @@ def test_a_killed_process_s_pin_of_an_evicted_file_goes_once_nobody_reads_it(
     assert names(tmp_path) == []
 
 
-def test_a_file_whose_names_are_gone_is_not_emptied_while_it_is_read(flat: Flat, tmp_path: Path) -> None:
+def test_a_file_whose_names_are_gone_is_not_emptied_while_it_is_read(flat: FlatLayer, tmp_path: Path) -> None:
     pin = flat.pin()
     assert pin is not None
     reader = os.open(pin, os.O_RDONLY)

@@ -20,7 +20,7 @@ from imgfs.image.resolve import Resolved, resolve
 from imgfs.layer.index import LayerIndex
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.children import Child
@@ -95,7 +95,7 @@ def body(image: Image, path: bytes) -> bytes:
     return b"".join(image.read(image.tree.resolve(path).ino))
 
 
-def left_in(layer: Layer) -> set[str]:
+def left_in(layer: StoredLayer) -> set[str]:
     return {path.name for path in layer.directory.iterdir()} - {"lock", "users"}
 
 
@@ -302,7 +302,7 @@ def test_layers_that_cannot_be_merged_end_the_streaming(source: FakeSource, stor
     assert journal.told["merging"] == 0
 
 
-def is_read(layer: Layer) -> bool:
+def is_read(layer: StoredLayer) -> bool:
     """Whether this process has the index of a layer open."""
     links = set()
     for path in Path("/proc/self/fd").iterdir():

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from imgfs.content.scheduler import FETCHERS, Fetchers, Lane
+from imgfs.content.scheduler import FETCH_THREADS, FetchPool, Priority
 from imgfs.errors import ImgfsError
 
 
 class Work:
     """A task that notes when it begins, and lasts until it is let go."""
 
-    def __init__(self, name: str, lane: Lane, began: list[str]) -> None:
-        self.name, self.lane, self._began = name, lane, began
+    def __init__(self, name: str, priority: Priority, began: list[str]) -> None:
+        self.name, self.priority, self._began = name, priority, began
         self.running, self.go = threading.Event(), threading.Event()
         self.refused: ImgfsError | None = None
 
@@ -32,20 +32,20 @@ class Desk:
     """Submits tasks and keeps the order in which they begin."""
 
     def __init__(self) -> None:
-        self.fetchers = Fetchers()
+        self.fetch_pool = FetchPool()
         self.began: list[str] = []
         self.works: list[Work] = []
 
-    def submit(self, lane: Lane, count: int = 1, name: str = "") -> list[Work]:
-        new = [Work(name or lane.name, lane, self.began) for _ in range(count)]
+    def submit(self, priority: Priority, count: int = 1, name: str = "") -> list[Work]:
+        new = [Work(name or priority.name, priority, self.began) for _ in range(count)]
         self.works += new
         for work in new:
-            self.fetchers.submit(work)
+            self.fetch_pool.submit(work)
         return new
 
     def occupy(self) -> list[Work]:
         """Take all threads."""
-        works = self.submit(Lane.MISS, FETCHERS, "busy")
+        works = self.submit(Priority.MISS, FETCH_THREADS, "busy")
         assert all(work.running.wait(10) for work in works)
         self.began.clear()
         return works
@@ -60,15 +60,15 @@ def desk() -> Iterator[Desk]:
     made = Desk()
     yield made
     made.end(made.works)
-    made.fetchers.close(wait=True)
+    made.fetch_pool.close(wait=True)
 
 
 def test_the_most_urgent_begins_first(desk: Desk) -> None:
     busy = desk.occupy()
-    waiting = [desk.submit(lane)[0] for lane in reversed(Lane)]
+    waiting = [desk.submit(priority)[0] for priority in reversed(Priority)]
     desk.end(waiting)
     desk.end(busy[:1])
-    assert all(work.running.wait(10) for work in waiting if work.lane is Lane.MISS)
+    assert all(work.running.wait(10) for work in waiting if work.priority is Priority.MISS)
     desk.end(busy)
     assert all(work.running.wait(10) for work in waiting)
     assert desk.began[0] == "MISS"
@@ -76,7 +76,7 @@ def test_the_most_urgent_begins_first(desk: Desk) -> None:
 
 def test_what_has_the_same_urgency_begins_in_order(desk: Desk) -> None:
     busy = desk.occupy()
-    works = [desk.submit(Lane.MISS, name=str(number))[0] for number in range(5)]
+    works = [desk.submit(Priority.MISS, name=str(number))[0] for number in range(5)]
     desk.end(works)
     desk.end(busy[:1])
     assert works[-1].running.wait(10)
@@ -84,20 +84,21 @@ def test_what_has_the_same_urgency_begins_in_order(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lane", "most"), [(Lane.AHEAD, 8), (Lane.REPLAY, 6), (Lane.REST, 4), (Lane.FILL, 2)]
+    ("priority", "most"),
+    [(Priority.READAHEAD, 8), (Priority.REPLAY, 6), (Priority.REST_OF_LAYER, 4), (Priority.BACKGROUND, 2)],
 )
-def test_the_background_leaves_threads_to_readers(desk: Desk, lane: Lane, most: int) -> None:
-    background = desk.submit(lane, FETCHERS)
+def test_the_background_leaves_threads_to_readers(desk: Desk, priority: Priority, most: int) -> None:
+    background = desk.submit(priority, FETCH_THREADS)
     assert all(work.running.wait(10) for work in background[:most])
-    (miss,) = desk.submit(Lane.MISS)
+    (miss,) = desk.submit(Priority.MISS)
     assert miss.running.wait(10)
-    assert desk.began == [lane.name] * most + ["MISS"]
+    assert desk.began == [priority.name] * most + ["MISS"]
 
 
 def test_what_a_reader_comes_to_need_jumps_the_queue(desk: Desk) -> None:
-    background = desk.submit(Lane.FILL, 6)
+    background = desk.submit(Priority.BACKGROUND, 6)
     assert all(work.running.wait(10) for work in background[:2])
-    desk.fetchers.hurry(background[5])
+    desk.fetch_pool.raise_priority(background[5])
     assert background[5].running.wait(10)
     assert not background[4].running.is_set()
     desk.end(background)
@@ -107,43 +108,43 @@ def test_what_a_reader_comes_to_need_jumps_the_queue(desk: Desk) -> None:
 
 def test_a_task_is_never_made_less_urgent(desk: Desk) -> None:
     busy = desk.occupy()
-    (work,) = desk.submit(Lane.AHEAD)
-    desk.fetchers.hurry(work, Lane.FILL)
-    assert work.lane is Lane.AHEAD
+    (work,) = desk.submit(Priority.READAHEAD)
+    desk.fetch_pool.raise_priority(work, Priority.BACKGROUND)
+    assert work.priority is Priority.READAHEAD
     desk.end([*busy, work])
 
 
 def test_fill_holds_still_while_a_reader_waits_until_the_reader_needs_it(desk: Desk) -> None:
-    held = Work("held", Lane.FILL, [])
+    held = Work("held", Priority.BACKGROUND, [])
     gone_on = threading.Event()
 
-    def give_way() -> None:
-        desk.fetchers.give_way(held)
+    def yield_to_readers() -> None:
+        desk.fetch_pool.yield_to_readers(held)
         gone_on.set()
 
-    with desk.fetchers.reader_waits():
-        assert desk.fetchers.quiet_for() == 0
-        thread = threading.Thread(target=give_way)
+    with desk.fetch_pool.reader_waits():
+        assert desk.fetch_pool.quiet_for() == 0
+        thread = threading.Thread(target=yield_to_readers)
         thread.start()
         assert not gone_on.wait(0.05)
-        desk.fetchers.hurry(held)
+        desk.fetch_pool.raise_priority(held)
         assert gone_on.wait(10)
     thread.join()
-    assert desk.fetchers.quiet_for() >= 0
+    assert desk.fetch_pool.quiet_for() >= 0
 
 
 def test_read_ahead_holds_still_for_nobody(desk: Desk) -> None:
-    with desk.fetchers.reader_waits():
-        desk.fetchers.give_way(Work("ahead", Lane.AHEAD, []))
+    with desk.fetch_pool.reader_waits():
+        desk.fetch_pool.yield_to_readers(Work("ahead", Priority.READAHEAD, []))
 
 
 def test_at_the_end_what_has_not_begun_is_refused_and_the_threads_end(desk: Desk) -> None:
-    works = desk.submit(Lane.FILL, 3)
+    works = desk.submit(Priority.BACKGROUND, 3)
     assert all(work.running.wait(10) for work in works[:2])
-    desk.fetchers.close()
+    desk.fetch_pool.close()
     assert "taken down" in str(works[2].refused)
-    (late,) = desk.submit(Lane.MISS)
+    (late,) = desk.submit(Priority.MISS)
     assert "taken down" in str(late.refused)
     desk.end(works)
-    desk.fetchers.close(wait=True)
+    desk.fetch_pool.close(wait=True)
     assert not any(thread.name.startswith("imgfs-fetch") for thread in threading.enumerate())

@@ -13,7 +13,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store.atomic import ASIDE, write_aside
+from imgfs.store.atomic import TEMPORARY, atomic_write
 from imgfs.store.store import Store
 from tests.support.children import Child
 from tests.support.mounted import until
@@ -168,7 +168,7 @@ def test_a_tree_is_there_once_it_has_been_written_to_its_end(store: Store) -> No
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "index"
     path.write_bytes(b"old")
-    with pytest.raises(KeyError), write_aside(path) as aside:  # noqa: PT012
+    with pytest.raises(KeyError), atomic_write(path) as aside:  # noqa: PT012
         aside.write_bytes(b"half")
         raise KeyError
     assert path.read_bytes() == b"old"
@@ -176,7 +176,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="No space left on device"), write_aside(tmp_path / "index"):
+    with pytest.raises(StoreError, match="No space left on device"), atomic_write(tmp_path / "index"):
         Path("/dev/full").write_bytes(b"x")
     assert names(tmp_path) == set()
 
@@ -187,7 +187,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_or_the_new_one(tmp
 
     def work() -> None:
         for round in range(1000):  # noqa: A001
-            with write_aside(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_bytes(bytes([round % 2]) * sizes[round % 2])
 
     for delay in range(8):
@@ -198,7 +198,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_or_the_new_one(tmp
             child.kill()
         body = path.read_bytes()
         assert body == body[:1] * sizes[body[0]]
-    with write_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(b"")
     assert names(tmp_path) == {"index"}, "what the dead have left behind is swept"
 
@@ -207,18 +207,18 @@ def test_what_living_processes_are_writing_is_not_swept(tmp_path: Path) -> None:
     told, tell = os.pipe()
 
     def work() -> None:
-        with write_aside(tmp_path / "a") as aside:
+        with atomic_write(tmp_path / "a") as aside:
             aside.write_bytes(b"a")
             os.write(tell, b".")
             signal.pause()
 
     with Child(work) as child:
         os.read(told, 1)
-        with write_aside(tmp_path / "b") as aside:
+        with atomic_write(tmp_path / "b") as aside:
             aside.write_bytes(b"b")
-        assert [name[-2:] for name in names(tmp_path) if name.startswith(ASIDE)] == ["-a"]
+        assert [name[-2:] for name in names(tmp_path) if name.startswith(TEMPORARY)] == ["-a"]
         child.kill()
-        with write_aside(tmp_path / "b") as aside:
+        with atomic_write(tmp_path / "b") as aside:
             aside.write_bytes(b"b")
         assert names(tmp_path) == {"b"}
     os.close(told)

@@ -14,7 +14,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
-from imgfs.store.layer import Layer
+from imgfs.store.layer import StoredLayer
 from imgfs.store.limit import cached
 from imgfs.store.store import Store
 from tests.support import tarmake
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def fill(store: Store, number: int, *, used: float | None = None) -> Layer:
+def fill(store: Store, number: int, *, used: float | None = None) -> StoredLayer:
     """A layer of one span whose bytes are here, and that was last used then."""
     layer = store.layer(Digest.of(b"%d" % number))
     flat = layer.flat(size=SIZE, spans=1)
@@ -47,7 +47,7 @@ def fill(store: Store, number: int, *, used: float | None = None) -> Layer:
     return layer
 
 
-def kept(layers: list[Layer]) -> list[bool]:
+def kept(layers: list[StoredLayer]) -> list[bool]:
     return [layer.cached() >= SIZE for layer in layers]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from imgfs.content.content import Content
 from imgfs.content.requests import requests_for
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.content.treewalk import _EVIDENCE
 from imgfs.errors import StoreError
@@ -61,7 +61,7 @@ def test_what_the_reader_of_a_tree_will_open_next_is_there_before_it(rig: Rig) -
     until(lambda: brought(rig)["bytes"] > 1 << 20, "it has come to that")
     content.stop()
     rig.settle()
-    first = rig.content.places.holding(extent_of(_EVIDENCE + 1).flat, 1)[0]
+    first = rig.content.table.holding(extent_of(_EVIDENCE + 1).flat, 1)[0]
     assert set(range(first + 1, first + 40)) <= set(rig.present())
     assert min(rig.present()) >= first - 4
 
@@ -94,7 +94,9 @@ def test_programs_that_open_files_here_and_there_pay_nothing(rig: Rig) -> None:
 
 
 def test_of_an_image_that_is_here_the_tree_is_not_even_looked_at(rig: Rig) -> None:
-    rig.content.bring(requests_for(range(len(rig.spans)), rig.content.places), Lane.FILL, Cause.FILL)
+    rig.content.fetch_in_background(
+        requests_for(range(len(rig.spans)), rig.content.table), Priority.BACKGROUND, Cause.FILL
+    )
     rig.settle()
 
     def asked(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.content.profile import Profile, ProfileLayer
+from imgfs.content.profile import AccessProfile, ProfileLayer
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.image.image import Image, profile_for
-from imgfs.image.import_index import adopt_ztoc
-from imgfs.image.verify import Prover
+from imgfs.image.import_index import import_ztoc
+from imgfs.image.verify import Verifier
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -26,7 +26,7 @@ from imgfs.oci.policy import Policy
 from imgfs.oci.published import NAME_OF, PROFILE, SIZE_OF, Published
 from imgfs.oci.soci import CONFIG_BODY, with_soci_v2, ztoc_descriptor
 from imgfs.publish import publication_of
-from imgfs.store.flat import Flat
+from imgfs.store.flat import FlatLayer
 from imgfs.store.store import Store
 from tests.support import tarmake as tar
 from tests.support.blobs import prose
@@ -149,7 +149,7 @@ def test_what_workloads_read_is_the_word_of_a_repository_too(
     honest: Offering, store: Store, tmp_path: Path
 ) -> None:
     name = honest.manifest.digest
-    body = Profile((ProfileLayer(str(honest.layers[0].digest), 3),), ((0, 2),)).to_json()
+    body = AccessProfile((ProfileLayer(str(honest.layers[0].digest), 3),), ((0, 2),)).to_json()
     told = Descriptor(PROFILE, Digest.of(body), len(body), {NAME_OF: "default"}, data=body)
     honest.source.bodies[told.digest] = body
     honest.refer(replace(honest.published, profiles={"default": told}))
@@ -158,7 +158,7 @@ def test_what_workloads_read_is_the_word_of_a_repository_too(
     assert profile_for(replace(resolved, reference=T), store, None) is None
     with Image(resolved, honest.source, store) as image:
         assert dict(contents(image)) == FILES
-        Prover(image, store).look()
+        Verifier(image, store).look()
     for reference, names in ((T, []), (E, ["default"])):
         again = replace(resolved, reference=reference)
         with Image(again, honest.source, store) as image:
@@ -218,7 +218,7 @@ def test_a_ztoc_too_large_for_memory_is_not_fetched(store: Store) -> None:
     layer = Descriptor(LAYER.media_type, Digest.of(LAYER.blob), len(LAYER.blob))
     vast = Descriptor("application/octet-stream", Digest.of(b"vast"), (256 << 20) + 1)
     with pytest.raises(InvalidImage, match="a zTOC of 268435457 bytes"):
-        adopt_ztoc(vast, layer, Digest.parse(LAYER.diff_id), store.layer(layer.digest), source, "a/b")
+        import_ztoc(vast, layer, Digest.parse(LAYER.diff_id), store.layer(layer.digest), source, "a/b")
     assert source.ranges == []
 
 
@@ -268,7 +268,7 @@ def test_a_soci_index_that_two_images_name_is_taken_in_once(store: Store) -> Non
     assert (told.streamed, source.ranges) == (set(), [])
     with Image(resolved, source, store) as image:
         assert dict(contents(image)) == FILES
-        Prover(image, store).look()
+        Verifier(image, store).look()
         assert image.content.layers[0].index.summary.origin == ""
     image_of(source, [LAYER])
     _, told = prepared(source, store, T)
@@ -283,7 +283,7 @@ def test_a_lying_soci_index_is_found_out_and_not_used_for_the_layer_again(store:
     resolved, _ = prepared(source, store, E)
     with Image(resolved, source, store) as image:
         assert dict(contents(image)) == EVIL_FILES, "its own registry's lie"
-        Prover(image, store).look()
+        Verifier(image, store).look()
         with pytest.raises(IntegrityError):
             dict(contents(image))
     source.bodies[Digest.of(LAYER.blob)] = honest_blob
@@ -435,7 +435,7 @@ def test_verified_bytes_are_bound_to_their_diff_id(tmp_path: Path) -> None:
     assert binding(path, SPANS, "") != binding(path, SPANS, "", diff_id="j")
 
 
-def put(flat: Flat, body: bytes) -> None:
+def put(flat: FlatLayer, body: bytes) -> None:
     """Write and mark the first of two spans."""
     aside = flat.aside()
     aside.write(body)
@@ -444,18 +444,18 @@ def put(flat: Flat, body: bytes) -> None:
 
 def test_marks_of_another_binding_are_not_found_and_stay_for_those_who_have_them(store: Store) -> None:
     place = store.layer(Digest.of(b"layer"))
-    with closing(place.flat(size=10, spans=2, bound=b"a" * 24)) as old:
+    with closing(place.flat(size=10, spans=2, binding=b"a" * 24)) as old:
         put(old, b"01234")
-        with closing(place.flat(size=10, spans=2, bound=b"a" * 24)) as same:
+        with closing(place.flat(size=10, spans=2, binding=b"a" * 24)) as same:
             assert same.count_present() == 1
-        with closing(place.flat(size=10, spans=2, bound=b"b" * 24)) as new:
+        with closing(place.flat(size=10, spans=2, binding=b"b" * 24)) as new:
             assert new.count_present() == 0
             old.forget([0])
             put(old, b"43210")
             assert (old.count_present(), new.count_present()) == (1, 0)
             put(new, b"abcde")
             new.rebind(b"c" * 24)
-    with closing(place.flat(size=10, spans=2, bound=b"c" * 24)) as last:
+    with closing(place.flat(size=10, spans=2, binding=b"c" * 24)) as last:
         assert last.read(0, 5, last.marks(0, 0), 0) == b"abcde"
 
 

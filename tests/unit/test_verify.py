@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from imgfs.content.requests import requests_for
-from imgfs.content.scheduler import Lane
+from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError
 from imgfs.image import verify as proofs
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
-from imgfs.image.verify import Lull, Prover
+from imgfs.image.verify import Lull, Verifier
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -70,7 +70,7 @@ def read_whole(image: Image) -> dict[bytes, bytes]:
     """All files; afterwards every span of every layer is here."""
     found = dict(contents(image))
     for content in image.content.layers:
-        content.read(0, content.places.flat_size)
+        content.read(0, content.table.flat_size)
     return found
 
 
@@ -100,7 +100,7 @@ def test_a_layer_that_is_here_whole_becomes_verified(tmp_path: Path, store: Stor
     with Image(resolved, made.source, store) as image:
         assert image.content.layers[0].index.summary.origin == ORIGIN
         assert read_whole(image) == FILES
-        Prover(image, store).look()
+        Verifier(image, store).look()
         assert image.content.layers[0].index.summary.origin == ""
         assert tree_origin(resolved, store) == ""
         with index_of(made.layers[0], store) as index:
@@ -118,7 +118,7 @@ def test_what_has_been_verified_counts_for_a_digest_too(tmp_path: Path, store: S
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Prover(image, store).look()
+        Verifier(image, store).look()
     made.source.forget_requests()
     resolved, told = prepared(made.source, store, pinned(made.manifest))
     assert (told.warned, told.streamed, made.source.ranges) == ([], set(), [])
@@ -131,9 +131,9 @@ def test_what_is_not_here_whole_is_not_looked_at(tmp_path: Path, store: Store) -
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         made.source.forget_requests()
-        Prover(image, store).look()
+        Verifier(image, store).look()
         assert image.content.layers[0].index.summary.origin == ORIGIN
-        assert not Prover(image, store).check(image.content.layers[0])
+        assert not Verifier(image, store).check(image.content.layers[0])
     assert made.source.ranges == []
 
 
@@ -142,10 +142,10 @@ def test_a_seekable_copy_stays_its_registrys_but_its_bytes_are_verified(tmp_path
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Prover(image, store).look()
+        Verifier(image, store).look()
         content = image.content.layers[0]
         assert content.index.summary.origin == ORIGIN
-        assert all(content.index.span(number).parts for number in range(len(content.places)))
+        assert all(content.index.span(number).parts for number in range(len(content.table)))
         evict(store.layers())
         assert dict(contents(image)) == {b"big": NOISE * 6}
 
@@ -157,7 +157,7 @@ def test_a_layer_that_an_image_has_twice_is_looked_at_once(tmp_path: Path, store
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Prover(image, store).look()
+        Verifier(image, store).look()
         assert [content.index.summary.origin for content in image.content.layers] == ["", "", ""]
 
 
@@ -176,7 +176,7 @@ def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
         two, other = (image.tree.resolve(path).ino for path in (b"two", b"etc/one"))
         assert b"".join(image.read(two)) == b"the devil", "the word of the registry, as far as it goes"
         read_whole(image)
-        Prover(image, store).look()
+        Verifier(image, store).look()
         for ino in (two, other):
             number, extents = image.tree.extents(ino)
             assert image.content.cached(number, extents, 0, 9) is None
@@ -196,7 +196,7 @@ def test_who_has_lied_is_not_believed_again(tmp_path: Path, store: Store) -> Non
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Prover(image, store).look()
+        Verifier(image, store).look()
     with pytest.raises(IntegrityError, match="layer blob"):
         prepared(made.source, store)
     made.source.bodies[made.layers[0].digest] = stored_gzip(TAR).blob
@@ -229,7 +229,9 @@ def test_what_arrives_while_a_layer_is_found_out_is_not_shown_either(tmp_path: P
         content.flat.evict()
         made.source.gate.clear()
         made.source.waiting.clear()
-        late = content.bring(requests_for(content.missing(), content.places), Lane.FILL, Cause.FILL)
+        late = content.fetch_in_background(
+            requests_for(content.missing(), content.table), Priority.BACKGROUND, Cause.FILL
+        )
         assert made.source.waiting.wait(10)
         content.refuse(IntegrityError("layer", expected="a", actual="b"))
         made.source.gate.set()
@@ -252,7 +254,7 @@ def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: 
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         assert read_whole(image)[b"etc/one"] == b"the other"
-        Prover(image, store).look()
+        Verifier(image, store).look()
     resolved, told = prepared(made.source, store)
     assert told.streamed == set()
     with Image(resolved, made.source, store) as image:
@@ -285,13 +287,13 @@ def test_the_thread_looks_by_itself_and_ends(
     made = offer(tmp_path, gzipped(TAR, 6))
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
-        prover = Prover(image, store)
+        prover = Verifier(image, store)
         prover.start()
         read_whole(image)
         until(lambda: image.content.layers[0].index.summary.origin == "", "the layer to be verified")
         until(lambda: not prover._thread.is_alive(), "the thread to end, there being nothing left to do")
         prover.stop()
-        again = Prover(image, store)
+        again = Verifier(image, store)
         again.start()
         assert not again._thread.ident, "there is nothing to look at"
         again.stop()
@@ -302,8 +304,8 @@ def test_two_mounts_find_the_same(tmp_path: Path, store: Store) -> None:
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as one, Image(resolved, made.source, store) as other:
         read_whole(one)
-        Prover(one, store).look()
-        Prover(other, store).look()
+        Verifier(one, store).look()
+        Verifier(other, store).look()
         assert [image.content.layers[0].index.summary.origin for image in (one, other)] == ["", ""]
         evict(store.layers())
         assert dict(contents(other)) == FILES
@@ -320,7 +322,7 @@ def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Pa
             summary = index.summary._asdict()
             del summary["entries"]
             writer.finish(**summary)
-        Prover(image, store).look()
+        Verifier(image, store).look()
         assert dict(contents(image)) == FILES
     with index_of(made.layers[0], store) as index:
         assert index.span_count() == 0

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgfs.owned.held import new_file
-from imgfs.store.atomic import ASIDE, store_errors
+from imgfs.store.atomic import TEMPORARY, store_errors
 from imgfs.store.write_at import write_at
 
 IN_MEMORY = 4 << 20  # bytes of a span; the rest of a larger one, such as a layer of one frame, is on the disk
 _PIECE = 1 << 20  # bytes that are read from there at once
 
 
-class Aside:
+class SpanBuffer:
     """Bytes that are not verified yet: in memory, or in a file without a name if they are many.
 
     That file is in `directory`, on the disk of what they are for; zeros take no room in it.
@@ -64,6 +64,6 @@ class Aside:
 def _nameless(directory: Path) -> int:
     """An open file that goes when it is closed."""
     with store_errors(directory):
-        held = new_file(directory, ASIDE, "-span")
+        held = new_file(directory, TEMPORARY, "-span")
         held.path.unlink(missing_ok=True)
         return held.fd
