@@ -24,11 +24,11 @@ from imgfs.oci.change import Change, extend_config, extend_manifest, layer_type
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, Manifest, check_layers, parse_config, parse_document
 
-__all__ = ["Base", "Committed", "Record", "commit"]
+__all__ = ["BaseImage", "Committed", "Record", "commit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseImage:
     """The image that was changed: its manifest and its config, byte for byte.
 
     A manifest of Docker's makes one again; for an OCI layout it is to go through `as_oci` first.
@@ -63,7 +63,7 @@ class Committed:
 
 def commit(
     members: Iterable[Member],
-    base: Base,
+    base: BaseImage,
     directory: Path,
     *,
     record: Record,
@@ -93,7 +93,7 @@ def commit(
     )
 
 
-def _extended(base: Base, diff_id: Digest | None, record: Record, changes: Sequence[Change]) -> bytes:
+def _extended(base: BaseImage, diff_id: Digest | None, record: Record, changes: Sequence[Change]) -> bytes:
     """The new config, of a base whose layers and DiffIDs agree."""
     manifest = _manifest(base.manifest)
     check_layers(manifest, parse_config(base.config, manifest.config.media_type))

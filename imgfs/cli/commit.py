@@ -11,14 +11,14 @@ from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
 from imgfs.cli.scratch import Changed, changed
 from imgfs.cli.transfer import send_to
-from imgfs.commit import Base, Committed, Record
+from imgfs.commit import BaseImage, Committed, Record
 from imgfs.commit import commit as make_image
 from imgfs.errors import StoreError
 from imgfs.image.image import Image
 from imgfs.oci.change import as_oci, parse_change, truncate
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import LayoutReference, Reference, parse_reference
-from imgfs.overlay.diff import Changes
+from imgfs.overlay.diff import Diff
 from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
 from imgfs.transport.destination import tag_of
 
@@ -46,7 +46,7 @@ def commit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _base(image: Image, found: Changed, target: Reference) -> Base:
+def _base(image: Image, found: Changed, target: Reference) -> BaseImage:
     """The documents of the image below, those of its layers only that the scratch lies on."""
     resolved = image.resolved
     whole = found.store.document(resolved.digest)
@@ -54,10 +54,10 @@ def _base(image: Image, found: Changed, target: Reference) -> Base:
     if whole is None or config is None:
         raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
     manifest, config = truncate(whole, config, len(resolved.manifest.layers))
-    return Base(as_oci(manifest) if isinstance(target, LayoutReference) else manifest, config)
+    return BaseImage(as_oci(manifest) if isinstance(target, LayoutReference) else manifest, config)
 
 
-def _record(options: argparse.Namespace, found: Changed, changes: Changes) -> Record:
+def _record(options: argparse.Namespace, found: Changed, changes: Diff) -> Record:
     """What the image says of its making: on the date of its newest file, for the same image each time."""
     newest = max((change.after.mtime_ns for change in changes if change.after), default=0) // 1_000_000_000
     date = newest if found.environment.source_date is None else found.environment.source_date

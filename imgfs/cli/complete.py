@@ -57,9 +57,9 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
 
 def _scratches(options: argparse.Namespace) -> Iterable[str]:
     from imgfs.cli.images import open_store
-    from imgfs.overlay.scratch import kept
+    from imgfs.overlay.scratch import list_scratches
 
-    return (scratch.name for scratch in kept(open_store(options).root) if scratch.name)
+    return (scratch.name for scratch in list_scratches(open_store(options).root) if scratch.name)
 
 
 def _topics(options: argparse.Namespace) -> Iterable[str]:

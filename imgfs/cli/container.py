@@ -22,7 +22,7 @@ from imgfs.mounts.mountpoint import check_mountable
 from imgfs.mounts.table import imgfs_mount_at
 from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
-from imgfs.overlay.scratch import Scratch, named, volatile
+from imgfs.overlay.scratch import Scratch, find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle, new_bundle
 from imgfs.runtime.devices import look_round
 from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls
@@ -262,5 +262,5 @@ def _how(
 
 def _scratch(options: argparse.Namespace, image: Wanted) -> Scratch:
     if options.scratch is not None:
-        return named(options.scratch, image.store.root)
-    return volatile(image.store.root)
+        return find_scratch(options.scratch, image.store.root)
+    return volatile_scratch(image.store.root)

@@ -122,11 +122,11 @@ def _shown(mount: Mount) -> dict[str, Any]:
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
     """The scratch that --rw and --scratch ask for."""
-    from imgfs.overlay.scratch import named, volatile
+    from imgfs.overlay.scratch import find_scratch, volatile_scratch
 
     if options.scratch is not None:
-        return named(options.scratch, store.root)
-    return volatile(store.root) if options.rw else None
+        return find_scratch(options.scratch, store.root)
+    return volatile_scratch(store.root) if options.rw else None
 
 
 def _fuse_options(given: list[str]) -> frozenset[str]:

@@ -27,12 +27,12 @@ from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import imgfs_mount_at, mount_at
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.reference import Reference, parse_reference
-from imgfs.overlay.diff import Change, Changes, How
-from imgfs.overlay.scratch import Base, Scratch, kept, named, sync
+from imgfs.overlay.diff import ChangeKind, Diff, DiffEntry
+from imgfs.overlay.scratch import Scratch, ScratchBase, find_scratch, list_scratches, sync
 from imgfs.quoting import printable, printable_path
 from imgfs.store.store import Store
 
-_WORDS = {How.ADDED: "added", How.CHANGED: "changed", How.DELETED: "deleted"}
+_WORDS = {ChangeKind.ADDED: "added", ChangeKind.CHANGED: "changed", ChangeKind.DELETED: "deleted"}
 _KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -49,7 +49,7 @@ class Changed:
     """A scratch that somebody named, and the image below it."""
 
     scratch: Scratch
-    base: Base
+    base: ScratchBase
     store: Store
     environment: Environment
     options: argparse.Namespace
@@ -60,11 +60,9 @@ class Changed:
         return replace(parse_reference(self.base.reference), digest=Digest.parse(self.base.digest))
 
     @contextmanager
-    def changes(self, image: Image) -> Iterator[Changes]:
+    def changes(self, image: Image) -> Iterator[Diff]:
         """What it changes in that image."""
-        with self.scratch.changes(
-            image.tree, image.content, inos(image.resolved.tree, self.store)
-        ) as changes:
+        with self.scratch.diff(image.tree, image.content, inos(image.resolved.tree, self.store)) as changes:
             yield changes
 
     @contextmanager
@@ -88,7 +86,7 @@ def changed(options: argparse.Namespace) -> Changed:
     if mounted is not None and mounted.is_imgfs:
         return _mounted(options, environment)
     store = open_store(options, environment)
-    scratch = named(options.scratch, store.root)
+    scratch = find_scratch(options.scratch, store.root)
     if not scratch.exists():
         raise UsageError(f"{options.scratch}: no mount and no scratch (see: imgfs scratch ls)")
     base = scratch.base()
@@ -122,14 +120,14 @@ def diff(options: argparse.Namespace) -> int:
             say("\n".join(_statistics(list(changes))))
         else:
             for change in changes:
-                say(f"{change.how.value} /{printable_path(change.path)}")
+                say(f"{change.kind.value} /{printable_path(change.path)}")
     return 0
 
 
 def ls(options: argparse.Namespace) -> int:
     """List the scratches in the store."""
     store = open_store(options)
-    found = [_described(scratch) for scratch in kept(store.root)]
+    found = [_described(scratch) for scratch in list_scratches(store.root)]
     if options.json:
         say(json.dumps(found, indent=2))
         return 0
@@ -160,7 +158,7 @@ def reset(options: argparse.Namespace) -> int:
 
 def _scratches(options: argparse.Namespace) -> list[Scratch]:
     store = open_store(options)
-    found = [named(name, store.root) for name in dict.fromkeys(options.names)]
+    found = [find_scratch(name, store.root) for name in dict.fromkeys(options.names)]
     for scratch in found:
         if not scratch.exists():
             raise UsageError(f"{scratch.name}: there is no such scratch (see: imgfs scratch ls)")
@@ -179,17 +177,17 @@ def _described(scratch: Scratch) -> dict[str, Any]:
         "image": base.reference if base else None,
         "digest": base.digest if base else None,
         "disk": scratch.disk_usage(),
-        "in_use": scratch.user(),
+        "in_use": scratch.holder(),
         "damaged": damaged,
     }
 
 
-def _fields(change: Change) -> dict[str, Any]:
+def _fields(change: DiffEntry) -> dict[str, Any]:
     now = change.after or change.before
     assert now is not None
     return {
         **_named(b"/" + change.path),
-        "change": _WORDS[change.how],
+        "change": _WORDS[change.kind],
         "kind": _KINDS[stat.S_IFMT(now.mode)],
         "size": _size(change.after),
         "size_before": _size(change.before),
@@ -204,17 +202,19 @@ def _named(path: bytes) -> dict[str, str]:
         return {"path": path.decode(errors="replace"), "path_base64": base64.b64encode(path).decode()}
 
 
-def _statistics(changes: list[Change]) -> list[str]:
+def _statistics(changes: list[DiffEntry]) -> list[str]:
     """A line for each changed file with its growth, and one for all."""
-    files = [change for change in changes if _size(change.after) is not None or change.how is How.DELETED]
-    lines = [f"{change.how.value} {_growth(change):>9}  /{printable_path(change.path)}" for change in files]
-    counts = {how: sum(change.how is how for change in changes) for how in How}
+    files = [
+        change for change in changes if _size(change.after) is not None or change.kind is ChangeKind.DELETED
+    ]
+    lines = [f"{change.kind.value} {_growth(change):>9}  /{printable_path(change.path)}" for change in files]
+    counts = {kind: sum(change.kind is kind for change in changes) for kind in ChangeKind}
     total = sum(_size(change.after) or 0 for change in files)
-    told = ", ".join(f"{count} {_WORDS[how]}" for how, count in counts.items())
+    told = ", ".join(f"{count} {_WORDS[kind]}" for kind, count in counts.items())
     return [*lines, f"{told}; {size(total)} in new and changed files"]
 
 
-def _growth(change: Change) -> str:
+def _growth(change: DiffEntry) -> str:
     grown = (_size(change.after) or 0) - (_size(change.before) or 0)
     return f"{'-' if grown < 0 else '+'}{size(abs(grown))}"
 

@@ -10,7 +10,7 @@ import stat
 import struct
 from typing import NamedTuple, TypeAlias
 
-from imgfs.overlay.node import Attributes
+from imgfs.overlay.node import UpperAttributes
 from imgfs.tree.reader import Node
 
 MAJOR, MINOR = 7, 31
@@ -192,7 +192,7 @@ _NO_ENTRY = bytes(_ENTRY.size)
 _FOREVER = struct.pack("=Q2I", FOREVER, 0, 0)
 ABSENT = struct.pack("=4Q", 0, 0, FOREVER, 0) + bytes(_ENTRY.size - 32)  # no such name: remembered, too
 
-File: TypeAlias = Node | Attributes
+File: TypeAlias = Node | UpperAttributes
 Owner: TypeAlias = tuple[int, int] | None  # (uid, gid) whom all files are shown as belonging to
 
 
@@ -206,7 +206,7 @@ def entry(file: File, owner: Owner) -> bytes:
     ino, mode, uid, gid, size, mtime_ns, nlink, device, blocks = file[:9]
     mtime, mtime_rest = divmod(mtime_ns, _BILLION)
     atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
-    if isinstance(file, Attributes):
+    if isinstance(file, UpperAttributes):
         atime, atime_rest = divmod(file.atime_ns, _BILLION)
         ctime, ctime_rest = divmod(file.ctime_ns, _BILLION)
     if owner:

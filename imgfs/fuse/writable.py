@@ -37,8 +37,8 @@ from imgfs.fuse.protocol import (
 )
 from imgfs.fuse.session import Session
 from imgfs.image.image import Image
-from imgfs.overlay.listing import Listing as UnionListing
-from imgfs.overlay.node import Attributes, UpperNode, is_access_old
+from imgfs.overlay.listing import UnionListing
+from imgfs.overlay.node import UpperAttributes, UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import File
 from imgfs.overlay.xattrs import CAPABILITY, Owner
@@ -251,7 +251,7 @@ class WritableOperations(Operations):
     def _needs_no_opens(self) -> bool:
         return False  # those that are about to write have to be known
 
-    def _shown(self, file: File) -> Attributes | Node:
+    def _shown(self, file: File) -> UpperAttributes | Node:
         return self._union.attributes(file)
 
     def _xattr(self, ino: int, name: bytes) -> bytes | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from imgfs.errors import StoreError
-from imgfs.overlay.scratch import Base
+from imgfs.overlay.scratch import ScratchBase
 
 if TYPE_CHECKING:
     from imgfs.content.background import BackgroundFetchOptions
@@ -61,10 +61,10 @@ _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 
 
-def base_of(image: Image, mountpoint: Path) -> tuple[Base, str]:
+def base_of(image: Image, mountpoint: Path) -> tuple[ScratchBase, str]:
     """What a scratch lies on, and what it is used for."""
     resolved = image.resolved
-    base = Base(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
+    base = ScratchBase(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
     return base, f"mounted at {mountpoint} (pid {os.getpid()})"
 
 

@@ -28,11 +28,11 @@ from imgfs.overlay.xattrs import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.tree.reader import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
-_PIECE = 4 << 20  # bytes filled in at a time
+_CHUNK = 4 << 20  # bytes filled in at a time
 _JOURNAL = b"links-"
 
 
-class Bytes(Protocol):
+class ImageData(Protocol):
     """The bytes of the image's files."""
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
@@ -58,7 +58,7 @@ class Copy(Protocol):
 class CopyUp:
     """Copies files of `union` up. With `durable` a file's data is on the disk before it counts."""
 
-    def __init__(self, union: Union, content: Bytes, *, durable: bool) -> None:
+    def __init__(self, union: Union, content: ImageData, *, durable: bool) -> None:
         self._union = union
         self._upper = union.upper
         self._content = content
@@ -75,16 +75,16 @@ class CopyUp:
             lower = self._union.tree.node(at)
             if lower is None:
                 raise no_entry()
-            places = self._union.places(at)
-            chain.append((lower, places))
-            if not places:  # unlinked, but still open
+            names = self._union.visible_names(at)
+            chain.append((lower, names))
+            if not names:  # unlinked, but still open
                 break
-            at = places[0][0]
-        for lower, places in reversed(chain):
-            self._copy(lower, places, with_data)
+            at = names[0][0]
+        for lower, names in reversed(chain):
+            self._copy(lower, names, with_data)
         return self._union.nodes[ino]
 
-    def up_whole(self, node: UpperNode) -> None:
+    def up_tree(self, node: UpperNode) -> None:
         """Copy up everything below a directory, which then is opaque: nothing of the image shows in it."""
         ahead, seen = [node], []
         while ahead:
@@ -94,7 +94,7 @@ class CopyUp:
                 below = [self.up(child.ino) for _, child in list(self._union.children(directory.ino))]
                 ahead += [child for child in below if child.is_directory]
         if node.lower is not None:
-            self._upper.mark_opaque(self._union.at(node))
+            self._upper.set_opaque(self._union.at(node))
         for directory in seen:
             self._leave_image(directory)
 
@@ -102,15 +102,15 @@ class CopyUp:
         """Have a directory that nothing of the image shows in any more keep its ino, and no whiteouts."""
         at = self._union.at(node)
         if node.lower is not None:
-            self._upper.mark(at, ORIGIN, b"%d" % node.ino)
-        self.hollow(node)
-        self._upper.unmark(at, REDIRECT)
+            self._upper.set_overlay_xattr(at, ORIGIN, b"%d" % node.ino)
+        self.remove_whiteouts(node)
+        self._upper.remove_overlay_xattrs(at, REDIRECT)
         node.lower = node.links = None
 
-    def hollow(self, node: UpperNode) -> None:
+    def remove_whiteouts(self, node: UpperNode) -> None:
         """Remove the whiteouts from a directory; it must be opaque."""
         shown, covered = self._union.upper_names(node)
-        self._upper.hollow(self._union.at(node), covered.difference(shown))
+        self._upper.remove_whiteouts(self._union.at(node), covered.difference(shown))
 
     def fill(self, node: UpperNode, limit: int) -> Copy:
         """What copies the data of a file up, its first `limit` bytes: for any thread to call, once.
@@ -132,7 +132,7 @@ class CopyUp:
         def copy(given_up: Future[None] | None = None) -> None:
             asked = {} if given_up is None else {"given_up": given_up}
             try:
-                for offset, length in _pieces(extents, end):
+                for offset, length in _ranges(extents, end):
                     if given_up and given_up.done():
                         raise error(errno.EINTR)
                     _write(fd, self._content.read(layer, extents, offset, length, **asked), offset)
@@ -147,7 +147,7 @@ class CopyUp:
         """The data has been copied: from now on it is the file's own."""
         self.restore_time(node)
         self._give_back(node)
-        self.disown(node)
+        self.clear_metacopy(node)
 
     def not_filled(self, node: UpperNode) -> None:
         """Copying has failed: the data stays the image's, and what there is of it makes room."""
@@ -180,10 +180,10 @@ class CopyUp:
             self._union.keep_ctime(node, ctime_ns)
         node.frozen_mtime = None
 
-    def disown(self, node: UpperNode) -> None:
+    def clear_metacopy(self, node: UpperNode) -> None:
         """The image's data is not this file's any more."""
         ctime_ns = self._union.ctime(node)
-        self._upper.unmark(self._union.at(node), METACOPY, REDIRECT)
+        self._upper.remove_overlay_xattrs(self._union.at(node), METACOPY, REDIRECT)
         self._union.keep_ctime(node, ctime_ns)
         node.data = node.frozen_mtime = node.before_fill = None
 
@@ -236,8 +236,8 @@ class CopyUp:
             finally:
                 os.close(fd)
 
-    def _copy(self, lower: Node, places: list[tuple[int, bytes]], with_data: bool) -> None:
-        """Make the upper half of a file and put it in its places."""
+    def _copy(self, lower: Node, names: list[tuple[int, bytes]], with_data: bool) -> None:
+        """Make the upper half of a file and give it its names."""
         made = self._upper.new()
         try:
             own_data = self._make(made, lower, with_data)
@@ -247,8 +247,8 @@ class CopyUp:
             node = UpperNode(lower.ino, found.st_ino, stat.S_IFMT(lower.mode), counted=False)
             node.lower = lower.ino if node.is_directory else None
             node.data = None if own_data else lower.ino
-            if places:
-                self._put(made, node, places)
+            if names:
+                self._put(made, node, names)
             else:
                 node.anchor = self._upper.hold(made)
         finally:
@@ -256,27 +256,27 @@ class CopyUp:
         self._union.add(node)
         self._union.keep_ctime(node, lower.mtime_ns)
 
-    def _put(self, made: At, node: UpperNode, places: list[tuple[int, bytes]]) -> None:
+    def _put(self, made: At, node: UpperNode, names: list[tuple[int, bytes]]) -> None:
         """Give what was made its name, or all of its names, or none of them."""
-        targets = [(self.up(parent), name) for parent, name in places]
+        targets = [(self.up(parent), name) for parent, name in names]
         node.parent, node.name = targets[0]
         if len(targets) == 1:
-            self._place(targets[0], lambda at: self._upper.rename(made, at))
+            self._change_name(targets[0], lambda at: self._upper.rename(made, at))
             return
         journal = self._write_journal(made, targets)
         done: list[tuple[UpperNode, bytes]] = []
         try:
             for target in targets:
-                self._place(target, lambda at: self.link(made, at))
+                self._change_name(target, lambda at: self.link(made, at))
                 done.append(target)
         except BaseException:
             for target in done:
-                self._place(target, self._upper.unlink)
+                self._change_name(target, self._upper.unlink)
             raise
         finally:
             self._upper.unlink(journal)
 
-    def _place(self, target: tuple[UpperNode, bytes], change: Callable[[At], None]) -> None:
+    def _change_name(self, target: tuple[UpperNode, bytes], change: Callable[[At], None]) -> None:
         """Change what the upper half of a directory has under a name; nobody sees a difference."""
         parent, name = target
         with times_kept(self._union.at(parent)):
@@ -300,7 +300,7 @@ class CopyUp:
 
     def _make(self, made: At, lower: Node, with_data: bool) -> bool:
         """Make a copy of a file in the work directory; whether it has data of its own."""
-        tree, marks = self._union.tree, self._upper.marks
+        tree, xattr_format = self._union.tree, self._upper.xattr_format
         own_data = True
         if stat.S_ISLNK(lower.mode):
             os.symlink(tree.target(lower.ino), made.name, dir_fd=made.directory)
@@ -308,8 +308,8 @@ class CopyUp:
             self._upper.make(made, lower.mode, lower.device)
         if stat.S_ISREG(lower.mode) and lower.size:
             own_data = self._take_data(made, lower, with_data)
-        if marks.can_mark(lower.mode) and not stat.S_ISDIR(lower.mode):
-            self._upper.mark(made, ORIGIN, b"%d" % lower.ino)
+        if xattr_format.can_hold(lower.mode) and not stat.S_ISDIR(lower.mode):
+            self._upper.set_overlay_xattr(made, ORIGIN, b"%d" % lower.ino)
         xattrs = tree.xattrs(lower.ino) if lower.has_xattrs else {}
         owner = Owner(lower.uid, lower.gid, stat.S_IMODE(lower.mode))
         self._upper.describe(made, lower.mode, owner, xattrs, (lower.mtime_ns, lower.mtime_ns))
@@ -329,21 +329,21 @@ class CopyUp:
             os.ftruncate(fd, lower.size)
         finally:
             os.close(fd)
-        self._upper.mark(made, METACOPY, b"")
-        self._union.point_at(made, lower.ino)
+        self._upper.set_overlay_xattr(made, METACOPY, b"")
+        self._union.set_redirect(made, lower.ino)
         return False
 
 
-def _pieces(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
+def _ranges(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
     """(offset, length) of what has to be copied of a file: its holes stay holes."""
-    pieces = []
+    ranges = []
     for extent in extents:
         offset, last = extent.offset, min(end, extent.offset + extent.length)
         while offset < last:
-            length = min(_PIECE, last - offset)
-            pieces.append((offset, length))
+            length = min(_CHUNK, last - offset)
+            ranges.append((offset, length))
             offset += length
-    return pieces
+    return ranges
 
 
 def _write(fd: int, body: bytes | memoryview, offset: int) -> None:

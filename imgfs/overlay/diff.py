@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.overlay.copyup import Bytes
-from imgfs.overlay.node import Attributes, UpperNode
+from imgfs.overlay.copyup import ImageData
+from imgfs.overlay.node import UpperAttributes, UpperNode
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.xattrs import shown_xattrs
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
 from imgfs.tree.reader import Node
 from imgfs.tree.schema import ROOT
 
-_PIECE = 1 << 20  # bytes read at a time
+_CHUNK = 1 << 20  # bytes read at a time
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -33,7 +33,7 @@ _KINDS = {
 }
 
 
-class How(enum.Enum):
+class ChangeKind(enum.Enum):
     """What has happened to a name; the letters are docker's."""
 
     ADDED = "A"
@@ -41,7 +41,7 @@ class How(enum.Enum):
     DELETED = "D"
 
 
-class Change(NamedTuple):
+class DiffEntry(NamedTuple):
     """One difference; of a directory that is gone only the directory itself is one.
 
     `path` is from the root, without a slash before it, and empty for the root itself. `before` is what the
@@ -49,33 +49,33 @@ class Change(NamedTuple):
     """
 
     path: bytes
-    how: How
+    kind: ChangeKind
     before: Node | None
-    after: Attributes | Node | None
+    after: UpperAttributes | Node | None
 
 
-class _Found(NamedTuple):
-    """A name that is not what it was, or, without `how`, one more name of a file with several."""
+class _NameDiff(NamedTuple):
+    """A name that is not what it was, or, without `kind`, one more name of a file with several."""
 
     path: bytes
-    how: How | None
+    kind: ChangeKind | None
     before: Node | None
     file: File | None
-    after: Attributes | Node | None
+    after: UpperAttributes | Node | None
 
 
-class Changes:
+class Diff:
     """The differences between a union and its image, whose bytes are in `content`. Raises OSError."""
 
-    def __init__(self, union: Union, content: Bytes) -> None:
+    def __init__(self, union: Union, content: ImageData) -> None:
         self._union = union
         self._tree = union.tree
         self._content = content
 
-    def __iter__(self) -> Iterator[Change]:
+    def __iter__(self) -> Iterator[DiffEntry]:
         """All changes: a directory's before those of what is in it, names in the order of their bytes."""
         for found in self._whole_groups():
-            yield Change(found.path, found.how or How.CHANGED, found.before, found.after)
+            yield DiffEntry(found.path, found.kind or ChangeKind.CHANGED, found.before, found.after)
 
     def members(self) -> Iterator[tuple[Entry, Iterable[bytes]]]:
         """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out.
@@ -98,7 +98,9 @@ class Changes:
                 target = first.get(found.after.ino, b"")
                 yield self._entry(found.path, kind, found.file, found.after, target), self._body(kind, found)
 
-    def _entry(self, path: bytes, kind: Kind, file: File, after: Attributes | Node, first: bytes) -> Entry:
+    def _entry(
+        self, path: bytes, kind: Kind, file: File, after: UpperAttributes | Node, first: bytes
+    ) -> Entry:
         target = first if kind is Kind.HARDLINK else b""
         device = (0, 0)
         if kind is Kind.SYMLINK:
@@ -118,32 +120,32 @@ class Changes:
             {} if kind is Kind.HARDLINK else self._xattrs(file),
         )
 
-    def _body(self, kind: Kind, found: _Found) -> Iterable[bytes]:
+    def _body(self, kind: Kind, found: _NameDiff) -> Iterable[bytes]:
         if kind is not Kind.FILE or found.file is None or found.after is None:
             return ()
         return self._bytes(found.file, found.after.size)
 
-    def _whole_groups(self) -> list[_Found]:
+    def _whole_groups(self) -> list[_NameDiff]:
         """All differences; where a file with several names has one, with all its other names.
 
         A hard link to a file of a layer below would mean a new file to most who unpack layers.
         """
         found = list(self._walk(ROOT, ROOT, b""))
-        touched = {one.file.ino: one.file for one in found if one.how and one.file is not None}
+        touched = {one.file.ino: one.file for one in found if one.kind and one.file is not None}
         found += self._unmoved_names({one.path for one in found}, touched.values())
         found.sort(key=lambda one: one.path.split(b"/") if one.path else [])
-        return [one for one in found if one.how or (one.file is not None and one.file.ino in touched)]
+        return [one for one in found if one.kind or (one.file is not None and one.file.ino in touched)]
 
-    def _unmoved_names(self, known: Set[bytes], files: Iterable[File]) -> Iterator[_Found]:
+    def _unmoved_names(self, known: Set[bytes], files: Iterable[File]) -> Iterator[_NameDiff]:
         """The other names of files of the image that have nothing changed but where some of them are."""
         for file in files:
             if isinstance(file, Node) and file.nlink > 1 and not is_directory(file):
-                for parent, name in self._union.places(file.ino):
+                for parent, name in self._union.visible_names(file.ino):
                     path = os.path.join(self._union.path(parent), name)
                     if path not in known:
-                        yield _Found(path, None, file, file, self._union.attributes(file))
+                        yield _NameDiff(path, None, file, file, self._union.attributes(file))
 
-    def _walk(self, ino: int, lower: int, path: bytes) -> Iterator[_Found]:
+    def _walk(self, ino: int, lower: int, path: bytes) -> Iterator[_NameDiff]:
         """The differences in and below a directory that the union and the image have (`lower`) both."""
         ahead: list[tuple[bytes, File | None, Node | None]] = [
             (path, self._union.file(ino), self._tree.node(lower))
@@ -174,20 +176,20 @@ class Changes:
             for name in sorted(names)
         ]
 
-    def _compare(self, path: bytes, file: File | None, before: Node | None) -> Iterator[_Found]:
+    def _compare(self, path: bytes, file: File | None, before: Node | None) -> Iterator[_NameDiff]:
         if file is None:
             if before is not None:
-                yield _Found(path, How.DELETED, before, None, None)
+                yield _NameDiff(path, ChangeKind.DELETED, before, None, None)
             return
         after = self._union.attributes(file)
         if before is None:
-            yield _Found(path, How.ADDED, None, file, after)
+            yield _NameDiff(path, ChangeKind.ADDED, None, file, after)
         elif self._differs(file, after, before):
-            yield _Found(path, How.CHANGED, before, file, after)
+            yield _NameDiff(path, ChangeKind.CHANGED, before, file, after)
         elif after.nlink > 1 and not stat.S_ISDIR(after.mode) and isinstance(file, UpperNode):
-            yield _Found(path, None, before, file, after)
+            yield _NameDiff(path, None, before, file, after)
 
-    def _differs(self, file: File, after: Attributes | Node, before: Node) -> bool:
+    def _differs(self, file: File, after: UpperAttributes | Node, before: Node) -> bool:
         if isinstance(file, Node) and file.ino == before.ino:
             return False
         if file.ino != before.ino and max(after.nlink, before.nlink) > 1 and not stat.S_ISDIR(after.mode):
@@ -213,12 +215,12 @@ class Changes:
         data = file.data if isinstance(file, UpperNode) else file.ino
         if data is not None:
             layer, extents = self._tree.extents(data)
-            for offset in range(0, size, _PIECE):
-                yield self._content.read(layer, extents, offset, min(_PIECE, size - offset))
+            for offset in range(0, size, _CHUNK):
+                yield self._content.read(layer, extents, offset, min(_CHUNK, size - offset))
         elif isinstance(file, UpperNode):
             fd = self._union.upper.open(self._union.at(file), os.O_RDONLY)
             with open(fd, "rb") as opened:
-                while piece := opened.read(_PIECE):
+                while piece := opened.read(_CHUNK):
                     yield piece
 
     def _xattrs(self, file: File) -> dict[bytes, bytes]:
@@ -230,7 +232,7 @@ class Changes:
         return self._tree.target(file.ino) if isinstance(file, Node) else self._union.target(file)
 
 
-def _check_name(found: _Found) -> None:
+def _check_name(found: _NameDiff) -> None:
     """Raise InvalidImage if a new or changed file has a name that is a whiteout's (OCI layer.md)."""
     name = found.path.rpartition(b"/")[2]
     if found.after is not None and name.startswith(WHITEOUT_PREFIX):
@@ -240,7 +242,7 @@ def _check_name(found: _Found) -> None:
         )
 
 
-def _described(one: Attributes | Node) -> tuple[int, ...]:
+def _described(one: UpperAttributes | Node) -> tuple[int, ...]:
     """What a layer says of a file beside its bytes; a directory's size is the file system's own affair."""
     size = 0 if stat.S_ISDIR(one.mode) else one.size
     return one.mode, one.uid, one.gid, size, one.mtime_ns, one.device

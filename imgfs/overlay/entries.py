@@ -36,11 +36,11 @@ class Entries:
 
         def make(at: At) -> None:
             nonlocal fd
-            mode = self._upper.marks.disk_mode(stat.S_IFREG | owner.mode)
+            mode = self._upper.xattr_format.disk_mode(stat.S_IFREG | owner.mode)
             fd = self._upper.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
         try:
-            node = self._place(parent, name, stat.S_IFREG, owner, make)
+            node = self._add(parent, name, stat.S_IFREG, owner, make)
         finally:
             if node is None and fd >= 0:
                 os.close(fd)
@@ -51,13 +51,13 @@ class Entries:
         """Make a directory, FIFO, socket, device or empty file, whichever `kind` (S_IFMT) says."""
         if kind == stat.S_IFCHR and device == 0:
             raise error(errno.EPERM)  # would be a whiteout
-        return self._place(
+        return self._add(
             parent, name, kind, owner, lambda at: self._upper.make(at, kind | owner.mode, device)
         )
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> UpperNode:
         """Make a symbolic link."""
-        return self._place(
+        return self._add(
             parent,
             name,
             stat.S_IFLNK,
@@ -113,7 +113,7 @@ class Entries:
             raise no_entry()
         return found
 
-    def _place(
+    def _add(
         self, parent: int, name: bytes, kind: int, owner: Owner, make: Callable[[At], None]
     ) -> UpperNode:
         """Put something new, that `make` makes, under a free name."""
@@ -123,10 +123,10 @@ class Entries:
         target = self._upper.new() if covered else at
         make(target)
         try:
-            found = self._own(target, kind, self._inherited(directory, kind, owner))
+            found = self._set_owner(target, kind, self._inherited(directory, kind, owner))
             if covered:
                 if kind == stat.S_IFDIR:
-                    self._upper.mark_opaque(target)
+                    self._upper.set_opaque(target)
                 self._upper.put(target, at)
         except BaseException:
             self._upper.discard(target)
@@ -160,13 +160,13 @@ class Entries:
             return owner
         return Owner(owner.uid, group, owner.mode | stat.S_ISGID if kind == stat.S_IFDIR else owner.mode)
 
-    def _own(self, at: At, kind: int, owner: Owner) -> os.stat_result:
+    def _set_owner(self, at: At, kind: int, owner: Owner) -> os.stat_result:
         """Give something new its owner, if it has not got it by itself."""
         found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=False)
         is_so = (found.st_uid, found.st_gid) == owner[:2] and (
             kind == stat.S_IFLNK or stat.S_IMODE(found.st_mode) == owner.mode
         )
-        if not is_so or self._upper.marks.override:
+        if not is_so or self._upper.xattr_format.override:
             self._upper.set_owner(at, kind, owner)
         return found
 
@@ -175,13 +175,13 @@ class Entries:
         directory = self._copyup.up(parent)
         at = At(self._union.directory_fd(directory), name)
         below = self._union.below(directory, name) is not None
-        with self._union.losing(found, directory, name):
+        with self._union.unlinking(found, directory, name):
             if isinstance(found, Node):
                 self._upper.whiteout(at)
             elif below:
                 self._upper.put_whiteout(at)
             elif found.is_directory:
-                self._copyup.hollow(found)
+                self._copyup.remove_whiteouts(found)
                 os.rmdir(at.name, dir_fd=at.directory)
             else:
                 self._upper.unlink(at)

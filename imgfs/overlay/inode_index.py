@@ -23,19 +23,19 @@ from imgfs.overlay.upper import At, Upper, times_kept
 from imgfs.overlay.xattrs import METACOPY, ORIGIN, is_whiteout
 from imgfs.tree.reader import Tree
 
-InoOf = Callable[[bytes], int | None]  # the ino of the image's file that a handle of overlayfs's means
+HandleLookup = Callable[[bytes], int | None]  # the ino of the image's file that a handle of overlayfs's means
 
 INDEX = "index"  # in the work directory
 KERNELS_ORIGIN = b"origin"  # a mark of the kernel's on the root: which image's files the index is of
 _LINKS = b"nlink"  # the kernel's mark: how far its count of names is from the one on disk
 
 
-def unknown(_: bytes) -> int | None:
-    """The `InoOf` of whoever does not know the kernel's handles."""
+def no_handles(_: bytes) -> int | None:
+    """The `HandleLookup` of whoever does not know the kernel's handles."""
     return None
 
 
-class Indexed(NamedTuple):
+class IndexEntry(NamedTuple):
     """A file in the index: what it is a copy of, and where."""
 
     ino: int
@@ -43,7 +43,7 @@ class Indexed(NamedTuple):
     name: bytes
 
 
-def read_index(work: Path, ino_of: InoOf) -> list[Indexed]:
+def read_index(work: Path, ino_of: HandleLookup) -> list[IndexEntry]:
     """What is in the index of a work directory, if there is one; raises OSError."""
     found = []
     with contextlib.suppress(FileNotFoundError), os.scandir(work / INDEX) as entries:
@@ -51,27 +51,27 @@ def read_index(work: Path, ino_of: InoOf) -> list[Indexed]:
             about = entry.stat(follow_symlinks=False)
             ino = None if is_whiteout(about) else ino_of(_handle(entry.name))
             if ino is not None:
-                found.append(Indexed(ino, about.st_ino, os.fsencode(entry.name)))
+                found.append(IndexEntry(ino, about.st_ino, os.fsencode(entry.name)))
     return found
 
 
-def copies(index: list[Indexed]) -> dict[int, int]:
+def copies(index: list[IndexEntry]) -> dict[int, int]:
     """The ino of the image's file, by that of its copy in the upper directory."""
     return {one.upper_ino: one.ino for one in index}
 
 
-def spread(tree: Tree, upper: Upper, index: list[Indexed], mountpoint: Path) -> None:
+def copy_up_index(tree: Tree, upper: Upper, index: list[IndexEntry], mountpoint: Path) -> None:
     """Have overlayfs, mounted at `mountpoint`, copy up all names of what is in its index. Raises OSError."""
     with contextlib.closing(Union(tree, upper, copies(index))) as union:
         _visit_all(union)
         for one in index:
-            for parent, name in union.places(one.ino):
+            for parent, name in union.visible_names(one.ino):
                 path = os.path.join(os.fsencode(mountpoint), union.path(parent), name)
                 with contextlib.suppress(FileNotFoundError):  # meanwhile
                     linux.touch_access(path)
 
 
-def settle(overlay: Overlay, index: list[Indexed], work: Path) -> None:
+def merge_index(overlay: Overlay, index: list[IndexEntry], work: Path) -> None:
     """Link the files in the index to all their names, and take them out of it. Raises OSError.
 
     Overlayfs must not be mounted, nor may `overlay` have been asked for anything yet.
@@ -97,14 +97,14 @@ def has_entries(work: Path) -> bool:
 
 def _describe(union: Union, at: At, ino: int) -> None:
     """Write on a file what imgfs's own copies say, and take off what only the kernel's index needs."""
-    union.upper.mark(at, ORIGIN, b"%d" % ino)
-    union.upper.unmark(at, _LINKS)
-    if METACOPY in union.upper.read_marks(at):
-        union.point_at(at, ino)
+    union.upper.set_overlay_xattr(at, ORIGIN, b"%d" % ino)
+    union.upper.remove_overlay_xattrs(at, _LINKS)
+    if METACOPY in union.upper.overlay_xattrs(at):
+        union.set_redirect(at, ino)
 
 
 def _link(copyup: CopyUp, union: Union, at: At, ino: int) -> None:
-    for parent, name in union.places(ino):
+    for parent, name in union.visible_names(ino):
         directory = copyup.up(parent)
         with times_kept(union.at(directory)):
             copyup.link(at, At(union.directory_fd(directory), name))

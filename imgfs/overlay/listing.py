@@ -12,7 +12,7 @@ from imgfs.overlay.union import File, Union
 from imgfs.tree.reader import Node
 
 
-class Listing:
+class UnionListing:
     """What one reader of the directory `ino` sees."""
 
     def __init__(self, union: Union, ino: int) -> None:

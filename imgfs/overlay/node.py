@@ -13,7 +13,7 @@ _A_DAY = 86_400
 UPPER_INO = 1 << 48  # added to the ino that a new file has in the upper directory; the image's are below
 
 
-class Attributes(NamedTuple):
+class UpperAttributes(NamedTuple):
     """What stat(2) says of a file with an upper half. `blocks` are of 512 bytes."""
 
     ino: int

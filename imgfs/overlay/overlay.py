@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from imgfs.overlay.copyup import Bytes, CopyUp
+from imgfs.overlay.copyup import CopyUp, ImageData
 from imgfs.overlay.entries import Entries
 from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
@@ -31,7 +31,7 @@ class Overlay(AbstractContextManager["Overlay"]):
     what has been synced survives the power.
     """
 
-    def __init__(self, tree: Tree, content: Bytes, upper: Upper, *, durable: bool) -> None:
+    def __init__(self, tree: Tree, content: ImageData, upper: Upper, *, durable: bool) -> None:
         self.union = Union(tree, upper)
         self.copyup = CopyUp(self.union, content, durable=durable)
         self.entries = Entries(self.union, self.copyup)
@@ -43,7 +43,7 @@ class Overlay(AbstractContextManager["Overlay"]):
     @property
     def keeps_owners_aside(self) -> bool:
         """Whether files cannot be given owners, so that those are only noted."""
-        return self._upper.marks.override
+        return self._upper.xattr_format.override
 
     def open(self, node: UpperNode) -> None:
         """Have a file's bytes open for reading and writing, until `release`."""
@@ -83,7 +83,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         finally:
             self.release(node, opened=False)
         if node.data is not None:
-            self.copyup.disown(node)
+            self.copyup.clear_metacopy(node)
 
     def sync(self, node: UpperNode) -> Callable[[], None]:
         """What gets a file or directory to the disk: for any thread to call."""
@@ -165,7 +165,9 @@ class Overlay(AbstractContextManager["Overlay"]):
             return None
         try:
             at = self.union.at(node)
-            return os.getxattr(at.path, self._upper.marks.stored(name), follow_symlinks=at.anchored)
+            return os.getxattr(
+                at.path, self._upper.xattr_format.stored_name(name), follow_symlinks=at.anchored
+            )
         except OSError as failure:
             if failure.errno not in (errno.ENODATA, errno.ENOTSUP):
                 raise
@@ -183,14 +185,14 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Set an extended attribute."""
         node = self._changeable(ino, name)
         node.incapable = False
-        self._upper.set_xattr(self.union.at(node), self._upper.marks.stored(name), value)
+        self._upper.set_xattr(self.union.at(node), self._upper.xattr_format.stored_name(name), value)
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove an extended attribute; raises ENODATA."""
         if name not in self.xattrs(ino):
             raise error(errno.ENODATA)
         node = self._changeable(ino, name)
-        self._upper.remove_xattr(self.union.at(node), self._upper.marks.stored(name))
+        self._upper.remove_xattr(self.union.at(node), self._upper.xattr_format.stored_name(name))
 
     def symlink_target(self, ino: int) -> bytes:
         """Where a symbolic link points to."""

@@ -69,10 +69,10 @@ class Renaming:
             raise no_entry()
         leaves = self._union.below(before, old[1]) is not None
         if self._union.below(after, new[1]) is not None and node.is_directory:
-            self._upper.mark_opaque(self._union.at(node))
+            self._upper.set_opaque(self._union.at(node))
         at_old = At(self._union.directory_fd(before), old[1])
         at_new = At(self._union.directory_fd(after), new[1])
-        with self._union.losing(target, after, new[1]) if target else contextlib.nullcontext():
+        with self._union.unlinking(target, after, new[1]) if target else contextlib.nullcontext():
             if node.is_directory:
                 self._move_directory(at_old, at_new, target, leaves)
             else:
@@ -92,8 +92,8 @@ class Renaming:
                 self._upper.unlink(old)
             return
         if isinstance(target, UpperNode):
-            self._upper.mark_opaque(new)
-            self._copyup.hollow(target)
+            self._upper.set_opaque(new)
+            self._copyup.remove_whiteouts(target)
             target.lower = target.links = None
         self._upper.move(old, new, whiteout=leaves)
 
@@ -105,7 +105,7 @@ class Renaming:
         before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
         for node, directory, name in ((one, after, new[1]), (other, before, old[1])):
             if node.is_directory and self._union.below(directory, name) is not None:
-                self._upper.mark_opaque(self._union.at(node))
+                self._upper.set_opaque(self._union.at(node))
         at_old = At(self._union.directory_fd(before), old[1])
         at_new = At(self._union.directory_fd(after), new[1])
         self._upper.rename(at_old, at_new, EXCHANGE)
@@ -117,7 +117,7 @@ class Renaming:
     def _make_whole(self, node: UpperNode) -> None:
         """A directory that moves takes all of the image's with it: at its new place the image has nothing."""
         if node.is_directory and node.lower is not None:
-            self._copyup.up_whole(node)
+            self._copyup.up_tree(node)
 
     def _renamed(self, node: UpperNode, old: tuple[UpperNode, bytes], new: tuple[UpperNode, bytes]) -> None:
         if node.is_called(*old):

@@ -19,20 +19,20 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
 from imgfs.overlay import fdtree, linux
-from imgfs.overlay.copyup import Bytes
-from imgfs.overlay.diff import Changes
+from imgfs.overlay.copyup import ImageData
+from imgfs.overlay.diff import Diff
 from imgfs.overlay.in_use import is_at_work, overlayfs_over
 from imgfs.overlay.inode_index import (
     INDEX,
     KERNELS_ORIGIN,
-    Indexed,
-    InoOf,
+    HandleLookup,
+    IndexEntry,
     copies,
+    copy_up_index,
     has_entries,
+    merge_index,
+    no_handles,
     read_index,
-    settle,
-    spread,
-    unknown,
 )
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.scratch_dir import (
@@ -41,16 +41,16 @@ from imgfs.overlay.scratch_dir import (
     ENDING,
     LOCK,
     Lock,
-    claimed,
+    holder_of,
+    opened_scratch_directory,
     read_base,
-    user_of,
     write_base,
 )
-from imgfs.overlay.scratch_dir import Base as Base
+from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, Upper
-from imgfs.overlay.whiteouts import normalise_foreign
-from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Marks, Owner
+from imgfs.overlay.whiteouts import convert_fuse_overlayfs
+from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import random_name
 from imgfs.tree.reader import Tree
@@ -58,7 +58,7 @@ from imgfs.tree.schema import ROOT
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]  # is given what a scratch is used for
+SetUse = Callable[[str], None]  # is given what a scratch is used for
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
@@ -93,11 +93,11 @@ class Scratch:
         """Whether there is such a scratch."""
         return self.upper.is_dir() or (self.directory / DESCRIPTION).exists()
 
-    def base(self) -> Base | None:
+    def base(self) -> ScratchBase | None:
         """What it lies on, if imgfs has ever mounted it; raises StoreError."""
         return read_base(self.directory)
 
-    def check(self, base: Base) -> None:
+    def check(self, base: ScratchBase) -> None:
         """Raise MountError if the scratch lies on another image."""
         found = self.base() if self.upper.is_dir() else None  # without changes it may lie on any
         if found and (found.digest, found.layers) != (base.digest, base.layers):
@@ -108,106 +108,108 @@ class Scratch:
             )
 
     @contextlib.contextmanager
-    def locked(self, use: str) -> Iterator[Say]:
+    def locked(self, use: str) -> Iterator[SetUse]:
         """Be the only one to change it; raises MountError saying what the other one uses it for.
 
         Gives what tells others that it is used for something else.
         """
-        with claimed(self.directory) as fd:
+        with opened_scratch_directory(self.directory) as fd:
             lock = Lock(self.directory, fd)
             try:
                 if other := lock.take(is_at_work):
                     raise MountError(f"scratch {self.name} is in use: {other}")
                 if at := overlayfs_over(self.upper):
                     raise MountError(f"scratch {self.name} is in use: mounted at {at} by overlayfs")
-                lock.say(use)
-                yield lock.say
+                lock.set_use(use)
+                yield lock.set_use
             finally:
                 lock.close()
 
-    def user(self) -> str | None:
+    def holder(self) -> str | None:
         """What it is used for right now, if it is."""
-        return user_of(self.directory)
+        return holder_of(self.directory)
 
     @contextlib.contextmanager
     def overlay(
-        self, tree: Tree, content: Bytes, base: Base, use: str, ino_of: InoOf = unknown
+        self, tree: Tree, content: ImageData, base: ScratchBase, use: str, ino_of: HandleLookup = no_handles
     ) -> Iterator[Overlay]:
         """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
 
         `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
         """
-        with self._held(tree, base, use) as (upper, say):
-            self._settle(tree, content, ino_of)
+        with self._held(tree, base, use) as (upper, set_use):
+            self._merge_index(tree, content, ino_of)
             with self._opened(tree, content, upper) as overlay:
                 yield overlay
-                say(ENDING)
+                set_use(ENDING)
                 if self.is_shared:
                     _complete(overlay)
 
     @contextlib.contextmanager
     def for_kernel(
-        self, tree: Tree, content: Bytes, base: Base, use: str, ino_of: InoOf = unknown
+        self, tree: Tree, content: ImageData, base: ScratchBase, use: str, ino_of: HandleLookup = no_handles
     ) -> Iterator[None]:
         """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError.
 
         Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
         """
-        with self._held(tree, base, use) as (upper, say):
-            if upper.marks != Marks(TRUSTED, override=False):
+        with self._held(tree, base, use) as (upper, set_use):
+            if upper.xattr_format != XattrFormat(TRUSTED, override=False):
                 raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
             with contextlib.suppress(OSError):  # a full disk: overlayfs leaves marks of its own
-                upper.mark(At.anchor(upper.root), BY_OVERLAYFS)
+                upper.set_overlay_xattr(At.anchor(upper.root), BY_OVERLAYFS)
             with self._opened(tree, content, upper):
                 pass  # finishes what a killed process has left
-            self._settle(tree, content, ino_of, wholly=True)
+            self._merge_index(tree, content, ino_of, wholly=True)
             yield
-            say(ENDING)
+            set_use(ENDING)
             if self.volatile:
                 return
-            self._settle(tree, content, ino_of, wholly=True)
+            self._merge_index(tree, content, ino_of, wholly=True)
             if self.is_shared:
                 with self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
                     _complete(overlay)
 
-    def _settle(self, tree: Tree, content: Bytes, ino_of: InoOf, *, wholly: bool = False) -> None:
+    def _merge_index(
+        self, tree: Tree, content: ImageData, ino_of: HandleLookup, *, wholly: bool = False
+    ) -> None:
         """Do without overlayfs's index; what in it is not the image's goes too if that is to be `wholly`."""
         place = self.work / INDEX
         if not place.is_dir():
             return
         with _as_store_errors(place), self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
-            settle(overlay, read_index(self.work, ino_of), self.work)
+            merge_index(overlay, read_index(self.work, ino_of), self.work)
             if wholly or not has_entries(self.work):
-                overlay.union.upper.unmark(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
+                overlay.union.upper.remove_overlay_xattrs(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
                 _remove_all(place)
 
-    def _opened(self, tree: Tree, content: Bytes, upper: Upper) -> Overlay:
+    def _opened(self, tree: Tree, content: ImageData, upper: Upper) -> Overlay:
         return Overlay(tree, content, upper, durable=not self.volatile)
 
     @contextlib.contextmanager
-    def _held(self, tree: Tree, base: Base, use: str) -> Iterator[tuple[Upper, Say]]:
+    def _held(self, tree: Tree, base: ScratchBase, use: str) -> Iterator[tuple[Upper, SetUse]]:
         """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
-        with self.locked(use) as say:
+        with self.locked(use) as set_use:
             self.check(base)
             with _as_store_errors(self.directory):
                 self._make(tree)
                 upper = Upper(self.upper, self.work)
-                normalise_foreign(upper, self.work)
+                convert_fuse_overlayfs(upper, self.work)
                 self._describe(base)
             try:
-                yield upper, say
+                yield upper, set_use
             finally:
                 if self.volatile:
                     self.remove()
 
-    def _describe(self, base: Base) -> None:
+    def _describe(self, base: ScratchBase) -> None:
         """Write down what it lies on."""
-        with claimed(self.directory) as fd:
+        with opened_scratch_directory(self.directory) as fd:
             write_base(self.directory, fd, base)
 
     def _make(self, tree: Tree) -> None:
@@ -224,14 +226,14 @@ class Scratch:
         aside.rename(self.upper)
 
     @contextlib.contextmanager
-    def changes(self, tree: Tree, content: Bytes, ino_of: InoOf = unknown) -> Iterator[Changes]:
+    def diff(self, tree: Tree, content: ImageData, ino_of: HandleLookup = no_handles) -> Iterator[Diff]:
         """What it changes in an image; a mount may be using it. Raises ImgfsError."""
-        index: list[Indexed] = []
+        index: list[IndexEntry] = []
         with contextlib.ExitStack() as stack:
             if self.upper.is_dir():
                 with _as_store_errors(self.work):
                     index = read_index(self.work, ino_of)
-                    self._spread(tree, index)
+                    self._copy_up_index(tree, index)
                 upper = stack.enter_context(contextlib.closing(Upper(self.upper, None)))
             else:  # no changes yet
                 empty = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -239,15 +241,15 @@ class Scratch:
                 _describe_root(upper, tree)
             union = Union(tree, upper, copies(index))
             try:
-                yield Changes(union, content)
+                yield Diff(union, content)
             finally:
                 union.close()
 
-    def _spread(self, tree: Tree, index: list[Indexed]) -> None:
+    def _copy_up_index(self, tree: Tree, index: list[IndexEntry]) -> None:
         """Have overlayfs, if it is mounted, copy up all names of the files in its index."""
         if index and (at := overlayfs_over(self.upper)):
             with contextlib.closing(Upper(self.upper, None)) as upper:
-                spread(tree, upper, index, Path(at))
+                copy_up_index(tree, upper, index, Path(at))
 
     def reset(self) -> None:
         """Throw all changes away; raises MountError if it is in use."""
@@ -276,7 +278,7 @@ class Scratch:
             self.directory.rmdir()
 
 
-def named(text: str, store_root: Path) -> Scratch:
+def find_scratch(text: str, store_root: Path) -> Scratch:
     """The scratch that `text` means: with a slash a directory, else a name in the store."""
     if "/" in text:
         return Scratch(Path(text).absolute(), text)
@@ -287,14 +289,14 @@ def named(text: str, store_root: Path) -> Scratch:
     return Scratch(store_root / "scratch" / text, text)
 
 
-def kept(store_root: Path) -> list[Scratch]:
+def list_scratches(store_root: Path) -> list[Scratch]:
     """The scratches with a name, in the store."""
     found = sorted((store_root / "scratch").glob("*"))
     scratches = [Scratch(path, path.name) for path in found if _NAME.fullmatch(path.name)]
     return [scratch for scratch in scratches if scratch.exists()]
 
 
-def volatile(store_root: Path) -> Scratch:
+def volatile_scratch(store_root: Path) -> Scratch:
     """A new scratch for one mount; those whose mounts have died are removed. Raises StoreError.
 
     Its directory is held until this process ends, so that it stays until its daemon has its lock.
@@ -310,7 +312,7 @@ def volatile(store_root: Path) -> Scratch:
 def _remove_unused(left: Path) -> None:
     """Remove a scratch whose mount has gone, unless its daemon is still there."""
     old = Scratch(left, left.name, volatile=True)
-    if old.user() is None:
+    if old.holder() is None:
         with contextlib.suppress(ImgfsError, OSError), old.locked("being removed"):
             old.remove()
 

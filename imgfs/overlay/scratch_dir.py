@@ -47,7 +47,7 @@ _ENDING = 600.0  # and for one that is, which may have files to complete, to hav
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class ScratchBase:
     """What a scratch lies on: the image `digest` (a manifest's), its first `layers` layers."""
 
     reference: str
@@ -55,7 +55,7 @@ class Base:
     layers: int
 
 
-def open_claimed(directory: Path) -> int:
+def open_scratch_directory(directory: Path) -> int:
     """A scratch's directory, open, if it is this user's own alone; raises StoreError."""
     fd = open_owned_directory(directory)
     try:
@@ -80,15 +80,17 @@ def _check_no_link(directory: Path, name: str, fd: int) -> None:
             raise StoreError(f"{directory / name}: a symbolic link, which is not followed")
 
 
-def read_base(directory: Path) -> Base | None:
+def read_base(directory: Path) -> ScratchBase | None:
     """What a scratch lies on, if imgfs has ever mounted it; raises StoreError."""
     path = directory / DESCRIPTION
     if not directory.exists():
         return None
-    fd = open_claimed(directory)
+    fd = open_scratch_directory(directory)
     try:
         fields = json.loads(read_owned_file(path, directory=fd))
-        return Base(str(fields["reference"]), str(Digest.parse(fields["digest"])), int(fields["layers"]))
+        return ScratchBase(
+            str(fields["reference"]), str(Digest.parse(fields["digest"])), int(fields["layers"])
+        )
     except FileNotFoundError:
         return None
     except StoreError:
@@ -99,7 +101,7 @@ def read_base(directory: Path) -> Base | None:
         os.close(fd)
 
 
-def write_base(directory: Path, fd: int, base: Base) -> None:
+def write_base(directory: Path, fd: int, base: ScratchBase) -> None:
     """Write down what a scratch lies on, if that is not there; `fd` is its directory. Raises OSError.
 
     On a full disk a description of the same image by another name stays: the scratch can be emptied then.
@@ -138,14 +140,14 @@ class Lock:
         """
         began = time.monotonic()
         while not self._try():
-            waited, said = time.monotonic() - began, self._said()
+            waited, said = time.monotonic() - began, self._use()
             patience = _BRIEFLY if is_seen(said) else _UNSEEN
             if waited > (_ENDING if said.startswith(ENDING) else patience):
                 return said or "by another process"
             time.sleep(_PAUSE)
         return None
 
-    def say(self, use: str) -> None:
+    def set_use(self, use: str) -> None:
         """Tell what it is held for: not on a full disk, where there may be no room for that."""
         said = use.encode(errors="replace")
         try:
@@ -166,11 +168,11 @@ class Lock:
             return False
         return True
 
-    def _said(self) -> str:
+    def _use(self) -> str:
         return os.pread(self._fd, 4096, 0).decode(errors="replace")
 
 
-def user_of(directory: Path) -> str | None:
+def holder_of(directory: Path) -> str | None:
     """What a scratch is used for right now, if it is."""
     try:
         fd = open_owned_file(directory / LOCK, os.O_RDONLY)
@@ -186,9 +188,9 @@ def user_of(directory: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[int]:
+def opened_scratch_directory(directory: Path) -> Iterator[int]:
     """The same for a block."""
-    fd = open_claimed(directory)
+    fd = open_scratch_directory(directory)
     try:
         yield fd
     finally:

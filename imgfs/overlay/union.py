@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from imgfs.overlay.directories import Directories
-from imgfs.overlay.node import UPPER_INO, Attributes, UpperNode, error
+from imgfs.overlay.node import UPPER_INO, UpperAttributes, UpperNode, error
 from imgfs.overlay.upper import At, Upper
 from imgfs.overlay.xattrs import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.tree.reader import Node, Tree
@@ -145,24 +145,24 @@ class Union:
         """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
         return self._directories.fd(node)
 
-    def attributes(self, file: File) -> Attributes | Node:
+    def attributes(self, file: File) -> UpperAttributes | Node:
         """What stat(2) says of a file."""
         return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file)
 
     def _lower_attributes(self, node: Node) -> Node:
         links = self._links.get(node.ino)
         if links is None and not self.pristine and node.nlink > 1 and not stat.S_ISDIR(node.mode):
-            links = self._links[node.ino] = len(self.places(node.ino))
+            links = self._links[node.ino] = len(self.visible_names(node.ino))
         return node if links is None else node._replace(nlink=links)
 
-    def _upper_attributes(self, node: UpperNode) -> Attributes:
+    def _upper_attributes(self, node: UpperNode) -> UpperAttributes:
         at = self.at(node)
         found = self.upper.stat(at)
         if found is None:
             raise error(errno.ESTALE)
         uid, gid, mode = self.upper.owner(at, found)
         lower = self.tree.node(node.data) if node.data is not None else None
-        return Attributes(
+        return UpperAttributes(
             node.ino,
             node.kind | mode,
             uid,
@@ -257,7 +257,7 @@ class Union:
         node = self.nodes.get(ino)
         if node is None:
             parent, name = self.tree.names(ino)[0]
-            standing = self._standing(parent)
+            standing = self._directory_showing(parent)
         else:
             standing, name = node.parent.ino if node.parent else None, node.name
         if node is self.root:
@@ -266,18 +266,18 @@ class Union:
             raise error(errno.ENOENT)
         return os.path.join(self.path(standing), name)
 
-    def places(self, ino: int) -> list[tuple[int, bytes]]:
+    def visible_names(self, ino: int) -> list[tuple[int, bytes]]:
         """(directory, name) of every name under which a file of the image, not copied up, can be seen."""
         found = []
         for lower_parent, name in self.tree.names(ino):
-            parent = self._standing(lower_parent)
+            parent = self._directory_showing(lower_parent)
             if parent is not None:
                 file = self.find(parent, name)
                 if isinstance(file, Node) and file.ino == ino:
                     found.append((parent, name))
         return found
 
-    def _standing(self, lower: int) -> int | None:
+    def _directory_showing(self, lower: int) -> int | None:
         """The ino of the directory in which the names of the image's directory `lower` show, if any do."""
         way: list[tuple[bytes, int]] = []
         while lower != ROOT and lower not in self._moved:
@@ -295,7 +295,7 @@ class Union:
         return ino
 
     @contextlib.contextmanager
-    def losing(self, file: File, directory: UpperNode, name: bytes) -> Iterator[None]:
+    def unlinking(self, file: File, directory: UpperNode, name: bytes) -> Iterator[None]:
         """Around what takes a name from a file: whoever has it open keeps it; if that fails, all stays."""
         if isinstance(file, Node):
             links = self._lower_attributes(file).nlink
@@ -315,45 +315,45 @@ class Union:
 
     def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
         """Make the node of something in the upper directory, from its marks."""
-        marks = self.upper.read_marks(At(self.directory_fd(directory), name))
+        attributes = self.upper.overlay_xattrs(At(self.directory_fd(directory), name))
         node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
-        origin = self._origin(marks, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))
+        origin = self._origin(attributes, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))
         if node.is_directory:
-            below = None if marks.get(OPAQUE) == b"y" else self._marked_below(directory, name, marks)
+            below = None if attributes.get(OPAQUE) == b"y" else self._lower_file(directory, name, attributes)
             merged = below if below and stat.S_ISDIR(below.mode) else None
             node.lower = merged.ino if merged else None
             if known := merged or origin:
                 self._take_ino(node, known)
-            if node.lower is not None and REDIRECT in marks:
+            if node.lower is not None and REDIRECT in attributes:
                 self._moved[node.lower] = node
             return node
-        if METACOPY in marks and stat.S_ISREG(node.kind):
-            source = origin or self._marked_below(directory, name, marks)
+        if METACOPY in attributes and stat.S_ISREG(node.kind):
+            source = origin or self._lower_file(directory, name, attributes)
             if source and not origin and self.upper.is_ours:  # overlayfs wrote it; it may be renamed now
-                self.point_at(At(self.directory_fd(directory), name), source.ino)
+                self.set_redirect(At(self.directory_fd(directory), name), source.ino)
             node.data = source.ino if source else None
         if origin:
             self._take_ino(node, origin)
         return node
 
-    def point_at(self, at: At, ino: int) -> None:
+    def set_redirect(self, at: At, ino: int) -> None:
         """Write on a file where in the image its data is, as overlayfs needs it."""
         path = b"/" + self.tree.path(ino)
         if len(path) <= _LONGEST_REDIRECT:
-            self.upper.mark(at, REDIRECT, path)
+            self.upper.set_overlay_xattr(at, REDIRECT, path)
 
     def _take_ino(self, node: UpperNode, lower: Node) -> None:
         if lower.ino not in self.nodes:
             node.ino = lower.ino
 
-    def _origin(self, marks: dict[bytes, bytes], kind: int) -> Node | None:
-        text = marks.get(ORIGIN, b"")
+    def _origin(self, attributes: dict[bytes, bytes], kind: int) -> Node | None:
+        text = attributes.get(ORIGIN, b"")
         lower = self.tree.node(int(text)) if text.isdigit() and len(text) < 16 else None
         return lower if lower and stat.S_IFMT(lower.mode) == kind else None
 
-    def _marked_below(self, directory: UpperNode, name: bytes, marks: dict[bytes, bytes]) -> Node | None:
+    def _lower_file(self, directory: UpperNode, name: bytes, attributes: dict[bytes, bytes]) -> Node | None:
         """The image's half: at the same name, or where a redirect says (a name, or a path from the root)."""
-        redirect = marks.get(REDIRECT, name)
+        redirect = attributes.get(REDIRECT, name)
         if not redirect.startswith(b"/"):
             return self.below(directory, redirect)
         found = self.tree.node(ROOT)

@@ -23,12 +23,12 @@ from imgfs.overlay.xattrs import (
     OVERRIDE,
     TRUSTED,
     USER,
-    Marks,
     Owner,
+    XattrFormat,
     format_override,
     is_reserved,
-    prefixes_of,
-    read_marks,
+    overlay_prefixes,
+    parse_overlay_xattrs,
     read_override,
     read_xattrs,
 )
@@ -81,9 +81,9 @@ class Upper:
             self._self = os.fstat(self.root).st_uid
         except OSError as error:
             raise StoreError(f"{error.filename or upper}: {error.strerror}") from error
-        self._prefixes = prefixes_of(attributes)
+        self._prefixes = overlay_prefixes(attributes)
         aside = OVERRIDE in attributes and USER in self._prefixes
-        self.marks = Marks(prefix, override=aside or os.geteuid() != 0)
+        self.xattr_format = XattrFormat(prefix, override=aside or os.geteuid() != 0)
         self.is_ours = work is not None
         self._serial = itertools.count()
 
@@ -120,9 +120,9 @@ class Upper:
         """All extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
 
-    def read_marks(self, at: At) -> dict[bytes, bytes]:
+    def overlay_xattrs(self, at: At) -> dict[bytes, bytes]:
         """The marks on a file, without their prefix."""
-        return read_marks(self.xattrs(at), self._prefixes)
+        return parse_overlay_xattrs(self.xattrs(at), self._prefixes)
 
     def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name it is stored under."""
@@ -132,30 +132,30 @@ class Upper:
         """Remove an extended attribute by the name it is stored under; ENODATA if it is not there."""
         os.removexattr(at.path, name, follow_symlinks=at.anchored)
 
-    def mark(self, at: At, mark: bytes, value: bytes = b"y") -> None:
+    def set_overlay_xattr(self, at: At, key: bytes, value: bytes = b"y") -> None:
         """Put a mark on a file."""
-        self.set_xattr(at, self.marks.name(mark), value)
+        self.set_xattr(at, self.xattr_format.overlay_name(key), value)
 
-    def unmark(self, at: At, *marks: bytes) -> None:
+    def remove_overlay_xattrs(self, at: At, *keys: bytes) -> None:
         """Take marks off a file, those that are there, whatever their prefix."""
-        names = [prefix + mark for prefix in (TRUSTED, USER) for mark in marks]
+        names = [prefix + key for prefix in (TRUSTED, USER) for key in keys]
         for name in self.xattrs(at).keys() & names:
             self.remove_xattr(at, name)
 
     def owner(self, at: At, found: os.stat_result) -> Owner:
         """Whom a file belongs to, as the image would say it."""
-        if self.marks.override and not stat.S_ISLNK(found.st_mode):
+        if self.xattr_format.override and not stat.S_ISLNK(found.st_mode):
             kept = read_override(self.xattrs(at))
             if kept:
                 return kept
         own = Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
-        return own._replace(uid=0, gid=0) if self.marks.override and own.uid == self._self else own
+        return own._replace(uid=0, gid=0) if self.xattr_format.override and own.uid == self._self else own
 
     def set_owner(self, at: At, mode: int, owner: Owner) -> None:
         """Give a file of the kind in `mode` an owner and permission bits."""
-        if not self.marks.override:
+        if not self.xattr_format.override:
             self.chown(at, owner.uid, owner.gid)
-        elif self.marks.can_mark(mode):
+        elif self.xattr_format.can_hold(mode):
             self.set_xattr(at, OVERRIDE, format_override(owner))
         if not stat.S_ISLNK(mode):  # after the owner: changing that takes set-uid bits away
             self.chmod(at, stat.S_IFMT(mode) | owner.mode)
@@ -166,7 +166,7 @@ class Upper:
 
     def chmod(self, at: At, mode: int) -> None:
         """Change the permission bits on disk of a file of the kind in `mode`, which is no symlink."""
-        os.chmod(at.name, self.marks.disk_mode(mode), dir_fd=at.directory)
+        os.chmod(at.name, self.xattr_format.disk_mode(mode), dir_fd=at.directory)
 
     def set_times(self, at: At, atime_ns: int, mtime_ns: int) -> None:
         """Set access and modification times."""
@@ -183,8 +183,8 @@ class Upper:
         for name, value in xattrs.items():
             if is_reserved(name):
                 continue
-            if self.marks.can_mark(mode) or not self.marks.override:
-                self._keep_xattr(at, self.marks.stored(name), value)
+            if self.xattr_format.can_hold(mode) or not self.xattr_format.override:
+                self._keep_xattr(at, self.xattr_format.stored_name(name), value)
         self.set_times(at, *times)
 
     def _keep_xattr(self, at: At, name: bytes, value: bytes) -> None:
@@ -202,7 +202,7 @@ class Upper:
 
     def make(self, at: At, mode: int, device: int = 0) -> None:
         """Make an empty file, directory or special file of the kind in `mode`."""
-        disk = self.marks.disk_mode(mode)
+        disk = self.xattr_format.disk_mode(mode)
         if stat.S_ISDIR(mode):
             os.mkdir(at.name, disk, dir_fd=at.directory)
         elif stat.S_ISREG(mode):
@@ -263,7 +263,7 @@ class Upper:
     def _spare(self) -> tuple[int, bytes]:
         return self.work, self.new().name
 
-    def hollow(self, at: At, names: Iterable[bytes]) -> None:
+    def remove_whiteouts(self, at: At, names: Iterable[bytes]) -> None:
         """Remove the whiteouts `names` from a directory, for which they are of no use any more."""
         fd = self.open(at, os.O_PATH | os.O_DIRECTORY)
         try:
@@ -273,9 +273,9 @@ class Upper:
         finally:
             os.close(fd)
 
-    def mark_opaque(self, at: At) -> None:
+    def set_opaque(self, at: At) -> None:
         """Have nothing of the image show below a directory."""
-        self.mark(at, OPAQUE)
+        self.set_overlay_xattr(at, OPAQUE)
 
 
 @contextlib.contextmanager

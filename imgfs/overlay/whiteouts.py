@@ -38,16 +38,16 @@ def is_of_fuse_overlayfs(work: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) != 0
 
 
-def normalise_foreign(upper: Upper, work: Path) -> None:
+def convert_fuse_overlayfs(upper: Upper, work: Path) -> None:
     """Turn fuse-overlayfs's whiteout files into whiteouts, and leave files that are files; raises OSError."""
     if is_of_fuse_overlayfs(work):
-        normalise(upper)
+        convert_whiteout_files(upper)
         return
     for directory, names in fdtree.walk(upper.root):
         if _OPAQUE_DEVICE in names and _is_device(directory, _OPAQUE_DEVICE):
             with times_kept(At.anchor(directory)):
                 for name in _OPAQUE_FILES:
-                    _translate(upper, directory, name)
+                    _convert(upper, directory, name)
 
 
 def _is_device(directory: int, name: bytes) -> bool:
@@ -56,20 +56,20 @@ def _is_device(directory: int, name: bytes) -> bool:
     return is_whiteout(os.stat(name, dir_fd=directory, follow_symlinks=False))
 
 
-def normalise(upper: Upper) -> None:
+def convert_whiteout_files(upper: Upper) -> None:
     """Turn whiteout files into whiteouts, in the whole upper directory; raises OSError."""
     for directory, names in fdtree.walk(upper.root):
         wanted = [name for name in names if name.startswith(WHITEOUT_PREFIX)]
         if wanted:
             with times_kept(At.anchor(directory)):
                 for name in wanted:
-                    _translate(upper, directory, name)
+                    _convert(upper, directory, name)
 
 
-def _translate(upper: Upper, directory: int, name: bytes) -> None:
+def _convert(upper: Upper, directory: int, name: bytes) -> None:
     hidden = At(directory, name.removeprefix(WHITEOUT_PREFIX))
     if name in _OPAQUE_FILES:
-        upper.mark_opaque(At.anchor(directory))
+        upper.set_opaque(At.anchor(directory))
     elif not hidden.name.startswith(WHITEOUT_PREFIX) and hidden.name not in (b"", b".", b".."):
         with contextlib.suppress(FileExistsError):
             upper.whiteout(hidden)

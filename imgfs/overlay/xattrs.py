@@ -6,7 +6,7 @@
     redirect    with metacopy: the image's path of the data
     origin      ours: the ino of the image's file that this is a copy of
 
-Marks are extended attributes `trusted.overlay.…`, which only root may set, or `user.overlay.…` (mount option
+They are extended attributes `trusted.overlay.…`, which only root may set, or `user.overlay.…` (mount option
 `userxattr`). Whoever cannot set owners keeps them, and the mode, in `user.containers.override_stat`, as
 containers/storage and fuse-overlayfs do: `uid:gid:mode`, the mode in octal.
 """
@@ -27,9 +27,9 @@ OVERRIDE = b"user.containers.override_stat"
 CAPABILITY = b"security.capability"
 _STASH = b"user.overlay.imgfs.xattr."  # keeps an attribute whose own name its owner may not set
 _FOREIGN_OPAQUE = b"user.fuseoverlayfs.opaque"
-_HIDDEN = (TRUSTED, USER, b"user.fuseoverlayfs.", OVERRIDE)
+_RESERVED = (TRUSTED, USER, b"user.fuseoverlayfs.", OVERRIDE)
 _LAST_ID = (1 << 32) - 1
-_MARKABLE = (stat.S_IFREG, stat.S_IFDIR)  # user.* attributes cannot be on anything else (xattr(7))
+_USER_XATTR_KINDS = (stat.S_IFREG, stat.S_IFDIR)  # user.* attributes cannot be on anything else (xattr(7))
 
 
 class Owner(NamedTuple):
@@ -41,35 +41,35 @@ class Owner(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class XattrFormat:
     """How one upper directory is marked: with which prefix, and whether owners are kept in an attribute."""
 
     prefix: bytes
     override: bool
 
-    def name(self, mark: bytes) -> bytes:
+    def overlay_name(self, key: bytes) -> bytes:
         """The attribute that carries a mark."""
-        return self.prefix + mark
+        return self.prefix + key
 
-    def stored(self, name: bytes) -> bytes:
+    def stored_name(self, name: bytes) -> bytes:
         """Under which name an attribute that users see is stored."""
         if name.startswith(b"user."):
             return name
         forbidden = self.override or (self.prefix == USER and name.startswith(b"trusted."))
         return _STASH + name if forbidden else name
 
-    def can_mark(self, mode: int) -> bool:
+    def can_hold(self, mode: int) -> bool:
         """Whether a file of this kind can carry marks."""
-        return self.prefix == TRUSTED or stat.S_IFMT(mode) in _MARKABLE
+        return self.prefix == TRUSTED or stat.S_IFMT(mode) in _USER_XATTR_KINDS
 
     def disk_mode(self, mode: int) -> int:
         """The permission bits on disk: a user must be able to open his own files whatever they show."""
-        if not self.override or not self.can_mark(mode):
+        if not self.override or not self.can_hold(mode):
             return stat.S_IMODE(mode)
         return (mode & 0o777) | (0o700 if stat.S_ISDIR(mode) else 0o600)
 
 
-def prefixes_of(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
+def overlay_prefixes(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
     """The prefixes of what counts as marks in an upper directory whose root has those attributes.
 
     Overlayfs by root's marks lets every user set `user.overlay.…`: these say nothing there. So they count
@@ -79,7 +79,7 @@ def prefixes_of(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
     return (TRUSTED,) if is_roots else (TRUSTED, USER)
 
 
-def read_marks(
+def parse_overlay_xattrs(
     attributes: Mapping[bytes, bytes], prefixes: Sequence[bytes] = (TRUSTED, USER)
 ) -> dict[bytes, bytes]:
     """The marks among a file's extended attributes, without their prefixes, which are among `prefixes`."""
@@ -117,7 +117,7 @@ def shown_xattrs(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 def is_reserved(name: bytes) -> bool:
     """Whether an attribute's name is for marks only."""
-    return name.startswith(_HIDDEN)
+    return name.startswith(_RESERVED)
 
 
 def is_whiteout(found: os.stat_result) -> bool:

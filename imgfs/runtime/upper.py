@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.overlay.scratch import Scratch
-from imgfs.overlay.xattrs import OVERRIDE, USER, Marks, Owner, format_override
+from imgfs.overlay.xattrs import OVERRIDE, USER, Owner, XattrFormat, format_override
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
 
@@ -29,7 +29,7 @@ def make_upper(scratch: Scratch, tree: Path) -> None:
     try:
         aside.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.setxattr(aside, OVERRIDE, format_override(owner))
-        aside.chmod(Marks(USER, override=True).disk_mode(mode))
+        aside.chmod(XattrFormat(USER, override=True).disk_mode(mode))
         aside.rename(scratch.upper)
     except OSError as error:
         raise StoreError(f"{error.filename or scratch.directory}: {error.strerror}") from error

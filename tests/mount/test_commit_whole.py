@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from imgfs.commit import Base, Committed, Record, commit
+from imgfs.commit import BaseImage, Committed, Record, commit
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.tar.writer import Member
@@ -44,30 +44,30 @@ MEMBERS: list[Member] = [
 ]
 
 
-def base_of(made: Documents) -> Base:
-    return Base(made.manifest, made.config)
+def base_of(made: Documents) -> BaseImage:
+    return BaseImage(made.manifest, made.config)
 
 
-def based() -> Base:
+def based() -> BaseImage:
     return base_of(documents([LOWER], {"architecture": "amd64", "os": "linux", "config": {"Env": ["A=1"]}}))
 
 
-def docker_base() -> Base:
+def docker_base() -> BaseImage:
     """The same image as Docker writes it."""
     fields = json.loads(based().manifest)
     fields["mediaType"] = DOCKER_MANIFEST
     fields["config"]["mediaType"] = DOCKER_CONFIG
     fields["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-    return Base(json.dumps(fields).encode(), based().config)
+    return BaseImage(json.dumps(fields).encode(), based().config)
 
 
-def blobs_of(base: Base, made: Committed) -> dict[str, bytes]:
+def blobs_of(base: BaseImage, made: Committed) -> dict[str, bytes]:
     """All that the new image needs, without its manifest."""
     layer = {str(made.layer.digest): made.layer_path.read_bytes()} if made.layer and made.layer_path else {}
     return {str(made.config_descriptor.digest): made.config, str(Digest.of(LOWER.blob)): LOWER.blob, **layer}
 
 
-def put(layout: Path, base: Base, made: Committed) -> str:
+def put(layout: Path, base: BaseImage, made: Committed) -> str:
     """Put the new image into an OCI layout; its reference."""
     claims = {"mediaType": made.manifest_descriptor.media_type}
     return write_documents(layout, made.manifest, blobs_of(base, made), "new", **claims)
@@ -156,14 +156,14 @@ def untouchable() -> Iterator[Member]:
     [
         (based(), {"changes": [parse_change("EXPOSE $PORT")]}, UsageError, "'' is no port"),
         (based(), {"record": Record(RECORD.created, message="caf\udce9")}, UsageError, "not UTF-8"),
-        (Base(b"{}", based().config), {}, InvalidImage, "neither an image manifest"),
-        (Base(b'{"manifests": []}', based().config), {}, InvalidImage, "an index"),
-        (Base(based().manifest, b"{}"), {}, InvalidImage, "config.rootfs"),
-        (Base(based().manifest, b'{"rootfs": {}}'), {}, InvalidImage, "0 DiffIDs for 1 layers"),
+        (BaseImage(b"{}", based().config), {}, InvalidImage, "neither an image manifest"),
+        (BaseImage(b'{"manifests": []}', based().config), {}, InvalidImage, "an index"),
+        (BaseImage(based().manifest, b"{}"), {}, InvalidImage, "config.rootfs"),
+        (BaseImage(based().manifest, b'{"rootfs": {}}'), {}, InvalidImage, "0 DiffIDs for 1 layers"),
     ],
 )
 def test_what_cannot_become_an_image_is_refused_before_the_members(
-    tmp_path: Path, base: Base, more: dict[str, Any], error: type[Exception], said: str
+    tmp_path: Path, base: BaseImage, more: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
         commit(untouchable(), base, tmp_path, **{"record": RECORD, **more})

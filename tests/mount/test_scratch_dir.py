@@ -14,14 +14,14 @@ import pytest
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import scratch_dir
 from imgfs.overlay.in_use import is_at_work
-from imgfs.overlay.scratch import Scratch, volatile
-from imgfs.overlay.scratch_dir import ENDING, Base, claimed, read_base, write_base
+from imgfs.overlay.scratch import Scratch, volatile_scratch
+from imgfs.overlay.scratch_dir import ENDING, ScratchBase, opened_scratch_directory, read_base, write_base
 from tests.mount.test_scratch_trouble import filesystem
 from tests.support import tarmake as tar
 from tests.support.mounted import NOBODY, Imgfs, gzipped, mount_of, write_image
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts other file systems")
-BASE = Base("registry.example.com/app:v1", f"sha256:{'a' * 64}", 3)
+BASE = ScratchBase("registry.example.com/app:v1", f"sha256:{'a' * 64}", 3)
 LAYER = tar.archive(tar.directory("./", mode=0o755, mtime_ns=1), tar.file("a", b"a"))
 
 
@@ -56,7 +56,7 @@ def test_what_stands_for_a_file_of_ours_is_refused_and_left(
     with pytest.raises(StoreError, match=f"scratch/{name}: "):
         (scratch.reset if name == "lock" else scratch.base)()
     assert (tmp_path / "precious").read_text() == "precious"
-    assert scratch.user() is None
+    assert scratch.holder() is None
 
 
 @pytest.mark.parametrize("name", ["upper", "work"])
@@ -90,7 +90,7 @@ def test_another_users_directory_is_refused(scratch: Scratch) -> None:
 def test_a_directory_of_ones_own_in_one_of_everybodys_will_do(scratch: Scratch, tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with scratch.locked("used"):
-        assert scratch.user() == "used"
+        assert scratch.holder() == "used"
 
 
 @needs_root
@@ -113,7 +113,7 @@ def test_a_mount_overwrites_nothing(imgfs: Imgfs, tmp_path: Path) -> None:
 
 def test_the_description_is_written_once(scratch: Scratch) -> None:
     path = scratch.directory / "scratch.json"
-    with claimed(scratch.directory) as fd:
+    with opened_scratch_directory(scratch.directory) as fd:
         write_base(scratch.directory, fd, BASE)
         written = path.stat()
         write_base(scratch.directory, fd, BASE)
@@ -139,7 +139,7 @@ def test_who_comes_while_a_mount_ends_waits_for_it(scratch: Scratch) -> None:
 
         def use() -> None:
             with scratch.locked("next"):
-                got.append(scratch.user())
+                got.append(scratch.holder())
 
         thread = threading.Thread(target=use)
         thread.start()
@@ -171,18 +171,18 @@ def test_a_mount_is_at_work_as_long_as_it_is_mounted(said: str, seen: bool) -> N
 
 
 def test_a_scratch_for_one_mount_is_not_swept_before_it_is_mounted(tmp_path: Path) -> None:
-    made = volatile(tmp_path)
-    volatile(tmp_path)
+    made = volatile_scratch(tmp_path)
+    volatile_scratch(tmp_path)
     assert made.directory.is_dir()
     left = Scratch(tmp_path / "scratch/.mount-0123", "", volatile=True)
     left.upper.mkdir(parents=True)
     held = Scratch(tmp_path / "scratch/.mount-4567", "", volatile=True)
     held.upper.mkdir(parents=True)
     with held.locked("mounted"):
-        volatile(tmp_path)
+        volatile_scratch(tmp_path)
         assert held.upper.is_dir()
     assert not left.directory.exists()
-    volatile(tmp_path)
+    volatile_scratch(tmp_path)
     assert not held.directory.exists()
 
 

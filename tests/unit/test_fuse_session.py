@@ -28,7 +28,7 @@ from imgfs.fuse.protocol import (
     listed_dot,
 )
 from imgfs.fuse.session import Handler, Session
-from imgfs.overlay.node import Attributes
+from imgfs.overlay.node import UpperAttributes
 from imgfs.tree.reader import Node
 
 ATTR = struct.Struct("<6q10I")  # fuse_attr (linux/fuse.h)
@@ -173,7 +173,7 @@ def test_a_file_is_told_with_times_before_1970_and_after() -> None:
     told = (7, 5000, 10, -1, -1, -1, 999_999_999, 999_999_999, 999_999_999, 0o100644, 2, 3, 4, 2049, 4096, 0)
     assert ATTR.unpack_from(entry(FILE, None), 40) == told
     assert ATTR.unpack_from(attributes(FILE, None), 16) == told
-    upper = Attributes(7, 0o100644, 3, 4, 5000, 3 * 10**9, 1, 0, 10, 10**9 + 1, 2 * 10**9 + 2)
+    upper = UpperAttributes(7, 0o100644, 3, 4, 5000, 3 * 10**9, 1, 0, 10, 10**9 + 1, 2 * 10**9 + 2)
     assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[3:9] == (1, 3, 2, 1, 0, 2)
     assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[11:13] == (5, 6)
 

@@ -1,4 +1,4 @@
-"""Marks on the files of an upper directory, whoever set them, and what fuse-overlayfs says with files."""
+"""Overlay xattrs on the files of an upper directory, and what fuse-overlayfs says with files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.overlay.upper import Upper
-from imgfs.overlay.whiteouts import normalise
+from imgfs.overlay.whiteouts import convert_whiteout_files
 from imgfs.overlay.xattrs import (
     METACOPY,
     OVERRIDE,
     REDIRECT,
     TRUSTED,
     USER,
-    Marks,
     Owner,
+    XattrFormat,
     format_override,
     is_reserved,
-    read_marks,
+    parse_overlay_xattrs,
     read_override,
     shown_xattrs,
 )
@@ -74,7 +74,7 @@ def test_owners_that_others_write(value: bytes, owner: Owner | None) -> None:
 
 @given(XATTRS)
 def test_marks_are_read_and_never_shown(xattrs: dict[bytes, bytes]) -> None:
-    marks, shown = read_marks(xattrs), shown_xattrs(xattrs)
+    marks, shown = parse_overlay_xattrs(xattrs), shown_xattrs(xattrs)
     for prefix in (TRUSTED, USER):
         assert {name.removeprefix(prefix) for name in xattrs if name.startswith(prefix)} <= marks.keys()
     for name, value in shown.items():
@@ -86,15 +86,15 @@ def test_marks_are_read_and_never_shown(xattrs: dict[bytes, bytes]) -> None:
 @given(NAMES, st.sampled_from([TRUSTED, USER]))
 def test_an_attribute_is_shown_under_the_name_it_was_set_by(name: bytes, prefix: bytes) -> None:
     for override in (False, True):
-        marks = Marks(prefix, override=override)
+        marks = XattrFormat(prefix, override=override)
         for full in (b"user." + name, b"security." + name, b"trusted." + name):
             if not is_reserved(full):
-                assert shown_xattrs({marks.stored(full): b"v"}) == {full: b"v"}
+                assert shown_xattrs({marks.stored_name(full): b"v"}) == {full: b"v"}
 
 
 @given(st.integers(0, 0o7777), st.sampled_from([stat.S_IFREG, stat.S_IFDIR]))
 def test_a_user_can_always_open_what_is_on_disk(mode: int, kind: int) -> None:
-    disk = Marks(USER, override=True).disk_mode(kind | mode)
+    disk = XattrFormat(USER, override=True).disk_mode(kind | mode)
     assert disk & 0o600 == 0o600
     assert kind == stat.S_IFREG or disk & 0o100
     assert not disk & 0o7000
@@ -122,7 +122,7 @@ def test_whiteout_files_become_whiteouts(upper: Upper, tmp_path: Path) -> None:
     (top / "d").mkdir()
     for name in (".wh.a", "d/.wh.b", "d/.wh..hidden", "keep"):
         (top / name).touch()
-    normalise(upper)
+    convert_whiteout_files(upper)
     assert sorted(os.listdir(top)) == ["a", "d", "keep"]
     assert sorted(os.listdir(top / "d")) == [".hidden", "b"]
     assert is_whiteout(top / "a")
@@ -136,7 +136,7 @@ def test_an_opaque_file_becomes_the_mark(upper: Upper, tmp_path: Path) -> None:
     directory = tmp_path / "upper/d"
     directory.mkdir()
     (directory / ".wh..wh..opq").touch()
-    normalise(upper)
+    convert_whiteout_files(upper)
     assert os.listdir(directory) == []
     assert os.getxattr(directory, "trusted.overlay.opaque") == b"y"
 
@@ -146,7 +146,7 @@ def test_a_whiteout_file_beside_what_it_would_hide_hides_nothing(upper: Upper, t
     top = tmp_path / "upper"
     (top / ".wh.a").touch()
     (top / "a").write_bytes(b"new")
-    normalise(upper)
+    convert_whiteout_files(upper)
     assert os.listdir(top) == ["a"]
     assert (top / "a").read_bytes() == b"new"
 
@@ -159,7 +159,7 @@ def test_names_that_mean_nothing_do_no_harm(upper: Upper, tmp_path: Path, name: 
     (top / "d").mkdir()
     (top / "d" / name).touch()
     (top / "d/keep").touch()
-    normalise(upper)
+    convert_whiteout_files(upper)
     assert os.listdir(top) == ["d"]
     assert os.listdir(top / "d") == ["keep"]
     assert sorted(os.listdir(tmp_path)) == ["upper", "work"]
@@ -173,7 +173,7 @@ def test_whiteout_directories_and_symlinks_do_no_harm(upper: Upper, tmp_path: Pa
     (top / ".wh.d").mkdir()
     (top / ".wh.d/file").touch()
     (top / ".wh.link").symlink_to(tmp_path)
-    normalise(upper)
+    convert_whiteout_files(upper)
     assert sorted(os.listdir(tmp_path)) == ["upper", "work"]
 
 
@@ -186,5 +186,5 @@ def test_marks_are_set_and_taken_off_whatever_their_prefix(upper: Upper, tmp_pat
         upper.set_xattr(at, prefix + METACOPY, b"")
         upper.set_xattr(at, prefix + REDIRECT, b"/x")
     upper.set_xattr(at, b"user.mine", b"1")
-    upper.unmark(at, METACOPY, REDIRECT)
+    upper.remove_overlay_xattrs(at, METACOPY, REDIRECT)
     assert upper.xattrs(at) == {b"user.mine": b"1"}

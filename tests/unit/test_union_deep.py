@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import MountError
-from imgfs.overlay.diff import How
-from imgfs.overlay.scratch import Base, Scratch
+from imgfs.overlay.diff import ChangeKind
+from imgfs.overlay.scratch import Scratch, ScratchBase
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and trusted xa
 
 DEPTH = 3_000
 OWNER = Owner(0, 0, 0o755)
-BASE = Base("oci:/none:test", sha256(b"manifest"), 1)
+BASE = ScratchBase("oci:/none:test", sha256(b"manifest"), 1)
 FAR = b"/".join([b"n" * 200] * 30)  # longer than any path that the kernel takes
 LAYER = tar.archive(
     tar.directory("./", mode=0o711, uid=4, mtime_ns=1_500_000_000_123_456_789),
@@ -91,8 +91,8 @@ def test_a_deep_scratch_can_be_reset_and_removed(tree: Tree, scratch: Scratch) -
 
 def test_the_changes_of_a_deep_scratch_are_listed(tree: Tree, scratch: Scratch) -> None:
     dig(tree, scratch)
-    with scratch.changes(tree, CONTENT) as changes:
-        paths = [change.path for change in changes if change.how is How.ADDED]
+    with scratch.diff(tree, CONTENT) as changes:
+        paths = [change.path for change in changes if change.kind is ChangeKind.ADDED]
     assert len(paths) == DEPTH + 1
     assert paths[-1] == b"deep/" * DEPTH + b"file"
 
@@ -131,7 +131,7 @@ def test_looking_at_a_scratch_that_was_reset_leaves_it_so(tree: Tree, scratch: S
     with scratch.overlay(tree, CONTENT, BASE, "begun") as overlay:
         overlay.set_mode(ino(overlay, b"a"), 0o600)
     scratch.reset()
-    with scratch.changes(tree, CONTENT) as changes:
+    with scratch.diff(tree, CONTENT) as changes:
         assert list(changes) == []
     with scratch.overlay(tree, CONTENT, BASE, "again") as overlay:
         root, lower = overlay.union.attributes(overlay.union.file(ROOT)), tree.node(ROOT)
@@ -144,7 +144,7 @@ def test_a_socket_in_the_place_of_a_file_does_not_bring_the_file_back(tree: Tree
         for name in (b"a", b"d/f"):
             overlay.entries.unlink(*place(overlay, name))
             overlay.entries.make(*place(overlay, name), stat.S_IFSOCK, OWNER)
-    with scratch.changes(tree, CONTENT) as changes:
+    with scratch.diff(tree, CONTENT) as changes:
         assert {entry.path for entry, _ in changes.members()} >= {b".wh.a", b"d/.wh.f"}
 
 
@@ -154,17 +154,17 @@ def test_links_made_and_broken_are_changes_although_all_else_is_the_same(
     with scratch.overlay(tree, CONTENT, BASE, "linked") as overlay:
         overlay.entries.unlink(*place(overlay, b"same"))
         overlay.entries.link(ino(overlay, b"d/f"), *place(overlay, b"same"))
-    with scratch.changes(tree, CONTENT) as changes:
+    with scratch.diff(tree, CONTENT) as changes:
         assert {b"d/f", b"same"} <= {entry.path for entry, _ in changes.members()}
 
 
 def test_a_scratch_of_another_image_is_refused_until_it_is_reset(tree: Tree, scratch: Scratch) -> None:
-    other = Base("oci:/none:other", sha256(b"other"), 1)
+    other = ScratchBase("oci:/none:other", sha256(b"other"), 1)
     with scratch.overlay(tree, CONTENT, BASE, "begun") as overlay:
         overlay.set_mode(ino(overlay, b"a"), 0o600)
     with pytest.raises(MountError, match="was made on oci:/none:test"):
         scratch.check(other)
     with pytest.raises(MountError, match="up to layer 1"):
-        scratch.check(Base(BASE.reference, BASE.digest, 2))
+        scratch.check(ScratchBase(BASE.reference, BASE.digest, 2))
     scratch.reset()
     scratch.check(other)
