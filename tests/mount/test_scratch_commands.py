@@ -15,7 +15,7 @@ from tests.support.mounted import Imgfs, gzipped, is_alive, mount_of, until, wri
 from tests.support.patience import allowed
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
-REFUSED = r" ERROR imgfs\.daemon: "  # the daemon's log tells, too, why it does not mount
+REFUSED = r" ERROR imgfs\.daemonize: "  # the daemon's log tells, too, why it does not mount
 
 ROOT_TIME = 1_500_000_000_123_456_789
 LAYERS = [
