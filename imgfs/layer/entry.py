@@ -85,9 +85,9 @@ class Span(NamedTuple):
     span. `digest` is the sha256 of exactly the blob's bytes `[start, end)`.
 
     A table of contents (eStargz, zstd:chunked) gives digests of decoded bytes instead: then `digest` is empty
-    and `parts` say what is known, in order. Where there are parts, they alone are checked. Files have no
-    bytes outside of the parts; what the blob's bytes decode to beyond `flat_end` (the next member's tar
-    header) does not count.
+    and `parts` say what is known: they ascend and do not overlap, so that checking them takes one pass. Where
+    there are parts, they alone are checked. Files have no bytes outside of the parts; what the blob's bytes
+    decode to beyond `flat_end` (the next member's tar header) does not count.
     """
 
     number: int

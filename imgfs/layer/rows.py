@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -153,10 +154,16 @@ def pack_parts(parts: Iterable[Part]) -> bytes | None:
 
 
 def unpack_parts(blob: bytes) -> tuple[Part, ...]:
-    """The inverse of `pack_parts`; raises ValueError."""
+    """The inverse of `pack_parts`; raises ValueError, also for parts that overlap or do not ascend.
+
+    Parts that overlapped would have the same bytes hashed as often as an index likes.
+    """
     if len(blob) % _PART.size:
         raise ValueError(f"{len(blob)} bytes of parts")
-    return tuple(map(Part._make, _PART.iter_unpack(blob)))
+    parts = tuple(map(Part._make, _PART.iter_unpack(blob)))
+    if any(second.skip < first.skip + first.length for first, second in pairwise(parts)):
+        raise ValueError("parts that overlap or do not ascend")
+    return parts
 
 
 def pack_time(mtime_ns: int) -> int | bytes:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import resource
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -27,6 +29,7 @@ from tests.support.blobs import (
     zstd_bomb,
     zstd_frames,
 )
+from tests.support.children import Child
 from tests.support.tarmake import archive, file
 
 TEXT = prose(60_000)
@@ -215,6 +218,26 @@ def test_a_zstd_window_may_have_2_gib_but_not_more() -> None:
         decoded(bytes(frame))
 
 
+@pytest.mark.parametrize("is_parted", [False, True])
+def test_a_hostile_zstd_window_costs_a_span_no_more_memory_than_it_decodes_to(is_parted: bool) -> None:
+    """The frame says 2 GiB of window and holds 512 MiB; the index says 1 MiB, all of a page of the window."""
+    frame = bytearray(zstd_bomb(4096))
+    frame[5] = (31 - 10) << 3  # the window's exponent
+    span = span_of(bytes(frame), MIB, Codec.ZSTD)
+    span = parted(span, bytes(MIB), (0, MIB)) if is_parted else span
+
+    def read() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            assert flat_of(span, bytes(frame)) == bytes(MIB)
+        except InvalidImage:
+            assert not is_parted  # of a digest, all that decodes counts
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+    with Child(read) as child:
+        assert child.join() == 0
+
+
 @pytest.mark.parametrize(("name", "pack"), [("xz", lzma.compress), ("bzip2", bz2.compress)])
 def test_streams_are_cut_between_them(name: str, pack: Callable[[bytes], bytes]) -> None:
     texts = [TEXT[:9000], b"", TEXT[9000:9100], TEXT[9100:]]
@@ -380,6 +403,24 @@ def test_the_parts_of_a_span_are_checked(name: str, size: int) -> None:
         wrong[number] = part._replace(digest=bytes(32))
         with pytest.raises(IntegrityError, match=rf"span 0, {part.length} bytes from {part.skip}: "):
             flat_of(good._replace(parts=tuple(wrong)), packed, size)
+
+
+def test_checking_many_parts_takes_one_pass() -> None:
+    """200,000 parts, and a piece for each of them: a second of work, hours if pieces and parts multiply."""
+    flat, count = b"0123456789abcdef", 200_000
+    digest = sha256(flat).digest()
+    parts = tuple(Part(16 * number, 16, digest) for number in range(count))
+    span = Span(0, 0, 16 * count, 0, 16 * count, Codec.IDENTITY, b"", None, parts)
+    taken = time.process_time()
+    assert sum(map(len, decode_span(span, (flat for _ in range(count))))) == 16 * count
+    assert time.process_time() - taken < 30
+
+
+def test_a_part_behind_the_end_of_a_span_is_not_what_was_said() -> None:
+    span = span_of(b"0123456789", 10, Codec.IDENTITY)
+    beyond = Part(20, 5, sha256(b"01234").digest())
+    with pytest.raises(IntegrityError, match="span 0, 5 bytes from 20"):
+        flat_of(span._replace(parts=(Part(0, 10, sha256(b"0123456789").digest()), beyond)), b"0123456789")
 
 
 @pytest.mark.parametrize("name", ["gzip", "gzip members", "deflate", "zstd", "zstd frames"])

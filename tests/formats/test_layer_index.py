@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -296,6 +297,9 @@ READS: dict[str, Callable[[LayerIndex], object]] = {
 }
 
 
+OVERLAPPING = b"".join(struct.pack("<QQ32s", skip, 10, bytes(32)) for skip in (0, 9)).hex()
+
+
 @pytest.mark.parametrize(
     ("read", "statement"),
     [
@@ -307,6 +311,7 @@ READS: dict[str, Callable[[LayerIndex], object]] = {
         ("whiteout_candidates", "UPDATE entry SET path = '.wh.x', kind = NULL"),
         ("hardlinks", "UPDATE entry SET kind = 3, extents = x'00', flat = NULL"),
         ("span", "UPDATE span SET codec = 77"),
+        ("span", f"UPDATE span SET parts = x'{OVERLAPPING}'"),
         ("span", "UPDATE checkpoint SET window = x'00'"),
         ("span", "UPDATE checkpoint SET window = NULL"),
         ("span", "DROP TABLE checkpoint"),

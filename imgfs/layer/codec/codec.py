@@ -18,7 +18,7 @@ from imgfs.layer.codec import isal_engine
 from imgfs.layer.codec.gzip import Inflater
 from imgfs.layer.codec.xz_bzip2 import Streams
 from imgfs.layer.codec.zlib_engine import Engine, ZlibEngine
-from imgfs.layer.entry import Checkpoint, Codec, Span
+from imgfs.layer.entry import Checkpoint, Codec, Part, Span
 from imgfs.layer.limits import ZSTD_WINDOW_LIMIT
 
 MEMBERS = "gzip members"  # the format of a blob of several gzip members
@@ -149,27 +149,30 @@ class _Whole:
 
 
 class _Parts:
-    """Checks a span of whose flat bytes runs have digests."""
+    """Checks a span of whose flat bytes runs have digests: they ascend, so each byte is hashed once at most.
+
+    Raises IntegrityError as soon as a run is complete and has another digest.
+    """
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self._hashers = [hashlib.sha256() for _ in span.parts]
         self._at = 0
-        self._first = 0  # of the parts that are not behind us
+        self._parts = iter(span.parts)
+        self._begin()
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The compressed chunks: nothing is known of them."""
+        """Return the compressed chunks as they are: no digest is of them."""
         return iter(chunks)
 
     def decoded(self, piece: bytes | memoryview) -> None:
-        """Take the next flat bytes."""
-        at, end, parts = self._at, self._at + len(piece), self._span.parts
-        while self._first < len(parts) and parts[self._first].skip + parts[self._first].length <= at:
-            self._first += 1
-        for part, hasher in zip(parts[self._first :], self._hashers[self._first :], strict=True):
-            if part.skip >= end:
+        """Hash the next flat bytes."""
+        view, at, end = memoryview(piece), self._at, self._at + len(piece)
+        while (part := self._part) and part.skip < end:
+            self._hasher.update(view[max(0, part.skip - at) : max(0, part.skip + part.length - at)])
+            if part.skip + part.length > end:
                 break
-            hasher.update(memoryview(piece)[max(0, part.skip - at) : max(0, part.skip + part.length - at)])
+            self._check(part)
+            self._begin()
         self._at = end
 
     def undecodable(self, _rest: Iterator[bytes], error: InvalidImage) -> None:
@@ -180,11 +183,19 @@ class _Parts:
         ) from error
 
     def finish(self) -> None:
-        """Raise IntegrityError if a digest is another."""
-        for part, hasher in zip(self._span.parts, self._hashers, strict=True):
-            if hasher.digest() != part.digest:
-                what = f"span {self._span.number}, {part.length} bytes from {part.skip}"
-                raise IntegrityError(what, expected=part.digest.hex(), actual=hasher.hexdigest())
+        """Raise IntegrityError if the flat bytes end before the runs do."""
+        while self._part:
+            self._check(self._part)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._part = next(self._parts, None)
+        self._hasher = hashlib.sha256()
+
+    def _check(self, part: Part) -> None:
+        if self._hasher.digest() != part.digest:
+            what = f"span {self._span.number}, {part.length} bytes from {part.skip}"
+            raise IntegrityError(what, expected=part.digest.hex(), actual=self._hasher.hexdigest())
 
 
 class _TarDecoder:
@@ -275,11 +286,15 @@ class _FramesDecoder:
 class ZstdFrames:
     """Decodes zstd frames (RFC 8878) fed in chunks; skippable frames are skipped.
 
+    A frame that asks for a window of more than `window_limit` bytes raises InvalidImage. zstd allocates the
+    window when a frame begins and writes to as much of it as the frame decodes to, so a caller that stops
+    after N bytes has N bytes of it in memory, and up to 32 MiB more: 1,024 bytes of blocks.
+
     `between` tells whether the last piece ended where a frame ends; `consumed` and `produced` count bytes.
     """
 
-    def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT)
+    def __init__(self, window_limit: int = ZSTD_WINDOW_LIMIT) -> None:
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=window_limit)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self.between = True
         self.consumed = 0
