@@ -19,6 +19,7 @@ from imgfs.layer.codec.codec import ZstdFrames
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import BLOB, WINDOWS, Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.layer.limits import PACKED_WINDOW_LIMIT
 
 _LEVEL = 19  # of zstd: written once, fetched often
 
@@ -89,8 +90,11 @@ def pack(path: Path, packed: Path) -> None:
 
 
 def unpack(chunks: Iterable[bytes], path: Path, size: int) -> None:
-    """Write what zstd frames decode to to a new file; raises InvalidImage unless that is `size` bytes."""
-    frames, written = ZstdFrames(), 0
+    """Write what zstd frames decode to to a new file; raises InvalidImage unless that is `size` bytes.
+
+    `pack` makes windows of 8 MiB at most, so a frame that wants a larger one is none of its own.
+    """
+    frames, written = ZstdFrames(PACKED_WINDOW_LIMIT), 0
     with path.open("wb") as file:
         for chunk in chunks:
             for piece in frames.pieces(chunk):

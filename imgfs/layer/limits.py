@@ -29,7 +29,8 @@ What a layer may cost:
 | input                   | bound                                                                           |
 |-------------------------|---------------------------------------------------------------------------------|
 | a compressed layer      | decodes to 100 times its size, or 16 GiB if that is more                        |
-| a zstd frame's window   | 2 GiB (`--long=31`); xz may take 1 GiB of memory                                |
+| a zstd frame's window   | 2 GiB (`--long=31`); memory: as much of it as the span decodes to               |
+| an xz stream            | 1 GiB of memory                                                                 |
 | an extension header     | 1 MiB (Go's maxSpecialFileSize), and the same for a sparse map                  |
 | components of its paths | 64 looked up for each entry, and 200,000                                        |
 | directories implied     | 16 for each entry, and 4,096                                                    |
@@ -47,7 +48,7 @@ What an index of others may cost:
 | a table of contents     | 256 MiB, 2 million entries and chunks of 2 Mi characters;                       |
 |                         | memory: 4 times it, and 1.5 KiB for each entry and chunk                        |
 | a zTOC                  | 256 MiB, 1,000 vtables; memory: 4 times it, and 2 KiB for each entry            |
-| a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most                   |
+| a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most; windows of 8 MiB |
 | reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |
 """
 
@@ -74,6 +75,7 @@ XATTRS_LIMIT = (
 PLAUSIBLE_SIZE = 16 << 30
 PLAUSIBLE_RATIO = 100
 ZSTD_WINDOW_LIMIT = 1 << 31  # bytes: `zstd --long=31`, the most there is
+PACKED_WINDOW_LIMIT = 8 << 20  # bytes: zstd's level 19, and what RFC 8878, 3.1.1.1.2, asks every decoder for
 XZ_MEMORY_LIMIT = 1 << 30  # bytes: `xz -9` takes 65 MiB, a dictionary of 768 MiB still goes
 EXTENSION_LIMIT = 1 << 20  # bytes of one extension header: Go's maxSpecialFileSize
 MAP_LIMIT = (

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
-from imgfs.layer.artifact import Windows, write_shared, write_windows
+from imgfs.layer.artifact import Windows, pack, unpack, write_shared, write_windows
 from imgfs.layer.entry import Checkpoint, Codec, Entry, Extent, Kind, Part, Span
 from imgfs.layer.index import Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
@@ -95,6 +95,19 @@ def test_a_seekable_copy_takes_the_place_of_the_layers_own_spans(path: Path, tmp
         write_shared(index, tmp_path / "copied", lean=True, windows=None, copy=(blob, spans))
     with LayerIndex(tmp_path / "copied") as index:
         assert (index.blob, index.windows, list(index.spans())) == (blob, None, spans)
+
+
+def test_a_packed_file_is_unpacked_with_windows_of_8_mib_and_no_larger(tmp_path: Path) -> None:
+    body = bytes(20 << 20)
+    (tmp_path / "made").write_bytes(body)
+    pack(tmp_path / "made", tmp_path / "packed")
+    frame = bytearray((tmp_path / "packed").read_bytes())
+    unpack([bytes(frame)], tmp_path / "unpacked", len(body))
+    assert (tmp_path / "unpacked").read_bytes() == body
+    assert zstandard.get_frame_parameters(bytes(frame)).window_size == 8 << 20
+    frame[5] = (24 - 10) << 3  # the window's exponent (RFC 8878, section 3.1.1.1.2)
+    with pytest.raises(InvalidImage, match="zstd offset 0: zstd: "):
+        unpack([bytes(frame)], tmp_path / "again", len(body))
 
 
 def test_parts_are_kept(tmp_path: Path) -> None:
