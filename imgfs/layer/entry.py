@@ -69,7 +69,7 @@ class Checkpoint(NamedTuple):
     window: bytes
 
 
-class Part(NamedTuple):
+class ChunkDigest(NamedTuple):
     """A run of a span of which a digest is known: `length` flat bytes, `skip` after the span's first, and
     their sha256."""
 
@@ -98,4 +98,4 @@ class Span(NamedTuple):
     codec: Codec
     digest: bytes
     checkpoint: Checkpoint | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ChunkDigest, ...] = ()

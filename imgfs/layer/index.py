@@ -31,8 +31,8 @@ from imgfs.layer.rows import (
     integers,
     open_database,
     typed,
+    unpack_chunk_digests,
     unpack_extents,
-    unpack_parts,
     unpack_time,
     unpack_xattrs,
 )
@@ -343,7 +343,7 @@ def _span(row: tuple[int, int, int, int, int, int, bytes, bytes | None]) -> Span
     _integers(number, flat_start, flat_end, start, end)
     if not isinstance(digest, bytes):
         raise TypeError(f"the digest of span {number}")
-    known = unpack_parts(parts) if parts else ()
+    known = unpack_chunk_digests(parts) if parts else ()
     return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, None, known)
 
 

@@ -14,7 +14,7 @@ from imgfs.layer.rewrite import Form, write_anew
 from imgfs.layer.rows import (
     create_database,
     note_origin,
-    pack_parts,
+    pack_chunk_digests,
     pack_time,
     pack_xattrs,
     set_format,
@@ -127,4 +127,4 @@ def vouch(path: Path, origin: str) -> None:
 
 
 def _span_row(span: Span) -> tuple[object, ...]:
-    return (*span[:5], int(span.codec), span.digest, pack_parts(span.parts))
+    return (*span[:5], int(span.codec), span.digest, pack_chunk_digests(span.parts))

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imgfs.errors import StoreError
-from imgfs.layer.entry import Entry, Extent, Part
+from imgfs.layer.entry import ChunkDigest, Entry, Extent
 
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
 _ABREAST = 2  # tables looked through at once: SQLite does without the interpreter's lock meanwhile
@@ -148,19 +148,19 @@ def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
     return tuple(Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
 
 
-def pack_parts(parts: Iterable[Part]) -> bytes | None:
+def pack_chunk_digests(parts: Iterable[ChunkDigest]) -> bytes | None:
     """A span's parts as one blob, 48 bytes each; None if there are none."""
     return b"".join(_PART.pack(*part) for part in parts) or None
 
 
-def unpack_parts(blob: bytes) -> tuple[Part, ...]:
-    """The inverse of `pack_parts`; raises ValueError, also for parts that overlap or do not ascend.
+def unpack_chunk_digests(blob: bytes) -> tuple[ChunkDigest, ...]:
+    """The inverse of `pack_chunk_digests`; raises ValueError, also for parts that overlap or do not ascend.
 
     Parts that overlapped would have the same bytes hashed as often as an index likes.
     """
     if len(blob) % _PART.size:
         raise ValueError(f"{len(blob)} bytes of parts")
-    parts = tuple(map(Part._make, _PART.iter_unpack(blob)))
+    parts = tuple(map(ChunkDigest._make, _PART.iter_unpack(blob)))
     if any(second.skip < first.skip + first.length for first, second in pairwise(parts)):
         raise ValueError("parts that overlap or do not ascend")
     return parts

@@ -14,12 +14,12 @@ from typing import Protocol
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.codec.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
 from imgfs.layer.codec.threads import Pull, Push
-from imgfs.layer.codec.zlib_engine import Engine
+from imgfs.layer.codec.zlib_engine import InflateEngine
 from imgfs.layer.entry import Entry
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.limits import PLAUSIBLE_RATIO, PLAUSIBLE_SIZE
 from imgfs.layer.soci.spans import SpanWriter
-from imgfs.layer.tar.reader import Want, parse_tar
+from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -47,7 +47,7 @@ def scan(
     *,
     plausible: int = PLAUSIBLE_SIZE,
     step: int = STEP,
-    engine: Callable[[], Engine] = fastest_engine,
+    engine: Callable[[], InflateEngine] = fastest_engine,
 ) -> int:
     """Decode the whole blob, write its flat layer to `flat` and its entries and spans to `index`.
 
@@ -95,7 +95,7 @@ def _decode(
     layer: Descriptor,
     index: IndexWriter,
     limit: int,
-    cutting: tuple[int, Callable[[], Engine]],
+    cutting: tuple[int, Callable[[], InflateEngine]],
 ) -> tuple[int, str]:
     """Drive decoder, tar reader and span writer over the chunks; returns flat size and format."""
     head = _head(pull)
@@ -161,17 +161,17 @@ def _head(pull: Pull) -> bytes:
 class Headers:
     """Feeds the tar reader from pieces that go by, holding back only what it wants across them."""
 
-    def __init__(self, parser: Generator[Want, bytes, int]) -> None:
+    def __init__(self, parser: Generator[ReadRequest, bytes, int]) -> None:
         self._parser = parser
         self._held = bytearray()
-        self._want: Want | None = next(parser)
+        self._request: ReadRequest | None = next(parser)
         self._end = 0
 
     def feed(self, start: int, piece: bytes) -> None:
         """Take the piece of the flat layer at `start`."""
         end = start + len(piece)
-        while self._want is not None and self._want.offset < end:
-            offset, length = self._want
+        while self._request is not None and self._request.offset < end:
+            offset, length = self._request
             if offset + length > end:
                 self._held += piece[max(0, offset - start) :]
                 return
@@ -180,7 +180,7 @@ class Headers:
 
     def finish(self, size: int) -> None:
         """The flat layer ends at `size`: the reader gets what is left; InvalidImage if too little."""
-        while self._want is not None:
+        while self._request is not None:
             self._send_held()
         if self._end > size:
             raise InvalidImage(
@@ -191,7 +191,7 @@ class Headers:
         body = bytes(self._held)
         self._held.clear()
         try:
-            self._want = self._parser.send(body)
+            self._request = self._parser.send(body)
         except StopIteration as stop:
-            self._want = None
+            self._request = None
             self._end = stop.value

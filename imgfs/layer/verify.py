@@ -13,11 +13,11 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.entry import WINDOW, Checkpoint, Entry, Part, Span
+from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Entry, Span
 from imgfs.layer.index import BLOB, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import Headers
-from imgfs.layer.tar.reader import Want, parse_tar
+from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
 from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -55,7 +55,7 @@ def prove(index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, wri
 class _Flat:
     """A flat layer that goes by: hashed, its headers read, its last bytes at hand."""
 
-    def __init__(self, diff_id: Digest, parser: Generator[Want, bytes, int]) -> None:
+    def __init__(self, diff_id: Digest, parser: Generator[ReadRequest, bytes, int]) -> None:
         self.size = 0
         self.window = b""  # the last of it
         self._diff_id = diff_id
@@ -88,5 +88,5 @@ def _keeper(layer: Descriptor, writer: IndexWriter) -> Callable[[Entry], None]:
 
 def _proved(span: Span, digest: bytes, checkpoint: Checkpoint | None) -> Span:
     """The span, bound to what it decodes to."""
-    part = Part(0, span.flat_end - span.flat_start, digest)
+    part = ChunkDigest(0, span.flat_end - span.flat_start, digest)
     return span._replace(checkpoint=checkpoint, parts=(part,))

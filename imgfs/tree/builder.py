@@ -1,7 +1,7 @@
 """A tree while layers are merged into it: names and nodes, in SQLite, so that memory is bounded.
 
-Names are kept in a file of their own, gone from its directory as soon as it is open; `finish` copies them in
-order into the tree's file, which so has no holes.
+Names are kept in a file of their own, unlinked as soon as it is open; `finish` copies them in order into the
+tree's file, which so has no holes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sqlite3
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
@@ -19,7 +20,7 @@ from imgfs.layer.rows import create_database, file_uri, pack_time, pack_xattrs, 
 from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
 
-# What a name leads to, as in `d_type` of readdir(3): the file type bits of st_mode, shifted.
+# `d_type` of readdir(3): the file type bits of st_mode, shifted.
 DIRECTORY = stat.S_IFDIR >> 12
 SYMLINK = stat.S_IFLNK >> 12
 CHARACTER = stat.S_IFCHR >> 12
@@ -80,10 +81,15 @@ _ADD_NAME = "INSERT OR IGNORE INTO work.name VALUES (?,?,?,?)"
 _ADD_NODE = "INSERT INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _TOTALS = f"SELECT count(*), total(size) FROM node WHERE mode >> 12 = {stat.S_IFREG >> 12}"
 
-Found = tuple[int, int]  # the ino and type that a name leads to
+
+class Dirent(NamedTuple):
+    """The node that a name leads to: `d_ino` and `d_type` of readdir(3)."""
+
+    ino: int
+    type: int
 
 
-class Draft:
+class TreeBuilder:
     """A tree being merged, written to a new file at `path`; a tree only once `finish` has returned."""
 
     def __init__(self, path: Path) -> None:
@@ -108,11 +114,11 @@ class Draft:
         self.db.executescript(f"BEGIN; {_WORK}")
         path.unlink(missing_ok=True)  # a sweep may have been faster
 
-    def find(self, parent: int, name: bytes) -> Found | None:
-        """What `name` leads to."""
+    def find(self, parent: int, name: bytes) -> Dirent | None:
+        """Return the node that `name` leads to in the directory `parent`; None if it has no such name."""
         query = "SELECT ino, type FROM work.name WHERE parent = ? AND name = ?"
-        found: Found | None = self._names.execute(query, (parent, name)).fetchone()
-        return found
+        row = self._names.execute(query, (parent, name)).fetchone()
+        return None if row is None else Dirent._make(row)
 
     def target(self, ino: int) -> bytes:
         """A symlink's target."""
@@ -132,9 +138,9 @@ class Draft:
         self._names.execute(_ADD_NAME, (parent, name, self.next_ino, DIRECTORY))
         return self._add_node(entry, 0)
 
-    def add_nameless(self, entry: Entry, layer: int) -> Found:
+    def add_nameless(self, entry: Entry, layer: int) -> Dirent:
         """Add a node that has no name, only a pin: see `unpin`."""
-        return self._add_node(entry, layer), _TYPES[entry.kind]
+        return Dirent(self._add_node(entry, layer), _TYPES[entry.kind])
 
     def describe(self, ino: int, entry: Entry) -> None:
         """Give a directory the attributes of an entry in place of its own."""
@@ -144,17 +150,17 @@ class Draft:
         xattrs = pack_xattrs(kept_xattrs(entry.kind, entry.xattrs))
         self._node(query, ino, (mode, entry.uid, entry.gid, pack_time(entry.mtime_ns), xattrs))
 
-    def link(self, parent: int, name: bytes, found: Found) -> None:
+    def link(self, parent: int, name: bytes, found: Dirent) -> None:
         """Give a node a further name, in place of what has it."""
         taken = self.find(parent, name)
         if taken == found:
             return
-        self.pin(found[0])  # before the removal: it may be of a directory that holds the node's last name
+        self.pin(found.ino)  # before the removal: it may be of a directory that holds the node's last name
         if taken:
             self.remove(parent, name, taken)
         self._names.execute(_ADD_NAME, (parent, name, *found))
 
-    def remove(self, parent: int, name: bytes, found: Found) -> None:
+    def remove(self, parent: int, name: bytes, found: Dirent) -> None:
         """Remove a name and what it leads to; a node that has other names stays."""
         self.db.execute("DELETE FROM work.name WHERE parent = ? AND name = ?", (parent, name))
         ino, kind = found

@@ -1,10 +1,17 @@
-"""What one layer wants remembered while it is merged: in SQLite too, for a layer may want much."""
+"""Per-layer merge state, in SQLite temporary tables to bound memory.
+
+hidden, opaque   names that the layer's whiteouts remove from the layers below, and directories they empty
+held             targets of the layer's hard links that its whiteouts may remove
+aside            nodes without a name in the tree that hard links may still refer to (AUFS metadata)
+later            hard links whose target has not been met yet
+own              the layer's own directory entries
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from imgfs.tree.builder import Draft, Found
+from imgfs.tree.builder import Dirent, TreeBuilder
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work.hidden (parent INTEGER, name BLOB, PRIMARY KEY (parent, name)) WITHOUT ROWID;
@@ -17,76 +24,75 @@ CREATE TABLE IF NOT EXISTS work.own (path BLOB PRIMARY KEY) WITHOUT ROWID;
 _END_LAYER = "DELETE FROM work.hidden; DELETE FROM work.opaque; DELETE FROM work.aside; DELETE FROM work.own;"
 
 
-class Notes:
-    """Names to hide, nodes to hold, links to make later, the layer's own directories."""
+class MergeState:
+    """The tables above, in the database of a `TreeBuilder`; emptied at the end of each layer."""
 
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-        self._db = draft.db
-        draft.run(_SCHEMA)
+    def __init__(self, builder: TreeBuilder) -> None:
+        self._builder = builder
+        self._db = builder.db
+        builder.run(_SCHEMA)
 
     def hide(self, parent: int, name: bytes) -> None:
-        """Note that a name is to go when all of the layer's whiteouts have been read."""
+        """Mark a name for removal by `remove_hidden`, after all of the layer's whiteouts are read."""
         self._db.execute("INSERT OR IGNORE INTO work.hidden VALUES (?,?)", (parent, name))
 
     def hide_all(self, parent: int) -> None:
-        """Note that all names of a directory are to go; however often that is said, it costs once."""
+        """Mark all names of a directory for removal; repeating it for the same directory costs nothing."""
         if not self._db.execute("INSERT OR IGNORE INTO work.opaque VALUES (?)", (parent,)).rowcount:
             return
         query = "INSERT OR IGNORE INTO work.hidden SELECT parent, name FROM work.name WHERE parent = ?"
         self._db.execute(query, (parent,))
 
     def hides(self) -> bool:
-        """Whether any name is to go."""
+        """Return True if any name is marked for removal."""
         return self._db.execute("SELECT 1 FROM work.hidden").fetchone() is not None
 
     def remove_hidden(self) -> None:
-        """Remove the names noted, those that are still there."""
+        """Remove the marked names that still exist."""
         for parent, name in self._db.execute("SELECT parent, name FROM work.hidden"):
-            if found := self._draft.find(parent, name):
-                self._draft.remove(parent, name, found)
+            if found := self._builder.find(parent, name):
+                self._builder.remove(parent, name, found)
 
-    def hold(self, path: bytes, found: Found) -> None:
-        """Keep a node until the end of the layer for hard links to the clean `path`."""
+    def hold(self, path: bytes, found: Dirent) -> None:
+        """Pin a node until the end of the layer, as the target of hard links to the clean `path`."""
         cursor = self._db.execute("INSERT OR IGNORE INTO work.held VALUES (?,?,?)", (path, *found))
         if cursor.rowcount == 1:
-            self._draft.pin(found[0])
+            self._builder.pin(found.ino)
 
-    def held(self, path: bytes) -> Found | None:
-        """The node held for `path`."""
+    def held(self, path: bytes) -> Dirent | None:
+        """Return the node pinned for `path`, or None."""
         query = "SELECT ino, type FROM work.held WHERE path = ?"
-        found: Found | None = self._db.execute(query, (path,)).fetchone()
-        return found
+        return self._dirent(query, path)
 
-    def holdings(self) -> Iterator[tuple[bytes, Found]]:
-        """(path, node) of all that is held; what has been given out may be released meanwhile."""
+    def holdings(self) -> Iterator[tuple[bytes, Dirent]]:
+        """Yield (path, node) of all pinned nodes; the caller may release those already yielded."""
         for path, ino, kind in self._db.execute("SELECT path, ino, type FROM work.held"):
-            yield path, (ino, kind)
+            yield path, Dirent(ino, kind)
 
-    def release(self, path: bytes, found: Found) -> None:
-        """Let go of a node that was held for `path`."""
+    def release(self, path: bytes, found: Dirent) -> None:
+        """Unpin a node that was held for `path`."""
         self._db.execute("DELETE FROM work.held WHERE path = ?", (path,))
-        self._draft.unpin(found[0])
+        self._builder.unpin(found.ino)
 
-    def put_aside(self, path: bytes, found: Found) -> None:
-        """Keep a node, pinned once, until the end of the layer: hard links to the clean `path` mean it."""
+    def put_aside(self, path: bytes, found: Dirent) -> None:
+        """Keep a node that the caller has pinned until the end of the layer: hard links to the clean `path`
+        refer to it."""
         if before := self.aside(path):
-            self._draft.unpin(before[0])
+            self._builder.unpin(before.ino)
         self._db.execute("INSERT OR REPLACE INTO work.aside VALUES (?,?,?)", (path, *found))
 
-    def aside(self, path: bytes) -> Found | None:
-        """The node put aside for `path`."""
+    def aside(self, path: bytes) -> Dirent | None:
+        """Return the node put aside for `path`, or None."""
         query = "SELECT ino, type FROM work.aside WHERE path = ?"
-        found: Found | None = self._db.execute(query, (path,)).fetchone()
-        return found
+        return self._dirent(query, path)
 
     def link_later(self, path: bytes, target: bytes) -> None:
-        """Note a hard link whose target is not there yet; of several at one path the last counts."""
+        """Record a hard link whose target does not exist yet; of several at one path the last counts."""
         query = "INSERT OR REPLACE INTO work.later (path, target) VALUES (?,?)"
         self._db.execute(query, (path, target))
 
     def later(self, *, last_first: bool = True) -> Iterator[tuple[int, bytes, bytes]]:
-        """(seq, path, target) of the links noted: chains are mostly written the last of them first."""
+        """Yield (seq, path, target) of the recorded links; most chains are written last link first."""
         where = "seq < ? ORDER BY seq DESC" if last_first else "seq > ? ORDER BY seq"
         query = f"SELECT seq, path, target FROM work.later WHERE {where} LIMIT 1"
         row = (1 << 62 if last_first else -1, b"", b"")
@@ -94,21 +100,25 @@ class Notes:
             yield row
 
     def linked(self, seq: int) -> None:
-        """Strike a link off the list."""
+        """Forget a recorded link, because it has been made."""
         self._db.execute("DELETE FROM work.later WHERE seq = ?", (seq,))
 
-    def own(self, paths: Iterable[bytes]) -> None:
-        """Note the clean paths of the layer's own directory entries."""
+    def add_own(self, paths: Iterable[bytes]) -> None:
+        """Record the clean paths of the layer's own directory entries."""
         self._db.executemany("INSERT OR IGNORE INTO work.own VALUES (?)", ((path,) for path in paths))
 
     def is_own(self, path: bytes) -> bool:
-        """Whether `path` was noted as the layer's own directory."""
+        """Return True if `path` is one of the layer's own directory entries."""
         return self._db.execute("SELECT 1 FROM work.own WHERE path = ?", (path,)).fetchone() is not None
 
+    def _dirent(self, query: str, path: bytes) -> Dirent | None:
+        row = self._db.execute(query, (path,)).fetchone()
+        return None if row is None else Dirent._make(row)
+
     def end(self) -> None:
-        """Forget everything; let go of the nodes held."""
+        """Empty the tables and unpin the nodes held."""
         for path, found in self.holdings():
             self.release(path, found)
         for (ino,) in self._db.execute("SELECT ino FROM work.aside"):
-            self._draft.unpin(ino)
-        self._draft.run(_END_LAYER)
+            self._builder.unpin(ino)
+        self._builder.run(_END_LAYER)

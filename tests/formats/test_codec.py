@@ -17,7 +17,7 @@ from imgfs.errors import IntegrityError, InvalidImage, Unavailable
 from imgfs.layer.codec import xz_bzip2
 from imgfs.layer.codec.codec import FRAMED, MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
 from imgfs.layer.codec.zlib_engine import ZlibEngine
-from imgfs.layer.entry import Codec, Part, Span
+from imgfs.layer.entry import ChunkDigest, Codec, Span
 from tests.support import blobs
 from tests.support.blobs import (
     deflate,
@@ -387,7 +387,7 @@ def test_what_the_source_raises_comes_out_of_a_span(name: str) -> None:
 
 def parted(span: Span, flat: bytes, *runs: tuple[int, int]) -> Span:
     """`span` with the digests of those runs of its flat bytes, (skip, length), and none of its own."""
-    parts = (Part(skip, length, sha256(flat[skip : skip + length]).digest()) for skip, length in runs)
+    parts = (ChunkDigest(skip, length, sha256(flat[skip : skip + length]).digest()) for skip, length in runs)
     return span._replace(digest=b"", parts=tuple(parts))
 
 
@@ -409,7 +409,7 @@ def test_checking_many_parts_takes_one_pass() -> None:
     """200,000 parts, and a piece for each of them: a second of work, hours if pieces and parts multiply."""
     flat, count = b"0123456789abcdef", 200_000
     digest = sha256(flat).digest()
-    parts = tuple(Part(16 * number, 16, digest) for number in range(count))
+    parts = tuple(ChunkDigest(16 * number, 16, digest) for number in range(count))
     span = Span(0, 0, 16 * count, 0, 16 * count, Codec.IDENTITY, b"", None, parts)
     taken = time.process_time()
     assert sum(map(len, decode_span(span, (flat for _ in range(count))))) == 16 * count
@@ -418,9 +418,11 @@ def test_checking_many_parts_takes_one_pass() -> None:
 
 def test_a_part_behind_the_end_of_a_span_is_not_what_was_said() -> None:
     span = span_of(b"0123456789", 10, Codec.IDENTITY)
-    beyond = Part(20, 5, sha256(b"01234").digest())
+    beyond = ChunkDigest(20, 5, sha256(b"01234").digest())
     with pytest.raises(IntegrityError, match="span 0, 5 bytes from 20"):
-        flat_of(span._replace(parts=(Part(0, 10, sha256(b"0123456789").digest()), beyond)), b"0123456789")
+        flat_of(
+            span._replace(parts=(ChunkDigest(0, 10, sha256(b"0123456789").digest()), beyond)), b"0123456789"
+        )
 
 
 @pytest.mark.parametrize("name", ["gzip", "gzip members", "deflate", "zstd", "zstd frames"])

@@ -12,7 +12,7 @@ import zstandard
 
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.layer.artifact import Windows, pack, unpack, write_shared, write_windows
-from imgfs.layer.entry import Checkpoint, Codec, Entry, Extent, Kind, Part, Span
+from imgfs.layer.entry import Checkpoint, ChunkDigest, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.index import Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, vouch
 from imgfs.tree import reader as trees
@@ -111,7 +111,7 @@ def test_a_packed_file_is_unpacked_with_windows_of_8_mib_and_no_larger(tmp_path:
 
 
 def test_parts_are_kept(tmp_path: Path) -> None:
-    parts = (Part(0, 60, b"\3" * 32), Part(70, 30, b"\4" * 32))
+    parts = (ChunkDigest(0, 60, b"\3" * 32), ChunkDigest(70, 30, b"\4" * 32))
     span = Span(0, 0, 100, 0, 50, Codec.GZIP, b"", None, parts)
     writer = IndexWriter(tmp_path / "index")
     writer.add_spans([span])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.layer.codec.codec import decode_span, fastest_engine
-from imgfs.layer.codec.zlib_engine import Engine, ZlibEngine
+from imgfs.layer.codec.zlib_engine import InflateEngine, ZlibEngine
 from imgfs.layer.entry import Codec, Entry, Span
 from imgfs.layer.index import LayerIndex, Summary
 from imgfs.layer.indexwriter import IndexWriter
@@ -68,7 +68,7 @@ def scanned(
     flat: FlatBytes | None = None,
     step: int = STEP,
     plausible: int = 1 << 30,
-    engine: Callable[[], Engine] = ZlibEngine,
+    engine: Callable[[], InflateEngine] = ZlibEngine,
 ) -> Scanned:
     """Scan a blob and read its index again; by default its digest and size are as promised."""
     digest, size = digest or Digest.of(blob), len(blob) if size is None else size

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.entry import Codec, Entry, Extent, Kind, Part
+from imgfs.layer.entry import ChunkDigest, Codec, Entry, Extent, Kind
 from imgfs.layer.tar.header import OFFSET_LIMIT
 from imgfs.layer.toc import document
 from imgfs.layer.toc.toc import Toc, read_toc
@@ -199,7 +199,7 @@ def test_payloads_that_share_a_stream_are_parts_of_one_span() -> None:
     assert [(span.start, span.end) for span in found.spans] == [(100, 300), (300, END)]
     span = found.spans[0]
     digest = bytes.fromhex("ab" * 32)
-    assert span.parts == (Part(512, 10, digest), Part(1536, 20, digest))
+    assert span.parts == (ChunkDigest(512, 10, digest), ChunkDigest(1536, 20, digest))
     assert (span.flat_start, span.flat_end) == (0, 1556)
     assert [entry.extents for entry in found.entries[:2]] == [(Extent(0, 10, 512),), (Extent(0, 20, 1536),)]
 
@@ -419,5 +419,5 @@ def test_every_byte_of_every_file_has_its_place(pieces: list[tuple[int, int, boo
 def test_the_digest_is_of_the_chunk() -> None:
     body = hashlib.sha256(b"x").hexdigest()
     found = toc_of(reg(chunkDigest=f"sha256:{body}"))
-    assert found.spans[0].parts == (Part(0, 10, bytes.fromhex(body)),)
+    assert found.spans[0].parts == (ChunkDigest(0, 10, bytes.fromhex(body)),)
     assert found.spans[0].digest == b""

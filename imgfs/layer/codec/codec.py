@@ -17,8 +17,8 @@ from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.codec import isal_engine
 from imgfs.layer.codec.gzip import Inflater
 from imgfs.layer.codec.xz_bzip2 import Streams
-from imgfs.layer.codec.zlib_engine import Engine, ZlibEngine
-from imgfs.layer.entry import Checkpoint, Codec, Part, Span
+from imgfs.layer.codec.zlib_engine import InflateEngine, ZlibEngine
+from imgfs.layer.entry import Checkpoint, ChunkDigest, Codec, Span
 from imgfs.layer.limits import ZSTD_WINDOW_LIMIT
 
 MEMBERS = "gzip members"  # the format of a blob of several gzip members
@@ -75,7 +75,7 @@ def sniff(head: bytes) -> str:
     return "tar"
 
 
-def fastest_engine() -> Engine:
+def fastest_engine() -> InflateEngine:
     """What inflates a whole blob fastest here: ISA-L if it is installed, else zlib."""
     return isal_engine.IsalEngine() if isal_engine.available() else ZlibEngine()
 
@@ -84,7 +84,7 @@ def decoder(
     format: str,  # noqa: A002
     on_cut: Callable[[Cut], None],
     step: int = STEP,
-    engine: Callable[[], Engine] = fastest_engine,
+    engine: Callable[[], InflateEngine] = fastest_engine,
 ) -> Decoder:
     """The decoder for `format` as `sniff` names it, with `engine` for gzip; cuts are `step` apart or more."""
     if format == "gzip":
@@ -192,7 +192,7 @@ class _Parts:
         self._part = next(self._parts, None)
         self._hasher = hashlib.sha256()
 
-    def _check(self, part: Part) -> None:
+    def _check(self, part: ChunkDigest) -> None:
         if self._hasher.digest() != part.digest:
             what = f"span {self._span.number}, {part.length} bytes from {part.skip}"
             raise IntegrityError(what, expected=part.digest.hex(), actual=self._hasher.hexdigest())
@@ -225,7 +225,7 @@ class _GzipDecoder:
 
     format = "gzip"
 
-    def __init__(self, on_cut: Callable[[Cut], None], step: int, engine: Engine) -> None:
+    def __init__(self, on_cut: Callable[[Cut], None], step: int, engine: InflateEngine) -> None:
         self._on_cut = on_cut
         self._step = step
         self._inflater = Inflater(engine=engine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.codec.zlib_engine import OUTPUT, Corrupt, Engine, ZlibEngine
+from imgfs.layer.codec.zlib_engine import OUTPUT, CorruptDeflate, InflateEngine, ZlibEngine
 from imgfs.layer.entry import Checkpoint
 
 _TRAILER = 8  # crc32 and length after a member's deflate data (RFC 1952, section 2.3.1)
@@ -30,9 +30,9 @@ class Inflater:
     or None.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, engine: Engine | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint | None = None, engine: InflateEngine | None = None) -> None:
         self._checkpoint = checkpoint  # until the first chunk
-        self._engine: Engine = engine or ZlibEngine()
+        self._engine: InflateEngine = engine or ZlibEngine()
         self._head: bytearray | None = bytearray() if checkpoint is None else None  # of a member not begun
         self._skip = 0  # bytes of a trailer still to skip
         self._padding = False
@@ -124,7 +124,7 @@ class Inflater:
             limit = min(limit, end - self.produced)
         try:
             step = self._engine.step(chunk, at, limit, room <= 0)
-        except Corrupt as error:
+        except CorruptDeflate as error:
             raise InvalidImage(f"inflate: {error}", where=f"gzip offset {base + error.at}") from error
         self.consumed = base + step.at - step.lead
         self.produced += len(step.output)

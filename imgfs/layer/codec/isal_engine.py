@@ -16,7 +16,7 @@ import zlib
 from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-from imgfs.layer.codec.zlib_engine import OUTPUT, Corrupt, Step, ZlibEngine, address_of
+from imgfs.layer.codec.zlib_engine import OUTPUT, CorruptDeflate, InflateStep, ZlibEngine, address_of
 from imgfs.layer.entry import WINDOW, Checkpoint
 
 _SLICE, _CRUMB = (
@@ -85,7 +85,7 @@ def _libisal() -> Any:
 
 
 class IsalEngine:
-    """Inflates one deflate stream after the other. See `deflate.Engine`."""
+    """Inflates one deflate stream after the other. See `deflate.InflateEngine`."""
 
     def __init__(self) -> None:
         self._libisal = _libisal()
@@ -111,7 +111,7 @@ class IsalEngine:
         end = WINDOW + self._filled
         return Checkpoint(self._bits, bytes(self._view[end - min(WINDOW, self._behind) : end]))
 
-    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> Step:
+    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> InflateStep:
         """Inflate from `chunk[at:]`, at most some `limit` bytes; with `hunt`, up to a boundary."""
         ctypes.memmove(self._at_buffer, self._at_buffer + self._filled, WINDOW)
         self._filled = 0
@@ -126,7 +126,7 @@ class IsalEngine:
         ended = state.block_state in (_INPUT_DONE, _FINISH) and not full
         lead = (state.tmp_in_size * 8 if boundary else 0) + state.read_in_length
         self._bits = lead % 8
-        return Step(self._view[WINDOW : WINDOW + self._filled], at, lead // 8, ended, boundary, full)
+        return InflateStep(self._view[WINDOW : WINDOW + self._filled], at, lead // 8, ended, boundary, full)
 
     def _hunt(self, start: int, at: int, end: int, limit: int) -> tuple[int, bool]:
         """Go on until a boundary is reached, or the input, the stream, or the room for output ends."""
@@ -181,7 +181,7 @@ class IsalEngine:
         state.next_out, state.avail_out = self._at_buffer + WINDOW + self._filled, room
         status = self._libisal.isal_inflate(self._at_state)
         if status not in (_OK, _END_INPUT, _OUT_OVERFLOW):
-            raise Corrupt(f"corrupt (ISA-L says {status})", at + count - int(state.avail_in))
+            raise CorruptDeflate(f"corrupt (ISA-L says {status})", at + count - int(state.avail_in))
         self._filled += room - state.avail_out
         self._behind += room - state.avail_out
         return at + count - int(state.avail_in)

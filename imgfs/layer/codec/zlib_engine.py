@@ -22,7 +22,7 @@ _BLOCK_END, _LAST_BLOCK = 128, 64  # in data_type, after inflate()
 _RAW = -15  # windowBits: bare deflate data
 
 
-class Corrupt(Exception):
+class CorruptDeflate(Exception):
     """The data is not deflate; `at` is where in the chunk that was noticed."""
 
     def __init__(self, reason: str, at: int) -> None:
@@ -30,7 +30,7 @@ class Corrupt(Exception):
         self.at = at
 
 
-class Step(NamedTuple):
+class InflateStep(NamedTuple):
     """What a step did. `output` is valid until the next step."""
 
     output: memoryview
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     full: bool  # it stopped for lack of room: there may be more without further input
 
 
-class Engine(Protocol):
+class InflateEngine(Protocol):
     """Inflates one deflate stream after the other."""
 
     def reset(self) -> None:
@@ -50,10 +50,10 @@ class Engine(Protocol):
     def checkpoint(self) -> Checkpoint:
         """What it takes to begin at the block boundary that the last step reached."""
 
-    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> Step:
+    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> InflateStep:
         """Inflate from `chunk[at:]`, at most `limit` bytes; with `hunt`, up to a block boundary.
 
-        Raises Corrupt for data that is not deflate.
+        Raises CorruptDeflate for data that is not deflate.
         """
 
 
@@ -127,18 +127,18 @@ class ZlibEngine:
         self._libz.inflateGetDictionary(byref(self._stream), window, byref(length))
         return Checkpoint(self._stream.data_type & 7, window.raw[: length.value])
 
-    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> Step:
+    def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> InflateStep:
         """Inflate from `chunk[at:]`, at most `limit` bytes; with `hunt`, up to a block boundary."""
         stream = self._stream
         stream.next_in, stream.avail_in = address_of(chunk) + at, len(chunk) - at
         stream.next_out, stream.avail_out = ctypes.addressof(self._buffer), limit
         status = self._libz.inflate(byref(stream), _Z_BLOCK if hunt else _Z_NO_FLUSH)
         if status not in (_Z_OK, _Z_STREAM_END, _Z_BUF_ERROR):
-            raise Corrupt((stream.msg or b"corrupt").decode(), len(chunk) - stream.avail_in)
+            raise CorruptDeflate((stream.msg or b"corrupt").decode(), len(chunk) - stream.avail_in)
         ended = status == _Z_STREAM_END
         boundary = stream.data_type & (_BLOCK_END | _LAST_BLOCK) == _BLOCK_END and hunt and not ended
         output = self._view[: limit - stream.avail_out]
-        return Step(
+        return InflateStep(
             output, len(chunk) - stream.avail_in, 0, ended, boundary, not ended and not stream.avail_out
         )
 

@@ -21,7 +21,7 @@ from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Sp
 from imgfs.layer.soci.flatbuffer import Builder
 from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TAR_POINTS, TOC, VERSION, XATTR, ZTOC
 from imgfs.layer.tar.header import BLOCK
-from imgfs.layer.tar.reader import Want, parse_tar
+from imgfs.layer.tar.reader import ReadRequest, parse_tar
 
 Read = Callable[[int, int], bytes]
 
@@ -130,7 +130,7 @@ def format_mod_time(nanoseconds: int) -> bytes:
 _mod_time = lru_cache(maxsize=1024)(format_mod_time)
 
 
-def _payload(entry: Entry, want: Want) -> int:
+def _payload(entry: Entry, want: ReadRequest) -> int:
     """Where the payload begins of the member that was just read, if `want` is what its reader wants next: the
     next header, from the payload's last byte on if it has one."""
     if entry.kind is Kind.FILE and entry.size:

@@ -25,7 +25,7 @@ _PREFIX = 345
 _BLANK_CHECKSUM = 8 * ord(" ")  # the checksum counts its own field as spaces
 
 
-class Want(NamedTuple):
+class ReadRequest(NamedTuple):
     """A request for the flat layer's bytes `[offset, offset + length)`."""
 
     offset: int

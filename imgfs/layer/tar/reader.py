@@ -1,9 +1,9 @@
 """Reading a tar stream into entries: v7, ustar, GNU and PAX, whatever a layer's builder wrote.
 
-Sans I/O: the reader says which bytes of the flat layer it wants next and is sent them, so the same code reads
-a download as it streams by, a file, or a test's bytes. Payloads are never asked for, only their last byte.
-Where formats leave a choice, Go's archive/tar is followed: it reads layers for every container engine. What
-is broken raises InvalidImage; the stdlib's tarfile would take it for the end.
+Sans I/O: the reader yields which bytes of the flat layer it needs next and is sent them, so the same code
+reads a download as it streams by, a file, or a test's bytes. Payloads are never requested, only their last
+byte. Where formats leave a choice, the reader follows Go's archive/tar, which reads layers for every
+container engine. A broken archive raises InvalidImage; the stdlib's tarfile would take it for the end.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from imgfs.layer.tar.header import (
     BLOCK,
     OFFSET_LIMIT,
     Header,
-    Want,
+    ReadRequest,
     check_owner,
     check_size,
     parse_device,
     parse_header,
 )
-from imgfs.layer.tar.sparse import Payload, is_pax_sparse, read_old_sparse, read_pax_sparse
+from imgfs.layer.tar.sparse import MemberLayout, is_pax_sparse, read_old_sparse, read_pax_sparse
 
-__all__ = ["Want", "parse_tar", "tar_entries"]
+__all__ = ["ReadRequest", "parse_tar", "tar_entries"]
 
 
 # Typeflags (POSIX pax, "ustar Interchange Format"; GNU tar manual). One that is not listed is a regular file:
@@ -55,21 +55,21 @@ _ZEROS = bytes(BLOCK)
 _NO_RECORDS: pax.Records = {}
 
 
-def parse_tar(emit: Callable[[Entry], None]) -> Generator[Want, bytes, int]:
+def parse_tar(emit: Callable[[Entry], None]) -> Generator[ReadRequest, bytes, int]:
     """Read a tar stream, calling `emit` for each member in order; return the offset where its content ends.
 
-    Each Want must be answered by exactly those bytes, or by fewer only where the flat layer ends; they never
-    go back. The next header is wanted together with the last byte of the payload before it, so a payload cut
-    short is noticed, after its member was emitted; only the padding may be missing, as in Go and GNU tar. The
-    end is two zero blocks, one and nothing after it, or nothing at all. Raises InvalidImage naming the tar
-    offset of the broken header.
+    The caller answers each ReadRequest with exactly those bytes, or with fewer only where the flat layer
+    ends; requests never go back. The next header is requested together with the last byte of the payload
+    before it, so a payload cut short is noticed, after its member was emitted; only the padding may be
+    missing, as in Go and GNU tar. The end is two zero blocks, one and nothing after it, or nothing at all.
+    Raises InvalidImage naming the tar offset of the broken header.
     """
     extensions = _Extensions()
     read = end = member = 0  # flat offsets: what was asked for; the end of the last payload; its header
     while True:
         start = end + -end % BLOCK
         first = max(read, end - 1)
-        reply = yield Want(first, start + BLOCK - first)
+        reply = yield ReadRequest(first, start + BLOCK - first)
         if first < end and not reply:
             raise InvalidImage("the layer ends within this member: truncated", where=_at(member))
         block = reply[start - first :]
@@ -166,7 +166,7 @@ def _apply(records: pax.Records, header: Header) -> Header:
 
 def _read_member(
     block: bytes, start: int, extensions: _Extensions, emit: Callable[[Entry], None]
-) -> Generator[Want, bytes, tuple[int, int]]:
+) -> Generator[ReadRequest, bytes, tuple[int, int]]:
     """Read one member, whose payload begins at `start`: (the offset read up to, the payload's end)."""
     header, records = parse_header(block), _NO_RECORDS
     if header.typeflag in _EXTENSIONS:
@@ -187,26 +187,26 @@ def _read_member(
     return payload.start, payload.end
 
 
-def _read_extension(start: int, size: int) -> Generator[Want, bytes, bytes]:
+def _read_extension(start: int, size: int) -> Generator[ReadRequest, bytes, bytes]:
     if size > EXTENSION_LIMIT:
         raise InvalidImage(f"an extension header of {size} bytes is more than {EXTENSION_LIMIT}")
-    payload = (yield Want(start, size)) if size else b""
+    payload = (yield ReadRequest(start, size)) if size else b""
     if len(payload) < size:
         raise InvalidImage("the layer ends within this extension header: truncated")
     return payload
 
 
-def _read_end(start: int) -> Generator[Want, bytes, None]:
+def _read_end(start: int) -> Generator[ReadRequest, bytes, None]:
     """After a zero block: another, or the end of the layer, however it is cut."""
-    block = yield Want(start, BLOCK)
+    block = yield ReadRequest(start, BLOCK)
     if block.strip(b"\0"):
         raise InvalidImage("a lone zero block in mid-archive")
 
 
-def _plain(header: Header, start: int) -> Payload:
+def _plain(header: Header, start: int) -> MemberLayout:
     """The payload of a member that is not sparse."""
     size = 0 if header.typeflag in _HEADER_ONLY or _is_old_directory(header) else header.size
-    return Payload(size, (Extent(0, size, start),) if size else (), start, start + size)
+    return MemberLayout(size, (Extent(0, size, start),) if size else (), start, start + size)
 
 
 def _is_old_directory(header: Header) -> bool:
@@ -214,7 +214,7 @@ def _is_old_directory(header: Header) -> bool:
     return header.typeflag == b"\0" and header.path.endswith(b"/")
 
 
-def _entry(block: bytes, header: Header, records: pax.Records, payload: Payload) -> Entry:
+def _entry(block: bytes, header: Header, records: pax.Records, payload: MemberLayout) -> Entry:
     kind = _KINDS.get(header.typeflag, Kind.FILE)
     if _is_old_directory(header):
         kind = Kind.DIRECTORY

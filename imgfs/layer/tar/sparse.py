@@ -11,13 +11,13 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Extent
 from imgfs.layer.limits import MAP_LIMIT
-from imgfs.layer.tar.header import BLOCK, Want, check_size, has_gnu_magic, parse_number
+from imgfs.layer.tar.header import BLOCK, ReadRequest, check_size, has_gnu_magic, parse_number
 from imgfs.layer.tar.pax import SPARSE_MAP, Records, parse_decimal
 
 _Piece = tuple[int, int]  # offset in the file, length
 
 
-class Payload(NamedTuple):
+class MemberLayout(NamedTuple):
     """Where a member's bytes are: the file's size, its extents, the flat range `[start, end)` they fill."""
 
     size: int
@@ -36,7 +36,7 @@ def is_pax_sparse(records: Records) -> bool:
     )
 
 
-def read_pax_sparse(records: Records, start: int, stored: int) -> Generator[Want, bytes, Payload]:
+def read_pax_sparse(records: Records, start: int, stored: int) -> Generator[ReadRequest, bytes, MemberLayout]:
     """Read a member whose `stored` bytes at flat offset `start` are sparse by its PAX records.
 
     Versions 0.0 and 0.1 have the map in the records, 1.0 at the head of the payload. Raises InvalidImage.
@@ -54,7 +54,7 @@ def read_pax_sparse(records: Records, start: int, stored: int) -> Generator[Want
     return _laid_out(_pairs(numbers), check_size(parse_decimal(size)), start + length, stored - length)
 
 
-def read_old_sparse(block: bytes, start: int, stored: int) -> Generator[Want, bytes, Payload]:
+def read_old_sparse(block: bytes, start: int, stored: int) -> Generator[ReadRequest, bytes, MemberLayout]:
     """Read a member of type `S`: its map is in the header block and, if that says so, in blocks after it.
 
     Four pieces at 386, the flag at 482, the real size at 483; then 21 pieces a block and the flag at 504 (GNU
@@ -67,7 +67,7 @@ def read_old_sparse(block: bytes, start: int, stored: int) -> Generator[Want, by
     while more:
         if at - start >= MAP_LIMIT:
             raise InvalidImage("the sparse map is larger than 1 MiB")
-        extension = yield Want(at, BLOCK)
+        extension = yield ReadRequest(at, BLOCK)
         if len(extension) < BLOCK:
             raise InvalidImage("the sparse map is truncated")
         pieces += _pieces_in(extension[:504])
@@ -92,7 +92,7 @@ def _map_in_records(records: Records) -> list[int]:
     return numbers
 
 
-def _map_in_payload(start: int, stored: int) -> Generator[Want, bytes, tuple[list[int], int]]:
+def _map_in_payload(start: int, stored: int) -> Generator[ReadRequest, bytes, tuple[list[int], int]]:
     """(numbers, length of the map): a decimal number a line, the count of pieces first, padded to a block."""
     text, lines, wanted = bytearray(), 0, 1
     while lines < wanted:
@@ -100,7 +100,7 @@ def _map_in_payload(start: int, stored: int) -> Generator[Want, bytes, tuple[lis
             raise InvalidImage("the sparse map is larger than 1 MiB")
         if len(text) + BLOCK > stored:
             raise InvalidImage("the sparse map is longer than its member")
-        block = yield Want(start + len(text), BLOCK)
+        block = yield ReadRequest(start + len(text), BLOCK)
         if len(block) < BLOCK:
             raise InvalidImage("the sparse map is truncated")
         text += block
@@ -116,7 +116,7 @@ def _pairs(numbers: list[int]) -> list[_Piece]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def _laid_out(pieces: Iterable[_Piece], size: int, start: int, stored: int) -> Payload:
+def _laid_out(pieces: Iterable[_Piece], size: int, start: int, stored: int) -> MemberLayout:
     """The pieces as extents of the flat layer from `start` on; raises InvalidImage unless they are in order,
     within `size`, and just what is stored."""
     extents, flat, previous = [], start, 0
@@ -131,4 +131,4 @@ def _laid_out(pieces: Iterable[_Piece], size: int, start: int, stored: int) -> P
             flat += length
     if flat != start + stored:
         raise InvalidImage(f"the sparse map describes {flat - start} bytes where {stored} are stored")
-    return Payload(size, tuple(extents), start, flat)
+    return MemberLayout(size, tuple(extents), start, flat)

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.entry import Codec, Extent, Part, Span
+from imgfs.layer.entry import ChunkDigest, Codec, Extent, Span
 from imgfs.layer.tar.header import BLOCK, OFFSET_LIMIT
 
 
-class Payload(NamedTuple):
+class TocChunk(NamedTuple):
     """`length` bytes at `offset` of a file: those `skip` bytes into what the blob decodes to from `start` on.
 
     `end` is where its compressed bytes end at the latest, 0 if the table does not say. A payload with a
@@ -31,7 +31,7 @@ class Payload(NamedTuple):
     end: int = 0
 
 
-class Placed(NamedTuple):
+class FlatLayout(NamedTuple):
     """The spans, in the blob's order; the flat layer's size; where in it payloads are, by (start, skip)."""
 
     spans: list[Span]
@@ -39,7 +39,7 @@ class Placed(NamedTuple):
     places: dict[tuple[int, int], int]
 
 
-def place(payloads: Sequence[Payload], codec: Codec, end: int) -> Placed:
+def lay_out(payloads: Sequence[TocChunk], codec: Codec, end: int) -> FlatLayout:
     """Lay payloads, none of them empty, out in the flat layer; the last of them ends at `end` in the blob.
 
     Their spans are ascending and do not overlap, in the blob and in the flat layer, where up to 511 bytes may
@@ -63,10 +63,10 @@ def place(payloads: Sequence[Payload], codec: Codec, end: int) -> Placed:
         stop = max(_end_of(payload, limit) for payload in known)
         spans.append(Span(len(spans), flat, flat_end, first.start, stop, codec, b"", None, parts))
         flat = flat_end
-    return Placed(spans, flat, places)
+    return FlatLayout(spans, flat, places)
 
 
-def extents_of(payloads: Sequence[Payload], places: dict[tuple[int, int], int]) -> tuple[Extent, ...]:
+def extents_of(payloads: Sequence[TocChunk], places: dict[tuple[int, int], int]) -> tuple[Extent, ...]:
     """The extents of a file: as few as there can be, and none where it has zeros."""
     extents: list[Extent] = []
     for start, skip, offset, length, digest, _ in payloads:
@@ -82,7 +82,7 @@ def extents_of(payloads: Sequence[Payload], places: dict[tuple[int, int], int]) 
     return tuple(extents)
 
 
-def _with_limits(payloads: list[Payload], end: int) -> Iterator[tuple[list[Payload], int]]:
+def _with_limits(payloads: list[TocChunk], end: int) -> Iterator[tuple[list[TocChunk], int]]:
     """The payloads that begin at one place in the blob, for each place, and where the next one begins."""
     first = 0
     for number, payload in enumerate(payloads):
@@ -95,11 +95,11 @@ def _with_limits(payloads: list[Payload], end: int) -> Iterator[tuple[list[Paylo
         yield payloads[first:], end
 
 
-def _parts(payloads: list[Payload]) -> Iterator[Part]:
+def _parts(payloads: list[TocChunk]) -> Iterator[ChunkDigest]:
     """The payloads of one stream, in order; one that several files have is one part."""
-    last = Part(0, 0, b"")
+    last = ChunkDigest(0, 0, b"")
     for _, skip, _, length, digest, _ in payloads:
-        part = Part(skip, length, digest)
+        part = ChunkDigest(skip, length, digest)
         if part == last:
             continue
         if skip < last.skip + last.length:
@@ -108,12 +108,12 @@ def _parts(payloads: list[Payload]) -> Iterator[Part]:
         last = part
 
 
-def _end_of(payload: Payload, limit: int) -> int:
+def _end_of(payload: TocChunk, limit: int) -> int:
     if payload.end and not payload.start < payload.end <= limit:
         message = f"ends at {payload.end}, which is not between its beginning and {limit}"
         raise InvalidImage(message, where=_at(payload))
     return payload.end or limit
 
 
-def _at(payload: Payload) -> str:
+def _at(payload: TocChunk) -> str:
     return f"the payload at {payload.start} of the blob"

@@ -23,7 +23,7 @@ from imgfs.layer.toc.document import (
     toc_fields,
     xattrs_in,
 )
-from imgfs.layer.toc.extents import Payload, extents_of, place
+from imgfs.layer.toc.extents import TocChunk, extents_of, lay_out
 
 TOC_NAME = "stargz.index.json"
 _PREFETCH, _NO_PREFETCH = ".prefetch.landmark", ".no.prefetch.landmark"
@@ -67,7 +67,7 @@ def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
     files = deque(_files(body))
     hidden = {file.name: file for file in files if file.name in _HIDDEN}
     payloads = [payload for file in files for payload in _wanted(file)]
-    spans, flat_size, places = place(payloads, codec, end)
+    spans, flat_size, places = lay_out(payloads, codec, end)
     del payloads
     entries = []
     while files:  # each is let go of as soon as it is an entry: there may be millions
@@ -89,10 +89,10 @@ class _File(NamedTuple):
     name: str
     size: int
     head: tuple[Any, ...]
-    payloads: list[Payload]
+    payloads: list[TocChunk]
 
 
-def _wanted(file: _File) -> list[Payload]:
+def _wanted(file: _File) -> list[TocChunk]:
     """The file's payloads; those of the format's own only mark where others end."""
     if file.name in _HIDDEN:
         return [payload._replace(digest=b"") for payload in file.payloads]
@@ -171,7 +171,7 @@ def _add_payload(file: _File, fields: Fields, offset: int) -> None:
     end = number_in(fields, "endOffset")
     digest = b"" if fields.get("chunkType") == _ZEROS else chunk_digest(fields, length == file.size)
     start, skip = number_in(fields, "offset"), number_in(fields, "innerOffset")
-    file.payloads.append(Payload(start, skip, offset, length, digest, end))
+    file.payloads.append(TocChunk(start, skip, offset, length, digest, end))
 
 
 def _whole(file: _File) -> _File:
