@@ -18,134 +18,25 @@ their bytes: the first process of a new boot forgets every mark that is not sync
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import mmap
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.store.atomic import boot_id, store_errors
-from imgfs.store.pin import give_up, is_pinned, leads_to, lock_on, pin
-from imgfs.store.presence import BINDING, FIRST, HEADER, MAGIC, PRESENT, SYNCED, UNBOUND, evicted
+from imgfs.store.flat_files import FlatFiles
+from imgfs.store.pin import is_pinned, pin
+from imgfs.store.presence import PRESENT, SYNCED, evicted
 from imgfs.store.span_buffer import SpanBuffer
 from imgfs.store.write_at import write_at
 
 log = logging.getLogger(__name__)
 
-_TRIES = 10  # at opening files that others replace meanwhile
 BLOCK = 512  # bytes: of tar, and of the EROFS images whose device the file is
 
 
-class FlatLayer:
-    """A flat layer of `size` bytes in `spans` spans, kept in `directory`. Any thread may use it.
-
-    `binding` names the index that the marks must have been verified by; None accepts any. `note_written` is
-    called with the number of bytes written, once they are marked.
-    Raises StoreError if the files cannot be opened.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        size: int,
-        spans: int,
-        binding: bytes | None = None,
-        note_written: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self.size = size
-        self.spans = spans
-        self._binding = binding
-        self._directory = directory
-        self._note_written = note_written
-        self._fd = self._map_fd = -1
-        self._writing = threading.Lock()  # held by a write, and by `close`
-        try:
-            for _ in range(_TRIES):
-                if self._open(directory):
-                    return
-                self._close_files()
-        except (OSError, ValueError) as error:
-            self.close()
-            raise StoreError(f"{directory}: cannot open the flat layer: {error}") from error
-        raise StoreError(f"{directory}: the flat layer is replaced again and again")
-
-    def _open(self, directory: Path) -> bool:
-        """Open both files; False if they have lost their names to others meanwhile."""
-        self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._map_fd = os.open(directory / "presence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with self._locked():
-            if not (self._have_names() and self._begin()):
-                return False
-            self._map = mmap.mmap(self._map_fd, FIRST + max(1, self.spans), access=mmap.ACCESS_READ)
-        return True
-
-    def _have_names(self) -> bool:
-        names = (("flat", self._fd), ("presence", self._map_fd))
-        return all(leads_to(self._directory / name, fd) for name, fd in names)
-
-    def _begin(self) -> bool:
-        """Bring both files to their size; forget the marks that do not count any more.
-
-        False if they are those of a layer that is cut otherwise, or if their marks were verified by what ours
-        are not: others may have them open, and keep them.
-        """
-        is_short = os.fstat(self._fd).st_size < self.size  # then something has been lost
-        if is_short:
-            os.ftruncate(self._fd, self.size)
-        boot = boot_id()
-        header = os.pread(self._map_fd, FIRST, 0)
-        binding = (header[BINDING] or UNBOUND) if self._binding is None else self._binding
-        fresh = HEADER.pack(MAGIC, boot, self.spans, self.size, binding)
-        length = FIRST + max(1, self.spans)
-        if header[: len(fresh)] == fresh and os.fstat(self._map_fd).st_size == length and not is_short:
-            return True
-        marks = bytes(self.spans)
-        if len(header) >= len(fresh) and header[:8] == MAGIC:
-            if header[24 : len(fresh)] != fresh[24:]:
-                self._give_up_names()
-                return False
-            old = os.pread(self._map_fd, self.spans, FIRST)
-            stays = 0 if is_short else SYNCED
-            marks = bytes(mark if mark & stays else evicted(mark) for mark in old)
-        os.ftruncate(self._map_fd, length)
-        os.pwrite(self._map_fd, marks, FIRST)
-        os.pwrite(self._map_fd, fresh, 0)
-        return True
-
-    def rebind(self, binding: bytes) -> None:
-        """Have the marks count for another index: the bytes have been proved to be what that lets pass.
-
-        Who has the files open with the index before may go on to write to them, so that index must be
-        determined (`layer.index`): it lets pass the same bytes only. Raises StoreError.
-        """
-        with self._disk_errors(), self._locked():
-            os.pwrite(self._map_fd, binding, BINDING.start)
-        self._binding = binding
-
-    def is_bound_to(self, binding: bytes) -> bool:
-        """Whether the marks were verified by that, or would have been."""
-        return os.pread(self._map_fd, FIRST, 0)[BINDING] == binding
-
-    def _give_up_names(self) -> None:
-        """Take both names away, under the lock: who has the files open keeps them."""
-        give_up(self._directory / "flat", self._fd)
-        give_up(self._directory / "presence", self._map_fd)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._map_fd < 0:
-            raise StoreError("the flat layer has been closed")
-        with lock_on(self._map_fd, fcntl.LOCK_EX):
-            yield
-
-    def marks(self, first: int, last: int) -> bytes:
-        """The marks of the spans `first` to `last`, both included."""
-        return self._map[FIRST + first : FIRST + last + 1]
+class FlatLayer(FlatFiles):
+    """A flat layer: reads of what is present, writes of what is verified, eviction. Any thread may use it."""
 
     def read(self, offset: int, length: int, marks: bytes, first: int) -> bytes | None:
         """`length` bytes at `offset`, or None if they are not (or no longer) all there.
@@ -201,16 +92,6 @@ class FlatLayer:
             self._lengthen()
             return self.marks(first, last)
 
-    def _lengthen(self) -> None:
-        """Bring the file to its size, under the lock: what lay beyond its end is not there any more.
-
-        It is too short if a process was killed in the middle of `evict`, or if a disk has lost its end.
-        """
-        with self._disk_errors():
-            if os.fstat(self._fd).st_size < self.size:
-                self._put_marks(0, bytes(map(evicted, self.marks(0, self.spans - 1))))
-                os.ftruncate(self._fd, self.size)
-
     def aside(self) -> SpanBuffer:
         """A place for a span's bytes until they are verified."""
         return SpanBuffer(self._directory)
@@ -251,14 +132,6 @@ class FlatLayer:
             write_at(self._fd, at, piece)
             at += len(piece)
         return at - offset
-
-    def _put_marks(self, first: int, marks: bytes) -> None:
-        """Change marks, under the lock; not through the map: a disk that fails would be a SIGBUS."""
-        with self._disk_errors():
-            os.pwrite(self._map_fd, marks, FIRST + first)
-
-    def _disk_errors(self) -> AbstractContextManager[None]:
-        return store_errors(self._directory / "flat")
 
     def sync(self) -> None:
         """Get every byte that is marked now to the disk, then say so in the marks.
@@ -309,20 +182,3 @@ class FlatLayer:
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, self.size)
             return used
-
-    def count_present(self) -> int:
-        """How many spans are there."""
-        return sum(mark & PRESENT for mark in self.marks(0, self.spans - 1))
-
-    def close(self) -> None:
-        """Close the files."""
-        if hasattr(self, "_map"):
-            self._map.close()
-        with self._writing:
-            self._close_files()
-
-    def _close_files(self) -> None:
-        for fd in (self._fd, self._map_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._map_fd = -1
