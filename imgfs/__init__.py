@@ -16,6 +16,7 @@ The words
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
     parallel    several long tasks side by side  quoting     strangers' texts as lines that print
+    syscalls    system calls that Python lacks, by ctypes
     oci/        reference, descriptor, image: documents, pure
     owned/      what could be another user's or process's: opened, made and swept by rule
     registry/   the distribution protocol     layer/      formats in, LayerIndex out

@@ -8,6 +8,5 @@ metadata    a whole tree as one EROFS image, kept in the store
 writer      a process that writes that beside a mount, for those to come
 passthrough layers that the kernel reads from the store's own files
 pages       what the kernel has in memory of files that turn out to be wrong
-linux       the system calls that mount
 driver      what stands between the flat files and the mount point, set up and taken down
 """

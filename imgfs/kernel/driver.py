@@ -25,16 +25,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.errors import MountError
-from imgfs.kernel import linux
 from imgfs.kernel.erofs_format import Unsuitable
 from imgfs.mounts.table import REFERENCE, RUNTIME, STATUS_SOCKET, mounts
 from imgfs.overlay.scratch import Scratch
+from imgfs.syscalls import (
+    MOUNT_ATTR_NOATIME,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+)
 
 log = logging.getLogger(__name__)
 
 _KERNELS = ("erofs", "overlay", "fuse")
-_RESTRICTIONS = {"suid": linux.NO_SUID, "dev": linux.NO_DEVICES, "exec": linux.NO_PROGRAMS}
+_RESTRICTIONS = {"suid": MOUNT_ATTR_NOSUID, "dev": MOUNT_ATTR_NODEV, "exec": MOUNT_ATTR_NOEXEC}
+_INNER = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 NO_PASSTHROUGH = "nopassthrough"  # an option: all is served, so all that is read is counted
 _MEANINGLESS = {
     "ro",
@@ -51,14 +59,14 @@ _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 def attributes_of(options: Iterable[str]) -> int:
     """The kernel's attributes for the options of a mount, by default `nosuid,nodev`; raises Unsuitable."""
-    attributes = linux.NO_SUID | linux.NO_DEVICES
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     for option in sorted(set(options) - _MEANINGLESS):
         if option in _RESTRICTIONS:
             attributes &= ~_RESTRICTIONS[option]
         elif option.removeprefix("no") in _RESTRICTIONS:
             attributes |= _RESTRICTIONS[option.removeprefix("no")]
         elif option == "noatime":
-            attributes |= linux.NO_ACCESS_TIMES
+            attributes |= MOUNT_ATTR_NOATIME
         else:
             raise Unsuitable(f"-o {option} is for FUSE")
     return attributes
@@ -71,7 +79,7 @@ def check_host(*, owner: tuple[int, int] | None) -> None:
     if owner is not None:
         raise Unsuitable("--squash-owner is for FUSE")
     for filesystem in _KERNELS:
-        if not linux.knows(filesystem):
+        if not syscalls.can_mount(filesystem):
             raise Unsuitable(f"this kernel offers us no {filesystem}")
 
 
@@ -167,7 +175,7 @@ class Driver:
             fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             options = {"fd": str(fuse), "rootmode": "40000", "user_id": "0", "group_id": "0"}
             source = {"source": "imgfs", "subtype": "imgfs"}
-            self._flat = linux.new_mount("fuse", [*source.items(), *options.items()], _INNER)
+            self._flat = syscalls.new_mount("fuse", [*source.items(), *options.items()], _INNER)
         return fuse
 
     def attach(self, scratch: Scratch | None, tune: Callable[[str], None]) -> None:
@@ -186,14 +194,14 @@ class Driver:
                 top = self._over(tree, scratch)
                 stack.callback(os.close, top)
             with _explained(self._mountpoint):
-                linux.attach(top, self._mountpoint)
+                syscalls.attach_mount(top, self._mountpoint)
 
     def detach(self) -> None:
         """Take it away from the mount point, although somebody may still use it."""
         mine = [mount for mount in mounts() if mount.source == str(self._link)]
         for mount in mine:
             with contextlib.suppress(OSError):
-                linux.detach(str(mount.mountpoint))
+                syscalls.detach_mount(str(mount.mountpoint))
 
     def close(self) -> None:
         """Let go of the flat files: they stay as long as EROFS uses them."""
@@ -207,7 +215,7 @@ class Driver:
         options = [("source", str(self._link)), *(("device", device) for device in devices)]
         with _explained("EROFS"):
             try:
-                return linux.new_mount("erofs", options, attributes | linux.READ_ONLY)
+                return syscalls.new_mount("erofs", options, attributes | MOUNT_ATTR_RDONLY)
             except OSError as error:
                 if error.errno != errno.ENOTBLK:
                     raise
@@ -219,7 +227,7 @@ class Driver:
         """overlayfs, as imgfs's own scratch is: data is copied up when it is written to, directories move,
         a file of several names stays one (`index`), and everything is on one device (`xino`).
         """
-        options: linux.Options = [
+        options: syscalls.MountParameters = [
             ("source", str(self._link)),
             ("lowerdir+", f"/proc/self/fd/{tree}"),
             ("upperdir", str(scratch.upper.resolve())),
@@ -231,7 +239,7 @@ class Driver:
             *([("volatile", None)] if scratch.volatile else []),
         ]
         with _explained("overlayfs"):
-            return _when_free(lambda: linux.new_mount("overlay", options, self._attributes))
+            return _when_free(lambda: syscalls.new_mount("overlay", options, self._attributes))
 
 
 def _when_free(mount: Callable[[], int]) -> int:
@@ -247,9 +255,6 @@ def _when_free(mount: Callable[[], int]) -> int:
                 reason = "the scratch is in use still, perhaps in another mount namespace"
                 raise OSError(error.errno, reason) from error
         time.sleep(_PAUSE)
-
-
-_INNER = linux.READ_ONLY | linux.NO_SUID | linux.NO_DEVICES | linux.NO_PROGRAMS
 
 
 @contextlib.contextmanager

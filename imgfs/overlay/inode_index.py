@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.overlay import linux
+from imgfs import syscalls
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
@@ -68,7 +68,7 @@ def copy_up_index(tree: Tree, upper: Upper, index: list[IndexEntry], mountpoint:
             for parent, name in union.visible_names(one.ino):
                 path = os.path.join(os.fsencode(mountpoint), union.path(parent), name)
                 with contextlib.suppress(FileNotFoundError):  # meanwhile
-                    linux.touch_access(path)
+                    syscalls.rewrite_atime(path)
 
 
 def merge_index(overlay: Overlay, index: list[IndexEntry], work: Path) -> None:

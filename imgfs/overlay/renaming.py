@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 
-from imgfs.overlay import linux
+from imgfs import syscalls
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.entries import check_name
 from imgfs.overlay.node import UpperNode, error, no_entry
@@ -17,7 +17,7 @@ from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.upper import At
 from imgfs.overlay.xattrs import is_whiteout
 
-NOREPLACE, EXCHANGE = linux.NOREPLACE, linux.EXCHANGE
+NOREPLACE, EXCHANGE = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE
 
 
 class Renaming:

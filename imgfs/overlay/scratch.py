@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
-from imgfs.overlay import fdtree, linux
+from imgfs.overlay import fdtree
 from imgfs.overlay.copyup import ImageData
 from imgfs.overlay.diff import Diff
 from imgfs.overlay.in_use import is_at_work, overlayfs_over
@@ -324,7 +325,7 @@ def sync(mountpoint: Path) -> None:
     except OSError as error:
         raise MountError(f"{mountpoint}: {error.strerror}") from error
     try:
-        linux.syncfs(fd)
+        syscalls.syncfs(fd)
     finally:
         os.close(fd)
 

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from imgfs import syscalls
 from imgfs.errors import StoreError
-from imgfs.overlay import fdtree, linux
+from imgfs.overlay import fdtree
 from imgfs.overlay.xattrs import (
     OPAQUE,
     OVERRIDE,
@@ -222,12 +223,12 @@ class Upper:
         """Rename within the file system; `flags` as of renameat2."""
         assert source.directory is not None
         assert target.directory is not None
-        linux.rename(source.directory, source.name, target.directory, target.name, flags)
+        syscalls.renameat2(source.directory, source.name, target.directory, target.name, flags)
 
     def move(self, source: At, target: At, *, whiteout: bool) -> None:
         """Rename over whatever file is there; `whiteout` covers the name that is left."""
         try:
-            self.rename(source, target, linux.WHITEOUT if whiteout else 0)
+            self.rename(source, target, syscalls.RENAME_WHITEOUT if whiteout else 0)
         except OSError as error:  # a file system that cannot leave whiteouts
             if not whiteout or error.errno != errno.EINVAL:
                 raise
@@ -241,7 +242,7 @@ class Upper:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            self.rename(made, at, linux.EXCHANGE)
+            self.rename(made, at, syscalls.RENAME_EXCHANGE)
             self.discard(made)
 
     def put_whiteout(self, at: At) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgfs import syscalls
 from imgfs.errors import MountError
-from imgfs.runtime import linux
 
 if TYPE_CHECKING:
     from imgfs.runtime.ids import Ids, Maps
@@ -87,7 +87,7 @@ def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], Non
 def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
     """Go into the namespaces; raises MountError where the machine does not allow them."""
     try:
-        linux.unshare(linux.NEWNS | (linux.NEWUSER if maps else 0))
+        syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if maps else 0))
     except OSError as error:
         what = "a user namespace" if maps else "a mount namespace (CAP_SYS_ADMIN)"
         raise MountError(f"this machine does not let you have {what}: {error.strerror}") from error
@@ -100,8 +100,8 @@ def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
         os.close(fd)
     if maps:
         _become_root(has_groups=not _is_lone(maps))
-    linux.keep_mounts_in()
-    linux.die_with_parent(signal.SIGTERM)
+    syscalls.make_mounts_slave()
+    syscalls.set_parent_death_signal(signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(_FAILED)
 
@@ -118,7 +118,7 @@ def let_go_of_mounts(needed: Iterable[Path]) -> None:
     for mount in reversed(mounts()):
         if mount.is_imgfs and not any(place.is_relative_to(mount.mountpoint) for place in places):
             with contextlib.suppress(OSError):
-                linux.detach(str(mount.mountpoint))
+                syscalls.detach_mount(str(mount.mountpoint))
 
 
 def _is_lone(maps: Maps) -> bool:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.config import variables
 from imgfs.errors import MountError
-from imgfs.runtime import linux
 from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.host import Cgroups, Runtime, capabilities
 from imgfs.runtime.preflight import NOT_EXECUTABLE, NOT_FOUND
@@ -107,7 +107,7 @@ class Engine:
     def _prepare(self) -> None:
         """Have the runtime find what it can work with: crun wants cgroups of one version only."""
         if self.runtime.is_crun and self.cgroups.hidden:
-            linux.cover(self.cgroups.hidden)
+            syscalls.cover_with_tmpfs(self.cgroups.hidden)
 
     def _command(self, bundle: Bundle) -> list[str]:
         words = [self.runtime.path, "--root", str(bundle.state), "--log", str(bundle.log)]
@@ -205,7 +205,7 @@ def taken_down(rootfs: Path) -> Iterator[None]:
     finally:
         _settle(rootfs)
         with contextlib.suppress(OSError):  # it was not mounted
-            linux.detach(str(rootfs))
+            syscalls.detach_mount(str(rootfs))
         if not _children_end(_UNMOUNT):
             for pid in _children():
                 with contextlib.suppress(OSError):

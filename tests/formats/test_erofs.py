@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgfs import syscalls
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.kernel import erofs_format, linux
+from imgfs.kernel import erofs_format
 from imgfs.kernel.chunk_index import Assembled, Chunks, Part, chunks_of
 from imgfs.kernel.mkfs import FORMAT, identity, metadata_of, write_image
 from imgfs.kernel.passthrough import forget_now
@@ -74,13 +75,13 @@ def mounted(directory: Path, tree: Tree, layers: Sequence[bytes], block_bits: in
     options = [("source", str(paths[0])), *(("device", str(path)) for path in paths[1:])]
     at = directory / "mounted"
     at.mkdir()
-    mount = linux.new_mount("erofs", options, linux.READ_ONLY)
-    linux.attach(mount, str(at))
+    mount = syscalls.new_mount("erofs", options, syscalls.MOUNT_ATTR_RDONLY)
+    syscalls.attach_mount(mount, str(at))
     os.close(mount)
     try:
         yield at
     finally:
-        linux.detach(str(at))
+        syscalls.detach_mount(str(at))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config", "parallel", "quoting"},
+    {"errors", "config", "parallel", "quoting", "syscalls"},
     {"oci", "owned"},
     {"layer", "registry", "store"},
     {"transport"},
@@ -33,7 +33,7 @@ ALONE = {
     "urllib3": {"registry"},
     "zlib": {"layer"},
     "zstandard": {"layer"},
-    "ctypes": {"layer", "overlay", "kernel", "runtime"},
+    "ctypes": {"layer", "syscalls"},
     "pyfuse3": {"mount", "cli.look"},  # mount: init and close; look: the version
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},

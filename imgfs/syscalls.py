@@ -1,0 +1,161 @@
+"""Linux system calls that Python's `os` lacks, called through ctypes.
+
+    files       renameat2(2), syncfs(2), utimensat(2) of the access time alone
+    mounts      fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2), umount2(2)
+    processes   unshare(2), prctl(2)
+
+Each raises OSError with the kernel's errno, as `os` does. Constants have the kernel's names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Sequence
+
+AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h
+UTIME_OMIT = (1 << 30) - 2  # sys/stat.h: in place of the nanoseconds
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4  # linux/fs.h
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MS_REC, MS_SLAVE = 0x4000, 1 << 19  # linux/mount.h, as everything below
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+MOUNT_ATTR_NOATIME = 0x10
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+_SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = (
+    429,
+    430,
+    431,
+    432,
+)  # the same on every architecture
+
+MountParameters = Sequence[tuple[str, str | None]]  # of fsconfig(2); a flag has no value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.renameat2.argtypes = (  # glibc 2.28
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
+
+
+def renameat2(source_fd: int, source: bytes, target_fd: int, target: bytes, flags: int = 0) -> None:
+    """Rename `source` in one open directory to `target` in another; `flags` are RENAME_*."""
+    _check(_libc.renameat2(source_fd, source, target_fd, target, flags), source)
+
+
+def rewrite_atime(path: bytes) -> None:
+    """Set a file's access time to the one it has: a write to its inode that changes nothing visible."""
+    seconds, nanoseconds = divmod(os.lstat(path).st_atime_ns, 1_000_000_000)
+    times = (_Timespec * 2)(_Timespec(seconds, nanoseconds), _Timespec(0, UTIME_OMIT))
+    _check(_libc.utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW), path)
+
+
+def syncfs(fd: int) -> None:
+    """Write out what is dirty of the file system that an open file is on."""
+    _check(_libc.syncfs(fd))
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces; `flags` are CLONE_NEW*."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def set_parent_death_signal(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl")
+
+
+def make_mounts_slave() -> None:
+    """Propagate no mount out of this mount namespace; mounts made outside still come in."""
+    _check(_libc.mount(b"", b"/", None, MS_REC | MS_SLAVE, None), "/")
+
+
+def cover_with_tmpfs(path: str) -> None:
+    """Mount an empty tmpfs, which takes no files, on a directory."""
+    _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"size=4k,mode=0555"), path)
+
+
+def detach_mount(path: str) -> None:
+    """Unmount the topmost mount at `path` lazily: it ends once no process uses it. No symlink is followed."""
+    _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
+
+
+def can_mount(filesystem: str) -> bool:
+    """Return True if the kernel has this type of file system and lets this process mount one."""
+    try:
+        os.close(_syscall(_SYS_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def new_mount(filesystem: str, parameters: MountParameters, attributes: int) -> int:
+    """Make a mount that is attached nowhere and return its descriptor; `attributes` are MOUNT_ATTR_*.
+
+    It lives as long as that descriptor, or a mount or process that uses it. The OSError has the kernel's own
+    messages as well.
+    """
+    context = _syscall(_SYS_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
+    try:
+        for key, value in parameters:
+            if value is None:
+                _syscall(_SYS_FSCONFIG, context, FSCONFIG_SET_FLAG, key.encode(), None, 0)
+            else:
+                _syscall(_SYS_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+        _syscall(_SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall(_SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
+    except OSError as error:
+        messages = _context_messages(context)
+        if error.errno is None or not messages:
+            raise
+        raise OSError(error.errno, f"{error.strerror}: {messages}") from error
+    finally:
+        os.close(context)
+
+
+def attach_mount(mount: int, path: str) -> None:
+    """Attach a mount made by `new_mount` at `path`."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
+    _syscall(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(path), flags)
+
+
+def _context_messages(context: int) -> str:
+    """Return the kernel's messages about a file system that it did not make; lines like `e erofs: …`."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):  # ENODATA: there are no more
+        while len(lines) < 8:
+            lines.append(os.read(context, 1024).decode(errors="replace").strip().partition(" ")[2])
+    return "; ".join(lines)
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    passed = [ctypes.c_long(part) if isinstance(part, int) else part for part in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *passed)
+    _check(min(result, 0))
+    return result
+
+
+def _check(result: int, *filename: str | bytes) -> None:
+    """Raise OSError unless a call has returned 0."""
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), *filename)
