@@ -27,7 +27,7 @@ OUR_FAULT, INTERRUPTED = 125, 130  # podman's exit code for its own failures, an
 def run(words: Sequence[str]) -> int:
     """Run `imgfs WORDS…`, of which the first is `run`; the exit code of the container's command."""
     maps = _id_maps() if os.geteuid() else None
-    apart = Apart(lambda enter: _inside(enter, words, maps), maps)
+    apart = Apart.fork(lambda enter: _inside(enter, words, maps), maps)
     try:
         with _terminal_as_it_was(), Relay() as relay:
             return apart.wait(relay)

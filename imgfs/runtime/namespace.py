@@ -26,25 +26,33 @@ _READY = b"\0"
 
 
 class Apart:
-    """The child, seen from its parent. `work(enter)` is what it does, and its result the child's exit code.
+    """A child process and its namespaces, seen from the parent; `fork` starts it."""
 
-    It begins as it is, and goes into the namespaces when it calls `enter()`.
-    """
-
-    def __init__(self, work: Callable[[Callable[[], None]], int], maps: Maps | None) -> None:
+    def __init__(self, pid: int, maps: Maps | None, entered: int, go: int) -> None:
+        self.pid = pid
         self._maps = maps
-        going, self._go = os.pipe()
-        self._entered, entered = os.pipe()
+        self._entered = entered  # the child writes to its other end once it is in its namespaces
+        self._go = go  # the parent writes to it once the ids of a user namespace are mapped
+
+    @classmethod
+    def fork(cls, work: Callable[[Callable[[], None]], int], maps: Maps | None) -> Apart:
+        """Fork a child that runs `work(enter)` and exits with its result.
+
+        The child begins in the namespaces of its parent; `enter()` moves it into its own.
+        """
+        going, go = os.pipe()
+        has_entered, entered = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._go)
-            os.close(self._entered)
+        pid = os.fork()
+        if pid == 0:
+            os.close(go)
+            os.close(has_entered)
             _be_apart(work, lambda: _enter(maps, parent, entered, going))
         os.close(going)
         os.close(entered)
+        return cls(pid, maps, has_entered, go)
 
     def wait(self, relay: Relay) -> int:
         """Let it have its ids, and wait for its end, passing on signals meanwhile; its exit code.
