@@ -64,6 +64,7 @@ SetUse = Callable[[str], None]  # is given what a scratch is used for
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
 _NEW = ".upper"  # what `upper` is called until it is complete
+UPPER_ASIDE = ".upper-"  # begins the name of one that a container's user has made aside
 _REMOVED = ".removed-"  # begins the names of what is on its way out
 
 
@@ -269,7 +270,7 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove all of it that is ours."""
-        begins = _REMOVED, ASIDE  # names of what killed processes have left
+        begins = _REMOVED, ASIDE, UPPER_ASIDE  # names of what killed processes have left
         left = (self.directory.glob(f"{begin}*") for begin in begins)
         for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
             _remove_all(part)
