@@ -86,6 +86,8 @@ class Engine:
 
         Raises MountError if there is no such program, or what the container says cannot be written.
         """
+        if streams:
+            relay.ending_caught = partial(streams.abandon_after, bundle.pid_file)
         if relay.ending is not None:
             return 128 + relay.ending
         self._prepare()

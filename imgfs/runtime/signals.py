@@ -37,6 +37,7 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
         self._target: int | None = None
         self._kept: list[int] = []
         self.ending: int | None = None  # the first signal caught that asks for an end
+        self.ending_caught: Callable[[], None] | None = None  # called for that one
         self._before: dict[int, object] = {}
         self._parent = os.getppid()
         self._orphaned = orphaned
@@ -70,6 +71,8 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
     def _caught(self, number: int, _: FrameType | None) -> None:
         if number in _ENDING and self.ending is None:
             self.ending = number
+            if self.ending_caught:
+                self.ending_caught()
         if number == signal.SIGWINCH and self.resized:
             self.resized()
         if self._orphaned and self._is_alone(number):

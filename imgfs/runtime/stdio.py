@@ -15,6 +15,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from imgfs.errors import MountError
 
@@ -45,6 +46,28 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
         self._close_theirs()
         for copy in (*self._copies, *([self._input] if self._input else [])):
             copy.start()
+
+    def abandon(self) -> None:
+        """Close the pipes of the output: what the container's caller has not read by now is lost.
+
+        A runtime that copies the output itself (runc) then gets EPIPE, and ends. A thread may be blocked
+        while it copies, so its descriptor is not closed, which would free the number for another file, but
+        becomes one of /dev/null: the end of the output, should the thread ever go on.
+        """
+        for copy in self._copies:
+            copy.abandon()
+
+    def abandon_after(self, pid_file: Path) -> None:
+        """Abandon the output some seconds after the process whose pid is in a file has ended, in a thread.
+
+        For a container that is told to end: its runtime may be one that ends only when the output is read.
+        """
+        threading.Thread(target=self._abandon_after, args=(pid_file,), daemon=True).start()
+
+    def _abandon_after(self, pid_file: Path) -> None:
+        _wait_for_end(pid_file)
+        time.sleep(_TOLD_TO_END)
+        self.abandon()
 
     def finish(self, is_told_to_end: Callable[[], bool]) -> None:
         """Wait until what an ended container has said is written; raises MountError if it cannot be."""
@@ -87,6 +110,8 @@ class _Copy(threading.Thread):
         self._source = source
         self._closes_sink = closes_sink
         self._is_writing = False
+        self._is_abandoned = False
+        self._ending = threading.Lock()  # held while the descriptor is closed, or replaced
 
     def run(self) -> None:
         try:
@@ -98,17 +123,45 @@ class _Copy(threading.Thread):
             # EIO: a terminal that has gone; EPIPE: its reader has had enough
             self.error = None if error.errno in (errno.EPIPE, errno.EIO) else error
         finally:
-            os.close(self.sink if self._closes_sink else self._source)
+            with self._ending:
+                os.close(self.sink if self._closes_sink else self._source)
+                self._source = -1
+
+    def abandon(self) -> None:
+        """Have the source's writer get EPIPE, and `wait` return."""
+        self._is_abandoned = True
+        with self._ending:
+            if self._source >= 0:
+                null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                os.dup2(null, self._source, inheritable=False)
+                os.close(null)
 
     def wait(self, is_told_to_end: Callable[[], bool]) -> None:
         """Wait for its end, unless that does not come."""
         began = last = time.monotonic()
-        while self.is_alive():
+        while self.is_alive() and not self._is_abandoned:
             self.join(0.05)
             now = time.monotonic()
             last = now if self._is_writing else last
             if now - last > _NO_END or (now - began > _TOLD_TO_END and is_told_to_end()):
                 break
+
+
+def _wait_for_end(pid_file: Path) -> None:
+    """Wait until the process whose pid is in a file, once it is written there, has ended."""
+    while True:
+        try:
+            fd = os.pidfd_open(int(pid_file.read_text()))
+        except (FileNotFoundError, ValueError):
+            time.sleep(0.1)
+            continue
+        except ProcessLookupError:
+            return
+        try:
+            select.select([fd], [], [])  # readable once it has ended (pidfd_open(2))
+        finally:
+            os.close(fd)
+        return
 
 
 def _read(fd: int) -> bytes:

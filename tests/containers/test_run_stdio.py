@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 from pathlib import Path
 
@@ -112,4 +113,25 @@ def test_a_container_that_does_not_heed_a_sigterm_is_killed_in_the_time_given(
     assert first_line(process) == "up"
     process.terminate()
     assert process.wait(60) == 137
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "script", "code"),
+    [
+        (signal.SIGTERM, "echo up; exec cat /dev/zero", 137),
+        (signal.SIGINT, "trap 'exit 7' INT; cat /dev/zero & sleep 2; echo up >&2; wait", 7),
+    ],
+)
+def test_a_container_that_is_told_to_end_ends_though_its_output_is_not_read(
+    run: Imgfs, image: str, runtime: str, number: signal.Signals, script: str, code: int
+) -> None:
+    """runc copies the output itself, and waits for all of it to be read."""
+    words = ("--runtime", runtime, "--stop-timeout", "1", image, "sh", "-c", script)
+    process = run.start("run", *words)
+    stream = process.stderr if number == signal.SIGINT else process.stdout
+    assert stream
+    assert stream.readline() == b"up\n"
+    process.send_signal(number)
+    assert process.wait(40) == code
     process.communicate()
