@@ -25,7 +25,7 @@ from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle, new_bundle
 from imgfs.runtime.devices import look_round
-from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls
+from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls, unbarred_devices
 from imgfs.runtime.host_facts import Place
 from imgfs.runtime.ids import Ids, Maps, has, is_lone
 from imgfs.runtime.mount_targets import read_accounts, settle, settle_workdir
@@ -215,6 +215,8 @@ def bundle(options: argparse.Namespace) -> int:
         rootfs = Rootfs(made.rootfs)
         container = _container(made.directory.name, rootfs, defaults, wishes, maps)
         place = look_round(Place(maps=maps, lone=maps is not None), wishes)
+        if unbarred := unbarred_devices(wishes, place):
+            warn(unbarred)
         made.write_config(_settled(runtime_config(resolved.config, wishes, container, place), rootfs, place))
     except BaseException:
         unmount(imgfs_mount_at(made.rootfs))

@@ -127,7 +127,18 @@ def shortfalls(wishes: Wishes, place: Place, cgroups: Cgroups) -> list[str]:
             )
     if place.unguarded and not wishes.rights.privileged:
         lines.append(f"no access to devices is limited: {place.unguarded}")
-    return lines
+    unbarred = unbarred_devices(wishes, place)
+    return [*lines, unbarred] if unbarred else lines
+
+
+def unbarred_devices(wishes: Wishes, place: Place) -> str | None:
+    """Return a line if device files of the image are to be barred (`nodev`) and cannot be, None otherwise.
+
+    The kernel opens none in a user namespace, and a privileged container may open all.
+    """
+    if place.mount_program or place.is_namespaced or wishes.rights.privileged:
+        return None
+    return "device files of the image are not barred: there is no mount(8) (Debian: apt install mount)"
 
 
 def unenforced(asked: Mapping[str, object], cgroups: Cgroups) -> str | None:

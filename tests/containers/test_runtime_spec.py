@@ -452,13 +452,24 @@ def test_limits_that_cannot_be_raised_are_lowered_and_named() -> None:
         limits=Limits(ulimits=(Ulimit("nofile", 10, -1), Ulimit("nproc", 5, 6))),
         rights=Rights(added=("CAP_SYS_ADMIN", "ALL")),
     )
-    place = Place(ceilings={"nofile": 15, "nproc": -1}, capabilities=frozenset())
-    limits = spec({"Cmd": ["a"]}, wishes, place=place)["process"]["rlimits"]
-    assert [(one["soft"], one["hard"]) for one in limits] == [(10, 15), (5, 6)]
+    limits = {"nofile": 15, "nproc": -1}
+    place = Place(ceilings=limits, capabilities=frozenset(), mount_program="/bin/mount")
+    lowered = spec({"Cmd": ["a"]}, wishes, place=place)["process"]["rlimits"]
+    assert [(one["soft"], one["hard"]) for one in lowered] == [(10, 15), (5, 6)]
     assert shortfalls(wishes, place, Cgroups()) == [
         "CAP_SYS_ADMIN cannot be given: imgfs itself has no such capability",
         "the limit of nofile is 10:15: raising it needs CAP_SYS_RESOURCE",
     ]
+
+
+def test_without_mount_8_it_is_said_that_the_images_devices_are_not_barred() -> None:
+    line = "device files of the image are not barred: there is no mount(8) (Debian: apt install mount)"
+    maps = ((Ids(0, 1000, 1),), (Ids(0, 1000, 1),))
+    assert shortfalls(Wishes(), Place(), Cgroups()) == [line]
+    assert shortfalls(Wishes(), Place(mount_program="/bin/mount"), Cgroups()) == []
+    assert shortfalls(Wishes(), Place(maps=maps), Cgroups()) == []  # the kernel opens none there
+    assert shortfalls(Wishes(), Place(user_namespace=True, lone=True), Cgroups()) == []
+    assert shortfalls(Wishes(rights=Rights(privileged=True)), Place(), Cgroups()) == []
 
 
 def test_how_many_processes_there_may_be_is_limited_by_itself() -> None:
