@@ -23,8 +23,8 @@ from imgfs.image.image import Image
 from imgfs.image.readiness import open_index
 from imgfs.image.trust import Trust
 from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
-from imgfs.layer.codec.codec import FRAMED
 from imgfs.layer.codec.compress import seekable
+from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.window import sparse_window
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import TAR, Elsewhere, LayerIndex

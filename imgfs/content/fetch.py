@@ -15,7 +15,7 @@ from typing import Protocol
 from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
 from imgfs.content.staging import StagedBatch
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec.codec import decode_span
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.flat import FlatLayer

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import zstandard
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.codec.codec import ZstdFrames
+from imgfs.layer.codec.frames import ZstdFrames
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import BLOB, WINDOWS, Elsewhere, LayerIndex
 from imgfs.layer.indexwriter import IndexWriter

@@ -12,8 +12,8 @@ from itertools import chain
 from typing import Protocol
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer.codec.codec import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
-from imgfs.layer.codec.threads import Pull, Push
+from imgfs.layer.codec.blob import MAGIC_LENGTH, STEP, decoder, fastest_engine, sniff
+from imgfs.layer.codec.threads import ReadAheadThread, WriteBehindThread
 from imgfs.layer.codec.zlib_engine import InflateEngine
 from imgfs.layer.entry import Entry
 from imgfs.layer.indexwriter import IndexWriter
@@ -62,21 +62,21 @@ def scan(
         flat_hash.update(item[1])
         flat.write(*item)
 
-    pull = Pull(_even(_measured(chunks, layer)), blob_hash.update)
-    push = Push(keep)
+    source = ReadAheadThread(_even(_measured(chunks, layer)), blob_hash.update)
+    sink = WriteBehindThread(keep)
     try:
-        size, format_name = _decode(pull, push, layer, index, limit, (step, engine))
+        size, format_name = _decode(source, sink, layer, index, limit, (step, engine))
     except Bomb:
         raise
     except InvalidImage:  # is it the transport's fault or the image's?
-        for _ in pull:
+        for _ in source:
             pass
         layer.digest.check(blob_hash, "layer blob")
         raise
     finally:
-        pull.close()
-        push.close()
-    push.finish()
+        source.close()
+        sink.close()
+    sink.finish()
     layer.digest.check(blob_hash, "layer blob")
     diff_id.check(flat_hash, f"uncompressed layer {layer.digest.short} (DiffID)")
     index.finish(
@@ -90,15 +90,15 @@ def scan(
 
 
 def _decode(
-    pull: Pull,
-    push: Push,
+    source: ReadAheadThread,
+    sink: WriteBehindThread,
     layer: Descriptor,
     index: IndexWriter,
     limit: int,
     cutting: tuple[int, Callable[[], InflateEngine]],
 ) -> tuple[int, str]:
     """Drive decoder, tar reader and span writer over the chunks; returns flat size and format."""
-    head = _head(pull)
+    head = _head(source)
     format_name = sniff(head)
     spans = SpanWriter(index, format_name)
     decode = decoder(format_name, spans.cut, *cutting)
@@ -110,11 +110,11 @@ def _decode(
 
     headers = Headers(parse_tar(keep))
     size = 0
-    for chunk in chain((head,), pull):
+    for chunk in chain((head,), source):
         spans.chunk(chunk)
         for piece in decode.pieces(chunk):
             body = bytes(piece)
-            push.put((size, body))
+            sink.put((size, body))
             headers.feed(size, body)
             size += len(body)
             if size > limit:
@@ -150,10 +150,10 @@ def _even(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def _head(pull: Pull) -> bytes:
+def _head(source: ReadAheadThread) -> bytes:
     """The blob's first chunk, or as many of them as `sniff` needs."""
     head = b""
-    while len(head) < MAGIC_LENGTH and (chunk := next(pull, b"")):
+    while len(head) < MAGIC_LENGTH and (chunk := next(source, b"")):
         head += chunk
     return head
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
 from imgfs.layer.codec import xz_bzip2
-from imgfs.layer.codec.codec import FRAMED, MAGIC_LENGTH, Cut, ZstdFrames, decode_span, decoder, sniff
+from imgfs.layer.codec.blob import MAGIC_LENGTH, Cut, decoder, sniff
+from imgfs.layer.codec.frames import FRAMED, ZstdFrames
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import ChunkDigest, Codec, Span
 from tests.support import blobs

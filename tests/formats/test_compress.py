@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from imgfs.errors import UsageError
-from imgfs.layer.codec.codec import decode_span
 from imgfs.layer.codec.compress import CODECS, FRAME, Compressed, compress
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Codec
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter

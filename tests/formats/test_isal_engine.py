@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.codec import isal_engine
-from imgfs.layer.codec.codec import Cut, decode_span, decoder, fastest_engine
+from imgfs.layer.codec.blob import Cut, decoder, fastest_engine
 from imgfs.layer.codec.gzip import Inflater
 from imgfs.layer.codec.isal_engine import IsalEngine
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Codec, Span
 from tests.support import blobs
 from tests.support.blobs import deflate, gzip_member, gzip_members, prose, span_of

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
-from imgfs.layer.codec.codec import decode_span, fastest_engine
+from imgfs.layer.codec.blob import fastest_engine
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.codec.zlib_engine import InflateEngine, ZlibEngine
 from imgfs.layer.entry import Codec, Entry, Span
 from imgfs.layer.index import LayerIndex, Summary

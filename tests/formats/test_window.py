@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.codec.codec import Cut, decode_span, decoder
+from imgfs.layer.codec.blob import Cut, decoder
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.codec.window import sparse_window
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Span

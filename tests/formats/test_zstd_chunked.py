@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage
-from imgfs.layer.codec.codec import decode_span
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.tar.reader import tar_entries
 from imgfs.layer.toc import zstd_chunked
 from imgfs.layer.toc.detect import find_toc

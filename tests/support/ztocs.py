@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from imgfs.layer.codec.codec import Cut, decode_span, decoder, sniff
+from imgfs.layer.codec.blob import Cut, decoder, sniff
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import LayerIndex

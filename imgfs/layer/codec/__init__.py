@@ -1,7 +1,9 @@
-"""Compressed ranges into flat ones, and where that can begin.
+"""Compressed bytes to flat ones, and the positions where decoding can begin.
 
-codec        a span decoded; the codecs by name       compress     a stream compressed, with its digests
-gzip         members, blocks and checkpoints          window       the 32 KiB before a checkpoint
+blob         a whole blob decoded in one pass, its format sniffed, its cuts reported
+span         one span decoded and verified            frames       zstd, xz and bzip2 frame by frame
+gzip         members, blocks and checkpoints          window       the bytes of a window that a span needs
 zlib_engine  inflate by zlib                          isal_engine  inflate by ISA-L
-xz_bzip2     layers that are streamed only            threads      inflating beside reading
+xz_bzip2     streams of these two                     threads      decoding beside reading and writing
+compress     a tar stream packed as gzip or zstd
 """

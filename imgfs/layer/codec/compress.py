@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import zstandard
 
 from imgfs.errors import UsageError
-from imgfs.layer.codec.codec import STEP
+from imgfs.layer.codec.blob import STEP
 from imgfs.layer.entry import Codec, Span
 from imgfs.oci.descriptor import Digest
 

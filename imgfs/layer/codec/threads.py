@@ -10,7 +10,7 @@ _DEPTH = 4  # items waiting between two threads: enough to even out, little to h
 _PATIENCE = 1.0  # seconds to wait for a thread that was told to stop; it may sit in a network read
 
 
-class Pull(Iterator[bytes]):
+class ReadAheadThread(Iterator[bytes]):
     """An iterator run ahead in a thread of its own, which calls `each` on every item."""
 
     def __init__(self, items: Iterator[bytes], each: Callable[[bytes], None]) -> None:
@@ -50,7 +50,7 @@ class Pull(Iterator[bytes]):
         self._thread.join(_PATIENCE)
 
 
-class Push:
+class WriteBehindThread:
     """Calls `each` on every item put, in a thread of its own; its error comes back from `put` or `finish`."""
 
     def __init__(self, each: Callable[[tuple[int, bytes]], None]) -> None:

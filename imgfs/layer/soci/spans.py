@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from imgfs.layer.codec.codec import FRAMED, Cut
+from imgfs.layer.codec.blob import Cut
+from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.indexwriter import IndexWriter
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec.codec import FRAMED
+from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.gzip import header_length
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.soci.flatbuffer import Builder

@@ -1,8 +1,9 @@
 """Tables of contents: layers that bring their own index along (eStargz, zstd:chunked).
 
-detect        which of the formats a layer is in, if any
+detect        which of the two formats a layer is in, by its manifest
 estargz       its footers and annotations       zstd_chunked  its footers and annotations
-document      the JSON of a table, read with bounds
-toc           from its entries to a LayerIndex  extents       where their bytes are in the flat layer
-ranges        the pieces of a blob that are read for it
+ranges        the ranges of a blob that are fetched for a table
+document      the JSON of a table, an entry at a time, and the fields of an entry, checked
+toc           from the table's entries to a layer's entries and spans
+extents       chunks of files laid out in the flat layer
 """

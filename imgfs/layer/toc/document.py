@@ -1,10 +1,10 @@
-"""The JSON of a table of contents, one entry at a time: memory for one entry, however many there are.
+"""The JSON document of a table of contents, read under bounds: its entries, and their fields.
 
-Nothing is believed of the bytes but that their digest is right: an image can be made by anybody.
+`toc_fields` yields one entry at a time, so memory is that of one entry and the text, however many there are.
+The other functions read one field of an entry: they return a value of the right type and in range, or raise
+InvalidImage naming the field. Only the document's digest is trusted: any image's author may have written it.
 
-The fields of an entry in a table of contents: of the right type and in range, or InvalidImage naming them.
-
-Go writes them (encoding/json): zero fields are left out, null is zero, bytes are base64.
+Go's encoding/json writes it: zero fields are left out, null is zero, bytes are base64.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from imgfs.layer.limits import TOC_ENTRY_LIMIT as ENTRY_LIMIT
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.tar.header import OFFSET_LIMIT
 
+_VERSION = 1  # the only one (eStargz, "TOC"; zstd:chunked says the same)
+_SPACE = re.compile(r"[ \t\n\r]*")  # RFC 8259, section 2
 _REPLACEMENT = "\ufffd"  # what Go's encoding/json writes for bytes that are no UTF-8
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)  # RFC 3339
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,102 +33,6 @@ _ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's time.Time that was never set
 _NO_XATTRS: Mapping[bytes, bytes] = {}
 
 Fields = Mapping[str, Any]
-
-
-def chunk_digest(fields: Fields, whole: bool) -> bytes:
-    """The sha256 of a chunk; zstd:chunked leaves it to the file's where that is one chunk."""
-    text = fields.get("chunkDigest") or (fields.get("digest") if whole else None)
-    if type(text) is str and len(text) == 71 and text.startswith("sha256:"):
-        try:
-            digest = bytes.fromhex(text[7:])
-        except ValueError:
-            digest = b""
-        if len(digest) == 32:  # fromhex passes over spaces
-            return digest
-    raise InvalidImage("chunkDigest: expected a sha256 digest")
-
-
-def number_in(fields: Fields, name: str, least: int = 0) -> int:
-    """The number `fields[name]`, from `least` up to the largest size of a file."""
-    value = fields.get(name)
-    if value is None:
-        return 0
-    if type(value) is not int or not least <= value <= OFFSET_LIMIT:
-        raise InvalidImage(f"{name}: expected a number from {least} to {OFFSET_LIMIT}")
-    return value
-
-
-def path_in(fields: Fields, name: str) -> tuple[str, bytes]:
-    """A path as text, without what may stand before the root's names, and as the bytes that it is."""
-    value = fields.get(name)
-    if type(value) is not str or "\0" in value:
-        raise InvalidImage(f"{name}: expected a path")
-    if _REPLACEMENT in value:
-        raise InvalidImage(f"{name}: the table of contents has lost bytes that are not UTF-8")
-    return value.removeprefix("./").lstrip("/"), _encoded(value)
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, smuggled in by an escape
-        raise InvalidImage(f"not text: {error.reason}") from error
-
-
-def device_in(fields: Fields) -> tuple[int, int]:
-    """A device's (major, minor)."""
-    major, minor = number_in(fields, "devMajor"), number_in(fields, "devMinor")
-    if max(major, minor) >= 1 << 32:
-        raise InvalidImage(f"device number {major}:{minor} is out of range")
-    return major, minor
-
-
-def xattrs_in(fields: Fields) -> Mapping[bytes, bytes]:
-    """The extended attributes, whose values are base64 in the table."""
-    value = fields.get("xattrs")
-    if value is None:
-        return _NO_XATTRS
-    if type(value) is not dict:
-        raise InvalidImage("xattrs: expected an object")
-    xattrs = {}
-    for name, text in value.items():
-        if not name or "\0" in name:
-            raise InvalidImage(f"xattrs: {name[:40]!r} is no name for an extended attribute")
-        try:
-            xattrs[_encoded(name)] = base64.b64decode(text or "", validate=True)
-        except (TypeError, ValueError, binascii.Error) as error:
-            raise InvalidImage(f"xattrs: {name[:40]!r}: expected base64") from error
-    return xattrs
-
-
-def time_in(fields: Fields) -> int:
-    """The modification time in nanoseconds since the epoch."""
-    text = fields.get("modtime")
-    if not text:
-        return 0
-    if type(text) is not str:
-        raise InvalidImage("modtime: expected a time")
-    return _nanoseconds(text)
-
-
-@lru_cache(maxsize=4096)  # a layer has few times
-def _nanoseconds(text: str) -> int:
-    """Nanoseconds since the epoch for a time in RFC 3339."""
-    if text == _ZERO_TIME:
-        return 0
-    match = _TIME.fullmatch(text)
-    if not match:
-        raise InvalidImage(f"modtime: {text[:40]!r} is not a time")
-    try:
-        when = datetime.fromisoformat(match[1] + match[3])
-    except ValueError as error:
-        raise InvalidImage(f"modtime: {text[:40]!r} is not a time: {error}") from error
-    since = when - _EPOCH
-    return (since.days * 86400 + since.seconds) * 1_000_000_000 + int((match[2] or "")[:9].ljust(9, "0"))
-
-
-_VERSION = 1  # all that there is (eStargz, "TOC"; zstd:chunked says the same)
-_SPACE = re.compile(r"[ \t\n\r]*")  # RFC 8259, section 2
 
 
 def toc_fields(body: bytes) -> Iterator[dict[str, Any]]:
@@ -154,8 +60,100 @@ def toc_fields(body: bytes) -> Iterator[dict[str, Any]]:
     text.end()
 
 
+def chunk_digest(fields: Fields, whole: bool) -> bytes:
+    """Read the sha256 of a chunk; zstd:chunked gives only the file's digest where the file is one chunk."""
+    text = fields.get("chunkDigest") or (fields.get("digest") if whole else None)
+    if type(text) is str and len(text) == 71 and text.startswith("sha256:"):
+        try:
+            digest = bytes.fromhex(text[7:])
+        except ValueError:
+            digest = b""
+        if len(digest) == 32:  # fromhex passes over spaces
+            return digest
+    raise InvalidImage("chunkDigest: expected a sha256 digest")
+
+
+def number_in(fields: Fields, name: str, least: int = 0) -> int:
+    """Read the number `fields[name]`, from `least` to the largest size of a file; 0 if it is absent."""
+    value = fields.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or not least <= value <= OFFSET_LIMIT:
+        raise InvalidImage(f"{name}: expected a number from {least} to {OFFSET_LIMIT}")
+    return value
+
+
+def path_in(fields: Fields, name: str) -> tuple[str, bytes]:
+    """Read a path: as text without a leading `./` or `/`, and as its bytes."""
+    value = fields.get(name)
+    if type(value) is not str or "\0" in value:
+        raise InvalidImage(f"{name}: expected a path")
+    if _REPLACEMENT in value:
+        raise InvalidImage(f"{name}: the table of contents has lost bytes that are not UTF-8")
+    return value.removeprefix("./").lstrip("/"), _encoded(value)
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, smuggled in by an escape
+        raise InvalidImage(f"not text: {error.reason}") from error
+
+
+def device_in(fields: Fields) -> tuple[int, int]:
+    """Read a device's (major, minor)."""
+    major, minor = number_in(fields, "devMajor"), number_in(fields, "devMinor")
+    if max(major, minor) >= 1 << 32:
+        raise InvalidImage(f"device number {major}:{minor} is out of range")
+    return major, minor
+
+
+def xattrs_in(fields: Fields) -> Mapping[bytes, bytes]:
+    """Read the extended attributes, whose values are base64 in the table."""
+    value = fields.get("xattrs")
+    if value is None:
+        return _NO_XATTRS
+    if type(value) is not dict:
+        raise InvalidImage("xattrs: expected an object")
+    xattrs = {}
+    for name, text in value.items():
+        if not name or "\0" in name:
+            raise InvalidImage(f"xattrs: {name[:40]!r} is no name for an extended attribute")
+        try:
+            xattrs[_encoded(name)] = base64.b64decode(text or "", validate=True)
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise InvalidImage(f"xattrs: {name[:40]!r}: expected base64") from error
+    return xattrs
+
+
+def time_in(fields: Fields) -> int:
+    """Read the modification time, in nanoseconds since the epoch."""
+    text = fields.get("modtime")
+    if not text:
+        return 0
+    if type(text) is not str:
+        raise InvalidImage("modtime: expected a time")
+    return _nanoseconds(text)
+
+
+@lru_cache(maxsize=4096)  # a layer has few times
+def _nanoseconds(text: str) -> int:
+    """Nanoseconds since the epoch for a time in RFC 3339."""
+    if text == _ZERO_TIME:
+        return 0
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise InvalidImage(f"modtime: {text[:40]!r} is not a time")
+    try:
+        when = datetime.fromisoformat(match[1] + match[3])
+    except ValueError as error:
+        raise InvalidImage(f"modtime: {text[:40]!r} is not a time: {error}") from error
+    since = when - _EPOCH
+    return (since.days * 86400 + since.seconds) * 1_000_000_000 + int((match[2] or "")[:9].ljust(9, "0"))
+
+
 class _Text:
-    """JSON text and how far it is read. Values are decoded out of a window, which bounds what one takes."""
+    """JSON text and a position in it. Values are decoded out of a window, which bounds the length of one."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -165,11 +163,11 @@ class _Text:
         self._decode = json.JSONDecoder().raw_decode
 
     def error(self, message: str) -> InvalidImage:
-        """What is wrong, and at which character."""
+        """Return an error that names the current character."""
         return InvalidImage(message, where=f"TOC character {self._start + self._at}")
 
     def value(self) -> Any:
-        """The value that comes next, of any type."""
+        """Read the next value, of any type."""
         self._peek()
         while True:
             try:
@@ -181,7 +179,7 @@ class _Text:
             return value
 
     def members(self) -> Iterator[str]:
-        """The names of an object; before the next is asked for, its value must have been read."""
+        """Yield the names of an object; the caller reads each name's value before it takes the next name."""
         for _ in self._separated("{", "}"):
             name = self.value()
             if not isinstance(name, str):
@@ -190,7 +188,7 @@ class _Text:
             yield name
 
     def elements(self) -> Iterator[dict[str, Any]]:
-        """The objects of an array, or of null, which has none."""
+        """Yield the objects of an array; null counts as an empty one."""
         if self._peek() != "[":
             if self.value() is not None:
                 raise self.error("entries: expected an array")
@@ -204,12 +202,12 @@ class _Text:
             yield value
 
     def end(self) -> None:
-        """Raise InvalidImage if there is more."""
+        """Raise InvalidImage if more text follows."""
         if self._peek():
             raise self.error("more after the end of the table of contents")
 
     def _separated(self, opening: str, closing: str) -> Iterator[None]:
-        """Once for each of the values between the brackets, which the caller reads."""
+        """Yield before each value between the brackets; the caller reads the value."""
         self._expect(opening)
         if self._peek() == closing:
             self._at += 1
@@ -230,16 +228,16 @@ class _Text:
         self._at += 1
 
     def _peek(self) -> str:
-        """The next character that is no space, empty at the end."""
+        """Return the next character that is no white space, '' at the end."""
         while True:
             match = _SPACE.match(self._window, self._at)
-            assert match  # it matches nothing, too
+            assert match  # the pattern matches an empty string too
             self._at = match.end()
             if self._at < len(self._window) or not self._slide():
                 return self._window[self._at : self._at + 1]
 
     def _slide(self) -> bool:
-        """Begin the window where reading is; whether that brings any text."""
+        """Move the window to the current position; return True if it holds any text."""
         self._start += self._at
         self._at = 0
         self._window = self._text[self._start : self._start + ENTRY_LIMIT]

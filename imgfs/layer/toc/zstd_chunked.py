@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.codec.codec import ZstdFrames
+from imgfs.layer.codec.frames import ZstdFrames
 from imgfs.layer.entry import Codec
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.toc.estargz import toc_digest
