@@ -1,7 +1,7 @@
 """An image out of another and what was changed in it: the layer's file, the config, the manifest.
 
 Made here, put somewhere elsewhere: nothing in this room knows a registry, a layout or a mount. A layer's
-members come from whoever has them, with their whiteouts (OCI layer.md, "Change Types") and sorted: each
+members come from whoever has them, with their whiteouts (OCI layer.md, "ConfigChange Types") and sorted: each
 directory before and next to what is in it, or GNU tar would not keep the directory's time.
 """
 
@@ -20,7 +20,7 @@ from typing import BinaryIO
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.codec.compress import Compressed, compress
 from imgfs.layer.tar.writer import Member, tar_of
-from imgfs.oci.change import Change, extend_config, extend_manifest, layer_type
+from imgfs.oci.change import ConfigChange, extend_config, extend_manifest, layer_type
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, Manifest, check_layers, parse_config, parse_document
 
@@ -67,7 +67,7 @@ def commit(
     directory: Path,
     *,
     record: Record,
-    changes: Sequence[Change] = (),
+    changes: Sequence[ConfigChange] = (),
     codec: str = "gzip",
 ) -> Committed:
     """Make the image that is `base` with `members` as one more layer and with `changes` to its config.
@@ -93,7 +93,9 @@ def commit(
     )
 
 
-def _extended(base: BaseImage, diff_id: Digest | None, record: Record, changes: Sequence[Change]) -> bytes:
+def _extended(
+    base: BaseImage, diff_id: Digest | None, record: Record, changes: Sequence[ConfigChange]
+) -> bytes:
     """The new config, of a base whose layers and DiffIDs agree."""
     manifest = _manifest(base.manifest)
     check_layers(manifest, parse_config(base.config, manifest.config.media_type))

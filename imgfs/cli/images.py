@@ -31,7 +31,7 @@ from imgfs.transport.source import Source, open_source
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.image import Image
     from imgfs.image.indexing import PrepareReporter
-    from imgfs.registry.config.resolver import Places
+    from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.retry import Timeouts
 
 _STEPS = 3  # that may fail one after the other before a read does
@@ -180,20 +180,20 @@ def connect_to(
         return open_source(reference)
     return open_source(
         reference,
-        places=places_of(options, environment),
+        resolver=places_of(options, environment),
         auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
     )
 
 
-def places_of(options: argparse.Namespace, environment: Environment) -> Places:
+def places_of(options: argparse.Namespace, environment: Environment) -> Resolver:
     """Where registries are, as the options and the machine's files say."""
-    from imgfs.registry.config.resolver import Asked, Places
+    from imgfs.registry.config.resolver import Resolver, TlsOptions
 
     ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
-    asked = Asked(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)
-    return Places(environment.registry_files, asked)
+    asked = TlsOptions(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)
+    return Resolver(environment.registry_files, asked)
 
 
 def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:

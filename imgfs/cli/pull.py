@@ -16,7 +16,7 @@ from imgfs.image.pull import MeteredSource, pull_image
 from imgfs.image.resolve import Resolved
 from imgfs.kernel.writer import write_now
 from imgfs.oci.descriptor import Descriptor
-from imgfs.transport.parallel import AbreastSource
+from imgfs.transport.parallel import ParallelSource
 
 
 def pull(options: argparse.Namespace) -> int:
@@ -71,7 +71,7 @@ def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
             closing(MeteredSource(image.connect(), arrivals.arrived, options.limit_rate))
         )
         resolved, is_away = image.found(source, arrivals)  # all of it may be here
-        abreast = AbreastSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
+        abreast = ParallelSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
         with needing_it() if is_away else nullcontext():
             pull_image(resolved, abreast, image.store, arrivals, image.trust)
     with suppress(ImgfsError):  # what is wrong with that, a mount will say

@@ -70,7 +70,7 @@ def send_to(reference: Reference, options: argparse.Namespace, environment: Envi
     """Open the destination of an image as the options of its command say."""
     return open_destination(
         reference,
-        places=places_of(options, environment),
+        resolver=places_of(options, environment),
         auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout),
         ca_bundle=environment.ca_bundle,

@@ -112,11 +112,11 @@ def _serve(
     from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.status import status
-    from imgfs.transport.wrapped import LaterSource
+    from imgfs.transport.wrapped import DeferredSource
 
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(LaterSource(connect)))
+        source = stack.enter_context(contextlib.closing(DeferredSource(connect)))
         image = stack.enter_context(Image(resolved, source, store, options.trust))
         profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
         began = time.time()

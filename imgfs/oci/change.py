@@ -27,10 +27,10 @@ from imgfs.oci.image import (
     parse_config,
     parse_document,
 )
-from imgfs.oci.instruction import Change, apply_changes, parse_change
+from imgfs.oci.instruction import ConfigChange, apply_changes, parse_change
 
 __all__ = [
-    "Change",
+    "ConfigChange",
     "apply_changes",
     "as_oci",
     "extend_config",
@@ -81,7 +81,7 @@ def extend_config(
     body: bytes,
     *,
     diff_id: Digest | None,
-    changes: Iterable[Change] = (),
+    changes: Iterable[ConfigChange] = (),
     created: datetime,
     created_by: str = "",
     author: str = "",

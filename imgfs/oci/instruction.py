@@ -42,7 +42,7 @@ Config = dict[str, Any]  # the `config` object of an image's config
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConfigChange:
     """One instruction: its name in capitals, and what follows it, as it was written."""
 
     instruction: str
@@ -52,7 +52,7 @@ class Change:
         return f"{self.instruction} {self.argument}"
 
 
-def parse_change(text: str) -> Change:
+def parse_change(text: str) -> ConfigChange:
     """Read `INSTRUCTION ARGUMENT`, or podman's `INSTRUCTION=ARGUMENT`; raises UsageError, saying why.
 
     What an argument means may hang on the image: one with a variable is judged by `apply_changes`.
@@ -65,13 +65,13 @@ def parse_change(text: str) -> Change:
         raise UsageError(f"change {text!r}: {instruction} needs an argument")
     if "\n" in match[2]:
         raise UsageError(f"change {text!r}: one instruction at a time, on one line")
-    change = Change(instruction, match[2])
+    change = ConfigChange(instruction, match[2])
     if "$" not in change.argument or instruction not in _EXPANDED:
         _apply(change, {})
     return change
 
 
-def apply_changes(config: Mapping[str, Any], changes: Iterable[Change]) -> Config:
+def apply_changes(config: Mapping[str, Any], changes: Iterable[ConfigChange]) -> Config:
     """The runtime config `config` after `changes`, in their order; it stays as it is.
 
     A new ENTRYPOINT without a CMD drops the old one's CMD (Dockerfile reference, "Understand how CMD and
@@ -86,7 +86,7 @@ def apply_changes(config: Mapping[str, Any], changes: Iterable[Change]) -> Confi
     return changed
 
 
-def _apply(change: Change, config: Config) -> None:
+def _apply(change: ConfigChange, config: Config) -> None:
     try:
         _APPLIERS[change.instruction](change.argument, config)
         json.dumps([change.argument, config], ensure_ascii=False).encode()

@@ -1,33 +1,22 @@
-"""The registry's side of the wire (OCI distribution-spec): who may, what is asked, what came back.
+"""The wire to a registry (OCI distribution-spec): requests, authorization, mirrors, uploads.
 
-mirrored      one repository at several endpoints: reads go on elsewhere
-candidate     one of those endpoints               health   how it goes there
-endpoint      where to ask, and how                places   the endpoints of a repository, by all that is said
-hostsfile     containerd's hosts.toml            registriesconf  containers' registries.conf
-certificates  the directories certs.d            shortnames  what a name without a registry stands for
-toml, watched  fields of such files, and files that are read again when they change
-client        one repository at one endpoint: all that is asked of it
-manifests     its manifests, by tag or digest      blobs    its blobs, read whole or in pieces
-tags          the list of its tags                 pages    lists that come in pages
-referrers     what refers to its manifests: the registry's list, or one kept under a tag
-session       requests with authorization, along redirects
-urls          what a URL says: one parser for all that servers and files say
-redirects     where those may lead
-transport     single requests over kept connections; it and `adapter` alone import urllib3
-sockets       connections that end in time        socks    by way of a SOCKS proxy
-proxies       which proxy the environment asks for
-names         what a host's name means, within its time
-response      what comes back                      failure  why nothing does
-tls           whom TLS believes, and what it shows
-auth          the authentication dance, as generators over plain values
-dance         that dance over the wire            guests   at registries that we are led to
-realm         which token servers are believed
-credentials   what the files of docker and podman say of a registry
-authfile      those files, read and changed      credhelpers   programs that keep credentials
-login         whether a registry lets somebody in
-upload        one blob on its way in
-body          what is sent of a blob, its digest checked
-ranges        what a response says it carries of a blob
-refusal       error responses as exceptions
-retry         when to try again, and when to stop
+config/           files of users: hosts.toml, registries.conf, certs.d, credentials; the resolver reads them
+endpoint          where to ask for a repository, and how
+mirrors           reads at several endpoints in order    endpoint_state  back-off and record of each of them
+client            one repository at one endpoint
+manifests         manifests and tags                     blobs           blobs, whole or by range
+referrers         the referrers API and its tag schema   upload          one blob pushed, in chunks
+upload_body       the body of an upload, with its digest checked
+session           requests along redirects, with Authorization
+auth              token authentication as generators     authenticator   the same over the wire
+redirect_auth     tokens of registries that a redirect leads to
+redirects         where a redirect or an upload location may lead
+ssrf              which hosts and realms a registry may name
+login             check of credentials before they are kept
+transport         single requests over kept connections; it and `adapter` alone import urllib3
+adapter           how urllib3 is used                    response        a response and its body
+sockets           connections with deadlines             socks           the same through a SOCKS5 proxy
+dns               names resolved within a deadline       proxies         which proxy the environment names
+tls               TLS contexts                           urls            the one parser of URLs
+errors            error responses as exceptions          retry           time-outs, tries and pauses
 """

@@ -22,14 +22,14 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url as parse_proxy
 
-from imgfs.registry.sockets import Deadline, Meet, PlainSocket, TlsSocket, bound, dial
+from imgfs.registry.sockets import AddressHook, Deadline, PlainSocket, TlsSocket, bound, dial
 from imgfs.registry.socks import SOCKS, SocksProxy
 from imgfs.registry.urls import Url
 
 MAX_HEAD = 256 << 10  # bytes of an answer's head with all 1xx before it; curl takes 300 kB, a line has 64 KiB
 MAX_INTERIM = 32  # answers 1xx before the answer: a registry that works long may send some
 
-Payload = bytes | Iterable[Any]  # the bytes or memoryviews of a body
+RequestBody = bytes | Iterable[Any]  # the bytes or memoryviews of a body
 
 
 class _Order(dict[str, str]):
@@ -62,20 +62,25 @@ class _Answer(http.client.HTTPResponse):
 class Adapter:
     """Keeps up to `connections` to each host. `context` is for those with TLS, None if there are none.
 
-    `admit` is asked about the address of a host before it is connected to, and raises RegistryError if that
-    is none to go to; `met` is told where a connection went. Neither is of what a proxy finds for us.
+    `check_address(host, address)` is called before each connection, and raises RegistryError to refuse it;
+    `on_connect(host, address)` after one was made. Neither is called for connections that a proxy makes.
     """
 
     def __init__(
-        self, context: ssl.SSLContext | None, connections: int, *, admit: Meet | None, met: Meet
+        self,
+        context: ssl.SSLContext | None,
+        connections: int,
+        *,
+        check_address: AddressHook | None,
+        on_connect: AddressHook,
     ) -> None:
         if context:
             context.sslsocket_class = TlsSocket
         self._options: dict[str, Any] = {"num_pools": connections, "maxsize": connections, "block": False}
         if context:
             self._options["ssl_context"] = context
-        self._admit = admit
-        self._met = met
+        self._check_address = check_address
+        self._on_connect = on_connect
         self._managers: dict[str, PoolManager] = {}  # by proxy, "" for none
 
     def send(
@@ -83,7 +88,7 @@ class Adapter:
         method: str,
         url: Url,
         headers: Mapping[str, str],
-        body: Payload | None,
+        body: RequestBody | None,
         *,
         proxy: str,
         timeouts: tuple[float, float],
@@ -136,16 +141,21 @@ class Adapter:
             manager.pool_classes_by_scheme = _pools(_Dialer(None, None))
         else:
             manager = PoolManager(**self._options)
-            manager.pool_classes_by_scheme = _pools(_Dialer(self._admit, self._met))
+            manager.pool_classes_by_scheme = _pools(_Dialer(self._check_address, self._on_connect))
         return manager
 
 
 class _Dialer:
     """Makes the sockets of connections, perhaps to a proxy, or to their host by way of a `socks` proxy."""
 
-    def __init__(self, admit: Meet | None, met: Meet | None, socks: SocksProxy | None = None) -> None:
-        self._admit = admit
-        self._met = met
+    def __init__(
+        self,
+        check_address: AddressHook | None,
+        on_connect: AddressHook | None,
+        socks: SocksProxy | None = None,
+    ) -> None:
+        self._check_address = check_address
+        self._on_connect = on_connect
         self._socks = socks
 
     def dial(self, connection: HTTPConnection) -> PlainSocket:
@@ -155,7 +165,13 @@ class _Dialer:
         if self._socks:
             return self._socks.dial(connection.host, connection.port or 0, float(seconds))
         host = connection.host.strip("[]")
-        made = dial(host, connection.port or 0, float(seconds), admit=self._admit, met=self._met)
+        made = dial(
+            host,
+            connection.port or 0,
+            float(seconds),
+            check_address=self._check_address,
+            on_connect=self._on_connect,
+        )
         made.deadline = Deadline()
         made.deadline.begin(float(seconds), MAX_HEAD)
         return made

@@ -1,4 +1,4 @@
-"""The authentication dance (`auth`) over the wire: one thread at a time dances, the others profit."""
+"""The authentication dance (`auth`) over the wire: one thread at a time authenticators, the others profit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _followed(method: str) -> tuple[int, ...]:
     return _KEEPING if method == "POST" else (301, 302, 303, *_KEEPING)
 
 
-class Dance:
+class Authenticator:
     """Knows what a registry, the one at `base`, wants to be sent as Authorization. Safe in threads."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Dance:
 
     @contextmanager
     def _in_turn(self, patience: Patience) -> Iterator[None]:
-        """Be the only one who dances; raises Unavailable if it takes too long until then."""
+        """Be the only one who authenticators; raises Unavailable if it takes too long until then."""
         if not self._lock.acquire(timeout=patience.left):
             raise Unavailable(f"{self._host}: not asked: another request waits too long for credentials")
         try:
@@ -137,15 +137,15 @@ class Dance:
             url,
             request.headers,
             form=request.form,
-            ours=ours,
+            with_client_certificate=ours,
             in_turn=False,  # those who have theirs wait for it
-            admit=None if ours else self._admit,
+            check_address=None if ours else self._check_address,
             within=patience.left,
         )
 
-    def _admit(self, host: str, address: str) -> None:
+    def _check_address(self, host: str, address: str) -> None:
         """Raise Unauthorized if a token server is not to be at this address."""
         check_address(host, address, registry=self._host, secure=self._secure, number=self._number())
 
     def _number(self) -> str | None:
-        return self._transport.met(self._host)
+        return self._transport.peer_address(self._host)

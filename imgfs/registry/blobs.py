@@ -17,13 +17,13 @@ from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.redirects import led_to
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
-from imgfs.registry.session import Answer, Session
+from imgfs.registry.session import Answer, HttpSession
 from imgfs.registry.urls import redact
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 
 
-class Piece(NamedTuple):
+class BlobRange(NamedTuple):
     """The bytes `[start, end)` of a blob of `size` bytes."""
 
     start: int
@@ -31,14 +31,14 @@ class Piece(NamedTuple):
     size: int
 
 
-class Window(NamedTuple):
+class BodySlice(NamedTuple):
     """The wanted bytes within a response's body: `length` of them after the first `skip`."""
 
     skip: int
     length: int
 
 
-def range_header(piece: Piece) -> dict[str, str]:
+def range_header(piece: BlobRange) -> dict[str, str]:
     """The header that asks for a piece: one closed range, and none at all for the whole blob.
 
     Suffix, open-ended and multiple ranges are answered wrongly by some registries.
@@ -47,7 +47,7 @@ def range_header(piece: Piece) -> dict[str, str]:
     return {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
 
 
-def window_of(status: int, headers: Mapping[str, str], piece: Piece, what: str) -> Window:
+def slice_of(status: int, headers: Mapping[str, str], piece: BlobRange, what: str) -> BodySlice:
     """Where the piece is in the response's body; `what` it is of is said in errors.
 
     A 200 carries the whole blob, whatever was asked. A 206 may carry less than asked, from `start` on. Raises
@@ -56,7 +56,7 @@ def window_of(status: int, headers: Mapping[str, str], piece: Piece, what: str) 
     start, end, size = piece
     if status == 200:
         _check_length(headers, size, what)
-        return Window(start, end - start)
+        return BodySlice(start, end - start)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if status != 206 or not match:
         given = f"{status}, Content-Range {headers.get('Content-Range', '')[:80]!r}"
@@ -69,10 +69,10 @@ def window_of(status: int, headers: Mapping[str, str], piece: Piece, what: str) 
     if total != "*" and int(total) != size:
         raise IntegrityError(f"{what}: size in Content-Range", expected=size, actual=int(total))
     _check_length(headers, last + 1 - first, what)
-    return Window(0, last + 1 - first)
+    return BodySlice(0, last + 1 - first)
 
 
-def cut_out(chunks: Iterable[bytes], window: Window, what: str) -> Iterator[bytes]:
+def cut_out(chunks: Iterable[bytes], window: BodySlice, what: str) -> Iterator[bytes]:
     """The window's bytes out of a body in chunks; raises Unavailable if the body ends before."""
     skip, left = window
     for chunk in chunks:
@@ -121,7 +121,7 @@ _CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
 class Blobs:
     """The blobs of `name`, `registry/repository`. Safe in threads."""
 
-    def __init__(self, session: Session, name: str) -> None:
+    def __init__(self, session: HttpSession, name: str) -> None:
         self._session = session
         self._name = name
         self._targets: dict[str, str] = {}  # where blobs were redirected to; CDN signatures expire
@@ -153,7 +153,9 @@ class Blobs:
         patience = self._session.patience()
         while start < end:
             try:
-                for chunk in gather(self._range(url, Piece(start, end, descriptor.size), patience), _CHUNK):
+                for chunk in gather(
+                    self._range(url, BlobRange(start, end, descriptor.size), patience), _CHUNK
+                ):
                     start += len(chunk)
                     handed_out = time.monotonic()
                     yield chunk
@@ -174,7 +176,7 @@ class Blobs:
     def _url(self, digest: Digest) -> str:
         return self._session.at(f"blobs/{digest}")
 
-    def _range(self, url: str, piece: Piece, patience: Patience) -> Iterator[bytes]:
+    def _range(self, url: str, piece: BlobRange, patience: Patience) -> Iterator[bytes]:
         """One request for a piece of a blob; it may end early with Unavailable, or without."""
         what = redact(url)
         try:
@@ -185,7 +187,7 @@ class Blobs:
             raise
         with closing(response):
             try:
-                window = window_of(response.status, response.headers, piece, what)
+                window = slice_of(response.status, response.headers, piece, what)
             except IntegrityError:
                 self._targets.pop(url, None)
                 raise

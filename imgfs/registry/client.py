@@ -14,12 +14,12 @@ from imgfs.errors import ImgfsError, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.blobs import Blobs
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import Endpoint, Traffic
+from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.errors import push_refusal
 from imgfs.registry.manifests import Manifests, existing_tags, list_tags
 from imgfs.registry.referrers import Referrers
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.session import Session
+from imgfs.registry.session import HttpSession
 from imgfs.registry.upload import Upload
 from imgfs.registry.upload_body import CheckedBlob
 
@@ -33,7 +33,7 @@ class Client:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: RegistryEndpoint,
         *,
         credentials: Callable[[], Credentials | None] = lambda: None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
@@ -41,7 +41,7 @@ class Client:
         noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
     ) -> None:
         self._name = f"{endpoint.host}/{endpoint.repository}"
-        self._session = Session(
+        self._session = HttpSession(
             endpoint, credentials=credentials, timeouts=timeouts, ca_bundle=ca_bundle, noted=noted
         )
         self._pushing = f"repository:{endpoint.repository}:pull,push"

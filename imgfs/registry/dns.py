@@ -13,11 +13,11 @@ import threading
 from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
-_under_way: dict[tuple[int, str, int], Future[list[Address]]] = {}  # by process, host and port
+_under_way: dict[tuple[int, str, int], Future[list[DnsAddress]]] = {}  # by process, host and port
 _lock = threading.Lock()
 
 
-class Address(NamedTuple):
+class DnsAddress(NamedTuple):
     """Where a socket can be connected to: its family and what that has for an address, number first."""
 
     family: int
@@ -29,7 +29,7 @@ class Address(NamedTuple):
         return str(self.place[0]).partition("%")[0]
 
 
-def addresses_of(host: str, port: int, seconds: float) -> list[Address]:
+def addresses_of(host: str, port: int, seconds: float) -> list[DnsAddress]:
     """The addresses of a host, the best one first; socket.gaierror if there are none, or none in time."""
     try:
         return _ask(host, port, socket.AI_NUMERICHOST)
@@ -41,7 +41,7 @@ def addresses_of(host: str, port: int, seconds: float) -> list[Address]:
     return found.result()
 
 
-def _asked(host: str, port: int) -> Future[list[Address]]:
+def _asked(host: str, port: int) -> Future[list[DnsAddress]]:
     """The answer to a question that is under way, or is now."""
     key = os.getpid(), host, port  # a fork has none of its parent's threads
     with _lock:
@@ -60,14 +60,14 @@ def _answer(key: tuple[int, str, int]) -> None:
         _take(key).set_result(found)
 
 
-def _take(key: tuple[int, str, int]) -> Future[list[Address]]:
+def _take(key: tuple[int, str, int]) -> Future[list[DnsAddress]]:
     with _lock:
         return _under_way.pop(key)
 
 
-def _ask(host: str, port: int, flags: int = 0) -> list[Address]:
+def _ask(host: str, port: int, flags: int = 0) -> list[DnsAddress]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError as error:  # of the encoding "idna"
         raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from error
-    return [Address(family, place) for family, _, _, _, place in found]
+    return [DnsAddress(family, place) for family, _, _, _, place in found]

@@ -38,7 +38,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class RegistryEndpoint:
     """A place that may be asked for `repository`.
 
     `url` is what `/REPOSITORY/manifests/…` is appended to, such as `https://host:5000/v2`. `host` is what

@@ -1,8 +1,6 @@
-"""One endpoint among several that may be asked, and what became of those that were.
+"""The state of each endpoint of a repository: its back-off, its record for `imgfs status`, its clients.
 
-How it goes with one place that is asked: what a status tells of it, and whether to ask it now.
-
-A place that fails is left alone, each time for twice as long, and then asked by one request first.
+An endpoint that fails is left alone, each time for twice as long; then one request probes it first.
 """
 
 from __future__ import annotations
@@ -18,19 +16,19 @@ from typing import Any
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
 from imgfs.registry.client import Client
-from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.endpoint import RegistryEndpoint
 from imgfs.registry.retry import Busy, Timeouts
 from imgfs.registry.urls import redact
 
-_FIRST_REST, _LONGEST_REST = 1.0, 60.0  # seconds
-_LONGEST_WISH = 300.0  # seconds of Retry-After that are granted
+_FIRST_BACK_OFF, _MAX_BACK_OFF = 1.0, 60.0  # seconds
+_MAX_RETRY_AFTER = 300.0  # seconds
 _MAX_TEXT = 300
 
 
-class Health:
-    """The record of one place, which people know as `name`. Safe in threads.
+class EndpointState:
+    """The back-off and the record of one endpoint, shown as `name`. Safe in threads.
 
-    `clock` counts the seconds of rests, `calendar` those since the epoch.
+    `clock` counts the seconds of the back-off, `calendar` those since the epoch.
     """
 
     def __init__(
@@ -46,16 +44,16 @@ class Health:
         self._lock = threading.Lock()
         self._since: float | None = None  # when it began to fail
         self._tries = 0
-        self._last: weakref.ref[ImgfsError] | None = None  # itself would keep sockets alive
+        self._last: weakref.ref[ImgfsError] | None = None  # a strong reference would keep sockets alive
         self._text: str | None = None
-        self._rest = 0.0
+        self._back_off = 0.0
         self._until = -math.inf
         self._probed = False
 
     def admit(self) -> bool:
-        """Whether a request may go there now. After a rest one may, and no other until it is `release`d."""
+        """Return True if a request may be sent. After a back-off one alone may, until its `release`."""
         with self._lock:
-            if not self._rest:
+            if not self._back_off:
                 return True
             if self._probed or self._clock() < self._until:
                 return False
@@ -63,17 +61,17 @@ class Health:
             return True
 
     def release(self) -> None:
-        """The request that was admitted has come to an end, whichever."""
+        """End the request that `admit` let through, whatever came of it."""
         with self._lock:
             self._probed = False
 
     def worked(self) -> None:
-        """There was a good answer."""
+        """Note a good answer: the back-off ends."""
         with self._lock:
-            self._since, self._tries, self._rest, self._probed = None, 0, 0.0, False
+            self._since, self._tries, self._back_off, self._probed = None, 0, 0.0, False
 
     def noted(self, error: ImgfsError) -> None:
-        """A try failed. The same error may be told several times, and counts once."""
+        """Note a failed try. The same error object counts once."""
         with self._lock:
             if self._last and error is self._last() and self._since is not None:
                 return
@@ -81,25 +79,25 @@ class Health:
             self._tries += 1
             self._last, self._text = weakref.ref(error), str(error)[:_MAX_TEXT]
 
-    def rests(self, error: ImgfsError) -> None:
-        """Leave it alone for a while: it has been given up for this time. Several at once count as one."""
+    def back_off(self, error: ImgfsError) -> None:
+        """Begin or extend the back-off after the tries have ended. Several calls at once count as one."""
         with self._lock:
             self._probed = False
-            if self._clock() < self._until and self._rest:
+            if self._clock() < self._until and self._back_off:
                 return
-            self._rest = min(self._rest * 2, _LONGEST_REST) or _FIRST_REST
-            wished = min(error.after, _LONGEST_WISH) if isinstance(error, Busy) else 0.0
-            self._until = self._clock() + max(self._rest, wished)
+            self._back_off = min(self._back_off * 2, _MAX_BACK_OFF) or _FIRST_BACK_OFF
+            retry_after = min(error.after, _MAX_RETRY_AFTER) if isinstance(error, Busy) else 0.0
+            self._until = self._clock() + max(self._back_off, retry_after)
 
-    def told(self) -> dict[str, Any]:
-        """The record: `state` is "ok" or "failing", times are in seconds since the epoch.
+    def report(self) -> dict[str, Any]:
+        """Return the record: `state` is "ok" or "failing", times are in seconds since the epoch.
 
         `error` is the last one, however long ago; `tries` those that failed one after the other;
         `left_alone_until` is None if it is asked whenever there is something to ask.
         """
         with self._lock:
-            resting = self._rest > 0 and self._until > self._clock()
-            until = self._calendar() + self._until - self._clock() if resting else None
+            backing_off = self._back_off > 0 and self._until > self._clock()
+            until = self._calendar() + self._until - self._clock() if backing_off else None
             return {
                 "endpoint": self._name,
                 "state": "ok" if self._since is None else "failing",
@@ -110,69 +108,71 @@ class Health:
             }
 
 
-_CONNECT, _READ, _DEADLINE = 2.0, 5.0, 10.0  # seconds for one that has another behind it
+_CONNECT, _READ, _DEADLINE = 2.0, 5.0, 10.0  # seconds for an endpoint that is not the last
 _BRIEF = 160  # characters of an error beside another
 
 
 class Candidate:
-    """An endpoint, what speaks to it, how it goes there, and until when it is known to lack what."""
+    """An endpoint with its clients, its state, and the blobs it lacks until when (negative cache)."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        connect: Callable[[Endpoint, Health, bool], Client],
+        endpoint: RegistryEndpoint,
+        connect: Callable[[RegistryEndpoint, EndpointState, bool], Client],
         clock: Callable[[], float],
     ) -> None:
         self.endpoint = endpoint
-        self.health = Health(redact(endpoint.url), clock=clock)
-        self.lacks: dict[Digest, float] = {}
+        self.state = EndpointState(redact(endpoint.url), clock=clock)
+        self.missing_until: dict[Digest, float] = {}
         self._connect = connect
         self._clients: dict[bool, Client] = {}
         self._lock = threading.Lock()
 
     def client(self, is_last: bool) -> Client:
-        """What speaks to it, with patience only if there is no other endpoint."""
+        """Return the client of the endpoint, with the full time-outs only if it is the last."""
         with self._lock:
             if is_last not in self._clients:
-                self._clients[is_last] = self._connect(self.endpoint, self.health, is_last)
+                self._clients[is_last] = self._connect(self.endpoint, self.state, is_last)
             return self._clients[is_last]
 
     def clients(self) -> list[Client]:
-        """All that has spoken to it."""
+        """Return the clients made so far."""
         with self._lock:
             return list(self._clients.values())
 
 
-class Tried:
-    """The errors of the endpoints that were asked for one thing."""
+class Attempts:
+    """The errors of the endpoints tried for one read."""
 
     def __init__(self) -> None:
-        self._errors: list[tuple[Endpoint, ImgfsError]] = []
+        self._errors: list[tuple[RegistryEndpoint, ImgfsError]] = []
 
     @property
     def is_passing(self) -> bool:
-        """Whether the latest is one that others need not share."""
+        """Return True if the latest error may pass, or not occur elsewhere."""
         return isinstance(self._errors[-1][1], Unavailable | IntegrityError)
 
-    def add(self, place: Candidate, error: ImgfsError) -> None:
+    def add(self, candidate: Candidate, error: ImgfsError) -> None:
         """Note an error."""
-        self._errors.append((place.endpoint, error))
+        self._errors.append((candidate.endpoint, error))
 
-    def told(self) -> ImgfsError:
-        """The registry's own error, rather one that it answered with, and in brief those of the others."""
+    def error(self) -> ImgfsError:
+        """Return the error of the registry itself, one with a status first, and the others in brief."""
         own = max(self._errors, key=lambda tried: (not tried[0].is_mirror, _status(tried[1]) is not None))
         others = "; ".join(_brief(*tried) for tried in self._errors if tried is not own)
         error = own[1]
         if not others or not isinstance(error, RegistryError):
             return error
         kind = Unavailable if isinstance(error, Unavailable) else type(error)
-        told = kind(f"{error} (also tried: {others})", status=error.status, code=error.code, url=error.url)
-        told.__cause__ = error
-        return told
+        combined = kind(
+            f"{error} (also tried: {others})", status=error.status, code=error.code, url=error.url
+        )
+        combined.__cause__ = error
+        return combined
 
 
-def hurried(timeouts: Timeouts) -> Timeouts:
-    """The timeouts for an endpoint that has another behind it: one try, and not for long."""
+def short_timeouts(timeouts: Timeouts) -> Timeouts:
+    """Return the time-outs for an endpoint that is not the last: one try, and a few seconds."""
     return replace(
         timeouts,
         connect=min(timeouts.connect, _CONNECT),
@@ -186,7 +186,7 @@ def _status(error: ImgfsError) -> int | None:
     return error.status if isinstance(error, RegistryError) else None
 
 
-def _brief(endpoint: Endpoint, error: ImgfsError) -> str:
+def _brief(endpoint: RegistryEndpoint, error: ImgfsError) -> str:
     """An error in a few words, beside another of the same read."""
     url = getattr(error, "url", None) or ""
     return f"{redact(endpoint.url)}: {str(error).removeprefix(f'{url}: ')[:_BRIEF]}"

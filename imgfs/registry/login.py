@@ -8,13 +8,13 @@ from pathlib import Path
 
 from imgfs.errors import NotFound, RegistryError
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.endpoint import RegistryEndpoint
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.session import Session
+from imgfs.registry.session import HttpSession
 
 
 def check_login(
-    endpoint: Endpoint,
+    endpoint: RegistryEndpoint,
     credentials: Credentials,
     *,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
@@ -33,7 +33,7 @@ def check_login(
         return credentials
 
     root = replace(endpoint, repository="")
-    with closing(Session(root, credentials=show, timeouts=timeouts, ca_bundle=ca_bundle)) as session:
+    with closing(HttpSession(root, credentials=show, timeouts=timeouts, ca_bundle=ca_bundle)) as session:
         try:
             session.ask("GET", f"{endpoint.url}/", {})
         except NotFound as error:

@@ -21,7 +21,7 @@ from imgfs.registry.endpoint import MAX_MANIFEST
 from imgfs.registry.errors import delete_refusal, push_refusal
 from imgfs.registry.redirects import redirected
 from imgfs.registry.retry import Busy
-from imgfs.registry.session import Answer, Session
+from imgfs.registry.session import Answer, HttpSession
 from imgfs.registry.upload import check_stored
 from imgfs.registry.urls import origin, redact
 
@@ -29,7 +29,7 @@ _FEW_TAGS = 10
 _ENOUGH = 1000  # tags to tell a person of
 
 
-def list_tags(session: Session, limit: int) -> list[str]:
+def list_tags(session: HttpSession, limit: int) -> list[str]:
     """Up to `limit` tags of the session's repository, in the registry's order."""
     found: list[str] = []
     for answer in pages(session, session.at("tags/list", n=str(limit)), {}):
@@ -39,7 +39,7 @@ def list_tags(session: Session, limit: int) -> list[str]:
     return found[:limit]
 
 
-def existing_tags(session: Session) -> str:
+def existing_tags(session: HttpSession) -> str:
     """The tags of a repository, or why they are not known, for a message."""
     try:
         return describe_tags(list_tags(session, _ENOUGH))
@@ -74,7 +74,7 @@ _LINK = re.compile(r"<([^>]*)>([^<]*)")  # one of perhaps several (RFC 8288, 3)
 _NEXT = re.compile(r';\s*rel\s*=\s*"?[^";]*\bnext\b', re.IGNORECASE)
 
 
-def pages(session: Session, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+def pages(session: HttpSession, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """The answers for `url` and the pages after it: at most 20 of 4 MiB, each once, all of one host.
 
     The last of them is asked for within the time that one document has. Raises RegistryError, InvalidImage
@@ -123,7 +123,7 @@ class Manifests:
     `pushing` and `deleting` are the scopes that a token needs for it.
     """
 
-    def __init__(self, session: Session, name: str, *, pushing: str, deleting: str) -> None:
+    def __init__(self, session: HttpSession, name: str, *, pushing: str, deleting: str) -> None:
         self._session = session
         self._name = name
         self._pushing = pushing

@@ -1,7 +1,7 @@
 """A repository that may be read at several endpoints: its mirrors in order, at last the registry itself.
 
-A read goes on at the next endpoint where one has failed, a blob's from the byte it stopped at. An endpoint
-that fails is left alone for a while; one that has another behind it is not waited for as long as the last.
+If an endpoint fails, a read goes on at the next one, that of a blob from the byte it stopped at. An endpoint
+that fails is left alone for a while (back-off); the time-outs of all but the last are short.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.blobs import end_of
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint, Traffic
-from imgfs.registry.endpoint_state import Candidate, Health, Tried, hurried
+from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Traffic
+from imgfs.registry.endpoint_state import Attempts, Candidate, EndpointState, short_timeouts
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.urls import redact
 
 T = TypeVar("T")
 
-_LACKING = 60.0  # seconds for which a place is not asked again for what it does not have, or has wrong
+_LACKING = (
+    60.0  # seconds before an endpoint is asked again for a blob that it lacked or corrupted (negative cache)
+)
 _CONVINCING = 1 << 20  # bytes of a blob, when there are many, that prove an endpoint well
 _ITS_OWN = (RegistryError, IntegrityError, InvalidImage)  # errors that another endpoint may not have
 
@@ -34,16 +36,16 @@ FindCredentials = Callable[[str, str], Credentials | None]  # for a host and a r
 
 
 class Mirrored:
-    """Reads at the endpoints that `endpoints` gives, which may be others each time.
+    """Reads at the endpoints that `endpoints()` returns, which may be others each time.
 
     The interface is that of `Client`, as far as it reads. Safe in threads. `find_credentials` is asked anew
     whenever a host wants to know; `ca_bundle` is a PEM file to trust instead of the usual certificates.
-    Errors are those of the registry itself, and say what was tried before it.
+    Errors are those of the registry itself, and say which endpoints were tried before it.
     """
 
     def __init__(
         self,
-        endpoints: Callable[[], tuple[Endpoint, ...]],
+        endpoints: Callable[[], tuple[RegistryEndpoint, ...]],
         *,
         find_credentials: FindCredentials = lambda host, repository: None,  # noqa: ARG005
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
@@ -56,10 +58,10 @@ class Mirrored:
         self._ca_bundle = ca_bundle
         self._clock = clock
         self._lock = threading.Lock()
-        self._seen: tuple[Endpoint, ...] = ()
-        self._places: tuple[Candidate, ...] = ()
+        self._seen: tuple[RegistryEndpoint, ...] = ()
+        self._candidates: tuple[Candidate, ...] = ()
         self._ever: list[Candidate] = []  # files that are changed may be changed back
-        self._served: dict[Digest, Candidate] = {}  # who gave the last bytes of a blob
+        self._served: dict[Digest, Candidate] = {}  # the endpoint that sent the last bytes of a blob
 
     @property
     def traffic(self) -> Traffic:
@@ -94,22 +96,22 @@ class Mirrored:
     def referrers(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """The manifests that refer to `subject`: what the registry itself says, and no mirror.
 
-        No digest proves what refers to an image: a mirror's list would be a mirror's word. But if one that
-        resolves answers, so that the image is to be had without its registry, that is not waited for, and it
-        does not matter if it is away.
+        No digest proves which manifests refer to an image, so the list of a mirror is not used. If a mirror
+        that resolves tags answers, the image can be had without its registry: then the registry is asked with
+        short time-outs, and an error of it gives an empty list.
         """
-        tried = Tried()
+        attempts = Attempts()
         has_answered = False
-        for place, is_last in self._order(RESOLVE, None, tried):
-            with self._attempt(place, is_last, None, tried):
-                found = place.client(is_last and not has_answered).referrers(subject, artifact_type)
-                place.health.worked()
+        for candidate, is_last in self._order(RESOLVE, None, attempts):
+            with self._attempt(candidate, is_last, None, attempts):
+                found = candidate.client(is_last and not has_answered).referrers(subject, artifact_type)
+                candidate.state.worked()
                 has_answered = True
-                if place is self._now()[-1]:
+                if candidate is self._now()[-1]:
                     return found
         if has_answered:
             return []
-        raise tried.told()
+        raise attempts.error()
 
     def blob(
         self, descriptor: Descriptor, start: int = 0, end: int | None = None, *, url: str | None = None
@@ -118,36 +120,38 @@ class Mirrored:
         end = end_of(descriptor, start, end)
         if start == end:
             return
-        digest, tried, began = descriptor.digest, Tried(), start
-        for place, is_last in self._order(PULL, digest, tried, elsewhere=url is not None):
-            with self._attempt(place, is_last, digest, tried):
-                for chunk in place.client(is_last).blob(descriptor, start, end, url=url):
+        digest, attempts, began = descriptor.digest, Attempts(), start
+        for candidate, is_last in self._order(PULL, digest, attempts, elsewhere=url is not None):
+            with self._attempt(candidate, is_last, digest, attempts):
+                for chunk in candidate.client(is_last).blob(descriptor, start, end, url=url):
                     start += len(chunk)
-                    self._served[digest] = place
+                    self._served[digest] = candidate
                     if start == end or start - began >= _CONVINCING:
-                        place.health.worked()
+                        candidate.state.worked()
                     yield chunk
                 return
-        raise tried.told()
+        raise attempts.error()
 
     def doubt(self, digest: Digest) -> bool:
-        """What came of a blob was wrong: it is asked for elsewhere next, if there is an elsewhere (True)."""
-        place = self._served.pop(digest, None)
-        if place is None:
+        """Note that the bytes of a blob were wrong; return True if another endpoint is asked for it next."""
+        candidate = self._served.pop(digest, None)
+        if candidate is None:
             return False
-        for client in place.clients():
+        for client in candidate.clients():
             client.doubt(digest)
-        if place is self._now()[-1]:
+        if candidate is self._now()[-1]:
             return False
-        place.lacks[digest] = self._clock() + _LACKING
-        error = RegistryError(f"{redact(place.endpoint.url)}: what came of the blob {digest.short} was wrong")
-        place.health.noted(error)
-        place.health.rests(error)
+        candidate.missing_until[digest] = self._clock() + _LACKING
+        error = RegistryError(
+            f"{redact(candidate.endpoint.url)}: what came of the blob {digest.short} was wrong"
+        )
+        candidate.state.noted(error)
+        candidate.state.back_off(error)
         return True
 
     def health(self) -> list[dict[str, Any]]:
-        """How it goes with each endpoint there is now, in their order; see `Health.told`."""
-        return [place.health.told() for place in self._now()]
+        """Return the state of each endpoint, in their order; see `EndpointState.report`."""
+        return [candidate.state.report() for candidate in self._now()]
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
@@ -157,92 +161,92 @@ class Mirrored:
     def _ask(self, name: str | Digest, ask: Callable[[Client, bool], T]) -> T:
         """The first good answer: to a tag from those that resolve, to a digest from those that pull."""
         digest = name if isinstance(name, Digest) else None
-        tried = Tried()
-        for place, is_last in self._order(PULL if digest else RESOLVE, digest, tried):
-            with self._attempt(place, is_last, digest, tried):
-                answer = ask(place.client(is_last), is_last)
-                place.health.worked()
+        attempts = Attempts()
+        for candidate, is_last in self._order(PULL if digest else RESOLVE, digest, attempts):
+            with self._attempt(candidate, is_last, digest, attempts):
+                answer = ask(candidate.client(is_last), is_last)
+                candidate.state.worked()
                 return answer
-        raise tried.told()
+        raise attempts.error()
 
     def _order(
-        self, capability: str, digest: Digest | None, tried: Tried, *, elsewhere: bool = False
+        self, capability: str, digest: Digest | None, attempts: Attempts, *, elsewhere: bool = False
     ) -> Iterator[tuple[Candidate, bool]]:
-        """Whom to ask, one after the other, and whether it is the last: those that do not rest.
+        """Yield the endpoints to ask, in order, and True with the last one; those that back off are left out.
 
-        If even the last is of no use now, those that rest are better than nothing. What is `elsewhere` is
-        asked for there, by the last alone.
+        If the last fails in a way that may pass, those that back off are tried after it. A blob that is
+        `elsewhere` (a URL in its descriptor) is fetched by the last endpoint alone.
         """
-        able = [place for place in self._now() if capability in place.endpoint.capabilities]
+        able = [candidate for candidate in self._now() if capability in candidate.endpoint.capabilities]
         if not able:
             raise RegistryError(
-                f"no endpoint of {self._places[-1].endpoint.host} may be asked to {capability}"
+                f"no endpoint of {self._candidates[-1].endpoint.host} may be asked to {capability}"
             )
         *mirrors, last = able
-        resting = []
-        for place in [] if elsewhere else mirrors:
-            if digest and place.lacks.get(digest, 0.0) > self._clock():
+        backing_off = []
+        for candidate in [] if elsewhere else mirrors:
+            if digest and candidate.missing_until.get(digest, 0.0) > self._clock():
                 continue
-            if place.health.admit():
-                yield place, False
+            if candidate.state.admit():
+                yield candidate, False
             else:
-                resting.append(place)
+                backing_off.append(candidate)
         yield last, True
-        if tried.is_passing:
-            for place in resting:
-                yield place, False
+        if attempts.is_passing:
+            for candidate in backing_off:
+                yield candidate, False
 
     @contextmanager
     def _attempt(
-        self, place: Candidate, is_last: bool, digest: Digest | None, tried: Tried
+        self, candidate: Candidate, is_last: bool, digest: Digest | None, attempts: Attempts
     ) -> Iterator[None]:
-        """Keep an error that another endpoint may not have, and what it says of this one."""
+        """Note an error that another endpoint may not have, and its meaning for this endpoint's state."""
         try:
             yield
         except _ITS_OWN as error:
-            tried.add(place, error)
+            attempts.add(candidate, error)
             if digest and isinstance(error, NotFound | IntegrityError):
-                place.lacks[digest] = self._clock() + _LACKING
+                candidate.missing_until[digest] = self._clock() + _LACKING
             if isinstance(error, NotFound):
-                place.health.worked()
+                candidate.state.worked()
                 return
-            place.health.noted(error)
+            candidate.state.noted(error)
             if not is_last:
-                place.health.rests(error)
+                candidate.state.back_off(error)
         finally:
-            place.health.release()
+            candidate.state.release()
 
     def _now(self) -> tuple[Candidate, ...]:
-        """The places there are now; those that were there before are the same."""
+        """Return the current candidates; an endpoint that stays keeps its candidate and state."""
         endpoints = self._endpoints()
         with self._lock:
             if endpoints is not self._seen:
-                self._places = tuple(map(self._place_of, endpoints))
+                self._candidates = tuple(map(self._candidate_for, endpoints))
                 self._seen = endpoints
-            return self._places
+            return self._candidates
 
-    def _place_of(self, endpoint: Endpoint) -> Candidate:
-        for place in self._ever:
-            if place.endpoint == endpoint:
-                return place
+    def _candidate_for(self, endpoint: RegistryEndpoint) -> Candidate:
+        for candidate in self._ever:
+            if candidate.endpoint == endpoint:
+                return candidate
         self._ever.append(Candidate(endpoint, self._connect, self._clock))
         return self._ever[-1]
 
-    def _connect(self, endpoint: Endpoint, health: Health, is_last: bool) -> Client:
+    def _connect(self, endpoint: RegistryEndpoint, state: EndpointState, is_last: bool) -> Client:
         return Client(
             endpoint,
             credentials=partial(self._find_credentials, endpoint.host, endpoint.repository),
-            timeouts=self._timeouts if is_last else hurried(self._timeouts),
+            timeouts=self._timeouts if is_last else short_timeouts(self._timeouts),
             ca_bundle=self._ca_bundle,
-            noted=health.noted,
+            noted=state.noted,
         )
 
     def _clients(self) -> list[Client]:
         with self._lock:
-            places = list(self._ever)
-        return [client for place in places for client in place.clients()]
+            candidates = list(self._ever)
+        return [client for candidate in candidates for client in candidate.clients()]
 
 
 def _is_brief(name: str | Digest, is_last: bool) -> bool:
-    """Whether nobody wants to know what else an endpoint has: a mirror's tags are nobody's concern."""
+    """Return True if a missing tag is not explained by a list of tags: that of a mirror is never shown."""
     return not is_last and isinstance(name, str)

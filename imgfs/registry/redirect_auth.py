@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from imgfs.registry.auth import parse_challenges
-from imgfs.registry.authenticator import Dance
+from imgfs.registry.authenticator import Authenticator
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport
@@ -19,19 +19,19 @@ from imgfs.registry.urls import Origin, origin
 _MOST = 16  # registries that are remembered
 
 
-class Guests:
+class RedirectAuth:
     """The registries that have been led to and wanted a token. Safe in threads."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._lock = threading.Lock()
-        self._dances: dict[Origin, Dance] = {}
+        self._authenticators: dict[Origin, Authenticator] = {}
 
     def authorize(self, url: str, patience: Patience) -> str | None:
         """What to send with a request, None for nothing. Raises ImgfsError if that cannot be found out."""
         with self._lock:
-            dance = self._dances.get(origin(url))
-        return dance.authorize("", patience) if dance else None
+            authenticator = self._authenticators.get(origin(url))
+        return authenticator.authorize("", patience) if authenticator else None
 
     def answer(self, response: Response, refused: str | None, patience: Patience) -> str | None:
         """What else to send after a 401; None if no token is offered.
@@ -41,20 +41,20 @@ class Guests:
         offered = parse_challenges(response.headers.get("WWW-Authenticate", ""))
         if not any(challenge.scheme == "bearer" for challenge in offered):
             return None
-        return self._dance(response.url).answer(response, refused, "", patience)
+        return self._authenticator(response.url).answer(response, refused, "", patience)
 
     def close(self) -> None:
         """Have nobody wait any longer."""
         with self._lock:
-            dances, self._dances = self._dances, {}
-        for dance in dances.values():
-            dance.close()
+            authenticators, self._authenticators = self._authenticators, {}
+        for authenticator in authenticators.values():
+            authenticator.close()
 
-    def _dance(self, url: str) -> Dance:
+    def _authenticator(self, url: str) -> Authenticator:
         place = origin(url)
         with self._lock:
-            if place not in self._dances:
-                while len(self._dances) >= _MOST:
-                    del self._dances[next(iter(self._dances))]
-                self._dances[place] = Dance(url, "", lambda: None, self._transport)
-            return self._dances[place]
+            if place not in self._authenticators:
+                while len(self._authenticators) >= _MOST:
+                    del self._authenticators[next(iter(self._authenticators))]
+                self._authenticators[place] = Authenticator(url, "", lambda: None, self._transport)
+            return self._authenticators[place]

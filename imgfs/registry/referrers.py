@@ -23,7 +23,7 @@ from imgfs.oci.referrers import (
     without_referrer,
 )
 from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
-from imgfs.registry.session import Answer, Session
+from imgfs.registry.session import Answer, HttpSession
 
 _ROUNDS = 3  # of reading and writing a list that others write, too
 
@@ -33,7 +33,7 @@ _Change = Callable[[bytes | None], bytes | None]  # a list's body, None if there
 class Referrers:
     """The referrers in the session's repository, whose manifests are `manifests`. Safe in threads."""
 
-    def __init__(self, session: Session, manifests: Manifests) -> None:
+    def __init__(self, session: HttpSession, manifests: Manifests) -> None:
         self._session = session
         self._manifests = manifests
         self._lacking = False  # the API: then it is not asked again

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.authenticator import Dance
+from imgfs.registry.authenticator import Authenticator
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import Endpoint, Traffic
+from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.errors import hung_up
-from imgfs.registry.redirect_auth import Guests
+from imgfs.registry.redirect_auth import RedirectAuth
 from imgfs.registry.redirects import check_target, led_to
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience, Timeouts
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class Session:
+class HttpSession:
     """Speaks to one endpoint. Safe in threads.
 
     Its headers, its credentials and our own certificate are for its host alone; who is believed is the same
@@ -46,7 +46,7 @@ class Session:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: RegistryEndpoint,
         *,
         credentials: Callable[[], Credentials | None],
         timeouts: Timeouts,
@@ -63,10 +63,10 @@ class Session:
         self.timeouts = timeouts
         self._noted = noted
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
-        self._dance = self._new_dance()
+        self._authenticator = self._new_authenticator()
         self._guess = threading.Lock()
         self._is_guessed = endpoint.guessed  # whether there is TLS after all: until something has answered
-        self._guests = Guests(self._transport)
+        self._redirect_auth = RedirectAuth(self._transport)
         self._closed = threading.Event()
 
     @property
@@ -96,8 +96,8 @@ class Session:
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
         self._closed.set()
-        self._dance.close()
-        self._guests.close()
+        self._authenticator.close()
+        self._redirect_auth.close()
         self._transport.close()
 
     def ask(
@@ -157,10 +157,10 @@ class Session:
                     raise self._hinted(response.refusal(patience), url)
         raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
 
-    def _new_dance(self) -> Dance:
+    def _new_authenticator(self) -> Authenticator:
         repository = self._endpoint.repository
         scope = f"repository:{repository}:pull" if repository else ""
-        return Dance(self._base, scope, self._credentials, self._transport)
+        return Authenticator(self._base, scope, self._credentials, self._transport)
 
     def _send(
         self,
@@ -206,8 +206,8 @@ class Session:
             if self._is_guessed and self._transport.speaks_tls(self._origin.host, self._origin.port):
                 self._base = f"https{self._base[4:]}"
                 self._origin = self._origin._replace(scheme="https")
-                self._dance.close()
-                self._dance = self._new_dance()
+                self._authenticator.close()
+                self._authenticator = self._new_authenticator()
                 self._is_guessed = False
             return self._origin.scheme == "https"
 
@@ -225,16 +225,16 @@ class Session:
         if origin(url) != self._origin:
             return self._send_elsewhere(send, method, url, headers, patience)
         headers = {**self._endpoint.headers, **headers}
-        with self._dance.first(patience):
-            known = self._dance.authorize(scope, patience)
-            response = send(_authorized(headers, known), ours=True, within=patience.left)
+        with self._authenticator.first(patience):
+            known = self._authenticator.authorize(scope, patience)
+            response = send(_authorized(headers, known), with_client_certificate=True, within=patience.left)
             other = None
             if response.status in (401, 403):
-                other = self._dance.answer(response, known, scope, patience)
+                other = self._authenticator.answer(response, known, scope, patience)
         if other is None:
             return response
         response.close()
-        return send(_authorized(headers, other), ours=True, within=patience.left)
+        return send(_authorized(headers, other), with_client_certificate=True, within=patience.left)
 
     def _send_elsewhere(
         self,
@@ -245,19 +245,19 @@ class Session:
         patience: Patience,
     ) -> Response:
         """Send a request to where the registry has led to; a registry there may give a token to anybody."""
-        known = self._guests.authorize(url, patience)
-        response = send(_authorized(headers, known), admit=self._admit, within=patience.left)
+        known = self._redirect_auth.authorize(url, patience)
+        response = send(_authorized(headers, known), check_address=self._check_address, within=patience.left)
         if response.status != 401 or method not in ("GET", "HEAD"):
             return response
-        other = self._guests.answer(response, known, patience)
+        other = self._redirect_auth.answer(response, known, patience)
         if other is None:
             return response
         response.close()
-        return send(_authorized(headers, other), admit=self._admit, within=patience.left)
+        return send(_authorized(headers, other), check_address=self._check_address, within=patience.left)
 
-    def _admit(self, host: str, address: str) -> None:
+    def _check_address(self, host: str, address: str) -> None:
         """Raise RegistryError if a redirect is not to lead to a host at this address."""
-        check_target(host, address, registry=self._host, number=self._transport.met(self._host))
+        check_target(host, address, registry=self._host, number=self._transport.peer_address(self._host))
 
     def _hinted(self, error: RegistryError, url: str) -> RegistryError:
         ours = isinstance(error, Unauthorized) and origin(url) == self._origin

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imgfs.errors import RegistryError
-from imgfs.registry.dns import Address, addresses_of
+from imgfs.registry.dns import DnsAddress, addresses_of
 
 # A connection lies idle for hours between two reads. Probes keep it in the tables of what is on the way, and
 # end it after a minute without an echo (tcp(7)).
@@ -29,7 +29,7 @@ _OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
 
-Meet = Callable[[str, str], None]  # told a host and the number of one of its addresses
+AddressHook = Callable[[str, str], None]  # told a host and the number of one of its addresses
 
 
 class Deadline:
@@ -111,18 +111,23 @@ def bound(sock: Any, deadline: Deadline | None) -> None:
 
 
 def dial(
-    host: str, port: int, seconds: float, *, admit: Meet | None = None, met: Meet | None = None
+    host: str,
+    port: int,
+    seconds: float,
+    *,
+    check_address: AddressHook | None = None,
+    on_connect: AddressHook | None = None,
 ) -> PlainSocket:
     """A socket connected to a host in so many seconds; raises OSError if not.
 
     The time is for the name and all its addresses together, of which each has a fair part of what is left.
-    `admit` is asked about each address, and raises RegistryError if that is none to go to; `met` is told
-    where the connection went.
+    `check_address(host, address)` raises RegistryError to refuse an address; `on_connect(host, address)` is
+    called with the one that was connected to.
     """
     ends = time.monotonic() + seconds
     found = addresses_of(host, port, seconds)
-    if admit:
-        found = _admitted(host, found, admit)
+    if check_address:
+        found = _allowed_addresses(host, found, check_address)
     failure = OSError(f"{host} has no address")
     for others, address in zip(reversed(range(len(found))), found, strict=True):
         try:
@@ -131,18 +136,18 @@ def dial(
             failure = error
             continue
         made.settimeout(seconds)  # of a handshake
-        if met:
-            met(host, address.number)
+        if on_connect:
+            on_connect(host, address.number)
         return made
     raise failure
 
 
-def _admitted(host: str, found: list[Address], admit: Meet) -> list[Address]:
+def _allowed_addresses(host: str, found: list[DnsAddress], check_address: AddressHook) -> list[DnsAddress]:
     """The addresses that may be gone to; raises why not if that is none of them."""
     admitted, refusal = [], None
     for address in found:
         try:
-            admit(host, address.number)
+            check_address(host, address.number)
         except RegistryError as error:
             refusal = error
         else:
@@ -152,7 +157,7 @@ def _admitted(host: str, found: list[Address], admit: Meet) -> list[Address]:
     return admitted
 
 
-def _connected(address: Address, seconds: float) -> PlainSocket:
+def _connected(address: DnsAddress, seconds: float) -> PlainSocket:
     made = PlainSocket(address.family, socket.SOCK_STREAM)
     try:
         for option in _OPTIONS:

@@ -27,7 +27,7 @@ from imgfs.registry.urls import Url, UrlError, parse_url, redact, shown
 
 if TYPE_CHECKING:
     from imgfs.registry.adapter import Adapter
-    from imgfs.registry.sockets import Meet
+    from imgfs.registry.sockets import AddressHook
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Transport:
         self._ca_bundle = ca_bundle
         self._lock = threading.Lock()
         # by TLS, whether our certificate is shown, and who is asked where to go
-        self._adapters: dict[tuple[bool, bool, Meet | None], Adapter] = {}
-        self._met: dict[str, str] = {}  # the number that a host was last reached at
+        self._adapters: dict[tuple[bool, bool, AddressHook | None], Adapter] = {}
+        self._peers: dict[str, str] = {}  # the number that a host was last reached at
         self._slots: dict[str, threading.Semaphore] = {}  # by host
         self._requests = 0
         self._bytes = 0
@@ -66,9 +66,9 @@ class Transport:
         with self._lock:
             return Traffic(self._requests, self._bytes)
 
-    def met(self, host: str) -> str | None:
+    def peer_address(self, host: str) -> str | None:
         """The number at which a host was last reached, None if it was not, or a proxy did it."""
-        return self._met.get(host)
+        return self._peers.get(host)
 
     def _sent(self) -> None:
         with self._lock:
@@ -85,23 +85,26 @@ class Transport:
         headers: Mapping[str, str],
         *,
         form: str | bytes | Body | None = None,
-        ours: bool = False,
+        with_client_certificate: bool = False,
         in_turn: bool = True,
-        admit: Meet | None = None,
+        check_address: AddressHook | None = None,
         within: float = math.inf,
     ) -> Response:
         """Send one request and read the answer's head; redirects are not followed.
 
-        `ours` is for the host that our certificate may be shown to. What others already wait for must not
-        wait for a turn. `admit` is asked about each address that is to be connected to, and raises what is
-        raised here. No step takes longer than what is left of somebody's time, `within` seconds; but the
-        answer to a PUT or PATCH may take up to the deadline: the registry moves and hashes what it has.
+        `with_client_certificate` is True for the registry's own host only. A request that other requests wait
+        for does not wait for a slot. `check_address` is called with each address before it is connected to;
+        what it raises is raised here. No step takes longer than `within` seconds, what is left of the
+        caller's time; but the answer to a PUT or PATCH may take up to the deadline: the registry moves and
+        hashes what it has.
         Raises Unavailable if there is no answer, RegistryError if there cannot be one.
         """
         where = _read(url)
         slot = self._turn(where, within) if in_turn else Slot(None)
         try:
-            adapter = self._adapter(where, ours=ours, admit=admit)
+            adapter = self._adapter(
+                where, with_client_certificate=with_client_certificate, check_address=check_address
+            )
             return self._answer(adapter, method, where, headers, form, within, slot)
         except BaseException:
             slot.give_back()
@@ -168,18 +171,22 @@ class Transport:
             raise Unavailable(f"{redact(str(url))}: not asked: {CONNECTIONS} other requests take too long")
         return Slot(slots)
 
-    def _adapter(self, url: Url, *, ours: bool, admit: Meet | None) -> Adapter:
+    def _adapter(
+        self, url: Url, *, with_client_certificate: bool, check_address: AddressHook | None
+    ) -> Adapter:
         """What keeps the connections for a request; raises RegistryError for certificates of no use."""
         from imgfs.registry.adapter import Adapter
 
         secure = url.is_secure
-        key = secure, secure and ours and bool(self._tls.clients), admit
+        key = secure, secure and with_client_certificate and bool(self._tls.clients), check_address
         with self._lock:
             if key not in self._adapters:
                 if secure and not self._tls.verify:
                     _warn_of(url.netloc)
                 context = context_of(self._tls, self._ca_bundle, shows=key[1]) if secure else None
-                self._adapters[key] = Adapter(context, CONNECTIONS, admit=admit, met=self._met.__setitem__)
+                self._adapters[key] = Adapter(
+                    context, CONNECTIONS, check_address=check_address, on_connect=self._peers.__setitem__
+                )
             return self._adapters[key]
 
     def _forget_connections(self) -> None:

@@ -19,7 +19,7 @@ from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailabl
 from imgfs.oci.descriptor import Digest
 from imgfs.registry.redirects import led_to
 from imgfs.registry.response import Response
-from imgfs.registry.session import Session
+from imgfs.registry.session import HttpSession
 from imgfs.registry.upload_body import Body, CheckedBlob
 from imgfs.registry.urls import redact
 
@@ -32,7 +32,7 @@ _NO_CHUNKS = (400, 405, 411, 413, 415, 416)
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class ChunkSizes:
     """How much goes in one request: a blob of up to `whole` bytes, or `chunk` bytes of a larger one."""
 
     whole: int = 32 << 20
@@ -40,7 +40,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class UploadLocation:
     """An upload that has been begun: where its next bytes go, and how many it has got.
 
     `minimum` is the size in bytes that all chunks but the last must have ("OCI-Chunk-Min-Length").
@@ -55,7 +55,7 @@ class Place:
         return min(size, self.offset + max(chunk, self.minimum))
 
 
-def place_of(url: str, headers: Mapping[str, str], status: int, *, verify: bool = True) -> Place:
+def location_of(url: str, headers: Mapping[str, str], status: int, *, verify: bool = True) -> UploadLocation:
     """Where the answer to the POST at `url` says that the upload is; RegistryError if it does not.
 
     Or if it is nowhere to be led to: out of TLS, if somebody is to `verify` who answers.
@@ -65,7 +65,7 @@ def place_of(url: str, headers: Mapping[str, str], status: int, *, verify: bool 
         raise RegistryError(f"{redact(url)}: {status}, but no place to upload to", url=redact(url))
     minimum = headers.get("OCI-Chunk-Min-Length", "").strip()
     given = int(minimum[:19]) if minimum.isascii() and minimum.isdigit() else 0
-    return Place(led_to(url, location, verify=verify), 0, min(given, _LONGEST_MINIMUM))
+    return UploadLocation(led_to(url, location, verify=verify), 0, min(given, _LONGEST_MINIMUM))
 
 
 def received(headers: Mapping[str, str]) -> int | None:
@@ -90,13 +90,13 @@ class Upload:
 
     def __init__(
         self,
-        session: Session,
+        session: HttpSession,
         begin_url: str,
         blob: CheckedBlob,
         *,
         scope: str,
         exists: Callable[[], bool],
-        pieces: Pieces = Pieces(),
+        sizes: ChunkSizes = ChunkSizes(),
     ) -> None:
         self._session = session
         self._begin_url = begin_url
@@ -105,9 +105,9 @@ class Upload:
         self._digest = blob.descriptor.digest
         self._scope = scope
         self._exists = exists
-        self._pieces = pieces
+        self._sizes = sizes
         self._patience = session.patience()
-        self._place: Place | None = None
+        self._at: UploadLocation | None = None
         self._farthest = 0  # bytes that the registry has had so far: what is sent again is no progress
         self._sent = 0  # bytes of this upload that have left
         self._in_chunks = True  # as far as we know, the registry takes them
@@ -123,13 +123,13 @@ class Upload:
             with closing(self._session.follow("POST", url, {}, self._patience, scope=scope)) as response:
                 if response.status == 201:
                     return True
-                self._place = self._place_of(response)
+                self._at = self._location_in(response)
         except RegistryError:  # not allowed, not known or not now: no reason not to upload
-            self._place = None
+            self._at = None
         return False
 
     def run(self) -> None:
-        """Upload the blob. Raises RegistryError, IntegrityError, or what the blob's own place raises."""
+        """Upload the blob. Raises RegistryError, IntegrityError, or what `open_at` of the blob raises."""
         self._blob.check_empty()
         done = False
         try:
@@ -144,43 +144,43 @@ class Upload:
 
     def _advance(self) -> bool:
         """Take the next step; whether it was the last."""
-        place = self._place
-        if place is None:
+        at = self._at
+        if at is None:
             self._begin()
-        elif place.offset == 0 and (self._size <= self._pieces.whole or not self._in_chunks):
-            self._close(place, self._size)
+        elif at.offset == 0 and (self._size <= self._sizes.whole or not self._in_chunks):
+            self._close(at, self._size)
             return True
-        elif place.offset < self._size:
-            self._send_chunk(place)
+        elif at.offset < self._size:
+            self._send_chunk(at)
         else:
-            self._close(place, 0)
+            self._close(at, 0)
             return True
         return False
 
     def _begin(self) -> None:
         with closing(self._follow("POST", self._begin_url, {})) as response:
-            self._place = self._place_of(response)
+            self._at = self._location_in(response)
             self._sent = 0
 
-    def _place_of(self, response: Response) -> Place:
-        return place_of(response.url, response.headers, response.status, verify=self._session.verifies)
+    def _location_in(self, response: Response) -> UploadLocation:
+        return location_of(response.url, response.headers, response.status, verify=self._session.verifies)
 
-    def _send_chunk(self, place: Place) -> None:
+    def _send_chunk(self, at: UploadLocation) -> None:
         """PATCH the next chunk. Its range is `first-last`, without a unit ("Pushing a blob in chunks").
 
-        A 202 means all of it, unless the registry names a place within the chunk: the `Range` of some stays
+        A 202 means all of it, unless the registry names an offset within the chunk: the `Range` of some stays
         behind what they have (Amazon ECR).
         """
-        end = place.chunk_end(self._size, self._pieces.chunk)
-        headers = {**_OCTETS, "Content-Range": f"{place.offset}-{end - 1}"}
-        with closing(self._follow("PATCH", place.url, headers, place.offset, end)) as response:
+        end = at.chunk_end(self._size, self._sizes.chunk)
+        headers = {**_OCTETS, "Content-Range": f"{at.offset}-{end - 1}"}
+        with closing(self._follow("PATCH", at.url, headers, at.offset, end)) as response:
             known = received(response.headers)
-            offset = known if known and place.offset < known < end else end
-            self._moved(place, offset, response.headers)
+            offset = known if known and at.offset < known < end else end
+            self._moved(at, offset, response.headers)
 
-    def _close(self, place: Place, length: int) -> None:
+    def _close(self, at: UploadLocation, length: int) -> None:
         """PUT what is left of the blob and its digest; check the digest that the registry found."""
-        url = with_query(place.url, digest=str(self._digest))
+        url = with_query(at.url, digest=str(self._digest))
         with closing(self._follow("PUT", url, _OCTETS, self._size - length, self._size)) as response:
             check_stored(response.headers, self._digest)
 
@@ -204,40 +204,40 @@ class Upload:
         """After a refusal: see to it that there is a next step, or raise; whether none is needed."""
         if error is self._blob.failure:
             raise error
-        place = self._place
-        if place and self._takes_no_chunks(error):
+        at = self._at
+        if at and self._takes_no_chunks(error):
             self._in_chunks = False
             self._begin_anew()
             return False
-        lost = place is not None and error.status in (404, 416)  # the upload, or our idea of it
+        lost = at is not None and error.status in (404, 416)  # the upload, or our idea of it
         if not lost and not isinstance(error, Unavailable):
             raise error
         self._patience.pause(error)
-        return place is not None and self._look_up(place)
+        return at is not None and self._look_up(at)
 
     def _takes_no_chunks(self, error: RegistryError) -> bool:
         """Whether `error` refuses the first chunk of a blob that can still be sent as a whole."""
-        first = self._size > self._pieces.whole and not self._farthest
+        first = self._size > self._sizes.whole and not self._farthest
         return first and self._in_chunks and error.status in _NO_CHUNKS
 
-    def _look_up(self, place: Place) -> bool:
+    def _look_up(self, at: UploadLocation) -> bool:
         """Go on where the upload stands, or begin anew; whether the blob is there: an answer may be lost."""
-        headers = self._ask_where(place)
+        headers = self._ask_where(at)
         if headers is None:  # distribution's registry forgets an upload that was cut within a request
-            self._place = None
+            self._at = None
             return self._exists()
         offset = received(headers)
         if offset and self._in_chunks and offset <= min(self._sent, self._size):
-            self._moved(place, offset, headers)
+            self._moved(at, offset, headers)
         else:
             self._begin_anew()
         return False
 
-    def _ask_where(self, place: Place) -> Mapping[str, str] | None:
+    def _ask_where(self, at: UploadLocation) -> Mapping[str, str] | None:
         """What the registry says of an upload; None if it does not know it (any more)."""
         while True:
             try:
-                with closing(self._follow("GET", place.url, {})) as response:
+                with closing(self._follow("GET", at.url, {})) as response:
                     return response.headers
             except Unavailable as error:
                 self._patience.pause(error)
@@ -246,21 +246,21 @@ class Upload:
 
     def _begin_anew(self) -> None:
         self._cancel()
-        self._place = None
+        self._at = None
 
-    def _moved(self, place: Place, offset: int, headers: Mapping[str, str]) -> None:
+    def _moved(self, at: UploadLocation, offset: int, headers: Mapping[str, str]) -> None:
         """Note that the upload has `offset` bytes, and where the next ones go."""
         location = headers.get("Location")
-        url = led_to(place.url, location, verify=self._session.verifies) if location else place.url
-        self._place = Place(url, offset, place.minimum)
+        url = led_to(at.url, location, verify=self._session.verifies) if location else at.url
+        self._at = UploadLocation(url, offset, at.minimum)
         self._patience.progressed(max(0, offset - self._farthest))
         self._farthest = max(self._farthest, offset)
 
     def _cancel(self) -> None:
         """DELETE the upload ("Cancel a blob upload"), as far as the registry cares."""
-        if self._place:
+        if self._at:
             with contextlib.suppress(RegistryError, InvalidImage):
-                self._follow("DELETE", self._place.url, {}).close()
+                self._follow("DELETE", self._at.url, {}).close()
 
 
 def check_stored(headers: Mapping[str, str], digest: Digest) -> None:

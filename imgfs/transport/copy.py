@@ -33,7 +33,7 @@ _RESTRICTED = (
 )
 
 
-class Reporter(Protocol):
+class CopyReporter(Protocol):
     """Is told what is being sent; its methods are called from several threads."""
 
     def layer_begins(self, layer: Descriptor) -> None:
@@ -79,7 +79,7 @@ def copy(
     destination: Destination,
     *,
     platform: Platform | None,
-    reporter: Reporter,
+    reporter: CopyReporter,
     mount_from: str | None = None,
 ) -> Digest:
     """Copy what the source's reference names, or only its manifest for `platform`: the digest of it.
@@ -90,7 +90,7 @@ def copy(
     return put_image(destination, image_of(source, platform, mount_from=mount_from), reporter)
 
 
-def put_image(destination: Destination, parcel: Parcel, reporter: Reporter) -> Digest:
+def put_image(destination: Destination, parcel: Parcel, reporter: CopyReporter) -> Digest:
     """Put an image: those of its blobs that are not there, several at once, then its documents in order.
 
     Returns the digest of the last document. Raises ImgfsError.
@@ -106,7 +106,7 @@ def put_image(destination: Destination, parcel: Parcel, reporter: Reporter) -> D
 
 
 def put_artifact(
-    destination: Destination, artifact: Artifact, blobs: Iterable[Blob], reporter: Reporter
+    destination: Destination, artifact: Artifact, blobs: Iterable[Blob], reporter: CopyReporter
 ) -> Descriptor:
     """Put an artifact: its blobs, several at once, then its manifest; what a list of referrers says of it."""
     _send(destination, _distinct(blobs), reporter)
@@ -216,14 +216,16 @@ def _distinct(blobs: Iterable[Blob]) -> list[Blob]:
     return sorted(distinct.values(), key=lambda blob: -blob.descriptor.size)
 
 
-def _send(destination: Destination, blobs: list[Blob], reporter: Reporter) -> None:
+def _send(destination: Destination, blobs: list[Blob], reporter: CopyReporter) -> None:
     """Have the destination have all of `blobs`. The first error ends the others."""
     cancelled = threading.Event()
     works = [partial(_send_one, destination, blob, reporter, cancelled) for blob in blobs]
     run_parallel(works, SENDERS, "imgfs-send", cancelled)
 
 
-def _send_one(destination: Destination, blob: Blob, reporter: Reporter, cancelled: threading.Event) -> None:
+def _send_one(
+    destination: Destination, blob: Blob, reporter: CopyReporter, cancelled: threading.Event
+) -> None:
     descriptor = blob.descriptor
     if cancelled.is_set() or destination.has(descriptor):
         return
@@ -236,7 +238,7 @@ def _send_one(destination: Destination, blob: Blob, reporter: Reporter, cancelle
 class _Sending:
     """A blob on its way: what is sent again is not reported again, and a cancelled one ends."""
 
-    def __init__(self, blob: Blob, reporter: Reporter, cancelled: threading.Event) -> None:
+    def __init__(self, blob: Blob, reporter: CopyReporter, cancelled: threading.Event) -> None:
         self._blob = blob
         self._reporter = reporter
         self._cancelled = cancelled

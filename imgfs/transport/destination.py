@@ -23,7 +23,7 @@ from imgfs.oci.reference import DEFAULT_TAG, LayoutReference, Reference, Registr
 from imgfs.oci.referrers import referrer_in
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import find_credentials
-from imgfs.registry.config.resolver import Places
+from imgfs.registry.config.resolver import Resolver
 from imgfs.registry.endpoint import Traffic
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.upload_body import CheckedBlob, OpenAt
@@ -83,7 +83,7 @@ class Destination(Protocol):
 def open_destination(
     reference: Reference,
     *,
-    places: Places | None = None,
+    resolver: Resolver | None = None,
     auth_files: Sequence[Path | AuthText] = (),
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
@@ -95,7 +95,7 @@ def open_destination(
     """
     if isinstance(reference, LayoutReference):
         return LayoutDestination(reference)
-    endpoint = (places or Places()).for_push(reference.registry, reference.repository)
+    endpoint = (resolver or Resolver()).for_push(reference.registry, reference.repository)
     client = Client(
         endpoint,
         credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),

@@ -24,7 +24,7 @@ _REQUEST = 8 * UNIT
 _WORTHWHILE = 4 * UNIT  # bytes of a blob: a smaller one is streamed
 
 
-class AbreastSource(WrappedSource):
+class ParallelSource(WrappedSource):
     """A source whose whole blobs, if they are among `layers`, come by several ranges at once.
 
     They are asked for under the layers' locks. `found` is told how many bytes of one were here already.

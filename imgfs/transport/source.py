@@ -18,7 +18,7 @@ from imgfs.registry.endpoint import Traffic
 from imgfs.transport.inline import UNKNOWN_SIZE
 
 if TYPE_CHECKING:
-    from imgfs.registry.config.resolver import Places
+    from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.retry import Timeouts
 
 __all__ = ["UNKNOWN_SIZE", "Source", "Traffic", "open_source"]
@@ -60,9 +60,9 @@ class Source(Protocol):
         """Requests sent and bytes received so far."""
 
     def health(self) -> list[dict[str, Any]]:
-        """How it goes with each place that may be asked, the first one first (`registry.health.Health.told`).
+        """Return the state of each endpoint, in the order in which they are asked (`EndpointState.report`).
 
-        None if there is nothing that could be away. Secrets are never in it.
+        Empty for a source on this machine. Secrets are left out.
         """
 
     def close(self) -> None:
@@ -72,14 +72,14 @@ class Source(Protocol):
 def open_source(
     reference: Reference,
     *,
-    places: Places | None = None,
+    resolver: Resolver | None = None,
     auth_files: Sequence[Path | AuthText] = (),
     timeouts: Timeouts | None = None,
     ca_bundle: Path | None = None,
 ) -> Source:
     """The source of `reference`; asks for nothing yet.
 
-    `places` knows of mirrors and how to reach a registry; without it that is itself, without TLS on this
+    `resolver` knows of mirrors and how to reach a registry; without it that is itself, without TLS on this
     machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
     is a PEM file to trust instead of the usual certificates.
     """
@@ -87,7 +87,7 @@ def open_source(
         from imgfs.transport.layout import LayoutSource
 
         return LayoutSource(reference)
-    return _open_registry(reference, places, auth_files, timeouts, ca_bundle)
+    return _open_registry(reference, resolver, auth_files, timeouts, ca_bundle)
 
 
 def load_http() -> None:
@@ -99,13 +99,13 @@ def load_http() -> None:
 
 def _open_registry(
     reference: RegistryReference,
-    places: Places | None,
+    resolver: Resolver | None,
     auth_files: Sequence[Path | AuthText],
     timeouts: Timeouts | None,
     ca_bundle: Path | None,
 ) -> Source:
     from imgfs.registry.config.credentials import find_credentials
-    from imgfs.registry.config.resolver import Places
+    from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.mirrors import Mirrored
     from imgfs.registry.retry import Timeouts
     from imgfs.transport.registry import RegistrySource
@@ -113,7 +113,7 @@ def _open_registry(
     timeouts = timeouts or Timeouts()
     named = reference.registry, reference.repository, reference.tag, reference.digest
     client = Mirrored(
-        partial((places or Places()).of, *named),
+        partial((resolver or Resolver()).of, *named),
         find_credentials=partial(find_credentials, auth_files, seconds=timeouts.helper),
         timeouts=timeouts,
         ca_bundle=ca_bundle,

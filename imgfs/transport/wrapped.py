@@ -61,7 +61,7 @@ class WrappedSource:
         self._source.close()
 
 
-class LaterSource(WrappedSource):
+class DeferredSource(WrappedSource):
     """What `connect` opens, the first time it is needed. Safe in threads."""
 
     def __init__(self, connect: Callable[[], Source]) -> None:

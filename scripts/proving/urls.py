@@ -73,11 +73,14 @@ def _dialled(found: Url) -> str:
         return "parsed"
     asked: list[object] = []
 
-    def admit(host: str, address: str) -> None:
+    def check_address(host: str, address: str) -> None:
         asked.append((host, ipaddress.ip_address(address)))
         raise RegistryError("no further")
 
-    adapter = Adapter(None, 1, admit=admit, met=lambda host, address: None)  # noqa: ARG005 - the signature is theirs
+    connected: list[tuple[str, str]] = []
+    adapter = Adapter(
+        None, 1, check_address=check_address, on_connect=lambda *address: connected.append(address)
+    )
     with suppress(RegistryError):
         adapter.send("GET", replace(found, scheme="http"), {}, None, proxy="", timeouts=(1.0, 1.0))
     if asked != [(found.host, number)]:

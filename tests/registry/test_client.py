@@ -33,10 +33,10 @@ from imgfs.errors import (
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
 from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest, parse_challenges
-from imgfs.registry.blobs import Window, cut_out, gather
+from imgfs.registry.blobs import BodySlice, cut_out, gather
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials, find_credentials
-from imgfs.registry.endpoint import MAX_MANIFEST, Endpoint
+from imgfs.registry.endpoint import MAX_MANIFEST, RegistryEndpoint
 from imgfs.registry.errors import refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
 from imgfs.registry.urls import is_loopback, redact
@@ -495,7 +495,7 @@ def test_nobody_listening_is_unavailable() -> None:
 
 
 def test_plain_http_where_tls_is_expected_is_said_so(server: FaultServer) -> None:
-    client = Client(Endpoint(f"https://{server.host}/v2", server.host, "ns/app"), timeouts=FAST)
+    client = Client(RegistryEndpoint(f"https://{server.host}/v2", server.host, "ns/app"), timeouts=FAST)
     with pytest.raises(RegistryError, match="--plain-http"):
         client.head_manifest("v1")
     client.close()
@@ -1034,10 +1034,10 @@ def test_a_window_cut_out_is_a_slice_however_the_body_is_chunked(
     length = data.draw(st.integers(0, len(body) - skip))
     cuts = [sum(lengths[:at]) for at in range(len(lengths) + 1)]
     chunks = [body[a:b] for a, b in zip(cuts, [*cuts[1:], len(body)], strict=True)]
-    assert b"".join(cut_out(chunks, Window(skip, length), "x")) == body[skip : skip + length]
+    assert b"".join(cut_out(chunks, BodySlice(skip, length), "x")) == body[skip : skip + length]
     assert b"".join(gather(chunks, 7)) == b"".join(chunks)
     with pytest.raises(Unavailable, match="bytes early"):
-        list(cut_out(chunks, Window(0, len(b"".join(chunks)) + 1), "x"))
+        list(cut_out(chunks, BodySlice(0, len(b"".join(chunks)) + 1), "x"))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from imgfs.config import RegistryFiles
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.client import Client
 from imgfs.registry.config.hosts_toml import parse_hosts
-from imgfs.registry.config.resolver import Places
-from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint, Tls
+from imgfs.registry.config.resolver import Resolver
+from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Tls
 from imgfs.registry.proxies import proxy_for
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.session import Session
+from imgfs.registry.session import HttpSession
 from imgfs.registry.urls import parse_url
 from tests.support.authority import Authority, needs_openssl
 from tests.support.clients import client_of
@@ -51,7 +51,7 @@ def test_capabilities_that_are_not_known_are_passed_over_and_said(
         '[host."http://127.0.0.1:2"]\ncapabilities = ["fly"]\n'
     )
     with caplog.at_level(logging.WARNING):
-        endpoints = Places(RegistryFiles(hosts=(tmp_path,))).of("registry.test", "app")
+        endpoints = Resolver(RegistryFiles(hosts=(tmp_path,))).of("registry.test", "app")
     assert [endpoint.capabilities for endpoint in endpoints[:-1]] == [{PULL, RESOLVE}]
     assert "hosts.toml: host." in caplog.text
     assert "capabilities: referrers: not known here, passed over" in caplog.text
@@ -70,8 +70,8 @@ def test_a_dial_timeout_is_gos(text: str, seconds: float | None) -> None:
 
 
 def test_a_dial_timeout_bounds_connections_to_that_host_alone() -> None:
-    endpoint = Endpoint("http://127.0.0.1:1/v2", "h.io", "app", dial_timeout=0.25)
-    with closing(Session(endpoint, credentials=lambda: None, timeouts=FAST)) as session:
+    endpoint = RegistryEndpoint("http://127.0.0.1:1/v2", "h.io", "app", dial_timeout=0.25)
+    with closing(HttpSession(endpoint, credentials=lambda: None, timeouts=FAST)) as session:
         assert session.timeouts.connect == 0.25
         assert session.timeouts.read == FAST.read
 
@@ -134,7 +134,7 @@ def test_tls_goes_through_a_socks_proxy(tmp_path: Path, monkeypatch: pytest.Monk
         server.add_manifest("app", "v1", MANIFEST)
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         tls = Tls((authority.file,))
-        endpoint = Endpoint("https://registry.test/v2", "registry.test", "app", tls=tls)
+        endpoint = RegistryEndpoint("https://registry.test/v2", "registry.test", "app", tls=tls)
         with closing(Client(endpoint, timeouts=FAST)) as client:
             assert client.manifest("v1")[1] == MANIFEST
 

@@ -13,7 +13,7 @@ from imgfs.errors import RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.config.resolver import Asked, Places
+from imgfs.registry.config.resolver import Resolver, TlsOptions
 from imgfs.registry.login import check_login
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.upload_body import CheckedBlob
@@ -35,12 +35,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def opens() -> Iterator[Callable[[str, Asked], Client]]:
+def opens() -> Iterator[Callable[[str, TlsOptions], Client]]:
     """What gives a client of a registry as the command line asks for it."""
     with ExitStack() as stack:
 
-        def client_for(host: str, asked: Asked) -> Client:
-            client = Client(Places(asked=asked).of(host, "app")[0], timeouts=FAST)
+        def client_for(host: str, asked: TlsOptions) -> Client:
+            client = Client(Resolver(options=asked).of(host, "app")[0], timeouts=FAST)
             stack.callback(client.close)
             return client
 
@@ -60,20 +60,20 @@ class TlsOnly(FaultServer):
 @needs_docker_registry
 @pytest.mark.parts
 def test_a_real_registry_with_tls_is_found_and_believed_as_asked(
-    tmp_path: Path, authority: Authority, opens: Callable[[str, Asked], Client]
+    tmp_path: Path, authority: Authority, opens: Callable[[str, TlsOptions], Client]
 ) -> None:
     blob = CheckedBlob(Descriptor("", Digest.of(b"x" * 9), 9), lambda at: iter([b"x" * (9 - at)]))
     with docker_registry(tmp_path / "registry", tls=authority.issue(HERE)) as host:
-        careless = opens(host, Asked(insecure=True))
+        careless = opens(host, TlsOptions(insecure=True))
         assert careless.push_blob(blob)
         assert b"".join(careless.blob(blob.descriptor)) == b"x" * 9
-        strict = opens(host, Asked())
+        strict = opens(host, TlsOptions())
         with pytest.raises(RegistryError) as raised:
             strict.manifest("v1")
         with pytest.raises(RegistryError, match="not trusted"):
-            check_login(Places().for_push(host, "app"), Credentials("a", "b"), timeouts=FAST)
+            check_login(Resolver().for_push(host, "app"), Credentials("a", "b"), timeouts=FAST)
         with pytest.raises(RegistryError, match="400"):
-            opens(host, Asked(plain_http=True)).manifest("v1")  # said, not guessed
+            opens(host, TlsOptions(plain_http=True)).manifest("v1")  # said, not guessed
     text = str(raised.value)
     assert text.startswith(f"https://{host}/v2/app/manifests/v1: no answer: its certificate is not trusted")
     assert text.endswith(f"(tried before: http://{host}/v2/app/manifests/v1: 400)")
@@ -82,34 +82,36 @@ def test_a_real_registry_with_tls_is_found_and_believed_as_asked(
 @needs_nginx
 @pytest.mark.parts
 def test_nginx_with_tls_is_found(
-    tmp_path: Path, authority: Authority, opens: Callable[[str, Asked], Client]
+    tmp_path: Path, authority: Authority, opens: Callable[[str, TlsOptions], Client]
 ) -> None:
     with FaultServer() as server:
         pushed = server.add_manifest("app", "v1", MANIFEST)
         lines = f"location / {{ proxy_pass http://{server.host}; }}"
         with nginx(tmp_path / "nginx", lines, tls=authority.issue(HERE)) as host:
-            client = opens(host, Asked(insecure=True))
+            client = opens(host, TlsOptions(insecure=True))
             assert client.head_manifest("v1") == pushed
             assert client.manifest(pushed.digest) == (pushed, MANIFEST)
 
 
 def test_a_registry_that_hangs_up_on_plain_http_is_found(
-    authority: Authority, opens: Callable[[str, Asked], Client]
+    authority: Authority, opens: Callable[[str, TlsOptions], Client]
 ) -> None:
     with TlsOnly(*authority.issue(HERE)) as server:
         pushed = server.add_manifest("app", "v1", MANIFEST)
-        client = opens(server.host, Asked(insecure=True))
+        client = opens(server.host, TlsOptions(insecure=True))
         assert client.manifest("v1") == (pushed, MANIFEST)
         with pytest.raises(RegistryError, match=r"not trusted.*tried before: http:.*: hung up"):
-            opens(server.host, Asked()).manifest("v1")
+            opens(server.host, TlsOptions()).manifest("v1")
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/html"])
-def test_a_plain_registry_that_refuses_stays_plain(kind: str, opens: Callable[[str, Asked], Client]) -> None:
+def test_a_plain_registry_that_refuses_stays_plain(
+    kind: str, opens: Callable[[str, TlsOptions], Client]
+) -> None:
     with FaultServer() as server:
         pushed = server.add_manifest("app", "v1", MANIFEST)
         server.inject(Fault(status=400, headers={"Content-Type": kind}))
-        client = opens(server.host, Asked())
+        client = opens(server.host, TlsOptions())
         with pytest.raises(RegistryError, match=rf"^{server.url}/.*: 400") as raised:
             client.tags(1)
         assert "tried before" not in str(raised.value)
@@ -117,9 +119,9 @@ def test_a_plain_registry_that_refuses_stays_plain(kind: str, opens: Callable[[s
         assert client.manifest("v1") == (pushed, MANIFEST)
 
 
-def test_what_answers_nothing_is_not_waited_for_twice(opens: Callable[[str, Asked], Client]) -> None:
+def test_what_answers_nothing_is_not_waited_for_twice(opens: Callable[[str, TlsOptions], Client]) -> None:
     def hang_up(connection: object) -> None:
         raise OSError
 
     with RawServer(hang_up) as raw, pytest.raises(Unavailable, match=rf"^{raw.url}/"):
-        opens(raw.host, Asked()).manifest("v1")
+        opens(raw.host, TlsOptions()).manifest("v1")

@@ -18,8 +18,8 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import PULL, RESOLVE, Endpoint
-from imgfs.registry.endpoint_state import Health, hurried
+from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint
+from imgfs.registry.endpoint_state import EndpointState, short_timeouts
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
 from tests.support.clients import endpoint_of
@@ -66,7 +66,7 @@ def opens(mirror: FaultServer, registry: FaultServer, clock: Clock) -> Iterator[
     """Opens a repository of one mirror and its registry, or of other endpoints."""
     opened: list[Mirrored] = []
 
-    def opens(*endpoints: Endpoint, **more: Any) -> Mirrored:
+    def opens(*endpoints: RegistryEndpoint, **more: Any) -> Mirrored:
         chosen = endpoints or (mirror_of(mirror), endpoint_of(registry.host, APP))
         opened.append(Mirrored(lambda: chosen, **{"timeouts": FAST, "clock": clock, **more}))
         return opened[-1]
@@ -81,7 +81,7 @@ def mirrored(opens: Opens) -> Mirrored:
     return opens()
 
 
-def mirror_of(server: FaultServer, *capabilities: str) -> Endpoint:
+def mirror_of(server: FaultServer, *capabilities: str) -> RegistryEndpoint:
     endpoint = endpoint_of(server.host, APP, is_mirror=True)
     return replace(endpoint, capabilities=frozenset(capabilities)) if capabilities else endpoint
 
@@ -409,10 +409,10 @@ def test_a_mirror_that_does_not_connect_holds_up_nobody_but_the_first(
 
 def test_one_that_has_another_behind_it_is_waited_for_less() -> None:
     usual = Timeouts()
-    short = hurried(usual)
+    short = short_timeouts(usual)
     assert short.tries == 1
     assert (short.connect, short.read, short.deadline) < (usual.connect, usual.read, usual.deadline)
-    assert hurried(Timeouts(1.0, 1.0, 1.0)) == Timeouts(1.0, 1.0, 1.0, tries=1)
+    assert short_timeouts(Timeouts(1.0, 1.0, 1.0)) == Timeouts(1.0, 1.0, 1.0, tries=1)
 
 
 # endpoints that change
@@ -422,7 +422,7 @@ def test_endpoints_may_change_between_two_reads(
     mirror: FaultServer, registry: FaultServer, clock: Clock
 ) -> None:
     blob = add_blob(BODY, mirror, registry)
-    now: list[tuple[Endpoint, ...]] = [(endpoint_of(registry.host, APP),)]
+    now: list[tuple[RegistryEndpoint, ...]] = [(endpoint_of(registry.host, APP),)]
     mirrored = Mirrored(lambda: now[0], timeouts=FAST, clock=clock)
     read(mirrored, blob, 0, 9)
     now[0] = (mirror_of(mirror), endpoint_of(registry.host, APP))
@@ -512,15 +512,15 @@ def test_secrets_are_in_no_health_record(registry: FaultServer, opens: Opens) ->
 
 
 def test_rests_grow_to_a_minute_and_are_probed_by_one(clock: Clock) -> None:
-    health = Health("x", clock=clock, calendar=lambda: 0.0)
+    health = EndpointState("x", clock=clock, calendar=lambda: 0.0)
     rests: list[int] = []
     for _ in range(9):
         assert health.admit()
         assert not health.admit() or not rests  # one request tells, after a rest
-        health.rests(Unavailable("away"))
-        rests.append(round(health.told()["left_alone_until"]))
-        health.rests(Unavailable("away"))  # others that were under way
-        assert round(health.told()["left_alone_until"]) == rests[-1]
+        health.back_off(Unavailable("away"))
+        rests.append(round(health.report()["left_alone_until"]))
+        health.back_off(Unavailable("away"))  # others that were under way
+        assert round(health.report()["left_alone_until"]) == rests[-1]
         clock.now += rests[-1] - 0.1
         assert not health.admit()
         clock.now += 0.2
@@ -536,19 +536,19 @@ def test_rests_grow_to_a_minute_and_are_probed_by_one(clock: Clock) -> None:
 def test_a_rest_is_as_long_as_the_place_wishes_within_reason(
     clock: Clock, wished: float, granted: float
 ) -> None:
-    health = Health("x", clock=clock, calendar=lambda: 0.0)
-    health.rests(Busy("busy", after=wished, status=429, code=None, url=None))
-    assert health.told()["left_alone_until"] == granted
+    health = EndpointState("x", clock=clock, calendar=lambda: 0.0)
+    health.back_off(Busy("busy", after=wished, status=429, code=None, url=None))
+    assert health.report()["left_alone_until"] == granted
 
 
 def test_an_error_is_counted_once_and_not_kept_alive() -> None:
-    health = Health("x")
+    health = EndpointState("x")
     error = Unavailable("away")
     for _ in range(3):
         health.noted(error)
-    assert health.told()["tries"] == 1
+    assert health.report()["tries"] == 1
     health.noted(Unavailable("still away"))
-    assert (health.told()["tries"], health.told()["error"]) == (2, "still away")
+    assert (health.report()["tries"], health.report()["error"]) == (2, "still away")
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Unavailable) and one is not error]
 

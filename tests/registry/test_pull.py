@@ -31,7 +31,7 @@ from imgfs.oci.image import OCI_MANIFEST
 from imgfs.store.checksum import write_checksum
 from imgfs.store.partial import UNIT
 from imgfs.store.store import Store
-from imgfs.transport.parallel import AbreastSource
+from imgfs.transport.parallel import ParallelSource
 from tests.support import tarmake as tar
 from tests.support.blobs import prose
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
@@ -513,7 +513,7 @@ def test_a_blob_comes_in_order_however_its_ranges_do(store: Store) -> None:
     body = noise(9, 20 * UNIT + 5)
     blob = source.add(body)
     had: list[int] = []
-    abreast = AbreastSource(source, store, {blob.digest}, lambda _, count: had.append(count))
+    abreast = ParallelSource(source, store, {blob.digest}, lambda _, count: had.append(count))
     assert b"".join(abreast.blob(blob)) == body
     assert (had, len(source.ranges)) == ([0], 3)
     assert left_in(store.layer(blob.digest)) == set()
@@ -526,7 +526,7 @@ def test_what_keeps_one_range_away_is_raised_and_the_others_are_kept(store: Stor
     blob = source.add(body)
     source.broken.add(blob.digest)
     had: list[int] = []
-    abreast = AbreastSource(source, store, {blob.digest}, lambda _, count: had.append(count))
+    abreast = ParallelSource(source, store, {blob.digest}, lambda _, count: had.append(count))
     with pytest.raises(NotFound, match="no blob"):
         list(abreast.blob(blob))
     with closing(store.layer(blob.digest).part(blob.size)) as part:

@@ -12,8 +12,8 @@ import pytest
 from imgfs.config import RegistriesConf, RegistryFiles
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.registry.config.resolver import Asked, Places
-from imgfs.registry.endpoint import ALL, PULL, RESOLVE, Endpoint
+from imgfs.registry.config.resolver import Resolver, TlsOptions
+from imgfs.registry.endpoint import ALL, PULL, RESOLVE, RegistryEndpoint
 from tests.support.authority import Authority, needs_openssl
 
 pytestmark = needs_openssl
@@ -56,11 +56,11 @@ class Machine:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
 
-    def places(self, asked: Asked = Asked()) -> Places:  # noqa: B008 - frozen
-        return Places(self.files, asked)
+    def resolver(self, asked: TlsOptions = TlsOptions()) -> Resolver:  # noqa: B008 - frozen
+        return Resolver(self.files, asked)
 
-    def of(self, registry: str, repository: str = "app") -> tuple[Endpoint, ...]:
-        return self.places().of(registry, repository)
+    def of(self, registry: str, repository: str = "app") -> tuple[RegistryEndpoint, ...]:
+        return self.resolver().of(registry, repository)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def urls(endpoints: tuple[Endpoint, ...]) -> list[str]:
+def urls(endpoints: tuple[RegistryEndpoint, ...]) -> list[str]:
     return [endpoint.url for endpoint in endpoints]
 
 
@@ -86,8 +86,8 @@ def urls(endpoints: tuple[Endpoint, ...]) -> list[str]:
 def test_without_any_file_it_is_the_registry_itself(
     registry: str, plain_http: bool | None, url: str, host: str
 ) -> None:
-    found = Places(asked=Asked(plain_http)).of(registry, "ns/app")
-    assert found == (Endpoint(url, host, "ns/app", ALL),)
+    found = Resolver(options=TlsOptions(plain_http)).of(registry, "ns/app")
+    assert found == (RegistryEndpoint(url, host, "ns/app", ALL),)
 
 
 def test_the_hosts_of_hosts_toml_come_before_the_registry_and_are_told_for_whom(machine: Machine) -> None:
@@ -97,7 +97,7 @@ def test_the_hosts_of_hosts_toml_come_before_the_registry_and_are_told_for_whom(
         'x = "1"\n[host."https://registry-1.docker.io"]\n',
     )
     mirror, again, itself = machine.of("docker.io", "library/app")
-    assert mirror == Endpoint(
+    assert mirror == RegistryEndpoint(
         "https://m.example:5000/hub/v2",
         "m.example:5000",
         "library/app",
@@ -107,7 +107,7 @@ def test_the_hosts_of_hosts_toml_come_before_the_registry_and_are_told_for_whom(
         is_mirror=True,
     )
     assert (again.url, again.host, again.namespace) == ("https://registry-1.docker.io/v2", "docker.io", None)
-    assert itself == Endpoint("https://registry-1.docker.io/v2", "docker.io", "library/app")
+    assert itself == RegistryEndpoint("https://registry-1.docker.io/v2", "docker.io", "library/app")
 
 
 def test_mirrors_are_never_pushed_to_and_those_for_pushing_only_never_asked(machine: Machine) -> None:
@@ -170,14 +170,14 @@ def test_registries_conf_moves_host_and_repository_without_a_namespace(machine: 
         '[[registry.mirror]]\nlocation = "m.example:5000/x"',
     )
     assert machine.of("a.example", "foo/app") == (
-        Endpoint(
+        RegistryEndpoint(
             "https://m.example:5000/v2",
             "m.example:5000",
             "x/app",
             frozenset({PULL, RESOLVE}),
             is_mirror=True,
         ),
-        Endpoint("https://b.example/v2", "b.example", "bar/app"),
+        RegistryEndpoint("https://b.example/v2", "b.example", "bar/app"),
     )
     assert urls(machine.of("a.example", "other")) == ["https://a.example/v2"]
 
@@ -196,18 +196,18 @@ def test_mirrors_for_digests_serve_the_blobs_of_tags_too_but_resolve_none(machin
         '[[registry.mirror]]\nlocation = "d.example"\npull-from-mirror = "digest-only"\n'
         '[[registry.mirror]]\nlocation = "t.example"\npull-from-mirror = "tag-only"',
     )
-    places = machine.places()
-    digests, tags, _ = places.of("a.example", "app", "v1")
+    resolver = machine.resolver()
+    digests, tags, _ = resolver.of("a.example", "app", "v1")
     assert (digests.host, digests.capabilities) == ("d.example", frozenset({PULL}))
     assert (tags.host, tags.capabilities) == ("t.example", frozenset({PULL, RESOLVE}))
-    assert [one.host for one in places.of("a.example", "app", "v1", DIGEST)] == ["d.example", "a.example"]
+    assert [one.host for one in resolver.of("a.example", "app", "v1", DIGEST)] == ["d.example", "a.example"]
 
 
 def test_what_is_blocked_is_an_error_that_says_where(machine: Machine) -> None:
     path = machine.write("registries.conf", '[[registry]]\nprefix = "a.example/bad"\nblocked = true')
     machine.write("imgfs/a.example/hosts.toml", 'server = "b.example"')
     with pytest.raises(UsageError) as caught:
-        machine.places().of("a.example", "bad/app", "v1")
+        machine.resolver().of("a.example", "bad/app", "v1")
     expected = f"{path}: registry[0]: a.example/bad/app:v1 is blocked (prefix 'a.example/bad')"
     assert str(caught.value) == expected
     assert machine.of("a.example", "good")
@@ -218,9 +218,9 @@ def test_plain_http_is_of_the_registry_that_was_named_not_of_its_mirrors(machine
     machine.write(
         "registries.conf", '[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\nlocation = "m.example"'
     )
-    places = machine.places(Asked(plain_http=True))
-    assert urls(places.of("quay.io", "app")) == ["https://m.example/v2", "http://quay.io/v2"]
-    assert urls(places.of("a.example", "app")) == ["https://m.example/v2", "http://a.example/v2"]
+    resolver = machine.resolver(TlsOptions(plain_http=True))
+    assert urls(resolver.of("quay.io", "app")) == ["https://m.example/v2", "http://quay.io/v2"]
+    assert urls(resolver.of("a.example", "app")) == ["https://m.example/v2", "http://a.example/v2"]
 
 
 def test_pushes_go_to_the_registry_itself_or_its_server(machine: Machine) -> None:
@@ -231,16 +231,16 @@ def test_pushes_go_to_the_registry_itself_or_its_server(machine: Machine) -> Non
     )
     machine.write("system/quay.io/hosts.toml", 'server = "https://c.example"\n[host."https://m.example"]')
     machine.write("system/ghcr.io/hosts.toml", 'server = "https://c.example"\ncapabilities = ["pull"]')
-    places = machine.places()
-    assert places.for_push("a.example", "app").url == "https://a.example/v2"
-    assert places.for_push("quay.io", "app").url == "https://c.example/v2"
-    assert places.for_push("ghcr.io", "app").url == "https://ghcr.io/v2"
-    assert places.for_push("docker.io", "").host == "docker.io"
+    resolver = machine.resolver()
+    assert resolver.for_push("a.example", "app").url == "https://a.example/v2"
+    assert resolver.for_push("quay.io", "app").url == "https://c.example/v2"
+    assert resolver.for_push("ghcr.io", "app").url == "https://ghcr.io/v2"
+    assert resolver.for_push("docker.io", "").host == "docker.io"
 
 
 def test_insecure_verifies_nobody_and_changes_no_scheme(machine: Machine) -> None:
     machine.write("system/quay.io/hosts.toml", '[host."http://m.example"]')
-    found = machine.places(Asked(insecure=True)).of("quay.io", "app")
+    found = machine.resolver(TlsOptions(insecure=True)).of("quay.io", "app")
     assert urls(found) == ["http://m.example/v2", "https://quay.io/v2"]
     assert [endpoint.tls.verify for endpoint in found] == [False, False]
 
@@ -261,7 +261,7 @@ def test_certificates_of_all_places_are_taken_together(machine: Machine, signed:
     machine.write(
         "system/quay.io/hosts.toml", '[host."https://m.example:5000"]\nca = "own.crt"\nclient = "both.pem"'
     )
-    mirror, itself = machine.places(Asked(ca_file=signed.certificate)).of("quay.io", "app")
+    mirror, itself = machine.resolver(TlsOptions(ca_file=signed.certificate)).of("quay.io", "app")
     root = machine.root
     assert set(mirror.tls.authorities) == {
         signed.certificate,
@@ -282,12 +282,12 @@ def test_this_machine_is_asked_with_tls_where_somebody_says_whom_to_believe(
     machine: Machine, signed: Certificates
 ) -> None:
     assert urls(machine.of("localhost:5000")) == ["http://localhost:5000/v2"]
-    for asked in (Asked(insecure=True), Asked(ca_file=signed.certificate)):
-        (itself,) = machine.places(asked).of("localhost:5000", "app")
+    for asked in (TlsOptions(insecure=True), TlsOptions(ca_file=signed.certificate)):
+        (itself,) = machine.resolver(asked).of("localhost:5000", "app")
         assert itself.url.startswith("http:" if asked.insecure else "https:")
     machine.write("docker/localhost:5000/ca.crt", signed.certificate.read_bytes())
     assert urls(machine.of("localhost:5000")) == ["https://localhost:5000/v2"]
-    assert urls(machine.places(Asked(plain_http=True)).of("localhost:5000", "app")) == [
+    assert urls(machine.resolver(TlsOptions(plain_http=True)).of("localhost:5000", "app")) == [
         "http://localhost:5000/v2"
     ]
 
@@ -305,11 +305,11 @@ def test_a_renewed_certificate_makes_other_endpoints(
 ) -> None:
     monkeypatch.setattr("imgfs.registry.config.reload._LOOK_AGAIN", 0.0)
     path = machine.write("docker/quay.io/ca.crt", signed.certificate.read_bytes())
-    places = machine.places()
-    before = places.of("quay.io", "app")
-    assert places.of("quay.io", "app") is before
+    resolver = machine.resolver()
+    before = resolver.of("quay.io", "app")
+    assert resolver.of("quay.io", "app") is before
     os.utime(path, (1, 1))
-    assert places.of("quay.io", "app") != before
+    assert resolver.of("quay.io", "app") != before
 
 
 @pytest.mark.parametrize(
@@ -352,15 +352,15 @@ def test_files_that_change_are_noticed_and_broken_ones_change_nothing(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("imgfs.registry.config.reload._LOOK_AGAIN", 0.0)
-    places = machine.places()
-    assert urls(places.of("quay.io", "app")) == ["https://quay.io/v2"]
+    resolver = machine.resolver()
+    assert urls(resolver.of("quay.io", "app")) == ["https://quay.io/v2"]
     hosts = machine.write("user/quay.io/hosts.toml", '[host."https://m.example"]')
-    found = places.of("quay.io", "app")
+    found = resolver.of("quay.io", "app")
     assert urls(found) == ["https://m.example/v2", "https://quay.io/v2"]
     hosts.write_text("server =")
     with caplog.at_level(logging.WARNING):
-        assert places.of("quay.io", "app") is found
-        assert places.of("quay.io", "app") is found
+        assert resolver.of("quay.io", "app") is found
+        assert resolver.of("quay.io", "app") is found
     assert [str(hosts) in record.getMessage() for record in caplog.records] == [True]
     hosts.unlink()
-    assert urls(places.of("quay.io", "app")) == ["https://quay.io/v2"]
+    assert urls(resolver.of("quay.io", "app")) == ["https://quay.io/v2"]

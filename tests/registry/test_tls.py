@@ -21,8 +21,8 @@ from imgfs.errors import NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.client import Client
-from imgfs.registry.config.resolver import Asked, Places
-from imgfs.registry.endpoint import Endpoint, Tls
+from imgfs.registry.config.resolver import Resolver, TlsOptions
+from imgfs.registry.endpoint import RegistryEndpoint, Tls
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import CONNECTIONS
 from imgfs.transport.source import Source, open_source
@@ -59,7 +59,8 @@ def stack() -> Iterator[ExitStack]:
 
 
 def over_tls(host: str, tls: Tls, **more: object) -> Client:
-    return Client(Endpoint(f"https://{host}/v2", host, "ns/app", tls=tls), **{"timeouts": FAST, **more})  # type: ignore[arg-type]
+    endpoint = RegistryEndpoint(f"https://{host}/v2", host, "ns/app", tls=tls)
+    return Client(endpoint, **{"timeouts": FAST, **more})  # type: ignore[arg-type]
 
 
 def read(client: Client | Source, blob: Descriptor, start: int = 0, end: int | None = None) -> bytes:
@@ -268,12 +269,12 @@ def test_a_redirect_to_this_machine_is_refused_to_one_that_is_not_on_it(
 # configuration
 
 
-def configured(directory: Path, registry: str, text: str, **asked: object) -> Places:
-    """Places that a hosts.toml speaks of."""
+def configured(directory: Path, registry: str, text: str, **asked: object) -> Resolver:
+    """Resolver that a hosts.toml speaks of."""
     path = directory / registry / "hosts.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return Places(RegistryFiles(hosts=(directory,)), Asked(**asked))  # type: ignore[arg-type]
+    return Resolver(RegistryFiles(hosts=(directory,)), TlsOptions(**asked))  # type: ignore[arg-type]
 
 
 @needs_docker_registry
@@ -351,10 +352,10 @@ def test_a_mirror_that_ends_in_the_middle_of_a_layer_costs_no_byte(tmp_path: Pat
     lines = f"location / {{ limit_rate 1m; proxy_pass http://{registry}; }}"
     mirror = ended.enter_context(nginx(tmp_path / "nginx", lines))
     stack.push(ended)
-    places = configured(
+    resolver = configured(
         tmp_path / "certs.d", registry, f'server = "http://{registry}"\n[host."http://{mirror}"]\n'
     )
-    source = open_source(RegistryReference(registry, "app", "v1"), places=places, timeouts=FAST)
+    source = open_source(RegistryReference(registry, "app", "v1"), resolver=resolver, timeouts=FAST)
     stack.callback(source.close)
     assert source.resolve() == pushed.manifest
     chunks = source.blob(pushed.layers[0])
@@ -377,10 +378,10 @@ def test_a_pull_through_cache_is_a_mirror_that_outlives_its_registry(
     layer = os.urandom(3 << 20)
     pushed = push_image(registry, "app", "v1", [layer])
     cache = stack.enter_context(docker_registry(tmp_path / "cache", mirrors=registry))
-    places = configured(
+    resolver = configured(
         tmp_path / "certs.d", registry, f'server = "http://{registry}"\n[host."http://{cache}"]\n'
     )
-    source = open_source(RegistryReference(registry, "app", "v1"), places=places, timeouts=FAST)
+    source = open_source(RegistryReference(registry, "app", "v1"), resolver=resolver, timeouts=FAST)
     stack.callback(source.close)
     for _ in range(2):
         assert source.document(source.resolve())
@@ -491,7 +492,8 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def plain(name: str, **more: object) -> Client:
-    return Client(Endpoint(f"http://{name}/v2", name, "ns/app"), **{"timeouts": FAST, **more})  # type: ignore[arg-type]
+    endpoint = RegistryEndpoint(f"http://{name}/v2", name, "ns/app")
+    return Client(endpoint, **{"timeouts": FAST, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
@@ -528,7 +530,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
 ) -> None:
     proxy = stack.enter_context(ForwardProxy({}, password="user:right"))
     proxied.setenv(variable, f"http://user:hunter2@{proxy.host}")
-    endpoint = Endpoint(f"{scheme}://registry.test/v2", "registry.test", "ns/app")
+    endpoint = RegistryEndpoint(f"{scheme}://registry.test/v2", "registry.test", "ns/app")
     client = Client(endpoint, timeouts=replace(FAST, tries=1))
     stack.callback(client.close)
     with pytest.raises(RegistryError, match="407") as raised:

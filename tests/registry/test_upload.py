@@ -18,15 +18,15 @@ from imgfs.registry.auth import join_scopes
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.session import Session
-from imgfs.registry.upload import Pieces, Upload, place_of, received, with_query
+from imgfs.registry.session import HttpSession
+from imgfs.registry.upload import ChunkSizes, Upload, location_of, received, with_query
 from imgfs.registry.upload_body import Body, CheckedBlob
 from tests.support.clients import client_of, endpoint_of
 from tests.support.fault_server import LAYER, Fault, FaultServer
 from tests.support.mounted import until
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
-SMALL = Pieces(whole=100_000, chunk=300_000)
+SMALL = ChunkSizes(whole=100_000, chunk=300_000)
 BODY = random.Random(1).randbytes(1 << 20)
 UPLOADS = "/blobs/uploads/"
 
@@ -70,9 +70,9 @@ def blob_of(body: bytes, claimed: bytes | None = None) -> CheckedBlob:
     return CheckedBlob(descriptor, Origin(body).open_at)
 
 
-def upload(server: FaultServer, blob: CheckedBlob, pieces: Pieces = SMALL) -> None:
+def upload(server: FaultServer, blob: CheckedBlob, pieces: ChunkSizes = SMALL) -> None:
     """Push a blob in small pieces."""
-    session = Session(endpoint_of(server.host, "ns/app"), credentials=lambda: None, timeouts=FAST)
+    session = HttpSession(endpoint_of(server.host, "ns/app"), credentials=lambda: None, timeouts=FAST)
     digest = str(blob.descriptor.digest)
     try:
         Upload(
@@ -81,7 +81,7 @@ def upload(server: FaultServer, blob: CheckedBlob, pieces: Pieces = SMALL) -> No
             blob,
             scope="",
             exists=lambda: digest in server.blobs,
-            pieces=pieces,
+            sizes=pieces,
         ).run()
     finally:
         session.close()
@@ -248,29 +248,29 @@ def test_a_registry_without_chunks_gets_the_blob_in_one_request(server: FaultSer
 @settings(max_examples=40, deadline=None)
 @given(
     size=st.integers(0, 200_000),
-    pieces=st.builds(Pieces, whole=st.integers(0, 100_000), chunk=st.integers(20_000, 100_000)),
+    sizes=st.builds(ChunkSizes, whole=st.integers(0, 100_000), chunk=st.integers(20_000, 100_000)),
     cuts=st.lists(st.integers(0, 120_000), max_size=2),  # six tries without progress are given up
 )
-def test_wherever_it_is_cut_the_blob_arrives_whole(size: int, pieces: Pieces, cuts: list[int]) -> None:
+def test_wherever_it_is_cut_the_blob_arrives_whole(size: int, sizes: ChunkSizes, cuts: list[int]) -> None:
     with FaultServer() as server:
         for cut in cuts:
             server.inject(Fault(take=cut), on=UPLOADS, method="PATCH")
             server.inject(Fault(take=cut), on=UPLOADS, method="PUT")
-        upload(server, blob_of(BODY[:size]), pieces)
+        upload(server, blob_of(BODY[:size]), sizes)
         assert stored(server, BODY[:size])
 
 
 # what is wrong is not committed
 
 
-@pytest.mark.parametrize("pieces", [Pieces(), SMALL])
+@pytest.mark.parametrize("pieces", [ChunkSizes(), SMALL])
 @pytest.mark.parametrize(
     "lie",
     [BODY[:-1] + b"?", b"?" + BODY[1:], BODY[:-1], BODY + b"?", b""],
     ids=["last", "first", "short", "long", "empty"],
 )
 def test_a_blob_that_is_not_its_digest_is_never_committed(
-    server: FaultServer, pieces: Pieces, lie: bytes
+    server: FaultServer, pieces: ChunkSizes, lie: bytes
 ) -> None:
     with pytest.raises(IntegrityError):
         upload(server, blob_of(lie, claimed=BODY), pieces)
@@ -535,12 +535,12 @@ def test_no_range_is_more_than_refused(text: str) -> None:
     ],
 )
 def test_a_location_may_be_relative(location: str, place: str) -> None:
-    assert place_of("http://r/v2/a/blobs/uploads/", {"Location": location}, 202).url == place
+    assert location_of("http://r/v2/a/blobs/uploads/", {"Location": location}, 202).url == place
 
 
 @pytest.mark.parametrize("minimum", ["", "x", "-1", "²", "9" * 30])
 def test_a_senseless_minimum_is_bounded(minimum: str) -> None:
-    place = place_of("http://r/", {"Location": "/x", "OCI-Chunk-Min-Length": minimum}, 202)
+    place = location_of("http://r/", {"Location": "/x", "OCI-Chunk-Min-Length": minimum}, 202)
     assert 0 <= place.minimum <= 1 << 30
 
 

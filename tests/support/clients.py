@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from imgfs.registry.client import Client
-from imgfs.registry.endpoint import Endpoint
+from imgfs.registry.endpoint import RegistryEndpoint
 
 
-def endpoint_of(host: str, repository: str, **more: Any) -> Endpoint:
+def endpoint_of(host: str, repository: str, **more: Any) -> RegistryEndpoint:
     """A repository of the registry at `host:port`, which speaks plain HTTP."""
-    return Endpoint(f"http://{host}/v2", host, repository, **more)
+    return RegistryEndpoint(f"http://{host}/v2", host, repository, **more)
 
 
 def client_of(host: str, repository: str, **more: Any) -> Client:

@@ -20,7 +20,7 @@ from imgfs.registry.config.certs_d import certificates_in, checked, merged
 from imgfs.registry.config.hosts_toml import Host, HostsFile, default_directories, find_hosts, own_directories
 from imgfs.registry.config.registries_conf import Location, Registry, load_registries
 from imgfs.registry.config.reload import Reader, Watched
-from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, Endpoint, Tls
+from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, RegistryEndpoint, Tls
 from imgfs.registry.urls import is_loopback
 
 _HUB_ADDRESS = "registry-1.docker.io"
@@ -28,7 +28,7 @@ _HUB_NAMES = (DOCKER_HUB, "index.docker.io", _HUB_ADDRESS)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TlsOptions:
     """What the command line says. `plain_http` is of the registry that is named: whether without TLS, None on
     this machine only. `insecure`: no certificate is verified. `ca_file`: further authorities, in PEM."""
 
@@ -51,22 +51,22 @@ class _Name:
         return f"{self.registry}/{self.repository}{tag}{digest}"
 
 
-class Places:
+class Resolver:
     """Knows where repositories are; files that change are noticed. Safe in threads."""
 
     def __init__(
         self,
         files: RegistryFiles = RegistryFiles(),  # noqa: B008 - frozen
-        asked: Asked = Asked(),
+        options: TlsOptions = TlsOptions(),
     ) -> None:
         self._files = files
-        self._asked = asked
+        self._options = options
         self._lock = threading.Lock()
-        self._watched: dict[_Name, Watched[tuple[Endpoint, ...]]] = {}
+        self._watched: dict[_Name, Watched[tuple[RegistryEndpoint, ...]]] = {}
 
     def of(
         self, registry: str, repository: str, tag: str | None = None, digest: Digest | None = None
-    ) -> tuple[Endpoint, ...]:
+    ) -> tuple[RegistryEndpoint, ...]:
         """Whom to ask, in order, and never nobody; the same object as long as no file says otherwise.
 
         Raises UsageError the first time if a file makes no sense, or if what is asked for is blocked; from
@@ -77,7 +77,7 @@ class Places:
             watched = self._watched.setdefault(name, Watched(partial(self._look, name)))
         return watched.value()
 
-    def for_push(self, registry: str, repository: str) -> Endpoint:
+    def for_push(self, registry: str, repository: str) -> RegistryEndpoint:
         """Where to push: the registry itself, or the `server` of its hosts.toml, never a mirror.
 
         registries.conf moves only what is pulled (containers-registries.conf(5), "mirror").
@@ -91,7 +91,7 @@ class Places:
         insecure = found is not None and found.location.insecure
         return self._located(reader, name, Location("", insecure))[0]
 
-    def _look(self, name: _Name, reader: Reader) -> tuple[Endpoint, ...]:
+    def _look(self, name: _Name, reader: Reader) -> tuple[RegistryEndpoint, ...]:
         found = load_registries(reader, self._files.registries).find(str(name))
         if found and found.blocked:
             raise UsageError(f"{found.where}: {name} is blocked (prefix {found.prefix!r})")
@@ -110,16 +110,16 @@ class Places:
     def _for_all(self, reader: Reader, registry: str) -> HostsFile | None:
         return find_hosts(reader, default_directories(reader, self._files.hosts, registry))
 
-    def _host(self, reader: Reader, name: _Name, host: Host) -> Endpoint:
+    def _host(self, reader: Reader, name: _Name, host: Host) -> RegistryEndpoint:
         """A host of a hosts.toml; one of another name is told for whom ("Registry host namespace")."""
         address = host.host or name.registry
         tls = self._tls(reader, address, host.tls)
         if not host.host:
-            scheme = _schemes(address, tls, self._asked.plain_http)[0]
+            scheme = _schemes(address, tls, self._options.plain_http)[0]
             url = f"{scheme}://{_address(address)}/v2"
-            guessed = scheme == "http" and self._asked.plain_http is None
+            guessed = scheme == "http" and self._options.plain_http is None
             known = _known_as(address)
-            return Endpoint(
+            return RegistryEndpoint(
                 url,
                 known,
                 name.repository,
@@ -128,7 +128,7 @@ class Places:
                 dial_timeout=host.dial_timeout,
                 guessed=guessed,
             )
-        return Endpoint(
+        return RegistryEndpoint(
             f"{host.scheme}://{_address(address)}{host.path}",
             _known_as(address),
             name.repository,
@@ -139,9 +139,9 @@ class Places:
             dial_timeout=host.dial_timeout,
         )
 
-    def _of_registry(self, reader: Reader, name: _Name, found: Registry) -> tuple[Endpoint, ...]:
+    def _of_registry(self, reader: Reader, name: _Name, found: Registry) -> tuple[RegistryEndpoint, ...]:
         """The mirrors of a `[[registry]]` that may be asked for this reference, then its location."""
-        endpoints: list[Endpoint] = []
+        endpoints: list[RegistryEndpoint] = []
         for mirror in found.mirrors:
             allowed = _allowed(mirror, name)
             if allowed:
@@ -150,23 +150,25 @@ class Places:
 
     def _located(
         self, reader: Reader, name: _Name, location: Location, by: Registry | None = None
-    ) -> tuple[Endpoint, ...]:
+    ) -> tuple[RegistryEndpoint, ...]:
         """A repository where `by` says it is, once for each way in that may be tried."""
         host, repository = name.registry, name.repository
         if by:
             host, repository = by.at(location, host, repository)
         tls = self._tls(reader, host, Tls(verify=not location.insecure))
-        plain = self._asked.plain_http if host == name.registry else None
+        plain = self._options.plain_http if host == name.registry else None
         schemes = _schemes(host, tls, plain, insecure=location.insecure)
         guessed = plain is None and schemes == ("http",)
         return tuple(
-            Endpoint(f"{scheme}://{_address(host)}/v2", _known_as(host), repository, tls=tls, guessed=guessed)
+            RegistryEndpoint(
+                f"{scheme}://{_address(host)}/v2", _known_as(host), repository, tls=tls, guessed=guessed
+            )
             for scheme in schemes
         )
 
     def _tls(self, reader: Reader, host: str, said: Tls) -> Tls:
-        """What is said of a host's certificates in all places together."""
-        asked = Tls((self._asked.ca_file,) if self._asked.ca_file else (), (), not self._asked.insecure)
+        """What is said of a host's certificates in all resolver together."""
+        asked = Tls((self._options.ca_file,) if self._options.ca_file else (), (), not self._options.insecure)
         return checked(reader, merged([asked, said, *self._certificates(reader, host)]))
 
     def _certificates(self, reader: Reader, host: str) -> Iterator[Tls]:
@@ -184,7 +186,7 @@ def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False)
     """The ways in to try, in order.
 
     On this machine it is a guess that there is no TLS, unless somebody has said whom to believe
-    (`Endpoint.guessed`).
+    (`RegistryEndpoint.guessed`).
     """
     if plain is not None:
         return ("http" if plain else "https",)
@@ -203,7 +205,9 @@ def _known_as(registry: str) -> str:
     return DOCKER_HUB if registry in _HUB_NAMES else registry
 
 
-def _mirror(endpoint: Endpoint, allowed: frozenset[str] = frozenset({PULL, RESOLVE})) -> Endpoint:
+def _mirror(
+    endpoint: RegistryEndpoint, allowed: frozenset[str] = frozenset({PULL, RESOLVE})
+) -> RegistryEndpoint:
     return replace(endpoint, is_mirror=True, capabilities=endpoint.capabilities & allowed)
 
 
