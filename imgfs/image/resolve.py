@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.image.limits import LAYERS_LIMIT
+from imgfs.oci.artifact_kind import refuse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.foreign import refuse_foreign
 from imgfs.oci.image import (
@@ -17,16 +18,15 @@ from imgfs.oci.image import (
     Manifest,
     chain_id,
     check_layers,
-    choose_platform,
     parse_config,
     parse_document,
 )
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
+from imgfs.oci.select import select_manifest
 from imgfs.store.store import Store
 from imgfs.transport.offline import OfflineSource
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
-_NESTING = 4  # indexes inside indexes
 _SHORTEST_DIGEST = 12  # digits that a digest must be given with
 
 
@@ -103,14 +103,13 @@ def resolve(
     config is fetched. Raises ImgfsError.
     """
     named = named or source.resolve(whole=not store.resolved(reference))
-    descriptor, document = named, _document(named, source, store)
-    for _ in range(_NESTING):
-        if not isinstance(document, Index):
-            break
-        descriptor = choose_platform(document, wanted)
-        document = _document(descriptor, source, store)
-    if isinstance(document, Index):
-        raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=reference)
+    descriptor, document, _ = select_manifest(
+        named,
+        wanted,
+        lambda one: _document(one, source, store),
+        lambda one: _body(one, source, store),
+    )
+    refuse_artifact(document)
     refuse_foreign(document)
     if len(document.layers) > LAYERS_LIMIT:
         raise InvalidImage(f"{len(document.layers)} layers are more than {LAYERS_LIMIT}", where=reference)

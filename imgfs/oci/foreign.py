@@ -48,8 +48,6 @@ _FORMATS = (
     ),
     _Format("a PuzzleFS image", ("application/vnd.puzzlefs.",)),
     _Format("a Singularity image", ("application/vnd.sylabs.sif.",)),
-    _Format("a WebAssembly module", ("application/vnd.wasm.", "application/wasm")),
-    _Format("a Helm chart", ("application/vnd.cncf.helm.",)),
 )
 
 

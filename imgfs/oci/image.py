@@ -6,7 +6,6 @@ whatever the bytes were. What a label says is believed only where the content ag
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +23,6 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
-
-_REFERENCE_TYPE = "vnd.docker.reference.type"  # BuildKit, attestation-storage.md
-_FOREIGN_FEATURES = {"nydus.remoteimage.v1", "erofs"}  # os.features of manifests in other formats
-_VARIANT = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +136,6 @@ def chain_id(diff_ids: Sequence[Digest]) -> Digest:
     return chain
 
 
-def choose_platform(index: Index, wanted: Platform) -> Descriptor:
-    """The manifest of `index` that `wanted` runs best; raises InvalidImage listing the platforms there are.
-
-    As containerd does: an older variant of the same architecture will do (arm/v6 on arm/v7, amd64 on
-    amd64/v3), the newest of them wins, and among equals the first. Unlike containerd, another architecture
-    never does (386 on amd64). Artifacts, attestations and images in other formats are passed over. An entry
-    without a platform is taken if it is the only one.
-    """
-    images = [entry for entry in index.manifests if _is_image(entry)]
-    if len(images) == 1 and images[0].platform is None:
-        return images[0]
-    levels = [(_level_for(wanted, entry.platform), entry) for entry in images]
-    fitting = [(level, entry) for level, entry in levels if level is not None]
-    if not fitting:
-        raise InvalidImage(f"no image for {wanted}; {_offered(images)}")
-    return max(fitting, key=lambda pair: pair[0])[1]
-
-
 def _refuse_schema_1(fields: Mapping[str, Any]) -> None:
     version = fields.get("schemaVersion", 2)
     if version == 1 or "fsLayers" in fields:
@@ -198,38 +175,3 @@ def _descriptors(fields: Mapping[str, Any], name: str, where: str) -> tuple[Desc
 def _subject(fields: Mapping[str, Any], where: str) -> Descriptor | None:
     value = fields.get("subject")
     return None if value is None else Descriptor.parse(value, where=f"{where}.subject")
-
-
-def _is_image(entry: Descriptor) -> bool:
-    platform = entry.platform
-    return not (
-        entry.artifact_type
-        or entry.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
-        or (platform and (platform.os, platform.architecture) == ("unknown", "unknown"))
-        or (platform and _FOREIGN_FEATURES.intersection(platform.os_features))
-    )
-
-
-def _level_for(wanted: Platform, offered: Platform | None) -> tuple[int, int] | None:
-    """How new a variant `offered` is, if `wanted` runs it; (v8.2 is (8, 2)); None if it does not."""
-    if offered is None:
-        return None
-    want, offer = wanted.normalized(), offered.normalized()
-    if (want.os, want.architecture) != (offer.os, offer.architecture):
-        return None
-    most, level = _level(want.variant), _level(offer.variant)
-    if most is None or level is None:
-        return (0, 0) if want.variant == offer.variant else None
-    return level if level <= most else None
-
-
-def _level(variant: str | None) -> tuple[int, int] | None:
-    match = _VARIANT.fullmatch(variant or "v1")
-    return (int(match[1]), int(match[2] or 0)) if match else None
-
-
-def _offered(images: list[Descriptor]) -> str:
-    platforms = [str(entry.platform) for entry in images if entry.platform]
-    if not platforms:
-        return "the index offers no image with a platform"
-    return f"there are: {', '.join(dict.fromkeys(platforms[:40]))}"

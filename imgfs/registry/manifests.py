@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
+from imgfs.oci.artifact_kind import is_artifact_tag
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.registry.endpoint import MAX_MANIFEST
@@ -50,9 +51,15 @@ def existing_tags(session: HttpSession) -> str:
 
 
 def describe_tags(tags: list[str]) -> str:
-    """The tags there are, for a message: all if they are few, else how many and some."""
+    """Say for a message which tags there are: all if they are few, else how many and some.
+
+    Tags of signatures and of lists of referrers are left out: they name no image.
+    """
     if not tags:
         return "there are none"
+    tags = [tag for tag in tags if not is_artifact_tag(tag)]
+    if not tags:
+        return "there are none of images"
     if len(tags) <= _FEW_TAGS:
         return f"there are: {', '.join(tags)}"
     return f"there are {len(tags)}, such as {', '.join(tags[:_FEW_TAGS])}"

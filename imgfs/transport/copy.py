@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol
 from imgfs.errors import ImgfsError, InvalidImage, NotFound, Unavailable
 from imgfs.oci.artifact import Artifact
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.oci.image import Index, Manifest, choose_platform, parse_document
+from imgfs.oci.image import Index, Manifest, parse_document
 from imgfs.oci.reference import Reference, RegistryReference
+from imgfs.oci.select import select_manifest
 from imgfs.parallel import run_parallel
 from imgfs.transport.destination import Destination, OpenAt
 from imgfs.transport.source import Source
@@ -154,15 +155,14 @@ _Read = tuple[Document, Manifest | Index]
 
 
 def _one(source: Source, named: Descriptor, platform: Platform) -> list[_Read]:
-    """The manifest for a platform, out of the index that may be named."""
-    read = _read(source, named)
-    for _ in range(_NESTING):
-        if not isinstance(read[1], Index):
-            return [read]
-        read = _read(source, choose_platform(read[1], platform))
-    if isinstance(read[1], Index):
-        raise InvalidImage(f"indexes nested more than {_NESTING} deep", where=str(named.digest))
-    return [read]
+    """Return the manifest for a platform, out of the index that may be named."""
+    reads: dict[Digest, _Read] = {}
+
+    def read(descriptor: Descriptor) -> Manifest | Index:
+        reads[descriptor.digest] = _read(source, descriptor)
+        return reads[descriptor.digest][1]
+
+    return [reads[select_manifest(named, platform, read, source.document).descriptor.digest]]
 
 
 def _all(source: Source, named: Descriptor) -> Iterator[_Read]:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, UsageError
-from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, parse_document
+from imgfs.oci.artifact import encode
+from imgfs.oci.artifact_kind import artifact_kind, is_artifact_tag
+from imgfs.oci.descriptor import Descriptor, Digest, descriptor_fields
+from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, Manifest, parse_document
 from imgfs.oci.reference import DEFAULT_TAG, LayoutReference
-from imgfs.oci.referrers import is_referrers_tag, of_type, parse_referrers, referrer_in, referrers_tag
+from imgfs.oci.referrers import of_type, parse_referrers, referrer_in, referrers_tag
+from imgfs.oci.select import is_image_entry
 from imgfs.registry.endpoint import MAX_DOCUMENT, MAX_MANIFEST, Traffic
 from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
 
@@ -68,17 +72,15 @@ class LayoutSource:
             return Descriptor("", self._reference.digest, UNKNOWN_SIZE)
         body, index = self._read_index()
         wanted = self._reference.tag
-        images = [entry for entry in index.manifests if _is_image(entry)] or index.manifests
-        if wanted is None and len(images) == 1:
+        images = self._images(index) if wanted is None else []
+        if len(images) == 1:
             return images[0]
         found = self._named(index, wanted or DEFAULT_TAG)
         if found:
             return found
-        if wanted is None and _is_one_image(index):
+        if images and all(entry.platform and not _names(entry) for entry in images):
             return Descriptor(OCI_INDEX, Digest.of(body), len(body), data=body)
-        tags = sorted(
-            {name for entry in self._entries(index) for name in _names(entry) if not is_referrers_tag(name)}
-        )
+        tags = sorted({name for entry in self._entries(index) for name in _names(entry)})
         from imgfs.registry.manifests import describe_tags  # here: what speaks HTTP takes long to load
 
         raise NotFound(f"oci:{self._path} has no tag {wanted or DEFAULT_TAG!r}; {describe_tags(tags)}")
@@ -158,11 +160,34 @@ class LayoutSource:
         return body, index
 
     def _named(self, index: Index, tag: str) -> Descriptor | None:
-        """The entry that has a tag; raises InvalidImage if several do."""
+        """Return the entry that has a tag; of several for different platforms, an index made of them.
+
+        Raises InvalidImage if several entries have it, and do not say for which platforms they are.
+        """
         found = {entry.digest: entry for entry in self._entries(index) if tag in _names(entry)}
         if len(found) > 1:
-            raise InvalidImage(f"{len(found)} images are called {tag!r}", where=str(self._path))
+            images = [entry for entry in found.values() if is_image_entry(entry)]
+            if not images or not all(entry.platform for entry in images):
+                raise InvalidImage(f"{len(found)} images are called {tag!r}", where=str(self._path))
+            return images[0] if len(images) == 1 else _index_of(images)
         return found.popitem()[1] if found else None
+
+    def _images(self, index: Index) -> list[Descriptor]:
+        """Return the entries that are images; all of them if none is, so that the error can say what it is.
+
+        An entry that does not say by itself what it is, is looked into: attestations, signatures and other
+        artifacts may have no more than a digest there.
+        """
+        images = [entry for entry in index.manifests if _is_image(entry)]
+        if len(images) > 1:
+            images = [entry for entry in images if entry.platform or not self._is_artifact(entry)]
+        return images or list(index.manifests)
+
+    def _is_artifact(self, entry: Descriptor) -> bool:
+        with suppress(InvalidImage, IntegrityError, NotFound):
+            document = parse_document(self.document(entry), entry.media_type)
+            return isinstance(document, Manifest) and artifact_kind(document) is not None
+        return False
 
     def _listed(self, index: Index, subject: Digest) -> list[Descriptor]:
         """The list of referrers that is kept under the tag of `subject`, if it is there and one."""
@@ -196,12 +221,17 @@ def _names(entry: Descriptor) -> set[str]:
     return {entry.annotations[key] for key in (_REF_NAME, _IMAGE_NAME) if key in entry.annotations}
 
 
-def _is_one_image(index: Index) -> bool:
-    """Whether the entries, but for artifacts, are nameless manifests for different platforms."""
-    entries = [entry for entry in index.manifests if _is_image(entry)]
-    return bool(entries) and all(entry.platform and not _names(entry) for entry in entries)
+def _index_of(entries: Sequence[Descriptor]) -> Descriptor:
+    """Return an index of entries that share a tag, one for each platform, with its bytes in `data`."""
+    manifests = [descriptor_fields(replace(entry, annotations=_without_names(entry))) for entry in entries]
+    body = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests})
+    return Descriptor(OCI_INDEX, Digest.of(body), len(body), data=body)
+
+
+def _without_names(entry: Descriptor) -> dict[str, str]:
+    return {key: text for key, text in entry.annotations.items() if key not in (_REF_NAME, _IMAGE_NAME)}
 
 
 def _is_image(entry: Descriptor) -> bool:
-    """Whether an entry of `index.json` may be an image: no artifact, and no list of what refers to one."""
-    return not (entry.artifact_type or any(map(is_referrers_tag, _names(entry))))
+    """Return True if an entry of `index.json` may be an image, by its own fields and tags."""
+    return is_image_entry(entry) and not any(map(is_artifact_tag, _names(entry)))

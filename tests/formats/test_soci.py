@@ -18,9 +18,9 @@ from imgfs.oci.image import (
     OCI_MANIFEST,
     Index,
     Manifest,
-    choose_platform,
     parse_document,
 )
+from imgfs.oci.select import select_manifest
 from imgfs.oci.soci import (
     CONFIG_BODY,
     IMAGE_DIGEST,
@@ -169,7 +169,11 @@ def test_an_image_alone_comes_with_its_index_in_an_oci_index() -> None:
     assert found.artifact_type == SOCI_V2
     assert found.annotations == {IMAGE_DIGEST: str(Digest.of(made.manifest))}
     assert found.size == len(made.soci_index)
-    chosen = choose_platform(index, AMD64)
+    named = Descriptor(OCI_INDEX, Digest.of(b"named"), 1)
+    listed = manifest
+    chosen = select_manifest(
+        named, AMD64, lambda entry: index if entry is named else listed, lambda _: b"{}"
+    ).descriptor
     assert (chosen.digest, chosen.size, chosen.platform) == (
         Digest.of(made.manifest),
         len(made.manifest),

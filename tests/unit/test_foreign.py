@@ -48,8 +48,6 @@ def noted(name: str) -> Descriptor:
         (manifest(part("application/vnd.stacker.image.layer.squashfs+zstd+verity")), "squashfs", "layers[0]"),
         (manifest(part("application/vnd.puzzlefs.image.rootfs.v1")), "PuzzleFS", "manifest.layers[0]"),
         (manifest(part("application/vnd.sylabs.sif.layer.v1.sif")), "Singularity", "manifest.layers[0]"),
-        (manifest(part("application/wasm")), "WebAssembly", "manifest.layers[0]"),
-        (manifest(config="application/vnd.cncf.helm.config.v1+json"), "Helm", "manifest.config.mediaType"),
     ],
 )
 def test_an_image_in_another_format_is_named_and_says_where_that_shows(

@@ -14,6 +14,7 @@ from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci import image
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import Index, Manifest, parse_config, parse_document
+from imgfs.oci.select import select_manifest
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -61,7 +62,13 @@ def index_of(*entries: tuple[str | None, dict[str, Any]]) -> Index:
 
 
 def chosen(index: Index, wanted: str) -> int:
-    return int(image.choose_platform(index, Platform.from_text(wanted)).digest.hex, 16)
+    named = Descriptor.parse(descriptor(image.OCI_INDEX), where="named")
+
+    def read(entry: Descriptor) -> Manifest | Index:
+        return index if entry is named else parse_manifest()
+
+    found = select_manifest(named, Platform.from_text(wanted), read, lambda _: b"{}")
+    return int(found.descriptor.digest.hex, 16)
 
 
 def test_an_oci_manifest_is_read_with_all_its_fields() -> None:
