@@ -17,15 +17,16 @@ from imgfs.errors import StoreError
 from imgfs.image.image import Image
 from imgfs.oci.change import as_oci, parse_change, truncate
 from imgfs.oci.descriptor import Digest
-from imgfs.oci.reference import LayoutReference, Reference, parse_reference
+from imgfs.oci.reference import LayoutReference, Reference
 from imgfs.overlay.diff import Diff
+from imgfs.registry.config.local_names import parse_destination
 from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
 from imgfs.transport.destination import tag_of
 
 
 def commit(options: argparse.Namespace) -> int:
     """Make an image of what a scratch shows, and put it somewhere."""
-    target = parse_reference(options.new)
+    target = parse_destination(options.new)
     changes_to_config = [parse_change(text) for text in options.change]
     found = changed(options)
     with (

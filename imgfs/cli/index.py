@@ -25,10 +25,11 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.policy import Policy
 from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, published_in
-from imgfs.oci.reference import Reference, parse_reference
+from imgfs.oci.reference import Reference
 from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index, with_soci_v2
 from imgfs.publish import Publication, publication_of
 from imgfs.quoting import printable
+from imgfs.registry.config.local_names import parse_destination
 from imgfs.store.store import Store
 from imgfs.transport.copy import (
     Document,
@@ -162,7 +163,7 @@ def _put_soci(
 
 def _put_soci_v2(made: Publication, ztocs: list[Descriptor], image: Image, named: Wanted) -> Reference:
     """Push an image that names its SOCI index, of version 2: the same layers in another manifest."""
-    target = parse_reference(named.options.new)
+    target = parse_destination(named.options.new)
     resolved, body = image.resolved, named.store.document(image.resolved.digest)
     if body is None:
         raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")

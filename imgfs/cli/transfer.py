@@ -12,7 +12,8 @@ from imgfs.cli.progress import Progress
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
-from imgfs.oci.reference import Reference, RegistryReference, parse_reference
+from imgfs.oci.reference import Reference, RegistryReference
+from imgfs.registry.config.local_names import parse_destination
 from imgfs.registry.config.shortnames import candidates, first_found
 from imgfs.transport.copy import copy as copy_image
 from imgfs.transport.copy import mountable
@@ -22,12 +23,12 @@ from imgfs.transport.source import Source
 
 def copy(options: argparse.Namespace) -> int:
     """Copy an image from a registry or a layout to another."""
-    return _copy(options, parse_reference(options.destination))
+    return _copy(options, parse_destination(options.destination))
 
 
 def push(options: argparse.Namespace) -> int:
     """Copy an image to a registry."""
-    reference = parse_reference(options.destination)
+    reference = parse_destination(options.destination)
     if not isinstance(reference, RegistryReference):
         raise UsageError(f"{options.destination!r} is no registry's; to write a layout there is imgfs copy")
     return _copy(options, reference)

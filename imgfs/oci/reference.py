@@ -30,7 +30,22 @@ _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 _DIGEST_START = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:[0-9A-Fa-f]")
 
-_OTHER_TRANSPORTS = ("docker-archive", "docker-daemon", "oci-archive", "containers-storage", "dir", "ostree")
+# containers-transports(5) and its kin: words before a colon that other tools read as a kind of place
+_OTHER_TRANSPORTS = (
+    "containers-storage",
+    "dir",
+    "docker-archive",
+    "docker-daemon",
+    "docker-image",
+    "file",
+    "oci-archive",
+    "oci-layout",
+    "ostree",
+    "sif",
+    "tarball",
+)
+_ARCHIVE = re.compile(r"\.(?:tar|tgz|tbz2?|txz|tzst)(?:\.(?:gz|xz|bz2|zst|lz4))?$", re.IGNORECASE)
+_ONLY = "imgfs reads and writes registries and OCI layouts (oci:DIR:TAG) only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,33 @@ def parse_reference(text: str) -> Reference:
     scheme, separator, _ = text.partition("://")
     if separator and scheme != "docker":
         raise UsageError(f"{text!r} is a URL; an image is named without {scheme}://, like quay.io/ns/app:tag")
+    if not names_registry(text):
+        _refuse_files(text)
     return _parse_registry(text.removeprefix("docker://"), text)
+
+
+def names_registry(text: str) -> bool:
+    """Return True if a name says where its image is: `docker://…`, `oci:…`, or a registry's host first."""
+    if text.startswith(("oci:", "docker://")):
+        return True
+    first, separator, _ = text.partition("/")
+    return bool(separator) and first not in ("", ".", "..") and _is_domain(first)
+
+
+def _refuse_files(text: str) -> None:
+    """Raise UsageError for a name without a registry that is that of a file for other tools.
+
+    It would go to Docker Hub otherwise: to be asked for there, or pushed with the user's credentials.
+    """
+    word, colon, _ = text.partition(":")
+    if colon and word in _OTHER_TRANSPORTS:
+        raise UsageError(f"{text!r} is a place of other tools ({word}:); {_ONLY}")
+    if text.startswith(("/", "./", "../", "~")):
+        raise UsageError(f"{text!r} is a path; {_ONLY}")
+    if _ARCHIVE.search(text) or _ARCHIVE.search(word):
+        raise UsageError(
+            f"{text!r} is the name of an archive; {_ONLY}; an image of that name on Docker Hub is docker://{text}"
+        )
 
 
 def _parse_layout(text: str) -> LayoutReference:
@@ -122,8 +163,7 @@ def _split_digest(rest: str, text: str) -> tuple[str, Digest | None]:
 def _split_domain(named: str) -> tuple[str, str]:
     """(registry, repository[:tag]), with Docker Hub and its `library/` filled in (normalize.go)."""
     first, separator, rest = named.partition("/")
-    is_domain = first == "localhost" or any(sign in first for sign in ".:") or first != first.lower()
-    if not separator or not is_domain:
+    if not separator or not _is_domain(first):
         first, rest = DOCKER_HUB, named
     if first == "index.docker.io":  # the Hub's older name
         first = DOCKER_HUB
@@ -132,9 +172,14 @@ def _split_domain(named: str) -> tuple[str, str]:
     return first, rest
 
 
+def _is_domain(first: str) -> bool:
+    """Return True if the first part of a name is a registry's host (normalize.go, `splitDockerDomain`)."""
+    return first == "localhost" or any(sign in first for sign in ".:") or first != first.lower()
+
+
 def _check_registry(registry: str, text: str) -> None:
     if registry in _OTHER_TRANSPORTS or registry.rstrip(":") in _OTHER_TRANSPORTS:
-        raise UsageError(f"{text!r}: imgfs reads registries and OCI layouts (oci:DIR:TAG) only")
+        raise UsageError(f"{text!r}: {_ONLY}")
     if not _DOMAIN.fullmatch(registry):
         raise UsageError(f"{text!r}: {registry!r} is not a registry's host[:port]")
 

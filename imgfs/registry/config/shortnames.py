@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from imgfs.config import RegistriesConf
 from imgfs.errors import NotFound, Unauthorized, UsageError
 from imgfs.oci.reference import DOCKER_HUB, Reference, RegistryReference, parse_reference
+from imgfs.registry.config.local_names import check_not_local
 
 if TYPE_CHECKING:
     from imgfs.registry.config.registries_conf import Alias, Registries
@@ -31,6 +32,7 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     reference = parse_reference(text)
     name = _short_name(text, reference)
     if not name or not isinstance(reference, RegistryReference):
+        check_not_local(text)
         return (reference,)
     from imgfs.registry.config.registries_conf import load_chosen, load_registries
     from imgfs.registry.config.reload import Reader
@@ -40,6 +42,7 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     alias = {**said.aliases, **load_chosen(reader, files)}.get(name)
     if alias and alias.name:
         return (_aliased(alias, reference),)
+    check_not_local(text)
     found = tuple(_at(host, name, reference) for host in dict.fromkeys(said.search or ()))
     _check_clear(text, found, said)
     return found or (reference,)
