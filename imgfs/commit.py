@@ -23,6 +23,7 @@ from imgfs.layer.tar.writer import Member, tar_of
 from imgfs.oci.change import ConfigChange, extend_config, extend_manifest, layer_type
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, Manifest, check_layers, parse_config, parse_document
+from imgfs.owned.writing import sync_directory
 
 __all__ = ["BaseImage", "Committed", "Record", "commit"]
 
@@ -140,7 +141,7 @@ def _write(members: Iterable[Member], codec: str, directory: Path) -> tuple[Comp
                 os.fsync(number)
         with _writing(directory):
             os.replace(aside, directory / packed.digest.hex)
-            _sync_directory(directory)
+            sync_directory(directory)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -167,11 +168,3 @@ def _writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{directory}: the layer cannot be written: {error.strerror}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -24,7 +24,7 @@ from imgfs.image.resolve import Resolved
 from imgfs.kernel.driver import check_host
 from imgfs.kernel.mkfs import metadata_of
 from imgfs.oci.descriptor import Digest
-from imgfs.store.atomic import take_if_free
+from imgfs.owned.held import try_lock
 from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
 
@@ -83,7 +83,7 @@ def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
     if path is None:
         return
     with open(path, "rb") as file:
-        if take_if_free(file.fileno()):
+        if try_lock(file.fileno()):
             with Tree(path) as tree:
                 metadata_of(tree, digest, sizes, store)
             if store.tree(digest) is None:  # removed meanwhile

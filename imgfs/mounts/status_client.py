@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from imgfs.errors import MountError
 from imgfs.mounts.table import STATUS_SOCKET, Mount
+from imgfs.owned.writing import write_all
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
@@ -133,8 +134,7 @@ def _tell_status(mountpoint: Path, tell: int) -> NoReturn:
             answer = _TOLD + os.getxattr(mountpoint, STATUS_XATTR)
         except OSError as error:
             answer = _FAILED + (error.errno or 0).to_bytes(4, "big")
-        while answer:
-            answer = answer[os.write(tell, answer) :]
+        write_all(tell, answer)
     finally:
         os._exit(0)
 

@@ -25,6 +25,7 @@ from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import At, times_kept
 from imgfs.overlay.xattrs import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
+from imgfs.owned.writing import pwrite_all
 from imgfs.tree.reader import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
@@ -135,7 +136,7 @@ class CopyUp:
                 for offset, length in _ranges(extents, end):
                     if given_up and given_up.done():
                         raise error(errno.EINTR)
-                    _write(fd, self._content.read(layer, extents, offset, length, **asked), offset)
+                    pwrite_all(fd, self._content.read(layer, extents, offset, length, **asked), offset)
                 if self._durable:
                     os.fdatasync(fd)
             finally:
@@ -292,7 +293,7 @@ class CopyUp:
         journal, aside = At(self._upper.work, _JOURNAL + made.name), self._upper.new()
         fd = self._upper.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            _write(fd, b"\0".join(_path(parent, name) for parent, name in targets), 0)
+            pwrite_all(fd, b"\0".join(_path(parent, name) for parent, name in targets), 0)
         finally:
             os.close(fd)
         self._upper.rename(aside, journal)
@@ -324,7 +325,7 @@ class CopyUp:
         fd = self._upper.open_data(made)
         try:
             if ready is not None:
-                _write(fd, ready, 0)
+                pwrite_all(fd, ready, 0)
                 return True
             os.ftruncate(fd, lower.size)
         finally:
@@ -344,13 +345,6 @@ def _ranges(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
             ranges.append((offset, length))
             offset += length
     return ranges
-
-
-def _write(fd: int, body: bytes | memoryview, offset: int) -> None:
-    left = memoryview(body)
-    while left:
-        count = os.pwrite(fd, left, offset)
-        left, offset = left[count:], offset + count
 
 
 def _path(parent: UpperNode, name: bytes) -> bytes:

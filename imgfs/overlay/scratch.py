@@ -54,6 +54,7 @@ from imgfs.overlay.whiteouts import convert_fuse_overlayfs
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import random_name
+from imgfs.owned.writing import os_errors
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
 
@@ -179,7 +180,7 @@ class Scratch:
         place = self.work / INDEX
         if not place.is_dir():
             return
-        with _as_store_errors(place), self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
+        with os_errors(place), self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
             merge_index(overlay, read_index(self.work, ino_of), self.work)
             if wholly or not has_entries(self.work):
                 overlay.union.upper.remove_overlay_xattrs(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
@@ -198,7 +199,7 @@ class Scratch:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use) as set_use:
             self.check(base)
-            with _as_store_errors(self.directory):
+            with os_errors(self.directory):
                 self._make(tree)
                 upper = Upper(self.upper, self.work)
                 convert_fuse_overlayfs(upper, self.work)
@@ -233,7 +234,7 @@ class Scratch:
         index: list[IndexEntry] = []
         with contextlib.ExitStack() as stack:
             if self.upper.is_dir():
-                with _as_store_errors(self.work):
+                with os_errors(self.work):
                     index = read_index(self.work, ino_of)
                     self._copy_up_index(tree, index)
                 upper = stack.enter_context(contextlib.closing(Upper(self.upper, None)))
@@ -304,7 +305,7 @@ def volatile_scratch(store_root: Path) -> Scratch:
     Its directory is held until this process ends, so that it stays until its daemon has its lock.
     """
     parent = store_root / "scratch"
-    with _as_store_errors(parent):
+    with os_errors(parent):
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(parent, _VOLATILE, _remove_unused)
         held = new_directory(parent, _VOLATILE)
@@ -350,7 +351,7 @@ def _describe_root(upper: Upper, tree: Tree) -> None:
 
 def _remove_all(path: Path) -> None:
     """Remove a directory with all below it, whatever the modes in it."""
-    with _opened(path.parent) as fd, _as_store_errors(path):
+    with _opened(path.parent) as fd, os_errors(path):
         if fd is not None:
             spare = fdtree.spares(fd, f"{random_name(_REMOVED)}-".encode())
             fdtree.remove(fd, os.fsencode(path.name), spare)
@@ -368,11 +369,3 @@ def _opened(path: Path) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _as_store_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror}") from error

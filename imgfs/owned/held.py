@@ -60,7 +60,7 @@ def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -
         path = parent / f"{random_name(prefix)}{suffix}"
         with suppress(FileNotFoundError, FileExistsError):  # swept before it was open
             fd = make(path)
-            if _take(fd) and _leads_to(path, fd):
+            if try_lock(fd) and leads_to(path, fd):
                 return HeldPath(path, fd)
             os.close(fd)
         if not parent.is_dir():
@@ -77,13 +77,14 @@ def sweep(parent: Path, prefix: str, remove: Callable[[Path], None]) -> None:
         with suppress(OSError):  # gone meanwhile, or not ours to open
             fd = os.open(left, _ANY)
             try:
-                if _take(fd) and _leads_to(left, fd):
+                if try_lock(fd) and leads_to(left, fd):
                     remove(left)
             finally:
                 os.close(fd)
 
 
-def _take(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Lock an open file exclusively (flock(2)) until it is closed; False if it is locked already."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,7 +92,8 @@ def _take(fd: int) -> bool:
     return True
 
 
-def _leads_to(path: Path, fd: int) -> bool:
+def leads_to(path: Path, fd: int) -> bool:
+    """Return True if `path` is still a name of the open file `fd`."""
     with suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(fd))
     return False

@@ -24,6 +24,7 @@ from typing import Any
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory
+from imgfs.owned.writing import os_errors
 from imgfs.runtime.mount_targets import check_volume
 from imgfs.runtime.request import Bind, Network, Wishes
 from imgfs.runtime.rootfs import Rootfs
@@ -64,7 +65,7 @@ class Bundle:
             body = json.dumps(config, indent=1, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise UsageError("a runtime takes UTF-8 only, in commands, variables and paths") from error
-        with _as_store_errors(self.directory):
+        with os_errors(self.directory):
             (self.directory / "config.json").write_bytes(body)
 
     def write_files(self, name: str, wishes: Wishes) -> tuple[Bind, ...]:
@@ -103,7 +104,7 @@ class Bundle:
 
     def remove(self) -> None:
         """Remove it, unless something is still mounted there; raises StoreError."""
-        with _as_store_errors(self.directory):
+        with os_errors(self.directory):
             if self.rootfs.exists():
                 self.rootfs.rmdir()  # never what is mounted there: a scratch may be below
             shutil.rmtree(self.directory)
@@ -116,13 +117,13 @@ def new_bundle(store_root: Path, name: str) -> Iterator[Bundle]:
     Raises MountError if a container of that name runs, StoreError.
     """
     containers = store_root / "containers"
-    with _as_store_errors(containers):
+    with os_errors(containers):
         os.close(open_owned_directory(containers, make=True))
         sweep(containers, "", _remove_left)
         held = new_directory(containers, _NEW)
     with contextlib.ExitStack() as stack:
         stack.callback(held.release)
-        with _as_store_errors(containers):
+        with os_errors(containers):
             stack.callback(os.close, _lock(held.path))
             bundle = _named(held.path, containers / name)
         stack.callback(bundle.remove)
@@ -162,11 +163,3 @@ def _host_file(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
-
-
-@contextlib.contextmanager
-def _as_store_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror}") from error

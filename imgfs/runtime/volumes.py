@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.owned.writing import write_all
 
 _DEEPEST = 200  # directories in each other: two descriptors are open for each
 _PIECE = 1 << 20
@@ -86,9 +87,7 @@ def _copy_bytes(source: int, sink: int) -> None:
         if piece == _ZEROS:
             os.lseek(sink, len(piece), os.SEEK_CUR)
             continue
-        left = memoryview(piece)
-        while left:
-            left = left[os.write(sink, left) :]
+        write_all(sink, piece)
     os.ftruncate(sink, os.lseek(sink, 0, os.SEEK_CUR))
 
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned.held import new_file, sweep
+from imgfs.owned.held import new_file, sweep, try_lock
 from imgfs.owned.opening import open_owned_file
+from imgfs.owned.writing import os_errors
 
 TEMPORARY = ".new-"  # begins the name of a file that is not complete yet
 
@@ -73,18 +74,9 @@ def locked_if_free(path: Path) -> Iterator[bool]:
     with store_errors(path):
         fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        yield take_if_free(fd)
+        yield try_lock(fd)
     finally:
         os.close(fd)
-
-
-def take_if_free(fd: int) -> bool:
-    """Lock an open file exclusively, until it is closed, unless somebody else has it locked: says whether."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def is_held(path: Path) -> bool:
@@ -94,20 +86,19 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not take_if_free(fd)
+        return not try_lock(fd)
     finally:
         os.close(fd)
 
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Say StoreError where the block says that the disk fails it."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
-    except sqlite3.Error as error:  # how SQLite says that the disk is full
-        raise StoreError(f"{path}: {error}") from error
+    """Raise StoreError where the block raises OSError, or sqlite3.Error: SQLite's when the disk is full."""
+    with os_errors(path):
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from error
 
 
 def disk_usage(paths: Iterable[Path]) -> int:

@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.owned.held import leads_to
 from imgfs.store.atomic import boot_id, store_errors
-from imgfs.store.pin import give_up, leads_to, lock_on
+from imgfs.store.pin import give_up, lock_on
 from imgfs.store.presence import BINDING, FIRST, HEADER, MAGIC, PRESENT, SYNCED, UNBOUND, evicted
 
 _TRIES = 10  # at opening files that other processes replace meanwhile

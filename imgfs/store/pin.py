@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imgfs.owned.held import leads_to
 from imgfs.owned.opening import random_name
 
 PIN = "pin-"  # begins the other name
@@ -72,13 +73,6 @@ def _is_open_elsewhere(fd: int) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
         return True
-    return False
-
-
-def leads_to(path: Path, fd: int) -> bool:
-    """Whether a name is that of an open file."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(fd))
     return False
 
 

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned.held import new_file
+from imgfs.owned.held import leads_to, new_file
 from imgfs.store.atomic import TEMPORARY, boot_id
-from imgfs.store.pin import leads_to, lock_on
+from imgfs.store.pin import lock_on
 
 PRESENT, SYNCED = 1, 2
 _GENERATION = 4  # the lowest bit of the generation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from imgfs.errors import StoreError
+from imgfs.owned.writing import pwrite_all
 
 
 def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
@@ -15,11 +16,7 @@ def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
     try:
         if not any(piece[:64]) and piece == bytes(len(piece)) and _is_hole(fd, offset, len(piece)):
             return
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(fd, view, offset)
-            offset += written
-            view = view[written:]
+        pwrite_all(fd, piece, offset)
     except OSError as error:
         raise StoreError(
             f"{os.readlink(f'/proc/self/fd/{fd}')}: cannot write to the store: {error.strerror}"

@@ -18,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imgfs.errors import InvalidImage, StoreError, UsageError
+from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci import referrers
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import list_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX
 from imgfs.owned.held import sweep
+from imgfs.owned.writing import os_errors, sync_directory, write_all
 
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
 _NAMES = (_REF_NAME, "io.containerd.image.name")  # what an entry of `index.json` is called by
@@ -93,7 +94,7 @@ class Layout:
         """Give `index.json` other entries, alone among all of imgfs."""
         self._make()
         path = self.path / _INDEX
-        with self._locked(), _write_errors(path):
+        with self._locked(), os_errors(path):
             fields = _read_index(path)
             fields["manifests"] = change(list_in(fields, "manifests", str(path)))
             self._write(path, [json.dumps(fields).encode()])
@@ -106,7 +107,7 @@ class Layout:
         with self._lock:
             if self._made:
                 return
-            with _write_errors(self.path):
+            with os_errors(self.path):
                 _check_is_ours(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -120,20 +121,20 @@ class Layout:
             self._write(self.path / name, [json.dumps(fields).encode()])
 
     def _write(self, path: Path, chunks: Iterable[bytes]) -> None:
-        with _write_errors(path):
+        with os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _aside(self.path) as (fd, aside):
                 for chunk in chunks:
-                    _write_all(fd, chunk)
+                    write_all(fd, chunk)
                 os.fsync(fd)
                 os.rename(aside, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the layout's lock, alone among processes and threads."""
         path = self.path / _LOCK
-        with _write_errors(path):
+        with os_errors(path):
             fd = _open_lock(path)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
@@ -229,29 +230,3 @@ def _open_lock(path: Path) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return fd
-
-
-def _write_all(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that have nothing to sync
-            raise
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """A disk that is full or does not let us as an error that says where."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
