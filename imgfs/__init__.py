@@ -1,43 +1,53 @@
 """imgfs mounts a container image straight from its registry, lazily, without privileges or conversion.
 
 The words
-    reference   a name for an image: `registry/repository:tag`, `…@sha256:…`, `oci:DIR:tag`
-    digest      the name of some bytes forever; diff_id: the digest of a layer's uncompressed tar
-    manifest    an image for one platform: a config and layers; an index picks the manifest by platform
-    layer       one set of differences, stored compressed as a blob, presented as a flat layer
-    flat layer  the layer's one uncompressed address space: the tar stream itself
-    entry       a member of a layer; its bytes are extents of the flat layer
-    span        a piece of the flat layer that can be fetched, verified and decoded alone
-    checkpoint  where inflate can begin in the middle of a gzip member; window: the 32 KiB before it
-    tree        all layers merged by the OCI rules; node: a file of it, named by its ino
-    scratch     where a mount's changes are kept: an upper and a work directory, as overlayfs has them
-    copy-up     giving a file of the image an upper half; whiteout: a name of the image's that is deleted
+    reference       a name for an image: `registry/repository:tag`, `…@sha256:…`, `oci:DIR:tag`
+    digest          the hash of some bytes, and their name; DiffID: that of a layer's uncompressed tar
+    manifest        an image for one platform: config and layers; an image index lists manifests by platform
+    layer           a changeset, transferred and stored as a blob: a tar stream, usually compressed
+    flat layer      a layer's uncompressed bytes as one address space, kept as a sparse file
+    entry           a member of a layer's tar; its contents are extents of the flat layer
+    span            a range of the flat layer that can be fetched, decoded and verified on its own
+    checkpoint      where inflate can begin in the middle of a gzip member; window: the 32 KiB before it
+    layer index     a layer's entries and spans in SQLite: from a scan, or imported (TOC, zTOC, published)
+    voucher         what an imported index is trusted by: a digest in the manifest, or a repository's word
+    presence map    a byte for each span: present, synced, and a count of its evictions
+    temporary file  locked by its writer, synced, then renamed to its target (`store.atomic`)
+    span buffer     a span's decoded bytes until they are verified, where no reader sees them
+    in flight       a request for the span is queued or under way; all readers of the span wait for it
+    access profile  the spans that a mount's readers touched, in order: replayed in the next mount
+    tree            all layers merged by the OCI rules, in SQLite; node: a file of it, by its inode number
+    scratch         where a mount's changes are kept: an upper and a work directory, as overlayfs has them
+    copy-up         copying a file of the image to the upper directory before it is changed
+    whiteout        marks a name of the image as deleted; an opaque directory hides all below it
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
     errors      the exception tree            config      what the environment says
-    parallel    several long tasks side by side  quoting     strangers' texts as lines that print
+    parallel    several tasks at once  quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
     oci/        reference, descriptor, image: documents, pure
-    owned/      what could be another user's or process's: opened, made and swept by rule
+    owned/      files that could be another user's or process's: opened, locked, swept
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
     store/      the cache directory
     transport/  where images come from and go to: a registry or an OCI layout
-    commit      an image out of another and what was changed in it
-    tree        the merged tree on disk       content     a file's bytes, on demand
+    commit      a new image: another one and a layer of changes
+    tree        the merged tree on disk       content     a file's bytes: cached, or fetched on demand
     overlay     the writable scratch: an upper directory over a tree
     image       a whole image made ready    maintenance  gc and fsck of the store
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
-    metrics     what a mount says of itself, for Prometheus
-    publish     what an index of an image is made of, for others
+    metrics     a mount's status for Prometheus
+    publish     an image's indexes, as artifacts in its registry
     runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it
-    fuse/       the kernel's requests answered  kernel/     the kernel's own file systems over an image
+    fuse/       FUSE requests and their answers  kernel/     the kernel's own file systems over an image
     mount/      composition root: builds everything, mounts, serves, unmounts
     manual/     the user's and the developer's book
     cli/        arguments in, text out
 
-The journey of a read: `fuse.operations` -> `content` -> (`store`: present? pread) -> `transport` fetches a
-span -> `layer.codec` decodes and verifies it -> `store` keeps it. Of a write: `fuse.writable` -> `overlay`
-(copied up? pwrite).
+The cold read, in eight steps: `fuse.operations` (READ of an inode) -> `content.content` (its extents to flat
+ranges) -> `content.layer` (present: read it from the store; else join or start a request) -> `content.fetch`
+(one request: a range of the blob, split into spans) -> `transport.registry` -> `registry.client` and `.blobs`
+(mirrors, redirects, retries) -> `layer.codec.codec` (decode and verify a span) -> `store.flat` (write it and
+mark it present); its readers wake up. A write: `fuse.writable` -> `overlay` (copied up already? pwrite).
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,18 @@
-"""A file's bytes: out of the cached flat layer if they are there, else fetched, verified, decoded, kept.
+"""A file's bytes: from the cached flat layer if they are present, else fetched, verified, decoded and stored.
 
-A read turns into extents, flat ranges, spans. What is missing is asked for in requests of a sensible size
-(`plan`), ahead of readers in sequence (`ahead`), the way an earlier mount needed it (`profile`), or all of it
-(`fill`); whatever a reader waits for goes first (`lanes`).
+A read maps a file's extents to flat ranges and those to spans. Missing spans are fetched by range requests;
+concurrent readers of a span share one request, and requests that a reader waits for go first.
 
-    content > layer > flight > fetch        one read, from the file to the network
-    content > fill, profile                 what happens in the background
-    plan, ahead, profile, counts, pieces    pure
+    content      an image's files: extents to flat ranges; starts and ends the background work
+    layer        one flat layer: reads, misses, read-ahead, the rest of a layer
+    inflight     the requests under way, by span: one for each, however many readers wait for it
+    fetch        one request: range of the blob, split into spans, decoded, verified, written
+    staging      the spans of one batch, held back until they are verified
+    scheduler    the threads that fetch, by priority
+    requests     which spans go into one request; the table of a layer's spans (pure)
+    readahead    sequential readers and the window ahead of each (pure)
+    treewalk     readers of whole trees (tar, grep -r): prefetch in the tree's order
+    profile      access profiles: recorded in one mount, replayed in the next (pure)
+    background   fetch of the whole image while no reader waits
+    stats        counters
 """

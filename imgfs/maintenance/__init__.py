@@ -1,1 +1,5 @@
-"""What in the store belongs to what, what of it can go, and whether it is what it was."""
+"""Upkeep of the store.
+
+gc       what is reachable from the references in it; eviction and removal of the rest
+fsck     documents, indexes, trees and cached bytes checked against digests and checksums
+"""

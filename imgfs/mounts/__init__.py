@@ -1,4 +1,9 @@
-"""The mounts of this machine: how to find one, ask its daemon, mount in a place, and end it.
+"""The mounts of this machine.
 
-Nothing here waits for a daemon without an end: it may be stopped, or wait itself.
+table           mountinfo, and which of its mounts are imgfs's
+mountpoint      checks before a mount: directory, /dev/fuse, fusermount3
+status_client   read a mount's status from its daemon, within a deadline
+unmount         unmount, and wait for the daemon to end
+
+No function waits without end for a daemon: it may be stopped, or wait for a disk itself.
 """

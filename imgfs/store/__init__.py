@@ -1,4 +1,4 @@
-"""The cache directory: everything by digest, written aside and renamed, shared by any number of processes.
+"""The cache directory: everything by digest, written by rename, shared by any number of processes.
 
     version                               the layout's number
     documents/sha256/HEX                  manifests, image indexes and configs, as the registry sent them
@@ -8,18 +8,28 @@
     layers/sha256/HEX/presence            which spans of it are there, by which index (`store.flat`)
     layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.pin`)
     layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.partial`)
-    layers/sha256/HEX/refuted             whose index of it was found to be wrong, for which DiffID
+    layers/sha256/HEX/refuted             the voucher whose index of it was wrong, and for which DiffID
     layers/sha256/HEX/lock                held while the layer is scanned
-    layers/sha256/HEX/users               shared by those who read it; its time is when the last one began
-    layers/sha256/HEX/evicted             empty; its time is when that was done the last time
+    layers/sha256/HEX/users               locked by its readers; its mtime is when the last one began
+    layers/sha256/HEX/evicted             empty; its mtime is when the layer was last evicted
     trees/sha256/HEX                      the merged tree of a manifest
-    erofs/sha256-HEX-NUMBER               the same as an EROFS image, in our format of that number (`kernel`)
+    erofs/sha256-HEX-NUMBER               the same as an EROFS image, of that format number (`kernel`)
     profiles/sha256/HEX/NAME.json         what workloads read of the image of a manifest, in which order
     logs/                                 the daemons' logs
     limit, limit.lock                     how many bytes of flat layers are kept (`store.limit`)
 
-Indexes and trees have a checksum inside (`store.checksum`). Who used what, and when, is told by the time of a
-lock's file, set once by each mount: access times are switched off on many machines.
+Indexes and trees have a checksum inside (`store.checksum`). When a layer was last used is the mtime of its
+file `users`, set once by each mount: access times are switched off on many machines.
 
-A process may be killed at any moment: what it wrote aside is swept by the next one that finds it unlocked.
+A process may be killed at any moment: its temporary files are removed by the next process that finds them
+unlocked (`store.atomic`).
+
+    store        documents, references, layers, trees and profiles: the directory as a whole
+    layer        one layer's directory: index, flat layer, partial download, locks
+    flat         the flat layer: reads, writes of verified spans, eviction; flat_files: its two files
+    presence     the map's format; flatwriter: a whole flat layer written by a scan
+    span_buffer  a span until it is verified; write_at: writes that leave zeros as holes
+    partial      a blob that is being pulled
+    limit, pin   eviction by size and age; files that the kernel reads
+    atomic, checksum  writes by rename, and locks; the CRC in SQLite files
 """
