@@ -105,7 +105,10 @@ def parse_config(body: bytes, media_type: str | None = None) -> ImageConfig:
     return ImageConfig(
         platform=Platform.parse(fields, "config"),
         diff_ids=tuple(Digest.parse(text, where=f"{where}[{n}]") for n, text in enumerate(diff_ids)),
-        history=tuple(object_at(value, f"config.history[{n}]") for n, value in enumerate(history)),
+        history=tuple(
+            object_at({} if value is None else value, f"config.history[{n}]")
+            for n, value in enumerate(history)
+        ),
         created=text_in(fields, "created", "config", default="") or None,
         config=object_at(fields.get("config") or {}, "config.config"),
         raw=fields,
@@ -137,8 +140,8 @@ def chain_id(diff_ids: Sequence[Digest]) -> Digest:
 
 
 def _refuse_schema_1(fields: Mapping[str, Any]) -> None:
-    version = fields.get("schemaVersion", 2)
-    if version == 1 or "fsLayers" in fields:
+    version = 2 if fields.get("schemaVersion") is None else fields["schemaVersion"]
+    if version == 1 or fields.get("fsLayers"):
         raise InvalidImage("a Docker schema 1 image, a format given up in 2017; pull and push it again")
     if version != 2:
         raise InvalidImage(f"expected 2, got {version!r:.40}", where="document.schemaVersion")

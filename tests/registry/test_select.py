@@ -321,6 +321,25 @@ def test_entries_of_one_tag_for_different_platforms_are_one_image(
     assert imgfs.ok("ls", "--platform", "linux/arm64", copied).split() == ["arm"]
 
 
+def test_commands_read_null_and_bad_utf_8_as_go_does(imgfs: Imgfs, tmp_path: Path) -> None:
+    runtime = {"Labels": None, "Env": ["A=1", None], "Cmd": None, "Entrypoint": None, "Volumes": None}
+    nulls = {"config": runtime | {"User": None}, "history": [None], "created": None}
+    made = documents([gzipped(archive(file("a", b"1")))], nulls)
+    image = write_documents(tmp_path / "nulls", made.manifest, made.blobs)
+    assert imgfs.ok("ls", image).split() == ["a"]
+    assert "linux/amd64" in imgfs.ok("inspect", image)
+    assert json.loads(imgfs.ok("inspect", "--json", image))["config"]["Labels"] is None
+    for bad in (b"caf\xe9", b"caf\\ud800"):
+        made = documents([gzipped(archive(file("a", b"1")))], {"config": {"Labels": {"k": "BAD"}}})
+        config = made.config.replace(b"BAD", bad)
+        manifest = made.manifest.replace(sha256(made.config).encode(), sha256(config).encode())
+        size = b'"size": %d' % len(made.config), b'"size": %d' % len(config)
+        blobs = {**made.blobs, sha256(config): config}
+        image = write_documents(tmp_path / "bad", manifest.replace(*size), blobs, tag=sha256(config)[7:])
+        assert imgfs.ok("ls", image).split() == ["a"]
+        assert json.loads(imgfs.ok("inspect", "--json", image))["config"]["Labels"] == {"k": "caf\ufffd"}
+
+
 def test_a_plain_layer_is_no_artifact(imgfs: Imgfs, tmp_path: Path) -> None:
     made = documents([plain(archive(file("a", b"1")))])
     assert imgfs.ok("ls", write_documents(tmp_path / "layout", made.manifest, made.blobs)).split() == ["a"]

@@ -140,12 +140,40 @@ def test_malformed_documents_are_invalid_with_their_json_path(document: object, 
         b"{",
         b"[" * 100_000,
         b'{"schemaVersion": 2, "layers": [], "config": {"size": ' + b"9" * 5000 + b"}}",
-        b'{"layers": [], "config": {"mediaType": "\\ud800"}}',
     ],
 )
 def test_bytes_that_are_no_json_are_invalid(body: bytes) -> None:
     with pytest.raises(InvalidImage, match="not JSON"):
         parse_document(body, None)
+
+
+@pytest.mark.parametrize("bad", [b"caf\xe9", b"caf\\ud800", b"caf\xed\xa0\x80", b"caf\\udc00", b"\xff\xfe"])
+def test_text_that_is_not_utf_8_has_replacement_characters(bad: bytes) -> None:
+    marked = encode(manifest(annotations={"k": "BAD", "BAD": "v"})).replace(b"BAD", bad)
+    document = parse_document(marked, None)
+    name, text = [*document.annotations][1], document.annotations["k"]
+    assert "\ufffd" in text
+    assert name == text
+    labels = {"Labels": {"k": "BAD \U0001f600"}}
+    found = parse_config(encode(config(config=labels)).replace(b"BAD", bad))
+    assert found.config["Labels"]["k"].encode().endswith(" \U0001f600".encode())
+
+
+def test_null_is_the_empty_value() -> None:
+    found = parse_manifest(
+        annotations=None, artifactType=None, subject=None, schemaVersion=None, fsLayers=None
+    )
+    assert (found.annotations, found.artifact_type, found.subject) == ({}, None, None)
+    nothing = dict.fromkeys(["annotations", "urls", "platform", "data", "artifactType", "mediaType"])
+    assert Descriptor.parse(descriptor() | nothing, where="x").annotations == {}
+    assert Descriptor.parse(descriptor(urls=[None], annotations={"a": None}), where="x").urls == ("",)
+    assert parse_manifest(annotations={"a": None}).annotations == {"a": ""}
+    bare = dict.fromkeys(["os.version", "os.features", "variant"])
+    platform = {"os": "linux", "architecture": "amd64", **bare}
+    assert Descriptor.parse(descriptor(platform=platform), where="x").platform == Platform("linux", "amd64")
+    empty = parse_config(encode(config(history=None, config=None, created=None, author=None, variant=None)))
+    assert (empty.history, empty.config, empty.created) == ((), {}, None)
+    assert parse_config(encode(config(history=[None, {"created_by": None}]))).history[0] == {}
 
 
 def test_the_last_of_duplicate_keys_counts() -> None:
