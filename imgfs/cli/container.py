@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from imgfs.cli.images import Wanted, wanted
 from imgfs.cli.run import complain, warn
-from imgfs.cli.wishing import wishes_of
+from imgfs.cli.wishing import request_of
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved
@@ -24,19 +24,19 @@ from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
 from imgfs.overlay.scratch import Scratch, find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle, new_bundle
-from imgfs.runtime.devices import look_round
-from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, shortfalls, unbarred_devices
-from imgfs.runtime.host_facts import Place
-from imgfs.runtime.ids import Ids, Maps, has, is_lone
-from imgfs.runtime.mount_targets import read_accounts, settle, settle_workdir
-from imgfs.runtime.namespace import let_go_of_mounts
-from imgfs.runtime.oci_runtime import Engine, Stopper, failure, taken_down
+from imgfs.runtime.devices import complete_host_facts
+from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, unbarred_devices, unmet_requests
+from imgfs.runtime.host_facts import HostFacts
+from imgfs.runtime.ids import IdMaps, IdRange, has, has_single_id
+from imgfs.runtime.mount_targets import make_workdir, read_accounts, resolve_mounts
+from imgfs.runtime.namespace import detach_other_mounts
+from imgfs.runtime.oci_runtime import OciRuntime, Stopper, start_failure, unmounting
 from imgfs.runtime.preflight import Refused, check_command
-from imgfs.runtime.request import Defaults, Wishes, check_name
+from imgfs.runtime.request import ContainerRequest, ImageDefaults, check_name
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.signals import Relay
-from imgfs.runtime.spec import Container, runtime_config, without_devices
-from imgfs.runtime.stdio import Streams
+from imgfs.runtime.signals import SignalRelay
+from imgfs.runtime.spec import Container, runtime_config, with_nodev_root
+from imgfs.runtime.stdio import StdioPipes
 from imgfs.runtime.upper import make_upper
 from imgfs.runtime.user import User, find_user
 
@@ -48,20 +48,20 @@ class Start:
     `maps` are a user namespace's ids.
     """
 
-    wishes: Wishes
+    request: ContainerRequest
     name: str
-    maps: Maps | None
+    maps: IdMaps | None
     options: argparse.Namespace
     environment: Environment
 
 
-def start_of(options: argparse.Namespace, maps: Maps | None, environment: Environment) -> Start:
+def start_of(options: argparse.Namespace, maps: IdMaps | None, environment: Environment) -> Start:
     """What the command line asks for; raises UsageError."""
     if options.tty and not os.isatty(0):
         raise UsageError("-t: standard input is not a terminal")
     name = options.name or os.urandom(6).hex()
     check_name(name)
-    return Start(wishes_of(options), name, maps, options, environment)
+    return Start(request_of(options), name, maps, options, environment)
 
 
 def run_container(start: Start, mounting: Mounting) -> int:
@@ -70,14 +70,14 @@ def run_container(start: Start, mounting: Mounting) -> int:
     What a tag meant the last time is mounted while its registry is asked whether it still does: in most
     cases that is so. The container only begins once it is known.
     """
-    wishes, options = start.wishes, start.options
-    engine = Engine(find_runtime(options.runtime), cgroups_of_this_machine())
-    place = _place(start, engine)
-    for warning in shortfalls(wishes, place, engine.cgroups):
+    request, options = start.request, start.options
+    runtime = OciRuntime(find_runtime(options.runtime), cgroups_of_this_machine())
+    host = _host_facts(start, runtime)
+    for warning in unmet_requests(request, host, runtime.cgroups):
         warn(warning)
     image = wanted(options, start.environment)
-    let_go_of_mounts(_needed(image, wishes))
-    plan = _Plan(start, image, engine, place)
+    detach_other_mounts(_needed(image, request))
+    plan = _Plan(start, image, runtime, host)
     guess = image.guess() if options.scratch is None else None
     if guess is None:
         return _contain(plan, image.prepare(), mounting)
@@ -88,13 +88,13 @@ def run_container(start: Start, mounting: Mounting) -> int:
             return _contain(plan, outdated.meant, another)
 
 
-def _needed(image: Wanted, wishes: Wishes) -> Iterator[Path]:
+def _needed(image: Wanted, request: ContainerRequest) -> Iterator[Path]:
     """What is read from this machine while the container runs."""
     yield image.store.root
     yield Path.cwd()
     if isinstance(image.reference, LayoutReference):
         yield image.reference.path
-    for bind in wishes.binds:
+    for bind in request.binds:
         yield Path(bind.source)
 
 
@@ -103,8 +103,8 @@ class _Plan(NamedTuple):
 
     start: Start
     image: Wanted
-    engine: Engine
-    place: Place
+    runtime: OciRuntime
+    host: HostFacts
 
 
 class _Outdated(Exception):
@@ -117,15 +117,15 @@ class _Outdated(Exception):
 
 def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: bool = False) -> int:
     """Mount `resolved` and run a container in it; if it was a guess, and wrong, raise _Outdated instead."""
-    start, image, _, place = plan
+    start, image, _, host = plan
     with contextlib.ExitStack() as stack:
-        defaults = Defaults.parse(resolved.config.config)
+        defaults = ImageDefaults.parse(resolved.config.config)
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
         stopper = Stopper(
-            bundle.pid_file, start.wishes.stop_signal or defaults.stop_signal, start.options.stop_timeout
+            bundle.pid_file, start.request.stop_signal or defaults.stop_signal, start.options.stop_timeout
         )
-        relay = stack.enter_context(Relay(stopper, stopper.kill_later))
-        stack.enter_context(taken_down(bundle.rootfs))
+        relay = stack.enter_context(SignalRelay(stopper, stopper.kill_later))
+        stack.enter_context(unmounting(bundle.rootfs))
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
         try:
@@ -135,110 +135,112 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         if meant.digest != resolved.digest:
             raise _Outdated(meant)
         try:
-            owner = _write(start, resolved, bundle, place)
+            owner = _write(start, resolved, bundle, host)
         except Refused as refused:
             complain(refused)
             return refused.code
         code = _run(plan, bundle, relay, owner)
-        reason = failure(bundle) if code else None
+        reason = start_failure(bundle) if code else None
         return code if reason is None else 128 + relay.ending if relay.ending else reason
 
 
-def _run(plan: _Plan, bundle: Bundle, relay: Relay, owner: tuple[int, int]) -> int:
+def _run(plan: _Plan, bundle: Bundle, relay: SignalRelay, owner: tuple[int, int]) -> int:
     """Run the container on its terminal, or on pipes."""
-    if plan.start.wishes.terminal:
-        return plan.engine.run(bundle, plan.start.name, relay, None)
-    with Streams(owner, has_input=plan.start.options.interactive) as streams:
-        return plan.engine.run(bundle, plan.start.name, relay, streams)
+    if plan.start.request.terminal:
+        return plan.runtime.run(bundle, plan.start.name, relay, None)
+    with StdioPipes(owner, has_input=plan.start.options.interactive) as pipes:
+        return plan.runtime.run(bundle, plan.start.name, relay, pipes)
 
 
-def _write(start: Start, resolved: Resolved, bundle: Bundle, place: Place) -> tuple[int, int]:
+def _write(start: Start, resolved: Resolved, bundle: Bundle, host: HostFacts) -> tuple[int, int]:
     """Complete a bundle; whom the container runs as. Raises Refused: podman says so when it starts it."""
-    rootfs, wishes = Rootfs(bundle.rootfs), start.wishes
-    defaults = Defaults.parse(resolved.config.config)
+    rootfs, request = Rootfs(bundle.rootfs), start.request
+    defaults = ImageDefaults.parse(resolved.config.config)
     try:
-        found = _container(start.name, rootfs, defaults, wishes, start.maps)
+        found = _container(start.name, rootfs, defaults, request, start.maps)
     except UsageError as error:
         raise Refused(str(error)) from error
-    files = bundle.write_files(start.name, wishes)
-    volumes = bundle.make_volumes(wishes.volumes_over(defaults), rootfs)
-    config = runtime_config(resolved.config, wishes, replace(found, files=(*files, *volumes)), place)
-    check_command(rootfs, config, wishes)
-    bundle.write_config(_settled(config, rootfs, place))
+    files = bundle.write_files(start.name, request)
+    volumes = bundle.make_volumes(request.volumes_over(defaults), rootfs)
+    config = runtime_config(resolved.config, request, replace(found, files=(*files, *volumes)), host)
+    check_command(rootfs, config, request)
+    bundle.write_config(_settled(config, rootfs, host))
     return found.user.uid, found.user.gid
 
 
-def _settled(config: dict[str, Any], rootfs: Rootfs, place: Place) -> dict[str, Any]:
+def _settled(config: dict[str, Any], rootfs: Rootfs, host: HostFacts) -> dict[str, Any]:
     """A config.json as the mounted image needs it."""
-    config = {**config, "mounts": settle(rootfs, config["mounts"])}
-    return without_devices(config, rootfs.top, place.mount_program) if place.mount_program else config
+    config = {**config, "mounts": resolve_mounts(rootfs, config["mounts"])}
+    return with_nodev_root(config, rootfs.top, host.mount_program) if host.mount_program else config
 
 
 def _begin_mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
     scratch, tree = _scratch(start.options, image), image.store.tree(resolved.tree)
     if start.maps and tree:
         make_upper(scratch, tree)
-    owner = (0, 0) if start.maps and is_lone(start.maps) else None
+    owner = (0, 0) if start.maps and has_single_id(start.maps) else None
     check_mountable(bundle.rootfs, nonempty=False)
     how = _how(bundle, scratch, owner, start.options, for_all=True)
     mounting.begin(resolved, image.connect, image.store, how)
 
 
-def _place(start: Start, engine: Engine) -> Place:
-    cgroups, maps = engine.cgroups, start.maps
-    bare = Place(
+def _host_facts(start: Start, runtime: OciRuntime) -> HostFacts:
+    cgroups, maps = runtime.cgroups, start.maps
+    bare = HostFacts(
         cgroup=None if cgroups.parent is None else f"{cgroups.parent}/imgfs-{start.name}",
         controllers=cgroups.controllers,
         own_cgroup_namespace=cgroups.unified and cgroups.parent is not None,
         user_namespace=maps is not None,
-        lone=maps is not None and is_lone(maps),
-        unguarded=None if maps else engine.unguarded,
+        single_id=maps is not None and has_single_id(maps),
+        no_device_cgroup=None if maps else runtime.no_device_cgroup,
     )
-    return look_round(bare, start.wishes)
+    return complete_host_facts(bare, start.request)
 
 
 def bundle(options: argparse.Namespace) -> int:
     """Write a bundle with the image mounted in it, for another engine; raises ImgfsError."""
-    wishes = wishes_of(options)
+    request = request_of(options)
     made = Bundle(Path(options.directory).absolute())
     made.rootfs.mkdir(parents=True, exist_ok=True)
     check_mountable(made.rootfs, nonempty=False)
     uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
-    maps: Maps | None = None if is_root else ((Ids(0, uid, 1),), (Ids(0, gid, 1),))
+    maps: IdMaps | None = None if is_root else ((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
     with Mounting() as mounting:
         image = wanted(options)
         resolved = image.prepare()
         how = _how(made, _scratch(options, image), (uid, gid) if maps else None, options, for_all=is_root)
         mounting.mount(resolved, image.connect, image.store, how)
     try:
-        defaults = Defaults.parse(resolved.config.config)
+        defaults = ImageDefaults.parse(resolved.config.config)
         rootfs = Rootfs(made.rootfs)
-        container = _container(made.directory.name, rootfs, defaults, wishes, maps)
-        place = look_round(Place(maps=maps, lone=maps is not None), wishes)
-        if unbarred := unbarred_devices(wishes, place):
+        container = _container(made.directory.name, rootfs, defaults, request, maps)
+        host = complete_host_facts(HostFacts(maps=maps, single_id=maps is not None), request)
+        if unbarred := unbarred_devices(request, host):
             warn(unbarred)
-        made.write_config(_settled(runtime_config(resolved.config, wishes, container, place), rootfs, place))
+        made.write_config(_settled(runtime_config(resolved.config, request, container, host), rootfs, host))
     except BaseException:
         unmount(imgfs_mount_at(made.rootfs))
         raise
     return 0
 
 
-def _container(name: str, rootfs: Rootfs, defaults: Defaults, wishes: Wishes, maps: Maps | None) -> Container:
+def _container(
+    name: str, rootfs: Rootfs, defaults: ImageDefaults, request: ContainerRequest, maps: IdMaps | None
+) -> Container:
     """Whom it runs as, looked up in the mounted image, where its working directory is made."""
-    text = defaults.user if wishes.user is None else wishes.user
+    text = defaults.user if request.user is None else request.user
     accounts = read_accounts(rootfs, "/etc/passwd"), read_accounts(rootfs, "/etc/group")
-    user = _mapped(find_user(text, *accounts, wishes.rights.groups), maps, text)
-    owner = None if maps and is_lone(maps) else (user.uid, user.gid)
-    settle_workdir(rootfs, wishes.workdir_over(defaults), owner)
+    user = _mapped(find_user(text, *accounts, request.security.groups), maps, text)
+    owner = None if maps and has_single_id(maps) else (user.uid, user.gid)
+    make_workdir(rootfs, request.workdir_over(defaults), owner)
     return Container(name, user)
 
 
-def _mapped(user: User, maps: Maps | None, text: str) -> User:
+def _mapped(user: User, maps: IdMaps | None, text: str) -> User:
     """The user as the user namespace has it; one that has a single id has only a root."""
     if maps is None:
         return user
-    if is_lone(maps):
+    if has_single_id(maps):
         if user.uid or user.gid:
             warn(f"user {text!r} runs as root, which is you: there are no ids for others in /etc/subuid")
         return User(0, 0, (), user.home)

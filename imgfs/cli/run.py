@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.output import complain as say_failure
 from imgfs.errors import ImgfsError, MountError
-from imgfs.runtime.namespace import Apart
-from imgfs.runtime.signals import Relay
+from imgfs.runtime.namespace import NamespacedChild
+from imgfs.runtime.signals import SignalRelay
 
 if TYPE_CHECKING:
-    from imgfs.runtime.ids import Maps
+    from imgfs.runtime.ids import IdMaps
 
 OUR_FAULT, INTERRUPTED = 125, 130  # podman's exit code for its own failures, and the shell's for SIGINT
 
@@ -27,21 +27,21 @@ OUR_FAULT, INTERRUPTED = 125, 130  # podman's exit code for its own failures, an
 def run(words: Sequence[str]) -> int:
     """Run `imgfs WORDS…`, of which the first is `run`; the exit code of the container's command."""
     maps = _id_maps() if os.geteuid() else None
-    apart = Apart.fork(lambda enter: _inside(enter, words, maps), maps)
+    child = NamespacedChild.fork(lambda enter: _inside(enter, words, maps), maps)
     try:
-        with _terminal_as_it_was(), Relay() as relay:
-            return apart.wait(relay)
+        with _terminal_as_it_was(), SignalRelay() as relay:
+            return child.wait(relay)
     except ImgfsError as error:
         return complain(error)
 
 
-def _id_maps() -> Maps:
+def _id_maps() -> IdMaps:
     from imgfs.runtime.ids import id_maps  # here: root needs none
 
     return id_maps()
 
 
-def _inside(enter: Callable[[], None], words: Sequence[str], maps: Maps | None) -> int:
+def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
     """What the child does, out of everybody's sight; an error is told there."""
     try:
         return _run(enter, words, maps)
@@ -54,7 +54,7 @@ def _inside(enter: Callable[[], None], words: Sequence[str], maps: Maps | None) 
         return INTERRUPTED
 
 
-def _run(enter: Callable[[], None], words: Sequence[str], maps: Maps | None) -> int:
+def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
     from imgfs.config import Environment
 
     environment, refused = Environment.read(), None  # inside, everybody is root

@@ -8,15 +8,15 @@ import json
 import os
 from pathlib import Path
 
-from imgfs.cli.arguments.confining import limits_of, rights_of
+from imgfs.cli.arguments.confining import resources_of, security_of
 from imgfs.config import variables
 from imgfs.errors import UsageError
-from imgfs.runtime.request import Bind, Wishes
+from imgfs.runtime.request import Bind, ContainerRequest
 
 
-def wishes_of(options: argparse.Namespace) -> Wishes:
+def request_of(options: argparse.Namespace) -> ContainerRequest:
     """What the command line asks for; raises UsageError."""
-    return Wishes(
+    return ContainerRequest(
         command=tuple(options.command),
         entrypoint=_entrypoint(options.entrypoint),
         env=_variables(options),
@@ -29,8 +29,8 @@ def wishes_of(options: argparse.Namespace) -> Wishes:
         binds=tuple(_existing(one) for one in options.volume),
         tmpfs=tuple(options.tmpfs),
         read_only_tmpfs=options.read_only_tmpfs,
-        limits=limits_of(options),
-        rights=rights_of(options),
+        resources=resources_of(options),
+        security=security_of(options),
         hosts=tuple(options.add_host),
         annotations=dict(options.annotation),
         stop_signal=options.stop_signal,

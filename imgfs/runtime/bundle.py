@@ -26,7 +26,7 @@ from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory
 from imgfs.owned.writing import os_errors
 from imgfs.runtime.mount_targets import check_volume
-from imgfs.runtime.request import Bind, Network, Wishes
+from imgfs.runtime.request import Bind, ContainerRequest, Network
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.volumes import fill
 
@@ -68,17 +68,17 @@ class Bundle:
         with os_errors(self.directory):
             (self.directory / "config.json").write_bytes(body)
 
-    def write_files(self, name: str, wishes: Wishes) -> tuple[Bind, ...]:
+    def write_files(self, name: str, request: ContainerRequest) -> tuple[Bind, ...]:
         """The files of /etc that say where the container of this name is, as binds."""
-        hostname = wishes.hostname or name
+        hostname = request.hostname or name
         contents = {
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
             "hostname": f"{hostname}\n",
         }
-        if wishes.network is Network.HOST:
+        if request.network is Network.HOST:
             contents["hosts"] = _host_file("/etc/hosts") + f"127.0.1.1\t{hostname}\n"
             contents["resolv.conf"] = _host_file("/etc/resolv.conf")
-        added = "".join(f"{address}\t{name}\n" for name, address in wishes.hosts)
+        added = "".join(f"{address}\t{name}\n" for name, address in request.hosts)
         contents["hosts"] = added + contents["hosts"]
         place = self.directory / "files"
         place.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ class Bundle:
         for path in paths:
             check_volume(rootfs, path)
         return tuple(
-            Bind(str(self._volume(number, rootfs.resolve(path))), path) for number, path in enumerate(paths)
+            Bind(str(self._volume(number, rootfs.host_path(path))), path) for number, path in enumerate(paths)
         )
 
     def _volume(self, number: int, image: Path) -> Path:

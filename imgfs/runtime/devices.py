@@ -12,11 +12,11 @@ from pathlib import Path
 
 from imgfs.errors import UsageError
 from imgfs.runtime.host import capabilities
-from imgfs.runtime.host_facts import Place
-from imgfs.runtime.request import Wishes
+from imgfs.runtime.host_facts import HostFacts
+from imgfs.runtime.request import ContainerRequest
 from imgfs.runtime.resources import ceilings
-from imgfs.runtime.seccomp import LARGEST, PROFILES, Machine, Profile, built_in, parse_profile
-from imgfs.runtime.security import UNCONFINED, Device, DeviceWish, Rights
+from imgfs.runtime.seccomp import LARGEST, PROFILES, Machine, SeccompProfile, built_in, parse_profile
+from imgfs.runtime.security import UNCONFINED, Device, DeviceRequest, Security
 
 _INITS = ("catatonit", "tini", "docker-init")
 _INIT_PLACES = "/usr/libexec/podman:/usr/lib/podman:/usr/libexec/docker:/usr/bin:/usr/local/bin:/bin:/sbin"
@@ -25,19 +25,19 @@ _ELSEWHERE = ("fd", "hugepages", "mqueue", "pts", "shm")  # directories of /dev 
 _KERNEL = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
-def look_round(place: Place, wishes: Wishes) -> Place:
-    """Complete a place with what this machine has for what is asked; raises UsageError where it has not."""
+def complete_host_facts(host: HostFacts, request: ContainerRequest) -> HostFacts:
+    """Complete a host with what this machine has for what is asked; raises UsageError where it has not."""
     held = capabilities()
-    may_raise = not place.is_namespaced and "CAP_SYS_RESOURCE" in held
+    may_raise = not host.is_namespaced and "CAP_SYS_RESOURCE" in held
     return replace(
-        place,
+        host,
         capabilities=held,
         ceilings={} if may_raise else ceilings(),
-        devices=find_devices(wishes.rights, is_root=not place.is_namespaced),
-        init=find_init() if wishes.init else None,
-        seccomp=find_profile(wishes.rights),
-        console=_console() if wishes.terminal else None,
-        mount_program=None if place.is_namespaced or wishes.rights.privileged else find_mount(),
+        devices=find_devices(request.security, is_root=not host.is_namespaced),
+        init=find_init() if request.init else None,
+        seccomp=find_profile(request.security),
+        console=_console() if request.terminal else None,
+        mount_program=None if host.is_namespaced or request.security.privileged else find_mount(),
     )
 
 
@@ -54,14 +54,14 @@ def this_machine() -> Machine:
     return Machine(os.uname().machine, (int(match[1]), int(match[2])) if match else (0, 0))
 
 
-def find_profile(rights: Rights, places: tuple[str, ...] = PROFILES) -> Profile | None:
+def find_profile(security: Security, places: tuple[str, ...] = PROFILES) -> SeccompProfile | None:
     """Which system calls a container may make, None if all. Raises UsageError for a profile that is none.
 
     It is the profile asked for, else podman's on this machine, else a short list of imgfs's own.
     """
-    if rights.seccomp == UNCONFINED or rights.privileged or not _has_seccomp():
+    if security.seccomp == UNCONFINED or security.privileged or not _has_seccomp():
         return None
-    for path in places if rights.seccomp is None else (rights.seccomp,):
+    for path in places if security.seccomp is None else (security.seccomp,):
         try:
             with open(path, "rb") as file:
                 body = file.read(LARGEST)
@@ -70,8 +70,8 @@ def find_profile(rights: Rights, places: tuple[str, ...] = PROFILES) -> Profile 
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         return parse_profile(body, path, this_machine())
-    if rights.seccomp is not None:
-        raise UsageError(f"{rights.seccomp}: there is no such seccomp profile (unconfined: none)")
+    if security.seccomp is not None:
+        raise UsageError(f"{security.seccomp}: there is no such seccomp profile (unconfined: none)")
     return built_in(this_machine())
 
 
@@ -89,14 +89,14 @@ def find_mount() -> str | None:
     return shutil.which("mount", path="/usr/bin:/bin:/usr/sbin:/sbin")
 
 
-def find_devices(rights: Rights, *, is_root: bool) -> tuple[Device, ...]:
+def find_devices(security: Security, *, is_root: bool) -> tuple[Device, ...]:
     """The devices asked for, and, with privileges, all that whoever starts it can open; raises UsageError."""
-    everything = () if not rights.privileged else tuple(_all_devices(is_root=is_root))
-    named = [_device(one) for one in rights.devices]
+    everything = () if not security.privileged else tuple(_all_devices(is_root=is_root))
+    named = [_device(one) for one in security.devices]
     return tuple({one.path: one for one in (*everything, *named)}.values())
 
 
-def _device(wish: DeviceWish) -> Device:
+def _device(wish: DeviceRequest) -> Device:
     try:
         found = os.stat(wish.source)
     except OSError as error:
@@ -116,7 +116,7 @@ def _all_devices(*, is_root: bool) -> Iterator[Device]:
         for path in (Path(top, name) for name in files if name not in _BROUGHT):
             is_device = path.is_char_device() or path.is_block_device()
             if is_device and not path.is_symlink() and (is_root or os.access(path, os.R_OK | os.W_OK)):
-                yield _device(DeviceWish(str(path), str(path)))
+                yield _device(DeviceRequest(str(path), str(path)))
 
 
 def _has_seccomp() -> bool:

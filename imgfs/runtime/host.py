@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.runtime.host_facts import Place
-from imgfs.runtime.request import Wishes
-from imgfs.runtime.resources import lowered
+from imgfs.runtime.host_facts import HostFacts
+from imgfs.runtime.request import ContainerRequest
+from imgfs.runtime.resources import capped_ulimits
 from imgfs.runtime.security import EVERY_CAPABILITY
 
 _RUNTIMES = ("crun", "runc")  # the faster one first
@@ -22,7 +22,7 @@ _MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  #
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
+class RuntimeCommand:
     """An OCI runtime's command."""
 
     path: str
@@ -46,12 +46,12 @@ class Cgroups:
     hidden: str | None = None
 
 
-def find_runtime(wanted: str | None) -> Runtime:
+def find_runtime(wanted: str | None) -> RuntimeCommand:
     """The runtime asked for, else the first there is; raises MountError."""
     for name in (wanted,) if wanted else _RUNTIMES:
         path = shutil.which(name) or shutil.which(name, path=_MORE_PLACES)
         if path:
-            return Runtime(path)
+            return RuntimeCommand(path)
     if wanted:
         raise MountError(f"{wanted}: there is no such runtime")
     raise MountError("there is no OCI runtime (Debian: apt install crun)")
@@ -111,39 +111,39 @@ def _unified(
     return Cgroups(unified=True)
 
 
-def shortfalls(wishes: Wishes, place: Place, cgroups: Cgroups) -> list[str]:
+def unmet_requests(request: ContainerRequest, host: HostFacts, cgroups: Cgroups) -> list[str]:
     """A line on each thing asked for, or usual, that will not be so."""
-    found = unenforced(wishes.limits.by_controller(), cgroups)
+    found = unenforced_limits(request.resources.by_controller(), cgroups)
     lines = [] if found is None else [found]
-    missing = wishes.rights.missing(place.capabilities)
+    missing = request.security.missing(host.capabilities)
     if missing:
         lines.append(f"{' and '.join(missing)} cannot be given: imgfs itself has no such capability")
-    for asked, given in zip(
-        wishes.limits.ulimits, lowered(wishes.limits.ulimits, place.ceilings), strict=True
+    for wanted, given in zip(
+        request.resources.ulimits, capped_ulimits(request.resources.ulimits, host.ceilings), strict=True
     ):
-        if asked != given:
+        if wanted != given:
             lines.append(
-                f"the limit of {asked.name} is {given.soft}:{given.hard}: raising it needs CAP_SYS_RESOURCE"
+                f"the limit of {wanted.name} is {given.soft}:{given.hard}: raising it needs CAP_SYS_RESOURCE"
             )
-    if place.unguarded and not wishes.rights.privileged:
-        lines.append(f"no access to devices is limited: {place.unguarded}")
-    unbarred = unbarred_devices(wishes, place)
+    if host.no_device_cgroup and not request.security.privileged:
+        lines.append(f"no access to devices is limited: {host.no_device_cgroup}")
+    unbarred = unbarred_devices(request, host)
     return [*lines, unbarred] if unbarred else lines
 
 
-def unbarred_devices(wishes: Wishes, place: Place) -> str | None:
+def unbarred_devices(request: ContainerRequest, host: HostFacts) -> str | None:
     """Return a line if device files of the image are to be barred (`nodev`) and cannot be, None otherwise.
 
     The kernel opens none in a user namespace, and a privileged container may open all.
     """
-    if place.mount_program or place.is_namespaced or wishes.rights.privileged:
+    if host.mount_program or host.is_namespaced or request.security.privileged:
         return None
     return "device files of the image are not barred: there is no mount(8) (Debian: apt install mount)"
 
 
-def unenforced(asked: Mapping[str, object], cgroups: Cgroups) -> str | None:
+def unenforced_limits(requested: Mapping[str, object], cgroups: Cgroups) -> str | None:
     """One line on the limits, by their controllers, that will not hold; None if all do."""
-    wanted = [name for name, value in asked.items() if value is not None]
+    wanted = [name for name, value in requested.items() if value is not None]
     held = cgroups.controllers if cgroups.parent is not None else frozenset[str]()
     missing = [name for name in wanted if name not in held]
     if not missing:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from imgfs.runtime.ids import Maps
+from imgfs.runtime.ids import IdMaps
 from imgfs.runtime.request import Bind
-from imgfs.runtime.seccomp import Profile
+from imgfs.runtime.seccomp import SeccompProfile
 from imgfs.runtime.security import CAPABILITIES, Device
 
 INIT = "/run/imgfs-init"  # where a container finds the machine's init
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HostFacts:
     """The machine, as a container gets it.
 
     `cgroup` is the path of a new cgroup, None if none can be made, `controllers` what it can limit,
@@ -30,15 +30,15 @@ class Place:
     controllers: frozenset[str] = frozenset()
     own_cgroup_namespace: bool = False
     user_namespace: bool = False
-    lone: bool = False
+    single_id: bool = False
     capabilities: frozenset[str] = frozenset(CAPABILITIES)
-    maps: Maps | None = None
+    maps: IdMaps | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict, hash=False)
     devices: tuple[Device, ...] = ()
-    unguarded: str | None = None
+    no_device_cgroup: str | None = None
     mount_program: str | None = None
     init: str | None = None
-    seccomp: Profile | None = None
+    seccomp: SeccompProfile | None = None
     console: tuple[int, int] | None = None
 
     @property
@@ -49,7 +49,7 @@ class Place:
     @property
     def groups(self) -> int | None:
         """How many groups a container can have, None if all there are."""
-        if self.lone:
+        if self.single_id:
             return 1
         return None if self.maps is None else sum(ids.size for ids in self.maps[1])
 

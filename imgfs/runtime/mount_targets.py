@@ -31,7 +31,7 @@ _LONGEST_LINE = 65_535  # bytes of a passwd or a group, as runc and podman read 
 _DEVICES = ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
 
 
-def settle(rootfs: Rootfs, mounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def resolve_mounts(rootfs: Rootfs, mounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The mounts of a config.json with targets that are there and fit, in their order; raises Refused."""
     _check_kernels(rootfs)
     covered = dict.fromkeys(_KERNELS, "")
@@ -56,7 +56,7 @@ def check_volume(rootfs: Rootfs, path: str) -> None:
         raise Refused(f"the volume {path} of the image: the whole image cannot be a volume")
 
 
-def settle_workdir(rootfs: Rootfs, path: str, owner: tuple[int, int] | None) -> None:
+def make_workdir(rootfs: Rootfs, path: str, owner: tuple[int, int] | None) -> None:
     """Have the working directory there, made for `owner` if it is missing; raises Refused.
 
     It is never a directory of a process's: there a runtime may still have one of the machine's open, out of
@@ -80,7 +80,7 @@ def read_accounts(rootfs: Rootfs, path: str) -> bytes:
     runc reads them too, in the container, as far as they go: they may not lead to one of the kernel's files.
     """
     try:
-        place = rootfs.place(path)
+        place = rootfs.resolve(path)
         if any(_is_within(place, one) for one in _KERNELS):
             raise Refused(f"{path} of the image leads to {place}: it has to be a file", NOT_FOUND)
         body = rootfs.read(place)
@@ -159,7 +159,7 @@ def _make(rootfs: Rootfs, place: str, target: str, *, is_file: bool) -> None:
 
 def _resolve(rootfs: Rootfs, path: str, covered: Sequence[str], what: str) -> str:
     try:
-        return rootfs.place(path, covered)
+        return rootfs.resolve(path, covered)
     except OSError as error:
         raise Refused(f"{what} {path} of the image: {_reason(error)}") from error
 

@@ -18,24 +18,24 @@ from imgfs import syscalls
 from imgfs.errors import MountError
 
 if TYPE_CHECKING:
-    from imgfs.runtime.ids import Ids, Maps
-    from imgfs.runtime.signals import Relay
+    from imgfs.runtime.ids import IdMaps, IdRange
+    from imgfs.runtime.signals import SignalRelay
 
 _FAILED = 125
 _READY = b"\0"
 
 
-class Apart:
+class NamespacedChild:
     """A child process and its namespaces, seen from the parent; `fork` starts it."""
 
-    def __init__(self, pid: int, maps: Maps | None, entered: int, go: int) -> None:
+    def __init__(self, pid: int, maps: IdMaps | None, entered: int, go: int) -> None:
         self.pid = pid
         self._maps = maps
         self._entered = entered  # the child writes to its other end once it is in its namespaces
         self._go = go  # the parent writes to it once the ids of a user namespace are mapped
 
     @classmethod
-    def fork(cls, work: Callable[[Callable[[], None]], int], maps: Maps | None) -> Apart:
+    def fork(cls, work: Callable[[Callable[[], None]], int], maps: IdMaps | None) -> NamespacedChild:
         """Fork a child that runs `work(enter)` and exits with its result.
 
         The child begins in the namespaces of its parent; `enter()` moves it into its own.
@@ -49,12 +49,12 @@ class Apart:
         if pid == 0:
             os.close(go)
             os.close(has_entered)
-            _be_apart(work, lambda: _enter(maps, parent, entered, going))
+            _run_child(work, lambda: _enter(maps, parent, entered, going))
         os.close(going)
         os.close(entered)
         return cls(pid, maps, has_entered, go)
 
-    def wait(self, relay: Relay) -> int:
+    def wait(self, relay: SignalRelay) -> int:
         """Let it have its ids, and wait for its end, passing on signals meanwhile; its exit code.
 
         Raises MountError if it cannot be given the ids.
@@ -71,12 +71,12 @@ class Apart:
         return code if code >= 0 else 128 - code
 
     def _lend_ids(self) -> None:
-        if self._maps and not _is_lone(self._maps):
+        if self._maps and not _has_single_id(self._maps):
             _lend("newuidmap", self.pid, self._maps[0])
             _lend("newgidmap", self.pid, self._maps[1])
 
 
-def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], None]) -> None:
+def _run_child(work: Callable[[Callable[[], None]], int], enter: Callable[[], None]) -> None:
     """The child's life."""
     code = _FAILED
     try:
@@ -92,14 +92,14 @@ def _be_apart(work: Callable[[Callable[[], None]], int], enter: Callable[[], Non
         os._exit(code)
 
 
-def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
+def _enter(maps: IdMaps | None, parent: int, entered: int, going: int) -> None:
     """Go into the namespaces; raises MountError where the machine does not allow them."""
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWUSER if maps else 0))
     except OSError as error:
         what = "a user namespace" if maps else "a mount namespace (CAP_SYS_ADMIN)"
         raise MountError(f"this machine does not let you have {what}: {error.strerror}") from error
-    if maps and _is_lone(maps):
+    if maps and _has_single_id(maps):
         _map_itself(maps)
     os.write(entered, _READY)
     if os.read(going, 1) != _READY:
@@ -107,14 +107,14 @@ def _enter(maps: Maps | None, parent: int, entered: int, going: int) -> None:
     for fd in (entered, going):
         os.close(fd)
     if maps:
-        _become_root(has_groups=not _is_lone(maps))
+        _become_root(has_groups=not _has_single_id(maps))
     syscalls.make_mounts_slave()
     syscalls.set_parent_death_signal(signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(_FAILED)
 
 
-def let_go_of_mounts(needed: Iterable[Path]) -> None:
+def detach_other_mounts(needed: Iterable[Path]) -> None:
     """Unmount here the mounts of imgfs that were there before, but for those that hold what is `needed`.
 
     Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
@@ -129,13 +129,13 @@ def let_go_of_mounts(needed: Iterable[Path]) -> None:
                 syscalls.detach_mount(str(mount.mountpoint))
 
 
-def _is_lone(maps: Maps) -> bool:
-    from imgfs.runtime.ids import is_lone  # here: root has no maps
+def _has_single_id(maps: IdMaps) -> bool:
+    from imgfs.runtime.ids import has_single_id  # here: root has no maps
 
-    return is_lone(maps)
+    return has_single_id(maps)
 
 
-def _map_itself(maps: Maps) -> None:
+def _map_itself(maps: IdMaps) -> None:
     """Map the one id that needs no privilege, for which groups are given up (user_namespaces(7))."""
     for name, text in (
         ("setgroups", "deny"),
@@ -152,7 +152,7 @@ def _become_root(*, has_groups: bool) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _lend(command: str, pid: int, ids: Sequence[Ids]) -> None:
+def _lend(command: str, pid: int, ids: Sequence[IdRange]) -> None:
     import subprocess  # here: root needs none of it
 
     words = [str(number) for one in ids for number in one]

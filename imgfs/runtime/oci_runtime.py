@@ -23,10 +23,10 @@ from imgfs import syscalls
 from imgfs.config import variables
 from imgfs.errors import MountError
 from imgfs.runtime.bundle import Bundle
-from imgfs.runtime.host import Cgroups, Runtime, capabilities
+from imgfs.runtime.host import Cgroups, RuntimeCommand, capabilities
 from imgfs.runtime.preflight import NOT_EXECUTABLE, NOT_FOUND
-from imgfs.runtime.signals import Relay, signal_number
-from imgfs.runtime.stdio import Streams
+from imgfs.runtime.signals import SignalRelay, signal_number
+from imgfs.runtime.stdio import StdioPipes
 
 _FIRST_PTS, _LAST_PTS = 136, 143  # majors of pseudo-terminals (Linux devices.txt)
 _WINSIZE = 8  # bytes of a struct winsize (ioctl_tty(2))
@@ -61,14 +61,14 @@ _UNMOUNT = 60.0  # seconds that a daemon has to end after unmounting, and again 
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class OciRuntime:
     """A runtime and how it is to be started here; without a cgroup it makes none."""
 
-    runtime: Runtime
+    command: RuntimeCommand
     cgroups: Cgroups
 
     @property
-    def unguarded(self) -> str | None:
+    def no_device_cgroup(self) -> str | None:
         """Why no cgroup limits the access to devices, None if one does.
 
         In version 2 that is done by BPF, for which crun raises a limit.
@@ -77,30 +77,30 @@ class Engine:
             return "cgroups cannot be written"
         if not self.cgroups.unified:
             return None if "devices" in self.cgroups.controllers else "its cgroup controller is not here"
-        if self.runtime.is_crun and "CAP_SYS_RESOURCE" not in capabilities():
+        if self.command.is_crun and "CAP_SYS_RESOURCE" not in capabilities():
             return "for that, crun needs CAP_SYS_RESOURCE (runc does not)"
         return None
 
-    def run(self, bundle: Bundle, name: str, relay: Relay, streams: Streams | None) -> int:
+    def run(self, bundle: Bundle, name: str, relay: SignalRelay, pipes: StdioPipes | None) -> int:
         """Run the container to its end; its exit code. Without streams it has a terminal.
 
         Raises MountError if there is no such program, or what the container says cannot be written.
         """
-        if streams:
-            relay.ending_caught = partial(streams.abandon_after, bundle.pid_file)
+        if pipes:
+            relay.ending_caught = partial(pipes.abandon_after, bundle.pid_file)
         if relay.ending is not None:
             return 128 + relay.ending
         self._prepare()
-        relay.resized = partial(follow_size, bundle.pid_file) if self.runtime.is_crun else None
+        relay.resized = partial(follow_size, bundle.pid_file) if self.command.is_crun else None
         words = [*self._command(bundle), "run", "--bundle", str(bundle.directory)]
-        process = _start([*words, "--pid-file", str(bundle.pid_file), name], streams)
+        process = _start([*words, "--pid-file", str(bundle.pid_file), name], pipes)
         with relay.to(process.pid):
             code = process.wait()
             signal.alarm(0)  # no container is left to be killed
             self._clear(bundle, name)
             try:
-                if streams:
-                    streams.finish(lambda: relay.ending is not None)
+                if pipes:
+                    pipes.finish(lambda: relay.ending is not None)
             except MountError:
                 if not code:
                     raise
@@ -108,14 +108,14 @@ class Engine:
 
     def _prepare(self) -> None:
         """Have the runtime find what it can work with: crun wants cgroups of one version only."""
-        if self.runtime.is_crun and self.cgroups.hidden:
+        if self.command.is_crun and self.cgroups.hidden:
             syscalls.cover_with_tmpfs(self.cgroups.hidden)
 
     def _command(self, bundle: Bundle) -> list[str]:
-        words = [self.runtime.path, "--root", str(bundle.state), "--log", str(bundle.log)]
+        words = [self.command.path, "--root", str(bundle.state), "--log", str(bundle.log)]
         if self.cgroups.parent is not None:
             return words
-        return [*words, "--cgroup-manager=disabled"] if self.runtime.is_crun else [*words, "--rootless=true"]
+        return [*words, "--cgroup-manager=disabled"] if self.command.is_crun else [*words, "--rootless=true"]
 
     def _clear(self, bundle: Bundle, name: str) -> None:
         """Have the runtime remove what it keeps, should it have been killed."""
@@ -127,24 +127,24 @@ class Engine:
                 )
 
 
-def _start(words: Sequence[str], streams: Streams | None) -> subprocess.Popen[bytes]:
+def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[bytes]:
     """Start a runtime; raises MountError.
 
     It does not see what a service manager tells imgfs by variables: runtimes hand those descriptors and that
     socket on to the container (sd_listen_fds(3), sd_notify(3)), and take their own for them.
     """
     environment = {name: value for name, value in variables().items() if not name.startswith(_NOT_HANDED_ON)}
-    files = (streams.stdin, streams.stdout, streams.stderr) if streams else (None, None, None)
+    files = (pipes.stdin, pipes.stdout, pipes.stderr) if pipes else (None, None, None)
     try:
         process = subprocess.Popen(words, env=environment, stdin=files[0], stdout=files[1], stderr=files[2])
     except OSError as error:
         raise MountError(f"{words[0]}: {error.strerror}") from error
-    if streams:
-        streams.begin()
+    if pipes:
+        pipes.begin()
     return process
 
 
-def failure(bundle: Bundle) -> int | None:
+def start_failure(bundle: Bundle) -> int | None:
     """The exit code of a command that never ran, None if it did. The runtime has said why."""
     if bundle.pid_file.exists():
         return None
@@ -196,7 +196,7 @@ class Stopper:
 
 
 @contextlib.contextmanager
-def taken_down(rootfs: Path) -> Iterator[None]:
+def unmounting(rootfs: Path) -> Iterator[None]:
     """After the block, unmount the image and wait for its daemon, the only other child, to have ended.
 
     A daemon that does not hear of it, because another process still holds the mount, is told to end; one that
@@ -222,9 +222,9 @@ def _settle(rootfs: Path) -> None:
         with contextlib.suppress(OSError):
             os.statvfs(rootfs)
 
-    asked = threading.Thread(target=ask, daemon=True)
-    asked.start()
-    asked.join(_ANSWER)
+    requested = threading.Thread(target=ask, daemon=True)
+    requested.start()
+    requested.join(_ANSWER)
 
 
 def _children_end(seconds: float) -> bool:

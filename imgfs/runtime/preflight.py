@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imgfs.errors import MountError
-from imgfs.runtime.request import Wishes
+from imgfs.runtime.request import ContainerRequest
 from imgfs.runtime.rootfs import Rootfs
 
 # What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
@@ -24,14 +24,14 @@ class Refused(MountError):
         self.code = code
 
 
-def check_command(rootfs: Rootfs, config: Mapping[str, Any], wishes: Wishes) -> None:
+def check_command(rootfs: Rootfs, config: Mapping[str, Any], request: ContainerRequest) -> None:
     """Raise Refused if the command of a config.json cannot be run.
 
     With something mounted over the image, that is not known before it is.
     """
-    if wishes.binds or wishes.tmpfs:
+    if request.binds or request.tmpfs:
         return
-    command = config["process"]["args"][_AFTER_INIT if wishes.init else 0]
+    command = config["process"]["args"][_AFTER_INIT if request.init else 0]
     modes = [rootfs.mode(path) for path in _places(command, config)]
     found = [mode for mode in modes if mode is not None]
     if any(stat.S_ISREG(mode) and mode & 0o111 for mode in found):

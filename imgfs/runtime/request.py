@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.fields import text_in, texts_in
-from imgfs.runtime.resources import Limits
-from imgfs.runtime.security import Rights
+from imgfs.runtime.resources import Resources
+from imgfs.runtime.security import Security
 
 _WHERE = "config.config"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a host's name has at most 63 characters
@@ -46,7 +46,7 @@ class Tmpfs(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
+class ImageDefaults:
     """What an image's config says of running it (OCI image-spec config.md); paths are absolute.
 
     These fields are all that a container gets of a config. Labels are for people and programs that list
@@ -62,7 +62,7 @@ class Defaults:
     volumes: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, config: Mapping[str, Any]) -> Defaults:
+    def parse(cls, config: Mapping[str, Any]) -> ImageDefaults:
         """Read a config's runtime part; raises InvalidImage with the JSON path."""
         found = cls(
             entrypoint=_texts(config, "Entrypoint"),
@@ -79,7 +79,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ContainerRequest:
     """What the user asks for; None and nothing leave it to the image.
 
     `env` has the command line's variables, `hosts` names of hosts with their addresses, `annotations` labels
@@ -98,19 +98,19 @@ class Wishes:
     binds: tuple[Bind, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     read_only_tmpfs: bool = True
-    limits: Limits = field(default_factory=Limits)
-    rights: Rights = field(default_factory=Rights)
+    resources: Resources = field(default_factory=Resources)
+    security: Security = field(default_factory=Security)
     hosts: tuple[tuple[str, str], ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     stop_signal: str | None = None
     stop_timeout: int | None = None
     init: bool = False
 
-    def workdir_over(self, defaults: Defaults) -> str:
+    def workdir_over(self, defaults: ImageDefaults) -> str:
         """The working directory."""
         return _absolute(self.workdir) if self.workdir else defaults.workdir
 
-    def volumes_over(self, defaults: Defaults) -> list[str]:
+    def volumes_over(self, defaults: ImageDefaults) -> list[str]:
         """The image's volumes, without those that something else is mounted on."""
         targets = [*(one.target for one in self.binds), *(one.target for one in self.tmpfs)]
         taken = {posixpath.normpath(target) for target in targets}
@@ -123,12 +123,12 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is no name for a container (letters, digits, '_', '.', '-'; at most 63)")
 
 
-def arguments(defaults: Defaults, wishes: Wishes) -> list[str]:
+def arguments(defaults: ImageDefaults, request: ContainerRequest) -> list[str]:
     """The command to run: the image's Cmd is for its own Entrypoint. Raises UsageError if there is none."""
-    if wishes.entrypoint is not None:
-        words = [*wishes.entrypoint, *wishes.command]
+    if request.entrypoint is not None:
+        words = [*request.entrypoint, *request.command]
     else:
-        words = [*defaults.entrypoint, *(wishes.command or defaults.cmd)]
+        words = [*defaults.entrypoint, *(request.command or defaults.cmd)]
     if not words or not words[0]:
         raise UsageError("the image names no command: say one after its name")
     return words
@@ -170,10 +170,14 @@ def _absolute(path: str) -> str:
 
 
 def environment(
-    defaults: Defaults, wishes: Wishes, home: str, hostname: str, fixed: Sequence[tuple[str, str]]
+    defaults: ImageDefaults,
+    request: ContainerRequest,
+    home: str,
+    hostname: str,
+    fixed: Sequence[tuple[str, str]],
 ) -> dict[str, str]:
     """The container's variables; the command line's go before the image's, and those before `fixed`."""
     own = {**dict(fixed), "HOSTNAME": hostname}
-    given = {**own, **defaults.env, **wishes.env}
+    given = {**own, **defaults.env, **request.env}
     given.setdefault("HOME", home)
     return given

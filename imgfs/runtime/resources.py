@@ -26,7 +26,7 @@ class Ulimit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Resources:
     """What the user allows at most: `memory` and `shm` (of /dev/shm) in bytes, `cpus` in processors.
 
     `pids` is how many processes there may be at once, UNLIMITED as many as there can.
@@ -44,18 +44,18 @@ class Limits:
         return {"memory": self.memory, "cpu": self.cpus, "pids": pids}
 
 
-def resources(
-    limits: Limits, controllers: frozenset[str], devices: Sequence[Mapping[str, Any]]
+def cgroup_resources(
+    resources: Resources, controllers: frozenset[str], devices: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a cgroup with these controllers is to hold (runtime-spec config-linux.md, Control groups)."""
     found: dict[str, Any] = {"devices": list(devices)} if devices else {}
-    pids = _MOST_PROCESSES if limits.pids is None else limits.pids
+    pids = _MOST_PROCESSES if resources.pids is None else resources.pids
     if "pids" in controllers and pids != UNLIMITED:
         found["pids"] = {"limit": pids}
-    if limits.memory is not None and "memory" in controllers:
-        found["memory"] = {"limit": limits.memory}
-    if limits.cpus is not None and "cpu" in controllers:
-        found["cpu"] = {"quota": max(1000, round(limits.cpus * _PERIOD)), "period": _PERIOD}
+    if resources.memory is not None and "memory" in controllers:
+        found["memory"] = {"limit": resources.memory}
+    if resources.cpus is not None and "cpu" in controllers:
+        found["cpu"] = {"quota": max(1000, round(resources.cpus * _PERIOD)), "period": _PERIOD}
     return found
 
 
@@ -64,7 +64,7 @@ def ceilings() -> dict[str, int]:
     return {name: resource.getrlimit(number)[1] for name, number in ULIMITS.items()}
 
 
-def lowered(ulimits: Sequence[Ulimit], ceilings: Mapping[str, int]) -> list[Ulimit]:
+def capped_ulimits(ulimits: Sequence[Ulimit], ceilings: Mapping[str, int]) -> list[Ulimit]:
     """The limits as they can be set under these ceilings; what has none can be set as it is."""
     return [
         Ulimit(one.name, *(_lower(value, ceilings.get(one.name, UNLIMITED)) for value in one[1:]))

@@ -23,14 +23,14 @@ class Rootfs:
 
     top: Path
 
-    def resolve(self, path: str) -> Path:
+    def host_path(self, path: str) -> Path:
         """Where `path` of the image is on this side, itself no symlink; what is missing stays as it is.
 
         Raises OSError, ELOOP if its symlinks go in circles.
         """
-        return self.top / self.place(path)[1:]
+        return self.top / self.resolve(path)[1:]
 
-    def place(self, path: str, covered: Collection[str] = ()) -> str:
+    def resolve(self, path: str, covered: Collection[str] = ()) -> str:
         """The same in the image, from its root; what is below a `covered` place stays as it is, too."""
         left, found, links = _parts(path), list[str](), 0
         while left:
@@ -58,7 +58,7 @@ class Rootfs:
         Raises OSError, also for what is no regular file or a larger one.
         """
         try:
-            with open_regular(self.resolve(path), follow=False) as file:
+            with open_regular(self.host_path(path), follow=False) as file:
                 body = file.read(_LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return b""
@@ -69,13 +69,13 @@ class Rootfs:
     def mode(self, path: str) -> int | None:
         """The kind and permission bits of what is there, None if nothing is."""
         try:
-            return os.lstat(self.resolve(path)).st_mode
+            return os.lstat(self.host_path(path)).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def make_directory(self, path: str, owner: tuple[int, int] | None) -> None:
         """Have a directory there; a new one belongs to `owner`, a uid and a gid, its new parents to root."""
-        place = self.resolve(path)
+        place = self.host_path(path)
         if place.is_dir():
             return
         place.mkdir(mode=0o755, parents=True)
@@ -84,7 +84,7 @@ class Rootfs:
 
     def make_file(self, path: str) -> None:
         """Make an empty file there, and its parents, of root's."""
-        place = self.resolve(path)
+        place = self.host_path(path)
         place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 

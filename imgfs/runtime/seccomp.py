@@ -75,7 +75,7 @@ class Machine(NamedTuple):
         return _ARCHITECTURES.get(self.name, ("", ""))[1]
 
 
-class Rule(NamedTuple):
+class SeccompRule(NamedTuple):
     """What becomes of system calls, with all of `needs` and none of `without` in the bounding set."""
 
     needs: frozenset[str]
@@ -84,11 +84,11 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class SeccompProfile:
     """A profile on one machine; `settings` are what does not depend on the container."""
 
     settings: Mapping[str, Any]
-    rules: tuple[Rule, ...]
+    rules: tuple[SeccompRule, ...]
 
     def filter(self, capabilities: frozenset[str]) -> dict[str, Any]:
         """The `linux.seccomp` of a container with these capabilities in its bounding set."""
@@ -100,17 +100,19 @@ class Profile:
         return {**self.settings, "syscalls": held}
 
 
-def built_in(machine: Machine) -> Profile:
+def built_in(machine: Machine) -> SeccompProfile:
     """The filter where there is no profile: everything goes but what no container needs."""
     settings: dict[str, Any] = {"defaultAction": "SCMP_ACT_ALLOW"}
     if machine.libseccomp:
         settings["architectures"] = [machine.libseccomp, *_FAMILIES.get(machine.libseccomp, ())]
-    always = Rule(frozenset(), frozenset(), _refused(_NEVER))
-    others = (Rule(frozenset(), frozenset({name}), _refused(names)) for name, names in _WITHOUT.items())
-    return Profile(settings, (always, *others))
+    always = SeccompRule(frozenset(), frozenset(), _refused(_NEVER))
+    others = (
+        SeccompRule(frozenset(), frozenset({name}), _refused(names)) for name, names in _WITHOUT.items()
+    )
+    return SeccompProfile(settings, (always, *others))
 
 
-def parse_profile(body: bytes, path: str, machine: Machine) -> Profile:
+def parse_profile(body: bytes, path: str, machine: Machine) -> SeccompProfile:
     """What a profile means on a machine; raises UsageError with its path and the place in it."""
     top = "profile"
     try:
@@ -119,7 +121,7 @@ def parse_profile(body: bytes, path: str, machine: Machine) -> Profile:
         found = [_rule(one, where, machine) for where, one in _objects(fields, "syscalls", top)]
     except InvalidImage as error:
         raise UsageError(f"{path}: no seccomp {error}") from error
-    return Profile(settings, tuple(rule for rule in found if rule))
+    return SeccompProfile(settings, tuple(rule for rule in found if rule))
 
 
 def _refused(names: str) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class _Condition(NamedTuple):
     kernel: tuple[int, int] | None
 
 
-def _rule(one: Mapping[str, Any], where: str, machine: Machine) -> Rule | None:
+def _rule(one: Mapping[str, Any], where: str, machine: Machine) -> SeccompRule | None:
     """A rule, None if it does not hold on this machine."""
     wanted, unwanted = (_condition(one, name, f"{where}.{name}") for name in ("includes", "excludes"))
     syscalls = _syscalls(one, where)
@@ -167,7 +169,7 @@ def _rule(one: Mapping[str, Any], where: str, machine: Machine) -> Rule | None:
         return None
     if machine.kernel < (wanted.kernel or (0, 0)) or (unwanted.kernel and machine.kernel >= unwanted.kernel):
         return None
-    return Rule(wanted.capabilities, unwanted.capabilities, syscalls)
+    return SeccompRule(wanted.capabilities, unwanted.capabilities, syscalls)
 
 
 def _condition(one: Mapping[str, Any], name: str, where: str) -> _Condition:

@@ -46,7 +46,7 @@ _MASKED = (
 _UNWRITABLE = ("/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-class DeviceWish(NamedTuple):
+class DeviceRequest(NamedTuple):
     """A device of this machine's to be had at `target`; `access` is of the letters r, w and m (mknod)."""
 
     source: str
@@ -69,7 +69,7 @@ class Device(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rights:
+class Security:
     """What the user grants and takes away; capabilities by name, or all of them (ALL).
 
     `seccomp` is a profile's path or UNCONFINED, `unmasked` paths or ALL, `groups` names or numbers.
@@ -83,7 +83,7 @@ class Rights:
     masked: tuple[str, ...] = ()
     unmasked: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    devices: tuple[DeviceWish, ...] = ()
+    devices: tuple[DeviceRequest, ...] = ()
 
     def __post_init__(self) -> None:
         both = set(self.added) & set(self.dropped)

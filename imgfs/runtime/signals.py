@@ -24,7 +24,7 @@ _REAL_TIME = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
-class Relay(contextlib.AbstractContextManager["Relay"]):
+class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     """Catches signals while it is entered, but for those that are ignored, as after nohup(1).
 
     `orphaned` is called for a SIGTERM once the parent has died, and for a SIGHUP once the terminal has gone:
@@ -32,7 +32,7 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
     """
 
     def __init__(
-        self, orphaned: Callable[[], None] | None = None, told_to_end: Callable[[], None] | None = None
+        self, orphaned: Callable[[], None] | None = None, sigterm_caught: Callable[[], None] | None = None
     ) -> None:
         self._target: int | None = None
         self._kept: list[int] = []
@@ -41,11 +41,11 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
         self._before: dict[int, object] = {}
         self._parent = os.getppid()
         self._orphaned = orphaned
-        self._told_to_end = told_to_end
+        self._sigterm_caught = sigterm_caught
         self.resized: Callable[[], None] | None = None  # called for a SIGWINCH
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> SignalRelay:
         for number in _PASSED_ON:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._caught)
@@ -82,8 +82,8 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
             self._kept.append(number)
         else:
             self._send(number)
-        if number == signal.SIGTERM and self._told_to_end:
-            self._told_to_end()
+        if number == signal.SIGTERM and self._sigterm_caught:
+            self._sigterm_caught()
 
     def _is_alone(self, number: int) -> bool:
         """Whether a signal says that whoever started this is no more."""

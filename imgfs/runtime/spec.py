@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.oci.image import ImageConfig
-from imgfs.runtime.host_facts import INIT, Place
-from imgfs.runtime.ids import Ids
-from imgfs.runtime.request import Bind, Defaults, Network, Tmpfs, Wishes, arguments, environment
-from imgfs.runtime.resources import lowered, resources, rlimits
+from imgfs.runtime.host_facts import INIT, HostFacts
+from imgfs.runtime.ids import IdRange
+from imgfs.runtime.request import (
+    Bind,
+    ContainerRequest,
+    ImageDefaults,
+    Network,
+    Tmpfs,
+    arguments,
+    environment,
+)
+from imgfs.runtime.resources import capped_ulimits, cgroup_resources, rlimits
 from imgfs.runtime.security import device_files, device_rules
 from imgfs.runtime.user import User
 
@@ -29,12 +37,12 @@ _PLAIN = ("nosuid", "noexec", "nodev")
 _HOOK = 30  # seconds
 
 
-def kernel_mounts(wishes: Wishes, place: Place) -> list[dict[str, Any]]:
+def kernel_mounts(request: ContainerRequest, host: HostFacts) -> list[dict[str, Any]]:
     """/proc, /dev and /sys, and the container's own cgroup if it has one."""
-    tty = [] if place.groups is not None and place.groups <= _TTY_GROUP else [f"gid={_TTY_GROUP}"]
+    tty = [] if host.groups is not None and host.groups <= _TTY_GROUP else [f"gid={_TTY_GROUP}"]
     pts = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *tty)
-    shm = (*_PLAIN, "mode=1777", f"size={wishes.limits.shm or _SHM}")
-    writable = "rw" if wishes.rights.privileged else "ro"
+    shm = (*_PLAIN, "mode=1777", f"size={request.resources.shm or _SHM}")
+    writable = "rw" if request.security.privileged else "ro"
     mounts = [
         _mount("/proc", "proc", "proc", *_PLAIN),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=65536k"),
@@ -42,19 +50,19 @@ def kernel_mounts(wishes: Wishes, place: Place) -> list[dict[str, Any]]:
         _mount("/dev/mqueue", "mqueue", "mqueue", *_PLAIN),
         _mount("/dev/shm", "tmpfs", "shm", *shm),
     ]
-    is_ours = not place.is_namespaced or wishes.network is Network.NONE  # a sysfs is for who owns the network
+    is_ours = not host.is_namespaced or request.network is Network.NONE  # a sysfs is for who owns the network
     sys = ("sysfs", "sysfs") if is_ours else ("none", "/sys", "rbind")
     mounts.append(_mount("/sys", *sys, *_PLAIN, writable))
-    if place.cgroup and (is_ours or place.own_cgroup_namespace):
+    if host.cgroup and (is_ours or host.own_cgroup_namespace):
         mounts.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *_PLAIN, "relatime", writable))
     return mounts
 
 
-def asked_for(wishes: Wishes, files: Sequence[Bind]) -> list[dict[str, Any]]:
+def requested_mounts(request: ContainerRequest, files: Sequence[Bind]) -> list[dict[str, Any]]:
     """Binds and tmpfs, those that others lie on first; what the user asks for goes before what we bring."""
-    places = _SCRATCH_PLACES if wishes.read_only and wishes.read_only_tmpfs else ()
+    places = _SCRATCH_PLACES if request.read_only and request.read_only_tmpfs else ()
     ours: list[Bind | Tmpfs] = [Tmpfs(path, ("mode=1777",) if path != "/run" else ()) for path in places]
-    chosen = {one.target: one for one in (*ours, *files, *wishes.tmpfs, *wishes.binds)}
+    chosen = {one.target: one for one in (*ours, *files, *request.tmpfs, *request.binds)}
     by_depth = sorted(chosen.values(), key=lambda one: one.target.rstrip("/").count("/"))
     return [_tmpfs(one) if isinstance(one, Tmpfs) else _bind(one) for one in by_depth]
 
@@ -68,7 +76,7 @@ def _bind(one: Bind) -> dict[str, Any]:
     return _mount(one.target, "bind", one.source, "rbind", "rprivate", *one.options, writable)
 
 
-def without_devices(config: Mapping[str, Any], rootfs: Path, mount: str) -> dict[str, Any]:
+def with_nodev_root(config: Mapping[str, Any], rootfs: Path, mount: str) -> dict[str, Any]:
     """A config.json whose container finds the image mounted `nodev`, by a hook; `mount` is mount(8)'s path.
 
     The image is mounted so. But a runtime binds it again, where crun always and runc for a read-only root
@@ -108,24 +116,26 @@ class Container:
     files: tuple[Bind, ...] = ()
 
 
-def runtime_config(image: ImageConfig, wishes: Wishes, container: Container, place: Place) -> dict[str, Any]:
+def runtime_config(
+    image: ImageConfig, request: ContainerRequest, container: Container, host: HostFacts
+) -> dict[str, Any]:
     """The config.json of a container whose image is at `rootfs` beside it. Raises ImgfsError."""
-    defaults = Defaults.parse(image.config)
+    defaults = ImageDefaults.parse(image.config)
     return {
         "ociVersion": "1.0.2",
-        "hostname": wishes.hostname or container.name,
-        "root": {"path": "rootfs", "readonly": wishes.read_only},
-        "process": _process(defaults, wishes, container, place),
+        "hostname": request.hostname or container.name,
+        "root": {"path": "rootfs", "readonly": request.read_only},
+        "process": _process(defaults, request, container, host),
         "mounts": [
-            *kernel_mounts(wishes, place),
-            *asked_for(wishes, (*container.files, *place.binds)),
+            *kernel_mounts(request, host),
+            *requested_mounts(request, (*container.files, *host.binds)),
         ],
-        "annotations": notes(image, defaults, wishes),
-        "linux": _linux(wishes, place),
+        "annotations": annotations_of(image, defaults, request),
+        "linux": _linux(request, host),
     }
 
 
-def notes(image: ImageConfig, defaults: Defaults, wishes: Wishes) -> dict[str, str]:
+def annotations_of(image: ImageConfig, defaults: ImageDefaults, request: ContainerRequest) -> dict[str, str]:
     """The annotations: what the user says, and the fields of a config that have one of their own.
 
     No label of an image becomes one, although image-spec conversion.md ("Annotation Fields") allows it:
@@ -139,32 +149,34 @@ def notes(image: ImageConfig, defaults: Defaults, wishes: Wishes) -> dict[str, s
         f"{prefix}.architecture": image.platform.architecture,
         f"{prefix}.variant": image.platform.variant,
         f"{prefix}.created": image.created,
-        f"{prefix}.stopSignal": wishes.stop_signal or defaults.stop_signal,
+        f"{prefix}.stopSignal": request.stop_signal or defaults.stop_signal,
     }
     found = {name: value for name, value in known.items() if value}
-    return {**found, **wishes.annotations}
+    return {**found, **request.annotations}
 
 
-def _process(defaults: Defaults, wishes: Wishes, container: Container, place: Place) -> dict[str, Any]:
-    user, hostname = container.user, wishes.hostname or container.name
+def _process(
+    defaults: ImageDefaults, request: ContainerRequest, container: Container, host: HostFacts
+) -> dict[str, Any]:
+    user, hostname = container.user, request.hostname or container.name
     fixed = (("PATH", _PATH), ("TERM", "xterm"), ("container", "imgfs"))
-    variables = environment(defaults, wishes, user.home, hostname, fixed)
-    ulimits = rlimits(lowered(wishes.limits.ulimits, place.ceilings))
+    variables = environment(defaults, request, user.home, hostname, fixed)
+    ulimits = rlimits(capped_ulimits(request.resources.ulimits, host.ceilings))
     return {
-        "terminal": wishes.terminal,
+        "terminal": request.terminal,
         "user": {
             "uid": user.uid,
             "gid": user.gid,
             "umask": _UMASK,
             **({"additionalGids": list(user.groups)} if user.groups else {}),
         },
-        "args": [*((INIT, "--") if place.init else ()), *arguments(defaults, wishes)],
+        "args": [*((INIT, "--") if host.init else ()), *arguments(defaults, request)],
         "env": [f"{name}={value}" for name, value in variables.items()],
-        "cwd": wishes.workdir_over(defaults),
-        "capabilities": wishes.rights.capabilities(place.capabilities, is_root=user.uid == 0),
-        "noNewPrivileges": wishes.rights.no_new_privileges,
+        "cwd": request.workdir_over(defaults),
+        "capabilities": request.security.capabilities(host.capabilities, is_root=user.uid == 0),
+        "noNewPrivileges": request.security.no_new_privileges,
         **({"rlimits": ulimits} if ulimits else {}),
-        **({"consoleSize": _size(place.console)} if place.console else {}),
+        **({"consoleSize": _size(host.console)} if host.console else {}),
     }
 
 
@@ -173,25 +185,25 @@ def _size(console: tuple[int, int]) -> dict[str, int]:
     return {"width": console[0], "height": console[1]}
 
 
-def _linux(wishes: Wishes, place: Place) -> dict[str, Any]:
+def _linux(request: ContainerRequest, host: HostFacts) -> dict[str, Any]:
     kinds = ["pid", "ipc", "uts", "mount"]
-    kinds += ["network"] if wishes.network is Network.NONE else []
-    kinds += ["cgroup"] if place.own_cgroup_namespace else []
-    kinds += ["user"] if place.maps else []
-    found: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds], **wishes.rights.masks()}
-    if place.maps:
-        found["uidMappings"], found["gidMappings"] = (_mappings(ids) for ids in place.maps)
-    if place.made_devices:
-        found["devices"] = device_files(place.made_devices)
-    if place.cgroup:
-        rules = device_rules(place.made_devices, privileged=wishes.rights.privileged)
-        rules = [] if place.unguarded else rules
-        found["cgroupsPath"] = place.cgroup
-        found["resources"] = resources(wishes.limits, place.controllers, rules)
-    if place.seccomp:
-        found["seccomp"] = place.seccomp.filter(frozenset(wishes.rights.bounding(place.capabilities)))
+    kinds += ["network"] if request.network is Network.NONE else []
+    kinds += ["cgroup"] if host.own_cgroup_namespace else []
+    kinds += ["user"] if host.maps else []
+    found: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds], **request.security.masks()}
+    if host.maps:
+        found["uidMappings"], found["gidMappings"] = (_mappings(ids) for ids in host.maps)
+    if host.made_devices:
+        found["devices"] = device_files(host.made_devices)
+    if host.cgroup:
+        rules = device_rules(host.made_devices, privileged=request.security.privileged)
+        rules = [] if host.no_device_cgroup else rules
+        found["cgroupsPath"] = host.cgroup
+        found["resources"] = cgroup_resources(request.resources, host.controllers, rules)
+    if host.seccomp:
+        found["seccomp"] = host.seccomp.filter(frozenset(request.security.bounding(host.capabilities)))
     return found
 
 
-def _mappings(ids: Sequence[Ids]) -> list[Mapping[str, int]]:
+def _mappings(ids: Sequence[IdRange]) -> list[Mapping[str, int]]:
     return [{"containerID": one.inside, "hostID": one.outside, "size": one.size} for one in ids]

@@ -20,12 +20,14 @@ from pathlib import Path
 from imgfs.errors import MountError
 
 _PIECE = 1 << 16  # bytes, as many as a pipe holds
-_NO_END = 5.0  # seconds that the end of what an ended container says may take: another process holds its pipe
-_TOLD_TO_END = 10.0  # seconds in which the rest of it can be written once imgfs was told to end
+_EOF_GRACE = (
+    5.0  # seconds that the end of what an ended container says may take: another process holds its pipe
+)
+_OUTPUT_GRACE = 10.0  # seconds in which the rest of it can be written once imgfs was told to end
 _NAMES = {1: "standard output", 2: "standard error"}
 
 
-class Streams(contextlib.AbstractContextManager["Streams"]):
+class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
     """The pipes of one container: `stdin`, `stdout` and `stderr` are the ends for its runtime.
 
     They belong to `owner`, a uid and a gid, so that /dev/stdout can be opened. Without `has_input`, there is
@@ -33,17 +35,17 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
     """
 
     def __init__(self, owner: tuple[int, int], *, has_input: bool) -> None:
-        self._copies: list[_Copy] = []
-        self._input: _Copy | None = None
-        self._theirs: list[int] = []
+        self._copies: list[_PipeCopy] = []
+        self._input: _PipeCopy | None = None
+        self._runtime_ends: list[int] = []
         self._owner = owner
         self.stdin = self._input_end() if has_input else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.stdout, self.stderr = self._output_end(1), self._output_end(2)
-        self._theirs += [self.stdin, self.stdout, self.stderr]
+        self._runtime_ends += [self.stdin, self.stdout, self.stderr]
 
     def begin(self) -> None:
         """Start to copy: the runtime has its ends."""
-        self._close_theirs()
+        self._close_runtime_ends()
         for copy in (*self._copies, *([self._input] if self._input else [])):
             copy.start()
 
@@ -66,38 +68,38 @@ class Streams(contextlib.AbstractContextManager["Streams"]):
 
     def _abandon_after(self, pid_file: Path) -> None:
         _wait_for_end(pid_file)
-        time.sleep(_TOLD_TO_END)
+        time.sleep(_OUTPUT_GRACE)
         self.abandon()
 
-    def finish(self, is_told_to_end: Callable[[], bool]) -> None:
+    def finish(self, is_ending: Callable[[], bool]) -> None:
         """Wait until what an ended container has said is written; raises MountError if it cannot be."""
         for copy in self._copies:
-            copy.wait(is_told_to_end)
+            copy.wait(is_ending)
         failed = next((copy for copy in self._copies if copy.error), None)
         if failed and failed.error:
             raise MountError(f"{_NAMES[failed.sink]}: {failed.error.strerror}") from failed.error
 
     def __exit__(self, *_: object) -> None:
-        self._close_theirs()
+        self._close_runtime_ends()
 
-    def _close_theirs(self) -> None:
-        while self._theirs:
-            os.close(self._theirs.pop())
+    def _close_runtime_ends(self) -> None:
+        while self._runtime_ends:
+            os.close(self._runtime_ends.pop())
 
     def _input_end(self) -> int:
         theirs, ours = os.pipe()
         os.fchown(theirs, *self._owner)
-        self._input = _Copy(0, ours, closes_sink=True)
+        self._input = _PipeCopy(0, ours, closes_sink=True)
         return theirs
 
     def _output_end(self, sink: int) -> int:
         ours, theirs = os.pipe()
         os.fchown(theirs, *self._owner)
-        self._copies.append(_Copy(ours, sink))
+        self._copies.append(_PipeCopy(ours, sink))
         return theirs
 
 
-class _Copy(threading.Thread):
+class _PipeCopy(threading.Thread):
     """Copies from one descriptor to another until the one ends or the other takes no more.
 
     Then it closes the one that is a pipe's: its writer gets SIGPIPE, or its reader the end of the file.
@@ -136,14 +138,14 @@ class _Copy(threading.Thread):
                 os.dup2(null, self._source, inheritable=False)
                 os.close(null)
 
-    def wait(self, is_told_to_end: Callable[[], bool]) -> None:
+    def wait(self, is_ending: Callable[[], bool]) -> None:
         """Wait for its end, unless that does not come."""
         began = last = time.monotonic()
         while self.is_alive() and not self._is_abandoned:
             self.join(0.05)
             now = time.monotonic()
             last = now if self._is_writing else last
-            if now - last > _NO_END or (now - began > _TOLD_TO_END and is_told_to_end()):
+            if now - last > _EOF_GRACE or (now - began > _OUTPUT_GRACE and is_ending()):
                 break
 
 

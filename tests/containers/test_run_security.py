@@ -12,7 +12,7 @@ import pytest
 
 from imgfs.runtime.devices import find_profile
 from imgfs.runtime.host import capabilities
-from imgfs.runtime.security import ALL, UNCONFINED, Rights
+from imgfs.runtime.security import ALL, UNCONFINED, Security
 from tests.support import containers
 from tests.support.containers import PODMAN, RUNTIMES, busybox, has_static_busybox, needs_podman, shell
 from tests.support.mounted import Imgfs
@@ -99,11 +99,11 @@ def test_rights_and_limits_are_those_of_podman_run(
     assert (ours.code, ours.text) == (theirs.code, theirs.text), (ours.err, theirs.err)
 
 
-TRANSLATED: dict[str, tuple[list[str], Rights]] = {
-    "default": ([], Rights()),
-    "all": (["--cap-add", "ALL"], Rights(added=(ALL,))),
-    "none": (["--cap-drop", "ALL"], Rights(dropped=(ALL,))),
-    "unconfined": (["--security-opt", "seccomp=unconfined"], Rights(seccomp=UNCONFINED)),
+TRANSLATED: dict[str, tuple[list[str], Security]] = {
+    "default": ([], Security()),
+    "all": (["--cap-add", "ALL"], Security(added=(ALL,))),
+    "none": (["--cap-drop", "ALL"], Security(dropped=(ALL,))),
+    "unconfined": (["--security-opt", "seccomp=unconfined"], Security(seccomp=UNCONFINED)),
 }
 
 
@@ -112,7 +112,7 @@ TRANSLATED: dict[str, tuple[list[str], Rights]] = {
 def test_a_profile_means_what_it_means_to_podman(
     run: Imgfs, podman: Sequence[str], layout: Path, case: str
 ) -> None:
-    options, rights = TRANSLATED[case]
+    options, security = TRANSLATED[case]
     pulled = run.program(*podman, "pull", "-q", busybox(layout, "profile", Cmd=["sh"])).text.strip()
     words = [word for word in PODMAN if word != "--rm"]
     made = run.program(*podman, "create", *words, *options, pulled).text.strip()
@@ -122,10 +122,10 @@ def test_a_profile_means_what_it_means_to_podman(
         theirs = json.loads(Path(path).read_text())
     finally:
         run.program(*podman, "rm", "-f", "-t", "0", made)
-    found, held = find_profile(rights), capabilities()
-    ours = found and found.filter(frozenset(rights.bounding(held)))
+    found, held = find_profile(security), capabilities()
+    ours = found and found.filter(frozenset(security.bounding(held)))
     assert ours == theirs["linux"].get("seccomp")
-    sets = rights.capabilities(held, is_root=True)
+    sets = security.capabilities(held, is_root=True)
     assert {name: names for name, names in sets.items() if names} == theirs["process"]["capabilities"]
 
 

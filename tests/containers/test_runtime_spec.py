@@ -15,14 +15,14 @@ from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import ImageConfig
 from imgfs.owned.regular import NotRegular
-from imgfs.runtime.host import Cgroups, bounding, find_cgroups, shortfalls, unenforced
-from imgfs.runtime.host_facts import Place
-from imgfs.runtime.ids import Ids, id_ranges
+from imgfs.runtime.host import Cgroups, bounding, find_cgroups, unenforced_limits, unmet_requests
+from imgfs.runtime.host_facts import HostFacts
+from imgfs.runtime.ids import IdRange, id_ranges
 from imgfs.runtime.preflight import Refused, check_command
-from imgfs.runtime.request import Bind, Defaults, Network, Tmpfs, Wishes, check_name
-from imgfs.runtime.resources import Limits, Ulimit
+from imgfs.runtime.request import Bind, ContainerRequest, ImageDefaults, Network, Tmpfs, check_name
+from imgfs.runtime.resources import Resources, Ulimit
 from imgfs.runtime.rootfs import Rootfs
-from imgfs.runtime.security import CAPABILITIES, EVERY_CAPABILITY, Device, Rights
+from imgfs.runtime.security import CAPABILITIES, EVERY_CAPABILITY, Device, Security
 from imgfs.runtime.signals import find_signal, signal_number
 from imgfs.runtime.spec import Container, runtime_config
 from imgfs.runtime.user import User, find_user
@@ -33,34 +33,39 @@ GROUP = b"root:x:0:\nadm:x:4:root\nweb:x:34:\nextra:x:44:other,web\nbad:x:y:web\
 
 def spec(
     config: Mapping[str, Any],
-    wishes: Wishes | None = None,
+    request: ContainerRequest | None = None,
     *,
     user: User | None = None,
-    place: Place | None = None,
+    host: HostFacts | None = None,
 ) -> dict[str, Any]:
     """The config.json of an image with this runtime part."""
     image = ImageConfig(Platform("linux", "amd64"), (), (), "2024-01-01T00:00:00Z", config, {})
-    return runtime_config(image, wishes or Wishes(), Container("box", user or User(0, 0)), place or Place())
+    return runtime_config(
+        image, request or ContainerRequest(), Container("box", user or User(0, 0)), host or HostFacts()
+    )
 
 
-def args(config: Mapping[str, Any], **wishes: Any) -> list[str]:
-    found: list[str] = spec(config, Wishes(**wishes))["process"]["args"]
+def args(config: Mapping[str, Any], **request: Any) -> list[str]:
+    found: list[str] = spec(config, ContainerRequest(**request))["process"]["args"]
     return found
 
 
-def env(config: Mapping[str, Any], **wishes: Any) -> dict[str, str]:
+def env(config: Mapping[str, Any], **request: Any) -> dict[str, str]:
     pairs = (
-        text.partition("=") for text in spec({"Cmd": ["a"], **config}, Wishes(**wishes))["process"]["env"]
+        text.partition("=")
+        for text in spec({"Cmd": ["a"], **config}, ContainerRequest(**request))["process"]["env"]
     )
     return {name: value for name, _, value in pairs}
 
 
-def mounts(wishes: Wishes | None = None, place: Place | None = None) -> dict[str, dict[str, Any]]:
-    return {one["destination"]: one for one in spec({"Cmd": ["a"]}, wishes, place=place)["mounts"]}
+def mounts(
+    request: ContainerRequest | None = None, host: HostFacts | None = None
+) -> dict[str, dict[str, Any]]:
+    return {one["destination"]: one for one in spec({"Cmd": ["a"]}, request, host=host)["mounts"]}
 
 
 @pytest.mark.parametrize(
-    ("config", "wishes", "expected"),
+    ("config", "requested", "expected"),
     [
         ({"Cmd": ["a", "b"]}, {}, ["a", "b"]),
         ({"Entrypoint": ["a"]}, {}, ["a"]),
@@ -74,18 +79,20 @@ def mounts(wishes: Wishes | None = None, place: Place | None = None) -> dict[str
     ],
 )
 def test_the_command_is_made_of_entrypoint_and_cmd(
-    config: dict[str, Any], wishes: dict[str, Any], expected: list[str]
+    config: dict[str, Any], requested: dict[str, Any], expected: list[str]
 ) -> None:
-    assert args(config, **wishes) == expected
+    assert args(config, **requested) == expected
 
 
 @pytest.mark.parametrize(
-    ("config", "wishes"),
+    ("config", "requested"),
     [({}, {}), ({"Cmd": []}, {}), ({"Cmd": [""]}, {}), ({"Cmd": ["a"]}, {"entrypoint": ()})],
 )
-def test_without_a_command_the_user_is_asked_for_one(config: dict[str, Any], wishes: dict[str, Any]) -> None:
+def test_without_a_command_the_user_is_asked_for_one(
+    config: dict[str, Any], requested: dict[str, Any]
+) -> None:
     with pytest.raises(UsageError, match="names no command"):
-        args(config, **wishes)
+        args(config, **requested)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +137,13 @@ def test_the_command_lines_variables_go_before_the_images_and_those_before_the_u
         ("/a", "/w", "/w"),
     ],
 )
-def test_the_working_directory_starts_from_the_images_root(workdir: str, asked: str | None, cwd: str) -> None:
-    assert spec({"Cmd": ["a"], "WorkingDir": workdir}, Wishes(workdir=asked))["process"]["cwd"] == cwd
+def test_the_working_directory_starts_from_the_images_root(
+    workdir: str, requested: str | None, cwd: str
+) -> None:
+    assert (
+        spec({"Cmd": ["a"], "WorkingDir": workdir}, ContainerRequest(workdir=requested))["process"]["cwd"]
+        == cwd
+    )
 
 
 LABELS: Any = [
@@ -154,24 +166,24 @@ def test_no_label_of_an_image_becomes_an_annotation(labels: Any) -> None:
 
 
 def test_only_root_has_capabilities_from_the_start_and_none_that_are_not_ours_to_give() -> None:
-    place = Place(capabilities=frozenset(CAPABILITIES) - {"CAP_CHOWN"})
+    host = HostFacts(capabilities=frozenset(CAPABILITIES) - {"CAP_CHOWN"})
     bounding_set = [name for name in CAPABILITIES if name != "CAP_CHOWN"]
-    root = spec({"Cmd": ["a"]}, place=place)["process"]["capabilities"]
+    root = spec({"Cmd": ["a"]}, host=host)["process"]["capabilities"]
     assert root == {"bounding": bounding_set, "effective": bounding_set, "permitted": bounding_set}
-    user = spec({"Cmd": ["a"]}, user=User(33, 34, (34, 44)), place=place)["process"]
+    user = spec({"Cmd": ["a"]}, user=User(33, 34, (34, 44)), host=host)["process"]
     assert user["capabilities"] == {"bounding": bounding_set, "effective": [], "permitted": []}
     assert user["user"] == {"uid": 33, "gid": 34, "additionalGids": [34, 44], "umask": 0o022}
 
 
 def test_limits_are_set_where_a_cgroup_can_hold_them() -> None:
-    wishes = Wishes(limits=Limits(memory=1 << 20, cpus=0.5))
-    assert "resources" not in spec({"Cmd": ["a"]}, wishes)["linux"]
-    place = Place(cgroup="/imgfs-box", controllers=frozenset({"memory", "pids"}))
-    linux = spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
+    request = ContainerRequest(resources=Resources(memory=1 << 20, cpus=0.5))
+    assert "resources" not in spec({"Cmd": ["a"]}, request)["linux"]
+    host = HostFacts(cgroup="/imgfs-box", controllers=frozenset({"memory", "pids"}))
+    linux = spec({"Cmd": ["a"]}, request, host=host)["linux"]
     assert linux["cgroupsPath"] == "/imgfs-box"
     assert set(linux["resources"]) == {"devices", "pids", "memory"}
-    full = Place(cgroup="/x", controllers=frozenset({"cpu"}))
-    assert spec({"Cmd": ["a"]}, wishes, place=full)["linux"]["resources"]["cpu"] == {
+    full = HostFacts(cgroup="/x", controllers=frozenset({"cpu"}))
+    assert spec({"Cmd": ["a"]}, request, host=full)["linux"]["resources"]["cpu"] == {
         "quota": 50_000,
         "period": 100_000,
     }
@@ -179,38 +191,38 @@ def test_limits_are_set_where_a_cgroup_can_hold_them() -> None:
 
 def test_a_network_of_its_own_is_a_namespace() -> None:
     assert {"type": "network"} not in spec({"Cmd": ["a"]})["linux"]["namespaces"]
-    alone = spec({"Cmd": ["a"]}, Wishes(network=Network.NONE))["linux"]
+    alone = spec({"Cmd": ["a"]}, ContainerRequest(network=Network.NONE))["linux"]
     assert {"type": "network"} in alone["namespaces"]
 
 
 def test_in_a_user_namespace_the_machines_network_means_its_sys() -> None:
-    place = Place(user_namespace=True, lone=True)
-    assert mounts(place=place)["/sys"]["type"] == "none"
-    assert "gid=5" not in mounts(place=place)["/dev/pts"]["options"]
-    assert mounts(Wishes(network=Network.NONE), place)["/sys"]["type"] == "sysfs"
+    host = HostFacts(user_namespace=True, single_id=True)
+    assert mounts(host=host)["/sys"]["type"] == "none"
+    assert "gid=5" not in mounts(host=host)["/dev/pts"]["options"]
+    assert mounts(ContainerRequest(network=Network.NONE), host)["/sys"]["type"] == "sysfs"
     assert "gid=5" in mounts()["/dev/pts"]["options"]
 
 
 def test_a_user_namespace_to_be_made_maps_its_ids() -> None:
-    place = Place(maps=((Ids(0, 1000, 1),), (Ids(0, 100, 1), Ids(1, 5000, 9))))
-    linux = spec({"Cmd": ["a"]}, place=place)["linux"]
+    host = HostFacts(maps=((IdRange(0, 1000, 1),), (IdRange(0, 100, 1), IdRange(1, 5000, 9))))
+    linux = spec({"Cmd": ["a"]}, host=host)["linux"]
     assert {"type": "user"} in linux["namespaces"]
     assert linux["uidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 1}]
     assert linux["gidMappings"][1] == {"containerID": 1, "hostID": 5000, "size": 9}
 
 
 def test_mounts_lie_on_each_other_in_the_order_of_their_depth_and_the_users_win() -> None:
-    wishes = Wishes(
+    request = ContainerRequest(
         binds=(Bind("/1", "/a/b/c"), Bind("/2", "/a", read_only=True), Bind("/3", "/etc/hosts")),
         tmpfs=(Tmpfs("/a/b", ("size=1m",)),),
     )
     image = ImageConfig(Platform("linux", "amd64"), (), (), None, {"Cmd": ["a"]}, {})
     container = Container("box", User(0, 0), (Bind("/ours", "/etc/hosts"), Bind("/vol", "/v")))
-    found = runtime_config(image, wishes, container, Place())["mounts"]
-    asked = [
+    found = runtime_config(image, request, container, HostFacts())["mounts"]
+    requested = [
         one["destination"] for one in found if not one["destination"].startswith(("/proc", "/dev", "/sys"))
     ]
-    assert asked.index("/a") < asked.index("/a/b") < asked.index("/a/b/c")
+    assert requested.index("/a") < requested.index("/a/b") < requested.index("/a/b/c")
     by_place = {one["destination"]: one for one in found}
     assert by_place["/etc/hosts"]["source"] == "/3"
     assert by_place["/a"]["options"][-1] == "ro"
@@ -218,15 +230,15 @@ def test_mounts_lie_on_each_other_in_the_order_of_their_depth_and_the_users_win(
 
 
 def test_a_read_only_container_has_places_to_write_as_podman_gives_it() -> None:
-    found = mounts(Wishes(read_only=True, binds=(Bind("/x", "/tmp"),)))
+    found = mounts(ContainerRequest(read_only=True, binds=(Bind("/x", "/tmp"),)))
     assert found["/run"]["type"] == found["/var/tmp"]["type"] == "tmpfs"
     assert found["/tmp"]["source"] == "/x"
 
 
 def test_volumes_that_something_else_is_mounted_on_are_not_made() -> None:
-    defaults = Defaults.parse({"Volumes": {"/a/": {}, "b": {}, "/c": None}})
-    wishes = Wishes(binds=(Bind("/x", "/a/"),), tmpfs=(Tmpfs("/c"),))
-    assert wishes.volumes_over(defaults) == ["/b"]
+    defaults = ImageDefaults.parse({"Volumes": {"/a/": {}, "b": {}, "/c": None}})
+    request = ContainerRequest(binds=(Bind("/x", "/a/"),), tmpfs=(Tmpfs("/c"),))
+    assert request.volumes_over(defaults) == ["/b"]
 
 
 @pytest.mark.parametrize(
@@ -298,8 +310,8 @@ def rootfs(tmp_path: Path) -> Rootfs:
 def test_symlinks_are_followed_inside_the_image_only(rootfs: Rootfs) -> None:
     assert rootfs.read("/etc/absolute") == rootfs.read("etc/chain") == rootfs.read("/dir/real") == b"inside"
     assert rootfs.read("/etc/up") == rootfs.read("/etc/outside") == b""
-    assert rootfs.resolve("/etc/up") == rootfs.top / "secret"
-    assert rootfs.resolve("/../../x/../y") == rootfs.top / "y"
+    assert rootfs.host_path("/etc/up") == rootfs.top / "secret"
+    assert rootfs.host_path("/../../x/../y") == rootfs.top / "y"
 
 
 def test_what_is_missing_reads_as_nothing_and_what_is_no_file_or_a_circle_is_an_error(rootfs: Rootfs) -> None:
@@ -342,11 +354,11 @@ def test_a_command_is_looked_for_before_it_is_started(
     config = {"process": {"args": [command], "cwd": "/srv", "env": ["PATH=/sbin:/bin"]}}
     code = None
     try:
-        check_command(Rootfs(tmp_path), config, Wishes())
+        check_command(Rootfs(tmp_path), config, ContainerRequest())
     except Refused as refused:
         code = refused.code
     assert code == expected
-    check_command(Rootfs(tmp_path), config, Wishes(binds=(Bind("/x", "/y"),)))
+    check_command(Rootfs(tmp_path), config, ContainerRequest(binds=(Bind("/x", "/y"),)))
 
 
 V1 = "30 25 0:26 / {at} rw shared:9 - cgroup cgroup rw,{name}\n"
@@ -398,13 +410,13 @@ def test_with_version_2_root_has_the_top() -> None:
     ],
 )
 def test_limits_that_do_not_hold_are_named(cgroups: Cgroups, said: str | None) -> None:
-    assert unenforced({"memory": 1, "cpu": 0.5}, cgroups) == said
-    assert unenforced({"memory": None, "cpu": None}, cgroups) is None
+    assert unenforced_limits({"memory": 1, "cpu": 0.5}, cgroups) == said
+    assert unenforced_limits({"memory": None, "cpu": None}, cgroups) is None
 
 
 def test_ranges_of_ids_are_laid_end_to_end() -> None:
     text = "root:1:1\nme:100000:1000\nyou:5:5\n1000:200000:70000\nme:x:y\nme:9:9\n"
-    assert id_ranges(text, ("me", "1000")) == (Ids(1, 100_000, 1000), Ids(1001, 200_000, 64_536))
+    assert id_ranges(text, ("me", "1000")) == (IdRange(1, 100_000, 1000), IdRange(1001, 200_000, 64_536))
     assert id_ranges(text, ("nobody",)) == ()
 
 
@@ -439,7 +451,7 @@ def test_what_is_no_name_for_a_container_is_refused(name: str) -> None:
 
 def test_limits_of_processes_are_those_of_setrlimit() -> None:
     ulimits = (Ulimit("nofile", 10, 20), Ulimit("core", -1, -1))
-    process = spec({"Cmd": ["a"]}, Wishes(limits=Limits(ulimits=ulimits)))["process"]
+    process = spec({"Cmd": ["a"]}, ContainerRequest(resources=Resources(ulimits=ulimits)))["process"]
     assert process["rlimits"] == [
         {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
         {"type": "RLIMIT_CORE", "soft": (1 << 64) - 1, "hard": (1 << 64) - 1},
@@ -448,15 +460,15 @@ def test_limits_of_processes_are_those_of_setrlimit() -> None:
 
 
 def test_limits_that_cannot_be_raised_are_lowered_and_named() -> None:
-    wishes = Wishes(
-        limits=Limits(ulimits=(Ulimit("nofile", 10, -1), Ulimit("nproc", 5, 6))),
-        rights=Rights(added=("CAP_SYS_ADMIN", "ALL")),
+    request = ContainerRequest(
+        resources=Resources(ulimits=(Ulimit("nofile", 10, -1), Ulimit("nproc", 5, 6))),
+        security=Security(added=("CAP_SYS_ADMIN", "ALL")),
     )
-    limits = {"nofile": 15, "nproc": -1}
-    place = Place(ceilings=limits, capabilities=frozenset(), mount_program="/bin/mount")
-    lowered = spec({"Cmd": ["a"]}, wishes, place=place)["process"]["rlimits"]
-    assert [(one["soft"], one["hard"]) for one in lowered] == [(10, 15), (5, 6)]
-    assert shortfalls(wishes, place, Cgroups()) == [
+    resources = {"nofile": 15, "nproc": -1}
+    host = HostFacts(ceilings=resources, capabilities=frozenset(), mount_program="/bin/mount")
+    capped_ulimits = spec({"Cmd": ["a"]}, request, host=host)["process"]["rlimits"]
+    assert [(one["soft"], one["hard"]) for one in capped_ulimits] == [(10, 15), (5, 6)]
+    assert unmet_requests(request, host, Cgroups()) == [
         "CAP_SYS_ADMIN cannot be given: imgfs itself has no such capability",
         "the limit of nofile is 10:15: raising it needs CAP_SYS_RESOURCE",
     ]
@@ -464,21 +476,23 @@ def test_limits_that_cannot_be_raised_are_lowered_and_named() -> None:
 
 def test_without_mount_8_it_is_said_that_the_images_devices_are_not_barred() -> None:
     line = "device files of the image are not barred: there is no mount(8) (Debian: apt install mount)"
-    maps = ((Ids(0, 1000, 1),), (Ids(0, 1000, 1),))
-    assert shortfalls(Wishes(), Place(), Cgroups()) == [line]
-    assert shortfalls(Wishes(), Place(mount_program="/bin/mount"), Cgroups()) == []
-    assert shortfalls(Wishes(), Place(maps=maps), Cgroups()) == []  # the kernel opens none there
-    assert shortfalls(Wishes(), Place(user_namespace=True, lone=True), Cgroups()) == []
-    assert shortfalls(Wishes(rights=Rights(privileged=True)), Place(), Cgroups()) == []
+    maps = ((IdRange(0, 1000, 1),), (IdRange(0, 1000, 1),))
+    assert unmet_requests(ContainerRequest(), HostFacts(), Cgroups()) == [line]
+    assert unmet_requests(ContainerRequest(), HostFacts(mount_program="/bin/mount"), Cgroups()) == []
+    assert (
+        unmet_requests(ContainerRequest(), HostFacts(maps=maps), Cgroups()) == []
+    )  # the kernel opens none there
+    assert unmet_requests(ContainerRequest(), HostFacts(user_namespace=True, single_id=True), Cgroups()) == []
+    assert unmet_requests(ContainerRequest(security=Security(privileged=True)), HostFacts(), Cgroups()) == []
 
 
 def test_how_many_processes_there_may_be_is_limited_by_itself() -> None:
-    place = Place(cgroup="/x", controllers=frozenset({"pids"}))
+    host = HostFacts(cgroup="/x", controllers=frozenset({"pids"}))
 
     def limit(pids: int | None) -> object:
-        return spec({"Cmd": ["a"]}, Wishes(limits=Limits(pids=pids)), place=place)["linux"]["resources"].get(
-            "pids"
-        )
+        return spec({"Cmd": ["a"]}, ContainerRequest(resources=Resources(pids=pids)), host=host)["linux"][
+            "resources"
+        ].get("pids")
 
     assert (limit(None), limit(7), limit(-1)) == ({"limit": 2048}, {"limit": 7}, None)
 
@@ -487,36 +501,38 @@ HOLE = Device("/dev/null", "/dev/hole", "c", 1, 3, 0o20666, 0, 0, "rw")
 
 
 def test_devices_are_made_or_in_a_user_namespace_shown() -> None:
-    wishes, cgroup = Wishes(), "/x"
-    linux = spec({"Cmd": ["a"]}, wishes, place=Place(devices=(HOLE,), cgroup=cgroup))["linux"]
+    request, cgroup = ContainerRequest(), "/x"
+    linux = spec({"Cmd": ["a"]}, request, host=HostFacts(devices=(HOLE,), cgroup=cgroup))["linux"]
     assert linux["devices"][0].items() >= {"path": "/dev/hole", "type": "c", "major": 1, "minor": 3}.items()
     assert linux["resources"]["devices"] == [
         {"allow": False, "access": "rwm"},
         {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"},
     ]
-    place = Place(devices=(HOLE,), user_namespace=True)
-    assert mounts(wishes, place)["/dev/hole"]["source"] == "/dev/null"
-    assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=place)["linux"]
-    unguarded = Place(devices=(HOLE,), cgroup=cgroup, unguarded="cgroups cannot be written")
-    assert "devices" not in spec({"Cmd": ["a"]}, wishes, place=unguarded)["linux"]["resources"]
+    host = HostFacts(devices=(HOLE,), user_namespace=True)
+    assert mounts(request, host)["/dev/hole"]["source"] == "/dev/null"
+    assert "devices" not in spec({"Cmd": ["a"]}, request, host=host)["linux"]
+    no_device_cgroup = HostFacts(devices=(HOLE,), cgroup=cgroup, no_device_cgroup="cgroups cannot be written")
+    assert "devices" not in spec({"Cmd": ["a"]}, request, host=no_device_cgroup)["linux"]["resources"]
 
 
 def test_an_init_goes_before_the_command() -> None:
-    place = Place(init="/bin/tini")
-    assert spec({"Cmd": ["a", "b"]}, Wishes(init=True), place=place)["process"]["args"] == [
+    host = HostFacts(init="/bin/tini")
+    assert spec({"Cmd": ["a", "b"]}, ContainerRequest(init=True), host=host)["process"]["args"] == [
         "/run/imgfs-init",
         "--",
         "a",
         "b",
     ]
-    shown = mounts(Wishes(init=True), place)["/run/imgfs-init"]
+    shown = mounts(ContainerRequest(init=True), host)["/run/imgfs-init"]
     assert (shown["source"], shown["options"][-1]) == ("/bin/tini", "ro")
 
 
 def test_what_the_user_notes_goes_before_what_the_image_says() -> None:
-    wishes = Wishes(annotations={"a": "mine", "c": "d"}, stop_signal="INT")
-    notes = spec({"Cmd": ["a"], "StopSignal": "QUIT"}, wishes)["annotations"]
-    assert notes.items() >= {"a": "mine", "c": "d", "org.opencontainers.image.stopSignal": "INT"}.items()
+    request = ContainerRequest(annotations={"a": "mine", "c": "d"}, stop_signal="INT")
+    annotations = spec({"Cmd": ["a"], "StopSignal": "QUIT"}, request)["annotations"]
+    assert (
+        annotations.items() >= {"a": "mine", "c": "d", "org.opencontainers.image.stopSignal": "INT"}.items()
+    )
 
 
 def test_further_groups_are_found_as_others_are() -> None:
@@ -526,7 +542,9 @@ def test_further_groups_are_found_as_others_are() -> None:
 
 
 def test_a_terminal_begins_with_the_size_of_ours() -> None:
-    process = spec({"Cmd": ["a"]}, Wishes(terminal=True), place=Place(console=(80, 24)))["process"]
+    process = spec({"Cmd": ["a"]}, ContainerRequest(terminal=True), host=HostFacts(console=(80, 24)))[
+        "process"
+    ]
     assert process["consoleSize"] == {"width": 80, "height": 24}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imgfs.errors import UsageError
 from imgfs.runtime.devices import find_profile, this_machine
 from imgfs.runtime.seccomp import Machine, built_in, parse_profile
-from imgfs.runtime.security import UNCONFINED, Rights
+from imgfs.runtime.security import UNCONFINED, Security
 
 PC = Machine("x86_64", (6, 1))
 PHONE = Machine("aarch64", (4, 7))
@@ -209,11 +209,11 @@ def test_the_profile_is_the_one_named_else_the_first_on_this_machine_else_the_bu
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(profile(allow(name)))
     here = (str(tmp_path / "none"), str(tmp_path / "one"), str(tmp_path / "two"))
-    assert names(find_profile(Rights(), here)) == ["one"]
-    assert names(find_profile(Rights(seccomp=here[2]), here)) == ["two"]
-    assert find_profile(Rights(), here[:1]) == built_in(this_machine())
-    assert find_profile(Rights(seccomp=UNCONFINED), here) is None
-    assert find_profile(Rights(privileged=True), here) is None
+    assert names(find_profile(Security(), here)) == ["one"]
+    assert names(find_profile(Security(seccomp=here[2]), here)) == ["two"]
+    assert find_profile(Security(), here[:1]) == built_in(this_machine())
+    assert find_profile(Security(seccomp=UNCONFINED), here) is None
+    assert find_profile(Security(privileged=True), here) is None
 
 
 def names(found: Any) -> list[str]:
@@ -226,4 +226,4 @@ def names(found: Any) -> list[str]:
 )
 def test_a_named_profile_that_cannot_be_read_is_one_line(path: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        find_profile(Rights(seccomp=path))
+        find_profile(Security(seccomp=path))

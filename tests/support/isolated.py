@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.runtime.namespace import let_go_of_mounts
+from imgfs.runtime.namespace import detach_other_mounts
 
 PUBLIC = "93.184.215.14"  # an address of its own that is nobody's neighbour
 _TOOLS = all(shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") for tool in ("ip", "unshare", "mount"))
@@ -55,5 +55,5 @@ def isolated(function: Callable[..., None], directory: Path, *arguments: str, ti
 
 if __name__ == "__main__":
     module, name, directory, *arguments = sys.argv[1:]
-    let_go_of_mounts([])  # of tests beside this one, who wait for their daemons to end
+    detach_other_mounts([])  # of tests beside this one, who wait for their daemons to end
     getattr(importlib.import_module(module), name)(Path(directory), *arguments)

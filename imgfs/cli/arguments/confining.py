@@ -6,8 +6,8 @@ import argparse
 import re
 
 from imgfs.cli.arguments.values import checked, memory
-from imgfs.runtime.resources import ULIMITS, UNLIMITED, Limits, Ulimit
-from imgfs.runtime.security import DeviceWish, Rights, capability
+from imgfs.runtime.resources import ULIMITS, UNLIMITED, Resources, Ulimit
+from imgfs.runtime.security import DeviceRequest, Security, capability
 
 _ULIMIT = re.compile(r"([a-z]+)=(-1|[0-9]{1,18}|unlimited)(?::(-1|[0-9]{1,18}|unlimited))?")
 _ACCESS = re.compile(r"[rwm]{1,3}")
@@ -72,10 +72,10 @@ def limit_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def rights_of(options: argparse.Namespace) -> Rights:
+def security_of(options: argparse.Namespace) -> Security:
     """What the options say it may do; raises UsageError."""
     said: list[tuple[str, str]] = options.security_opt
-    return Rights(
+    return Security(
         added=tuple(options.cap_add),
         dropped=tuple(options.cap_drop),
         privileged=options.privileged,
@@ -88,10 +88,12 @@ def rights_of(options: argparse.Namespace) -> Rights:
     )
 
 
-def limits_of(options: argparse.Namespace) -> Limits:
+def resources_of(options: argparse.Namespace) -> Resources:
     """What the options say it may use; of a limit said twice the last counts."""
     by_name = {one.name: one for one in options.ulimit}
-    return Limits(options.memory, options.cpus, options.pids_limit, options.shm_size, tuple(by_name.values()))
+    return Resources(
+        options.memory, options.cpus, options.pids_limit, options.shm_size, tuple(by_name.values())
+    )
 
 
 def _capabilities(text: str) -> list[str]:
@@ -116,14 +118,14 @@ def _security(text: str) -> tuple[str, str]:
     raise argparse.ArgumentTypeError(f"{text!r} is none of imgfs's: there are no labels and no profiles here")
 
 
-def _device(text: str) -> DeviceWish:
+def _device(text: str) -> DeviceRequest:
     """SRC[:DST][:rwm]."""
     source, *rest = text.split(":")
     access = rest.pop() if rest and _ACCESS.fullmatch(rest[-1]) else "rwm"
     target = rest.pop() if rest else source
     if rest or not (source.startswith("/") and target.startswith("/")):
         raise argparse.ArgumentTypeError(f"{text!r} is not SRC, SRC:DST or SRC:DST:rwm, from the root")
-    return DeviceWish(source, target, access)
+    return DeviceRequest(source, target, access)
 
 
 def _ulimit(text: str) -> Ulimit:
