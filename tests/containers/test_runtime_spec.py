@@ -127,7 +127,7 @@ def test_the_command_lines_variables_go_before_the_images_and_those_before_the_u
 
 
 @pytest.mark.parametrize(
-    ("workdir", "asked", "cwd"),
+    ("workdir", "requested", "cwd"),
     [
         ("", None, "/"),
         ("srv/app", None, "/srv/app"),
