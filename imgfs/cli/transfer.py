@@ -7,16 +7,16 @@ from contextlib import closing
 from dataclasses import replace
 
 from imgfs.cli.images import connect_to, places_of, timeouts_of
-from imgfs.cli.output import say
+from imgfs.cli.output import complain, say
 from imgfs.cli.progress import Progress
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Platform
-from imgfs.oci.reference import Reference, RegistryReference
+from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
 from imgfs.registry.config.local_names import parse_destination
 from imgfs.registry.config.shortnames import candidates, first_found
-from imgfs.transport.copy import copy as copy_image
-from imgfs.transport.copy import mountable
+from imgfs.transport.convert import convert_to_oci
+from imgfs.transport.copy import image_of, mountable, put_image
 from imgfs.transport.destination import Destination, open_destination, tag_of
 from imgfs.transport.source import Source
 
@@ -36,6 +36,7 @@ def push(options: argparse.Namespace) -> int:
 
 def _copy(options: argparse.Namespace, target: Reference) -> int:
     named = _found(options)
+    converts = isinstance(target, LayoutReference) and not (target.digest or options.preserve_digests)
     platform = Platform.from_text(options.platform) if options.platform else None
     opened_source, opened_destination = _open(options, named, target)
     with (
@@ -43,9 +44,11 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
         closing(opened_destination) as destination,
         closing(Progress(doing="copying", done="copied")) as progress,
     ):
-        digest = copy_image(
-            source, destination, platform=platform, reporter=progress, mount_from=mountable(named, target)
-        )
+        parcel = image_of(source, platform, mount_from=mountable(named, target))
+        before = parcel.documents[-1].descriptor.digest
+        digest = put_image(destination, convert_to_oci(parcel) if converts else parcel, progress)
+    if digest != before:
+        complain(f"converted to OCI media types: {before} is now {digest} (--preserve-digests keeps it)")
     say(replace(target, tag=tag_of(target), digest=digest))
     return 0
 

@@ -18,8 +18,10 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import object_at, parse_json
 from imgfs.oci.image import (
     DOCKER_CONFIG,
+    DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_CONFIG,
+    OCI_INDEX,
     OCI_MANIFEST,
     ImageConfig,
     Manifest,
@@ -35,6 +37,7 @@ __all__ = [
     "as_oci",
     "extend_config",
     "extend_manifest",
+    "index_as_oci",
     "layer_type",
     "parse_change",
     "truncate",
@@ -129,13 +132,35 @@ def extend_manifest(
     return _encode(_own(_retyped(fields, types), annotations))
 
 
-def as_oci(body: bytes) -> bytes:
+def as_oci(body: bytes, media_type: str | None = None) -> bytes:
     """The manifest `body` with OCI media types, for an OCI layout, where tools look for no others.
 
-    An OCI manifest stays what it is, byte for byte. Raises InvalidImage.
+    An OCI manifest stays what it is, byte for byte. `media_type` is what its descriptor calls a manifest that
+    does not say itself. Raises InvalidImage.
     """
-    manifest, fields = _manifest(body)
+    manifest, fields = _manifest(body, media_type)
     return body if manifest.media_type == OCI_MANIFEST else _encode(_retyped(fields, _OCI_TYPES))
+
+
+def index_as_oci(body: bytes, media_type: str, converted: Mapping[Digest, Descriptor]) -> bytes:
+    """The index `body` as an OCI index of manifests in `converted`: the new descriptor, by the old digest.
+
+    Of an entry only media type, digest and size change; its platform and annotations stay. An OCI index with
+    none of these manifests stays what it is, byte for byte. Raises InvalidImage.
+    """
+    fields = object_at(parse_json(body, "document"), "document")
+    entries = [_converted_entry(entry, converted) for entry in fields.get("manifests") or []]
+    is_docker = fields.get("mediaType", media_type) == DOCKER_LIST
+    if not is_docker and entries == (fields.get("manifests") or []):
+        return body
+    return _encode(fields | {"mediaType": OCI_INDEX, "manifests": entries})
+
+
+def _converted_entry(entry: Fields, converted: Mapping[Digest, Descriptor]) -> Fields:
+    new = converted.get(Digest.parse(entry["digest"]))
+    if new is None:
+        return entry
+    return entry | {"mediaType": new.media_type, "digest": str(new.digest), "size": new.size}
 
 
 def truncate(manifest_body: bytes, config_body: bytes, layers: int) -> tuple[bytes, bytes]:
@@ -175,9 +200,9 @@ def _untold(config: ImageConfig) -> list[Fields]:
     return [{} for _ in range(len(config.diff_ids) - told)]
 
 
-def _manifest(body: bytes) -> tuple[Manifest, Fields]:
+def _manifest(body: bytes, media_type: str | None = None) -> tuple[Manifest, Fields]:
     """A manifest and its fields, `mediaType` and `layers` among them, to be changed."""
-    manifest = parse_document(body, None)
+    manifest = parse_document(body, media_type)
     if not isinstance(manifest, Manifest):
         raise InvalidImage("an index, not the manifest of one image")
     fields = object_at(parse_json(body, "document"), "document")

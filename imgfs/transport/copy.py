@@ -1,4 +1,4 @@
-"""Images brought from a source to a destination, byte for byte: blobs first, then what names them.
+"""Images brought from a source to a destination, byte for byte: blobs first, then the documents.
 
 What is to be put is collected before anything is sent: `image_of` reads a source's documents, and whoever has
 made an image (`imgfs commit`) puts one together from blobs of its own.

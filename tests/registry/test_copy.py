@@ -20,6 +20,7 @@ from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.retry import Timeouts
+from imgfs.transport.convert import convert_to_oci
 from imgfs.transport.copy import (
     Document,
     Parcel,
@@ -534,6 +535,83 @@ def test_skopeo_and_umoci_read_what_was_copied(imgfs: Imgfs, registry: str, tmp_
         )
         assert unpacked.code == 0, unpacked.err
         assert (tmp_path / "bundle/rootfs/hello").read_bytes() == b"world\n"
+
+
+# Docker's format in a layout
+
+
+def to_layout(images: Images, path: Path) -> dict[str, Any]:
+    """Copy into a new layout with OCI media types; the document that its index.json names."""
+    destination = open_destination(parse_reference(f"oci:{path}:v1"))
+    put_image(destination, convert_to_oci(image_of(images)), Log())
+    (entry,) = json.loads((path / "index.json").read_text())["manifests"]
+    document: dict[str, Any] = blob_json(path, entry)
+    assert document["mediaType"] == entry["mediaType"]
+    return document
+
+
+def blob_json(layout: Path, descriptor: dict[str, Any]) -> Any:
+    """A document of a layout, whose digest and size are those of its descriptor."""
+    body = (layout / "blobs/sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes()
+    assert (sha256(body), len(body)) == (descriptor["digest"], descriptor["size"])
+    return json.loads(body)
+
+
+def test_a_docker_image_gets_oci_media_types_in_a_layout(images: Images, tmp_path: Path) -> None:
+    layer = images.layer(media_type=DOCKER_LAYER)
+    image = images.image(layer, docker=True)
+    config = json.loads(images.document(image))["config"]
+    manifest = to_layout(images, tmp_path / "layout")
+    assert manifest["mediaType"] == OCI_MANIFEST
+    assert manifest["config"] == config | {"mediaType": OCI_CONFIG}
+    assert manifest["layers"] == [layer | {"mediaType": LAYER}]
+
+
+def test_a_docker_list_becomes_an_index_of_the_converted(images: Images, tmp_path: Path) -> None:
+    docker = images.image(images.layer(media_type=DOCKER_LAYER), docker=True)
+    oci = images.image(images.layer())
+    images.index((docker, platform("amd64")), (oci, platform("arm64")), media_type=DOCKER_LIST)
+    index = to_layout(images, tmp_path / "layout")
+    assert index["mediaType"] == OCI_INDEX
+    converted, kept = index["manifests"]
+    assert (converted["mediaType"], converted["platform"]["architecture"]) == (OCI_MANIFEST, "amd64")
+    assert converted["digest"] != str(docker.digest)
+    assert blob_json(tmp_path / "layout", converted)["layers"][0]["mediaType"] == LAYER
+    assert kept == as_json(oci) | platform("arm64")
+
+
+def test_what_is_oci_stays_byte_for_byte_in_a_layout(images: Images) -> None:
+    images.index((images.image(images.layer()), platform("amd64")), annotations={"a": "b"})
+    assert convert_to_oci(image_of(images)).documents == image_of(images).documents
+
+
+@pytest.mark.parts
+@needs_docker_registry
+@needs_skopeo
+def test_others_read_a_docker_image_that_was_copied_to_a_layout(
+    imgfs: Imgfs, registry: str, tmp_path: Path, open_path: Path
+) -> None:
+    image = write_image(tmp_path / "layout", [SMALL])
+    name = f"{registry}/ns/docker:v1"
+    made = skopeo("copy", "--format", "v2s2", "--dest-tls-verify=false", image, f"docker://{name}")
+    assert made.code == 0, made.err
+    old = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{name}").out)["Digest"]
+    ran = imgfs.run("copy", name, f"oci:{tmp_path}/out:v1")
+    new = ran.text.strip().partition("@")[2]
+    assert ran.err.endswith(
+        f"imgfs: converted to OCI media types: {old} is now {new} (--preserve-digests keeps it)\n"
+    )
+    seen = skopeo("inspect", f"oci:{tmp_path}/out:v1")
+    assert (seen.code, json.loads(seen.out)["Digest"]) == (0, new), seen.err
+    if shutil.which("umoci"):
+        words = "unpack", "--rootless", "--image", f"{tmp_path}/out:v1", tmp_path / "bundle"
+        assert imgfs.program("umoci", *words).code == 0
+    if shutil.which("podman"):
+        storage = "--root", open_path / "root", "--runroot", open_path / "run", "--storage-driver", "vfs"
+        pulled = imgfs.program("podman", *storage, "pull", f"oci:{tmp_path}/out:v1")
+        assert pulled.code == 0, pulled.err
+    kept = imgfs.ok("copy", "--preserve-digests", name, f"oci:{tmp_path}/kept:v1").strip()
+    assert kept.partition("@")[2] == old
 
 
 @pytest.mark.parts

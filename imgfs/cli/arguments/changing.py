@@ -121,6 +121,9 @@ Copies what SRC names to DST byte for byte, so that it keeps its digest: an inde
 platforms, or with --platform only the image for that one. What DST has already is not sent again. Writes
 DST and the digest to standard output.
 
+A Docker-format image gets OCI media types in a layout, where skopeo, podman and umoci read no others, and so
+another digest; its layers and configs stay as they are. --preserve-digests, or a digest in DST, keeps it.
+
 Examples:
   imgfs copy debian:12 registry.example.com/mirror/debian:12
   imgfs copy --platform linux/arm64 debian:12 oci:DIR:12
@@ -128,6 +131,11 @@ Examples:
 """,
     )
     _transfer_options(command, "an image's name, or oci:DIR[:TAG]")
+    command.add_argument(
+        "--preserve-digests",
+        action="store_true",
+        help="write a Docker-format image into a layout as it is, under its own digest",
+    )
 
 
 def add_push(commands: Commands) -> None:
@@ -147,6 +155,7 @@ Examples:
 """,
     )
     _transfer_options(command, "what to push: oci:DIR[:TAG], or an image's name")
+    command.set_defaults(preserve_digests=True)  # a registry takes both formats
 
 
 def _transfer_options(command: argparse.ArgumentParser, source: str) -> None:
