@@ -44,6 +44,11 @@ TIMEOUT = allowed(120)  # seconds a command may take
 HANGS = allowed(180)  # seconds after which a mount's daemon is killed, so that no test waits for it for ever
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 _QUIET_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
+# What Python says of an exception, and imgfs never: its class, its traceback, its errno as a number.
+_RAW_PYTHON = re.compile(
+    r"Traceback \(most recent|\[Errno -?\d+\]|\bOSError\b|<class '|<[\w.]+ object at 0x|\bNoneType\b|"
+    r"\b(?:[a-z_]+\.)*(?:[A-Z][A-Za-z]*(?:Error|Exception|Warning)|KeyboardInterrupt)\b(?:\(|: )"
+)
 
 
 class Account(NamedTuple):
@@ -75,6 +80,12 @@ class Ran(NamedTuple):
         assert lines[0].startswith("imgfs: "), self.err
         assert len(lines[0]) < 600, self.err
         return lines[0].removeprefix("imgfs: ")
+
+
+def check_words(said: str) -> None:
+    """Fail if what imgfs wrote for a person, or a daemon's log, has Python's own text of an exception."""
+    raw = _RAW_PYTHON.search(said)
+    assert raw is None, f"Python's own words ({raw[0]!r}) in: {said}"
 
 
 @dataclass
@@ -132,7 +143,9 @@ class Imgfs:
         """`imgfs ARGUMENTS…` to its end."""
         process = self.start(*arguments, **more)
         out, err = process.communicate(timeout=timeout)
-        return Ran(process.returncode, out, err.decode() if err else "")
+        ran = Ran(process.returncode, out, err.decode() if err else "")
+        check_words(ran.err)
+        return ran
 
     def ok(self, *arguments: str | Path, **more: Any) -> str:
         """What `imgfs ARGUMENTS…` writes; it must succeed and have nothing to complain of."""
@@ -224,6 +237,7 @@ class Imgfs:
             subprocess.run(["umount", "-l", str(left)], check=False, capture_output=True)
         assert below == [], f"mounts left behind: {below}"
         until(lambda: not processes_of_tests(self.store), "every daemon has ended")
+        check_words("\n".join(self.logged()))
         unexpected = [line for line in self.logged() if not self._is_expected(line)]
         assert unexpected == [], f"in the daemons' logs: {unexpected}"
 

@@ -1,0 +1,36 @@
+"""What counts as a raw text of Python: the tests look for it in every error and log that they see."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.mounted import check_words
+
+ERRORS = (
+    "imgfs: /x: not a directory",
+    "imgfs: registry.example.com/app:v1: 404 NAME_UNKNOWN: repository name not known to registry",
+    "2026-01-01 00:00:00,000 ERROR imgfs.fuse.errors: EIO: /noise: layer 0123456789ab, span 3",
+    "imgfs: the registry answered: Error: denied",
+)
+
+
+@pytest.mark.parametrize("said", ERRORS)
+def test_imgfs_s_own_words_pass(said: str) -> None:
+    check_words(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "imgfs: [Errno 2] No such file or directory: '/x'",
+        "imgfs: FileNotFoundError: /x",
+        "imgfs: KeyError('layers')",
+        "imgfs: sqlite3.DatabaseError: file is not a database",
+        "imgfs: 'NoneType' has no len()",
+        "imgfs: <socket.socket object at 0x7f00> is closed",
+        "Traceback (most recent call last):",
+    ],
+)
+def test_python_s_words_are_found(said: str) -> None:
+    with pytest.raises(AssertionError, match="Python's own words"):
+        check_words(said)
