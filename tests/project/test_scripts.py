@@ -311,6 +311,15 @@ STUBS = {
     "apt-get": 'echo "apt-get $*" >>"$HOME/called"; exit 1',
     "sudo": 'echo "sudo $*" >>"$HOME/called"; exit 1',
 }
+PAGES = ("man/man1/imgfs.1", "man/man8/mount.fuse.imgfs.8", "zsh/site-functions/_imgfs")
+# Of the environment: it makes pages unless $HOME/broken is there, and notes what else it is asked for.
+PYTHON = f"""
+if [ "$*" != "-m imgfs.cli.pages .venv" ]; then echo "python $*" >>"$HOME/called"; exit; fi
+[ ! -e "$HOME/broken" ] || {{ echo "no shtab" >&2; exit 1; }}
+for page in {" ".join(PAGES)}; do
+    mkdir -p ".venv/share/${{page%/*}}"
+    cat imgfs/cli/arguments.py >".venv/share/$page"
+done"""
 
 
 def stub(path: Path, script: str) -> None:
@@ -329,6 +338,15 @@ class Installation:
     def checkout(self) -> Path:
         return self.home / "checkout"
 
+    @property
+    def command(self) -> Path:
+        """What stands for the sources of the command line."""
+        return self.checkout / "imgfs" / "cli" / "arguments.py"
+
+    @property
+    def share(self) -> Path:
+        return self.home / ".local" / "share"
+
     def prepare(self) -> None:
         for name, script in STUBS.items():
             stub(self.home / "stubs" / name, script)
@@ -336,10 +354,13 @@ class Installation:
         for name in ("install", "packages"):
             shutil.copy(SCRIPTS / name, self.checkout / "scripts")
         shutil.copy(CHECKOUT / "pyproject.toml", self.checkout)
-        for name in ("python", "imgfs"):
-            stub(self.checkout / ".venv" / "bin" / name, f'echo "{name} $*" >>"$HOME/called"')
+        (self.checkout / "imgfs" / "cli").mkdir(parents=True)
+        for source in (self.checkout / "imgfs" / "__init__.py", self.command):
+            source.touch()
+        stub(self.checkout / ".venv" / "bin" / "imgfs", 'echo "imgfs $*" >>"$HOME/called"')
+        stub(self.checkout / ".venv" / "bin" / "python", PYTHON)
         project = hashlib.sha256((CHECKOUT / "pyproject.toml").read_bytes()).hexdigest()
-        made = f"made at {self.checkout} with {self.home}/stubs/python3\nbuilt from {project} with base\n"
+        made = f"made at {self.checkout} with {self.home}/stubs/python3\nbuilt from {project} with pages\n"
         (self.checkout / ".venv" / "installed").write_text(made)
         if not os.geteuid():
             for path in (self.home, *self.home.rglob("*")):
@@ -389,6 +410,55 @@ def test_installing_again_does_nothing(installation: Installation) -> None:
     assert f"linked {installation.home}/.local/bin/imgfs" in first.stdout
     assert second.stdout == "install: imgfs is ready\n"
     assert installation.called() == ""
+
+
+def test_pages_and_completions_are_put_in_place_and_follow_the_command_line(
+    installation: Installation,
+) -> None:
+    said = installation.install()
+    assert (said.returncode, said.stderr) == (0, "")
+    assert f"install: man pages and completions are below {installation.share}\n" in said.stdout
+    assert [(installation.share / page).read_text() for page in PAGES] == ["", "", ""]
+    installation.command.write_text("--new")
+    said = installation.install()
+    assert said.stdout == "install: making man pages and completions\ninstall: imgfs is ready\n"
+    assert [(installation.share / page).read_text() for page in PAGES] == ["--new"] * 3
+    (installation.share / PAGES[0]).unlink()
+    installation.install()
+    assert (installation.share / PAGES[0]).read_text() == "--new"
+
+
+def test_a_page_that_another_installation_has_put_there_stays(installation: Installation) -> None:
+    page = installation.share / PAGES[0]
+    page.parent.mkdir(parents=True)
+    page.write_text("of the wheel")
+    if not os.geteuid():
+        for path in (installation.home / ".local", *(installation.home / ".local").rglob("*")):
+            os.chown(path, *NOBODY)
+    assert installation.install().returncode == 0
+    assert page.read_text() == "of the wheel"
+    assert (installation.share / PAGES[1]).is_symlink()
+
+
+def test_pages_that_cannot_be_made_are_done_without(installation: Installation) -> None:
+    (installation.home / "broken").touch()
+    said = installation.install()
+    assert (said.returncode, said.stdout.splitlines()[-1]) == (0, "install: imgfs is ready")
+    assert said.stderr.splitlines() == [
+        "no shtab",
+        "install: failed: making man pages and completions",
+        "install: going on without man pages and completions",
+    ]
+    assert not installation.share.exists()
+
+
+def test_pages_that_cannot_be_linked_are_done_without(installation: Installation) -> None:
+    installation.install()
+    shutil.rmtree(installation.share)
+    installation.share.touch()
+    said = installation.install()
+    assert said.returncode == 0
+    assert said.stderr.endswith("install: going on without man pages and completions\n")
 
 
 def test_what_pyproject_newly_asks_for_is_installed(installation: Installation) -> None:
