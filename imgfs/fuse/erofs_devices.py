@@ -1,14 +1,12 @@
-"""The flat layers of an image as files, for a file system of the kernel's to stand on.
+"""The flat layers of an image as files: the block devices that a file system of the kernel's stands on.
 
-Files are named by number: the layers', the lowest first, then one of what is put together of pieces. Only
-the kernel opens them, so they are read in the pieces that it takes for its own page cache.
+Files are named by number: the layers', the lowest first, then the one of chunks. Only the kernel opens them,
+so they are read in the pieces that it takes for its own page cache.
 
-Which files of the image are being read, told from the reads of its flat files.
-
-Readers of whole trees are noticed by the files they open (`content.treewalk`), but of those a file system of
-the kernel says nothing. Only a reader of piece after piece of a layer, each a little further on, may be one:
-then the extents of all files are read out of the tree, once, and from then on reads count as reads of their
-files.
+`FlatReads` tells which files of the image are being read. Readers of whole trees are noticed by the files
+they open (`content.treewalk`), but of those a file system of the kernel says nothing. Only a reader of piece
+after piece of a layer, each a little further on, may be one: then the extents of all files are read out of
+the tree, once, and from then on reads count as reads of their files.
 """
 
 from __future__ import annotations
@@ -21,19 +19,16 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
-
-import trio
+from typing import Protocol
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.dispatch import reading
+from imgfs.fuse.constants import ROOT_INO, OpenFlag
 from imgfs.fuse.errors import FUSEError
-from imgfs.fuse.interrupts import GiveUp, abandoned_or_done
-from imgfs.fuse.operations import Operations
-from imgfs.fuse.protocol import OpenFlag, opened
-from imgfs.fuse.session import Session
+from imgfs.fuse.interrupts import GiveUp
+from imgfs.fuse.protocol import Statfs
+from imgfs.fuse.views import NAME_MAX, Children, PendingRead
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
 from imgfs.tree.reader import Node, Tree
@@ -43,7 +38,7 @@ _EVIDENCE = 16  # such steps, less what speaks against it
 _RECENT = 64  # reads that are told afterwards
 
 
-class _Places:
+class _FileStarts:
     """Where the files of one layer begin; those out of the order of their inos are left out."""
 
     def __init__(self) -> None:
@@ -72,13 +67,13 @@ class FlatReads:
         self._ends = [0] * layers  # of the last read of each
         self._evidence = 0
         self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)
-        self._places: list[_Places] = []
+        self._files: list[_FileStarts] = []
         self._thread: threading.Thread | None = None
         self._last = 0
 
     def read(self, layer: int, offset: int, length: int) -> None:
         """Note a read of a flat file. Costs next to nothing."""
-        if self._places:
+        if self._files:
             while self._recent:
                 self._tell(*self._recent.popleft())
             self._tell(layer, offset)
@@ -89,30 +84,29 @@ class FlatReads:
             self._recent.append((layer, offset))
             self._evidence = self._evidence + 1 if 0 < step <= _NEAR else self._evidence // 2
         if self._evidence >= _EVIDENCE and self._thread is None:
-            self._thread = threading.Thread(target=self._load, name="imgfs-places", daemon=True)
+            self._thread = threading.Thread(target=self._load, name="imgfs-flat-files", daemon=True)
             self._thread.start()
 
     def _tell(self, layer: int, offset: int) -> None:
-        ino = self._places[layer].file_at(offset)
+        ino = self._files[layer].file_at(offset)
         if ino and ino != self._last:
             self._last = ino
             self._opened(ino)
 
     def _load(self) -> None:
-        places = [_Places() for _ in self._ends]
+        files = [_FileStarts() for _ in self._ends]
         with suppress(ImgfsError, IndexError, OverflowError):  # of a damaged tree the reader will hear
             for layer, flat, ino in self._tree.placed():
-                places[layer].add(flat, ino)
-        self._places = places
+                files[layer].add(flat, ino)
+        self._files = files
 
 
 BLOCK = 512  # bytes: what the files' sizes are rounded up to
 _TROUBLED_PLACES = 256  # of which it is remembered what file they are of
-_ROOT = 1
 _FIRST = 2  # the ino of the lowest layer's file
 
 
-class Piece(Protocol):
+class FileChunk(Protocol):
     """`length` bytes of the image's file `ino`, from `offset` on; zeros beyond its end."""
 
     @property
@@ -123,108 +117,136 @@ class Piece(Protocol):
     def length(self) -> int: ...
 
 
-class Pieces(Protocol):
-    """What the last file is put together of."""
+class ChunkDevice(Protocol):
+    """The last device: the bytes of files that no layer has in one piece (see `kernel.chunk_index`)."""
 
     @property
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """Of the device, in bytes."""
 
-    def parts(self, offset: int, length: int) -> Sequence[Piece] | Any:
-        """What its bytes `[offset, offset+length)` are."""
+    def parts(self, offset: int, length: int) -> Iterable[FileChunk]:
+        """The files that the bytes `[offset, offset+length)` are of."""
 
 
-class FlatFiles(Operations):
-    """The flat layers of `image` as files 0, 1, …, and then `pieces` as another."""
+class FlatView:
+    """The flat layers of `image` as files 0, 1, …, and then `chunks` as another."""
 
-    def __init__(self, image: Image, pieces: Pieces) -> None:
-        super().__init__(image, owner=None, on_ready=lambda: None, status=dict)
+    def __init__(self, image: Image, chunks: ChunkDevice) -> None:
         sizes = [layer.index.summary.flat_size for layer in image.content.layers]
-        self._files = [*sizes, pieces.size]
-        self._pieces = pieces
+        self._tree, self._content = image.tree, image.content
+        self._sizes = [*sizes, chunks.size]
+        self._chunks = chunks
         self._last = _FIRST + len(sizes)
-        self._paths_at = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
+        self._paths = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
+        self._path_of = functools.lru_cache(_TROUBLED_PLACES)(image.tree.path)
         self._reads = FlatReads(image.tree, len(sizes), image.content.opened)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
 
-    def session(self, descriptor: int) -> Session:
-        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
-        return Session(descriptor, reading(self), self.greeted, stands_below=True)
-
-    def open(self, ino: int, flags: int, more: int = 0) -> bytes:
-        """A handle on a flat file, which the kernel opens once, when it mounts.
-
-        Of a layer that is all here, and beyond doubt, it may read ahead and keep that. Else it is to ask for
-        what is read and no more: who reads what is cached must not wait for what lies beside.
-        """
-        layer, extents, size = self._extents(ino)
-        is_whole = ino != self._last and self._content.is_here(layer, extents, 0, size)
-        is_sure = is_whole and not self._content.layers[layer].index.summary.word
-        return opened(0, OpenFlag.KEEP_CACHE if is_sure else OpenFlag.DIRECT_IO)
-
-    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Coroutine[Any, Any, bytes]:
-        """Exactly the bytes asked for, or up to the end of the file, or EIO."""
-        layer, extents, file_size = self._extents(ino)
-        length = min(size, file_size - offset)
-        if length <= 0:
-            return b""
-        is_last = ino == self._last
-        if not is_last:
-            self._reads.read(layer, offset, length)
-        ready = None if is_last else self._content.cached(layer, extents, offset, length)
-        return self._read_later(ino, offset, length) if ready is None else ready
-
-    def getxattr(self, ino: int, name: bytes) -> bytes:
-        """There are none; ENOSYS tells the kernel not to ask again."""
-        raise FUSEError(errno.ENOSYS)
-
-    async def _read_later(self, ino: int, offset: int, length: int) -> bytes:
-        try:
-            if ino == self._last:
-                return await self._put_together(offset, length)
-            layer, extents, _ = self._extents(ino)
-            return await self._waited_for(layer, extents, offset, length)
-        except ImgfsError as error:
-            path = await trio.to_thread.run_sync(self._path_within, ino, offset, length)
-            raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
-
-    async def _put_together(self, offset: int, length: int) -> bytes:
-        def read(given_up: GiveUp) -> bytes:
-            return b"".join(self._piece(piece, given_up) for piece in self._pieces.parts(offset, length))
-
-        return await abandoned_or_done(read, self._fetches)
-
-    def _piece(self, piece: Piece, given_up: GiveUp) -> bytes:
-        layer, extents = self._tree.extents(piece.ino)
-        node = self._tree.node(piece.ino)
-        length = min(piece.length, (node.size if node else 0) - piece.offset)
-        body = self._content.read(layer, extents, piece.offset, length, given_up) if length > 0 else b""
-        return body + bytes(piece.length - len(body))
-
-    def _node(self, ino: int) -> Node:
-        if ino == _ROOT:
-            return Node(ino, stat.S_IFDIR | 0o500, 0, 0, 0, 0, 2, 0, 0, False)
-        size = self._files[ino - _FIRST]
-        size += -size % BLOCK
-        return Node(ino, stat.S_IFREG | 0o400, 0, 0, size, 0, 1, 0, size // BLOCK, False)
-
-    def _find(self, parent: int, name: bytes) -> Node | None:
-        if parent == _ROOT and name.isdigit() and int(name) < len(self._files):
-            return self._node(_FIRST + int(name))
+    def lookup(self, parent: int, name: bytes) -> Node | None:
+        """See View."""
+        if parent == ROOT_INO and name.isdigit() and int(name) < len(self._sizes):
+            return self.attributes(_FIRST + int(name))
         return None
 
-    def _contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
-        size = self._node(ino).size
-        return (ino - _FIRST, self._whole[ino - _FIRST], size) if ino != self._last else (0, (), size)
+    def attributes(self, ino: int) -> Node:
+        """See View."""
+        if ino == ROOT_INO:
+            return Node(ino, stat.S_IFDIR | 0o500, 0, 0, 0, 0, 2, 0, 0, False)
+        size = self._size(ino)
+        return Node(ino, stat.S_IFREG | 0o400, 0, 0, size, 0, 1, 0, size // BLOCK, False)
+
+    def children(self, directory: int) -> Children[Node]:
+        """List nothing: only the kernel looks in, and by name."""
+        return lambda _directory, _after: iter(())
+
+    def child_attributes(self, child: Node) -> Node:
+        """See View."""
+        return child
+
+    def reference(self, child: Node) -> None:
+        """Count nothing: the files are there for as long as the mount is."""
+
+    def readlink(self, ino: int) -> bytes:
+        """Refuse: there are no symbolic links."""
+        raise FUSEError(errno.EINVAL)
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """Refuse: there are none; ENOSYS has the kernel not ask again."""
+        raise FUSEError(errno.ENOSYS)
+
+    def xattrs(self, ino: int) -> Iterable[bytes]:
+        """See View."""
+        return ()
+
+    def open(self, ino: int) -> int:
+        """Open a flat file, which the kernel does once, when it mounts.
+
+        Of a layer that is all cached and verified the kernel may read ahead and keep pages. Else it is to ask
+        for what is read and no more: a reader of cached bytes must not wait for what lies beside them.
+        """
+        if ino == self._last:
+            return OpenFlag.DIRECT_IO
+        layer = ino - _FIRST
+        is_whole = self._content.is_here(layer, self._whole[layer], 0, self._size(ino))
+        is_sure = is_whole and not self._content.layers[layer].index.summary.word
+        return OpenFlag.KEEP_CACHE if is_sure else OpenFlag.DIRECT_IO
+
+    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:
+        """See View."""
+        length = min(size, self._size(ino) - offset)
+        if length <= 0:
+            return b""
+        if ino == self._last:
+            return PendingRead(functools.partial(self._wait, ino, offset, length), is_local=False)
+        layer = ino - _FIRST
+        self._reads.read(layer, offset, length)
+        ready = self._content.cached(layer, self._whole[layer], offset, length)
+        if ready is not None:
+            return ready
+        is_local = self._content.is_here(layer, self._whole[layer], offset, length)
+        return PendingRead(functools.partial(self._wait, ino, offset, length), is_local)
+
+    def is_settled(self) -> bool:
+        """Return False: the answer to an open decides what the kernel keeps."""
+        return False
+
+    def statfs(self) -> Statfs:
+        """The size of all flat files."""
+        return Statfs(sum(self._sizes) // BLOCK, 0, 0, len(self._sizes), 0, BLOCK, NAME_MAX, BLOCK)
+
+    def _size(self, ino: int) -> int:
+        if not _FIRST <= ino <= self._last:
+            raise FUSEError(errno.ENOENT)
+        size = self._sizes[ino - _FIRST]
+        return size + -size % BLOCK
+
+    def _wait(self, ino: int, offset: int, length: int, given_up: GiveUp) -> bytes:
+        """Read bytes of a flat file; an error names the image's file that they are of, for the log."""
+        try:
+            if ino == self._last:
+                parts = self._chunks.parts(offset, length)
+                return b"".join(self._chunk(part, given_up) for part in parts)
+            layer = ino - _FIRST
+            return self._content.read(layer, self._whole[layer], offset, length, given_up)
+        except ImgfsError as error:
+            path = self._path_within(ino, offset, length)
+            raise ImgfsError(f"/{os.fsdecode(path)}: {error}" if path else str(error)) from error
+
+    def _chunk(self, chunk: FileChunk, given_up: GiveUp) -> bytes:
+        layer, extents = self._tree.extents(chunk.ino)
+        node = self._tree.node(chunk.ino)
+        length = min(chunk.length, (node.size if node else 0) - chunk.offset)
+        body = self._content.read(layer, extents, chunk.offset, length, given_up) if length > 0 else b""
+        return body + bytes(chunk.length - len(body))
 
     def _path_within(self, ino: int, offset: int, length: int) -> bytes | None:
         """A path of what a read is of: it may begin at a whole page, before the file that is read."""
-        return self._paths_at(ino, offset) or self._paths_at(ino, offset + length - 1)
+        return self._paths(ino, offset) or self._paths(ino, offset + length - 1)
 
     def _path_at(self, ino: int, offset: int) -> bytes | None:
         """A path of the image's file that has the byte at `offset` of a flat file, if it is easily found."""
         if ino == self._last:
-            found = next((piece.ino for piece in self._pieces.parts(offset, 1)), None)
+            found = next((chunk.ino for chunk in self._chunks.parts(offset, 1)), None)
         else:
             found = self._tree.file_at(ino - _FIRST, offset)
-        return self._paths(found) if found else None
+        return self._path_of(found) if found else None

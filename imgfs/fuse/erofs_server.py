@@ -15,7 +15,8 @@ from typing import Any
 import trio
 
 from imgfs.errors import ImgfsError, MountError
-from imgfs.fuse.erofs_devices import FlatFiles
+from imgfs.fuse.erofs_devices import FlatView
+from imgfs.fuse.operations import Operations
 from imgfs.mounts.status_client import encode_status
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
@@ -24,7 +25,7 @@ Task = Callable[..., Awaitable[None]]  # is given what ends the service, and tri
 
 
 async def serve_flat_files(
-    files: FlatFiles,
+    files: FlatView,
     descriptor: int,
     attach: Callable[[], None],
     tell: Callable[[], dict[str, Any]],
@@ -39,7 +40,7 @@ async def serve_flat_files(
     """
     raised: list[ImgfsError] = []
     tried, let_go = trio.Event(), False
-    session = files.session(descriptor)
+    session = Operations(files).session(descriptor, stands_below=True)
     try:
         with _listening(status_socket) as listener:
             async with trio.open_nursery() as nursery:

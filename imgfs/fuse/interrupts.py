@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from imgfs.fuse.protocol import READ_FLAGS, READ_LOCKOWNER, Head, Opcode
+from imgfs.fuse.constants import READ_LOCKOWNER, Opcode
+from imgfs.fuse.protocol import READ_FLAGS, Head
 
 _POLL = (
     0.1  # seconds between two looks whether a caller is being killed: only of its first signal are we told

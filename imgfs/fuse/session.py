@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import trio
 
+from imgfs.fuse.constants import MAJOR, MAX_PAGES, MAX_WRITE, MINOR, READ_BUFFER, InitFlag, NotifyCode, Opcode
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import UnderWay, fills_page_cache
 from imgfs.fuse.protocol import (
@@ -29,30 +30,22 @@ from imgfs.fuse.protocol import (
     INIT_OUT,
     INTERRUPT_IN,
     INVALIDATE_INODE_OUT,
-    MAJOR,
-    MINOR,
-    MOST_PAGES,
-    READ_BUFFER,
-    WRITE_MOST,
     Head,
-    Notice,
-    Offer,
-    Opcode,
 )
 
 IN_BACKGROUND = 512  # reads past its cache that the kernel may have under way; of itself it allows 12
 _MOST = 256  # requests in a row without a look at anything else
 _PATIENCE = 1  # milliseconds to wait for a request outside of trio, while nobody waits for anything else
 _OFFERS = (
-    Offer.ASYNC_READ
-    | Offer.ATOMIC_O_TRUNC
-    | Offer.EXPORT_SUPPORT
-    | Offer.BIG_WRITES
-    | Offer.AUTO_INVAL_DATA
-    | Offer.DO_READDIRPLUS
-    | Offer.PARALLEL_DIROPS
-    | Offer.MAX_PAGES
-    | Offer.CACHE_SYMLINKS
+    InitFlag.ASYNC_READ
+    | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.EXPORT_SUPPORT
+    | InitFlag.BIG_WRITES
+    | InitFlag.AUTO_INVAL_DATA
+    | InitFlag.DO_READDIRPLUS
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.MAX_PAGES
+    | InitFlag.CACHE_SYMLINKS
 )
 _INTERRUPT = int(Opcode.INTERRUPT)
 _NOTHING_THERE = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
@@ -90,8 +83,8 @@ class Session:
     ) -> None:
         self._descriptor = descriptor
         self._greeted = greeted
-        self._offers = _OFFERS | (Offer.HANDLE_KILLPRIV_V2 if writable else 0)
-        self._offers |= Offer.WRITEBACK_CACHE if writeback else 0
+        self._offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
+        self._offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._greet,
@@ -194,7 +187,7 @@ class Session:
         that, which may wait for answers.
         """
         body = INVALIDATE_INODE_OUT.pack(ino, -1, 0)
-        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), Notice.INVALIDATE_INODE, 0), body)
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), NotifyCode.INVALIDATE_INODE, 0), body)
 
     def invalidate_attributes_soon(self, ino: int) -> None:
         """The same for any file, in a thread."""
@@ -220,7 +213,7 @@ class Session:
     def _greet(self, head: Head, body: memoryview) -> None:
         """Agree with the kernel on what both can do."""
         _, _, read_ahead, offered = INIT_IN.unpack_from(body)
-        limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, WRITE_MOST, 1, MOST_PAGES, 0
+        limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
         answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self._offers, *limits)
         self._send(head.unique, 0, answer)
         self._greeted(offered)

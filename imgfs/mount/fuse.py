@@ -17,6 +17,7 @@ import trio
 from imgfs.errors import MountError
 from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
+from imgfs.fuse.views import TreeView, UnionView
 from imgfs.fuse.writable import WritableOperations
 from imgfs.mount.serving import (
     MountOptions,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.overlay.overlay import Overlay
     from imgfs.store.store import Store
+    from imgfs.tree.reader import Node
 
 log = logging.getLogger("imgfs.mount")
 
@@ -76,18 +78,7 @@ async def _serve_image(
     on_ready: Callable[[], None],
 ) -> None:
     greeted = trio.Event()
-    operations = (
-        WritableOperations(
-            image,
-            overlay,
-            owner=options.owner,
-            on_ready=greeted.set,
-            status=tell,
-            write_through=options.write_through,
-        )
-        if overlay
-        else Operations(image, owner=options.owner, on_ready=greeted.set, status=tell)
-    )
+    operations = _operations(image, overlay, options, greeted.set, tell)
     fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw", "nopassthrough"}
     fuse_options |= {f"fsname={_escaped(image.resolved.reference)}"} | (set() if overlay else {"ro"})
     nothing = pyfuse3.Operations()  # libfuse mounts and unmounts, and never hears of a request
@@ -109,6 +100,24 @@ async def _serve_image(
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
+
+
+def _operations(
+    image: Image,
+    overlay: Overlay | None,
+    options: MountOptions,
+    on_ready: Callable[[], None],
+    tell: Callable[[], dict[str, Any]],
+) -> Operations[Node] | WritableOperations:
+    """The operations of a mount: of the image's tree, or of its union with a scratch."""
+    tree = TreeView(image)
+    if overlay is None:
+        return Operations(tree, squash=options.owner, on_ready=on_ready, status=tell)
+    union = UnionView(tree, overlay)
+    reading = Operations(union, squash=options.owner, on_ready=on_ready, status=tell)
+    return WritableOperations(
+        reading, union, overlay, squash=options.owner, write_through=options.write_through
+    )
 
 
 async def _announce(

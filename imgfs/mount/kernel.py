@@ -114,7 +114,7 @@ def _serve_flat_files(
     on_ready: Callable[[], None],
 ) -> bool:
     """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""
-    from imgfs.fuse.erofs_devices import FlatFiles
+    from imgfs.fuse.erofs_devices import FlatView
     from imgfs.fuse.erofs_server import serve_flat_files
     from imgfs.kernel.passthrough import forget_pages
 
@@ -136,6 +136,6 @@ def _serve_flat_files(
         task_status.started()
         await sync_now_and_then(image)
 
-    files, descriptor = FlatFiles(image, assembled), driver.open_flat_files()
+    files, descriptor = FlatView(image, assembled), driver.open_flat_files()
     tasks = until_signal, sync
     return trio.run(serve_flat_files, files, descriptor, attach, tell, driver.status_socket, tasks)

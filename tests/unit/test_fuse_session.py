@@ -15,18 +15,9 @@ import pytest
 import trio
 
 from imgfs.errors import ImgfsError
+from imgfs.fuse.constants import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.interrupts import is_killed
-from imgfs.fuse.protocol import (
-    ABSENT,
-    READ_LOCKOWNER,
-    Head,
-    Offer,
-    Opcode,
-    attributes,
-    entry,
-    listed,
-    listed_dot,
-)
+from imgfs.fuse.protocol import ABSENT, Head, attributes, entry, listed, listed_dot
 from imgfs.fuse.session import Handler, Session
 from imgfs.overlay.node import UpperAttributes
 from imgfs.tree.reader import Node
@@ -86,13 +77,13 @@ def test_what_nobody_handles_is_refused_and_a_forget_is_not_answered() -> None:
 
 
 def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> None:
-    offer = Offer.CACHE_SYMLINKS | Offer.NO_OPENDIR_SUPPORT | 1 << 30
+    offer = InitFlag.CACHE_SYMLINKS | InitFlag.NO_OPENDIR_SUPPORT | 1 << 30
 
     def asking(kernel: Kernel) -> None:
         kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 45, 131072, offer) + bytes(48))
         _, error, body = kernel.answer()
         assert (error, len(body)) == (0, 64)  # fuse_init_out since 7.23
-        assert struct.unpack_from("<4I", body) == (7, 31, 131072, Offer.CACHE_SYMLINKS)
+        assert struct.unpack_from("<4I", body) == (7, 31, 131072, InitFlag.CACHE_SYMLINKS)
 
     with talking({}, asking) as offered:
         assert offered == [offer]

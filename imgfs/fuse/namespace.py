@@ -1,0 +1,89 @@
+"""The operations that change a writable mount's directories and extended attributes, made on its overlay."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from imgfs.fuse.constants import OpenFlag
+from imgfs.fuse.errors import FUSEError
+from imgfs.fuse.protocol import Head, NewName, Squash, entry, open_out
+from imgfs.fuse.views import UnionView
+from imgfs.overlay.node import UpperNode
+from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.xattrs import Owner
+
+UPPER_HANDLE = 1  # a handle that needs the descriptor of the upper half
+_DONE = b""
+
+
+class NamespaceOperations:
+    """Changes of `overlay`, which `view` shows; with `squash` (uid, gid) every file is shown as theirs."""
+
+    def __init__(self, view: UnionView, overlay: Overlay, squash: Squash) -> None:
+        self._view = view
+        self._overlay = overlay
+        self._entries = overlay.entries
+        self._squash = squash
+
+    def create(self, caller: Head, name: bytes, mode: int) -> bytes:
+        """Make a file and open it."""
+        node = self._entries.create(caller.ino, name, self._creator(mode, caller))
+        self._overlay.open(node)
+        return self._entry(node) + open_out(UPPER_HANDLE, OpenFlag.KEEP_CACHE)
+
+    def mknod(self, caller: Head, name: bytes, mode: int, device: int) -> bytes:
+        """Make a FIFO, socket, device or file."""
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        return self._entry(self._entries.make(caller.ino, name, kind, self._creator(mode, caller), device))
+
+    def mkdir(self, caller: Head, name: bytes, mode: int) -> bytes:
+        """Make a directory."""
+        return self._entry(self._entries.make(caller.ino, name, stat.S_IFDIR, self._creator(mode, caller)))
+
+    def symlink(self, caller: Head, name: bytes, target: bytes) -> bytes:
+        """Make a symbolic link."""
+        return self._entry(self._entries.symlink(caller.ino, name, target, self._creator(0o777, caller)))
+
+    def link(self, new_parent: int, ino: int, new_name: bytes) -> bytes:
+        """Give a file another name."""
+        return self._entry(self._entries.link(ino, new_parent, new_name))
+
+    def unlink(self, parent: int, name: bytes) -> bytes:
+        """Remove a name."""
+        self._entries.unlink(parent, name)
+        return _DONE
+
+    def rmdir(self, parent: int, name: bytes) -> bytes:
+        """Remove an empty directory."""
+        self._entries.rmdir(parent, name)
+        return _DONE
+
+    def rename(self, parent: int, new: NewName) -> bytes:
+        """Rename, or, by the flags, exchange."""
+        self._overlay.rename((parent, new.name), (new.new_parent, new.new_name), new.flags)
+        return _DONE
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> bytes:
+        """Set an extended attribute; by the flags, one that is there, or one that is not."""
+        if flags and (self._view.xattr(ino, name) is None) == (flags & os.XATTR_REPLACE != 0):
+            raise FUSEError(errno.ENODATA if flags & os.XATTR_REPLACE else errno.EEXIST)
+        self._overlay.set_xattr(ino, name, value)
+        return _DONE
+
+    def removexattr(self, ino: int, name: bytes) -> bytes:
+        """Remove an extended attribute."""
+        self._overlay.remove_xattr(ino, name)
+        return _DONE
+
+    def _entry(self, node: UpperNode) -> bytes:
+        """Answer with a file, to which the kernel then holds a reference more."""
+        self._view.reference(node)
+        return entry(self._view.child_attributes(node), self._squash)
+
+    def _creator(self, mode: int, caller: Head) -> Owner:
+        """The owner of something new: an ordinary user is root in their own image."""
+        mode = stat.S_IMODE(mode)
+        is_own = self._overlay.keeps_owners_aside and caller.uid == os.geteuid()
+        return Owner(0, 0, mode) if is_own else Owner(caller.uid, caller.gid, mode)
