@@ -1,1 +1,26 @@
-"""The kernel's requests answered: FUSE as bytes, and the one boundary between errors and errno."""
+"""FUSE: requests of the kernel come out of /dev/fuse, and are answered from a view of a mount's files.
+
+libfuse mounts and unmounts, by pyfuse3; imgfs reads and writes /dev/fuse itself, because pyfuse3 lacks
+
+- the inode in `read` and `readdir`: both are given a handle alone, so that every file and directory that is
+  open would need state, and OPEN and OPENDIR could not be answered with ENOSYS (FUSE_NO_OPEN_SUPPORT,
+  FUSE_NO_OPENDIR_SUPPORT);
+- FileInfo as the answer of `opendir`: without FOPEN_CACHE_DIR the kernel keeps no listing;
+- access to the connection in `init`: without it no flags, no max_background and no max_pages can be agreed on.
+
+constants      opcodes, flags and limits (linux/fuse.h)
+protocol       bodies of requests parsed, bodies of answers packed
+session        reads requests, has them answered, writes the answers
+dispatch       which operation answers which request
+interrupts     FUSE_INTERRUPT: work in threads that is abandoned or undone
+errors         the one place where an exception becomes an errno
+views          the View of a mount's files: of an image's tree, of its union with a scratch
+operations     what is answered from a view
+listing        a directory listed in several replies
+namespace      changes of directories and extended attributes
+writable       changes of files
+copyup_data    the data of files copied up while their callers wait
+erofs_devices  the view of flat layers, which EROFS stands on
+erofs_server   serves that view for as long as EROFS stands on it
+device         the descriptor of /dev/fuse that libfuse has opened
+"""
