@@ -6,9 +6,9 @@ libfuse mounts and unmounts, by pyfuse3; imgfs reads and writes /dev/fuse itself
   open would need state, and OPEN and OPENDIR could not be answered with ENOSYS (FUSE_NO_OPEN_SUPPORT,
   FUSE_NO_OPENDIR_SUPPORT);
 - FileInfo as the answer of `opendir`: without FOPEN_CACHE_DIR the kernel keeps no listing;
-- access to the connection in `init`: without it no flags, no max_background and no max_pages can be agreed on.
+- access to the connection in `init`: without it no flags, no max_background, no max_pages.
 
-constants      opcodes, flags and limits (linux/fuse.h)
+opcodes        opcodes, flags and limits (linux/fuse.h)
 protocol       bodies of requests parsed, bodies of answers packed
 session        reads requests, has them answered, writes the answers
 dispatch       which operation answers which request

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imgfs.fuse.constants import Opcode
+from imgfs.fuse.opcodes import Opcode
 from imgfs.fuse.protocol import (
     batch_forget_in,
     create_in,

@@ -24,9 +24,9 @@ from contextlib import suppress
 from typing import Protocol
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.constants import ROOT_INO, OpenFlag
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import GiveUp
+from imgfs.fuse.opcodes import ROOT_INO, OpenFlag
 from imgfs.fuse.protocol import Statfs
 from imgfs.fuse.views import NAME_MAX, Children, PendingRead
 from imgfs.image.image import Image

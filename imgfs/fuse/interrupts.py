@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from imgfs.fuse.constants import READ_LOCKOWNER, Opcode
+from imgfs.fuse.opcodes import READ_LOCKOWNER, Opcode
 from imgfs.fuse.protocol import READ_FLAGS, Head
 
 _POLL = (

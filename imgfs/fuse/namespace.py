@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 
-from imgfs.fuse.constants import OpenFlag
 from imgfs.fuse.errors import FUSEError
+from imgfs.fuse.opcodes import OpenFlag
 from imgfs.fuse.protocol import Head, NewName, Squash, entry, open_out
 from imgfs.fuse.views import UnionView
 from imgfs.overlay.node import UpperNode

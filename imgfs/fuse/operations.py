@@ -19,11 +19,11 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import trio
 
-from imgfs.fuse.constants import ROOT_INO, InitFlag, OpenFlag
 from imgfs.fuse.dispatch import reading
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import abandoned_or_done
 from imgfs.fuse.listing import DOTS, Listing
+from imgfs.fuse.opcodes import ROOT_INO, InitFlag, OpenFlag
 from imgfs.fuse.protocol import (
     ABSENT,
     Squash,

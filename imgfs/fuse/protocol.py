@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from imgfs.fuse.constants import FOREVER, OpenFlag
 from imgfs.fuse.errors import FUSEError
+from imgfs.fuse.opcodes import FOREVER, OpenFlag
 from imgfs.overlay.node import UpperAttributes
 from imgfs.tree.reader import Node
 

@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 
 import trio
 
-from imgfs.fuse.constants import MAJOR, MAX_PAGES, MAX_WRITE, MINOR, READ_BUFFER, InitFlag, NotifyCode, Opcode
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import UnderWay, fills_page_cache
+from imgfs.fuse.opcodes import MAJOR, MAX_PAGES, MAX_WRITE, MINOR, READ_BUFFER, InitFlag, NotifyCode, Opcode
 from imgfs.fuse.protocol import (
     ANSWER_HEAD,
     HEAD,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.constants import OpenFlag
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import GiveUp
+from imgfs.fuse.opcodes import OpenFlag
 from imgfs.fuse.protocol import FileAttributes, Statfs
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent

@@ -15,13 +15,13 @@ import os
 import stat
 from collections.abc import Iterable
 
-from imgfs.fuse.constants import GETATTR_FH, OPEN_KILL_SUIDGID, OpenFlag, SetattrMask, WriteFlag
 from imgfs.fuse.copyup_data import Fills
 from imgfs.fuse.dispatch import changing_files, changing_names, reading
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import undone_or_done
 from imgfs.fuse.listing import Listing
 from imgfs.fuse.namespace import UPPER_HANDLE, NamespaceOperations
+from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, OpenFlag, SetattrMask, WriteFlag
 from imgfs.fuse.operations import KEPT_LISTING, Later, Operations
 from imgfs.fuse.protocol import NewAttributes, Squash, attributes, open_out, write_out
 from imgfs.fuse.session import Session

@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from imgfs.errors import ImgfsError
-from imgfs.fuse.constants import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.interrupts import is_killed
+from imgfs.fuse.opcodes import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.protocol import ABSENT, Head, attributes, entry, listed, listed_dot
 from imgfs.fuse.session import Handler, Session
 from imgfs.overlay.node import UpperAttributes
