@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from imgfs.errors import RegistryError
 from imgfs.registry.ssrf import is_of_this_machine
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, resolve_url, shown
@@ -28,6 +30,20 @@ def led_to(url: str, location: str, *, verify: bool) -> str:
     else:
         return str(there)
     raise RegistryError(f"{redact(url)}: redirected to {redact(str(there))}, {why}", url=redact(url))
+
+
+def upload_target(url: str, location: str, *, verify: bool) -> str:
+    """Return where the `Location` of an upload leads; raises RegistryError as `led_to` does.
+
+    A registry behind a proxy that ends TLS names itself by http:// and its own host, often without its port,
+    unless it is told otherwise (distribution, "X-Forwarded-Proto"). docker and buildah follow that out of
+    TLS, containerd too, without Authorization; here it means the origin that was asked: https, same port.
+    """
+    here, there = _target(url, location)
+    is_itself = here.is_secure and not there.is_secure and there.host == here.host
+    if is_itself and there.port in (80, here.port):
+        return str(replace(here, target=there.target))
+    return led_to(url, location, verify=verify)
 
 
 def _target(url: str, location: str) -> tuple[Url, Url]:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
-from imgfs.registry.redirects import led_to
+from imgfs.registry.redirects import upload_target
 from imgfs.registry.response import Response
 from imgfs.registry.session import HttpSession
 from imgfs.registry.upload_body import Body, CheckedBlob
@@ -65,7 +65,7 @@ def location_of(url: str, headers: Mapping[str, str], status: int, *, verify: bo
         raise RegistryError(f"{redact(url)}: {status}, but no place to upload to", url=redact(url))
     minimum = headers.get("OCI-Chunk-Min-Length", "").strip()
     given = int(minimum[:19]) if minimum.isascii() and minimum.isdigit() else 0
-    return UploadLocation(led_to(url, location, verify=verify), 0, min(given, _LONGEST_MINIMUM))
+    return UploadLocation(upload_target(url, location, verify=verify), 0, min(given, _LONGEST_MINIMUM))
 
 
 def received(headers: Mapping[str, str]) -> int | None:
@@ -251,7 +251,7 @@ class Upload:
     def _moved(self, at: UploadLocation, offset: int, headers: Mapping[str, str]) -> None:
         """Note that the upload has `offset` bytes, and where the next ones go."""
         location = headers.get("Location")
-        url = led_to(at.url, location, verify=self._session.verifies) if location else at.url
+        url = upload_target(at.url, location, verify=self._session.verifies) if location else at.url
         self._at = UploadLocation(url, offset, at.minimum)
         self._patience.progressed(max(0, offset - self._farthest))
         self._farthest = max(self._farthest, offset)

@@ -24,7 +24,7 @@ import requests
 from tests.mount.test_mount import errno_of
 from tests.support import tarmake as tar
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
-from tests.support.mounted import Imgfs, gzipped, plain
+from tests.support.mounted import Imgfs, gzipped, plain, write_image
 from tests.support.nginx import needs_nginx, nginx
 from tests.support.patience import allowed
 from tests.support.token_server import TokenServer, certificate
@@ -448,3 +448,18 @@ class _Handler(Handler):
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process asks goes nowhere but to this machine."""
     monkeypatch.setenv("NO_PROXY", "*")
+
+
+@needs_nginx
+@pytest.mark.parametrize("named", ["$http_host", "$host"], ids=["with its port", "without its port"])
+def test_a_registry_that_does_not_know_of_its_tls_proxy_can_be_pushed_to(
+    imgfs: Imgfs, tmp_path: Path, named: str
+) -> None:
+    """Without X-Forwarded-Proto the registry names itself by http:// in the Location of an upload."""
+    tls = certificate(tmp_path / "tls", "127.0.0.1")
+    image = write_image(tmp_path / "layout", [gzipped(tar.archive(tar.file("a", b"1")))])
+    with docker_registry(tmp_path / "registry") as registry:
+        lines = f"location / {{ proxy_pass http://{registry}; proxy_set_header Host {named}; }}"
+        with nginx(tmp_path / "nginx", lines, tls=tls) as host:
+            imgfs.ok("copy", "--tls-ca", tls[0], image, f"{host}/app:v1")
+            assert imgfs.ok("ls", "--tls-ca", tls[0], f"{host}/app:v1").split() == ["a"]

@@ -165,7 +165,6 @@ def test_the_old_format_is_read() -> None:
         ('[[registry]]\nlocation = "a.example"\n[[registry.mirror]]', "registry[0].mirror[0].location"),
         ("unqualified-search-registries = 1", "unqualified-search-registries"),
         ('unqualified-search-registries = ["a.example/ns"]', "unqualified-search-registries"),
-        ('short-name-mode = "lax"', "short-name-mode"),
         ("aliases = 1", "aliases"),
         ("[aliases]\napp = 1", "aliases.app"),
         ("registries = 1", "registries"),
@@ -179,17 +178,27 @@ def test_the_old_format_is_read() -> None:
             '[[registry.mirror]]\nlocation = "b.example"\npull-from-mirror = "all"',
             "registry[0].mirror[0].pull-from-mirror",
         ),
-        (
-            '[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\nlocation = "b"\n'
-            'pull-from-mirror = "x"',
-            "registry[0].mirror[0].pull-from-mirror",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_file_and_key(text: str, key: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
     assert str(caught.value).startswith(f"{PATH}: {key}: ")
+
+
+def test_unknown_words_are_warned_of_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    text = (
+        'short-name-mode = "lax"\n[[registry]]\nlocation = "a.example"\n'
+        '[[registry.mirror]]\nlocation = "b.example"\npull-from-mirror = "weekends"\n'
+        '[[registry.mirror]]\nlocation = "c.example"\n'
+    )
+    found = parse(text)
+    assert found.mode == ""
+    match = found.find("a.example/app")
+    assert match
+    assert [mirror.place for mirror in match.mirrors] == ["c.example"]
+    assert f"{PATH}: short-name-mode: 'lax': not known here, passed over" in caplog.text
+    assert "registry[0].mirror[0].pull-from-mirror: 'weekends': not known here, the mirror is" in caplog.text
 
 
 @given(bodies_of(KEYS.split()))

@@ -538,6 +538,26 @@ def test_a_location_may_be_relative(location: str, place: str) -> None:
     assert location_of("http://r/v2/a/blobs/uploads/", {"Location": location}, 202).url == place
 
 
+@pytest.mark.parametrize(
+    ("url", "location", "place"),
+    [
+        ("https://r/v2/up/", "http://r/v2/a/up/1?s=%2F", "https://r/v2/a/up/1?s=%2F"),
+        ("https://r:8443/v2/up/", "http://r:8443/up/1", "https://r:8443/up/1"),
+        ("https://r:8443/v2/up/", "http://r/up/1", "https://r:8443/up/1"),
+        ("https://r/v2/up/", "http://R/up/1", "https://r/up/1"),
+    ],
+)
+def test_an_upload_at_the_same_host_stays_in_tls(url: str, location: str, place: str) -> None:
+    assert location_of(url, {"Location": location}, 202).url == place
+
+
+@pytest.mark.parametrize("location", ["http://s/up/1", "http://r:81/up/1", "http://s.r/up/1"])
+def test_an_upload_elsewhere_does_not_leave_tls(location: str) -> None:
+    with pytest.raises(RegistryError, match="which is not TLS"):
+        location_of("https://r/v2/up/", {"Location": location}, 202)
+    assert location_of("https://r/v2/up/", {"Location": location}, 202, verify=False).url == location
+
+
 @pytest.mark.parametrize("minimum", ["", "x", "-1", "²", "9" * 30])
 def test_a_senseless_minimum_is_bounded(minimum: str) -> None:
     place = location_of("http://r/", {"Location": "/x", "OCI-Chunk-Min-Length": minimum}, 202)

@@ -7,6 +7,7 @@ read.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _SEARCHED = re.compile(_HOST)
 _LOCATION = re.compile(rf"{_HOST}(?:/[\w.-]+)*", re.ASCII)
 _PREFIX = re.compile(rf"{_HOST}(?:(?:/[\w.-]+)+(?::[\w.-]+)?(?:@[\w:+.-]+)?)?|\*(?:\.[\w-]+)+", re.ASCII)
+log = logging.getLogger(__name__)
+
 _MIRRORED = {"": (True, True), "all": (True, True), "tag-only": (True, False), "digest-only": (False, True)}
 _MODES = ("", "enforcing", "permissive", "disabled")
 
@@ -148,7 +151,8 @@ def parse_registries(path: Path, body: bytes) -> Registries:
         return replace(_version_1(root.table("registries")), aliases=named)
     mode = root.text("short-name-mode")
     if mode not in _MODES:
-        root.refuse("short-name-mode", f"expected one of {', '.join(_MODES[1:])}")
+        log.warning("%s: short-name-mode: %r: not known here, passed over", path, mode)
+        mode = ""
     search = _hosts(root, "unqualified-search-registries")
     searched = search if "unqualified-search-registries" in root.fields else None
     return Registries(_by_prefix(map(_registry, root.tables("registry")), root), searched, mode, named)
@@ -172,19 +176,26 @@ def _registry(table: Table) -> Registry:
         prefix,
         f"{table.path}: {table.at.rstrip('.')}",
         Location(place if place != prefix else "", table.flag("insecure")),
-        tuple(_mirror(mirror, digests_only) for mirror in table.tables("mirror")),
+        tuple(filter(None, (_mirror(mirror, digests_only) for mirror in table.tables("mirror")))),
         table.flag("blocked"),
     )
 
 
-def _mirror(table: Table, digests_only: bool) -> Location:
+def _mirror(table: Table, digests_only: bool) -> Location | None:
+    """Read a mirror; None if it is for references of a kind that is not known here."""
     place, which = _place(table, "location"), table.text("pull-from-mirror")
     if not place:
         table.refuse("location", "expected host[:port][/repository…]")
-    if which not in _MIRRORED or (which and digests_only):
-        table.refuse(
-            "pull-from-mirror", "expected all, digest-only or tag-only, and no mirror-by-digest-only"
+    if which and digests_only:
+        table.refuse("pull-from-mirror", "there is mirror-by-digest-only, too")
+    if which not in _MIRRORED:
+        log.warning(
+            "%s: %spull-from-mirror: %r: not known here, the mirror is passed over",
+            table.path,
+            table.at,
+            which,
         )
+        return None
     by_tag, by_digest = _MIRRORED["digest-only" if digests_only else which]
     return Location(place, table.flag("insecure"), by_tag, by_digest)
 
