@@ -27,7 +27,8 @@ from imgfs.layer.codec.compress import seekable
 from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.window import sparse_window
 from imgfs.layer.entry import Checkpoint, Span
-from imgfs.layer.index import TAR, Elsewhere, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.schema import TAR, ExternalBlob
 from imgfs.layer.soci.spans import merge_spans
 from imgfs.layer.soci.ztoc_writer import Inexpressible, build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -50,7 +51,7 @@ from imgfs.oci.soci import ztoc_descriptor
 from imgfs.parallel import run_parallel
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
-from imgfs.tree.reader import copy_to_travel
+from imgfs.tree.import_tree import export_tree
 
 WORKERS = 2  # layers at once: decoding windows keeps a core busy
 SOCI_LEAST = 10 << 20  # bytes of a layer that gets a zTOC: soci-snapshotter fetches smaller ones whole
@@ -123,7 +124,7 @@ def publication_of(
     if tree is None:
         raise StoreError(f"{image.resolved.reference}: the tree has been removed meanwhile; try again")
     traveller = directory / "tree.sqlite"
-    copy_to_travel(tree, traveller)
+    export_tree(tree, traveller)
     packed = _packed(traveller, directory / "tree", TREE, {})
     made.files[packed.descriptor.digest] = packed.path
     recorded = store.profiles(image.resolved.digest).items()
@@ -204,7 +205,7 @@ class _Layer:
         self,
         lean: bool,
         windows: Windows | None,
-        copy: tuple[Elsewhere, list[Span]] | None,
+        copy: tuple[ExternalBlob, list[Span]] | None,
         files: list[Made],
     ) -> Descriptor:
         """The index in the form in which it travels."""
@@ -223,14 +224,14 @@ class _Layer:
             span.codec in FRAMED.values() and span.flat_end - span.flat_start > _COARSE for span in spans
         )
 
-    def _copy(self, files: list[Made]) -> tuple[Elsewhere, list[Span]]:
+    def _copy(self, files: list[Made]) -> tuple[ExternalBlob, list[Span]]:
         """A copy of the layer in small zstd frames."""
         path = self._stem.with_suffix(".copy")
         flat_size = self._index.summary.flat_size
         with path.open("wb") as file:
             spans, digest, size = seekable(self._flat(0, flat_size), file)
         files.append(Made(Descriptor(COPY, digest, size, self._annotations), path))
-        return Elsewhere(str(digest), size), spans
+        return ExternalBlob(str(digest), size), spans
 
     def _ztoc(self, spans: list[Span], files: list[Made]) -> tuple[Descriptor | None, str]:
         """The layer's zTOC, or why it has none."""

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Span
-from imgfs.layer.index import Elsewhere, Summary
+from imgfs.layer.schema import ExternalBlob, Summary
 from imgfs.oci.descriptor import Descriptor, Digest
 
 _NOWHERE = (1 << 64) - 1  # an offset beyond every layer
@@ -30,8 +30,8 @@ class SpanIndex(Protocol):
     """
 
     summary: Summary
-    blob: Elsewhere | None
-    windows: Elsewhere | None
+    blob: ExternalBlob | None
+    windows: ExternalBlob | None
 
     def bounds(self) -> Iterable[tuple[int, int, int, int]]:
         """(flat_start, flat_end, start, end) of every span, in order."""
@@ -43,7 +43,7 @@ class SpanIndex(Protocol):
         """One span; `window` are the bytes at `remote_window`, as they came."""
 
 
-def descriptor_of(place: Elsewhere) -> Descriptor:
+def descriptor_of(place: ExternalBlob) -> Descriptor:
     """A blob beside a layer's own, as a source wants it."""
     return Descriptor("application/octet-stream", Digest.parse(place.digest), place.size)
 

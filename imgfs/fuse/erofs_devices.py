@@ -188,7 +188,7 @@ class FlatView:
             return OpenFlag.DIRECT_IO
         layer = ino - _FIRST
         is_whole = self._content.is_here(layer, self._whole[layer], 0, self._size(ino))
-        is_sure = is_whole and not self._content.layers[layer].index.summary.word
+        is_sure = is_whole and not self._content.layers[layer].index.summary.trusted_by
         return OpenFlag.KEEP_CACHE if is_sure else OpenFlag.DIRECT_IO
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:

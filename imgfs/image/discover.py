@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.image.trust import Trust
-from imgfs.layer.voucher import by_soci
+from imgfs.layer.origin import soci_origin
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
@@ -81,7 +81,7 @@ class IndexDiscovery:
             return self._published
 
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
-        """A layer's zTOC, and who vouches for it (`layer.voucher`)."""
+        """A layer's zTOC, and who vouches for it (`layer.origin`)."""
         with self._lock:
             for ztocs, origin in ((self._bound, self._by_manifest), (self._referring, self.trust.origin)):
                 if layer in ztocs:
@@ -116,7 +116,7 @@ class IndexDiscovery:
     @cached_property
     def _by_manifest(self) -> str:
         digest = soci_v2_digest(self._manifest) if self._bound else None
-        return by_soci(digest) if digest else ""
+        return soci_origin(digest) if digest else ""
 
     @cached_property
     def _referring(self) -> Mapping[Digest, Descriptor]:

@@ -14,21 +14,23 @@ from imgfs.errors import InvalidImage, UsageError
 from imgfs.image.limits import largest_unpacked
 from imgfs.layer.artifact import unpack
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.index import TAR, LayerIndex
-from imgfs.layer.indexwriter import IndexWriter, vouch
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter, import_index
 from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT
+from imgfs.layer.origin import named_toc, toc_origin
+from imgfs.layer.schema import TAR
 from imgfs.layer.soci.ztoc import parse_ztoc
 from imgfs.layer.toc.detect import find_toc
 from imgfs.layer.toc.estargz import EXTERNAL_TAG_SUFFIX, External, external_toc, read_external_toc
 from imgfs.layer.toc.toc import Toc
-from imgfs.layer.voucher import by_toc, named_toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest, parse_document
 from imgfs.oci.published import PublishedLayer, unpacked_size
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
-from imgfs.tree import reader as trees
+from imgfs.tree.import_tree import import_tree
+from imgfs.tree.reader import Tree
 
 
 def import_published_tree(
@@ -37,8 +39,8 @@ def import_published_tree(
     """Take in a published tree, as that of `name`, an image of so many layers."""
     with store.new_tree(name) as path:
         store.limit.note_written(_fetch(descriptor, source, path, store.limit.admits))
-        trees.vouch(path, origin)
-        with trees.Tree(path) as tree:
+        import_tree(path, origin)
+        with Tree(path) as tree:
             if tree.layer_count != layers:
                 raise InvalidImage(f"the published tree is of {tree.layer_count} layers, not {layers}")
 
@@ -72,7 +74,7 @@ def import_published(
     """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
     with stored.new_index() as path:
         stored.note_written(_fetch(published.lean if lean else published.full, source, path, stored.admits))
-        vouch(path, origin)
+        import_index(path, origin)
         with LayerIndex(path) as index:
             _check(index, published, layer, diff_id)
 
@@ -99,7 +101,7 @@ def import_toc(
     toc = _external(layer, found, source, tag) if isinstance(found, External) else found
     name = "zstd:chunked" if layer.media_type.endswith("zstd") else "estargz"
     parts = (toc.entries, toc.spans, toc.flat_size)
-    origin = by_toc(named, repository)
+    origin = toc_origin(named, repository)
     _write(stored, layer, diff_id, parts, format_name=name, space=_space(toc), origin=origin)
     return True
 

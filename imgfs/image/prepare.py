@@ -17,8 +17,8 @@ from imgfs.image.readiness import Readiness, open_index
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.rows import note_origin
-from imgfs.layer.voucher import together
+from imgfs.layer.origin import combined_origin
+from imgfs.layer.rows import set_origin
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
@@ -195,4 +195,4 @@ def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] 
 
         merge(indexes(), path)
         if origins - {""}:
-            note_origin(path, together(origins))
+            set_origin(path, combined_origin(origins))

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import Summary
-from imgfs.layer.voucher import by_soci, by_toc, named_toc, vouchers_in
+from imgfs.layer.origin import named_toc, origins_in, soci_origin, toc_origin
+from imgfs.layer.schema import Summary
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.image import Manifest
 from imgfs.oci.named import soci_v2_digest
@@ -52,14 +52,14 @@ class Trust:
         if self.in_digests:
             with suppress(InvalidImage):  # what is no digest names nothing
                 named = soci_v2_digest(manifest)
-                found |= {by_soci(named)} if named else set()
+                found |= {soci_origin(named)} if named else set()
             tables = (named_toc(layer) for layer in layers)
-            found |= {by_toc(table, self.origin) for table in tables if table}
+            found |= {toc_origin(table, self.origin) for table in tables if table}
         return frozenset(found)
 
     def allows(self, origin: str, manifest: Manifest, layers: Iterable[Descriptor]) -> bool:
-        """Whether what `origin` (`layer.voucher`) vouches for may be used for the image of `manifest`."""
-        return not origin or self.vouchers(manifest, layers).issuperset(vouchers_in(origin))
+        """Whether what `origin` (`layer.origin`) vouches for may be used for the image of `manifest`."""
+        return not origin or self.vouchers(manifest, layers).issuperset(origins_in(origin))
 
     def reaches(self, index: Summary, manifest: Manifest, layer: Descriptor, *, needs_others: bool) -> bool:
         """Whether an index may be used, and, if it needs blobs beside the layer, they are to be had here."""

@@ -20,7 +20,8 @@ from imgfs.content.layer import LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.readiness import open_index, refutation
-from imgfs.layer.index import TAR, LayerIndex
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.schema import TAR
 from imgfs.oci.descriptor import Digest
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store

@@ -66,7 +66,7 @@ class Passthrough:
     """
 
     def __init__(self, layers: Sequence[LayerContent]) -> None:
-        self.files = [None if layer.index.summary.word else layer.flat.pin() for layer in layers]
+        self.files = [None if layer.index.summary.trusted_by else layer.flat.pin() for layer in layers]
 
     @property
     def count(self) -> int:

@@ -17,9 +17,10 @@ import zstandard
 from imgfs.errors import InvalidImage
 from imgfs.layer.codec.frames import ZstdFrames
 from imgfs.layer.entry import Checkpoint, Span
-from imgfs.layer.index import BLOB, WINDOWS, Elsewhere, LayerIndex
+from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.limits import PACKED_WINDOW_LIMIT
+from imgfs.layer.schema import BLOB, WINDOWS, ExternalBlob
 
 _LEVEL = 19  # of zstd: written once, fetched often
 
@@ -27,7 +28,7 @@ _LEVEL = 19  # of zstd: written once, fetched often
 class Windows(NamedTuple):
     """The windows of a layer's checkpoints, each a zstd frame, end to end in a blob."""
 
-    blob: Elsewhere
+    blob: ExternalBlob
     places: Sequence[tuple[int, int, int, int, bytes]]  # (span, bits, start, end, sha256 of the frame)
 
 
@@ -50,7 +51,7 @@ def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Wind
     if not places:
         path.unlink()
         return None
-    return Windows(Elsewhere(f"sha256:{hasher.hexdigest()}", at), places)
+    return Windows(ExternalBlob(f"sha256:{hasher.hexdigest()}", at), places)
 
 
 def write_shared(
@@ -59,7 +60,7 @@ def write_shared(
     *,
     lean: bool,
     windows: Windows | None,
-    copy: tuple[Elsewhere, Iterable[Span]] | None = None,
+    copy: tuple[ExternalBlob, Iterable[Span]] | None = None,
 ) -> None:
     """Write `index` anew, for others: `lean` without the entries.
 
@@ -70,17 +71,17 @@ def write_shared(
     for entry in () if lean else index.entries():
         writer.add_entry(entry)
     if copy:
-        writer.put_elsewhere(BLOB, copy[0])
+        writer.put_external_blob(BLOB, copy[0])
         writer.add_spans(copy[1])
     else:
         writer.add_spans(index.spans())
     if windows and not copy:
-        writer.put_elsewhere(WINDOWS, windows.blob)
+        writer.put_external_blob(WINDOWS, windows.blob)
         for place in windows.places:
             writer.add_remote_checkpoint(*place)
     summary = index.summary._asdict()
     del summary["entries"]
-    writer.finish(**{**summary, "is_lean": lean, "origin": "", "travels": True})
+    writer.finish(**{**summary, "is_lean": lean, "origin": "", "is_published": True})
 
 
 def pack(path: Path, packed: Path) -> None:

@@ -19,98 +19,27 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import zstandard
 
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
+from imgfs.layer.origin import UNKNOWN_ORIGIN
 from imgfs.layer.rows import (
     LARGEST,
-    TIME_RULE,
-    integers,
     open_database,
-    typed,
     unpack_chunk_digests,
     unpack_extents,
     unpack_time,
     unpack_xattrs,
 )
-from imgfs.layer.voucher import UNSAID, words_in
-
-FORMAT = 3  # of the file; another number means: index the layer again
-TRAVELS = 2  # of the same file as it travels, or as the store once had it: it does not say who vouches for it
-TAR = "tar"  # the flat space that is the tar stream itself
+from imgfs.layer.schema import BLOB, FORMAT, PUBLISHED_FORMAT, WINDOWS, ExternalBlob, Summary
 
 _T = TypeVar("_T")
-
-
-class Summary(NamedTuple):
-    """What a layer index says of the layer as a whole. Sizes are in bytes."""
-
-    digest: str  # of the blob, as in the manifest
-    diff_id: str  # of the uncompressed tar, as in the config
-    format: str  # how the blob is packed, for people: "tar", "gzip", "gzip members", "zstd", "estargz", …
-    size: int  # of the blob
-    flat_size: int
-    entries: int
-    space: str = TAR  # what offsets in the flat layer count: the tar stream, or the payloads of a certain TOC
-    is_lean: bool = False  # spans only: entries are to be had elsewhere
-    origin: str = ""  # who vouches for it (`layer.voucher`); "" if it is verified here
-
-    @property
-    def word(self) -> str:
-        """The repository whose word is all that is behind it; "" if a digest of the image's is."""
-        return words_in(self.origin)
-
-
-class Elsewhere(NamedTuple):
-    """A blob beside the layer's own, in the same repository. Its size is in bytes."""
-
-    digest: str
-    size: int
-
-
-# A checkpoint's `window` is a zstd frame, or, where that is at `[start, end)` of blob WINDOWS, its sha256.
-SCHEMA = """
-CREATE TABLE summary (format_number INTEGER, digest TEXT, diff_id TEXT, format TEXT,
-                      size INTEGER, flat_size INTEGER, entries INTEGER, space TEXT, is_lean INTEGER,
-                      origin TEXT);
-CREATE TABLE entry (seq INTEGER PRIMARY KEY, path BLOB, kind INTEGER, mode INTEGER, uid INTEGER, gid INTEGER,
-                    size INTEGER, mtime_ns INTEGER, target BLOB, major INTEGER, minor INTEGER, xattrs BLOB,
-                    flat INTEGER, extents BLOB);
-CREATE TABLE span (number INTEGER PRIMARY KEY, flat_start INTEGER, flat_end INTEGER, start INTEGER,
-                   end INTEGER, codec INTEGER, digest BLOB, parts BLOB);
-CREATE TABLE checkpoint (number INTEGER PRIMARY KEY, bits INTEGER, window BLOB, start INTEGER, end INTEGER);
-CREATE TABLE elsewhere (what TEXT PRIMARY KEY, digest TEXT, size INTEGER);
-"""
-# The rows that a merge asks for ahead of the others: few, so a partial index costs next to nothing.
-SHORTCUTS = f"""
-CREATE INDEX whiteout ON entry (seq) WHERE instr(path, CAST('.wh.' AS BLOB)) > 0;
-CREATE INDEX hardlink ON entry (seq) WHERE kind = {Kind.HARDLINK:d};
-"""
-BLOB, WINDOWS = (
-    "blob",
-    "windows",
-)  # `what` may be elsewhere: what spans are cut from, and checkpoints' windows
-_LARGEST_ID = (1 << 32) - 1
 _SHA256 = 32  # bytes of a digest
-# What holds for every row of an index, whoever has written it.
-RULES = {
-    "summary": f"{typed('text', 'digest', 'diff_id', 'format', 'space')} AND "
-    f"{integers(0, LARGEST, 'size', 'flat_size', 'entries')} AND {integers(0, 1, 'is_lean')} AND "
-    "(SELECT count(*) FROM summary) = 1 AND entries = (SELECT count(*) FROM entry)",
-    "entry": f"{typed('blob', 'path', 'target')} AND {integers(0, max(Kind), 'kind')} AND "
-    f"{integers(0, 0o7777, 'mode')} AND {integers(0, _LARGEST_ID, 'uid', 'gid', 'major', 'minor')} AND "
-    f"{integers(0, LARGEST, 'size')} AND {TIME_RULE} AND "
-    f"{typed('blob null', 'xattrs', 'extents')} AND (flat IS NULL OR {integers(0, LARGEST, 'flat')})",
-    "span": f"{integers(0, LARGEST, 'number', 'flat_start', 'flat_end', 'start', 'end')} AND "
-    f"{integers(0, max(Codec), 'codec')} AND {typed('blob', 'digest')} AND {typed('blob null', 'parts')}",
-    "checkpoint": f"{integers(0, 7, 'bits')} AND {typed('blob', 'window')} AND "
-    f"(coalesce(start, end) IS NULL OR {integers(0, LARGEST, 'start', 'end')} AND length(window) = 32)",
-    "elsewhere": f"what IN ('{BLOB}', '{WINDOWS}') AND {typed('text', 'digest')} AND "
-    f"{integers(0, LARGEST, 'size')}",
-}
+
+
 # What the flat bytes of an index that is not verified follow from; and where those of one that is are cut.
 _MADE_OF = (
     "SELECT flat_start,flat_end,codec,digest,parts FROM span ORDER BY number",
@@ -145,7 +74,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         try:
             with self._reading():
                 self.summary = self._summary()
-                elsewhere = {what: Elsewhere(*rest) for what, *rest in self._db.execute(_ELSEWHERE)}
+                elsewhere = {what: ExternalBlob(*rest) for what, *rest in self._db.execute(_ELSEWHERE)}
             self.blob = elsewhere.get(BLOB)
             self.windows = elsewhere.get(WINDOWS)
             if self.windows and self._db.execute(_UNKNOWN_WINDOW).fetchone()[0]:
@@ -156,9 +85,9 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     def _summary(self) -> Summary:
         row = self._db.execute("SELECT * FROM summary").fetchone()
-        if row is None or row[0] not in (FORMAT, TRAVELS):
+        if row is None or row[0] not in (FORMAT, PUBLISHED_FORMAT):
             raise self._other_format()
-        origin = row[-1] or (UNSAID if row[0] == TRAVELS else "")
+        origin = row[-1] or (UNKNOWN_ORIGIN if row[0] == PUBLISHED_FORMAT else "")
         found = Summary._make((*row[1:-2], bool(row[-2]), origin))
         _integers(found.size, found.flat_size, found.entries)
         if not all(isinstance(text, str) for text in (*found[:3], found.space, found.origin)):
@@ -282,7 +211,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
                 f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
             ) from error
 
-    def look_through(self) -> None:
+    def check_rows(self) -> None:
         """Read what rows hold packed, which no rule of SQLite's can look into; raises StoreError."""
         odd = "WHERE xattrs IS NOT NULL OR extents IS NOT NULL OR typeof(mtime_ns) = 'blob'"
         for _ in self._each(_entry, f"{_ENTRY} {odd}"):

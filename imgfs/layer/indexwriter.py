@@ -1,4 +1,4 @@
-"""Writing a layer index: entries and spans as a layer's reader finds them; or taking in another's."""
+"""Write a layer index, entry by entry and span by span; or import one that was made elsewhere."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import zstandard
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
-from imgfs.layer.index import FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, TRAVELS, Elsewhere, LayerIndex
+from imgfs.layer.index import LayerIndex
 from imgfs.layer.rewrite import Form, write_anew
 from imgfs.layer.rows import (
     create_database,
-    note_origin,
     pack_chunk_digests,
     pack_time,
     pack_xattrs,
     set_format,
+    set_origin,
     stored_extents,
 )
+from imgfs.layer.schema import FORMAT, PUBLISHED_FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, ExternalBlob
 
 _INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _INSERT_SPAN = "INSERT INTO span VALUES (?,?,?,?,?,?,?,?)"
-_BATCH, _WEIGHT = 1000, 4 << 20  # entries, and bytes of them, that are held until they are written
+_BATCH, _WEIGHT = 1000, 4 << 20  # entries, and their bytes, held in memory until they are written
 
 
 class IndexWriter:
-    """Writes a layer index to a new file at `path`; nobody may look at it before `close`."""
+    """Writes a layer index to a new file at `path`, which is complete once `finish` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,8 +69,8 @@ class IndexWriter:
         row = (number, bits, digest, start, end)
         self._db.execute("INSERT INTO checkpoint VALUES (?,?,?,?,?)", row)
 
-    def put_elsewhere(self, what: str, blob: Elsewhere) -> None:
-        """Say where something is that is in neither the layer nor this file: `BLOB` or `WINDOWS`."""
+    def put_external_blob(self, what: str, blob: ExternalBlob) -> None:
+        """Record the external blob that `what`, BLOB or WINDOWS, is in."""
         self._db.execute("INSERT INTO elsewhere VALUES (?,?,?)", (what, blob.digest, blob.size))
 
     def finish(
@@ -83,14 +84,14 @@ class IndexWriter:
         space: str = TAR,
         is_lean: bool = False,
         origin: str = "",
-        travels: bool = False,
+        is_published: bool = False,
     ) -> None:
         """Write the summary and close the file; it is complete from here on.
 
-        One that `travels` does not say who vouches for it, whatever `origin` is.
+        One that `is_published` counts as of unknown origin, whatever `origin` is.
         """
         self._flush()
-        number = TRAVELS if travels else FORMAT
+        number = PUBLISHED_FORMAT if is_published else FORMAT
         row = (number, digest, diff_id, format, size, flat_size, self._count, space, is_lean, origin)
         self._db.execute("INSERT INTO summary VALUES (?,?,?,?,?,?,?,?,?,?)", row)
         self._db.executescript(SHORTCUTS)
@@ -98,7 +99,7 @@ class IndexWriter:
         self.close()
 
     def close(self) -> None:
-        """Close the file without saying that it is complete."""
+        """Close the file without completing it."""
         self._db.close()
 
     def _flush(self) -> None:
@@ -111,17 +112,17 @@ class IndexWriter:
 _FORM = Form("a layer index", SCHEMA, SHORTCUTS, RULES)
 
 
-def vouch(path: Path, origin: str) -> None:
-    """Write an index from elsewhere anew, noting that `origin` (`layer.voucher`) is all that vouches for it.
+def import_index(path: Path, origin: str) -> None:
+    """Rewrite an index made elsewhere, row by row, and record its `origin` (`layer.origin`).
 
     Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
     write_anew(path, _FORM)
-    note_origin(path, origin)
-    set_format(path, FORMAT, before=TRAVELS)
+    set_origin(path, origin)
+    set_format(path, FORMAT, before=PUBLISHED_FORMAT)
     try:
         with LayerIndex(path) as index:
-            index.look_through()
+            index.check_rows()
     except StoreError as error:
         raise InvalidImage(f"a layer index with rows that make no sense: {error}", where=str(path)) from error
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.limits import RECORD_LIMIT, STEPS_EACH, STEPS_MORE
-from imgfs.layer.rows import create_database, file_uri, misfit
+from imgfs.layer.rows import create_database, file_uri, first_invalid_table
 
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM {}sqlite_master ORDER BY type, name"
 _LOOK = 10_000  # steps between looks at the budget
@@ -59,7 +59,7 @@ def write_anew(path: Path, form: Form) -> None:
         with closing(create_database(ours, form.schema)) as db:
             _copy(db, path, form)
             db.executescript(form.indexes)
-        if wrong := misfit(ours, form.rules):
+        if wrong := first_invalid_table(ours, form.rules):
             raise InvalidImage(f"{form.name} with rows that make no sense: {wrong}", where=str(path))
         ours.replace(path)
     except (

@@ -57,20 +57,20 @@ def has_schema(path: Path, schema: str) -> bool:
         return False
 
 
-def misfit(path: Path, rules: Mapping[str, str]) -> str | None:
+def first_invalid_table(path: Path, rules: Mapping[str, str]) -> str | None:
     """A table of a file of which `has_schema` is true that has a row against its rule, an SQL expression.
 
     None if there is none. To SQLite a column's type is a wish: what comes from elsewhere has to be asked.
     """
     try:
         with ThreadPoolExecutor(_ABREAST) as pool:
-            found = list(pool.map(partial(_is_misfit, path), rules, rules.values()))
+            found = list(pool.map(partial(_has_invalid_row, path), rules, rules.values()))
     except (sqlite3.Error, UnicodeDecodeError, StoreError) as error:
         return str(error)
-    return next((table for table, is_misfit in zip(rules, found, strict=True) if is_misfit), None)
+    return next((table for table, is_invalid in zip(rules, found, strict=True) if is_invalid), None)
 
 
-def _is_misfit(path: Path, table: str, rule: str) -> bool:
+def _has_invalid_row(path: Path, table: str, rule: str) -> bool:
     with closing(open_database(path)) as db:
         query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE ({rule}) IS NOT TRUE)"
         return bool(db.execute(query).fetchone()[0])
@@ -93,7 +93,7 @@ def typed(kind: str, *columns: str) -> str:
     return " AND ".join(f"({nothing}typeof({{0}}) = '{one}')".format(name) for name in columns)
 
 
-def note_origin(path: Path, origin: str) -> None:
+def set_origin(path: Path, origin: str) -> None:
     """Write `origin` into the summary of a file of ours. Raises StoreError."""
     _change(path, "UPDATE summary SET origin = ?", (origin,))
 

@@ -18,10 +18,10 @@ from imgfs.layer.codec.zlib_engine import InflateEngine
 from imgfs.layer.entry import Entry
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.limits import PLAUSIBLE_RATIO, PLAUSIBLE_SIZE
+from imgfs.layer.origin import TOC_DIGEST
 from imgfs.layer.soci.spans import SpanWriter
 from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
-from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 
 _PIECE = 64 << 10  # bytes that are decoded at once

@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator, Iterable
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Entry, Span
-from imgfs.layer.index import BLOB, LayerIndex
+from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.layer.origin import TOC_DIGEST
 from imgfs.layer.scan import Headers
+from imgfs.layer.schema import BLOB
 from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
-from imgfs.layer.voucher import TOC_DIGEST
 from imgfs.oci.descriptor import Descriptor, Digest
 
 Read = Callable[[int, int], Iterable[bytes]]  # the flat layer's bytes `[start, end)`, in pieces
@@ -45,7 +46,7 @@ def prove(index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, wri
         writer.add_span(_proved(span, digest.digest(), checkpoint))
     flat.finish(f"uncompressed layer {layer.digest.short} (DiffID)")
     if index.blob:
-        writer.put_elsewhere(BLOB, index.blob)
+        writer.put_external_blob(BLOB, index.blob)
     summary = index.summary._asdict()
     del summary["entries"]
     origin = index.summary.origin if index.blob else ""

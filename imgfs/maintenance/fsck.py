@@ -19,8 +19,9 @@ from typing import NamedTuple
 from imgfs.content.profile import AccessProfile
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.layer.entry import Codec, Span
-from imgfs.layer.index import RULES, SCHEMA, SHORTCUTS, TAR, LayerIndex
-from imgfs.layer.rows import has_schema, misfit
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.rows import first_invalid_table, has_schema
+from imgfs.layer.schema import RULES, SCHEMA, SHORTCUTS, TAR
 from imgfs.oci.descriptor import Digest
 from imgfs.store.checksum import matches_checksum
 from imgfs.store.flat import FlatLayer
@@ -209,7 +210,7 @@ def _wrong_with(
 def _misfit(path: Path, schema: str, rules: Mapping[str, str]) -> str | None:
     if not has_schema(path, schema):
         return "not of this format"
-    table = misfit(path, rules)
+    table = first_invalid_table(path, rules)
     return f"rows that make no sense: {table}" if table else None
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from imgfs.layer.voucher import words_in
+from imgfs.layer.origin import repositories_in
 from imgfs.mount.serving import MountOptions
 from imgfs.store.store import Store
 
@@ -27,7 +27,7 @@ def status(image: Image, store: Store, options: MountOptions, began: float) -> d
         "store": str(store.root),
         "scratch": scratch
         and {"directory": str(scratch.directory), "name": scratch.name, "kept": not scratch.volatile},
-        "tree": words_in(image.tree.origin) or "verified",
+        "tree": repositories_in(image.tree.origin) or "verified",
         "metrics": str(options.metrics) if options.metrics else None,
         "endpoints": getattr(image.source, "health", list)(),
         "driver": "fuse",
@@ -45,7 +45,7 @@ def status(image: Image, store: Store, options: MountOptions, began: float) -> d
                 "format": content.index.summary.format,
                 "size": content.layer.size,
                 "flat_size": content.index.summary.flat_size,
-                "index": content.index.summary.word or "verified",
+                "index": content.index.summary.trusted_by or "verified",
                 "bytes_fetched": content.fetched,
                 **counted,
             }

@@ -1,12 +1,13 @@
-"""Taking in a tree that another has merged: it has to be a tree, and hold what a merge would let through.
+"""Import a tree that was merged elsewhere, if it is one that a merge could have made; export one.
 
-The file is written anew first (`layer.rewrite`), so what is asked here is asked of sound b-trees, and costs
-what its size says. What can be counted is counted, and not believed: links, blocks and totals.
+The file is rewritten row by row first (`layer.rewrite`), so the checks here read sound b-trees, and cost what
+the file's size allows. Link counts, blocks and totals are computed again.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent, Kind
 from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
 from imgfs.layer.rewrite import Form, write_anew
-from imgfs.layer.rows import file_uri, unpack_extents, unpack_time, unpack_xattrs
+from imgfs.layer.rows import file_uri, set_format, set_origin, unpack_extents, unpack_time, unpack_xattrs
 from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.builder import check_time
-from imgfs.tree.schema import MILESTONES, ROOT, RULES, SCHEMA
+from imgfs.tree.reader import Tree
+from imgfs.tree.schema import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
 
 _FORM = Form("a tree", SCHEMA, f"{MILESTONES};", RULES)
 _DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12
@@ -39,7 +41,7 @@ CREATE TEMP TABLE parent (ino INTEGER PRIMARY KEY, directories INTEGER);
 INSERT INTO parent SELECT d.parent, sum(n.mode >> 12 = 4) FROM dirent d JOIN node n ON n.ino = d.ino
   GROUP BY d.parent;
 """
-# What would make a tree none, and whether it is so.
+# Faults of a tree, each with a query that is true if it has it.
 _FAULTS = {
     "more than one summary": "SELECT count(*) <> 1 FROM summary",
     "no root": f"SELECT count(*) = 0 FROM node WHERE ino = {ROOT} AND mode >> 12 = {_DIRECTORY}",
@@ -77,8 +79,31 @@ WHERE extents IS NOT NULL OR xattrs IS NOT NULL OR typeof(mtime_ns) = 'blob'
 """
 
 
-def check_in(path: Path) -> None:
-    """Write a tree of somebody else's anew; raises InvalidImage if it is none, StoreError."""
+def import_tree(path: Path, origin: str) -> None:
+    """Rewrite a tree made elsewhere, check it, and record its `origin` (`layer.origin`).
+
+    Raises InvalidImage if the file is no such tree, or costs more than its size allows; StoreError.
+    """
+    _rewrite(path)
+    set_origin(path, origin)
+    set_format(path, FORMAT, before=PUBLISHED_FORMAT)
+    try:
+        Tree(path).close()
+    except StoreError as error:
+        raise InvalidImage("not a tree of this format", where=str(path)) from error
+
+
+def export_tree(path: Path, copy: Path) -> None:
+    """Copy a verified tree to be published, of unknown origin. Raises StoreError for one that is not verified."""
+    with Tree(path) as tree:
+        if tree.origin:
+            raise StoreError(f"{path}: the tree is another's; it is not published")
+    shutil.copyfile(path, copy)
+    set_format(copy, PUBLISHED_FORMAT, before=FORMAT)
+
+
+def _rewrite(path: Path) -> None:
+    """Rewrite the file and check all its rows; raises InvalidImage, StoreError."""
     write_anew(path, _FORM)
     try:
         with closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db:

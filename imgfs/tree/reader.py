@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import stat
 import threading
@@ -14,21 +13,18 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
+from imgfs.layer.origin import UNKNOWN_ORIGIN
 from imgfs.layer.rows import (
-    note_origin,
     open_database,
-    set_format,
     unpack_extents,
     unpack_time,
     unpack_xattrs,
 )
-from imgfs.layer.voucher import UNSAID
-from imgfs.tree.import_tree import check_in
 from imgfs.tree.parents import Parents
 from imgfs.tree.paths import LINK_LIMIT
-from imgfs.tree.schema import FORMAT, ROOT, STRIDE, TRAVELS
+from imgfs.tree.schema import FORMAT, PUBLISHED_FORMAT, ROOT, STRIDE
 
 # Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
 # memory too, without bound, and a failing disk would be a SIGBUS.
@@ -100,7 +96,7 @@ class Tree(AbstractContextManager["Tree"]):
 
     Any thread may use it: nothing is kept between calls, and SQLite, in its "serialized" mode, lets one
     thread at a time into the connection. A damaged file raises StoreError. `origin` is who
-    vouches for it (`layer.voucher`), "" if all that it was merged from is verified.
+    vouches for it (`layer.origin`), "" if all that it was merged from is verified.
     """
 
     def __init__(self, path: Path) -> None:
@@ -271,10 +267,10 @@ class Tree(AbstractContextManager["Tree"]):
 
     def _summary(self) -> tuple[int, int, int, str]:
         row = self._row("SELECT format_number, layers, nodes, size, origin FROM summary", ())
-        if row is None or row[0] not in (FORMAT, TRAVELS):
+        if row is None or row[0] not in (FORMAT, PUBLISHED_FORMAT):
             raise StoreError(f"{self._path}: a tree of another format; remove it to merge the layers again")
         try:
-            origin = str(row[4]) or (UNSAID if row[0] == TRAVELS else "")
+            origin = str(row[4]) or (UNKNOWN_ORIGIN if row[0] == PUBLISHED_FORMAT else "")
             return index(row[1]), index(row[2]), index(row[3]), origin
         except TypeError as error:
             raise self._damaged(error) from error
@@ -340,29 +336,6 @@ def _node(row: tuple[Any, ...]) -> Node:
     if isinstance(row[5], bytes):
         row = (*row[:5], unpack_time(row[5]), *row[6:])
     return Node._make((*row[:-1], row[-1] == 1))
-
-
-def copy_to_travel(path: Path, copy: Path) -> None:
-    """Write a verified tree anew, for others; it does not say who vouches for it. Raises StoreError."""
-    with Tree(path) as tree:
-        if tree.origin:
-            raise StoreError(f"{path}: the tree is another's; it is not published")
-    shutil.copyfile(path, copy)
-    set_format(copy, TRAVELS, before=FORMAT)
-
-
-def vouch(path: Path, origin: str) -> None:
-    """Write a tree from elsewhere anew, noting that `origin` (`layer.voucher`) is all that vouches for it.
-
-    Raises InvalidImage if the file is no such tree, or costs more than its size allows; StoreError.
-    """
-    check_in(path)
-    note_origin(path, origin)
-    set_format(path, FORMAT, before=TRAVELS)
-    try:
-        Tree(path).close()
-    except StoreError as error:
-        raise InvalidImage("not a tree of this format", where=str(path)) from error
 
 
 def _error(number: int, path: bytes) -> OSError:

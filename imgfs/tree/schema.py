@@ -1,11 +1,11 @@
-"""The tree's file: what `merge` writes and `tree` reads."""
+"""The tables of a tree's file: what `merge` writes and `reader` reads."""
 
 from __future__ import annotations
 
 from imgfs.layer.rows import LARGEST, TIME_RULE, integers, typed
 
 FORMAT = 4  # of the file; another number means: merge the layers again
-TRAVELS = 3  # of the same file as it travels: it does not say who vouches for it
+PUBLISHED_FORMAT = 3  # of a published file: without an origin
 ROOT = 1  # the ino of the root: FUSE's, too
 STRIDE = 64  # every so many names of a directory, one is indexed by its position
 
@@ -27,7 +27,7 @@ CREATE TABLE node (ino INTEGER PRIMARY KEY, mode INTEGER, uid INTEGER, gid INTEG
 CREATE TABLE dirent (parent INTEGER, name BLOB, ino INTEGER, position INTEGER,
                      PRIMARY KEY (parent, name)) WITHOUT ROWID;
 """
-# What holds for every row of a tree, whoever has written it; see `misfit`.
+# What holds for every row of a tree, an imported one too; see `first_invalid_table`.
 RULES = {
     "summary": integers(0, LARGEST, "layers", "nodes", "size"),
     "layer": f"{typed('integer', 'number')} AND {typed('text', 'space')} AND "

@@ -12,12 +12,11 @@ from tempfile import TemporaryDirectory
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.indexwriter import vouch as vouch_index
+from imgfs.layer.indexwriter import IndexWriter, import_index
 from imgfs.layer.soci.flatbuffer import Builder
 from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VERSION, XATTR, ZTOC, parse_ztoc
+from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
-from imgfs.tree.reader import vouch as vouch_tree
 from scripts.proving.damage import damage_database
 from tests.support import tarmake
 from tests.support.hostile_sqlite import loop, share_children
@@ -74,7 +73,7 @@ def sqlite(directory: Path, chance: Random, damage: Callable[[bytes], bytes]) ->
         path.write_bytes(damage(path.read_bytes()))
     size = path.stat().st_size
     try:
-        (vouch_tree if is_tree else vouch_index)(path, "registry.test/app")
+        (import_tree if is_tree else import_index)(path, "registry.test/app")
     except InvalidImage:
         return "refused"
     _hold("bytes of what is written", path.stat().st_size, 2 * size + (1 << 20))

@@ -13,9 +13,10 @@ import zstandard
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.layer.artifact import Windows, pack, unpack, write_shared, write_windows
 from imgfs.layer.entry import Checkpoint, ChunkDigest, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.index import Elsewhere, LayerIndex
-from imgfs.layer.indexwriter import IndexWriter, vouch
-from imgfs.tree import reader as trees
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.indexwriter import IndexWriter, import_index
+from imgfs.layer.schema import ExternalBlob
+from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
 from tests.support.blobs import prose
 from tests.support.layers import write_tree
@@ -57,7 +58,7 @@ def shared(path: Path, *, lean: bool) -> tuple[Path, Windows, bytes]:
 @pytest.mark.parametrize("lean", [True, False])
 def test_a_shared_index_has_the_same_spans_and_says_where_their_windows_are(path: Path, lean: bool) -> None:
     made, windows, body = shared(path, lean=lean)
-    assert windows.blob == Elsewhere(f"sha256:{hashlib.sha256(body).hexdigest()}", len(body))
+    assert windows.blob == ExternalBlob(f"sha256:{hashlib.sha256(body).hexdigest()}", len(body))
     with LayerIndex(made) as index:
         assert index.windows == windows.blob
         assert index.blob is None
@@ -90,7 +91,7 @@ def test_without_checkpoints_there_are_no_windows(tmp_path: Path) -> None:
 
 
 def test_a_seekable_copy_takes_the_place_of_the_layers_own_spans(path: Path, tmp_path: Path) -> None:
-    blob, spans = Elsewhere("sha256:copy", 77), [Span(0, 0, 300, 0, 77, Codec.ZSTD, bytes(32))]
+    blob, spans = ExternalBlob("sha256:copy", 77), [Span(0, 0, 300, 0, 77, Codec.ZSTD, bytes(32))]
     with LayerIndex(path) as index:
         write_shared(index, tmp_path / "copied", lean=True, windows=None, copy=(blob, spans))
     with LayerIndex(tmp_path / "copied") as index:
@@ -143,7 +144,7 @@ def test_an_index_that_cannot_tell_its_windows_from_others_is_of_another_format(
     with pytest.raises(StoreError, match="of another format"):
         LayerIndex(made)
     with pytest.raises(InvalidImage, match="rows that make no sense: checkpoint"):
-        vouch(made, "registry/app")
+        import_index(made, "registry/app")
 
 
 @pytest.mark.parametrize("digest", [b"", bytes(31), bytes(33)])
@@ -151,16 +152,16 @@ def test_what_is_no_digest_of_a_window_is_refused(path: Path, digest: bytes) -> 
     made, _, _ = shared(path, lean=True)
     change(made, f"UPDATE checkpoint SET window = x'{digest.hex()}' WHERE number = 2")
     with pytest.raises(InvalidImage, match="rows that make no sense: checkpoint"):
-        vouch(made, "registry/app")
+        import_index(made, "registry/app")
 
 
 def test_what_vouches_for_an_index_or_a_tree_is_noted_in_it(path: Path, tmp_path: Path) -> None:
     made, _, _ = shared(path, lean=False)
-    vouch(made, "registry/app")
+    import_index(made, "registry/app")
     with LayerIndex(path) as own, LayerIndex(made) as index:
         assert (own.summary.origin, index.summary.origin) == ("", "registry/app")
     write_tree(tmp_path / "tree", [archive(file("x"))], tmp_path)
-    trees.vouch(tmp_path / "tree", "registry/app")
+    import_tree(tmp_path / "tree", "registry/app")
     with Tree(tmp_path / "tree") as tree:
         assert (tree.origin, tree.spaces()) == ("registry/app", ["tar"])
 
@@ -179,7 +180,7 @@ def test_what_vouches_for_an_index_or_a_tree_is_noted_in_it(path: Path, tmp_path
 def test_an_index_with_anything_more_or_less_in_it_is_refused(path: Path, statement: str) -> None:
     change(path, statement)
     with pytest.raises(InvalidImage, match="not a layer index of this imgfs"):
-        vouch(path, "registry/app")
+        import_index(path, "registry/app")
 
 
 @pytest.mark.parametrize("value", ["NULL", "'x'", "x'01'", "0.5", "9e99", "-1", "4294967296"])
@@ -188,13 +189,13 @@ def test_a_tree_with_a_row_that_makes_no_sense_is_refused(tmp_path: Path, column
     write_tree(tmp_path / "tree", [archive(file("x"), file("y"))], tmp_path)
     change(tmp_path / "tree", f"UPDATE node SET {column} = {value} WHERE ino = 2")
     with pytest.raises(InvalidImage, match="rows that make no sense: node"):
-        trees.vouch(tmp_path / "tree", "registry/app")
+        import_tree(tmp_path / "tree", "registry/app")
 
 
 @pytest.mark.parametrize("body", [b"", b"noise" * 1000, b"SQLite format 3\0" + bytes(4096)])
 def test_a_file_that_is_no_database_is_refused(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(body)
-    for refuse in (vouch, trees.vouch):
+    for refuse in (import_index, import_tree):
         with pytest.raises(InvalidImage, match=r"not a (layer index|tree) of this imgfs"):
             refuse(tmp_path / "file", "registry/app")
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.index import LayerIndex, Summary
+from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.layer.schema import Summary
 from tests.support.blobs import prose
 
 SUMMARY = Summary("sha256:" + "a" * 64, "sha256:" + "b" * 64, "gzip", 1234, 5678, 0)

@@ -22,9 +22,10 @@ from imgfs.layer.codec.blob import fastest_engine
 from imgfs.layer.codec.span import decode_span
 from imgfs.layer.codec.zlib_engine import InflateEngine, ZlibEngine
 from imgfs.layer.entry import Codec, Entry, Span
-from imgfs.layer.index import LayerIndex, Summary
+from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
+from imgfs.layer.schema import Summary
 from imgfs.layer.tar.reader import tar_entries
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests.support import blobs, tarmake

@@ -24,7 +24,7 @@ from imgfs.image.pull import MeteredSource, pull_image
 from imgfs.image.resolve import resolve
 from imgfs.image.trust import Trust
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import vouch
+from imgfs.layer.indexwriter import import_index
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
@@ -434,14 +434,14 @@ def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store
     ((layer, _),) = resolved.layers.values()
     path = store.layer(layer.digest).index
     assert path
-    vouch(path, "registry.test/app")
+    import_index(path, "registry.test/app")
     write_checksum(path)
     evict([store.layer(layer.digest)])
     trust = Trust("registry.test/app", in_digests=True, in_registry=True)
     pull_image(resolved, source, store, Pulling(), trust)
     with LayerIndex(path) as index:
         assert index.summary.origin == ""  # that was true: nobody needs to vouch for it any more
-    vouch(path, "registry.test/app")
+    import_index(path, "registry.test/app")
     evict([store.layer(layer.digest)])
     with closing(sqlite3.connect(path)) as file, file:
         first, second = file.execute("SELECT number FROM span ORDER BY number LIMIT 2 OFFSET 1").fetchall()

@@ -23,7 +23,8 @@ from imgfs.content.scheduler import FetchPool, Task
 from imgfs.content.stats import Meter
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
-from imgfs.layer.index import Elsewhere, LayerIndex, Summary
+from imgfs.layer.index import LayerIndex
+from imgfs.layer.schema import ExternalBlob, Summary
 from tests.support import tarmake
 from tests.support.content_rig import EXACT, STEP, Rig, tar_of
 from tests.support.fake_source import FakeSource
@@ -344,7 +345,7 @@ def test_stopping_ends_the_fills_thread(wide: Rig) -> None:
 class RemoteWindows:
     """Spans of a layer's index, the windows of whose checkpoints are in a blob of their own."""
 
-    blob: Elsewhere | None = None
+    blob: ExternalBlob | None = None
 
     def __init__(self, index: LayerIndex, source: FakeSource) -> None:
         self.summary: Summary = index.summary
@@ -357,7 +358,7 @@ class RemoteWindows:
                 self._places[number] = len(body), len(body) + len(packed)
                 body += packed
         self.blob_of_windows = source.add(body)
-        self.windows: Elsewhere | None = Elsewhere(str(self.blob_of_windows.digest), len(body))
+        self.windows: ExternalBlob | None = ExternalBlob(str(self.blob_of_windows.digest), len(body))
 
     def bounds(self) -> Iterator[tuple[int, int, int, int]]:
         return ((span.flat_start, span.flat_end, span.start, span.end) for span in self._spans)

@@ -15,10 +15,9 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer import rewrite
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.indexwriter import vouch as vouch_index
+from imgfs.layer.indexwriter import IndexWriter, import_index
+from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
-from imgfs.tree.reader import vouch as vouch_tree
 from tests.support.hostile_sqlite import change, loop, share_children
 from tests.support.layers import write_tree
 from tests.support.tarmake import archive, device, directory, file, hardlink, symlink
@@ -57,7 +56,7 @@ def index(tmp_path: Path) -> Path:
 
 def refusal(path: Path, *, is_tree: bool) -> str:
     with pytest.raises(InvalidImage) as caught:
-        (vouch_tree if is_tree else vouch_index)(path, ORIGIN)
+        (import_tree if is_tree else import_index)(path, ORIGIN)
     assert list(path.parent.glob("*.anew*")) == []
     return str(caught.value)
 
@@ -81,7 +80,7 @@ def test_an_index_whose_pages_are_shared_is_refused(index: Path, table: str, dep
         pytest.skip("a table without rows")
     if table in ("checkpoint", "elsewhere"):  # of which no row is ever met
         with pytest.raises(InvalidImage):
-            vouch_index(index, ORIGIN)
+            import_index(index, ORIGIN)
         return
     refusal(index, is_tree=False)
 
@@ -110,7 +109,7 @@ def test_a_full_disk_is_no_fault_of_the_file(tree: Path, monkeypatch: pytest.Mon
     assert "more rows than its size allows" in refusal(tree, is_tree=True)
     monkeypatch.setattr(rewrite, "_ROOM", 1 << 62)
     with pytest.raises(StoreError, match="full"):
-        vouch_tree(tree, ORIGIN)
+        import_tree(tree, ORIGIN)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -123,7 +122,7 @@ def test_whatever_is_damaged_what_is_taken_in_can_be_read(tree: Path, index: Pat
             body[at : at + 2] = struct.pack(">H", chance.choice((0, 1, 0xFFFF, chance.randrange(1 << 16))))
         path.write_bytes(body)
         try:
-            (vouch_tree if is_tree else vouch_index)(path, ORIGIN)
+            (import_tree if is_tree else import_index)(path, ORIGIN)
         except InvalidImage:
             continue
         if is_tree:
@@ -237,7 +236,7 @@ def test_what_is_no_tree_is_refused(tree: Path, script: str) -> None:
 def test_what_can_be_counted_is_counted(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "true").write_bytes(tree.read_bytes())
     change(tree, "UPDATE node SET nlink = 7; UPDATE summary SET nodes = 5, size = 5")
-    vouch_tree(tree, ORIGIN)
+    import_tree(tree, ORIGIN)
     with Tree(tree) as found, Tree(tmp_path / "true") as true:
         assert list(found.nodes()) == list(true.nodes())
         assert (found.node_count, found.total_size) == (true.node_count, true.total_size)
@@ -247,7 +246,7 @@ def test_what_can_be_counted_is_counted(tree: Path, tmp_path: Path) -> None:
 def test_a_path_longer_than_linux_allows_is_refused(tmp_path: Path) -> None:
     deep = "/".join(["d" * 255] * 15)
     write_tree(tmp_path / "tree", [archive(directory(deep), symlink("s", deep), file("s/a", b""))], tmp_path)
-    vouch_tree(tmp_path / "tree", ORIGIN)
+    import_tree(tmp_path / "tree", ORIGIN)
     below = f"{'s' * 255}/{'t' * 255}"
     layer = archive(symlink("s", deep), directory(deep), directory(f"s/{below}"))
     write_tree(tmp_path / "longer", [layer], tmp_path)
@@ -280,7 +279,7 @@ def test_names_that_are_no_text_are_no_obstacle(tree: Path, tmp_path: Path) -> N
     odd = tmp_path / "caf\udce9 ?#%20"
     odd.mkdir()
     (odd / "tree").write_bytes(tree.read_bytes())
-    vouch_tree(odd / "tree", ORIGIN)
+    import_tree(odd / "tree", ORIGIN)
     with Tree(odd / "tree") as found:
         assert found.origin == ORIGIN
     write_tree(odd / "merged", [archive(file("a"))], odd)

@@ -22,7 +22,7 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.verify import Verifier
 from imgfs.layer.artifact import unpack
-from imgfs.layer.index import SCHEMA as INDEX_SCHEMA
+from imgfs.layer.schema import SCHEMA as INDEX_SCHEMA
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.published import unpacked_size
 from imgfs.store.store import Store

@@ -253,7 +253,9 @@ def test_a_soci_index_that_another_manifest_names_is_nothing_to_an_image(store: 
     assert (told.warned, told.streamed) == ([], set())
     with Image(resolved, source, store) as image:
         assert {name for name, _ in contents(image)} == {b"etc/one", b"noise", b"prose", b"owt"}
-        assert image.content.layers[0].index.summary.word == "", "for this image it is as good as verified"
+        assert image.content.layers[0].index.summary.trusted_by == "", (
+            "for this image it is as good as verified"
+        )
     manifest = image_of(source, [LAYER])
     for reference in (pinned_at("registry.example", manifest), T, E):
         assert read_at(source, store, reference) == FILES
