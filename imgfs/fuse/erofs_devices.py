@@ -96,7 +96,7 @@ class FlatReads:
     def _load(self) -> None:
         files = [_FileStarts() for _ in self._ends]
         with suppress(ImgfsError, IndexError, OverflowError):  # of a damaged tree the reader will hear
-            for layer, flat, ino in self._tree.placed():
+            for layer, flat, ino in self._tree.contiguous_files():
                 files[layer].add(flat, ino)
         self._files = files
 

@@ -51,7 +51,7 @@ from imgfs.layer.limits import NAME_LIMIT
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import atomic_write
 from imgfs.store.store import Store
-from imgfs.tree.reader import Node, Stored, Tree
+from imgfs.tree.reader import Node, NodeRecord, Tree
 from imgfs.tree.schema import FORMAT as TREE_FORMAT
 from imgfs.tree.schema import ROOT
 
@@ -179,7 +179,7 @@ class _Writer:
         ):
             raise Unsuitable("an image of so many files")
 
-    def _write_inode(self, stored: Stored) -> None:
+    def _write_inode(self, stored: NodeRecord) -> None:
         ino = stored.node.ino
         if ino >= len(self._kinds):
             self._make_room(ino)
@@ -273,7 +273,7 @@ class _Writer:
         for name, ino in _with_dots(names, directory, parent):
             yield name, self._slots[ino], self._kinds[ino]
 
-    def _inode(self, stored: Stored) -> _Inode:
+    def _inode(self, stored: NodeRecord) -> _Inode:
         node, xattrs = stored.node, pack_xattrs(stored.xattrs) if stored.xattrs else b""
         if stat.S_ISLNK(node.mode):
             target = stored.target or b""
@@ -283,7 +283,7 @@ class _Writer:
             return self._regular(stored, xattrs)
         return _Inode(PLAIN, device_number(node.device), xattrs)
 
-    def _regular(self, stored: Stored, xattrs: bytes) -> _Inode:
+    def _regular(self, stored: NodeRecord, xattrs: bytes) -> _Inode:
         """The inode of a file with bytes, which may have no place as they are."""
         node, device = stored.node, stored.layer + 1
         self._check_extents(stored)
@@ -293,7 +293,7 @@ class _Writer:
             chunks = run(self._assembled.add(node.ino, node.size), node.size, self._bits)
         return _Inode(CHUNKED, chunk_tag(chunks.bits), xattrs, pack_chunks(device, chunks.starts))
 
-    def _check_extents(self, stored: Stored) -> None:
+    def _check_extents(self, stored: NodeRecord) -> None:
         """What lies beyond the end of a flat file, the kernel would read as anything."""
         at = 0
         flat_size = self._sizes[stored.layer] if 0 <= stored.layer < len(self._sizes) else 0

@@ -62,10 +62,8 @@ SHORTCUTS = f"""
 CREATE INDEX whiteout ON entry (seq) WHERE instr(path, CAST('.wh.' AS BLOB)) > 0;
 CREATE INDEX hardlink ON entry (seq) WHERE kind = {Kind.HARDLINK:d};
 """
-BLOB, WINDOWS = (
-    "blob",
-    "windows",
-)  # `elsewhere.what`: the blob that spans are cut from; the windows of checkpoints
+# `what` of `elsewhere`: the blob that spans are cut from, the blob of checkpoints' windows.
+BLOB, WINDOWS = "blob", "windows"
 _LARGEST_ID = (1 << 32) - 1
 # What holds for every row of an index, an imported one too.
 RULES = {

@@ -7,10 +7,10 @@ from imgfs.layer.limits import COMPONENTS_EACH, COMPONENTS_MORE, IMPLIED_EACH, I
 
 
 class Budget:
-    """Components looked up and directories implied, each held against the entries that there were so far.
+    """Counts components looked up and directories implied; the limits grow with the entries merged so far.
 
-    A compressed layer can hold millions of components in a few kilobytes; an entry of a real one has its
-    parents at hand, or makes a few of them.
+    A compressed layer can hold millions of components in a few kilobytes; in real layers an entry's parents
+    exist, or the entry implies a few of them.
     """
 
     def __init__(self) -> None:
@@ -19,18 +19,18 @@ class Budget:
         self._implied = 0
 
     def add_entry(self) -> None:
-        """An entry has been met: others may be looked up for it."""
+        """Count an entry, which raises both limits."""
         self._entries += 1
 
     def look_up(self, components: int) -> None:
-        """Components are about to be looked up; raises InvalidImage."""
+        """Count components about to be looked up; raises InvalidImage if they are too many."""
         self._components += components
         most = COMPONENTS_MORE + COMPONENTS_EACH * self._entries
         if self._components > most:
             raise InvalidImage(f"the paths so far have more than the {most} components allowed to them")
 
     def imply(self) -> None:
-        """A directory is about to be made that no entry has described; raises InvalidImage."""
+        """Count a directory that no entry describes; raises InvalidImage if they are too many."""
         self._implied += 1
         most = IMPLIED_MORE + IMPLIED_EACH * self._entries
         if self._implied > most:

@@ -94,7 +94,7 @@ def import_tree(path: Path, origin: str) -> None:
 
 
 def export_tree(path: Path, copy: Path) -> None:
-    """Copy a verified tree to be published, of unknown origin. Raises StoreError for one that is not verified."""
+    """Copy a verified tree to be published, of unknown origin; StoreError for one not verified here."""
     with Tree(path) as tree:
         if tree.origin:
             raise StoreError(f"{path}: the tree is another's; it is not published")

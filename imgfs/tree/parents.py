@@ -1,7 +1,7 @@
-"""By which names a node can be reached: the tree's names turned round.
+"""The directories that a node has names in.
 
-The tree's file is made for going down. To go up, all names are read once, the first time somebody asks, into
-four bytes for each node: its directory. Only nodes with several names cost more.
+The tree's file is clustered for lookups by directory. For the way up, all names are read once, at the first
+call, into an array with the directory of each node; only nodes with several names cost more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from imgfs.tree.schema import ROOT
 
 
 class Parents:
-    """The directories that every node is in, from `names`: (ino, ino of the directory) of each name."""
+    """Built from `names`, (ino, ino of the directory) of each name; no ino is greater than `largest`."""
 
     def __init__(self, names: Iterable[tuple[int, int]], largest: int) -> None:
         self._first = array("L", bytes(array("L").itemsize * (largest + 1)))
@@ -25,7 +25,7 @@ class Parents:
                 self._first[ino] = parent
 
     def of(self, ino: int) -> list[int]:
-        """The directories a node is in, one for each of its names; none for the root."""
+        """Return the directory of each of a node's names; none for the root."""
         if ino == ROOT or not 0 <= ino < len(self._first) or not self._first[ino]:
             return []
         return [self._first[ino], *self._more.get(ino, [])]

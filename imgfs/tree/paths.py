@@ -1,4 +1,4 @@
-"""Paths as layers write them, and names that are no files but orders (OCI layer.md, "Whiteouts")."""
+"""Paths as layers write them, and whiteouts' names (OCI layer.md, "Whiteouts")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.limits import NAME_LIMIT, PATH_LIMIT
 
 LINK_LIMIT = 40  # symlinks followed on one path: Linux's MAXSYMLINKS
-OPAQUE = b""  # what `parse_whiteout` gives as the name that hides all of them
+OPAQUE = b""  # `parse_whiteout`'s name for an opaque whiteout
 
 WHITEOUT_PREFIX = b".wh."
 _META_PREFIX = b".wh..wh."
@@ -14,10 +14,10 @@ _OPAQUE_MARKER = b".wh..wh..opq"
 
 
 def clean(path: bytes) -> bytes:
-    """`path` relative to the root, without `.`, `..` and empty components; the root itself is empty.
+    """Return `path` relative to the root, without `.`, `..` and empty components; b"" is the root.
 
-    `..` takes the component before it away, whatever that is, and goes no higher than the root: as containerd
-    and umoci do. Raises InvalidImage for a NUL and for what is longer than Linux allows (`layer.limits`).
+    `..` removes the component before it, even a symlink, and stops at the root: as containerd and umoci do.
+    Raises InvalidImage for a NUL and for paths longer than Linux allows (`layer.limits`).
     """
     if b"//" in path or b"/." in path or path[:1] in (b"", b".", b"/") or path[-1:] == b"/":
         path = b"/".join(_components(path))
@@ -31,7 +31,7 @@ def clean(path: bytes) -> bytes:
 
 
 def is_reserved(path: bytes) -> bool:
-    """Whether the clean `path` is a whiteout or AUFS metadata, or lies below such: it never shows.
+    """Return True if the clean `path` is, or lies below, a whiteout or AUFS metadata: it never shows.
 
     Raises InvalidImage for a whiteout of nothing (`.wh.`), of `.` or of `..`.
     """
@@ -44,7 +44,7 @@ def is_reserved(path: bytes) -> bool:
 
 
 def parse_whiteout(path: bytes) -> tuple[bytes, bytes] | None:
-    """(directory, name) that the clean `path` hides in the layers below; None if it is no whiteout.
+    """Return (directory, name) that the clean `path` hides in the layers below; None if it is no whiteout.
 
     The name is OPAQUE where everything in the directory is hidden. Other `.wh..wh.*` are AUFS metadata.
     """
@@ -57,7 +57,7 @@ def parse_whiteout(path: bytes) -> tuple[bytes, bytes] | None:
 
 
 def shown(path: bytes) -> str:
-    """`path` for a message: one line, at most about 200 characters."""
+    """Format `path` for a message: one line, at most about 200 characters."""
     text = path.decode("utf-8", "backslashreplace")
     text = text if text.isprintable() else ascii(text)[1:-1]
     return f"{text[:100]}…{text[-100:]}" if len(text) > 201 else text

@@ -1,12 +1,10 @@
-"""Reading a merged tree: what a file system asks, each answer one SQLite query of a few microseconds."""
+"""Read a merged tree: lookup, children, attributes, extents, each one SQLite query of a few microseconds."""
 
 from __future__ import annotations
 
 import errno
 import os
-import sqlite3
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from operator import index
@@ -17,31 +15,22 @@ from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.origin import UNKNOWN_ORIGIN
 from imgfs.layer.rows import (
-    open_database,
     unpack_extents,
     unpack_time,
     unpack_xattrs,
 )
+from imgfs.tree.database import TreeDatabase
 from imgfs.tree.parents import Parents
 from imgfs.tree.paths import LINK_LIMIT
 from imgfs.tree.schema import FORMAT, PUBLISHED_FORMAT, ROOT, STRIDE
 
-# Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
-# memory too, without bound, and a failing disk would be a SIGBUS.
-_CACHE_KIB = 16 * 1024
+_SPARSEST = 1000  # inos for each node at most, in a tree with more than _MANY
+_MANY = 1 << 24  # inos
 
-_SPARSEST = 1000  # numbers for each node, at the most, where there are more than
-_MANY = 1 << 24  # numbers
+_FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
+_DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
-_BATCH = 128  # rows taken at once: as many as one reply of a directory's listing has room for
-_FEW = 16  # rows with all that they hold: a sparse file's extents may be megabytes
-_DEPTH = 4096  # directories in a path shown: a tree of someone else's may be no tree
-
-_DAMAGE = (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError)  # what SQLite says of it
-
-_NODE = (
-    """n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"""
-)
+_NODE = "n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"
 _BY_INO = f"SELECT {_NODE} FROM node n WHERE n.ino = ?"
 _JOIN = "FROM dirent d CROSS JOIN node n ON n.ino = d.ino"
 _BY_NAME = f"SELECT {_NODE} {_JOIN} WHERE d.parent = ? AND d.name = ?"
@@ -52,7 +41,7 @@ WHERE d.parent = :parent AND d.position > :after AND d.name >= coalesce(
    AND position % {STRIDE} = 0 ORDER BY position DESC LIMIT 1), x'')
 ORDER BY d.name
 """
-_A_NAME = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1"  # looks through all of them
+_A_NAME = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1"  # scans all names
 _FILES = f"SELECT n.ino, n.mode, n.layer, n.size, n.flat, n.extents {_JOIN} WHERE d.parent = ? AND d.name > ?"
 
 
@@ -81,8 +70,8 @@ class Node(NamedTuple):
         return self.mtime_ns
 
 
-class Stored(NamedTuple):
-    """A node with all there is of it: see `Tree.extents`, `Tree.target` and `Tree.xattrs`."""
+class NodeRecord(NamedTuple):
+    """A node with its content: see `Tree.extents`, `Tree.target` and `Tree.xattrs`."""
 
     node: Node
     layer: int
@@ -94,135 +83,132 @@ class Stored(NamedTuple):
 class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
 
-    Any thread may use it: nothing is kept between calls, and SQLite, in its "serialized" mode, lets one
-    thread at a time into the connection. A damaged file raises StoreError. `origin` is who
-    vouches for it (`layer.origin`), "" if all that it was merged from is verified.
+    Any thread may use it: nothing is kept between calls (see `TreeDatabase`). A damaged file raises
+    StoreError. `origin` is what the tree is trusted by (`layer.origin`), "" if it was merged from verified
+    indexes only.
     """
 
     def __init__(self, path: Path) -> None:
-        if sqlite3.threadsafety != 3:
-            raise StoreError("this Python's SQLite is not built for use by several threads")
-        self._path = path
-        self._lock = threading.Lock()  # SQLite must not be closed under a query
-        self._db = open_database(path)
+        self._db = TreeDatabase(path)
         self._parents: Parents | None = None
         try:
             self.layer_count, self.node_count, self.total_size, self.origin = self._summary()
         except StoreError:
             self._db.close()
             raise
-        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
     def spaces(self) -> list[str]:
-        """What its extents count in, for each layer: the `space` of the index that was merged."""
-        return [row[0] for row in self._rows("SELECT space FROM layer ORDER BY number", ())]
+        """Return for each layer the flat layer that extents refer to: the `space` of the index merged."""
+        return [row[0] for row in self._db.rows("SELECT space FROM layer ORDER BY number")]
 
     def node(self, ino: int) -> Node | None:
-        """The node with that ino; the root's is 1."""
-        row = self._row(_BY_INO, (ino,))
+        """Return the node numbered `ino`, or None; the root is 1."""
+        row = self._db.row(_BY_INO, (ino,))
         return _node(row) if row else None
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
-        """The node that `name` leads to in the directory `parent`."""
-        row = self._row(_BY_NAME, (parent, name))
+        """Return the node that `name` leads to in the directory `parent`, or None."""
+        row = self._db.row(_BY_NAME, (parent, name))
         return _node(row) if row else None
 
     def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
-        """(position, name, node) of a directory's children behind the position `after`, ordered by name.
+        """Yield (position, name, node) of the children behind the position `after`, ordered by name.
 
-        Positions count from 1. `.` and `..` are not among them. The further one iterates, the more is read.
+        Positions count from 1. `.` and `..` are not among them. Rows are read as the caller iterates.
         """
-        for row in self._rows(_CHILDREN, {"parent": parent, "after": after}):
+        for row in self._db.rows(_CHILDREN, {"parent": parent, "after": after}):
             yield row[0], row[1], _node(row[2:])
 
     def target(self, ino: int) -> bytes:
-        """A symlink's target; raises OSError: EINVAL if it is none, ENOENT."""
+        """Return a symlink's target; raises OSError: EINVAL for another node, ENOENT."""
         target: bytes | None = self._stored("target", ino)[0]
         if target is None:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise _error(errno.EINVAL)
         return target
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
-        """The extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""
+        """Return the extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""
         packed = self._stored("xattrs", ino)[0]
         try:
             return unpack_xattrs(packed)
         except TypeError as error:
-            raise self._damaged(error) from error
+            raise self._db.damaged(error) from error
 
     def extents(self, ino: int) -> tuple[int, tuple[Extent, ...]]:
-        """(layer, extents in its flat layer), the lowest layer being 0; raises OSError: ENOENT.
-
-        The extents are in order and do not overlap; what they leave out of the file's size is a hole.
-        """
+        """Return (layer, extents) as `contents` does."""
         return self.contents(ino)[:2]
 
     def contents(self, ino: int) -> tuple[int, tuple[Extent, ...], int]:
-        """(layer, extents, size in bytes): see `extents`."""
+        """Return (layer, extents in its flat layer, size in bytes), the lowest layer being 0.
+
+        The extents are in order and do not overlap; what they leave out of the size is a hole. Raises
+        OSError: ENOENT.
+        """
         layer, size, flat, packed = self._stored("layer, size, flat, extents", ino)
         if layer not in range(max(1, self.layer_count)):
-            raise self._damaged(ValueError(f"layer {layer} of {self.layer_count}"))
+            raise self._db.damaged(ValueError(f"layer {layer} of {self.layer_count}"))
         try:
             if flat is not None:
                 return layer, (Extent(0, index(size), index(flat)),), size
             return layer, self._unpacked(packed) if packed else (), index(size)
-        except TypeError as error:  # to SQLite a column's type is a wish
-            raise self._damaged(error) from error
+        except TypeError as error:  # SQLite does not enforce a column's type
+            raise self._db.damaged(error) from error
 
-    def nodes(self) -> Iterator[Stored]:
+    def nodes(self) -> Iterator[NodeRecord]:
         """Every node, ordered by ino."""
         query = f"SELECT {_NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
-        for row in self._rows(query, (), _FEW):
+        for row in self._db.rows(query, (), _FEW):
             node, (layer, flat, packed, target, xattrs) = _node(row[:10]), row[10:]
             extents = (Extent(0, node.size, flat),) if flat is not None else self._unpacked(packed or b"")
-            yield Stored(node, layer, extents, target, unpack_xattrs(xattrs))
+            yield NodeRecord(node, layer, extents, target, unpack_xattrs(xattrs))
 
     def file_at(self, layer: int, flat: int) -> int | None:
-        """The ino of a file whose bytes in one piece hold the one at `flat` of a layer: reads all nodes."""
+        """Return the contiguous file that holds the byte at `flat` of a layer, or None; reads all nodes."""
         query = "SELECT ino FROM node WHERE layer = ? AND flat <= ? AND flat + size > ?"
-        row = self._row(query, (layer, flat, flat))
+        row = self._db.row(query, (layer, flat, flat))
         return row[0] if row else None
 
-    def placed(self) -> Iterator[tuple[int, int, int]]:
-        """(layer, where it begins there, ino) of every file whose bytes are in one piece, ordered by ino."""
-        return self._rows("SELECT layer, flat, ino FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino", ())
+    def contiguous_files(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (layer, flat offset, ino) of every file of one extent without holes, ordered by ino."""
+        return self._db.rows("SELECT layer, flat, ino FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino")
 
     def dirents(self) -> Iterator[tuple[int, bytes, int]]:
-        """(directory, name, ino) of every name, ordered by directory and name."""
-        return self._rows("SELECT parent, name, ino FROM dirent ORDER BY parent, name", ())
+        """Yield (directory, name, ino) of every name, ordered by directory and name."""
+        return self._db.rows("SELECT parent, name, ino FROM dirent ORDER BY parent, name")
 
     def files_after(self, ino: int) -> Iterator[tuple[int, tuple[Extent, ...]]]:
-        """(layer, extents) of the regular files behind a node's first name, as depth-first readers meet them.
+        """Yield (layer, extents) of the regular files that a depth-first reader meets after a node.
 
-        Directories are entered where they are listed. The further one iterates, the more is read.
+        Begins at the node's first name; enters directories where they are listed. Rows are read as the caller
+        iterates.
         """
         listings: list[Iterator[tuple[Any, ...]]] = []
-        while (found := self._row(_A_NAME, (ino,))) and len(listings) < _DEPTH:
-            listings.insert(0, self._rows(_FILES, found))
+        while (found := self._db.row(_A_NAME, (ino,))) and len(listings) < _DEPTH:
+            listings.insert(0, self._db.rows(_FILES, found))
             ino = found[0]
-        for _ in range(self.node_count):  # of someone else's tree there might be no end
+        for _ in range(self.node_count):  # bounds an imported tree with cycles
             while listings and (row := next(listings[-1], None)) is None:
                 listings.pop()
             if not listings or row is None:
                 return
             ino, mode, layer, size, flat, packed = row
             if stat.S_ISDIR(mode) and len(listings) < _DEPTH:
-                listings.append(self._rows(_FILES, (ino, b"")))
+                listings.append(self._db.rows(_FILES, (ino, b"")))
             elif flat is not None:
                 yield layer, (Extent(0, size, flat),)
             elif packed:
                 yield layer, self._unpacked(packed)
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
-        """(directory, name) of every name of a node; the root has none. The first call reads all names."""
+        """Return (directory, name) of a node's names; the root has none. The first call reads all names."""
         if self._parents is None:
             self._parents = self._read_parents()
         parents = dict.fromkeys(self._parents.of(ino))
         query = "SELECT name FROM dirent WHERE parent = ? AND ino = ? ORDER BY name"
-        return [(parent, row[0]) for parent in parents for row in self._rows(query, (parent, ino))]
+        return [(parent, row[0]) for parent in parents for row in self._db.rows(query, (parent, ino))]
 
     def path(self, ino: int) -> bytes:
-        """A path that leads to a node, from the root."""
+        """Return a path from the root to a node."""
         parts: list[bytes] = []
         while (names := self.names(ino)) and len(parts) < _DEPTH:
             ino, name = names[0]
@@ -230,9 +216,10 @@ class Tree(AbstractContextManager["Tree"]):
         return b"/".join(reversed(parts))
 
     def resolve(self, path: bytes, *, follow: bool = True) -> Node:
-        """The node at `path`, taken from the root, with symlinks resolved inside the tree.
+        """Return the node at `path`, relative to the root, with symlinks resolved inside the tree.
 
-        Without `follow` a symlink at its very end is given itself. Raises OSError: ENOENT, ENOTDIR, ELOOP.
+        Without `follow` a symlink in the last component is not followed. Raises OSError: ENOENT, ENOTDIR,
+        ELOOP.
         """
         root = self._at(ROOT)
         nodes, ahead, links = [root], path.split(b"/")[::-1], 0
@@ -258,77 +245,51 @@ class Tree(AbstractContextManager["Tree"]):
         return nodes[-1]
 
     def close(self) -> None:
-        """Close the file, once no other thread is at it."""
-        with self._lock:
-            self._db.close()
+        """Close the file, once no other thread runs a query."""
+        self._db.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _summary(self) -> tuple[int, int, int, str]:
-        row = self._row("SELECT format_number, layers, nodes, size, origin FROM summary", ())
+        row = self._db.row("SELECT format_number, layers, nodes, size, origin FROM summary")
         if row is None or row[0] not in (FORMAT, PUBLISHED_FORMAT):
-            raise StoreError(f"{self._path}: a tree of another format; remove it to merge the layers again")
+            raise StoreError(
+                f"{self._db.path}: a tree of another format; remove it to merge the layers again"
+            )
         try:
             origin = str(row[4]) or (UNKNOWN_ORIGIN if row[0] == PUBLISHED_FORMAT else "")
             return index(row[1]), index(row[2]), index(row[3]), origin
         except TypeError as error:
-            raise self._damaged(error) from error
+            raise self._db.damaged(error) from error
 
     def _at(self, ino: int) -> Node:
         node = self.node(ino)
         if node is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise _error(errno.ENOENT)
         return node
 
     def _stored(self, columns: str, ino: int) -> tuple[Any, ...]:
-        row = self._row(f"SELECT {columns} FROM node WHERE ino = ?", (ino,))
+        row = self._db.row(f"SELECT {columns} FROM node WHERE ino = ?", (ino,))
         if row is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise _error(errno.ENOENT)
         return row
 
     def _read_parents(self) -> Parents:
-        largest, count = self._row("SELECT max(ino), count(*) FROM node", ()) or (ROOT, 1)
-        names = self._rows("SELECT ino, parent FROM dirent", ())
+        largest, count = self._db.row("SELECT max(ino), count(*) FROM node") or (ROOT, 1)
+        names = self._db.rows("SELECT ino, parent FROM dirent")
         if count and largest > max(_MANY, _SPARSEST * count):  # each takes memory
-            raise self._damaged(ValueError(f"a node numbered {largest} of {count}"))
+            raise self._db.damaged(ValueError(f"a node numbered {largest} of {count}"))
         try:
             return Parents(names, largest or ROOT)
         except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise self._damaged(error) from error
-
-    def _rows(
-        self, query: str, values: tuple[object, ...] | dict[str, int], batch_size: int = _BATCH
-    ) -> Iterator[tuple[Any, ...]]:
-        try:
-            with self._lock:
-                rows = self._db.execute(query, values)
-            # The cursor is not closed: that might be after the database is.
-            while batch := self._next(rows, batch_size):
-                yield from batch
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
-
-    def _next(self, rows: sqlite3.Cursor, count: int) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return rows.fetchmany(count)
-
-    def _row(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
-        try:
-            with self._lock:
-                row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
-        return row
+            raise self._db.damaged(error) from error
 
     def _unpacked(self, packed: bytes) -> tuple[Extent, ...]:
         try:
             return unpack_extents(packed)
         except (TypeError, ValueError) as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> StoreError:
-        return StoreError(f"{self._path}: not a tree ({error}); remove it to merge the layers again")
+            raise self._db.damaged(error) from error
 
 
 def _node(row: tuple[Any, ...]) -> Node:
@@ -338,5 +299,5 @@ def _node(row: tuple[Any, ...]) -> Node:
     return Node._make((*row[:-1], row[-1] == 1))
 
 
-def _error(number: int, path: bytes) -> OSError:
-    return OSError(number, os.strerror(number), os.fsdecode(path))
+def _error(number: int, path: bytes | None = None) -> OSError:
+    return OSError(number, os.strerror(number), *(() if path is None else (os.fsdecode(path),)))

@@ -177,7 +177,7 @@ def test_going_on_reads_no_more_than_a_stride_of_what_was_read(wide: Tree, tmp_p
     steps = []
     with Tree(path) as tree:
         for after in (0, 19_000):
-            tree._db.set_progress_handler(lambda: steps.append(after), 1)  # noqa: B023  # called at once
+            tree._db._db.set_progress_handler(lambda: steps.append(after), 1)  # noqa: B023  # called at once
             assert next(tree.children(ROOT, after))[0] == after + 1
     assert steps.count(19_000) < steps.count(0) + 20 * STRIDE
 
