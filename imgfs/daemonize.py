@@ -44,18 +44,26 @@ class Daemon(AbstractContextManager["Daemon"]):
     one that can be pickled. A daemon that has not been started by the end of the `with` block ends.
     """
 
-    def __init__(self, get_ready: GetReady, serve: Callable[[Any, Callable[[], None]], None]) -> None:
-        task, self._task = os.pipe()
-        self._answer, answer = os.pipe()
+    def __init__(self, pid: int, task: int, answer: int) -> None:
+        self._pid = pid
+        self._task = task  # the pipe that the daemon reads its task from
+        self._answer = answer  # the pipe that it writes to how it began
+
+    @classmethod
+    def fork(cls, get_ready: GetReady, serve: Callable[[Any, Callable[[], None]], None]) -> Daemon:
+        """Fork a daemon, which begins to get ready."""
+        task, send_task = os.pipe()
+        read_answer, answer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._task)
-            os.close(self._answer)
+        pid = os.fork()
+        if pid == 0:
+            os.close(send_task)
+            os.close(read_answer)
             _daemon(get_ready, serve, task, answer)
         os.close(task)
         os.close(answer)
+        return cls(pid, send_task, read_answer)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
         """Have it serve `task`, logging to `log_file`; whoever does so has to `wait`."""

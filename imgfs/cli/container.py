@@ -84,7 +84,7 @@ def run_container(start: Start, mounting: Mounting) -> int:
     try:
         return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:
-        with Mounting() as another:
+        with Mounting.fork() as another:
             return _contain(plan, outdated.meant, another)
 
 
@@ -205,7 +205,7 @@ def bundle(options: argparse.Namespace) -> int:
     check_mountable(made.rootfs, nonempty=False)
     uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
     maps: IdMaps | None = None if is_root else ((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
-    with Mounting() as mounting:
+    with Mounting.fork() as mounting:
         image = wanted(options)
         resolved = image.prepare()
         how = _how(made, _scratch(options, image), (uid, gid) if maps else None, options, for_all=is_root)

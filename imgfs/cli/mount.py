@@ -32,7 +32,7 @@ def mount(options: argparse.Namespace) -> int:
     if options.foreground:
         image, how = _meant(options)
         mount_in_foreground(image.prepare(options.upto_layer), image.connect, image.store, how)
-    with Mounting() as mounting:
+    with Mounting.fork() as mounting:
         image, how = _meant(options)
         mounting.mount(image.prepare(options.upto_layer), image.connect, image.store, how)
     return 0

@@ -64,7 +64,7 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -
         refused = error  # told if the command line is in order
     from imgfs.mount.daemon import Mounting
 
-    with Mounting() as mounting:
+    with Mounting.fork() as mounting:
         from imgfs.cli.arguments import parse
         from imgfs.cli.container import run_container, start_of
 

@@ -33,7 +33,7 @@ _TCP = re.compile(r"(?:(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]/]+):)?([0-9]{1,5})")
 _LONGEST_PATH = 107  # bytes of a socket's path, without the NUL that ends it (unix(7), sun_path)
 
 
-class Address(NamedTuple):
+class MetricsAddress(NamedTuple):
     """A TCP address, or, with a `path`, a socket in the file system. Port 0 is any that is free."""
 
     host: str = ""
@@ -47,18 +47,18 @@ class Address(NamedTuple):
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/metrics"
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str) -> MetricsAddress:
     """Read what people write; a path is taken from here. Raises ValueError, saying what would do."""
     scheme, colon, path = text.partition(":")
     if scheme == "unix" and colon:
         whole = os.path.abspath(path)
         if not path or len(os.fsencode(whole)) > _LONGEST_PATH:
             raise ValueError(f"{text!r} is no socket: unix:PATH, of at most {_LONGEST_PATH} bytes")
-        return Address(path=Path(whole))
+        return MetricsAddress(path=Path(whole))
     found = _TCP.fullmatch(text)
     if found is None or int(found[2]) > 0xFFFF:
         raise ValueError(f"{text!r} is no address: PORT, HOST:PORT or unix:PATH")
-    return Address((found[1] or _LOOPBACK).strip("[]"), int(found[2]))
+    return MetricsAddress((found[1] or _LOOPBACK).strip("[]"), int(found[2]))
 
 
 log = logging.getLogger(__name__)
@@ -69,22 +69,27 @@ AT_ONCE = 8  # connections; another one is hung up on
 _LOOK = 0.25  # seconds between looks at who dawdles
 
 
-class Endpoint:
-    """Serves what `text` returns at `address`, from `start` on: a context manager.
+class MetricsEndpoint:
+    """Serves a text at an address, from `start` on: a context manager. Made by `bind`."""
 
-    The address is taken at once: MountError if it cannot be had. `text` is called in other threads.
-    """
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self.address = server.address
+        self._thread = threading.Thread(
+            target=server.serve_forever, args=(_LOOK,), name="imgfs-metrics", daemon=True
+        )
 
-    def __init__(self, address: Address, text: Callable[[], str]) -> None:
+    @classmethod
+    def bind(cls, address: MetricsAddress, text: Callable[[], str]) -> MetricsEndpoint:
+        """Take `address`, to serve what `text` returns, which is called in other threads.
+
+        Raises MountError if the address cannot be had.
+        """
         try:
-            self._server: _Server = _UnixServer(address, text) if address.path else _Server(address, text)
+            return cls(_UnixServer(address, text) if address.path else _Server(address, text))
         except (OSError, UnicodeError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             raise MountError(f"metrics at {address}: {reason}") from error
-        self.address = self._server.address
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_LOOK,), name="imgfs-metrics", daemon=True
-        )
 
     def start(self) -> None:
         """Begin to answer."""
@@ -97,7 +102,7 @@ class Endpoint:
             self._thread.join()
         self._server.server_close()
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> MetricsEndpoint:
         return self
 
     def __exit__(self, *_: BaseException | TracebackType | type | None) -> None:
@@ -110,13 +115,13 @@ class _Server(ThreadingMixIn, TCPServer):
     allow_reuse_address = True
     daemon_threads = False  # `server_close` waits for them: what they tell of is taken down next
 
-    def __init__(self, address: Address, text: Callable[[], str]) -> None:
+    def __init__(self, address: MetricsAddress, text: Callable[[], str]) -> None:
         self.text = text
         self._open: dict[Any, float] = {}  # connections, and when they must have ended
         self._lock = threading.Lock()
         self.address_family = _family_of(address)
         super().__init__((address.host, address.port), _Handler)
-        self.address = Address(address.host, self.server_address[1])
+        self.address = MetricsAddress(address.host, self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         """Whether there is room for one more."""
@@ -156,7 +161,7 @@ class _Server(ThreadingMixIn, TCPServer):
 class _UnixServer(_Server):
     """The same, at a path; only the mount's owner may connect."""
 
-    def __init__(self, address: Address, text: Callable[[], str]) -> None:
+    def __init__(self, address: MetricsAddress, text: Callable[[], str]) -> None:
         assert address.path is not None
         self._path: Path = address.path
         self._bound: tuple[int, int] | None = None
@@ -238,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug("metrics: %s: %s", self.address_string(), format % args)
 
 
-def _family_of(address: Address) -> int:
+def _family_of(address: MetricsAddress) -> int:
     if address.path:
         return socket.AF_UNIX
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

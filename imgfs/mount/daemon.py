@@ -21,7 +21,7 @@ from imgfs.mount.serving import MountOptions
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
-    from imgfs.metrics.endpoint import Address, Endpoint
+    from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
@@ -35,11 +35,16 @@ _BY_FUSE = ("imgfs.mount.fuse",)
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
     """A mount to be: its daemon gets ready while the caller prepares the image.
 
-    The sooner it is made, the better: the daemon loads what takes longest, beside its caller.
+    The sooner it is forked, the better: the daemon loads what takes longest, beside its caller.
     """
 
-    def __init__(self) -> None:
-        self._daemon = Daemon(_load, _serve_task)
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    @classmethod
+    def fork(cls) -> Mounting:
+        """Fork the daemon of a mount to be, which begins to load what it will need."""
+        return cls(Daemon.fork(_load, _serve_task))
 
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
@@ -147,12 +152,12 @@ def _never_import_from(mountpoint: Path) -> None:
     sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(mountpoint)]
 
 
-def _endpoint(address: Address, tell: Callable[[], dict[str, Any]]) -> Endpoint:
+def _endpoint(address: MetricsAddress, tell: Callable[[], dict[str, Any]]) -> MetricsEndpoint:
     """The status of a mount, served to Prometheus; raises MountError if the address cannot be had."""
-    from imgfs.metrics.endpoint import Endpoint
+    from imgfs.metrics.endpoint import MetricsEndpoint
     from imgfs.metrics.exposition import exposition
 
-    return Endpoint(address, lambda: exposition(tell()))
+    return MetricsEndpoint.bind(address, lambda: exposition(tell()))
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:

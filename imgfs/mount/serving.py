@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.image.image import Image
     from imgfs.image.trust import Trust
-    from imgfs.metrics.endpoint import Address
+    from imgfs.metrics.endpoint import MetricsAddress
     from imgfs.overlay.scratch import Scratch
 
 
@@ -48,7 +48,7 @@ class MountOptions:
     record: str | None = None
     replay: str | None = None
     fill: BackgroundFetchOptions | None = None
-    metrics: Address | None = None
+    metrics: MetricsAddress | None = None
     driver: str = "fuse"
     trust: Trust | None = None
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from imgfs.content.stats import Cause, Counts
 from imgfs.errors import MountError
 from imgfs.metrics import endpoint as endpoints
-from imgfs.metrics.endpoint import AT_ONCE, Address, Endpoint, parse_address
+from imgfs.metrics.endpoint import AT_ONCE, MetricsAddress, MetricsEndpoint, parse_address
 from imgfs.metrics.exposition import CONTENT_TYPE, exposition
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
@@ -154,15 +154,15 @@ def test_any_label_is_read_back_as_it_was(image: str, mountpoint: str, layer_for
 @pytest.mark.parametrize(
     ("text", "address", "url"),
     [
-        ("9100", Address("127.0.0.1", 9100), "http://127.0.0.1:9100/metrics"),
-        ("0.0.0.0:80", Address("0.0.0.0", 80), "http://0.0.0.0:80/metrics"),
-        ("localhost:0", Address("localhost", 0), "http://localhost:0/metrics"),
-        ("[::1]:9100", Address("::1", 9100), "http://[::1]:9100/metrics"),
-        ("unix:/run/x.sock", Address(path=Path("/run/x.sock")), "unix:/run/x.sock"),
+        ("9100", MetricsAddress("127.0.0.1", 9100), "http://127.0.0.1:9100/metrics"),
+        ("0.0.0.0:80", MetricsAddress("0.0.0.0", 80), "http://0.0.0.0:80/metrics"),
+        ("localhost:0", MetricsAddress("localhost", 0), "http://localhost:0/metrics"),
+        ("[::1]:9100", MetricsAddress("::1", 9100), "http://[::1]:9100/metrics"),
+        ("unix:/run/x.sock", MetricsAddress(path=Path("/run/x.sock")), "unix:/run/x.sock"),
     ],
 )
 def test_an_address_is_a_port_on_loopback_or_elsewhere_or_a_path(
-    text: str, address: Address, url: str
+    text: str, address: MetricsAddress, url: str
 ) -> None:
     assert (parse_address(text), str(address)) == (address, url)
 
@@ -181,13 +181,15 @@ TEXT = "imgfs_x 1\n" * 10
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with Endpoint(Address("127.0.0.1", 0), lambda: TEXT) as running:
+def endpoint() -> Iterator[MetricsEndpoint]:
+    with MetricsEndpoint.bind(MetricsAddress("127.0.0.1", 0), lambda: TEXT) as running:
         running.start()
         yield running
 
 
-def ask(address: Address, method: str = "GET", path: str = "/metrics") -> tuple[int, dict[str, str], str]:
+def ask(
+    address: MetricsAddress, method: str = "GET", path: str = "/metrics"
+) -> tuple[int, dict[str, str], str]:
     """(status, headers, body) of a request."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
     try:
@@ -198,42 +200,42 @@ def ask(address: Address, method: str = "GET", path: str = "/metrics") -> tuple[
         connection.close()
 
 
-def test_metrics_are_served_as_prometheus_wants_them(endpoint: Endpoint) -> None:
+def test_metrics_are_served_as_prometheus_wants_them(endpoint: MetricsEndpoint) -> None:
     status, headers, body = ask(endpoint.address)
     assert (status, headers["Content-Type"], body) == (200, CONTENT_TYPE, TEXT)
 
 
-def test_head_says_how_long_they_are(endpoint: Endpoint) -> None:
+def test_head_says_how_long_they_are(endpoint: MetricsEndpoint) -> None:
     status, headers, body = ask(endpoint.address, "HEAD")
     assert (status, headers["Content-Length"], body) == (200, str(len(TEXT)), "")
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/etc/passwd", "/../metrics"])
-def test_there_is_nothing_else(endpoint: Endpoint, path: str) -> None:
+def test_there_is_nothing_else(endpoint: MetricsEndpoint, path: str) -> None:
     assert ask(endpoint.address, path=path)[0] == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_nothing_can_be_done_but_read(endpoint: Endpoint, method: str) -> None:
+def test_nothing_can_be_done_but_read(endpoint: MetricsEndpoint, method: str) -> None:
     status, headers, _ = ask(endpoint.address, method)
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
-def test_an_address_in_use_is_an_error_that_names_it(endpoint: Endpoint) -> None:
+def test_an_address_in_use_is_an_error_that_names_it(endpoint: MetricsEndpoint) -> None:
     with pytest.raises(MountError, match=re.escape(f"metrics at {endpoint.address}: Address already in use")):
-        Endpoint(endpoint.address, lambda: TEXT)
+        MetricsEndpoint.bind(endpoint.address, lambda: TEXT)
 
 
 def test_a_host_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(MountError, match=r"metrics at http://host\.invalid:1/metrics: "):
-        Endpoint(Address("host.invalid", 1), lambda: TEXT)
+        MetricsEndpoint.bind(MetricsAddress("host.invalid", 1), lambda: TEXT)
 
 
 def test_clients_that_never_ask_or_never_read_are_cut_off_and_hold_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endpoints, "DEADLINE", 3.0)
-    with Endpoint(Address("127.0.0.1", 0), lambda: "x" * 50_000_000) as running:
+    with MetricsEndpoint.bind(MetricsAddress("127.0.0.1", 0), lambda: "x" * 50_000_000) as running:
         running.start()
         place = (running.address.host, running.address.port)
         mute = socket.create_connection(place)
@@ -258,7 +260,7 @@ def test_clients_that_never_ask_or_never_read_are_cut_off_and_hold_up_nobody(
             one.close()
 
 
-def test_there_are_never_more_than_a_few_connections(endpoint: Endpoint) -> None:
+def test_there_are_never_more_than_a_few_connections(endpoint: MetricsEndpoint) -> None:
     place = (endpoint.address.host, endpoint.address.port)
     before = threading.active_count()
     crowd = [socket.create_connection(place) for _ in range(AT_ONCE * 3)]
@@ -271,14 +273,14 @@ def test_there_are_never_more_than_a_few_connections(endpoint: Endpoint) -> None
 
 
 def test_closing_hangs_up_and_frees_the_address() -> None:
-    with Endpoint(Address("127.0.0.1", 0), lambda: TEXT) as running:
+    with MetricsEndpoint.bind(MetricsAddress("127.0.0.1", 0), lambda: TEXT) as running:
         running.start()
         client = socket.create_connection((running.address.host, running.address.port))
         until(lambda: len(running._server._open) == 1, "the client to be let in")
     client.settimeout(10)
     assert client.recv(1) == b""
     client.close()
-    Endpoint(running.address, lambda: TEXT).close()
+    MetricsEndpoint.bind(running.address, lambda: TEXT).close()
 
 
 def ask_at(path: Path) -> bytes:
@@ -291,12 +293,12 @@ def ask_at(path: Path) -> bytes:
 
 def test_a_socket_is_its_owners_alone_and_goes_with_the_endpoint(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with Endpoint(Address(path=path), lambda: TEXT) as running:
+    with MetricsEndpoint.bind(MetricsAddress(path=path), lambda: TEXT) as running:
         running.start()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert ask_at(path).endswith(f"\r\n\r\n{TEXT}".encode())
         with pytest.raises(MountError, match=f"metrics at unix:{path}: Address already in use"):
-            Endpoint(Address(path=path), lambda: TEXT)
+            MetricsEndpoint.bind(MetricsAddress(path=path), lambda: TEXT)
     assert not path.exists()
 
 
@@ -304,10 +306,10 @@ def test_a_socket_that_was_left_behind_is_replaced_and_anything_else_is_not(tmp_
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    Endpoint(Address(path=path), lambda: TEXT).close()
+    MetricsEndpoint.bind(MetricsAddress(path=path), lambda: TEXT).close()
     path.write_text("precious")
     with pytest.raises(MountError, match="Address already in use"):
-        Endpoint(Address(path=path), lambda: TEXT)
+        MetricsEndpoint.bind(MetricsAddress(path=path), lambda: TEXT)
     assert path.read_text() == "precious"
 
 

@@ -14,7 +14,7 @@ from imgfs.cli.arguments.options import (
     lazily,
     rate,
 )
-from imgfs.metrics.endpoint import Address, parse_address
+from imgfs.metrics.endpoint import MetricsAddress, parse_address
 
 
 def add_mount(commands: Commands) -> None:
@@ -150,7 +150,7 @@ Examples:
     command.set_defaults(run=lazily("mount", "ps"))
 
 
-def _address(text: str) -> Address:
+def _address(text: str) -> MetricsAddress:
     try:
         return parse_address(text)
     except ValueError as error:
