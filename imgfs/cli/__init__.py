@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from imgfs.cli.run import run
 
         return run(words)
-    from imgfs.cli.arguments import parse
+    from imgfs.cli.parser import parse
 
     options = parse(words)
     try:

@@ -1,20 +1,50 @@
-"""imgfs store check."""
+"""imgfs store check: see whether everything in the store is what it was."""
 
 from __future__ import annotations
 
 import argparse
-import json
+from typing import TYPE_CHECKING
 
-from imgfs.cli.images import open_store
+from imgfs.cli.options import Commands as Actions
+from imgfs.cli.options import json_option
 from imgfs.cli.output import say
 from imgfs.errors import StoreError
-from imgfs.maintenance.fsck import Fault
-from imgfs.maintenance.fsck import check as check_store
 from imgfs.quoting import printable
+
+if TYPE_CHECKING:
+    from imgfs.maintenance.fsck import Fault
+
+
+def add_check(actions: Actions) -> argparse.ArgumentParser:
+    command = actions.add_parser(
+        "check",
+        help="see whether everything is what it was",
+        description="""\
+Reads the whole store, and holds documents against their digests, indexes and trees against their checksums,
+cached bytes against what digests are known of them, or their layer's DiffID. Cached bytes of a compressed
+layer that is not here whole cannot be checked: --strict counts them as wrong. Exits with 1 if something is
+wrong and has been left as it is.
+
+Examples:
+  imgfs store check                    look only
+  imgfs store check --repair           remove what is wrong: it is fetched or made again when it is needed
+  imgfs store check --repair --strict  after trouble with the disk, keep only what is known to be right
+""",
+    )
+    command.set_defaults(run=check)
+    command.add_argument("--repair", action="store_true", help="remove what is wrong")
+    command.add_argument("--strict", action="store_true", help="what cannot be checked counts as wrong")
+    json_option(command)
+    return command
 
 
 def check(options: argparse.Namespace) -> int:
     """See whether everything in the store is what it was, and remove what is not."""
+    import json
+
+    from imgfs.cli.selection import open_store
+    from imgfs.maintenance.fsck import check as check_store
+
     store = open_store(options)
     found, left = [], 0
     for fault in check_store(store):

@@ -1,31 +1,70 @@
-"""imgfs commit: an image out of a scratch."""
+"""imgfs commit: make an image of what a scratch shows."""
 
 from __future__ import annotations
 
 import argparse
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+from imgfs.cli.options import (
+    Commands,
+    add_command,
+)
 from imgfs.cli.output import say
-from imgfs.cli.progress import Progress
-from imgfs.cli.scratch import Changed, changed
-from imgfs.cli.transfer import send_to
-from imgfs.commit import BaseImage, Committed, Record
-from imgfs.commit import commit as make_image
+from imgfs.cli.scratch_selection import scratch_options
 from imgfs.errors import StoreError
-from imgfs.image.image import Image
-from imgfs.oci.change import as_oci, parse_change, truncate
-from imgfs.oci.descriptor import Digest
-from imgfs.oci.reference import LayoutReference, Reference
-from imgfs.overlay.diff import Diff
-from imgfs.registry.config.local_names import parse_destination
-from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
-from imgfs.transport.destination import tag_of
+
+if TYPE_CHECKING:
+    from imgfs.cli.scratch_selection import Changed
+    from imgfs.commit import BaseImage, Committed, Record
+    from imgfs.image.image import Image
+    from imgfs.oci.descriptor import Digest
+    from imgfs.oci.reference import Reference
+    from imgfs.overlay.diff import Diff
+
+
+def add_commit(commands: Commands) -> None:
+    """`imgfs commit`."""
+    command = add_command(
+        commands,
+        "commit",
+        commit,
+        "make an image of what a scratch shows",
+        """\
+Makes one layer of what a scratch changes, puts it on the image's own and gives the result the name NEW: in a
+registry, or in an OCI layout. Only what is not there yet is sent. The same changes make the same image.
+
+Examples:
+  imgfs commit /mnt registry.example.com/team/app:v2
+  imgfs commit work oci:build:v2 --message "with curl" --author "A. U. Thor"
+  imgfs commit work oci:build:v2 --change 'CMD ["python3", "-m", "app"]' --change 'ENV DEBUG=1'
+  imgfs commit work oci:build:v2 --compression zstd
+""",
+    )
+    scratch_options(command)
+    command.add_argument("new", metavar="NEW", help="an image's name, or oci:DIR[:TAG]")
+    command.add_argument("--message", "-m", default="", help="what the image's history says of it")
+    command.add_argument("--author", "-a", default="", help="who made it")
+    command.add_argument("--compression", choices=["gzip", "zstd"], default="gzip", help="default: gzip")
+    command.add_argument(
+        "--change",
+        "-c",
+        action="append",
+        default=[],
+        metavar="'INSTRUCTION …'",
+        help="as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, …",
+    )
 
 
 def commit(options: argparse.Namespace) -> int:
     """Make an image of what a scratch shows, and put it somewhere."""
+    from imgfs.cli.scratch_selection import changed
+    from imgfs.commit import commit as make_image
+    from imgfs.oci.change import parse_change
+    from imgfs.registry.config.local_names import parse_destination
+    from imgfs.transport.destination import tag_of
+
     target = parse_destination(options.new)
     changes_to_config = [parse_change(text) for text in options.change]
     found = changed(options)
@@ -49,6 +88,10 @@ def commit(options: argparse.Namespace) -> int:
 
 def _base(image: Image, found: Changed, target: Reference) -> BaseImage:
     """The documents of the image below, those of its layers only that the scratch lies on."""
+    from imgfs.commit import BaseImage
+    from imgfs.oci.change import as_oci, truncate
+    from imgfs.oci.reference import LayoutReference
+
     resolved = image.resolved
     whole = found.store.document(resolved.digest)
     config = found.store.document(resolved.manifest.config.digest)
@@ -60,6 +103,10 @@ def _base(image: Image, found: Changed, target: Reference) -> BaseImage:
 
 def _record(options: argparse.Namespace, found: Changed, changes: Diff) -> Record:
     """What the image says of its making: on the date of its newest file, for the same image each time."""
+    from datetime import UTC, datetime
+
+    from imgfs.commit import Record
+
     newest = max((change.after.mtime_ns for change in changes if change.after), default=0) // 1_000_000_000
     date = newest if found.environment.source_date is None else found.environment.source_date
     return Record(
@@ -71,6 +118,10 @@ def _record(options: argparse.Namespace, found: Changed, changes: Diff) -> Recor
 
 
 def _put(made: Committed, image: Image, found: Changed, target: Reference) -> Digest:
+    from imgfs.cli.copy import send_to
+    from imgfs.cli.progress import Progress
+    from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
+
     opened = send_to(target, found.options, found.environment)
     origin = mountable(found.reference, target)
     layers = [blob_of(image.source, layer, mount_from=origin) for layer in image.resolved.manifest.layers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 
-from imgfs.cli.arguments.options import Commands, lazily, store_option
+from imgfs.cli.options import Commands, store_option
 from imgfs.cli.output import say
 
 # What completes the arguments that the help names so (metavar).
@@ -24,7 +24,7 @@ def add_complete(commands: Commands) -> None:
     """Describe `imgfs complete`."""
     command = commands.add_parser("complete")
     command.add_argument("kind", choices=KINDS)
-    command.set_defaults(run=lazily("complete", "complete"))
+    command.set_defaults(run=complete)
     store_option(command)
 
 
@@ -43,7 +43,7 @@ def complete(options: argparse.Namespace) -> int:
 
 
 def _images(options: argparse.Namespace) -> Iterable[str]:
-    from imgfs.cli.images import open_store
+    from imgfs.cli.selection import open_store
 
     return (resolution.reference for resolution in open_store(options).resolutions())
 
@@ -56,7 +56,7 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _scratches(options: argparse.Namespace) -> Iterable[str]:
-    from imgfs.cli.images import open_store
+    from imgfs.cli.selection import open_store
     from imgfs.overlay.scratch import list_scratches
 
     return (scratch.name for scratch in list_scratches(open_store(options).root) if scratch.name)

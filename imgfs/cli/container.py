@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.container_options import request_of
 from imgfs.cli.run import complain, warn
-from imgfs.cli.wishing import request_of
+from imgfs.cli.selection import Wanted, wanted
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved

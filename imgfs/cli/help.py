@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from imgfs import manual
-from imgfs.cli.arguments.options import Commands, add_command
+from imgfs.cli.options import Commands, add_command
 from imgfs.errors import UsageError
 
 
@@ -15,7 +15,7 @@ def add_help(commands: Commands) -> None:
     command = add_command(
         commands,
         "help",
-        "help",
+        help,
         "show the manual",
         """\
 Shows a topic of the manual, or lists the topics. Each command has its own help: imgfs COMMAND --help.

@@ -1,54 +1,155 @@
-"""imgfs index build, push, ls, rm."""
+"""imgfs index build, ls, rm: index an image, and manage the indexes beside it."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
-from contextlib import closing, suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
-from imgfs.cli.images import Wanted, wanted
+from imgfs.cli.format import size
+from imgfs.cli.options import Commands, add_command, json_option, lazily, registry_options, store_option
 from imgfs.cli.output import say
-from imgfs.cli.progress import Progress
-from imgfs.cli.text import size
-from imgfs.cli.transfer import send_to
-from imgfs.errors import NotFound, RegistryError, StoreError, UsageError
-from imgfs.image.image import Image
-from imgfs.image.readiness import open_index
-from imgfs.image.resolve import Resolved
-from imgfs.oci.artifact import Artifact, parse_artifact
-from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
-from imgfs.oci.policy import Policy
-from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of, published_in
-from imgfs.oci.reference import Reference
-from imgfs.oci.soci import BUILD_TOOL, CONFIG_BODY, SOCI_V1, SOCI_V2, soci_index, with_soci_v2
-from imgfs.publish import Publication, publication_of
+from imgfs.errors import NotFound
 from imgfs.quoting import printable
-from imgfs.registry.config.local_names import parse_destination
-from imgfs.store.store import Store
-from imgfs.transport.copy import (
-    Document,
-    Parcel,
-    blob_in,
-    blob_of,
-    blob_with,
-    mountable,
-    put_artifact,
-    put_image,
-)
-from imgfs.transport.destination import Destination, tag_of
-from imgfs.transport.source import Source
 
-_TOOL = "imgfs"  # what our SOCI indexes say that they were made by
+if TYPE_CHECKING:
+    from imgfs.image.resolve import Resolved
+    from imgfs.oci.descriptor import Descriptor
+    from imgfs.store.store import Store
+    from imgfs.transport.source import Source
+
+TOOL = "imgfs"  # what our SOCI indexes say that they were made by
+
+
+def add_index(commands: Commands) -> None:
+    """`imgfs index`."""
+    command = commands.add_parser(
+        "index",
+        help="index images, and publish the indexes beside them",
+        description="""\
+An image that nobody has indexed is streamed once when it is mounted. An index that is pushed beside it, into
+the same repository, spares everybody that: a mount finds it by itself. The image stays as it is.
+
+Examples:
+  imgfs index push registry.example.com/team/app:v2
+  imgfs index ls registry.example.com/team/app:v2
+  imgfs mount registry.example.com/team/app:v2 /mnt
+  imgfs index build debian:12          into the store only
+""",
+    )
+    actions = command.add_subparsers(metavar="build|push|ls|rm", required=True)
+    _add_build(actions)
+    _add_push(actions)
+    _add_ls(actions)
+    _add_rm(actions)
+
+
+def _add_build(actions: Commands) -> None:
+    from imgfs.oci.policy import Policy
+
+    command = add_command(
+        actions,
+        "build",
+        build,
+        "index the layers of an image, in the store",
+        """\
+Streams those layers of IMAGE that have no index here yet, and merges them: a mount then has nothing to do.
+
+Examples:
+  imgfs index build debian:12
+""",
+    )
+    _image_options(command)
+    command.set_defaults(index=Policy.AUTO)
+
+
+def _add_push(actions: Commands) -> None:
+    from imgfs.oci.policy import Policy
+
+    command = add_command(
+        actions,
+        "push",
+        lazily("index_push", "push"),
+        "publish the index of an image beside it",
+        """\
+Puts an artifact that refers to IMAGE into its repository: its tree, the spans of its layers, and what
+recorded mounts have read. SOCI indexes are pushed with it, which soci-snapshotter can use as well. Only what
+has been verified here is published. Replaces what imgfs has published of the image before.
+
+Examples:
+  imgfs index push registry.example.com/team/app:v2
+  imgfs index push --repack registry.example.com/team/app:v2
+  imgfs index push --soci none oci:build:v2
+  imgfs index push --soci v2 --as registry.example.com/team/app:v2-soci registry.example.com/team/app:v2
+""",
+    )
+    _image_options(command)
+    command.add_argument(
+        "--repack",
+        action="store_true",
+        help="with a seekable copy of each layer that can only be read from its start (zstd in one frame)",
+    )
+    command.add_argument(
+        "--soci",
+        choices=["v1", "v2", "none"],
+        default="v1",
+        help="with a SOCI index beside the image (v1, the default), or, with --as, in a new image (v2)",
+    )
+    command.add_argument(
+        "--as", dest="new", metavar="NEW", help="the name of the image that names its SOCI index"
+    )
+    command.set_defaults(index=Policy.VERIFIED)
+
+
+def _add_ls(actions: Commands) -> None:
+    command = add_command(
+        actions,
+        "ls",
+        ls,
+        "list the indexes beside an image",
+        """\
+Lists what has been published beside IMAGE, by whom, and what it weighs.
+
+Examples:
+  imgfs index ls registry.example.com/team/app:v2
+  imgfs index ls --json registry.example.com/team/app:v2 | jq -r '.[].digest'
+""",
+    )
+    _image_options(command)
+    json_option(command)
+
+
+def _add_rm(actions: Commands) -> None:
+    command = add_command(
+        actions,
+        "rm",
+        rm,
+        "remove indexes from beside an image",
+        """\
+Removes what imgfs has published beside IMAGE, or the indexes that are named. Needs a registry that allows
+deletion; where it does not, the indexes are at least not listed any more, if the registry keeps no list of
+its own.
+
+Examples:
+  imgfs index rm registry.example.com/team/app:v2
+  imgfs index rm registry.example.com/team/app:v2 sha256:0f3c…
+""",
+    )
+    _image_options(command)
+    command.add_argument("digests", metavar="DIGEST", nargs="*", help="as `imgfs index ls` shows them")
+
+
+def _image_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
+    registry_options(command, platform="instead of this machine's")
+    store_option(command)
+    command.set_defaults(offline=None)  # nothing can stand in for the registry
 
 
 def build(options: argparse.Namespace) -> int:
     """Index an image in the store."""
+    from imgfs.cli.selection import wanted
+
     image = wanted(options)
     resolved = image.prepare()
     for layer in resolved.layers.values():
@@ -56,28 +157,16 @@ def build(options: argparse.Namespace) -> int:
     return 0
 
 
-def push(options: argparse.Namespace) -> int:
-    """Publish the index of an image beside it."""
-    if (options.soci == "v2") != bool(options.new):
-        raise UsageError("index push: --soci v2 makes another image; say with --as what to call it")
-    options.index = Policy.NONE  # what is published has been verified here, whatever others say
-    image = wanted(options)
-    with (
-        image.open() as opened,
-        image.store.workplace(".publish-") as made,
-    ):
-        published = _make(opened, image.store, made, options)
-        with closing(send_to(image.reference, options, image.environment)) as destination:
-            _put(published, opened, image, destination)
-    return 0
-
-
 def ls(options: argparse.Namespace) -> int:
     """List the indexes beside an image."""
+    import json
+
+    from imgfs.cli.selection import wanted
+
     image = wanted(options)
     resolved = image.resolve()
     with closing(image.connect()) as source:
-        found = [_shown(one, source) for one in _indexes(resolved, source)]
+        found = [_shown(one, source) for one in indexes_beside(resolved, source)]
     if options.json:
         say(json.dumps(found, indent=2))
     else:
@@ -89,12 +178,16 @@ def ls(options: argparse.Namespace) -> int:
 
 def rm(options: argparse.Namespace) -> int:
     """Remove indexes from beside an image."""
+    from imgfs.cli.copy import send_to
+    from imgfs.cli.selection import wanted
+    from imgfs.oci.descriptor import Digest
+
     image = wanted(options)
     resolved = image.resolve()
     named = [Digest.parse(text) for text in options.digests]
     with closing(image.connect()) as source:
-        found = _indexes(resolved, source)
-    doomed = [one for one in found if (one.digest in named if named else _is_ours(one))]
+        found = indexes_beside(resolved, source)
+    doomed = [one for one in found if (one.digest in named if named else is_ours(one))]
     missing = [str(digest) for digest in named if digest not in [one.digest for one in found]]
     if missing or not doomed:
         raise NotFound(
@@ -107,107 +200,27 @@ def rm(options: argparse.Namespace) -> int:
     return 0
 
 
-def _make(image: Image, store: Store, directory: Path, options: argparse.Namespace) -> Publication:
-    with closing(Progress(doing="packing", done="packed")) as progress:
-        return publication_of(
-            image,
-            store,
-            directory,
-            repack=options.repack,
-            soci=options.soci != "none",
-            on_layer=progress.layer_ends,
-        )
-
-
-def _put(made: Publication, image: Image, named: Wanted, destination: Destination) -> None:
-    """Push what has been made, then remove what it replaces, and say what it weighs."""
-    subject = _subject(image.resolved, named.store)
-    before = [one for one in _indexes(image.resolved, image.source) if _is_ours(one)]
-    new = [_put_ours(made, subject, named, destination)]
-    if made.ztocs:
-        ztocs = [
-            made.ztocs[layer.digest] for layer in _distinct(image.resolved) if layer.digest in made.ztocs
-        ]
-        if named.options.soci == "v1":
-            new.append(_put_soci(made, ztocs, subject, destination))
-        else:
-            say(_put_soci_v2(made, ztocs, image, named))
-    for old in before:
-        if old.digest not in [one.digest for one in new]:
-            with suppress(RegistryError):  # a registry that does not delete: the newest counts
-                destination.remove_artifact(old, image.resolved.digest)
-    for line in _summary(made, image.resolved, new):
-        say(line)
-
-
-def _put_ours(made: Publication, subject: Descriptor, named: Wanted, destination: Destination) -> Descriptor:
-    seconds = named.environment.source_date
-    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    created = {CREATED: when.strftime("%Y-%m-%dT%H:%M:%SZ")}
-    artifact = Artifact(ARTIFACT_TYPE, contents_of(made.published), subject, annotations=created)
-    blobs = [blob_in(made.files[one.digest], one) for one in artifact.layers if one.data is None]
-    with closing(Progress(doing="pushing", done="pushed")) as progress:
-        return put_artifact(destination, artifact, blobs, progress)
-
-
-def _put_soci(
-    made: Publication, ztocs: list[Descriptor], subject: Descriptor, destination: Destination
-) -> Descriptor:
-    """Push a SOCI index of version 1, which refers to the image."""
-    artifact = parse_artifact(soci_index(1, ztocs, subject=subject, tool=_TOOL), OCI_MANIFEST)
-    blobs = [blob_in(made.files[one.digest], one) for one in ztocs]
-    blobs.append(blob_with(CONFIG_BODY, artifact.config.media_type))
-    with closing(Progress(doing="pushing", done="pushed")) as progress:
-        return put_artifact(destination, artifact, blobs, progress)
-
-
-def _put_soci_v2(made: Publication, ztocs: list[Descriptor], image: Image, named: Wanted) -> Reference:
-    """Push an image that names its SOCI index, of version 2: the same layers in another manifest."""
-    target = parse_destination(named.options.new)
-    resolved, body = image.resolved, named.store.document(image.resolved.digest)
-    if body is None:
-        raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
-    documents = with_soci_v2(body, ztocs, platform=resolved.config.platform, tool=_TOOL)
-    origin = mountable(named.reference, target)
-    blobs = [blob_of(image.source, layer, mount_from=origin) for layer in resolved.manifest.layers]
-    blobs += [blob_in(made.files[one.digest], one) for one in ztocs]
-    configs = (blob_of(image.source, resolved.manifest.config), blob_with(CONFIG_BODY, SOCI_V2))
-    named_last = [
-        Document(Descriptor(media_type, Digest.of(text), len(text)), text)
-        for media_type, text in zip((OCI_MANIFEST, OCI_MANIFEST, OCI_INDEX), documents, strict=True)
-    ]
-    with (
-        closing(send_to(target, named.options, named.environment)) as destination,
-        closing(Progress(doing="pushing", done="pushed")) as progress,
-    ):
-        digest = put_image(destination, Parcel(tuple(blobs), configs, tuple(named_last)), progress)
-    return replace(target, tag=tag_of(target), digest=digest)
-
-
-def _subject(resolved: Resolved, store: Store) -> Descriptor:
-    """The image's manifest as an artifact's subject."""
-    body = store.document(resolved.digest)
-    if body is None:
-        raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
-    return Descriptor(resolved.media_type, resolved.digest, len(body))
-
-
-def _distinct(resolved: Resolved) -> list[Descriptor]:
-    """The image's layers in their order, each once."""
-    return list({layer.digest: layer for layer in resolved.manifest.layers}.values())
-
-
-def _indexes(resolved: Resolved, source: Source) -> list[Descriptor]:
+def indexes_beside(resolved: Resolved, source: Source) -> list[Descriptor]:
     """What there is beside an image that is an index."""
+    from imgfs.oci.published import ARTIFACT_TYPE
+    from imgfs.oci.soci import SOCI_V1
+
     return [one for one in source.referrers(resolved.digest) if one.artifact_type in (ARTIFACT_TYPE, SOCI_V1)]
 
 
-def _is_ours(one: Descriptor) -> bool:
-    return one.artifact_type == ARTIFACT_TYPE or one.annotations.get(BUILD_TOOL) == _TOOL
+def is_ours(one: Descriptor) -> bool:
+    from imgfs.oci.published import ARTIFACT_TYPE
+    from imgfs.oci.soci import BUILD_TOOL
+
+    return one.artifact_type == ARTIFACT_TYPE or one.annotations.get(BUILD_TOOL) == TOOL
 
 
 def _shown(one: Descriptor, source: Source) -> dict[str, Any]:
     """What `index ls` says of an index."""
+    from imgfs.oci.artifact import parse_artifact
+    from imgfs.oci.published import ARTIFACT_TYPE, CREATED, published_in
+    from imgfs.oci.soci import BUILD_TOOL
+
     artifact = parse_artifact(source.document(one), one.media_type)
     ours = one.artifact_type == ARTIFACT_TYPE
     return {
@@ -215,32 +228,15 @@ def _shown(one: Descriptor, source: Source) -> dict[str, Any]:
         "kind": "imgfs" if ours else "soci v1",
         "bytes": sum(layer.size for layer in artifact.layers),
         "created": one.annotations.get(CREATED),
-        "by": _TOOL if ours else one.annotations.get(BUILD_TOOL, "somebody"),
+        "by": TOOL if ours else one.annotations.get(BUILD_TOOL, "somebody"),
         "profiles": sorted(published_in(artifact).profiles) if ours else [],
     }
 
 
 def _layer_line(layer: Descriptor, store: Store) -> str:
+    from imgfs.image.readiness import open_index
+
     with open_index(store.layer(layer.digest)) as index:
         summary, spans = index.summary, index.span_count()
     counts = f"{spans:>7} spans  {summary.entries} entries"
     return f"{layer.digest.short}  {summary.format:13}  {size(layer.size):>8}  {counts}"
-
-
-def _summary(made: Publication, resolved: Resolved, new: list[Descriptor]) -> Iterator[str]:
-    """What was pushed, and what it costs those who use it."""
-    whole = sum(layer.size for layer in _distinct(resolved))
-    first = sum(layer.lean.size for layer in made.published.layers.values())
-    first += made.published.tree.size if made.published.tree else 0
-    share = _share(made.size(), whole)
-    yield f"{new[0].digest}  {size(made.size())} beside layers of {size(whole)} ({share})"
-    yield f"to be fetched before the first file is read: {size(first)} ({_share(first, whole)})"
-    for one in new[1:]:
-        yield f"{one.digest}  SOCI index of {len(made.ztocs)} layers"
-    for layer in _distinct(resolved):
-        if layer.digest in made.unsaid:
-            yield f"no zTOC for layer {layer.digest.short}: {made.unsaid[layer.digest]}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(1, whole):.2f} %"

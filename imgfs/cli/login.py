@@ -1,29 +1,82 @@
-"""imgfs login, logout."""
+"""imgfs login, logout: keep and forget a registry's user name and password."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from imgfs.cli.images import places_of, timeouts_of
+from imgfs.cli.options import Commands, add_command, connection_options
 from imgfs.cli.output import ask, complain, say
-from imgfs.config import Environment
 from imgfs.errors import ImgfsError, UsageError
-from imgfs.oci.reference import RegistryReference, parse_reference
-from imgfs.registry.config.credentials import (
-    IDENTITY_USER,
-    Credentials,
-    find_credentials,
-    forget_credentials,
-    keep_credentials,
-)
-from imgfs.registry.login import check_login
+
+if TYPE_CHECKING:
+    from imgfs.config import Environment
+    from imgfs.registry.config.credentials import Credentials
 
 _MAX_PASSWORD = 8 << 10  # bytes; tokens of clouds have some kilobytes
+
+
+def add_login(commands: Commands) -> None:
+    """`imgfs login`."""
+    command = add_command(
+        commands,
+        "login",
+        login,
+        "keep a user name and password for a registry",
+        """\
+Checks a user name and password against a registry and keeps them where podman, skopeo and imgfs look: in
+$REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json (for root without a session: in /run/containers/0),
+which goes when the machine is restarted, or ~/.config/containers/auth.json. A file that names a credential
+helper (credsStore, credHelpers) has that keep the password. It is read from the terminal or from standard
+input, never from an argument: those are shown to everybody by ps. What docker login and podman login keep is
+found as well.
+
+Examples:
+  imgfs login registry.example.com
+  imgfs login -u ann --password-stdin registry.example.com < token
+  imgfs login -u ann registry.example.com/team     for that namespace only
+  imgfs login --docker docker.io                   where docker looks: ~/.docker/config.json
+  imgfs login -u '<token>' --password-stdin reg.io an identity token, traded for access tokens
+""",
+    )
+    command.add_argument("--username", "-u", metavar="USER", help="asked for on the terminal otherwise")
+    command.add_argument(
+        "--password-stdin", action="store_true", help="read the password from standard input, one line"
+    )
+    _place_options(command)
+    connection_options(command)
+
+
+def add_logout(commands: Commands) -> None:
+    """`imgfs logout`."""
+    command = add_command(
+        commands,
+        "logout",
+        logout,
+        "forget what is kept for a registry",
+        """\
+Removes what imgfs login keeps for a registry, from the same file or helper.
+
+Examples:
+  imgfs logout registry.example.com
+  imgfs logout registry.example.com/team
+  imgfs logout --all registry.example.com          from every file that is looked in, docker's too
+""",
+    )
+    command.add_argument("--all", action="store_true", help="from all files that imgfs looks in")
+    _place_options(command)
+
+
+def _place_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("registry", metavar="REGISTRY[/NAMESPACE]")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--authfile", metavar="FILE", help="the file to keep it in")
+    where.add_argument(
+        "--docker", action="store_true", help="in docker's file: $DOCKER_CONFIG/config.json or ~/.docker"
+    )
 
 
 class _Place(NamedTuple):
@@ -38,6 +91,11 @@ class _Place(NamedTuple):
 
 def login(options: argparse.Namespace) -> int:
     """Check credentials and keep them."""
+    from imgfs.cli.selection import places_of, timeouts_of
+    from imgfs.config import Environment
+    from imgfs.registry.config.credentials import keep_credentials
+    from imgfs.registry.login import check_login
+
     environment = Environment.read()
     place = _parse_place(options.registry)
     path = _file(options, environment)
@@ -58,6 +116,9 @@ def login(options: argparse.Namespace) -> int:
 
 def logout(options: argparse.Namespace) -> int:
     """Forget credentials."""
+    from imgfs.config import Environment
+    from imgfs.registry.config.credentials import forget_credentials
+
     environment = Environment.read()
     place = _parse_place(options.registry)
     files = environment.auth_files if options.all else (_file(options, environment),)
@@ -83,6 +144,8 @@ def _file(options: argparse.Namespace, environment: Environment) -> Path:
 def _parse_place(text: str) -> _Place:
     """Read HOST[:PORT][/NAMESPACE], perhaps after a scheme or with the API's root, and Docker Hub by all its
     names; what is said of TLS is the command's options'."""
+    from imgfs.oci.reference import RegistryReference, parse_reference
+
     named = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host, _, namespace = named.partition("/")
     if namespace in ("v1", "v2"):
@@ -100,6 +163,10 @@ def _parse_place(text: str) -> _Place:
 
 def _ask(options: argparse.Namespace, place: _Place) -> Credentials:
     """User name and password, from where the options say or the terminal."""
+    import getpass
+
+    from imgfs.registry.config.credentials import IDENTITY_USER, Credentials
+
     if options.password_stdin and not options.username:
         raise UsageError("--password-stdin needs --username")
     if not options.password_stdin and not sys.stdin.isatty():
@@ -132,6 +199,8 @@ def _password_given() -> str:
 
 def _knows(path: Path, place: _Place) -> bool:
     """Whether a file would still let somebody in."""
+    from imgfs.registry.config.credentials import find_credentials
+
     with contextlib.suppress(ImgfsError):
         return find_credentials([path], place.registry, place.namespace or "x") is not None
     return False

@@ -1,27 +1,68 @@
-"""imgfs ls, cat, inspect, version: looking without mounting."""
+"""imgfs ls, cat: read an image without mounting it."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-from imgfs import __version__
-from imgfs.cli.images import wanted
-from imgfs.cli.output import say, say_line
-from imgfs.cli.text import long_line, size
-from imgfs.image.resolve import Resolved
-from imgfs.quoting import printable
-from imgfs.tree.reader import Node, Tree
+from imgfs.cli.format import long_line
+from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.cli.output import say_line
+
+if TYPE_CHECKING:
+    from imgfs.tree.reader import Node, Tree
+
+
+def add_ls(commands: Commands) -> None:
+    """`imgfs ls`."""
+    command = add_command(
+        commands,
+        "ls",
+        ls,
+        "list files of an image without mounting it",
+        """\
+Lists PATH (default: /) of IMAGE.
+
+Examples:
+  imgfs ls debian:12
+  imgfs ls -l debian:12 /etc
+  imgfs ls -R debian:12 /usr/share/doc
+""",
+    )
+    image_options(command)
+    command.add_argument("path", metavar="PATH", nargs="?", default="/")
+    command.add_argument("-l", dest="long", action="store_true", help="with mode, owner, size and time")
+    command.add_argument("-R", dest="recursive", action="store_true", help="with everything below")
+
+
+def add_cat(commands: Commands) -> None:
+    """`imgfs cat`."""
+    command = add_command(
+        commands,
+        "cat",
+        cat,
+        "write files of an image to standard output",
+        """\
+Writes the file PATH of IMAGE to standard output, symbolic links followed inside the image.
+
+Examples:
+  imgfs cat debian:12 /etc/os-release
+  imgfs cat oci:build:latest /app/config.json | jq .
+""",
+    )
+    image_options(command)
+    command.add_argument("paths", metavar="PATH", nargs="+")
 
 
 def ls(options: argparse.Namespace) -> int:
     """List files of an image."""
+    from imgfs.cli.selection import wanted
+
     path = os.fsencode(options.path)
     with wanted(options).open() as image:
         top = image.tree.resolve(path, follow=not options.long or path.endswith(b"/"))
@@ -40,6 +81,8 @@ def ls(options: argparse.Namespace) -> int:
 
 def cat(options: argparse.Namespace) -> int:
     """Write files of an image to standard output."""
+    from imgfs.cli.selection import wanted
+
     with wanted(options).open() as image:
         for path in options.paths:
             node = image.tree.resolve(os.fsencode(path))
@@ -48,23 +91,6 @@ def cat(options: argparse.Namespace) -> int:
                 raise OSError(number, os.strerror(number), path)
             for piece in image.read(node.ino):
                 sys.stdout.buffer.write(piece)
-    return 0
-
-
-def inspect(options: argparse.Namespace) -> int:
-    """Show what an image is."""
-    resolved = wanted(options).resolve()
-    say(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
-    return 0
-
-
-def version(options: argparse.Namespace) -> int:
-    """Show imgfs's version and what it stands on."""
-    del options
-    import pyfuse3
-
-    python = ".".join(map(str, sys.version_info[:3]))
-    say(f"imgfs {__version__} (Python {python}, pyfuse3 {pyfuse3.__version__}, Linux {os.uname().release})")
     return 0
 
 
@@ -91,61 +117,3 @@ def _print_line(tree: Tree, node: Node, name: bytes, long: bool) -> None:
         return
     target = tree.target(node.ino) if stat.S_ISLNK(node.mode) else None
     say_line(long_line(node, name, target))
-
-
-def _document(resolved: Resolved) -> dict[str, Any]:
-    layers = zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
-    return {
-        "reference": resolved.reference,
-        "digest": str(resolved.digest),
-        "named_digest": str(resolved.named),
-        "media_type": resolved.media_type,
-        "platform": str(resolved.config.platform),
-        "created": resolved.config.created,
-        "config_digest": str(resolved.manifest.config.digest),
-        "config": dict(resolved.config.config),
-        "history": [dict(entry) for entry in resolved.config.history],
-        "layers": [
-            {
-                "digest": str(layer.digest),
-                "diff_id": str(diff_id),
-                "size": layer.size,
-                "media_type": layer.media_type,
-                "annotations": dict(layer.annotations),
-            }
-            for layer, diff_id in layers
-        ],
-    }
-
-
-def _text(resolved: Resolved) -> str:
-    config = resolved.config.config
-    total = sum(layer.size for layer in resolved.manifest.layers)
-    rows = [
-        ("reference", resolved.reference),
-        ("digest", str(resolved.digest)),
-        ("platform", str(resolved.config.platform)),
-        ("created", resolved.config.created or "not said"),
-        *((name.lower(), _shown(config[name])) for name in _RUNTIME if config.get(name)),
-        ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
-    ]
-    lines = [f"{name:<11} {printable(value)}" for name, value in rows]
-    lines += [f"  {layer.digest}  {size(layer.size):>8}" for layer in resolved.manifest.layers]
-    return "\n".join(lines)
-
-
-_RUNTIME = (
-    "User",
-    "WorkingDir",
-    "Entrypoint",
-    "Cmd",
-    "Env",
-    "ExposedPorts",
-    "Volumes",
-    "Labels",
-    "StopSignal",
-)
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

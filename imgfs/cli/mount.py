@@ -1,26 +1,129 @@
-"""imgfs mount, umount, ps."""
+"""imgfs mount: show an image at an empty directory."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from imgfs.errors import MountError, UsageError
-from imgfs.mounts.mountpoint import check_mountable
-from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import Mount, imgfs_mount_at, imgfs_mounts
-from imgfs.mounts.unmount import unmount
+from imgfs.cli.options import (
+    Commands,
+    add_command,
+    driver_option,
+    image_options,
+    rate,
+)
+from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from imgfs.cli.images import Wanted
+    from imgfs.cli.selection import Wanted
+    from imgfs.metrics.endpoint import MetricsAddress
     from imgfs.mount.serving import MountOptions
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
+
+
+def add_mount(commands: Commands) -> None:
+    """`imgfs mount`."""
+    command = add_command(
+        commands,
+        "mount",
+        mount,
+        "mount an image",
+        """\
+Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when it answers. The image itself never changes:
+with --rw or --scratch, changes are kept beside it.
+A layer that nobody has indexed is streamed once; after that it is read lazily (see: imgfs index).
+
+Examples:
+  imgfs mount debian:12 /mnt
+  imgfs mount --squash-owner registry.example.com/team/app:v2 ~/app
+  imgfs mount --platform linux/arm64 debian:12 /mnt
+  imgfs mount --rw debian:12 /mnt      change it; the changes go when it is unmounted
+  imgfs mount --scratch work debian:12 /mnt
+  imgfs mount --record start app:v2 /mnt && /mnt/app/start && imgfs umount /mnt && imgfs index push app:v2
+  imgfs mount --fill --limit-rate 2M debian:12 /mnt
+  imgfs pull debian:12 && imgfs mount --offline debian:12 /mnt
+  imgfs mount -f -o suid,dev debian:12 /mnt
+  mount -t fuse.imgfs debian:12 /mnt -o platform=linux/arm64
+""",
+    )
+    image_options(command)
+    command.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    command.add_argument("-f", "--foreground", action="store_true", help="stay until it is unmounted")
+    command.add_argument(
+        "--squash-owner", action="store_true", help="show every file as your own, so that you may read it"
+    )
+    command.add_argument(
+        "--upto-layer",
+        metavar="N|DIGEST",
+        help="the image as it was after an earlier layer, counted from 1 as `imgfs inspect` lists them",
+    )
+    command.add_argument(
+        "--rw", action="store_true", help="with a writable scratch on top, which goes with the mount"
+    )
+    command.add_argument(
+        "--scratch",
+        metavar="NAME|DIR",
+        help="with a scratch that is kept: by a name in the store, or in a directory (has a slash)",
+    )
+    command.add_argument(
+        "--write-through",
+        action="store_true",
+        help="lose nothing written to a scratch even if the daemon is killed; slower",
+    )
+    command.add_argument(
+        "--record",
+        metavar="PROFILE",
+        help="keep what is read, in its order, under this name (by itself: as `auto`, for the next mount)",
+    )
+    command.add_argument(
+        "--replay",
+        metavar="PROFILE",
+        help="fetch ahead what was read under this name, or nothing: none (default: `default`, else `auto`)",
+    )
+    command.add_argument(
+        "--fill", action="store_true", help="fetch everything, while nobody waits for a read"
+    )
+    command.add_argument(
+        "--limit-rate",
+        metavar="RATE",
+        type=rate,
+        help="of --fill, in bytes per second: 500k, 2M (default: none)",
+    )
+    command.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_address,
+        help="tell Prometheus what `imgfs status` shows: at [HOST:]PORT (default: on loopback) or unix:PATH",
+    )
+    driver_option(command)
+    command.add_argument(
+        "-o",
+        dest="fuse_options",
+        metavar="OPT[,OPT…]",
+        action="append",
+        default=[],
+        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: the "
+        "kernel driver reads nothing past imgfs",
+    )
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help="how much the daemon logs (default: info)",
+    )
+
+
+def _address(text: str) -> MetricsAddress:
+    from imgfs.metrics.endpoint import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def mount(options: argparse.Namespace) -> int:
@@ -40,9 +143,10 @@ def mount(options: argparse.Namespace) -> int:
 
 def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
     """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
-    from imgfs.cli.images import wanted
+    from imgfs.cli.selection import wanted
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.mount.serving import MountOptions
+    from imgfs.mounts.mountpoint import check_mountable
 
     image = wanted(options)
     scratch = _scratch(options, image.store)
@@ -66,58 +170,6 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
         raise UsageError("-o rw: an image never changes; --rw or --scratch keeps what you change beside it")
     check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
     return image, how
-
-
-def umount(options: argparse.Namespace) -> int:
-    """Unmount one or several, all of which are tried; raises MountError, having told of all but the last."""
-    if options.all == bool(options.mountpoints):
-        raise UsageError("say which to unmount: MOUNTPOINT…, or --all")
-    failed: list[MountError] = []
-    for path in _all() if options.all else options.mountpoints:
-        try:
-            unmount(imgfs_mount_at(Path(path)), lazy=options.lazy)
-        except MountError as error:
-            failed.append(error)
-    for other in failed[:-1]:
-        print(f"imgfs: {other}", file=sys.stderr)
-    if failed:
-        raise failed[-1]
-    return 0
-
-
-def _all() -> list[Path]:
-    """Where this user's mounts are, the latest first; root's are all."""
-    mine = (mount for mount in imgfs_mounts() if os.geteuid() in (0, mount.user))
-    return [mount.mountpoint for mount in mine][::-1]
-
-
-def ps(options: argparse.Namespace) -> int:
-    """List the mounts."""
-    found = [_shown(mount) for mount in imgfs_mounts()]
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    print(f"{'MOUNTPOINT':<28} {'IMAGE':<44} {'DRIVER':<7} {'PID':>7}  SCRATCH")
-    for one in found:
-        pid = "?" if one["pid"] is None else str(one["pid"])
-        scratch = one["scratch"] or "-"
-        print(f"{one['mountpoint']:<28} {one['image']:<44} {one['driver']:<7} {pid:>7}  {scratch}")
-    return 0
-
-
-def _shown(mount: Mount) -> dict[str, Any]:
-    """A mount, and of its daemon, if it answers, who it is and what scratch it has."""
-    status: dict[str, Any] = {}
-    with contextlib.suppress(MountError):
-        status = read_status(mount)
-    scratch = status.get("scratch") or {}
-    return {
-        "mountpoint": str(mount.mountpoint),
-        "image": mount.name,
-        "driver": "kernel" if mount.runtime else "fuse",
-        "pid": status.get("pid"),
-        "scratch": scratch.get("name"),
-    }
 
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from imgfs.cli.text import size
+from imgfs.cli.format import size
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.quoting import printable
 

@@ -1,29 +1,87 @@
-"""imgfs store limit, prune."""
+"""imgfs store limit, prune: how much is kept, and having disk space back."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import time
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imgfs.cli.arguments.storing import NO_LIMIT
-from imgfs.cli.images import open_store
+from imgfs.cli.format import ago, size
+from imgfs.cli.options import Commands as Actions
+from imgfs.cli.options import json_option, scaled
 from imgfs.cli.output import say
-from imgfs.cli.text import ago, size
-from imgfs.maintenance.gc import Prunable, contents_of, prunable
-from imgfs.maintenance.gc import prune as prune_store
-from imgfs.oci.descriptor import Digest
 from imgfs.quoting import printable
-from imgfs.store.limit import cached
-from imgfs.store.store import Store
+
+if TYPE_CHECKING:
+    from imgfs.maintenance.gc import Prunable
+    from imgfs.oci.descriptor import Digest
+    from imgfs.store.store import Store
+
+_LEAST = 64 * 10**6  # bytes of a limit: with less, readers would fetch the same again and again
+
+
+NO_LIMIT = 0
+
 
 _DAY = 86_400.0  # seconds
 
 
+def add_limit(actions: Actions) -> argparse.ArgumentParser:
+    command = actions.add_parser(
+        "limit",
+        help="show or set how many cached bytes are kept",
+        description="""\
+Shows or sets how many bytes of layers the store keeps. Every mount and command that uses the store keeps to
+it: once there is more, layers are evicted whole, those used longest ago first, those that are mounted only if
+nothing else is left. What was evicted is fetched again when it is read. Indexes and trees do not count.
+
+Examples:
+  imgfs store limit                    what it is, and what is taken
+  imgfs store limit 20G
+  imgfs store limit none
+""",
+    )
+    command.set_defaults(run=limit)
+    command.add_argument("size", metavar="SIZE|none", nargs="?", type=_limit, help="such as 500M, 20G, 1T")
+    json_option(command)
+    return command
+
+
+def add_prune(actions: Actions) -> argparse.ArgumentParser:
+    command = actions.add_parser(
+        "prune",
+        help="have disk space back, least recently used layers first",
+        description="""\
+Drops the cached bytes of layers that no mount is using, those used longest ago first. They are fetched again
+when they are read. Images stay known, with their documents, indexes, trees and profiles; scratches stay.
+
+Examples:
+  imgfs store prune                    all that no mount is using
+  imgfs store prune --keep 5G          until no more than 5 GB are left
+  imgfs store prune --older-than 30    only what was not used for 30 days
+  imgfs store prune --all --older-than 90 --dry-run
+""",
+    )
+    command.set_defaults(run=prune)
+    add = command.add_argument
+    add("--keep", metavar="SIZE", type=_bytes, default=0, help="stop at 500M, 20G, 1T (default: 0)")
+    add("--older-than", metavar="DAYS", type=_days, default=0.0, help="only what was not used for so long")
+    add("--all", action="store_true", help="indexes and trees too: the next mount reads the layers anew")
+    add("--force", action="store_true", help="also what a mount is using: it fetches it again, if it can")
+    add("-n", "--dry-run", action="store_true", help="show what would go")
+    json_option(command)
+    return command
+
+
 def limit(options: argparse.Namespace) -> int:
     """Show or set the limit; what is too much goes at once."""
+    import json
+
+    from imgfs.cli.selection import open_store
+    from imgfs.store.limit import cached
+
     store = open_store(options)
     freed = 0
     if options.size is not None:
@@ -39,6 +97,12 @@ def limit(options: argparse.Namespace) -> int:
 
 def prune(options: argparse.Namespace) -> int:
     """Have disk space back."""
+    import json
+
+    from imgfs.cli.selection import open_store
+    from imgfs.maintenance.gc import prunable
+    from imgfs.maintenance.gc import prune as prune_store
+
     store = open_store(options)
     before = time.time() - options.older_than * _DAY
     found = prunable(store, keep=options.keep, before=before, whole=options.all, force=options.force)
@@ -54,6 +118,8 @@ def prune(options: argparse.Namespace) -> int:
 
 
 def _fields(found: Prunable, store: Store) -> dict[str, Any]:
+    from imgfs.maintenance.gc import contents_of
+
     names: defaultdict[Digest, list[str]] = defaultdict(list)
     for image in store.resolutions():
         for digest in (*contents_of(image, store).layers, image.manifest):
@@ -85,3 +151,29 @@ def _lines(shown: dict[str, Any]) -> list[str]:
         images = ", ".join(one["images"])
         lines.append(f"{kind:<5} {short:<12} {size(one['disk']):>9}  {used:<15}  {images}".rstrip())
     return lines
+
+
+def _limit(text: str) -> int:
+    """A limit in bytes, or NO_LIMIT."""
+
+    if text == "none":
+        return NO_LIMIT
+    count = _bytes(text)
+    if count < _LEAST:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 64M, which one mount may need at once")
+    return count
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, with k, M, G or T for powers of 1000."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if (count := scaled(text, "kmgt")) >= 0:
+            return int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is no size, like 500M or 20G")
+
+
+def _days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 100_000:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of days")

@@ -1,4 +1,4 @@
-"""imgfs pull: an image fetched whole, to be used without its registry."""
+"""imgfs pull: fetch an image whole, to use it without its registry."""
 
 from __future__ import annotations
 
@@ -6,21 +6,52 @@ import argparse
 import time
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from imgfs.cli.images import Wanted, needing_it, wanted
+from imgfs.cli.format import size
+from imgfs.cli.options import Commands, add_command, image_options, rate
 from imgfs.cli.output import complain, say
 from imgfs.cli.progress import Progress
-from imgfs.cli.text import size
 from imgfs.errors import ImgfsError
-from imgfs.image.pull import MeteredSource, pull_image
-from imgfs.image.resolve import Resolved
-from imgfs.kernel.writer import write_now
-from imgfs.oci.descriptor import Descriptor
-from imgfs.transport.parallel import ParallelSource
+
+if TYPE_CHECKING:
+    from imgfs.cli.selection import Wanted
+    from imgfs.image.resolve import Resolved
+    from imgfs.oci.descriptor import Descriptor
+
+
+def add_pull(commands: Commands) -> None:
+    """`imgfs pull`."""
+    command = add_command(
+        commands,
+        "pull",
+        pull,
+        "fetch an image whole, to use it offline",
+        """\
+Fetches all of IMAGE into the store: documents, indexes, tree, and every byte of every layer, verified.
+What is there is not fetched again: a pull that was interrupted goes on where it stopped. Writes IMAGE with
+its digest to standard output. Afterwards no command needs the registry for it.
+
+Examples:
+  imgfs pull debian:12
+  imgfs mount --offline debian:12 /mnt
+  imgfs pull --quiet --platform linux/arm64 registry.example.com/team/app:v2
+  imgfs pull --limit-rate 2M debian:12
+  imgfs pull --index verified debian:12    and rely on no index but those its digest covers
+""",
+    )
+    image_options(command, offline=False)
+    command.set_defaults(offline=False)  # it asks the registry, but all may be here
+    command.add_argument(
+        "--limit-rate", metavar="RATE", type=rate, help="bytes per second: 500k, 2M (default: none)"
+    )
+    command.add_argument("-q", "--quiet", action="store_true", help="show no progress and no summary")
 
 
 def pull(options: argparse.Namespace) -> int:
     """Fetch an image whole into the store."""
+    from imgfs.cli.selection import wanted
+
     image = wanted(options)
     with closing(_Arrivals(quiet=options.quiet)) as arrivals:
         resolved = _fetch(image, arrivals)
@@ -65,6 +96,11 @@ class _Arrivals(Progress):
 
 
 def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
+    from imgfs.cli.selection import needing_it
+    from imgfs.image.pull import MeteredSource, pull_image
+    from imgfs.kernel.writer import write_now
+    from imgfs.transport.parallel import ParallelSource
+
     options = image.options
     with ExitStack() as stack:
         source = stack.enter_context(

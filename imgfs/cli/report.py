@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from imgfs.cli.text import size
+from imgfs.cli.format import size
 from imgfs.quoting import printable
 
 _MARGIN = " " * 6

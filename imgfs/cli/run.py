@@ -65,8 +65,8 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -
     from imgfs.mount.daemon import Mounting
 
     with Mounting.fork() as mounting:
-        from imgfs.cli.arguments import parse
         from imgfs.cli.container import run_container, start_of
+        from imgfs.cli.parser import parse
 
         start = start_of(parse(words), maps, environment)
         if refused:

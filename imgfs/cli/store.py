@@ -1,39 +1,78 @@
-"""imgfs store path, ls, rm."""
+"""imgfs store path, ls: where the cache directory is, and what is in it."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imgfs.cli.images import open_store
+from imgfs.cli.check import add_check
+from imgfs.cli.format import size
+from imgfs.cli.options import Commands as Actions
+from imgfs.cli.options import json_option, store_option
 from imgfs.cli.output import say
-from imgfs.cli.text import size
-from imgfs.config import Environment
-from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.layer.index import LayerIndex
-from imgfs.maintenance.gc import contents_of, evict, refuse_if_used, remove_unreachable
-from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import imgfs_mounts
-from imgfs.oci.descriptor import Digest
+from imgfs.cli.prune import add_limit, add_prune
+from imgfs.cli.store_rm import add_rm
 from imgfs.quoting import printable
-from imgfs.registry.config.shortnames import candidates
-from imgfs.store.layer import StoredLayer
-from imgfs.store.store import Resolution, Store
+
+if TYPE_CHECKING:
+    from imgfs.store.layer import StoredLayer
+    from imgfs.store.store import Resolution, Store
+
+
+def add_store(commands: Actions) -> None:
+    """`imgfs store`."""
+    command = commands.add_parser(
+        "store",
+        help="show, limit, prune or check what is kept in the cache directory",
+        description="""\
+Indexes, trees and cached bytes are kept in one directory, shared by all mounts and images.
+
+Examples:
+  imgfs store path
+  imgfs store ls                       images and layers, with sizes
+  imgfs store rm debian:12             an image, and the layers only it uses
+  imgfs store rm --data debian:12      its cached bytes; its indexes stay
+  imgfs store rm --all
+  imgfs store limit 20G                keep no more than 20 GB of cached bytes
+  imgfs store prune --keep 5G          have disk space back now
+  imgfs store check --repair           after trouble with the disk
+
+Each has its own help: imgfs store prune --help
+""",
+    )
+    actions = command.add_subparsers(metavar="path|ls|rm|limit|prune|check", required=True)
+    for add in (_add_path, _add_ls, add_rm, add_limit, add_prune, add_check):
+        store_option(add(actions))
+
+
+def _add_path(actions: Actions) -> argparse.ArgumentParser:
+    command = actions.add_parser("path", help="say where it is")
+    command.set_defaults(run=path)
+    return command
+
+
+def _add_ls(actions: Actions) -> argparse.ArgumentParser:
+    command = actions.add_parser("ls", help="list images and layers with their sizes")
+    command.set_defaults(run=ls)
+    json_option(command)
+    return command
 
 
 def path(options: argparse.Namespace) -> int:
     """Say where the store is."""
+    from imgfs.cli.selection import open_store
+
     say(open_store(options).root)
     return 0
 
 
 def ls(options: argparse.Namespace) -> int:
     """List images and layers with their sizes."""
+    import json
+
+    from imgfs.cli.selection import open_store
+
     store = open_store(options)
     found = {
         "store": str(store.root),
@@ -45,94 +84,9 @@ def ls(options: argparse.Namespace) -> int:
     return 0
 
 
-def rm(options: argparse.Namespace) -> int:
-    """Remove images, layers or cached bytes."""
-    if bool(options.names) == options.all:
-        raise UsageError("store rm: name what to remove, or say --all")
-    store = open_store(options)
-    resolutions, layers = _named(options.names, options.all, store)
-    if options.data:
-        of_images = {digest for found in resolutions for digest in contents_of(found, store).layers}
-        freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
-        say(f"{size(freed)} freed")
-        return 0
-    if not options.force:
-        _refuse_mounted(resolutions, store)
-    for resolution in resolutions:
-        store.forget(resolution)
-    for layer in layers:
-        if not options.force and (layer.in_use() or layer.is_locked()):
-            raise UsageError(f"layer {layer.digest.short} is in use: unmount its image first, or use --force")
-        layer.remove()
-    remove_unreachable(store, force=options.force)
-    return 0
-
-
-def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
-    """Raise StoreError, before anything is removed, if one of the images is mounted.
-
-    The mounts say which they are, by manifest. A container's mount is not seen here: what it has in use, and
-    no mount that is seen, tells of it.
-    """
-    mounted = _mounted(store)
-    for resolution in resolutions:
-        if resolution.manifest in mounted:
-            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
-    explained = {digest for layers in mounted.values() for digest in layers}
-    for resolution in resolutions:
-        refuse_if_used(resolution, store, explained)
-
-
-def _mounted(store: Store) -> dict[Digest, list[Digest]]:
-    """The layers of each image, by its manifest, that is mounted out of this store."""
-    found: dict[Digest, list[Digest]] = {}
-    for mount in imgfs_mounts():
-        with suppress(MountError, UsageError, KeyError):  # it does not answer: what it has in use tells of it
-            status = read_status(mount)
-            if os.path.realpath(status["store"]) == os.path.realpath(store.root):
-                layers = [Digest.parse(layer["digest"]) for layer in status["layers"]]
-                found[Digest.parse(status["digest"])] = layers
-    return found
-
-
-def _named(
-    names: Sequence[str], everything: bool, store: Store
-) -> tuple[list[Resolution], list[StoredLayer]]:
-    """The images and layers that `names` mean."""
-    resolutions, layers = list(store.resolutions()), list(store.layers())
-    if everything:
-        return resolutions, layers
-    found_images: list[Resolution] = []
-    found_layers: list[StoredLayer] = []
-    for name in names:
-        meant = _meant(name)
-        images = [image for image in resolutions if _is_named(image, name) or image.reference in meant]
-        parts = [layer for layer in layers if _has_digest(layer.digest, name)]
-        if not images and not parts:
-            raise UsageError(f"{name}: no such image or layer in {store.root} (see: imgfs store ls)")
-        found_images += images
-        found_layers += parts
-    return found_images, found_layers
-
-
-def _is_named(image: Resolution, digest: str) -> bool:
-    return _has_digest(image.manifest, digest) or _has_digest(image.digest, digest)
-
-
-def _meant(name: str) -> list[str]:
-    """The references that a person may mean, whichever of them were mounted; none if it is no reference."""
-    with suppress(UsageError):
-        return [str(one) for one in candidates(name, Environment.read().registry_files.registries)]
-    return []
-
-
-def _has_digest(digest: Digest, name: str) -> bool:
-    """Twelve digits are enough, with or without the algorithm."""
-    wanted = name.removeprefix(f"{digest.algorithm}:")
-    return len(wanted) >= 12 and digest.hex.startswith(wanted)
-
-
 def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
+    from imgfs.maintenance.gc import contents_of
+
     layers = contents_of(resolution, store).layers
     return {
         "reference": resolution.reference,
@@ -145,6 +99,8 @@ def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
 
 
 def _layer(layer: StoredLayer) -> dict[str, Any]:
+    from imgfs.layer.index import LayerIndex
+
     found: dict[str, Any] = {
         "digest": str(layer.digest),
         "disk": layer.disk_usage(),
@@ -155,9 +111,9 @@ def _layer(layer: StoredLayer) -> dict[str, Any]:
     if index is None:
         return {**found, "state": "being indexed" if layer.is_locked() else "incomplete"}
     with LayerIndex(index) as opened:
-        summary, spans, binding = opened.summary, opened.span_count(), opened.binding()
+        summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
     flat = layer.flat(size=summary.flat_size, spans=spans)
-    present = flat.count_present() if flat.is_bound_to(binding) else 0
+    present = flat.count_present() if flat.is_bound_to(bound) else 0
     flat.close()
     sizes = {"size": summary.size, "flat_size": summary.flat_size, "entries": summary.entries}
     return {

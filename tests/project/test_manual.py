@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from imgfs import manual
-from imgfs.cli.arguments import COMMANDS
 from imgfs.cli.pages import pages
+from imgfs.cli.parser import COMMANDS
 from tests.support.mounted import CHECKOUT, Imgfs, write_image
 
 BOOK = Path(manual.__file__).parent

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.cli.format import ago
 from imgfs.cli.fstab import mount_arguments
-from imgfs.cli.text import ago
 from imgfs.errors import Unavailable
 from imgfs.image.resolve import resolve, resolve_earlier
 from imgfs.oci.descriptor import Descriptor, Digest, Platform

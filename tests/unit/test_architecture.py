@@ -34,7 +34,7 @@ ALONE = {
     "zlib": {"layer"},
     "zstandard": {"layer"},
     "ctypes": {"layer", "syscalls"},
-    "pyfuse3": {"mount", "cli.look"},  # mount: init and close; look: the version
+    "pyfuse3": {"mount", "cli.version"},  # mount: init and close
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},
 }

@@ -13,9 +13,9 @@ from typing import TextIO
 
 import pytest
 
+from imgfs.cli.format import long_line, size
 from imgfs.cli.fstab import mount_arguments
 from imgfs.cli.progress import Progress
-from imgfs.cli.text import long_line, size
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.tree.reader import Node

@@ -1,4 +1,4 @@
-"""The options of run and bundle that show something in a container: directories, tmpfs, names of hosts."""
+"""The options of run and bundle for what is mounted in a container: binds, tmpfs, and names of hosts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import argparse
 import re
 from typing import Any
 
-from imgfs.cli.arguments.values import in_image, memory
+from imgfs.cli.options import in_image, memory
 from imgfs.runtime.request import Bind, Tmpfs
 
 _SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
+
+
 _READ_ONLY = ("ro", "readonly")
+
+
 _DEFAULT = ("nosuid", "nodev")  # of a bind, as podman-run(1) has it: lifted by suid and dev
+
+
 _BIND_WORDS = {"", "ro", "rw", "z", "Z", "rbind", "suid", "nosuid", "dev", "nodev", "exec", "noexec"}
+
+
 _HOST = re.compile(
     r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,252}):([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]?)"
 )

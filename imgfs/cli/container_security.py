@@ -1,16 +1,20 @@
-"""The options of run and bundle that say what a container may do, and how much it may use."""
+"""The options of run and bundle for what a container may do, and how much it may use."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
-from imgfs.cli.arguments.values import checked, memory
+from imgfs.cli.options import checked, memory
 from imgfs.runtime.resources import ULIMITS, UNLIMITED, Resources, Ulimit
 from imgfs.runtime.security import DeviceRequest, Security, capability
 
 _ULIMIT = re.compile(r"([a-z]+)=(-1|[0-9]{1,18}|unlimited)(?::(-1|[0-9]{1,18}|unlimited))?")
+
+
 _ACCESS = re.compile(r"[rwm]{1,3}")
+
+
 _AS_IT_IS = ("apparmor=unconfined", "label=disable")  # there are no labels and no profiles of AppArmor's
 
 

@@ -1,16 +1,21 @@
-"""run, bundle: what they may be told, and what their help teaches."""
+"""The options of run and bundle, and the ContainerRequest that they make."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
-from imgfs.cli.arguments.confining import limit_options, rights_options
-from imgfs.cli.arguments.options import Commands, add_command, driver_option, image_options
-from imgfs.cli.arguments.showing import mount_options
-from imgfs.cli.arguments.values import in_image
-from imgfs.runtime.request import Network
+from imgfs.cli.container_security import limit_options, resources_of, rights_options, security_of
+from imgfs.cli.container_volumes import mount_options
+from imgfs.cli.options import Commands, add_command, driver_option, image_options, in_image, lazily
+from imgfs.config import variables
+from imgfs.errors import UsageError
+from imgfs.runtime.request import Bind, ContainerRequest, Network
 from imgfs.runtime.signals import find_signal
 
 
@@ -19,7 +24,7 @@ def add_run(commands: Commands) -> None:
     command = add_command(
         commands,
         "run",
-        "run",
+        lazily("run", "run"),
         "run a container of an image",
         """\
 Runs a command, the image's own or CMD, in a container of IMAGE: nothing is pulled, bytes are fetched as they
@@ -67,7 +72,7 @@ def add_bundle(commands: Commands) -> None:
     command = add_command(
         commands,
         "bundle",
-        "container",
+        lazily("container", "bundle"),
         "make an OCI runtime bundle of an image, for another engine",
         """\
 Writes DIR/config.json, mounts IMAGE at DIR/rootfs, and leaves the rest to others. Volumes of the image's are
@@ -187,3 +192,68 @@ def _hostname(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no host's name")
     return text
+
+
+def request_of(options: argparse.Namespace) -> ContainerRequest:
+    """What the command line asks for; raises UsageError."""
+    return ContainerRequest(
+        command=tuple(options.command),
+        entrypoint=_entrypoint(options.entrypoint),
+        env=_variables(options),
+        user=options.user,
+        workdir=options.workdir,
+        hostname=options.hostname,
+        terminal=options.tty,
+        network=options.network,
+        read_only=options.read_only,
+        binds=tuple(_existing(one) for one in options.volume),
+        tmpfs=tuple(options.tmpfs),
+        read_only_tmpfs=options.read_only_tmpfs,
+        resources=resources_of(options),
+        security=security_of(options),
+        hosts=tuple(options.add_host),
+        annotations=dict(options.annotation),
+        stop_signal=options.stop_signal,
+        init=options.init,
+    )
+
+
+def _entrypoint(text: str | None) -> tuple[str, ...] | None:
+    """One word, or those of a JSON array, as podman reads it."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        words = json.loads(text)
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            return tuple(words)
+    return (text,) if text else ()
+
+
+def _variables(options: argparse.Namespace) -> dict[str, str]:
+    """Those of the files, then those given one by one."""
+    lines = [line for path in options.env_file for line in Path(path).read_text().splitlines()]
+    texts = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    here = variables()
+    found = {}
+    for text in (*texts, *options.env):
+        name, has_value, value = text.partition("=")
+        if not name:
+            raise UsageError(f"{text!r} is no variable: NAME=VALUE, or NAME")
+        if has_value or name in here:
+            found[name] = value if has_value else here[name]
+    return found
+
+
+def _existing(one: Bind) -> Bind:
+    source = os.path.abspath(one.source)
+    if not os.path.exists(source):
+        raise UsageError(f"{one.source}: there is no such file or directory to show at {one.target}")
+    return one._replace(source=source, options=_options(one, source))
+
+
+def _options(one: Bind, source: str) -> tuple[str, ...]:
+    """How a bind is mounted: a device, or what is in /dev, is shown to be opened."""
+    is_of_devices = Path("/dev") in (Path(source), *Path(source).parents)
+    if is_of_devices or Path(source).is_char_device() or Path(source).is_block_device():
+        return tuple(option for option in one.options if option != "nodev")
+    return one.options

@@ -1,32 +1,37 @@
-"""The options that several commands have, and how a command is added."""
+"""How commands are added, the options that several of them have, and how their values are read."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
-from imgfs.cli.arguments.values import scaled
-from imgfs.oci.policy import Policy
+from imgfs.errors import UsageError
 
-RAW = argparse.RawDescriptionHelpFormatter
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+Run: TypeAlias = Callable[[argparse.Namespace], int]
 _LONGEST_WAIT = 60  # seconds
 
 
+_SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)", re.IGNORECASE)
+
+
 def add_command(
-    commands: Commands, name: str, module: str, summary: str, description: str
+    commands: Commands, name: str, run: Run, summary: str, description: str
 ) -> argparse.ArgumentParser:
-    """Add a command, which the function of its name in `imgfs.cli.MODULE` carries out."""
-    command = commands.add_parser(name, help=summary, description=description, formatter_class=RAW)
-    command.set_defaults(run=lazily(module, name))
+    """Add a command, which `run` carries out."""
+    command = commands.add_parser(name, help=summary, description=description)
+    command.set_defaults(run=run)
     return command
 
 
-def lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+def lazily(module: str, name: str) -> Run:
     """The function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
     return partial(_carry_out, module, name)
 
@@ -38,6 +43,8 @@ def _carry_out(module: str, name: str, options: argparse.Namespace) -> int:
 
 def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> None:
     """Add the image, and where it comes from and goes to; whether it may do without its registry."""
+    from imgfs.oci.policy import Policy
+
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
     registry_options(command, platform="instead of this machine's")
     command.add_argument(
@@ -87,22 +94,6 @@ def connection_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _seconds(text: str) -> float:
-    """A time to wait; `content.PATIENCE` is never exceeded."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= _LONGEST_WAIT:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
-
-
-def rate(text: str) -> int:
-    """Bytes per second: a number, with k, M or G for powers of 1000."""
-    with contextlib.suppress(ValueError, OverflowError):
-        if (count := int(scaled(text, "kmg"))) > 0:
-            return count
-    raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
-
-
 def driver_option(command: argparse.ArgumentParser) -> None:
     """Add --driver."""
     command.add_argument(
@@ -122,3 +113,50 @@ def store_option(command: argparse.ArgumentParser) -> None:
 def json_option(command: argparse.ArgumentParser) -> None:
     """Add --json."""
     command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _seconds(text: str) -> float:
+    """A time to wait; `content.PATIENCE` is never exceeded."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= _LONGEST_WAIT:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
+
+
+def rate(text: str) -> int:
+    """Bytes per second: a number, with k, M or G for powers of 1000."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if (count := int(scaled(text, "kmg"))) > 0:
+            return count
+    raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
+
+
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    """Have argparse say what is wrong with a value."""
+    try:
+        yield
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def scaled(text: str, units: str) -> float:
+    """A number, perhaps with one of `units`, a beginning of `kmgt`, for powers of 1000; raises ValueError."""
+    exponent = units.find(text[-1:].lower()) + 1 if text else 0
+    return float(text[:-1] if exponent else text) * 1000.0**exponent
+
+
+def memory(text: str) -> int:
+    """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
+    match = _SIZE.fullmatch(text)
+    count = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
+    if not 0 < count < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, like 512m or 2g")
+    return count
+
+
+def in_image(text: str) -> str:
+    """A path from the image's root."""
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with a slash")
+    return text

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imgfs.cli.format import ago
 from imgfs.cli.output import complain
 from imgfs.cli.progress import Progress
-from imgfs.cli.text import ago
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
 from imgfs.image.discover import EarlyDiscovery

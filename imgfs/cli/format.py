@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
-from imgfs.tree.reader import Node
+if TYPE_CHECKING:
+    from imgfs.tree.reader import Node
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
 _PERIODS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 

@@ -1,0 +1,103 @@
+"""imgfs inspect: what an image is, from its documents alone."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from imgfs.cli.format import size
+from imgfs.cli.options import Commands, add_command, image_options, json_option
+from imgfs.cli.output import say
+from imgfs.quoting import printable
+
+if TYPE_CHECKING:
+    from imgfs.image.resolve import Resolved
+
+_RUNTIME = (
+    "User",
+    "WorkingDir",
+    "Entrypoint",
+    "Cmd",
+    "Env",
+    "ExposedPorts",
+    "Volumes",
+    "Labels",
+    "StopSignal",
+)
+
+
+def add_inspect(commands: Commands) -> None:
+    """`imgfs inspect`."""
+    command = add_command(
+        commands,
+        "inspect",
+        inspect,
+        "show digest, platform, config and layers of an image",
+        """\
+Shows what IMAGE is, from its documents alone: no layer is fetched.
+
+Examples:
+  imgfs inspect debian:12
+  imgfs inspect --json --platform linux/arm64 debian:12 | jq .config.Env
+""",
+    )
+    image_options(command)
+    json_option(command)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Show what an image is."""
+    import json
+
+    from imgfs.cli.selection import wanted
+
+    resolved = wanted(options).resolve()
+    say(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
+    return 0
+
+
+def _document(resolved: Resolved) -> dict[str, Any]:
+    layers = zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
+    return {
+        "reference": resolved.reference,
+        "digest": str(resolved.digest),
+        "named_digest": str(resolved.named),
+        "media_type": resolved.media_type,
+        "platform": str(resolved.config.platform),
+        "created": resolved.config.created,
+        "config_digest": str(resolved.manifest.config.digest),
+        "config": dict(resolved.config.config),
+        "history": [dict(entry) for entry in resolved.config.history],
+        "layers": [
+            {
+                "digest": str(layer.digest),
+                "diff_id": str(diff_id),
+                "size": layer.size,
+                "media_type": layer.media_type,
+                "annotations": dict(layer.annotations),
+            }
+            for layer, diff_id in layers
+        ],
+    }
+
+
+def _text(resolved: Resolved) -> str:
+    config = resolved.config.config
+    total = sum(layer.size for layer in resolved.manifest.layers)
+    rows = [
+        ("reference", resolved.reference),
+        ("digest", str(resolved.digest)),
+        ("platform", str(resolved.config.platform)),
+        ("created", resolved.config.created or "not said"),
+        *((name.lower(), _shown(config[name])) for name in _RUNTIME if config.get(name)),
+        ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
+    ]
+    lines = [f"{name:<11} {printable(value)}" for name, value in rows]
+    lines += [f"  {layer.digest}  {size(layer.size):>8}" for layer in resolved.manifest.layers]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
