@@ -1,4 +1,4 @@
-"""Fetching everything in the background: slowly if asked to, and never while a reader waits."""
+"""Fetch of the whole image in the background: at a limited rate if wanted, and never while a reader waits."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 
 _QUIET = 0.2  # seconds without a waiting reader before the next request: misses come in bursts
-_AT_ONCE = 2  # requests under way
+_IN_FLIGHT = 2  # requests at once
 _LONGEST_PAUSE = 60.0  # seconds after errors
 _SMALLEST = 256 << 10  # bytes of a request, however low the rate
-_LOOK = 0.05  # seconds between looks at whether it is quiet by now
+_POLL = 0.05  # seconds between checks whether readers wait
 
 
 class BackgroundFetchOptions(NamedTuple):
-    """How to fill: at most so many compressed bytes per second."""
+    """`limit_rate`: compressed bytes per second at most, None for no limit."""
 
     limit_rate: int | None = None
 
 
 class RateLimit:
-    """Says when bytes may be sent, so that on average there are no more than `rate` per second."""
+    """When bytes may be requested, so that on average there are no more than `rate` per second."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._free_at = 0.0
 
     def delay(self, size: int, now: float) -> float:
-        """The seconds to wait before `size` bytes are asked for; they count from then on."""
+        """Return the seconds to wait before `size` bytes are requested; they count from then on."""
         if not self._rate:
             return 0.0
         begin = max(now, self._free_at)
@@ -46,29 +46,29 @@ class RateLimit:
 
 
 class Clock:
-    """Time, and waiting for it, until somebody says that it is over."""
+    """The time, and sleeps that `stop` ends."""
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the monotonic time in seconds."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> bool:
-        """Wait; False if it is over."""
+        """Sleep; return False once `stop` has been called."""
         return not self._stopped.wait(seconds)
 
     def stop(self) -> None:
-        """It is over."""
+        """End all sleeps."""
         self._stopped.set()
 
 
 class BackgroundFetch:
-    """Brings everything that is missing, what will be needed first; then its thread ends.
+    """Fetches all missing spans, those that will be needed first; then its thread ends.
 
-    `touches` are (layer, span) that are known to be needed, in order. Then come the layers of which readers
-    have used most. After an error it pauses, longer each time.
+    `touches` are the (layer, span) of an access profile, in order; then come the layers of which readers have
+    used most. After an error it pauses, longer each time.
     """
 
     def __init__(
@@ -84,42 +84,42 @@ class BackgroundFetch:
         self._rate_limit = RateLimit(options.limit_rate)
         largest = max(_SMALLEST, min(SIZES.largest, options.limit_rate or SIZES.largest))
         self._sizes = SIZES._replace(largest=largest)
-        self._errors = 0  # one after another
+        self._errors = 0  # in a row
         self._state = "waiting"
         self._thread = threading.Thread(target=self.run, name="imgfs-fill", daemon=True)
 
     def start(self) -> None:
-        """Begin, in a thread."""
+        """Begin in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread."""
+        """Stop, and wait for the thread."""
         self._clock.stop()
         if self._thread.ident:
             self._thread.join()
 
     def snapshot(self) -> dict[str, Any]:
-        """The state, and how many compressed bytes are missing still."""
+        """Return the state, and how many compressed bytes are still missing."""
         left = sum(sum(map(layer.table.size_of, layer.missing())) for layer in self._layers)
         return {"state": self._state, "missing": left}
 
     def run(self) -> None:
-        """Fill until everything is there that can be had, or it is over."""
+        """Fetch until nothing is missing that can be fetched, or `stop` is called."""
         try:
-            while self._fill_once():
+            while self._fetch_once():
                 pass
         except ImgfsError as error:
             self._state = f"stopped: {error}"
 
-    def _fill_once(self) -> bool:
-        """Ask once for everything that is missing; whether there is to be another time."""
+    def _fetch_once(self) -> bool:
+        """Request all missing spans once; return True if some failed and are worth another round."""
         under_way: deque[Future[None]] = deque()
         again = False
         for number, request in self._requests():
             if not self._wait_for_turn(request.end - request.start):
                 return False
             under_way += self._layers[number].fetch_in_background([request], Priority.BACKGROUND, Cause.FILL)
-            while len(under_way) >= _AT_ONCE:
+            while len(under_way) >= _IN_FLIGHT:
                 again |= self._has_failed(under_way.popleft())
         for future in under_way:
             again |= self._has_failed(future)
@@ -138,20 +138,20 @@ class BackgroundFetch:
                 yield number, request
 
     def _wait_for_turn(self, size: int) -> bool:
-        """Wait until `size` more bytes may be asked for; False if it is over."""
+        """Wait until `size` more bytes may be requested; False once `stop` has been called."""
         if not self._clock.sleep(self._rate_limit.delay(size, self._clock.now())):
             return False
         while any(layer.fetch_pool.quiet_for() < _QUIET for layer in self._layers):
             self._state = "readers first"
-            if not self._clock.sleep(_LOOK):
+            if not self._clock.sleep(_POLL):
                 return False
         self._state = "running"
         return True
 
     def _has_failed(self, future: Future[None]) -> bool:
-        """Wait for a request; whether it is worth another try. Raises StoreError: the disk is full."""
+        """Wait for a request; True if it failed and may be retried. Raises StoreError: the disk is full."""
         while not future.done() and self._clock.sleep(0):
-            wait_for([future], timeout=_LOOK)
+            wait_for([future], timeout=_POLL)
         error = future.exception() if future.done() else None
         if isinstance(error, StoreError):
             raise error

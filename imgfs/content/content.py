@@ -1,7 +1,4 @@
-"""The bytes of an image's files, out of its layers' flat layers.
-
-A read of a file as pieces of its flat layer.
-"""
+"""An image's files: reads mapped to ranges of flat layers; background work begins and ends here."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class FileSegment(NamedTuple):
 
 
 def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[FileSegment]:
-    """The pieces that make up a file's bytes `[offset, offset+length)`, which must lie inside the file."""
+    """Yield the segments of a file's bytes `[offset, offset+length)`, which must lie inside the file."""
     end = offset + length
     for extent in extents:
         if extent.offset + extent.length <= offset:
@@ -46,7 +43,7 @@ def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator
         yield FileSegment(None, end - offset)
 
 
-_BIGGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
+_LARGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
 _FIRST_WAVE = 1 << 20  # compressed bytes that a replay begins with
 
 
@@ -57,15 +54,15 @@ def _unknown(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
 class Content:
     """The bytes of an image's files. Any thread may use it.
 
-    `files_after` says what follows a file in the tree: (layer, extents) of every file after an ino.
+    `files_after` yields (layer, extents) of every file that follows an ino in the tree.
     """
 
     def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter = _unknown) -> None:
         self.layers = layers
         self._tree_walk = TreeWalkPrefetch(layers, files_after)
-        self.opened = self._tree_walk.opened  # to be told of every file that is opened
+        self.opened = self._tree_walk.opened  # called for every file that the kernel opens
         self.served = 0  # bytes handed out
-        self._scratch = memoryview(bytearray(_BIGGEST))
+        self._scratch = memoryview(bytearray(_LARGEST))
         self._background: BackgroundFetch | None = None
         names = [ProfileLayer(str(layer.layer.digest), len(layer.table)) for layer in layers]
         self._recorder = ProfileRecorder(names, sum(layer.table.size for layer in layers))
@@ -73,7 +70,7 @@ class Content:
             layer.usage.on_touch = partial(self._touched, number, layer)
 
     def start(self, profile: AccessProfile | None = None, fill: BackgroundFetchOptions | None = None) -> None:
-        """Begin in the background to fetch what `profile` says will be needed, and then everything."""
+        """Begin to fetch in the background what `profile` names, and, with `fill`, then everything."""
         touches = self._known(profile) if profile else []
         self._replay(touches)
         if fill:
@@ -81,17 +78,17 @@ class Content:
             self._background.start()
 
     def stop(self) -> None:
-        """End what goes on in the background; waits for its threads, not for requests under way."""
+        """Stop the background work; waits for its threads, not for requests under way."""
         self._tree_walk.stop()
         if self._background:
             self._background.stop()
 
     def recorded(self) -> AccessProfile:
-        """Which spans readers have touched so far, in order."""
+        """Return the spans that readers have touched so far, in order."""
         return self._recorder.profile()
 
     def snapshot(self) -> dict[str, Any]:
-        """The counters of the image and of each layer, as plain values."""
+        """Return the counters of the image and of each layer, as plain values."""
         return {
             "served": self.served,
             "recorded": self._recorder.count,
@@ -100,12 +97,12 @@ class Content:
         }
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
-        """A file's bytes if they can be had without waiting for disk or network, else None.
+        """Return a file's bytes if they are in the page cache, else None; also None for more than 1 MiB.
 
-        They are good until the next call, which must come from the same thread: always fresh memory would
-        cost twice the time of the read itself. At most 1 MiB, else None.
+        The buffer is reused by the next call, which must come from the same thread: fresh memory each time
+        would cost twice the time of the read itself.
         """
-        if length > _BIGGEST:
+        if length > _LARGEST:
             return None
         at = 0
         for flat, size in segments_of(extents, offset, length):
@@ -126,9 +123,9 @@ class Content:
         length: int,
         given_up: Future[None] | None = None,
     ) -> bytes:
-        """A file's bytes; waits as long as it takes. Raises ImgfsError.
+        """Read a file's bytes; waits for the network. Raises ImgfsError.
 
-        Once `given_up` is settled it waits no longer, but raises InterruptedError; what is on its way comes.
+        Once `given_up` is settled it raises InterruptedError instead of waiting; requests under way go on.
         """
         parts = [
             bytes(size) if flat is None else self.layers[layer].read(flat, size, extents, given_up)
@@ -138,16 +135,16 @@ class Content:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
-        """Whether a file's bytes can be had without the network."""
-        pieces = segments_of(extents, offset, length)
-        return all(self.layers[layer].is_here(flat, size) for flat, size in pieces if flat is not None)
+        """Return True if a file's bytes can be read without the network."""
+        segments = segments_of(extents, offset, length)
+        return all(self.layers[layer].is_here(flat, size) for flat, size in segments if flat is not None)
 
     def is_refused(self, layer: int) -> bool:
-        """Whether what has been handed out of a layer was wrong."""
+        """Return True if a layer was found not to match its DiffID: its reads fail."""
         return bool(self.layers) and self.layers[layer].is_refused
 
     def sync(self) -> None:
-        """Get what has been fetched to the disk."""
+        """Sync all that has been fetched to the disk."""
         for layer in self.layers:
             layer.flat.sync()
 
@@ -155,7 +152,7 @@ class Content:
         self._recorder.touched(number, span, layer.table.size_of(span))
 
     def _known(self, profile: AccessProfile) -> list[tuple[int, int]]:
-        """A profile's touches as (layer, span) of this image, where they mean the same spans."""
+        """Return a profile's touches as (layer, span) of this image, but for layers cut otherwise."""
         return profile.resolve(self._recorder.layers)
 
     def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
@@ -165,7 +162,7 @@ class Content:
         missing = [touch for touch in touches if touch in absent]
         for number, request in waves(missing, tables, first=_FIRST_WAVE):
             layer = self.layers[number]
-            coming = layer.fetch_in_background([request], Priority.REPLAY, Cause.REPLAY)
-            layer.fetch_pool.note_replay(coming)
-            futures += coming
+            started = layer.fetch_in_background([request], Priority.REPLAY, Cause.REPLAY)
+            layer.fetch_pool.note_replay(started)
+            futures += started
         return futures

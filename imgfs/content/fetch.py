@@ -1,7 +1,7 @@
-"""One request's work: fetch a range of the blob, cut it into spans, decode and verify them, put them there.
+"""One request: fetch a range of the blob, split it into spans, decode, verify and store each.
 
-Spans land as they arrive; small ones a few together, as marking costs more than decoding them. Nothing here
-knows who waits.
+Spans are stored as they arrive; small ones a few together, as marking costs more than decoding them. Readers
+wait elsewhere (`content.inflight`), which observes what becomes of a request (`FetchObserver`).
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ class BlobSource(Protocol):
     """Where a layer's compressed bytes come from."""
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)`, in chunks."""
+        """Yield exactly the bytes `[start, end)`, in chunks."""
 
     def doubt(self, descriptor: Descriptor) -> object:
-        """What came of a blob was wrong: ask for it elsewhere next, if there is an elsewhere."""
+        """Note that a blob's bytes were wrong: the next request goes to another endpoint, if there is one."""
 
 
 class FetchObserver(Protocol):
-    """Is told what becomes of a request."""
+    """What becomes of a request; called from its thread."""
 
-    def asked(self) -> None:
-        """The blob is being asked for a range; more than once if bytes came damaged."""
+    def request_sent(self) -> None:
+        """A range is requested; again if bytes came damaged."""
 
-    def chunk(self, size: int) -> None:
-        """So many compressed bytes have arrived. May wait; what it raises ends the request."""
+    def bytes_received(self, size: int) -> None:
+        """`size` compressed bytes have arrived. May wait; an exception of it ends the request."""
 
-    def window(self, size: int) -> None:
-        """So many bytes of windows have arrived."""
+    def windows_received(self, size: int) -> None:
+        """`size` bytes of inflate windows have arrived."""
 
-    def landed(self, numbers: Sequence[int], error: Exception | None) -> None:
-        """These spans are there, or `error` keeps them away."""
+    def spans_done(self, numbers: Sequence[int], error: Exception | None) -> None:
+        """These spans are present, or failed with `error`."""
 
 
-RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # does something in another thread
+RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # runs a function in another thread
 
 
 class SpanFetcher:
@@ -75,78 +75,78 @@ class SpanFetcher:
         self._source = source
         self._run_in_thread = run_in_thread
 
-    def fetch(self, request: Request, arrival: FetchObserver) -> None:
-        """Fetch a request's spans; every one of them lands, each as soon as it can. Raises nothing.
+    def fetch(self, request: Request, observer: FetchObserver) -> None:
+        """Fetch a request's spans; `spans_done` is called once for each, early. Raises nothing.
 
-        Damage on the way is worth another try, from the span it was found in.
+        Bytes that came damaged are requested once more, from the span they were found in.
         """
         left = list(request.numbers)
         doubted = -1
         while left:
             try:
-                self._fetch_left(left, arrival)
+                self._fetch_rest_of(left, observer)
             except IntegrityError as error:
                 self._source.doubt(self.blob)
                 if left[:1] == [doubted]:  # its error, not that of its neighbours
-                    arrival.landed([left.pop(0)], error)
+                    observer.spans_done([left.pop(0)], error)
                 else:
                     doubted = next(iter(left), -1)
             except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
-                arrival.landed(left, error)
+                observer.spans_done(left, error)
                 return
 
-    def _fetch_left(self, left: list[int], arrival: FetchObserver) -> None:
+    def _fetch_rest_of(self, left: list[int], observer: FetchObserver) -> None:
         if self.refused:
             raise self.refused
         starts, ends = self._table.starts, self._table.ends
         ranges = [(starts[number], ends[number]) for number in left]
-        windows = self._windows(left, arrival)
-        arrival.asked()
+        windows = self._windows(left, observer)
+        observer.request_sent()
         end = max(end for _, end in ranges)
-        with closing(self._counted(self._source.blob(self.blob, ranges[0][0], end), arrival)) as chunks:
+        with closing(self._counted(self._source.blob(self.blob, ranges[0][0], end), observer)) as chunks:
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
             for batch in list(batches(left, self._table, _BATCH)):
-                self._land(batch, bodies, windows, left, arrival)
+                self._store_batch(batch, bodies, windows, left, observer)
             for _ in chunks:  # to its end: then the connection can be used again
                 pass
 
-    def _land(
+    def _store_batch(
         self,
         batch: Sequence[int],
         bodies: Iterator[tuple[int, Iterable[bytes]]],
         windows: _Windows,
         left: list[int],
-        arrival: FetchObserver,
+        observer: FetchObserver,
     ) -> None:
-        """Write and mark the spans of `batch`, as many as are good; those are taken from `left`."""
+        """Store and mark the verified spans of `batch`, and remove those from `left`."""
         before = self._flat.begin(batch[0], batch[-1])
         if self.refused:
             raise self.refused
-        with StagedBatch(self._flat, batch, before) as future:
+        with StagedBatch(self._flat, batch, before) as staged:
             try:
                 for _ in batch:
                     number, body = next(bodies)
                     span = self.spans.span(number, windows.window(number))
-                    self._decode(span, body, future.aside(span))
-                    future.verified()
+                    self._decode(span, body, staged.buffer_for(span))
+                    staged.verified()
             finally:
-                if landed := future.land():
-                    del left[: len(landed)]
-                    arrival.landed(landed, None)
+                if written := staged.commit():
+                    del left[: len(written)]
+                    observer.spans_done(written, None)
 
-    def _decode(self, span: Span, chunks: Iterable[bytes], aside: SpanBuffer) -> None:
-        """Put a span's bytes aside. They are verified when this returns, and not before."""
+    def _decode(self, span: Span, chunks: Iterable[bytes], buffer: SpanBuffer) -> None:
+        """Decode a span into `buffer`. Its bytes are verified when this returns, and not before."""
         try:
             for piece in decode_span(span, chunks):
-                aside.write(piece)
+                buffer.write(piece)
         except IntegrityError as error:
             what = f"layer {self._name}, {error.what}"
             raise IntegrityError(what, expected=error.expected, actual=error.actual) from error
         except InvalidImage as error:
             raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
-    def _windows(self, numbers: Sequence[int], arrival: FetchObserver) -> _Windows:
-        """The windows that have to be fetched for `numbers`, on their way."""
+    def _windows(self, numbers: Sequence[int], observer: FetchObserver) -> _Windows:
+        """Start to fetch the windows that `numbers` need and the store lacks."""
         blob = self._window_blob
         ranges = {}
         if blob is not None:
@@ -156,41 +156,41 @@ class SpanFetcher:
             return _Windows({}, 0, None)
         start, end = min(start for start, _ in ranges.values()), max(end for _, end in ranges.values())
         return _Windows(
-            ranges, start, self._run_in_thread(partial(self._fetch_window, blob, start, end, arrival))
+            ranges, start, self._run_in_thread(partial(self._fetch_window, blob, start, end, observer))
         )
 
-    def _fetch_window(self, blob: Descriptor, start: int, end: int, arrival: FetchObserver) -> bytes:
+    def _fetch_window(self, blob: Descriptor, start: int, end: int, observer: FetchObserver) -> bytes:
         body = b"".join(self._source.blob(blob, start, end))
-        arrival.window(len(body))
+        observer.windows_received(len(body))
         return body
 
-    def _counted(self, chunks: Iterator[bytes], arrival: FetchObserver) -> Generator[bytes, None, None]:
+    def _counted(self, chunks: Iterator[bytes], observer: FetchObserver) -> Generator[bytes, None, None]:
         for chunk in chunks:
-            arrival.chunk(len(chunk))
+            observer.bytes_received(len(chunk))
             yield chunk
 
 
 class _Windows:
-    """The windows of some spans, at `ranges` in a blob of which the bytes from `start` on are coming."""
+    """The windows of some spans: `body` has the bytes of their blob from `start` on, `ranges` says where."""
 
-    def __init__(self, ranges: dict[int, tuple[int, int]], start: int, coming: Future[bytes] | None) -> None:
+    def __init__(self, ranges: dict[int, tuple[int, int]], start: int, body: Future[bytes] | None) -> None:
         self._ranges = ranges
         self._start = start
-        self._coming = coming
+        self._body = body
 
     def window(self, number: int) -> bytes | None:
-        """A span's window, None if that is not to be fetched; waits for it."""
+        """Wait for a span's window and return it; None if it is not to be fetched."""
         window = self._ranges.get(number)
-        if window is None or self._coming is None:
+        if window is None or self._body is None:
             return None
         start, end = window
-        return self._coming.result()[start - self._start : end - self._start]
+        return self._body.result()[start - self._start : end - self._start]
 
 
 def split(
     chunks: Iterator[bytes], ranges: Sequence[tuple[int, int]], numbers: Sequence[int]
 ) -> Iterator[Iterable[bytes]]:
-    """The bytes of each of `ranges`, which ascend, out of a stream from the first one's start.
+    """Yield the bytes of each of `ranges`, which ascend, from a stream that begins at the first one's start.
 
     Ranges may have bytes between them, or share some: a span that begins in mid-byte shares that byte with
     the one before it. Raises IntegrityError, naming the span out of `numbers`, if the stream ends early.

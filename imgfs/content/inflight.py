@@ -1,8 +1,8 @@
-"""Single flight: the requests under way for a layer's spans, and who waits for them.
+"""Single flight: the requests in flight for a layer's spans, and the readers that wait for them.
 
-A span is in at most one flight. Its bytes are marked before it leaves the flight, so whoever finds it neither
-there nor in a flight, under the lock, may start one. A follower gets what the leader gets: the bytes, or the
-error.
+A span is in at most one request. Its bytes are marked present before it leaves the request, so a thread that
+finds it neither present nor in flight, under the lock, may start one. All readers that wait for a span get
+the same result: the bytes, or the error.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from imgfs.content.scheduler import FetchPool, Priority
 from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import ImgfsError, Unavailable
 
-_MEMORY = 1.0  # seconds for which a span that could not be had is not asked for again: the kernel repeats a
+_NEGATIVE_CACHE = 1.0  # seconds for which a span that failed is not requested again: the kernel repeats a
 # read-ahead that failed as a plain read, which would make its reader wait twice
 
 
 class InFlight:
-    """The requests under way for one layer. What its methods need `lock` for, they say."""
+    """The requests in flight for one layer. Methods say whether they are called under `lock`."""
 
     def __init__(
         self, name: str, table: SpanTable, counts: Counts, fetcher: SpanFetcher, fetch_pool: FetchPool
@@ -39,40 +39,40 @@ class InFlight:
         self._failed: dict[int, tuple[float, Unavailable]] = {}  # by span: until when, and why
 
     def not_in_flight(self, numbers: Iterable[int]) -> list[int]:
-        """Those of `numbers` that are in no flight. Under the lock."""
+        """Return those of `numbers` that are in no request. Under the lock."""
         return [number for number in numbers if number not in self._by_span]
 
     def fetching(self, numbers: Iterable[int]) -> set[InFlightRequest]:
-        """The flights that `numbers` are in. Under the lock."""
+        """Return the requests that `numbers` are in. Under the lock."""
         return {self._by_span[number] for number in numbers if number in self._by_span}
 
     def start(
         self, request: Request, priority: Priority, cause: Cause, needed: Iterable[int] = ()
     ) -> InFlightRequest:
-        """A new flight for spans that are in none; to be submitted afterwards. Under the lock.
+        """Register a new request for spans that are in none; the caller submits it. Under the lock.
 
-        `needed` are those that a reader waits for, the others come for `cause`.
+        `needed` are the spans that a reader waits for, the others are fetched for `cause`.
         """
-        flight = InFlightRequest(self, request, priority, cause, frozenset(needed))
-        self._by_span.update(dict.fromkeys(request.numbers, flight))
-        return flight
+        started = InFlightRequest(self, request, priority, cause, frozenset(needed))
+        self._by_span.update(dict.fromkeys(request.numbers, started))
+        return started
 
     def wait_for(self, numbers: Iterable[int]) -> list[Future[None]]:
-        """A future for each of `numbers`, which are in flights. Under the lock."""
+        """Return a future for each of `numbers`, all in flight. Under the lock."""
         return [self._by_span[number].wait_for(number) for number in numbers]
 
     def submit(self, requests: Iterable[InFlightRequest]) -> None:
-        """Have flights begin. Not under the lock."""
+        """Queue requests. Not under the lock."""
         for request in requests:
             self.fetch_pool.submit(request)
 
     def raise_priority(self, requests: Iterable[InFlightRequest], priority: Priority) -> None:
-        """Have flights begin sooner. Not under the lock."""
+        """Move requests that are queued for less urgent reasons forward. Not under the lock."""
         for request in requests:
             self.fetch_pool.raise_priority(request, priority)
 
     def raise_recent_failure(self, numbers: Iterable[int]) -> None:
-        """Raise again what has just kept one of the spans away from a reader. Under the lock."""
+        """Raise the error of a span that has just failed for a reader (negative cache). Under the lock."""
         now = time.monotonic()
         self._failed = {number: failed for number, failed in self._failed.items() if failed[0] > now}
         for number in numbers:
@@ -80,17 +80,17 @@ class InFlight:
                 raise self._failed[number][1]
 
     def remove(self, numbers: Iterable[int]) -> None:
-        """Forget spans that have landed. Under the lock."""
+        """Remove spans that are done. Under the lock."""
         for number in numbers:
             del self._by_span[number]
 
-    def remember(self, number: int, error: Unavailable) -> None:
-        """Note what keeps a span away from a reader. Under the lock."""
-        self._failed[number] = time.monotonic() + _MEMORY, error
+    def remember_failure(self, number: int, error: Unavailable) -> None:
+        """Add a span that failed for a reader to the negative cache. Under the lock."""
+        self._failed[number] = time.monotonic() + _NEGATIVE_CACHE, error
 
 
 class InFlightRequest:
-    """One request under way, or waiting for its turn. `done` has the first error once all has landed."""
+    """One request, queued or under way. `done` is settled, with the first error, once all spans are."""
 
     def __init__(
         self, in_flight: InFlight, request: Request, priority: Priority, cause: Cause, needed: frozenset[int]
@@ -105,11 +105,11 @@ class InFlightRequest:
         self._left = len(request.numbers)
         self._error: Exception | None = None
         self._began = time.monotonic()
-        self._silent = True
+        self._awaits_first_byte = True
         self._received = self._kept = 0
 
     def wait_for(self, number: int) -> Future[None]:
-        """What a reader of a span waits for. Under the lock."""
+        """Return what a reader of a span waits for. Under the lock."""
         return self._waits.setdefault(number, Future())
 
     def run(self) -> None:
@@ -119,36 +119,36 @@ class InFlightRequest:
             self._in_flight.counts.discarded += max(0, self._received - self._kept)
 
     def refuse(self, error: ImgfsError) -> None:
-        """Land everything with an error."""
-        self.landed(self._request.numbers, Unavailable(f"layer {self._in_flight.name}: {error}"))
+        """Fail all spans."""
+        self.spans_done(self._request.numbers, Unavailable(f"layer {self._in_flight.name}: {error}"))
 
-    def asked(self) -> None:
-        """A request is being sent."""
+    def request_sent(self) -> None:
+        """Count a request."""
         with self._in_flight.lock:
             self._in_flight.counts.requests += 1
 
-    def chunk(self, size: int) -> None:
-        """Count bytes; give way to readers. Raises Unavailable when the mount is being taken down."""
+    def bytes_received(self, size: int) -> None:
+        """Count bytes; yield to readers. Raises Unavailable when the mount is being taken down."""
         in_flight, fetch_pool = self._in_flight, self._in_flight.fetch_pool
         self._received += size
         with in_flight.lock:
             in_flight.counts.received += size
-            if self._silent and self.priority is Priority.MISS:
+            if self._awaits_first_byte and self.priority is Priority.MISS:
                 in_flight.counts.waited(time.monotonic() - self._began)
-        self._silent = False
+        self._awaits_first_byte = False
         fetch_pool.meter.arrived(size)
         fetch_pool.yield_to_readers(self)
         if fetch_pool.closed:
             raise Unavailable(f"layer {in_flight.name}: the mount is being taken down")
 
-    def window(self, size: int) -> None:
+    def windows_received(self, size: int) -> None:
         """Count bytes of windows."""
         with self._in_flight.lock:
             self._in_flight.counts.requests += 1
             self._in_flight.counts.windows += size
 
-    def landed(self, numbers: Sequence[int], error: Exception | None) -> None:
-        """Let go of spans, and of those who wait for them."""
+    def spans_done(self, numbers: Sequence[int], error: Exception | None) -> None:
+        """Remove spans from the table, and wake the readers that wait for them."""
         with self._in_flight.lock:
             self._in_flight.remove(numbers)
             waits = {number: self._waits.pop(number) for number in numbers if number in self._waits}
@@ -174,7 +174,7 @@ class InFlightRequest:
         self._in_flight.counts.failed(error)
         if isinstance(error, Unavailable):
             for number in waited_for:
-                self._in_flight.remember(number, error)
+                self._in_flight.remember_failure(number, error)
 
 
 def _settle(future: Future[None], error: Exception | None) -> None:

@@ -1,10 +1,11 @@
-"""The bytes of one flat layer: there, or on their way, or fetched because somebody reads them.
+"""One flat layer's bytes: present, in flight, or fetched because of a read.
 
-Reads of what is there take no lock and no thread. A missing span is fetched once, whoever asks for it. A
-reader's miss brings its neighbours if it is small; a reader that goes on in sequence is fetched ahead of; a
-small layer comes whole, and so does the rest of one of which much has been read.
+Reads of present bytes take no lock and no thread. A missing span is fetched once for all its readers. A miss
+also fetches its neighbours if it is small; a sequential reader is read ahead of; a small layer is fetched
+whole, and so is the rest of a layer of which much has been read.
 
-Locks: `InFlight.lock` guards the flights, the streams and the counters, never held during I/O.
+Locks: `InFlight.lock` guards the requests in flight, the sequential readers and the counters, never held
+during I/O.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from imgfs.store.flat import FlatLayer
 from imgfs.store.presence import PRESENT
 
 PATIENCE = 60.0  # seconds without a byte of the layer after which a read that waits for some fails
-_TRIES = 4  # of a read whose spans are evicted under its hands
-_SOON = 4.0  # seconds: the rest of a layer is brought if it takes no more,
+_TRIES = 4  # of a read whose spans are evicted meanwhile
+_SOON = 4.0  # seconds: the rest of a layer is fetched if it takes no more,
 _SLOW = 4e6  # at this many bytes per second as long as nothing has been measured
 
 
@@ -57,21 +58,21 @@ class LayerContent:
         self.in_flight = InFlight(layer.digest.short, self.table, self.counts, fetcher, self.fetch_pool)
         self.usage = self.in_flight.usage
         self._lock = self.in_flight.lock
-        self._hits = 0  # reads of what was there
+        self._hits = 0  # reads of present bytes
         self._touched = self.usage.touched
         self._flat_starts = self.table.flat_starts
         self._sizes = sizes
-        self._streams = SequentialReaders()
+        self._readers = SequentialReaders()
         self._rest_began = False
-        self.on_refuse: Callable[[], None] = _ignore  # told when nothing of it may be shown any more
+        self.on_refuse: Callable[[], None] = _ignore  # called once its reads must fail
 
     @property
     def fetched(self) -> int:
-        """Compressed bytes received."""
+        """Return the compressed bytes received."""
         return self.counts.received
 
     def read_now(self, offset: int, into: memoryview, extents: Sequence[Extent] = ()) -> bool:
-        """Fill `into` with the flat layer's bytes if they can be had without waiting; False if not.
+        """Fill `into` with the flat layer's bytes if they are in the page cache; else return False.
 
         `extents` are those of the file that is read.
         """
@@ -87,7 +88,7 @@ class LayerContent:
         return True
 
     def is_here(self, offset: int, length: int) -> bool:
-        """Whether the flat layer's bytes can be had without the network."""
+        """Return True if a range can be read without the network."""
         return not self._missing(*self.table.holding(offset, length))
 
     def read(
@@ -97,7 +98,7 @@ class LayerContent:
         extents: Sequence[Extent] = (),
         given_up: Future[None] | None = None,
     ) -> bytes:
-        """The flat layer's bytes, which are of a file of `extents`.
+        """Read a range of the flat layer, which lies in a file of `extents`.
 
         Raises ImgfsError, and InterruptedError if it would have to wait after `given_up` is settled.
         """
@@ -115,28 +116,28 @@ class LayerContent:
         raise StoreError(f"layer {self.layer.digest.short} is evicted again and again while it is read")
 
     def is_touched(self, number: int) -> bool:
-        """Whether a reader has been at a span."""
+        """Return True if a reader has touched a span."""
         return bool(self._touched[number])
 
     def is_missing(self, number: int) -> bool:
-        """Whether a span is neither there nor on its way; without the lock, so it may be wrong by now."""
+        """Return True if a span is neither present nor in flight; without the lock, so it may be outdated."""
         return self._is_fetchable(number)
 
     def is_whole(self) -> bool:
-        """Whether all spans are there."""
+        """Return True if all spans are present."""
         return self.flat.count_present() == self.flat.spans
 
     def missing(self) -> list[int]:
-        """The spans that are neither there nor on their way."""
+        """Return the spans that are neither present nor in flight."""
         with self._lock:
             return self.in_flight.not_in_flight(self._missing(0, len(self.table) - 1))
 
     def fetch_in_background(
         self, requests: Iterable[Request], priority: Priority, cause: Cause
     ) -> list[Future[None]]:
-        """Have spans fetched in the background; futures that have the requests' errors in the end.
+        """Start to fetch spans; return a future for each request, which will hold its error.
 
-        Spans that are there by now, or on their way, are left out.
+        Spans that are present by now, or in flight, are left out.
         """
         started: list[InFlightRequest] = []
         with self._lock:
@@ -150,22 +151,22 @@ class LayerContent:
         return [request.done for request in started]
 
     def use_index(self, index: SpanIndex) -> None:
-        """Go on with another index that cuts the layer into the same spans."""
+        """Replace the index by another that cuts the layer into the same spans."""
         self.index = self.in_flight.fetcher.spans = index
 
     @property
     def is_refused(self) -> bool:
-        """Whether `refuse` has been called."""
+        """Return True if `refuse` has been called."""
         return self.in_flight.fetcher.refused is not None
 
     def refuse(self, error: ImgfsError) -> None:
-        """Hand out nothing of the layer any more: whoever reads gets `error`."""
+        """Make all reads of the layer fail with `error`, from now on."""
         self.in_flight.fetcher.refused = error  # first: what lands after the eviction has seen it
         self.flat.evict()
         self.on_refuse()
 
     def snapshot(self) -> dict[str, Any]:
-        """The layer's counters, and how much of it is there."""
+        """Return the layer's counters, and how much of it is present."""
         return {
             "hits": self._hits,
             **self.counts.snapshot(),
@@ -175,7 +176,7 @@ class LayerContent:
         }
 
     def _touch(self, first: int, last: int, extents: Sequence[Extent]) -> ReadaheadWindow | None:
-        """Note that a reader is at the spans `first` to `last`; returns what to fetch ahead of it."""
+        """Note that a reader is at the spans `first` to `last`; return what to read ahead, if anything."""
         table = self.table
         with self._lock:
             fresh = self.usage.touch(first, last)
@@ -184,12 +185,12 @@ class LayerContent:
             file_end = extents[-1].flat + extents[-1].length if extents else table.flat_size
             beyond = table.ends[table.holding(file_end - 1, 1)[0]]
             start = table.starts[fresh[0] if fresh else first]
-            return self._streams.touched(start, table.ends[last], beyond, time.monotonic())
+            return self._readers.touched(start, table.ends[last], beyond, time.monotonic())
 
     def _fetch_missing(
         self, first: int, last: int, window: ReadaheadWindow | None, given_up: Future[None] | None
     ) -> None:
-        """Have all spans `first` to `last` there, or raise what keeps them away."""
+        """Wait until all spans `first` to `last` are present, or raise what one failed with."""
         awaited, joined, started = self._join_or_start(first, last)
         self.in_flight.raise_priority(joined, Priority.MISS)
         self.in_flight.submit(started)
@@ -202,20 +203,20 @@ class LayerContent:
             future.result()
 
     def _wait(self, awaited: Iterable[Future[None]], given_up: Future[None]) -> None:
-        """Wait for spans to land, for as long as anything arrives and until `given_up` is settled."""
+        """Wait for spans, for as long as any bytes arrive and until `given_up` is settled."""
         late = {*awaited, given_up}
         while len(late) > 1:
             before = self.counts.received
-            landed, late = wait(late, timeout=PATIENCE, return_when=FIRST_COMPLETED)
-            if given_up in landed:
+            settled, late = wait(late, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+            if given_up in settled:
                 raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
-            if not landed and self.counts.received == before:
+            if not settled and self.counts.received == before:
                 raise Unavailable(f"layer {self.layer.digest.short}: nothing arrived for {PATIENCE:.0f} s")
 
     def _join_or_start(
         self, first: int, last: int
     ) -> tuple[list[Future[None]], set[InFlightRequest], list[InFlightRequest]]:
-        """What a reader waits for, the flights under way that bring it, and the new ones to be submitted."""
+        """Return what a reader waits for, the requests in flight that it joins, and new ones to submit."""
         with self._lock:
             needed = self._missing(first, last)
             self.in_flight.raise_recent_failure(needed)
@@ -226,7 +227,7 @@ class LayerContent:
             return self.in_flight.wait_for(needed), joined, started
 
     def _requests(self, needed: Sequence[int]) -> tuple[Cause, list[Request]]:
-        """The requests for a miss, and why they bring more than is needed."""
+        """Return the requests for a miss, and the cause of what they fetch beyond it."""
         if needed and self.in_flight.fetcher.blob.size <= self._sizes.whole:
             everything = self.in_flight.not_in_flight(self._missing(0, len(self.table) - 1))
             return Cause.WHOLE, list(
@@ -243,7 +244,7 @@ class LayerContent:
         with self._lock:
             absent = self._absent(self.table.between(window.start, window.end))
             queued = self.in_flight.fetching(absent)
-            sizes = self._sizes._replace(largest=min(self._sizes.largest, window.piece))
+            sizes = self._sizes._replace(largest=min(self._sizes.largest, window.request_size))
             requests = requests_for(self.in_flight.not_in_flight(absent), self.table, sizes)
             priority = Priority.REST_OF_LAYER if self.fetch_pool.is_replaying else Priority.READAHEAD
             started = [self.in_flight.start(request, priority, Cause.AHEAD) for request in requests]
@@ -251,7 +252,7 @@ class LayerContent:
         self.in_flight.submit(started)
 
     def _fetch_rest(self) -> None:
-        """Have the rest of the layer brought, if much of it has been read and the rest comes soon."""
+        """Start to fetch the rest of the layer, if much of it has been read and little is left."""
         if self._rest_began or self.counts.needed < self.table.size * self._sizes.much:
             return
         left = self.missing()
@@ -268,7 +269,7 @@ class LayerContent:
         return [number for number, mark in enumerate(marks, first) if not mark & PRESENT]
 
     def _absent(self, numbers: Sequence[int]) -> list[int]:
-        """Those of `numbers` that are not there."""
+        """Return those of `numbers` that are not present."""
         if not numbers:
             return []
         first = min(numbers)

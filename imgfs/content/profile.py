@@ -1,8 +1,8 @@
-"""What a workload touches, in which order: recorded in one mount, replayed in the next.
+"""Access profiles: the spans that a workload touches, in order; recorded in one mount, replayed in the next.
 
 A profile names layers by digest and by their number of spans: an index that cuts a layer differently has
-other spans under the same numbers. It may come from a registry, so it is read with suspicion; the worst that
-a wrong one can do is to have the wrong bytes of the image's own layers fetched.
+other spans under the same numbers. It may come from a registry, so every field is checked; the worst that a
+wrong one can do is to have the wrong bytes of the image's own layers fetched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_TOUCHES = 250_000
 _MAX_SPANS = 1 << 24  # of a layer
 _SMALL = 64 << 20  # compressed bytes that are always recorded: of a small image maybe everything is needed
 _VERSION = 1
-_ORIGIN = "origin"  # in the store: the repository that says so; what is recorded here has none
+_ORIGIN = "origin"  # in the store: the repository it was published in; absent if it was recorded here
 
 
 class ProfileLayer(NamedTuple):
@@ -59,8 +59,8 @@ class AccessProfile(NamedTuple):
             raise InvalidImage(f"not JSON: {error}", where="profile") from error
         if not isinstance(document, dict) or document.get("version") != _VERSION:
             raise InvalidImage(f"not of version {_VERSION}", where="profile")
-        found = _list(document.get("layers"), "layers", _MAX_LAYERS)
-        layers = tuple(_layer(layer, number) for number, layer in enumerate(found))
+        listed = _list(document.get("layers"), "layers", _MAX_LAYERS)
+        layers = tuple(_layer(layer, number) for number, layer in enumerate(listed))
         return cls(layers, tuple(_touches(document.get("touches"), layers)))
 
     def resolve(self, layers: Sequence[ProfileLayer]) -> list[tuple[int, int]]:
@@ -72,12 +72,12 @@ class AccessProfile(NamedTuple):
 
 
 def vouched_profile(body: bytes, origin: str) -> bytes:
-    """A profile of another's, which `from_json` has read, with a note of who says so."""
+    """Return an imported profile, which `from_json` has accepted, with the repository it comes from."""
     return json.dumps({**json.loads(body), _ORIGIN: origin}, separators=(",", ":")).encode()
 
 
 def origin_of(body: bytes) -> str:
-    """Who says so; "" if it has been recorded here, or is no profile."""
+    """Return the repository it comes from; "" if it was recorded here, or is not a profile."""
     try:
         return str(json.loads(body).get(_ORIGIN, ""))
     except (ValueError, AttributeError, RecursionError):
@@ -88,8 +88,8 @@ class ProfileRecorder:
     """Records touches while readers make them; threads may call it at once.
 
     It stops for good when more than half of the image's compressed bytes have been touched, and at least
-    64 MiB: whoever reads that much, such as `find -exec` or `tar`, shows nothing that would help the next
-    mount. What was touched before that remains, the first of it being the most useful.
+    64 MiB: a reader of that much, such as `find -exec` or `tar`, shows nothing that helps the next mount.
+    What was touched before that remains: the first touches are the most useful.
     """
 
     def __init__(self, layers: Sequence[ProfileLayer], size: int) -> None:
@@ -99,17 +99,17 @@ class ProfileRecorder:
 
     @property
     def count(self) -> int:
-        """How many touches there are."""
+        """Return the number of touches."""
         return len(self._touches)
 
     def touched(self, layer: int, span: int, size: int) -> None:
-        """A reader is at a span of `size` compressed bytes for the first time."""
+        """Note that a reader is at a span of `size` compressed bytes for the first time."""
         if self._left > 0 and len(self._touches) < _MAX_TOUCHES:
             self._left -= size
             self._touches.append(layer << 32 | span)
 
     def profile(self) -> AccessProfile:
-        """What has been recorded so far."""
+        """Return what has been recorded so far."""
         touches = self._touches[:]
         return AccessProfile(self.layers, tuple((touch >> 32, touch & 0xFFFFFFFF) for touch in touches))
 
@@ -128,20 +128,20 @@ def _runs(touches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
         yield run
 
 
-def _layer(found: object, number: int) -> ProfileLayer:
+def _layer(value: object, number: int) -> ProfileLayer:
     where = f"profile: layers[{number}]"
-    if not isinstance(found, dict) or not isinstance(found.get("digest"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("digest"), str):
         raise InvalidImage("no digest", where=where)
-    digest = Digest.parse(found["digest"], where=where)
-    return ProfileLayer(str(digest), _number(found.get("spans"), _MAX_SPANS, where))
+    digest = Digest.parse(value["digest"], where=where)
+    return ProfileLayer(str(digest), _number(value.get("spans"), _MAX_SPANS, where))
 
 
-def _touches(found: object, layers: Sequence[ProfileLayer]) -> Iterator[tuple[int, int]]:
+def _touches(value: object, layers: Sequence[ProfileLayer]) -> Iterator[tuple[int, int]]:
     total = 0
-    for at, run in enumerate(_list(found, "touches", _MAX_TOUCHES)):
+    for at, run in enumerate(_list(value, "touches", _MAX_TOUCHES)):
         where = f"profile: touches[{at}]"
         layer, first, count = (
-            _number(value, _MAX_SPANS, where) for value in _list(run, f"touches[{at}]", 3, 3)
+            _number(field, _MAX_SPANS, where) for field in _list(run, f"touches[{at}]", 3, 3)
         )
         total += count
         if layer >= len(layers) or first + count > layers[layer].spans:
@@ -151,13 +151,13 @@ def _touches(found: object, layers: Sequence[ProfileLayer]) -> Iterator[tuple[in
         yield from ((layer, span) for span in range(first, first + count))
 
 
-def _list(found: object, name: str, most: int, least: int = 0) -> list[Any]:
-    if not isinstance(found, list) or not least <= len(found) <= most:
+def _list(value: object, name: str, most: int, least: int = 0) -> list[Any]:
+    if not isinstance(value, list) or not least <= len(value) <= most:
         raise InvalidImage(f"not a list of {least} to {most} elements", where=f"profile: {name}")
-    return found
+    return value
 
 
-def _number(found: object, most: int, where: str) -> int:
-    if type(found) is not int or not 0 <= found <= most:
-        raise InvalidImage(f"{str(found)[:40]!r} is no number from 0 to {most}", where=where)
-    return found
+def _number(value: object, most: int, where: str) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise InvalidImage(f"{str(value)[:40]!r} is no number from 0 to {most}", where=where)
+    return value

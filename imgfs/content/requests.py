@@ -1,9 +1,7 @@
-"""What to ask for, decided on plain numbers: which spans go together in one request.
+"""Which spans go together in one request, decided on plain numbers; and the table of a layer's spans.
 
 The sizes come from a link of 200 Mbit/s and 20 ms, on which 0.5 MB are under way within one round trip: bytes
-between two wanted spans are cheaper fetched and thrown away than left out by another request.
-
-What `content` must be told of a layer's spans, and where each of them is.
+between two wanted spans are cheaper fetched and discarded than left out by another request.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from imgfs.layer.entry import Span
 from imgfs.layer.schema import ExternalBlob, Summary
 from imgfs.oci.descriptor import Descriptor, Digest
 
-_NOWHERE = (1 << 64) - 1  # an offset beyond every layer
+_BEYOND = (1 << 64) - 1  # an offset beyond every layer
 
 
 class SpanIndex(Protocol):
@@ -43,13 +41,13 @@ class SpanIndex(Protocol):
         """One span; `window` are the bytes at `remote_window`, as they came."""
 
 
-def descriptor_of(place: ExternalBlob) -> Descriptor:
-    """A blob beside a layer's own, as a source wants it."""
-    return Descriptor("application/octet-stream", Digest.parse(place.digest), place.size)
+def descriptor_of(blob: ExternalBlob) -> Descriptor:
+    """Return the descriptor of a blob that an index names beside the layer's own."""
+    return Descriptor("application/octet-stream", Digest.parse(blob.digest), blob.size)
 
 
 class SpanTable:
-    """Where a layer's spans are: packed numbers, 24 bytes for each span.
+    """The bounds of a layer's spans: packed numbers, 24 bytes for each span.
 
     `flat_starts` are offsets in the flat layer, and one beyond all of them at the end; `starts` and `ends`
     are compressed offsets by span number. Flat ranges ascend with the numbers; compressed ones usually do
@@ -69,7 +67,7 @@ class SpanTable:
             raise StoreError(
                 f"a layer's index is damaged: {error}; remove the layer from the store"
             ) from error
-        self.flat_starts.append(_NOWHERE)
+        self.flat_starts.append(_BEYOND)
         self.by_start: Sequence[int] = range(len(self.starts))
         self._sorted = self.starts
         if any(after < before for before, after in pairwise(self.starts)):
@@ -81,18 +79,18 @@ class SpanTable:
         return len(self.starts)
 
     def size_of(self, number: int) -> int:
-        """How many compressed bytes a span has."""
+        """Return the compressed bytes of a span."""
         return self.ends[number] - self.starts[number]
 
     def flat_size_of(self, number: int) -> int:
-        """How many flat bytes there are from a span to the next one."""
+        """Return the flat bytes from the start of a span to the next one."""
         after = self.flat_starts[number + 1] if number + 1 < len(self) else self.flat_size
         return after - self.flat_starts[number]
 
     def holding(self, offset: int, length: int) -> tuple[int, int]:
-        """The first and the last span that a range of the flat layer lies in.
+        """Return the first and the last span that a range of the flat layer lies in.
 
-        Raises InvalidImage if there is nothing: a tree of someone else's may say so.
+        Raises InvalidImage if the range is beyond the layer, as an imported tree may have it.
         """
         starts, end = self.flat_starts, offset + length
         first = bisect_right(starts, offset) - 1
@@ -101,7 +99,7 @@ class SpanTable:
         return first, first if end <= starts[first + 1] else bisect_left(starts, end, first + 1) - 1
 
     def rank(self, number: int) -> int:
-        """A span's place in `by_start`."""
+        """Return a span's position in `by_start`."""
         rank = bisect_left(self._sorted, self.starts[number])
         while self.by_start[rank] != number:
             rank += 1
@@ -116,16 +114,16 @@ class SpanTable:
         return sorted(numbers, key=self.starts.__getitem__)
 
 
-_SPANS = 4096  # in a request at most: what has arrived must not be lost with its neighbours
-_NEAR_SPANS = 256  # that a miss brings at most: decoding them must not cost more than the round trip
+_SPANS = 4096  # in a request at most: few spans are lost if it fails
+_NEAR_SPANS = 256  # that a miss fetches at most: decoding them must not cost more than the round trip
 
 
 class Sizes(NamedTuple):
     """What decides on requests, in compressed bytes but for the last."""
 
-    whole: int = 1 << 20  # a blob so small comes whole at its first miss: two round trips of that link
-    near: int = 256 << 10  # a miss brings so much, if its neighbours are missing, too: half a round trip
-    gap: int = 128 << 10  # bytes that nobody needs between two spans of one request, at most
+    whole: int = 1 << 20  # a blob so small is fetched whole at its first miss: two round trips of that link
+    near: int = 256 << 10  # a miss fetches so much, if its neighbours are missing, too: half a round trip
+    gap: int = 128 << 10  # bytes between two spans of one request, at most, which are discarded
     largest: int = 4 << 20  # of a request that several spans share
     much: float = 1 / 3  # the part of a blob that readers have used when the rest of it is wanted, too
 
@@ -142,7 +140,7 @@ class Request(NamedTuple):
 
 
 def requests_for(numbers: Iterable[int], table: SpanTable, sizes: Sizes = SIZES) -> Iterator[Request]:
-    """Requests that bring all of `numbers`, in the blob's order.
+    """Yield requests for all of `numbers`, in the blob's order.
 
     None is larger than `sizes.largest` unless it is a single span, and none has more than `sizes.gap` bytes
     between two spans.
@@ -167,9 +165,9 @@ def requests_for(numbers: Iterable[int], table: SpanTable, sizes: Sizes = SIZES)
 def widen(
     request: Request, table: SpanTable, is_wanted: Callable[[int], bool], sizes: Sizes = SIZES
 ) -> Request:
-    """A request with neighbours that `is_wanted`, up to `sizes.near` bytes: forward first, then backward.
+    """Return the request widened by neighbours that `is_wanted` accepts, to `sizes.near` bytes.
 
-    Backward it goes a quarter of the way at most: those bytes come before what is waited for.
+    First forward; backward a quarter of the way at most: those bytes arrive before what a reader waits for.
     """
     if request.end - request.start >= sizes.near:
         return request
@@ -201,9 +199,9 @@ def _near(numbers: Sequence[int], is_wanted: Callable[[int], bool]) -> Iterator[
 def waves(
     touches: Iterable[tuple[int, int]], tables: Sequence[SpanTable], *, first: int, sizes: Sizes = SIZES
 ) -> Iterator[tuple[int, Request]]:
-    """(layer, request) for the spans of `touches`, (layer, span) in the order they are needed in.
+    """Yield (layer, request) for the spans of `touches`, (layer, span) in the order they are needed in.
 
-    They are cut into waves: the first of `first` compressed bytes, so that it is there at once, each of the
+    They are cut into waves: the first of `first` compressed bytes, so that it arrives at once, each of the
     others twice the one before it, up to `sizes.largest`. Within a wave the blobs' order counts.
     """
     wave: list[tuple[int, int]] = []

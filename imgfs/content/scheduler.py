@@ -1,7 +1,7 @@
-"""The threads that fetch, and whose turn it is: what a reader waits for goes first.
+"""The threads that fetch, and the order of requests: what a reader waits for goes first.
 
 All layers of a mount share them. Work in the background never takes all threads, so a reader's miss begins at
-once; the last lanes also stop between chunks while a reader waits.
+once; requests of the last two priorities also pause between chunks while a reader waits.
 
 Locks: `_changed`'s guards everything; held for moments only.
 """
@@ -21,7 +21,7 @@ from imgfs.content.stats import Meter
 from imgfs.errors import ImgfsError, Unavailable
 
 FETCH_THREADS = 12  # requests under way at once for a mount
-_PAUSE = 1.0  # seconds for which a request under way gives way at most: its connection must not starve
+_PAUSE = 1.0  # seconds for which a request under way pauses at most: its connection must not starve
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ class Priority(IntEnum):
     BACKGROUND = 4  # the whole image is being fetched
 
 
-# How many requests of a lane's kind and of those after it may be under way.
+# How many requests of this priority and lower ones may be under way.
 _AT_MOST = {
     Priority.MISS: FETCH_THREADS,
     Priority.READAHEAD: 8,
@@ -52,10 +52,10 @@ class Task(Protocol):
     priority: Priority
 
     def run(self) -> None:
-        """Do it; must not raise."""
+        """Fetch; must not raise."""
 
     def refuse(self, error: ImgfsError) -> None:
-        """It will not be done."""
+        """The request will not be made."""
 
 
 class FetchPool:
@@ -69,7 +69,7 @@ class FetchPool:
         self._waiting: dict[int, Task] = {}  # queued, by serial number of their first place in the queue
         self._serials: dict[Task, int] = {}
         self._serial = 0
-        self._running: dict[Task, Priority] = {}  # and the lane they began in
+        self._running: dict[Task, Priority] = {}  # and the priority they began with
         self._readers = 0  # that wait
         self._quiet_since = 0.0
         self.meter = Meter()
@@ -77,7 +77,7 @@ class FetchPool:
         self._replaying = 0  # requests that are still to come
 
     def submit(self, task: Task) -> None:
-        """Do `task` when its turn comes."""
+        """Queue `task` at its priority."""
         with self._changed:
             if not self.closed:
                 self._enqueue(task)
@@ -86,7 +86,7 @@ class FetchPool:
         self._dispatch()
 
     def raise_priority(self, task: Task, priority: Priority = Priority.MISS) -> None:
-        """Move `task` to a more urgent lane, if it is not in one; under way, it stops giving way."""
+        """Raise the priority of `task`, if it is lower; if it is under way, it pauses no longer."""
         with self._changed:
             if priority >= task.priority:
                 return
@@ -97,16 +97,16 @@ class FetchPool:
         self._dispatch()
 
     def run_in_thread(self, work: Callable[[], _T]) -> Future[_T]:
-        """Do something that a task under way needs, in another thread: at most one for each task."""
+        """Run what a task under way needs in another thread: at most one for each task."""
         return self._window_pool.submit(work)
 
     @property
     def is_replaying(self) -> bool:
-        """Whether what an earlier mount needed is still on its way: guesses are worth less than that."""
+        """Return True while a replay is under way: read-ahead is worth less than what a profile names."""
         return self._replaying > 0
 
     def note_replay(self, futures: Sequence[Future[None]]) -> None:
-        """Note the requests of a replay."""
+        """Count the requests of a replay as under way."""
         with self._changed:
             self._replaying += len(futures)
         for future in futures:
@@ -118,7 +118,7 @@ class FetchPool:
 
     @contextmanager
     def reader_waits(self) -> Iterator[None]:
-        """While a reader waits."""
+        """Count a waiting reader for the length of the block."""
         with self._changed:
             self._readers += 1
         try:
@@ -130,7 +130,7 @@ class FetchPool:
                 self._changed.notify_all()
 
     def yield_to_readers(self, task: Task) -> None:
-        """Hold up a task of the last lanes while a reader waits, for a second at most."""
+        """Pause a task of the last two priorities while a reader waits, for a second at most."""
         if task.priority >= Priority.REST_OF_LAYER and self._readers:
             with self._changed:
                 self._changed.wait_for(
@@ -138,11 +138,11 @@ class FetchPool:
                 )
 
     def quiet_for(self) -> float:
-        """The seconds for which no reader has waited."""
+        """Return the seconds for which no reader has waited."""
         return 0.0 if self._readers else time.monotonic() - self._quiet_since
 
     def close(self, *, wait: bool = False) -> None:
-        """Refuse what has not begun; what is under way ends at its next chunk, whether waited for or not."""
+        """Refuse what has not begun; what is under way ends at its next chunk (`wait` for it)."""
         with self._changed:
             self.closed = True
             refused = list(self._waiting.values())
@@ -155,12 +155,12 @@ class FetchPool:
 
     def _enqueue(self, task: Task) -> None:
         self._serial += 1
-        serial = self._serials.setdefault(task, self._serial)  # a task that hurries keeps its place
+        serial = self._serials.setdefault(task, self._serial)  # a task that is raised keeps its place
         self._waiting[serial] = task
         heappush(self._queue, (task.priority, serial, task))
 
     def _dispatch(self) -> None:
-        """Start whatever may begin."""
+        """Start all tasks that may begin."""
         while True:
             with self._changed:
                 task = self._next()
@@ -173,7 +173,7 @@ class FetchPool:
                 task.refuse(Unavailable(str(error)))
 
     def _next(self) -> Task | None:
-        """The most urgent task, if its lane may have one more."""
+        """Remove and return the most urgent task, if one more of its priority may run."""
         while self._queue:
             priority, serial, task = self._queue[0]
             if serial in self._waiting and priority == task.priority:
@@ -184,7 +184,7 @@ class FetchPool:
                 self._begin(task, priority)
                 heappop(self._queue)
                 return task
-            heappop(self._queue)  # it has hurried on
+            heappop(self._queue)  # an entry from before its priority was raised
         return None
 
     def _begin(self, task: Task, priority: Priority) -> None:

@@ -1,4 +1,4 @@
-"""The spans of one batch on their way into the flat layer: aside until each is verified, then put there."""
+"""The spans of one batch, held in buffers until each is verified, then written to the flat layer together."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ _HELD = 4 << 20  # verified bytes that wait for the rest of their batch, at most
 
 
 class StagedBatch:
-    """Takes the spans of `batch` in order; `before` is what the flat layer's `begin` said of them.
+    """The spans of `batch`, taken in order; `before` are their marks from the flat layer's `begin`.
 
-    A context manager: what has not landed by its end is given up.
+    A context manager: buffers that are not written by its end are discarded.
     """
 
     def __init__(self, flat: FlatLayer, batch: Sequence[int], before: bytes) -> None:
         self._flat = flat
         self._batch = batch
         self._before = before
-        self._landed = 0  # spans of the batch that are in the flat layer, and
+        self._written = 0  # spans of the batch that are in the flat layer, and
         self._verified: list[tuple[int, SpanBuffer]] = []  # those after them: their offsets and bytes
-        self._coming: SpanBuffer | None = None
+        self._current: SpanBuffer | None = None
 
-    def aside(self, span: Span) -> SpanBuffer:
-        """Where the bytes of the next span go; they count once `verified` is called."""
-        self._coming = self._flat.aside()
+    def buffer_for(self, span: Span) -> SpanBuffer:
+        """Return the buffer of the next span; its bytes count once `verified` is called."""
+        self._current = self._flat.span_buffer()
         self._offset = span.flat_start
-        return self._coming
+        return self._current
 
     def verified(self) -> None:
-        """Say that the span's bytes are right. Raises StoreError."""
-        if self._coming:
-            self._verified.append((self._offset, self._coming))
-            self._coming = None
+        """Note that the span's bytes are verified. Raises StoreError."""
+        if self._current:
+            self._verified.append((self._offset, self._current))
+            self._current = None
         if sum(body.size for _, body in self._verified) > _HELD:
             self._put()
 
-    def land(self) -> Sequence[int]:
-        """Put what is verified into the flat layer; returns all spans that have landed. Raises StoreError."""
+    def commit(self) -> Sequence[int]:
+        """Write what is verified to the flat layer; return all spans written so far. Raises StoreError."""
         self._put()
-        return self._batch[: self._landed]
+        return self._batch[: self._written]
 
     def _put(self) -> None:
         if not self._verified:
             return
-        first, self._landed = self._landed, self._landed + len(self._verified)
+        first, self._written = self._written, self._written + len(self._verified)
         try:
-            self._flat.put(self._batch[first], self._before[first : self._landed], self._verified)
+            self._flat.put(self._batch[first], self._before[first : self._written], self._verified)
         except BaseException:
-            self._landed = first
+            self._written = first
             raise
         finally:
             self._close_verified()
@@ -66,5 +66,5 @@ class StagedBatch:
 
     def __exit__(self, *_: object) -> None:
         self._close_verified()
-        if self._coming:
-            self._coming.close()
+        if self._current:
+            self._current.close()

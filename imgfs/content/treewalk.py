@@ -1,8 +1,8 @@
-"""Readers of whole trees, such as `tar`, `grep -r` and `cp -a`: what they will open next is fetched ahead.
+"""Readers of whole trees, such as `tar`, `grep -r` and `cp -a`: what they will open next is prefetched.
 
 Such a reader opens small files by the thousand, each for the first time, out of one layer and then another:
 read-ahead within a file, or a layer, has no time to get anywhere. But it takes them as the directories list
-them, so the tree itself says what comes next. A sweep is noticed by opens whose inos ascend in small steps: a
+them, so the tree itself says what comes next. A tree walk shows in opens whose inos ascend in small steps: a
 layer's files got theirs in its own order, which hardly any tool makes other than directory by directory. A
 program that starts opens files as it needs them, here and there.
 """
@@ -31,15 +31,15 @@ _STEP = 16  # from one ino to the next: directories and symlinks are not opened
 _EVIDENCE = 32  # such steps, less what speaks against it
 _FIRST = 2 << 20  # compressed bytes ahead of the reader at first
 _REQUESTS = 8  # that what is ahead is cut into
-_FILES = 1000  # looked at beyond the reader
-_LOOK = 0.02  # seconds between looks at where the reader is
+_FILES = 1000  # of the tree examined beyond the reader
+_POLL = 0.02  # seconds between checks where the reader is
 _LOST = 5.0  # seconds without a step of the reader after which there is none
 
 
 class TreeWalkPrefetch:
-    """Notices a reader of whole trees, and fetches ahead of it, in a thread that ends with the sweep.
+    """Detects a reader of whole trees, and prefetches for it, in a thread that ends with the walk.
 
-    `files_after` says what follows a file in the tree.
+    `files_after` yields (layer, extents) of the files that follow an ino in the tree.
     """
 
     def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter) -> None:
@@ -52,7 +52,7 @@ class TreeWalkPrefetch:
         self._thread: threading.Thread | None = None
 
     def opened(self, ino: int) -> None:
-        """A file is opened. Costs next to nothing; always from the same thread."""
+        """Note that the kernel opens a file: cheap; always called from the same thread."""
         step = ino - self._last
         self._last = ino
         self._opened += 1
@@ -62,43 +62,43 @@ class TreeWalkPrefetch:
         self._evidence += 1
         if self._evidence >= _EVIDENCE:
             self._evidence = 0
-            is_sweeping = self._thread is not None and self._thread.is_alive()
-            if not is_sweeping and not all(layer.is_whole() for layer in self._layers):
+            is_running = self._thread is not None and self._thread.is_alive()
+            if not is_running and not all(layer.is_whole() for layer in self._layers):
                 self._thread = threading.Thread(
                     target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
                 )
                 self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the thread."""
+        """Stop, and wait for the thread."""
         self._stopped.set()
         if self._thread:
             self._thread.join()
 
     def _run(self, ino: int) -> None:
-        with suppress(ImgfsError):  # of a damaged tree the reader will hear
+        with suppress(ImgfsError):  # a damaged tree is the reader's error
             self._fetch_after(ino)
 
     def _fetch_after(self, ino: int) -> None:
-        ahead = _Prefetched(self._layers)
+        prefetched = _Prefetched(self._layers)
         batch: dict[tuple[int, int], int] = {}  # (layer, span) and its compressed bytes
         for layer, span in self._missing_after(ino):
             batch[layer, span] = self._layers[layer].table.size_of(span)
-            if sum(batch.values()) >= min(ahead.depth // _REQUESTS, SIZES.largest):
-                if not self._wait_for(ahead):
+            if sum(batch.values()) >= min(prefetched.depth // _REQUESTS, SIZES.largest):
+                if not self._wait_for(prefetched):
                     return
                 self._fetch_missing(batch)
-                ahead.extend(batch)
+                prefetched.extend(batch)
                 batch = {}
         self._fetch_missing(batch)
 
     def _missing_after(self, ino: int) -> Iterator[tuple[int, int]]:
-        """(layer, span) of what follows a file, and is neither there nor under way."""
+        """Yield (layer, span) of what follows a file and is neither present nor in flight."""
         seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
         opened = self._opened
-        whole = {number for number, layer in enumerate(self._layers) if layer.is_whole()}
+        complete = {number for number, layer in enumerate(self._layers) if layer.is_whole()}
         coming = (
-            found for found in self._files_after(ino) if found[0] not in whole
+            found for found in self._files_after(ino) if found[0] not in complete
         )  # those may be read unseen
         for count, (layer, extents) in enumerate(coming):
             if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):
@@ -112,12 +112,12 @@ class TreeWalkPrefetch:
                     seen[layer] = span
 
     def _reader_comes(self, opened: int) -> bool:
-        """Wait until so many files have been opened: what is there already costs time, too; else False."""
+        """Wait until so many files have been opened, so as not to examine the tree far ahead; else False."""
         before, moved = self._opened, time.monotonic()
         while self._opened < opened:
             if self._opened != before:
                 before, moved = self._opened, time.monotonic()
-            if time.monotonic() - moved > _LOST or self._stopped.wait(_LOOK):
+            if time.monotonic() - moved > _LOST or self._stopped.wait(_POLL):
                 return False
         return not self._stopped.is_set()
 
@@ -131,16 +131,16 @@ class TreeWalkPrefetch:
                 list(requests_for(spans, content.table)), Priority.READAHEAD, Cause.SWEEP
             )
 
-    def _wait_for(self, ahead: _Prefetched) -> bool:
-        """Wait until more may be asked for; False if the reader has gone, or all is over."""
-        while ahead.bytes() >= ahead.depth:
-            if time.monotonic() - ahead.moved > _LOST or self._stopped.wait(_LOOK):
+    def _wait_for(self, prefetched: _Prefetched) -> bool:
+        """Wait until more may be requested; False if the reader has gone, or `stop` has been called."""
+        while prefetched.bytes() >= prefetched.depth:
+            if time.monotonic() - prefetched.moved > _LOST or self._stopped.wait(_POLL):
                 return False
         return not self._stopped.is_set()
 
 
 class _Prefetched:
-    """What has been asked for, and the reader has not come to yet."""
+    """Spans that have been requested and not been read yet."""
 
     def __init__(self, layers: Sequence[LayerContent]) -> None:
         self._layers = layers
@@ -150,15 +150,15 @@ class _Prefetched:
 
     @property
     def depth(self) -> int:
-        """Compressed bytes that may be ahead of the reader: the further it has come, the more."""
+        """Return the compressed bytes that may be ahead of the reader: they grow with what it has read."""
         return min(DEEPEST, _FIRST + 2 * self._passed)
 
     def extend(self, touches: Iterable[tuple[int, int]]) -> None:
-        """Add what has been asked for."""
+        """Add spans that have been requested."""
         self._touches.extend(touches)
 
     def bytes(self) -> int:
-        """Compressed bytes beyond the furthest that the reader has come to; it may leave things out."""
+        """Return the compressed bytes beyond the furthest span that the reader has touched."""
         left = 0
         for count, (layer, span) in enumerate(reversed(self._touches)):
             if self._layers[layer].is_touched(span):

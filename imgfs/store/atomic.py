@@ -1,4 +1,4 @@
-"""How the store's files are written and locked: aside, synced, renamed; and what a disk may do to them."""
+"""Atomic writes (a temporary file, synced, renamed), locks by flock(2), and disk errors as StoreError."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from imgfs.owned.held import new_file, sweep, try_lock
 from imgfs.owned.opening import open_owned_file
 from imgfs.owned.writing import os_errors
 
-TEMPORARY = ".new-"  # begins the name of a file that is not complete yet
+TEMPORARY = ".new-"  # prefix of the names of temporary files
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, synced and renamed to it if the block ends well, removed otherwise.
+    """Yield a temporary path beside `path`, synced and renamed to it if the block succeeds, else removed.
 
-    It is an empty file, held by this process (`owned.held`): the block fills it, and does not replace it.
-    What a killed process left behind under a temporary name is removed on the way.
+    It is an empty file, locked by this process (`owned.held`): the block fills it, and does not replace it.
+    Temporary files that killed processes have left there are removed first.
     """
     with store_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sweep_temporaries(directory: Path) -> None:
-    """Remove from a directory what no process writes aside any more."""
+    """Remove the temporary files in a directory that no process holds any more."""
     sweep(directory, TEMPORARY, Path.unlink)
 
 
@@ -54,7 +54,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called if it has to be waited for."""
+    """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called before it is waited for."""
     with store_errors(path):
         fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -70,7 +70,7 @@ def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) ->
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on `path` unless somebody else has one: says whether it is held."""
+    """Hold an exclusive lock on `path` if no other process does; yields whether it is held."""
     with store_errors(path):
         fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -80,7 +80,7 @@ def locked_if_free(path: Path) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process holds a lock on `path`. Raises StoreError."""
+    """Return True if any process holds a lock on `path`. Raises StoreError."""
     try:
         fd = open_owned_file(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -102,19 +102,19 @@ def store_errors(path: Path) -> Iterator[None]:
 
 
 def disk_usage(paths: Iterable[Path]) -> int:
-    """Bytes of disk that those of the files take that are there; one of two names (`pin`) counts once."""
-    return sum({found.st_ino: found.st_blocks * 512 for found in stat_existing(paths)}.values())
+    """Return the bytes of disk that those of the files take that exist; a pinned file counts once."""
+    return sum({stat.st_ino: stat.st_blocks * 512 for stat in stat_existing(paths)}.values())
 
 
 def stat_existing(paths: Iterable[Path]) -> Iterator[os.stat_result]:
-    """Of those of the files that are there."""
+    """Yield the stat results of those of the files that exist."""
     for path in paths:
         with suppress(FileNotFoundError):  # removed meanwhile
             yield path.stat()
 
 
 def boot_id() -> bytes:
-    """Sixteen bytes that change with every boot; random if the kernel does not say, so nothing is trusted."""
+    """Return 16 bytes that change with every boot; random ones if the kernel does not tell."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
         return bytes.fromhex(text.strip().replace("-", ""))

@@ -1,10 +1,10 @@
-"""A flat layer on disk: one sparse file, and a map of which of its spans are there.
+"""A flat layer on disk: one sparse file, and a map of which of its spans are present.
 
-The kernel's drivers may read a whole file without us: `pin`.
+The kernel's drivers may read a complete file without imgfs: `pin`.
 
 The rule of writing: no process ever writes to the bytes of a span that is marked. What comes from a
-registry is verified aside (`store.span_buffer`, `store.flatwriter`); then, under an exclusive lock on the map
-(`store.presence`), what is not marked yet is written, and marked. A process killed in between has written
+registry is verified aside (`store.span_buffer`, `store.flatwriter`); then, under an exclusive lock on the
+map (`store.presence`), what is not marked yet is written, and marked. A process killed in between has written
 verified bytes that do not count. A reader looks at the marks before and after it reads: if they did not
 change, neither did the bytes (an eviction clears the mark first and moves the generation on).
 
@@ -39,10 +39,10 @@ class FlatLayer(FlatFiles):
     """A flat layer: reads of what is present, writes of what is verified, eviction. Any thread may use it."""
 
     def read(self, offset: int, length: int, marks: bytes, first: int) -> bytes | None:
-        """`length` bytes at `offset`, or None if they are not (or no longer) all there.
+        """`length` bytes at `offset`, or None if they are not (or no longer) all present.
 
-        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`. What the
-        disk cannot give back is not there any more. Raises StoreError.
+        `marks` are what `marks` said of the spans these bytes lie in, the first of which is `first`. A span
+        that the disk cannot read is marked absent. Raises StoreError.
         """
         if not all(mark & PRESENT for mark in marks):
             return None
@@ -59,7 +59,7 @@ class FlatLayer(FlatFiles):
         return body
 
     def read_now(self, offset: int, into: memoryview, marks: bytes, first: int) -> bool:
-        """`read` into a buffer, as long as that is; False also if the disk would have to be waited for."""
+        """Fill a buffer likewise; return False also if that would have to wait for the disk."""
         if not all(mark & PRESENT for mark in marks):
             return False
         try:
@@ -69,13 +69,13 @@ class FlatLayer(FlatFiles):
         return count == len(into) and self._stayed(marks, first)
 
     def _stayed(self, marks: bytes, first: int) -> bool:
-        """Whether nothing has been evicted since."""
+        """Return True if nothing has been evicted since the marks were read."""
         return self.marks(first, first + len(marks) - 1) == marks
 
     def pin(self) -> Path | None:
-        """Another name for the file, which stays as it is as long as it has that: the kernel may read it.
+        """Give the file a second name, which keeps it as it is while the kernel reads it; return its path.
 
-        None if some of it is not there, or it cannot be pinned. Whoever has pinned it removes the name.
+        None if a span is absent, or it cannot be pinned. The caller removes the name.
 
         The kernel reads whole blocks: where a tar ends within its last one, the file has to go on to its end.
         """
@@ -87,20 +87,20 @@ class FlatLayer(FlatFiles):
             return pin(self._directory, self._fd)
 
     def begin(self, first: int, last: int) -> bytes:
-        """The marks of spans that are about to be fetched, for `put`. Waits for an eviction under way."""
+        """Return the marks of spans that are about to be fetched, for `put`. Waits for an eviction."""
         with self._locked():
             self._lengthen()
             return self.marks(first, last)
 
-    def aside(self) -> SpanBuffer:
-        """A place for a span's bytes until they are verified."""
+    def span_buffer(self) -> SpanBuffer:
+        """Return a buffer for a span's bytes until they are verified."""
         return SpanBuffer(self._directory)
 
     def put(self, first: int, before: bytes, bodies: Sequence[tuple[int, SpanBuffer]]) -> bool:
         """Write and mark the spans from `first` on: `bodies` are their offsets and verified bytes.
 
         `before` is what `begin` said of them. What another process has marked meanwhile is not written again.
-        False if they have been evicted since: there may have been a reason, so nothing is written or marked.
+        Returns False, and writes nothing, if any has been evicted since: that may have been for a reason.
         Raises StoreError.
         """
         written = 0
@@ -118,7 +118,7 @@ class FlatLayer(FlatFiles):
             self._note_written(written)
 
     def _unchanged(self, first: int, before: bytes) -> bytes | None:
-        """The marks of spans, under the lock; None if any has been evicted since they were `before`."""
+        """Return the marks of spans, under the lock; None if any has been evicted since `before` was read."""
         self._lengthen()
         now = self.marks(first, first + len(before) - 1)
         if any((old ^ new) & ~(PRESENT | SYNCED) for old, new in zip(before, now, strict=True)):
@@ -126,7 +126,7 @@ class FlatLayer(FlatFiles):
         return now
 
     def _write(self, offset: int, body: SpanBuffer) -> int:
-        """Write a span's bytes, under the lock; returns how many."""
+        """Write a span's bytes, under the lock; return how many."""
         at = offset
         for piece in body.pieces():
             write_at(self._fd, at, piece)
@@ -134,10 +134,10 @@ class FlatLayer(FlatFiles):
         return at - offset
 
     def sync(self) -> None:
-        """Get every byte that is marked now to the disk, then say so in the marks.
+        """Sync every byte that is marked now, then mark it as synced.
 
-        If the disk fails, what has not been on it counts for nothing any more: the kernel has given it up.
-        Raises StoreError, then.
+        If the disk fails, spans that were not synced are marked absent (the kernel has dropped their pages),
+        and StoreError is raised.
         """
         before = self.marks(0, self.spans - 1)
         if not any(mark & PRESENT and not mark & SYNCED for mark in before):
@@ -161,15 +161,15 @@ class FlatLayer(FlatFiles):
             self._put_marks(0, bytes(mark if mark & SYNCED else evicted(mark) for mark in now))
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Have spans count as not there: their bytes are found to be wrong. Raises StoreError."""
+        """Mark spans absent: their bytes were found to be wrong. Raises StoreError."""
         with self._locked():
             for number in numbers:
                 self._put_marks(number, bytes(map(evicted, self.marks(number, number))))
 
     def evict(self) -> int:
-        """Forget all bytes and give their disk space back; returns how many bytes of disk that were.
+        """Mark all spans absent and free their disk space; return how many bytes of disk that was.
 
-        None, if the kernel reads the file: it keeps them as long as it does. Whoever comes begins anew.
+        0 if the file is pinned: it keeps its bytes while the kernel reads it, and loses its name.
         Raises StoreError.
         """
         with self._disk_errors(), self._locked():

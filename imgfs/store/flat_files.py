@@ -59,7 +59,7 @@ class FlatFiles:
         raise StoreError(f"{directory}: the flat layer is replaced again and again")
 
     def _open(self, directory: Path) -> bool:
-        """Open both files; False if they have lost their names to others meanwhile."""
+        """Open both files; return False if other files have got their names meanwhile."""
         self._fd = os.open(directory / "flat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._map_fd = os.open(directory / "presence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
@@ -73,10 +73,10 @@ class FlatFiles:
         return all(leads_to(self._directory / name, fd) for name, fd in names)
 
     def _begin(self) -> bool:
-        """Bring both files to their size; forget the marks that do not count any more.
+        """Bring both files to their size; clear the marks that do not count any more.
 
-        False if they are those of a layer that is cut otherwise, or if their marks were verified by what ours
-        are not: others may have them open, and keep them.
+        Return False, and take their names away, if they have other spans or were verified by another index:
+        other processes may have them open, and keep them.
         """
         is_short = os.fstat(self._fd).st_size < self.size  # then something has been lost
         if is_short:
@@ -102,21 +102,21 @@ class FlatFiles:
         return True
 
     def rebind(self, binding: bytes) -> None:
-        """Have the marks count for another index: the bytes have been proved to be what that lets pass.
+        """Bind the marks to another index, which all the bytes have been verified by.
 
-        Who has the files open with the index before may go on to write to them, so that index must be
-        determined (`layer.index`): it lets pass the same bytes only. Raises StoreError.
+        Processes that have the files open with the index before may go on to write to them, so that index
+        must be determined (`layer.index`): it accepts the same bytes only. Raises StoreError.
         """
         with self._disk_errors(), self._locked():
             os.pwrite(self._map_fd, binding, BINDING.start)
         self._binding = binding
 
     def is_bound_to(self, binding: bytes) -> bool:
-        """Whether the marks were verified by that, or would have been."""
+        """Return True if the marks count for the index of that binding."""
         return os.pread(self._map_fd, FIRST, 0)[BINDING] == binding
 
     def _give_up_names(self) -> None:
-        """Take both names away, under the lock: who has the files open keeps them."""
+        """Unlink both files, under the lock: processes that have them open keep them."""
         give_up(self._directory / "flat", self._fd)
         give_up(self._directory / "presence", self._map_fd)
 
@@ -128,15 +128,15 @@ class FlatFiles:
             yield
 
     def marks(self, first: int, last: int) -> bytes:
-        """The marks of the spans `first` to `last`, both included."""
+        """Return the marks of the spans `first` to `last`, both included."""
         return self._map[FIRST + first : FIRST + last + 1]
 
     def count_present(self) -> int:
-        """How many spans are there."""
+        """Return the number of present spans."""
         return sum(mark & PRESENT for mark in self.marks(0, self.spans - 1))
 
     def _lengthen(self) -> None:
-        """Bring the file to its size, under the lock: what lay beyond its end is not there any more.
+        """Bring the file to its size, under the lock; all spans are marked absent if it was shorter.
 
         It is too short if a process was killed in the middle of `evict`, or if a disk has lost its end.
         """
@@ -146,7 +146,7 @@ class FlatFiles:
                 os.ftruncate(self._fd, self.size)
 
     def _put_marks(self, first: int, marks: bytes) -> None:
-        """Change marks, under the lock; not through the map: a disk that fails would be a SIGBUS."""
+        """Write marks, under the lock; not through the mapping: a failing disk would be a SIGBUS."""
         with self._disk_errors():
             os.pwrite(self._map_fd, marks, FIRST + first)
 

@@ -15,11 +15,11 @@ SUFFIX = "-flat"  # ends the name of a file that a scan writes
 
 
 class FlatWriter:
-    """A flat layer being written by a scan: aside, until the scan has ended well and `keep` is called.
+    """A flat layer that a scan writes: a temporary file until the scan has succeeded and `keep` is called.
 
-    The one that is there goes at once, as it would only take up the disk, unless it `stays` until then: so a
-    scan that fails costs no other image a byte that is cached.
-    Zeros at its end may be missing until then. `note_written` is told of every byte.
+    The present one is removed at once, to save disk, unless it `stays` until then: so a scan that fails costs
+    no other image a cached byte. Zeros at its end may be missing until `keep`. `note_written` is called with
+    the number of bytes of each write.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class FlatWriter:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
-        """Put `piece` at `offset`. Raises StoreError."""
+        """Write `piece` at `offset`. Raises StoreError."""
         write_at(self._held.fd, offset, piece)
         self._note_written(len(piece))
 
     def keep(self, *, size: int, spans: int, binding: bytes = UNBOUND) -> None:
-        """Have it count: all of its `size` bytes have been verified, and are there. Raises StoreError.
+        """Make it the flat layer: all of its `size` bytes are written and verified. Raises StoreError.
 
-        `binding` is what they have been verified by, as for `FlatLayer`.
+        `binding` names the index that verified them, as for `FlatLayer`.
         """
         try:
             replace(self._directory, self._held.path, self._held.fd, size=size, spans=spans, binding=binding)
@@ -50,6 +50,6 @@ class FlatWriter:
             raise StoreError(f"{self._directory}: cannot write to the store: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file; what has not been kept is removed."""
+        """Close the file; remove it unless it was kept."""
         self._held.path.unlink(missing_ok=True)
         self._held.release()

@@ -1,9 +1,8 @@
-"""Flat files that the kernel reads without us, and that therefore stay as they are.
+"""Pins: flat files that the kernel reads by itself, and that therefore must stay as they are.
 
-Such a file has another name beside it for as long, `pin-…`: whoever would take bytes from it finds it has
-two, and takes away the names that lead to it instead. A process that is killed leaves its pin behind, though
-not always the kernel's reading: whether that goes on, the kernel says by refusing a lease (fcntl(2), "leases
-cannot be taken out on files that are open").
+A pinned file has a second name, `pin-…`: an eviction that finds two links unlinks the file instead of
+truncating it. A killed process leaves its pin behind, and the kernel may read on or not: it does if it
+refuses a write lease (fcntl(2), "leases cannot be taken out on files that are open").
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from pathlib import Path
 from imgfs.owned.held import leads_to
 from imgfs.owned.opening import random_name
 
-PIN = "pin-"  # begins the other name
+PIN = "pin-"  # prefix of the second name
 
 
 def pin(directory: Path, fd: int) -> Path | None:
-    """Pin the open file `fd`, which is `flat` in `directory`; None if that cannot be, or is not so any more.
+    """Pin the open file `fd`, which is `flat` in `directory`; None if that fails.
 
-    Whoever has pinned it removes the name once nothing reads by it.
+    The caller removes the returned name once the kernel does not read the file any more.
     """
     sweep_pins(directory)
     path = directory / random_name(PIN)
     try:
         os.link(directory / "flat", path)
-    except OSError:  # the file system knows no other names
+    except OSError:  # the file system has no hard links
         return None
     if not leads_to(path, fd):
         path.unlink(missing_ok=True)
@@ -39,12 +38,12 @@ def pin(directory: Path, fd: int) -> Path | None:
 
 
 def has_pins(fd: int) -> bool:
-    """Whether a file may be pinned."""
+    """Return True if a file has a second name, so may be pinned."""
     return os.fstat(fd).st_nlink != 1
 
 
 def is_pinned(directory: Path, fd: int) -> bool:
-    """Whether the open file `fd` is pinned. What a killed process has left behind is taken away."""
+    """Return True if the open file `fd` is pinned. Pins that killed processes have left are removed."""
     if not has_pins(fd):
         return False
     if _is_open_elsewhere(fd):
@@ -55,9 +54,9 @@ def is_pinned(directory: Path, fd: int) -> bool:
 
 
 def sweep_pins(directory: Path) -> None:
-    """Take away the pins of files that nobody has open."""
+    """Remove the pins of files that no process and no kernel mount has open."""
     for left in directory.glob(f"{PIN}*"):
-        with suppress(OSError):  # another process is at it, too
+        with suppress(OSError):  # another process sweeps, too
             fd = os.open(left, os.O_RDWR | os.O_CLOEXEC)
             try:
                 if not _is_open_elsewhere(fd):
@@ -68,7 +67,7 @@ def sweep_pins(directory: Path) -> None:
 
 def _is_open_elsewhere(fd: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored, should somebody come just now
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored, should the file be opened now
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
@@ -77,16 +76,16 @@ def _is_open_elsewhere(fd: int) -> bool:
 
 
 def give_up(path: Path, fd: int) -> None:
-    """Take a name away from an open file, if it still is that file's."""
+    """Unlink a name of an open file, if it still is that file's."""
     if leads_to(path, fd):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_on(fd: int, kind: int) -> Iterator[None]:
-    """A lock (flock(2)) on an open file, not of this process: each thread has its own.
+    """Hold a lock (flock(2)) on an open file that excludes other threads of this process, too.
 
-    That takes a descriptor each; opening one costs less than a page fault.
+    So each takes a descriptor of its own; opening one costs less than a page fault.
     """
     lock = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""The presence map of a flat layer: which of its spans are there, for all processes (`store.flat`).
+"""The presence map of a flat layer: which of its spans are present, for all processes (`store.flat`).
 
 The map has a byte for each span, shared by all processes through mmap:
 
@@ -6,11 +6,11 @@ The map has a byte for each span, shared by all processes through mmap:
     bit 1      synced: they are on the disk, not only in the page cache
     bits 2-7   generation: counts evictions
 
-Its header names what the marks were verified by (`layer.index.LayerIndex.binding`): another index that would
-let other bytes pass begins two new files.
+Its header names the index that the marks were verified by (`layer.index.LayerIndex.binding`): an index that
+would accept other bytes begins two new files.
 
 The map and the flat file belong together. They get and lose their names under an exclusive lock on the map,
-the flat file first: who has opened both, and then the lock, has a pair if both have their names still.
+the flat file first: a process that opens both, and then locks, has a pair if both have their names still.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _GENERATION = 4  # the lowest bit of the generation
 MAGIC = b"imgfsmap"
 HEADER = struct.Struct("<8s16sQQ24s")  # magic, boot id, spans, flat size, binding
 BINDING = slice(40, 64)  # of the header
-UNBOUND = bytes(24)  # what nobody has said a binding of
-FIRST = 64  # where the marks begin
-_TRIES = 10  # at opening files that others replace meanwhile
+UNBOUND = bytes(24)  # the binding of marks whose index is not known
+FIRST = 64  # offset of the first mark
+_TRIES = 10  # at opening files that other processes replace meanwhile
 _LARGEST = 1 << 43  # bytes of a flat layer: what a file may have on ext4, about
 
 
 def read_shape(directory: Path) -> tuple[int, int] | None:
-    """The spans and the size of the flat layer in `directory`, as its map has them; None if there is no map.
+    """Return spans and size of the flat layer in `directory`, as its map has them; None without a map.
 
     Raises OSError.
     """
@@ -57,14 +57,14 @@ def read_shape(directory: Path) -> tuple[int, int] | None:
 
 
 def drop(directory: Path) -> None:
-    """Take the names of a flat layer's files away; who has them open keeps them. Raises OSError."""
+    """Unlink a flat layer's files; processes that have them open keep them. Raises OSError."""
     with _map_locked(directory):
         for name in ("flat", "presence"):
             (directory / name).unlink(missing_ok=True)
 
 
 def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, binding: bytes) -> None:
-    """Give the whole, verified flat layer at `flat`, open as `fd`, the name and a map of its own.
+    """Make the complete, verified file at `flat`, open as `fd`, the flat layer, with a new map.
 
     Raises OSError.
     """
@@ -75,7 +75,7 @@ def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, bind
         os.ftruncate(fd, size)
         with _map_locked(directory) as old:
             if old is not None:
-                os.pwrite(old, bytes(HEADER.size), 0)  # if this process dies between the two, it says nothing
+                os.pwrite(old, bytes(HEADER.size), 0)  # a process killed between the two leaves no valid map
             flat.rename(directory / "flat")
             held.path.rename(directory / "presence")
     finally:
@@ -85,7 +85,7 @@ def replace(directory: Path, flat: Path, fd: int, *, size: int, spans: int, bind
 
 @contextmanager
 def _map_locked(directory: Path) -> Iterator[int | None]:
-    """Hold the lock of the map that has the name, so that no pair is opened meanwhile; one is made for it."""
+    """Hold the lock of the current map, so that no pair is opened meanwhile; create it if there is none."""
     path = directory / "presence"
     for _ in range(_TRIES):
         try:
@@ -106,5 +106,5 @@ def _map_locked(directory: Path) -> Iterator[int | None]:
 
 
 def evicted(mark: int) -> int:
-    """The mark of a span that is not there any more."""
+    """Return the mark of a span that is evicted: absent, with the next generation."""
     return (mark & ~(PRESENT | SYNCED)) + _GENERATION & 0xFF

@@ -1,4 +1,4 @@
-"""The bytes of a span until they are verified: beside the flat layer, where no reader sees them."""
+"""A span's decoded bytes until they are verified: outside the flat layer, where no reader sees them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from imgfs.owned.held import new_file
 from imgfs.store.atomic import TEMPORARY, store_errors
 from imgfs.store.write_at import write_at
 
-IN_MEMORY = 4 << 20  # bytes of a span; the rest of a larger one, such as a layer of one frame, is on the disk
+IN_MEMORY = 4 << 20  # bytes of a span; the rest of a larger one (a layer of one frame) is on the disk
 _PIECE = 1 << 20  # bytes that are read from there at once
 
 
 class SpanBuffer:
-    """Bytes that are not verified yet: in memory, or in a file without a name if they are many.
+    """Bytes that are not verified yet: in memory, or, of a large span, in a file without a name.
 
-    That file is in `directory`, on the disk of what they are for; zeros take no room in it.
+    That file is in `directory`, on the disk of the flat layer; zeros are holes in it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -28,7 +28,7 @@ class SpanBuffer:
         self._fd = -1
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Add bytes at the end. Raises StoreError."""
+        """Append bytes. Raises StoreError."""
         self._pieces.append(bytes(piece))  # which copies a view: its buffer may be used again
         self._held += len(piece)
         self.size += len(piece)
@@ -45,7 +45,7 @@ class SpanBuffer:
         self._pieces, self._held = [], 0
 
     def pieces(self) -> Iterator[bytes]:
-        """All of them, in order. Raises StoreError."""
+        """Yield all bytes, in order. Raises StoreError."""
         on_disk = self.size - self._held
         for at in range(0, on_disk, _PIECE):
             length = min(_PIECE, on_disk - at)
@@ -54,7 +54,7 @@ class SpanBuffer:
         yield from self._pieces
 
     def close(self) -> None:
-        """Give up what it takes."""
+        """Free memory and file."""
         self._pieces = []
         if self._fd >= 0:
             os.close(self._fd)
@@ -62,7 +62,7 @@ class SpanBuffer:
 
 
 def _nameless(directory: Path) -> int:
-    """An open file that goes when it is closed."""
+    """Open a file without a name: it is gone when it is closed."""
     with store_errors(directory):
         held = new_file(directory, TEMPORARY, "-span")
         held.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Writing bytes at their place in a sparse file."""
+"""Writing at an offset of a sparse file, with holes for zeros."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imgfs.owned.writing import pwrite_all
 def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
     """Write all of `piece`, or raise StoreError, for example when the disk is full.
 
-    Zeros are left out where there is nothing yet: a hole reads the same, so a bomb of zeros costs no disk.
+    Zeros are not written over a hole: it reads the same, so a bomb of zeros costs no disk.
     """
     try:
         if not any(piece[:64]) and piece == bytes(len(piece)) and _is_hole(fd, offset, len(piece)):
@@ -24,6 +24,6 @@ def write_at(fd: int, offset: int, piece: bytes | memoryview) -> None:
 
 
 def _is_hole(fd: int, offset: int, length: int) -> bool:
-    """Whether the file reads as zeros there, once `FlatLayer` has brought it to its size."""
-    found = os.pread(fd, length, offset)
-    return found == bytes(len(found))
+    """Return True if the file reads as zeros there, once `FlatLayer` has brought it to its size."""
+    body = os.pread(fd, length, offset)
+    return body == bytes(len(body))

@@ -187,7 +187,7 @@ def test_readers_that_wait_for_the_same_span_get_the_same_error(rig: Rig) -> Non
 
 
 def test_once_the_source_is_back_reads_work_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flight_room, "_MEMORY", 0)
+    monkeypatch.setattr(flight_room, "_NEGATIVE_CACHE", 0)
     rig.source.away = True
     with pytest.raises(Unavailable, match="does not answer"):
         rig.read_span(4)

@@ -51,7 +51,7 @@ def put(flat: FlatLayer, number: int, before: bytes | None = None, body: bytes |
 
 
 def aside(flat: FlatLayer, body: bytes) -> SpanBuffer:
-    verified = flat.aside()
+    verified = flat.span_buffer()
     verified.write(body)
     return verified
 
@@ -179,13 +179,13 @@ def test_what_is_marked_is_never_written_to_again(flat: FlatLayer, tmp_path: Pat
 
 
 def test_bytes_aside_are_in_no_file_that_has_a_name(flat: FlatLayer, tmp_path: Path) -> None:
-    with closing(flat.aside()) as large:
+    with closing(flat.span_buffer()) as large:
         for piece in (b"x" * IN_MEMORY, bytes(3 * IN_MEMORY), b"y" * 10, memoryview(bytearray(b"z"))):
             large.write(piece)
         assert sorted(os.listdir(tmp_path)) == ["flat", "presence"]
         assert (tmp_path / "flat").read_bytes() == bytes(SIZE)
         assert b"".join(large.pieces()) == b"x" * IN_MEMORY + bytes(3 * IN_MEMORY) + b"y" * 10 + b"z"
-    with closing(flat.aside()) as zeros:
+    with closing(flat.span_buffer()) as zeros:
         zeros.write(bytes(2 * IN_MEMORY))
         assert b"".join(zeros.pieces()) == bytes(2 * IN_MEMORY)
 

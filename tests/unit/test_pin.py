@@ -23,7 +23,7 @@ def opened(directory: Path) -> FlatLayer:
 
 def fill(flat: FlatLayer, *numbers: int) -> None:
     for number in numbers:
-        with closing(flat.aside()) as aside:
+        with closing(flat.span_buffer()) as aside:
             aside.write(BYTES[number * SPAN : (number + 1) * SPAN])
             assert flat.put(number, flat.begin(number, number), [(number * SPAN, aside)])
 

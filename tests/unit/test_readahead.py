@@ -40,7 +40,7 @@ def test_a_reader_is_fetched_ahead_of_by_as_much_as_it_has_read() -> None:
 def test_the_window_grows_to_the_deepest_in_large_requests() -> None:
     windows = [window for window in read_on(SequentialReaders(), 0, 100) if window]
     assert max(window.end for window in windows) == 100 * MIB + DEEPEST
-    assert windows[-1].piece == 4 * MIB
+    assert windows[-1].request_size == 4 * MIB
     assert windows[-1].end - windows[-1].start >= 4 * MIB
 
 

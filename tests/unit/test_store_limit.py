@@ -36,7 +36,7 @@ def fill(store: Store, number: int, *, used: float | None = None) -> StoredLayer
     """A layer of one span whose bytes are here, and that was last used then."""
     layer = store.layer(Digest.of(b"%d" % number))
     flat = layer.flat(size=SIZE, spans=1)
-    aside = flat.aside()
+    aside = flat.span_buffer()
     aside.write(noise(number, SIZE))
     assert flat.put(0, flat.begin(0, 0), [(0, aside)])
     aside.close()

@@ -439,7 +439,7 @@ def test_verified_bytes_are_bound_to_their_diff_id(tmp_path: Path) -> None:
 
 def put(flat: FlatLayer, body: bytes) -> None:
     """Write and mark the first of two spans."""
-    aside = flat.aside()
+    aside = flat.span_buffer()
     aside.write(body)
     flat.put(0, flat.begin(0, 0), [(0, aside)])
 
