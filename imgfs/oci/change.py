@@ -224,10 +224,10 @@ def _retyped(fields: Fields, types: Mapping[str, str]) -> Fields:
 def _own(fields: Fields, annotations: Mapping[str, str]) -> Fields:
     """A manifest's fields, `annotations` added, without what is said of other bytes than these."""
     kept = fields.get("annotations") or {}
-    ours = {name: text for name, text in kept.items() if not name.startswith(_OF_THESE_BYTES)}
-    ours.update(annotations)
+    added = {name: text for name, text in kept.items() if not name.startswith(_OF_THESE_BYTES)}
+    added.update(annotations)
     rest = {name: value for name, value in fields.items() if name not in ("annotations", "subject")}
-    return rest | ({"annotations": ours} if ours else {})
+    return rest | ({"annotations": added} if added else {})
 
 
 def _fields_of(descriptor: Descriptor) -> Fields:

@@ -1,4 +1,4 @@
-"""Images made for other lazy snapshotters, and layers that are no tar: named, so that nobody wonders.
+"""Images made for other lazy snapshotters, and layers that are no tar: refused by name.
 
 They pass as OCI images: a manifest, a config, layers. What is in the layers only their own software reads.
 """

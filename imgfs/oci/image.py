@@ -67,7 +67,7 @@ class ImageConfig:
 def parse_document(body: bytes, media_type: str | None) -> Manifest | Index:
     """Read a manifest or an index; raises InvalidImage with the JSON path.
 
-    `media_type` is what the registry or a descriptor called it, None if nobody did. Content decides: a
+    `media_type` is what the registry or a descriptor called it, None if unknown. Content decides: a
     document with `manifests` is an index, one with `config` or `layers` a manifest, one with both is refused
     (CVE-2021-41190).
     """

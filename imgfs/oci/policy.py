@@ -1,4 +1,4 @@
-"""What somebody may say of the indexes that others have made of an image."""
+"""The policy for published indexes of an image (`--index`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Policy(StrEnum):
-    """Which indexes of others are to be used."""
+    """Which published indexes are used."""
 
     AUTO = "auto"  # those that the registry vouches for, unless the reference has a digest
     ANY = "any"  # those that the registry vouches for

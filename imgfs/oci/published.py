@@ -11,8 +11,8 @@ It is an OCI artifact that refers to the image's manifest, `ARTIFACT_TYPE`. Its 
 
 TREE, LEAN and FULL are SQLite files (`tree.schema`, `layer.index`), each one zstd frame of at most `size`
 bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
-to, `NAME_OF` what a profile is called. Another form gets another version number, and is then not seen by
-those who know only this one. (LEAN and FULL were once without the windows' digests.)
+to, `NAME_OF` what a profile is called. Another form gets another version number;
+versions of imgfs that do not know it pass it over. (LEAN and FULL were once without the windows' digests.)
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ class Published:
 
 
 def published_in(artifact: Artifact) -> Published:
-    """Read what an artifact of ours has; raises InvalidImage.
+    """Read the layers of an artifact of this type; raises InvalidImage.
 
-    What is of a type not known here, or lacks its other half, is passed over.
+    Blobs of unknown types, and layers without LEAN or FULL, are passed over.
     """
-    trees = [one for one in artifact.layers if one.media_type == TREE]
+    trees = [blob for blob in artifact.layers if blob.media_type == TREE]
     profiles = {
-        one.annotations[NAME_OF]: one
-        for one in artifact.layers
-        if one.media_type == PROFILE and NAME_OF in one.annotations
+        blob.annotations[NAME_OF]: blob
+        for blob in artifact.layers
+        if blob.media_type == PROFILE and NAME_OF in blob.annotations
     }
-    found: dict[Digest, dict[str, Descriptor]] = {}
-    for number, one in enumerate(artifact.layers):
-        if one.media_type in (LEAN, FULL, WINDOWS, COPY):
+    by_type: dict[Digest, dict[str, Descriptor]] = {}
+    for number, blob in enumerate(artifact.layers):
+        if blob.media_type in (LEAN, FULL, WINDOWS, COPY):
             where = f"artifact.layers[{number}].annotations.{LAYER_OF}"
-            layer = Digest.parse(one.annotations.get(LAYER_OF), where=where)
-            found.setdefault(layer, {})[one.media_type] = one
+            layer = Digest.parse(blob.annotations.get(LAYER_OF), where=where)
+            by_type.setdefault(layer, {})[blob.media_type] = blob
     layers = {
         layer: PublishedLayer(kinds[LEAN], kinds[FULL], kinds.get(WINDOWS), kinds.get(COPY))
-        for layer, kinds in found.items()
+        for layer, kinds in by_type.items()
         if LEAN in kinds and FULL in kinds
     }
     return Published(trees[0] if trees else None, layers, profiles)
@@ -83,14 +83,14 @@ def published_in(artifact: Artifact) -> Published:
 
 def contents_of(published: Published) -> tuple[Descriptor, ...]:
     """The layers of the artifact: the inverse of `published_in`."""
-    found = [published.tree] if published.tree else []
+    blobs = [published.tree] if published.tree else []
     for layer in published.layers.values():
-        found += [one for one in (layer.lean, layer.full, layer.windows, layer.copy) if one]
-    return (*found, *published.profiles.values())
+        blobs += [blob for blob in (layer.lean, layer.full, layer.windows, layer.copy) if blob]
+    return (*blobs, *published.profiles.values())
 
 
 def unpacked_size(descriptor: Descriptor, limit: int) -> int:
-    """What a file of ours unpacks to, in bytes; raises InvalidImage if that is over `limit` or unsaid."""
+    """Return the unpacked size of a published blob in bytes; raises InvalidImage if it is above `limit`."""
     text = descriptor.annotations.get(SIZE_OF, "")
     if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= limit):
         raise InvalidImage(
@@ -100,6 +100,6 @@ def unpacked_size(descriptor: Descriptor, limit: int) -> int:
 
 
 def latest(referrers: list[Descriptor]) -> Descriptor | None:
-    """Of several artifacts of ours the one made last, by its annotation; None if there is none."""
-    ours = [one for one in referrers if one.artifact_type == ARTIFACT_TYPE]
-    return max(ours, key=lambda one: one.annotations.get(CREATED, ""), default=None)
+    """Return the published artifact that was made last, by its annotation; None if there is none."""
+    published = [entry for entry in referrers if entry.artifact_type == ARTIFACT_TYPE]
+    return max(published, key=lambda entry: entry.annotations.get(CREATED, ""), default=None)

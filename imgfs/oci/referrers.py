@@ -40,7 +40,7 @@ def parse_referrers(body: bytes) -> list[Descriptor]:
     for number, value in enumerate(_entries(body)[1]):
         try:
             entry = Descriptor.parse(value, where=f"referrers[{number}]")
-        except InvalidImage:  # one that nobody can read must not hide the others
+        except InvalidImage:  # a malformed entry must not hide the others
             continue
         found.setdefault(entry.digest, entry)
     return list(found.values())
@@ -92,7 +92,7 @@ def removed(entries: Sequence[Any], digest: Digest) -> list[Any]:
 
 
 def is_empty(body: bytes) -> bool:
-    """Whether a list has no entries, not even ones that nobody can read. Raises InvalidImage."""
+    """Whether a list has no entries, not even malformed ones. Raises InvalidImage."""
     return not _entries(body)[1]
 
 

@@ -2,8 +2,8 @@
 
 An index is an OCI manifest whose config says by its media type what it is; its layers are zTOCs, each naming
 the image's layer it is of. Version 1 names the image as its `subject` and is found through the registry's
-referrers, so whoever can push there can add or replace it. Version 2 is named by an annotation of the image's
-manifest, which makes it part of the image's digest, and lies beside the image in an OCI index.
+referrers, so anyone who can push there can add or replace it. Version 2 is named by an annotation of the
+image's manifest, which makes it part of the image's digest, and lies beside the image in an OCI index.
 """
 
 from __future__ import annotations

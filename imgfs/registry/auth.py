@@ -1,8 +1,8 @@
-"""The authentication dance, without a network (distribution's `spec/auth/token.md` and `oauth.md`).
+"""Token authentication without I/O (distribution's `spec/auth/token.md` and `oauth.md`).
 
-`Authorizer.authorize` and `.challenged` are generators: they yield the requests to be sent to a token server
-and are sent the replies, or thrown the ImgfsError if there is none; their value is the Authorization header,
-or None. So whoever drives them does the I/O, and a test drives them with three values.
+`Authorizer.authorize` and `.challenged` are generators: they yield the requests to a token server and are
+sent the replies, or thrown the ImgfsError if there is none; their value is the Authorization header, or
+None. The caller does the I/O (`authenticator`), and a test drives them with three values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLIENT_ID = "imgfs"
 _DEFAULT_LIFETIME = 60.0  # seconds, if a token does not say (token.md, `expires_in`)
 _LONGEST_LIFETIME = 1e9
 _MARGIN = 0.8  # of its lifetime after which a token is renewed: clocks and requests take time
-_FRESH = 1.0  # seconds for which a token that somebody else had is as good as a new one
+_FRESH = 1.0  # seconds for which a token that another request fetched is as good as a new one
 _SLOW = 1.0  # seconds: a helper or token server that takes so long to fail
 _PAUSE = 2.0  # is not asked again for so long, lest each of many that wait in line waits for it anew
 _NO_POST = (401, 404, 405)  # token servers without OAuth2 say one of these (GCR, Artifactory)
@@ -115,11 +115,11 @@ class _Grant:
 
 
 class Authorizer:
-    """Knows how to get in to one registry. Not safe in threads: the one who drives it holds a lock.
+    """The tokens of one registry. Not safe in threads: the caller holds a lock.
 
     `credentials` is asked whenever a token is needed, so that a helper's short-lived secrets stay fresh.
     `secure` says that the registry is reached over TLS, `registry` at which host, and `number` at which
-    address that is: secrets do not go to every token server that it may name (`realm`). Without a `registry`
+    address that is: they decide which token servers get secrets (`ssrf`). Without a `registry`
     the token server may be anywhere.
     A `scope` given with a request is asked for on top of what the registry's challenge names.
     """
@@ -199,7 +199,7 @@ class Authorizer:
 
     @contextmanager
     def _in_line(self) -> Iterator[float]:
-        """Have what is slow to fail do so once, not for each of the many that wait in line for it."""
+        """Raise a slow failure again at once for the requests that waited for it, instead of repeating it."""
         asked = self._clock()
         if self._failure and asked < self._failure[1]:
             raise self._failure[0].with_traceback(None)

@@ -1,4 +1,7 @@
-"""The authentication dance (`auth`) over the wire: one thread at a time authenticators, the others profit."""
+"""Token authentication (`auth`) over the wire.
+
+One thread at a time fetches a token; concurrent requests wait for it and reuse it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from imgfs.registry.ssrf import check_address
 from imgfs.registry.transport import Transport
 from imgfs.registry.urls import origin, redact
 
-_MAX_REPLY = 1 << 20  # bytes of a token server
+_MAX_REPLY = 1 << 20  # bytes of a token server's answer
 _MAX_REDIRECTS = 5  # of one
 _KEEPING = (307, 308)  # those that keep method and body (RFC 9110, 15.4)
 
@@ -27,7 +30,7 @@ def _followed(method: str) -> tuple[int, ...]:
 
 
 class Authenticator:
-    """Knows what a registry, the one at `base`, wants to be sent as Authorization. Safe in threads."""
+    """The Authorization that the registry at `base` wants. Safe in threads."""
 
     def __init__(
         self,
@@ -55,9 +58,10 @@ class Authenticator:
 
     @contextmanager
     def first(self, patience: Patience) -> Iterator[None]:
-        """Have the first request go alone until it has come back: what it learns, the others need not ask.
+        """Let the first request go alone until it has an answer: the others then know what is wanted.
 
-        Those who come meanwhile go then, all at once. If it had no answer, the next to come is the first.
+        Requests that come meanwhile wait, and then go all at once. If the first had no answer, the next
+        request is the first again.
         """
         with self._door:
             is_first = not self._has_met and self._ahead.is_set()
@@ -73,11 +77,11 @@ class Authenticator:
             ahead.set()
 
     def authorize(self, scope: str, patience: Patience) -> str | None:
-        """What to send with a request; None for nothing. Raises ImgfsError if that cannot be found out."""
+        """Return the Authorization for a request, None for none. Raises ImgfsError if no token can be had."""
         return self._drive(self._auth.authorize(scope), patience)
 
     def answer(self, response: Response, refused: str | None, scope: str, patience: Patience) -> str | None:
-        """What else to send after a refusal; None if there is nothing else. `refused` was sent.
+        """Return another Authorization after a 401 or 403 to the one `refused`; None if there is no other.
 
         Raises ImgfsError, and closes the response.
         """
@@ -89,19 +93,19 @@ class Authenticator:
             raise
 
     def close(self) -> None:
-        """Have nobody wait for the first request any longer."""
+        """Wake the requests that wait for the first one."""
         self._has_met = True
         self._ahead.set()
 
     def _drive(self, flow: Flow, patience: Patience) -> str | None:
-        """Run the dance, asking the token server what it yields."""
+        """Run the generator of `auth`, sending the requests it yields to the token server."""
         with self._in_turn(patience):
             try:
                 request = next(flow)
                 while True:
                     try:
                         reply = self._ask(request, patience)
-                    except ImgfsError as error:  # then nobody behind us need wait for the same
+                    except ImgfsError as error:  # noted, so that the requests that wait do not try the same
                         request = flow.throw(error)
                     else:
                         request = flow.send(reply)
@@ -111,7 +115,7 @@ class Authenticator:
 
     @contextmanager
     def _in_turn(self, patience: Patience) -> Iterator[None]:
-        """Be the only one who authenticators; raises Unavailable if it takes too long until then."""
+        """Hold the lock of the token flow; raises Unavailable if it cannot be had within the time left."""
         if not self._lock.acquire(timeout=patience.left):
             raise Unavailable(f"{self._host}: not asked: another request waits too long for credentials")
         try:
@@ -131,15 +135,15 @@ class Authenticator:
         raise RegistryError(f"{redact(url)}: redirected more than {_MAX_REDIRECTS} times", url=redact(url))
 
     def _send(self, request: TokenRequest, url: str, patience: Patience) -> Response:
-        ours = origin(url) == self._origin
+        is_own = origin(url) == self._origin
         return self._transport.send(
             request.method,
             url,
             request.headers,
             form=request.form,
-            with_client_certificate=ours,
-            in_turn=False,  # those who have theirs wait for it
-            check_address=None if ours else self._check_address,
+            with_client_certificate=is_own,
+            in_turn=False,  # the requests that hold the slots may wait for this one
+            check_address=None if is_own else self._check_address,
             within=patience.left,
         )
 

@@ -1,7 +1,4 @@
-"""Where to ask for a repository, and how: one place of the several that mirrors make of it.
-
-How much is taken of a registry's documents, and how much has come of it.
-"""
+"""An endpoint of a repository: the registry itself or a mirror; limits of documents, counts of traffic."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ ALL = frozenset({PULL, RESOLVE, PUSH})
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What is trusted and shown. `authorities` are PEM files trusted beside the usual ones, `clients` pairs
-    of a certificate and its key, PEM files too; without `verify` anybody is believed. `stamps` say how those
-    files were (inode, modification, size): a renewed certificate makes another Tls."""
+    """TLS settings. `authorities` are PEM files trusted beside the usual ones, `clients` pairs
+    of a certificate and its key, PEM files too; without `verify` any certificate is accepted. `stamps`
+    are those of the files (inode, modification, size): a renewed certificate makes another Tls."""
 
     authorities: tuple[Path, ...] = ()
     clients: tuple[tuple[Path, Path | None], ...] = ()
@@ -39,11 +36,11 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class RegistryEndpoint:
-    """A place that may be asked for `repository`.
+    """A host that may be asked for `repository`.
 
     `url` is what `/REPOSITORY/manifests/…` is appended to, such as `https://host:5000/v2`. `host` is what
     credentials are looked up under. That its `url` is without TLS may be `guessed`: if what answers there
-    speaks TLS, so does imgfs. `namespace` is the registry it stands in for, told it as `?ns=`. It may
+    speaks TLS, so does imgfs. `namespace` is the registry it stands in for, sent as `?ns=`. It may
     be asked for tags if it can `resolve`, for digests if it can `pull` (containerd's hosts.toml,
     "capabilities"). `dial_timeout` are seconds to be connected in, None for the usual.
     """

@@ -1,6 +1,6 @@
-"""An error response as the exception to raise (distribution-spec, "Error Codes").
+"""Errors of requests as exceptions: no answer, or an error response (distribution-spec, "Error Codes").
 
-What kept a request from an answer, in words for a person and without secrets.
+Texts are for people and have no secrets: URLs are redacted, and tokens that a registry repeats are cut out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imgfs.registry.urls import redact
 
 
 def no_answer(url: str, error: Exception, proxy: str) -> RegistryError:
-    """The error to raise for a request without an answer: Unavailable if it may have one another time."""
+    """Return the error for a request without an answer: Unavailable if another try may have one."""
     text = f"{redact(url)}: no answer: {reason_of(error)}{_through(proxy)}"
     tls = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), None)
     if tls and tls.reason in NEVER_BETTER:
@@ -27,25 +27,25 @@ def no_answer(url: str, error: Exception, proxy: str) -> RegistryError:
 
 
 def not_asked(url: str, error: Exception, proxy: str) -> RegistryError:
-    """The error to raise for a request that cannot even be sent: for its headers, or because of the proxy."""
+    """Return the error for a request that cannot be sent: for its headers, or because of the proxy."""
     through = _through(proxy)
     why = "; of proxies, only those at http://, https:// and socks5:// are known here" if through else ""
     return RegistryError(f"{redact(url)}: cannot be asked for{through}: {type(error).__name__}{why}")
 
 
 def hung_up(error: BaseException) -> bool:
-    """Whether a connection was ended, or answered with no HTTP, as by a server that speaks TLS alone."""
+    """Return True if a connection was ended, or answered without HTTP, as by a TLS port."""
     kinds = (ConnectionResetError, BadStatusLine)
     return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def _through(proxy: str) -> str:
-    """Which proxy was to be asked, if one was, without its password."""
+    """Name the proxy that was used, without its password; "" for none."""
     return f" (through the proxy {redact(proxy)})" if proxy else ""
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost cause in the system's words: those of requests and urllib3 quote the URL's secrets."""
+    """Return the innermost cause in the system's words: requests and urllib3 quote URLs with secrets."""
     for cause in reversed(list(_causes(error))):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted: {cause.verify_message}"
@@ -69,7 +69,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 MAX_ERROR_BODY = 16 << 10
 _MAX_TEXT = 200
-_OUR_SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry may repeat what it was sent
+_SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry may repeat what it was sent
 _PUSH_MEANINGS = {
     401: "the registry wants credentials that may push",
     403: "the registry does not allow it",
@@ -133,5 +133,5 @@ def _line(text: object) -> str | None:
     """Text from afar as one short printable line."""
     if not isinstance(text, str) or not text:
         return None
-    text = _OUR_SECRETS.sub(r"\1 …", text)
+    text = _SECRETS.sub(r"\1 …", text)
     return "".join(sign if sign.isprintable() else " " for sign in text[:_MAX_TEXT])

@@ -1,4 +1,4 @@
-"""Whether a registry lets somebody in, asked before their credentials are kept."""
+"""Credentials are tried at the registry before they are kept."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def check_login(
 ) -> bool:
     """Ask for the registry's root with `credentials` (distribution-spec, "Determining Support").
 
-    The answer is whether it wanted to know them: others let everybody in, and nothing is known of what they
-    would have said. Raises Unauthorized if they are refused, RegistryError if there is no registry.
+    Return True if the registry asked for them; one that allows anonymous requests does not check them. Raises
+    Unauthorized if they are refused, RegistryError if there is no registry.
     """
     wanted = False
 

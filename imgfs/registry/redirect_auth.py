@@ -1,8 +1,8 @@
-"""How we get in where a registry leads to: as anybody, with a token if that registry offers one.
+"""Anonymous tokens of registries that a redirect leads to.
 
 A registry may stand before another one (registry.k8s.io before those of clouds), and that one may ask for a
-token of its own (distribution's `spec/auth/token.md`). No credentials are ever shown: who leads there is the
-first registry, and it is not asked which of a user's passwords are to go where.
+token of its own (distribution's `spec/auth/token.md`). No credentials are sent there: the first registry must
+not decide where a user's passwords go.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport
 from imgfs.registry.urls import Origin, origin
 
-_MOST = 16  # registries that are remembered
+_MOST = 16  # registries whose tokens are kept
 
 
 class RedirectAuth:
-    """The registries that have been led to and wanted a token. Safe in threads."""
+    """The authenticators of registries that redirects led to and that wanted a token. Safe in threads."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -28,13 +28,13 @@ class RedirectAuth:
         self._authenticators: dict[Origin, Authenticator] = {}
 
     def authorize(self, url: str, patience: Patience) -> str | None:
-        """What to send with a request, None for nothing. Raises ImgfsError if that cannot be found out."""
+        """Return the Authorization for a request, None for none. Raises ImgfsError if no token can be had."""
         with self._lock:
             authenticator = self._authenticators.get(origin(url))
         return authenticator.authorize("", patience) if authenticator else None
 
     def answer(self, response: Response, refused: str | None, patience: Patience) -> str | None:
-        """What else to send after a 401; None if no token is offered.
+        """Return the Authorization to send after a 401; None if no token is offered.
 
         Raises ImgfsError, and closes the response.
         """
@@ -44,7 +44,7 @@ class RedirectAuth:
         return self._authenticator(response.url).answer(response, refused, "", patience)
 
     def close(self) -> None:
-        """Have nobody wait any longer."""
+        """Wake all requests that wait."""
         with self._lock:
             authenticators, self._authenticators = self._authenticators, {}
         for authenticator in authenticators.values():

@@ -1,4 +1,4 @@
-"""Where one answer may lead: URLs on the web, and those that no registry of the world would lead to."""
+"""Where a redirect or a Location may lead."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _OWN_AFFAIR = "which is this machine's own affair"
 
 
 def redirected(url: str, location: str) -> str:
-    """Where `location`, said by `url`, is; raises RegistryError if that is no place on the web."""
+    """Resolve `location` against `url`; raises RegistryError unless it is an http or https URL."""
     return str(_target(url, location)[1])
 
 
 def led_to(url: str, location: str, *, verify: bool) -> str:
-    """Where a server leads to; raises RegistryError if no registry of the world would lead there.
+    """Return where a redirect leads; raises RegistryError if it must not be followed.
 
-    That is out of TLS, unless nobody is to `verify` who answers, or from elsewhere to this machine or its
-    link, where secrets may lie about.
+    Refused is the way out of TLS if certificates are to be verified (`verify`), and from another machine to
+    this one or its link-local addresses, where clouds keep secrets.
     """
     here, there = _target(url, location)
     if here.is_secure and not there.is_secure and verify:
@@ -58,9 +58,9 @@ def _target(url: str, location: str) -> tuple[Url, Url]:
 
 
 def within_host(url: str, location: str) -> str:
-    """Where a server leads to if that is itself: the same origin, or the same host by TLS; else "".
+    """Return where a redirect leads if that is the same origin, or the same host by TLS; else "".
 
-    What was sent to it, a password, may be sent there as well. Raises RegistryError for what is no URL.
+    A password that was sent to `url` may be sent there as well. Raises RegistryError for a malformed URL.
     """
     if not location:
         return ""
@@ -72,9 +72,9 @@ def within_host(url: str, location: str) -> str:
 
 
 def check_target(host: str, address: str, *, registry: str, number: str | None) -> None:
-    """Raise RegistryError if nobody is to be led to a `host` that turns out to be at this `address`.
+    """Raise RegistryError if no redirect may lead to a `host` whose `address` is this.
 
-    `number` is the one that the `registry` itself was reached at, None if a proxy did that.
+    `number` is the address of the `registry` itself, None if a proxy resolved it.
     """
     if is_of_this_machine(address) and not is_of_this_machine(number or registry):
         raise RegistryError(f"{registry} leads to {host}, {address}, {_OWN_AFFAIR}")

@@ -1,8 +1,8 @@
 """What refers to the manifests of a repository (distribution-spec 1.1, "Listing Referrers").
 
-A registry with the referrers API makes the lists itself. For one without, whoever pushes or deletes keeps a
-list under a tag; several who do so at once may undo each other's changes, unless the registry minds If-Match:
-so the list is read again after it was written.
+A registry with the referrers API makes the lists itself. For one without, the client that pushes or deletes
+keeps a list under a tag; several who do so at once may undo each other's changes, unless the registry minds
+If-Match: so the list is read again after it was written.
 """
 
 from __future__ import annotations

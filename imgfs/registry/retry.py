@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from imgfs.errors import ImgfsError, IntegrityError, Unavailable
 
 _MAX_DELAY = 8.0  # seconds
-_DAMAGED = 2  # wrong answers after which another is worth trying; a wrong registry stays so
+_DAMAGED = 2  # damaged answers after which no other try is made
 _WORTHWHILE = 0.1  # of the deadline, or a second: with less of it left, another try is not worth it
 # bytes of a blob within the deadline that count as progress: a trickle is a hang, too (of 30 s: 2 kB/s)
 _PROGRESS = 64 << 10
@@ -97,7 +97,7 @@ class Patience:
         self._grown = max(seconds, self._grown)
 
     def suspend(self, seconds: float) -> None:
-        """Do not count `seconds` in which nobody was asked for anything."""
+        """Do not count `seconds` in which no request was under way."""
         self._ends += seconds
 
     def pause(self, error: ImgfsError) -> None:

@@ -38,10 +38,11 @@ class Answer(NamedTuple):
 
 
 class HttpSession:
-    """Speaks to one endpoint. Safe in threads.
+    """HTTP requests to one endpoint. Safe in threads.
 
-    Its headers, its credentials and our own certificate are for its host alone; who is believed is the same
-    wherever it sends us. `noted` is told of every try that failed; `ca_bundle` is a PEM file.
+    The endpoint's headers, credentials and client certificate are sent to its own host only; which
+    certificates are trusted is the same wherever a redirect leads. `noted` is called with the error of every
+    failed try; `ca_bundle` is a PEM file.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HttpSession:
         noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
     ) -> None:
         self._endpoint = endpoint
-        self._base = f"{redact(endpoint.url)}/{endpoint.repository}"  # what is secret in it is for no request
+        self._base = f"{redact(endpoint.url)}/{endpoint.repository}"  # user and password in it are not sent
         self._origin = _origin_of(self._base)
         self._host = self._origin.host
         self._credentials = credentials
@@ -65,7 +66,7 @@ class HttpSession:
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)
         self._authenticator = self._new_authenticator()
         self._guess = threading.Lock()
-        self._is_guessed = endpoint.guessed  # whether there is TLS after all: until something has answered
+        self._is_guessed = endpoint.guessed  # plain HTTP is a guess until something has answered
         self._redirect_auth = RedirectAuth(self._transport)
         self._closed = threading.Event()
 
@@ -76,7 +77,7 @@ class HttpSession:
 
     @property
     def verifies(self) -> bool:
-        """Whether it is to be known who answers: then nothing leads out of TLS."""
+        """Return True if certificates are verified: then no redirect leads out of TLS."""
         return self._endpoint.tls.verify
 
     def patience(self) -> Patience:
@@ -244,7 +245,7 @@ class HttpSession:
         headers: Mapping[str, str],
         patience: Patience,
     ) -> Response:
-        """Send a request to where the registry has led to; a registry there may give a token to anybody."""
+        """Send a request to where a redirect leads; a registry there may offer an anonymous token."""
         known = self._redirect_auth.authorize(url, patience)
         response = send(_authorized(headers, known), check_address=self._check_address, within=patience.left)
         if response.status != 401 or method not in ("GET", "HEAD"):
@@ -256,19 +257,19 @@ class HttpSession:
         return send(_authorized(headers, other), check_address=self._check_address, within=patience.left)
 
     def _check_address(self, host: str, address: str) -> None:
-        """Raise RegistryError if a redirect is not to lead to a host at this address."""
+        """Raise RegistryError if no redirect may lead to a host at this address."""
         check_target(host, address, registry=self._host, number=self._transport.peer_address(self._host))
 
     def _hinted(self, error: RegistryError, url: str) -> RegistryError:
-        ours = isinstance(error, Unauthorized) and origin(url) == self._origin
-        if not ours or self._credentials() is not None:
+        is_own = isinstance(error, Unauthorized) and origin(url) == self._origin
+        if not is_own or self._credentials() is not None:
             return error
         hint = f"no credentials for {parse_url(url).netloc} (see: imgfs login)"
         return Unauthorized(f"{error}; {hint}", status=error.status, code=error.code, url=error.url)
 
 
 def _wants_tls(response: Response) -> bool:
-    """Whether an answer may be that of a server that speaks TLS alone: registries' own errors are in JSON."""
+    """Return True if an answer may be that of a TLS port to plain HTTP: a registry's own errors are JSON."""
     return response.status == 400 and "json" not in response.headers.get("Content-Type", "")
 
 

@@ -32,7 +32,7 @@ _REPLIES = {
 
 @dataclass(frozen=True, slots=True)
 class SocksProxy:
-    """Where a proxy is, and how to get in; no `user`: as anybody."""
+    """The address of a SOCKS proxy and its credentials; without `user` none are sent."""
 
     host: str
     port: int

@@ -1,21 +1,20 @@
-"""Which token servers are believed (distribution's `spec/auth/token.md`).
+"""Which token servers and hosts a registry may name: protection against server-side request forgery.
 
-The realm of a challenge is named by the registry, or by whoever answers in its place, and is sent secrets.
-The specification ties it to nothing, and the great registries have theirs on another host (Docker Hub's is
-auth.docker.io), so another host must do. Refused is what no registry of the world does, but one that is after
-secrets, or after servers that only we can reach:
+The realm of a challenge (distribution's `spec/auth/token.md`) is named by the registry, or by an attacker in
+its place, and is sent secrets. The specification does not bind it to the registry's host, and large
+registries have theirs on another (Docker Hub's is auth.docker.io), so another host must do. Refused is what
+only an attacker does, who is after secrets or after servers that only this machine can reach:
 
 - plain HTTP, if the registry itself is reached over TLS;
 - a fragment, and all that one parser of URLs reads otherwise than the next (`urls`);
 - an address of this machine or of its link (clouds keep their instances' secrets at 169.254.169.254), and a
   private one, from a registry that is no such neighbour itself.
 
-Only the registry's own host is above that. A name is judged by the address that is connected to, then and
-there (`check_address`), since what it means can change from one look to the next; a proxy looks for itself.
-A private address is all right for a registry that has one, too, as in the networks of companies, and over TLS
-for a name of the registry's own domain, which may mean one thing inside and another outside: only who is
-known by that name can answer. A redirect of a token server is followed
-within its own host alone.
+The registry's own host is always allowed. A name is judged by the address that is connected to, at that
+moment (`check_address`), since the answer of DNS can change between two queries; a proxy resolves names
+itself. A private address is allowed for a registry that has one, too, as in the networks of companies, and
+over TLS for a name in the registry's own domain (split-horizon DNS): only the owner of the name has its
+certificate. A redirect of a token server is followed within its own host only.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def check_address(host: str, address: str, *, registry: str, secure: bool, numbe
 
 
 def is_of_this_machine(host: str) -> bool:
-    """Whether a host, by name or number, is this machine, or means something else to everybody."""
+    """Return True if a host, by name or number, is this machine, or an address without global meaning."""
     return _kind(host) in (_MACHINE, _NOWHERE)
 
 
@@ -81,28 +80,28 @@ def _refused(registry: str, host: str, address: str) -> Unauthorized:
 _MEANINGS = {
     _PRIVATE: "a private address",
     _MACHINE: "this machine",
-    _NOWHERE: "an address that means something else to everybody",
+    _NOWHERE: "an address without a global meaning",
 }
 
 
 def _may_name(registry: str, own: str, host: str, kind: str, *, secure: bool) -> bool:
-    """Whether a registry of one kind, `own`, may have its token server at `host`, of another."""
+    """Return True if a registry of the kind `own` may have its token server at `host`, of the kind `kind`."""
     if kind == _PUBLIC or host == registry.lower():
         return True
-    if kind == _PRIVATE:  # without TLS, asked for by somebody, it is one of the house by any name
+    if kind == _PRIVATE:  # a registry that the user reaches without TLS is a private one by any name
         return own != _PUBLIC or not secure
     return kind == own == _MACHINE
 
 
 def _domains(host: str) -> set[str]:
-    """The domains that a name is and is in, as far as those are somebody's; none of a number."""
+    """Return a name and its parent domain, without top-level domains; nothing for a number."""
     name = host.lower().rstrip(".")
     domains = set() if _address(name) else {name, name.partition(".")[2]}
     return {domain for domain in domains if "." in domain}
 
 
 def _kind(host: str) -> str:
-    """What a host is, as far as its name or number says so."""
+    """Return the kind of a host by its name or number."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
         return _MACHINE

@@ -28,7 +28,7 @@ _UNKNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT 
 
 
 def context_of(tls: Tls, ca_bundle: Path | None, *, shows: bool) -> ssl.SSLContext:
-    """A context for connections; with `shows` our own certificate is for them to see.
+    """Return a context for connections; with `shows` it has the client certificate.
 
     `ca_bundle` is trusted instead of the machine's certificates, or those that come with Python's certifi
     where the machine has none. Raises RegistryError, naming the file, for one that is no PEM file.
@@ -80,7 +80,7 @@ def _trust(context: ssl.SSLContext, path: Path) -> None:
 
 def _show(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     try:
-        # a password, so that nobody is asked for one on the terminal
+        # a password, so that OpenSSL does not ask for one on the terminal
         context.load_cert_chain(certificate, key, password="none")
     except OSError as error:
         why = _why(error, "not a certificate and its key in PEM, without a password")

@@ -39,7 +39,7 @@ _BODILESS = ("GET", "HEAD")
 _USUAL = {"User-Agent": f"imgfs/{__version__}"}
 # a blob is its bytes as stored; an encoding on the way would hide them
 _ALWAYS = {"Accept-Encoding": "identity"}
-_warned: set[tuple[int, str]] = set()  # (process, host) that is believed unseen
+_warned: set[tuple[int, str]] = set()  # (process, host) that was warned of
 
 
 class Transport:
@@ -53,7 +53,7 @@ class Transport:
         self._tls = tls
         self._ca_bundle = ca_bundle
         self._lock = threading.Lock()
-        # by TLS, whether our certificate is shown, and who is asked where to go
+        # by TLS, use of the client certificate, and the check of addresses
         self._adapters: dict[tuple[bool, bool, AddressHook | None], Adapter] = {}
         self._peers: dict[str, str] = {}  # the number that a host was last reached at
         self._slots: dict[str, threading.Semaphore] = {}  # by host
@@ -111,7 +111,7 @@ class Transport:
             raise
 
     def speaks_tls(self, host: str, port: int) -> bool:
-        """Whether what listens there answers in TLS, whoever it is: nothing is sent, and nobody believed."""
+        """Return True if a TLS handshake succeeds, with any certificate; no request is sent."""
         from imgfs.registry.sockets import dial
 
         context = context_of(Tls(verify=False), None, shows=False)
@@ -206,10 +206,10 @@ def _read(url: str) -> Url:
 
 
 def _warn_of(host: str) -> None:
-    """Say once in a process that a host is believed without proof, and keep urllib3 from saying it always."""
+    """Warn once in a process that a certificate is not verified, and silence the warnings of urllib3."""
     import urllib3
 
     urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     if (os.getpid(), host) not in _warned:
         _warned.add((os.getpid(), host))
-        log.warning("INSECURE: whoever answers as %s is believed: its certificate is not checked", host)
+        log.warning("INSECURE: the certificate of %s is not verified", host)

@@ -33,7 +33,7 @@ _NO_CHUNKS = (400, 405, 411, 413, 415, 416)
 
 @dataclass(frozen=True, slots=True)
 class ChunkSizes:
-    """How much goes in one request: a blob of up to `whole` bytes, or `chunk` bytes of a larger one."""
+    """How many bytes go in one request: a blob of up to `whole` bytes, or `chunk` bytes of a larger one."""
 
     whole: int = 32 << 20
     chunk: int = 16 << 20
@@ -56,9 +56,9 @@ class UploadLocation:
 
 
 def location_of(url: str, headers: Mapping[str, str], status: int, *, verify: bool = True) -> UploadLocation:
-    """Where the answer to the POST at `url` says that the upload is; RegistryError if it does not.
+    """Return where the answer to the POST at `url` says that the upload is; raises RegistryError.
 
-    Or if it is nowhere to be led to: out of TLS, if somebody is to `verify` who answers.
+    Refused is a location out of TLS if certificates are to be verified (`upload_target`).
     """
     location = headers.get("Location")
     if not location:
@@ -83,7 +83,7 @@ def with_query(url: str, **fields: str) -> str:
 
 
 class Upload:
-    """Brings `blob` into the repository whose uploads begin at `begin_url`.
+    """The upload of `blob` to the repository whose uploads begin at `begin_url`.
 
     `scope` is what a token must allow; `exists` asks whether the repository has the blob meanwhile.
     """
@@ -108,9 +108,9 @@ class Upload:
         self._sizes = sizes
         self._patience = session.patience()
         self._at: UploadLocation | None = None
-        self._farthest = 0  # bytes that the registry has had so far: what is sent again is no progress
+        self._farthest = 0  # bytes that the registry had at most: what is sent again is no progress
         self._sent = 0  # bytes of this upload that have left
-        self._in_chunks = True  # as far as we know, the registry takes them
+        self._in_chunks = True  # until the registry refuses the first one
 
     def mount(self, repository: str) -> bool:
         """Ask for the blob out of another repository of the registry ("Mounting a blob from another").
@@ -209,7 +209,7 @@ class Upload:
             self._in_chunks = False
             self._begin_anew()
             return False
-        lost = at is not None and error.status in (404, 416)  # the upload, or our idea of it
+        lost = at is not None and error.status in (404, 416)  # the upload is gone, or stands elsewhere
         if not lost and not isinstance(error, Unavailable):
             raise error
         self._patience.pause(error)

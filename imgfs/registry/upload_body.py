@@ -1,4 +1,4 @@
-"""What is sent of a blob: read anew from any offset, and never to its end unless all of it was right."""
+"""Upload body that can restart at any offset and stops before the last chunk if the digest does not match."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MARK_EVERY = 4 << 20  # bytes between the places where the digest can be taken 
 
 
 class CheckedBlob:
-    """A blob from wherever it is, with its digest checked while it is read.
+    """A blob whose digest is checked while it is read.
 
-    The last byte is handed out only if the bytes before it and itself have the digest: whoever waits for all
-    of them cannot take a wrong blob for whole. `failure` is the error that the place it comes from raised
-    last: no fault of the place it goes to.
+    The last byte is handed out only if all bytes have the digest: a registry that waits for all of them
+    cannot take a wrong blob for whole. `failure` is the last error that the blob's source raised: none of
+    the registry.
     """
 
     def __init__(self, descriptor: Descriptor, open_at: OpenAt) -> None:
@@ -30,7 +30,7 @@ class CheckedBlob:
         self._marks = [(0, descriptor.digest.hasher())]
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)`; raises IntegrityError, or what the blob's place raises."""
+        """Yield exactly the bytes `[start, end)`; raises IntegrityError, or what the blob's source raises."""
         try:
             with closing(self._checked(start)) as chunks:
                 for chunk in chunks:

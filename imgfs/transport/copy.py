@@ -1,7 +1,7 @@
 """Images brought from a source to a destination, byte for byte: blobs first, then the documents.
 
-What is to be put is collected before anything is sent: `image_of` reads a source's documents, and whoever has
-made an image (`imgfs commit`) puts one together from blobs of its own.
+What is to be put is collected before anything is sent: `image_of` reads a source's documents;
+`imgfs commit` makes a Parcel of new blobs and documents.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RESTRICTED = (
 
 
 class CopyReporter(Protocol):
-    """Is told what is being sent; its methods are called from several threads."""
+    """Progress of a copy; its methods are called from several threads."""
 
     def layer_begins(self, layer: Descriptor) -> None:
         """The first bytes of a blob are about to be sent."""

@@ -166,7 +166,7 @@ def _tag_in(entry: object) -> object:
 
 
 def _check_is_ours(path: Path) -> None:
-    """Raise UsageError for a directory that holds something else than a layout of our version."""
+    """Raise UsageError for a directory that is neither empty nor a layout of version 1.0.0."""
     try:
         body = (path / _MARKER).read_bytes()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A source that asks nobody: whatever the store lacks cannot be had."""
+"""A source for --offline: no registry is asked, and what the store lacks is Unavailable."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Large layers by several ranges at once, and resumable: what has come is kept until all of it has.
 
-A layer that nobody has indexed is streamed from its start to its end. One connection seldom fills a link, and
+A layer without an index is streamed from its start to its end. One connection seldom fills a link, and
 a stream that breaks off would have to begin anew: so the bytes are fetched in ranges, kept aside
 (`store.partial`) and handed on in order as they come.
 """

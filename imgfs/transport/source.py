@@ -1,7 +1,7 @@
 """Where images come from: a registry or an OCI layout directory, behind one small protocol.
 
 A source serves one reference. It resolves it, hands out documents that match their digest, and streams pieces
-of blobs that match in length; whoever reads a piece knows its digest and checks it.
+of blobs that match in length; the reader of a piece checks its digest.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ def token_servers(_: Path) -> None:
         for port, meanings, refused in (
             (here.port, ["127.0.0.1"], "this machine"),
             (here.port, ["127.0.0.1", "::1"], "this machine"),
-            (here.port, ["0.0.0.0"], "something else to everybody"),
-            (here.port, ["169.254.169.254"], "something else to everybody"),
+            (here.port, ["0.0.0.0"], "without a global meaning"),
+            (here.port, ["169.254.169.254"], "without a global meaning"),
             (server.port, ["127.0.0.1", PUBLIC], None),  # only the latter is gone to
             (server.port, [PUBLIC], None),
         ):

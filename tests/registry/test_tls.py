@@ -135,7 +135,7 @@ def test_whoever_answers_is_believed_if_that_is_asked_for_and_the_log_says_so_on
         assert read(client, blob, 0, 9) == BODY[:9]
     [warning] = caplog.records
     assert warning.levelno == logging.WARNING
-    assert f"INSECURE: whoever answers as {secured} is believed" in warning.message
+    assert f"INSECURE: the certificate of {secured} is not verified" in warning.message
 
 
 @pytest.mark.parametrize("content", [None, "no certificate\n"])
@@ -302,7 +302,7 @@ def test_a_registry_behind_tls_is_mounted_with_what_certs_d_says_and_not_without
     assert imgfs.run("ls", "--tls-ca", str(authority.file), f"{host}/app:v1").code == 0
     careless = imgfs.run("ls", "--insecure", f"{host}/app:v1")
     assert careless.code == 0
-    assert f"INSECURE: whoever answers as {host} is believed" in careless.err
+    assert f"INSECURE: the certificate of {host} is not verified" in careless.err
 
 
 @needs_docker_registry

@@ -1,8 +1,8 @@
 """The files in which docker and podman keep credentials (docker `config.json`; containers-auth.json(5)).
 
-They are others' files as well: what is not understood in them is kept, and a change replaces the file as a
-whole, so that nobody ever reads half of it. Several that change it take turns; docker and podman know of no
-such turns, but replace it as a whole, too.
+docker and podman write these files too: unknown fields are kept, and a change replaces the whole file, so
+that no reader sees half of it. Processes of imgfs take turns with a lock; docker and podman do not, but
+replace the whole file, too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from imgfs.errors import UsageError
 from imgfs.owned.regular import NotRegular, open_regular
 
 _MAX_FILE = 4 << 20
-_TRIES = 4  # at a file that somebody may be writing in place
+_TRIES = 4  # at a file that another program may be writing in place
 _PAUSE = 0.05  # seconds between them
 
 
 def read_auth_file(path: Path) -> dict[str, Any] | None:
-    """What the file says, None if there is none; raises UsageError, naming it, if that is no JSON object."""
+    """Return the fields of the file, None if there is none; raises UsageError unless it is a JSON object."""
     for left in range(_TRIES - 1, -1, -1):
         try:
             body = _content(path)
@@ -40,9 +40,9 @@ def read_auth_file(path: Path) -> dict[str, Any] | None:
 
 
 def change_auth_file(path: Path, change: Callable[[dict[str, Any]], bool]) -> bool:
-    """Have `change` edit what the file says, nothing if there is none: whether it did, and so it was written.
+    """Let `change` edit the fields of the file, {} if there is none; write it, and return True, if it did.
 
-    The file is its owner's alone from then on. A symbolic link stays, and what it leads to is replaced.
+    Only its owner may read the file from then on. A symbolic link stays, and what it leads to is replaced.
     Raises UsageError for a file that cannot be understood or written.
     """
     path = Path(os.path.realpath(path))
@@ -96,7 +96,7 @@ def _parse(body: bytes, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _turn(directory: Path) -> Iterator[None]:
-    """Be the only one of us who changes a file of this directory: its lock leaves no file behind."""
+    """Hold the lock of a directory, on the directory itself, so that no lock file is left behind."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -59,7 +59,7 @@ class _Helper(NamedTuple):
 def find_credentials(
     files: Iterable[Path | AuthText], registry: str, repository: str, *, seconds: float = TIMEOUT
 ) -> Credentials | None:
-    """What the first of `files` that knows the registry says; None: be anonymous.
+    """Return the credentials in the first of `files` that has some for the registry; None for anonymous.
 
     The most specific key wins (`host/ns/repo`, `host/ns`, `host`). Raises UsageError for a file that cannot
     be understood and Unauthorized, naming it, for a helper that fails, or says nothing for so many `seconds`.
@@ -76,7 +76,7 @@ def find_credentials(
 
 
 def _found_in_text(given: AuthText, registry: str, repository: str) -> Credentials | None:
-    """What the environment says; what cannot be understood of it is said and passed over, as docker does."""
+    """Return the credentials in a variable of the environment; warn of a malformed one, as docker does."""
     try:
         fields = json.loads(given.text)
         if isinstance(fields, dict):
@@ -90,7 +90,7 @@ def _found_in_text(given: AuthText, registry: str, repository: str) -> Credentia
 
 
 def keep_credentials(path: Path, registry: str, namespace: str, credentials: Credentials) -> str:
-    """Keep what somebody gets in to `registry`, or one `namespace` of it, with: who does, a file or program.
+    """Keep credentials for `registry`, or one `namespace` of it; return the file or program that has them.
 
     A file that names a helper has that keep the secret, and itself only that there is one, as docker does.
     Raises UsageError for a file that cannot be understood or written, and for a namespace that is a helper's;
@@ -114,7 +114,7 @@ def keep_credentials(path: Path, registry: str, namespace: str, credentials: Cre
 
 
 def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
-    """Remove what `keep_credentials` kept, or docker or podman under that name: whether there was something.
+    """Remove credentials that imgfs, docker or podman kept under that name; return True if there were any.
 
     Raises what `keep_credentials` does. A file that is not there is not made.
     """
@@ -134,7 +134,7 @@ def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
 
 
 def _there(path: Path) -> dict[str, Any]:
-    """What a file says; nothing if there is none yet, or an empty one, as mktemp makes it."""
+    """Return the fields of a file; {} if there is none yet, or an empty one, as mktemp makes it."""
     with contextlib.suppress(OSError):
         if not path.stat().st_size:
             return {}

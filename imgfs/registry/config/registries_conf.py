@@ -31,7 +31,8 @@ _MODES = ("", "enforcing", "permissive", "disabled")
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where the images of a prefix may be; the `place` "" is where they are named. If `insecure`, it may be
-    without TLS or with anybody's certificate. `by_tag` and `by_digest`: the references it may be used for."""
+    without TLS or with an unverified certificate. `by_tag` and `by_digest`: the references it may be used
+    for."""
 
     place: str = ""
     insecure: bool = False

@@ -1,4 +1,4 @@
-"""Where a repository is asked for, and how: mirrors in their order, then the registry itself.
+"""The endpoints of a repository: mirrors in their order, then the registry itself (containerd's resolver).
 
 What is said of one registry alone in a hosts.toml comes first, then registries.conf, then a hosts.toml for
 all registries. What registries.conf blocks stays blocked.
@@ -29,8 +29,11 @@ _HUB_NAMES = (DOCKER_HUB, "index.docker.io", _HUB_ADDRESS)
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """What the command line says. `plain_http` is of the registry that is named: whether without TLS, None on
-    this machine only. `insecure`: no certificate is verified. `ca_file`: further authorities, in PEM."""
+    """TLS options of the command line.
+
+    `plain_http` is for the registry of the reference: True for plain HTTP, False for TLS, None for plain HTTP
+    on loopback only. `insecure`: no certificate is verified. `ca_file`: further authorities, in PEM.
+    """
 
     plain_http: bool | None = None
     insecure: bool = False
@@ -52,7 +55,7 @@ class _Name:
 
 
 class Resolver:
-    """Knows where repositories are; files that change are noticed. Safe in threads."""
+    """Finds the endpoints of repositories by the files of users; notices changed files. Safe in threads."""
 
     def __init__(
         self,
@@ -67,10 +70,10 @@ class Resolver:
     def of(
         self, registry: str, repository: str, tag: str | None = None, digest: Digest | None = None
     ) -> tuple[RegistryEndpoint, ...]:
-        """Whom to ask, in order, and never nobody; the same object as long as no file says otherwise.
+        """Return the endpoints in order, at least one; the same object as long as no file changes.
 
-        Raises UsageError the first time if a file makes no sense, or if what is asked for is blocked; from
-        then on what could be understood last holds.
+        Raises UsageError the first time if a file is malformed or the repository is blocked; later on, the
+        last version of the files that could be read holds.
         """
         name = _Name(registry, repository, tag, str(digest) if digest else None)
         with self._lock:
@@ -111,7 +114,7 @@ class Resolver:
         return find_hosts(reader, default_directories(reader, self._files.hosts, registry))
 
     def _host(self, reader: Reader, name: _Name, host: Host) -> RegistryEndpoint:
-        """A host of a hosts.toml; one of another name is told for whom ("Registry host namespace")."""
+        """Return the endpoint of a hosts.toml; another host gets `?ns=` ("Registry host namespace")."""
         address = host.host or name.registry
         tls = self._tls(reader, address, host.tls)
         if not host.host:
@@ -151,7 +154,7 @@ class Resolver:
     def _located(
         self, reader: Reader, name: _Name, location: Location, by: Registry | None = None
     ) -> tuple[RegistryEndpoint, ...]:
-        """A repository where `by` says it is, once for each way in that may be tried."""
+        """Return the endpoints of a repository where `by` says it is, one for each scheme to try."""
         host, repository = name.registry, name.repository
         if by:
             host, repository = by.at(location, host, repository)
@@ -172,7 +175,7 @@ class Resolver:
         return checked(reader, merged([asked, said, *self._certificates(reader, host)]))
 
     def _certificates(self, reader: Reader, host: str) -> Iterator[Tls]:
-        """What directories named after a host hold, but what lies beside a hosts.toml (`docs/hosts.md`)."""
+        """Yield the certificates in directories of a host, if no hosts.toml is there (`docs/hosts.md`)."""
         for name in _HUB_NAMES if _known_as(host) == DOCKER_HUB else (host,):
             own = own_directories(self._files.hosts, name)
             for directory in (*own, *default_directories(reader, self._files.hosts, name)):
@@ -183,10 +186,9 @@ class Resolver:
 
 
 def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False) -> tuple[str, ...]:
-    """The ways in to try, in order.
+    """Return the schemes to try, in order.
 
-    On this machine it is a guess that there is no TLS, unless somebody has said whom to believe
-    (`RegistryEndpoint.guessed`).
+    On loopback plain HTTP is a guess, unless a file names certificates (`RegistryEndpoint.guessed`).
     """
     if plain is not None:
         return ("http" if plain else "https",)
@@ -196,7 +198,7 @@ def _schemes(host: str, tls: Tls, plain: bool | None, *, insecure: bool = False)
 
 
 def _address(registry: str) -> str:
-    """The host that answers for a registry."""
+    """Return the host that serves a registry's API."""
     return _HUB_ADDRESS if registry in _HUB_NAMES else registry
 
 
@@ -212,7 +214,7 @@ def _mirror(
 
 
 def _allowed(mirror: Location, name: _Name) -> frozenset[str]:
-    """What a mirror may be asked for ("pull-from-mirror").
+    """Return the capabilities of a mirror ("pull-from-mirror").
 
     One for digests only serves the blobs of a tag, too: their digests are known by then. One for tags only
     serves what is named by a tag.
