@@ -6,6 +6,7 @@ Nothing open may cross the fork but what the caller means to: the daemon opens w
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import pickle
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imgfs.errors import ImgfsError, MountError, StoreError
+from imgfs.errors import ImgfsError, MountError, StoreError, describe
 from imgfs.owned.opening import open_owned_file
 from imgfs.quoting import LineFormatter
 
@@ -126,17 +127,21 @@ def _daemon(
         tell(str(error))
     except BaseException as error:
         log.exception("the daemon ends")
-        tell(f"{type(error).__name__}: {error}; see {log_file}")
+        tell(f"an error that imgfs did not expect: {describe(error)}; see {log_file}")
     finally:
         logging.shutdown()
         os._exit(status)  # as in the foreground
 
 
 def _open_log(path: Path) -> int:
+    """Open the daemon's log, locked while the daemon lives: `store prune --all` leaves it alone then."""
     try:
-        return open_owned_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fd = open_owned_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except FileNotFoundError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return fd
 
 
 def _redirect(log_fd: int) -> None:

@@ -74,3 +74,13 @@ class StoreError(ImgfsError):
 
 class MountError(ImgfsError):
     """The kernel, fusermount3 or the mount point does not allow the mount."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's text for a person: of an OSError the reason, without Python's "[Errno 2]".
+
+    The caller names the file, so the one that the OSError has is left out.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or "an error without a description"

@@ -68,7 +68,7 @@ Examples:
     add = command.add_argument
     add("--keep", metavar="SIZE", type=_bytes, default=0, help="stop at 500M, 20G, 1T (default: 0)")
     add("--older-than", metavar="DAYS", type=_days, default=0.0, help="only what was not used for so long")
-    add("--all", action="store_true", help="indexes and trees too: the next mount reads the layers anew")
+    add("--all", action="store_true", help="indexes, trees and old logs too: mounts read layers anew")
     add("--force", action="store_true", help="also what a mount is using: it fetches it again, if it can")
     add("-n", "--dry-run", action="store_true", help="show what would go")
     json_option(command)
@@ -138,7 +138,8 @@ def _fields(found: Prunable, store: Store) -> dict[str, Any]:
         {"digest": str(manifest), "disk": disk, "images": sorted(set(names[manifest]))}
         for manifest, disk in found.trees
     ]
-    return {"layers": layers, "trees": trees}
+    logs = [{"name": path.name, "disk": disk} for path, disk in found.logs]
+    return {"layers": layers, "trees": trees, "logs": logs}
 
 
 def _lines(shown: dict[str, Any]) -> list[str]:
@@ -150,6 +151,8 @@ def _lines(shown: dict[str, Any]) -> list[str]:
         used = "in use" if one.get("in_use") else when
         images = ", ".join(one["images"])
         lines.append(f"{kind:<5} {short:<12} {size(one['disk']):>9}  {used:<15}  {images}".rstrip())
+    if logs := shown["logs"]:
+        lines.append(f"{'logs':<5} {len(logs):<12} {size(sum(one['disk'] for one in logs)):>9}")
     return lines
 
 

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.kernel.erofs_format import HOLE, MOST_BLOCKS, MOST_CHUNK_BITS, Unsuitable
 from imgfs.layer.entry import Extent
 
@@ -130,7 +130,7 @@ class Assembled:
                 found._inos.fromfile(file, count)
                 return found
         except (OSError, EOFError, ValueError, struct.error) as error:
-            raise StoreError(f"the EROFS image is damaged: {error}") from error
+            raise StoreError(f"the EROFS image is damaged: {describe(error)}") from error
         raise StoreError("the EROFS image is damaged: no table at its end")
 
     def parts(self, offset: int, length: int) -> Iterator[Part]:

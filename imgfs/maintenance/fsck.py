@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.content.profile import AccessProfile
-from imgfs.errors import ImgfsError, StoreError
+from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.rows import first_invalid_table, has_schema
@@ -164,7 +164,7 @@ def _profiles(store: Store) -> Iterator[Fault]:
             try:
                 AccessProfile.from_json(path.read_bytes())
             except (ImgfsError, OSError) as error:
-                yield Fault(path, f"profile: {error}", path.unlink)
+                yield Fault(path, f"profile: {describe(error)}", path.unlink)
 
 
 def _layer(layer: StoredLayer) -> Iterator[Fault]:

@@ -5,35 +5,43 @@ Having disk space back: which layers go first, and what goes with them.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import Manifest, parse_document
+from imgfs.owned.opening import open_owned_file
 from imgfs.store.layer import StoredLayer
 from imgfs.store.limit import CachedLayer, cached, first_to_evict
 from imgfs.store.store import Resolution, Store
 
 
 class Prunable(NamedTuple):
-    """What can go: layers, their bytes or all of them, and trees, each with its bytes of disk."""
+    """What can go: layers, their bytes or all of them, trees and logs, each with its bytes of disk."""
 
     layers: tuple[CachedLayer, ...]
     trees: tuple[tuple[Digest, int], ...] = ()
+    logs: tuple[tuple[Path, int], ...] = ()
 
     @property
     def size(self) -> int:
         """All bytes of disk."""
-        return sum(one.size for one in self.layers) + sum(size for _, size in self.trees)
+        others = (*self.trees, *self.logs)
+        return sum(one.size for one in self.layers) + sum(size for _, size in others)
 
 
 def prunable(store: Store, *, keep: int, before: float, whole: bool, force: bool) -> Prunable:
     """What has to go for the layers to take `keep` bytes of disk, first what was used longest ago.
 
     Only what was not used since `before` (seconds since the epoch) goes; without `force` nothing that a mount
-    uses. Cached bytes go, or, if `whole`, also indexes, and trees that were merged from them.
+    uses. Cached bytes go, or, if `whole`, also indexes, trees that were merged from them, and logs of daemons
+    that have ended.
     """
     found = cached(store.layers())
     if whole:
@@ -42,7 +50,18 @@ def prunable(store: Store, *, keep: int, before: float, whole: bool, force: bool
     free = (one for one in free if force or not one.in_use)
     layers = tuple(first_to_evict(free, sum(one.size for one in found) - keep))
     trees = _trees_without({one.layer.digest for one in layers}, store) if whole else ()
-    return Prunable(layers, tuple(trees))
+    logs = _ended_logs(store, before) if whole else ()
+    return Prunable(layers, tuple(trees), tuple(logs))
+
+
+def _ended_logs(store: Store, before: float) -> Iterator[tuple[Path, int]]:
+    """The logs, not written to since `before`, of daemons that have ended: a live one has its log locked."""
+    for path in sorted(store.logs.glob("*.log")):
+        with suppress(OSError, StoreError), open(open_owned_file(path, os.O_RDONLY), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(file.fileno())
+            if found.st_mtime < before:
+                yield path, found.st_blocks * 512
 
 
 def _trees_without(gone: set[Digest], store: Store) -> Iterator[tuple[Digest, int]]:
@@ -64,6 +83,9 @@ def prune(found: Prunable, store: Store, *, whole: bool) -> int:
         freed += before - layer.disk_usage()
     for manifest, size in found.trees:
         store.remove_tree(manifest)
+        freed += size
+    for log, size in found.logs:
+        log.unlink(missing_ok=True)
         freed += size
     return freed
 

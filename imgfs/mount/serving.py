@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.overlay.scratch import ScratchBase
 
 if TYPE_CHECKING:
@@ -115,4 +115,4 @@ def _set(setting: Path, value: int) -> None:
         setting.write_text(str(value))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            log.warning("cannot set %s to %d: %s", setting, value, error)
+            log.warning("cannot set %s to %d: %s", setting, value, describe(error))

@@ -7,6 +7,7 @@ One that overlayfs or fuse-overlayfs has made is taken up as it is: `scratch.jso
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
+from imgfs.errors import ImgfsError, MountError, StoreError, UsageError, describe
 from imgfs.overlay import fdtree
 from imgfs.overlay.copyup import ImageData
 from imgfs.overlay.diff import Diff
@@ -194,7 +195,7 @@ class Scratch:
         """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            _make_directory(self.directory, 0o700)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use) as set_use:
@@ -217,9 +218,9 @@ class Scratch:
 
     def _make(self, tree: Tree) -> None:
         """Have the two directories be there; a new upper one has the attributes of the image's root."""
-        self.work.mkdir(mode=0o755, exist_ok=True)
+        _make_directory(self.work, 0o755)
         if os.path.lexists(self.upper):
-            self.upper.mkdir(exist_ok=True)  # fails if it is no directory
+            _make_directory(self.upper, 0o755)
             return
         aside = self.directory / _NEW
         _remove_all(aside)  # by a process that was killed
@@ -332,12 +333,20 @@ def sync(mountpoint: Path) -> None:
         os.close(fd)
 
 
+def _make_directory(path: Path, mode: int) -> None:
+    """Make a directory if there is none; raises NotADirectoryError for anything else in its place."""
+    try:
+        path.mkdir(mode=mode, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
 def _complete(overlay: Overlay) -> None:
     """Fill in what has not been copied up of files' data: few but us can take it from the image."""
     try:
         overlay.copyup.complete()
     except (ImgfsError, OSError) as error:
-        log.warning("some files have been left without their data, as metacopy: %s", error)
+        log.warning("some files have been left without their data, as metacopy: %s", describe(error))
 
 
 def _describe_root(upper: Upper, tree: Tree) -> None:

@@ -16,6 +16,7 @@ Directories further up are the choice of whoever named the path.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -121,7 +122,8 @@ def _check_writers(path: Path, found: os.stat_result) -> None:
 
 
 def _make(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # what is in the way is refused by its kind when it is opened
+        path.mkdir(mode=0o700, parents=True)
 
 
 def _open_directory(path: Path, links: int) -> int:

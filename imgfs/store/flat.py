@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.store.flat_files import FlatFiles
 from imgfs.store.pin import is_pinned, pin
 from imgfs.store.presence import PRESENT, SYNCED, evicted
@@ -49,7 +49,9 @@ class FlatLayer(FlatFiles):
         try:
             body = os.pread(self._fd, length, offset)
         except OSError as error:
-            log.warning("%s: %s at %d: to be fetched again", self._directory / "flat", error, offset)
+            log.warning(
+                "%s: %s at %d: to be fetched again", self._directory / "flat", describe(error), offset
+            )
             self.forget(range(first, first + len(marks)))
             return None
         if not self._stayed(marks, first):

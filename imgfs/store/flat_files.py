@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.owned.held import leads_to
 from imgfs.store.atomic import boot_id, store_errors
 from imgfs.store.pin import give_up, lock_on
@@ -55,7 +55,7 @@ class FlatFiles:
                 self._close_files()
         except (OSError, ValueError) as error:
             self.close()
-            raise StoreError(f"{directory}: cannot open the flat layer: {error}") from error
+            raise StoreError(f"{directory}: cannot open the flat layer: {describe(error)}") from error
         raise StoreError(f"{directory}: the flat layer is replaced again and again")
 
     def _open(self, directory: Path) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.errors import ImgfsError, StoreError
+from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.owned.opening import read_owned_file
 from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
 from imgfs.store.layer import StoredLayer
@@ -130,7 +130,7 @@ class StoreLimit:
                 self._unseen = 0
                 self.keep()
         except (ImgfsError, OSError) as error:
-            log.warning("the store's limit is not kept: %s", error)
+            log.warning("the store's limit is not kept: %s", describe(error))
 
     def keep(self) -> int:
         """Evict what is too much; returns the bytes of disk freed. Raises StoreError."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import InvalidImage, StoreError, describe
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.index import LayerIndex
 from imgfs.tree.budget import Budget
@@ -41,7 +41,7 @@ def merge(layers: Iterable[LayerIndex], path: Path) -> None:
                 spaces.append(index.summary.space)
             builder.finish(spaces)
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path}: the layers cannot be merged: {error}") from error
+        raise StoreError(f"{path}: the layers cannot be merged: {describe(error)}") from error
 
 
 _NOTHING = Dirent(0, CHARACTER)  # the target of a hard link to a whiteout: no node

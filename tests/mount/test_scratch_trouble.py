@@ -104,10 +104,10 @@ def test_what_is_in_the_way_is_named(imgfs: Imgfs, image: str, tmp_path: Path, s
     elif spoilt:
         (tmp_path / "scratch").mkdir()
         (tmp_path / "scratch" / spoilt).touch()
-        assert refused(imgfs, image, tmp_path / "scratch") == f"{tmp_path}/scratch/{spoilt}: File exists"
+        assert refused(imgfs, image, tmp_path / "scratch") == f"{tmp_path}/scratch/{spoilt}: Not a directory"
     else:
         (tmp_path / "scratch").touch()
-        assert refused(imgfs, image, tmp_path / "scratch") == f"{tmp_path}/scratch: File exists"
+        assert refused(imgfs, image, tmp_path / "scratch") == f"{tmp_path}/scratch: Not a directory"
 
 
 def test_a_read_only_place_is_named(imgfs: Imgfs, image: str, tmp_path: Path) -> None:

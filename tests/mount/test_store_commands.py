@@ -97,6 +97,26 @@ def test_prune_all_takes_indexes_and_trees_too(imgfs: Imgfs, image: str) -> None
     assert imgfs.run("cat", image, "/noise").out == BODY
 
 
+def test_prune_all_takes_the_logs_of_daemons_that_have_ended(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    (log,) = imgfs.store.glob("logs/*")
+    old = imgfs.store / "logs/0123456789ab-1-1.log"
+    old.write_bytes(b"x" * 5_000)
+    assert imgfs.ok("store", "prune", "--older-than", "1", "--all") == "0 B freed\n"
+    os.utime(old, (1, 1))
+    os.utime(log, (1, 1))
+    assert imgfs.ok("store", "prune") == "0 B freed\n"
+    assert old.exists()
+    said = imgfs.ok("store", "prune", "--older-than", "1", "--all")
+    assert (log.exists(), old.exists()) == (True, False), said
+    assert said.startswith("logs  1 ")
+    imgfs.umount(at)
+    os.utime(log, (1, 1))
+    found = json.loads(imgfs.ok("store", "prune", "--older-than", "1", "--all", "--json"))
+    assert [one["name"] for one in found["logs"]] == [log.name]
+    assert not log.exists()
+
+
 def test_prune_leaves_a_mount_alone_and_with_force_does_not_hurt_it(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mount(image)
     assert imgfs.ok("store", "prune") == "0 B freed\n"

@@ -404,7 +404,7 @@ def test_a_store_that_is_no_directory_is_named(imgfs: Imgfs, image: str, tmp_pat
     said = imgfs.run("mount", "--store", tmp_path / "file/store", image, imgfs.mountpoint()).complaint()
     assert said == f"{tmp_path}/file/store: Not a directory"
     said = imgfs.run("ls", "--store", tmp_path / "file", image).complaint()
-    assert said == f"{tmp_path}/file: File exists"
+    assert said == f"{tmp_path}/file: Not a directory"
 
 
 # -- mount(8) and fstab --------------------------------------------------------------------------------------

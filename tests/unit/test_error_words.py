@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from imgfs.errors import StoreError, describe
 from tests.support.mounted import check_words
 
 ERRORS = (
@@ -34,3 +35,10 @@ def test_imgfs_s_own_words_pass(said: str) -> None:
 def test_python_s_words_are_found(said: str) -> None:
     with pytest.raises(AssertionError, match="Python's own words"):
         check_words(said)
+
+
+def test_an_error_is_described_without_python_s_words() -> None:
+    assert describe(FileNotFoundError(2, "No such file or directory", "/x")) == "No such file or directory"
+    assert describe(ValueError("not a number")) == "not a number"
+    assert describe(StoreError("/x: full")) == "/x: full"
+    check_words(f"imgfs: /x: {describe(OSError())}")

@@ -66,7 +66,7 @@ def test_a_store_of_another_layout_is_refused(store: Store, version: bytes) -> N
 
 def test_a_file_in_the_stores_place_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
-    with pytest.raises(StoreError, match="store: File exists"):
+    with pytest.raises(StoreError, match="store: Not a directory"):
         Store(tmp_path / "store")
 
 
