@@ -127,7 +127,7 @@ class Verifier:
     def _prove(self, content: LayerContent, stored: StoredLayer) -> bool:
         """Have a verified index in the store, and use that. Under the layer's lock."""
         from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need none of it
-        from imgfs.layer.verify import prove
+        from imgfs.layer.verify import verify_index
 
         _, diff_id = self._image.resolved.layers[content.layer.digest]
         with open_index(stored) as index:
@@ -138,7 +138,7 @@ class Verifier:
                 read = partial(self._read, content)
                 try:
                     with stored.new_index() as path, closing(IndexWriter(path)) as writer:
-                        prove(index, content.layer, diff_id, read, writer)
+                        verify_index(index, content.layer, diff_id, read, writer)
                         if index.is_determined():
                             content.flat.rebind(_binding_of(path))
                 except _Incomplete:

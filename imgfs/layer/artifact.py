@@ -1,8 +1,8 @@
-"""A layer index in the forms in which it travels: lean or whole, with the windows in a blob of their own.
+"""A layer index as it is published: lean or whole, with the windows in a blob of their own.
 
-Windows are nearly all of an index's weight, and a reader needs only those of the spans it reads. So they are
-laid end to end in one blob, from which any run of them can be fetched, and the index says where each is and
-what its digest is: a window other than the right one would make other bytes of its span.
+Windows are most of an index's size, and a reader needs only those of the spans it reads. So they are
+concatenated in one blob, from which any run of them can be fetched, and the index has the range and the
+digest of each: a wrong window would decode its span to other bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,21 @@ from imgfs.layer.schema import BLOB, WINDOWS, ExternalBlob
 _LEVEL = 19  # of zstd: written once, fetched often
 
 
+class WindowRange(NamedTuple):
+    """Where a span's window is: the range `[start, end)` of the blob, a frame with the sha256 `digest`."""
+
+    span: int
+    bits: int  # of the checkpoint
+    start: int
+    end: int
+    digest: bytes
+
+
 class Windows(NamedTuple):
     """The windows of a layer's checkpoints, each a zstd frame, end to end in a blob."""
 
     blob: ExternalBlob
-    places: Sequence[tuple[int, int, int, int, bytes]]  # (span, bits, start, end, sha256 of the frame)
+    ranges: Sequence[WindowRange]
 
 
 def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Windows | None:
@@ -38,7 +48,7 @@ def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Wind
     None, and no file, if there are none.
     """
     packer = zstandard.ZstdCompressor(level=_LEVEL)
-    places = []
+    ranges: list[WindowRange] = []
     hasher, at = hashlib.sha256(), 0
     with path.open("wb") as file:
         for number, checkpoint in windows:
@@ -46,12 +56,12 @@ def write_windows(windows: Iterable[tuple[int, Checkpoint]], path: Path) -> Wind
             file.write(frame)
             hasher.update(frame)
             digest = hashlib.sha256(frame).digest()
-            places.append((number, checkpoint.bits, at, at + len(frame), digest))
+            ranges.append(WindowRange(number, checkpoint.bits, at, at + len(frame), digest))
             at += len(frame)
-    if not places:
+    if not ranges:
         path.unlink()
         return None
-    return Windows(ExternalBlob(f"sha256:{hasher.hexdigest()}", at), places)
+    return Windows(ExternalBlob(f"sha256:{hasher.hexdigest()}", at), ranges)
 
 
 def write_shared(
@@ -62,7 +72,7 @@ def write_shared(
     windows: Windows | None,
     copy: tuple[ExternalBlob, Iterable[Span]] | None = None,
 ) -> None:
-    """Write `index` anew, for others: `lean` without the entries.
+    """Write `index` as it is published: `lean` without the entries.
 
     `copy` is a seekable copy of the layer and its spans, to be used instead of the layer's own. The same
     index gives the same bytes.
@@ -77,8 +87,8 @@ def write_shared(
         writer.add_spans(index.spans())
     if windows and not copy:
         writer.put_external_blob(WINDOWS, windows.blob)
-        for place in windows.places:
-            writer.add_remote_checkpoint(*place)
+        for window in windows.ranges:
+            writer.add_remote_checkpoint(*window)
     summary = index.summary._asdict()
     del summary["entries"]
     writer.finish(**{**summary, "is_lean": lean, "origin": "", "is_published": True})
@@ -91,7 +101,7 @@ def pack(path: Path, packed: Path) -> None:
 
 
 def unpack(chunks: Iterable[bytes], path: Path, size: int) -> None:
-    """Write what zstd frames decode to to a new file; raises InvalidImage unless that is `size` bytes.
+    """Write the decoded zstd frames to a new file; raises InvalidImage unless they are `size` bytes.
 
     `pack` makes windows of 8 MiB at most, so a frame that wants a larger one is none of its own.
     """

@@ -1,11 +1,7 @@
-"""What is known of a layer once it has been indexed, and the file it is kept in.
-
-A layer has one uncompressed address space, the flat layer. `Entry` says which extents of it make up a file,
-`Span` says how to get a piece of it out of the blob without decoding what comes before.
+"""Read a layer index (`layer.schema`), a row at a time; opening it loads nothing, however large the layer.
 
 The file is SQLite: it is written once (`layer.indexwriter`), renamed into place, and from then on only read,
-by any number of processes, a row at a time; opening it loads nothing, however large the layer. A lean index
-knows the spans only: what it takes to read files whose extents are known.
+by any number of processes. A lean index has the spans only: enough to read files whose extents are known.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ _T = TypeVar("_T")
 _SHA256 = 32  # bytes of a digest
 
 
-# What the flat bytes of an index that is not verified follow from; and where those of one that is are cut.
+# The rows that determine the flat bytes of an index that is not verified; the bounds of spans of one that is.
 _MADE_OF = (
     "SELECT flat_start,flat_end,codec,digest,parts FROM span ORDER BY number",
     "SELECT number,bits,window FROM checkpoint ORDER BY number",
@@ -59,10 +55,10 @@ _ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,
 class LayerIndex(AbstractContextManager["LayerIndex"]):
     """A layer's index, read from the file at `path`: a context manager.
 
-    Any thread may ask for a span, and `close` waits for it; what goes through many rows is for one thread.
+    Any thread may read a span, and `close` waits for it; methods that iterate over rows are for one thread.
 
-    `blob` is what the spans' compressed ranges are cut from, None for the layer's own blob; `windows` is
-    where the windows of checkpoints are that are not in the file, None if all are.
+    `blob` is the blob that the spans' compressed ranges are in, None for the layer's own; `windows` is the
+    one with the windows of checkpoints, None if they are all in the file.
 
     Raises StoreError if the file is no index of this format, and whenever it turns out to be damaged.
     """
@@ -91,7 +87,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         found = Summary._make((*row[1:-2], bool(row[-2]), origin))
         _integers(found.size, found.flat_size, found.entries)
         if not all(isinstance(text, str) for text in (*found[:3], found.space, found.origin)):
-            raise ValueError("a summary that is none")
+            raise ValueError("a summary of wrong types")
         return found
 
     def _other_format(self) -> StoreError:
@@ -100,45 +96,45 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         )
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, in the layer's own order."""
+        """Yield all entries, in the layer's own order."""
         return self._each(_entry, f"{_ENTRY} ORDER BY seq")
 
     def whiteout_candidates(self) -> Iterator[Entry]:
-        """The entries with `.wh.` anywhere in their path, in order: every whiteout is among them."""
+        """Yield the entries with `.wh.` anywhere in their path, in order: every whiteout is among them."""
         where = "WHERE instr(path, CAST('.wh.' AS BLOB)) > 0 ORDER BY seq"
         return self._each(_entry, f"{_ENTRY} {where}")
 
     def hardlinks(self) -> Iterator[Entry]:
-        """The hard links, in order."""
+        """Yield the hard links, in order."""
         return self._each(_entry, f"{_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq")
 
     def directories(self) -> Iterator[bytes]:
-        """The paths of the layer's own directory entries, as stored."""
+        """Yield the paths of the layer's own directory entries, as stored."""
         where = f"WHERE kind = {Kind.DIRECTORY:d}"
         return self._each(itemgetter(0), f"SELECT path FROM entry {where}")
 
     def bounds(self) -> Iterator[tuple[int, int, int, int]]:
-        """(flat_start, flat_end, start, end) of every span, in order."""
+        """Yield (flat_start, flat_end, start, end) of every span, in order."""
         return self._each(_bounds, "SELECT flat_start,flat_end,start,end FROM span ORDER BY number")
 
     def spans(self) -> Iterator[Span]:
-        """All spans, in order, without their checkpoints."""
+        """Yield all spans, in order, without their checkpoints."""
         return self._each(_span, "SELECT * FROM span ORDER BY number")
 
     def checkpoints(self) -> list[int]:
-        """The numbers of the spans that have a checkpoint."""
+        """Return the numbers of the spans that have a checkpoint."""
         return list(self._each(itemgetter(0), "SELECT number FROM checkpoint ORDER BY number"))
 
     def checkpoint_bits(self) -> dict[int, int]:
-        """The `bits` of every checkpoint, by the number of its span."""
+        """Return the `bits` of every checkpoint, by the number of its span."""
         return dict(self._each(tuple, "SELECT number,bits FROM checkpoint"))
 
     def binding(self) -> bytes:
-        """24 bytes that stand for what its flat bytes are, and where: what a presence map counts on.
+        """Return 24 bytes that identify the flat layer's bytes and their positions, for the presence map.
 
-        Two indexes have the same only if what one lets pass the other would let pass. The bytes of a verified
-        index follow from the DiffID; those of another from what its spans are decoded from: what has their
-        digests, and, as other windows would make other bytes of them, their windows.
+        Two indexes have the same binding only if each accepts the bytes that the other accepts. The bytes of
+        a verified index follow from the DiffID; those of another from its spans' digests and, because other
+        windows would decode to other bytes, their windows.
         """
         found = self.summary
         hasher = hashlib.sha256(repr((found.space, found.flat_size, not found.origin)).encode())
@@ -150,9 +146,9 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         return hasher.digest()[:24]
 
     def is_scanned(self) -> bool:
-        """Whether it was made of the whole blob: then that has both the digest and the DiffID.
+        """Return True if the index was made of the whole blob, which so has both the digest and the DiffID.
 
-        What was proved later (`layer.verify`) has digests of what spans decode to; and the blob was not seen.
+        An index verified later (`layer.verify`) has digests of flat bytes; its blob as a whole was not read.
         """
         if self.summary.origin:
             return False
@@ -160,17 +156,17 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             return not self._db.execute(_PROVED).fetchone()[0]
 
     def is_determined(self) -> bool:
-        """Whether every flat byte follows from digests in it: no other one is ever let pass."""
+        """Return True if digests in the index cover every flat byte."""
         return all(map(_is_determined, self.spans()))
 
     def span_count(self) -> int:
-        """How many spans there are."""
+        """Return the number of spans."""
         with self._reading():
             count: int = self._db.execute("SELECT count(*) FROM span").fetchone()[0]
         return count
 
     def remote_window(self, number: int) -> tuple[int, int] | None:
-        """Where in the blob `windows` the window of a span's checkpoint is, if it is not in the file."""
+        """Return the range in the blob `windows` of a checkpoint's window, None if it is in the file."""
         with self._lock, self._reading():
             query = "SELECT start,end FROM checkpoint WHERE number=? AND coalesce(start,end) IS NOT NULL"
             row = self._db.execute(query, (number,)).fetchone()
@@ -179,9 +175,10 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             return (row[0], row[1]) if row else None
 
     def span(self, number: int, window: bytes | None = None) -> Span:
-        """One span, with its checkpoint.
+        """Return one span, with its checkpoint.
 
-        `window` is what `remote_window` speaks of: IntegrityError if that has not the window's digest.
+        `window` holds the bytes of the range that `remote_window` returns; raises IntegrityError if they do
+        not have the window's digest.
         """
         with self._lock, self._reading():
             row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
@@ -203,7 +200,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Say StoreError where SQLite, or what a row holds, says that the file is damaged."""
+        """Turn errors of SQLite, and of values in rows, into StoreError."""
         try:
             yield
         except _DAMAGE as error:
@@ -212,7 +209,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             ) from error
 
     def check_rows(self) -> None:
-        """Read what rows hold packed, which no rule of SQLite's can look into; raises StoreError."""
+        """Unpack all packed values, which no SQL rule can check; raises StoreError."""
         odd = "WHERE xattrs IS NOT NULL OR extents IS NOT NULL OR typeof(mtime_ns) = 'blob'"
         for _ in self._each(_entry, f"{_ENTRY} {odd}"):
             pass
@@ -229,7 +226,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
 
 
 def _is_determined(span: Span) -> bool:
-    """Whether a digest is of all that it decodes to, or is decoded from."""
+    """Return True if digests cover all flat bytes of the span, or its compressed bytes."""
     if not span.parts:
         return len(span.digest) == _SHA256
     at = 0
@@ -241,7 +238,7 @@ def _is_determined(span: Span) -> bool:
 
 
 def _fetched_window(number: int, window: bytes | None, digest: bytes) -> bytes:
-    """A window that came over the network, checked: what is wrong with it is not the file's fault."""
+    """Return a fetched window after checking its digest; a wrong one is no fault of the index file."""
     if window is None:
         raise ValueError(f"the window of span {number} is elsewhere")
     actual = hashlib.sha256(window)
@@ -257,7 +254,7 @@ def _unpack_window(blob: bytes) -> bytes:
 
 
 def _integers(*numbers: object) -> None:
-    """Raise ValueError unless these are sizes or offsets: to SQLite a column's type is a wish."""
+    """Raise ValueError unless these are sizes or offsets: SQLite does not enforce a column's type."""
     if not all(isinstance(number, int) and 0 <= number <= LARGEST for number in numbers):
         raise ValueError(f"{numbers} where numbers of bytes should be")
 

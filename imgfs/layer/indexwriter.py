@@ -10,7 +10,7 @@ import zstandard
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.rewrite import Form, write_anew
+from imgfs.layer.rewrite import DatabaseForm, rewrite_database
 from imgfs.layer.rows import (
     create_database,
     pack_chunk_digests,
@@ -109,7 +109,7 @@ class IndexWriter:
         self._weight = 0
 
 
-_FORM = Form("a layer index", SCHEMA, SHORTCUTS, RULES)
+_FORM = DatabaseForm("a layer index", SCHEMA, SHORTCUTS, RULES)
 
 
 def import_index(path: Path, origin: str) -> None:
@@ -117,7 +117,7 @@ def import_index(path: Path, origin: str) -> None:
 
     Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
-    write_anew(path, _FORM)
+    rewrite_database(path, _FORM)
     set_origin(path, origin)
     set_format(path, FORMAT, before=PUBLISHED_FORMAT)
     try:

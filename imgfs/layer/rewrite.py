@@ -1,11 +1,11 @@
-"""Taking in a SQLite file that another has made: its rows are written anew, and it is never opened again.
+"""Rewrite a SQLite file made elsewhere: its rows are copied into a new file, and it is never opened again.
 
-A b-tree of others can go in circles, share pages or point anywhere (sqlite.org, "Defense Against The Dark
-Arts"), and whoever opens the file later would walk it again. So it is read by one connection that trusts
-nothing and has a budget, into a file of ours; rules are then asked of that, whose b-trees are sound.
+A hostile b-tree can have cycles, share pages or point anywhere (sqlite.org, "Defense Against The Dark Arts"),
+at every later query again. So one connection that trusts nothing and has a budget copies the rows; the rules
+are then checked on the copy, whose b-trees are sound.
 
-The budget is of the file's size (`layer.limits`): steps of SQLite's virtual machine, of which each goes down
-one b-tree at the most, the length of a record, and the pages of what is written.
+The budget grows with the file's size (`layer.limits`): steps of SQLite's virtual machine, each of which
+descends one b-tree at most, the length of a record, and the pages written.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from imgfs.layer.rows import create_database, file_uri, first_invalid_table
 
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM {}sqlite_master ORDER BY type, name"
 _LOOK = 10_000  # steps between looks at the budget
-_PAGE = 4096  # bytes of a page of ours: SQLite's default
-_SWELL, _PAGES_MORE = 2, 256  # pages of ours for one of theirs, and for any file: rows may lie less close
+_PAGE = 4096  # bytes of a page of the copy: SQLite's default
+# Pages of the copy for each of the original, and for any file: the copy may be packed less densely.
+_PAGES_EACH, _PAGES_MORE = 2, 256
 _ROOM = 8 << 20  # bytes: a disk with less than that may be what is full
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: RECORD_LIMIT,
@@ -39,8 +40,8 @@ _LIMITS = {
 }
 
 
-class Form(NamedTuple):
-    """What a kind of file has: `name` for people, tables, the indexes on them, and a rule for each table."""
+class DatabaseForm(NamedTuple):
+    """A kind of file: its `name` in messages, its tables, the indexes on them, and a rule for each table."""
 
     name: str
     schema: str
@@ -48,20 +49,20 @@ class Form(NamedTuple):
     rules: Mapping[str, str]
 
 
-def write_anew(path: Path, form: Form) -> None:
-    """Replace the file at `path` by one of ours with the same rows, all of which obey the form's rules.
+def rewrite_database(path: Path, form: DatabaseForm) -> None:
+    """Replace the file at `path` by a copy with the same rows, if all of them obey the form's rules.
 
     Raises InvalidImage if it is of another form, damaged, or too much work for its size; StoreError.
     """
-    ours = path.with_name(f"{path.name}.anew")
-    ours.unlink(missing_ok=True)
+    copy = path.with_name(f"{path.name}.anew")
+    copy.unlink(missing_ok=True)
     try:
-        with closing(create_database(ours, form.schema)) as db:
+        with closing(create_database(copy, form.schema)) as db:
             _copy(db, path, form)
             db.executescript(form.indexes)
-        if wrong := first_invalid_table(ours, form.rules):
+        if wrong := first_invalid_table(copy, form.rules):
             raise InvalidImage(f"{form.name} with rows that make no sense: {wrong}", where=str(path))
-        ours.replace(path)
+        copy.replace(path)
     except (
         sqlite3.Error,
         UnicodeDecodeError,
@@ -71,49 +72,49 @@ def write_anew(path: Path, form: Form) -> None:
         raise StoreError(f"{path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
-            ours.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
 
 
-def _copy(db: sqlite3.Connection, path: Path, form: Form) -> None:
-    """Copy the rows under a budget, record by record: none is taken over as it stands in the page."""
+def _copy(db: sqlite3.Connection, path: Path, form: DatabaseForm) -> None:
+    """Copy the rows under a budget, record by record: no page is copied as it is."""
     size = path.stat().st_size
     db.execute("COMMIT")
     for limit, value in _LIMITS.items():
         db.setlimit(limit, value)
     db.set_progress_handler(_Budget(STEPS_MORE + STEPS_EACH * size).is_spent, _LOOK)
     db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")
-    db.execute(f"PRAGMA main.max_page_count = {_SWELL * (size // _PAGE) + _PAGES_MORE}")
-    db.execute("ATTACH ? AS 'theirs'", (f"{file_uri(path)}?immutable=1&mode=ro",))
-    if db.execute(_OBJECTS.format("theirs.")).fetchall() != _objects(form.schema + form.indexes):
+    db.execute(f"PRAGMA main.max_page_count = {_PAGES_EACH * (size // _PAGE) + _PAGES_MORE}")
+    db.execute("ATTACH ? AS 'original'", (f"{file_uri(path)}?immutable=1&mode=ro",))
+    if db.execute(_OBJECTS.format("original.")).fetchall() != _objects(form.schema + form.indexes):
         raise InvalidImage(f"not {form.name} of this imgfs", where=str(path))
     db.execute("BEGIN")
     for table in form.rules:
-        db.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table} WHERE true")
+        db.execute(f"INSERT INTO main.{table} SELECT * FROM original.{table} WHERE true")
     db.execute("COMMIT")
-    db.execute("DETACH theirs")
+    db.execute("DETACH original")
     db.set_progress_handler(None, _LOOK)
 
 
 def _objects(schema: str) -> list[tuple[str, ...]]:
-    """What a file of this schema says that it has."""
+    """List the tables and indexes of a file of this schema, as `sqlite_master` does."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(schema)
         return model.execute(_OBJECTS.format("")).fetchall()
 
 
 class _Budget:
-    """Steps of the virtual machine that may still be made."""
+    """Counts the steps of the virtual machine that are left."""
 
     def __init__(self, steps: int) -> None:
         self._left = steps // _LOOK
 
     def is_spent(self) -> bool:
-        """Whether there are none left; asked once in `_LOOK` steps."""
+        """Return True if none are left; SQLite calls it every `_LOOK` steps."""
         self._left -= 1
         return self._left < 0
 
 
-def _explained(path: Path, form: Form, error: Exception) -> InvalidImage | StoreError:
+def _explained(path: Path, form: DatabaseForm, error: Exception) -> InvalidImage | StoreError:
     """SQLite says "full" of the limit as well as of the disk."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_INTERRUPT:

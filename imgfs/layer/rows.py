@@ -1,4 +1,4 @@
-"""SQLite files that are written once and then only read, and how entries' parts are stored in their rows."""
+"""SQLite files that are written once and then only read, and values packed into their rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from imgfs.errors import StoreError
 from imgfs.layer.entry import ChunkDigest, Entry, Extent
 
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
-_ABREAST = 2  # tables looked through at once: SQLite does without the interpreter's lock meanwhile
+_ABREAST = 2  # tables checked at once: SQLite runs without the interpreter's lock
 LARGEST = 1 << 62  # bytes: sums of two still fit into what the kernel takes for an offset
 _PART = struct.Struct("<QQ32s")  # skip, length, sha256
 
 
 def create_database(path: Path, schema: str) -> sqlite3.Connection:
-    """A new SQLite file that nobody else sees yet: no journal, no syncs; the store syncs and renames it."""
+    """Create a SQLite file for one writer: no journal, no syncs; the store syncs and renames it later."""
     path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
     db = sqlite3.connect(file_uri(path), uri=True, isolation_level=None, check_same_thread=False)
     db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
@@ -32,20 +32,21 @@ def create_database(path: Path, schema: str) -> sqlite3.Connection:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """A finished SQLite file that will never change again: no locks are taken. Raises StoreError."""
+    """Open a finished SQLite file, which never changes again: no locks are taken. Raises StoreError."""
     try:
         db = sqlite3.connect(f"{file_uri(path)}?immutable=1&mode=ro", uri=True, check_same_thread=False)
-        db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")  # it may be someone else's
+        # The file may have been made elsewhere.
+        db.executescript("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;")
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: {error}") from error
     return db
 
 
 def has_schema(path: Path, schema: str) -> bool:
-    """Whether the SQLite file has exactly the tables and indexes of `schema`, and nothing that could act.
+    """Return True if the SQLite file has exactly the tables and indexes of `schema`, and no trigger or view.
 
-    To be asked of a file from elsewhere before anything is read of it (sqlite.org, "Defense Against The Dark
-    Arts").
+    To be called for a file made elsewhere before anything else is read of it (sqlite.org, "Defense Against
+    The Dark Arts").
     """
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(schema)
@@ -58,9 +59,9 @@ def has_schema(path: Path, schema: str) -> bool:
 
 
 def first_invalid_table(path: Path, rules: Mapping[str, str]) -> str | None:
-    """A table of a file of which `has_schema` is true that has a row against its rule, an SQL expression.
+    """Return a table with a row against its rule, an SQL expression; `has_schema` must be True of the file.
 
-    None if there is none. To SQLite a column's type is a wish: what comes from elsewhere has to be asked.
+    None if all rows obey. SQLite does not enforce a column's type, so a rule checks types too.
     """
     try:
         with ThreadPoolExecutor(_ABREAST) as pool:
@@ -77,9 +78,9 @@ def _has_invalid_row(path: Path, table: str, rule: str) -> bool:
 
 
 def integers(low: int, high: int, *columns: str) -> str:
-    """A rule: these columns have integers from `low` to `high`.
+    """Return a rule: these columns have integers from `low` to `high`.
 
-    A function costs three times what an operator does, so all are asked at once: text and blobs are greater
+    A function costs three times what an operator does, so one checks all columns: text and blobs are greater
     than any number, a real makes the sum real, a NULL makes it NULL (sqlite.org/datatype3.html, 4.1).
     """
     within = " AND ".join(f"{name} BETWEEN {low} AND {high}" for name in columns)
@@ -87,19 +88,20 @@ def integers(low: int, high: int, *columns: str) -> str:
 
 
 def typed(kind: str, *columns: str) -> str:
-    """A rule: these columns have values of one of SQLite's types, or that or nothing: `blob`, `blob null`."""
+    """Return a rule: these columns have values of one of SQLite's types, or NULL if `kind` says so: `blob`,
+    `blob null`."""
     one, _, is_optional = kind.partition(" ")
     nothing = "{0} IS NULL OR " if is_optional else ""
     return " AND ".join(f"({nothing}typeof({{0}}) = '{one}')".format(name) for name in columns)
 
 
 def set_origin(path: Path, origin: str) -> None:
-    """Write `origin` into the summary of a file of ours. Raises StoreError."""
+    """Write `origin` into the summary of a file that imgfs wrote. Raises StoreError."""
     _change(path, "UPDATE summary SET origin = ?", (origin,))
 
 
 def set_format(path: Path, number: int, *, before: int) -> None:
-    """Write the number of a format into the summary of a file that has that `before`. Raises StoreError."""
+    """Change the format number in a file's summary from `before` to `number`. Raises StoreError."""
     _change(path, "UPDATE summary SET format_number = ? WHERE format_number = ?", (number, before))
 
 
@@ -113,7 +115,7 @@ def _change(path: Path, query: str, values: tuple[object, ...]) -> None:
 
 
 def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes | None:
-    """Extended attributes as one blob, sorted by name; None if there are none."""
+    """Pack extended attributes into one blob, sorted by name; None if there are none."""
     if not xattrs:
         return None
     parts = []
@@ -134,7 +136,7 @@ def unpack_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
 
 
 def pack_extents(extents: Iterable[Extent]) -> bytes:
-    """Extents as one blob of little-endian 64-bit triples."""
+    """Pack extents into one blob of little-endian 64-bit triples."""
     return b"".join(number.to_bytes(8, "little") for extent in extents for number in extent)
 
 
@@ -149,14 +151,14 @@ def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
 
 
 def pack_chunk_digests(parts: Iterable[ChunkDigest]) -> bytes | None:
-    """A span's parts as one blob, 48 bytes each; None if there are none."""
+    """Pack a span's chunk digests into one blob, 48 bytes each; None if there are none."""
     return b"".join(_PART.pack(*part) for part in parts) or None
 
 
 def unpack_chunk_digests(blob: bytes) -> tuple[ChunkDigest, ...]:
-    """The inverse of `pack_chunk_digests`; raises ValueError, also for parts that overlap or do not ascend.
+    """The inverse of `pack_chunk_digests`; raises ValueError, also for chunks that overlap or do not ascend.
 
-    Parts that overlapped would have the same bytes hashed as often as an index likes.
+    Chunks that overlapped would have the same bytes hashed as often as an index's author likes.
     """
     if len(blob) % _PART.size:
         raise ValueError(f"{len(blob)} bytes of parts")
@@ -167,7 +169,7 @@ def unpack_chunk_digests(blob: bytes) -> tuple[ChunkDigest, ...]:
 
 
 def pack_time(mtime_ns: int) -> int | bytes:
-    """A time as a row has it: a number, or, of a year before 1678 or after 2262, its 16 bytes."""
+    """Pack a time: a number, or, for a year before 1678 or after 2262, 16 bytes."""
     if -(1 << 63) <= mtime_ns < 1 << 63:
         return mtime_ns
     return mtime_ns.to_bytes(16, "little", signed=True)
@@ -182,7 +184,7 @@ TIME_RULE = "(typeof(mtime_ns) = 'integer' OR typeof(mtime_ns) = 'blob' AND leng
 
 
 def stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
-    """(flat, None) for the usual file in one piece, else (None, packed extents)."""
+    """Return (flat, None) for a file of one extent, which is usual, else (None, packed extents)."""
     extents = entry.extents
     if len(extents) == 1 and extents[0][:2] == (0, entry.size):
         return extents[0].flat, None
@@ -190,5 +192,5 @@ def stored_extents(entry: Entry) -> tuple[int | None, bytes | None]:
 
 
 def file_uri(path: Path) -> str:
-    """How SQLite is told of a file whose name may be any bytes (sqlite.org/uri.html)."""
+    """Return the URI of a file whose name may be any bytes (sqlite.org/uri.html)."""
     return f"file:{quote(os.fsencode(path))}"

@@ -1,10 +1,10 @@
-"""Proving an index that somebody else has made, once all of its layer is here.
+"""Verify an imported index, once all bytes of its layer are in the store.
 
-An index from elsewhere may lie: about what spans decode to, or about which files are where. If the flat layer
-as a whole has the DiffID, its bytes are the image's; then the index is written anew from them, as a scan
-would have: entries out of the tar's headers, windows out of the bytes before a checkpoint, and a digest of
-what each span decodes to. Only where spans lie in the blob is still the other's word, and the digests let
-nothing pass that comes from the wrong place.
+An imported index may be wrong about the bytes that spans decode to, or about which files are where. If the
+flat layer as a whole has the DiffID, its bytes are the image's; the index is then rewritten from them as a
+scan would have made it: entries out of the tar's headers, windows out of the bytes before a checkpoint, and a
+digest of each span's flat bytes. Only the ranges of spans in the blob are taken over, and the digests refuse
+bytes from a wrong range.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from imgfs.oci.descriptor import Descriptor, Digest
 Read = Callable[[int, int], Iterable[bytes]]  # the flat layer's bytes `[start, end)`, in pieces
 
 
-def prove(index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, writer: IndexWriter) -> None:
-    """Write to `writer` what `index` should say of `layer`, whose flat bytes, those of a tar, `read` gives.
+def verify_index(
+    index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, writer: IndexWriter
+) -> None:
+    """Write to `writer` the verified index of `layer`, whose flat bytes, those of a tar, `read` yields.
 
-    An index that needs a copy of the layer still does afterwards, and keeps its origin. Nothing that was
-    written counts unless this returns. Raises IntegrityError if the bytes do not have the DiffID,
+    An index that reads from a copy of the layer still does afterwards, and keeps its origin. The result is
+    complete only if this returns. Raises IntegrityError if the bytes do not have the DiffID,
     InvalidImage if they cannot be the layer's for another reason.
     """
     flat = _Flat(diff_id, parse_tar(_keeper(layer, writer)))
@@ -43,7 +45,7 @@ def prove(index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, wri
         for piece in read(span.flat_start, span.flat_end):
             digest.update(piece)
             flat.feed(piece)
-        writer.add_span(_proved(span, digest.digest(), checkpoint))
+        writer.add_span(_verified(span, digest.digest(), checkpoint))
     flat.finish(f"uncompressed layer {layer.digest.short} (DiffID)")
     if index.blob:
         writer.put_external_blob(BLOB, index.blob)
@@ -54,7 +56,7 @@ def prove(index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, wri
 
 
 class _Flat:
-    """A flat layer that goes by: hashed, its headers read, its last bytes at hand."""
+    """A flat layer read in order: hashed, its tar headers parsed, its last 32 KiB kept."""
 
     def __init__(self, diff_id: Digest, parser: Generator[ReadRequest, bytes, int]) -> None:
         self.size = 0
@@ -64,20 +66,20 @@ class _Flat:
         self._headers = Headers(parser)
 
     def feed(self, piece: bytes) -> None:
-        """Take the next bytes."""
+        """Read the next bytes."""
         self._hasher.update(piece)
         self._headers.feed(self.size, piece)
         self.size += len(piece)
         self.window = piece[-WINDOW:] if len(piece) >= WINDOW else (self.window + piece)[-WINDOW:]
 
     def finish(self, what: str) -> None:
-        """That was all; IntegrityError says `what` is wrong."""
+        """End the layer; raises IntegrityError naming `what`, InvalidImage."""
         self._diff_id.check(self._hasher, what)
         self._headers.finish(self.size)
 
 
 def _keeper(layer: Descriptor, writer: IndexWriter) -> Callable[[Entry], None]:
-    """Writes entries, as a scan of the layer would."""
+    """Return a function that writes entries as a scan of the layer does."""
     hides = TOC_DIGEST in layer.annotations
 
     def keep(entry: Entry) -> None:
@@ -87,7 +89,7 @@ def _keeper(layer: Descriptor, writer: IndexWriter) -> Callable[[Entry], None]:
     return keep
 
 
-def _proved(span: Span, digest: bytes, checkpoint: Checkpoint | None) -> Span:
-    """The span, bound to what it decodes to."""
+def _verified(span: Span, digest: bytes, checkpoint: Checkpoint | None) -> Span:
+    """Return the span with the digest of its flat bytes."""
     part = ChunkDigest(0, span.flat_end - span.flat_start, digest)
     return span._replace(checkpoint=checkpoint, parts=(part,))

@@ -1,8 +1,8 @@
-"""Which of a layer's extended attributes are kept: those that Linux has a name for, and can keep there.
+"""Choose the extended attributes of a layer that Linux can keep.
 
-An image made on another system brings others along (`com.apple.provenance`), and tar keeps what a file system
-had of its own (`system.nfs4_acl`). What cannot be kept is left out, as umoci, GNU tar and podman do on
-ENOTSUP; here it is left out of the tree, and so of both drivers, of listings and of copies alike.
+An image made on another system has others (`com.apple.provenance`), and tar stores those of particular file
+systems (`system.nfs4_acl`). Attributes that Linux cannot keep are dropped, as umoci, GNU tar and podman do on
+ENOTSUP; imgfs drops them from the tree, and so from both drivers, listings and copies.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from imgfs.layer.entry import Kind
 from imgfs.layer.limits import XATTR_LIST_LIMIT, XATTR_NAME_LIMIT, XATTR_VALUE_LIMIT, XATTRS_LIMIT
 
 _ANYWHERE = (b"trusted.", b"security.")
-_ON_FILES = b"user."  # and directories: on others there is no one to ask for leave (xattr(7))
+_ON_FILES = b"user."  # and directories: other files have no permission bits for it (xattr(7))
 _ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 
 
 def kept_xattrs(kind: Kind, xattrs: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
-    """Those of a file's attributes that Linux can keep; raises InvalidImage for one too long for it."""
+    """Return those of a file's attributes that Linux can keep; raises InvalidImage for one too long."""
     kept = {name: value for name, value in xattrs.items() if _is_kept(kind, name, value)}
     for name, value in kept.items():
         if len(name) > XATTR_NAME_LIMIT:
@@ -44,5 +44,5 @@ def _is_kept(kind: Kind, name: bytes, value: bytes) -> bool:
 
 
 def _is_acl(value: bytes) -> bool:
-    """Whether it is an ACL as the kernel reads them: version 2, entries of 8 bytes (posix_acl_xattr.h)."""
+    """Return True for an ACL as the kernel reads them: version 2, entries of 8 bytes (posix_acl_xattr.h)."""
     return len(value) % 8 == 4 and value.startswith(b"\2\0\0\0")

@@ -17,14 +17,14 @@ from pathlib import Path
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Extent, Kind
 from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
-from imgfs.layer.rewrite import Form, write_anew
+from imgfs.layer.rewrite import DatabaseForm, rewrite_database
 from imgfs.layer.rows import file_uri, set_format, set_origin, unpack_extents, unpack_time, unpack_xattrs
 from imgfs.layer.xattrs import kept_xattrs
 from imgfs.tree.builder import check_time
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
 
-_FORM = Form("a tree", SCHEMA, f"{MILESTONES};", RULES)
+_FORM = DatabaseForm("a tree", SCHEMA, f"{MILESTONES};", RULES)
 _DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12
 _KINDS: Mapping[int, Kind] = {
     stat.S_IFREG: Kind.FILE,
@@ -104,7 +104,7 @@ def export_tree(path: Path, copy: Path) -> None:
 
 def _rewrite(path: Path) -> None:
     """Rewrite the file and check all its rows; raises InvalidImage, StoreError."""
-    write_anew(path, _FORM)
+    rewrite_database(path, _FORM)
     try:
         with closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db:
             db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")

@@ -12,7 +12,7 @@ from imgfs.layer.entry import ChunkDigest, Codec, Span
 
 
 def decode_span(span: Span, chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
-    """The flat bytes of `span` out of its compressed bytes; whoever uses them must take all of them first.
+    """Yield the flat bytes of `span` out of its compressed bytes; use none before all were yielded.
 
     Raises IntegrityError at the end at the latest, if the compressed bytes do not have the span's digest, or
     the flat ones not those of its parts, or decode to another length than the span's.

@@ -2,13 +2,14 @@
 
 A zTOC is a flatbuffer of what the tar's headers say, of the checkpoints at which a gzip member can be
 entered, and of the sha256 of every compressed range between them (ztoc/fbs/ztoc.fbs). Its flat layer is the
-tar stream itself, as imgfs's own. `ztocwriter` makes one.
+tar stream itself, as imgfs's own. `ztoc_writer` makes one.
 
 What it cannot say. Sparse files: its writer takes Go's archive/tar at its word, which gives an old GNU sparse
 member another type, so no zTOC is made at all, and a PAX one the size it expands to, at the offset of what is
-stored; such an entry is refused here, it has no place for the map. A global PAX header or a typeflag that Go
-does not know also leave a layer without zTOC. The uncompressed size is where the writer's tar reader stopped:
-zeros that pad the archive further do not belong to the flat layer, whose sha256 then is not the DiffID.
+stored; such an entry is refused here, a zTOC has no field for the map. A global PAX header or a typeflag that
+Go does not know also leave a layer without zTOC. The uncompressed size is where the writer's tar reader
+stopped: zeros that pad the archive further do not belong to the flat layer, whose sha256 then is not the
+DiffID.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing a zTOC of a layer that imgfs has indexed, for soci-snapshotter and whoever else reads them.
+"""Write a zTOC of a layer that imgfs has indexed, for soci-snapshotter and other readers of zTOCs.
 
 SOCI's spans differ from a scan's at both ends: the first begins after the gzip header, the last holds all
 that is left of the blob. `soci_spans` makes them so; it has to see the bytes whose digest that changes. And
@@ -34,7 +34,7 @@ _FIRST_SECOND, _LAST_SECOND = -62135596800, 253402300799  # of the years 1 and 9
 
 
 class Inexpressible(ImgfsError):
-    """A layer that a zTOC has no words for: several gzip members, zstd, sparse files, times before year 1."""
+    """A layer that a zTOC cannot describe: several gzip members, zstd, sparse files, times before year 1."""
 
 
 class Member(NamedTuple):
@@ -103,8 +103,8 @@ def build_ztoc(
 ) -> bytes:
     """The zTOC of a blob of `size` bytes that holds these members; `spans` are as `soci_spans` has them.
 
-    `tool` is who made it. User and group names, which nobody needs, are left empty. The same input makes the
-    same bytes. Raises Inexpressible.
+    `tool` names the program that makes it. User and group names, which no reader needs, are left empty. The
+    same input makes the same bytes. Raises Inexpressible.
     """
     _check_spans(spans, size)
     builder = Builder()

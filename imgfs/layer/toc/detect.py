@@ -1,4 +1,4 @@
-"""Which layers bring a table of contents along, by what their manifest says of them."""
+"""Detect by a layer's descriptor in the manifest whether it has a table of contents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from imgfs.oci.descriptor import Descriptor
 
 
 def find_toc(layer: Descriptor) -> Fetch[Toc | External] | None:
-    """What reads the table of contents of `layer`, None if its manifest vouches for none.
+    """Return a reader of the table of contents of `layer`, None if its manifest has no digest of one.
 
-    The reader yields ranges (start, end) of the blob, wants to be sent exactly their bytes, and returns the
-    table. A table that no digest in the manifest is of would bind nobody: such a layer has none. The reader
-    raises InvalidImage for one that is broken, IntegrityError for one that is another than the manifest says.
+    The reader yields ranges (start, end) of the blob, is sent exactly their bytes, and returns the table. A
+    table whose digest is not in the manifest is not trusted, and not read. The reader raises InvalidImage for
+    one that is broken, IntegrityError for one that is another than the manifest says.
     """
     if zstd_chunked.is_chunked(layer):
         return zstd_chunked.fetch_toc(layer)

@@ -100,7 +100,7 @@ def external_toc(tocs: Manifest, layer: Descriptor) -> Descriptor | None:
 def read_external_toc(body: bytes, layer: Descriptor, external: External) -> Toc:
     """Read the whole blob that has the table of `layer`: packed as within a layer, without a footer.
 
-    Nobody but the digest in the layer's own manifest is believed. Raises InvalidImage, IntegrityError.
+    Only the digest in the layer's own manifest is trusted. Raises InvalidImage, IntegrityError.
     """
     return _read(body, toc_digest(layer), external.end)
 

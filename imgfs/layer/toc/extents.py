@@ -1,4 +1,4 @@
-"""Where a table of contents says payloads are in the blob, turned into spans and places in the flat layer.
+"""The chunks of a table of contents, laid out in a flat layer and grouped into spans.
 
 A payload is one chunk of a file's bytes. Several may share one compressed stream. In the flat layer they lie
 in the order of the blob, so that what is near here is near there. Every file begins at a multiple of 512
@@ -20,7 +20,7 @@ class TocChunk(NamedTuple):
     """`length` bytes at `offset` of a file: those `skip` bytes into what the blob decodes to from `start` on.
 
     `end` is where its compressed bytes end at the latest, 0 if the table does not say. A payload with a
-    `digest` has a sha256; one without is zeros, which nobody needs to fetch.
+    `digest` has a sha256; one without is zeros, and never fetched.
     """
 
     start: int

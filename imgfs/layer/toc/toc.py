@@ -1,4 +1,4 @@
-"""The JSON table of contents of eStargz and zstd:chunked: entries and spans out of it.
+"""Turn the JSON table of contents of eStargz and zstd:chunked into entries and spans.
 
 Both formats have the same one (eStargz specification, "TOC, TOCEntries and footer"; containers/storage,
 `pkg/chunked/internal/minimal`), each with fields of its own. Zero fields are left out of it.
@@ -79,7 +79,7 @@ def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
 
 
 def is_own(path: bytes) -> bool:
-    """Whether an entry is one of the format's own files, which nobody is to see."""
+    """Return True if an entry is one of the format's own files, which no tree shows."""
     return path.decode("utf-8", "replace").removeprefix("./").lstrip("/") in _HIDDEN
 
 
