@@ -1,4 +1,4 @@
-"""What an image's manifest names beside its layers, for those who need to know no more of it."""
+"""The digest of a SOCI index that an image's manifest names; for modules that need no more of SOCI."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its SOC
 
 
 def soci_v2_digest(manifest: Manifest) -> Digest | None:
-    """The SOCI index, version 2, that an image's manifest names, if it does; raises InvalidImage."""
+    """Return the digest of the SOCI index, version 2, that a manifest names, if any; raises InvalidImage."""
     text = manifest.annotations.get(INDEX_DIGEST)
     return None if text is None else Digest.parse(text, where=f"manifest.annotations[{INDEX_DIGEST!r}]")

@@ -8,6 +8,7 @@ manifests         manifests and tags                     blobs           blobs, 
 referrers         the referrers API and its tag schema   upload          one blob pushed, in chunks
 upload_body       the body of an upload, with its digest checked
 session           requests along redirects, with Authorization
+challenges        WWW-Authenticate and scopes
 auth              token authentication as generators     authenticator   the same over the wire
 redirect_auth     tokens of registries that a redirect leads to
 redirects         where a redirect or an upload location may lead

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from imgfs.errors import ImgfsError, RegistryError, Unavailable
-from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
+from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest
+from imgfs.registry.challenges import parse_challenges
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.redirects import within_host
 from imgfs.registry.response import Response

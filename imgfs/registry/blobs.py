@@ -20,6 +20,7 @@ from imgfs.registry.retry import Patience
 from imgfs.registry.session import Answer, HttpSession
 from imgfs.registry.urls import redact
 
+_CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 
 
@@ -38,22 +39,22 @@ class BodySlice(NamedTuple):
     length: int
 
 
-def range_header(piece: BlobRange) -> dict[str, str]:
-    """The header that asks for a piece: one closed range, and none at all for the whole blob.
+def range_header(wanted: BlobRange) -> dict[str, str]:
+    """The header that asks for a range: one closed range, and none at all for the whole blob.
 
     Suffix, open-ended and multiple ranges are answered wrongly by some registries.
     """
-    start, end, size = piece
+    start, end, size = wanted
     return {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
 
 
-def slice_of(status: int, headers: Mapping[str, str], piece: BlobRange, what: str) -> BodySlice:
-    """Where the piece is in the response's body; `what` it is of is said in errors.
+def slice_of(status: int, headers: Mapping[str, str], wanted: BlobRange, what: str) -> BodySlice:
+    """Where the range is in the response's body; `what` it is of is said in errors.
 
     A 200 carries the whole blob, whatever was asked. A 206 may carry less than asked, from `start` on. Raises
     IntegrityError if the response contradicts the request or the blob's size.
     """
-    start, end, size = piece
+    start, end, size = wanted
     if status == 200:
         _check_length(headers, size, what)
         return BodySlice(start, end - start)
@@ -72,9 +73,9 @@ def slice_of(status: int, headers: Mapping[str, str], piece: BlobRange, what: st
     return BodySlice(0, last + 1 - first)
 
 
-def cut_out(chunks: Iterable[bytes], window: BodySlice, what: str) -> Iterator[bytes]:
-    """The window's bytes out of a body in chunks; raises Unavailable if the body ends before."""
-    skip, left = window
+def cut_out(chunks: Iterable[bytes], body_slice: BodySlice, what: str) -> Iterator[bytes]:
+    """Yield the bytes of a slice out of a body in chunks; raises Unavailable if the body ends before."""
+    skip, left = body_slice
     for chunk in chunks:
         piece = chunk[skip : skip + left]
         skip = max(0, skip - len(chunk))
@@ -115,9 +116,6 @@ def _check_length(headers: Mapping[str, str], expected: int, what: str) -> None:
         raise IntegrityError(f"{what}: Content-Length", expected=expected, actual=given[:40])
 
 
-_CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
-
-
 class Blobs:
     """The blobs of `name`, `registry/repository`. Safe in threads."""
 
@@ -135,7 +133,7 @@ class Blobs:
         return self._session.ask("GET", self._url(digest), {}, limit=MAX_DOCUMENT, check=check).body
 
     def doubt(self, digest: Digest) -> None:
-        """What came of a blob was wrong: wherever it was redirected to is not asked again."""
+        """Forget where a blob was redirected to: what came from there was wrong."""
         self._targets.pop(self._url(digest), None)
 
     def read(
@@ -176,22 +174,22 @@ class Blobs:
     def _url(self, digest: Digest) -> str:
         return self._session.at(f"blobs/{digest}")
 
-    def _range(self, url: str, piece: BlobRange, patience: Patience) -> Iterator[bytes]:
-        """One request for a piece of a blob; it may end early with Unavailable, or without."""
+    def _range(self, url: str, wanted: BlobRange, patience: Patience) -> Iterator[bytes]:
+        """Send one request for a range of a blob; it may end early with Unavailable, or without."""
         what = redact(url)
         try:
-            response = self._open_blob(url, range_header(piece), patience)
+            response = self._open_blob(url, range_header(wanted), patience)
         except RegistryError as error:
             if error.status == 416:
-                raise IntegrityError(f"{what}: length", expected=piece.size, actual="less") from error
+                raise IntegrityError(f"{what}: length", expected=wanted.size, actual="less") from error
             raise
         with closing(response):
             try:
-                window = slice_of(response.status, response.headers, piece, what)
+                body_slice = slice_of(response.status, response.headers, wanted, what)
             except IntegrityError:
                 self._targets.pop(url, None)
                 raise
-            yield from cut_out(response.chunks(patience), window, what)
+            yield from cut_out(response.chunks(patience), body_slice, what)
 
     def _open_blob(self, url: str, headers: Mapping[str, str], patience: Patience) -> Response:
         """Ask where the blob was redirected to last; a refusal there means: ask the registry again."""

@@ -1,8 +1,7 @@
-"""The manifests of one repository, by tag or digest (distribution-spec, "Pulling manifests" and on).
+"""The manifests of one repository, its tags, and lists in pages (distribution-spec).
 
-Lists that come in pages, each of which says where the next one is (distribution-spec; RFC 8288).
-
-A repository's tags: their list, and what is said of them (distribution-spec, "Listing Tags").
+Manifests are fetched by tag or digest, pushed and deleted ("Pulling manifests" and on), tags are listed
+("Listing Tags"). Each page of a list says where the next one is (RFC 8288).
 """
 
 from __future__ import annotations
@@ -26,94 +25,14 @@ from imgfs.registry.session import Answer, HttpSession
 from imgfs.registry.upload import check_stored
 from imgfs.registry.urls import origin, redact
 
-_FEW_TAGS = 10
-_ENOUGH = 1000  # tags to tell a person of
-
-
-def list_tags(session: HttpSession, limit: int) -> list[str]:
-    """Up to `limit` tags of the session's repository, in the registry's order."""
-    found: list[str] = []
-    for answer in pages(session, session.at("tags/list", n=str(limit)), {}):
-        found += _tags_in(answer.body)
-        if len(found) >= limit:
-            break
-    return found[:limit]
-
-
-def existing_tags(session: HttpSession) -> str:
-    """The tags of a repository, or why they are not known, for a message."""
-    try:
-        return describe_tags(list_tags(session, _ENOUGH))
-    except NotFound:
-        return "there is no such repository"
-    except (RegistryError, InvalidImage):
-        return "the registry does not list its tags"
-
-
-def describe_tags(tags: list[str]) -> str:
-    """Say for a message which tags there are: all if they are few, else how many and some.
-
-    Tags of signatures and of lists of referrers are left out: they name no image.
-    """
-    if not tags:
-        return "there are none"
-    tags = [tag for tag in tags if not is_artifact_tag(tag)]
-    if not tags:
-        return "there are none of images"
-    if len(tags) <= _FEW_TAGS:
-        return f"there are: {', '.join(tags)}"
-    return f"there are {len(tags)}, such as {', '.join(tags[:_FEW_TAGS])}"
-
-
-def _tags_in(body: bytes) -> list[str]:
-    try:
-        tags = json.loads(body.decode())["tags"] or []
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise InvalidImage("the registry's list of tags is not in JSON") from error
-    return (
-        [tag for tag in tags if isinstance(tag, str) and tag.isprintable()] if isinstance(tags, list) else []
-    )
-
-
+_KEPT = 4  # manifests at hand
+_ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
+_FEW_TAGS = 10  # tags that a message lists in full
+_ENOUGH = 1000  # tags that are fetched for a message
 MAX_PAGE = 4 << 20  # bytes
 _MAX_PAGES = 20
 _LINK = re.compile(r"<([^>]*)>([^<]*)")  # one of perhaps several (RFC 8288, 3)
 _NEXT = re.compile(r';\s*rel\s*=\s*"?[^";]*\bnext\b', re.IGNORECASE)
-
-
-def pages(session: HttpSession, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
-    """The answers for `url` and the pages after it: at most 20 of 4 MiB, each once, all of one host.
-
-    The last of them is asked for within the time that one document has. Raises RegistryError, InvalidImage
-    for a page that is longer.
-    """
-    page: str | None = url
-    seen: set[str] = set()
-    ends = time.monotonic() + session.timeouts.deadline
-    while page and page not in seen and len(seen) < _MAX_PAGES:
-        if time.monotonic() >= ends:
-            raise Unavailable(f"{redact(url)}: its pages take too long", url=redact(url))
-        seen.add(page)
-        answer = session.ask("GET", page, headers, limit=MAX_PAGE)
-        yield answer
-        page = _next_page(page, answer.headers)
-
-
-def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
-    """Where `Link: <url>; rel="next"` points to, if it is on the same host."""
-    links = _LINK.findall(headers.get("Link", ""))
-    target = next((target for target, parameters in links if _NEXT.search(parameters)), None)
-    if target is None:
-        return None
-    try:
-        following = redirected(url, target)
-    except RegistryError:
-        return None
-    return following if origin(following) == origin(url) else None
-
-
-_KEPT = 4  # manifests at hand
-_ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
 
 
 class Fetched(NamedTuple):
@@ -231,3 +150,79 @@ def _digest_in(headers: Mapping[str, str]) -> Digest | None:
         return Digest.parse(headers.get("Docker-Content-Digest"))
     except InvalidImage:
         return None
+
+
+def list_tags(session: HttpSession, limit: int) -> list[str]:
+    """Up to `limit` tags of the session's repository, in the registry's order."""
+    found: list[str] = []
+    for answer in pages(session, session.at("tags/list", n=str(limit)), {}):
+        found += _tags_in(answer.body)
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def existing_tags(session: HttpSession) -> str:
+    """The tags of a repository, or why they are not known, for a message."""
+    try:
+        return describe_tags(list_tags(session, _ENOUGH))
+    except NotFound:
+        return "there is no such repository"
+    except (RegistryError, InvalidImage):
+        return "the registry does not list its tags"
+
+
+def describe_tags(tags: list[str]) -> str:
+    """Say for a message which tags there are: all if they are few, else how many and some.
+
+    Tags of signatures and of lists of referrers are left out: they name no image.
+    """
+    if not tags:
+        return "there are none"
+    tags = [tag for tag in tags if not is_artifact_tag(tag)]
+    if not tags:
+        return "there are none of images"
+    if len(tags) <= _FEW_TAGS:
+        return f"there are: {', '.join(tags)}"
+    return f"there are {len(tags)}, such as {', '.join(tags[:_FEW_TAGS])}"
+
+
+def _tags_in(body: bytes) -> list[str]:
+    try:
+        tags = json.loads(body.decode())["tags"] or []
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise InvalidImage("the registry's list of tags is not in JSON") from error
+    return (
+        [tag for tag in tags if isinstance(tag, str) and tag.isprintable()] if isinstance(tags, list) else []
+    )
+
+
+def pages(session: HttpSession, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+    """The answers for `url` and the pages after it: at most 20 of 4 MiB, each once, all of one host.
+
+    The last of them is asked for within the time that one document has. Raises RegistryError, InvalidImage
+    for a page that is longer.
+    """
+    page: str | None = url
+    seen: set[str] = set()
+    ends = time.monotonic() + session.timeouts.deadline
+    while page and page not in seen and len(seen) < _MAX_PAGES:
+        if time.monotonic() >= ends:
+            raise Unavailable(f"{redact(url)}: its pages take too long", url=redact(url))
+        seen.add(page)
+        answer = session.ask("GET", page, headers, limit=MAX_PAGE)
+        yield answer
+        page = _next_page(page, answer.headers)
+
+
+def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
+    """Where `Link: <url>; rel="next"` points to, if it is on the same host."""
+    links = _LINK.findall(headers.get("Link", ""))
+    target = next((target for target, parameters in links if _NEXT.search(parameters)), None)
+    if target is None:
+        return None
+    try:
+        following = redirected(url, target)
+    except RegistryError:
+        return None
+    return following if origin(following) == origin(url) else None

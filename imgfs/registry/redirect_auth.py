@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 
-from imgfs.registry.auth import parse_challenges
 from imgfs.registry.authenticator import Authenticator
+from imgfs.registry.challenges import parse_challenges
 from imgfs.registry.response import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.transport import Transport

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
-from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest
+from imgfs.registry.auth import Authorizer, TokenReply, TokenRequest
+from imgfs.registry.challenges import Challenge
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.ssrf import check_address, check_realm
 

@@ -32,8 +32,9 @@ from imgfs.errors import (
 )
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest, parse_challenges
+from imgfs.registry.auth import Authorizer, TokenReply, TokenRequest
 from imgfs.registry.blobs import BodySlice, cut_out, gather
+from imgfs.registry.challenges import Challenge, parse_challenges
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials, find_credentials
 from imgfs.registry.endpoint import MAX_MANIFEST, RegistryEndpoint

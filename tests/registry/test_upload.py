@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imgfs.errors import IntegrityError, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.registry.auth import join_scopes
+from imgfs.registry.challenges import join_scopes
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
