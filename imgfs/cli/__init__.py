@@ -1,4 +1,9 @@
-"""The command line: arguments in, text and an exit code out. Alone prints.
+"""The command line: arguments in, text and an exit code out. Only this package prints.
+
+`parser` has the table of commands; each command's module has its options, its work and its printing. Shared:
+`options` (those of several commands), `selection` and `scratch_selection` (from options to an image, to a
+scratch), `output`, `format`, `progress`. `fstab` translates what mount(8) asks; `pages` and `build` make man
+pages and completions.
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. An error is one line on standard
 error.
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), MISUSED)
     except ImgfsError as error:
         return _complain(str(error), FAILED)
-    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         _drop_output()
         return FAILED
     except OSError as error:
@@ -77,7 +82,7 @@ def umount_helper() -> int:
 
 
 def _open_standard_files() -> None:
-    """Stand in for standard files that the caller has closed: what is opened next would take their places."""
+    """Open /dev/null for standard files that are closed: the next file opened would get their numbers."""
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -88,7 +93,7 @@ def _open_standard_files() -> None:
 
 
 def _drop_output() -> None:
-    """Write what can be written; what cannot is not tried again, and complained of, when Python ends."""
+    """Flush standard output; if that fails, redirect it, so that Python does not try again when it ends."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def add_check(actions: Actions) -> argparse.ArgumentParser:
     command = actions.add_parser(
         "check",
-        help="see whether everything is what it was",
+        help="verify everything in the store",
         description="""\
-Reads the whole store, and holds documents against their digests, indexes and trees against their checksums,
-cached bytes against what digests are known of them, or their layer's DiffID. Cached bytes of a compressed
+Reads the whole store and verifies documents by their digests, indexes and trees by their checksums, cached
+bytes by the digests known of them, or by their layer's DiffID. Cached bytes of a compressed
 layer that is not here whole cannot be checked: --strict counts them as wrong. Exits with 1 if something is
 wrong and has been left as it is.
 
@@ -33,13 +33,13 @@ Examples:
     )
     command.set_defaults(run=check)
     command.add_argument("--repair", action="store_true", help="remove what is wrong")
-    command.add_argument("--strict", action="store_true", help="what cannot be checked counts as wrong")
+    command.add_argument("--strict", action="store_true", help="count what cannot be checked as wrong")
     json_option(command)
     return command
 
 
 def check(options: argparse.Namespace) -> int:
-    """See whether everything in the store is what it was, and remove what is not."""
+    """Verify everything in the store, and with --repair remove what is wrong."""
     import json
 
     from imgfs.cli.selection import open_store

@@ -16,7 +16,7 @@ from imgfs.cli.scratch_selection import scratch_options
 from imgfs.errors import StoreError
 
 if TYPE_CHECKING:
-    from imgfs.cli.scratch_selection import Changed
+    from imgfs.cli.scratch_selection import ScratchSelection
     from imgfs.commit import BaseImage, Committed, Record
     from imgfs.image.image import Image
     from imgfs.oci.descriptor import Digest
@@ -58,8 +58,8 @@ Examples:
 
 
 def commit(options: argparse.Namespace) -> int:
-    """Make an image of what a scratch shows, and put it somewhere."""
-    from imgfs.cli.scratch_selection import changed
+    """Make an image of what a scratch shows, and put it into a registry or layout."""
+    from imgfs.cli.scratch_selection import select_scratch
     from imgfs.commit import commit as make_image
     from imgfs.oci.change import parse_change
     from imgfs.registry.config.local_names import parse_destination
@@ -67,48 +67,48 @@ def commit(options: argparse.Namespace) -> int:
 
     target = parse_destination(options.new)
     changes_to_config = [parse_change(text) for text in options.change]
-    found = changed(options)
+    selected = select_scratch(options)
     with (
-        found.open() as image,
-        found.changes(image) as changes,
-        found.store.workplace(".commit-") as directory,
+        selected.open() as image,
+        selected.changes(image) as changes,
+        selected.store.workplace(".commit-") as directory,
     ):
         made = make_image(
             changes.members(),
-            _base(image, found, target),
+            _base(image, selected, target),
             directory,
-            record=_record(options, found, changes),
+            record=_record(options, selected, changes),
             changes=changes_to_config,
             codec=options.compression,
         )
-        digest = _put(made, image, found, target)
+        digest = _put(made, image, selected, target)
     say(replace(target, tag=tag_of(target), digest=digest))
     return 0
 
 
-def _base(image: Image, found: Changed, target: Reference) -> BaseImage:
-    """The documents of the image below, those of its layers only that the scratch lies on."""
+def _base(image: Image, selected: ScratchSelection, target: Reference) -> BaseImage:
+    """Return the documents of the image below, cut to the layers that the scratch lies on."""
     from imgfs.commit import BaseImage
     from imgfs.oci.change import as_oci, truncate
     from imgfs.oci.reference import LayoutReference
 
     resolved = image.resolved
-    whole = found.store.document(resolved.digest)
-    config = found.store.document(resolved.manifest.config.digest)
+    whole = selected.store.document(resolved.digest)
+    config = selected.store.document(resolved.manifest.config.digest)
     if whole is None or config is None:
         raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
     manifest, config = truncate(whole, config, len(resolved.manifest.layers))
     return BaseImage(as_oci(manifest) if isinstance(target, LayoutReference) else manifest, config)
 
 
-def _record(options: argparse.Namespace, found: Changed, changes: Diff) -> Record:
-    """What the image says of its making: on the date of its newest file, for the same image each time."""
+def _record(options: argparse.Namespace, selected: ScratchSelection, changes: Diff) -> Record:
+    """Return the history entry: dated by the newest file, so that the same changes make the same image."""
     from datetime import UTC, datetime
 
     from imgfs.commit import Record
 
     newest = max((change.after.mtime_ns for change in changes if change.after), default=0) // 1_000_000_000
-    date = newest if found.environment.source_date is None else found.environment.source_date
+    date = newest if selected.environment.source_date is None else selected.environment.source_date
     return Record(
         created=datetime.fromtimestamp(min(max(date, 0), 253_402_300_799), UTC),  # until the year 9999
         created_by="imgfs commit",
@@ -117,13 +117,13 @@ def _record(options: argparse.Namespace, found: Changed, changes: Diff) -> Recor
     )
 
 
-def _put(made: Committed, image: Image, found: Changed, target: Reference) -> Digest:
+def _put(made: Committed, image: Image, selected: ScratchSelection, target: Reference) -> Digest:
     from imgfs.cli.copy import send_to
     from imgfs.cli.progress import Progress
     from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
 
-    opened = send_to(target, found.options, found.environment)
-    origin = mountable(found.reference, target)
+    opened = send_to(target, selected.options, selected.environment)
+    origin = mountable(selected.reference, target)
     layers = [blob_of(image.source, layer, mount_from=origin) for layer in image.resolved.manifest.layers]
     if made.layer and made.layer_path:
         layers.append(blob_in(made.layer_path, made.layer))

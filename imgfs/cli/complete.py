@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from imgfs.cli.options import Commands, store_option
 from imgfs.cli.output import say
 
-# What completes the arguments that the help names so (metavar).
+# The kind of values that completes an argument, by its metavar.
 KINDS = {
     "images": ("IMAGE", "SRC", "IMAGE|DIGEST"),
     "mounts": ("MNT", "MOUNTPOINT", "MNT|NAME"),
@@ -37,7 +37,7 @@ def complete(options: argparse.Namespace) -> int:
         "topics": _topics,
     }
     for value in sorted(set(sources[options.kind](options))):
-        if value.isprintable() and " " not in value:  # shells part words at spaces
+        if value.isprintable() and " " not in value:  # shells split words at spaces
             say(value)
     return 0
 

@@ -1,4 +1,4 @@
-"""imgfs run, the child's part: a bundle for the image, mounted where nobody sees it, and a runtime on it."""
+"""imgfs run, the child's part: mount a bundle in a private mount namespace, and run an OCI runtime on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from imgfs.cli.container_options import request_of
 from imgfs.cli.run import complain, warn
-from imgfs.cli.selection import Wanted, wanted
+from imgfs.cli.selection import ImageSelection, select_image
 from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved
@@ -43,7 +43,7 @@ from imgfs.runtime.user import User, find_user
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A container about to be started: all that the command line and the environment say.
+    """A container about to be started: what the command line and the environment say.
 
     `maps` are a user namespace's ids.
     """
@@ -56,7 +56,7 @@ class Start:
 
 
 def start_of(options: argparse.Namespace, maps: IdMaps | None, environment: Environment) -> Start:
-    """What the command line asks for; raises UsageError."""
+    """Read what the command line says; raises UsageError."""
     if options.tty and not os.isatty(0):
         raise UsageError("-t: standard input is not a terminal")
     name = options.name or os.urandom(6).hex()
@@ -65,17 +65,17 @@ def start_of(options: argparse.Namespace, maps: IdMaps | None, environment: Envi
 
 
 def run_container(start: Start, mounting: Mounting) -> int:
-    """Run a container to its end; its exit code, or the one for a command that could not be run.
+    """Run a container to its end; return its exit code, or the one for a command that could not be run.
 
-    What a tag meant the last time is mounted while its registry is asked whether it still does: in most
-    cases that is so. The container only begins once it is known.
+    What a tag resolved to the last time is mounted while the registry is asked whether it still does. The
+    container only begins once that is known.
     """
     request, options = start.request, start.options
     runtime = OciRuntime(find_runtime(options.runtime), cgroups_of_this_machine())
     host = _host_facts(start, runtime)
     for warning in unmet_requests(request, host, runtime.cgroups):
         warn(warning)
-    image = wanted(options, start.environment)
+    image = select_image(options, start.environment)
     detach_other_mounts(_needed(image, request))
     plan = _Plan(start, image, runtime, host)
     guess = image.guess() if options.scratch is None else None
@@ -88,8 +88,8 @@ def run_container(start: Start, mounting: Mounting) -> int:
             return _contain(plan, outdated.meant, another)
 
 
-def _needed(image: Wanted, request: ContainerRequest) -> Iterator[Path]:
-    """What is read from this machine while the container runs."""
+def _needed(image: ImageSelection, request: ContainerRequest) -> Iterator[Path]:
+    """Yield the directories and files of this machine that are read while the container runs."""
     yield image.store.root
     yield Path.cwd()
     if isinstance(image.reference, LayoutReference):
@@ -99,16 +99,16 @@ def _needed(image: Wanted, request: ContainerRequest) -> Iterator[Path]:
 
 
 class _Plan(NamedTuple):
-    """A container, but for what its image turns out to be."""
+    """A container, except for its resolved image."""
 
     start: Start
-    image: Wanted
+    image: ImageSelection
     runtime: OciRuntime
     host: HostFacts
 
 
 class _Outdated(Exception):
-    """The reference means something else now."""
+    """The reference resolves to another image now."""
 
     def __init__(self, meant: Resolved) -> None:
         super().__init__(str(meant.digest))
@@ -153,7 +153,7 @@ def _run(plan: _Plan, bundle: Bundle, relay: SignalRelay, owner: tuple[int, int]
 
 
 def _write(start: Start, resolved: Resolved, bundle: Bundle, host: HostFacts) -> tuple[int, int]:
-    """Complete a bundle; whom the container runs as. Raises Refused: podman says so when it starts it."""
+    """Complete a bundle; return the (uid, gid) that the container runs as. Raises Refused."""
     rootfs, request = Rootfs(bundle.rootfs), start.request
     defaults = ImageDefaults.parse(resolved.config.config)
     try:
@@ -174,7 +174,9 @@ def _settled(config: dict[str, Any], rootfs: Rootfs, host: HostFacts) -> dict[st
     return with_nodev_root(config, rootfs.top, host.mount_program) if host.mount_program else config
 
 
-def _begin_mount(start: Start, resolved: Resolved, image: Wanted, bundle: Bundle, mounting: Mounting) -> None:
+def _begin_mount(
+    start: Start, resolved: Resolved, image: ImageSelection, bundle: Bundle, mounting: Mounting
+) -> None:
     scratch, tree = _scratch(start.options, image), image.store.tree(resolved.tree)
     if start.maps and tree:
         make_upper(scratch, tree)
@@ -206,7 +208,7 @@ def bundle(options: argparse.Namespace) -> int:
     uid, gid, is_root = os.getuid(), os.getgid(), os.geteuid() == 0
     maps: IdMaps | None = None if is_root else ((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
     with Mounting.fork() as mounting:
-        image = wanted(options)
+        image = select_image(options)
         resolved = image.prepare()
         how = _how(made, _scratch(options, image), (uid, gid) if maps else None, options, for_all=is_root)
         mounting.mount(resolved, image.connect, image.store, how)
@@ -227,7 +229,7 @@ def bundle(options: argparse.Namespace) -> int:
 def _container(
     name: str, rootfs: Rootfs, defaults: ImageDefaults, request: ContainerRequest, maps: IdMaps | None
 ) -> Container:
-    """Whom it runs as, looked up in the mounted image, where its working directory is made."""
+    """Look the user up in the mounted image, and make the working directory there."""
     text = defaults.user if request.user is None else request.user
     accounts = read_accounts(rootfs, "/etc/passwd"), read_accounts(rootfs, "/etc/group")
     user = _mapped(find_user(text, *accounts, request.security.groups), maps, text)
@@ -237,7 +239,7 @@ def _container(
 
 
 def _mapped(user: User, maps: IdMaps | None, text: str) -> User:
-    """The user as the user namespace has it; one that has a single id has only a root."""
+    """Return the user as the user namespace maps it; a namespace with a single id has only a root."""
     if maps is None:
         return user
     if has_single_id(maps):
@@ -264,7 +266,7 @@ def _how(
     return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch, driver=driver)
 
 
-def _scratch(options: argparse.Namespace, image: Wanted) -> Scratch:
+def _scratch(options: argparse.Namespace, image: ImageSelection) -> Scratch:
     if options.scratch is not None:
         return find_scratch(options.scratch, image.store.root)
     return volatile_scratch(image.store.root)

@@ -29,8 +29,8 @@ def add_run(commands: Commands) -> None:
         """\
 Runs a command, the image's own or CMD, in a container of IMAGE: nothing is pulled, bytes are fetched as they
 are read. What the container changes goes with it, unless --scratch keeps it. Needs crun or runc.
-The exit code is the command's; 125 if imgfs or the runtime failed, 126 if the command cannot be executed,
-127 if it is not there, 128+N if signal N ended it: as podman has it.
+The exit code is the command's; 125 if imgfs or the runtime failed or an option is wrong, 126 if the container
+cannot be set up or the command cannot be executed, 127 if it is not found, 128+N if signal N ended it.
 
 Examples:
   imgfs run debian:12 cat /etc/os-release
@@ -45,23 +45,23 @@ Examples:
     command.usage = "imgfs run [OPTIONS] IMAGE [CMD…]"
     _container_options(command)
     command.add_argument(
-        "-i", "--interactive", action="store_true", help="hand standard input on (otherwise there is none)"
+        "-i", "--interactive", action="store_true", help="pass standard input on (otherwise it is empty)"
     )
     command.add_argument(
-        "--name", metavar="NAME", help="what it is called, as a host too (default: twelve digits)"
+        "--name", metavar="NAME", help="its name, and its host name (default: twelve digits)"
     )
+    command.add_argument("--runtime", metavar="NAME|PATH", help="the OCI runtime (default: crun, else runc)")
     command.add_argument(
-        "--runtime", metavar="NAME|PATH", help="an OCI runtime (default: crun, else runc, whichever there is)"
-    )
-    command.add_argument(
-        "--rm", action="store_true", help="remove it when it ends: always so, accepted for podman's sake"
+        "--rm",
+        action="store_true",
+        help="accepted as podman has it: a container is always removed when it ends",
     )
     command.add_argument(
         "--stop-timeout",
         metavar="SECONDS",
         type=_seconds,
         default=10,
-        help="how long it has to end after SIGTERM, or once imgfs itself was killed (default: 10)",
+        help="time to end after its stop signal, or after imgfs was killed, before SIGKILL (default: 10)",
     )
     _refused_options(command)
     _image_and_command(command)
@@ -75,8 +75,8 @@ def add_bundle(commands: Commands) -> None:
         lazily("container", "bundle"),
         "make an OCI runtime bundle of an image, for another engine",
         """\
-Writes DIR/config.json, mounts IMAGE at DIR/rootfs, and leaves the rest to others. Volumes of the image's are
-no mounts of their own there. Unmount it with: imgfs umount DIR/rootfs
+Writes DIR/config.json and mounts IMAGE at DIR/rootfs, for an OCI runtime to run. The image's volumes are not
+mounts of their own there. Unmount it with: imgfs umount DIR/rootfs
 
 Examples:
   imgfs bundle debian:12 ./box
@@ -92,62 +92,86 @@ Examples:
 def _image_and_command(command: argparse.ArgumentParser, *, directory: bool = False) -> None:
     image_options(command)
     if directory:
-        command.add_argument("directory", metavar="DIR", help="the bundle: made, if it is not there")
+        command.add_argument("directory", metavar="DIR", help="the bundle's directory; made if it is missing")
     command.add_argument(
-        "command", metavar="CMD", nargs=argparse.REMAINDER, help="instead of the image's own command"
+        "command", metavar="CMD", nargs=argparse.REMAINDER, help="the command, instead of the image's own"
     )
 
 
 def _container_options(command: argparse.ArgumentParser) -> None:
-    """Add what the container is to be like."""
+    """Add the options that describe the container."""
     add = command.add_argument
     add("-t", "--tty", action="store_true", help="give it a terminal")
-    add("-e", "--env", metavar="K[=V]", action="append", default=[], help="a variable, alone: as it is here")
-    add("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
+    add(
+        "-e",
+        "--env",
+        metavar="K[=V]",
+        action="append",
+        default=[],
+        help="set a variable; without a value: copy it from here",
+    )
+    add(
+        "--env-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="set variables from a file, one a line",
+    )
     mount_options(command)
-    add("-w", "--workdir", metavar="DIR", type=in_image, help="where it starts; made, if it is not there")
-    add("-u", "--user", metavar="USER[:GROUP]", help="whom it runs as, by name or number")
-    add("--entrypoint", metavar="CMD", help="instead of the image's; words as a JSON array; '' for none")
-    add("--hostname", metavar="NAME", type=_hostname, help="what it takes its host to be called")
+    add("-w", "--workdir", metavar="DIR", type=in_image, help="its working directory; made if it is missing")
+    add("-u", "--user", metavar="USER[:GROUP]", help="run as this user, by name or number")
+    add(
+        "--entrypoint",
+        metavar="CMD",
+        help="instead of the image's; several words as a JSON array; '' for none",
+    )
+    add("--hostname", metavar="NAME", type=_hostname, help="its host name (default: its name)")
     add(
         "--network",
         type=Network,
         choices=list(Network),
         default=Network.HOST,
-        help="this machine's (host, the default) or one with nothing but a loopback (none)",
+        help="share this machine's network (host, the default), or have a loopback only (none)",
     )
     limit_options(command)
     rights_options(command)
     add(
         "--init",
         action="store_true",
-        help="have catatonit or tini, this machine's, reap orphans as process 1",
+        help="run catatonit or tini of this machine as process 1, which reaps orphans",
     )
-    add("--read-only", action="store_true", help="let it change nothing but /tmp, /var/tmp, /run, volumes")
+    add(
+        "--read-only",
+        action="store_true",
+        help="make the root read-only; /tmp, /var/tmp, /run and volumes stay writable",
+    )
     add(
         "--read-only-tmpfs",
         metavar="true|false",
         default=True,
         type=_truth,
-        help="false: nor /tmp, /var/tmp and /run",
+        help="false: make /tmp, /var/tmp and /run read-only, too",
     )
     add("--scratch", metavar="NAME|DIR", help="keep what it changes (see: imgfs mount --help)")
     add(
-        "--stop-signal", metavar="SIGNAL", type=_signal, help="what ends it (default: the image's, else TERM)"
+        "--stop-signal",
+        metavar="SIGNAL",
+        type=_signal,
+        help="the signal that ends it (default: the image's, else TERM)",
     )
     _note_options(command)
     driver_option(command)
 
 
 def _note_options(command: argparse.ArgumentParser) -> None:
-    """Add what is only noted: podman's labels become annotations too, those of images never do."""
+    """Add annotations; labels become annotations, as with podman. The image's own labels never do."""
     more: dict[str, Any] = {"dest": "annotation", "metavar": "KEY=VALUE", "action": "append", "type": _note}
-    command.add_argument("--annotation", default=[], help="noted in config.json", **more)
-    command.add_argument("-l", "--label", default=[], help="the same, as podman calls it", **more)
+    command.add_argument("--annotation", default=[], help="an annotation in config.json", **more)
+    command.add_argument("-l", "--label", default=[], help="the same as --annotation", **more)
 
 
 class _Refused(argparse.Action):
-    """An option of podman's that ends the command with what to do instead."""
+    """An option of podman's that imgfs does not have; its error says what to do instead."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         parser.error(f"{rest[-1]}: {self.const}")
@@ -157,7 +181,7 @@ def _refused_options(command: argparse.ArgumentParser) -> None:
     refused: dict[str, Any] = {"action": _Refused, "help": argparse.SUPPRESS}
     why = "a container ends with the imgfs run that started it: put that into the background"
     command.add_argument("-d", "--detach", nargs=0, const=why, **refused)
-    why = "no ports are forwarded: those of --network host, the default, are this machine's"
+    why = "imgfs forwards no ports: with --network host, the default, they are this machine's"
     command.add_argument("-p", "--publish", const=why, **refused)
     why = "a container has processes of its own, so that none is left of it"
     command.add_argument("--pid", const=why, **refused)

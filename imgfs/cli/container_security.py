@@ -19,17 +19,22 @@ _AS_IT_IS = ("apparmor=unconfined", "label=disable")  # there are no labels and 
 
 
 def rights_options(command: argparse.ArgumentParser) -> None:
-    """Add what it may do."""
+    """Add the options for capabilities, devices, groups, seccomp and masked paths."""
     command.add_argument(
         "--cap-add",
         metavar="NAME",
         action="extend",
         type=_capabilities,
         default=[],
-        help="a capability more, NET_ADMIN, or ALL",
+        help="add a capability: NET_ADMIN, or ALL",
     )
     command.add_argument(
-        "--cap-drop", metavar="NAME", action="extend", type=_capabilities, default=[], help="one less, or ALL"
+        "--cap-drop",
+        metavar="NAME",
+        action="extend",
+        type=_capabilities,
+        default=[],
+        help="drop a capability, or ALL",
     )
     command.add_argument(
         "--device",
@@ -37,10 +42,14 @@ def rights_options(command: argparse.ArgumentParser) -> None:
         action="append",
         type=_device,
         default=[],
-        help="a device of this machine's: /dev/fuse",
+        help="let it use a device of this machine: /dev/fuse",
     )
     command.add_argument(
-        "--group-add", metavar="GROUP", action="append", default=[], help="a further group, by name or number"
+        "--group-add",
+        metavar="GROUP",
+        action="append",
+        default=[],
+        help="add a supplementary group, by name or number",
     )
     command.add_argument(
         "--security-opt",
@@ -54,30 +63,35 @@ def rights_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--privileged",
         action="store_true",
-        help="no seccomp filter, all capabilities and devices, nothing of /proc and /sys hidden: what root "
-        "starts so can do anything to this machine",
+        help="no seccomp filter, all capabilities and devices, /proc and /sys unmasked: started by root, it "
+        "can do anything to this machine",
     )
 
 
 def limit_options(command: argparse.ArgumentParser) -> None:
-    """Add how much it may use."""
+    """Add the options for memory, processors, processes and ulimits."""
     add = command.add_argument
-    add("-m", "--memory", metavar="SIZE", type=memory, help="at most so much: 512m, 2g")
-    add("--cpus", metavar="N", type=_cpus, help="at most so many processors: 0.5, 2")
-    add("--pids-limit", metavar="N", type=_count, help="at most so many processes (default: 2048; -1: any)")
-    add("--shm-size", metavar="SIZE", type=memory, help="of /dev/shm (default: 64m)")
+    add("-m", "--memory", metavar="SIZE", type=memory, help="limit its memory: 512m, 2g")
+    add("--cpus", metavar="N", type=_cpus, help="limit its CPU time, in processors: 0.5, 2")
+    add(
+        "--pids-limit",
+        metavar="N",
+        type=_count,
+        help="limit its number of processes (default: 2048; -1: no limit)",
+    )
+    add("--shm-size", metavar="SIZE", type=memory, help="the size of /dev/shm (default: 64m)")
     add(
         "--ulimit",
         metavar="NAME=SOFT[:HARD]",
         action="append",
         type=_ulimit,
         default=[],
-        help="of each process: nofile=1024:4096, core=-1",
+        help="set a limit of each process: nofile=1024:4096, core=-1",
     )
 
 
 def security_of(options: argparse.Namespace) -> Security:
-    """What the options say it may do; raises UsageError."""
+    """Read the options of `rights_options`; raises UsageError."""
     said: list[tuple[str, str]] = options.security_opt
     return Security(
         added=tuple(options.cap_add),
@@ -93,8 +107,8 @@ def security_of(options: argparse.Namespace) -> Security:
 
 
 def resources_of(options: argparse.Namespace) -> Resources:
-    """What the options say it may use; of a limit said twice the last counts."""
-    by_name = {one.name: one for one in options.ulimit}
+    """Read the options of `limit_options`; of a limit given twice the last counts."""
+    by_name = {ulimit.name: ulimit for ulimit in options.ulimit}
     return Resources(
         options.memory, options.cpus, options.pids_limit, options.shm_size, tuple(by_name.values())
     )

@@ -27,7 +27,7 @@ _HOST = re.compile(
 
 
 def mount_options(command: argparse.ArgumentParser) -> None:
-    """Add what is mounted in it."""
+    """Add the options for binds, tmpfs and names of hosts."""
     command.add_argument(
         "-v",
         "--volume",
@@ -35,10 +35,10 @@ def mount_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         type=bind,
-        help="show SRC at DST: ro, noexec; dev and suid let devices and set-user-ID bits in it count",
+        help="show SRC at DST, nosuid and nodev unless OPT says suid, dev; also: ro, noexec",
     )
     command.add_argument(
-        "--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="DST in memory"
+        "--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="a tmpfs at DST"
     )
     command.add_argument(
         "--mount",
@@ -46,7 +46,7 @@ def mount_options(command: argparse.ArgumentParser) -> None:
         action=_Mount,
         default=argparse.SUPPRESS,
         type=mount,
-        help="the same in more words: type=bind,src=SRC,dst=DST,ro or type=tmpfs,dst=DST,tmpfs-size=64m",
+        help="the same, written out: type=bind,src=SRC,dst=DST,ro or type=tmpfs,dst=DST,tmpfs-size=64m",
     )
     command.add_argument(
         "--add-host",
@@ -54,7 +54,7 @@ def mount_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         type=host,
-        help="a host more in /etc/hosts",
+        help="add a line to /etc/hosts",
     )
 
 
@@ -127,8 +127,8 @@ def _flag(fields: dict[str, str], names: tuple[str, ...]) -> bool:
 
 
 class _Mount(argparse.Action):
-    """Puts a mount among those that -v and --tmpfs give."""
+    """Append a --mount to the values of -v or --tmpfs."""
 
     def __call__(self, _: object, namespace: argparse.Namespace, value: Any, __: object = None) -> None:
-        place = "volume" if isinstance(value, Bind) else "tmpfs"
-        setattr(namespace, place, [*getattr(namespace, place), value])
+        option = "volume" if isinstance(value, Bind) else "tmpfs"
+        setattr(namespace, option, [*getattr(namespace, option), value])

@@ -91,7 +91,7 @@ def push(options: argparse.Namespace) -> int:
 
     reference = parse_destination(options.destination)
     if not isinstance(reference, RegistryReference):
-        raise UsageError(f"{options.destination!r} is no registry's; to write a layout there is imgfs copy")
+        raise UsageError(f"{options.destination!r} is not in a registry; imgfs copy writes layouts")
     return _copy(options, reference)
 
 
@@ -103,7 +103,7 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
     from imgfs.transport.copy import image_of, mountable, put_image
     from imgfs.transport.destination import tag_of
 
-    named = _found(options)
+    named = _select_source(options)
     converts = isinstance(target, LayoutReference) and not (target.digest or options.preserve_digests)
     platform = Platform.from_text(options.platform) if options.platform else None
     opened_source, opened_destination = _open(options, named, target)
@@ -121,8 +121,8 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
     return 0
 
 
-def _found(options: argparse.Namespace) -> Reference:
-    """The image to copy; of a short name that may mean several, the first that is there."""
+def _select_source(options: argparse.Namespace) -> Reference:
+    """Return the image to copy; of a short name's candidates, the first that exists."""
     from imgfs.cli.selection import connect_to
     from imgfs.config import Environment
     from imgfs.registry.config.shortnames import candidates, first_found
@@ -137,7 +137,7 @@ def _found(options: argparse.Namespace) -> Reference:
 
 
 def _open(options: argparse.Namespace, named: Reference, target: Reference) -> tuple[Source, Destination]:
-    """Both ends of the copy, as the options and the environment say."""
+    """Open both ends of the copy, as the options and the environment say."""
     from imgfs.cli.selection import connect_to
     from imgfs.config import Environment
 
@@ -147,12 +147,12 @@ def _open(options: argparse.Namespace, named: Reference, target: Reference) -> t
 
 def send_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Destination:
     """Open the destination of an image as the options of its command say."""
-    from imgfs.cli.selection import places_of, timeouts_of
+    from imgfs.cli.selection import resolver_of, timeouts_of
     from imgfs.transport.destination import open_destination
 
     return open_destination(
         reference,
-        resolver=places_of(options, environment),
+        resolver=resolver_of(options, environment),
         auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout),
         ca_bundle=environment.ca_bundle,

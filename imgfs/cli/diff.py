@@ -60,10 +60,10 @@ def diff(options: argparse.Namespace) -> int:
     """List what a scratch has changed."""
     import json
 
-    from imgfs.cli.scratch_selection import changed
+    from imgfs.cli.scratch_selection import select_scratch
 
-    found = changed(options)
-    with found.open() as image, found.changes(image) as changes:
+    selected = select_scratch(options)
+    with selected.open() as image, selected.changes(image) as changes:
         if options.json:
             say(json.dumps([_fields(change) for change in changes], indent=2))
         elif options.stat:
@@ -87,7 +87,7 @@ def _fields(change: DiffEntry) -> dict[str, Any]:
 
 
 def _named(path: bytes) -> dict[str, str]:
-    """A path for programs; one that is no UTF-8 also whole, in base64."""
+    """Return a path for JSON; one that is not UTF-8 also in base64."""
     try:
         return {"path": path.decode()}
     except UnicodeDecodeError:
@@ -95,7 +95,7 @@ def _named(path: bytes) -> dict[str, str]:
 
 
 def _statistics(changes: list[DiffEntry]) -> list[str]:
-    """A line for each changed file with its growth, and one for all."""
+    """Return a line for each changed file with its growth, and a summary."""
     from imgfs.overlay.diff import ChangeKind
 
     files = [
@@ -104,8 +104,8 @@ def _statistics(changes: list[DiffEntry]) -> list[str]:
     lines = [f"{change.kind.value} {_growth(change):>9}  /{printable_path(change.path)}" for change in files]
     counts = {kind: sum(change.kind is kind for change in changes) for kind in ChangeKind}
     total = sum(_size(change.after) or 0 for change in files)
-    told = ", ".join(f"{count} {kind.name.lower()}" for kind, count in counts.items())
-    return [*lines, f"{told}; {size(total)} in new and changed files"]
+    summary = ", ".join(f"{count} {kind.name.lower()}" for kind, count in counts.items())
+    return [*lines, f"{summary}; {size(total)} in new and changed files"]
 
 
 def _growth(change: DiffEntry) -> str:
@@ -114,5 +114,5 @@ def _growth(change: DiffEntry) -> str:
 
 
 def _size(file: Any) -> int | None:
-    """A regular file's size in bytes; nothing else has one that counts."""
+    """Return a regular file's size in bytes; None for others."""
     return file.size if file is not None and stat.S_ISREG(file.mode) else None

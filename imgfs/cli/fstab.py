@@ -1,4 +1,4 @@
-"""mount(8)'s way of asking: `mount.fuse.imgfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`, turned into ours."""
+"""Translate `mount.fuse.imgfs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]`, of mount(8), into `imgfs mount`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import imgfs_mount_at, mount_at
 from imgfs.oci.reference import parse_reference
 
-# Options of ours, with a value and without. Only that word makes a scratch: mount(8) says `rw` by itself.
+# Options of imgfs, with a value and without. Only `scratch` makes a scratch: mount(8) adds `rw` by itself.
 _VALUES = {
     "platform",
     "store",
@@ -45,10 +45,10 @@ _KERNELS = {
 def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> list[str]:
     """The arguments of `imgfs mount` that do what mount(8) asks for; raises UsageError.
 
-    mount(8) does not pass `suid` and `dev` on, they being what it takes for granted: a `privileged` mount has
-    them unless told `nosuid`, `nodev`, as with mount.fuse(8).
+    mount(8) does not pass `suid` and `dev` on, its defaults: a `privileged` mount has
+    them unless the options say `nosuid`, `nodev`, as with mount.fuse(8).
     """
-    names, given = _taken_apart(arguments)
+    names, given = _split(arguments)
     if len(names) != 2:
         raise UsageError("usage: mount.fuse.imgfs IMAGE MOUNTPOINT [-o OPTIONS]")
     if privileged:
@@ -59,11 +59,10 @@ def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> li
 def remount(arguments: Sequence[str]) -> bool:
     """Change a mount's flags, if mount(8) asks for that with `remount`; raises UsageError, MountError.
 
-    The kernel does that by itself, so mount(8) is asked again, without this helper (`-i`), for the flags that
-    are the kernel's. What else fstab says was said for the mount, and goes on. Without a scratch there is
-    nothing to write to.
+    The kernel changes its own flags, so mount(8) is run again without this helper (`-i`). The other options
+    of fstab were read when the image was mounted, and stay. Without a scratch a mount stays read-only.
     """
-    names, given = _taken_apart(arguments)
+    names, given = _split(arguments)
     if "remount" not in given:
         return False
     mount = imgfs_mount_at(Path(names[-1]))
@@ -103,11 +102,11 @@ def umount_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def is_mounted(arguments: Sequence[str]) -> bool:
-    """Whether the image is at the mount point already, so that `mount -a` has nothing to do.
+    """Return True if the image is at the mountpoint already, so that `mount -a` has nothing to do.
 
     mount(8) compares the source that the kernel shows, which by EROFS is a path and in short names longer.
     """
-    names, _ = _taken_apart(arguments)
+    names, _ = _split(arguments)
     if len(names) != 2:
         return False
     mount = mount_at(Path(names[1]))
@@ -118,7 +117,7 @@ def is_mounted(arguments: Sequence[str]) -> bool:
     return False
 
 
-def _taken_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names and the options among mount(8)'s arguments; raises UsageError."""
     names: list[str] = []
     given: list[str] = []

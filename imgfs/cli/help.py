@@ -7,6 +7,7 @@ import sys
 
 from imgfs import manual
 from imgfs.cli.options import Commands, add_command
+from imgfs.cli.output import say
 from imgfs.errors import UsageError
 
 
@@ -32,9 +33,9 @@ Examples:
 def help(options: argparse.Namespace) -> int:  # noqa: A001 (the name of the command)
     """List the topics of the manual, or show one of them."""
     if options.topic is None:
-        print("Topics of the manual (imgfs help TOPIC):\n")
+        say("Topics of the manual (imgfs help TOPIC):\n")
         for topic in manual.TOPICS:
-            print(f"  {topic:<13} {manual.title(topic)}")
+            say(f"  {topic:<13} {manual.title(topic)}")
         return 0
     try:
         text = manual.text(options.topic)
@@ -44,7 +45,7 @@ def help(options: argparse.Namespace) -> int:  # noqa: A001 (the name of the com
     if sys.stdout.isatty():
         _page(text)
     else:
-        print(text, end="")
+        say(text.removesuffix("\n"))
     return 0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
-TOOL = "imgfs"  # what our SOCI indexes say that they were made by
+TOOL = "imgfs"  # the build tool named in SOCI indexes that imgfs makes
 
 
 def add_index(commands: Commands) -> None:
@@ -27,8 +27,8 @@ def add_index(commands: Commands) -> None:
         "index",
         help="index images, and publish the indexes beside them",
         description="""\
-An image that nobody has indexed is streamed once when it is mounted. An index that is pushed beside it, into
-the same repository, spares everybody that: a mount finds it by itself. The image stays as it is.
+The first mount of an image without an index streams its layers once. An index pushed beside the image, into
+the same repository, makes that unnecessary: every mount finds it by itself. The image does not change.
 
 Examples:
   imgfs index push registry.example.com/team/app:v2
@@ -108,7 +108,7 @@ def _add_ls(actions: Commands) -> None:
         ls,
         "list the indexes beside an image",
         """\
-Lists what has been published beside IMAGE, by whom, and what it weighs.
+Lists the indexes that were published beside IMAGE, with the tool that made them and their size.
 
 Examples:
   imgfs index ls registry.example.com/team/app:v2
@@ -148,9 +148,9 @@ def _image_options(command: argparse.ArgumentParser) -> None:
 
 def build(options: argparse.Namespace) -> int:
     """Index an image in the store."""
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
-    image = wanted(options)
+    image = select_image(options)
     resolved = image.prepare()
     for layer in resolved.layers.values():
         say(_layer_line(layer[0], image.store))
@@ -161,12 +161,12 @@ def ls(options: argparse.Namespace) -> int:
     """List the indexes beside an image."""
     import json
 
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
-    image = wanted(options)
+    image = select_image(options)
     resolved = image.resolve()
     with closing(image.connect()) as source:
-        found = [_shown(one, source) for one in indexes_beside(resolved, source)]
+        found = [_row(one, source) for one in indexes_beside(resolved, source)]
     if options.json:
         say(json.dumps(found, indent=2))
     else:
@@ -179,15 +179,15 @@ def ls(options: argparse.Namespace) -> int:
 def rm(options: argparse.Namespace) -> int:
     """Remove indexes from beside an image."""
     from imgfs.cli.copy import send_to
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
     from imgfs.oci.descriptor import Digest
 
-    image = wanted(options)
+    image = select_image(options)
     resolved = image.resolve()
     named = [Digest.parse(text) for text in options.digests]
     with closing(image.connect()) as source:
         found = indexes_beside(resolved, source)
-    doomed = [one for one in found if (one.digest in named if named else is_ours(one))]
+    doomed = [one for one in found if (one.digest in named if named else made_by_imgfs(one))]
     missing = [str(digest) for digest in named if digest not in [one.digest for one in found]]
     if missing or not doomed:
         raise NotFound(
@@ -201,22 +201,22 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def indexes_beside(resolved: Resolved, source: Source) -> list[Descriptor]:
-    """What there is beside an image that is an index."""
+    """List the artifacts beside an image that are indexes."""
     from imgfs.oci.published import ARTIFACT_TYPE
     from imgfs.oci.soci import SOCI_V1
 
     return [one for one in source.referrers(resolved.digest) if one.artifact_type in (ARTIFACT_TYPE, SOCI_V1)]
 
 
-def is_ours(one: Descriptor) -> bool:
+def made_by_imgfs(one: Descriptor) -> bool:
     from imgfs.oci.published import ARTIFACT_TYPE
     from imgfs.oci.soci import BUILD_TOOL
 
     return one.artifact_type == ARTIFACT_TYPE or one.annotations.get(BUILD_TOOL) == TOOL
 
 
-def _shown(one: Descriptor, source: Source) -> dict[str, Any]:
-    """What `index ls` says of an index."""
+def _row(one: Descriptor, source: Source) -> dict[str, Any]:
+    """Return what `index ls` prints of an index."""
     from imgfs.oci.artifact import parse_artifact
     from imgfs.oci.published import ARTIFACT_TYPE, CREATED, published_in
     from imgfs.oci.soci import BUILD_TOOL
@@ -228,7 +228,7 @@ def _shown(one: Descriptor, source: Source) -> dict[str, Any]:
         "kind": "imgfs" if ours else "soci v1",
         "bytes": sum(layer.size for layer in artifact.layers),
         "created": one.annotations.get(CREATED),
-        "by": TOOL if ours else one.annotations.get(BUILD_TOOL, "somebody"),
+        "by": TOOL if ours else one.annotations.get(BUILD_TOOL, "unknown"),
         "profiles": sorted(published_in(artifact).profiles) if ours else [],
     }
 

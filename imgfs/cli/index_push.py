@@ -11,10 +11,10 @@ from pathlib import Path
 
 from imgfs.cli.copy import send_to
 from imgfs.cli.format import size
-from imgfs.cli.index import TOOL, indexes_beside, is_ours
+from imgfs.cli.index import TOOL, indexes_beside, made_by_imgfs
 from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
-from imgfs.cli.selection import Wanted, wanted
+from imgfs.cli.selection import ImageSelection, select_image
 from imgfs.errors import RegistryError, StoreError, UsageError
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
@@ -46,7 +46,7 @@ def push(options: argparse.Namespace) -> int:
     if (options.soci == "v2") != bool(options.new):
         raise UsageError("index push: --soci v2 makes another image; say with --as what to call it")
     options.index = Policy.NONE  # what is published has been verified here, whatever others say
-    image = wanted(options)
+    image = select_image(options)
     with (
         image.open() as opened,
         image.store.workplace(".publish-") as made,
@@ -69,11 +69,11 @@ def _make(image: Image, store: Store, directory: Path, options: argparse.Namespa
         )
 
 
-def _put(made: Publication, image: Image, named: Wanted, destination: Destination) -> None:
+def _put(made: Publication, image: Image, named: ImageSelection, destination: Destination) -> None:
     """Push what has been made, then remove what it replaces, and say what it weighs."""
     subject = _subject(image.resolved, named.store)
-    before = [one for one in indexes_beside(image.resolved, image.source) if is_ours(one)]
-    new = [_put_ours(made, subject, named, destination)]
+    before = [one for one in indexes_beside(image.resolved, image.source) if made_by_imgfs(one)]
+    new = [_put_imgfs(made, subject, named, destination)]
     if made.ztocs:
         ztocs = [
             made.ztocs[layer.digest] for layer in _distinct(image.resolved) if layer.digest in made.ztocs
@@ -90,7 +90,9 @@ def _put(made: Publication, image: Image, named: Wanted, destination: Destinatio
         say(line)
 
 
-def _put_ours(made: Publication, subject: Descriptor, named: Wanted, destination: Destination) -> Descriptor:
+def _put_imgfs(
+    made: Publication, subject: Descriptor, named: ImageSelection, destination: Destination
+) -> Descriptor:
     seconds = named.environment.source_date
     when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     created = {CREATED: when.strftime("%Y-%m-%dT%H:%M:%SZ")}
@@ -111,7 +113,9 @@ def _put_soci(
         return put_artifact(destination, artifact, blobs, progress)
 
 
-def _put_soci_v2(made: Publication, ztocs: list[Descriptor], image: Image, named: Wanted) -> Reference:
+def _put_soci_v2(
+    made: Publication, ztocs: list[Descriptor], image: Image, named: ImageSelection
+) -> Reference:
     """Push an image that names its SOCI index, of version 2: the same layers in another manifest."""
     target = parse_destination(named.options.new)
     resolved, body = image.resolved, named.store.document(image.resolved.digest)

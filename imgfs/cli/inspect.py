@@ -49,9 +49,9 @@ def inspect(options: argparse.Namespace) -> int:
     """Show what an image is."""
     import json
 
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
-    resolved = wanted(options).resolve()
+    resolved = select_image(options).resolve()
     say(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
     return 0
 
@@ -89,7 +89,7 @@ def _text(resolved: Resolved) -> str:
         ("digest", str(resolved.digest)),
         ("platform", str(resolved.config.platform)),
         ("created", resolved.config.created or "not said"),
-        *((name.lower(), _shown(config[name])) for name in _RUNTIME if config.get(name)),
+        *((name.lower(), _format(config[name])) for name in _RUNTIME if config.get(name)),
         ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
     ]
     lines = [f"{name:<11} {printable(value)}" for name, value in rows]
@@ -97,7 +97,7 @@ def _text(resolved: Resolved) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     import json
 
     return value if isinstance(value, str) else json.dumps(value)

@@ -31,8 +31,8 @@ Checks a user name and password against a registry and keeps them where podman, 
 $REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json (for root without a session: in /run/containers/0),
 which goes when the machine is restarted, or ~/.config/containers/auth.json. A file that names a credential
 helper (credsStore, credHelpers) has that keep the password. It is read from the terminal or from standard
-input, never from an argument: those are shown to everybody by ps. What docker login and podman login keep is
-found as well.
+input, never from an argument, which ps would show to every user. Credentials
+kept by docker login and podman login are used as well.
 
 Examples:
   imgfs login registry.example.com
@@ -46,7 +46,7 @@ Examples:
     command.add_argument(
         "--password-stdin", action="store_true", help="read the password from standard input, one line"
     )
-    _place_options(command)
+    _scope_options(command)
     connection_options(command)
 
 
@@ -67,10 +67,10 @@ Examples:
 """,
     )
     command.add_argument("--all", action="store_true", help="from all files that imgfs looks in")
-    _place_options(command)
+    _scope_options(command)
 
 
-def _place_options(command: argparse.ArgumentParser) -> None:
+def _scope_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("registry", metavar="REGISTRY[/NAMESPACE]")
     where = command.add_mutually_exclusive_group()
     where.add_argument("--authfile", metavar="FILE", help="the file to keep it in")
@@ -79,8 +79,8 @@ def _place_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-class _Place(NamedTuple):
-    """What somebody logs in to: a registry, or a namespace of it."""
+class _Scope(NamedTuple):
+    """A registry, or a namespace of it, that credentials are for."""
 
     registry: str
     namespace: str
@@ -91,26 +91,26 @@ class _Place(NamedTuple):
 
 def login(options: argparse.Namespace) -> int:
     """Check credentials and keep them."""
-    from imgfs.cli.selection import places_of, timeouts_of
+    from imgfs.cli.selection import resolver_of, timeouts_of
     from imgfs.config import Environment
     from imgfs.registry.config.credentials import keep_credentials
     from imgfs.registry.login import check_login
 
     environment = Environment.read()
-    place = _parse_place(options.registry)
+    scope = _parse_scope(options.registry)
     path = _file(options, environment)
-    credentials = _ask(options, place)
-    endpoint = places_of(options, environment).for_push(place.registry, place.namespace or "x")
+    credentials = _ask(options, scope)
+    endpoint = resolver_of(options, environment).for_push(scope.registry, scope.namespace or "x")
     wanted = check_login(
         endpoint,
         credentials,
         timeouts=timeouts_of(options.read_timeout),
         ca_bundle=environment.ca_bundle,
     )
-    keeper = keep_credentials(path, place.registry, place.namespace, credentials)
+    keeper = keep_credentials(path, scope.registry, scope.namespace, credentials)
     if not wanted:
-        _note(f"{place.registry} lets everybody look at it: the password has not been checked")
-    say(f"logged in to {place} as {credentials.username}, kept by {keeper}")
+        _note(f"{scope.registry} needs no credentials for reading: the password has not been checked")
+    say(f"logged in to {scope} as {credentials.username}, kept by {keeper}")
     return 0
 
 
@@ -120,17 +120,17 @@ def logout(options: argparse.Namespace) -> int:
     from imgfs.registry.config.credentials import forget_credentials
 
     environment = Environment.read()
-    place = _parse_place(options.registry)
+    scope = _parse_scope(options.registry)
     files = environment.auth_files if options.all else (_file(options, environment),)
-    removed = [path for path in files if forget_credentials(path, place.registry, place.namespace)]
-    others = [path for path in environment.auth_files if path not in files and _knows(path, place)]
+    removed = [path for path in files if forget_credentials(path, scope.registry, scope.namespace)]
+    others = [path for path in environment.auth_files if path not in files and _knows(path, scope)]
     hint = f"{', '.join(map(str, others))} still has credentials for it (--all)" if others else ""
     if not removed:
         where = ", ".join(map(str, files))
-        raise ImgfsError(f"not logged in to {place}: nothing in {where}" + (f"; {hint}" if hint else ""))
+        raise ImgfsError(f"not logged in to {scope}: nothing in {where}" + (f"; {hint}" if hint else ""))
     if hint:
         _note(hint)
-    say(f"logged out of {place}: removed from {', '.join(map(str, removed))}")
+    say(f"logged out of {scope}: removed from {', '.join(map(str, removed))}")
     return 0
 
 
@@ -141,7 +141,7 @@ def _file(options: argparse.Namespace, environment: Environment) -> Path:
     return environment.auth_files[-1 if options.docker else 0]
 
 
-def _parse_place(text: str) -> _Place:
+def _parse_scope(text: str) -> _Scope:
     """Read HOST[:PORT][/NAMESPACE], perhaps after a scheme or with the API's root, and Docker Hub by all its
     names; what is said of TLS is the command's options'."""
     from imgfs.oci.reference import RegistryReference, parse_reference
@@ -158,10 +158,10 @@ def _parse_place(text: str) -> _Place:
     reference = parse_reference(whole)
     if not isinstance(reference, RegistryReference):
         raise UsageError(f"{text!r} is no registry's name, such as quay.io or quay.io/team")
-    return _Place(reference.registry, namespace)
+    return _Scope(reference.registry, namespace)
 
 
-def _ask(options: argparse.Namespace, place: _Place) -> Credentials:
+def _ask(options: argparse.Namespace, scope: _Scope) -> Credentials:
     """User name and password, from where the options say or the terminal."""
     import getpass
 
@@ -171,21 +171,21 @@ def _ask(options: argparse.Namespace, place: _Place) -> Credentials:
         raise UsageError("--password-stdin needs --username")
     if not options.password_stdin and not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask at: use --username and --password-stdin")
-    username = options.username or _username(place)
+    username = options.username or _username(scope)
     if ":" in username:
         raise UsageError("a user name has no colon (RFC 7617, 2)")
-    password = _password_given() if options.password_stdin else getpass.getpass("Password: ")
+    password = _read_password() if options.password_stdin else getpass.getpass("Password: ")
     if not username or not password:
         raise UsageError("user name and password must not be empty")
     return Credentials(username, password, identity_token=username == IDENTITY_USER)
 
 
-def _username(place: _Place) -> str:
-    ask(f"User name for {place}: ")
+def _username(scope: _Scope) -> str:
+    ask(f"User name for {scope}: ")
     return sys.stdin.readline().strip()
 
 
-def _password_given() -> str:
+def _read_password() -> str:
     """What standard input says, without the end of its line."""
     given = sys.stdin.buffer.read(_MAX_PASSWORD + 1)
     if len(given) > _MAX_PASSWORD:
@@ -197,12 +197,12 @@ def _password_given() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _knows(path: Path, place: _Place) -> bool:
-    """Whether a file would still let somebody in."""
+def _knows(path: Path, scope: _Scope) -> bool:
+    """Return True if a file has credentials for the scope."""
     from imgfs.registry.config.credentials import find_credentials
 
     with contextlib.suppress(ImgfsError):
-        return find_credentials([path], place.registry, place.namespace or "x") is not None
+        return find_credentials([path], scope.registry, scope.namespace or "x") is not None
     return False
 
 

@@ -61,10 +61,10 @@ Examples:
 
 def ls(options: argparse.Namespace) -> int:
     """List files of an image."""
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
     path = os.fsencode(options.path)
-    with wanted(options).open() as image:
+    with select_image(options).open() as image:
         top = image.tree.resolve(path, follow=not options.long or path.endswith(b"/"))
         if not stat.S_ISDIR(top.mode):
             _print_line(image.tree, top, path, options.long)
@@ -81,9 +81,9 @@ def ls(options: argparse.Namespace) -> int:
 
 def cat(options: argparse.Namespace) -> int:
     """Write files of an image to standard output."""
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
-    with wanted(options).open() as image:
+    with select_image(options).open() as image:
         for path in options.paths:
             node = image.tree.resolve(os.fsencode(path))
             if not stat.S_ISREG(node.mode):

@@ -17,7 +17,7 @@ from imgfs.cli.options import (
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from imgfs.cli.selection import Wanted
+    from imgfs.cli.selection import ImageSelection
     from imgfs.metrics.endpoint import MetricsAddress
     from imgfs.mount.serving import MountOptions
     from imgfs.overlay.scratch import Scratch
@@ -32,9 +32,9 @@ def add_mount(commands: Commands) -> None:
         mount,
         "mount an image",
         """\
-Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when it answers. The image itself never changes:
+Mounts IMAGE at MOUNTPOINT, an empty directory, and returns when the mount is ready. The image never changes:
 with --rw or --scratch, changes are kept beside it.
-A layer that nobody has indexed is streamed once; after that it is read lazily (see: imgfs index).
+A layer without an index is streamed once; after that it is read lazily (see: imgfs index).
 
 Examples:
   imgfs mount debian:12 /mnt
@@ -53,7 +53,7 @@ Examples:
     command.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
     command.add_argument("-f", "--foreground", action="store_true", help="stay until it is unmounted")
     command.add_argument(
-        "--squash-owner", action="store_true", help="show every file as your own, so that you may read it"
+        "--squash-owner", action="store_true", help="show every file as owned by you, so that you may read it"
     )
     command.add_argument(
         "--upto-layer",
@@ -61,12 +61,12 @@ Examples:
         help="the image as it was after an earlier layer, counted from 1 as `imgfs inspect` lists them",
     )
     command.add_argument(
-        "--rw", action="store_true", help="with a writable scratch on top, which goes with the mount"
+        "--rw", action="store_true", help="make it writable; the changes are removed with the mount"
     )
     command.add_argument(
         "--scratch",
         metavar="NAME|DIR",
-        help="with a scratch that is kept: by a name in the store, or in a directory (has a slash)",
+        help="make it writable, and keep the changes: by name in the store, or in a directory (has a slash)",
     )
     command.add_argument(
         "--write-through",
@@ -76,27 +76,27 @@ Examples:
     command.add_argument(
         "--record",
         metavar="PROFILE",
-        help="keep what is read, in its order, under this name (by itself: as `auto`, for the next mount)",
+        help="record what is read, in its order, as a profile (default: as `auto`, for the next mount)",
     )
     command.add_argument(
         "--replay",
         metavar="PROFILE",
-        help="fetch ahead what was read under this name, or nothing: none (default: `default`, else `auto`)",
+        help="prefetch what a profile has recorded; none: nothing (default: `default`, else `auto`)",
     )
     command.add_argument(
-        "--fill", action="store_true", help="fetch everything, while nobody waits for a read"
+        "--fill", action="store_true", help="fetch everything in the background, while no read waits"
     )
     command.add_argument(
         "--limit-rate",
         metavar="RATE",
         type=rate,
-        help="of --fill, in bytes per second: 500k, 2M (default: none)",
+        help="limit --fill, in bytes per second: 500k, 2M (default: none)",
     )
     command.add_argument(
         "--metrics",
         metavar="ADDRESS",
         type=_address,
-        help="tell Prometheus what `imgfs status` shows: at [HOST:]PORT (default: on loopback) or unix:PATH",
+        help="serve the status to Prometheus at [HOST:]PORT (default: on loopback) or unix:PATH",
     )
     driver_option(command)
     command.add_argument(
@@ -105,8 +105,8 @@ Examples:
         metavar="OPT[,OPT…]",
         action="append",
         default=[],
-        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: the "
-        "kernel driver reads nothing past imgfs",
+        help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: with "
+        "the kernel driver, all data is read through imgfs",
     )
     command.add_argument(
         "--log-level",
@@ -133,22 +133,22 @@ def mount(options: argparse.Namespace) -> int:
     if options.fill and options.offline:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
     if options.foreground:
-        image, how = _meant(options)
+        image, how = _plan(options)
         mount_in_foreground(image.prepare(options.upto_layer), image.connect, image.store, how)
     with Mounting.fork() as mounting:
-        image, how = _meant(options)
+        image, how = _plan(options)
         mounting.mount(image.prepare(options.upto_layer), image.connect, image.store, how)
     return 0
 
 
-def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
-    """What to mount, and how; raises ImgfsError before anything is fetched, if it cannot be."""
-    from imgfs.cli.selection import wanted
+def _plan(options: argparse.Namespace) -> tuple[ImageSelection, MountOptions]:
+    """Select the image and the mount's options; raises ImgfsError before anything is fetched."""
+    from imgfs.cli.selection import select_image
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.mount.serving import MountOptions
     from imgfs.mounts.mountpoint import check_mountable
 
-    image = wanted(options)
+    image = select_image(options)
     scratch = _scratch(options, image.store)
     squashed = options.squash_owner or (scratch is not None and os.geteuid() != 0)
     how = MountOptions(
@@ -173,7 +173,7 @@ def _meant(options: argparse.Namespace) -> tuple[Wanted, MountOptions]:
 
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
-    """The scratch that --rw and --scratch ask for."""
+    """Return the scratch of --rw or --scratch."""
     from imgfs.overlay.scratch import find_scratch, volatile_scratch
 
     if options.scratch is not None:
@@ -182,6 +182,6 @@ def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
 
 
 def _fuse_options(given: list[str]) -> frozenset[str]:
-    """The -o options; root's mounts are for everybody, as mounts of the kernel's own are."""
+    """Return the -o options; root's mounts are for all users, as those of kernel file systems are."""
     names = {name for text in given for name in text.split(",") if name}
     return frozenset(names | ({"allow_other"} if os.geteuid() == 0 else set()))

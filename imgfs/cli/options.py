@@ -42,7 +42,7 @@ def _carry_out(module: str, name: str, options: argparse.Namespace) -> int:
 
 
 def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> None:
-    """Add the image, and where it comes from and goes to; whether it may do without its registry."""
+    """Add the image, its platform, the indexes to use, and the store; --offline if `offline`."""
     from imgfs.oci.policy import Policy
 
     command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
@@ -51,14 +51,14 @@ def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> 
         "--index",
         choices=[policy.value for policy in Policy],
         default=Policy.AUTO,
-        help="which indexes of others to use: those that the registry vouches for, unless IMAGE has a digest "
-        "(auto); those always (any); those alone that the image's digest covers (verified); none",
+        help="which published indexes to use: those in the registry, unless IMAGE has a digest (auto, the "
+        "default); those always (any); only those that the image's digest covers (verified); none",
     )
     if offline:
         command.add_argument(
             "--offline",
             action="store_true",
-            help="ask no registry, use what the store has (a registry that is away: by itself)",
+            help="ask no registry, use the store (the default if the registry cannot be reached)",
         )
     else:
         command.set_defaults(offline=None)
@@ -66,31 +66,32 @@ def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> 
 
 
 def registry_options(command: argparse.ArgumentParser, *, platform: str) -> None:
-    """Add what says which image of a registry, and how to talk to that."""
+    """Add the platform, and how to connect to the registry."""
     command.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help=platform)
     connection_options(command)
 
 
 def connection_options(command: argparse.ArgumentParser) -> None:
-    """Add how to talk to a registry."""
-    command.add_argument(
-        "--plain-http", action="store_true", help="talk to the registry without TLS (loopback: by itself)"
+    """Add how to connect to a registry: a group, which the help has at its end."""
+    group = command.add_argument_group("connection to the registry")
+    group.add_argument(
+        "--plain-http", action="store_true", help="use HTTP, not HTTPS (the default on loopback)"
     )
-    command.add_argument(
+    group.add_argument(
         "--tls-ca",
         metavar="FILE",
-        help="believe the authorities in this PEM file, too, not only the usual ones",
+        help="trust the authorities in this PEM file, too",
     )
-    command.add_argument(
+    group.add_argument(
         "--insecure",
         action="store_true",
-        help="believe whoever answers in the registry's place: do not check its certificate",
+        help="do not verify the registry's certificate",
     )
-    command.add_argument(
+    group.add_argument(
         "--read-timeout",
         metavar="SECONDS",
         type=_seconds,
-        help="fail a read for which the registry sends nothing for so long (default: 30)",
+        help="fail a read when the registry sends nothing for this long (default: 30)",
     )
 
 
@@ -100,8 +101,8 @@ def driver_option(command: argparse.ArgumentParser) -> None:
         "--driver",
         choices=["auto", "fuse", "kernel"],
         default="auto",
-        help="who shows the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, which is faster and "
-        "only for root (default: auto, the kernel where it can, from an image's second mount on)",
+        help="what serves the image: imgfs by FUSE, or the kernel by EROFS and overlayfs, faster and "
+        "for root only (default: auto: the kernel if possible, from an image's second mount on)",
     )
 
 
@@ -112,7 +113,7 @@ def store_option(command: argparse.ArgumentParser) -> None:
 
 def json_option(command: argparse.ArgumentParser) -> None:
     """Add --json."""
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _seconds(text: str) -> float:
@@ -133,7 +134,7 @@ def rate(text: str) -> int:
 
 @contextlib.contextmanager
 def checked() -> Iterator[None]:
-    """Have argparse say what is wrong with a value."""
+    """Turn a UsageError into argparse's error for a value."""
     try:
         yield
     except UsageError as error:

@@ -1,7 +1,8 @@
-"""What the commands say: results on standard output, the rest on standard error. Alone prints.
+"""Print: results on standard output, the rest on standard error. Only this module prints.
 
-Texts of others are in it. To a terminal nothing goes that it would obey (`imgfs.quoting`); in a pipe results
-are bytes as they are, as ls(1) does it, and what is said on standard error is quoted always, a line each.
+Images and registries supply part of the text. Control characters never reach a terminal
+(`imgfs.quoting`); in a pipe results are bytes as they are, as ls(1) does it; messages on standard error are
+always quoted, a line each.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def prepare_output() -> None:
 
 
 def say(text: object, *, flush: bool = False) -> None:
-    """Write lines of a result; what is in a line that could end it has been quoted by who made the line."""
+    """Write lines of a result; the caller has quoted what could end a line."""
     lines = str(text)
     if sys.stdout.isatty():
         lines = "\n".join(map(printable, lines.split("\n")))

@@ -113,7 +113,7 @@ def meant(word: str, known: Iterable[str]) -> str:
     """Return the end of an error message that names the word of `known` most like `word`; '' if none is."""
     import difflib
 
-    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 

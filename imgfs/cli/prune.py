@@ -38,7 +38,7 @@ it: once there is more, layers are evicted whole, those used longest ago first, 
 nothing else is left. What was evicted is fetched again when it is read. Indexes and trees do not count.
 
 Examples:
-  imgfs store limit                    what it is, and what is taken
+  imgfs store limit                    the limit, and what is cached
   imgfs store limit 20G
   imgfs store limit none
 """,
@@ -52,7 +52,7 @@ Examples:
 def add_prune(actions: Actions) -> argparse.ArgumentParser:
     command = actions.add_parser(
         "prune",
-        help="have disk space back, least recently used layers first",
+        help="free disk space, least recently used layers first",
         description="""\
 Drops the cached bytes of layers that no mount is using, those used longest ago first. They are fetched again
 when they are read. Images stay known, with their documents, indexes, trees and profiles; scratches stay.
@@ -66,17 +66,29 @@ Examples:
     )
     command.set_defaults(run=prune)
     add = command.add_argument
-    add("--keep", metavar="SIZE", type=_bytes, default=0, help="stop at 500M, 20G, 1T (default: 0)")
-    add("--older-than", metavar="DAYS", type=_days, default=0.0, help="only what was not used for so long")
+    add(
+        "--keep",
+        metavar="SIZE",
+        type=_bytes,
+        default=0,
+        help="stop once no more than this is left: 500M, 20G (default: 0)",
+    )
+    add(
+        "--older-than",
+        metavar="DAYS",
+        type=_days,
+        default=0.0,
+        help="only what was not used for this many days",
+    )
     add("--all", action="store_true", help="indexes, trees and old logs too: mounts read layers anew")
     add("--force", action="store_true", help="also what a mount is using: it fetches it again, if it can")
-    add("-n", "--dry-run", action="store_true", help="show what would go")
+    add("-n", "--dry-run", action="store_true", help="show what would be removed")
     json_option(command)
     return command
 
 
 def limit(options: argparse.Namespace) -> int:
-    """Show or set the limit; what is too much goes at once."""
+    """Show or set the limit; what exceeds it is evicted at once."""
     import json
 
     from imgfs.cli.selection import open_store
@@ -96,7 +108,7 @@ def limit(options: argparse.Namespace) -> int:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Have disk space back."""
+    """Free disk space."""
     import json
 
     from imgfs.cli.selection import open_store

@@ -10,6 +10,7 @@ from imgfs.cli.options import (
     Commands,
     json_option,
 )
+from imgfs.cli.output import say
 from imgfs.errors import MountError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def add_ps(commands: Commands) -> None:
         "ps",
         help="list the mounts",
         description="""\
-Lists what imgfs has mounted, by either driver, with the daemons and the scratches.
+Lists the mounts of imgfs, by either driver, with their daemons and scratches.
 
 Examples:
   imgfs ps
@@ -39,20 +40,20 @@ def ps(options: argparse.Namespace) -> int:
 
     from imgfs.mounts.table import imgfs_mounts
 
-    found = [_shown(mount) for mount in imgfs_mounts()]
+    rows = [_row(mount) for mount in imgfs_mounts()]
     if options.json:
-        print(json.dumps(found, indent=2))
+        say(json.dumps(rows, indent=2))
         return 0
-    print(f"{'MOUNTPOINT':<28} {'IMAGE':<44} {'DRIVER':<7} {'PID':>7}  SCRATCH")
-    for one in found:
-        pid = "?" if one["pid"] is None else str(one["pid"])
-        scratch = one["scratch"] or "-"
-        print(f"{one['mountpoint']:<28} {one['image']:<44} {one['driver']:<7} {pid:>7}  {scratch}")
+    say(f"{'MOUNTPOINT':<28} {'IMAGE':<44} {'DRIVER':<7} {'PID':>7}  SCRATCH")
+    for row in rows:
+        pid = "?" if row["pid"] is None else str(row["pid"])
+        scratch = row["scratch"] or "-"
+        say(f"{row['mountpoint']:<28} {row['image']:<44} {row['driver']:<7} {pid:>7}  {scratch}")
     return 0
 
 
-def _shown(mount: Mount) -> dict[str, Any]:
-    """A mount, and of its daemon, if it answers, who it is and what scratch it has."""
+def _row(mount: Mount) -> dict[str, Any]:
+    """Return a mount's row, with the pid and scratch of its daemon if that answers."""
     from imgfs.mounts.status_client import read_status
 
     status: dict[str, Any] = {}

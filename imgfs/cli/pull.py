@@ -15,7 +15,7 @@ from imgfs.cli.progress import Progress
 from imgfs.errors import ImgfsError
 
 if TYPE_CHECKING:
-    from imgfs.cli.selection import Wanted
+    from imgfs.cli.selection import ImageSelection
     from imgfs.image.resolve import Resolved
     from imgfs.oci.descriptor import Descriptor
 
@@ -29,8 +29,8 @@ def add_pull(commands: Commands) -> None:
         "fetch an image whole, to use it offline",
         """\
 Fetches all of IMAGE into the store: documents, indexes, tree, and every byte of every layer, verified.
-What is there is not fetched again: a pull that was interrupted goes on where it stopped. Writes IMAGE with
-its digest to standard output. Afterwards no command needs the registry for it.
+Bytes in the store are not fetched again: a pull that was interrupted goes on where it stopped. Writes IMAGE
+with its digest to standard output. Afterwards no command needs the registry for it.
 
 Examples:
   imgfs pull debian:12
@@ -41,7 +41,7 @@ Examples:
 """,
     )
     image_options(command, offline=False)
-    command.set_defaults(offline=False)  # it asks the registry, but all may be here
+    command.set_defaults(offline=False)  # it asks the registry, although all may be in the store
     command.add_argument(
         "--limit-rate", metavar="RATE", type=rate, help="bytes per second: 500k, 2M (default: none)"
     )
@@ -50,9 +50,9 @@ Examples:
 
 def pull(options: argparse.Namespace) -> int:
     """Fetch an image whole into the store."""
-    from imgfs.cli.selection import wanted
+    from imgfs.cli.selection import select_image
 
-    image = wanted(options)
+    image = select_image(options)
     with closing(_Arrivals(quiet=options.quiet)) as arrivals:
         resolved = _fetch(image, arrivals)
     if not options.quiet:
@@ -95,8 +95,8 @@ class _Arrivals(Progress):
         return f"{size(self._bytes)} fetched in {seconds:.1f} s, {size(self._bytes / seconds)}/s; {there}"
 
 
-def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
-    from imgfs.cli.selection import needing_it
+def _fetch(image: ImageSelection, arrivals: _Arrivals) -> Resolved:
+    from imgfs.cli.selection import requiring_registry
     from imgfs.image.pull import MeteredSource, pull_image
     from imgfs.kernel.writer import write_now
     from imgfs.transport.parallel import ParallelSource
@@ -106,10 +106,10 @@ def _fetch(image: Wanted, arrivals: _Arrivals) -> Resolved:
         source = stack.enter_context(
             closing(MeteredSource(image.connect(), arrivals.arrived, options.limit_rate))
         )
-        resolved, is_away = image.found(source, arrivals)  # all of it may be here
+        resolved, is_away = image.resolve_with(source, arrivals)  # all of it may be here
         abreast = ParallelSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
-        with needing_it() if is_away else nullcontext():
+        with requiring_registry() if is_away else nullcontext():
             pull_image(resolved, abreast, image.store, arrivals, image.trust)
-    with suppress(ImgfsError):  # what is wrong with that, a mount will say
+    with suppress(ImgfsError):  # a mount reports the error
         write_now(resolved, image.store)
     return resolved

@@ -1,8 +1,8 @@
-"""imgfs run: a container of an image that nobody has pulled.
+"""imgfs run: a container of an image that need not be pulled.
 
-This is the parent's part: it stands for the container outside, and knows nothing of it. Its child, and the
-daemon that the child forks, load what they need at the same time: so they begin before anything is loaded,
-the description of the command line included.
+This is the parent's part: it passes signals on and waits. Its child, and the daemon that the child forks,
+import their modules in parallel: so they are started before anything else is imported, the parser of the
+command line included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _id_maps() -> IdMaps:
 
 
 def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
-    """What the child does, out of everybody's sight; an error is told there."""
+    """Run the child's part, in its own mount namespace; it prints its errors itself."""
     try:
         return _run(enter, words, maps)
     except ImgfsError as error:
@@ -57,11 +57,11 @@ def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None
 def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
     from imgfs.config import Environment
 
-    environment, refused = Environment.read(), None  # inside, everybody is root
+    environment, refused = Environment.read(), None  # in the user namespace, the user is root
     try:
         enter()
     except MountError as error:
-        refused = error  # told if the command line is in order
+        refused = error  # raised once the command line is known to be right
     from imgfs.mount.daemon import Mounting
 
     with Mounting.fork() as mounting:
@@ -76,7 +76,7 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -
 
 @contextlib.contextmanager
 def _terminal_as_it_was() -> Iterator[None]:
-    """A runtime that is killed leaves the terminal raw."""
+    """Restore the terminal's settings: a runtime that is killed leaves it raw."""
     try:
         before = termios.tcgetattr(0)
     except (termios.error, OSError):
@@ -90,11 +90,11 @@ def _terminal_as_it_was() -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """Say what is not as it was asked for."""
+    """Print a warning."""
     say_failure(f"warning: {text}")
 
 
 def complain(error: object) -> int:
-    """Say what failed; the exit code for it."""
+    """Print an error; return its exit code."""
     say_failure(error)
     return OUR_FAULT

@@ -32,8 +32,8 @@ def scratch_options(command: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """A scratch that somebody named, and the image below it."""
+class ScratchSelection:
+    """A scratch named on the command line, and the image below it."""
 
     scratch: Scratch
     base: ScratchBase
@@ -43,7 +43,7 @@ class Changed:
 
     @property
     def reference(self) -> Reference:
-        """The image, for ever."""
+        """The image by its digest."""
         from imgfs.oci.descriptor import Digest
         from imgfs.oci.reference import parse_reference
 
@@ -51,7 +51,7 @@ class Changed:
 
     @contextmanager
     def changes(self, image: Image) -> Iterator[Diff]:
-        """What it changes in that image."""
+        """Compare the scratch with that image."""
         from imgfs.kernel.filehandle import inos
 
         with self.scratch.diff(image.tree, image.content, inos(image.resolved.tree, self.store)) as changes:
@@ -59,7 +59,7 @@ class Changed:
 
     @contextmanager
     def open(self) -> Iterator[Image]:
-        """The image, ready to be read."""
+        """Open the image, indexed and merged."""
         from imgfs.cli.progress import Progress
         from imgfs.cli.selection import connect_to
         from imgfs.image.image import Image
@@ -78,8 +78,8 @@ class Changed:
                 yield image
 
 
-def changed(options: argparse.Namespace) -> Changed:
-    """What MNT|NAME means: a mount with a scratch, a scratch's name, or its directory. Raises ImgfsError."""
+def select_scratch(options: argparse.Namespace) -> ScratchSelection:
+    """Select the scratch of MNT|NAME: of a mount, by its name, or by its directory. Raises ImgfsError."""
     from imgfs.cli.selection import open_store
     from imgfs.config import Environment
     from imgfs.mounts.table import mount_at
@@ -98,22 +98,24 @@ def changed(options: argparse.Namespace) -> Changed:
         raise UsageError(
             f"scratch {scratch.name} does not say what image it lies on: mount it once with imgfs"
         )
-    return Changed(scratch, base, store, environment, options)
+    return ScratchSelection(scratch, base, store, environment, options)
 
 
-def _mounted(options: argparse.Namespace, environment: Environment) -> Changed:
+def _mounted(options: argparse.Namespace, environment: Environment) -> ScratchSelection:
     from imgfs.mounts.status_client import read_status
     from imgfs.mounts.table import imgfs_mount_at
     from imgfs.overlay.scratch import Scratch, sync
     from imgfs.store.store import Store
 
     status = read_status(imgfs_mount_at(Path(options.scratch)))
-    found = status.get("scratch")
-    if not found:
+    scratch_status = status.get("scratch")
+    if not scratch_status:
         raise MountError(f"{options.scratch}: mounted read-only: there are no changes (imgfs mount --rw)")
     sync(Path(options.scratch))
-    scratch = Scratch(Path(found["directory"]), found["name"], volatile=not found["kept"])
+    scratch = Scratch(
+        Path(scratch_status["directory"]), scratch_status["name"], volatile=not scratch_status["kept"]
+    )
     base = scratch.base()
     if base is None:
         raise MountError(f"{options.scratch}: its scratch {scratch.directory} is gone")
-    return Changed(scratch, base, Store(Path(status["store"])), environment, options)
+    return ScratchSelection(scratch, base, Store(Path(status["store"])), environment, options)

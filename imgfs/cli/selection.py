@@ -1,4 +1,4 @@
-"""From options to a store, a source and an image: what `mount`, `ls`, `cat` and `inspect` share."""
+"""Select an image on the command line: from options to a store, a source and an image."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _STEPS = 3  # that may fail one after the other before a read does
 _HURRY = 3.0  # seconds for each step of asking a registry that something can stand in for
 
 
-class _Found(NamedTuple):
-    """An image's documents; if its registry `is_away`, as they were the last time."""
+class _Resolution(NamedTuple):
+    """An image's documents; if its registry `is_away`, as it was resolved last."""
 
     resolved: Resolved
     is_away: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An image somebody asked for, and where to keep it."""
+class ImageSelection:
+    """An image selected on the command line, and its store."""
 
     reference: Reference
     platform: Platform
@@ -57,18 +57,18 @@ class Wanted:
 
     @property
     def is_offline(self) -> bool:
-        """Whether its registry must not be asked."""
+        """Return True if the registry must not be asked."""
         return bool(self.options.offline) and isinstance(self.reference, RegistryReference)
 
     def connect(self, *, hurried: bool = False) -> Source:
-        """Open its source anew; a `hurried` one is asked once, and not for long."""
+        """Open a new connection to its source; `hurried`: with one short attempt."""
         if self.is_offline and isinstance(self.reference, RegistryReference):
             return OfflineSource(self.reference)
         return connect_to(self.reference, self.options, self.environment, hurried=hurried)
 
-    def look_for(self) -> None:
-        """Raise NotFound if it is not there, or, with --offline, was never asked for."""
-        earlier = self._earlier()
+    def check_exists(self) -> None:
+        """Raise NotFound if it does not exist, or, with --offline, was never resolved here."""
+        earlier = self._last_resolved()
         if self.is_offline:
             if earlier is None:
                 raise NotFound(f"{self.reference} is not in the store")
@@ -76,19 +76,19 @@ class Wanted:
         try:
             with closing(self.connect(hurried=earlier is not None)) as source:
                 named = source.resolve()
-                if self.reference.pinned:  # then resolving asks nobody
+                if self.reference.pinned:  # then resolving sends no request
                     source.document(named)
         except Unavailable:
             if earlier is None:
                 raise
 
     def resolve(self) -> Resolved:
-        """Its documents."""
+        """Resolve it to its documents."""
         with closing(self.connect()) as source, closing(Progress()) as progress:
-            return self.found(source, progress).resolved
+            return self.resolve_with(source, progress).resolved
 
     def prepare(self, up_to: str | None = None) -> Resolved:
-        """Its documents, with layers indexed and merged; shows progress on a terminal.
+        """Resolve it, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`).
         """
@@ -96,7 +96,7 @@ class Wanted:
             progress = stack.enter_context(closing(Progress()))
             source = stack.enter_context(closing(self.connect()))
             lookahead = EarlyDiscovery(source, self.store, self.trust)
-            resolved, is_away = self._find(source, progress, lookahead.look)
+            resolved, is_away = self._resolve(source, progress, lookahead.look)
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
             if up_to is not None:
@@ -104,47 +104,49 @@ class Wanted:
             if not is_ready(resolved, self.store, self.trust):
                 from imgfs.image.prepare import prepare
 
-                with needing_it() if is_away else nullcontext():
+                with requiring_registry() if is_away else nullcontext():
                     prepare(resolved, source, self.store, progress, self.trust, lookahead.discovery)
             return resolved
 
     def guess(self) -> Resolved | None:
-        """What it meant the last time, if that is ready in the store, and its registry has to be asked."""
-        earlier = None if self.is_offline else self._earlier()
+        """Return what the reference resolved to last, if it is ready and has to be confirmed."""
+        earlier = None if self.is_offline else self._last_resolved()
         ready = earlier is not None and is_ready(earlier.resolved, self.store, self.trust)
         return earlier.resolved if earlier and ready else None
 
     @property
     def trust(self) -> Trust:
-        """Which indexes of others count."""
+        """Return which published indexes are used."""
         return Trust.of(self.reference, Policy(self.options.index))
 
-    def found(self, source: Source, reporter: PrepareReporter) -> _Found:
-        """Its documents; if its registry is away, those of earlier, and said to be so."""
-        return self._find(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
+    def resolve_with(self, source: Source, reporter: PrepareReporter) -> _Resolution:
+        """Resolve it; if its registry is away, as it was resolved last, with a warning."""
+        return self._resolve(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
 
-    def _find(
+    def _resolve(
         self, source: Source, reporter: PrepareReporter, meanwhile: Callable[[Digest, Manifest], None]
-    ) -> _Found:
-        """Its documents; those of earlier, and said to be so, if nothing else can be had of a tag."""
-        earlier = self._earlier()
-        find = partial(resolve, str(self.reference), source, self.store, self.platform, meanwhile=meanwhile)
+    ) -> _Resolution:
+        """Resolve it; a tag whose registry is away as it was resolved last, with a warning."""
+        earlier = self._last_resolved()
+        resolve_now = partial(
+            resolve, str(self.reference), source, self.store, self.platform, meanwhile=meanwhile
+        )
         if earlier is None:
-            return _Found(find(), is_away=False)
+            return _Resolution(resolve_now(), is_away=False)
         try:
             with closing(self.connect(hurried=True)) as hurried:
                 named = hurried.resolve()
-            return _Found(find(named=named), is_away=False)
+            return _Resolution(resolve_now(named=named), is_away=False)
         except Unavailable as error:
             when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
             if self.is_offline:
                 complain(f"offline: using {when}")
             else:
                 reporter.warns(f"its registry cannot be reached ({error}); using {when}")
-            return _Found(earlier.resolved, is_away=not self.is_offline)
+            return _Resolution(earlier.resolved, is_away=not self.is_offline)
 
-    def _earlier(self) -> Earlier | None:
-        """What to fall back on; nothing for a digest, nor for a command about the registry itself."""
+    def _last_resolved(self) -> Earlier | None:
+        """Return what the tag resolved to last; None for a digest, and for commands about the registry."""
         reference = self.reference
         if self.options.offline is None or reference.pinned or not isinstance(reference, RegistryReference):
             return None
@@ -152,7 +154,7 @@ class Wanted:
 
     @contextmanager
     def open(self) -> Iterator[Image]:
-        """Itself, prepared and open."""
+        """Prepare and open it."""
         from imgfs.image.image import Image
 
         resolved = self.prepare()
@@ -160,16 +162,21 @@ class Wanted:
             yield image
 
 
-def wanted(options: argparse.Namespace, environment: Environment | None = None) -> Wanted:
-    """What the options of an image's command ask for; raises ImgfsError."""
+def select_image(options: argparse.Namespace, environment: Environment | None = None) -> ImageSelection:
+    """Select the image that the options name; raises ImgfsError."""
     from imgfs.registry.config.shortnames import candidates, first_found
 
     environment = environment or Environment.read()
-    # before anything is made: the most likely mistake
-    meant = candidates(options.image, environment.registry_files.registries)
+    # before anything is created: a wrong name is the most likely mistake
+    references = candidates(options.image, environment.registry_files.registries)
     platform = Platform.from_text(options.platform) if options.platform else Platform.host()
-    first = Wanted(meant[0], platform, options, environment, open_store(options, environment))
-    return replace(first, reference=first_found(meant, lambda one: replace(first, reference=one).look_for()))
+    first = ImageSelection(references[0], platform, options, environment, open_store(options, environment))
+    return replace(
+        first,
+        reference=first_found(
+            references, lambda reference: replace(first, reference=reference).check_exists()
+        ),
+    )
 
 
 def connect_to(
@@ -180,15 +187,15 @@ def connect_to(
         return open_source(reference)
     return open_source(
         reference,
-        resolver=places_of(options, environment),
+        resolver=resolver_of(options, environment),
         auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
     )
 
 
-def places_of(options: argparse.Namespace, environment: Environment) -> Resolver:
-    """Where registries are, as the options and the machine's files say."""
+def resolver_of(options: argparse.Namespace, environment: Environment) -> Resolver:
+    """Return the resolver of registries' endpoints, by the options and the configuration files."""
     from imgfs.registry.config.resolver import Resolver, TlsOptions
 
     ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
@@ -197,7 +204,7 @@ def places_of(options: argparse.Namespace, environment: Environment) -> Resolver
 
 
 def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
-    """How long to wait for a registry, if not as long as usual: each step no longer than the whole."""
+    """Return the timeouts for --read-timeout: no step takes longer than the whole."""
     from imgfs.registry.retry import Timeouts
 
     usual = Timeouts()
@@ -211,8 +218,8 @@ def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
 
 
 @contextmanager
-def needing_it() -> Iterator[None]:
-    """Say that a registry which is away would have been needed after all."""
+def requiring_registry() -> Iterator[None]:
+    """Turn Unavailable into "not all of the image is in the store, and its registry cannot be reached"."""
     try:
         yield
     except Unavailable as error:

@@ -31,8 +31,8 @@ def add_status(commands: Commands) -> None:
         help="show what a mount has fetched and served",
         usage="imgfs status [-h] [--json | --metrics] [--watch [SECONDS]] MOUNTPOINT",
         description="""\
-Shows what is mounted at MOUNTPOINT; for each layer, by what index it is read and who vouches for that, what
-readers have needed, what was fetched for it and why, and what of that was of use; and what goes wrong.
+Shows what is mounted at MOUNTPOINT; for each layer, its index and who vouches for that, what readers have
+needed, what was fetched, why, and how much of that was used; and errors.
 
 Examples:
   imgfs status /mnt
@@ -44,14 +44,14 @@ Examples:
     )
     command.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     form = command.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for programs")
-    form.add_argument("--metrics", action="store_true", help="write text for Prometheus")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--metrics", action="store_true", help="print Prometheus's text format")
     command.add_argument(
         "--watch",
         metavar="SECONDS",
         nargs="?",
         const=str(_EVERY),
-        help=f"show it again and again, and how fast things change (default: every {_EVERY:.0f} seconds)",
+        help=f"print it again and again, with the rates of change (default: every {_EVERY:.0f} seconds)",
     )
 
     def run(options: argparse.Namespace) -> int:
@@ -92,13 +92,13 @@ def status(options: argparse.Namespace) -> int:
     if options.watch is None:
         say(text(found, None))
         return 0
-    with contextlib.suppress(KeyboardInterrupt):  # how one stops watching
+    with contextlib.suppress(KeyboardInterrupt):  # SIGINT ends it
         _watch(path, options.watch, found, text)
     return 0
 
 
 def _watch(path: Path, every: float, found: Status, text: Text) -> None:
-    """Show it until somebody interrupts, or the mount is gone."""
+    """Show the status until SIGINT, or until the mount is gone."""
     before: Status | None = None
     draw = _redraw if sys.stdout.isatty() else _append
     while True:

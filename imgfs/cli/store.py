@@ -35,7 +35,7 @@ Examples:
   imgfs store rm --data debian:12      its cached bytes; its indexes stay
   imgfs store rm --all
   imgfs store limit 20G                keep no more than 20 GB of cached bytes
-  imgfs store prune --keep 5G          have disk space back now
+  imgfs store prune --keep 5G          free disk space now
   imgfs store check --repair           after trouble with the disk
 
 Each has its own help: imgfs store prune --help
@@ -47,7 +47,7 @@ Each has its own help: imgfs store prune --help
 
 
 def _add_path(actions: Actions) -> argparse.ArgumentParser:
-    command = actions.add_parser("path", help="say where it is")
+    command = actions.add_parser("path", help="print its path")
     command.set_defaults(run=path)
     return command
 
@@ -60,7 +60,7 @@ def _add_ls(actions: Actions) -> argparse.ArgumentParser:
 
 
 def path(options: argparse.Namespace) -> int:
-    """Say where the store is."""
+    """Print the store's path."""
     from imgfs.cli.selection import open_store
 
     say(open_store(options).root)

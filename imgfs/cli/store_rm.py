@@ -25,7 +25,7 @@ def add_rm(actions: Actions) -> argparse.ArgumentParser:
     command.add_argument("names", metavar="IMAGE|DIGEST", nargs="*", help="as `imgfs store ls` shows them")
     command.add_argument("--all", action="store_true", help="everything")
     command.add_argument(
-        "--data", action="store_true", help="only cached bytes: what is needed is fetched again"
+        "--data", action="store_true", help="only cached bytes, which are fetched again when they are read"
     )
     command.add_argument("--force", action="store_true", help="also what a mount is using")
     return command
@@ -60,8 +60,8 @@ def rm(options: argparse.Namespace) -> int:
 def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
     """Raise StoreError, before anything is removed, if one of the images is mounted.
 
-    The mounts say which they are, by manifest. A container's mount is not seen here: what it has in use, and
-    no mount that is seen, tells of it.
+    Mounts have their manifest in their status. A container's mount is not visible here: locks of layers that
+    no visible mount explains show it.
     """
     from imgfs.maintenance.gc import refuse_if_used
 
@@ -75,14 +75,16 @@ def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
 
 
 def _mounted(store: Store) -> dict[Digest, list[Digest]]:
-    """The layers of each image, by its manifest, that is mounted out of this store."""
+    """Return the layers of each image that is mounted from this store, by its manifest."""
     from imgfs.mounts.status_client import read_status
     from imgfs.mounts.table import imgfs_mounts
     from imgfs.oci.descriptor import Digest
 
     found: dict[Digest, list[Digest]] = {}
     for mount in imgfs_mounts():
-        with suppress(MountError, UsageError, KeyError):  # it does not answer: what it has in use tells of it
+        with suppress(
+            MountError, UsageError, KeyError
+        ):  # the daemon does not answer: its locks show what it uses
             status = read_status(mount)
             if os.path.realpath(status["store"]) == os.path.realpath(store.root):
                 layers = [Digest.parse(layer["digest"]) for layer in status["layers"]]
@@ -93,15 +95,15 @@ def _mounted(store: Store) -> dict[Digest, list[Digest]]:
 def _named(
     names: Sequence[str], everything: bool, store: Store
 ) -> tuple[list[Resolution], list[StoredLayer]]:
-    """The images and layers that `names` mean."""
+    """Return the images and layers that `names` name."""
     resolutions, layers = list(store.resolutions()), list(store.layers())
     if everything:
         return resolutions, layers
     found_images: list[Resolution] = []
     found_layers: list[StoredLayer] = []
     for name in names:
-        meant = _meant(name)
-        images = [image for image in resolutions if _is_named(image, name) or image.reference in meant]
+        references = _references(name)
+        images = [image for image in resolutions if _is_named(image, name) or image.reference in references]
         parts = [layer for layer in layers if _has_digest(layer.digest, name)]
         if not images and not parts:
             raise UsageError(f"{name}: no such image or layer in {store.root} (see: imgfs store ls)")
@@ -114,8 +116,8 @@ def _is_named(image: Resolution, digest: str) -> bool:
     return _has_digest(image.manifest, digest) or _has_digest(image.digest, digest)
 
 
-def _meant(name: str) -> list[str]:
-    """The references that a person may mean, whichever of them were mounted; none if it is no reference."""
+def _references(name: str) -> list[str]:
+    """Return the references that a short name may stand for; none if it is no reference."""
     from imgfs.config import Environment
     from imgfs.registry.config.shortnames import candidates
 
@@ -125,6 +127,6 @@ def _meant(name: str) -> list[str]:
 
 
 def _has_digest(digest: Digest, name: str) -> bool:
-    """Twelve digits are enough, with or without the algorithm."""
+    """Return True if `name` is a digest's beginning, of twelve digits at least, with or without algorithm."""
     wanted = name.removeprefix(f"{digest.algorithm}:")
     return len(wanted) >= 12 and digest.hex.startswith(wanted)

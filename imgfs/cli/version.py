@@ -23,7 +23,7 @@ def add_version(commands: Commands) -> None:
 
 
 def version(options: argparse.Namespace) -> int:
-    """Show imgfs's version and what it stands on."""
+    """Show imgfs's version, and those of Python, pyfuse3 and Linux."""
     del options
     import pyfuse3
 

@@ -75,8 +75,8 @@ def test_ps_lists_and_umount_takes_several(imgfs: Imgfs, image: str) -> None:
 
 
 def test_umount_is_told_which(imgfs: Imgfs) -> None:
-    assert imgfs.run("umount").complaint(2).startswith("say which to unmount")
-    assert imgfs.run("umount", "--all", "/mnt").complaint(2).startswith("say which to unmount")
+    assert imgfs.run("umount").complaint(2).startswith("name what to unmount")
+    assert imgfs.run("umount", "--all", "/mnt").complaint(2).startswith("name what to unmount")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_a_registry_that_wants_no_password_is_said_to(
     imgfs: Imgfs, server: FaultServer, auth_file: Path
 ) -> None:
     ran = login(imgfs, server.host)
-    note = f"imgfs: {server.host} lets everybody look at it: the password has not been checked\n"
+    note = f"imgfs: {server.host} needs no credentials for reading: the password has not been checked\n"
     assert (ran.code, ran.err) == (0, note)
     assert auths(auth_file) == {server.host: {"auth": PAIR}}
 

@@ -26,7 +26,7 @@ try:
     main({words!r})
 except SystemExit:
     pass
-sys.stderr.write(f"{{len(sys.modules)}} {{' '.join(name for name in sys.modules if name.startswith('imgfs'))}}")
+print(len(sys.modules), *(name for name in sys.modules if name.startswith("imgfs")), file=sys.stderr)
 """
 
 
@@ -59,9 +59,7 @@ def test_help_imports_no_command() -> None:
 
 def test_the_table_of_commands_says_what_the_commands_say() -> None:
     (actions,) = (
-        action
-        for action in describe(COMMANDS)._actions
-        if isinstance(action, argparse._SubParsersAction)
+        action for action in describe(COMMANDS)._actions if isinstance(action, argparse._SubParsersAction)
     )
     said = {choice.dest: choice.help for choice in actions._choices_actions}
     assert said == {name: command.summary for name, command in COMMANDS.items()}
