@@ -17,7 +17,7 @@ from imgfs.cli.output import say
 
 _EVERY = 2.0  # seconds
 _OFTENEST, _SELDOMEST = 0.1, 86_400.0
-Status = dict[str, Any]
+Status = dict[str, Any]  # as the daemon says it: --json shows all of it, whatever its version
 Text = Callable[[Status, Status | None], str]  # of a status, and of the one before it
 # Home and erase; erase to the end of a line, of the screen; lines are cut off, not broken (xterm's ctlseqs).
 _CLEAR, _HOME, _REST_OF_LINE, _REST = "\x1b[H\x1b[2J", "\x1b[H", "\x1b[K", "\x1b[J"
@@ -117,16 +117,22 @@ def _look(path: Path) -> Status:
 def _text(options: argparse.Namespace) -> Text:
     if options.metrics:
         from imgfs.metrics.exposition import exposition
+        from imgfs.status import MountStatus
 
-        return lambda found, _: exposition(found).rstrip("\n")
+        return lambda found, _: exposition(MountStatus.from_json(found)).rstrip("\n")
     if options.json:
         import json
 
         indent = 2 if options.watch is None else None
         return lambda found, _: json.dumps(found, indent=indent)
-    from imgfs.cli.report import report
+    return _report
 
-    return report
+
+def _report(found: Status, before: Status | None) -> str:
+    from imgfs.cli.report import report
+    from imgfs.status import MountStatus
+
+    return report(MountStatus.from_json(found), MountStatus.from_json(before) if before else None)
 
 
 def _append(text: str, is_first: bool) -> None:

@@ -18,6 +18,7 @@ from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.erofs_devices import FlatView
 from imgfs.fuse.operations import Operations
 from imgfs.mounts.status_client import encode_status
+from imgfs.status import MountStatus
 
 _PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
 
@@ -28,7 +29,7 @@ async def serve_flat_files(
     files: FlatView,
     descriptor: int,
     attach: Callable[[], None],
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     status_socket: Path,
     tasks: Sequence[Task],
 ) -> bool:
@@ -85,12 +86,12 @@ def _listening(path: Path) -> Any:
 
 
 async def _tell(
-    listener: trio.socket.SocketType, tell: Callable[[], dict[str, Any]], nursery: trio.Nursery
+    listener: trio.socket.SocketType, tell: Callable[[], MountStatus], nursery: trio.Nursery
 ) -> None:
     """Tell the status to everybody who connects."""
     while True:
         asking, _ = await listener.accept()
-        nursery.start_soon(_answer, trio.SocketStream(asking), encode_status(tell()))
+        nursery.start_soon(_answer, trio.SocketStream(asking), encode_status(tell().to_json()))
 
 
 async def _answer(stream: trio.SocketStream, body: bytes) -> None:

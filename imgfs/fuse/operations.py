@@ -37,6 +37,7 @@ from imgfs.fuse.protocol import (
 from imgfs.fuse.session import Session
 from imgfs.fuse.views import NAME_MAX, PendingRead, View
 from imgfs.mounts.status_client import STATUS_XATTR, encode_status
+from imgfs.status import MountStatus
 
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _OPENS = 256  # opens between two looks whether all of the image is in the store
@@ -60,7 +61,7 @@ class Operations(Generic[F]):
         *,
         squash: Squash = None,
         on_ready: Callable[[], None] = lambda: None,
-        status: Callable[[], dict[str, Any]] | None = None,
+        status: Callable[[], MountStatus] | None = None,
     ) -> None:
         self._view = view
         self._squash = squash
@@ -143,7 +144,7 @@ class Operations(Generic[F]):
     def getxattr(self, ino: int, name: bytes, room: int) -> bytes:
         """An extended attribute; on the root also the mount's status."""
         if name == _STATUS and ino == ROOT_INO and self._status:
-            return xattr_out(encode_status(self._status()), room)
+            return xattr_out(encode_status(self._status().to_json()), room)
         value = self._view.xattr(ino, name)
         if value is None:
             raise FUSEError(errno.ENODATA)

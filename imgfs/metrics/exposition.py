@@ -1,6 +1,6 @@
 """A mount's status as text for Prometheus ("Exposition formats", text format 0.0.4).
 
-Pure: a status, as `imgfs status --json` shows it, becomes text. Names end in their unit, bytes or seconds;
+Pure: a MountStatus becomes text. Names end in their unit, bytes or seconds;
 counters, which only grow while the mount lives, in `_total`. An image may have one layer twice: `number`,
 from 1 for the lowest, tells them apart.
 """
@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, LayerStatus, MountStatus
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})  # of a label's value
 
-Fields = Mapping[str, Any]
+Sample = MountStatus | LayerStatus | BroughtStatus | EndpointStatus
 
 
 class _Metric(NamedTuple):
@@ -22,7 +24,7 @@ class _Metric(NamedTuple):
     name: str
     type: str
     help: str
-    value: str | Callable[[Fields], float | None]
+    value: str | Callable[[Any], float | None]
 
 
 _MOUNT = (
@@ -34,7 +36,10 @@ _MOUNT = (
 )
 _ENDPOINT = (
     _Metric(
-        "endpoint_up", "gauge", "1 if the place that is asked answers.", lambda one: one["since"] is None
+        "endpoint_up",
+        "gauge",
+        "1 if the place that is asked answers.",
+        lambda endpoint: endpoint.since is None,
     ),
     _Metric("endpoint_failed_tries", "gauge", "Tries that failed, one after the other.", "tries"),
 )
@@ -57,13 +62,13 @@ _LAYER = (
         "layer_failing_since_seconds",
         "gauge",
         "Since when every request has failed, since 1970; 0 if the last one did not.",
-        lambda layer: layer.get("failing_since") or 0,
+        lambda layer: layer.failing_since or 0,
     ),
     _Metric(
         "layer_first_byte_longest_seconds",
         "gauge",
         "The longest that a reader's request has waited for its first byte.",
-        lambda layer: layer["first_byte"]["longest"],
+        lambda layer: layer.first_byte.longest,
     ),
 )
 _BROUGHT = (
@@ -74,31 +79,31 @@ _BROUGHT = (
 )
 
 
-def exposition(status: Fields) -> str:
+def exposition(status: MountStatus) -> str:
     """The whole text, ending in a newline."""
-    layers = [(_labels_of(layer, number), layer) for number, layer in enumerate(status["layers"], 1)]
+    layers = [(_labels_of(layer, number), layer) for number, layer in enumerate(status.layers, 1)]
     brought = [
         ({**labels, "cause": cause}, counts)
         for labels, layer in layers
-        for cause, counts in layer["brought"].items()
+        for cause, counts in layer.brought.items()
     ]
-    lines = [*_mount_info(status), *_families(_MOUNT, [({}, status)]), *_fill(status.get("fill"))]
-    places = [({"endpoint": str(place["endpoint"])}, place) for place in status.get("endpoints", ())]
-    lines += _families(_ENDPOINT, places)
+    lines = [*_mount_info(status), *_families(_MOUNT, [({}, status)]), *_fill(status.fill)]
+    endpoints = [({"endpoint": each.endpoint}, each) for each in status.endpoints]
+    lines += _families(_ENDPOINT, endpoints)
     lines += [*_layer_info(layers), *_families(_LAYER, layers), *_first_byte(layers)]
     return "\n".join([*lines, *_families(_BROUGHT, brought), ""])
 
 
-def _labels_of(layer: Fields, number: int) -> dict[str, str]:
-    return {"layer": layer["digest"], "number": str(number), "format": layer["format"]}
+def _labels_of(layer: LayerStatus, number: int) -> dict[str, str]:
+    return {"layer": layer.digest, "number": str(number), "format": layer.format}
 
 
 def _families(
-    metrics: Iterable[_Metric], samples: Iterable[tuple[Mapping[str, str], Fields]]
+    metrics: Iterable[_Metric], samples: Iterable[tuple[Mapping[str, str], Sample]]
 ) -> Iterator[str]:
     for name, kind, text, value in metrics:
         found = [
-            (labels, fields.get(value) if isinstance(value, str) else value(fields))
+            (labels, getattr(fields, value) if isinstance(value, str) else value(fields))
             for labels, fields in samples
         ]
         yield from _family(
@@ -120,31 +125,29 @@ def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
     return f"imgfs_{name}{f'{{{pairs}}}' if pairs else ''} {float(value)!r}"
 
 
-def _mount_info(status: Fields) -> Iterator[str]:
-    about = {name: str(status[name]) for name in ("image", "digest", "platform", "mountpoint")}
+def _mount_info(status: MountStatus) -> Iterator[str]:
+    about = {name: str(getattr(status, name)) for name in ("image", "digest", "platform", "mountpoint")}
     return _family("mount_info", "gauge", "What is mounted where; always 1.", [(about, 1)])
 
 
-def _fill(fill: Fields | None) -> Iterator[str]:
+def _fill(fill: FillStatus | None) -> Iterator[str]:
     if not fill:
         return
-    yield from _family(
-        "fill_missing_bytes", "gauge", "Compressed bytes still to come.", [({}, fill["missing"])]
-    )
-    state = {"state": fill["state"].partition(":")[0]}
+    yield from _family("fill_missing_bytes", "gauge", "Compressed bytes still to come.", [({}, fill.missing)])
+    state = {"state": fill.state.partition(":")[0]}
     yield from _family("fill_state", "gauge", "What the fill is doing; always 1.", [(state, 1)])
 
 
-def _layer_info(layers: Iterable[tuple[Mapping[str, str], Fields]]) -> Iterator[str]:
-    vouched = [({**labels, "index": layer["index"]}, 1) for labels, layer in layers]
+def _layer_info(layers: Iterable[tuple[Mapping[str, str], LayerStatus]]) -> Iterator[str]:
+    vouched = [({**labels, "index": layer.index}, 1) for labels, layer in layers]
     return _family("layer_info", "gauge", "Who vouches for the layer's index; always 1.", vouched)
 
 
-def _first_byte(layers: Iterable[tuple[Mapping[str, str], Fields]]) -> Iterator[str]:
+def _first_byte(layers: Iterable[tuple[Mapping[str, str], LayerStatus]]) -> Iterator[str]:
     """A summary without quantiles: how often readers' requests waited for a first byte, how long in all."""
     name = "layer_first_byte_seconds"
     yield from _family(name, "summary", "How long readers' requests waited for their first byte.", [])
     for labels, layer in layers:
-        waited = layer["first_byte"]
-        yield _sample(f"{name}_sum", labels, waited["seconds"])
-        yield _sample(f"{name}_count", labels, waited["requests"])
+        waited = layer.first_byte
+        yield _sample(f"{name}_sum", labels, waited.seconds)
+        yield _sample(f"{name}_count", labels, waited.requests)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
+    from imgfs.status import MountStatus
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
@@ -126,7 +127,7 @@ def _serve(
         profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
         began = time.time()
 
-        def tell() -> dict[str, Any]:
+        def tell() -> MountStatus:
             return status(image, store, options, began)
 
         if options.metrics:
@@ -152,7 +153,7 @@ def _never_import_from(mountpoint: Path) -> None:
     sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(mountpoint)]
 
 
-def _endpoint(address: MetricsAddress, tell: Callable[[], dict[str, Any]]) -> MetricsEndpoint:
+def _endpoint(address: MetricsAddress, tell: Callable[[], MountStatus]) -> MetricsEndpoint:
     """The status of a mount, served to Prometheus; raises MountError if the address cannot be had."""
     from imgfs.metrics.endpoint import MetricsEndpoint
     from imgfs.metrics.exposition import exposition

@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -33,6 +33,7 @@ from imgfs.overlay.scratch import Scratch
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.overlay.overlay import Overlay
+    from imgfs.status import MountStatus
     from imgfs.store.store import Store
     from imgfs.tree.reader import Node
 
@@ -42,7 +43,7 @@ log = logging.getLogger("imgfs.mount")
 def serve_by_fuse(
     image: Image,
     options: MountOptions,
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
     store: Store,
 ) -> None:
@@ -74,7 +75,7 @@ async def _serve_image(
     image: Image,
     overlay: Overlay | None,
     options: MountOptions,
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
 ) -> None:
     greeted = trio.Event()
@@ -107,7 +108,7 @@ def _operations(
     overlay: Overlay | None,
     options: MountOptions,
     on_ready: Callable[[], None],
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
 ) -> Operations[Node] | WritableOperations:
     """The operations of a mount: of the image's tree, or of its union with a scratch."""
     tree = TreeView(image)

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.kernel.chunk_index import Assembled
     from imgfs.kernel.driver import Driver
+    from imgfs.status import MountStatus
 
 log = logging.getLogger("imgfs.mount")
 
@@ -26,7 +28,7 @@ log = logging.getLogger("imgfs.mount")
 def served_by_kernel(
     image: Image,
     options: MountOptions,
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
     store: Store,
 ) -> bool:
@@ -67,7 +69,7 @@ def _is_written(image: Image, options: MountOptions, store: Store) -> bool:
 def _serve_by_kernel(
     image: Image,
     options: MountOptions,
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
     store: Store,
 ) -> None:
@@ -93,8 +95,8 @@ def _serve_by_kernel(
         driver = Driver(link, passthrough.files, len(sizes) + 1, options.mountpoint, attributes)
         stack.callback(driver.close)
 
-        def tell_more() -> dict[str, Any]:
-            return {**tell(), "driver": "kernel", "passthrough": passthrough.count}
+        def tell_more() -> MountStatus:
+            return replace(tell(), driver="kernel", passthrough=passthrough.count)
 
         try:
             has_let_go = _serve_flat_files(image, metadata.assembled, driver, options, tell_more, on_ready)
@@ -110,7 +112,7 @@ def _serve_flat_files(
     assembled: Assembled,
     driver: Driver,
     options: MountOptions,
-    tell: Callable[[], dict[str, Any]],
+    tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
 ) -> bool:
     """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""

@@ -17,6 +17,7 @@ import pytest
 from imgfs.cli.report import report
 from imgfs.content.stats import Cause, Counts
 from imgfs.mounts.status_client import decode_status, encode_status
+from imgfs.status import MountStatus
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
@@ -53,8 +54,12 @@ def a_status(counts: Counts | None = None, **more: Any) -> dict[str, Any]:
     return mount | more
 
 
+def report_of(found: dict[str, Any], before: dict[str, Any] | None = None) -> str:
+    return report(MountStatus.from_json(found), MountStatus.from_json(before) if before else None)
+
+
 def test_a_layer_that_nobody_reads_has_two_lines() -> None:
-    lines = report(a_status()).splitlines()
+    lines = report_of(a_status()).splitlines()
     assert lines[lines.index("layers") + 1 :] == [
         "  abababababab  gzip              4 MB          2/9 spans here  1.5 kB fetched",
         "      index verified",
@@ -67,7 +72,7 @@ def test_what_was_fetched_is_told_by_its_causes_and_uses() -> None:
     counts.landed(Cause.MISS, 500, used=True)
     counts.landed(Cause.REPLAY, 400, used=False)
     counts.used(Cause.REPLAY, 100)
-    text = report(a_status(counts))
+    text = report_of(a_status(counts))
     assert "needed 600 B; fetched 1 kB in 3 requests, of that 100 B discarded, 300 B not read yet" in text
     assert "miss 500 B, 100 % used; replay 400 B, 25 % used" in text
 
@@ -79,7 +84,7 @@ def test_reads_are_told_by_how_many_waited_and_how_long() -> None:
     counts.waited(0.08)
     status = a_status(counts)
     status["layers"][0]["hits"] = 3
-    text = report(status)
+    text = report_of(status)
     assert "reads     4, 75.0 % without waiting; first byte after 50 ms, 80 ms at most\n" in text
     assert "      reads 4, 75.0 % without waiting; first byte after 50 ms, 80 ms at most" in text
 
@@ -88,13 +93,13 @@ def test_trouble_is_told_with_its_reason_and_since_when() -> None:
     counts = Counts()
     counts.failed(OSError("the first"))
     counts.failed(OSError("no answer after 3 tries"))
-    text = report(a_status(counts))
+    text = report_of(a_status(counts))
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     assert re.search(
         f"      failing since {stamp}: 2 errors, the last at {stamp}: no answer after 3 tries", text
     )
     counts.landed(Cause.MISS, 1, used=True)
-    text = report(a_status(counts))
+    text = report_of(a_status(counts))
     assert "failing" not in text
     assert "2 errors, the last at" in text
 
@@ -102,7 +107,7 @@ def test_trouble_is_told_with_its_reason_and_since_when() -> None:
 def test_whose_word_is_taken_is_told() -> None:
     status = a_status(tree="reg.example/app")
     status["layers"][0]["index"] = "reg.example/app"
-    text = report(status)
+    text = report_of(status)
     assert "tree      on the word of reg.example/app" in text
     assert "      index on the word of reg.example/app" in text
 
@@ -113,7 +118,7 @@ def test_places_that_are_asked_are_told_with_what_is_known_of_them() -> None:
         "left_alone_until": None,
     }  # fmt: skip
     bad = well | {"endpoint": "mirror:5000", "state": "failing", "since": 1e9, "error": "refused", "tries": 3}
-    text = report(a_status(endpoints=[well, bad, bad | {"left_alone_until": 1e9}]))
+    text = report_of(a_status(endpoints=[well, bad, bad | {"left_alone_until": 1e9}]))
     assert "source    https://hub: ok\n" in text
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     assert re.search(f"source    mirror:5000: failing since {stamp}, 3 tries: refused\n", text)
@@ -126,7 +131,7 @@ def test_rates_are_of_the_time_since_the_last_look() -> None:
     before = a_status()
     after = a_status(seconds=62.0, bytes_served=9000, bytes_fetched=2000)
     after["layers"][0]["bytes_fetched"] = 4500
-    text = report(after, before)
+    text = report_of(after, before)
     assert "served    9 kB, 2 kB/s now\n" in text
     assert "fetched   2 kB in 4 requests, 0 B/s now\n" in text
     assert "4.5 kB fetched, 1.5 kB/s now" in text
@@ -135,7 +140,7 @@ def test_rates_are_of_the_time_since_the_last_look() -> None:
 @pytest.mark.parametrize("other", [{"pid": 8}, {"began": 1.0}, {"seconds": 60.0}])
 def test_another_mount_in_its_place_has_no_rates_yet(other: dict[str, Any]) -> None:
     before = a_status(**other) | {"layers": []} if other != {"seconds": 60.0} else a_status()
-    assert "now" not in report(a_status(), before)
+    assert "now" not in report_of(a_status(), before)
 
 
 def test_a_status_of_any_number_of_layers_fits_into_an_attribute() -> None:
@@ -148,6 +153,12 @@ def test_a_status_of_any_number_of_layers_fits_into_an_attribute() -> None:
     assert len(json.dumps(status)) > 64 << 10 > len(body)
     assert decode_status(body) == status
     assert json.loads(encode_status(a_status())) == a_status()
+
+
+def test_a_status_is_read_as_it_was_written_and_of_another_version_as_far_as_it_goes() -> None:
+    status = MountStatus.from_json(a_status(scratch={"directory": "/s", "name": "work", "kept": True}))
+    assert MountStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+    assert MountStatus.from_json({"image": "app:1", "of_a_later_version": 1}) == MountStatus(image="app:1")
 
 
 # -- the command ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config", "parallel", "quoting", "syscalls"},
+    {"errors", "config", "parallel", "quoting", "status", "syscalls"},
     {"oci", "owned"},
     {"layer", "registry", "store"},
     {"transport"},

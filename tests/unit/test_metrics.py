@@ -23,6 +23,7 @@ from imgfs.errors import MountError
 from imgfs.metrics import endpoint as endpoints
 from imgfs.metrics.endpoint import AT_ONCE, MetricsAddress, MetricsEndpoint, parse_address
 from imgfs.metrics.exposition import CONTENT_TYPE, exposition
+from imgfs.status import MountStatus
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
 from tests.support.patience import allowed
@@ -108,7 +109,7 @@ def a_status(**more: Any) -> dict[str, Any]:
 
 
 def test_every_number_of_a_status_is_a_sample() -> None:
-    read = read_text(exposition(a_status()))
+    read = read_text(exposition(MountStatus.from_json(a_status())))
     assert read.value("imgfs_mount_start_time_seconds") == 1000.5
     assert read.value("imgfs_served_bytes_total") == 5
     assert read.value("imgfs_layer_spans_present", number="1") == 2
@@ -122,7 +123,7 @@ def test_every_number_of_a_status_is_a_sample() -> None:
 
 
 def test_names_end_in_what_they_count() -> None:
-    types = read_text(exposition(a_status(fill={"state": "done", "missing": 0}))).types
+    types = read_text(exposition(MountStatus.from_json(a_status(fill={"state": "done", "missing": 0})))).types
     assert {
         name for name, kind in types.items() if kind == "counter" and not name.endswith("_total")
     } == set()
@@ -132,7 +133,7 @@ def test_names_end_in_what_they_count() -> None:
 
 def test_a_fill_tells_its_state_without_its_reasons() -> None:
     status = a_status(fill={"state": "pausing: registry.example: https://u:secret@x", "missing": 12})
-    text = exposition(status)
+    text = exposition(MountStatus.from_json(status))
     read = read_text(text)
     assert read.value("imgfs_fill_missing_bytes") == 12
     assert read.value("imgfs_fill_state", state="pausing") == 1
@@ -143,7 +144,7 @@ def test_a_fill_tells_its_state_without_its_reasons() -> None:
 def test_any_label_is_read_back_as_it_was(image: str, mountpoint: str, layer_format: str) -> None:
     status = a_status(image=image, mountpoint=mountpoint)
     status["layers"] = [status["layers"][0] | {"format": layer_format}]
-    read = read_text(exposition(status))
+    read = read_text(exposition(MountStatus.from_json(status)))
     assert read.value("imgfs_mount_info", image=image, mountpoint=mountpoint) == 1
     assert read.value("imgfs_layer_spans", format=layer_format) == 3
 
