@@ -108,7 +108,7 @@ def extend_config(
         fields["config"] = runtime
     added = [str(diff_id)] if diff_id else []
     fields["rootfs"] |= {"type": "layers", "diff_ids": [*map(str, config.diff_ids), *added]}
-    fields["history"] = [*config.history, *_untold(config), entry]
+    fields["history"] = [*config.history, *_missing_history(config), entry]
     return _encode(fields)
 
 
@@ -184,8 +184,8 @@ def truncate(manifest_body: bytes, config_body: bytes, layers: int) -> tuple[byt
 
 def _truncated(config: ImageConfig, layers: int) -> Fields:
     """The config's fields for its first layers. Its date is that of the last entry left in the history."""
-    told = list(accumulate(int(not entry.get("empty_layer")) for entry in config.history))
-    history = config.history[: told.index(layers) + 1 if layers in told else None]
+    counts = list(accumulate(int(not entry.get("empty_layer")) for entry in config.history))
+    history = config.history[: counts.index(layers) + 1 if layers in counts else None]
     fields: Fields = dict(config.raw)
     fields["rootfs"] = fields["rootfs"] | {"diff_ids": list(map(str, config.diff_ids[:layers]))}
     if history:
@@ -194,10 +194,10 @@ def _truncated(config: ImageConfig, layers: int) -> Fields:
     return fields
 
 
-def _untold(config: ImageConfig) -> list[Fields]:
+def _missing_history(config: ImageConfig) -> list[Fields]:
     """An empty entry for every layer that the history leaves out; all of an entry's fields are optional."""
-    told = sum(not entry.get("empty_layer") for entry in config.history)
-    return [{} for _ in range(len(config.diff_ids) - told)]
+    described = sum(not entry.get("empty_layer") for entry in config.history)
+    return [{} for _ in range(len(config.diff_ids) - described)]
 
 
 def _manifest(body: bytes, media_type: str | None = None) -> tuple[Manifest, Fields]:

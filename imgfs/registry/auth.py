@@ -140,8 +140,8 @@ class Authorizer:
         return header if header != refused else None
 
     def _read_grant(self, parameters: Mapping[str, str]) -> _Grant:
-        said = parameters.get("realm", "")
-        realm = check_realm(said, registry=self._registry, secure=self._secure, number=self._number())
+        text = parameters.get("realm", "")
+        realm = check_realm(text, registry=self._registry, secure=self._secure, number=self._number())
         return _Grant(
             realm, parameters.get("service", ""), parameters.get("scope", "").strip() or self._default_scope
         )
@@ -154,23 +154,23 @@ class Authorizer:
     def _bearer(self, grant: _Grant) -> Flow:
         token = self._tokens.get(grant)
         if token is None or self._clock() >= token.expires:
-            with self._in_line() as asked:
+            with self._in_line() as now:
                 text, lifetime = yield from _fetch_token(grant, self._credentials())
-            token = _Token(f"Bearer {text}", asked, asked + lifetime * _MARGIN)
-            self._tokens = {key: old for key, old in self._tokens.items() if old.expires > asked}
+            token = _Token(f"Bearer {text}", now, now + lifetime * _MARGIN)
+            self._tokens = {key: old for key, old in self._tokens.items() if old.expires > now}
             self._tokens[grant] = token
         return token.header
 
     @contextmanager
     def _in_line(self) -> Iterator[float]:
         """Raise a slow failure again at once for the requests that waited for it, instead of repeating it."""
-        asked = self._clock()
-        if self._failure and asked < self._failure[1]:
+        now = self._clock()
+        if self._failure and now < self._failure[1]:
             raise self._failure[0].with_traceback(None)
         try:
-            yield asked
+            yield now
         except ImgfsError as error:
-            if self._clock() - asked > _SLOW:
+            if self._clock() - now > _SLOW:
                 self._failure = error, self._clock() + _PAUSE
             raise
 

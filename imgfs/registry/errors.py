@@ -16,6 +16,23 @@ from imgfs.registry.retry import Busy, retry_after
 from imgfs.registry.tls import NEVER_BETTER, hint_for
 from imgfs.registry.urls import redact
 
+MAX_ERROR_BODY = 16 << 10
+_MAX_TEXT = 200
+_SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry may repeat what it was sent
+_PUSH_MEANINGS = {
+    401: "the registry wants credentials that may push",
+    403: "the registry does not allow it",
+    404: "there is no such repository, and the registry does not make one",
+    405: "the registry is read-only, or only a pull-through cache",
+    413: "it is larger than the registry, or a proxy before it, takes at once",
+}
+_DELETE_MEANINGS = {
+    400: "the registry does not allow deletion",
+    401: "the registry wants credentials that may delete",
+    403: "the registry does not allow it",
+    405: "the registry does not allow deletion",
+}
+
 
 def no_answer(url: str, error: Exception, proxy: str) -> RegistryError:
     """Return the error for a request without an answer: Unavailable if another try may have one."""
@@ -67,29 +84,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-MAX_ERROR_BODY = 16 << 10
-_MAX_TEXT = 200
-_SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry may repeat what it was sent
-_PUSH_MEANINGS = {
-    401: "the registry wants credentials that may push",
-    403: "the registry does not allow it",
-    404: "there is no such repository, and the registry does not make one",
-    405: "the registry is read-only, or only a pull-through cache",
-    413: "it is larger than the registry, or a proxy before it, takes at once",
-}
-_DELETE_MEANINGS = {
-    400: "the registry does not allow deletion",
-    401: "the registry wants credentials that may delete",
-    403: "the registry does not allow it",
-    405: "the registry does not allow deletion",
-}
-
-
 def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
     """The exception for an error response: its kind by `status`, its words from the registry's own body."""
-    code, said = _first_error(body)
+    code, text = _first_error(body)
     shown = redact(url)
-    message = f"{shown}: {status}{f' {code}' if code else ''}{f': {said}' if said else ''}"
+    message = f"{shown}: {status}{f' {code}' if code else ''}{f': {text}' if text else ''}"
     if status in (401, 403):
         return Unauthorized(message, status=status, code=code, url=shown)
     if status == 404:
@@ -123,10 +122,10 @@ def _first_error(body: bytes) -> tuple[str | None, str | None]:
     """(code, message) of `{"errors": [{"code", "message"}]}`, as far as they are there."""
     try:
         error = json.loads(body.decode())["errors"][0]
-        code, said = error.get("code"), error.get("message")
+        code, text = error.get("code"), error.get("message")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None, None
-    return _line(code), _line(said)
+    return _line(code), _line(text)
 
 
 def _line(text: object) -> str | None:

@@ -79,7 +79,7 @@ def open_source(
 ) -> Source:
     """The source of `reference`; asks for nothing yet.
 
-    `resolver` knows of mirrors and how to reach a registry; without it that is itself, without TLS on this
+    `resolver` finds mirrors and TLS settings; without it the registry alone is asked, without TLS on this
     machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
     is a PEM file to trust instead of the usual certificates.
     """

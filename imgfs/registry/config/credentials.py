@@ -21,7 +21,14 @@ from imgfs.config import AuthText
 from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.registry.config.authfile import change_auth_file, read_auth_file
-from imgfs.registry.config.credhelpers import TIMEOUT, Kept, ask_helper, clear_helper, program_of, tell_helper
+from imgfs.registry.config.credhelpers import (
+    TIMEOUT,
+    HelperSecret,
+    ask_helper,
+    erase_from_helper,
+    program_of,
+    store_with_helper,
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +106,7 @@ def keep_credentials(path: Path, registry: str, namespace: str, credentials: Cre
     helper = _helper_for(_there(path), path, registry)
     if helper:
         _check_whole(namespace, helper, path)
-        tell_helper(helper.name, helper.server, Kept(credentials.username, credentials.secret))
+        store_with_helper(helper.name, helper.server, HelperSecret(credentials.username, credentials.secret))
     entry = {} if helper else _entry(credentials)
 
     def change(fields: dict[str, Any]) -> bool:
@@ -120,7 +127,7 @@ def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
     """
     fields = _there(path)
     helper = None if namespace else _helper_for(fields, path, registry)
-    cleared = helper is not None and clear_helper(helper.name, helper.server)
+    cleared = helper is not None and erase_from_helper(helper.name, helper.server)
 
     def change(fields: dict[str, Any]) -> bool:
         auths = _object(fields, "auths", path)

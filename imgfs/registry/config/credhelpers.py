@@ -1,6 +1,6 @@
 """Programs that keep credentials: `docker-credential-NAME get|store|erase` (docker-credential-helpers).
 
-They are told what they need on standard input, never as an argument, and are given little time and little
+They are request what they need on standard input, never as an argument, and are given little time and little
 room for an answer; one that hangs is ended with all that it has started. Whatever goes wrong is an error
 that names the program, and quotes it only where it says no secret.
 """
@@ -23,20 +23,20 @@ TIMEOUT = 30.0  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_FOUND = "credentials not found"  # every helper's words (credentials/error.go)
 _MAX_ANSWER = 64 << 10  # an identity token has some kilobytes
-_MAX_SAID = 200
+_MAX_TEXT = 200
 
 
-class Kept(NamedTuple):
-    """What a helper keeps for one registry."""
+class HelperSecret(NamedTuple):
+    """The credentials that a helper keeps for one registry."""
 
     username: str
     secret: str
 
     def __repr__(self) -> str:
-        return f"Kept({self.username!r})"
+        return f"HelperSecret({self.username!r})"
 
 
-class _Said(NamedTuple):
+class _HelperOutput(NamedTuple):
     code: int
     out: bytes
     error: bytes
@@ -49,38 +49,38 @@ def program_of(name: object) -> str:
     return f"docker-credential-{name}"
 
 
-def ask_helper(name: object, server: str, seconds: float = TIMEOUT) -> Kept | None:
-    """What the helper keeps for `server`; None if it has nothing. Raises Unauthorized if it fails."""
+def ask_helper(name: object, server: str, seconds: float = TIMEOUT) -> HelperSecret | None:
+    """Return the credentials the helper keeps for `server`, None if none; raises Unauthorized if it fails."""
     program = program_of(name)
-    said = _run(program, "get", server, seconds)
-    if said.code == 0:
-        return _answer(said.out, program)
-    if _NOT_FOUND in _text(said):
+    output = _run(program, "get", server, seconds)
+    if output.code == 0:
+        return _answer(output.out, program)
+    if _NOT_FOUND in _text(output):
         return None
-    raise _failed(program, f"for {server}", said)
+    raise _failed(program, f"for {server}", output)
 
 
-def tell_helper(name: object, server: str, kept: Kept) -> None:
-    """Have the helper keep something; raises Unauthorized if it does not."""
+def store_with_helper(name: object, server: str, kept: HelperSecret) -> None:
+    """Let the helper store credentials; raises Unauthorized if it fails."""
     program = program_of(name)
     fields = {"ServerURL": server, "Username": kept.username, "Secret": kept.secret}
-    said = _run(program, "store", json.dumps(fields))
-    if said.code:
-        raise _failed(program, f"to store credentials for {server}", said, kept.secret)
+    output = _run(program, "store", json.dumps(fields))
+    if output.code:
+        raise _failed(program, f"to store credentials for {server}", output, kept.secret)
 
 
-def clear_helper(name: object, server: str) -> bool:
-    """Have the helper forget what it keeps for `server`: whether there was something."""
+def erase_from_helper(name: object, server: str) -> bool:
+    """Let the helper erase the credentials of `server`; return True if there were any."""
     if ask_helper(name, server) is None:
         return False
     program = program_of(name)
-    said = _run(program, "erase", server)
-    if said.code:
-        raise _failed(program, f"to erase credentials for {server}", said)
+    output = _run(program, "erase", server)
+    if output.code:
+        raise _failed(program, f"to erase credentials for {server}", output)
     return True
 
 
-def _answer(output: bytes, program: str) -> Kept | None:
+def _answer(output: bytes, program: str) -> HelperSecret | None:
     """`{"ServerURL", "Username", "Secret"}`; both empty is how some say that there is nothing."""
     try:
         fields = json.loads(output.decode())
@@ -91,23 +91,23 @@ def _answer(output: bytes, program: str) -> Kept | None:
     username, secret = fields.get("Username"), fields.get("Secret")
     if not isinstance(username, str) or not isinstance(secret, str) or (username and not secret):
         raise Unauthorized(f"{program}: its answer has no Username and Secret")
-    return Kept(username, secret) if secret else None
+    return HelperSecret(username, secret) if secret else None
 
 
-def _failed(program: str, what: str, said: _Said, secret: str = "") -> Unauthorized:
-    text = _text(said)
+def _failed(program: str, what: str, output: _HelperOutput, secret: str = "") -> Unauthorized:
+    text = _text(output)
     if "Secret" in text or (secret and (secret in text or json.dumps(secret)[1:-1] in text)):
         text = "what it says has a secret in it"
-    return Unauthorized(f"{program} failed {what}: {text[:_MAX_SAID]!r} (exit code {said.code})")
+    return Unauthorized(f"{program} failed {what}: {text[:_MAX_TEXT]!r} (exit code {output.code})")
 
 
-def _text(said: _Said) -> str:
-    """What it says when it fails: most do on standard output."""
-    return (said.out + said.error).decode(errors="replace").strip()
+def _text(output: _HelperOutput) -> str:
+    """Return the helper's error text: most write it to standard output."""
+    return (output.out + output.error).decode(errors="replace").strip()
 
 
-def _run(program: str, verb: str, told: str, seconds: float = TIMEOUT) -> _Said:
-    """Run it to its end; raises Unauthorized if there is none, in time or at all."""
+def _run(program: str, verb: str, request: str, seconds: float = TIMEOUT) -> _HelperOutput:
+    """Run the helper to its end; raises Unauthorized if it cannot be run or takes longer than `seconds`."""
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
@@ -117,7 +117,7 @@ def _run(program: str, verb: str, told: str, seconds: float = TIMEOUT) -> _Said:
         raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
     with process:
         try:
-            return _converse(process, told.encode(), time.monotonic() + seconds)
+            return _converse(process, request.encode(), time.monotonic() + seconds)
         except TimeoutError as error:
             raise Unauthorized(f"{program} {verb}: no answer within {seconds:.3g} s") from error
         except OverflowError as error:
@@ -128,30 +128,30 @@ def _run(program: str, verb: str, told: str, seconds: float = TIMEOUT) -> _Said:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _converse(process: subprocess.Popen[bytes], told: bytes, ends: float) -> _Said:
-    """Tell it, and read what it says until both its outputs are closed and it has ended."""
+def _converse(process: subprocess.Popen[bytes], request: bytes, ends: float) -> _HelperOutput:
+    """Write the request, and read until both outputs are closed and the helper has ended."""
     assert process.stdin
     assert process.stdout
     assert process.stderr
-    with contextlib.suppress(BrokenPipeError):  # it may not care; what is told fits into a pipe
-        process.stdin.write(told)
+    with contextlib.suppress(BrokenPipeError):  # a helper may not read it; the request fits into a pipe
+        process.stdin.write(request)
         process.stdin.close()
-    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    output = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as selector:
-        for fd in said:
+        for fd in output:
             selector.register(fd, selectors.EVENT_READ)
         while selector.get_map():
             if not (ready := selector.select(max(0.0, ends - time.monotonic()))):
                 raise TimeoutError
             for key, _ in ready:
                 chunk = os.read(key.fd, _MAX_ANSWER)
-                said[key.fd] += chunk
+                output[key.fd] += chunk
                 if not chunk:
                     selector.unregister(key.fd)
-                if len(said[key.fd]) > _MAX_ANSWER:
+                if len(output[key.fd]) > _MAX_ANSWER:
                     raise OverflowError
     try:
         code = process.wait(max(0.0, ends - time.monotonic()))
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
-    return _Said(code, *map(bytes, said.values()))
+    return _HelperOutput(code, *map(bytes, output.values()))

@@ -169,10 +169,11 @@ class Resolver:
             for scheme in schemes
         )
 
-    def _tls(self, reader: Reader, host: str, said: Tls) -> Tls:
-        """What is said of a host's certificates in all resolver together."""
-        asked = Tls((self._options.ca_file,) if self._options.ca_file else (), (), not self._options.insecure)
-        return checked(reader, merged([asked, said, *self._certificates(reader, host)]))
+    def _tls(self, reader: Reader, host: str, own: Tls) -> Tls:
+        """Return the TLS settings of a host: the command line's, `own` and those of all directories."""
+        ca_file = self._options.ca_file
+        given = Tls((ca_file,) if ca_file else (), (), not self._options.insecure)
+        return checked(reader, merged([given, own, *self._certificates(reader, host)]))
 
     def _certificates(self, reader: Reader, host: str) -> Iterator[Tls]:
         """Yield the certificates in directories of a host, if no hosts.toml is there (`docs/hosts.md`)."""

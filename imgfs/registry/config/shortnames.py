@@ -38,13 +38,13 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
     from imgfs.registry.config.reload import Reader
 
     reader, files = Reader(), tuple(files)
-    said = load_registries(reader, files)
-    alias = {**said.aliases, **load_chosen(reader, files)}.get(name)
+    conf = load_registries(reader, files)
+    alias = {**conf.aliases, **load_chosen(reader, files)}.get(name)
     if alias and alias.name:
         return (_aliased(alias, reference),)
     check_not_local(text)
-    found = tuple(_at(host, name, reference) for host in dict.fromkeys(said.search or ()))
-    _check_clear(text, found, said)
+    found = tuple(_at(host, name, reference) for host in dict.fromkeys(conf.search or ()))
+    _check_clear(text, found, conf)
     return found or (reference,)
 
 
@@ -76,13 +76,13 @@ def _short_name(text: str, reference: Reference) -> str:
 def _aliased(alias: Alias, reference: RegistryReference) -> Reference:
     """What an alias stands for, with the tag and the digest of `reference`."""
     try:
-        meant = parse_reference(alias.name)
+        target = parse_reference(alias.name)
     except UsageError as error:
         raise UsageError(f"{alias.where}: {error}") from error
     tagged = ":" in alias.name.rpartition("/")[2] or "@" in alias.name
-    if not isinstance(meant, RegistryReference) or tagged or _short_name(alias.name, meant):
+    if not isinstance(target, RegistryReference) or tagged or _short_name(alias.name, target):
         raise UsageError(f"{alias.where}: expected registry/repository, without a tag")
-    return replace(meant, tag=reference.tag, digest=reference.digest)
+    return replace(target, tag=reference.tag, digest=reference.digest)
 
 
 def _at(host: str, name: str, reference: RegistryReference) -> Reference:
@@ -90,6 +90,6 @@ def _at(host: str, name: str, reference: RegistryReference) -> Reference:
     return reference if host in _HUB_NAMES else replace(reference, registry=host, repository=name)
 
 
-def _check_clear(text: str, found: Sequence[Reference], said: Registries) -> None:
-    if len(found) > 1 and said.mode not in _ONE_BY_ONE:
+def _check_clear(text: str, found: Sequence[Reference], conf: Registries) -> None:
+    if len(found) > 1 and conf.mode not in _ONE_BY_ONE:
         raise UsageError(f"{text!r} names no registry; write which is meant: {', '.join(map(str, found))}")
