@@ -10,7 +10,7 @@ WINDOW = 32 * 1024  # the farthest a deflate match can look back (RFC 1951, sect
 
 
 class Kind(IntEnum):
-    """What an entry is. The numbers are stored."""
+    """The type of an entry. The numbers are stored."""
 
     FILE = 0
     DIRECTORY = 1
@@ -30,7 +30,7 @@ class Extent(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One member of a layer, as the layer says it.
+    """One member of a layer, with the layer's own values.
 
     `path` and `target` are raw, as stored (uncleaned: `tree` does that). `mode` holds the twelve permission
     bits only. `device` is (major, minor). `xattrs` are unprefixed by PAX: `security.capability` and so on.
@@ -70,8 +70,7 @@ class Checkpoint(NamedTuple):
 
 
 class ChunkDigest(NamedTuple):
-    """A run of a span of which a digest is known: `length` flat bytes, `skip` after the span's first, and
-    their sha256."""
+    """The sha256 of `length` flat bytes of a span, from `skip` bytes after the span's first on."""
 
     skip: int
     length: int

@@ -108,7 +108,7 @@ def _decode(
         if not (hides and is_own(entry.path)):
             index.add_entry(entry)
 
-    headers = Headers(parse_tar(keep))
+    headers = HeaderFeeder(parse_tar(keep))
     size = 0
     for chunk in chain((head,), source):
         spans.chunk(chunk)
@@ -158,7 +158,7 @@ def _head(source: ReadAheadThread) -> bytes:
     return head
 
 
-class Headers:
+class HeaderFeeder:
     """Feeds the tar reader from pieces that go by, holding back only what it wants across them."""
 
     def __init__(self, parser: Generator[ReadRequest, bytes, int]) -> None:

@@ -17,7 +17,7 @@ from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Entry, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.origin import TOC_DIGEST
-from imgfs.layer.scan import Headers
+from imgfs.layer.scan import HeaderFeeder
 from imgfs.layer.schema import BLOB
 from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
@@ -63,7 +63,7 @@ class _Flat:
         self.window = b""  # the last of it
         self._diff_id = diff_id
         self._hasher = diff_id.hasher()
-        self._headers = Headers(parser)
+        self._headers = HeaderFeeder(parser)
 
     def feed(self, piece: bytes) -> None:
         """Read the next bytes."""

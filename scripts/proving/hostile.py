@@ -13,7 +13,7 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, import_index
-from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.flatbuffer import FlatbufferBuilder
 from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TOC, VERSION, XATTR, ZTOC, parse_ztoc
 from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
@@ -158,7 +158,7 @@ def lying_ztoc(chance: Random) -> str:
 
 
 def _ztoc(chance: Random) -> bytes:
-    made = Builder()
+    made = FlatbufferBuilder()
     spans = chance.choice((1, 3, 100))
     points = b"".join(_points(spans, chance))
     digest = made.string(b"sha256:" + b"0" * 64, shared=True)

@@ -16,8 +16,8 @@ from imgfs.layer.soci.flatbuffer import (
     UINT32,
     VECTOR,
     VTABLES,
-    Builder,
     Flatbuffer,
+    FlatbufferBuilder,
     Schema,
 )
 
@@ -52,7 +52,7 @@ def walked(body: bytes) -> object:
 def test_what_is_written_is_read(
     small: int, text: bytes, large: int, number: int, unsigned: int, texts: list[bytes]
 ) -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     leaf = builder.table(LEAF, [builder.string(text)])
     vector = builder.vector([builder.string(each, shared=True) for each in texts])
     values = [small, builder.string(text), large, number, leaf, unsigned, vector]
@@ -62,21 +62,21 @@ def test_what_is_written_is_read(
 
 
 def test_absent_fields_are_the_defaults() -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     body = builder.finish(builder.table(ALL, [0, None, 0, 0, None, 0, None]))
     assert read(body, ALL) == [0, b"", 0, 0, None, 0, None]
     assert len(body) < 24
 
 
 def test_a_newer_writers_fields_are_left_alone() -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     text = builder.string(b"text")
     body = builder.finish(builder.table((STRING, INT64, STRING), [text, 7, text]))
     assert read(body, LEAF) == [b"text"]
 
 
 def test_tables_of_one_shape_share_a_vtable() -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     leaves = [builder.table(LEAF, [builder.string(b"x", shared=True)]) for _ in range(100)]
     body = builder.finish(builder.table((VECTOR,), [builder.vector(leaves)]))
     assert len(body) < 100 * (4 + 12) + 60
@@ -84,7 +84,7 @@ def test_tables_of_one_shape_share_a_vtable() -> None:
 
 def test_64_bit_numbers_lie_at_multiples_of_8() -> None:
     for length in range(9):
-        builder = Builder()
+        builder = FlatbufferBuilder()
         builder.string(bytes(length))
         body = builder.finish(builder.table((INT8, INT64), [1, 0x1122334455667788]))
         assert body.index(bytes.fromhex("8877665544332211")) % 8 == 0
@@ -132,7 +132,7 @@ def test_two_fields_at_one_place_are_refused() -> None:
 
 
 def test_a_vector_of_tables_that_are_all_the_same_one_cannot_multiply_a_buffer() -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     leaf = builder.table(LEAF, [builder.string(bytes(100_000))])
     body = builder.finish(builder.table((VECTOR,), [builder.vector([leaf] * 1000)]))
     buffer = Flatbuffer(body)
@@ -144,7 +144,7 @@ def test_a_vector_of_tables_that_are_all_the_same_one_cannot_multiply_a_buffer()
 
 
 def test_a_vector_longer_than_the_buffer_is_refused_before_it_is_read() -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     body = bytearray(builder.finish(builder.table((VECTOR,), [builder.vector([])])))
     body[-4:] = struct.pack("<I", 1 << 30)
     buffer = Flatbuffer(bytes(body))
@@ -163,7 +163,7 @@ def test_no_more_vtables_are_remembered_than_a_writer_makes() -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_a_damaged_buffer_is_read_or_refused(data: st.DataObject) -> None:
-    builder = Builder()
+    builder = FlatbufferBuilder()
     texts = builder.vector([builder.string(b"x" * number) for number in range(5)])
     leaf = builder.table(LEAF, [builder.string(b"leaf")])
     body = bytearray(builder.finish(builder.table(ALL, [1, builder.string(b"t"), 2, 3, leaf, 4, texts])))

@@ -14,7 +14,7 @@ from imgfs.layer.tar.reader import tar_entries
 from imgfs.layer.toc import zstd_chunked
 from imgfs.layer.toc.detect import find_toc
 from imgfs.layer.toc.toc import Toc
-from imgfs.layer.toc.zstd_chunked import Position, parse_footer, parse_position
+from imgfs.layer.toc.zstd_chunked import TocPosition, parse_footer, parse_position
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests.support import blobs, tarmake
 from tests.support.tocmake import (
@@ -133,7 +133,7 @@ def test_another_table_than_the_manifest_names_is_refused() -> None:
     ],
 )
 def test_a_position_outside_the_blob_or_of_no_table_is_refused(text: str) -> None:
-    assert parse_position("100:10:20:1", 1000) == Position(100, 10, 20)
+    assert parse_position("100:10:20:1", 1000) == TocPosition(100, 10, 20)
     with pytest.raises(InvalidImage):
         parse_position(text, 1000)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.flatbuffer import FlatbufferBuilder
 from imgfs.layer.soci.ztoc import (
     INFO,
     POINT,
@@ -366,7 +366,7 @@ def written(
     points: bytes, digests: Sequence[bytes], *, last: int, algorithm: int = 1, size: int, flat_size: int
 ) -> bytes:
     """A zTOC without entries that says what it is told."""
-    builder = Builder()
+    builder = FlatbufferBuilder()
     texts = builder.vector([builder.string(b"sha256:" + digest.hex().encode()) for digest in digests])
     info = builder.table(INFO, [algorithm, last, texts, builder.string(points)])
     toc = builder.table(TOC, [None])

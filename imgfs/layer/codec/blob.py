@@ -28,7 +28,7 @@ MAGIC_LENGTH = _TAR_MAGIC_AT + len(_TAR_MAGIC)  # what `sniff` must see, if the 
 
 
 class Cut(NamedTuple):
-    """A place where a span may begin: at `start` in the blob, at `flat` in the flat layer."""
+    """A position where a span may begin: at `start` in the blob, at `flat` in the flat layer."""
 
     start: int
     flat: int
@@ -37,19 +37,19 @@ class Cut(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Decodes a blob fed in chunks, in order. `format` says how it is packed, for people, once all is fed."""
+    """Decodes a blob fed in chunks, in order. `format` is how it is packed, once all is fed."""
 
     format: str
 
     def pieces(self, chunk: bytes) -> Iterator[bytes | memoryview]:
-        """The flat bytes that `chunk` holds; each piece is valid until the next one is asked for."""
+        """Yield the flat bytes of `chunk`; each piece is valid until the next one is requested."""
 
     def finish(self) -> None:
         """Raise InvalidImage if the blob cannot end here."""
 
 
 def sniff(head: bytes) -> str:
-    """How a blob that begins with `head` is packed: "gzip", "zstd", "xz", "bzip2" or "tar".
+    """Return how a blob that begins with `head` is packed: "gzip", "zstd", "xz", "bzip2" or "tar".
 
     The magic decides, not the media type: labels lie. Raises InvalidImage for formats known to be others.
     """
@@ -69,7 +69,7 @@ def sniff(head: bytes) -> str:
 
 
 def fastest_engine() -> InflateEngine:
-    """What inflates a whole blob fastest here: ISA-L if it is installed, else zlib."""
+    """Return the fastest engine for a whole blob: ISA-L if it is installed, else zlib."""
     return isal_engine.IsalEngine() if isal_engine.available() else ZlibEngine()
 
 
@@ -79,7 +79,7 @@ def decoder(
     step: int = STEP,
     engine: Callable[[], InflateEngine] = fastest_engine,
 ) -> Decoder:
-    """The decoder for `format` as `sniff` names it, with `engine` for gzip; cuts are `step` apart or more."""
+    """Return the decoder for `format`, as `sniff` names it; cuts are `step` flat bytes apart or more."""
     if format == "gzip":
         return _GzipDecoder(on_cut, step, engine())
     if format == "tar":

@@ -1,6 +1,6 @@
 """Packing a layer's tar stream into its blob: gzip or zstd, digest and DiffID in the one pass.
 
-The same stream gives the same blob. A zstd layer is cut into frames, so a lazy reader (`codec` is one) can
+The same stream gives the same blob. A zstd layer is cut into frames, so a lazy reader (imgfs is one) can
 begin at any of them; gzip is one member, for readers of all ages.
 """
 
@@ -26,14 +26,14 @@ _GZIP_WRAPPER = 16 + 15  # zlib.h, deflateInit2: a gzip header and trailer aroun
 
 
 class Sink(Protocol):
-    """Where the blob goes."""
+    """A file, or another destination, that the blob is written to."""
 
     def write(self, piece: bytes, /) -> object:
         """Take all of `piece`."""
 
 
 class Compressed(NamedTuple):
-    """What a layer's blob turned out to be. Sizes are in bytes."""
+    """A finished blob. Sizes are in bytes."""
 
     digest: Digest  # of the blob
     size: int

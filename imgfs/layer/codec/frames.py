@@ -26,7 +26,7 @@ class Frames(Protocol):
     produced: int
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """The bytes that `chunk` holds, and a piece at every end of a frame."""
+        """Yield the decoded bytes of `chunk`, and a piece at every end of a frame."""
 
 
 def frames_of(codec: Codec) -> Frames:
@@ -53,7 +53,7 @@ class ZstdFrames:
         self.produced = 0
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """The bytes that `chunk` holds, in pieces of about 256 KiB, and one at every end of a frame."""
+        """Yield the decoded bytes of `chunk` in pieces of about 256 KiB, and one at every end of a frame."""
         collected: list[bytes] = []
         size = at = 0
         while at < len(chunk):

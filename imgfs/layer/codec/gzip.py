@@ -1,4 +1,4 @@
-"""Gzip (RFC 1952) as a stream of members around deflate engines, with the places where decoding can begin.
+"""Gzip (RFC 1952) as a stream of members around deflate engines, with the positions where decoding can begin.
 
 `Inflater` reads headers, hands deflate data to an engine and skips trailers. What the trailers would prove,
 digest and DiffID prove better.
@@ -44,15 +44,15 @@ class Inflater:
 
     @property
     def complete(self) -> bool:
-        """Whether the input so far ends where a member ends."""
+        """True if the input so far ends where a member ends."""
         return self._head is not None and not self._head and not self._skip
 
     def checkpoint(self) -> Checkpoint:
-        """What it takes to begin at the block boundary just reached."""
+        """Return a checkpoint for the block boundary just reached."""
         return self._engine.checkpoint()
 
     def pieces(self, chunk: bytes, stop: int, end: int | None = None) -> Iterator[memoryview]:
-        """Inflate `chunk`, piece by piece; each piece is valid until the next one is asked for.
+        """Inflate `chunk`, piece by piece; each piece is valid until the next one is requested.
 
         Until `produced` reaches `stop`, pieces end anywhere; past it they end at boundaries, so the caller
         may move `stop` (see `until`) when it has taken one. Where a member ends there is an empty piece.

@@ -68,7 +68,7 @@ _TABLES_SIZE = 4096  # bytes of them that are compared
 
 @functools.cache
 def available() -> bool:
-    """Whether the library is installed and does here what it is used for."""
+    """Return True if the library is installed and passes a test of what imgfs uses it for."""
     try:
         _libisal()
     except (OSError, AttributeError):
@@ -85,7 +85,7 @@ def _libisal() -> Any:
 
 
 class IsalEngine:
-    """Inflates one deflate stream after the other. See `deflate.InflateEngine`."""
+    """Inflates one deflate stream after the other. See `zlib_engine.InflateEngine`."""
 
     def __init__(self) -> None:
         self._libisal = _libisal()
@@ -107,7 +107,7 @@ class IsalEngine:
         self._behind = 0
 
     def checkpoint(self) -> Checkpoint:
-        """What it takes to begin at the block boundary that the last step reached."""
+        """Return a checkpoint for the block boundary that the last step reached."""
         end = WINDOW + self._filled
         return Checkpoint(self._bits, bytes(self._view[end - min(WINDOW, self._behind) : end]))
 

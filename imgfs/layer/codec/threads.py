@@ -1,4 +1,4 @@
-"""Two small bridges between threads: an iterator run ahead, and a function run behind."""
+"""Two bridges between threads: an iterator read ahead, and a function that runs behind its caller."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 _DEPTH = 4  # items waiting between two threads: enough to even out, little to hold
-_PATIENCE = 1.0  # seconds to wait for a thread that was told to stop; it may sit in a network read
+_PATIENCE = 1.0  # seconds to wait for a thread that has to stop; it may sit in a network read
 
 
 class ReadAheadThread(Iterator[bytes]):

@@ -31,11 +31,11 @@ class CorruptDeflate(Exception):
 
 
 class InflateStep(NamedTuple):
-    """What a step did. `output` is valid until the next step."""
+    """The result of a step. `output` is valid until the next step."""
 
     output: memoryview
     at: int  # where in the chunk it stopped
-    lead: int  # bytes taken in beyond the place that `ended` or `boundary` speak of
+    lead: int  # bytes taken in beyond the position of `ended` or `boundary`
     ended: bool  # the stream ends here
     boundary: bool  # a block ends here and another begins: `checkpoint` can be asked for
     full: bool  # it stopped for lack of room: there may be more without further input
@@ -48,7 +48,7 @@ class InflateEngine(Protocol):
         """Begin a new deflate stream."""
 
     def checkpoint(self) -> Checkpoint:
-        """What it takes to begin at the block boundary that the last step reached."""
+        """Return a checkpoint for the block boundary that the last step reached."""
 
     def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> InflateStep:
         """Inflate from `chunk[at:]`, at most `limit` bytes; with `hunt`, up to a block boundary.
@@ -121,7 +121,7 @@ class ZlibEngine:
         self._libz.inflateReset(byref(self._stream))
 
     def checkpoint(self) -> Checkpoint:
-        """What it takes to begin at the block boundary that the last step reached."""
+        """Return a checkpoint for the block boundary that the last step reached."""
         window = ctypes.create_string_buffer(WINDOW)
         length = c_uint(0)
         self._libz.inflateGetDictionary(byref(self._stream), window, byref(length))
@@ -144,7 +144,7 @@ class ZlibEngine:
 
 
 def address_of(chunk: bytes) -> int:
-    """Where the bytes of `chunk` are in memory."""
+    """Return the address of the bytes of `chunk`."""
     pointer = ctypes.cast(c_char_p(chunk), c_void_p).value
     assert pointer is not None  # c_char_p of a bytes object points at it
     return pointer

@@ -33,7 +33,7 @@ _U32, _I32 = struct.Struct("<I"), struct.Struct("<i")
 _VTABLE_HEAD = struct.Struct("<HH")  # its own length, that of the table's inline part; then 16 bits a slot
 
 
-class Fields(NamedTuple):
+class TableLayout(NamedTuple):
     """Where a vtable has put the fields of a schema: how to unpack them at once, and which they are."""
 
     packed: struct.Struct
@@ -51,7 +51,7 @@ class Flatbuffer:
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._left = 2 * len(body)  # bytes that may still be read out of it
-        self._fields: dict[tuple[int, Schema], Fields] = {}
+        self._fields: dict[tuple[int, Schema], TableLayout] = {}
 
     def root(self) -> int:
         """Where the root table is."""
@@ -93,7 +93,7 @@ class Flatbuffer:
             raise InvalidImage(f"{length} elements do not fit", where=_at(at))
         return int(length)
 
-    def _fields_of(self, at: int, schema: Schema) -> Fields:
+    def _fields_of(self, at: int, schema: Schema) -> TableLayout:
         """Where the table at `at` has its fields; tables of one shape share a vtable."""
         (back,) = self._unpack(_I32, at)
         vtable = at - back
@@ -105,7 +105,7 @@ class Flatbuffer:
         self._spend(fields.packed.size, at)
         return fields
 
-    def _read_vtable(self, at: int, schema: Schema) -> Fields:
+    def _read_vtable(self, at: int, schema: Schema) -> TableLayout:
         length, inline = self._unpack(_VTABLE_HEAD, at)
         if length < 4 or length % 2 or inline < 4 or length > len(self._body) - at:
             raise InvalidImage("a vtable of impossible length", where=_at(at))
@@ -130,7 +130,7 @@ class Flatbuffer:
             raise InvalidImage("the same bytes are pointed at again and again", where=_at(at))
 
 
-def _fields(found: list[tuple[int, int]], inline: int, schema: Schema, at: int) -> Fields:
+def _fields(found: list[tuple[int, int]], inline: int, schema: Schema, at: int) -> TableLayout:
     """Plan for reading the fields `found`, (offset in the table, slot) in ascending order."""
     layout, end = "<4x", 4  # the first 32 bits of a table say where its vtable is
     for offset, slot in found:
@@ -142,13 +142,13 @@ def _fields(found: list[tuple[int, int]], inline: int, schema: Schema, at: int) 
     if end > inline:
         raise InvalidImage("a vtable's field is outside of its table", where=_at(at))
     pointers = tuple((slot, offset, schema[slot]) for offset, slot in found if schema[slot] in _POINTERS)
-    return Fields(struct.Struct(layout), tuple(slot for _, slot in found), pointers)
+    return TableLayout(struct.Struct(layout), tuple(slot for _, slot in found), pointers)
 
 
-class Builder:
+class FlatbufferBuilder:
     """Writes a buffer from its end: what is pointed at before what points at it.
 
-    The places it returns, to be given to `vector` and `table`, are distances from the buffer's end.
+    The targets it returns, to be given to `vector` and `table`, are distances from the buffer's end.
     """
 
     def __init__(self) -> None:
@@ -161,21 +161,21 @@ class Builder:
         """Add a string; `shared` ones that are equal are written once. Also a vector of bytes."""
         if shared and text in self._shared:
             return self._shared[text]
-        place = self._add(_U32.pack(len(text)) + text + b"\0", 4)
+        target = self._add(_U32.pack(len(text)) + text + b"\0", 4)
         if shared:
-            self._shared[text] = place
-        return place
+            self._shared[text] = target
+        return target
 
-    def vector(self, places: Sequence[int]) -> int:
+    def vector(self, targets: Sequence[int]) -> int:
         """Add a vector of pointers to strings or tables."""
-        length = 4 + 4 * len(places)
+        length = 4 + 4 * len(targets)
         start = self._room(length, 4)
-        offsets = (start - 4 - 4 * number - place for number, place in enumerate(places))
-        return self._add(struct.pack(f"<I{len(places)}I", len(places), *offsets), 4)
+        offsets = (start - 4 - 4 * number - target for number, target in enumerate(targets))
+        return self._add(struct.pack(f"<I{len(targets)}I", len(targets), *offsets), 4)
 
     def table(self, schema: Schema, values: Sequence[int | None]) -> int:
-        """Add a table: `values` are its fields by slot, numbers or places; a number that is 0, the default,
-        and a place that is None are left out."""
+        """Add a table: `values` are its fields by slot, numbers or targets; a number that is 0, the default,
+        and a target that is None are left out."""
         present = [
             slot
             for slot, value in enumerate(values)
@@ -212,7 +212,7 @@ class Builder:
         return self._vtables[body]
 
     def _room(self, length: int, alignment: int, shift: int = 0) -> int:
-        """Where `length` bytes will begin that are added next: `shift` bytes before an aligned place."""
+        """Where `length` bytes will begin that are added next: `shift` bytes before an aligned target."""
         start = self._size + length
         return start + (shift - start) % alignment
 

@@ -144,10 +144,10 @@ def _day(text: bytes) -> int:
         raise InvalidImage(f"{text!r} is not a date") from error
 
 
-def _entries(buffer: Flatbuffer, places: list[int], flat_size: int) -> list[Entry]:
+def _entries(buffer: Flatbuffer, tables: list[int], flat_size: int) -> list[Entry]:
     """The entries, sorted by their offsets into the order of the tar, as in ztoc/ztoc_marshaler.go."""
     found = []
-    for number, at in enumerate(places):
+    for number, at in enumerate(tables):
         try:
             found.append(_entry(buffer, at, flat_size))
         except InvalidImage as error:
@@ -196,7 +196,7 @@ def _entry(buffer: Flatbuffer, at: int, flat_size: int) -> tuple[int, Entry]:
 
 def _xattrs(buffer: Flatbuffer, at: int) -> dict[bytes, bytes]:
     """The extended attributes among what is called `xattrs`: the member's PAX records, all of them."""
-    records: dict[bytes, bytes] = dict(buffer.table(place, XATTR) for place in buffer.pointers(at))
+    records: dict[bytes, bytes] = dict(buffer.table(target, XATTR) for target in buffer.pointers(at))
     if any(key.startswith(b"GNU.sparse.") for key in records):
         raise InvalidImage("a sparse file, which a zTOC has no map for")
     return pax.parse_xattrs(records) if records else {}
@@ -208,7 +208,7 @@ def _compression(buffer: Flatbuffer, at: int, size: int) -> tuple[str, list[_Poi
     if algorithm not in FORMATS:
         raise InvalidImage(f"compression algorithm {algorithm} is not known", where="zTOC")
     packed = memoryview(b"") if points is None else buffer.octets(points)
-    hashes = [] if digests is None else [_digest(buffer, place) for place in buffer.pointers(digests)]
+    hashes = [] if digests is None else [_digest(buffer, target) for target in buffer.pointers(digests)]
     found = _points(packed) if FORMATS[algorithm] == "gzip" else _tar_points(packed, size, len(hashes))
     if not len(found) == len(hashes) == last + 1:
         counts = f"{len(found)} checkpoints and {len(hashes)} digests for {last + 1} spans"

@@ -18,7 +18,7 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.gzip import header_length
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
-from imgfs.layer.soci.flatbuffer import Builder
+from imgfs.layer.soci.flatbuffer import FlatbufferBuilder
 from imgfs.layer.soci.ztoc import FILE, INFO, KINDS, POINT, POINTS_HEAD, TAR_POINTS, TOC, VERSION, XATTR, ZTOC
 from imgfs.layer.tar.header import BLOCK
 from imgfs.layer.tar.reader import ReadRequest, parse_tar
@@ -107,7 +107,7 @@ def build_ztoc(
     same input makes the same bytes. Raises Inexpressible.
     """
     _check_spans(spans, size)
-    builder = Builder()
+    builder = FlatbufferBuilder()
     files = builder.vector([_file(builder, member) for member in layer])
     toc = builder.table(TOC, [files])
     gzip = spans[0].codec is Codec.DEFLATE
@@ -186,7 +186,7 @@ def _tar_points(spans: Sequence[Span], size: int) -> bytes:
     return TAR_POINTS.pack(_TAR_POINTS_VERSION, step, size)
 
 
-def _file(builder: Builder, member: Member) -> int:
+def _file(builder: FlatbufferBuilder, member: Member) -> int:
     """Add an entry's table."""
     entry, offset = member
     if entry.kind is Kind.FILE and entry.size and entry.extents != (Extent(0, entry.size, offset),):
@@ -212,5 +212,5 @@ def _file(builder: Builder, member: Member) -> int:
     )
 
 
-def _record(builder: Builder, key: bytes, value: bytes) -> int:
+def _record(builder: FlatbufferBuilder, key: bytes, value: bytes) -> int:
     return builder.table(XATTR, [builder.string(key, shared=True), builder.string(value)])

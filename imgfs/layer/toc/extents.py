@@ -1,9 +1,9 @@
 """The chunks of a table of contents, laid out in a flat layer and grouped into spans.
 
-A payload is one chunk of a file's bytes. Several may share one compressed stream. In the flat layer they lie
-in the order of the blob, so that what is near here is near there. Every file begins at a multiple of 512
-there, as in a tar, and where the blob has a file's chunks one after the other, so has the flat layer, without
-a gap: a byte at N of a file lies at N modulo 512.
+A chunk is a run of a file's bytes with a digest (`chunkDigest`). Several may share one compressed stream. In
+the flat layer they lie in the order of the blob, so that neighbours there are neighbours here. Every file
+begins at a multiple of 512 there, as in a tar, and where the blob has a file's chunks one after the other, so
+has the flat layer, without a gap: a byte at N of a file lies at N modulo 512.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imgfs.layer.tar.header import BLOCK, OFFSET_LIMIT
 class TocChunk(NamedTuple):
     """`length` bytes at `offset` of a file: those `skip` bytes into what the blob decodes to from `start` on.
 
-    `end` is where its compressed bytes end at the latest, 0 if the table does not say. A payload with a
+    `end` is where its compressed bytes end at the latest, 0 if the table does not say. A chunk with a
     `digest` has a sha256; one without is zeros, and never fetched.
     """
 
@@ -32,47 +32,47 @@ class TocChunk(NamedTuple):
 
 
 class FlatLayout(NamedTuple):
-    """The spans, in the blob's order; the flat layer's size; where in it payloads are, by (start, skip)."""
+    """The spans, in the blob's order; the flat layer's size; the flat offsets of chunks, by (start, skip)."""
 
     spans: list[Span]
     flat_size: int
-    places: dict[tuple[int, int], int]
+    flat_offsets: dict[tuple[int, int], int]
 
 
-def lay_out(payloads: Sequence[TocChunk], codec: Codec, end: int) -> FlatLayout:
-    """Lay payloads, none of them empty, out in the flat layer; the last of them ends at `end` in the blob.
+def lay_out(chunks: Sequence[TocChunk], codec: Codec, end: int) -> FlatLayout:
+    """Lay chunks, none of them empty, out in the flat layer; the last of them ends at `end` in the blob.
 
     Their spans are ascending and do not overlap, in the blob and in the flat layer, where up to 511 bytes may
-    be between two. Raises InvalidImage for payloads outside the blob, or overlapping others.
+    be between two. Raises InvalidImage for chunks outside the blob, or overlapping others.
     """
     spans: list[Span] = []
-    places: dict[tuple[int, int], int] = {}
+    flat_offsets: dict[tuple[int, int], int] = {}
     flat = 0
-    for group, limit in _with_limits(sorted(payloads), end):
+    for group, limit in _with_limits(sorted(chunks), end):
         first = group[0]
-        known = [payload for payload in group if payload.digest]
+        known = [chunk for chunk in group if chunk.digest]
         if not known:
             continue
         flat += (known[0].offset - known[0].skip - flat) % BLOCK
-        parts = tuple(_parts(known))
-        for part in parts:
-            places[first.start, part.skip] = flat + part.skip
-        flat_end = flat + parts[-1].skip + parts[-1].length
+        digests = tuple(_chunk_digests(known))
+        for digest in digests:
+            flat_offsets[first.start, digest.skip] = flat + digest.skip
+        flat_end = flat + digests[-1].skip + digests[-1].length
         if flat_end > OFFSET_LIMIT:
             raise InvalidImage("the files are larger than a layer can be", where=_at(first))
-        stop = max(_end_of(payload, limit) for payload in known)
-        spans.append(Span(len(spans), flat, flat_end, first.start, stop, codec, b"", None, parts))
+        stop = max(_end_of(chunk, limit) for chunk in known)
+        spans.append(Span(len(spans), flat, flat_end, first.start, stop, codec, b"", None, digests))
         flat = flat_end
-    return FlatLayout(spans, flat, places)
+    return FlatLayout(spans, flat, flat_offsets)
 
 
-def extents_of(payloads: Sequence[TocChunk], places: dict[tuple[int, int], int]) -> tuple[Extent, ...]:
-    """The extents of a file: as few as there can be, and none where it has zeros."""
+def extents_of(chunks: Sequence[TocChunk], flat_offsets: dict[tuple[int, int], int]) -> tuple[Extent, ...]:
+    """Return the extents of a file: as few as possible, and none where it has zeros."""
     extents: list[Extent] = []
-    for start, skip, offset, length, digest, _ in payloads:
+    for start, skip, offset, length, digest, _ in chunks:
         if not digest:
             continue
-        flat = places[start, skip]
+        flat = flat_offsets[start, skip]
         if extents and extents[-1].offset + extents[-1].length == offset:
             last = extents[-1]
             if last.flat + last.length == flat:
@@ -82,38 +82,38 @@ def extents_of(payloads: Sequence[TocChunk], places: dict[tuple[int, int], int])
     return tuple(extents)
 
 
-def _with_limits(payloads: list[TocChunk], end: int) -> Iterator[tuple[list[TocChunk], int]]:
-    """The payloads that begin at one place in the blob, for each place, and where the next one begins."""
+def _with_limits(chunks: list[TocChunk], end: int) -> Iterator[tuple[list[TocChunk], int]]:
+    """Yield the chunks that begin at the same offset of the blob, and the offset of the next ones."""
     first = 0
-    for number, payload in enumerate(payloads):
-        if payload.start != payloads[first].start:
-            yield payloads[first:number], payload.start
+    for number, chunk in enumerate(chunks):
+        if chunk.start != chunks[first].start:
+            yield chunks[first:number], chunk.start
             first = number
-    if payloads:
-        if payloads[-1].start >= end:
-            raise InvalidImage(f"begins behind {end}, where the payloads end", where=_at(payloads[-1]))
-        yield payloads[first:], end
+    if chunks:
+        if chunks[-1].start >= end:
+            raise InvalidImage(f"begins behind {end}, where the payloads end", where=_at(chunks[-1]))
+        yield chunks[first:], end
 
 
-def _parts(payloads: list[TocChunk]) -> Iterator[ChunkDigest]:
-    """The payloads of one stream, in order; one that several files have is one part."""
+def _chunk_digests(chunks: list[TocChunk]) -> Iterator[ChunkDigest]:
+    """Yield the digests of the chunks of one stream, in order; equal chunks of several files are one."""
     last = ChunkDigest(0, 0, b"")
-    for _, skip, _, length, digest, _ in payloads:
+    for _, skip, _, length, digest, _ in chunks:
         part = ChunkDigest(skip, length, digest)
         if part == last:
             continue
         if skip < last.skip + last.length:
-            raise InvalidImage("overlaps with another payload", where=_at(payloads[0]))
+            raise InvalidImage("overlaps with another payload", where=_at(chunks[0]))
         yield part
         last = part
 
 
-def _end_of(payload: TocChunk, limit: int) -> int:
-    if payload.end and not payload.start < payload.end <= limit:
-        message = f"ends at {payload.end}, which is not between its beginning and {limit}"
-        raise InvalidImage(message, where=_at(payload))
-    return payload.end or limit
+def _end_of(chunk: TocChunk, limit: int) -> int:
+    if chunk.end and not chunk.start < chunk.end <= limit:
+        message = f"ends at {chunk.end}, which is not between its beginning and {limit}"
+        raise InvalidImage(message, where=_at(chunk))
+    return chunk.end or limit
 
 
-def _at(payload: TocChunk) -> str:
-    return f"the payload at {payload.start} of the blob"
+def _at(chunk: TocChunk) -> str:
+    return f"the payload at {chunk.start} of the blob"

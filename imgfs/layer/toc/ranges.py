@@ -1,4 +1,4 @@
-"""Byte ranges of a layer's blob, for readers that do no I/O: they yield what they want and are sent it.
+"""Byte ranges of a layer's blob, for readers without I/O: they yield ranges and are sent the bytes.
 
 Tables of contents are at a blob's end, before a footer. One request for a generous tail brings both.
 """

@@ -61,19 +61,19 @@ class Toc(NamedTuple):
 def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
     """Read a table of contents whose digest is right already.
 
-    `end` is where in the blob the payloads end at the latest: where the table begins. Each compressed range
+    `end` is where in the blob the chunks end at the latest: where the table begins. Each compressed range
     is one span, its `parts` the digests. Raises InvalidImage naming the entry.
     """
     files = deque(_files(body))
     hidden = {file.name: file for file in files if file.name in _HIDDEN}
-    payloads = [payload for file in files for payload in _wanted(file)]
-    spans, flat_size, places = lay_out(payloads, codec, end)
-    del payloads
+    chunks = [chunk for file in files for chunk in _wanted(file)]
+    spans, flat_size, flat_offsets = lay_out(chunks, codec, end)
+    del chunks
     entries = []
     while files:  # each is let go of as soon as it is an entry: there may be millions
         file = files.popleft()
         if file.name not in hidden:
-            extents = extents_of(file.payloads, places) if file.payloads else ()
+            extents = extents_of(file.chunks, flat_offsets) if file.chunks else ()
             entries.append(Entry._make((*file.head, extents)))
     return Toc(entries, spans, flat_size, _prefetch_end(hidden))
 
@@ -84,25 +84,25 @@ def is_own(path: bytes) -> bool:
 
 
 class _File(NamedTuple):
-    """What an entry has but its extents; its name as far as that could be one to hide; and its payloads."""
+    """What an entry has but its extents; its name as far as that could be one to hide; and its chunks."""
 
     name: str
     size: int
     head: tuple[Any, ...]
-    payloads: list[TocChunk]
+    chunks: list[TocChunk]
 
 
 def _wanted(file: _File) -> list[TocChunk]:
-    """The file's payloads; those of the format's own only mark where others end."""
+    """The file's chunks; those of the format's own only mark where others end."""
     if file.name in _HIDDEN:
-        return [payload._replace(digest=b"") for payload in file.payloads]
-    return file.payloads
+        return [chunk._replace(digest=b"") for chunk in file.chunks]
+    return file.chunks
 
 
 def _prefetch_end(hidden: Mapping[str, _File]) -> int | None:
     """The landmark is a file of one byte behind all that is to be prefetched."""
-    if _PREFETCH in hidden and hidden[_PREFETCH].payloads:
-        return hidden[_PREFETCH].payloads[0].start
+    if _PREFETCH in hidden and hidden[_PREFETCH].chunks:
+        return hidden[_PREFETCH].chunks[0].start
     return 0 if _NO_PREFETCH in hidden else None
 
 
@@ -141,7 +141,7 @@ def _file(fields: Fields) -> _File:
     )
     file = _File(name, size, head, [])
     if size:
-        _add_payload(file, fields, 0)
+        _append_chunk(file, fields, 0)
     return file
 
 
@@ -152,15 +152,15 @@ def _kind(text: object) -> Kind:
 
 
 def _add_chunk(file: _File | None, fields: Fields) -> None:
-    if file is None or not file.payloads:
+    if file is None or not file.chunks:
         raise InvalidImage("a chunk that follows no file")
     if path_in(fields, "name")[1] != file.head[0]:
         raise InvalidImage("a chunk of another file than the one it follows")
-    last = file.payloads[-1]
-    _add_payload(file, fields, last.offset + last.length)
+    last = file.chunks[-1]
+    _append_chunk(file, fields, last.offset + last.length)
 
 
-def _add_payload(file: _File, fields: Fields, offset: int) -> None:
+def _append_chunk(file: _File, fields: Fields, offset: int) -> None:
     """Add the next chunk of a file, at `offset` in it; chunkSize 0 is all that is left."""
     if number_in(fields, "chunkOffset") != offset:
         raise InvalidImage(f"chunkOffset: expected {offset}, where the chunk before it ends")
@@ -171,18 +171,18 @@ def _add_payload(file: _File, fields: Fields, offset: int) -> None:
     end = number_in(fields, "endOffset")
     digest = b"" if fields.get("chunkType") == _ZEROS else chunk_digest(fields, length == file.size)
     start, skip = number_in(fields, "offset"), number_in(fields, "innerOffset")
-    file.payloads.append(TocChunk(start, skip, offset, length, digest, end))
+    file.chunks.append(TocChunk(start, skip, offset, length, digest, end))
 
 
 def _whole(file: _File) -> _File:
     """The file, if its chunks make up all of it. `endOffset`, said with the first, is where the last ends."""
-    payloads = file.payloads
-    if not payloads:
+    chunks = file.chunks
+    if not chunks:
         return file
-    if payloads[-1].offset + payloads[-1].length != file.size:
+    if chunks[-1].offset + chunks[-1].length != file.size:
         what = f"TOC entry {file.name[:100]!r}"
         raise InvalidImage(f"the chunks do not add up to the file's {file.size} bytes", where=what)
-    if len(payloads) > 1 and payloads[0].end:
-        payloads[-1] = payloads[-1]._replace(end=payloads[0].end)
-        payloads[0] = payloads[0]._replace(end=0)
+    if len(chunks) > 1 and chunks[0].end:
+        chunks[-1] = chunks[-1]._replace(end=chunks[0].end)
+        chunks[0] = chunks[0]._replace(end=0)
     return file

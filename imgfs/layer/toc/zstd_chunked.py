@@ -31,7 +31,7 @@ _FOOTERS = ((64, b"GNUlInUx"), (40, b"GnUlInUx"))
 _SKIPPABLE = b"\x50\x2a\x4d\x18"
 
 
-class Position(NamedTuple):
+class TocPosition(NamedTuple):
     """Where in the blob the table of contents is, without its frame's header, and its lengths."""
 
     offset: int
@@ -46,7 +46,7 @@ def is_chunked(layer: Descriptor) -> bool:
     )
 
 
-def parse_position(text: str, size: int) -> Position:
+def parse_position(text: str, size: int) -> TocPosition:
     """Read the annotation `OFFSET:LENGTH:UNPACKED:TYPE` of a blob of `size` bytes; raises InvalidImage."""
     match = _POSITION_TEXT.fullmatch(text)
     if not match:
@@ -54,7 +54,7 @@ def parse_position(text: str, size: int) -> Position:
     return _position([int(digits) for digits in match.groups()], size)
 
 
-def parse_footer(tail: bytes, size: int) -> Position:
+def parse_footer(tail: bytes, size: int) -> TocPosition:
     """Read the footer at the end of `tail`, which is the end of a blob of `size` bytes; raises InvalidImage.
 
     72 bytes of a tail are enough.
@@ -90,7 +90,7 @@ def _annotation(layer: Descriptor, name: str) -> str | None:
     return next((text for text in found if text is not None), None)
 
 
-def _verified(packed: bytes, position: Position, layer: Descriptor) -> bytes:
+def _verified(packed: bytes, position: TocPosition, layer: Descriptor) -> bytes:
     """The JSON, by the digest of its packed form; by its own, stargz-snapshotter's, where that is missing."""
     checksum = _annotation(layer, _CHECKSUM)
     if checksum is not None:
@@ -119,7 +119,7 @@ def _unpack(packed: bytes, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def _position(numbers: list[int], end: int) -> Position:
+def _position(numbers: list[int], end: int) -> TocPosition:
     offset, packed, unpacked, kind = numbers
     if kind != _TYPE:
         raise InvalidImage(f"a zstd:chunked table of contents of type {kind}; imgfs knows type {_TYPE}")
@@ -127,4 +127,4 @@ def _position(numbers: list[int], end: int) -> Position:
         raise InvalidImage(f"its table of contents is not within the blob: {packed} bytes at {offset}")
     if max(packed, unpacked) > LIMIT:
         raise InvalidImage(f"a table of contents of {max(packed, unpacked)} bytes is more than {LIMIT}")
-    return Position(offset, packed, unpacked)
+    return TocPosition(offset, packed, unpacked)
