@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imgfs.cli.format import size
@@ -32,9 +33,11 @@ def add_inspect(commands: Commands) -> None:
         commands,
         "inspect",
         inspect,
-        "show digest, platform, config and layers of an image",
+        "show digest, platform, config, layers and history of an image",
         """\
-Shows what IMAGE is, from its documents alone: no layer is fetched.
+Shows what IMAGE is, from its documents alone: no layer is fetched. `digest` is the platform's manifest,
+`index` the index that names it. Layers are numbered as `imgfs mount --upto-layer` counts them; the history
+has the steps that made them, `-` for steps that made none.
 
 Examples:
   imgfs inspect debian:12
@@ -87,14 +90,30 @@ def _text(resolved: Resolved) -> str:
     rows = [
         ("reference", resolved.reference),
         ("digest", str(resolved.digest)),
+        *([("index", str(resolved.named))] if resolved.named != resolved.digest else []),
         ("platform", str(resolved.config.platform)),
         ("created", resolved.config.created or "not said"),
         *((name.lower(), _format(config[name])) for name in _RUNTIME if config.get(name)),
         ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
     ]
     lines = [f"{name:<11} {printable(value)}" for name, value in rows]
-    lines += [f"  {layer.digest}  {size(layer.size):>8}" for layer in resolved.manifest.layers]
+    numbered = enumerate(resolved.manifest.layers, 1)
+    lines += [f"{number:>4}  {layer.digest}  {size(layer.size):>8}" for number, layer in numbered]
+    lines += ["history", *_history(resolved.config.history)] if resolved.config.history else []
     return "\n".join(lines)
+
+
+def _history(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each step of the image's making, with the number of the layer that it made, if any.
+
+    OCI image-spec, config.md, "history": `empty_layer` is true of a step that made none.
+    """
+    number = 0
+    for entry in entries:
+        is_empty = entry.get("empty_layer") is True
+        number += not is_empty
+        step = " ".join(str(entry.get("created_by") or entry.get("comment") or "not said").split())
+        yield printable(f"{'-' if is_empty else number:>4}  {step}")
 
 
 def _format(value: object) -> str:

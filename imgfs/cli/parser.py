@@ -50,7 +50,7 @@ COMMANDS = {
     "pull": Command("pull", "fetch an image whole, to use it offline"),
     "ls": Command("look", "list files of an image without mounting it"),
     "cat": Command("look", "write files of an image to standard output"),
-    "inspect": Command("inspect", "show digest, platform, config and layers of an image"),
+    "inspect": Command("inspect", "show digest, platform, config, layers and history of an image"),
     "diff": Command("diff", "list what a scratch has changed"),
     "commit": Command("commit", "make an image of what a scratch shows"),
     "scratch": Command("scratch", "list, remove or reset scratches"),

@@ -6,9 +6,11 @@ import argparse
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from imgfs.cli.inspect import _history
 from imgfs.cli.parser import COMMANDS, describe, parse
 
 # Modules in sys.modules once a command line has been carried out, and how many there are today. A module that
@@ -128,3 +130,18 @@ def test_how_to_connect_is_a_group_at_the_end_of_the_help(name: str) -> None:
     assert all(option in after for option in ("--plain-http", "--tls-ca", "--insecure", "--read-timeout"))
     assert "--insecure" not in before.partition("\n\n")[2]
     assert "\n\n" not in after.strip()
+
+
+def test_the_history_of_an_image_has_the_numbers_of_the_layers_that_its_steps_made() -> None:
+    steps: list[dict[str, Any]] = [
+        {"created_by": "ADD rootfs.tar\n /"},
+        {"created_by": "ENV A=1", "empty_layer": True},
+        {"comment": "imported"},
+        {},
+    ]
+    assert list(_history(steps)) == [
+        "   1  ADD rootfs.tar /",
+        "   -  ENV A=1",
+        "   2  imported",
+        "   3  not said",
+    ]
