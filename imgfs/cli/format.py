@@ -25,6 +25,11 @@ def size(count: float) -> str:
     return f"{count:.3g} {_UNITS[-1]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 request`, `2 requests`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def ago(seconds: float) -> str:
     """How long ago something was, in the largest unit of which that is at least one."""
     for name, length in _PERIODS:

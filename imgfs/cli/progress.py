@@ -1,4 +1,4 @@
-"""Progress on a terminal: a line for each layer being streamed, redrawn in place. Silent in a pipe."""
+"""Progress: on a terminal a line for each layer, redrawn in place; elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.quoting import printable
 
 _EVERY = 0.1  # seconds between redraws
+_LINE_EVERY = 10.0  # seconds between lines where there is no terminal, so that a log does not look hung
 _BAR = 20
 # A line that the terminal broke in two would shift all redrawing: have it cut off instead (DECAWM, xterm's
 # ctlseqs).
@@ -30,7 +31,7 @@ class _Line:
 
 
 class Progress:
-    """A `Reporter` that draws on `stream` if that is a terminal, and does nothing otherwise, or if `quiet`.
+    """Report on `stream`: bars if that is a terminal, else a line now and then; nothing if `quiet`.
 
     `doing` and `done` are the words for what is done to a layer.
     """
@@ -45,12 +46,14 @@ class Progress:
     ) -> None:
         self._doing, self._done = doing, done
         self._stream = stream or sys.stderr
+        self._quiet = quiet
         self._shown = self._stream.isatty() and not quiet
         self._lock = threading.Lock()
         self._lines: dict[Digest, _Line] = {}
         self._drawn = 0  # lines at the end of the screen that are redrawn
         self._begun = False
         self._last = 0.0
+        self._next_line = time.monotonic() + _LINE_EVERY
 
     def layer_begins(self, layer: Descriptor) -> None:
         """A layer is about to be streamed."""
@@ -62,12 +65,16 @@ class Progress:
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
         """`count` more compressed bytes have arrived."""
-        if not self._shown:
+        if self._quiet:
             return
         with self._lock:
-            self._lines[layer.digest].done += count
-            if time.monotonic() - self._last >= _EVERY:
+            if line := self._lines.get(layer.digest):
+                line.done += count
+            now = time.monotonic()
+            if self._shown and now - self._last >= _EVERY:
                 self._draw()
+            elif not self._shown and now >= self._next_line:
+                self._write_line(now)
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
         """`count` bytes of it were here before: they do not count in its rate."""
@@ -109,6 +116,17 @@ class Progress:
                 self._lines.clear()
                 self._stream.flush()
 
+    def _write_line(self, now: float) -> None:
+        """Write a line about all layers that have begun, for a log."""
+        self._next_line = now + _LINE_EVERY
+        lines = self._lines.values()
+        done, total = sum(line.done for line in lines), sum(line.layer.size for line in lines)
+        seconds = max(1e-3, now - min((line.began for line in lines), default=now))
+        rate = (done - sum(line.had for line in lines)) / seconds
+        text = f"{self._doing}: {size(done)} of {size(total)}, {size(rate)}/s{_left(total - done, rate)}"
+        self._stream.write(f"imgfs: {text}\n")
+        self._stream.flush()
+
     def _set(self, layer: Descriptor, doing: str) -> None:
         with self._lock:
             self._lines[layer.digest] = _Line(layer, doing)
@@ -139,4 +157,13 @@ def _row(line: _Line, now: float) -> str:
     amount = f"{size(line.done)} of {size(line.layer.size)}"
     rate = (line.done - line.had) / seconds
     bar = "█" * filled + "░" * (_BAR - filled)
-    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(rate):>7}/s  {line.doing}"
+    left = _left(line.layer.size - line.done, rate) if line.ended is None else ""
+    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(rate):>7}/s  {line.doing}{left}"
+
+
+def _left(count: int, rate: float) -> str:
+    """Return the time that `count` bytes take at a rate, in words; '' if there is none, or no rate yet."""
+    if count <= 0 or rate <= 0:
+        return ""
+    seconds = count / rate
+    return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from imgfs.cli.format import size
+from imgfs.cli.format import counted, size
 from imgfs.quoting import printable
 from imgfs.status import BroughtStatus, EndpointStatus, LayerStatus, MountStatus
 
@@ -58,7 +58,8 @@ def _head(found: MountStatus) -> Iterator[str]:
 
 def _totals(found: MountStatus, before: MountStatus | None, seconds: float) -> Iterator[str]:
     fetched = _rate(found, before, "bytes_fetched", seconds)
-    yield f"fetched   {size(found.bytes_fetched)} in {found.requests_fetched} requests{fetched}"
+    requests = counted(found.requests_fetched, "request")
+    yield f"fetched   {size(found.bytes_fetched)} in {requests}{fetched}"
     yield f"served    {size(found.bytes_served)}{_rate(found, before, 'bytes_served', seconds)}"
     if reads := _reads(found.layers):
         yield f"reads     {reads}"
@@ -81,8 +82,9 @@ def _cost(layer: LayerStatus) -> str:
     """What readers needed, and what came in vain: for good, or so far."""
     if not layer.needed and not layer.fetched:
         return ""
+    requests = counted(layer.requests, "request")
     return (
-        f"needed {size(layer.needed)}; fetched {size(layer.fetched)} in {layer.requests} requests, "
+        f"needed {size(layer.needed)}; fetched {size(layer.fetched)} in {requests}, "
         f"of that {size(layer.discarded)} discarded, {size(layer.untouched)} not read yet"
     )
 

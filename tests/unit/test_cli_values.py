@@ -165,6 +165,19 @@ def test_progress_is_silent_in_a_pipe() -> None:
     assert pipe.getvalue() == ""
 
 
+def test_without_a_terminal_a_line_is_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgfs.cli.progress._LINE_EVERY", 0.0)
+    pipe = io.StringIO()
+    progress = Progress(pipe)
+    progress.layer_begins(LAYER)
+    progress.layer_advances(LAYER, 500_000)
+    progress.layer_advances(LAYER, 500_000)
+    progress.close()
+    lines = pipe.getvalue().splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"imgfs: indexing: 1 MB of 2 MB, \S+ [kMGT]?B/s, \d+ (s|min) left", lines[1])
+
+
 def screen(text: str) -> list[str]:
     """The lines a terminal shows in the end; none may be so long that 80 columns cannot hold it."""
     shown: list[str] = []
