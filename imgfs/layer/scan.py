@@ -32,7 +32,7 @@ class Bomb(InvalidImage):
 
 
 class FlatFile(Protocol):
-    """Where the flat layer goes."""
+    """The file that the flat layer is written to."""
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
         """Put `piece` at `offset`."""
@@ -68,7 +68,7 @@ def scan(
         size, format_name = _decode(source, sink, layer, index, limit, (step, engine))
     except Bomb:
         raise
-    except InvalidImage:  # is it the transport's fault or the image's?
+    except InvalidImage:  # a wrong digest is the transport's fault, a right one the image's
         for _ in source:
             pass
         layer.digest.check(blob_hash, "layer blob")
@@ -159,7 +159,7 @@ def _head(source: ReadAheadThread) -> bytes:
 
 
 class HeaderFeeder:
-    """Feeds the tar reader from pieces that go by, holding back only what it wants across them."""
+    """Feeds the tar reader from pieces in order, and keeps only the bytes of a request across pieces."""
 
     def __init__(self, parser: Generator[ReadRequest, bytes, int]) -> None:
         self._parser = parser
@@ -179,7 +179,7 @@ class HeaderFeeder:
             self._send_held()
 
     def finish(self, size: int) -> None:
-        """The flat layer ends at `size`: the reader gets what is left; InvalidImage if too little."""
+        """End the flat layer at `size`; raises InvalidImage if the reader needs more."""
         while self._request is not None:
             self._send_held()
         if self._end > size:

@@ -14,11 +14,7 @@ from typing import Any, NamedTuple
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.origin import UNKNOWN_ORIGIN
-from imgfs.layer.rows import (
-    unpack_extents,
-    unpack_time,
-    unpack_xattrs,
-)
+from imgfs.layer.rows import unpack_extents, unpack_time, unpack_xattrs
 from imgfs.tree.database import TreeDatabase
 from imgfs.tree.parents import Parents
 from imgfs.tree.paths import LINK_LIMIT

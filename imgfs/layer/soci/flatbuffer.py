@@ -1,7 +1,7 @@
-"""FlatBuffers, as much as a zTOC takes: a reader that believes nothing, and a writer.
+"""FlatBuffers, as much as a zTOC takes: a reader that trusts no offset, and a writer.
 
 A buffer is tables that point at strings, vectors and other tables further on, and back at a vtable that says
-where in a table each field is (FlatBuffers, "Internals"). The reader is told what fields a table has and
+where in a table each field is (FlatBuffers, "Internals"). The caller passes the fields of a table; the reader
 checks every offset and length against the buffer. It never follows a pointer that its caller did not ask
 for, so nothing can go in circles, and what is read out of a buffer is at most twice as long as it is, however
 many pointers share a target.

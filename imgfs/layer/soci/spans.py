@@ -1,4 +1,4 @@
-"""Spans out of a blob that goes by: where each begins and ends, and its digest."""
+"""Make spans of a blob that is read in order: where each begins and ends, and its digest."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""SOCI's zTOC: a layer's index made by others, for a blob that stays what it is (awslabs/soci-snapshotter).
+"""SOCI's zTOC: an index of a layer whose blob stays as it is (awslabs/soci-snapshotter).
 
 A zTOC is a flatbuffer of what the tar's headers say, of the checkpoints at which a gzip member can be
 entered, and of the sha256 of every compressed range between them (ztoc/fbs/ztoc.fbs). Its flat layer is the
 tar stream itself, as imgfs's own. `ztoc_writer` makes one.
 
-What it cannot say. Sparse files: its writer takes Go's archive/tar at its word, which gives an old GNU sparse
-member another type, so no zTOC is made at all, and a PAX one the size it expands to, at the offset of what is
-stored; such an entry is refused here, a zTOC has no field for the map. A global PAX header or a typeflag that
-Go does not know also leave a layer without zTOC. The uncompressed size is where the writer's tar reader
-stopped: zeros that pad the archive further do not belong to the flat layer, whose sha256 then is not the
-DiffID.
+What it cannot describe. Sparse files: its writer takes Go's archive/tar at its word, which gives an old GNU
+sparse member another type, so no zTOC is made at all, and a PAX one the size it expands to, at the offset of
+what is stored; such an entry is refused here, a zTOC has no field for the map. A global PAX header or a
+typeflag that Go does not know also leave a layer without zTOC. The uncompressed size is where the writer's
+tar reader stopped: zeros that pad the archive further do not belong to the flat layer, whose sha256 then is
+not the DiffID.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _DEVICES = frozenset((Kind.CHARACTER, Kind.BLOCK))
 
 
 class Ztoc(NamedTuple):
-    """What a zTOC says of its layer; sizes are in bytes.
+    """A layer as its zTOC describes it; sizes are in bytes.
 
     `format` is how the blob is packed, "gzip" or "tar"; `tool` who made the zTOC, for people.
     """

@@ -131,7 +131,7 @@ _mod_time = lru_cache(maxsize=1024)(format_mod_time)
 
 
 def _payload(entry: Entry, want: ReadRequest) -> int:
-    """Where the payload begins of the member that was just read, if `want` is what its reader wants next: the
+    """Return where the payload of the member just read begins, if `want` is its reader's next request: the
     next header, from the payload's last byte on if it has one."""
     if entry.kind is Kind.FILE and entry.size:
         if len(entry.extents) != 1 or entry.extents[0][:2] != (0, entry.size):
