@@ -1,4 +1,4 @@
-"""A layer's place in the store: its index, its flat layer, its blob on the way, and its locks."""
+"""A layer's directory in the store: index, flat layer, partial download and locks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BYTES = ("flat", *partial.NAMES)  # what can be fetched again as it is needed
 _FETCHED = ("users", "presence", "flat")  # whose times say when the layer was last used
 
 
-def _unnoticed(_count: int) -> None:
+def _ignore(_count: int) -> None:
     pass
 
 
@@ -54,7 +54,7 @@ class StoredLayer:
         directory: Path,
         digest: Digest,
         checksums: ChecksumCache | None = None,
-        note_written: Callable[[int], None] = _unnoticed,
+        note_written: Callable[[int], None] = _ignore,
         admits: Callable[[int], bool] = _unlimited,
     ) -> None:
         self.directory = directory
@@ -65,62 +65,62 @@ class StoredLayer:
 
     @property
     def index_file(self) -> Path:
-        """Where its index is, if it is anywhere."""
+        """Return the path of its index, which may not exist."""
         return self.directory / "index"
 
     @property
     def index(self) -> Path | None:
-        """Its index, if it is here and not seen to be damaged."""
+        """Return the path of its index, None if there is none or it is known to be damaged."""
         return self.index_file if self._checksums.is_intact(self.index_file) else None
 
     @contextmanager
     def new_index(self) -> Iterator[Path]:
-        """A path to write the index to; it is `index` once the block ends without an error."""
+        """Yield a path to write the index to; it becomes `index` if the block succeeds."""
         with atomic_write(self.index_file) as path:
             yield path
             write_checksum(path)
 
     def flat_writer(self, *, stays: bool = False) -> FlatWriter:
-        """A fresh flat layer, to be written by a scan under `lock`, until whose end the old one may stay."""
+        """Begin a new flat layer, which a scan writes under `lock`; the present one may stay until then."""
         return FlatWriter(self.directory, self.note_written, stays=stays)
 
     def drop_flat(self) -> None:
-        """Forget what is cached of it; whoever has that open keeps it."""
+        """Remove its cached bytes; processes that have them open keep them."""
         with store_errors(self.directory):
             drop(self.directory)
 
     def part(self, size: int) -> PartialBlob:
-        """What is here of its blob of `size` bytes, which is being downloaded under `lock`."""
+        """Open the partial download of its blob of `size` bytes, which goes on under `lock`."""
         return PartialBlob(self.directory, size)
 
     def drop_part(self) -> None:
-        """Forget what has been downloaded of its blob."""
+        """Remove its partial download."""
         with store_errors(self.directory):
             for name in partial.NAMES:
                 (self.directory / name).unlink(missing_ok=True)
 
     @property
     def flat_file(self) -> Path:
-        """Where its flat layer is, if it is anywhere."""
+        """Return the path of its flat layer, which may not exist."""
         return self.directory / "flat"
 
     def has_flat(self) -> bool:
-        """Whether anything of its flat layer may be here."""
+        """Return True if any of its flat layer may be cached."""
         return self.flat_file.exists() and (self.directory / "presence").exists()
 
     def flat(self, *, size: int, spans: int, binding: bytes | None = None) -> FlatLayer:
-        """Its flat layer; of what was verified by another than `binding` stands for, nothing."""
+        """Open its flat layer; marks of an index of another `binding` do not count."""
         return FlatLayer(
             self.directory, size=size, spans=spans, binding=binding, note_written=self.note_written
         )
 
     def evict(self) -> int:
-        """Drop what can be fetched again; returns the bytes of disk freed. Mounts may go on using the layer.
+        """Remove what can be fetched again; return the bytes of disk freed. Mounts may go on using the layer.
 
-        One that is being scanned or pulled at this moment is left as it is.
+        A layer that is being scanned or pulled is left as it is.
         """
-        with locked_if_free(self.directory / "lock") as mine, store_errors(self.directory):
-            if not mine:
+        with locked_if_free(self.directory / "lock") as is_locked, store_errors(self.directory):
+            if not is_locked:
                 return 0
             with suppress(OSError):  # no inode may be left
                 (self.directory / "evicted").touch(mode=0o600)
@@ -130,7 +130,7 @@ class StoredLayer:
             return freed + self._evict_flat()
 
     def _evict_flat(self) -> int:
-        """Evict the flat layer, whatever its index says it is; one whose map makes no sense is removed."""
+        """Evict the flat layer, without looking at its index; one without a valid map is removed."""
         sweep_pins(self.directory)
         taken = disk_usage([self.flat_file])
         with self._reopened() as flat:
@@ -141,7 +141,7 @@ class StoredLayer:
 
     @contextmanager
     def _reopened(self) -> Iterator[FlatLayer | None]:
-        """The flat layer as its own map says, if that is here and makes sense."""
+        """Open the flat layer by its own map; None if there is no valid one."""
         shape = read_shape(self.directory)
         if shape is None or not self.flat_file.exists():
             yield None
@@ -150,7 +150,7 @@ class StoredLayer:
             yield flat
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Have some spans of its flat layer count as not there: their bytes are wrong. Raises StoreError."""
+        """Mark some spans of its flat layer absent: their bytes are wrong. Raises StoreError."""
         with self.lock(), store_errors(self.directory), self._reopened() as flat:
             if flat:
                 flat.forget(numbers)
@@ -159,17 +159,17 @@ class StoredLayer:
 
     @contextmanager
     def lock(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Be the only one to scan or remove this layer; `on_wait` is called if another process is at it."""
+        """Lock the layer for a scan or removal; `on_wait` is called if another process holds the lock."""
         with locked(self.directory / "lock", fcntl.LOCK_EX, on_wait):
             yield
 
     def is_locked(self) -> bool:
-        """Whether some process scans it right now."""
+        """Return True while a process scans it."""
         return is_held(self.directory / "lock")
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Say that this process reads the layer, for as long as the block lasts."""
+        """Mark the layer as in use by this process for the length of the block."""
         users = self.directory / "users"
         with locked(users, fcntl.LOCK_SH):
             with store_errors(users):
@@ -177,25 +177,25 @@ class StoredLayer:
             yield
 
     def in_use(self) -> bool:
-        """Whether any process has said `use` and not ended."""
+        """Return True if any process uses it."""
         return is_held(self.directory / "users")
 
     def last_used(self) -> float:
-        """When it was last opened or fetched from, in seconds since the epoch; 0.0 if never."""
-        return max((found.st_mtime for found in stat_existing(self._files(_FETCHED))), default=0.0)
+        """Return when it was last opened or fetched, in seconds since the epoch; 0.0 if never."""
+        return max((stat.st_mtime for stat in stat_existing(self._files(_FETCHED))), default=0.0)
 
     def last_evicted(self) -> float:
-        """When `evict` was last called, in seconds since the epoch; 0.0 if never."""
-        return max((found.st_mtime for found in stat_existing(self._files(("evicted",)))), default=0.0)
+        """Return when `evict` was last called, in seconds since the epoch; 0.0 if never."""
+        return max((stat.st_mtime for stat in stat_existing(self._files(("evicted",)))), default=0.0)
 
     def refute(self, origin: str) -> None:
-        """Remove it all, and note that what `origin` says of the layer is wrong."""
+        """Remove it all, and record that the index that `origin` vouches for is wrong."""
         self.remove()
         with store_errors(self.directory):
             (self.directory / "refuted").write_text(origin)
 
     def is_refuted(self, origin: str) -> bool:
-        """Whether that has been noted; until the layer is removed."""
+        """Return True if that has been recorded; the record lasts until the layer is removed."""
         with store_errors(self.directory):
             try:
                 return (self.directory / "refuted").read_text(errors="replace") == origin
@@ -203,9 +203,9 @@ class StoredLayer:
                 return False
 
     def remove(self) -> None:
-        """Remove it all; whoever has its files open keeps them until it closes them.
+        """Remove it all; processes that have its files open keep them.
 
-        Only what the locks need stays: another process may be waiting for one.
+        The lock files stay: another process may be waiting for one.
         """
         with store_errors(self.directory):
             drop(self.directory)
@@ -214,17 +214,17 @@ class StoredLayer:
                     path.unlink(missing_ok=True)
 
     def disk_usage(self) -> int:
-        """Bytes of disk it takes."""
+        """Return the bytes of disk it takes."""
         return disk_usage(self.directory.glob("*"))
 
     def cached(self) -> int:
-        """Bytes of disk that `evict` would free, if nobody holds them."""
+        """Return the bytes of disk that `evict` would free, if `is_held` is False."""
         return disk_usage(chain(self._files(_BYTES), self.directory.glob(f"{TEMPORARY}*{SUFFIX}")))
 
     def is_held(self) -> bool:
-        """Whether `evict` would free nothing: it is being scanned, or the kernel reads its bytes."""
+        """Return True if `evict` would free nothing: it is being scanned, or the kernel reads its bytes."""
         return self.is_locked() or (
-            any(found.st_nlink > 1 for found in stat_existing(self._files(("flat",)))) and self.in_use()
+            any(stat.st_nlink > 1 for stat in stat_existing(self._files(("flat",)))) and self.in_use()
         )
 
     def _files(self, names: Iterable[str]) -> Iterator[Path]:

@@ -1,11 +1,10 @@
-"""A blob on its way into the store: its bytes come in any order, and those that are here outlive the process.
+"""A partial download of a blob: its bytes arrive in any order, and outlive the process.
 
-    layers/sha256/HEX/part        the compressed bytes, as far as they are here
-    layers/sha256/HEX/part.map    a header, and a byte for each unit of 1 MiB: 1 once it is here
+    layers/sha256/HEX/part        the compressed bytes received so far
+    layers/sha256/HEX/part.map    a header, and a byte for each unit of 1 MiB: 1 once it is written
 
-A unit is marked after it has been written, so a killed process loses the one it was at. After a reboot
-nothing here counts: marks may have reached the disk ahead of their bytes. Whoever writes here holds the
-layer's lock.
+A unit is marked after it has been written, so a killed process loses the one it was at. After a reboot no
+mark counts: marks may have reached the disk ahead of their bytes. A writer holds the layer's lock.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _MAGIC = b"imgfspar"
 
 
 class PartialBlob:
-    """The part that is here of a blob of `size` bytes, in a layer's `directory`. Safe in threads."""
+    """The partial download of a blob of `size` bytes, in a layer's `directory`. Safe in threads."""
 
     def __init__(self, directory: Path, size: int) -> None:
         self.size = size
@@ -44,12 +43,12 @@ class PartialBlob:
             raise StoreError(f"{directory}: cannot write to the store: {error.strerror}") from error
 
     def _read_marks(self) -> bytearray:
-        """The marks, none of them set unless they were made for this blob since the machine came up."""
+        """Read the marks; start over if they are not of this blob and this boot."""
         data, marks = self._fds
         head = _HEADER.pack(_MAGIC, boot_id(), UNIT, self.size)
-        found = os.pread(marks, len(head) + self.units, 0)
-        if found[: len(head)] == head and len(found) == len(head) + self.units:
-            return bytearray(found[len(head) :])
+        stored = os.pread(marks, len(head) + self.units, 0)
+        if stored[: len(head)] == head and len(stored) == len(head) + self.units:
+            return bytearray(stored[len(head) :])
         os.ftruncate(marks, 0)
         os.ftruncate(data, 0)
         os.ftruncate(data, self.size)
@@ -57,20 +56,20 @@ class PartialBlob:
         return bytearray(self.units)
 
     def bounds(self, unit: int) -> tuple[int, int]:
-        """Where in the blob a unit is."""
+        """Return the range of the blob that a unit is."""
         return unit * UNIT, min(self.size, (unit + 1) * UNIT)
 
     def has(self, unit: int) -> bool:
-        """Whether a unit is here."""
+        """Return True if a unit has been written."""
         return bool(self._marks[unit])
 
     def here(self) -> int:
-        """How many of the blob's bytes are here."""
+        """Return how many of the blob's bytes have been written."""
         bounds = (self.bounds(unit) for unit in range(self.units) if self.has(unit))
         return sum(end - start for start, end in bounds)
 
     def missing(self, largest: int) -> Iterator[tuple[int, int]]:
-        """The ranges of the blob that are not here, in order, cut to `largest` bytes, some UNITs."""
+        """Yield the missing ranges of the blob, in order, of at most `largest` bytes, a multiple of UNIT."""
         run: list[int] = []
         for unit in range(self.units + 1):
             ends = unit == self.units or self.has(unit)
@@ -81,14 +80,14 @@ class PartialBlob:
                 run.append(unit)
 
     def write(self, offset: int, piece: bytes) -> None:
-        """Put bytes there; they count once they are marked. Raises StoreError."""
+        """Write bytes; they count once their unit is marked. Raises StoreError."""
         with self._lock:
             if not self._fds:
                 raise StoreError("the download has been given up")
             write_at(self._fds[0], offset, piece)
 
     def mark(self, unit: int) -> None:
-        """Say that all of a unit has been written. Raises StoreError."""
+        """Mark a unit, all of which has been written. Raises StoreError."""
         with self._lock:
             if not self._fds:
                 raise StoreError("the download has been given up")
@@ -99,7 +98,7 @@ class PartialBlob:
             self._marks[unit] = 1
 
     def read(self, unit: int) -> bytes:
-        """A unit that is here."""
+        """Read a unit that has been written. Raises StoreError."""
         start, end = self.bounds(unit)
         body = os.pread(self._fds[0], end - start, start)
         if len(body) != end - start:
@@ -107,7 +106,7 @@ class PartialBlob:
         return body
 
     def close(self) -> None:
-        """Close the files; they stay."""
+        """Close the files, without removing them."""
         with self._lock:
             while self._fds:
                 os.close(self._fds.pop())

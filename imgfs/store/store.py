@@ -23,7 +23,7 @@ from imgfs.store.limit import StoreLimit
 
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
-_SOMETIMES = ("erofs", "scratch", "containers")  # are made when they are needed
+_OPTIONAL = ("erofs", "scratch", "containers")  # made when they are needed
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -38,10 +38,10 @@ class Resolution:
 
 
 class Store:
-    """The cache directory at `root`, made if it is not there.
+    """The cache directory at `root`, created if it does not exist.
 
-    Who can write to it decides what every mount shows, so it has to be this user's own (`owned`), and so has
-    what lies in it. Raises StoreError.
+    A user who can write to it decides what every mount shows, so it must be this user's own (`owned`), and so
+    must its directories. Raises StoreError.
     """
 
     def __init__(self, root: Path) -> None:
@@ -50,7 +50,7 @@ class Store:
         self._checksums = ChecksumCache()
         for path in (root, *(root / name for name in _DIRECTORIES)):
             os.close(open_owned_directory(path, make=True))
-        for path in (root / name for name in _SOMETIMES):
+        for path in (root / name for name in _OPTIONAL):
             if os.path.lexists(path):
                 os.close(open_owned_directory(path))
         self._check_version()
@@ -61,20 +61,20 @@ class Store:
             with atomic_write(version) as path:
                 path.write_text(LAYOUT)
         with store_errors(version):
-            found = read_owned_file(version).decode(errors="replace")[:20]
-        if found != LAYOUT:
+            layout = read_owned_file(version).decode(errors="replace")[:20]
+        if layout != LAYOUT:
             raise StoreError(
-                f"{self.root}: a store of layout {found!r}, this imgfs knows {LAYOUT!r}: use another --store"
+                f"{self.root}: a store of layout {layout!r}, this imgfs knows {LAYOUT!r}: use another --store"
             )
 
     @property
     def logs(self) -> Path:
-        """Where daemons write their logs."""
+        """Return the directory of the daemons' logs."""
         return self.root / "logs"
 
     @contextmanager
     def workplace(self, prefix: str) -> Iterator[Path]:
-        """A directory for the length of the block; what killed processes have left of its kind is removed.
+        """Yield a temporary directory; those of its prefix that killed processes have left are removed first.
 
         Raises StoreError.
         """
@@ -88,7 +88,7 @@ class Store:
             held.release()
 
     def document(self, digest: Digest) -> bytes | None:
-        """A manifest, index or config, if it is here and whole."""
+        """Return a manifest, image index or config; None if it is missing or does not match its digest."""
         path = self.document_file(digest)
         with store_errors(path):
             try:
@@ -98,33 +98,33 @@ class Store:
         return body if Digest.of(body, digest.algorithm) == digest else None
 
     def document_file(self, digest: Digest) -> Path:
-        """Where a document is, if it is anywhere."""
+        """Return the path of a document, which may not exist."""
         return self._path("documents", digest)
 
     def put_document(self, digest: Digest, body: bytes) -> None:
-        """Keep a document whose digest has been checked."""
+        """Store a document whose digest has been checked."""
         with atomic_write(self._path("documents", digest)) as path:
             path.write_bytes(body)
 
     def resolutions(self) -> Iterator[Resolution]:
-        """Every reference that was resolved here, by name."""
-        return (found for _, found in self._resolutions() if found)
+        """Yield every reference that was resolved, by name."""
+        return (resolution for _, resolution in self._resolutions() if resolution)
 
     def broken_resolutions(self) -> Iterator[Path]:
-        """The records of references that cannot be read."""
-        return (path for path, found in self._resolutions() if not found and path.exists())
+        """Yield the records of references that cannot be parsed."""
+        return (path for path, parsed in self._resolutions() if not parsed and path.exists())
 
     def _resolutions(self) -> Iterator[tuple[Path, Resolution | None]]:
         paths = sorted((self.root / "references").glob("*.json"))
         return ((path, _read_resolution(path)) for path in paths if not path.name.startswith(TEMPORARY))
 
     def resolved(self, reference: str) -> list[Resolution]:
-        """What `reference` was resolved to here, by platform and as its tag moved, the last first."""
-        found = (each for each in self.resolutions() if each.reference == reference)
-        return sorted(found, key=lambda each: each.resolved, reverse=True)
+        """Return what `reference` was resolved to, by platform and as its tag moved, the latest first."""
+        matching = (each for each in self.resolutions() if each.reference == reference)
+        return sorted(matching, key=lambda each: each.resolved, reverse=True)
 
     def put_resolution(self, reference: str, digest: Digest, manifest: Digest) -> None:
-        """Remember what `reference` was resolved to, now."""
+        """Record what `reference` is resolved to, now."""
         fields = {
             "reference": reference,
             "digest": str(digest),
@@ -135,7 +135,7 @@ class Store:
             path.write_text(json.dumps(fields))
 
     def forget(self, resolution: Resolution) -> None:
-        """Remove a reference and its tree; its documents and layers go with `sweep`."""
+        """Remove a reference; what only it needs is removed by `maintenance.gc.remove_unreachable`."""
         with store_errors(self.root):
             self._reference(resolution.reference, resolution.manifest).unlink(missing_ok=True)
 
@@ -144,7 +144,7 @@ class Store:
         return self.root / "references" / f"{name}.json"
 
     def layer(self, digest: Digest) -> StoredLayer:
-        """The place of a layer, made if it is not there."""
+        """Return a layer's directory, created if it does not exist."""
         directory = self._path("layers", digest)
         with store_errors(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,46 +154,48 @@ class Store:
         return StoredLayer(directory, digest, self._checksums, self.limit.note_written, self.limit.admits)
 
     def layers(self) -> Iterator[StoredLayer]:
-        """Every layer here."""
-        found = (self._layer(path, digest) for path, digest in self._stored("layers"))
-        return (layer for layer in found if any(path.name not in LOCKS for path in layer.directory.iterdir()))
+        """Yield every stored layer."""
+        layers = (self._layer(path, digest) for path, digest in self._stored("layers"))
+        return (
+            layer for layer in layers if any(path.name not in LOCKS for path in layer.directory.iterdir())
+        )
 
     def tree(self, manifest: Digest) -> Path | None:
-        """The tree of `manifest`, if it is here and not seen to be damaged."""
+        """Return the path of the tree of `manifest`, None if it does not exist or is known to be damaged."""
         path = self.tree_file(manifest)
         return path if self._checksums.is_intact(path) else None
 
     def tree_file(self, manifest: Digest) -> Path:
-        """Where the tree of `manifest` is, if it is anywhere."""
+        """Return the path of the tree of `manifest`, which may not exist."""
         return self._path("trees", manifest)
 
     @contextmanager
     def new_tree(self, manifest: Digest) -> Iterator[Path]:
-        """A path to write the tree of `manifest` to; it is `tree` once the block ends without an error."""
+        """Yield a path to write the tree of `manifest` to; it becomes `tree` if the block succeeds."""
         with atomic_write(self.tree_file(manifest)) as path:
             yield path
             write_checksum(path)
 
     def remove_tree(self, manifest: Digest) -> None:
-        """Remove the tree of `manifest`; whoever has it open keeps it."""
+        """Remove the tree of `manifest`; processes that have it open keep it."""
         with store_errors(self.root):
             self._path("trees", manifest).unlink(missing_ok=True)
             for image in self._erofs_images(manifest):
                 image.unlink(missing_ok=True)
 
     def tree_usage(self, manifest: Digest) -> int:
-        """Bytes of disk that `remove_tree` would free."""
+        """Return the bytes of disk that `remove_tree` would free."""
         return disk_usage([self.tree_file(manifest), *self._erofs_images(manifest)])
 
     def _erofs_images(self, manifest: Digest) -> list[Path]:
         return list((self.root / "erofs").glob(f"{manifest.algorithm}-{manifest.hex}-*"))
 
     def erofs(self, manifest: Digest, number: int) -> Path:
-        """The place of the EROFS image of the tree of `manifest`, in the format of that number."""
+        """Return the path of the EROFS image of the tree of `manifest`, of that format number."""
         return self.root / "erofs" / f"{manifest.algorithm}-{manifest.hex}-{number}"
 
     def kept(self) -> int:
-        """Bytes of disk that indexes and trees take."""
+        """Return the bytes of disk that indexes and trees take."""
         indexes = (layer.index_file for layer in self.layers())
         return disk_usage([*indexes, *self.root.glob("trees/*/*"), *self.root.glob("erofs/*")])
 
@@ -203,42 +205,42 @@ class Store:
             self._path("documents", digest).unlink(missing_ok=True)
 
     def profile(self, manifest: Digest, name: str) -> bytes | None:
-        """What a workload named `name` reads of an image, if that has been recorded."""
+        """Return the access profile `name` of an image, if there is one."""
         return self.profiles(manifest).get(name)
 
     def profiles(self, manifest: Digest) -> dict[str, bytes]:
-        """All that has been recorded of an image, by name."""
+        """Return the access profiles of an image, by name."""
         with store_errors(self.root):
             return {path.stem: path.read_bytes() for path in self.profile_files(manifest)}
 
     def profile_files(self, manifest: Digest) -> list[Path]:
-        """Where that is."""
-        found = sorted(self._path("profiles", manifest).glob("*.json"))
-        return [path for path in found if not path.name.startswith(TEMPORARY)]
+        """Return the paths of the access profiles of an image."""
+        paths = sorted(self._path("profiles", manifest).glob("*.json"))
+        return [path for path in paths if not path.name.startswith(TEMPORARY)]
 
     def put_profile(self, manifest: Digest, name: str, body: bytes) -> None:
-        """Keep what was recorded; raises UsageError for what is no name."""
+        """Store an access profile. Raises UsageError for an invalid name."""
         if not _PROFILE_NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
         with atomic_write(self._path("profiles", manifest) / f"{name}.json") as path:
             path.write_bytes(body)
 
     def remove_profiles(self, manifest: Digest) -> None:
-        """Remove all that has been recorded of an image."""
+        """Remove the access profiles of an image."""
         directory = self._path("profiles", manifest)
         with store_errors(directory):
             shutil.rmtree(directory, ignore_errors=True)
 
     def profiled(self) -> Iterator[Digest]:
-        """The manifests of which something has been recorded."""
+        """Yield the manifests that have access profiles."""
         return (digest for _, digest in self._stored("profiles"))
 
     def trees(self) -> Iterator[Digest]:
-        """The manifests whose trees are here."""
+        """Yield the manifests whose trees are stored."""
         return (digest for _, digest in self._stored("trees"))
 
     def documents(self) -> Iterator[Digest]:
-        """Every document here."""
+        """Yield the digest of every document."""
         return (digest for _, digest in self._stored("documents"))
 
     def _stored(self, kind: str) -> Iterator[tuple[Path, Digest]]:
@@ -251,7 +253,7 @@ class Store:
 
 
 def _read_resolution(path: Path) -> Resolution | None:
-    """What the record says; None if it has been removed meanwhile, or is no record of ours."""
+    """Parse a record of `put_resolution`; None if it has been removed meanwhile, or is not valid."""
     try:
         fields = json.loads(path.read_text())
         digests = Digest.parse(fields["digest"]), Digest.parse(fields["manifest"])
