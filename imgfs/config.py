@@ -1,7 +1,7 @@
-"""What the environment says: the only room that reads environment variables.
+"""Configuration from environment variables, which only this module reads.
 
-The functions take the environment as a mapping, so that a test can bring its own; `Environment.read()` asks
-the process once, at the start.
+The functions take the environment as a mapping, so that a test can pass its own; `Environment.read()` reads
+the process's once, at the start.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 _SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
 _SYSTEM_CACHE = Path("/var/cache")
-_ROOTS_RUNTIME = Path("/run/containers/0")  # where podman and skopeo have root's in a service, a job or `su`
+_ROOTS_RUNTIME = Path("/run/containers/0")  # of podman and skopeo, for root in a service, a job or `su`
 
 
 @dataclass(frozen=True, slots=True)
 class RegistriesConf:
     """A registries.conf and the directories whose files add to it; `named` by the user, it has to exist.
 
-    `aliases` are the files in which podman keeps what its user has chosen for short names.
+    `aliases` are the files in which podman keeps the registries chosen for short names.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class RegistriesConf:
 
 @dataclass(frozen=True, slots=True)
 class AuthText:
-    """A credentials file that is no file: what `name` in the environment says.
+    """Credentials in an environment variable, `name`, in the format of a credentials file.
 
     It counts before docker's file, or, as docker has it in GitLab's jobs, `last`.
     """
@@ -45,7 +45,7 @@ class AuthText:
 
 @dataclass(frozen=True, slots=True)
 class RegistryFiles:
-    """Where it may be said how to ask a registry, in order of precedence; nothing of it need exist.
+    """The configuration files of registries, in order of precedence; none of them need exist.
 
     `hosts` are containerd's directories `certs.d` with a hosts.toml for a registry, `registries` containers'
     registries.conf, of which the first that exists counts, `certificates` the `certs.d` of containers and
@@ -59,8 +59,8 @@ class RegistryFiles:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where things are for this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
-    `source_date` is when new images are to say they were made, in seconds since the epoch."""
+    """Paths and settings of this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
+    `source_date` is the creation time of new images, in seconds since the epoch."""
 
     store_root: Path
     auth_files: tuple[Path, ...]
@@ -71,7 +71,7 @@ class Environment:
 
     @property
     def auth_sources(self) -> tuple[Path | AuthText, ...]:
-        """Where credentials may be, in order of precedence: the files and $DOCKER_AUTH_CONFIG."""
+        """Return the sources of credentials, in order of precedence: files and $DOCKER_AUTH_CONFIG."""
         if self.auth_text is None:
             return self.auth_files
         before = len(self.auth_files) - (not self.auth_text.last)  # docker's own file is the last
@@ -79,7 +79,7 @@ class Environment:
 
     @classmethod
     def read(cls) -> Environment:
-        """What this process's environment says."""
+        """Read this process's environment."""
         environ = os.environ
         store = store_root(environ, os.geteuid())
         return cls(
@@ -93,12 +93,12 @@ class Environment:
 
 
 def variables() -> Mapping[str, str]:
-    """All of this process's variables: those that a container is to have as its caller has them."""
+    """Return all of this process's variables, for containers that are given some of them."""
     return os.environ
 
 
 def auth_files(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
-    """Where credentials may be, in order of precedence (containers-auth.json(5); docker login).
+    """Return the credentials files, in order of precedence (containers-auth.json(5); docker login).
 
     The files need not exist. Where no session has been begun for it, $XDG_RUNTIME_DIR is not set for root.
     """
@@ -130,7 +130,7 @@ def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
     user, system = _config_home(environ), _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
     both = (user, system)
     return RegistryFiles(
-        hosts=(user / "imgfs/certs.d", *(place / "containerd/certs.d" for place in both)),
+        hosts=(user / "imgfs/certs.d", *(etc / "containerd/certs.d" for etc in both)),
         registries=tuple(
             replace(conf, aliases=_aliases(environ, euid))
             for conf in _registries(environ.get("CONTAINERS_REGISTRIES_CONF"), user, system)

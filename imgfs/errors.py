@@ -11,8 +11,8 @@
     ├── StoreError             the cache directory cannot be read or written
     └── MountError             the kernel or the mount point refuses
 
-`tree` and `overlay` speak the file system's own language instead: they raise `OSError` with the errno that
-the caller of a system call should see. `fuse.operations` is the only place where one becomes the other.
+`tree` and `overlay` raise `OSError` instead, with the errno that the caller of a system call should see.
+`fuse.errors` alone turns an ImgfsError into an errno.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several long pieces of work side by side, ended together by the first error or an impatient user."""
+"""Several long tasks in parallel, ended together by the first error or an interrupt."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
-_FAREWELL = 1.0  # seconds for work under way to tidy up when the user interrupts it
+_GRACE = 1.0  # seconds for tasks under way to clean up after an interrupt
 
 
 def run_parallel(
     works: Iterable[Callable[[], object]], workers: int, name: str, cancelled: threading.Event
 ) -> None:
-    """Do all of `works`, at most `workers` at once, in threads named `name`; raises the first error there is.
+    """Run all of `works`, at most `workers` at once, in threads named `name`; raise the first error.
 
-    `cancelled` is set then, for the others to look at; those that have not begun do not begin.
+    `cancelled` is set then, for tasks under way to check; those that have not begun are dropped.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     futures = [pool.submit(work) for work in works]
@@ -24,7 +24,7 @@ def run_parallel(
     except KeyboardInterrupt:  # the process is about to end: a registry that hangs must not hold it up
         cancelled.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in futures if not future.cancelled()], _FAREWELL)
+        wait([future for future in futures if not future.cancelled()], _GRACE)
         raise
     except BaseException:
         cancelled.set()

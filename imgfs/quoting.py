@@ -1,4 +1,4 @@
-"""Names and other texts of strangers, as a line that a terminal or a log can show.
+"""Untrusted text as one line that a terminal or a log can show.
 
 The rule: what a person is shown of a text that comes from elsewhere (a name in an image, a path, an answer of
 a registry) is one line, and nothing in it is a command to a terminal. What does not print is escaped as C has
@@ -17,7 +17,7 @@ _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python has a byte of a path
 
 
 def printable(text: str) -> str:
-    """The text as one line that prints; what prints, and `\\`, is as it is."""
+    """Return the text as one printable line; printable characters, and `\\`, stay."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 

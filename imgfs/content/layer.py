@@ -123,7 +123,7 @@ class LayerContent:
         """Return True if a span is neither present nor in flight; without the lock, so it may be outdated."""
         return self._is_fetchable(number)
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return True if all spans are present."""
         return self.flat.count_present() == self.flat.spans
 

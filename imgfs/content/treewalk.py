@@ -63,7 +63,7 @@ class TreeWalkPrefetch:
         if self._evidence >= _EVIDENCE:
             self._evidence = 0
             is_running = self._thread is not None and self._thread.is_alive()
-            if not is_running and not all(layer.is_whole() for layer in self._layers):
+            if not is_running and not all(layer.is_complete() for layer in self._layers):
                 self._thread = threading.Thread(
                     target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
                 )
@@ -96,7 +96,7 @@ class TreeWalkPrefetch:
         """Yield (layer, span) of what follows a file and is neither present nor in flight."""
         seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
         opened = self._opened
-        complete = {number for number, layer in enumerate(self._layers) if layer.is_whole()}
+        complete = {number for number, layer in enumerate(self._layers) if layer.is_complete()}
         coming = (
             found for found in self._files_after(ino) if found[0] not in complete
         )  # those may be read unseen

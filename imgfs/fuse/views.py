@@ -149,7 +149,9 @@ class TreeView:
 
     def is_settled(self) -> bool:
         """See View."""
-        return all(layer.is_whole() and not layer.index.summary.trusted_by for layer in self._content.layers)
+        return all(
+            layer.is_complete() and not layer.index.summary.trusted_by for layer in self._content.layers
+        )
 
     def statfs(self) -> Statfs:
         """The image's own size: full, as nothing can be added."""

@@ -1,6 +1,6 @@
-"""What others have found out about an image's layers: looked for once, when it is needed.
+"""Discovery of published indexes: imgfs's artifact, and SOCI indexes of version 1 and 2; each looked up once.
 
-Looking for indexes of others before it is certain that they will be asked for.
+`EarlyDiscovery` begins to look while the image's config is fetched, before it is certain that it is needed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.image.trust import Trust
@@ -22,14 +21,11 @@ from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
 from imgfs.store.store import Store
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
-if TYPE_CHECKING:
-    pass  # MOVED
-
-SMALL = 256 << 10  # bytes of layers that are streamed before anybody could say who has an index of them
+SMALL = 256 << 10  # bytes of layers that are streamed in less time than a lookup of indexes takes
 
 
 class EarlyDiscovery:
-    """Has what others offer for an image looked for while its config, which `prepare` needs, is fetched."""
+    """Begins the discovery for an image while its config, which `prepare` needs, is fetched."""
 
     def __init__(self, source: Source, store: Store, trust: Trust) -> None:
         self._source = source
@@ -38,12 +34,10 @@ class EarlyDiscovery:
         self.discovery: IndexDiscovery | None = None
 
     def look(self, digest: Digest, manifest: Manifest) -> None:
-        """Begin to look, in a thread, unless it can be seen that `prepare` will not ask."""
+        """Begin in a thread, unless the store shows that `prepare` will not need it."""
         store = self._store
         missing = sum(layer.size for layer in manifest.layers if store.layer(layer.digest).index is None)
         if store.tree(digest) is None and missing > SMALL:
-            # MOVED
-
             self.discovery = IndexDiscovery(digest, manifest, self._source, self._trust)
             self.discovery.start()
 
@@ -52,9 +46,9 @@ _NOTHING = Published(None, {})
 
 
 class IndexDiscovery:
-    """The indexes of others for the image of a manifest, as far as `trust` goes. Safe in threads.
+    """The indexes published for the image of a manifest, as far as `trust` allows. Safe in threads.
 
-    An offer that is broken is as good as none: why is in `refused`, for the user.
+    A broken one is treated as missing; `refused` has the reasons, for the user.
     """
 
     def __init__(self, digest: Digest, manifest: Manifest, source: Source, trust: Trust) -> None:
@@ -66,35 +60,35 @@ class IndexDiscovery:
         self.refused: list[str] = []
 
     def start(self) -> None:
-        """Begin to look for what imgfs has published before that is asked for, in a thread that ends then."""
+        """Begin to look for imgfs's own artifact, in a thread that ends with that."""
 
         def look() -> None:
-            with suppress(ImgfsError):  # who asks for it will hear
+            with suppress(ImgfsError):  # raised again where it is used
                 _ = self.published
 
         threading.Thread(target=look, name="imgfs-offers", daemon=True).start()
 
     @property
     def published(self) -> Published:
-        """What imgfs has published of the image."""
+        """Return what imgfs has published for the image."""
         with self._lock:
             return self._published
 
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
         """A layer's zTOC, and who vouches for it (`layer.origin`)."""
         with self._lock:
-            for ztocs, origin in ((self._bound, self._by_manifest), (self._referring, self.trust.origin)):
+            for ztocs, origin in ((self._soci_v2, self._soci_v2_voucher), (self._soci_v1, self.trust.origin)):
                 if layer in ztocs:
                     return ztocs[layer], origin
         return None
 
     @cached_property
     def _published(self) -> Published:
-        found = latest(self._referrers)
-        if found is None:
+        artifact = latest(self._referrers)
+        if artifact is None:
             return _NOTHING
         try:
-            return published_in(parse_artifact(self._source.document(found), found.media_type))
+            return published_in(parse_artifact(self._source.document(artifact), artifact.media_type))
         except Unavailable:
             raise
         except ImgfsError as error:
@@ -102,7 +96,7 @@ class IndexDiscovery:
             return _NOTHING
 
     @cached_property
-    def _bound(self) -> Mapping[Digest, Descriptor]:
+    def _soci_v2(self) -> Mapping[Digest, Descriptor]:
         """The zTOCs of SOCI version 2."""
         if not self.trust.in_digests:
             return {}
@@ -114,15 +108,15 @@ class IndexDiscovery:
         return self._soci(Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE)) if digest else {}
 
     @cached_property
-    def _by_manifest(self) -> str:
-        digest = soci_v2_digest(self._manifest) if self._bound else None
+    def _soci_v2_voucher(self) -> str:
+        digest = soci_v2_digest(self._manifest) if self._soci_v2 else None
         return soci_origin(digest) if digest else ""
 
     @cached_property
-    def _referring(self) -> Mapping[Digest, Descriptor]:
+    def _soci_v1(self) -> Mapping[Digest, Descriptor]:
         """The zTOCs of SOCI version 1."""
-        found = next((one for one in self._referrers if one.artifact_type == SOCI_V1), None)
-        return self._soci(found) if found else {}
+        index = next((referrer for referrer in self._referrers if referrer.artifact_type == SOCI_V1), None)
+        return self._soci(index) if index else {}
 
     def _soci(self, descriptor: Descriptor) -> Mapping[Digest, Descriptor]:
         try:

@@ -1,7 +1,4 @@
-"""An image that has been prepared: its tree and its files' bytes.
-
-Which spans a workload reads: kept by image and name, and found again for the next mount.
-"""
+"""A prepared image, opened: its tree and its files' bytes; and its access profiles, kept by name."""
 
 from __future__ import annotations
 
@@ -24,21 +21,21 @@ from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import Tree
 
-AUTOMATIC = "auto"  # the profile that every mount records unless it is told another name
-DEFAULT = "default"  # the one that is replayed rather than that, if there is one
-NONE = "none"  # no profile: what somebody says who wants none
+AUTOMATIC = "auto"  # the profile that a mount records if it is given no name
+DEFAULT = "default"  # is replayed instead, if it exists
+NONE = "none"  # no profile: what the user says to have none
 
 
 def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessProfile | None:
-    """The profile to replay: `name`, else the one for everybody, else what the last mounts have read.
+    """Return the profile to replay: `name`, else DEFAULT, else AUTOMATIC.
 
-    None if there is none, or if the one there is cannot be read. What another repository than the reference's
-    says of the image does not count.
+    None if there is none, or it is not valid. A profile that was published in another repository than the
+    reference's does not count.
     """
-    ours = ("", Trust.of(parse_reference(resolved.reference), Policy.ANY).origin)
-    for one in [name] if name else [DEFAULT, AUTOMATIC]:
-        body = store.profile(resolved.digest, one)
-        if body is not None and origin_of(body) in ours:
+    accepted = ("", Trust.of(parse_reference(resolved.reference), Policy.ANY).origin)
+    for candidate in [name] if name else [DEFAULT, AUTOMATIC]:
+        body = store.profile(resolved.digest, candidate)
+        if body is not None and origin_of(body) in accepted:
             try:
                 return AccessProfile.from_json(body)
             except InvalidImage:
@@ -47,9 +44,9 @@ def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessPro
 
 
 def save_recorded(content: Content, resolved: Resolved, store: Store, name: str | None) -> None:
-    """Keep what readers have touched, as `name`, or, as AUTOMATIC, before what earlier mounts have read.
+    """Store what readers have touched as `name`; or as AUTOMATIC, followed by what earlier mounts have read.
 
-    A short look at an image so does not make it forget what is usually done with it.
+    So a short mount does not replace what workloads usually read.
     """
     recorded = content.recorded()
     if not recorded.touches:
@@ -62,15 +59,15 @@ def save_recorded(content: Content, resolved: Resolved, store: Store, name: str 
     store.put_profile(resolved.digest, name or AUTOMATIC, recorded.to_json())
 
 
-_PIECE = 1 << 20  # bytes that `Image.read` reads at once
+_READ_SIZE = 1 << 20  # bytes that `Image.read` reads at once
 
 
 class Image(AbstractContextManager["Image"]):
     """An image that `prepare` has prepared: its tree and its files' bytes. A context manager.
 
-    `source` brings what the store lacks. Raises StoreError if the store does not hold the image, or only in a
-    form that `trust` does not allow (by default that of a reference whose repository's word counts): another
-    process may have prepared another image meanwhile, of which this one has layers.
+    `source` fetches what the store lacks. Raises StoreError if the store does not hold the image, or with
+    indexes that `trust` does not allow (by default, those of the reference's repository are allowed): another
+    process may have prepared another image meanwhile that shares layers.
     """
 
     def __init__(self, resolved: Resolved, source: Source, store: Store, trust: Trust | None = None) -> None:
@@ -83,7 +80,7 @@ class Image(AbstractContextManager["Image"]):
             if path is None:
                 raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
             self.tree = stack.enter_context(Tree(path))
-            if not self._readiness.counts(self.tree):
+            if not self._readiness.accepts_tree(self.tree):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             fetch_pool = FetchPool()
             layers = [self._open_layer(layer, store, fetch_pool, stack) for layer in resolved.manifest.layers]
@@ -98,7 +95,7 @@ class Image(AbstractContextManager["Image"]):
         stored = store.layer(layer.digest)
         stack.enter_context(stored.use())
         index = stack.enter_context(open_index(stored))
-        if not self._readiness.is_good(index, *self.resolved.layers[layer.digest]):
+        if not self._readiness.accepts_index(index, *self.resolved.layers[layer.digest]):
             name = f"{self.resolved.reference}: layer {layer.digest.short}"
             raise StoreError(f"{name}: its index is another image's by now; mount it again")
         spans = index.span_count()
@@ -107,16 +104,16 @@ class Image(AbstractContextManager["Image"]):
         return LayerContent(layer, index, flat, self.source, fetch_pool)
 
     def use_index(self, content: LayerContent, stored: StoredLayer) -> None:
-        """Go on with the index that the store has now of a layer; it must cut it into the same spans."""
+        """Switch to the index that the store has now of a layer; it must have the same spans."""
         content.use_index(self._stack.enter_context(open_index(stored)))
 
     def read(self, ino: int) -> Iterator[bytes]:
-        """All bytes of a file, in order, a piece at a time."""
+        """Yield all bytes of a file, in order."""
         node = self.tree.node(ino)
         layer, extents = self.tree.extents(ino)
         size = node.size if node else 0
-        for offset in range(0, size, _PIECE):
-            yield self.content.read(layer, extents, offset, min(_PIECE, size - offset))
+        for offset in range(0, size, _READ_SIZE):
+            yield self.content.read(layer, extents, offset, min(_READ_SIZE, size - offset))
 
     def close(self) -> None:
         """Close everything but the source."""

@@ -1,6 +1,6 @@
-"""Taking in what others have found out: each kind of index becomes the store's one kind, or is refused.
+"""Import of indexes made elsewhere: each kind is converted to the store's own, or refused.
 
-What is wrong with an index of others raises InvalidImage or IntegrityError: the caller then does without it.
+An invalid one raises InvalidImage or IntegrityError: the caller then does without it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from imgfs.tree.reader import Tree
 def import_published_tree(
     descriptor: Descriptor, name: Digest, layers: int, source: Source, store: Store, origin: str
 ) -> None:
-    """Take in a published tree, as that of `name`, an image of so many layers."""
+    """Import a published tree, as that of the image `name`, which has so many layers."""
     with store.new_tree(name) as path:
         store.limit.note_written(_fetch(descriptor, source, path, store.limit.admits))
         import_tree(path, origin)
@@ -48,7 +48,7 @@ def import_published_tree(
 def import_profiles(
     profiles: Mapping[str, Descriptor], name: Digest, source: Source, store: Store, origin: str
 ) -> None:
-    """Take in what workloads read of the image `name`, but for what is known here: `origin` says so."""
+    """Import access profiles of the image `name` from `origin`, but for those that were recorded here."""
     for profile, descriptor in profiles.items():
         known = store.profile(name, profile)
         if (known is None or origin_of(known) not in ("", origin)) and descriptor.size <= MAX_JSON:
@@ -71,7 +71,7 @@ def import_published(
     *,
     lean: bool,
 ) -> None:
-    """Take in a published index of `layer`; the `lean` one says how to read files of a tree."""
+    """Import a published index of `layer`; the `lean` one has spans only: enough beside a published tree."""
     with stored.new_index() as path:
         stored.note_written(_fetch(published.lean if lean else published.full, source, path, stored.admits))
         import_index(path, origin)
@@ -82,9 +82,9 @@ def import_published(
 def import_toc(
     layer: Descriptor, diff_id: Digest, stored: StoredLayer, source: Source, tag: str | None, repository: str
 ) -> bool:
-    """Take in the table of contents that the layer of an image in `repository` has; False if it has none.
+    """Import the table of contents of a layer of an image in `repository`; False if it has none.
 
-    `tag` is the image's, beside which its external tables would be.
+    `tag` is the image's: an external table is found by it.
     """
     reader, named = find_toc(layer), named_toc(layer)
     if reader is None or named is None:
@@ -109,7 +109,7 @@ def import_toc(
 def import_ztoc(
     ztoc: Descriptor, layer: Descriptor, diff_id: Digest, stored: StoredLayer, source: Source, origin: str
 ) -> None:
-    """Take in a zTOC of SOCI's."""
+    """Import a SOCI zTOC."""
     _check_size(ztoc.size, ZTOC_LIMIT, "a zTOC")
     body = b"".join(source.blob(ztoc))
     ztoc.digest.verify(body, "digest of a zTOC")
@@ -119,7 +119,7 @@ def import_ztoc(
 
 
 def _external(layer: Descriptor, external: External, source: Source, tag: str | None) -> Toc:
-    """The table of a layer out of the image that has those of all layers."""
+    """Fetch a layer's table from the image that holds the external tables of all layers."""
     if tag is None:
         raise InvalidImage(
             "its table of contents is in another image, whose tag follows from the image's own"
@@ -134,13 +134,13 @@ def _external(layer: Descriptor, external: External, source: Source, tag: str | 
 
 
 def _check_size(size: int, limit: int, what: str) -> None:
-    """Raise InvalidImage for what is not even to be fetched: all of it would be in memory at once."""
+    """Raise InvalidImage, before it is fetched, for a document that would take too much memory."""
     if size > limit:
         raise InvalidImage(f"{what} of {size} bytes is more than {limit}")
 
 
 def _space(toc: Toc) -> str:
-    """A name for the flat space of a TOC: that of its payloads, laid end to end as its spans say."""
+    """Return a name for the flat space of a TOC: its payloads end to end, in the order of its spans."""
     bounds = repr([span[1:5] for span in toc.spans]).encode()
     return f"toc:{hashlib.sha256(bounds).hexdigest()}"
 
@@ -155,7 +155,7 @@ def _write(
     origin: str,
     space: str = TAR,
 ) -> None:
-    """Write what a reader has found out as the layer's index."""
+    """Write what was parsed as the layer's index."""
     entries, spans, flat_size = parts
     with stored.new_index() as path:
         index = IndexWriter(path)
@@ -177,7 +177,7 @@ def _write(
 
 
 def _fetch(descriptor: Descriptor, source: Source, path: Path, admits: Callable[[int], bool]) -> int:
-    """Fetch a file of ours, checked, and unpack it to `path`; returns its bytes, which the store `admits`."""
+    """Fetch a published file, verified, and unpack it to `path`; return its size, which `admits` accepts."""
     size = unpacked_size(descriptor, largest_unpacked(descriptor.size))
     if not admits(size):
         raise InvalidImage(f"{size} bytes are too much for the store's limit", where=str(descriptor.digest))
@@ -194,26 +194,29 @@ def _fetch(descriptor: Descriptor, source: Source, path: Path, admits: Callable[
 
 
 def _check(index: LayerIndex, published: PublishedLayer, layer: Descriptor, diff_id: Digest) -> None:
-    """Raise InvalidImage if an index is not the layer's, or its spans do not fit together."""
+    """Raise InvalidImage if an index is not the layer's, or its spans overlap or exceed the blob."""
     summary = index.summary
     if (summary.digest, summary.size, summary.diff_id) != (str(layer.digest), layer.size, str(diff_id)):
         raise InvalidImage("the published index is another layer's")
     others = ((index.blob, published.copy), (index.windows, published.windows))
-    for named, there in others:
-        if named and (there is None or (named.digest, named.size) != (str(there.digest), there.size)):
+    for named, published_blob in others:
+        if named and (
+            published_blob is None
+            or (named.digest, named.size) != (str(published_blob.digest), published_blob.size)
+        ):
             raise InvalidImage("the published index needs a blob that was not published with it")
     if not _fit_together(index, index.blob.size if index.blob else layer.size):
         raise InvalidImage("the published index has spans that do not fit together")
 
 
 def _fit_together(index: LayerIndex, size: int) -> bool:
-    """Whether the spans follow each other within a flat layer and a blob of `size` bytes."""
+    """Return True if the spans ascend within the flat layer and within a blob of `size` bytes."""
     flat_at = 0
     try:
         for flat_start, flat_end, start, end in index.bounds():
             if not (flat_at <= flat_start < flat_end and 0 <= start < end <= size):
                 return False
             flat_at = flat_end
-    except TypeError:  # SQLite's columns hold what they like
+    except TypeError:  # SQLite columns hold values of any type
         return False
     return flat_at <= index.summary.flat_size

@@ -1,4 +1,4 @@
-"""One layer without an index: somebody else's is taken in, or the layer is streamed once."""
+"""One layer without an index: import one that was made elsewhere, or stream the layer and scan it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.store.layer import StoredLayer
 from imgfs.transport.source import Source
 
-_SMALL = 256 << 10  # bytes of a blob that is streamed rather than asked for its table of contents
+_SMALL = 256 << 10  # bytes of a blob that is streamed without looking for its table of contents
 
 
 class PrepareReporter(Protocol):
-    """Is told what a long preparation is doing; its methods are called from several threads."""
+    """Progress of a long preparation; its methods are called from several threads."""
 
     def layer_begins(self, layer: Descriptor) -> None:
         """A layer without an index is about to be streamed."""
@@ -32,20 +32,20 @@ class PrepareReporter(Protocol):
         """`count` more compressed bytes of it have arrived."""
 
     def layer_waits(self, layer: Descriptor) -> None:
-        """Another process streams it; we wait for its index."""
+        """Another process streams it; this one waits for its index."""
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """It has its index."""
+        """It has an index."""
 
     def merging(self) -> None:
         """The layers are being merged."""
 
     def warns(self, text: str) -> None:
-        """Something was not as it should be, and is done without."""
+        """An index or profile is not used; `text` says why."""
 
 
 class LayerIndexing:
-    """A layer, locked, and the ways to an index of it."""
+    """A locked layer, and the ways to get an index of it."""
 
     def __init__(
         self,
@@ -64,16 +64,17 @@ class LayerIndexing:
         self._reporter = reporter
 
     def import_existing(self, discovery: IndexDiscovery, *, tag: str | None, lean: bool) -> bool:
-        """Take in the best index of the layer that somebody has made; False if there is none.
+        """Import the best index of the layer that was made elsewhere; False if there is none.
 
-        Ours first: it costs least. A small layer is streamed in the time of asking. `tag` is the image's.
+        imgfs's own first: it costs least. A small layer is streamed in the time of a lookup. `tag` is the
+        image's.
         """
         return self._import_published(discovery, lean) or (
             self._layer.size > _SMALL and (self._import_toc(tag) or self._import_ztoc(discovery))
         )
 
     def stream(self, cancelled: threading.Event) -> None:
-        """Index the layer while all of it is downloaded; again, if what came was wrong, from elsewhere."""
+        """Download and scan the layer; once more from another endpoint if its bytes were wrong."""
         try:
             self._stream_once(cancelled)
         except IntegrityError as error:
@@ -84,7 +85,7 @@ class LayerIndexing:
 
     def _stream_once(self, cancelled: threading.Event) -> None:
         self._reporter.layer_begins(self._layer)
-        writer = self._stored.flat_writer(stays=True)  # another image may need it
+        writer = self._stored.flat_writer(stays=True)  # another image may need the present one
         try:
             with _where(f"layer {self._layer.digest.short}"), self._stored.new_index() as path:
                 index = IndexWriter(path)
@@ -125,11 +126,11 @@ class LayerIndexing:
         return False
 
     def _import_ztoc(self, discovery: IndexDiscovery) -> bool:
-        found = discovery.ztoc(self._layer.digest)
-        if found is None:
+        offered = discovery.ztoc(self._layer.digest)
+        if offered is None:
             return False
         with self._doing_without("its zTOC"):
-            ztoc, origin = found
+            ztoc, origin = offered
             if self._stored.is_refuted(refutation(origin, self._diff_id)):
                 raise InvalidImage(f"that which {origin} vouches for was wrong")
             import_ztoc(ztoc, self._layer, self._diff_id, self._stored, self._source, origin)
@@ -149,7 +150,7 @@ class LayerIndexing:
 
 @contextmanager
 def doing_without(what: str, reporter: PrepareReporter) -> Iterator[None]:
-    """Go on without an index that is broken or gone; a registry that is away is another matter."""
+    """Warn and go on without an index that is broken or missing; Unavailable is raised on."""
     try:
         yield
     except Unavailable:
@@ -160,7 +161,7 @@ def doing_without(what: str, reporter: PrepareReporter) -> Iterator[None]:
 
 @contextmanager
 def _where(name: str) -> Iterator[None]:
-    """Say in an InvalidImage which layer it is about."""
+    """Add the layer's name to an InvalidImage."""
     try:
         yield
     except InvalidImage as error:

@@ -1,6 +1,6 @@
-"""What an image, and what is taken in with it, may cost: every bound, in one table.
+"""Every bound on an image, and on what is imported with it, in one table.
 
-What is beyond a bound raises InvalidImage; an index or tree of others is then done without.
+Input beyond a bound raises InvalidImage; an imported index or tree is then not used.
 
 | input                     | bound                                                                         |
 |---------------------------|-------------------------------------------------------------------------------|
@@ -21,5 +21,5 @@ LAYERS_LIMIT = 500  # of an image: OVL_MAX_STACK (linux, fs/overlayfs/params.h)
 
 
 def largest_unpacked(packed: int) -> int:
-    """What a published index or tree of `packed` bytes may unpack to, in bytes."""
+    """Return the bytes that a published index or tree of `packed` bytes may unpack to."""
     return min(DATABASE_LIMIT, DATABASE_RATIO * packed + DATABASE_MORE)

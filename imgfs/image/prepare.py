@@ -1,4 +1,4 @@
-"""Having an image's layers indexed and merged, in the store: all that needs network and time."""
+"""Preparation of an image in the store, layers indexed and tree merged: all that needs network and time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.merge import merge
 
-# Layers streamed at once: a scan keeps more than one core busy, so more of them only get in each other's way.
+# Layers streamed at once: a scan keeps more than one core busy, so more of them only slow each other down.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
-_BRIEF = 4 << 20  # bytes of a layer that is not worth waiting for another
-_LOOK = 0.1  # seconds between looks whether a merge that waits for a layer waits in vain
+_BRIEF = 4 << 20  # bytes of a layer that goes before larger ones
+_POLL = 0.1  # seconds between checks whether a merge that waits for a layer is cancelled
 
 
 def prepare(
@@ -41,11 +41,11 @@ def prepare(
     trust: Trust | None = None,
     discovery: IndexDiscovery | None = None,
 ) -> None:
-    """Have every layer indexed and the tree merged, in the store.
+    """Index every layer and merge the tree, in the store.
 
-    Indexes of others are taken in as far as `trust` goes, by default as the policy AUTO says; layers without
-    one are streamed, several at once. `discovery` are those, if somebody has begun to look for them.
-    Raises ImgfsError, the first that happens; what other layers have finished by then is kept.
+    Published indexes are imported as far as `trust` allows, by default by the policy AUTO; layers without one
+    are streamed, several at once. `discovery` is the lookup of published indexes, if it has begun already.
+    Raises ImgfsError, the first that happens; layers that were finished by then are kept.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
     refuted = Readiness(resolved, store, trust).refuted()
@@ -60,7 +60,7 @@ def prepare(
 
 
 class _Preparation:
-    """One image on its way into the store."""
+    """The preparation of one image."""
 
     def __init__(
         self,
@@ -81,32 +81,32 @@ class _Preparation:
         self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been indexed
 
     def run(self) -> None:
-        """Do what is still to be done: nothing, and nothing is asked of the network, if that is so."""
-        there, missing = self._readiness.has_tree(), self._readiness.missing(lean=True)
-        if there and not missing:
+        """Do what is missing; if nothing is, no request is sent."""
+        has_tree, missing = self._readiness.has_tree(), self._readiness.missing(lean=True)
+        if has_tree and not missing:
             return
-        if sum(layer.size for layer, _ in missing) > SMALL and self._take_tree(there):
+        if sum(layer.size for layer, _ in missing) > SMALL and self._import_all(has_tree):
             return
-        works = [] if there else [self._merge]
+        works = [] if has_tree else [self._merge]
         self._index(self._readiness.missing(lean=False), lean=False, beside=works)
-        if there and not self._readiness.has_tree():
+        if has_tree and not self._readiness.has_tree():
             self._merge()
 
-    def _take_tree(self, there: bool) -> bool:
-        """Have the image's published tree, unless it is `there`, and of the layers what reads their files."""
+    def _import_all(self, has_tree: bool) -> bool:
+        """Import the published tree, unless `has_tree`, and lean indexes; False if any is unpublished."""
         tree = None if self._resolved.is_part else self._discovery.published.tree
-        usable = there or (tree is not None and self._all_lean())
+        usable = has_tree or (tree is not None and self._all_lean())
         self._warn()
         if not usable:
             return False
         works: list[Callable[[], None]] = [self._import_profiles]
-        if tree and not there:
+        if tree and not has_tree:
             works.append(partial(self._import_tree, tree))
         self._index(self._readiness.missing(lean=True), lean=True, beside=works)
         return self._readiness.has_tree()
 
     def _all_lean(self) -> bool:
-        """Whether every layer is indexed already, or has a published index."""
+        """Return True if every layer is indexed already, or has a published index."""
         missing = {layer.digest for layer, _ in self._readiness.missing(lean=True)}
         return missing <= self._discovery.published.layers.keys()
 
@@ -129,9 +129,9 @@ class _Preparation:
     def _index(
         self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, beside: Sequence[Callable[[], None]]
     ) -> None:
-        """Have these layers indexed, and `beside` that other things done.
+        """Index these layers, and run the tasks `beside` at the same time.
 
-        Small ones come first, that no merge has to wait for them, then the largest: it takes longest, and the
+        Small layers come first, so that no merge waits for them, then the largest: it takes longest, and the
         others fill the gaps.
         """
         pairs = sorted(pairs, key=lambda pair: (pair[0].size > _BRIEF, -pair[0].size))
@@ -146,11 +146,11 @@ class _Preparation:
         merge_layers(self._resolved, self._store, self._indexed())
 
     def _indexed(self) -> Iterator[Descriptor]:
-        """The layers, the lowest first, each once it has been indexed; ImgfsError if that will not happen."""
+        """Yield the layers, lowest first, each once it is indexed. Raises ImgfsError when cancelled."""
         layers = self._resolved.manifest.layers
         for number, layer in enumerate(layers, start=1):
             awaited = self._awaited.get(layer.digest)
-            while awaited and not awaited.wait(_LOOK) and not self._cancelled.is_set():
+            while awaited and not awaited.wait(_POLL) and not self._cancelled.is_set():
                 pass
             if self._cancelled.is_set():
                 raise ImgfsError("the layers are not merged: cancelled")
@@ -159,15 +159,15 @@ class _Preparation:
             yield layer
 
     def _index_layer(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> None:
-        """Have an index of the layer in the store."""
+        """Store an index of the layer."""
         if self._cancelled.is_set():
             return
         stored = self._store.layer(layer.digest)
         with stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
             if not self._readiness.is_indexed(layer, diff_id, lean=lean):
-                one = LayerIndexing(layer, diff_id, stored, self._source, self._trust, self._reporter)
-                if not one.import_existing(self._discovery, tag=self._resolved.tag, lean=lean):
-                    one.stream(self._cancelled)
+                indexing = LayerIndexing(layer, diff_id, stored, self._source, self._trust, self._reporter)
+                if not indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean):
+                    indexing.stream(self._cancelled)
                 stored.drop_part()  # of a pull that was broken off
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
@@ -178,10 +178,9 @@ class _Preparation:
 
 
 def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] | None = None) -> None:
-    """Merge what the store has of an image's layers; who vouches for their indexes does so for the tree.
+    """Merge an image's layers by their indexes in the store; the tree gets the vouchers of all indexes.
 
-    `layers` are the image's, each given when the store has its index: that may be waited for. Raises
-    InvalidImage, StoreError.
+    `layers` yields the image's layers, each once the store has its index. Raises InvalidImage, StoreError.
     """
     origins = set()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""An image fetched whole into the store: indexes, tree, and every span of every layer."""
+"""Pull: fetch a whole image into the store: indexes, tree, and every span of every layer."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.transport.wrapped import WrappedSource
 
-_TRIES = 3  # at what is evicted while it is brought
+_TRIES = 3  # if spans are evicted meanwhile
 
 
 class PullReporter(PrepareReporter, Protocol):
-    """Is told more, and that of every layer of which something is missing."""
+    """Progress of a pull, of every layer of which a span is missing."""
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
-        """`count` bytes of a layer that has begun were here before."""
+        """`count` bytes of a layer that has begun were present before."""
 
 
 class MeteredSource(WrappedSource):
-    """A source that tells `arrived` of the bytes of blobs, and takes at most `limit_rate` a second."""
+    """A source that calls `arrived` with the bytes of blobs received, at most `limit_rate` a second."""
 
     def __init__(
         self, source: Source, arrived: Callable[[Descriptor, int], None], limit_rate: int | None = None
@@ -50,7 +50,7 @@ class MeteredSource(WrappedSource):
         self._closed = threading.Event()
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` of a blob, no sooner than the rate allows."""
+        """Yield the bytes `[start, end)` of a blob, no faster than the rate allows."""
         for chunk in self._source.blob(descriptor, start, end):
             self._arrived(descriptor, len(chunk))
             with self._lock:
@@ -60,7 +60,7 @@ class MeteredSource(WrappedSource):
             yield chunk
 
     def close(self) -> None:
-        """Let go of connections; what waits for its turn fails with Unavailable."""
+        """Close connections; reads that wait for the rate fail with Unavailable."""
         self._closed.set()
         super().close()
 
@@ -68,16 +68,16 @@ class MeteredSource(WrappedSource):
 def pull_image(
     resolved: Resolved, source: Source, store: Store, reporter: PullReporter, trust: Trust
 ) -> None:
-    """Have all of an image in the store; what is there is not fetched again.
+    """Fetch what the store lacks of an image.
 
     Every byte is verified: layers that are streamed by their digest and DiffID, spans by their own digests,
-    and by the DiffID what an index that only the registry vouches for makes of a layer.
-    Raises ImgfsError, the first that happens; what has come by then is kept, unless it is damaged.
+    and a layer whose index only the registry vouches for by its DiffID.
+    Raises ImgfsError, the first that happens; what was fetched by then is kept, unless it is damaged.
     """
     try:
         prepare(resolved, source, store, reporter, trust)
     except (IntegrityError, InvalidImage):
-        for digest in resolved.layers:  # nobody knows which of the bytes that are here were the wrong ones
+        for digest in resolved.layers:  # it is not known which of the stored bytes were wrong
             store.layer(digest).drop_part()
         raise
     with Image(resolved, source, store, trust) as image:
@@ -90,12 +90,14 @@ def pull_image(
 
 def _fetch_all(content: Content, reporter: PullReporter) -> None:
     for _ in range(_TRIES):
-        coming = {future: layer for layer in _distinct(content) for future in _fetch_missing(layer, reporter)}
-        if not coming:
+        pending = {
+            future: layer for layer in _distinct(content) for future in _fetch_missing(layer, reporter)
+        }
+        if not pending:
             return
-        left = Counter(layer.layer.digest for layer in coming.values())
-        for future in as_completed(coming):
-            layer = coming[future].layer
+        left = Counter(layer.layer.digest for layer in pending.values())
+        for future in as_completed(pending):
+            layer = pending[future].layer
             _raise_from(future, layer)
             left[layer.digest] -= 1
             if not left[layer.digest]:
@@ -104,17 +106,17 @@ def _fetch_all(content: Content, reporter: PullReporter) -> None:
 
 
 def _fetch_missing(layer: LayerContent, reporter: PullReporter) -> list[Future[None]]:
-    """Ask for everything that is missing of a layer."""
+    """Request all missing spans of a layer."""
     missing = layer.missing()
     if missing:
         reporter.layer_begins(layer.layer)
         reporter.layer_has(layer.layer, layer.table.size - sum(map(layer.table.size_of, missing)))
-    # a lane that may have many requests under way: nobody reads here
+    # a priority that may have many requests under way: there are no readers here
     return layer.fetch_in_background(requests_for(missing, layer.table), Priority.READAHEAD, Cause.FILL)
 
 
 def _raise_from(future: Future[None], layer: Descriptor) -> None:
-    """Raise what kept spans of a layer away."""
+    """Raise what a request failed with, with the layer's name."""
     try:
         future.result()
     except InvalidImage as error:
@@ -122,5 +124,5 @@ def _raise_from(future: Future[None], layer: Descriptor) -> None:
 
 
 def _distinct(content: Content) -> list[LayerContent]:
-    """The layers: an image may name the same one several times."""
+    """Return the distinct layers: an image may name the same one several times."""
     return list({layer.layer.digest: layer for layer in content.layers}.values())

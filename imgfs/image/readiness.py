@@ -1,4 +1,4 @@
-"""What of an image the store has already: the indexes of its layers, and its tree."""
+"""What the store holds of an image: the indexes of its layers, and its tree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imgfs.tree.reader import Tree
 
 
 def is_ready(resolved: Resolved, store: Store, trust: Trust) -> bool:
-    """Whether nothing needs to be prepared, nor anything to be said about it; raises IntegrityError."""
+    """Return True if nothing has to be prepared, or warned of. Raises IntegrityError."""
     readiness = Readiness(resolved, store, trust)
     if readiness.refuted():
         return False
@@ -25,65 +25,65 @@ def is_ready(resolved: Resolved, store: Store, trust: Trust) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Looks at what there is of an image, as far as `trust` lets it count."""
+    """Checks what the store holds of an image; indexes and trees count as far as `trust` allows."""
 
     resolved: Resolved
     store: Store
     trust: Trust
 
     def refuted(self) -> list[Digest]:
-        """The layers of which the repository's word has been found to be wrong."""
+        """Return the layers of which the repository's index has been found to be wrong."""
         pairs = self.resolved.layers.values()
         notes = ((layer.digest, refutation(self.trust.origin, diff_id)) for layer, diff_id in pairs)
         return [digest for digest, note in notes if self.store.layer(digest).is_refuted(note)]
 
     def missing(self, *, lean: bool) -> list[tuple[Descriptor, Digest]]:
-        """The layers without an index that will do; a `lean` one does not for a merge."""
+        """Return the layers without a usable index; for a merge, `lean` ones are not usable."""
         pairs = self.resolved.layers.values()
         return [pair for pair in pairs if not self.is_indexed(*pair, lean=lean)]
 
     def is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> bool:
-        """Whether there is an index of a layer that will do.
+        """Return True if the store has a usable index of a layer.
 
-        Raises IntegrityError if the layer's blob was seen here to have another DiffID. Where somebody only
-        says so, an image lies, perhaps the other: this one is indexed anew.
+        Raises IntegrityError if a scan has found another DiffID of the layer's blob. If only an imported
+        index says so, that may be wrong: the layer is indexed anew.
         """
         path = self.store.layer(layer.digest).index
         if path is None:
             return False
         try:
             with LayerIndex(path) as index:
-                return self.is_good(index, layer, diff_id) and (lean or not index.summary.is_lean)
+                return self.accepts_index(index, layer, diff_id) and (lean or not index.summary.is_lean)
         except StoreError:  # of another format, or damaged: made anew
             return False
 
-    def is_good(self, index: LayerIndex, layer: Descriptor, diff_id: Digest) -> bool:
-        """Whether an index may be used for a layer of this image. Raises as `is_indexed`."""
-        found = index.summary
-        if found.diff_id != str(diff_id):
+    def accepts_index(self, index: LayerIndex, layer: Descriptor, diff_id: Digest) -> bool:
+        """Return True if an index may be used for a layer of this image. Raises as `is_indexed`."""
+        summary = index.summary
+        if summary.diff_id != str(diff_id):
             if index.is_scanned():
                 what = f"DiffID of layer {layer.digest.short}"
-                raise IntegrityError(what, expected=diff_id, actual=found.diff_id)
+                raise IntegrityError(what, expected=diff_id, actual=summary.diff_id)
             return False
         needs_others = bool(index.blob or index.windows)
-        is_layers = (found.digest, found.size) == (str(layer.digest), layer.size)
+        is_layers = (summary.digest, summary.size) == (str(layer.digest), layer.size)
         manifest = self.resolved.manifest
-        return is_layers and self.trust.reaches(found, manifest, layer, needs_others=needs_others)
+        return is_layers and self.trust.reaches(summary, manifest, layer, needs_others=needs_others)
 
-    def counts(self, tree: Tree) -> bool:
-        """Whether a tree that is kept under this image's name is its own."""
+    def accepts_tree(self, tree: Tree) -> bool:
+        """Return True if a tree that is stored under this image's name may be used for it."""
         manifest = self.resolved.manifest
         is_same = tree.layer_count == len(manifest.layers)
         return is_same and self.trust.allows(tree.origin, manifest, manifest.layers)
 
     def has_tree(self) -> bool:
-        """Whether the tree is there, and counts in the same flat layers as the indexes that are there."""
+        """Return True if the tree is stored, and its extents fit the flat layers of the stored indexes."""
         path = self.store.tree(self.resolved.tree)
         if path is None:
             return False
         try:
             with Tree(path) as tree:
-                spaces = tree.spaces() if self.counts(tree) else None
+                spaces = tree.spaces() if self.accepts_tree(tree) else None
         except StoreError:
             return False
         return spaces is not None and all(
@@ -91,7 +91,7 @@ class Readiness:
         )
 
     def _spaces(self) -> Iterator[str | None]:
-        """The flat spaces that the layers' indexes count in, None for a layer without."""
+        """Yield the flat spaces of the layers' indexes, None for a layer without an index."""
         for layer in self.resolved.manifest.layers:
             path = self.store.layer(layer.digest).index
             try:
@@ -107,12 +107,12 @@ class Readiness:
 
 
 def refutation(origin: str, diff_id: Digest) -> str:
-    """What is noted of a layer if the index that `origin` vouches for does not have the DiffID."""
+    """Return what is recorded of a layer if the index that `origin` vouches for has another DiffID."""
     return f"{origin} {diff_id}"
 
 
 def open_index(stored: StoredLayer) -> LayerIndex:
-    """The index of a layer that has been prepared; raises StoreError if it is gone."""
+    """Open the index of a layer that has been prepared. Raises StoreError if it has been removed."""
     path = stored.index
     if path is None:
         raise StoreError(f"{stored.directory}: the index has been removed meanwhile; mount the image again")

@@ -1,4 +1,4 @@
-"""What a reference means for a platform: its manifest and config, kept in the store."""
+"""Resolution of a reference for a platform to manifest and config, which are kept in the store."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from imgfs.store.store import Store
 from imgfs.transport.offline import OfflineSource
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
-_SHORTEST_DIGEST = 12  # digits that a digest must be given with
+_SHORTEST_DIGEST = 12  # digits of an abbreviated digest, at least
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a reference means for a platform: documents only."""
+    """A resolved reference: documents only."""
 
     reference: str
     named: Digest  # what the reference names: an index or a manifest
@@ -44,30 +44,30 @@ class Resolved:
 
     @property
     def layers(self) -> Mapping[Digest, tuple[Descriptor, Digest]]:
-        """Every distinct layer with its DiffID: an image may name the same one several times."""
+        """Return every distinct layer with its DiffID: an image may name the same one several times."""
         pairs = zip(self.manifest.layers, self.config.diff_ids, strict=True)
         return {layer.digest: (layer, diff_id) for layer, diff_id in pairs}
 
     @property
     def tree(self) -> Digest:
-        """What its tree is called in the store: as the manifest, or, of some layers, by their ChainID."""
+        """Return the name of its tree in the store: the manifest's digest, or a ChainID if it `is_part`."""
         return chain_id(self.config.diff_ids) if self.is_part else self.digest
 
     @property
     def tag(self) -> str | None:
-        """The tag that the reference has, None if it goes by a digest or by nothing."""
+        """Return the reference's tag, None if it has a digest, or nothing."""
         reference = parse_reference(self.reference)
         implied = DEFAULT_TAG if isinstance(reference, RegistryReference) else None
         return reference.tag or (None if reference.digest else implied)
 
     def up_to(self, layer: str) -> Resolved:
-        """The image as it was after an earlier layer: its number from 1, or its digest or DiffID.
+        """Return the image as it was after an earlier layer: its number from 1, or its digest or DiffID.
 
         Twelve digits of a digest are enough. Raises UsageError if there is no such layer.
         """
         layers, diff_ids = self.manifest.layers, self.config.diff_ids
         count = _layer_number(
-            layer, [(one.digest, other) for one, other in zip(layers, diff_ids, strict=True)]
+            layer, [(lower.digest, diff_id) for lower, diff_id in zip(layers, diff_ids, strict=True)]
         )
         if count == len(layers):
             return self
@@ -80,7 +80,7 @@ class Resolved:
 
 
 class Earlier(NamedTuple):
-    """What a reference meant at a `moment`, in seconds since the epoch."""
+    """What a reference was resolved to at a `moment`, in seconds since the epoch."""
 
     resolved: Resolved
     moment: float
@@ -99,8 +99,8 @@ def resolve(
     """Find the manifest and config of `reference` for the platform `wanted`; keep them in the store.
 
     Documents already in the store are not fetched again. `named` is what `reference` names, if that is known.
-    With `remember` the store lists the reference from now on. `meanwhile` is told of the manifest before the
-    config is fetched. Raises ImgfsError.
+    With `remember` the store lists the reference from now on. `meanwhile` is called with the manifest before
+    the config is fetched. Raises ImgfsError.
     """
     named = named or source.resolve(whole=not store.resolved(reference))
     descriptor, document, _ = select_manifest(
@@ -123,10 +123,10 @@ def resolve(
 
 
 def resolve_earlier(reference: RegistryReference, store: Store, wanted: Platform) -> Earlier | None:
-    """What `reference` was last resolved to for the platform `wanted`, by what the store holds alone.
+    """Return what `reference` was last resolved to for the platform `wanted`, from the store alone.
 
-    A tag may have been resolved later for another platform, and mean another index since: one whose documents
-    are not here does not count.
+    A tag may have been resolved later for another platform, to another index: one whose documents are not
+    stored does not count.
     """
     nowhere = OfflineSource(reference)
     for earlier in store.resolved(str(reference)):
@@ -143,14 +143,14 @@ def _layer_number(layer: str, digests: Sequence[tuple[Digest, Digest]]) -> int:
             return int(layer)
         raise UsageError(f"there is no layer {layer}: the image has {len(digests)} (see: imgfs inspect)")
     wanted = layer.removeprefix("sha256:")
-    found = [
+    numbers = [
         number
         for number, names in enumerate(digests, 1)
         if any(len(wanted) >= _SHORTEST_DIGEST and name.hex.startswith(wanted) for name in names)
     ]
-    if not found:
+    if not numbers:
         raise UsageError(f"{layer!r} is no layer of the image: say its number or digest (see: imgfs inspect)")
-    return found[-1]
+    return numbers[-1]
 
 
 def _document(descriptor: Descriptor, source: Source, store: Store) -> Manifest | Index:

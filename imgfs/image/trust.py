@@ -9,7 +9,7 @@
    speaks for its registry only as far as digests prove what it says.
 5. Bytes in the store are bound to what verified them (`layer.index.LayerIndex.binding`): another index finds
    them only if it would make the same ones.
-6. A lie is nobody else's trouble: an index that does not count is made anew, and no error.
+6. A wrong index harms no other image: an index that does not count is made anew, and is no error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Trust:
 
     @classmethod
     def of(cls, reference: Reference, policy: Policy) -> Trust:
-        """What `policy` means for `reference`."""
+        """Return what `policy` allows for `reference`."""
         pinned = reference.digest is not None and policy is Policy.AUTO
         return cls(
             origin=_repository(reference),
@@ -47,22 +47,22 @@ class Trust:
         )
 
     def vouchers(self, manifest: Manifest, layers: Iterable[Descriptor]) -> frozenset[str]:
-        """All that may vouch for an index of one of `layers`, which `manifest` has."""
-        found = {self.origin} if self.in_registry else set()
+        """Return all vouchers of indexes of `layers`, which `manifest` has."""
+        vouchers = {self.origin} if self.in_registry else set()
         if self.in_digests:
             with suppress(InvalidImage):  # what is no digest names nothing
                 named = soci_v2_digest(manifest)
-                found |= {soci_origin(named)} if named else set()
+                vouchers |= {soci_origin(named)} if named else set()
             tables = (named_toc(layer) for layer in layers)
-            found |= {toc_origin(table, self.origin) for table in tables if table}
-        return frozenset(found)
+            vouchers |= {toc_origin(table, self.origin) for table in tables if table}
+        return frozenset(vouchers)
 
     def allows(self, origin: str, manifest: Manifest, layers: Iterable[Descriptor]) -> bool:
         """Whether what `origin` (`layer.origin`) vouches for may be used for the image of `manifest`."""
         return not origin or self.vouchers(manifest, layers).issuperset(origins_in(origin))
 
     def reaches(self, index: Summary, manifest: Manifest, layer: Descriptor, *, needs_others: bool) -> bool:
-        """Whether an index may be used, and, if it needs blobs beside the layer, they are to be had here."""
+        """Return True if an index may be used, and blobs it needs beside the layer are in this repository."""
         is_here = not needs_others or index.origin == self.origin
         return is_here and self.allows(index.origin, manifest, [layer])
 

@@ -1,10 +1,10 @@
-"""Holding layers against their DiffIDs, once all of their bytes are here.
+"""Verification of layers by their DiffIDs, once all of their bytes are present.
 
-An index of others is a repository's word, or named by a manifest: enough to read by, but a word is a word,
-and counts for few images (`image.trust`). The image's config has each layer's DiffID, so a layer that is here
-whole can be checked. Then its index is written anew out of its own bytes and counts as verified, and so does
-a tree that is merged from such indexes. If the bytes are other ones, they are forgotten, reads fail, and what
-that repository says of the layer, or that manifest, is not used for this DiffID again.
+An imported index is a repository's word, or named by a manifest: enough to read by, but not proved, and
+valid for few images (`image.trust`). The image's config has each layer's DiffID, so a complete layer can be
+checked. Then its index is written anew from its own bytes and counts as verified, and so does a tree that is
+merged from such indexes. If the DiffID is another, the bytes are evicted, reads fail, and the index of that
+voucher is not used for this DiffID again.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from imgfs.tree.reader import Tree
 
 log = logging.getLogger(__name__)
 
-_PIECE = 1 << 20  # bytes of a flat layer that are read at once
-_EVERY = 5.0  # seconds between looks
-_MOST_PUT_OFF = 12  # looks that are put off, one after the other
-_PATIENCE = 5.0  # seconds to wait for what is under way at the end
+_READ_SIZE = 1 << 20  # bytes of a flat layer that are read at once
+_EVERY = 5.0  # seconds between checks for complete layers
+_MOST_PUT_OFF = 12  # checks that are put off in a row
+_PATIENCE = 5.0  # seconds to wait for a verification under way at the end
 
 
 class Verifier:
-    """Checks an image's layers as they become complete, in a thread of its own once it has been told to."""
+    """Verifies an image's layers as they become complete; once started, in a thread of its own."""
 
     def __init__(self, image: Image, store: Store) -> None:
         self._image = image
         self._store = store
-        self._known: set[Digest] = set()  # what is known of them will not change any more
+        self._known: set[Digest] = set()  # the layers whose verification has ended
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imgfs-prove", daemon=True)
 
     def start(self) -> None:
-        """Begin to look now and then, if there is anything to look at."""
-        if any(self._doubtful()):
+        """Begin to check now and then, if any layer is unverified."""
+        if any(self._unverified()):
             self._thread.start()
 
     def stop(self) -> None:
-        """End; waits for the thread, but not for another process that holds it up."""
+        """Stop; wait for the thread, but not for another process that it waits for."""
         self._stopped.set()
         if self._thread.ident:
             self._thread.join(_PATIENCE)
 
-    def look(self) -> None:
-        """Check every layer that is here whole by now. What is wrong is logged, and not shown any more."""
-        ready = [content for content in self._doubtful() if _is_whole(content)]
+    def verify_complete(self) -> None:
+        """Verify every layer that is complete by now. A wrong one is logged, and its reads fail."""
+        ready = [content for content in self._unverified() if content.is_complete()]
         for content in ready:
-            self._look_at(content)
+            self._verify_and_log(content)
         if ready:
             self._merge_anew()
 
     def _run(self) -> None:
-        lull = Lull()
-        while not self._stopped.wait(_EVERY) and any(self._doubtful()):
-            if lull.is_here(sum(content.flat.count_present() for content in self._image.content.layers)):
-                self.look()
+        quiet = QuietPeriod()
+        while not self._stopped.wait(_EVERY) and any(self._unverified()):
+            if quiet.has_come(sum(content.flat.count_present() for content in self._image.content.layers)):
+                self.verify_complete()
 
     def check(self, content: LayerContent) -> bool:
-        """Hold a layer that is here whole against its DiffID; False if it is not here whole after all.
+        """Verify a complete layer by its DiffID; return False if it is not complete after all.
 
-        Raises IntegrityError or InvalidImage if it is another: nothing of it is shown any more, then. Raises
-        StoreError if that cannot be found out.
+        Raises IntegrityError or InvalidImage if it has another DiffID: its reads fail from then on. Raises
+        StoreError if it cannot be verified.
         """
         stored, origin = self._store.layer(content.layer.digest), content.index.summary.origin
         _, diff_id = self._image.resolved.layers[content.layer.digest]
@@ -82,20 +82,20 @@ class Verifier:
             try:
                 return self._prove(content, stored)
             except (IntegrityError, InvalidImage) as error:
-                for one in self._same(content):
-                    one.refuse(error)
+                for occurrence in self._same(content):
+                    occurrence.refuse(error)
                 stored.refute(refutation(origin, diff_id))
                 self._store.remove_tree(self._image.resolved.tree)
                 raise
 
     def verify_all(self) -> None:
-        """Check every layer, all being here whole; raises what `check` raises of the first that is wrong."""
-        for content in list(self._doubtful()):
+        """Verify every layer, all being complete; raises what `check` raises for the first that is wrong."""
+        for content in list(self._unverified()):
             self.check(content)
         self._merge_anew()
 
-    def _doubtful(self) -> Iterator[LayerContent]:
-        """The layers of which the DiffID says something new, each once."""
+    def _unverified(self) -> Iterator[LayerContent]:
+        """Yield the distinct layers whose index is vouched for, but not verified."""
         distinct = {content.layer.digest: content for content in self._image.content.layers}
         for digest, content in distinct.items():
             summary = content.index.summary
@@ -103,10 +103,11 @@ class Verifier:
                 yield content
 
     def _same(self, content: LayerContent) -> list[LayerContent]:
-        """All that the image has of the layer: it may have it several times."""
-        return [one for one in self._image.content.layers if one.layer.digest == content.layer.digest]
+        """Return all occurrences of a layer in the image: it may have it several times."""
+        layers = self._image.content.layers
+        return [other for other in layers if other.layer.digest == content.layer.digest]
 
-    def _look_at(self, content: LayerContent) -> None:
+    def _verify_and_log(self, content: LayerContent) -> None:
         name, origin = content.layer.digest.short, content.index.summary.origin
         try:
             if not self.check(content):
@@ -125,15 +126,15 @@ class Verifier:
         self._known.add(content.layer.digest)
 
     def _prove(self, content: LayerContent, stored: StoredLayer) -> bool:
-        """Have a verified index in the store, and use that. Under the layer's lock."""
-        from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need none of it
+        """Write a verified index to the store, and switch to it. Under the layer's lock."""
+        from imgfs.layer.indexwriter import IndexWriter  # here: most mounts need neither
         from imgfs.layer.verify import verify_index
 
         _, diff_id = self._image.resolved.layers[content.layer.digest]
         with open_index(stored) as index:
             is_of_it = index.summary.diff_id == str(diff_id) and content.flat.is_bound_to(index.binding())
             if not is_of_it:
-                return True  # it has been replaced, with its flat layer; what is ours lives as long as we do
+                return True  # both have been replaced in the store; this mount goes on with its open files
             if index.summary.origin:  # else another mount has been here before
                 read = partial(self._read, content)
                 try:
@@ -143,14 +144,14 @@ class Verifier:
                             content.flat.rebind(_binding_of(path))
                 except _Incomplete:
                     return False
-        for one in self._same(content):
-            self._image.use_index(one, stored)
+        for occurrence in self._same(content):
+            self._image.use_index(occurrence, stored)
         return True
 
     def _read(self, content: LayerContent, start: int, end: int) -> Iterator[bytes]:
-        """Bytes of a flat layer, nobody's read being counted."""
-        for offset in range(start, end, _PIECE):
-            length = min(_PIECE, end - offset)
+        """Yield bytes of a flat layer, without counting them as a reader's."""
+        for offset in range(start, end, _READ_SIZE):
+            length = min(_READ_SIZE, end - offset)
             first, last = content.table.holding(offset, length)
             marks = content.flat.marks(first, last)
             body = None if self._stopped.is_set() else content.flat.read(offset, length, marks, first)
@@ -159,7 +160,7 @@ class Verifier:
             yield body
 
     def _merge_anew(self) -> None:
-        """Have a tree that nobody needs to vouch for, for the mounts to come, if that can be had now."""
+        """Merge a tree that needs no voucher, for later mounts, if all indexes are verified."""
         resolved = self._image.resolved
         path = self._store.tree(resolved.tree)
         if self._stopped.is_set() or path is None:
@@ -177,32 +178,28 @@ class Verifier:
             log.warning("the layers are not merged anew: %s", error)
 
 
-class Lull:
-    """Notices that nothing arrives any more: whoever makes it arrive needs the processor, too.
+class QuietPeriod:
+    """Detects that no spans arrive any more: fetching and its readers need the processor, too.
 
-    Who reads without end is not waited for without end.
+    A reader that never pauses puts the check off _MOST_PUT_OFF times at most.
     """
 
     def __init__(self) -> None:
         self._present = -1
         self._put_off = 0
 
-    def is_here(self, present: int) -> bool:
-        """Whether as many spans are `present` as the last time somebody asked, or that has been long ago."""
-        is_here = present == self._present or self._put_off == _MOST_PUT_OFF
+    def has_come(self, present: int) -> bool:
+        """Return True if as many spans are `present` as at the last call, or the check was put off often."""
+        has_come = present == self._present or self._put_off == _MOST_PUT_OFF
         self._present = present
-        self._put_off = 0 if is_here else self._put_off + 1
-        return is_here
+        self._put_off = 0 if has_come else self._put_off + 1
+        return has_come
 
 
 class _Incomplete(Exception):
-    """Some of the layer is not here, or there is no time to look."""
+    """A span of the layer is absent, or the verifier is being stopped."""
 
 
 def _binding_of(path: Path) -> bytes:
     with LayerIndex(path) as index:
         return index.binding()
-
-
-def _is_whole(content: LayerContent) -> bool:
-    return content.flat.count_present() == content.flat.spans

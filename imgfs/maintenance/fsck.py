@@ -1,10 +1,8 @@
-"""Whether what is in the store is what it was, for whoever does not trust the disk any more.
+"""Check of the store against damage of the disk.
 
-Documents have their digests, indexes and trees a checksum (`store.checksum`), spans the digests that their
-index has of them. Most of those are of compressed bytes, which are not kept: then the layer's DiffID decides,
-if all of it is present. What nothing in the store vouches for is in doubt.
-
-Whether the bytes of a flat layer are right, by what its index knows of them.
+Documents are verified by their digests, indexes and trees by their checksums (`store.checksum`), spans by the
+digests in their index. Most of those are of compressed bytes, which are not kept: then the layer's DiffID
+decides, if all of it is present. Spans that nothing in the store can verify are reported as doubtful.
 """
 
 from __future__ import annotations
@@ -32,49 +30,49 @@ from imgfs.tree.schema import MILESTONES
 from imgfs.tree.schema import RULES as TREE_RULES
 from imgfs.tree.schema import SCHEMA as TREE_SCHEMA
 
-_PIECE = 1 << 20  # bytes that are read at once
+_READ_SIZE = 1 << 20  # bytes read at once
 
 
 class Verdict(NamedTuple):
-    """The spans of a flat layer, by number: which are wrong, and of which nothing here can tell."""
+    """The spans of a flat layer, by number: those that are wrong, and those that cannot be verified."""
 
     wrong: tuple[int, ...]
     unknown: tuple[int, ...]
 
 
 class _Gone(Exception):
-    """A span has been evicted while it was looked at."""
+    """A span was evicted while it was verified."""
 
 
 def verify_spans(index: LayerIndex, flat: FlatLayer) -> Verdict:
-    """Look at all that is here of a flat layer. Raises StoreError."""
-    judging = _SpanVerification(index, flat)
+    """Verify all present spans of a flat layer. Raises StoreError."""
+    verification = _SpanVerification(index, flat)
     for span in index.spans():
-        judging.look_at(span)
-    return judging.verdict()
+        verification.verify(span)
+    return verification.verdict()
 
 
 class _SpanVerification:
-    """One pass over a flat layer, for the digests of spans and, if it is all here, the layer's."""
+    """One pass over a flat layer, for the digests of spans and, if it is complete, the layer's."""
 
     def __init__(self, index: LayerIndex, flat: FlatLayer) -> None:
         self._flat = flat
         self._diff_id = Digest.parse(index.summary.diff_id)
         self._hasher = self._diff_id.hasher()
-        self._is_whole = index.summary.space == TAR
+        self._is_complete = index.summary.space == TAR
         self._at = 0
         self._wrong: list[int] = []
         self._unknown: list[int] = []
 
-    def look_at(self, span: Span) -> None:
-        """Take the next span."""
-        self._is_whole &= span.flat_start == self._at
+    def verify(self, span: Span) -> None:
+        """Verify the next span."""
+        self._is_complete &= span.flat_start == self._at
         self._at = span.flat_end
         marks = self._flat.marks(span.number, span.number)
         try:
             is_right = self._is_right(span, marks)
         except _Gone:
-            self._is_whole = False
+            self._is_complete = False
             return
         if is_right is None:
             self._unknown.append(span.number)
@@ -83,7 +81,7 @@ class _SpanVerification:
 
     def _is_right(self, span: Span, marks: bytes) -> bool | None:
         if span.parts:
-            self._is_whole = False  # between the parts may be anything
+            self._is_complete = False  # the bytes between the parts are not verified
             return all(
                 _sha256(self._pieces(span, marks, part.skip, part.length)) == part.digest
                 for part in span.parts
@@ -91,22 +89,22 @@ class _SpanVerification:
         own = hashlib.sha256()
         for piece in self._pieces(span, marks, 0, span.flat_end - span.flat_start):
             own.update(piece)
-            if self._is_whole:
+            if self._is_complete:
                 self._hasher.update(piece)
         return own.digest() == span.digest if span.codec == Codec.IDENTITY else None
 
     def _pieces(self, span: Span, marks: bytes, skip: int, length: int) -> Iterator[bytes]:
-        """A run of a span's bytes; raises _Gone if they are not here any more."""
+        """Yield a range of a span's bytes. Raises _Gone if they are not present any more."""
         start = span.flat_start + skip
-        for offset in range(start, start + length, _PIECE):
-            piece = self._flat.read(offset, min(_PIECE, start + length - offset), marks, span.number)
+        for offset in range(start, start + length, _READ_SIZE):
+            piece = self._flat.read(offset, min(_READ_SIZE, start + length - offset), marks, span.number)
             if piece is None:
                 raise _Gone
             yield piece
 
     def verdict(self) -> Verdict:
-        """What has come of it."""
-        if self._is_whole and self._at == self._flat.size:
+        """Return the result of all spans so far."""
+        if self._is_complete and self._at == self._flat.size:
             if self._hasher.hexdigest() == self._diff_id.hex:
                 return Verdict((), ())
             if not self._wrong:
@@ -122,9 +120,9 @@ def _sha256(pieces: Iterator[bytes]) -> bytes:
 
 
 class Fault(NamedTuple):
-    """Something in the store that is not what it was; `mend` removes it, so that it is fetched or made anew.
+    """A damaged file of the store; `mend` removes the damage, so that it is fetched or made anew.
 
-    Where nothing says that it is wrong, and nothing that it is right, `is_doubt`.
+    `is_doubt` if it can be proved neither wrong nor right.
     """
 
     where: Path
@@ -134,7 +132,7 @@ class Fault(NamedTuple):
 
 
 def check(store: Store) -> Iterator[Fault]:
-    """Look through all of the store, and say what is wrong as it is found. Raises StoreError."""
+    """Check the whole store; yield faults as they are found. Raises StoreError."""
     yield from _documents(store)
     yield from _references(store)
     yield from _profiles(store)
@@ -142,7 +140,7 @@ def check(store: Store) -> Iterator[Fault]:
         yield from _layer(layer)
     for manifest in store.trees():
         path = store.tree_file(manifest)
-        if why := _wrong_with(path, f"{TREE_SCHEMA}{MILESTONES};", TREE_RULES, _open_tree):
+        if why := _fault_in(path, f"{TREE_SCHEMA}{MILESTONES};", TREE_RULES, _open_tree):
             yield Fault(path, f"tree: {why}", partial(store.remove_tree, manifest))
 
 
@@ -171,13 +169,13 @@ def _layer(layer: StoredLayer) -> Iterator[Fault]:
     path = layer.index_file
     if not path.exists():
         return
-    if why := _wrong_with(path, SCHEMA + SHORTCUTS, RULES, partial(_open_index, digest=layer.digest)):
+    if why := _fault_in(path, SCHEMA + SHORTCUTS, RULES, partial(_open_index, digest=layer.digest)):
         yield Fault(path, f"index: {why}", layer.remove)
     elif layer.has_flat() and not layer.is_locked():
         with LayerIndex(path) as index:
             size, spans = index.summary.flat_size, index.span_count()
             with closing(layer.flat(size=size, spans=spans)) as flat:
-                if flat.is_bound_to(index.binding()):  # else nothing of it counts
+                if flat.is_bound_to(index.binding()):  # else its marks do not count
                     yield from _flat(layer, verify_spans(index, flat), spans)
 
 
@@ -192,10 +190,10 @@ def _flat(layer: StoredLayer, verdict: Verdict, count: int) -> Iterator[Fault]:
             yield Fault(layer.flat_file, text, partial(layer.forget, numbers), numbers is verdict.unknown)
 
 
-def _wrong_with(
+def _fault_in(
     path: Path, schema: str, rules: Mapping[str, str], look: Callable[[Path], str | None]
 ) -> str | None:
-    """What is wrong with a SQLite file; one without a checksum is looked through, row by row."""
+    """Return what is wrong with a SQLite file; one without a checksum is checked row by row."""
     try:
         sealed = matches_checksum(path)
         if sealed is False:

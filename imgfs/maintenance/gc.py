@@ -1,7 +1,5 @@
-"""What in a store belongs to what: images to documents, layers and trees; and removing what nothing needs.
-
-Having disk space back: which layers go first, and what goes with them.
-"""
+"""Garbage collection: what is reachable from the references in the store; removal of the rest; and `prune`,
+which frees disk space by removing layers in the order of their last use."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from imgfs.store.store import Resolution, Store
 
 
 class Prunable(NamedTuple):
-    """What can go: layers, their bytes or all of them, trees and logs, each with its bytes of disk."""
+    """What `prune` removes: layers (or their bytes), trees and logs, each with its bytes of disk."""
 
     layers: tuple[CachedLayer, ...]
     trees: tuple[tuple[Digest, int], ...] = ()
@@ -31,25 +29,25 @@ class Prunable(NamedTuple):
 
     @property
     def size(self) -> int:
-        """All bytes of disk."""
+        """Return the bytes of disk that are freed."""
         others = (*self.trees, *self.logs)
-        return sum(one.size for one in self.layers) + sum(size for _, size in others)
+        return sum(cache.size for cache in self.layers) + sum(size for _, size in others)
 
 
 def prunable(store: Store, *, keep: int, before: float, whole: bool, force: bool) -> Prunable:
-    """What has to go for the layers to take `keep` bytes of disk, first what was used longest ago.
+    """Return what has to go for the layers to take `keep` bytes of disk, least recently used first.
 
     Only what was not used since `before` (seconds since the epoch) goes; without `force` nothing that a mount
-    uses. Cached bytes go, or, if `whole`, also indexes, trees that were merged from them, and logs of daemons
+    uses. Cached bytes go; with `whole` also indexes, trees that were merged from them, and logs of daemons
     that have ended.
     """
-    found = cached(store.layers())
+    caches = cached(store.layers())
     if whole:
-        found = [one._replace(size=one.layer.disk_usage()) for one in found]
-    free = (one for one in found if one.last_used < before and not one.layer.is_held())
-    free = (one for one in free if force or not one.in_use)
-    layers = tuple(first_to_evict(free, sum(one.size for one in found) - keep))
-    trees = _trees_without({one.layer.digest for one in layers}, store) if whole else ()
+        caches = [cache._replace(size=cache.layer.disk_usage()) for cache in caches]
+    free = (cache for cache in caches if cache.last_used < before and not cache.layer.is_held())
+    free = (cache for cache in free if force or not cache.in_use)
+    layers = tuple(first_to_evict(free, sum(cache.size for cache in caches) - keep))
+    trees = _trees_without({cache.layer.digest for cache in layers}, store) if whole else ()
     logs = _ended_logs(store, before) if whole else ()
     return Prunable(layers, tuple(trees), tuple(logs))
 
@@ -65,46 +63,46 @@ def _ended_logs(store: Store, before: float) -> Iterator[tuple[Path, int]]:
 
 
 def _trees_without(gone: set[Digest], store: Store) -> Iterator[tuple[Digest, int]]:
-    """The trees of images that have any of these layers, with their sizes."""
+    """Yield the trees of images that have any of these layers, with their sizes."""
     images = (image for image in store.resolutions() if gone.intersection(contents_of(image, store).layers))
     for manifest in dict.fromkeys(image.manifest for image in images):
         if size := store.tree_usage(manifest):
             yield manifest, size
 
 
-def prune(found: Prunable, store: Store, *, whole: bool) -> int:
-    """Have that go; returns the bytes of disk freed. Layers that somebody began to scan meanwhile stay."""
+def prune(prunable: Prunable, store: Store, *, whole: bool) -> int:
+    """Remove it; return the bytes of disk freed. Layers that are being scanned by now stay."""
     freed = 0
-    for layer in (one.layer for one in found.layers):
+    for layer in (cache.layer for cache in prunable.layers):
         before = layer.disk_usage()
         layer.evict()
         if whole and not layer.is_locked():
             layer.remove()
         freed += before - layer.disk_usage()
-    for manifest, size in found.trees:
+    for manifest, size in prunable.trees:
         store.remove_tree(manifest)
         freed += size
-    for log, size in found.logs:
+    for log, size in prunable.logs:
         log.unlink(missing_ok=True)
         freed += size
     return freed
 
 
 def evict(layers: Iterable[StoredLayer]) -> int:
-    """Drop the cached bytes of `layers`, which mounts may go on using; returns the bytes of disk freed."""
+    """Evict the cached bytes of `layers`, which mounts may go on using; return the bytes of disk freed."""
     return sum(layer.evict() for layer in layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an image needs: its documents and its layers, lowest first."""
+    """What is reachable from a reference: its documents and its layers, lowest first."""
 
     documents: frozenset[Digest]
     layers: tuple[Digest, ...]
 
 
 def contents_of(resolution: Resolution, store: Store) -> Contents:
-    """What the image of `resolution` needs, as far as the store can tell."""
+    """Return what is reachable from `resolution`, as far as its documents are stored."""
     documents = {resolution.digest, resolution.manifest}
     body = store.document(resolution.manifest)
     try:
@@ -118,11 +116,11 @@ def contents_of(resolution: Resolution, store: Store) -> Contents:
 
 
 def remove_unreachable(store: Store, *, force: bool) -> None:
-    """Remove what no image in the store needs. Without `force`, layers in use by a mount stay."""
+    """Remove what no reference in the store reaches. Without `force`, layers in use by a mount stay."""
     kept = list(store.resolutions())
-    needs = [contents_of(resolution, store) for resolution in kept]
-    documents = {digest for need in needs for digest in need.documents}
-    layers = {digest for need in needs for digest in need.layers}
+    reachable = [contents_of(resolution, store) for resolution in kept]
+    documents = {digest for contents in reachable for digest in contents.documents}
+    layers = {digest for contents in reachable for digest in contents.layers}
     trees = {resolution.manifest for resolution in kept}
     for tree in [digest for digest in store.trees() if digest not in trees]:
         store.remove_tree(tree)
@@ -136,7 +134,7 @@ def remove_unreachable(store: Store, *, force: bool) -> None:
 
 
 def layers_in_use(resolution: Resolution, store: Store) -> Iterator[StoredLayer]:
-    """The layers of an image that some mount is using."""
+    """Yield the layers of an image that a mount uses."""
     layers = (store.layer(digest) for digest in contents_of(resolution, store).layers)
     return (layer for layer in layers if layer.in_use())
 

@@ -1,4 +1,4 @@
-"""Whether something can be mounted at a place."""
+"""Checks before a mount: the directory, /dev/fuse, fusermount3, the user's account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imgfs.mounts.table import Mount, mount_at
 
 
 def check_mountable(mountpoint: Path, *, nonempty: bool) -> None:
-    """Raise MountError, saying what to do, if nothing can be mounted at `mountpoint`."""
+    """Raise MountError, saying what to do, if `mountpoint` cannot be mounted on."""
     _check_mountpoint(mountpoint, nonempty)
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse)")
@@ -28,7 +28,7 @@ def check_mountable(mountpoint: Path, *, nonempty: bool) -> None:
 
 
 def _check_account(uid: int) -> None:
-    """Raise MountError if fusermount3 would not know who this is: it looks for the user's name."""
+    """Raise MountError if the user has no name, which fusermount3 looks up."""
     try:
         pwd.getpwuid(uid)
     except KeyError as error:
@@ -42,7 +42,7 @@ def _check_mountpoint(path: Path, nonempty: bool) -> None:
     if mounted and (
         mounted.is_imgfs or mounted.filesystem.startswith("fuse")
     ):  # may be dead: do not touch it
-        raise MountError(f"{path}: {mounted.name} is mounted here already{_silence(mounted)}")
+        raise MountError(f"{path}: {mounted.name} is mounted here already{_what_to_do(mounted)}")
     try:
         names = os.listdir(path)
     except FileNotFoundError as error:
@@ -59,8 +59,8 @@ def _check_mountpoint(path: Path, nonempty: bool) -> None:
         raise MountError(f"{path}: you may not write to it, so you may not mount on it")
 
 
-def _silence(mounted: Mount) -> str:
-    """What to do about a mount that is in the way; its daemon may be dead, or not answer."""
+def _what_to_do(mounted: Mount) -> str:
+    """Return what to do about a mount that is in the way; its daemon may be dead, or not answer."""
     if mounted.is_imgfs:
         try:
             read_status(mounted)

@@ -1,7 +1,7 @@
-"""Asking a mount's daemon for its status, within a deadline: it may be dead, stopped, or waiting for a disk.
+"""Reads a mount's status from its daemon, within a deadline: it may be dead, stopped, or waiting for a disk.
 
-What touches a FUSE mount waits in the kernel until its daemon answers, and cannot always be killed there
-(fs/fuse/dev.c, request_wait_answer). So a child process asks, and is left behind if it gets no answer.
+A process that touches a FUSE mount waits in the kernel until the daemon answers, and cannot always be killed
+there (fs/fuse/dev.c, request_wait_answer). So a child process asks, and is abandoned if it gets no answer.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from imgfs.owned.writing import write_all
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
-_LOOK = 0.5  # looked at now and then: one that is stopped is not waited for
+_POLL = 0.5  # seconds between checks whether it is stopped: then it is not waited for
 _LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
-_PIECE = 1 << 16
-_TOLD, _FAILED = b"\0", b"\1"  # begin what the child that asks tells
+_READ_SIZE = 1 << 16
+_OK, _FAILED = b"\0", b"\1"  # first byte of the child's answer
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
 class DaemonSilent(MountError):
-    """A mount's daemon does not answer; `why` says what is known of it, and what to do."""
+    """A mount's daemon does not answer; `why` has its state, and what to do."""
 
     def __init__(self, mount: Mount) -> None:
         pid = daemon_of(mount)
-        who = f"its daemon (pid {pid})" if pid else "its daemon"
+        daemon = f"its daemon (pid {pid})" if pid else "its daemon"
         is_stopped = pid is not None and is_stopped_process(pid)
         state = "is stopped" if is_stopped else "does not answer"
         todo = f"kill -CONT {pid}, or " if is_stopped else ""
-        self.why = f"{who} {state}: {todo}imgfs umount -l {mount.mountpoint}"
+        self.why = f"{daemon} {state}: {todo}imgfs umount -l {mount.mountpoint}"
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 
 def read_status(mount: Mount) -> dict[str, Any]:
-    """What the daemon of `mount` says of itself.
+    """Return the status that the daemon of `mount` answers.
 
     Raises Silent if it does not answer within `ANSWER` seconds, sooner if it is stopped; MountError if it has
     died.
@@ -58,7 +58,7 @@ def read_status(mount: Mount) -> dict[str, Any]:
         raise DaemonSilent(mount) from error
     except OSError as error:
         dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)
-        dead |= mount.runtime is not None and error.errno == errno.ENOENT  # what it left was swept
+        dead |= mount.runtime is not None and error.errno == errno.ENOENT  # its directory was swept
         reason = "its daemon has died" if dead else error.strerror
         hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
         raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
@@ -66,32 +66,32 @@ def read_status(mount: Mount) -> dict[str, Any]:
 
 
 def daemon_of(mount: Mount) -> int | None:
-    """The pid of a mount's daemon, without asking it; None if that cannot be seen."""
+    """Return the pid of a mount's daemon, without asking it; None if it cannot be determined."""
     if mount.runtime:
         with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
-            asking.settimeout(_LOOK)
+            asking.settimeout(_POLL)
             asking.connect(str(mount.runtime / STATUS_SOCKET))
             credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            return _CREDENTIALS.unpack(credentials)[0] or None  # of who listens, as this process sees it
+            return _CREDENTIALS.unpack(credentials)[0] or None  # of the listener, in this PID namespace
         return None
     minor = mount.device.partition(":")[2]
     return next((pid for pid in _own_processes() if _serves(pid, minor)), None)
 
 
 def is_stopped_process(pid: int) -> bool:
-    """Whether a process is stopped by a signal, or by its tracer (proc(5), stat)."""
+    """Return True if a process is stopped by a signal, or by its tracer (proc(5), stat)."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
     return False
 
 
 def _own_processes() -> Iterator[int]:
-    """The pids of processes whose open files this user may see, the newest first."""
+    """Yield the pids of all processes, the newest first."""
     return (int(name) for name in reversed(os.listdir("/proc")) if name.isdecimal())
 
 
 def _serves(pid: int, minor: str) -> bool:
-    """Whether a process has the kernel's end of a FUSE connection open (Linux 6.11 tells which)."""
+    """Return True if a process has that FUSE connection open (fdinfo has its number since Linux 6.11)."""
     with suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/fuse":
@@ -102,78 +102,78 @@ def _serves(pid: int, minor: str) -> bool:
 
 
 def _ask_root(mount: Mount) -> bytes:
-    """What the root of a FUSE mount says, asked by a child process. Raises OSError."""
-    answer, tell = os.pipe()
+    """Read the status attribute of a FUSE mount's root in a child process. Raises OSError."""
+    answer, sink = os.pipe()
     child = os.fork()
     if child == 0:
-        _tell_status(mount.mountpoint, tell)
-    os.close(tell)
+        _answer_status(mount.mountpoint, sink)
+    os.close(sink)
     try:
-        body = b"".join(_pieces(answer, mount))
+        body = b"".join(_chunks(answer, mount))
     except TimeoutError:
         os.kill(child, signal.SIGKILL)  # not waited for: the kernel may keep it until the daemon goes on
         raise
     finally:
         os.close(answer)
     os.waitpid(child, 0)
-    if body[:1] != _TOLD:
+    if body[:1] != _OK:
         number = int.from_bytes(body[1:], "big") or errno.EIO
         raise OSError(number, os.strerror(number))
     return body[1:]
 
 
-def _tell_status(mountpoint: Path, tell: int) -> NoReturn:
-    """The child: a zero byte and the status, or another one and the errno.
+def _answer_status(mountpoint: Path, sink: int) -> NoReturn:
+    """In the child: write _OK and the status, or _FAILED and the errno.
 
-    It lets go of its caller's standard files: who reads those waits for their end.
+    It closes the standard files: their readers wait for the end of all writers.
     """
     try:
-        for fd in {0, 1, 2} - {tell}:
+        for fd in {0, 1, 2} - {sink}:
             os.close(fd)
         try:
-            answer = _TOLD + os.getxattr(mountpoint, STATUS_XATTR)
+            answer = _OK + os.getxattr(mountpoint, STATUS_XATTR)
         except OSError as error:
             answer = _FAILED + (error.errno or 0).to_bytes(4, "big")
-        write_all(tell, answer)
+        write_all(sink, answer)
     finally:
         os._exit(0)
 
 
 def _ask_socket(mount: Mount) -> bytes:
-    """What the socket of a mount says; raises OSError."""
+    """Read the status from a mount's socket. Raises OSError."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(ANSWER)
         asking.connect(str((mount.runtime or Path()) / STATUS_SOCKET))
-        body = b"".join(_pieces(asking.fileno(), mount))
+        body = b"".join(_chunks(asking.fileno(), mount))
     if not body:
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return body
 
 
-def _pieces(fd: int, mount: Mount) -> Iterator[bytes]:
-    """What comes until the end; raises TimeoutError when that is too long, or will not come."""
+def _chunks(fd: int, mount: Mount) -> Iterator[bytes]:
+    """Yield what arrives until the end. Raises TimeoutError after `ANSWER` seconds, or if it is stopped."""
     end = time.monotonic() + ANSWER
     with closing(select.epoll()) as events:
         events.register(fd, select.EPOLLIN)
         while True:
-            if not events.poll(_LOOK):
+            if not events.poll(_POLL):
                 pid = daemon_of(mount)
                 if time.monotonic() > end or (pid is not None and is_stopped_process(pid)):
                     raise TimeoutError
                 continue
-            piece = os.read(fd, _PIECE)
-            if not piece:
+            chunk = os.read(fd, _READ_SIZE)
+            if not chunk:
                 return
-            yield piece
+            yield chunk
 
 
 def encode_status(status: dict[str, Any]) -> bytes:
-    """A status as its daemon answers it: JSON, packed if it would not fit into an attribute otherwise."""
+    """Encode a status as the daemon answers it: JSON, compressed if it would not fit into an attribute."""
     body = json.dumps(status).encode()
     return bz2.compress(body) if len(body) > _LARGEST_PLAIN else body
 
 
 def decode_status(body: bytes) -> dict[str, Any]:
-    """The inverse of `encode_status`."""
+    """Decode what `encode_status` has encoded."""
     status: dict[str, Any] = json.loads(body if body.startswith(b"{") else bz2.decompress(body))
     return status

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from imgfs.errors import MountError
 
-FILESYSTEM = "fuse.imgfs"  # as mountinfo names our mounts
+FILESYSTEM = "fuse.imgfs"  # type of imgfs's FUSE mounts in mountinfo
 RUNTIME = Path("/run/imgfs")  # has a directory for each mount of the kernel's own file systems
-STATUS_SOCKET = "status"  # in that: answers whoever connects
-REFERENCE = "reference"  # there, too: the whole name of what is mounted
+STATUS_SOCKET = "status"  # in that: a socket that answers the status
+REFERENCE = "reference"  # there, too: the full reference of the mounted image
 _KERNEL_FILESYSTEMS = ("erofs", "overlay")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -25,7 +25,7 @@ class Mount:
     filesystem: str
     source: str
     device: str  # major:minor
-    user: int = 0  # whose it is: of a FUSE mount, who has mounted it
+    user: int = 0  # uid that mounted it (FUSE), else 0
 
     @property
     def runtime(self) -> Path | None:
@@ -37,7 +37,7 @@ class Mount:
 
     @property
     def name(self) -> str:
-        """What is mounted, for people."""
+        """Return what is mounted, for people."""
         if self.runtime is None:
             return self.source
         try:
@@ -47,31 +47,31 @@ class Mount:
 
     @property
     def is_imgfs(self) -> bool:
-        """Whether imgfs has mounted it."""
+        """Return True if imgfs has mounted it."""
         return self.filesystem == FILESYSTEM or self.runtime is not None
 
 
 def mounts() -> list[Mount]:
-    """All mounts that this process sees, the latest last."""
+    """Return all mounts that this process sees, the latest last."""
     with open("/proc/self/mountinfo", "rb") as lines:
         return [_parse(line) for line in lines]
 
 
 def imgfs_mounts() -> list[Mount]:
-    """Those of imgfs, the latest last."""
+    """Return the mounts of imgfs, the latest last."""
     return [mount for mount in mounts() if mount.is_imgfs]
 
 
 def mount_at(path: Path) -> Mount | None:
-    """The topmost mount at exactly `path`. The mount itself is not touched: it may be dead, or hang."""
+    """Return the topmost mount at exactly `path`, without touching it: it may be dead, or hang."""
     parent = Path(os.path.realpath(path.absolute().parent))
     wanted = parent if path.name in ("", "..") else parent / path.name
-    found = [mount for mount in mounts() if mount.mountpoint == wanted]
-    return found[-1] if found else None
+    at_path = [mount for mount in mounts() if mount.mountpoint == wanted]
+    return at_path[-1] if at_path else None
 
 
 def imgfs_mount_at(path: Path) -> Mount:
-    """The imgfs mount at `path`; raises MountError if there is none."""
+    """Return the imgfs mount at `path`. Raises MountError if there is none."""
     mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
     if mount is None:
         raise MountError(f"{path}: nothing is mounted here")
@@ -95,5 +95,5 @@ def _parse(line: bytes) -> Mount:
 
 
 def _unescaped(field: bytes) -> str:
-    """Spaces and the like stand as octal escapes."""
+    """Decode the octal escapes of spaces and the like."""
     return os.fsdecode(_ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field))

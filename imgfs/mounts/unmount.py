@@ -17,19 +17,19 @@ from imgfs.mounts.table import Mount
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
-_LOOK = 1.0  # seconds between looks at whether it has been stopped meanwhile
+_POLL = 1.0  # seconds between checks whether it is stopped
 
 
 def unmount(mount: Mount, *, lazy: bool = False) -> None:
-    """Unmount, and wait until the daemon has ended; if `lazy`, ask nothing of it and wait for nothing.
+    """Unmount, and wait until the daemon has ended; if `lazy`, neither ask it nor wait.
 
     Raises MountError, for example when the mount is busy or its daemon does not answer.
     """
     status = {"pid": 0} if lazy else _status(mount)
     pid = daemon_of(mount) if status["pid"] else None
     if status["pid"] and pid is None and mount.runtime is None:
-        pid = int(status["pid"])  # as the daemon knows itself: an older kernel does not tell
-    # -i: umount(8) may have been told to ask us (umount.fuse.imgfs), who ask it
+        pid = int(status["pid"])  # in the daemon's PID namespace: an older kernel has no other
+    # -i: umount(8) would call umount.fuse.imgfs, which calls this
     command = ["umount", "-i"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if os.geteuid() == 0 else "-z")
@@ -52,15 +52,15 @@ def _status(mount: Mount) -> dict[str, Any]:
 
 
 def _take_down(command: list[str], mount: Mount) -> None:
-    code, said = _run(command, mount)
+    code, output = _run(command, mount)
     if code:
-        reason = said.strip().splitlines()[-1:] or [f"{command[0]} failed"]
+        reason = output.strip().splitlines()[-1:] or [f"{command[0]} failed"]
         busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
         raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
 
 
 def _run(command: list[str], mount: Mount) -> tuple[int, str]:
-    """Run a program that unmounts; its exit code and what it said.
+    """Run a program that unmounts; return its exit code and its error output.
 
     It may wait for the daemon in the kernel. Raises Silent, and leaves it there, if the daemon is stopped.
     """
@@ -69,18 +69,18 @@ def _run(command: list[str], mount: Mount) -> tuple[int, str]:
     )
     while True:
         try:
-            _, said = running.communicate(timeout=_LOOK)
+            _, output = running.communicate(timeout=_POLL)
         except subprocess.TimeoutExpired:
             pid = daemon_of(mount)
             if pid is not None and is_stopped_process(pid):
                 running.kill()  # not waited for: it may stay until the daemon goes on
                 raise DaemonSilent(mount) from None
         else:
-            return running.returncode, said
+            return running.returncode, output
 
 
 def _remove_if_left(runtime: Path) -> None:
-    """Remove what a dead daemon has left of a mount: a living one holds its lock."""
+    """Remove the directory that a dead daemon has left: a living one holds its lock."""
     try:
         fd = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -99,12 +99,12 @@ def _wait_for_end(pid: int, patience: float) -> None:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    end, who = time.monotonic() + patience, f"its daemon (pid {pid})"
+    end, daemon = time.monotonic() + patience, f"its daemon (pid {pid})"
     try:
-        while not select.select([fd], [], [], _LOOK)[0]:
+        while not select.select([fd], [], [], _POLL)[0]:
             if is_stopped_process(pid):
-                raise MountError(f"unmounted, but {who} is stopped: kill -CONT {pid}")
+                raise MountError(f"unmounted, but {daemon} is stopped: kill -CONT {pid}")
             if time.monotonic() > end:
-                raise MountError(f"unmounted, but {who} has not ended within {patience:.0f} s")
+                raise MountError(f"unmounted, but {daemon} has not ended within {patience:.0f} s")
     finally:
         os.close(fd)

@@ -1,11 +1,11 @@
-"""Files and directories that are there only while a process holds them, and the sweep of what is left over.
+"""Temporary files and directories that a living process holds, and the sweep of those left by killed ones.
 
-The rule: the maker of such a thing is alive as long as it is locked (flock(2)), and is never looked for by
-its pid, which means nothing in another PID namespace. The lock is on the thing itself, whose name is random:
+The rule: the owner is alive as long as the file or directory is locked (flock(2)); it is never looked up by
+its pid, which means nothing in another PID namespace. The lock is on the file itself, whose name is random:
 
-    make      create it, lock it, and look whether its name still leads to it: else a sweep came in between,
+    make      create it, lock it, and check that its name still leads to it: else a sweep came in between,
               and it is made again under another name
-    sweep     lock it without waiting: who gets that is the only one to remove it
+    sweep     lock it without waiting: only the process that gets the lock removes it
 
 A lock ends with the last descriptor of the open file, so a killed process holds nothing.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from imgfs.owned.opening import random_name
 
-_TRIES = 100  # at making one that no sweep takes away before it is locked
+_TRIES = 100  # at making one that no sweep removes before it is locked
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -35,12 +35,12 @@ class HeldPath:
     fd: int
 
     def release(self) -> None:
-        """Hold it no longer: from now on a sweep removes it, if it has its name still."""
+        """Unlock it: from now on a sweep removes it, if it has its name still."""
         os.close(self.fd)
 
 
 def new_directory(parent: Path, prefix: str) -> HeldPath:
-    """Make a directory, mode 0700, that a sweep of `prefix` leaves alone until let go. Raises OSError."""
+    """Make a directory, mode 0700, that a sweep of `prefix` leaves alone until released. Raises OSError."""
 
     def make(path: Path) -> int:
         path.mkdir(mode=0o700)
@@ -69,12 +69,12 @@ def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -
 
 
 def sweep(parent: Path, prefix: str, remove: Callable[[Path], None]) -> None:
-    """Have everything in `parent` whose name begins with `prefix`, and that no process holds, removed.
+    """Remove all files and directories in `parent` whose name begins with `prefix` and that no process holds.
 
-    `remove` is called while the lock is held; where it fails, the thing stays for the next sweep.
+    `remove` is called while the lock is held; what it fails to remove stays for the next sweep.
     """
     for left in parent.glob(f"{prefix}*"):
-        with suppress(OSError):  # gone meanwhile, or not ours to open
+        with suppress(OSError):  # removed meanwhile, or another user's
             fd = os.open(left, _ANY)
             try:
                 if try_lock(fd) and leads_to(left, fd):

@@ -11,7 +11,7 @@ the kind that it should have, and cannot be put in its place by another user. It
                   elsewhere, which is not meant (link(2))
     a link        followed only as the last part of a directory's path, and only if this user or root made it
 
-Directories further up are the choice of whoever named the path.
+Directories further up are the choice of the user who named the path.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def open_owned_file(path: Path, flags: int, *, names: int | None = 1, directory:
     """Open a regular file of this user's own, by the rule above; made with mode 0600. `flags` as of open(2).
 
     It may have any number of names if `names` is None. `directory` is that of the file, if it is open: then
-    the path serves only for what is said. Raises StoreError, FileNotFoundError where it is not to be made.
+    the path serves only for messages. Raises StoreError, FileNotFoundError where it is not to be made.
     """
     name = path if directory is None else path.name
-    try:  # not O_TRUNC before it is known to be ours; O_NONBLOCK: a FIFO would be waited for
+    try:  # no O_TRUNC before the owner is checked; O_NONBLOCK: do not wait for a FIFO
         kept = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         fd = os.open(name, kept, 0o600, dir_fd=directory)
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def open_owned_file(path: Path, flags: int, *, names: int | None = 1, directory:
 
 
 def read_owned_file(path: Path, *, directory: int | None = None, largest: int = _LARGEST) -> bytes:
-    """What is in a file of this user's own. Raises FileNotFoundError, and StoreError if it is too large."""
+    """Read a file of this user's own. Raises FileNotFoundError, and StoreError if it is too large."""
     with open(open_owned_file(path, os.O_RDONLY, directory=directory), "rb") as file:
         try:
             body = file.read(largest + 1)
@@ -109,7 +109,7 @@ def check_owned(
 
 
 def random_name(prefix: str) -> str:
-    """A name that cannot be foreseen: 64 random bits after the prefix. Make it with O_EXCL."""
+    """Return an unpredictable name: 64 random bits after the prefix. Create it with O_EXCL."""
     return f"{prefix}{secrets.token_hex(8)}"
 
 
@@ -140,7 +140,7 @@ def _open_directory(path: Path, links: int) -> int:
 
 
 def _own_link(path: Path) -> str:
-    """Where a symbolic link leads; raises OSError if it is another user's."""
+    """Return the target of a symbolic link. Raises OSError if it is another user's."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         owner = os.fstat(fd).st_uid

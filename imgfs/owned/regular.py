@@ -1,6 +1,6 @@
-"""Opening a file where anything may lie: a directory, a FIFO, a device.
+"""Opening a path that may be any kind of file: a directory, a FIFO, a device.
 
-The rule: nothing is waited for, no device is touched, and no descriptor is left open. `open(fd)` leaves the
+The rule: no call waits, no device is touched, and no descriptor is left open. `open(fd)` leaves the
 descriptor of a directory open when it raises, so a descriptor is only handed to it once it is known to be
 that of a regular file.
 """
@@ -24,13 +24,13 @@ _KINDS = {
 
 
 class NotRegular(OSError):
-    """What is there is no regular file; `strerror` says what it is."""
+    """The path is not a regular file; `strerror` says what it is."""
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
-    """Open a regular file to be read, through a last symbolic link if `follow`.
+    """Open a regular file for reading, through a last symbolic link if `follow`.
 
-    Raises OSError, NotRegular for what is none.
+    Raises OSError, NotRegular for other kinds.
     """
     _check(path, os.stat(path, follow_symlinks=follow))  # not opened at all: a device may act on that
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
@@ -45,7 +45,7 @@ def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
 
 
 def kind(mode: int) -> str:
-    """What a file of this mode is, in words."""
+    """Return the kind of a file of this mode, in words."""
     return _KINDS.get(stat.S_IFMT(mode), "a regular file")
 
 

@@ -265,7 +265,7 @@ def told(made: Offering, directory: Path) -> Offering:
                     requests_for(content.missing(), content.table), Priority.BACKGROUND, Cause.FILL
                 ):
                     future.exception(30)
-            Verifier(image, store).look()
+            Verifier(image, store).verify_complete()
             glance(image)
     except ImgfsError:
         pass

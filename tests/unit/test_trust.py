@@ -158,7 +158,7 @@ def test_what_workloads_read_is_the_word_of_a_repository_too(
     assert profile_for(replace(resolved, reference=T), store, None) is None
     with Image(resolved, honest.source, store) as image:
         assert dict(contents(image)) == FILES
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
     for reference, names in ((T, []), (E, ["default"])):
         again = replace(resolved, reference=reference)
         with Image(again, honest.source, store) as image:
@@ -270,7 +270,7 @@ def test_a_soci_index_that_two_images_name_is_taken_in_once(store: Store) -> Non
     assert (told.streamed, source.ranges) == (set(), [])
     with Image(resolved, source, store) as image:
         assert dict(contents(image)) == FILES
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         assert image.content.layers[0].index.summary.origin == ""
     image_of(source, [LAYER])
     _, told = prepared(source, store, T)
@@ -285,7 +285,7 @@ def test_a_lying_soci_index_is_found_out_and_not_used_for_the_layer_again(store:
     resolved, _ = prepared(source, store, E)
     with Image(resolved, source, store) as image:
         assert dict(contents(image)) == EVIL_FILES, "its own registry's lie"
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         with pytest.raises(IntegrityError):
             dict(contents(image))
     source.bodies[Digest.of(LAYER.blob)] = honest_blob

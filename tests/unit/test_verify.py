@@ -20,7 +20,7 @@ from imgfs.errors import IntegrityError
 from imgfs.image import verify as proofs
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
-from imgfs.image.verify import Lull, Verifier
+from imgfs.image.verify import QuietPeriod, Verifier
 from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -100,7 +100,7 @@ def test_a_layer_that_is_here_whole_becomes_verified(tmp_path: Path, store: Stor
     with Image(resolved, made.source, store) as image:
         assert image.content.layers[0].index.summary.origin == ORIGIN
         assert read_whole(image) == FILES
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         assert image.content.layers[0].index.summary.origin == ""
         assert tree_origin(resolved, store) == ""
         with index_of(made.layers[0], store) as index:
@@ -118,7 +118,7 @@ def test_what_has_been_verified_counts_for_a_digest_too(tmp_path: Path, store: S
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
     made.source.forget_requests()
     resolved, told = prepared(made.source, store, pinned(made.manifest))
     assert (told.warned, told.streamed, made.source.ranges) == ([], set(), [])
@@ -131,7 +131,7 @@ def test_what_is_not_here_whole_is_not_looked_at(tmp_path: Path, store: Store) -
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         made.source.forget_requests()
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         assert image.content.layers[0].index.summary.origin == ORIGIN
         assert not Verifier(image, store).check(image.content.layers[0])
     assert made.source.ranges == []
@@ -142,7 +142,7 @@ def test_a_seekable_copy_stays_its_registrys_but_its_bytes_are_verified(tmp_path
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         content = image.content.layers[0]
         assert content.index.summary.origin == ORIGIN
         assert all(content.index.span(number).parts for number in range(len(content.table)))
@@ -157,7 +157,7 @@ def test_a_layer_that_an_image_has_twice_is_looked_at_once(tmp_path: Path, store
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         assert [content.index.summary.origin for content in image.content.layers] == ["", "", ""]
 
 
@@ -176,7 +176,7 @@ def test_a_lie_is_found_out_and_nothing_of_it_is_shown_any_more(
         two, other = (image.tree.resolve(path).ino for path in (b"two", b"etc/one"))
         assert b"".join(image.read(two)) == b"the devil", "the word of the registry, as far as it goes"
         read_whole(image)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         for ino in (two, other):
             number, extents = image.tree.extents(ino)
             assert image.content.cached(number, extents, 0, 9) is None
@@ -196,7 +196,7 @@ def test_who_has_lied_is_not_believed_again(tmp_path: Path, store: Store) -> Non
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         read_whole(image)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
     with pytest.raises(IntegrityError, match="layer blob"):
         prepared(made.source, store)
     made.source.bodies[made.layers[0].digest] = stored_gzip(TAR).blob
@@ -254,7 +254,7 @@ def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: 
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as image:
         assert read_whole(image)[b"etc/one"] == b"the other"
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
     resolved, told = prepared(made.source, store)
     assert told.streamed == set()
     with Image(resolved, made.source, store) as image:
@@ -265,8 +265,8 @@ def test_names_that_lie_are_put_right_for_the_next_mount(tmp_path: Path, store: 
 
 
 def test_a_look_is_put_off_while_spans_arrive_but_not_for_ever() -> None:
-    lull = Lull()
-    assert [lull.is_here(present) for present in (0, 3, 4, 4, 4, 9)] == [
+    lull = QuietPeriod()
+    assert [lull.has_come(present) for present in (0, 3, 4, 4, 4, 9)] == [
         False,
         False,
         False,
@@ -274,8 +274,8 @@ def test_a_look_is_put_off_while_spans_arrive_but_not_for_ever() -> None:
         True,
         False,
     ]
-    busy = Lull()
-    looks = [busy.is_here(present) for present in range(100)]
+    busy = QuietPeriod()
+    looks = [busy.has_come(present) for present in range(100)]
     assert looks.index(True) == 12
     assert sum(looks) == 100 // 13
 
@@ -304,8 +304,8 @@ def test_two_mounts_find_the_same(tmp_path: Path, store: Store) -> None:
     resolved, _ = prepared(made.source, store)
     with Image(resolved, made.source, store) as one, Image(resolved, made.source, store) as other:
         read_whole(one)
-        Verifier(one, store).look()
-        Verifier(other, store).look()
+        Verifier(one, store).verify_complete()
+        Verifier(other, store).verify_complete()
         assert [image.content.layers[0].index.summary.origin for image in (one, other)] == ["", ""]
         evict(store.layers())
         assert dict(contents(other)) == FILES
@@ -322,7 +322,7 @@ def test_a_layer_that_has_been_indexed_anew_meanwhile_is_left_alone(tmp_path: Pa
             summary = index.summary._asdict()
             del summary["entries"]
             writer.finish(**summary)
-        Verifier(image, store).look()
+        Verifier(image, store).verify_complete()
         assert dict(contents(image)) == FILES
     with index_of(made.layers[0], store) as index:
         assert index.span_count() == 0
