@@ -57,7 +57,7 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
 
 def _scratches(options: argparse.Namespace) -> Iterable[str]:
     from imgfs.cli.selection import open_store
-    from imgfs.overlay.scratch import list_scratches
+    from imgfs.overlay.scratches import list_scratches
 
     return (scratch.name for scratch in list_scratches(open_store(options).root) if scratch.name)
 

@@ -22,7 +22,8 @@ from imgfs.mounts.mountpoint import check_mountable
 from imgfs.mounts.table import imgfs_mount_at
 from imgfs.mounts.unmount import unmount
 from imgfs.oci.reference import LayoutReference
-from imgfs.overlay.scratch import Scratch, find_scratch, volatile_scratch
+from imgfs.overlay.scratch import Scratch
+from imgfs.overlay.scratches import find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle, new_bundle
 from imgfs.runtime.devices import complete_host_facts
 from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, unbarred_devices, unmet_requests

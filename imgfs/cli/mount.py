@@ -174,7 +174,7 @@ def _plan(options: argparse.Namespace) -> tuple[ImageSelection, MountOptions]:
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
     """Return the scratch of --rw or --scratch."""
-    from imgfs.overlay.scratch import find_scratch, volatile_scratch
+    from imgfs.overlay.scratches import find_scratch, volatile_scratch
 
     if options.scratch is not None:
         return find_scratch(options.scratch, store.root)

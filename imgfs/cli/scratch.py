@@ -58,7 +58,7 @@ def ls(options: argparse.Namespace) -> int:
     import json
 
     from imgfs.cli.selection import open_store
-    from imgfs.overlay.scratch import list_scratches
+    from imgfs.overlay.scratches import list_scratches
 
     store = open_store(options)
     found = [_described(scratch) for scratch in list_scratches(store.root)]
@@ -92,7 +92,7 @@ def reset(options: argparse.Namespace) -> int:
 
 def _scratches(options: argparse.Namespace) -> list[Scratch]:
     from imgfs.cli.selection import open_store
-    from imgfs.overlay.scratch import find_scratch
+    from imgfs.overlay.scratches import find_scratch
 
     store = open_store(options)
     found = [find_scratch(name, store.root) for name in dict.fromkeys(options.names)]

@@ -83,7 +83,7 @@ def select_scratch(options: argparse.Namespace) -> ScratchSelection:
     from imgfs.cli.selection import open_store
     from imgfs.config import Environment
     from imgfs.mounts.table import mount_at
-    from imgfs.overlay.scratch import find_scratch
+    from imgfs.overlay.scratches import find_scratch
 
     environment = Environment.read()
     mounted = mount_at(Path(os.path.abspath(options.scratch)))
@@ -104,7 +104,8 @@ def select_scratch(options: argparse.Namespace) -> ScratchSelection:
 def _mounted(options: argparse.Namespace, environment: Environment) -> ScratchSelection:
     from imgfs.mounts.status_client import read_status
     from imgfs.mounts.table import imgfs_mount_at
-    from imgfs.overlay.scratch import Scratch, sync
+    from imgfs.overlay.scratch import Scratch
+    from imgfs.overlay.scratches import sync
     from imgfs.store.store import Store
 
     status = read_status(imgfs_mount_at(Path(options.scratch)))

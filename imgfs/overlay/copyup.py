@@ -14,46 +14,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
 
 from imgfs.errors import StoreError
-from imgfs.layer.entry import Extent
-from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry
+from imgfs.overlay.at import At, times_kept
+from imgfs.overlay.image_data import Copy, ImageData, copy_ranges
+from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry, path_of
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At, times_kept
 from imgfs.overlay.xattrs import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.owned.writing import pwrite_all
 from imgfs.tree.reader import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
-_CHUNK = 4 << 20  # bytes filled in at a time
 _JOURNAL = b"links-"
-
-
-class ImageData(Protocol):
-    """The bytes of the image's files."""
-
-    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
-        """Some bytes, if they can be had without waiting."""
-
-    def read(
-        self,
-        layer: int,
-        extents: Sequence[Extent],
-        offset: int,
-        length: int,
-        given_up: Future[None] | None = None,
-    ) -> bytes:
-        """Some bytes; waits for them, until `given_up` is settled. Raises ImgfsError, InterruptedError."""
-
-
-class Copy(Protocol):
-    """Copies the data of one file up."""
-
-    def __call__(self, given_up: Future[None] | None = None) -> None: ...
 
 
 class CopyUp:
@@ -133,7 +107,7 @@ class CopyUp:
         def copy(given_up: Future[None] | None = None) -> None:
             asked = {} if given_up is None else {"given_up": given_up}
             try:
-                for offset, length in _ranges(extents, end):
+                for offset, length in copy_ranges(extents, end):
                     if given_up and given_up.done():
                         raise error(errno.EINTR)
                     pwrite_all(fd, self._content.read(layer, extents, offset, length, **asked), offset)
@@ -187,27 +161,6 @@ class CopyUp:
         self._upper.remove_overlay_xattrs(self._union.at(node), METACOPY, REDIRECT)
         self._union.keep_ctime(node, ctime_ns)
         node.data = node.frozen_mtime = node.before_fill = None
-
-    def complete(self) -> None:
-        """Fill in the data of every file that has not got its own yet; raises ImgfsError, OSError."""
-        ahead = [self._union.root]
-        while ahead:
-            directory = ahead.pop()
-            for name in self._union.upper_names(directory)[0]:
-                file = self._union.find(directory.ino, name)
-                if isinstance(file, UpperNode) and file.is_directory:
-                    ahead.append(file)
-                elif isinstance(file, UpperNode) and file.data is not None:
-                    self._complete(file)
-
-    def _complete(self, node: UpperNode) -> None:
-        copy = self.fill(node, sys.maxsize)
-        try:
-            copy()
-        except BaseException:
-            self.not_filled(node)
-            raise
-        self.filled(node)
 
     def _capability(self, node: UpperNode) -> bytes | None:
         return self._upper.xattrs(self._union.at(node)).get(CAPABILITY)
@@ -293,7 +246,7 @@ class CopyUp:
         journal, aside = At(self._upper.work, _JOURNAL + made.name), self._upper.new()
         fd = self._upper.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            pwrite_all(fd, b"\0".join(_path(parent, name) for parent, name in targets), 0)
+            pwrite_all(fd, b"\0".join(path_of(parent, name) for parent, name in targets), 0)
         finally:
             os.close(fd)
         self._upper.rename(aside, journal)
@@ -333,24 +286,3 @@ class CopyUp:
         self._upper.set_overlay_xattr(made, METACOPY, b"")
         self._union.set_redirect(made, lower.ino)
         return False
-
-
-def _ranges(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
-    """(offset, length) of what has to be copied of a file: its holes stay holes."""
-    ranges = []
-    for extent in extents:
-        offset, last = extent.offset, min(end, extent.offset + extent.length)
-        while offset < last:
-            length = min(_CHUNK, last - offset)
-            ranges.append((offset, length))
-            offset += length
-    return ranges
-
-
-def _path(parent: UpperNode, name: bytes) -> bytes:
-    parts = [name]
-    directory: UpperNode | None = parent
-    while directory is not None and directory.parent is not None:
-        parts.append(directory.name)
-        directory = directory.parent
-    return b"/".join(reversed(parts))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.overlay.copyup import ImageData
+from imgfs.overlay.image_data import ImageData
 from imgfs.overlay.node import UpperAttributes, UpperNode
 from imgfs.overlay.union import File, Union, is_directory
 from imgfs.overlay.xattrs import shown_xattrs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 
+from imgfs.overlay.at import At
 from imgfs.overlay.node import UpperNode
-from imgfs.overlay.upper import At
 
 _OPEN = 512  # directories whose descriptors are kept at hand
 _KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use

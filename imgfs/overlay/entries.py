@@ -11,10 +11,10 @@ import os
 import stat
 from collections.abc import Callable
 
+from imgfs.overlay.at import At
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.node import UpperNode, error, no_entry
 from imgfs.overlay.union import File, Union, is_directory
-from imgfs.overlay.upper import At
 from imgfs.overlay.xattrs import Owner, is_whiteout
 from imgfs.tree.paths import WHITEOUT_PREFIX
 from imgfs.tree.reader import Node

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs import syscalls
+from imgfs.overlay.at import At, times_kept
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At, Upper, times_kept
+from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import METACOPY, ORIGIN, is_whiteout
 from imgfs.tree.reader import Tree
 

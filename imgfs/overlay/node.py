@@ -106,3 +106,13 @@ def error(number: int) -> OSError:
 def no_entry() -> OSError:
     """There is no such name."""
     return error(errno.ENOENT)
+
+
+def path_of(parent: UpperNode, name: bytes) -> bytes:
+    """Return the path of a name in a directory, from the root of the upper directory."""
+    parts = [name]
+    directory: UpperNode | None = parent
+    while directory is not None and directory.parent is not None:
+        parts.append(directory.name)
+        directory = directory.parent
+    return b"/".join(reversed(parts))

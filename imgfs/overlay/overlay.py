@@ -12,8 +12,9 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from imgfs.overlay.copyup import CopyUp, ImageData
+from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.entries import Entries
+from imgfs.overlay.image_data import ImageData
 from imgfs.overlay.node import UpperNode, error
 from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union

@@ -10,11 +10,11 @@ import contextlib
 import errno
 
 from imgfs import syscalls
+from imgfs.overlay.at import At
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.entries import check_name
 from imgfs.overlay.node import UpperNode, error, no_entry
 from imgfs.overlay.union import File, Union, is_directory
-from imgfs.overlay.upper import At
 from imgfs.overlay.xattrs import is_whiteout
 
 NOREPLACE, EXCHANGE = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE

@@ -7,10 +7,8 @@ One that overlayfs or fuse-overlayfs has made is taken up as it is: `scratch.jso
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,11 +16,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from imgfs import syscalls
-from imgfs.errors import ImgfsError, MountError, StoreError, UsageError, describe
+from imgfs.errors import MountError, StoreError
 from imgfs.overlay import fdtree
-from imgfs.overlay.copyup import ImageData
+from imgfs.overlay.at import At
+from imgfs.overlay.complete import complete
 from imgfs.overlay.diff import Diff
+from imgfs.overlay.image_data import ImageData
 from imgfs.overlay.in_use import is_at_work, overlayfs_over
 from imgfs.overlay.inode_index import (
     INDEX,
@@ -49,12 +48,11 @@ from imgfs.overlay.scratch_dir import (
     write_base,
 )
 from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
+from imgfs.overlay.scratch_tree import REMOVED, make_directory, opened_directory, remove_tree
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.upper import Upper
 from imgfs.overlay.whiteouts import convert_fuse_overlayfs
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
-from imgfs.owned.held import new_directory, sweep
-from imgfs.owned.opening import random_name
 from imgfs.owned.writing import os_errors
 from imgfs.tree.reader import Tree
 from imgfs.tree.schema import ROOT
@@ -63,11 +61,8 @@ log = logging.getLogger(__name__)
 
 SetUse = Callable[[str], None]  # is given what a scratch is used for
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
 _NEW = ".upper"  # what `upper` is called until it is complete
 UPPER_ASIDE = ".upper-"  # begins the name of one that a container's user has made aside
-_REMOVED = ".removed-"  # begins the names of what is on its way out
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +142,7 @@ class Scratch:
                 yield overlay
                 set_use(ENDING)
                 if self.is_shared:
-                    _complete(overlay)
+                    complete(overlay)
 
     @contextlib.contextmanager
     def for_kernel(
@@ -172,7 +167,7 @@ class Scratch:
             self._merge_index(tree, content, ino_of, wholly=True)
             if self.is_shared:
                 with self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
-                    _complete(overlay)
+                    complete(overlay)
 
     def _merge_index(
         self, tree: Tree, content: ImageData, ino_of: HandleLookup, *, wholly: bool = False
@@ -185,7 +180,7 @@ class Scratch:
             merge_index(overlay, read_index(self.work, ino_of), self.work)
             if wholly or not has_entries(self.work):
                 overlay.union.upper.remove_overlay_xattrs(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
-                _remove_all(place)
+                remove_tree(place)
 
     def _opened(self, tree: Tree, content: ImageData, upper: Upper) -> Overlay:
         return Overlay(tree, content, upper, durable=not self.volatile)
@@ -195,7 +190,7 @@ class Scratch:
         """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make_directory(self.directory, 0o700)
+            make_directory(self.directory, 0o700)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
         with self.locked(use) as set_use:
@@ -218,12 +213,12 @@ class Scratch:
 
     def _make(self, tree: Tree) -> None:
         """Have the two directories be there; a new upper one has the attributes of the image's root."""
-        _make_directory(self.work, 0o755)
+        make_directory(self.work, 0o755)
         if os.path.lexists(self.upper):
-            _make_directory(self.upper, 0o755)
+            make_directory(self.upper, 0o755)
             return
         aside = self.directory / _NEW
-        _remove_all(aside)  # by a process that was killed
+        remove_tree(aside)  # by a process that was killed
         aside.mkdir(mode=0o755)
         with contextlib.closing(Upper(aside, None)) as upper:
             _describe_root(upper, tree)
@@ -259,11 +254,11 @@ class Scratch:
         """Throw all changes away; raises MountError if it is in use."""
         with self.locked("being reset"):
             for part in (self.upper, self.work):
-                _remove_all(part)
+                remove_tree(part)
 
     def disk_usage(self) -> int:
         """Bytes of disk the changes take."""
-        with _opened(self.upper) as fd:
+        with opened_directory(self.upper) as fd:
             return sum(
                 os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
                 for directory, names in (fdtree.walk(fd) if fd is not None else ())
@@ -272,81 +267,14 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove all of it that is ours."""
-        begins = _REMOVED, ASIDE, UPPER_ASIDE  # names of what killed processes have left
+        begins = REMOVED, ASIDE, UPPER_ASIDE  # names of what killed processes have left
         left = (self.directory.glob(f"{begin}*") for begin in begins)
         for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
-            _remove_all(part)
+            remove_tree(part)
         for name in (DESCRIPTION, LOCK):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody keeps something else there
             self.directory.rmdir()
-
-
-def find_scratch(text: str, store_root: Path) -> Scratch:
-    """The scratch that `text` means: with a slash a directory, else a name in the store."""
-    if "/" in text:
-        return Scratch(Path(text).absolute(), text)
-    if not _NAME.fullmatch(text):
-        raise UsageError(
-            f"{text!r} is no name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
-        )
-    return Scratch(store_root / "scratch" / text, text)
-
-
-def list_scratches(store_root: Path) -> list[Scratch]:
-    """The scratches with a name, in the store."""
-    found = sorted((store_root / "scratch").glob("*"))
-    scratches = [Scratch(path, path.name) for path in found if _NAME.fullmatch(path.name)]
-    return [scratch for scratch in scratches if scratch.exists()]
-
-
-def volatile_scratch(store_root: Path) -> Scratch:
-    """A new scratch for one mount; those whose mounts have died are removed. Raises StoreError.
-
-    Its directory is held until this process ends, so that it stays until its daemon has its lock.
-    """
-    parent = store_root / "scratch"
-    with os_errors(parent):
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep(parent, _VOLATILE, _remove_unused)
-        held = new_directory(parent, _VOLATILE)
-    return Scratch(held.path, held.path.name, volatile=True)
-
-
-def _remove_unused(left: Path) -> None:
-    """Remove a scratch whose mount has gone, unless its daemon is still there."""
-    old = Scratch(left, left.name, volatile=True)
-    if old.holder() is None:
-        with contextlib.suppress(ImgfsError, OSError), old.locked("being removed"):
-            old.remove()
-
-
-def sync(mountpoint: Path) -> None:
-    """Have what the kernel still holds of a mount's files written to its scratch."""
-    try:
-        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"{mountpoint}: {error.strerror}") from error
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
-
-
-def _make_directory(path: Path, mode: int) -> None:
-    """Make a directory if there is none; raises NotADirectoryError for anything else in its place."""
-    try:
-        path.mkdir(mode=mode, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
-
-
-def _complete(overlay: Overlay) -> None:
-    """Fill in what has not been copied up of files' data: few but us can take it from the image."""
-    try:
-        overlay.copyup.complete()
-    except (ImgfsError, OSError) as error:
-        log.warning("some files have been left without their data, as metacopy: %s", describe(error))
 
 
 def _describe_root(upper: Upper, tree: Tree) -> None:
@@ -356,25 +284,3 @@ def _describe_root(upper: Upper, tree: Tree) -> None:
         owner = Owner(root.uid, root.gid, stat.S_IMODE(root.mode))
         xattrs = tree.xattrs(ROOT) if root.has_xattrs else {}
         upper.describe(at, root.mode, owner, xattrs, (root.mtime_ns, root.mtime_ns))
-
-
-def _remove_all(path: Path) -> None:
-    """Remove a directory with all below it, whatever the modes in it."""
-    with _opened(path.parent) as fd, os_errors(path):
-        if fd is not None:
-            spare = fdtree.spares(fd, f"{random_name(_REMOVED)}-".encode())
-            fdtree.remove(fd, os.fsencode(path.name), spare)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
-    """A descriptor of a directory, None if it is not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)

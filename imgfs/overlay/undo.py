@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import stat
 
+from imgfs.overlay.at import At, times_kept
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import At, times_kept
 from imgfs.overlay.xattrs import shown_xattrs
 from imgfs.tree.reader import Node
 

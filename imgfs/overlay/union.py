@@ -14,9 +14,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+from imgfs.overlay.at import At
 from imgfs.overlay.directories import Directories
 from imgfs.overlay.node import UPPER_INO, UpperAttributes, UpperNode, error
-from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
 from imgfs.tree.reader import Node, Tree
 from imgfs.tree.schema import ROOT

@@ -6,19 +6,18 @@ directories move. What is made in the work directory appears in the upper one wh
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from imgfs import syscalls
 from imgfs.errors import StoreError
 from imgfs.overlay import fdtree
+from imgfs.overlay.at import At, times_kept
 from imgfs.overlay.xattrs import (
     OPAQUE,
     OVERRIDE,
@@ -41,30 +40,6 @@ _SMALL_VALUE = 1024  # bytes: what ext4 holds in blocks of any size
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 log = logging.getLogger(__name__)
-
-
-class At(NamedTuple):
-    """Where a file is: `name` in the open directory `directory`, or, with None, a path to follow."""
-
-    directory: int | None
-    name: bytes
-
-    @property
-    def anchored(self) -> bool:
-        """Whether the file is held by a descriptor of its own: it may have no name any more."""
-        return self.directory is None
-
-    @property
-    def path(self) -> bytes:
-        """A path for the system calls that take nothing else."""
-        if self.directory is None:
-            return self.name
-        return b"/proc/self/fd/%d/%s" % (self.directory, self.name)
-
-    @classmethod
-    def anchor(cls, fd: int) -> At:
-        """The file that `fd` is open on."""
-        return cls(None, b"/proc/self/fd/%d" % fd)
 
 
 class Upper:
@@ -277,14 +252,6 @@ class Upper:
     def set_opaque(self, at: At) -> None:
         """Have nothing of the image show below a directory."""
         self.set_overlay_xattr(at, OPAQUE)
-
-
-@contextlib.contextmanager
-def times_kept(at: At) -> Iterator[None]:
-    """A directory's times stay what they are: what is done in it is no change that anybody sees."""
-    found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
-    yield
-    os.utime(at.name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at.directory)
 
 
 def _probe(work: Path) -> bytes:

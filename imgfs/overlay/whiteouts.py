@@ -15,7 +15,8 @@ import stat
 from pathlib import Path
 
 from imgfs.overlay import fdtree
-from imgfs.overlay.upper import At, Upper, times_kept
+from imgfs.overlay.at import At, times_kept
+from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import is_whiteout
 from imgfs.tree.paths import WHITEOUT_PREFIX
 

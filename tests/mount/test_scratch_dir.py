@@ -14,8 +14,9 @@ import pytest
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import scratch_dir
 from imgfs.overlay.in_use import is_at_work
-from imgfs.overlay.scratch import Scratch, volatile_scratch
+from imgfs.overlay.scratch import Scratch
 from imgfs.overlay.scratch_dir import ENDING, ScratchBase, opened_scratch_directory, read_base, write_base
+from imgfs.overlay.scratches import volatile_scratch
 from tests.mount.test_scratch_trouble import filesystem
 from tests.support import tarmake as tar
 from tests.support.mounted import NOBODY, Imgfs, gzipped, mount_of, write_image

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from imgfs.overlay.upper import At, Upper
+from imgfs.overlay.at import At
+from imgfs.overlay.upper import Upper
 
 CHANGING = {
     "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.removexattr", "os.rename", "os.rmdir",
