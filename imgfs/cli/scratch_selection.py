@@ -52,9 +52,11 @@ class ScratchSelection:
     @contextmanager
     def changes(self, image: Image) -> Iterator[Diff]:
         """Compare the scratch with that image."""
-        from imgfs.kernel.filehandle import inos
+        from imgfs.kernel.filehandle import ino_resolver
 
-        with self.scratch.diff(image.tree, image.content, inos(image.resolved.tree, self.store)) as changes:
+        with self.scratch.diff(
+            image.tree, image.content, ino_resolver(image.resolved.tree, self.store)
+        ) as changes:
             yield changes
 
     @contextmanager

@@ -34,7 +34,7 @@ class Chunks(NamedTuple):
     starts: Sequence[int | None]
 
 
-def run(start: int, size: int, block_bits: int) -> Chunks:
+def contiguous_chunks(start: int, size: int, block_bits: int) -> Chunks:
     """`size` bytes in one piece from the block `start` on."""
     blocks = -(-size >> block_bits)
     bits = min(MOST_CHUNK_BITS, (blocks - 1).bit_length())
@@ -45,11 +45,15 @@ def chunks_of(size: int, extents: Sequence[Extent], block_bits: int) -> Chunks |
     """The chunks of a file of `size` bytes, which are not none; None if its extents do not allow any."""
     mask = (1 << block_bits) - 1
     if not extents:
-        holes = run(0, size, block_bits)
+        holes = contiguous_chunks(0, size, block_bits)
         few = len(holes.starts) <= _ANY_CHUNKS
         return Chunks(holes.bits, [HOLE] * len(holes.starts)) if few else None
     if len(extents) == 1 and extents[0][:2] == (0, size):
-        return None if extents[0].flat & mask else run(extents[0].flat >> block_bits, size, block_bits)
+        return (
+            None
+            if extents[0].flat & mask
+            else contiguous_chunks(extents[0].flat >> block_bits, size, block_bits)
+        )
     bounds = 0
     for extent in extents:
         end = extent.offset + extent.length
@@ -61,7 +65,7 @@ def chunks_of(size: int, extents: Sequence[Extent], block_bits: int) -> Chunks |
 
 def _in_pieces(size: int, extents: Sequence[Extent], bounds: int, block_bits: int) -> Chunks | None:
     """Chunks of the largest size that no end of an extent lies within."""
-    whole = run(0, size, block_bits).bits
+    whole = contiguous_chunks(0, size, block_bits).bits
     bits = min(whole, (bounds & -bounds).bit_length() - 1 - block_bits) if bounds else whole
     chunk = 1 << (bits + block_bits)
     stored = sum(extent.length for extent in extents) >> block_bits
@@ -85,7 +89,7 @@ _END = struct.Struct("<QQ8s")  # files, bytes of address space
 _MAGIC = b"imgfsasm"
 
 
-class Part(NamedTuple):
+class AssembledRange(NamedTuple):
     """`length` bytes of the file `ino`, from `offset` on; of none, they are zeros, if that is 0."""
 
     ino: int
@@ -93,7 +97,7 @@ class Part(NamedTuple):
     length: int
 
 
-class Assembled:
+class AssembledDevice:
     """The files of the space, by where they begin; bytes, in blocks of 1 << `block_bits`."""
 
     def __init__(self, block_bits: int) -> None:
@@ -118,7 +122,7 @@ class Assembled:
         file.write(_END.pack(len(self._inos), self.size, _MAGIC))
 
     @classmethod
-    def read(cls, file: BinaryIO, block_bits: int) -> Assembled:
+    def read(cls, file: BinaryIO, block_bits: int) -> AssembledDevice:
         """The table at the end of a file; raises StoreError."""
         found = cls(block_bits)
         try:
@@ -133,13 +137,13 @@ class Assembled:
             raise StoreError(f"the EROFS image is damaged: {describe(error)}") from error
         raise StoreError("the EROFS image is damaged: no table at its end")
 
-    def parts(self, offset: int, length: int) -> Iterator[Part]:
+    def parts(self, offset: int, length: int) -> Iterator[AssembledRange]:
         """What the space's bytes `[offset, offset+length)` are; a part may reach beyond its file's end."""
         number = bisect_right(self._starts, offset) - 1
         end = min(offset + length, self.size)
         while offset < end:
             after = self._starts[number + 1] if number + 1 < len(self._starts) else self.size
             taken = min(end, after) - offset
-            yield Part(self._inos[number], offset - self._starts[number], taken)
+            yield AssembledRange(self._inos[number], offset - self._starts[number], taken)
             offset += taken
             number += 1

@@ -40,7 +40,7 @@ from imgfs.syscalls import (
 
 log = logging.getLogger(__name__)
 
-_KERNELS = ("erofs", "overlay", "fuse")
+_FILE_SYSTEMS = ("erofs", "overlay", "fuse")
 _RESTRICTIONS = {"suid": MOUNT_ATTR_NOSUID, "dev": MOUNT_ATTR_NODEV, "exec": MOUNT_ATTR_NOEXEC}
 _INNER = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 NO_PASSTHROUGH = "nopassthrough"  # an option: all is served, so all that is read is counted
@@ -52,12 +52,12 @@ _MEANINGLESS = {
     "default_permissions",
     NO_PASSTHROUGH,
 }  # or said otherwise, or always so
-_PATIENCE, _PAUSE = 20.0, 0.05  # seconds for an upper directory to be free, and between looks
-_LONGEST, _DEEPEST = 200, 16  # of an image's name that is shown: bytes of a part, parts
+_UPPER_BUSY, _PAUSE = 20.0, 0.05  # seconds for an upper directory to be free, and between looks
+_PART_LIMIT, _PARTS_LIMIT = 200, 16  # of an image's name that is shown: bytes of a part, parts
 _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 
-def attributes_of(options: Iterable[str]) -> int:
+def mount_attributes(options: Iterable[str]) -> int:
     """The kernel's attributes for the options of a mount, by default `nosuid,nodev`; raises Unsuitable."""
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     for option in sorted(set(options) - _MEANINGLESS):
@@ -74,16 +74,16 @@ def attributes_of(options: Iterable[str]) -> int:
 
 def check_host(*, owner: tuple[int, int] | None) -> None:
     """Raise Unsuitable if it is clear beforehand that this process may not mount so, or the kernel cannot."""
-    if os.geteuid() or _is_borrowed_root():
+    if os.geteuid() or _is_root_in_user_namespace():
         raise Unsuitable("only root may mount EROFS")
     if owner is not None:
         raise Unsuitable("--squash-owner is for FUSE")
-    for filesystem in _KERNELS:
+    for filesystem in _FILE_SYSTEMS:
         if not syscalls.can_mount(filesystem):
             raise Unsuitable(f"this kernel offers us no {filesystem}")
 
 
-def _is_borrowed_root() -> bool:
+def _is_root_in_user_namespace() -> bool:
     """Whether this process is root in a user namespace only (user_namespaces(7), uid_map)."""
     try:
         return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
@@ -92,7 +92,7 @@ def _is_borrowed_root() -> bool:
 
 
 @contextlib.contextmanager
-def place(reference: str, image: Path) -> Iterator[Path]:
+def runtime_directory(reference: str, image: Path) -> Iterator[Path]:
     """A directory in RUNTIME for one mount; gives the link in it that leads to the EROFS image.
 
     The link's path ends in the image's name, which so shows in the mount table, findmnt(8) and df(1).
@@ -117,8 +117,8 @@ def place(reference: str, image: Path) -> Iterator[Path]:
 
 def _parts(reference: str) -> list[str]:
     """An image's name as the parts of a path, of signs that mount tables take, and none of ours."""
-    parts = [_ODD.sub("_", part)[-_LONGEST:] for part in reference.split("/")]
-    parts = [part for part in parts if part not in ("", ".", "..")][-_DEEPEST:] or ["image"]
+    parts = [_ODD.sub("_", part)[-_PART_LIMIT:] for part in reference.split("/")]
+    parts = [part for part in parts if part not in ("", ".", "..")][-_PARTS_LIMIT:] or ["image"]
     ours = parts[0] in (REFERENCE, STATUS_SOCKET)
     return [f"_{parts[0]}", *parts[1:]] if ours else parts
 
@@ -142,7 +142,7 @@ def _sweep() -> None:
                 shutil.rmtree(left)
 
 
-class Driver:
+class KernelDriver:
     """The mounts of one image at `mountpoint`; `link` leads to its EROFS image (`place`), of so many devices.
 
     In the place of a flat file that is served, the kernel reads that of the same number in `passthrough`.
@@ -171,7 +171,7 @@ class Driver:
 
     def open_flat_files(self) -> int:
         """A FUSE file system that is mounted nowhere: the descriptor to serve it by. Raises MountError."""
-        with _explained("FUSE"):
+        with _as_mount_errors("FUSE"):
             fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             options = {"fd": str(fuse), "rootmode": "40000", "user_id": "0", "group_id": "0"}
             source = {"source": "imgfs", "subtype": "imgfs"}
@@ -185,7 +185,7 @@ class Driver:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
-            with _explained("FUSE"):
+            with _as_mount_errors("FUSE"):
                 device = os.stat(f"/proc/self/fd/{self._flat}").st_dev
             tune(f"{os.major(device)}:{os.minor(device)}")
             top = tree = self._tree(0 if scratch else self._attributes)
@@ -193,7 +193,7 @@ class Driver:
             if scratch:
                 top = self._over(tree, scratch)
                 stack.callback(os.close, top)
-            with _explained(self._mountpoint):
+            with _as_mount_errors(self._mountpoint):
                 syscalls.attach_mount(top, self._mountpoint)
 
     def detach(self) -> None:
@@ -213,7 +213,7 @@ class Driver:
         served = f"/proc/self/fd/{self._flat}"
         devices = (str(file or f"{served}/{number}") for number, file in enumerate(self._devices))
         options = [("source", str(self._link)), *(("device", device) for device in devices)]
-        with _explained("EROFS"):
+        with _as_mount_errors("EROFS"):
             try:
                 return syscalls.new_mount("erofs", options, attributes | MOUNT_ATTR_RDONLY)
             except OSError as error:
@@ -238,13 +238,13 @@ class Driver:
             ("xino", "on"),
             *([("volatile", None)] if scratch.volatile else []),
         ]
-        with _explained("overlayfs"):
-            return _when_free(lambda: syscalls.new_mount("overlay", options, self._attributes))
+        with _as_mount_errors("overlayfs"):
+            return _retry_while_busy(lambda: syscalls.new_mount("overlay", options, self._attributes))
 
 
-def _when_free(mount: Callable[[], int]) -> int:
+def _retry_while_busy(mount: Callable[[], int]) -> int:
     """Mount once no namespace has the upper directory mounted any more, which may be after its unmounting."""
-    ends = time.monotonic() + _PATIENCE
+    ends = time.monotonic() + _UPPER_BUSY
     while True:
         try:
             return mount()
@@ -258,7 +258,7 @@ def _when_free(mount: Callable[[], int]) -> int:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _as_mount_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

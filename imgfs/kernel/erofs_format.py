@@ -100,7 +100,7 @@ def pack_device(blocks: int) -> bytes:
     return _DEVICE.pack(b"", blocks, 0)
 
 
-class Attributes(NamedTuple):
+class InodeFields(NamedTuple):
     """What an inode says beside its data. `mode` is a whole st_mode; `tag` is i_u."""
 
     ino: int
@@ -114,7 +114,7 @@ class Attributes(NamedTuple):
     tag: int
 
 
-def pack_inode(attributes: Attributes, xattrs: bytes) -> bytes:
+def pack_inode(attributes: InodeFields, xattrs: bytes) -> bytes:
     """An inode and its attributes (`pack_xattrs`), without the data behind them."""
     ino, mode, uid, gid, size, mtime_ns, nlink, layout, tag = attributes
     seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)

@@ -21,15 +21,15 @@ _INO = struct.Struct("<I")
 _INO_AT = 20  # in an inode, compact or extended (fs/erofs/erofs_fs.h, i_ino)
 
 
-def inos(tree: Digest, store: Store) -> Callable[[bytes], int | None]:
+def ino_resolver(tree: Digest, store: Store) -> Callable[[bytes], int | None]:
     """What tells the ino of a handle's file, from the EROFS image that the store has of a tree."""
 
-    def tell(handle: bytes) -> int | None:
+    def ino(handle: bytes) -> int | None:
         from imgfs.kernel.mkfs import FORMAT  # seldom needed
 
         return ino_of(handle, store.erofs(tree, FORMAT))
 
-    return tell
+    return ino
 
 
 def ino_of(handle: bytes, image: Path) -> int | None:

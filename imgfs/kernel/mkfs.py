@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.kernel.chunk_index import Assembled, chunks_of, run
+from imgfs.kernel.chunk_index import AssembledDevice, chunks_of, contiguous_chunks
 from imgfs.kernel.erofs_format import (
     CHUNK_SIZE,
     CHUNKED,
@@ -31,7 +31,7 @@ from imgfs.kernel.erofs_format import (
     SLOT,
     SUPERBLOCK,
     SUPERBLOCK_SIZE,
-    Attributes,
+    InodeFields,
     Superblock,
     Unsuitable,
     chunk_tag,
@@ -65,21 +65,21 @@ _DOTS = (b".", b"..")
 _Name = tuple[bytes, int]  # and the ino it leads to
 
 
-class Metadata(NamedTuple):
+class ErofsImage(NamedTuple):
     """An EROFS image: its file, and what the flat file beyond those of the layers holds."""
 
     path: Path
-    assembled: Assembled
+    assembled: AssembledDevice
 
 
-def metadata_of(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> Metadata:
+def make_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> ErofsImage:
     """The EROFS image of the tree that the store keeps under `digest`, written if it is not there.
 
     `sizes` are those of the layers' flat files. Raises Unsuitable, InvalidImage, StoreError.
     """
     path = store.erofs(digest, FORMAT)
-    uuid = identity(tree, sizes)
-    if not _is_there(path, uuid):
+    uuid = image_uuid(tree, sizes)
+    if not _is_written(path, uuid):
         try:
             with atomic_write(path) as aside, open(aside, "wb", buffering=_BUFFER) as file:
                 write_image(tree, sizes, file, uuid=uuid)
@@ -89,21 +89,21 @@ def metadata_of(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) 
         os.posix_fadvise(
             file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED
         )  # the kernel will read it block by block
-        return Metadata(path, Assembled.read(file, BLOCK_BITS))
+        return ErofsImage(path, AssembledDevice.read(file, BLOCK_BITS))
 
 
-def has_metadata(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
+def has_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
     """Whether that image is written already; raises StoreError."""
-    return _is_there(store.erofs(digest, FORMAT), identity(tree, sizes))
+    return _is_written(store.erofs(digest, FORMAT), image_uuid(tree, sizes))
 
 
-def identity(tree: Tree, sizes: Sequence[int]) -> bytes:
+def image_uuid(tree: Tree, sizes: Sequence[int]) -> bytes:
     """16 bytes that say which tree an image was written from, and how."""
-    said = [FORMAT, TREE_FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
-    return hashlib.sha256("\n".join(map(str, said)).encode()).digest()[:16]
+    parts = [FORMAT, TREE_FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:16]
 
 
-def _is_there(path: Path, uuid: bytes) -> bool:
+def _is_written(path: Path, uuid: bytes) -> bool:
     try:
         with open(path, "rb") as file:
             return read_uuid(file.read(SUPERBLOCK + SUPERBLOCK_SIZE)) == uuid
@@ -117,7 +117,7 @@ def write_image(
     tree: Tree, sizes: Sequence[int], file: BinaryIO, *, uuid: bytes, block_bits: int = BLOCK_BITS
 ) -> None:
     """Write the image of `tree`, whose layers have flat files of `sizes` bytes. Raises as `metadata_of`."""
-    _Writer(tree, sizes, file, block_bits).write(uuid)
+    _ImageWriter(tree, sizes, file, block_bits).write(uuid)
 
 
 class _Inode(NamedTuple):
@@ -130,7 +130,7 @@ class _Inode(NamedTuple):
     blocks: bytes = b""  # what stands in blocks of its own: a long symlink's target
 
 
-class _Writer:
+class _ImageWriter:
     """What is known of an image that is being written; the arrays are by ino."""
 
     def __init__(self, tree: Tree, sizes: Sequence[int], file: BinaryIO, block_bits: int) -> None:
@@ -147,23 +147,23 @@ class _Writer:
         head = SUPERBLOCK + SUPERBLOCK_SIZE + DEVICE_SIZE * (len(sizes) + 1)
         self._inodes_end = head + -head % self._block
         self._data_at = self._data_blocks = 0
-        self._assembled = Assembled(block_bits)
+        self._assembled = AssembledDevice(block_bits)
 
     def write(self, uuid: bytes) -> None:
         """Write it all."""
         self._file.write(bytes(self._inodes_end))
         for stored in self._tree.nodes():
             self._write_inode(stored)
-        self._survey()
+        self._lay_out()
         self._file.write(bytes((self._data_at << self._bits) - self._inodes_end))
         self._write_blocks()
         self._assembled.write(self._file)
         self._complete(uuid)
 
-    def _survey(self) -> None:
+    def _lay_out(self) -> None:
         """Find out where everything with blocks of its own will be."""
         for directory, names in self._directories():
-            lengths = (len(name) for name, _ in self._survey_names(directory, names))
+            lengths = (len(name) for name, _ in self._checked_names(directory, names))
             self._lengths[directory] = directory_size(lengths, self._block)
         for ino, kind in enumerate(self._kinds):
             if kind == _DIRECTORY and not self._lengths[ino]:
@@ -203,7 +203,7 @@ class _Writer:
             for numbers in (self._kinds, self._slots, self._parents, self._lengths, self._starts):
                 numbers.extend([0] * _MORE)
 
-    def _survey_names(self, directory: int, names: Iterator[_Name]) -> Iterator[_Name]:
+    def _checked_names(self, directory: int, names: Iterator[_Name]) -> Iterator[_Name]:
         """The same names, noted and checked, and with the two dots."""
         for name, ino in _with_dots(names, directory, directory):
             if name not in _DOTS:
@@ -237,7 +237,7 @@ class _Writer:
 
     def _pack(self, node: Node, inode: _Inode) -> bytes:
         attributes = node.uid, node.gid, node.size, node.mtime_ns, node.nlink, inode.layout, inode.tag
-        head = pack_inode(Attributes(node.ino, node.mode, *attributes), inode.xattrs)
+        head = pack_inode(InodeFields(node.ino, node.mode, *attributes), inode.xattrs)
         if inode.layout == CHUNKED:
             head += bytes(-len(head) % CHUNK_SIZE)
         return head + inode.tail
@@ -290,7 +290,7 @@ class _Writer:
         chunks = chunks_of(node.size, stored.extents, self._bits)
         if chunks is None:
             device = len(self._sizes) + 1
-            chunks = run(self._assembled.add(node.ino, node.size), node.size, self._bits)
+            chunks = contiguous_chunks(self._assembled.add(node.ino, node.size), node.size, self._bits)
         return _Inode(CHUNKED, chunk_tag(chunks.bits), xattrs, pack_chunks(device, chunks.starts))
 
     def _check_extents(self, stored: NodeRecord) -> None:

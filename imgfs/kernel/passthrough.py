@@ -24,28 +24,28 @@ from imgfs.content.layer import LayerContent
 _AGAIN = 1.0  # seconds after which answers that were under way have arrived, too
 
 
-def forget_pages(root: Path) -> None:
+def drop_cached_pages(root: Path) -> None:
     """Have the kernel forget the pages of all regular files below `root`, in a thread."""
-    threading.Thread(target=_forget_twice, args=(root,), name="imgfs-pages", daemon=True).start()
+    threading.Thread(target=_drop_twice, args=(root,), name="imgfs-pages", daemon=True).start()
 
 
-def _forget_twice(root: Path) -> None:
-    forget_now(root)
+def _drop_twice(root: Path) -> None:
+    drop_cached_pages_now(root)
     threading.Event().wait(_AGAIN)
-    forget_now(root)
+    drop_cached_pages_now(root)
 
 
-def forget_now(root: Path) -> None:
+def drop_cached_pages_now(root: Path) -> None:
     """Have the kernel forget them; what is mounted below is left alone."""
     with suppress(OSError):  # it is not mounted there any more
         device = os.stat(root).st_dev
         for _, directories, names, fd in os.fwalk(root):
             directories[:] = [name for name in directories if _stat(name, fd).st_dev == device]
             for name in names:
-                _forget(name, fd)
+                _drop(name, fd)
 
 
-def _forget(name: str, directory: int) -> None:
+def _drop(name: str, directory: int) -> None:
     with suppress(OSError):
         if stat.S_ISREG(_stat(name, directory).st_mode):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)

@@ -22,7 +22,7 @@ from imgfs.image.image import Image
 from imgfs.image.readiness import open_index
 from imgfs.image.resolve import Resolved
 from imgfs.kernel.driver import check_host
-from imgfs.kernel.mkfs import metadata_of
+from imgfs.kernel.mkfs import make_image
 from imgfs.oci.descriptor import Digest
 from imgfs.owned.held import try_lock
 from imgfs.store.store import Store
@@ -48,7 +48,7 @@ def sizes_of(image: Image) -> list[int]:
     return [layer.index.summary.flat_size for layer in image.content.layers]
 
 
-def begin_to_write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
+def spawn_writer(digest: Digest, sizes: Sequence[int], store: Store) -> None:
     """Have the tree that the store keeps under `digest` written, whatever becomes of this process."""
     ours = Path(imgfs.__file__).parent.parent
     words = [sys.executable, "-c", _PROGRAM, ours, store.root.absolute(), digest, *sizes]
@@ -74,7 +74,7 @@ def write_now(resolved: Resolved, store: Store) -> None:
         if tree:
             places = (store.layer(layer.digest) for layer in resolved.manifest.layers)
             sizes = [stack.enter_context(open_index(place)).summary.flat_size for place in places]
-            metadata_of(stack.enter_context(Tree(tree)), resolved.tree, sizes, store)
+            make_image(stack.enter_context(Tree(tree)), resolved.tree, sizes, store)
 
 
 def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
@@ -85,7 +85,7 @@ def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
     with open(path, "rb") as file:
         if try_lock(file.fileno()):
             with Tree(path) as tree:
-                metadata_of(tree, digest, sizes, store)
+                make_image(tree, digest, sizes, store)
             if store.tree(digest) is None:  # removed meanwhile
                 store.remove_tree(digest)
 

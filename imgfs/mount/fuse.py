@@ -61,13 +61,15 @@ def serve_by_fuse(
 @contextlib.contextmanager
 def _overlay(image: Image, scratch: Scratch, mountpoint: Path, store: Store) -> Iterator[Overlay]:
     """The scratch over an image, for as long as it is mounted."""
-    from imgfs.kernel.filehandle import inos
+    from imgfs.kernel.filehandle import ino_resolver
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
     os.umask(0)  # the kernel has applied the caller's
     base, use = base_of(image, mountpoint)
-    with scratch.overlay(image.tree, image.content, base, use, inos(image.resolved.tree, store)) as overlay:
+    with scratch.overlay(
+        image.tree, image.content, base, use, ino_resolver(image.resolved.tree, store)
+    ) as overlay:
         yield overlay
 
 

@@ -18,8 +18,8 @@ from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
-    from imgfs.kernel.chunk_index import Assembled
-    from imgfs.kernel.driver import Driver
+    from imgfs.kernel.chunk_index import AssembledDevice
+    from imgfs.kernel.driver import KernelDriver
     from imgfs.status import MountStatus
 
 log = logging.getLogger("imgfs.mount")
@@ -39,12 +39,12 @@ def served_by_kernel(
     """
     if options.driver == "fuse":
         return False
-    from imgfs.kernel.writer import begin_to_write, sizes_of
+    from imgfs.kernel.writer import sizes_of, spawn_writer
 
     try:
         if options.driver == "auto" and not _is_written(image, options, store):
             log.info("by FUSE this time: what the kernel needs is written meanwhile")
-            begin_to_write(image.resolved.tree, sizes_of(image), store)
+            spawn_writer(image.resolved.tree, sizes_of(image), store)
             return False
         _serve_by_kernel(image, options, tell, on_ready, store)
     except ImgfsError as error:
@@ -57,13 +57,13 @@ def served_by_kernel(
 
 def _is_written(image: Image, options: MountOptions, store: Store) -> bool:
     """Whether the tree is there as EROFS; raises ImgfsError if that would be of no use."""
-    from imgfs.kernel.driver import attributes_of, check_host
-    from imgfs.kernel.mkfs import has_metadata
+    from imgfs.kernel.driver import check_host, mount_attributes
+    from imgfs.kernel.mkfs import has_image
     from imgfs.kernel.writer import sizes_of
 
     check_host(owner=options.owner)
-    attributes_of(options.fuse)
-    return has_metadata(image.tree, image.resolved.tree, sizes_of(image), store)
+    mount_attributes(options.fuse)
+    return has_image(image.tree, image.resolved.tree, sizes_of(image), store)
 
 
 def _serve_by_kernel(
@@ -74,32 +74,38 @@ def _serve_by_kernel(
     store: Store,
 ) -> None:
     """Mount EROFS, with a scratch overlayfs over it, and serve it the flat layers. Raises ImgfsError."""
-    from imgfs.kernel.driver import NO_PASSTHROUGH, Driver, attributes_of, check_host, place
-    from imgfs.kernel.filehandle import inos
-    from imgfs.kernel.mkfs import metadata_of
+    from imgfs.kernel.driver import (
+        NO_PASSTHROUGH,
+        KernelDriver,
+        check_host,
+        mount_attributes,
+        runtime_directory,
+    )
+    from imgfs.kernel.filehandle import ino_resolver
+    from imgfs.kernel.mkfs import make_image
     from imgfs.kernel.passthrough import Passthrough
     from imgfs.kernel.writer import sizes_of
 
     check_host(owner=options.owner)
-    attributes = attributes_of(options.fuse)
+    attributes = mount_attributes(options.fuse)
     sizes = sizes_of(image)
-    metadata = metadata_of(image.tree, image.resolved.tree, sizes, store)
+    erofs = make_image(image.tree, image.resolved.tree, sizes, store)
     with contextlib.ExitStack() as stack:
-        link = stack.enter_context(place(image.resolved.reference, metadata.path))
+        link = stack.enter_context(runtime_directory(image.resolved.reference, erofs.path))
         if options.scratch:
             base, use = base_of(image, options.mountpoint)
-            ino_of = inos(image.resolved.tree, store)
+            ino_of = ino_resolver(image.resolved.tree, store)
             stack.enter_context(options.scratch.for_kernel(image.tree, image.content, base, use, ino_of))
         is_served = options.record is not None or NO_PASSTHROUGH in options.fuse
         passthrough = Passthrough([] if is_served else image.content.layers)
-        driver = Driver(link, passthrough.files, len(sizes) + 1, options.mountpoint, attributes)
+        driver = KernelDriver(link, passthrough.files, len(sizes) + 1, options.mountpoint, attributes)
         stack.callback(driver.close)
 
         def tell_more() -> MountStatus:
             return replace(tell(), driver="kernel", passthrough=passthrough.count)
 
         try:
-            has_let_go = _serve_flat_files(image, metadata.assembled, driver, options, tell_more, on_ready)
+            has_let_go = _serve_flat_files(image, erofs.assembled, driver, options, tell_more, on_ready)
         except ImgfsError:  # then nothing is mounted
             passthrough.release()
             raise
@@ -109,8 +115,8 @@ def _serve_by_kernel(
 
 def _serve_flat_files(
     image: Image,
-    assembled: Assembled,
-    driver: Driver,
+    assembled: AssembledDevice,
+    driver: KernelDriver,
     options: MountOptions,
     tell: Callable[[], MountStatus],
     on_ready: Callable[[], None],
@@ -118,10 +124,10 @@ def _serve_flat_files(
     """Serve until the kernel lets go of the flat files, or a signal comes: then it may still use them."""
     from imgfs.fuse.erofs_devices import FlatView
     from imgfs.fuse.erofs_server import serve_flat_files
-    from imgfs.kernel.passthrough import forget_pages
+    from imgfs.kernel.passthrough import drop_cached_pages
 
     for layer in image.content.layers:
-        layer.on_refuse = partial(forget_pages, options.mountpoint)
+        layer.on_refuse = partial(drop_cached_pages, options.mountpoint)
 
     def attach() -> None:
         driver.attach(options.scratch, raise_read_ahead)

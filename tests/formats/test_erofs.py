@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from imgfs import syscalls
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.kernel import erofs_format
-from imgfs.kernel.chunk_index import Assembled, Chunks, Part, chunks_of
-from imgfs.kernel.mkfs import FORMAT, identity, metadata_of, write_image
-from imgfs.kernel.passthrough import forget_now
+from imgfs.kernel.chunk_index import AssembledDevice, AssembledRange, Chunks, chunks_of
+from imgfs.kernel.mkfs import FORMAT, image_uuid, make_image, write_image
+from imgfs.kernel.passthrough import drop_cached_pages_now
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
@@ -47,7 +47,7 @@ def assembled_bytes(image: bytes, tree: Tree, layers: Sequence[bytes], block_bit
     """What the last device holds: as `fuse.erofs_devices` puts it together."""
     body = b""
     content = TarBytes(*layers)
-    table = Assembled.read(io.BytesIO(image), block_bits)
+    table = AssembledDevice.read(io.BytesIO(image), block_bits)
     for part in table.parts(0, table.size):
         node = tree.node(part.ino)
         assert node is not None
@@ -177,24 +177,28 @@ def test_a_file_is_chunks_of_its_layer_if_it_lies_at_whole_blocks(
 
 
 def test_assembled_files_stand_one_behind_the_other(tmp_path: Path) -> None:
-    table = Assembled(9)
+    table = AssembledDevice(9)
     assert [table.add(7, 100), table.add(8, 513), table.add(9, 1)] == [0, 1, 3]
     body = io.BytesIO()
     table.write(body)
-    found = Assembled.read(body, 9)
+    found = AssembledDevice.read(body, 9)
     assert found.size == table.size == 2048
-    assert list(found.parts(0, 2048)) == [Part(7, 0, 512), Part(8, 0, 1024), Part(9, 0, 512)]
-    assert list(found.parts(600, 1000)) == [Part(8, 88, 936), Part(9, 0, 64)]
-    assert list(found.parts(2000, 1000)) == [Part(9, 464, 48)]
+    assert list(found.parts(0, 2048)) == [
+        AssembledRange(7, 0, 512),
+        AssembledRange(8, 0, 1024),
+        AssembledRange(9, 0, 512),
+    ]
+    assert list(found.parts(600, 1000)) == [AssembledRange(8, 88, 936), AssembledRange(9, 0, 64)]
+    assert list(found.parts(2000, 1000)) == [AssembledRange(9, 464, 48)]
 
 
 @pytest.mark.parametrize("cut", [1, 24, 30])
 def test_a_table_that_is_cut_off_is_damaged(cut: int) -> None:
-    table, body = Assembled(9), io.BytesIO()
+    table, body = AssembledDevice(9), io.BytesIO()
     table.add(7, 100)
     table.write(body)
     with pytest.raises(StoreError, match="EROFS image is damaged"):
-        Assembled.read(io.BytesIO(body.getvalue()[:-cut]), 9)
+        AssembledDevice.read(io.BytesIO(body.getvalue()[:-cut]), 9)
 
 
 # -- what is kept --------------------------------------------------------------------------------------------
@@ -212,13 +216,13 @@ def test_an_image_is_written_once_and_again_for_another_tree(tmp_path: Path) -> 
     store, digest = Store(tmp_path / "store"), Digest.of(b"manifest")
     layer = tar.archive(tar.file("a", b"1"))
     with merged(tmp_path, layer) as tree:
-        found = metadata_of(tree, digest, [len(layer)], store)
+        found = make_image(tree, digest, [len(layer)], store)
         before = found.path.stat()
         assert f"{digest.hex}-{FORMAT}" in found.path.name
-        assert metadata_of(tree, digest, [len(layer)], store).path.stat().st_ino == before.st_ino
-        assert identity(tree, [len(layer)]) != identity(tree, [len(layer) + 512])
+        assert make_image(tree, digest, [len(layer)], store).path.stat().st_ino == before.st_ino
+        assert image_uuid(tree, [len(layer)]) != image_uuid(tree, [len(layer) + 512])
     with merged(tmp_path, layer, tar.archive(tar.file("b"))) as tree:
-        assert metadata_of(tree, digest, [len(layer), 2048], store).path.stat().st_ino != before.st_ino
+        assert make_image(tree, digest, [len(layer), 2048], store).path.stat().st_ino != before.st_ino
     assert [path.name for path in found.path.parent.iterdir()] == [found.path.name]
 
 
@@ -306,9 +310,9 @@ def test_what_the_kernel_has_in_memory_can_be_taken_from_it(tmp_path: Path) -> N
         device = tmp_path / "device-9-1"
         device.write_bytes(device.read_bytes().replace(b"before", b"behind"))
         assert (root / "d/d/a").read_bytes() == b"before"
-        forget_now(root)
+        drop_cached_pages_now(root)
         assert (root / "d/d/a").read_bytes() == b"behind"
-    forget_now(tmp_path / "nowhere")
+    drop_cached_pages_now(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="erofs-utils is not installed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.kernel.driver import place
+from imgfs.kernel.driver import runtime_directory
 from imgfs.mounts.table import RUNTIME, imgfs_mount_at
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, mount_of, write_image
@@ -91,7 +91,7 @@ def test_umount_is_told_which(imgfs: Imgfs) -> None:
     ],
 )
 def test_a_name_is_a_path_in_a_directory_of_ours(tmp_path: Path, reference: str, shown: str) -> None:
-    with place(reference, tmp_path) as link:
+    with runtime_directory(reference, tmp_path) as link:
         below = link.relative_to(RUNTIME).parts
         assert "/".join(below[1:]) == shown
         assert os.readlink(link) == str(tmp_path)
