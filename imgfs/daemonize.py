@@ -67,7 +67,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         return cls(pid, send_task, read_answer)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
-        """Have it serve `task`, logging to `log_file`; whoever does so has to `wait`."""
+        """Have it serve `task`, logging to `log_file`; the caller must call `wait` next."""
         self._log_file = log_file
         with contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # it has died: it says why
             self._task = -1
@@ -108,7 +108,7 @@ def _daemon(
             os.close(answer)
 
     try:
-        os.setsid()  # what interrupts the caller is not meant for us: then nothing will come
+        os.setsid()  # a signal to its caller is not for the daemon: then no task will come
         logging.basicConfig(handlers=[logging.NullHandler()])  # until there is a log the answer says it all
         for _ in get_ready():
             if select.select([task_pipe], [], [], 0)[0]:

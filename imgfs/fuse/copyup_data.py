@@ -1,7 +1,7 @@
 """Copying the data of files up while their callers wait: in threads, one caller for each file.
 
-All who write to a file or cut it wait for the one that copies. If that one is interrupted, or finds the disk
-full or the registry away, its copy is undone, and the next of them does it anew.
+Every caller that writes to a file or cuts it waits for the one that copies. If that one is interrupted, or
+finds the disk full or the registry away, its copy is undone, and the next of them does it anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imgfs.overlay.undo import undo_copy_up
 class Fills:
     """The copies under way of the data of files in `overlay`, as many as `limiter` allows.
 
-    Whoever waits here may be cancelled; what returns has not been, so that what its caller does next, without
+    A caller that waits here may be cancelled. One that returns has not been: what it does next, without
     waiting, is answered as done.
     """
 
@@ -31,7 +31,7 @@ class Fills:
         self._locks: dict[UpperNode, trio.Lock] = {}
 
     def must_wait(self, node: UpperNode, size: int) -> bool:
-        """Whether, before a file is cut, data has to be copied up, or another caller is just doing that."""
+        """Return True if data must be copied up before a file is cut, or another caller is copying it."""
         return node in self._locks or (node.data is not None and size > 0)
 
     async def truncate(self, node: UpperNode, size: int) -> None:
@@ -43,7 +43,7 @@ class Fills:
             self._overlay.truncate(node, size)
 
     async def fill(self, node: UpperNode) -> None:
-        """Have the data of a file its own."""
+        """Copy up the data of a file, if that is not done yet."""
         if node.data is not None:
             async with self._alone_with(node):
                 if node.data is not None:

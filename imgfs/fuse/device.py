@@ -1,4 +1,4 @@
-"""The open /dev/fuse of a mount that libfuse has made. It mounts and unmounts; the talking is ours."""
+"""The open /dev/fuse of a mount: libfuse mounts and unmounts; imgfs reads and writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPEN = "/proc/self/fd"
 
 
 def device_of(mount: Callable[[], None]) -> int:
-    """The descriptor of /dev/fuse that `mount` opens. Raises MountError if it opens none."""
+    """Return the descriptor of /dev/fuse that `mount` opens. Raises MountError if it opens none."""
     before = _devices()
     mount()
     opened = _devices() - before

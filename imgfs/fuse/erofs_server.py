@@ -1,4 +1,4 @@
-"""Serving flat files to the kernel for as long as a mount stands on them, and telling its status meanwhile.
+"""Serving flat files to the kernel for as long as a mount stands on them, and answering for its status.
 
 That mount asks for nothing but their bytes: there is no place in it for a status, so a socket tells that.
 """
@@ -20,7 +20,7 @@ from imgfs.fuse.operations import Operations
 from imgfs.mounts.status_client import encode_status
 from imgfs.status import MountStatus
 
-_PATIENCE = 10.0  # seconds for somebody who asks for the status to take the answer
+_PATIENCE = 10.0  # seconds that a client of the status has to take the answer
 
 Task = Callable[..., Awaitable[None]]  # is given what ends the service, and trio's task_status
 
@@ -88,7 +88,7 @@ def _listening(path: Path) -> Any:
 async def _tell(
     listener: trio.socket.SocketType, tell: Callable[[], MountStatus], nursery: trio.Nursery
 ) -> None:
-    """Tell the status to everybody who connects."""
+    """Send the status to every client that connects."""
     while True:
         asking, _ = await listener.accept()
         nursery.start_soon(_answer, trio.SocketStream(asking), encode_status(tell().to_json()))

@@ -1,4 +1,4 @@
-"""Requests that the kernel takes back (FUSE_INTERRUPT): who may be told EINTR, and how work in threads ends.
+"""Requests that the kernel takes back (FUSE_INTERRUPT): which callers get EINTR, how work in threads ends.
 
 The kernel names a request by its number when a signal reaches its caller. What then waits for the network or
 for another's copy-up is cancelled, and answered with EINTR. The answer tells the truth: either the work has
@@ -24,14 +24,12 @@ import trio
 from imgfs.fuse.opcodes import READ_LOCKOWNER, Opcode
 from imgfs.fuse.protocol import READ_FLAGS, Head
 
-_POLL = (
-    0.1  # seconds between two looks whether a caller is being killed: only of its first signal are we told
-)
+_POLL = 0.1  # seconds between looks whether a caller is killed: the kernel reports its first signal alone
 _PENDING = re.compile(rb"^SigPnd:\s*([0-9a-f]+)$", re.MULTILINE)
 T = TypeVar("T")
 
 GiveUp = Future[None]
-"""Settled once nobody waits any more for what a thread does: the thread may end with InterruptedError."""
+"""Settled once no request waits any more for what a thread does: the thread may end with InterruptedError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +50,14 @@ class UnderWay:
 
 
 def fills_page_cache(head: Head, body: memoryview) -> bool:
-    """Whether a request reads for the page cache, so that a page fault may be its caller."""
+    """Return True if a request reads for the page cache, so that a page fault may be its caller."""
     if head.opcode != Opcode.READ or len(body) < READ_FLAGS.size:
         return False
     return not READ_FLAGS.unpack_from(body)[0] & READ_LOCKOWNER
 
 
 def is_killed(thread: int) -> bool:
-    """Whether a thread is about to die: a signal that ends a process is SIGKILL to its threads (proc(5)).
+    """Return True if a thread is about to die: what ends a process is SIGKILL to its threads (proc(5)).
 
     One that is not seen, as in another PID namespace, is not known to be.
     """
@@ -71,7 +69,7 @@ def is_killed(thread: int) -> bool:
 
 
 async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
-    """What `work` returns, done in a thread; if cancelled, it is told to give up, and its end waited for."""
+    """What `work` returns, done in a thread; on cancellation tell it to give up, and wait for its end."""
     given_up: GiveUp = Future()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
@@ -89,7 +87,7 @@ async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
 
 
 async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityLimiter) -> T:
-    """What `work` returns, done in a thread; if cancelled, it is told to give up, and not waited for."""
+    """What `work` returns, done in a thread; on cancellation tell it to give up, and do not wait."""
     given_up: GiveUp = Future()
     try:
         return await trio.to_thread.run_sync(work, given_up, limiter=limiter, abandon_on_cancel=True)

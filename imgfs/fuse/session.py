@@ -3,8 +3,8 @@
 Most requests are answered within some microseconds and without waiting for anything, so one task takes them
 one after the other. It asks the kernel itself whether there is another, or comes one within a millisecond;
 only if not, or after many, does it wait in trio, where everything else gets its turn. What has to wait for
-the network or the disk is a coroutine, which becomes a task of its own, and holds nobody up. The kernel may
-take such a request back (see `interrupts`).
+the network or the disk is a coroutine, which becomes a task of its own, and holds no other request up. The
+kernel may take such a request back (see `interrupts`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from imgfs.fuse.protocol import (
 
 IN_BACKGROUND = 512  # reads past its cache that the kernel may have under way; of itself it allows 12
 _MOST = 256  # requests in a row without a look at anything else
-_PATIENCE = 1  # milliseconds to wait for a request outside of trio, while nobody waits for anything else
+_PATIENCE = 1  # milliseconds to wait for a request outside of trio, while no other task waits
 _OFFERS = (
     InitFlag.ASYNC_READ
     | InitFlag.ATOMIC_O_TRUNC
@@ -48,8 +48,8 @@ _OFFERS = (
     | InitFlag.CACHE_SYMLINKS
 )
 _INTERRUPT = int(Opcode.INTERRUPT)
-_NOTHING_THERE = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
-_UNHEARD = (errno.ENOENT, errno.ENODEV)  # the request was aborted, or the inode forgotten; unmounted
+_NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
+_NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ class Session:
     """Has `handlers`, by opcode, answer the requests that come from `descriptor`: an open /dev/fuse, mounted.
 
     A handler is given a request's head and body, good until it returns, and returns the answer, or a
-    coroutine for it. What it raises becomes an errno. What nobody handles is refused with ENOSYS: most of
-    that the kernel does not ask again. `greeted` is told what the kernel can do, once it has been answered.
+    coroutine for it. What it raises becomes an errno. An opcode without a handler is refused with
+    ENOSYS: most of those the kernel does not send again. `greeted` is told what the
+    kernel can do, once it has been answered.
 
     `writable`: set-id bits are taken away by the handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
     gathers what is written. `stands_below`: another file system reads, and makes EIO of EINTR.
@@ -95,7 +96,7 @@ class Session:
         self._room = memoryview(bytearray(READ_BUFFER))
         self._under_way: dict[int, UnderWay] = {}  # requests that are tasks, by their numbers
         self._newest = 0  # the number of the last request
-        self._telling: set[int] = set()  # inodes that the kernel is just being told of
+        self._invalidating: set[int] = set()  # inodes whose attributes a thread invalidates
         self._row = 0  # requests since the last look at anything else
         self._reading = trio.CancelScope()
 
@@ -105,7 +106,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             with self._reading:
                 await self._read_all(nursery)
-                nursery.cancel_scope.cancel()  # unmounted: nobody waits for an answer
+                nursery.cancel_scope.cancel()  # unmounted: no request waits for an answer
 
     def end(self) -> None:
         """Take no more requests."""
@@ -124,7 +125,7 @@ class Session:
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
-                if error.errno not in _NOTHING_THERE:
+                if error.errno not in _NO_REQUEST:
                     raise
             else:
                 self._take(length, nursery)
@@ -143,7 +144,7 @@ class Session:
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            self._send(head.unique, errno_of(error, _told(head)))
+            self._send(head.unique, errno_of(error, _request_text(head)))
             return
         if isinstance(answer, Coroutine):
             until_killed = self._stands_below or fills_page_cache(head, self._room[HEAD_SIZE:length])
@@ -160,7 +161,7 @@ class Session:
                 body = await answer
                 number = 0
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            number = errno_of(error, _told(waiting.head))
+            number = errno_of(error, _request_text(waiting.head))
         finally:
             del self._under_way[waiting.head.unique]
         self._send(waiting.head.unique, number, body)
@@ -191,12 +192,12 @@ class Session:
 
     def invalidate_attributes_soon(self, ino: int) -> None:
         """The same for any file, in a thread."""
-        if ino not in self._telling:
-            self._telling.add(ino)
+        if ino not in self._invalidating:
+            self._invalidating.add(ino)
             threading.Thread(target=self._invalidate, args=(ino,), daemon=True).start()
 
     def _invalidate(self, ino: int) -> None:
-        self._telling.discard(ino)
+        self._invalidating.discard(ino)
         self.invalidate_attributes(ino)
 
     def _send(self, unique: int, number: int, body: bytes | memoryview = b"") -> None:
@@ -207,7 +208,7 @@ class Session:
         try:
             os.writev(self._descriptor, (head, body))
         except OSError as error:
-            if error.errno not in _UNHEARD:
+            if error.errno not in _NOT_TAKEN:
                 log.exception("the kernel does not take an answer of %d bytes", len(body))
 
     def _greet(self, head: Head, body: memoryview) -> None:
@@ -223,6 +224,6 @@ def _nothing(_head: Head, _body: memoryview) -> None:
     """Nothing is kept for a file, so nothing can be forgotten."""
 
 
-def _told(head: Head) -> str:
+def _request_text(head: Head) -> str:
     """A request, for the log."""
     return f"opcode {head.opcode}, ino {head.ino}"

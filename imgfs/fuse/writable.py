@@ -209,7 +209,7 @@ class WritableOperations:
         return self._handle(node)
 
     def _handle(self, node: UpperNode, *, is_read: bool = False) -> bytes:
-        """A handle. What is read is to move the file's access time, which the kernel leaves to us: where that
+        """A handle. A read is to move the file's access time, which the kernel leaves to the daemon: where it
         is about to move, the kernel drops the pages it has, and so reads the file below, which moves it.
         """
         self._overlay.open(node)
@@ -234,7 +234,7 @@ class WritableOperations:
         return write_out(count)
 
     def _failed(self, node: UpperNode, error: OSError) -> None:
-        """Have who goes on writing a file hear that what was written before is lost, at the next write(2).
+        """Report at the next write(2) to a file that what was written to it before is lost.
 
         Of its own a kernel that gathers writes tells of that only at fsync(2) and close(2): a program that
         writes on and on would never hear it. Before each write the kernel wants to know the mode; with that
@@ -255,5 +255,5 @@ class WritableOperations:
         return _DONE
 
     def _truncates(self, ino: int, size: int) -> bool:
-        """Whether that changes anything; if not, a kernel that gathers writes has the times unchanged."""
+        """Return True if that changes anything; if not, a kernel that gathers writes keeps the times."""
         return not self._writeback or size != self._view.attributes(ino).size

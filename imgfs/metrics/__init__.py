@@ -1,4 +1,5 @@
-"""What a mount says of itself, for Prometheus.
+"""A mount's status, for Prometheus.
 
-`exposition` makes text of a status, `endpoint` serves it, `address` says where.
+exposition  makes the text of a status
+endpoint    parses an address, and serves the text there
 """

@@ -1,9 +1,9 @@
 """Serving a text to Prometheus over HTTP: `GET /metrics`, from a thread of the daemon's.
 
-Who connects is not trusted: there are never more than a few connections, each has a thread of its own, and
-one that dawdles is cut. Nothing here holds up the mount.
+Clients are not trusted: there are never more than a few connections, each has a thread of its own, and
+one that takes too long is cut. Nothing here holds up the mount.
 
-Where metrics are served: `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
+An address is `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 PATH = "/metrics"
 DEADLINE = 5.0  # seconds from a connection's beginning to its end
 AT_ONCE = 8  # connections; another one is hung up on
-_LOOK = 0.25  # seconds between looks at who dawdles
+_LOOK = 0.25  # seconds between looks for connections past their deadline
 
 
 class MetricsEndpoint:
@@ -96,7 +96,7 @@ class MetricsEndpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up on everybody and let go of the address."""
+        """Close all connections and the address."""
         if self._thread.ident:
             self._server.shutdown()
             self._thread.join()
@@ -124,7 +124,7 @@ class _Server(ThreadingMixIn, TCPServer):
         self.address = MetricsAddress(address.host, self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        """Whether there is room for one more."""
+        """Return True if there is room for one more connection."""
         with self._lock:
             if len(self._open) >= AT_ONCE:
                 return False
@@ -138,7 +138,7 @@ class _Server(ThreadingMixIn, TCPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Cut off who takes too long."""
+        """Cut off connections that are past their deadline."""
         now = time.monotonic()
         with self._lock:
             for request, ends in self._open.items():
@@ -153,7 +153,7 @@ class _Server(ThreadingMixIn, TCPServer):
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A client that goes away early, or is cut off, is nobody's fault; anything else is ours."""
+        """Ignore a client that goes away early or is cut off; log anything else as a bug."""
         if not isinstance(sys.exc_info()[1], OSError):
             log.exception("metrics: a request was not answered")
 
@@ -169,7 +169,7 @@ class _UnixServer(_Server):
         self.address = address
 
     def server_bind(self) -> None:
-        """Make the socket, in the place of one that nobody listens at any more."""
+        """Make the socket, in the place of one that no process listens at any more."""
         _remove_stale(self._path)
         before = os.umask(0o177)
         try:
@@ -181,7 +181,7 @@ class _UnixServer(_Server):
         self._bound = made.st_dev, made.st_ino
 
     def server_close(self) -> None:
-        """Close everything and remove the socket, if it is still ours."""
+        """Close everything and remove the socket, if it is still the one that was made."""
         super().server_close()
         with contextlib.suppress(OSError):
             found = self._path.lstat()
@@ -235,11 +235,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815  (named by http.server)
 
     def address_string(self) -> str:
-        """Who asks: nobody, at a path."""
+        """Client address, '-' for a Unix socket."""
         return str(self.client_address[0]) if self.client_address else "-"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say what was asked, to who wants to know."""
+        """Log a request at debug level."""
         log.debug("metrics: %s: %s", self.address_string(), format % args)
 
 

@@ -38,7 +38,7 @@ _ENDPOINT = (
     _Metric(
         "endpoint_up",
         "gauge",
-        "1 if the place that is asked answers.",
+        "1 if the registry or mirror answers.",
         lambda endpoint: endpoint.since is None,
     ),
     _Metric("endpoint_failed_tries", "gauge", "Tries that failed, one after the other.", "tries"),
@@ -54,7 +54,7 @@ _LAYER = (
     _Metric("layer_needed_bytes_total", "counter", "Compressed bytes that readers have used.", "needed"),
     _Metric("layer_fetched_bytes_total", "counter", "Compressed bytes received.", "fetched"),
     _Metric("layer_discarded_bytes_total", "counter", "Of them, thrown away.", "discarded"),
-    _Metric("layer_unread_bytes", "gauge", "Of them, kept but not read by anybody yet.", "untouched"),
+    _Metric("layer_unread_bytes", "gauge", "Of them, kept but not read yet.", "untouched"),
     _Metric("layer_window_bytes_total", "counter", "Bytes of checkpoints' windows received.", "windows"),
     _Metric("layer_requests_total", "counter", "Requests sent for the layer.", "requests"),
     _Metric("layer_errors_total", "counter", "Requests that failed.", "errors"),

@@ -3,4 +3,10 @@
 The image is prepared in the calling process, where progress can be shown; the daemon is forked before, and
 loads meanwhile what it will need. The caller returns when the kernel's greeting has been answered, or raises
 what the daemon could not do. Nothing open crosses the fork: the daemon opens the store itself.
+
+daemon   the daemon's life: forked, loaded, mounted, unmounted
+fuse     an image mounted by FUSE
+kernel   an image mounted by EROFS and overlayfs, over flat layers that the daemon serves
+serving  what both have in common: options, signals, syncs, the kernel's read-ahead
+status   fills the status of a mount
 """

@@ -1,4 +1,4 @@
-"""A mount's daemon: forked, loaded, and then serving until somebody unmounts."""
+"""A mount's daemon: forked, loaded, and then serving until it is unmounted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
     def begin(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
     ) -> None:
-        """Begin to; whoever does so has to `wait`."""
+        """Begin to mount; the caller must call `wait` next."""
         name = f"{resolved.digest.short}-{os.getpid()}-{int(time.time())}.log"
         task = resolved, pickle.dumps(connect), store, options
         self._daemon.start(task, store.logs / name, options.log_level)
@@ -149,8 +149,8 @@ def _serve(
 
 
 def _never_import_from(mountpoint: Path) -> None:
-    """Have Python not look for modules in what is mounted: it would wait for us, and we for it."""
-    sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(mountpoint)]
+    """Keep Python from importing out of the mount: the daemon would wait for itself."""
+    sys.path[:] = [entry for entry in sys.path if not Path(entry).is_relative_to(mountpoint)]
 
 
 def _endpoint(address: MetricsAddress, tell: Callable[[], MountStatus]) -> MetricsEndpoint:

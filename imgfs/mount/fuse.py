@@ -95,7 +95,7 @@ async def _serve_image(
     session = operations.session(descriptor)
     try:
         async with trio.open_nursery() as nursery:
-            # before anything is answered: whoever sees the mount may end it
+            # before anything is answered: a process that sees the mount may end it
             await nursery.start(end_on_signal, session.end, nursery.cancel_scope.cancel)
             nursery.start_soon(sync_now_and_then, image)
             nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)

@@ -1,7 +1,4 @@
-"""What both ways to serve a mount have in common: signals, syncs, the kernel's read-ahead.
-
-How to mount.
-"""
+"""What both ways to serve a mount have in common: options, signals, syncs, the kernel's read-ahead."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How to mount. `fuse` are options for libfuse and the kernel, `owner` whom all files are shown to belong
-    to, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
+    """How to mount. `fuse` are options for libfuse and the kernel, `owner` the (uid, gid) that all files are
+    shown with, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
     With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
     names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
     everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
@@ -56,7 +53,7 @@ class MountOptions:
 log = logging.getLogger("imgfs.mount")
 
 UNWRITTEN = 32 << 20  # bytes that the kernel may gather of what is written: so late a full disk is noticed
-READ_AHEAD_KIB = 1024  # the kernel's, where we may set it: as much as one FUSE request can carry
+READ_AHEAD_KIB = 1024  # the kernel's, where the daemon may set it: as much as one FUSE request can carry
 _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 
