@@ -1,7 +1,7 @@
 """Files whose bytes do not stand in their layer's flat file as EROFS needs them.
 
 They get an address space of their own, one behind the other at whole blocks, and with it one more flat file:
-whoever serves that puts them together as they are read. Which file is where is written behind the image's
+the daemon assembles them as they are read. Which file is where is written behind the image's
 last block, where the kernel does not look: 16 bytes for each, and their number.
 
 Where in its layer's flat file a file's bytes are, as EROFS says it: chunks of one size, at whole blocks.

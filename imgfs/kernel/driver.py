@@ -5,11 +5,11 @@
     flat files   a FUSE file system that is mounted nowhere: only EROFS has its files open; in the place of
                  one whose layer is whole, the store's own (`passthrough`)
 
-Each has nothing that holds it but what stands above. So whoever unmounts MOUNTPOINT takes everything down,
-whichever way, and the daemon notices by the end of its FUSE file system; and if the daemon is killed, that
-unmount is all that is left to do. A directory in RUNTIME belongs to each mount: it has the link that EROFS
-takes as its source, which shows in the mount table whose it is, the image's whole name, and the socket that
-tells the status.
+Each is held only by what stands above it. So unmounting MOUNTPOINT takes everything down, in whichever way,
+and the daemon notices by the end of its FUSE file system; and if the daemon is killed, that unmount is all
+that is left to do. A directory in RUNTIME belongs to each mount: it has the link that EROFS takes as its
+source, which shows in the mount table whose it is, the image's whole name, and the socket that tells the
+status.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class KernelDriver:
                 syscalls.attach_mount(top, self._mountpoint)
 
     def detach(self) -> None:
-        """Take it away from the mount point, although somebody may still use it."""
+        """Detach it from the mount point, although processes may still use it."""
         mine = [mount for mount in mounts() if mount.source == str(self._link)]
         for mount in mine:
             with contextlib.suppress(OSError):

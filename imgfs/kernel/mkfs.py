@@ -121,7 +121,7 @@ def write_image(
 
 
 class _Inode(NamedTuple):
-    """What is behind an inode; of what has blocks in the image nobody knows yet where they begin."""
+    """What is behind an inode; where its blocks in the image begin is not known yet."""
 
     layout: int
     tag: int

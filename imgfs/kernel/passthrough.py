@@ -1,13 +1,12 @@
-"""Layers that the kernel reads from the store's own files, no process of ours in between.
+"""Passthrough: layers that the kernel reads from the store's own files, without the daemon in between.
 
-A layer that is here whole, and whose index is verified, needs nobody to serve it. Its flat file is pinned for
-as long as the kernel may read it (`store.pin`), whatever becomes of us: bytes that are evicted meanwhile stay
-until it is unmounted. Nobody counts then what is read, or records it.
+A layer that is here whole, and whose index is verified, needs no daemon to serve it. Its flat file is pinned
+for as long as the kernel may read it (`store.pin`), whatever becomes of the daemon: bytes that are evicted
+meanwhile stay until it is unmounted. What is read then is neither counted nor recorded.
 
-What the kernel has in its memory of a mount's files, forgotten when it has turned out to be wrong.
-
-What fails to be read from then on would be shown as it is there: EROFS keeps the pages of its files, and asks
-nobody whether they are still good. Pages that a running program has mapped cannot be taken away from it.
+Pages that the kernel has cached of a mount's files are dropped when bytes turn out to be wrong: EROFS keeps
+Pages that the kernel has cached of a mount's files are dropped when bytes turn out to be wrong: EROFS keeps
+its pages, and never asks again whether they are good. Pages that a running program has mapped cannot
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writing the EROFS image of a tree beside a mount, for the mounts to come.
 
 That takes some microseconds for each file: of a large image more than all else of its first mount, and too
-much for a container that ends at once. So it is done by a process of its own, which nobody waits for, and
-which outlives whoever has started it. It gives way to others, and holds a lock on the tree's file, so that
+much for a container that ends at once. So it is done by a process of its own, which the daemon does not wait
+for, and which outlives it. It gives way to others, and holds a lock on the tree's file, so that
 there is one at most.
 """
 
@@ -95,5 +95,5 @@ def main() -> None:
     with contextlib.suppress(OSError):  # among sessions it counts as one (sched(7), autogroup)
         Path("/proc/self/autogroup").write_text(str(_NICENESS))
     _, root, name, *sizes = sys.argv[1:]
-    with contextlib.suppress(ImgfsError, OSError):  # whoever needs it will hear of it
+    with contextlib.suppress(ImgfsError, OSError):  # the mount that needs the image reports it
         write(Digest.parse(name), list(map(int, sizes)), Store(Path(root)))

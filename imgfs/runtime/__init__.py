@@ -1,7 +1,8 @@
-"""A container of an image: what an OCI runtime is to be told, and the runtime started with it.
+"""A container of an image: the config.json of an OCI runtime, and the runtime started on it.
 
-`spec` turns an image's config, what the user asked for (`wishes`, `rights`, `limits`) and what there is
-(`place`) into a config.json, and touches nothing; `seccomp` does so with a profile. `rootfs` and `user` look
-into the mounted image, `host` and `machine` at the machine. `namespace` has a child process do the rest out
-of everybody's sight: there the image is mounted, `bundle` writes what the runtime reads, `engine` runs it.
+`spec` turns an image's config, the user's request (`request`, `security`, `resources`) and the machine's
+facts (`host_facts`) into a config.json, without I/O; `seccomp` does so with a profile. `rootfs` and `user`
+look into the mounted image, `host` and `devices` at the machine. `namespace` has a child process do the rest
+in namespaces of its own: there the image is mounted, `bundle` writes what the runtime reads, and
+`oci_runtime` runs it.
 """

@@ -1,7 +1,7 @@
 """A container's directory: the bundle that its runtime reads, and what else belongs to it alone.
 
     config.json  rootfs/        the bundle (OCI runtime-spec bundle.md); the image is mounted at rootfs
-    files/  volumes/            shown in the container: /etc/hosts and its like, volumes nobody has named
+    files/  volumes/            shown in the container: /etc/hosts and its like, volumes without a name
     state/  pid  log            the runtime's
     lock                        locked like the directory itself, for an imgfs that looks for that
 

@@ -26,7 +26,7 @@ _KERNEL = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 def complete_host_facts(host: HostFacts, request: ContainerRequest) -> HostFacts:
-    """Complete a host with what this machine has for what is asked; raises UsageError where it has not."""
+    """Complete the facts with what this machine has for a request; raises UsageError where it lacks it."""
     held = capabilities()
     may_raise = not host.is_namespaced and "CAP_SYS_RESOURCE" in held
     return replace(
@@ -90,7 +90,7 @@ def find_mount() -> str | None:
 
 
 def find_devices(security: Security, *, is_root: bool) -> tuple[Device, ...]:
-    """The devices asked for, and, with privileges, all that whoever starts it can open; raises UsageError."""
+    """Return the devices requested and, with privileges, all that this user can open; raises UsageError."""
     everything = () if not security.privileged else tuple(_all_devices(is_root=is_root))
     named = [_device(one) for one in security.devices]
     return tuple({one.path: one for one in (*everything, *named)}.values())

@@ -1,4 +1,4 @@
-"""What a runtime will find where it is started, as far as a container's config.json depends on it."""
+"""Facts about this machine that a container's config.json depends on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ INIT = "/run/imgfs-init"  # where a container finds the machine's init
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """The machine, as a container gets it.
+    """The machine as a container of it sees it.
 
     `cgroup` is the path of a new cgroup, None if none can be made, `controllers` what it can limit,
-    `unguarded` why it does not say which devices can be opened, None if it does or a user namespace does.
-    In a `user_namespace` that is there already `lone` says that it has a single id; `maps` are the ids of a
-    user namespace to be made. `ceilings` are the limits by name that cannot be raised, `init` is the
+    `no_device_cgroup` why it does not limit devices, None if it or a user namespace does.
+    In a `user_namespace` that is there already `single_id` says that it has one id only; `maps` are the ids
+    of a user namespace to be made. `ceilings` are the limits by name that cannot be raised, `init` is the
     machine's program that reaps, `seccomp` None where system calls are not filtered, `console` are the
     columns and lines of the terminal it is started on, `mount_program` is mount(8), None where the image's
     devices cannot be opened anyway, or may be.
@@ -55,7 +55,7 @@ class HostFacts:
 
     @property
     def made_devices(self) -> tuple[Device, ...]:
-        """Devices that the runtime makes: in a user namespace nobody can."""
+        """The devices that the runtime makes; in a user namespace mknod(2) is refused."""
         return () if self.is_namespaced else self.devices
 
     @property

@@ -24,7 +24,7 @@ IdMaps: TypeAlias = "tuple[tuple[IdRange, ...], tuple[IdRange, ...]]"  # of user
 
 
 def has_single_id(maps: IdMaps) -> bool:
-    """Whether a user namespace has one id only: that needs nobody's help."""
+    """Return True if a user namespace has one id only, which needs no newuidmap(1)."""
     return all(len(ids) == 1 and ids[0].size == 1 for ids in maps)
 
 

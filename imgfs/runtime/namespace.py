@@ -1,7 +1,7 @@
-"""A child process out of everybody's sight: in mount and, for ordinary users, user namespaces of its own.
+"""A child process in a mount namespace and, for ordinary users, a user namespace of its own.
 
-What is mounted there nobody else sees, and it cannot be left over. An ordinary user is root there, over
-himself and the ids that subuid(5) lends him.
+No other process sees what is mounted there, and the kernel unmounts it when the last process there ends. An
+ordinary user is root there, over their own id and those that subuid(5) lends them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class NamespacedChild:
         return cls(pid, maps, has_entered, go)
 
     def wait(self, relay: SignalRelay) -> int:
-        """Let it have its ids, and wait for its end, passing on signals meanwhile; its exit code.
+        """Map the child's ids, wait for its end, passing on signals meanwhile, and return its exit code.
 
         Raises MountError if it cannot be given the ids.
         """
@@ -77,7 +77,7 @@ class NamespacedChild:
 
 
 def _run_child(work: Callable[[Callable[[], None]], int], enter: Callable[[], None]) -> None:
-    """The child's life."""
+    """Run `work` in the child and exit with its result; never return."""
     code = _FAILED
     try:
         os.setsid()  # the terminal's signals are the parent's, who passes them on
@@ -120,7 +120,7 @@ def detach_other_mounts(needed: Iterable[Path]) -> None:
     Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
     them (mount_namespaces(7)). An ordinary user cannot: for him they are locked.
     """
-    from imgfs.mounts.table import mounts  # here: who only waits needs none of it
+    from imgfs.mounts.table import mounts  # here: the waiting parent needs none of it
 
     places = [Path(os.path.realpath(path)) for path in needed]
     for mount in reversed(mounts()):

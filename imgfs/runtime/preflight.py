@@ -1,4 +1,4 @@
-"""Whether a container's command is there: said in a line of ours before a runtime says it in its own."""
+"""Is a container's command there? imgfs says so in one line before a runtime fails in its own words."""
 
 from __future__ import annotations
 

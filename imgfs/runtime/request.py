@@ -1,4 +1,4 @@
-"""What a container is to be: what its image's config says, and what the command line says otherwise."""
+"""What a container is to be: the defaults of its image's config, and the command line's request."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ImageDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """What the user asks for; None and nothing leave it to the image.
+    """What the user requests; None and empty leave it to the image.
 
     `env` has the command line's variables, `hosts` names of hosts with their addresses, `annotations` labels
     too; `stop_timeout` is in seconds, `init` whether the first process is one that reaps.

@@ -1,4 +1,4 @@
-"""How much a container may use: what a cgroup holds, and what setrlimit(2) does."""
+"""How much a container may use: limits of its cgroup, and of each process (setrlimit(2))."""
 
 from __future__ import annotations
 

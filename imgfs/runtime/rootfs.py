@@ -1,6 +1,6 @@
 """Paths inside a mounted image: symlinks are followed as a process chrooted to it would, never out of it.
 
-Nothing of the image runs yet when these are used, so nobody changes what has been looked at.
+No process of the image runs yet when these are used, so what has been looked at does not change.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A profile (containers-common's seccomp.json; docker's is a superset) lists rules, some of which hold only on
 some architectures, kernels, or with or without some capabilities. What it means on this machine is a
-`Profile`; with a container's capabilities that gives the `linux.seccomp` of the OCI runtime-spec
+`SeccompProfile`; with a container's capabilities that gives the `linux.seccomp` of the OCI runtime-spec
 (config-linux.md, Seccomp). Nothing is looked at here: profiles are bytes.
 """
 
@@ -31,7 +31,7 @@ _ARCHITECTURES = {  # uname(2)'s name: the profiles' name for it, which is mostl
     "riscv64": ("riscv64", "SCMP_ARCH_RISCV64"),
     "s390x": ("s390x", "SCMP_ARCH_S390X"),
 }
-_ACTION_NAMES = "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG"  # NOTIFY needs somebody to answer
+_ACTION_NAMES = "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG"  # NOTIFY needs a listener
 _ACTIONS = frozenset(f"SCMP_ACT_{name}" for name in _ACTION_NAMES.split())
 _OPERATOR_NAMES = "NE LT LE EQ GE GT MASKED_EQ"
 _OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in _OPERATOR_NAMES.split())
@@ -71,7 +71,7 @@ class Machine(NamedTuple):
 
     @property
     def libseccomp(self) -> str:
-        """What libseccomp calls it, empty for one that nobody has told us of."""
+        """What libseccomp calls it, empty for an architecture not in the table."""
         return _ARCHITECTURES.get(self.name, ("", ""))[1]
 
 

@@ -28,7 +28,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     """Catches signals while it is entered, but for those that are ignored, as after nohup(1).
 
     `orphaned` is called for a SIGTERM once the parent has died, and for a SIGHUP once the terminal has gone:
-    nobody is left to end what goes on in spite of it. `told_to_end` is called after any other SIGTERM.
+    no caller is left to end what goes on in spite of it. `sigterm_caught` is called after any other SIGTERM.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
 
     @contextlib.contextmanager
     def to(self, pid: int) -> Iterator[None]:
-        """Pass on to a child of ours, what has been kept first; after the block nothing is."""
+        """Pass signals on to a child process, those that were kept first, until the block ends."""
         fd = os.pidfd_open(pid)
         try:
             self._target = fd
@@ -86,7 +86,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
             self._sigterm_caught()
 
     def _is_alone(self, number: int) -> bool:
-        """Whether a signal says that whoever started this is no more."""
+        """Return True if a signal says that the process or terminal that started this is gone."""
         if number == signal.SIGHUP:
             return bool(self._terminals) and not any(map(os.isatty, self._terminals))
         return number == signal.SIGTERM and os.getppid() != self._parent

@@ -1,6 +1,6 @@
-"""From an image's config and the user's wishes to a config.json (OCI runtime-spec 1.0.2, config-linux.md).
+"""From an image's config and the user's request to a config.json (OCI runtime-spec 1.0.2, config-linux.md).
 
-Pure: nothing is looked at and nothing is made. Where the specification leaves a choice it is podman's, so
+Pure: no file is read and none is made. Where the specification leaves a choice it is podman's, so
 that a container is the same here as there.
 
 What is mounted in a container over its image: the kernel's file systems, and what the user asks for.
@@ -109,7 +109,7 @@ _UMASK = 0o022
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container: what it is called, whom it runs as, and what is shown in it beside its image."""
+    """One container: its name, the user it runs as, and the files shown in it beside its image."""
 
     name: str
     user: User

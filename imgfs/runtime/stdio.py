@@ -1,4 +1,4 @@
-"""The standard files of a container without a terminal: pipes, whose other ends imgfs holds.
+"""The standard files of a container without a terminal: pipes between its runtime and imgfs.
 
 The rule: a container never holds a file of its caller's, as with podman. From a terminal, open for reading
 and writing whichever of the three it is, it could read what is typed and type itself; of a file it could
@@ -139,7 +139,7 @@ class _PipeCopy(threading.Thread):
                 os.close(null)
 
     def wait(self, is_ending: Callable[[], bool]) -> None:
-        """Wait for its end, unless that does not come."""
+        """Wait until all is copied, or the grace period has passed."""
         began = last = time.monotonic()
         while self.is_alive() and not self._is_abandoned:
             self.join(0.05)

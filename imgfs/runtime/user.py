@@ -1,4 +1,4 @@
-"""Whom a container runs as: what an image's config or --user says, looked up in the image's passwd and group.
+"""The user a container runs as: that of the image's config or --user, looked up in its passwd and group.
 
 USER, UID, USER:GROUP, UID:GID and mixtures (OCI image-spec config.md, `User`). Without a group, a user known
 to the passwd has the group and the supplementary groups that the two files give; any other has group 0.
