@@ -1,7 +1,7 @@
 """An image out of another and what was changed in it: the layer's file, the config, the manifest.
 
 Made here, put somewhere elsewhere: nothing in this room knows a registry, a layout or a mount. A layer's
-members come from whoever has them, with their whiteouts (OCI layer.md, "ConfigChange Types") and sorted: each
+members come from the caller, with their whiteouts (OCI layer.md, "Change Types") and sorted: each
 directory before and next to what is in it, or GNU tar would not keep the directory's time.
 """
 
@@ -149,7 +149,7 @@ def _write(members: Iterable[Member], codec: str, directory: Path) -> tuple[Comp
 
 
 class _Sink:
-    """A file being written, whose trouble is not that of whoever reads the members."""
+    """A file being written; its OSErrors are StoreErrors, unlike those of reading the members."""
 
     def __init__(self, file: BinaryIO, directory: Path) -> None:
         self._file = file

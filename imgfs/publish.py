@@ -1,4 +1,4 @@
-"""Publishing what has been found out about an image: as an artifact of ours beside it, and as SOCI indexes.
+"""Publish an image's indexes: as an imgfs artifact that refers to it, and as SOCI indexes.
 
 Everything is made from the store, but for two things that take the layers' blobs once more: which bytes of a
 window its span refers to (the others are zeroed, and a window packs to a fifth), and the digests of SOCI's

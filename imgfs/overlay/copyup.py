@@ -2,8 +2,8 @@
 
 First its attributes: a whole file is made in the work directory and renamed into place, below directories
 that have been copied up before it. A small file whose bytes are here takes them along. Any other is marked
-`metacopy`: its data is still the image's, until somebody writes; then the data is filled in, and the mark
-taken off. Readers see the image's data up to that moment, and so does whoever comes after a SIGKILL.
+`metacopy`: its data is still the image's, until a program writes; then the data is filled in, and the mark
+taken off. Readers see the image's data up to that moment, and so does the next mount after a SIGKILL.
 
 A file with several names takes all that show to the upper directory, or its link would break. They are
 written down first (`links-N` in the work directory), and a copy-up that was killed is finished by `recover`.
@@ -197,7 +197,7 @@ class CopyUp:
             own_data = self._make(made, lower, with_data)
             found = self._upper.stat(made)
             if found is None:
-                raise StoreError("the work directory is changed by somebody else")
+                raise StoreError("the work directory is changed by another process")
             node = UpperNode(lower.ino, found.st_ino, stat.S_IFMT(lower.mode), counted=False)
             node.lower = lower.ino if node.is_directory else None
             node.data = None if own_data else lower.ino
@@ -231,7 +231,7 @@ class CopyUp:
             self._upper.unlink(journal)
 
     def _change_name(self, target: tuple[UpperNode, bytes], change: Callable[[At], None]) -> None:
-        """Change what the upper half of a directory has under a name; nobody sees a difference."""
+        """Change what the upper half of a directory has under a name; the mount shows no difference."""
         parent, name = target
         with times_kept(self._union.at(parent)):
             change(At(self._union.directory_fd(parent), name))

@@ -1,9 +1,9 @@
 """Files of several names that overlayfs has copied up: its index (kernel, overlayfs.rst, "Index").
 
 The kernel gives such a file an upper half under the name that was written to only; for the others it finds
-that in its index, `work/index`, by the file handle of the image's file. Nobody else does. So, while it is
-mounted, those names are made it copy up, too, before anybody looks at the upper directory; and once it is
-not, they are linked there, and the index goes: a scratch has the form that imgfs's own gives it.
+that in its index, `work/index`, by the file handle of the image's file. No other program reads the index.
+So, while overlayfs is mounted, imgfs has it copy up the other names too, before the upper directory is read;
+after the unmount imgfs links them there and removes the index: the scratch has the form that imgfs gives it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LINKS = b"nlink"  # the kernel's mark: how far its count of names is from the o
 
 
 def no_handles(_: bytes) -> int | None:
-    """The `HandleLookup` of whoever does not know the kernel's handles."""
+    """Return None: the `HandleLookup` of a caller that cannot read the kernel's handles."""
     return None
 
 

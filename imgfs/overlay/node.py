@@ -30,7 +30,7 @@ class UpperAttributes(NamedTuple):
 
 
 class BeforeFill(NamedTuple):
-    """What copying a file's data up takes from it, although nobody has changed it: to be given back."""
+    """What filling in a file's data changes of it although no program did: to be restored."""
 
     ctime_ns: int
     capability: bytes | None

@@ -52,7 +52,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         node.opens += 1
 
     def data(self, node: UpperNode) -> int:
-        """The descriptor of a file's bytes; what nobody has opened is closed with the next `release`."""
+        """Return the descriptor of a file's bytes; without a handle it is closed by the next `release`."""
         if node.fd is None:
             node.fd = self._upper.open_data(self.union.at(node))
         return node.fd

@@ -1,7 +1,7 @@
 """A scratch on disk: `upper` and `work` as overlayfs knows them, what image they belong to, and a lock.
 
 A scratch is kept under a name in the store, or in any directory, or made for one mount and removed with it.
-One that overlayfs or fuse-overlayfs has made is taken up as it is: `scratch.json` is ours, and they leave it.
+One that overlayfs or fuse-overlayfs has made is taken up as it is; they leave imgfs's `scratch.json` alone.
 """
 
 from __future__ import annotations
@@ -154,8 +154,10 @@ class Scratch:
         """
         with self._held(tree, base, use) as (upper, set_use):
             if upper.xattr_format != XattrFormat(TRUSTED, override=False):
-                raise MountError(f"scratch {self.name} has an ordinary user's marks, which overlayfs ignores")
-            with contextlib.suppress(OSError):  # a full disk: overlayfs leaves marks of its own
+                raise MountError(
+                    f"scratch {self.name} has an ordinary user's xattrs, which overlayfs ignores"
+                )
+            with contextlib.suppress(OSError):  # a full disk: overlayfs leaves xattrs of its own
                 upper.set_overlay_xattr(At.anchor(upper.root), BY_OVERLAYFS)
             with self._opened(tree, content, upper):
                 pass  # finishes what a killed process has left
@@ -266,14 +268,14 @@ class Scratch:
             )
 
     def remove(self) -> None:
-        """Remove all of it that is ours."""
+        """Remove all of it that imgfs has made."""
         begins = REMOVED, ASIDE, UPPER_ASIDE  # names of what killed processes have left
         left = (self.directory.glob(f"{begin}*") for begin in begins)
         for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
             remove_tree(part)
         for name in (DESCRIPTION, LOCK):
             (self.directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody keeps something else there
+        with contextlib.suppress(OSError):  # other files are kept there
             self.directory.rmdir()
 
 

@@ -1,6 +1,6 @@
 """Whose a scratch is, what it lies on, and who is at work on it: its directory, its description, its lock.
 
-A scratch may be in any directory that is named, so nothing in it is taken for ours before it has been looked
+A scratch may be in any directory that is named, so nothing in it is trusted before it has been looked
 at (`owned`): the directory is this user's or root's, and no other user may write to it; no symbolic link in
 it is followed; lock and description are regular files with one name. What is written aside has a name that
 cannot be foreseen.
@@ -70,7 +70,7 @@ def open_scratch_directory(directory: Path) -> int:
 
 
 def _unsticky(found: os.stat_result) -> os.stat_result:
-    """The same without the sticky bit: where others make files, they could make `upper` before us."""
+    """The same without the sticky bit: where others make files, they could make `upper` first."""
     return os.stat_result((found.st_mode & ~stat.S_ISVTX, *found[1:]))
 
 

@@ -15,7 +15,7 @@ from imgfs.tree.reader import Node
 
 
 def undo_copy_up(union: Union, node: UpperNode) -> None:
-    """Have the image's file show again in place of its copy, if nobody has changed or opened that meanwhile.
+    """Have the image's file show again in place of its copy, if it was not changed or opened meanwhile.
 
     A file with several names keeps its copy: they could not all be taken back at once. Raises OSError.
     """

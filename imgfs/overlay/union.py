@@ -107,7 +107,7 @@ class Union:
         return os.readlink(at.name, dir_fd=at.directory)
 
     def owner(self, node: UpperNode) -> Owner:
-        """Whom a file with an upper half belongs to, and its permission bits."""
+        """Return owner, group and permission bits of a file with an upper half."""
         at = self.at(node)
         found = self.upper.stat(at)
         if found is None:
@@ -186,7 +186,7 @@ class Union:
         return told if on_disk == found.st_ctime_ns else found.st_ctime_ns
 
     def keep_ctime(self, node: UpperNode, told_ns: int, shown_ns: int | None = None) -> None:
-        """Have a file's time of change be told as `told_ns` until somebody changes it.
+        """Have a file's time of change be shown as `told_ns` until a program changes it.
 
         It cannot be set on disk, where it moves with all that we do: copying up, and setting the times of
         what a kernel that gathers writes has written before. Of the last files it is known, while mounted.
@@ -297,7 +297,7 @@ class Union:
 
     @contextlib.contextmanager
     def unlinking(self, file: File, directory: UpperNode, name: bytes) -> Iterator[None]:
-        """Around what takes a name from a file: whoever has it open keeps it; if that fails, all stays."""
+        """Wrap what takes a name from a file: open handles keep it; if that fails, all stays."""
         if isinstance(file, Node):
             links = self._lower_attributes(file).nlink
             yield
@@ -315,7 +315,7 @@ class Union:
             raise
 
     def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """Make the node of something in the upper directory, from its marks."""
+        """Make the node of something in the upper directory, from its overlay xattrs."""
         attributes = self.upper.overlay_xattrs(At(self.directory_fd(directory), name))
         node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
         origin = self._origin(attributes, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))

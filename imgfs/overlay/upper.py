@@ -97,7 +97,7 @@ class Upper:
         return read_xattrs(at.path, follow=at.anchored)
 
     def overlay_xattrs(self, at: At) -> dict[bytes, bytes]:
-        """The marks on a file, without their prefix."""
+        """Return a file's overlay xattrs, without their prefix."""
         return parse_overlay_xattrs(self.xattrs(at), self._prefixes)
 
     def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
@@ -109,17 +109,17 @@ class Upper:
         os.removexattr(at.path, name, follow_symlinks=at.anchored)
 
     def set_overlay_xattr(self, at: At, key: bytes, value: bytes = b"y") -> None:
-        """Put a mark on a file."""
+        """Set an overlay xattr on a file."""
         self.set_xattr(at, self.xattr_format.overlay_name(key), value)
 
     def remove_overlay_xattrs(self, at: At, *keys: bytes) -> None:
-        """Take marks off a file, those that are there, whatever their prefix."""
+        """Remove overlay xattrs from a file, those that it has, whatever their prefix."""
         names = [prefix + key for prefix in (TRUSTED, USER) for key in keys]
         for name in self.xattrs(at).keys() & names:
             self.remove_xattr(at, name)
 
     def owner(self, at: At, found: os.stat_result) -> Owner:
-        """Whom a file belongs to, as the image would say it."""
+        """Return a file's owner, group and permission bits as the image would have them."""
         if self.xattr_format.override and not stat.S_ISLNK(found.st_mode):
             kept = read_override(self.xattrs(at))
             if kept:
@@ -153,7 +153,7 @@ class Upper:
     ) -> None:
         """Give a file of the kind in `mode` all the attributes a copy-up has to keep; `times` in ns.
 
-        An image may have attributes that are called as marks are: they would be marks here, so they stay.
+        An image's own attributes with names of overlay xattrs are left out: here they would count as such.
         """
         self.set_owner(at, mode, owner)
         for name, value in xattrs.items():
@@ -255,7 +255,7 @@ class Upper:
 
 
 def _probe(work: Path) -> bytes:
-    """The prefix of the marks that may be set here."""
+    """Return the prefix of the overlay xattrs that this user may set here."""
     for prefix in (TRUSTED, USER):
         try:
             os.setxattr(work, prefix + b"imgfs.probe", b"y")

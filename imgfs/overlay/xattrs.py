@@ -4,10 +4,10 @@
     opaque      on a directory: what the image has below this name does not show
     metacopy    on a file: attributes only; the data is still the image's
     redirect    with metacopy: the image's path of the data
-    origin      ours: the ino of the image's file that this is a copy of
+    origin      imgfs's own: the ino of the image's file that this is a copy of
 
 They are extended attributes `trusted.overlay.…`, which only root may set, or `user.overlay.…` (mount option
-`userxattr`). Whoever cannot set owners keeps them, and the mode, in `user.containers.override_stat`, as
+`userxattr`). A user who cannot set owners has them, and the mode, kept in `user.containers.override_stat`, as
 containers/storage and fuse-overlayfs do: `uid:gid:mode`, the mode in octal.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 OPAQUE, METACOPY, REDIRECT, ORIGIN = b"opaque", b"metacopy", b"redirect", b"imgfs.origin"
-BY_OVERLAYFS = b"imgfs.overlayfs"  # ours, on the root: overlayfs has had it mounted by root's marks
+BY_OVERLAYFS = b"imgfs.overlayfs"  # imgfs's own, on the root: overlayfs has had it mounted with root's xattrs
 TRUSTED, USER = b"trusted.overlay.", b"user.overlay."
 OVERRIDE = b"user.containers.override_stat"
 CAPABILITY = b"security.capability"
@@ -33,7 +33,7 @@ _USER_XATTR_KINDS = (stat.S_IFREG, stat.S_IFDIR)  # user.* attributes cannot be 
 
 
 class Owner(NamedTuple):
-    """Whom a file belongs to, and its twelve permission bits."""
+    """Owner and group of a file, and its twelve permission bits."""
 
     uid: int
     gid: int
@@ -42,13 +42,13 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class XattrFormat:
-    """How one upper directory is marked: with which prefix, and whether owners are kept in an attribute."""
+    """How overlay xattrs are stored in one upper directory: the prefix, and if owners are kept in one."""
 
     prefix: bytes
     override: bool
 
     def overlay_name(self, key: bytes) -> bytes:
-        """The attribute that carries a mark."""
+        """Return the full name of an overlay xattr."""
         return self.prefix + key
 
     def stored_name(self, name: bytes) -> bytes:
@@ -59,7 +59,7 @@ class XattrFormat:
         return _STASH + name if forbidden else name
 
     def can_hold(self, mode: int) -> bool:
-        """Whether a file of this kind can carry marks."""
+        """Return True if a file of this kind can have overlay xattrs."""
         return self.prefix == TRUSTED or stat.S_IFMT(mode) in _USER_XATTR_KINDS
 
     def disk_mode(self, mode: int) -> int:
@@ -70,10 +70,10 @@ class XattrFormat:
 
 
 def overlay_prefixes(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
-    """The prefixes of what counts as marks in an upper directory whose root has those attributes.
+    """Return the prefixes of the overlay xattrs in an upper directory whose root has those attributes.
 
-    Overlayfs by root's marks lets every user set `user.overlay.…`: these say nothing there. So they count
-    only where the upper directory's root has no mark of root's (overlayfs's `uuid` or `impure`, or ours).
+    Overlayfs with root's xattrs lets every user set `user.overlay.…`: these say nothing there. So they count
+    only where the upper directory's root has no xattr of root's (overlayfs's `uuid` or `impure`, or imgfs's).
     """
     is_roots = any(name.startswith(TRUSTED) for name in root)
     return (TRUSTED,) if is_roots else (TRUSTED, USER)
@@ -82,7 +82,7 @@ def overlay_prefixes(root: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
 def parse_overlay_xattrs(
     attributes: Mapping[bytes, bytes], prefixes: Sequence[bytes] = (TRUSTED, USER)
 ) -> dict[bytes, bytes]:
-    """The marks among a file's extended attributes, without their prefixes, which are among `prefixes`."""
+    """Return the overlay xattrs of a file, without their prefixes, which are among `prefixes`."""
     found = {}
     for name, value in attributes.items():
         for prefix in prefixes:
@@ -116,7 +116,7 @@ def shown_xattrs(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def is_reserved(name: bytes) -> bool:
-    """Whether an attribute's name is for marks only."""
+    """Return True if an attribute's name is for overlay xattrs only."""
     return name.startswith(_RESERVED)
 
 

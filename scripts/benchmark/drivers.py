@@ -42,7 +42,7 @@ GIT_SETTINGS = {
 
 
 class Root(NamedTuple):
-    """The image as somebody shows it, at `path`, from the process `server`, or 0 for the kernel alone."""
+    """The image as one driver shows it, at `path`, from the process `server`, or 0 for the kernel alone."""
 
     name: str
     path: Path

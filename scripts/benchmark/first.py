@@ -109,6 +109,6 @@ def _times_of(journey: Journey) -> list[float]:
 
 
 def _wire(reached: Milestone) -> tuple[float, int, int] | tuple[None, None, None]:
-    if not reached.connections:  # nobody counted
+    if not reached.connections:  # nothing counted
         return None, None, None
     return reached.fetched / 1e6, reached.requests, reached.connections

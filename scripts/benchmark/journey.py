@@ -50,7 +50,7 @@ def travel(
         nonlocal seconds, cpu
         began, used = time.perf_counter(), cpu_of_children()
         result = action()
-        seconds += time.perf_counter() - began  # what asking for the CPU below takes is nobody's time
+        seconds += time.perf_counter() - began  # what asking for the CPU below takes is not counted
         cpu += cpu_of_children() - used
         crossed = traffic() - before
         reached[what] = Milestone(

@@ -1,7 +1,7 @@
 """Work in a writable scratch over an image, beside other overlays and a plain directory.
 
 Every overlay is mounted anew in every round; they take turns at one scene after the other, each in a
-directory of its own or on the image's files. All pages are synced before a work, so that nobody waits for
+directory of its own or on the image's files. All pages are synced before a work, so that no tool waits for
 another's. That is not timed: the seconds are the command's alone.
 """
 

@@ -33,7 +33,7 @@ class Speed(NamedTuple):
         return f"{self.mbit:.0f} Mbit/s and {self.round_trip * 1000:.0f} ms"
 
     def seconds(self, size: int) -> float | None:
-        """Say how long `size` bytes take at least; None on a link that nobody slows down."""
+        """Say how long `size` bytes take at least; None on a link that is not slowed down."""
         return size / (self.mbit * 125_000) if self.mbit else None  # 125,000 bytes are a Mbit
 
 

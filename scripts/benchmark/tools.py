@@ -236,7 +236,7 @@ def mounts_below(directory: Path) -> list[Path]:
 
 
 def unmount_below(directory: Path) -> None:
-    """Detach whatever is still mounted there, so that removing it can harm nobody's files."""
+    """Detach whatever is still mounted there, so that removing it harms no files."""
     for point in mounts_below(directory):
         with contextlib.suppress(CommandFailed):  # went away with the one above it
             run(["umount", "--lazy", point], timeout=30)

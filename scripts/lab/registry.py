@@ -35,7 +35,7 @@ class RegistryFailed(Exception):
 
 
 def free_port() -> int:
-    """Find a loopback port that nobody listens on at the moment."""
+    """Find a loopback port that no server listens on at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

@@ -211,4 +211,4 @@ def publication(specimen: Specimen) -> Publication:
 
 
 class Quiet(Journal):
-    """A Reporter whom nobody hears."""
+    """A Reporter that discards what it is told."""

@@ -1,4 +1,4 @@
-"""URLs of servers by chance: the host that is judged is the one that is connected to, whoever reads it."""
+"""URLs of servers by chance: the host that is judged is the one that is connected to, by every parser."""
 
 from __future__ import annotations
 
