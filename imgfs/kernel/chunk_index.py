@@ -1,13 +1,11 @@
-"""Files whose bytes do not stand in their layer's flat file as EROFS needs them.
+"""Where a file's bytes are, as EROFS says it: chunks of one size, at whole blocks of a device.
 
-They get an address space of their own, one behind the other at whole blocks, and with it one more flat file:
-the daemon assembles them as they are read. Which file is where is written behind the image's
-last block, where the kernel does not look: 16 bytes for each, and their number.
+A device is a layer's flat file. Tar puts every file at a whole 512 bytes, and so do the payloads of tables of
+contents. Only sparse files that an old GNU tar has cut into pieces, or an odd builder's, may lie otherwise.
 
-Where in its layer's flat file a file's bytes are, as EROFS says it: chunks of one size, at whole blocks.
-
-Tar puts every file at a whole 512 bytes, and so do the payloads of tables of contents. Only what an old GNU
-tar has torn into pieces (sparse files), or a builder cut oddly, may lie otherwise: see `assembled`.
+Those have one more device, the `AssembledDevice`: an address space with one file after the other, each at
+whole blocks, which the daemon assembles as it is read. The table of its files stands behind the image's last
+block, where the kernel does not look: 16 bytes for each file, and their number.
 """
 
 from __future__ import annotations

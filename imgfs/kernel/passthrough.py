@@ -5,8 +5,8 @@ for as long as the kernel may read it (`store.pin`), whatever becomes of the dae
 meanwhile stay until it is unmounted. What is read then is neither counted nor recorded.
 
 Pages that the kernel has cached of a mount's files are dropped when bytes turn out to be wrong: EROFS keeps
-Pages that the kernel has cached of a mount's files are dropped when bytes turn out to be wrong: EROFS keeps
-its pages, and never asks again whether they are good. Pages that a running program has mapped cannot
+its pages, and never asks again whether they are good. Pages that a running program has mapped cannot be taken
+away from it.
 """
 
 from __future__ import annotations
