@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ ALONE = {
     "trio": {"fuse", "mount"},
     "argparse": {"cli"},
 }
+TWICE = {"_Layer"}  # names of classes that two modules have
+# Tests of several modules, or of what is said of all.
+OF_MANY = {"architecture", "erofs", "error_words", "hostile_sqlite", "index_artifact", "prose", "umoci"}
 VAGUE = {"utils", "util", "common", "types", "constants", "interfaces", "helpers", "misc", "base"}
 
 
@@ -140,3 +144,21 @@ def test_no_module_has_a_name_that_could_stand_in_any_project(modules: list[Modu
 
 def test_every_module_says_what_it_is_for(modules: list[Module]) -> None:
     assert [name for name, code in modules if not ast.get_docstring(code)] == []
+
+
+def test_no_class_has_the_name_of_another(modules: list[Module]) -> None:
+    names = [node.name for _, code in modules for node in ast.walk(code) if isinstance(node, ast.ClassDef)]
+    assert {name for name, count in Counter(names).items() if count > 1} <= TWICE
+
+
+def test_a_test_is_found_by_the_name_of_what_it_tests(modules: list[Module]) -> None:
+    """`test_MODULE`, `test_MODULE_ASPECT` or `test_ROOM_MODULE`, where a test is one of a module."""
+    parts = {part for name, _ in modules for part in name.split(".")}
+    tests = ROOT.parent / "tests"
+    named = [
+        path.stem.split("_")[1:] for room in ("unit", "formats") for path in (tests / room).glob("test_*.py")
+    ]
+    prefixes = {
+        "_".join(words): {"_".join(words[:end]) for end in range(1, len(words) + 1)} for words in named
+    }
+    assert {name for name, found in prefixes.items() if not found & parts} <= OF_MANY
