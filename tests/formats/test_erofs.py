@@ -315,6 +315,7 @@ def test_what_the_kernel_has_in_memory_can_be_taken_from_it(tmp_path: Path) -> N
     drop_cached_pages_now(tmp_path / "nowhere")
 
 
+@pytest.mark.parts
 @pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="erofs-utils is not installed")
 def test_fsck_finds_no_fault(tmp_path: Path, odd_layer: bytes) -> None:
     layers = [lowest(), middle(), odd_layer]

@@ -266,6 +266,7 @@ def test_what_is_not_a_time_is_refused(text: bytes) -> None:
         parse_mod_time(text)
 
 
+@pytest.mark.parts
 @needs_flatc
 @EVERY_LAYER
 def test_flatc_reads_what_is_built(name: str, tmp_path: Path) -> None:
@@ -324,6 +325,7 @@ def json_fields(layer: Layer) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parts
 @needs_flatc
 def test_what_flatc_writes_is_read(tmp_path: Path) -> None:
     ztoc = parse_ztoc(flatc_writes(json_fields(GZIP), tmp_path), size=len(GZIP.blob))

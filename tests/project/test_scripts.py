@@ -532,6 +532,16 @@ def test_a_machine_that_cannot_read_its_package_lists_is_told_once(installation:
     assert said.stderr.splitlines()[-1] == "install: going on without them: four"
 
 
+def test_the_environment_alone_asks_for_no_package_and_links_nothing(installation: Installation) -> None:
+    installation.want(*MISSING, "build five no-such-5")
+    (installation.checkout / "pyproject.toml").write_text("new")
+    said = installation.install("--environment")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert installation.called() == ("python -m pip install --quiet --disable-pip-version-check -e .[test]\n")
+    assert not (installation.home / ".local").exists()
+    assert installation.install("--environment").stdout == ""
+
+
 @pytest.mark.parametrize("mode", [None, 0o644, 0o755])
 def test_without_a_working_mmdebstrap_the_demonstration_is_of_files_of_this_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: int | None
