@@ -152,6 +152,10 @@ class Scratch:
 
         Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
         """
+        if tree.has_xattr(TRUSTED):  # overlayfs would obey them: metacopy is EIO, redirect shows other files
+            raise MountError(
+                f"the image has attributes {TRUSTED.decode()}*, which overlayfs takes for its own"
+            )
         with self._held(tree, base, use) as (upper, set_use):
             if upper.xattr_format != XattrFormat(TRUSTED, override=False):
                 raise MountError(

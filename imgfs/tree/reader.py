@@ -122,6 +122,11 @@ class Tree(AbstractContextManager["Tree"]):
             raise _error(errno.EINVAL)
         return target
 
+    def has_xattr(self, prefix: bytes) -> bool:
+        """Return True if a file may have an extended attribute so named; one with it in its value counts."""
+        query = "SELECT ino FROM node WHERE xattrs IS NOT NULL AND instr(xattrs, ?) LIMIT 1"
+        return self._db.row(query, (prefix,)) is not None
+
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """Return the extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""
         packed = self._stored("xattrs", ino)[0]
