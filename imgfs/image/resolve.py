@@ -103,12 +103,17 @@ def resolve(
     the config is fetched. Raises ImgfsError.
     """
     named = named or source.resolve(whole=not store.resolved(reference))
-    descriptor, document, _ = select_manifest(
-        named,
-        wanted,
-        lambda one: _document(one, source, store),
-        lambda one: _body(one, source, store),
-    )
+    try:
+        descriptor, document, _ = select_manifest(
+            named,
+            wanted,
+            lambda descriptor: _document(descriptor, source, store),
+            lambda descriptor: _body(descriptor, source, store),
+        )
+    except InvalidImage as error:
+        if error.where:
+            raise
+        raise InvalidImage(str(error), where=reference) from error
     refuse_artifact(document)
     refuse_foreign(document)
     if len(document.layers) > LAYERS_LIMIT:

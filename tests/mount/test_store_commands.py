@@ -58,8 +58,8 @@ def test_what_is_above_a_new_limit_goes_at_once(imgfs: Imgfs, image: str) -> Non
         taken(imgfs)
         < 64_000_000
         < 75_000_000
-        < taken(imgfs) + json.loads(imgfs.ok("store", "limit", "64M", "--json"))["freed"] + 21_000_000
-    )
+        < taken(imgfs) + json.loads(imgfs.ok("store", "limit", "64M", "--json"))["freed"] + 30_500_000
+    )  # an eighth is free, and indexes and trees have their part: three of the eight layers go, not more
     assert freed.startswith("limit 64 MB, ")
     assert "0 B freed" not in freed
 
