@@ -27,7 +27,7 @@ class Usage:
         self._counts = counts
 
     def touch(self, first: int, last: int) -> list[int]:
-        """Note that a reader is at the spans `first` to `last`; those that nobody has read before."""
+        """Note that a reader is at the spans `first` to `last`; return those not read before."""
         fresh = [number for number in range(first, last + 1) if not self.touched[number]]
         for number in fresh:
             self.touched[number] = 1
@@ -134,7 +134,7 @@ class Counts:
         self.failing_since = self.failing_since or self.last_error.time
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as plain values; `untouched` are bytes that were fetched and that nobody has read yet."""
+        """Return all counts as plain values; `untouched` are bytes that were fetched and not read yet."""
         brought = self._brought.values()
         return {
             "misses": self.misses,

@@ -45,7 +45,7 @@ class OfflineSource:
         raise self._absent(f"what its tag {tag!r} names is")
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """Nobody knows of any."""
+        """Return nothing: no registry is asked."""
         del digest, artifact_type
         return []
 
@@ -58,7 +58,7 @@ class OfflineSource:
         return Traffic(0, 0)
 
     def health(self) -> list[dict[str, Any]]:
-        """Nobody is asked."""
+        """Return no endpoints: no registry is asked."""
         return []
 
     def close(self) -> None:

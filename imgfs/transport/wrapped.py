@@ -81,7 +81,7 @@ class DeferredSource(WrappedSource):
         return self._opened.traffic() if self._opened else Traffic(0, 0)
 
     def health(self) -> list[dict[str, Any]]:
-        """Nobody has been asked, until it is opened."""
+        """Return the endpoints' health; nothing before the source is opened."""
         return self._opened.health() if self._opened else []
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ TARGETS = {  # by driver and what a work begins with: the multiple of podman's t
     "imgfs fuse": {"find": 2.0, "tar": 3.0},
 }
 MEMORY = ("daemon", "VmHWM MiB", "VmRSS MiB", "RssAnon MiB", "CPU s of all works")
-NOWHERE = "Nobody writes this in a package"  # what grep looks for: it has to read everything
+NOWHERE = "No package has this sentence"  # what grep looks for: it has to read everything
 GREP = 'grep -rF "$1" "$2"; test $? = 1'  # POSIX grep: no line was selected, and no error
 # Inode numbers and change times are a tree's own: an index that does not look at them is right for all trees.
 GIT_SETTINGS = {

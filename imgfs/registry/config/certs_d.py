@@ -77,7 +77,7 @@ def _check_client(certificate: Path, key: Path | None) -> None:
 
 
 def _no_password() -> str:
-    """Nobody is there to be asked."""
+    """Return no passphrase: no terminal is there to ask for one."""
     return ""
 
 
