@@ -222,6 +222,7 @@ class WritableOperations:
             self._overlay.freeze_time(node)
         fd = self._overlay.data(node)
         try:
+            shown_ns = self._union.ctime(node, os.fstat(fd)) if flags & WriteFlag.CACHE else None
             count = os.pwrite(fd, data, offset)
             while count < len(data) and flags & WriteFlag.CACHE:
                 count += os.pwrite(fd, data[count:], offset + count)
@@ -229,6 +230,8 @@ class WritableOperations:
             if flags & WriteFlag.CACHE:
                 self._failed(node, error)
             raise
+        if shown_ns is not None:  # the kernel has its own time of that write(2), and sends it if it has moved
+            self._union.keep_ctime(node, shown_ns, on_disk_ns=os.fstat(fd).st_ctime_ns)
         if flags & WriteFlag.KILL_SUIDGID:
             self._drop_privileges(node.ino, kill=True)
         return write_out(count)

@@ -185,15 +185,19 @@ class Union:
         on_disk, told = self._ctimes.get(node.upper_ino, (0, 0))
         return told if on_disk == found.st_ctime_ns else found.st_ctime_ns
 
-    def keep_ctime(self, node: UpperNode, told_ns: int, shown_ns: int | None = None) -> None:
+    def keep_ctime(
+        self, node: UpperNode, told_ns: int, shown_ns: int | None = None, *, on_disk_ns: int | None = None
+    ) -> None:
         """Have a file's time of change be shown as `told_ns` until a program changes it.
 
         It cannot be set on disk, where it moves with all that we do: copying up, and setting the times of
         what a kernel that gathers writes has written before. Of the last files it is known, while mounted.
-        `shown_ns` is what would be told now, if the caller has just looked.
+        `shown_ns` is what would be told now, `on_disk_ns` what the disk says, if the caller has just looked.
         """
         on_disk, shown = self._ctimes.pop(node.upper_ino, (0, 0))
-        if shown_ns is None:
+        if on_disk_ns is not None:
+            on_disk = on_disk_ns
+        elif shown_ns is None:
             found = self.upper.stat(self.at(node))
             on_disk = found.st_ctime_ns if found else told_ns
         elif shown_ns != shown:
