@@ -225,7 +225,7 @@ def test_a_bundle_has_the_same_rights(run: Imgfs, image: str, tmp_path: Path) ->
         (
             ["-p", "80:80"],
             125,
-            "-p: no ports are forwarded: those of --network host, the default, are this machine's",
+            "-p: imgfs forwards no ports: with --network host, the default, they are this machine's",
         ),
         (["--pid", "host"], 125, "--pid: a container has processes of its own, so that none is left of it"),
         (["--cap-add", "FLY"], 125, "'FLY' is no capability, like NET_ADMIN or ALL"),

@@ -250,7 +250,7 @@ def test_without_the_kernels_fuse_the_module_is_named(imgfs: Imgfs, image: str) 
 
 def test_an_option_that_nobody_knows_is_refused(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mountpoint()
-    imgfs.expected.append("ERROR imgfs\\.(daemon|mount): .*not_an_option")
+    imgfs.expected.append("ERROR imgfs\\.(daemonize|mount): .*not_an_option")
     assert "not_an_option" in imgfs.run("mount", "-o", "not_an_option", image, at).complaint()
     assert mount_of(at) is None
 

@@ -82,7 +82,7 @@ def test_allow_other_is_refused_clearly_where_the_system_forbids_it(nobody: Imgf
     assert "user_allow_other" in said
     assert "/etc/fuse.conf" in said
     assert mount_of(at) is None
-    nobody.expected.append("ERROR imgfs\\.(daemon|mount): .*user_allow_other")
+    nobody.expected.append("ERROR imgfs\\.(daemonize|mount): .*user_allow_other")
 
 
 def test_a_directory_of_somebody_elses_cannot_be_mounted_on(

@@ -182,7 +182,7 @@ def test_where_pyfuse3_cannot_be_compiled_installing_names_the_packages(tmp_path
         [
             tmp_path / "venv/bin/python",
             "-c",
-            BUILDING.format(site=str(Path(pytest.__file__).parent.parent.parent)),
+            BUILDING.format(site=str(Path(pytest.__file__).parent.parent)),
         ],
         cwd=tmp_path / "source",
         env={"PATH": str(tmp_path / "bin")},

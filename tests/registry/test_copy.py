@@ -604,8 +604,8 @@ def test_others_read_a_docker_image_that_was_copied_to_a_layout(
     seen = skopeo("inspect", f"oci:{tmp_path}/out:v1")
     assert (seen.code, json.loads(seen.out)["Digest"]) == (0, new), seen.err
     if shutil.which("umoci"):
-        words = "unpack", "--rootless", "--image", f"{tmp_path}/out:v1", tmp_path / "bundle"
-        assert imgfs.program("umoci", *words).code == 0
+        image, bundle = f"{tmp_path}/out:v1", tmp_path / "bundle"
+        assert imgfs.program("umoci", "unpack", "--rootless", "--image", image, bundle).code == 0
     if shutil.which("podman"):
         storage = "--root", open_path / "root", "--runroot", open_path / "run", "--storage-driver", "vfs"
         pulled = imgfs.program("podman", *storage, "pull", f"oci:{tmp_path}/out:v1")

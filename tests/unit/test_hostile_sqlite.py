@@ -104,7 +104,7 @@ def test_the_work_is_bounded_by_the_size(tree: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_full_disk_is_no_fault_of_the_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "_SWELL", 0)
+    monkeypatch.setattr(rewrite, "_PAGES_EACH", 0)
     monkeypatch.setattr(rewrite, "_PAGES_MORE", 5)
     assert "more rows than its size allows" in refusal(tree, is_tree=True)
     monkeypatch.setattr(rewrite, "_ROOM", 1 << 62)
