@@ -572,7 +572,7 @@ def test_all_of_it_is_right_under_memory_pressure_and_memory_stays_flat(torture:
 
     def press() -> None:
         while not stop.wait(0.05):
-            Path("/proc/sys/vm/drop_caches").write_text("2")
+            drop_caches("2")
 
     pressing = threading.Thread(target=press)
     pressing.start()

@@ -21,7 +21,19 @@ from tests.mount.test_mount import NOISE, errno_of
 from tests.support import tarmake as tar
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image, push_index
 from tests.support.fault_server import Fault, FaultServer
-from tests.support.mounted import Imgfs, Stored, Wire, documents, gzipped, plain, serve, sha256, until, zstd
+from tests.support.mounted import (
+    Imgfs,
+    Stored,
+    Wire,
+    documents,
+    drop_caches,
+    gzipped,
+    plain,
+    serve,
+    sha256,
+    until,
+    zstd,
+)
 from tests.support.patience import allowed
 
 pytestmark = [
@@ -259,7 +271,7 @@ def test_what_is_cached_is_read_at_once_while_the_registry_hangs(imgfs: Imgfs, s
         imgfs.evict(image)
         assert (at / "cached").read_bytes() == CACHED
         wire.stall()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        drop_caches()
         readers = [_cat(at / "last", offset) for offset in range(0, 1 << 20, 1 << 17)]
         until(lambda: imgfs.status(at)["requests_fetched"] > 1, "reads are under way")
         began = time.monotonic()

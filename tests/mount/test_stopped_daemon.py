@@ -16,7 +16,7 @@ from imgfs.mounts import status_client as asking_module
 from imgfs.mounts.status_client import DaemonSilent, read_status
 from imgfs.mounts.table import Mount, mount_at
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
+from tests.support.mounted import Imgfs, drop_caches, gzipped, is_alive, until, write_image
 
 pytestmark = [
     pytest.mark.kernel,
@@ -67,7 +67,7 @@ def test_a_stopped_daemons_mount_is_taken_away_lazily(
     at = imgfs.mount(image, *options)
     pid = imgfs.pid(at)
     with stopped(pid):
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        drop_caches()
         assert imgfs.ok("umount", "-l", at, timeout=BOUND) == ""
         assert mount_at(at) is None
         assert is_alive(pid)

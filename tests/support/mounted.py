@@ -12,6 +12,7 @@ warning or worse that the test did not announce in `expected`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -22,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -305,9 +307,27 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def drop_caches() -> None:
-    """Have the kernel forget pages, entries and inodes, those of mounts included: only root can."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+def drop_caches(what: str = "3") -> None:
+    """Have the kernel forget pages, entries and inodes, those of all mounts included: only root can.
+
+    Waits for the tests of other workers that stand on what the kernel has cached (`caches_kept`).
+    """
+    with _caches(fcntl.LOCK_EX):
+        Path("/proc/sys/vm/drop_caches").write_text(what)
+
+
+@contextlib.contextmanager
+def caches_kept() -> Iterator[None]:
+    """Meanwhile no test of any worker drops what the kernel has cached."""
+    with _caches(fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _caches(kind: int) -> Iterator[None]:
+    with open(f"{tempfile.gettempdir()}/imgfs-test-caches-{os.geteuid()}", "w") as lock:
+        fcntl.flock(lock, kind)
+        yield
 
 
 def on_terminal(words: Sequence[str], environment: Mapping[str, str], timeout: float = TIMEOUT) -> Ran:
