@@ -18,7 +18,7 @@ from imgfs.mounts.table import Mount
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
 _POLL = 1.0  # seconds between checks whether it is stopped
-_TRIES, _BUSY = 4, 0.25  # at unmounting what is busy, and seconds between them
+_TRIES_MORE, _BUSY = 3, 0.25  # at unmounting what is busy, and seconds before each
 
 
 def unmount(mount: Mount, *, lazy: bool = False) -> None:
@@ -54,11 +54,12 @@ def _status(mount: Mount) -> dict[str, Any]:
 
 def _take_down(command: list[str], mount: Mount) -> None:
     """Run umount(8), again if the mount is busy for a moment: another imgfs may ask for its status."""
-    for _ in range(_TRIES):
-        code, output = _run(command, mount)
+    code, output = _run(command, mount)
+    for _ in range(_TRIES_MORE):
         if "busy" not in output:
             break
         time.sleep(_BUSY)
+        code, output = _run(command, mount)
     if code:
         reason = output.strip().splitlines()[-1:] or [f"{command[0]} failed"]
         busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
