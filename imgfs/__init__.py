@@ -1,7 +1,7 @@
 """imgfs mounts a container image straight from its registry, lazily, without privileges or conversion.
 
 The words
-    reference       a name for an image: `registry/repository:tag`, `…@sha256:…`, `oci:DIR:tag`
+    reference       a name for an image: `registry/repository:tag`, `…@sha256:…`, `oci:DIR:tag`, `tar:FILE`
     digest          the hash of some bytes, and their name; DiffID: that of a layer's uncompressed tar
     manifest        an image for one platform: config and layers; an image index lists manifests by platform
     layer           a changeset, transferred and stored as a blob: a tar stream, usually compressed
@@ -30,7 +30,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     owned/      files that could be another user's or process's: opened, locked, swept
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
     store/      the cache directory
-    transport/  where images come from and go to: a registry or an OCI layout
+    transport/  where images come from and go to: a registry, an OCI layout, archives
     commit      a new image: another one and a layer of changes
     tree        the merged tree on disk       content     a file's bytes: cached, or fetched on demand
     overlay     the writable scratch: an upper directory over a tree
@@ -38,17 +38,42 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
     metrics     a mount's status for Prometheus
     publish     an image's indexes, as artifacts in its registry
+    signatures/  cosign's signatures and attestations, and policy.json's verdict
+    packages/   what is installed in an image, by its package managers' files
     runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it
     fuse/       FUSE requests and their answers  kernel/     the kernel's own file systems over an image
+    report/     an image or a mount as one page of HTML
     mount/      composition root: builds everything, mounts, serves, unmounts
     manual/     the user's and the developer's book
     cli/        arguments in, text out
+    api/        the same for Python programs: `imgfs.open`, fsspec
 
 The cold read, in eight steps: `fuse.operations` (READ of an inode) -> `content.content` (its extents to flat
 ranges) -> `content.layer` (present: read it from the store; else join or start a request) -> `content.fetch`
 (one request: a range of the blob, split into spans) -> `transport.registry` -> `registry.client` and `.blobs`
-(mirrors, redirects, retries) -> `layer.codec.codec` (decode and verify a span) -> `store.flat` (write it and
+(mirrors, redirects, retries) -> `layer.codec.span` (decode and verify a span) -> `store.flat` (write it and
 mark it present); its readers wake up. A write: `fuse.writable` -> `overlay` (copied up already? pwrite).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgfs.api import DirectoryEntry, FileStat, Image, ImageLayer, Step, open  # noqa: A004 (as gzip.open)
+
+__all__ = ["DirectoryEntry", "FileStat", "Image", "ImageLayer", "Step", "__version__", "open"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Load the Python interface when a program first uses it: commands do without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("imgfs.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,15 +81,22 @@ class Environment:
     def read(cls) -> Environment:
         """Read this process's environment."""
         environ = os.environ
-        store = store_root(environ, os.geteuid())
+        euid = account(environ, os.geteuid())
+        store = store_root(environ, euid)
         return cls(
             store,
-            auth_files(environ, os.geteuid()),
+            auth_files(environ, euid),
             ca_bundle(environ),
             source_date(environ),
-            registry_files(environ, os.geteuid()),
+            registry_files(environ, euid),
             auth_text(environ),
         )
+
+
+def account(environ: Mapping[str, str], euid: int) -> int:
+    """Return whose files count: inside `podman unshare` root is the user who began that."""
+    began = environ.get("_CONTAINERS_ROOTLESS_UID", "")
+    return int(began) if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11 else euid
 
 
 def variables() -> Mapping[str, str]:
@@ -139,6 +146,12 @@ def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
     )
 
 
+def config_files(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return imgfs's configuration files, which need not exist: the system's, then the user's."""
+    user, system = _config_home(environ), _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
+    return f"{system}/imgfs/config.toml", f"{user}/imgfs/config.toml"
+
+
 def _registries(named: str | None, user: Path, system: Path) -> tuple[RegistriesConf, ...]:
     """Which files may be the registries.conf: with the user's, what is added to the system's is left out."""
     users, systems = (place / "containers/registries.conf" for place in (user, system))
@@ -163,6 +176,43 @@ def store_root(environ: Mapping[str, str], euid: int) -> Path:
     if euid == 0:
         return _SYSTEM_STORE
     return (_absolute(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "imgfs"
+
+
+def policy_files(environ: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where a policy.json may be, the first that is there counts (containers-policy.json(5))."""
+    system = _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
+    return _config_home(environ) / "containers/policy.json", system / "containers/policy.json"
+
+
+def podman_storage(environ: Mapping[str, str], euid: int) -> tuple[tuple[Path, ...], Path]:
+    """Return the files that may say where podman's store is, the first there counts, and where it is else.
+
+    As containers-storage.conf(5) has it.
+    """
+    explicit = environ.get("CONTAINERS_STORAGE_CONF")
+    if account(environ, euid) == 0:
+        files = [Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf")]
+        root = Path("/var/lib/containers/storage")
+    else:
+        files = [_config_home(environ) / "containers/storage.conf"]
+        data = _absolute(environ, "XDG_DATA_HOME") or _home(environ) / ".local/share"
+        root = data / "containers/storage"
+    return (Path(explicit),) if explicit else tuple(files), root
+
+
+def docker_sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Where docker may listen: $DOCKER_HOST alone, or the system's socket, then that of a rootless docker."""
+    if explicit := environ.get("DOCKER_HOST"):
+        return (explicit,)
+    runtime = _absolute(environ, "XDG_RUNTIME_DIR")
+    sockets = (Path("/var/run/docker.sock"), *([runtime / "docker.sock"] if runtime else []))
+    return tuple(f"unix://{socket}" for socket in sockets)
+
+
+def containerd_place(environ: Mapping[str, str]) -> tuple[Path, str]:
+    """Return containerd's socket and the namespace that is meant without one, as ctr finds them."""
+    address = environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
+    return Path(address.removeprefix("unix://")), environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
 def ca_bundle(environ: Mapping[str, str]) -> Path | None:

@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 
 Serve = Callable[[Callable[[], None]], None]  # is given what to call when it is ready; returns at its end
 GetReady = Callable[[], Iterator[None]]
+ServeTask = Callable[[Any, Callable[[], None]], None]  # is given the task that `start` has sent, too
 _READY = b"\0"
 
 
 def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
     """Serve in this process, logging to standard error, and end it."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     serve(lambda: None)
     logging.shutdown()
     os._exit(0)  # threads that still wait for a dead registry must not hold up the end
@@ -46,12 +47,12 @@ class Daemon(AbstractContextManager["Daemon"]):
     """
 
     def __init__(self, pid: int, task: int, answer: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self._task = task  # the pipe that the daemon reads its task from
         self._answer = answer  # the pipe that it writes to how it began
 
     @classmethod
-    def fork(cls, get_ready: GetReady, serve: Callable[[Any, Callable[[], None]], None]) -> Daemon:
+    def fork(cls, get_ready: GetReady, serve: ServeTask) -> Daemon:
         """Fork a daemon, which begins to get ready."""
         task, send_task = os.pipe()
         read_answer, answer = os.pipe()
@@ -79,22 +80,22 @@ class Daemon(AbstractContextManager["Daemon"]):
             self._answer = -1
             answer = pipe.read()
         if answer != _READY:
-            os.waitpid(self._pid, 0)  # then it holds nothing any more
+            os.waitpid(self.pid, 0)  # then it holds nothing any more
             said = answer.decode(errors="replace")
             raise MountError(said or f"the daemon died before it could say why: see {self._log_file}")
 
     def __exit__(self, *_: object) -> None:
         if self._task >= 0:
-            os.kill(self._pid, signal.SIGKILL)  # it holds nothing yet
+            os.kill(self.pid, signal.SIGKILL)  # it holds nothing yet
             os.close(self._task)
             os.close(self._answer)
             self._task = -1
-            os.waitpid(self._pid, 0)
+            os.waitpid(self.pid, 0)
 
 
 def _daemon(
     get_ready: GetReady,
-    serve: Callable[[Any, Callable[[], None]], None],
+    serve: ServeTask,
     task_pipe: int,
     answer: int,
 ) -> NoReturn:
@@ -119,7 +120,7 @@ def _daemon(
             task, log_file, log_level = pickle.loads(sent)
             os.chdir("/")
             _redirect(_open_log(log_file))
-            _log_to_stderr(log_level)
+            log_to_stderr(log_level)
             serve(task, lambda: tell(_READY))
         status = 0
     except ImgfsError as error:
@@ -152,7 +153,8 @@ def _redirect(log_fd: int) -> None:
     os.close(log_fd)
 
 
-def _log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str) -> None:
+    """Have this process log to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)

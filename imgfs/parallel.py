@@ -1,12 +1,16 @@
-"""Several long tasks in parallel, ended together by the first error or an interrupt."""
+"""Tasks in parallel: several long ones ended together, an iterator read ahead, a function run behind."""
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 _GRACE = 1.0  # seconds for tasks under way to clean up after an interrupt
+# Items that go from one thread to the next at once: each time costs both a turn at the interpreter's lock.
+_BATCH = 4  # A second batch may wait, while a third is made: enough to even out, little to hold.
+_PATIENCE = 1.0  # seconds to wait for a thread that has to stop; it may sit in a network read
 
 
 def run_parallel(
@@ -31,3 +35,109 @@ def run_parallel(
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+class ReadAheadThread(Iterator[bytes]):
+    """An iterator run ahead in a thread of its own."""
+
+    def __init__(self, items: Iterator[bytes]) -> None:
+        # Batches, the last with how it ended: once this is closed, the thread puts one more at most.
+        self._queue: queue.Queue[tuple[list[bytes], BaseException | None]] = queue.Queue(1)
+        self._taken: Iterator[bytes] = iter(())
+        self._end: BaseException | None = None
+        self._stop = False
+        self._done = False
+        self._thread = threading.Thread(target=self._run, args=(items,), name="imgfs-pull", daemon=True)
+        self._thread.start()
+
+    def _run(self, items: Iterator[bytes]) -> None:
+        batch: list[bytes] = []
+        end: BaseException = StopIteration()
+        try:
+            for item in items:
+                if self._stop:
+                    return
+                batch.append(item)
+                if len(batch) == _BATCH:
+                    self._queue.put((batch, None))
+                    batch = []
+        except BaseException as error:  # noqa: BLE001  (raised again in the thread that waits for it)
+            end = error
+        if not self._stop:  # else what was put last may still be in the queue, for good
+            self._queue.put((batch, end))
+
+    def __next__(self) -> bytes:
+        while not self._done:
+            for item in self._taken:
+                return item
+            if self._end is not None:
+                self._done = True
+                raise self._end
+            batch, self._end = self._queue.get()
+            self._taken = iter(batch)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread: at its next item, if it waits for one."""
+        self._stop = True
+        self._done = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join(_PATIENCE)
+
+
+class InlineCall:
+    """Calls `each` on every item at once, in the caller's thread: a `WriteBehindThread` without a thread."""
+
+    def __init__(self, each: Callable[[tuple[int, bytes | memoryview]], None]) -> None:
+        self.put = each
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+    def finish(self) -> None:
+        """Nothing is under way."""
+
+
+class WriteBehindThread:
+    """Calls `each` on every item put, in a thread of its own; its error comes back from `put` or `finish`."""
+
+    def __init__(self, each: Callable[[tuple[int, bytes]], None]) -> None:
+        self._queue: queue.Queue[list[tuple[int, bytes]] | None] = queue.Queue(1)
+        self._batch: list[tuple[int, bytes]] = []
+        self._error: BaseException | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, args=(each,), name="imgfs-push", daemon=True)
+        self._thread.start()
+
+    def _run(self, each: Callable[[tuple[int, bytes]], None]) -> None:
+        while (batch := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    for item in batch:
+                        each(item)
+                except BaseException as error:  # noqa: BLE001  (raised again in the thread that puts)
+                    self._error = error
+
+    def put(self, item: tuple[int, bytes | memoryview]) -> None:
+        """Hand a copy of `item` over, waiting for room."""
+        if self._error is not None:
+            raise self._error
+        self._batch.append((item[0], bytes(item[1])))
+        if len(self._batch) == _BATCH:
+            self._queue.put(self._batch)
+            self._batch = []
+
+    def close(self) -> None:
+        """Wait for what was put to be done with."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(self._batch)
+            self._queue.put(None)
+            self._thread.join()
+
+    def finish(self) -> None:
+        """`close`, and raise what went wrong."""
+        self.close()
+        if self._error is not None:
+            raise self._error

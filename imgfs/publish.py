@@ -20,16 +20,15 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.profile import origin_of
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.image.image import Image
-from imgfs.image.readiness import open_index
-from imgfs.image.trust import Trust
+from imgfs.image.trust import Trust, open_index
 from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
 from imgfs.layer.codec.compress import seekable
 from imgfs.layer.codec.frames import FRAMED
-from imgfs.layer.codec.window import sparse_window
+from imgfs.layer.codec.gzip import sparse_window
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.index import LayerIndex
+from imgfs.layer.scan import merge_spans
 from imgfs.layer.schema import TAR, ExternalBlob
-from imgfs.layer.soci.spans import merge_spans
 from imgfs.layer.soci.ztoc_writer import Inexpressible, build_ztoc, members, soci_spans
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy

@@ -9,13 +9,11 @@ command that asks it: what it does not say has a default, what it says beyond is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import UnionType
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,13 @@ class EndpointStatus:
 
 @dataclass(frozen=True, slots=True)
 class LayerStatus:
-    """What serving one layer has cost. `index` is "verified", or the repository that is trusted for it."""
+    """What serving one layer has cost, in compressed bytes, if not said otherwise.
+
+    `index` is "verified", or the repository that is trusted for it. `needed` are the spans that readers have
+    touched, of which `needed_fetched` came by this mount and `needed_here` were in the store before.
+    `fetched` is what `brought` has, and what was `discarded`; `untouched` is what `brought` has and no reader
+    has touched yet. `flat_size` and `needed_flat` are decompressed.
+    """
 
     digest: str = ""
     format: str = ""
@@ -88,6 +92,8 @@ class LayerStatus:
     misses: int = 0
     needed: int = 0
     needed_flat: int = 0
+    needed_fetched: int = 0
+    needed_here: int = 0
     fetched: int = 0
     discarded: int = 0
     untouched: int = 0
@@ -102,25 +108,13 @@ class LayerStatus:
     spans_present: int = 0
     spans_touched: int = 0
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> LayerStatus:
-        """Parse what a daemon says of a layer."""
-        brought = {cause: _known(BroughtStatus, each) for cause, each in found.get("brought", {}).items()}
-        last = found.get("last_error")
-        return _known(
-            cls,
-            {
-                **found,
-                "last_error": _known(ErrorStatus, last) if last else None,
-                "first_byte": _known(FirstByteStatus, found.get("first_byte", {})),
-                "brought": brought,
-            },
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """A mount; `passthrough` counts the layers that the kernel reads itself, None by the FUSE driver."""
+    """A mount; `passthrough` counts the layers that the kernel reads itself, None by the FUSE driver.
+
+    `restarts` counts how often its daemon was killed and has a successor.
+    """
 
     image: str = ""
     digest: str = ""
@@ -133,6 +127,7 @@ class MountStatus:
     endpoints: tuple[EndpointStatus, ...] = ()
     driver: str = "fuse"
     pid: int = 0
+    restarts: int = 0
     began: float = 0.0
     seconds: float = 0.0
     requests_fetched: int = 0
@@ -144,29 +139,64 @@ class MountStatus:
     passthrough: int | None = None
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> MountStatus:
+    def from_json(cls, found: object) -> MountStatus:
         """Parse what a daemon says of its mount."""
-        scratch, fill = found.get("scratch"), found.get("fill")
-        return _known(
-            cls,
-            {
-                **found,
-                "scratch": _known(ScratchStatus, scratch) if scratch else None,
-                "fill": _known(FillStatus, fill) if fill else None,
-                "endpoints": tuple(_known(EndpointStatus, each) for each in found.get("endpoints", ())),
-                "layers": tuple(map(LayerStatus.from_json, found.get("layers", ()))),
-            },
-        )
+        return decode(cls, found) or cls()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The status as JSON has it; without `passthrough` by the FUSE driver."""
-        found = asdict(self)
+        found: dict[str, object] = asdict(self)
         if self.passthrough is None:
             del found["passthrough"]
         return found
 
 
-def _known(kind: type[T], found: Mapping[str, Any]) -> T:
-    """Make a `kind`, one of the dataclasses above, of those of its fields that are given."""
-    names = {each.name for each in fields(kind)}
-    return kind(**{name: value for name, value in found.items() if name in names})
+def decode(kind: type[T], found: object) -> T | None:
+    """Make a `kind`, one of the dataclasses above, of what JSON has; None if that is no object.
+
+    Fields that are not given, or are of another type, have their defaults.
+    """
+    if not isinstance(found, Mapping):
+        return None
+    given = {name: _value(hint, found[name]) for name, hint in _hints(kind).items() if name in found}
+    return kind(**{name: value for name, value in given.items() if value is not _ABSENT})
+
+
+_ABSENT = object()
+_HINTS: dict[type, dict[str, object]] = {}
+
+
+def _hints(kind: type[T]) -> dict[str, object]:
+    """Return the types of a dataclass's fields; reading them takes longer than all else here."""
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
+def _value(hint: object, found: object) -> object:
+    """Return a field's value, of the type `hint`; _ABSENT if `found` is of another."""
+    outer, inner = get_origin(hint), get_args(hint)
+    if outer is UnionType:
+        values = [_value(each, found) for each in inner]
+        return next((value for value in values if value is not _ABSENT), _ABSENT)
+    if outer is tuple:
+        return _several(inner[0], found)
+    if outer is Mapping:
+        pairs = found.items() if isinstance(found, Mapping) else ()
+        kept = {name: value for name, each in pairs if (value := _value(inner[1], each)) is not _ABSENT}
+        return kept if isinstance(found, Mapping) else _ABSENT
+    if not isinstance(hint, type):
+        return _ABSENT
+    if is_dataclass(hint):
+        decoded = decode(hint, found)
+        return _ABSENT if decoded is None else decoded
+    if hint is float and isinstance(found, int) and not isinstance(found, bool):
+        return float(found)
+    return found if type(found) is hint else _ABSENT
+
+
+def _several(kind: object, found: object) -> object:
+    if not isinstance(found, list | tuple):
+        return _ABSENT
+    values = [_value(kind, each) for each in found]
+    return tuple(value for value in values if value is not _ABSENT)

@@ -1,8 +1,8 @@
 """Linux system calls that Python's `os` lacks, called through ctypes.
 
-    files       renameat2(2), syncfs(2), utimensat(2) of the access time alone
+    files       openat2(2), renameat2(2), syncfs(2), utimensat(2) of the access time alone
     mounts      fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2), umount2(2)
-    processes   unshare(2), prctl(2)
+    processes   unshare(2), setns(2) by a pidfd, prctl(2)
 
 Each raises OSError with the kernel's errno, as `os` does. Constants have the kernel's names.
 """
@@ -12,19 +12,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 from collections.abc import Sequence
 
 AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h
 UTIME_OMIT = (1 << 30) - 2  # sys/stat.h: in place of the nanoseconds
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4  # linux/fs.h
-CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # linux/sched.h
+RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-MS_REC, MS_SLAVE = 0x4000, 1 << 19  # linux/mount.h, as everything below
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 1 << 19  # linux/mount.h, as everything below
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW = 1, 2, 4, 8, 0x20, 0x100
+MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 0x400, 0x800, 1 << 21, 1 << 24
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_NOATIME = 0x10
-MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = (
@@ -33,6 +35,8 @@ _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = (
     431,
     432,
 )  # the same on every architecture
+
+_SYS_OPENAT2 = 437
 
 MountParameters = Sequence[tuple[str, str | None]]  # of fsconfig(2); a flag has no value
 
@@ -51,6 +55,10 @@ _libc.mount.argtypes = (
     ctypes.c_ulong,
     ctypes.c_char_p,
 )
+
+
+class _OpenHow(ctypes.Structure):  # linux/openat2.h
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
 class _Timespec(ctypes.Structure):
@@ -79,7 +87,21 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def set_parent_death_signal(number: signal.Signals) -> None:
+def setns(fd: int, kinds: int) -> None:
+    """Move this process, of one thread, into namespaces of the process of a pidfd; `kinds` are CLONE_NEW*."""
+    _check(_libc.setns(fd, kinds), "setns")
+
+
+def open_in_root(top: int, path: str, flags: int) -> int:
+    """Open a path as a process chrooted to the open directory `top` would; it leads nowhere out of it."""
+    how = _OpenHow(flags, 0, RESOLVE_IN_ROOT)
+    arguments = top, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+    fd: int = _libc.syscall(ctypes.c_long(_SYS_OPENAT2), *arguments)
+    _check(min(fd, 0), path)
+    return fd
+
+
+def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process a signal when its parent ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl")
 
@@ -92,6 +114,16 @@ def make_mounts_slave() -> None:
 def cover_with_tmpfs(path: str) -> None:
     """Mount an empty tmpfs, which takes no files, on a directory."""
     _check(_libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"size=4k,mode=0555"), path)
+
+
+def bind_mount(source: str, target: str) -> None:
+    """Show a file or directory at another."""
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None), target)
+
+
+def remount(path: str, flags: int) -> None:
+    """Give a mount, and its superblock, these flags (MS_*) and no others; a file system's options stay."""
+    _check(_libc.mount(None, os.fsencode(path), None, MS_REMOUNT | flags, None), path)
 
 
 def detach_mount(path: str) -> None:
@@ -132,10 +164,10 @@ def new_mount(filesystem: str, parameters: MountParameters, attributes: int) -> 
         os.close(context)
 
 
-def attach_mount(mount: int, path: str) -> None:
-    """Attach a mount made by `new_mount` at `path`."""
-    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
-    _syscall(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(path), flags)
+def attach_mount(mount: int, directory: int) -> None:
+    """Attach a mount made by `new_mount` at an open directory."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _syscall(_SYS_MOVE_MOUNT, mount, b"", directory, b"", flags)
 
 
 def _context_messages(context: int) -> str:

@@ -3,10 +3,10 @@
 reference      names of images                        descriptor     digests, platforms, descriptors
 image          manifests, indexes, configs            fields         fields of JSON, as Go reads them
 select         the manifest of an index for a platform
-artifact       artifacts as image manifests           artifact_kind  what an artifact is, and what an image
-referrers      lists of what refers to a manifest     foreign        images in formats of other tools
-published      the artifact that imgfs publishes      policy         which published indexes are used
-soci           SOCI indexes                           named          the digest of one in a manifest
-change         configs and manifests with a layer more or fewer
+kind           what a manifest is: an image, an artifact, another tool's image
+artifact       artifacts, and the lists of what refers to a manifest
+published      indexes published with an image         policy         which of them are used
+soci           SOCI indexes
+change         configs and manifests with a layer more or fewer, and with OCI media types
 instruction    Dockerfile instructions for a config   words          quotes and variables in one
 """

@@ -11,11 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Any
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.fields import object_at, parse_json
+from imgfs.oci.fields import list_in, object_at, objects_in, parse_json
 from imgfs.oci.image import (
     DOCKER_CONFIG,
     DOCKER_LIST,
@@ -72,7 +71,7 @@ _OF_THESE_BYTES = (
     "vnd.docker.reference.",
 )
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
 
 
 def layer_type(codec: str) -> str:
@@ -107,7 +106,8 @@ def extend_config(
     if runtime or "config" in fields:
         fields["config"] = runtime
     added = [str(diff_id)] if diff_id else []
-    fields["rootfs"] |= {"type": "layers", "diff_ids": [*map(str, config.diff_ids), *added]}
+    diff_ids = [*map(str, config.diff_ids), *added]
+    fields["rootfs"] = _part(fields, "rootfs") | {"type": "layers", "diff_ids": diff_ids}
     fields["history"] = [*config.history, *_missing_history(config), entry]
     return _encode(fields)
 
@@ -124,7 +124,7 @@ def extend_manifest(
     """
     manifest, fields = _manifest(body)
     added = [] if layer is None else [_fields_of(layer)]
-    fields |= {"config": _fields_of(config), "layers": [*fields["layers"], *added]}
+    fields |= {"config": _fields_of(config), "layers": [*list_in(fields, "layers", "manifest"), *added]}
     types: Mapping[str, str] = {}
     if manifest.media_type == DOCKER_MANIFEST:
         types = _DOCKER_TYPES if layer is None or layer.media_type in _DOCKER_TYPES else _OCI_TYPES
@@ -149,9 +149,10 @@ def index_as_oci(body: bytes, media_type: str, converted: Mapping[Digest, Descri
     none of these manifests stays what it is, byte for byte. Raises InvalidImage.
     """
     fields = object_at(parse_json(body, "document"), "document")
-    entries = [_converted_entry(entry, converted) for entry in fields.get("manifests") or []]
+    known = objects_in(fields, "manifests", "index")
+    entries = [_converted_entry(entry, converted) for entry in known]
     is_docker = fields.get("mediaType", media_type) == DOCKER_LIST
-    if not is_docker and entries == (fields.get("manifests") or []):
+    if not is_docker and entries == known:
         return body
     return _encode(fields | {"mediaType": OCI_INDEX, "manifests": entries})
 
@@ -178,7 +179,7 @@ def truncate(manifest_body: bytes, config_body: bytes, layers: int) -> tuple[byt
         return manifest_body, config_body
     cut = _encode(_truncated(config, layers))
     descriptor = Descriptor(manifest.config.media_type, Digest.of(cut), len(cut))
-    fields |= {"config": _fields_of(descriptor), "layers": fields["layers"][:layers]}
+    fields |= {"config": _fields_of(descriptor), "layers": list_in(fields, "layers", "manifest")[:layers]}
     return _encode(_own(fields, {})), cut
 
 
@@ -187,7 +188,7 @@ def _truncated(config: ImageConfig, layers: int) -> Fields:
     counts = list(accumulate(int(not entry.get("empty_layer")) for entry in config.history))
     history = config.history[: counts.index(layers) + 1 if layers in counts else None]
     fields: Fields = dict(config.raw)
-    fields["rootfs"] = fields["rootfs"] | {"diff_ids": list(map(str, config.diff_ids[:layers]))}
+    fields["rootfs"] = _part(fields, "rootfs") | {"diff_ids": list(map(str, config.diff_ids[:layers]))}
     if history:
         fields["history"] = list(history)
         fields |= _present(created=history[-1].get("created"))
@@ -213,17 +214,20 @@ def _retyped(fields: Fields, types: Mapping[str, str]) -> Fields:
     """A manifest's fields, the media types in them replaced by those of `types`."""
 
     def retyped(part: Fields) -> Fields:
-        return part | {"mediaType": types[part["mediaType"]]} if part.get("mediaType") in types else part
+        media_type = part.get("mediaType")
+        if isinstance(media_type, str) and media_type in types:
+            return part | {"mediaType": types[media_type]}
+        return part
 
     return retyped(fields) | {
-        "config": retyped(fields["config"]),
-        "layers": [retyped(layer) for layer in fields["layers"]],
+        "config": retyped(_part(fields, "config")),
+        "layers": [retyped(layer) for layer in objects_in(fields, "layers", "manifest")],
     }
 
 
 def _own(fields: Fields, annotations: Mapping[str, str]) -> Fields:
     """A manifest's fields, `annotations` added, without what is said of other bytes than these."""
-    kept = fields.get("annotations") or {}
+    kept = _part(fields, "annotations")
     added = {name: text for name, text in kept.items() if not name.startswith(_OF_THESE_BYTES)}
     added.update(annotations)
     rest = {name: value for name, value in fields.items() if name not in ("annotations", "subject")}
@@ -239,7 +243,12 @@ def _fields_of(descriptor: Descriptor) -> Fields:
     return fields | ({"annotations": dict(descriptor.annotations)} if descriptor.annotations else {})
 
 
-def _present(**texts: str | None) -> Fields:
+def _part(fields: Fields, name: str) -> Fields:
+    """The object `fields[name]`, empty if absent or null; raises InvalidImage."""
+    return object_at(fields.get(name) or {}, name)
+
+
+def _present(**texts: object) -> Fields:
     return {name: text for name, text in texts.items() if text}
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imgfs.errors import IntegrityError, InvalidImage, UsageError
 from imgfs.oci.fields import annotations_in, object_at, text_in, texts_in
@@ -105,7 +105,7 @@ class Platform:
         return cls(parts[0], parts[1], parts[2] if len(parts) == 3 else None).normalized()
 
     @classmethod
-    def parse(cls, fields: Mapping[str, Any], where: str) -> Platform:
+    def parse(cls, fields: Mapping[str, object], where: str) -> Platform:
         """Read the platform's fields out of a JSON object at `where`; raises InvalidImage."""
         return cls(
             os=text_in(fields, "os", where, default="unknown"),
@@ -169,9 +169,9 @@ class Descriptor:
         )
 
 
-def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
+def descriptor_fields(descriptor: Descriptor) -> dict[str, object]:
     """A descriptor as JSON has it (descriptor.md), in the order in which Go writes it; without its URLs."""
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
         "size": descriptor.size,
@@ -185,7 +185,7 @@ def descriptor_fields(descriptor: Descriptor) -> dict[str, Any]:
     return fields | ({"artifactType": descriptor.artifact_type} if descriptor.artifact_type else {})
 
 
-def _platform_fields(platform: Platform) -> dict[str, Any]:
+def _platform_fields(platform: Platform) -> dict[str, object]:
     fields = {
         "architecture": platform.architecture,
         "os": platform.os,
@@ -196,7 +196,7 @@ def _platform_fields(platform: Platform) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _size(fields: Mapping[str, Any], where: str) -> int:
+def _size(fields: Mapping[str, object], where: str) -> int:
     size = fields.get("size")
     if type(size) is not int or not 0 <= size < 1 << 63:
         raise InvalidImage("expected a length in bytes", where=f"{where}.size")
@@ -204,7 +204,13 @@ def _size(fields: Mapping[str, Any], where: str) -> int:
 
 
 def _platform(value: object, where: str) -> Platform | None:
-    return None if value is None else Platform.parse(object_at(value, where), where)
+    """Read a platform; one without an os or an architecture, both of which are REQUIRED, says nothing."""
+    if value is None:
+        return None
+    fields = object_at(value, where)
+    platform = Platform.parse(fields, where)
+    says_nothing = not (fields.get("os") and fields.get("architecture")) and not platform.os_features
+    return None if says_nothing else platform
 
 
 def _inline(value: object, where: str) -> bytes | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from imgfs.errors import InvalidImage
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
@@ -58,10 +57,10 @@ class ImageConfig:
 
     platform: Platform
     diff_ids: tuple[Digest, ...]
-    history: tuple[Mapping[str, Any], ...] = field(hash=False)
+    history: tuple[Mapping[str, object], ...] = field(hash=False)
     created: str | None
-    config: Mapping[str, Any] = field(hash=False)
-    raw: Mapping[str, Any] = field(hash=False, repr=False)
+    config: Mapping[str, object] = field(hash=False)
+    raw: Mapping[str, object] = field(hash=False, repr=False)
 
 
 def parse_document(body: bytes, media_type: str | None) -> Manifest | Index:
@@ -139,7 +138,7 @@ def chain_id(diff_ids: Sequence[Digest]) -> Digest:
     return chain
 
 
-def _refuse_schema_1(fields: Mapping[str, Any]) -> None:
+def _refuse_schema_1(fields: Mapping[str, object]) -> None:
     version = 2 if fields.get("schemaVersion") is None else fields["schemaVersion"]
     if version == 1 or fields.get("fsLayers"):
         raise InvalidImage("a Docker schema 1 image, a format given up in 2017; pull and push it again")
@@ -147,7 +146,7 @@ def _refuse_schema_1(fields: Mapping[str, Any]) -> None:
         raise InvalidImage(f"expected 2, got {version!r:.40}", where="document.schemaVersion")
 
 
-def _manifest(fields: Mapping[str, Any], media_type: str) -> Manifest:
+def _manifest(fields: Mapping[str, object], media_type: str) -> Manifest:
     where = "manifest"
     return Manifest(
         media_type=media_type,
@@ -159,7 +158,7 @@ def _manifest(fields: Mapping[str, Any], media_type: str) -> Manifest:
     )
 
 
-def _index(fields: Mapping[str, Any], media_type: str) -> Index:
+def _index(fields: Mapping[str, object], media_type: str) -> Index:
     where = "index"
     return Index(
         media_type=media_type,
@@ -170,11 +169,11 @@ def _index(fields: Mapping[str, Any], media_type: str) -> Index:
     )
 
 
-def _descriptors(fields: Mapping[str, Any], name: str, where: str) -> tuple[Descriptor, ...]:
+def _descriptors(fields: Mapping[str, object], name: str, where: str) -> tuple[Descriptor, ...]:
     values = list_in(fields, name, where)
     return tuple(Descriptor.parse(value, where=f"{where}.{name}[{n}]") for n, value in enumerate(values))
 
 
-def _subject(fields: Mapping[str, Any], where: str) -> Descriptor | None:
+def _subject(fields: Mapping[str, object], where: str) -> Descriptor | None:
     value = fields.get("subject")
     return None if value is None else Descriptor.parse(value, where=f"{where}.subject")

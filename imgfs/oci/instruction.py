@@ -1,7 +1,8 @@
 """Instructions that change an image's runtime config: those of `docker commit --change` and `podman commit`.
 
 Their meaning is the Dockerfile's (Docker's Dockerfile reference), the fields they set are those of OCI
-image-spec config.md, plus Docker's own Healthcheck and OnBuild (moby image spec v1.2).
+image-spec config.md, plus Docker's own Healthcheck and OnBuild (moby image spec v1.2). A line is split into
+words as in a Dockerfile ("Environment replacement"): a part of what a shell knows, and no shell runs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from signal import Signals
-from typing import Any
 
 from imgfs.errors import UsageError
 from imgfs.oci.fields import object_at, text_in, texts_in
-from imgfs.oci.words import expand, words
 
 _WHERE = "config.config"
 _LAST_SIGNAL = 64  # signal(7)
@@ -38,7 +37,15 @@ _HEALTH_TIMES = {
 }
 _NO_TRIGGERS = ("ONBUILD", "FROM", "MAINTAINER")
 
-Config = dict[str, Any]  # the `config` object of an image's config
+_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
+_VARIABLE = r"""\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?::(?P<rule>[-+])(?P<word>[^{}]*))?\}|(?P<wrong>\{))"""
+_PIECE = re.compile(
+    r"""'(?P<literal>[^']*)'|"(?P<quoted>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)|""" + _VARIABLE,
+    re.DOTALL | re.ASCII,
+)
+_QUOTED_PIECE = re.compile(r'\\(?P<escaped>["$\\])|' + _VARIABLE, re.ASCII)
+
+Config = dict[str, object]  # the `config` object of an image's config
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ def parse_change(text: str) -> ConfigChange:
     return change
 
 
-def apply_changes(config: Mapping[str, Any], changes: Iterable[ConfigChange]) -> Config:
+def apply_changes(config: Mapping[str, object], changes: Iterable[ConfigChange]) -> Config:
     """The runtime config `config` after `changes`, in their order; it stays as it is.
 
     A new ENTRYPOINT without a CMD drops the old one's CMD (Dockerfile reference, "Understand how CMD and
@@ -253,8 +260,8 @@ def _environment(config: Config) -> dict[str, str]:
 
 def _object(config: Config, name: str) -> Config:
     """The object `config[name]`, made if there is none, to be changed."""
-    config[name] = object_at(config.get(name) or {}, f"{_WHERE}.{name}")
-    return config[name]  # type: ignore[no-any-return]  # it is the object just put there
+    found = config[name] = object_at(config.get(name) or {}, f"{_WHERE}.{name}")
+    return found
 
 
 def _set(config: Config, name: str, value: list[str]) -> None:
@@ -278,3 +285,39 @@ _APPLIERS: dict[str, Callable[[str, Config], None]] = {
     "WORKDIR": _set_directory,
 }
 _EXPANDED = frozenset(("ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"))
+
+
+def words(line: str) -> list[str]:
+    """Split a line at the spaces outside quotes, which stay; raises UsageError for a quote left open."""
+    if _WORD.sub("", line).strip():
+        raise UsageError("a quote is not closed, or a backslash ends the line")
+    return _WORD.findall(line)
+
+
+def expand(text: str, environment: Mapping[str, str]) -> str:
+    """`text` without its quotes and backslashes, and with the values of its variables; raises UsageError.
+
+    Variables are `$NAME`, `${NAME}`, `${NAME:-WORD}` and `${NAME:+WORD}`; one that is not set is empty.
+    """
+    words(text)
+    return _PIECE.sub(lambda match: _expanded(match, environment), text)
+
+
+def _expanded(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    found = match.groupdict()
+    kept = found["escaped"] if found["escaped"] is not None else found.get("literal")
+    if kept is not None:
+        return str(kept)
+    if found.get("quoted") is not None:
+        return _QUOTED_PIECE.sub(lambda inner: _expanded(inner, environment), found["quoted"])
+    return _value(found, environment)
+
+
+def _value(found: Mapping[str, str | None], environment: Mapping[str, str]) -> str:
+    if found["wrong"]:
+        raise UsageError("a variable is $NAME, ${NAME}, ${NAME:-WORD} or ${NAME:+WORD}")
+    value = environment.get(found["name"] or found["braced"] or "", "")
+    if found["rule"] is None:
+        return value
+    other = expand(found["word"] or "", environment)
+    return value or other if found["rule"] == "-" else value and other

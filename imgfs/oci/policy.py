@@ -1,4 +1,4 @@
-"""The policy for published indexes of an image (`--index`)."""
+"""Which published indexes are used: by itself, as every command that takes an image has an option for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What imgfs publishes beside an image: an artifact with its tree and the indexes of its layers.
+"""What is published with an image to spare a reader the scan of its layers.
 
-It is an OCI artifact that refers to the image's manifest, `ARTIFACT_TYPE`. Its layers, in any order:
+imgfs publishes an OCI artifact, `ARTIFACT_TYPE`, that refers to the image's manifest. Its layers, in any
+order:
 
     TREE      the merged tree of the image                                          at most one
     LEAN      a layer's spans: what it takes to read files of a tree                one for each layer
@@ -9,10 +10,12 @@ It is an OCI artifact that refers to the image's manifest, `ARTIFACT_TYPE`. Its 
     COPY      a seekable copy of the layer, whose spans LEAN and FULL then have     where there is one
     PROFILE   what a workload reads, in which order                                 any number
 
-TREE, LEAN and FULL are SQLite files (`tree.schema`, `layer.index`), each one zstd frame of at most `size`
+TREE, LEAN and FULL are SQLite files (`tree.database`, `layer.index`), each one zstd frame of at most `size`
 bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
 to, `NAME_OF` what a profile is called. Another form gets another version number;
 versions of imgfs that do not know it pass it over. (LEAN and FULL were once without the windows' digests.)
+
+A SOCI index of version 2 is named by the image's manifest itself (`soci_v2_digest`; more in `oci.soci`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass, field
 from imgfs.errors import InvalidImage
 from imgfs.oci.artifact import Artifact
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import Manifest
 
 ARTIFACT_TYPE = "application/vnd.imgfs.index.v1"
 TREE = "application/vnd.imgfs.tree.v1.sqlite+zstd"
@@ -35,6 +39,7 @@ LAYER_OF = "vnd.imgfs.layer"
 SIZE_OF = "vnd.imgfs.size"
 NAME_OF = "vnd.imgfs.profile"
 CREATED = "org.opencontainers.image.created"  # annotations.md
+INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its SOCI index, version 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +108,9 @@ def latest(referrers: list[Descriptor]) -> Descriptor | None:
     """Return the published artifact that was made last, by its annotation; None if there is none."""
     published = [entry for entry in referrers if entry.artifact_type == ARTIFACT_TYPE]
     return max(published, key=lambda entry: entry.annotations.get(CREATED, ""), default=None)
+
+
+def soci_v2_digest(manifest: Manifest) -> Digest | None:
+    """Return the digest of the SOCI index, version 2, that a manifest names, if any; raises InvalidImage."""
+    text = manifest.annotations.get(INDEX_DIGEST)
+    return None if text is None else Digest.parse(text, where=f"manifest.annotations[{INDEX_DIGEST!r}]")

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, NotFound, Unavailable
-from imgfs.oci.artifact_kind import is_artifact_entry
 from imgfs.oci.descriptor import Descriptor, Platform
 from imgfs.oci.image import Index, Manifest, parse_config
+from imgfs.oci.kind import foreign_format, is_artifact_entry
 
 _NESTING = 4  # indexes inside indexes
-_LOOKS = 64  # manifests without a platform whose configs are fetched
-_FOREIGN_FEATURES = {"nydus.remoteimage.v1", "erofs"}  # os.features of manifests in other formats
+_LOOKS = (
+    64  # documents that are read in search of one: 4 MiB each, and an index may name one thousands of times
+)
 _VARIANT = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
+_UNKNOWN = ("", "unknown")
+_ALSO = {"amd64": {"386"}, "arm64": {"arm"}, "mips64": {"mips"}, "mips64le": {"mipsle"}}  # natively
 
 Level = tuple[int, int]  # of a variant: v8.2 is (8, 2)
 
@@ -54,7 +57,8 @@ def select_manifest(
         return found
     if search.unavailable:
         raise search.unavailable
-    raise InvalidImage(f"no image for {wanted}; {_offered(search.platforms)}")
+    among = f" among the first {_LOOKS} documents that it names" if search.looks > _LOOKS else ""
+    raise InvalidImage(f"no image for {wanted}{among}; {_offered(search.platforms)}")
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ class _Search:
     read_config: Callable[[Descriptor], bytes]
     platforms: list[Platform] = field(default_factory=list)
     unavailable: Unavailable | None = None
-    looks: int = 0
+    looks: int = 0  # documents read, and those that would have been
 
     def within(self, index: Index, depth: int, *, is_certain: bool) -> Selected | None:
         """Search an index; `is_certain` if its only entry needs no platform: nothing else could be meant."""
@@ -89,22 +93,26 @@ class _Search:
         fitting = [(level, entry) for level, entry in levels if level is not None]
         return sorted(fitting, key=lambda pair: pair[0], reverse=True)
 
+    def _read(self, entry: Descriptor) -> Manifest | Index | None:
+        """Read what an entry names; None once as many documents were read as may be."""
+        self.looks += 1
+        return self.read(entry) if self.looks <= _LOOKS else None
+
     def _enter(self, entry: Descriptor, level: Level, depth: int) -> Selected | None:
-        document = self.read(entry)
+        document = self._read(entry)
         if isinstance(document, Manifest):
             return Selected(entry, document, level)
-        return self.within(document, depth + 1, is_certain=True)
+        return self.within(document, depth + 1, is_certain=True) if document else None
 
     def _look(self, entry: Descriptor, depth: int) -> Iterator[Selected]:
         """Yield what an entry without a platform has for the platform, if it has something.
 
         What is missing or no image is passed over: others may have what is wanted.
         """
-        self.looks += 1
-        if self.looks > _LOOKS:
-            return
         try:
-            document = self.read(entry)
+            document = self._read(entry)
+            if document is None:
+                return
             if isinstance(document, Index):
                 found = self.within(document, depth + 1, is_certain=False)
                 if found:
@@ -128,7 +136,7 @@ def is_image_entry(entry: Descriptor) -> bool:
     return not (
         is_artifact_entry(entry)
         or (platform and (platform.os, platform.architecture) == ("unknown", "unknown"))
-        or (platform and _FOREIGN_FEATURES.intersection(platform.os_features))
+        or (platform and foreign_format(platform))
     )
 
 
@@ -141,6 +149,28 @@ def level_for(wanted: Platform, offered: Platform) -> Level | None:
     if most is None or level is None:
         return (0, 0) if want.variant == offer.variant else None
     return level if level <= most else None
+
+
+def runs(machine: Platform, image: Platform) -> bool:
+    """Return True if `machine` runs the programs of an image for `image` natively, as far as that is known.
+
+    An image that does not say what it is for is given the benefit of the doubt. Variants count for 32-bit ARM
+    only: those of other architectures say what a program may use, not what it needs.
+    """
+    want, offer = machine.normalized(), image.normalized()
+    return is_for(machine, image) or (
+        want.os == offer.os and offer.architecture in _ALSO.get(want.architecture, ())
+    )
+
+
+def is_for(wanted: Platform, image: Platform) -> bool:
+    """Return True if an image for `image` is one for `wanted`, likewise."""
+    want, offer = wanted.normalized(), image.normalized()
+    if offer.os in _UNKNOWN or offer.architecture in _UNKNOWN:
+        return True
+    if (want.os, want.architecture) != (offer.os, offer.architecture):
+        return False
+    return offer.architecture != "arm" or image.variant is None or level_for(want, offer) is not None
 
 
 def _level(variant: str | None) -> Level | None:

@@ -8,18 +8,17 @@ image's manifest, which makes it part of the image's digest, and lies beside the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.oci.change import as_oci
+from imgfs.oci.artifact import encode
 from imgfs.oci.descriptor import Descriptor, Digest, Platform, descriptor_fields
-from imgfs.oci.fields import annotations_in, object_at, parse_json
+from imgfs.oci.fields import annotations_in, object_at, objects_in, parse_json
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST, Index, Manifest, parse_document
-from imgfs.oci.named import INDEX_DIGEST as INDEX_DIGEST
-from imgfs.oci.named import soci_v2_digest as soci_v2_digest
+from imgfs.oci.published import INDEX_DIGEST as INDEX_DIGEST
+from imgfs.oci.published import soci_v2_digest as soci_v2_digest
 
 SOCI_V1 = "application/vnd.amazon.soci.index.v1+json"
 SOCI_V2 = "application/vnd.amazon.soci.index.v2+json"
@@ -89,7 +88,7 @@ def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor
     assert (subject is not None) == (version == 1), "version 1 has a subject, version 2 has none"
     config = Descriptor(_CONFIG_TYPES[version], Digest.of(CONFIG_BODY), len(CONFIG_BODY))
     bare = Descriptor(subject.media_type, subject.digest, subject.size) if subject else None
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": descriptor_fields(config),
@@ -97,21 +96,7 @@ def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor
     }
     if bare:
         fields["subject"] = descriptor_fields(bare)
-    return _encode(fields | {"annotations": {BUILD_TOOL: tool}})
-
-
-def soci_v2_of(index: Index, manifest: Manifest) -> Descriptor | None:
-    """The SOCI index of an image, `manifest`, among the entries of the OCI index it was found in.
-
-    It goes by what the manifest itself says, whose digest has been checked: what `index` says of either would
-    be bound to the image by nothing. None if the manifest names no SOCI index or another one; then
-    `soci_v2_digest` is enough to ask for it. Raises InvalidImage.
-    """
-    digest = soci_v2_digest(manifest)
-    entries = (
-        entry for entry in index.manifests if entry.digest == digest and entry.artifact_type == SOCI_V2
-    )
-    return next(entries, None)
+    return encode(fields | {"annotations": {BUILD_TOOL: tool}})
 
 
 def with_soci_v2(
@@ -123,10 +108,12 @@ def with_soci_v2(
     and the new SOCI index that of an older one for `platform`. A Docker manifest becomes an OCI one, a
     manifest list an OCI index; the manifests of other platforms stay what they are. Raises InvalidImage.
     """
+    from imgfs.oci.change import as_oci  # here: reading SOCI indexes changes no document
+
     soci = soci_index(2, ztocs, subject=None, tool=tool)
     fields = object_at(parse_json(as_oci(manifest), "document"), "document")
     annotations = annotations_in(fields, "manifest") | {INDEX_DIGEST: str(Digest.of(soci))}
-    image = _encode(fields | {"annotations": annotations})
+    image = encode(fields | {"annotations": annotations})
     old = Digest.of(manifest)
     listed = Descriptor(OCI_MANIFEST, Digest.of(image), len(image), annotations, platform)
     about = {IMAGE_DIGEST: str(listed.digest)}
@@ -134,13 +121,13 @@ def with_soci_v2(
     around = _index_fields(index, old)
     entries = [
         descriptor_fields(listed) | _kept(entry) if entry.get("digest") == str(old) else entry
-        for entry in around["manifests"]
+        for entry in objects_in(around, "manifests", "index")
         if not _is_soci_for(entry, platform)
     ]
-    return SociImage(image, soci, _encode(around | {"manifests": [*entries, descriptor_fields(beside)]}))
+    return SociImage(image, soci, encode(around | {"manifests": [*entries, descriptor_fields(beside)]}))
 
 
-def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, Any]:
+def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, object]:
     """The fields of an OCI index that has `manifest` among its entries: the one given, or a new one."""
     if index is None:
         return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"digest": str(manifest)}]}
@@ -150,16 +137,14 @@ def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, Any]:
     return object_at(parse_json(index, "document"), "document") | {"mediaType": OCI_INDEX}
 
 
-def _kept(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(entry: Mapping[str, object]) -> dict[str, object]:
     """What an entry of an index says that stays true when its manifest becomes another one."""
     return {"platform": entry["platform"]} if entry.get("platform") else {}
 
 
-def _is_soci_for(entry: Mapping[str, Any], platform: Platform) -> bool:
+def _is_soci_for(entry: Mapping[str, object], platform: Platform) -> bool:
     if entry.get("artifactType") != SOCI_V2 or not entry.get("platform"):
         return False
-    return Platform.parse(entry["platform"], "index").normalized() == platform.normalized()
-
-
-def _encode(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return (
+        Platform.parse(object_at(entry["platform"], "index"), "index").normalized() == platform.normalized()
+    )

@@ -22,8 +22,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url as parse_proxy
 
+from imgfs.registry.proxies import SOCKS, SocksProxy
 from imgfs.registry.sockets import AddressHook, Deadline, PlainSocket, TlsSocket, bound, dial
-from imgfs.registry.socks import SOCKS, SocksProxy
 from imgfs.registry.urls import Url
 
 MAX_HEAD = 256 << 10  # bytes of an answer's head with all 1xx before it; curl takes 300 kB, a line has 64 KiB
@@ -215,7 +215,7 @@ class _Exchange(HTTPConnection):
         return self._head
 
 
-def _pools(dialer: _Dialer) -> dict[str, Any]:
+def _pools(dialer: _Dialer) -> dict[str, type[HTTPConnectionPool]]:
     """Pools of connections whose sockets are made by `dialer`."""
 
     class Plain(_Exchange):

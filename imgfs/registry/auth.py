@@ -1,8 +1,9 @@
-"""Token authentication without I/O (distribution's `spec/auth/token.md` and `oauth.md`).
+"""Token authentication without I/O (distribution's `spec/auth/token.md`, `oauth.md` and `scope.md`).
 
 `Authorizer.authorize` and `.challenged` are generators: they yield the requests to a token server and are
 sent the replies, or thrown the ImgfsError if there is none; their value is the Authorization header, or
-None. The caller does the I/O (`authenticator`), and a test drives them with three values.
+None. The caller does the I/O (`authenticator`), and a test drives them with three values. What a registry
+challenges with is read by `parse_challenges` (RFC 9110, 11.6.1).
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.challenges import Challenge, join_scopes
-from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.config.credentials import BYTES, Credentials
 from imgfs.registry.ssrf import check_realm
 from imgfs.registry.urls import parse_url
 
@@ -32,6 +32,9 @@ _SLOW = 1.0  # seconds: a helper or token server that takes so long to fail
 _PAUSE = 2.0  # is not asked again for so long, lest each of many that wait in line waits for it anew
 _NO_POST = (401, 404, 405)  # token servers without OAuth2 say one of these (GCR, Artifactory)
 _BEARER = re.compile(r"[!-~]+")  # what may stand in a header
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')  # RFC 9110, 11.2
+_SCHEME = re.compile(_TOKEN)
 
 
 class TokenRequest(NamedTuple):
@@ -248,5 +251,39 @@ def _lifetime(given: object) -> float:
 
 
 def _basic(credentials: Credentials) -> str:
-    pair = f"{credentials.username}:{credentials.secret}".encode()
+    pair = f"{credentials.username}:{credentials.secret}".encode("utf-8", BYTES)
     return f"Basic {base64.b64encode(pair).decode()}"
+
+
+class Challenge(NamedTuple):
+    """One way in that a 401 offers: the scheme in lower case and its parameters."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(header: str) -> list[Challenge]:
+    """Read a `WWW-Authenticate` header, or several joined by commas (RFC 9110, 11.6.1)."""
+    challenges: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while at < len(header):
+        parameter = _PARAMETER.match(header, at)
+        scheme = None if parameter else _SCHEME.match(header, at)
+        if parameter and challenges:
+            quoted, plain = parameter[2], parameter[3]
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            challenges[-1][1].setdefault(parameter[1].lower(), value)
+        elif scheme:
+            challenges.append((scheme[0].lower(), {}))
+        found = parameter or scheme
+        at = found.end() if found else at + 1
+    return [Challenge(*challenge) for challenge in challenges]
+
+
+def join_scopes(*scopes: str) -> str:
+    """What all of `scopes` allow, each resource once: `type:name:actions` (distribution's `scope.md`)."""
+    actions: dict[str, dict[str, None]] = {}
+    for scope in " ".join(scopes).split():
+        resource, colon, allowed = scope.rpartition(":")
+        actions.setdefault(f"{resource}{colon}", {}).update(dict.fromkeys(allowed.split(",")))
+    return " ".join(f"{resource}{','.join(allowed)}" for resource, allowed in actions.items())

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.endpoint import MAX_DOCUMENT
-from imgfs.registry.redirects import led_to
-from imgfs.registry.response import Response
+from imgfs.registry.messages import Response
 from imgfs.registry.retry import Patience
 from imgfs.registry.session import Answer, HttpSession
+from imgfs.registry.ssrf import led_to
 from imgfs.registry.urls import redact
 
 _CHUNK = 256 << 10  # bytes handed out at once, at least, while there are more
@@ -123,6 +123,7 @@ class Blobs:
         self._session = session
         self._name = name
         self._targets: dict[str, str] = {}  # where blobs were redirected to; CDN signatures expire
+        self._rangeless: set[Digest] = set()  # blobs that came whole when a range was asked for
 
     def document(self, digest: Digest) -> bytes:
         """Fetch a small blob whole, such as a config, at most 8 MiB; its digest is checked."""
@@ -135,6 +136,10 @@ class Blobs:
     def doubt(self, digest: Digest) -> None:
         """Forget where a blob was redirected to: what came from there was wrong."""
         self._targets.pop(self._url(digest), None)
+
+    def ignores_ranges(self, digest: Digest) -> bool:
+        """Return True if a range of this blob was answered with all of it, so that each range costs that."""
+        return digest in self._rangeless
 
     def read(
         self, descriptor: Descriptor, start: int = 0, end: int | None = None, *, url: str | None = None
@@ -150,10 +155,9 @@ class Blobs:
         url = led_to(own, url, verify=False) if url else own  # without TLS as well: the digest vouches for it
         patience = self._session.patience()
         while start < end:
+            wanted = BlobRange(start, end, descriptor.size)
             try:
-                for chunk in gather(
-                    self._range(url, BlobRange(start, end, descriptor.size), patience), _CHUNK
-                ):
+                for chunk in gather(self._range(descriptor.digest, url, wanted, patience), _CHUNK):
                     start += len(chunk)
                     handed_out = time.monotonic()
                     yield chunk
@@ -174,11 +178,11 @@ class Blobs:
     def _url(self, digest: Digest) -> str:
         return self._session.at(f"blobs/{digest}")
 
-    def _range(self, url: str, wanted: BlobRange, patience: Patience) -> Iterator[bytes]:
+    def _range(self, digest: Digest, url: str, wanted: BlobRange, patience: Patience) -> Iterator[bytes]:
         """Send one request for a range of a blob; it may end early with Unavailable, or without."""
-        what = redact(url)
+        what, headers = redact(url), range_header(wanted)
         try:
-            response = self._open_blob(url, range_header(wanted), patience)
+            response = self._open_blob(url, headers, patience)
         except RegistryError as error:
             if error.status == 416:
                 raise IntegrityError(f"{what}: length", expected=wanted.size, actual="less") from error
@@ -189,6 +193,8 @@ class Blobs:
             except IntegrityError:
                 self._targets.pop(url, None)
                 raise
+            if headers and response.status == 200:
+                self._rangeless.add(digest)
             yield from cut_out(response.chunks(patience), body_slice, what)
 
     def _open_blob(self, url: str, headers: Mapping[str, str], patience: Patience) -> Response:

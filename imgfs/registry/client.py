@@ -7,6 +7,8 @@ the digest of a range is for its reader to check. What goes in is checked on its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,11 +19,11 @@ from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.errors import push_refusal
 from imgfs.registry.manifests import Manifests, existing_tags, list_tags
+from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.referrers import Referrers
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import HttpSession
 from imgfs.registry.upload import Upload
-from imgfs.registry.upload_body import CheckedBlob
 
 
 class Client:
@@ -94,6 +96,10 @@ class Client:
     ) -> Iterator[bytes]:
         """Exactly the bytes `[start, end)` of a blob; see `Blobs.read`."""
         return self._blobs.read(descriptor, start, end, url=url)
+
+    def ignores_ranges(self, digest: Digest) -> bool:
+        """Return True if a range of this blob was answered with all of it; see `Blobs.ignores_ranges`."""
+        return self._blobs.ignores_ranges(digest)
 
     def doubt(self, digest: Digest) -> None:
         """What came of a blob was wrong: where it was redirected to last is not asked again."""
@@ -169,3 +175,32 @@ class Client:
         else:
             text = f"{self._name} has no tag {name!r}; {existing_tags(self._session)}"
         raise NotFound(text, status=error.status, code=error.code, url=error.url) from error
+
+
+def check_login(
+    endpoint: RegistryEndpoint,
+    credentials: Credentials,
+    *,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    ca_bundle: Path | None = None,
+) -> bool:
+    """Ask for the registry's root with `credentials` (distribution-spec, "Determining Support").
+
+    Return True if the registry asked for them; one that allows anonymous requests does not check them. Raises
+    Unauthorized if they are refused, RegistryError if there is no registry.
+    """
+    wanted = False
+
+    def show() -> Credentials:
+        nonlocal wanted
+        wanted = True
+        return credentials
+
+    root = replace(endpoint, repository="")
+    with closing(HttpSession(root, credentials=show, timeouts=timeouts, ca_bundle=ca_bundle)) as session:
+        try:
+            session.ask("GET", f"{endpoint.url}/", {})
+        except NotFound as error:
+            text = f"{endpoint.host} is no registry: {error}"
+            raise RegistryError(text, status=error.status, url=error.url) from error
+    return wanted

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
@@ -19,6 +19,9 @@ from imgfs.registry.client import Client
 from imgfs.registry.endpoint import RegistryEndpoint
 from imgfs.registry.retry import Busy, Timeouts
 from imgfs.registry.urls import redact
+
+if TYPE_CHECKING:
+    from imgfs.status import EndpointStatus
 
 _FIRST_BACK_OFF, _MAX_BACK_OFF = 1.0, 60.0  # seconds
 _MAX_RETRY_AFTER = 300.0  # seconds
@@ -89,23 +92,25 @@ class EndpointState:
             retry_after = min(error.after, _MAX_RETRY_AFTER) if isinstance(error, Busy) else 0.0
             self._until = self._clock() + max(self._back_off, retry_after)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> EndpointStatus:
         """Return the record: `state` is "ok" or "failing", times are in seconds since the epoch.
 
         `error` is the last one, however long ago; `tries` those that failed one after the other;
         `left_alone_until` is None if it is asked whenever there is something to ask.
         """
+        from imgfs.status import EndpointStatus  # here: the commands that look at an image report nothing
+
         with self._lock:
             backing_off = self._back_off > 0 and self._until > self._clock()
             until = self._calendar() + self._until - self._clock() if backing_off else None
-            return {
-                "endpoint": self._name,
-                "state": "ok" if self._since is None else "failing",
-                "since": self._since,
-                "error": self._text,
-                "tries": self._tries,
-                "left_alone_until": until,
-            }
+            return EndpointStatus(
+                endpoint=self._name,
+                state="ok" if self._since is None else "failing",
+                since=self._since,
+                error=self._text,
+                tries=self._tries,
+                left_alone_until=until,
+            )
 
 
 _CONNECT, _READ, _DEADLINE = 2.0, 5.0, 10.0  # seconds for an endpoint that is not the last

@@ -32,6 +32,13 @@ _DELETE_MEANINGS = {
     403: "the registry does not allow it",
     405: "the registry does not allow deletion",
 }
+_CATALOG_MEANINGS = {
+    401: "the registry does not allow it, or wants credentials that may",
+    403: "the registry does not allow it",
+    404: "the registry does not offer it",
+    405: "the registry does not offer it",
+    501: "the registry does not offer it",
+}
 
 
 def no_answer(url: str, error: Exception, proxy: str) -> RegistryError:
@@ -81,7 +88,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
         yield seen
-        seen = seen.__cause__ or seen.__context__
+        told = [argument for argument in seen.args if isinstance(argument, BaseException)]  # urllib3's way
+        seen = seen.__cause__ or seen.__context__ or next(reversed(told), None)
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
@@ -108,6 +116,11 @@ def push_refusal(error: RegistryError, name: str) -> RegistryError:
 def delete_refusal(error: RegistryError, name: str) -> RegistryError:
     """The same refusal, saying what it means for a deletion from the repository `name`."""
     return _explained(error, _DELETE_MEANINGS, f"cannot delete from {name}")
+
+
+def catalog_refusal(error: RegistryError, host: str) -> RegistryError:
+    """The same refusal, saying what it means for a list of the repositories of `host`."""
+    return _explained(error, _CATALOG_MEANINGS, f"cannot list the repositories of {host}")
 
 
 def _explained(error: RegistryError, meanings: Mapping[int, str], what: str) -> RegistryError:

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
-from imgfs.oci.artifact_kind import is_artifact_tag
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.oci.kind import is_artifact_tag
 from imgfs.registry.endpoint import MAX_MANIFEST
 from imgfs.registry.errors import delete_refusal, push_refusal
-from imgfs.registry.redirects import redirected
 from imgfs.registry.retry import Busy
 from imgfs.registry.session import Answer, HttpSession
+from imgfs.registry.ssrf import redirected
 from imgfs.registry.upload import check_stored
 from imgfs.registry.urls import origin, redact
 
@@ -197,22 +197,29 @@ def _tags_in(body: bytes) -> list[str]:
     )
 
 
-def pages(session: HttpSession, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
-    """The answers for `url` and the pages after it: at most 20 of 4 MiB, each once, all of one host.
+def pages(
+    session: HttpSession, url: str, headers: Mapping[str, str], *, scope: str = "", most: int = _MAX_PAGES
+) -> Iterator[Answer]:
+    """The answers for `url` and the pages after it: at most `most` of 4 MiB, each once, all of one host.
 
-    The last of them is asked for within the time that one document has. Raises RegistryError, InvalidImage
-    for a page that is longer.
+    The last of them is asked for within the time that one document has. `scope` is what a token must allow
+    beside what the registry asks for. Raises RegistryError, InvalidImage for a page that is longer.
     """
     page: str | None = url
     seen: set[str] = set()
     ends = time.monotonic() + session.timeouts.deadline
-    while page and page not in seen and len(seen) < _MAX_PAGES:
+    while page and page not in seen and len(seen) < most:
         if time.monotonic() >= ends:
             raise Unavailable(f"{redact(url)}: its pages take too long", url=redact(url))
         seen.add(page)
-        answer = session.ask("GET", page, headers, limit=MAX_PAGE)
+        answer = session.ask("GET", page, headers, limit=MAX_PAGE, scope=scope)
         yield answer
         page = _next_page(page, answer.headers)
+
+
+def has_next(headers: Mapping[str, str]) -> bool:
+    """Return True if a page says that there is another one."""
+    return any(_NEXT.search(parameters) for _, parameters in _LINK.findall(headers.get("Link", "")))
 
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -23,6 +23,9 @@ from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Traffic
 from imgfs.registry.endpoint_state import Attempts, Candidate, EndpointState, short_timeouts
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.urls import redact
+
+if TYPE_CHECKING:
+    from imgfs.status import EndpointStatus
 
 T = TypeVar("T")
 
@@ -132,6 +135,11 @@ class Mirrored:
                 return
         raise attempts.error()
 
+    def ignores_ranges(self, digest: Digest) -> bool:
+        """Return True if the endpoint that served a blob last sends all of it for a range."""
+        candidate = self._served.get(digest)
+        return candidate is not None and any(client.ignores_ranges(digest) for client in candidate.clients())
+
     def doubt(self, digest: Digest) -> bool:
         """Note that the bytes of a blob were wrong; return True if another endpoint is asked for it next."""
         candidate = self._served.pop(digest, None)
@@ -149,7 +157,7 @@ class Mirrored:
         candidate.state.back_off(error)
         return True
 
-    def health(self) -> list[dict[str, Any]]:
+    def health(self) -> list[EndpointStatus]:
         """Return the state of each endpoint, in their order; see `EndpointState.report`."""
         return [candidate.state.report() for candidate in self._now()]
 

@@ -12,9 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
-from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import OCI_INDEX
-from imgfs.oci.referrers import (
+from imgfs.oci.artifact import (
     is_empty,
     of_type,
     parse_referrers,
@@ -22,6 +20,8 @@ from imgfs.oci.referrers import (
     with_referrer,
     without_referrer,
 )
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_INDEX
 from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
 from imgfs.registry.session import Answer, HttpSession
 

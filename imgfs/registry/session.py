@@ -12,16 +12,14 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.authenticator import Authenticator
+from imgfs.registry.authenticator import Authenticator, RedirectAuth
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.errors import hung_up
-from imgfs.registry.redirect_auth import RedirectAuth
-from imgfs.registry.redirects import check_target, led_to
-from imgfs.registry.response import Response
+from imgfs.registry.messages import Body, Response
 from imgfs.registry.retry import Patience, Timeouts
+from imgfs.registry.ssrf import check_target, led_to
 from imgfs.registry.transport import Transport
-from imgfs.registry.upload_body import Body
 from imgfs.registry.urls import Origin, UrlError, origin, parse_url, redact, shown
 
 _MAX_REDIRECTS = 5
@@ -92,7 +90,7 @@ class HttpSession:
         namespace = self._endpoint.namespace
         fields = {**query, **({"ns": namespace} if namespace else {})}
         tail = f"?{urlencode(fields, quote_via=quote, safe='/:')}" if fields else ""
-        return f"{self._base}/{path}{tail}"
+        return f"{self._base.rstrip('/')}/{path}{tail}"  # without a repository it is the API's root
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""

@@ -1,24 +1,38 @@
-"""Sockets with a deadline beside the time of one step, and how they are connected.
+"""Sockets with a deadline beside the time of one step, and how they are connected, the host's name resolved.
 
 A timeout of a socket is for one step: a peer that sends a byte now and then never exceeds it. What brings
 no bytes of a document has an absolute end as well, its `Deadline`: the way through a proxy, the head of an
 answer with all that comes before it (1xx), the framing of chunks, trailers. Python's ssl has one for a
 handshake.
+
+getaddrinfo(3) takes as long as resolv.conf(5) says, by itself five seconds twice for every server and every
+domain to be searched, and cannot be called off. So a thread of its own asks (`addresses_of`), and those who
+want to know the same wait for that one: there is never more than one for a name, and it ends when the
+resolver does.
 """
 
 from __future__ import annotations
 
 import errno
 import math
+import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import RegistryError
-from imgfs.registry.dns import DnsAddress, addresses_of
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from _typeshed import WriteableBuffer
+
+_under_way: dict[tuple[int, str, int], Future[list[DnsAddress]]] = {}  # by process, host and port
+_lock = threading.Lock()
 # A connection lies idle for hours between two reads. Probes keep it in the tables of what is on the way, and
 # end it after a minute without an echo (tcp(7)).
 _OPTIONS = (
@@ -30,6 +44,62 @@ _OPTIONS = (
 )
 
 AddressHook = Callable[[str, str], None]  # told a host and the number of one of its addresses
+
+
+class DnsAddress(NamedTuple):
+    """Where a socket can be connected to: its family and what that has for an address, number first."""
+
+    family: int
+    place: tuple[str | int | bytes, ...]
+
+    @property
+    def number(self) -> str:
+        """The address without a port or a zone."""
+        return str(self.place[0]).partition("%")[0]
+
+
+def addresses_of(host: str, port: int, seconds: float) -> list[DnsAddress]:
+    """The addresses of a host, the best one first; socket.gaierror if there are none, or none in time."""
+    try:
+        return _ask(host, port, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = _asked(host, port)
+    done, _ = wait([found], seconds)
+    if not done:
+        raise socket.gaierror(socket.EAI_AGAIN, f"no name server answers within {seconds:.3g} s")
+    return found.result()
+
+
+def _asked(host: str, port: int) -> Future[list[DnsAddress]]:
+    """The answer to a question that is under way, or is now."""
+    key = os.getpid(), host, port  # a fork has none of its parent's threads
+    with _lock:
+        if key not in _under_way:
+            _under_way[key] = Future()
+            threading.Thread(target=_answer, args=(key,), name="imgfs-name", daemon=True).start()
+        return _under_way[key]
+
+
+def _answer(key: tuple[int, str, int]) -> None:
+    try:
+        found = _ask(*key[1:])
+    except Exception as error:  # noqa: BLE001  (who waits gets it)
+        _take(key).set_exception(error)
+    else:
+        _take(key).set_result(found)
+
+
+def _take(key: tuple[int, str, int]) -> Future[list[DnsAddress]]:
+    with _lock:
+        return _under_way.pop(key)
+
+
+def _ask(host: str, port: int, flags: int = 0) -> list[DnsAddress]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError as error:  # of the encoding "idna"
+        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from error
+    return [DnsAddress(family, place) for family, _, _, _, place in found]
 
 
 class Deadline:
@@ -80,9 +150,9 @@ class _Bounded(socket.socket):
         self._came(len(body))
         return body
 
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
         self._hurry()
-        count = super().recv_into(buffer, nbytes or len(buffer), flags)
+        count = super().recv_into(buffer, nbytes or memoryview(buffer).nbytes, flags)
         self._came(count)
         return count
 
@@ -96,14 +166,14 @@ class _Bounded(socket.socket):
 
 
 class PlainSocket(_Bounded):
-    """A TCP connection."""
+    """A connection without TLS."""
 
 
 class TlsSocket(_Bounded, ssl.SSLSocket):
     """A TLS connection: what contexts make that have this as their `sslsocket_class`."""
 
 
-def bound(sock: Any, deadline: Deadline | None) -> None:
+def bound(sock: object, deadline: Deadline | None) -> None:
     """Give a connection, with TLS within the TLS of a proxy or not, another deadline."""
     inner = sock if isinstance(sock, _Bounded) else getattr(sock, "socket", None)
     if isinstance(inner, _Bounded):
@@ -140,6 +210,18 @@ def dial(
             on_connect(host, address.number)
         return made
     raise failure
+
+
+def dial_unix(path: Path, seconds: float) -> PlainSocket:
+    """A socket connected to a socket file, whose steps have so many seconds each; raises OSError if not."""
+    made = PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(seconds)
+        made.connect(str(path))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _allowed_addresses(host: str, found: list[DnsAddress], check_address: AddressHook) -> list[DnsAddress]:

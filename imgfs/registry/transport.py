@@ -19,10 +19,9 @@ from imgfs import __version__
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.registry.endpoint import Tls, Traffic
 from imgfs.registry.errors import no_answer, not_asked
-from imgfs.registry.response import Response, Slot
+from imgfs.registry.messages import Body, Response, Slot
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.tls import context_of
-from imgfs.registry.upload_body import Body
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, shown
 
 if TYPE_CHECKING:

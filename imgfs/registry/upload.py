@@ -17,14 +17,14 @@ from urllib.parse import urlencode
 
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
-from imgfs.registry.redirects import upload_target
-from imgfs.registry.response import Response
+from imgfs.registry.messages import Body, CheckedBlob, Response
 from imgfs.registry.session import HttpSession
-from imgfs.registry.upload_body import Body, CheckedBlob
+from imgfs.registry.ssrf import upload_target
 from imgfs.registry.urls import redact
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")  # some registries write it as a request's
 _OCTETS = {"Content-Type": "application/octet-stream"}
+_UNTAKEN = 64 << 20  # bytes that are sent again of any blob, beside as many as it has
 _LONGEST_MINIMUM = 1 << 30  # bytes; a larger minimum for chunks is nonsense
 # what registries say of a chunk that is no news of the blob: no chunks here, or none of this size (GHCR: 416
 # for more than 4 MiB, while a whole blob may have any size)
@@ -110,6 +110,7 @@ class Upload:
         self._at: UploadLocation | None = None
         self._farthest = 0  # bytes that the registry had at most: what is sent again is no progress
         self._sent = 0  # bytes of this upload that have left
+        self._untaken = 0  # bytes of chunks that were taken in part, without those that were taken
         self._in_chunks = True  # until the registry refuses the first one
 
     def mount(self, repository: str) -> bool:
@@ -169,13 +170,16 @@ class Upload:
         """PATCH the next chunk. Its range is `first-last`, without a unit ("Pushing a blob in chunks").
 
         A 202 means all of it, unless the registry names an offset within the chunk: the `Range` of some stays
-        behind what they have (Amazon ECR).
+        behind what they have (Amazon ECR). One that took a byte of each chunk would never end otherwise.
         """
         end = at.chunk_end(self._size, self._sizes.chunk)
         headers = {**_OCTETS, "Content-Range": f"{at.offset}-{end - 1}"}
         with closing(self._follow("PATCH", at.url, headers, at.offset, end)) as response:
             known = received(response.headers)
             offset = known if known and at.offset < known < end else end
+            self._untaken += end - offset
+            if self._untaken > self._size + _UNTAKEN:
+                raise RegistryError(f"{redact(at.url)}: takes only parts of what is sent, again and again")
             self._moved(at, offset, response.headers)
 
     def _close(self, at: UploadLocation, length: int) -> None:

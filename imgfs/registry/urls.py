@@ -109,12 +109,14 @@ def origin(text: str) -> Origin:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine."""
+    """Whether `host[:port]` is this machine; an IPv4 address may be written as one of IPv6."""
     try:
         name = parse_url(f"http://{host}").host
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        address = None if name == "localhost" else ipaddress.ip_address(name)
     except ValueError:
         return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address is None or (mapped or address).is_loopback
 
 
 def redact(text: str) -> str:

@@ -15,18 +15,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.config import AuthText
 from imgfs.errors import UsageError
 from imgfs.oci.reference import DOCKER_HUB
-from imgfs.registry.config.authfile import change_auth_file, read_auth_file
-from imgfs.registry.config.credhelpers import (
+from imgfs.registry.config.credential_stores import (
     TIMEOUT,
     HelperSecret,
     ask_helper,
+    change_auth_file,
     erase_from_helper,
     program_of,
+    read_auth_file,
     store_with_helper,
 )
 
@@ -36,6 +37,7 @@ _HUB_KEY = "https://index.docker.io/v1/"  # what `docker login` writes for Docke
 _HUB_NAMES = (_HUB_KEY, "index.docker.io", "registry-1.docker.io")
 _ROOTS = ("", "v1", "v2")  # paths of a registry's API
 IDENTITY_USER = "<token>"  # a helper's user name that says: the secret is an identity token
+BYTES = "surrogateescape"  # a password is bytes, whichever charset they are in
 _DOCKERS = "config.json"  # the name of docker's file
 
 
@@ -109,7 +111,7 @@ def keep_credentials(path: Path, registry: str, namespace: str, credentials: Cre
         store_with_helper(helper.name, helper.server, HelperSecret(credentials.username, credentials.secret))
     entry = {} if helper else _entry(credentials)
 
-    def change(fields: dict[str, Any]) -> bool:
+    def change(fields: dict[str, object]) -> bool:
         auths = fields["auths"] = _object(fields, "auths", path)
         for key in _same_keys(auths, registry, namespace):
             del auths[key]
@@ -129,7 +131,7 @@ def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
     helper = None if namespace else _helper_for(fields, path, registry)
     cleared = helper is not None and erase_from_helper(helper.name, helper.server)
 
-    def change(fields: dict[str, Any]) -> bool:
+    def change(fields: dict[str, object]) -> bool:
         auths = _object(fields, "auths", path)
         found = _same_keys(auths, registry, namespace)
         for key in found:
@@ -140,7 +142,7 @@ def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
     return (bool(listed) and change_auth_file(path, change)) or cleared
 
 
-def _there(path: Path) -> dict[str, Any]:
+def _there(path: Path) -> dict[str, object]:
     """Return the fields of a file; {} if there is none yet, or an empty one, as mktemp makes it."""
     with contextlib.suppress(OSError):
         if not path.stat().st_size:
@@ -149,7 +151,7 @@ def _there(path: Path) -> dict[str, Any]:
 
 
 def _credentials_in(
-    fields: Mapping[str, Any], path: Path, registry: str, repository: str, seconds: float
+    fields: Mapping[str, object], path: Path, registry: str, repository: str, seconds: float
 ) -> Credentials | None:
     helper = _helper_for(fields, path, registry)
     if helper:
@@ -159,7 +161,7 @@ def _credentials_in(
     return _in_auths(fields, str(path), registry, repository)
 
 
-def _in_auths(fields: Mapping[str, Any], where: str, registry: str, repository: str) -> Credentials | None:
+def _in_auths(fields: Mapping[str, object], where: str, registry: str, repository: str) -> Credentials | None:
     """What is kept in a file itself."""
     auths = _object(fields, "auths", where)
     for key in _keys(registry, repository):
@@ -170,12 +172,12 @@ def _in_auths(fields: Mapping[str, Any], where: str, registry: str, repository: 
     return None
 
 
-def _helper_for(fields: Mapping[str, Any], path: Path, registry: str) -> _Helper | None:
+def _helper_for(fields: Mapping[str, object], path: Path, registry: str) -> _Helper | None:
     """The helper that a file has for a registry: its own, or the one for all."""
     helpers = _object(fields, "credHelpers", path)
     for key in _host_keys(registry):
-        if key in helpers:
-            return _Helper(helpers[key], key, alone=True)
+        if key in helpers:  # one without a name says: the file itself, whatever is there for all
+            return _Helper(helpers[key], key, alone=True) if helpers[key] else None
     store = fields.get("credsStore")
     return _Helper(store, _HUB_KEY if registry == DOCKER_HUB else registry, alone=False) if store else None
 
@@ -192,7 +194,7 @@ def _from_helper(helper: _Helper, seconds: float) -> Credentials | None:
     return Credentials(kept.username, kept.secret, kept.username == IDENTITY_USER) if kept else None
 
 
-def _object(fields: Mapping[str, Any], name: str, path: Path | str) -> dict[str, Any]:
+def _object(fields: Mapping[str, object], name: str, path: Path | str) -> dict[str, object]:
     value = fields.get(name) or {}
     if not isinstance(value, dict):
         raise UsageError(f"{path}: {name}: expected an object")
@@ -218,7 +220,7 @@ def _written_key(path: Path, registry: str, namespace: str) -> str:
     return _HUB_KEY if registry == DOCKER_HUB and path.name == _DOCKERS else registry
 
 
-def _same_keys(auths: Mapping[str, Any], registry: str, namespace: str) -> list[str]:
+def _same_keys(auths: Mapping[str, object], registry: str, namespace: str) -> list[str]:
     """The keys of a file that mean a registry, in every spelling, or one namespace of it."""
     if namespace:
         return [key for key in auths if key == f"{registry}/{namespace}"]
@@ -240,7 +242,7 @@ def _host_of(key: str) -> str | None:
 def _entry(credentials: Credentials) -> dict[str, str]:
     """What is written of credentials into `auths`."""
     password = "" if credentials.identity_token else credentials.secret
-    pair = base64.b64encode(f"{credentials.username}:{password}".encode()).decode()
+    pair = base64.b64encode(f"{credentials.username}:{password}".encode("utf-8", BYTES)).decode()
     token = {"identitytoken": credentials.secret} if credentials.identity_token else {}
     return {"auth": pair, **token}
 
@@ -262,13 +264,13 @@ def _decode_auth(entry: object, where: str) -> Credentials | None:
 def _decode_pair(encoded: str, where: str) -> tuple[str, str]:
     try:
         # line breaks are none of it, as for Go: `base64` breaks its lines
-        text = base64.b64decode(re.sub(r"[\r\n]", "", encoded.strip()), validate=True).decode()
+        text = base64.b64decode(re.sub(r"[\r\n]", "", encoded.strip()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UsageError(f"{where}: `auth` is not base64 of user:password") from error
-    username, _, secret = text.partition(":")
+    username, _, secret = text.decode("utf-8", BYTES).partition(":")
     return username, secret.strip("\0")  # older dockers padded with NUL
 
 
-def _text(entry: Mapping[str, Any], name: str) -> str:
+def _text(entry: Mapping[str, object], name: str) -> str:
     value = entry.get(name)
     return value if isinstance(value, str) else ""

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imgfs.registry.config.reload import Reader, Table
 from imgfs.registry.endpoint import ALL, Tls
@@ -144,7 +143,7 @@ def _tls(table: Table) -> Tls:
     return Tls(authorities, clients, not table.flag("skip_verify"))
 
 
-def _several(table: Table, name: str) -> list[Any]:
+def _several(table: Table, name: str) -> list[object]:
     """A field that is one value or an array of them."""
     value = table.fields.get(name, [])
     return value if isinstance(value, list) else [value]
@@ -173,7 +172,7 @@ def _headers(table: Table) -> dict[str, str]:
 
 def _header(fields: Table, name: str) -> str:
     values = _several(fields, name)
-    fits = all(isinstance(value, str) and value.isprintable() and value.isascii() for value in values)
-    if not fits or not _HEADER.fullmatch(name):
+    texts = [value for value in values if isinstance(value, str) and value.isprintable() and value.isascii()]
+    if len(texts) < len(values) or not _HEADER.fullmatch(name):
         fields.refuse(name, "expected a header's name and its value or values, in ASCII")
-    return ", ".join(values)
+    return ", ".join(texts)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from imgfs.errors import UsageError
 
@@ -25,7 +25,7 @@ class Table:
 
     path: Path
     at: str
-    fields: dict[str, Any]
+    fields: dict[str, object]
 
     @classmethod
     def parse(cls, path: Path, body: bytes) -> Table:
@@ -54,7 +54,7 @@ class Table:
             self.refuse(name, "expected true or false")
         return value
 
-    def values(self, name: str) -> list[Any]:
+    def values(self, name: str) -> list[object]:
         """An array, empty if absent."""
         value = self.fields.get(name, [])
         if not isinstance(value, list):
@@ -64,9 +64,10 @@ class Table:
     def texts(self, name: str) -> list[str]:
         """An array of strings, empty if absent."""
         values = self.values(name)
-        if not all(isinstance(value, str) and value.isprintable() for value in values):
+        texts = [value for value in values if isinstance(value, str) and value.isprintable()]
+        if len(texts) < len(values):
             self.refuse(name, "expected strings without control characters")
-        return values
+        return texts
 
     def table(self, name: str) -> Table:
         """A table, empty if absent."""

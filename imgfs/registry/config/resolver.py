@@ -16,11 +16,11 @@ from imgfs.config import RegistryFiles
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import DOCKER_HUB
-from imgfs.registry.config.certs_d import certificates_in, checked, merged
 from imgfs.registry.config.hosts_toml import Host, HostsFile, default_directories, find_hosts, own_directories
 from imgfs.registry.config.registries_conf import Location, Registry, load_registries
 from imgfs.registry.config.reload import Reader, Watched
 from imgfs.registry.endpoint import PULL, PUSH, RESOLVE, RegistryEndpoint, Tls
+from imgfs.registry.tls import certificates_in, checked_tls, merged_tls
 from imgfs.registry.urls import is_loopback
 
 _HUB_ADDRESS = "registry-1.docker.io"
@@ -173,7 +173,7 @@ class Resolver:
         """Return the TLS settings of a host: the command line's, `own` and those of all directories."""
         ca_file = self._options.ca_file
         given = Tls((ca_file,) if ca_file else (), (), not self._options.insecure)
-        return checked(reader, merged([given, own, *self._certificates(reader, host)]))
+        return checked_tls(reader, merged_tls([given, own, *self._certificates(reader, host)]))
 
     def _certificates(self, reader: Reader, host: str) -> Iterator[Tls]:
         """Yield the certificates in directories of a host, if no hosts.toml is there (`docs/hosts.md`)."""

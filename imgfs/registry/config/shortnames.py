@@ -4,18 +4,29 @@ An alias decides, first one that podman's user has chosen, else the registries t
 (containers-registries.conf(5), "Short-name aliasing"), and without any it is Docker Hub, as everywhere. With
 several imgfs is stricter than podman: it cannot ask which is meant, and tries one after the other only if
 `short-name-mode` says so.
+
+`app.tar` or `layout:v1` typed beside a file or a layout of that name means the file: it is never asked of
+Docker Hub, and never pushed there. Words of other tools' transports and archives are refused by their form in
+`oci.reference`; here the file system is looked at.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgfs.config import RegistriesConf
 from imgfs.errors import NotFound, Unauthorized, UsageError
-from imgfs.oci.reference import DOCKER_HUB, Reference, RegistryReference, parse_reference
-from imgfs.registry.config.local_names import check_not_local
+from imgfs.oci.reference import (
+    DOCKER_HUB,
+    KNOWN,
+    Reference,
+    RegistryReference,
+    names_transport,
+    parse_reference,
+)
 
 if TYPE_CHECKING:
     from imgfs.registry.config.registries_conf import Alias, Registries
@@ -93,3 +104,37 @@ def _at(host: str, name: str, reference: RegistryReference) -> Reference:
 def _check_clear(text: str, found: Sequence[Reference], conf: Registries) -> None:
     if len(found) > 1 and conf.mode not in _ONE_BY_ONE:
         raise UsageError(f"{text!r} names no registry; write which is meant: {', '.join(map(str, found))}")
+
+
+def parse_destination(text: str) -> Reference:
+    """Read the name of an image to be written; raises UsageError, also for the name of a file or layout."""
+    check_not_local(text)
+    return parse_reference(text)
+
+
+def check_not_local(text: str) -> None:
+    """Raise UsageError if a name without a transport is that of a file or an OCI layout here."""
+    if names_transport(text):
+        return
+    for path in dict.fromkeys((text, text.partition("@")[0].partition(":")[0])):
+        if _is_layout(path):
+            tag = text.removeprefix(path) or ":TAG"
+            raise UsageError(
+                f"{text!r} is an OCI layout in this directory: write oci:{path}{tag}{_otherwise(text)}"
+            )
+        if os.path.isfile(path):
+            raise UsageError(f"{text!r} is a file; {KNOWN}{_otherwise(text)}")
+
+
+def _is_layout(path: str) -> bool:
+    """Return True for a directory with the files of a layout; the marker may be missing (image-layout.md)."""
+    if not path or not os.path.isfile(os.path.join(path, "index.json")):
+        return False
+    return os.path.isfile(os.path.join(path, "oci-layout")) or os.path.isdir(os.path.join(path, "blobs"))
+
+
+def _otherwise(text: str) -> str:
+    try:
+        return f"; for the image in a registry write docker://{parse_reference(text)}"
+    except UsageError:
+        return ""

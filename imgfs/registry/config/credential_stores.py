@@ -1,29 +1,164 @@
-"""Programs that keep credentials: `docker-credential-NAME get|store|erase` (docker-credential-helpers).
+"""Where credentials are kept: the files of docker and podman, and helper programs.
 
-They are request what they need on standard input, never as an argument, and are given little time and little
-room for an answer; one that hangs is ended with all that it has started. Whatever goes wrong is an error
-that names the program, and quotes it only where it says no secret.
+The files are docker's `config.json` and containers-auth.json(5). docker and podman write them too: unknown
+fields are kept, and a change replaces the whole file, so that no reader sees half of it. Processes of imgfs
+take turns with a lock; docker and podman do not, but replace the whole file, too.
+
+A secret is kept only where no other user has a hand in it (`owned.opening`): the directory is this user's or
+root's, and what is followed, too. A file in it that belongs to another user was put there by root, and stays
+theirs; in a directory that everybody may add to, as /tmp, it is refused.
+
+A helper is `docker-credential-NAME get|store|erase` (docker-credential-helpers). It is given its request on
+standard input, never as an argument, little time and little room for an answer; one that hangs is ended with
+all that it has started. Whatever goes wrong is an error that names the program, and quotes it only where it
+says no secret.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import json
 import os
 import re
 import selectors
 import signal
+import stat
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.errors import Unauthorized, UsageError
+from imgfs.errors import StoreError, Unauthorized, UsageError
+from imgfs.oci.fields import words_of_json
+from imgfs.owned.opening import (
+    NotRegular,
+    follow_own_links,
+    open_owned_directory,
+    open_owned_file,
+    open_regular,
+)
 
+_MAX_FILE = 4 << 20
+_TRIES = 4  # at a file that another program may be writing in place
+_PAUSE = 0.05  # seconds between them
 TIMEOUT = 30.0  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_FOUND = "credentials not found"  # every helper's words (credentials/error.go)
 _MAX_ANSWER = 64 << 10  # an identity token has some kilobytes
 _MAX_TEXT = 200
+
+
+def read_auth_file(path: Path) -> dict[str, object] | None:
+    """Return the fields of the file, None if there is none; raises UsageError unless it is a JSON object.
+
+    One without a word in it has no fields, as for docker.
+    """
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            body = _content(path)
+            return None if body is None else _parse(body, path)
+        except UsageError:
+            if not left:
+                body = _content(path)
+                if body is not None and not body.strip():
+                    return {}
+                raise
+            time.sleep(_PAUSE)
+    raise AssertionError("unreachable")
+
+
+def change_auth_file(path: Path, change: Callable[[dict[str, object]], bool]) -> bool:
+    """Let `change` edit the fields of the file, {} if there is none; write it, and return True, if it did.
+
+    Only its owner may read the file from then on. A symbolic link of this user's stays, and what it leads to
+    is replaced.
+    Raises UsageError for a file that cannot be understood or written.
+    """
+    try:
+        path = follow_own_links(path)
+        with _turn(path.parent) as (directory, is_shared):
+            if is_shared:
+                with suppress(FileNotFoundError):
+                    os.close(open_owned_file(path, os.O_RDONLY, directory=directory))
+            body = _content(path)
+            fields = _parse(body, path) if body and body.strip() else {}
+            if not change(fields):
+                return False
+            _replace(path, json.dumps(fields, indent="\t").encode() + b"\n")  # as docker indents it
+            return True
+    except StoreError as error:
+        raise UsageError(f"cannot keep credentials: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot keep credentials: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        with open_regular(path) as file:
+            return file.read(_MAX_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except NotRegular as error:
+        raise UsageError(f"{path}: not a credentials file: {error.strerror}") from error
+    except OSError as error:
+        if _is_out_of_sight(path):
+            return None
+        raise UsageError(f"{path}: cannot read credentials: {error.strerror}") from error
+
+
+def _is_out_of_sight(path: Path) -> bool:
+    """Whether this user may not even know if the file is there: a namespace's root is not the machine's."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _parse(body: bytes, path: Path) -> dict[str, object]:
+    try:
+        fields = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a credentials file: not JSON: {words_of_json(error)}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: not a credentials file: expected a JSON object")
+    return fields
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[tuple[int, bool]]:
+    """Hold the lock of a directory, on the directory itself, so that no lock file is left behind.
+
+    Gives it open, and whether other users may put files into it.
+    """
+    fd = open_owned_directory(directory, make=True)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd, bool(os.fstat(fd).st_mode & (stat.S_IWOTH | stat.S_IWGRP))
+    finally:
+        os.close(fd)
+
+
+def _replace(path: Path, body: bytes) -> None:
+    """Put `body` in the place of the file, in one step, with mode 0600 and the owner it has."""
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with open(fd, "wb") as file:
+            file.write(body)
+            with suppress(FileNotFoundError, PermissionError):  # root may write a user's
+                owner = path.lstat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 class HelperSecret(NamedTuple):
@@ -124,7 +259,7 @@ def _run(program: str, verb: str, request: str, seconds: float = TIMEOUT) -> _He
             raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
         finally:
             if process.returncode is None:  # not waited for yet, so that its group cannot be another's
-                with contextlib.suppress(ProcessLookupError):
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -133,7 +268,7 @@ def _converse(process: subprocess.Popen[bytes], request: bytes, ends: float) -> 
     assert process.stdin
     assert process.stdout
     assert process.stderr
-    with contextlib.suppress(BrokenPipeError):  # a helper may not read it; the request fits into a pipe
+    with suppress(BrokenPipeError):  # a helper may not read it; the request fits into a pipe
         process.stdin.write(request)
         process.stdin.close()
     output = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
