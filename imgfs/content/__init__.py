@@ -7,7 +7,6 @@ concurrent readers of a span share one request, and requests that a reader waits
     layer        one flat layer: reads, misses, read-ahead, the rest of a layer
     inflight     the requests under way, by span: one for each, however many readers wait for it
     fetch        one request: range of the blob, split into spans, decoded, verified, written
-    staging      the spans of one batch, held back until they are verified
     scheduler    the threads that fetch, by priority
     requests     which spans go into one request; the table of a layer's spans (pure)
     readahead    sequential readers and the window ahead of each (pure)

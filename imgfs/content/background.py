@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import SIZES, Request, requests_for, waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, StoreError, Unavailable
+
+if TYPE_CHECKING:
+    from imgfs.status import FillStatus
 
 _QUIET = 0.2  # seconds without a waiting reader before the next request: misses come in bursts
 _IN_FLIGHT = 2  # requests at once
@@ -98,10 +101,12 @@ class BackgroundFetch:
         if self._thread.ident:
             self._thread.join()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> FillStatus:
         """Return the state, and how many compressed bytes are still missing."""
+        from imgfs.status import FillStatus  # here: only a mount has a status
+
         left = sum(sum(map(layer.table.size_of, layer.missing())) for layer in self._layers)
-        return {"state": self._state, "missing": left}
+        return FillStatus(self._state, left)
 
     def run(self) -> None:
         """Fetch until nothing is missing that can be fetched, or `stop` is called."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
@@ -15,6 +15,18 @@ from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.content.treewalk import FilesAfter, TreeWalkPrefetch
 from imgfs.layer.entry import Extent
+
+if TYPE_CHECKING:
+    from imgfs.status import FillStatus, LayerStatus
+
+
+class ContentSnapshot(NamedTuple):
+    """Bytes handed out, spans recorded, the background fetch if there is one, and each layer's counters."""
+
+    served: int
+    recorded: int
+    fill: FillStatus | None
+    layers: tuple[LayerStatus, ...]
 
 
 class FileSegment(NamedTuple):
@@ -87,14 +99,11 @@ class Content:
         """Return the spans that readers have touched so far, in order."""
         return self._recorder.profile()
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the counters of the image and of each layer, as plain values."""
-        return {
-            "served": self.served,
-            "recorded": self._recorder.count,
-            "fill": self._background.snapshot() if self._background else None,
-            "layers": [layer.snapshot() for layer in self.layers],
-        }
+    def snapshot(self) -> ContentSnapshot:
+        """Return the counters of the image and of each layer."""
+        fill = self._background.snapshot() if self._background else None
+        layers = tuple(layer.snapshot() for layer in self.layers)
+        return ContentSnapshot(self.served, self._recorder.count, fill, layers)
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         """Return a file's bytes if they are in the page cache, else None; also None for more than 1 MiB.
@@ -138,6 +147,13 @@ class Content:
         """Return True if a file's bytes can be read without the network."""
         segments = segments_of(extents, offset, length)
         return all(self.layers[layer].is_here(flat, size) for flat, size in segments if flat is not None)
+
+    def bytes_here(self, layer: int, extents: Sequence[Extent], size: int) -> int:
+        """Return how many bytes of a file of `size` bytes can be read without the network; holes can."""
+        return sum(
+            length if flat is None else self.layers[layer].bytes_here(flat, length)
+            for flat, length in segments_of(extents, 0, size)
+        )
 
     def is_refused(self, layer: int) -> bool:
         """Return True if a layer was found not to match its DiffID: its reads fail."""

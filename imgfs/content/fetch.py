@@ -1,27 +1,87 @@
 """One request: fetch a range of the blob, split it into spans, decode, verify and store each.
 
-Spans are stored as they arrive; small ones a few together, as marking costs more than decoding them. Readers
-wait elsewhere (`content.inflight`), which observes what becomes of a request (`FetchObserver`).
+Spans are stored as they arrive; small ones a few together, as marking costs more than decoding them
+(`StagedBatch`). A request goes in, with a source to pull bytes from, and what became of its spans comes out;
+readers wait elsewhere, and bytes are counted there (`content.inflight`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
-from imgfs.content.staging import StagedBatch
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.flat import FlatLayer
-from imgfs.store.span_buffer import SpanBuffer
+from imgfs.store.staging import SpanBuffer
 
+_HELD = 4 << 20  # verified bytes that wait for the rest of their batch, at most: marking costs a lock
 _BATCH = 64 << 10  # compressed bytes of small spans that are marked together
+
+
+class StagedBatch:
+    """The spans of `batch`, taken in order; `before` are their marks from the flat layer's `begin`.
+
+    A context manager: buffers that are not written by its end are discarded.
+    """
+
+    def __init__(self, flat: FlatLayer, batch: Sequence[int], before: bytes) -> None:
+        self._flat = flat
+        self._batch = batch
+        self._before = before
+        self._written = 0  # spans of the batch that are in the flat layer, and
+        self._verified: list[tuple[int, SpanBuffer]] = []  # those after them: their offsets and bytes
+        self._current: SpanBuffer | None = None
+
+    def buffer_for(self, span: Span) -> SpanBuffer:
+        """Return the buffer of the next span; its bytes count once `verified` is called."""
+        self._current = self._flat.span_buffer()
+        self._offset = span.flat_start
+        return self._current
+
+    def verified(self) -> None:
+        """Note that the span's bytes are verified. Raises StoreError."""
+        if self._current:
+            self._verified.append((self._offset, self._current))
+            self._current = None
+        if sum(body.size for _, body in self._verified) > _HELD:
+            self._put()
+
+    def commit(self) -> Sequence[int]:
+        """Write what is verified to the flat layer; return all spans written so far. Raises StoreError."""
+        self._put()
+        return self._batch[: self._written]
+
+    def _put(self) -> None:
+        if not self._verified:
+            return
+        first, self._written = self._written, self._written + len(self._verified)
+        try:
+            self._flat.put(self._batch[first], self._before[first : self._written], self._verified)
+        except BaseException:
+            self._written = first
+            raise
+        finally:
+            self._close_verified()
+
+    def _close_verified(self) -> None:
+        for _, body in self._verified:
+            body.close()
+        self._verified = []
+
+    def __enter__(self) -> StagedBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_verified()
+        if self._current:
+            self._current.close()
 
 
 class BlobSource(Protocol):
@@ -34,20 +94,11 @@ class BlobSource(Protocol):
         """Note that a blob's bytes were wrong: the next request goes to another endpoint, if there is one."""
 
 
-class FetchObserver(Protocol):
-    """What becomes of a request; called from its thread."""
+class SpanOutcome(NamedTuple):
+    """These spans are present, or failed with `error`."""
 
-    def request_sent(self) -> None:
-        """A range is requested; again if bytes came damaged."""
-
-    def bytes_received(self, size: int) -> None:
-        """`size` compressed bytes have arrived. May wait; an exception of it ends the request."""
-
-    def windows_received(self, size: int) -> None:
-        """`size` bytes of inflate windows have arrived."""
-
-    def spans_done(self, numbers: Sequence[int], error: Exception | None) -> None:
-        """These spans are present, or failed with `error`."""
+    numbers: Sequence[int]
+    error: Exception | None = None
 
 
 RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # runs a function in another thread
@@ -62,7 +113,6 @@ class SpanFetcher:
         spans: SpanIndex,
         table: SpanTable,
         flat: FlatLayer,
-        source: BlobSource,
         run_in_thread: RunInThread,
     ) -> None:
         self._name = layer.digest.short
@@ -72,11 +122,10 @@ class SpanFetcher:
         self.refused: ImgfsError | None = None  # why nothing of the layer may be shown any more
         self._table = table
         self._flat = flat
-        self._source = source
         self._run_in_thread = run_in_thread
 
-    def fetch(self, request: Request, observer: FetchObserver) -> None:
-        """Fetch a request's spans; `spans_done` is called once for each, early. Raises nothing.
+    def fetch(self, request: Request, source: BlobSource) -> Iterator[SpanOutcome]:
+        """Fetch a request's spans from `source`; yield each once, in some outcome, early. Raises nothing.
 
         Bytes that came damaged are requested once more, from the span they were found in.
         """
@@ -84,29 +133,28 @@ class SpanFetcher:
         doubted = -1
         while left:
             try:
-                self._fetch_rest_of(left, observer)
+                yield from self._fetch_rest_of(left, source)
             except IntegrityError as error:
-                self._source.doubt(self.blob)
+                source.doubt(self.blob)
                 if left[:1] == [doubted]:  # its error, not that of its neighbours
-                    observer.spans_done([left.pop(0)], error)
+                    yield SpanOutcome([left.pop(0)], error)
                 else:
                     doubted = next(iter(left), -1)
             except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
-                observer.spans_done(left, error)
+                yield SpanOutcome(left, error)
                 return
 
-    def _fetch_rest_of(self, left: list[int], observer: FetchObserver) -> None:
+    def _fetch_rest_of(self, left: list[int], source: BlobSource) -> Iterator[SpanOutcome]:
         if self.refused:
             raise self.refused
         starts, ends = self._table.starts, self._table.ends
         ranges = [(starts[number], ends[number]) for number in left]
-        windows = self._windows(left, observer)
-        observer.request_sent()
+        windows = self._windows(left, source)
         end = max(end for _, end in ranges)
-        with closing(self._counted(self._source.blob(self.blob, ranges[0][0], end), observer)) as chunks:
+        with closing(chunk for chunk in source.blob(self.blob, ranges[0][0], end)) as chunks:
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
             for batch in list(batches(left, self._table, _BATCH)):
-                self._store_batch(batch, bodies, windows, left, observer)
+                yield from self._store_batch(batch, bodies, windows, left)
             for _ in chunks:  # to its end: then the connection can be used again
                 pass
 
@@ -116,9 +164,8 @@ class SpanFetcher:
         bodies: Iterator[tuple[int, Iterable[bytes]]],
         windows: _Windows,
         left: list[int],
-        observer: FetchObserver,
-    ) -> None:
-        """Store and mark the verified spans of `batch`, and remove those from `left`."""
+    ) -> Iterator[SpanOutcome]:
+        """Store and mark the verified spans of `batch`, remove those from `left`, and yield them."""
         before = self._flat.begin(batch[0], batch[-1])
         if self.refused:
             raise self.refused
@@ -132,7 +179,7 @@ class SpanFetcher:
             finally:
                 if written := staged.commit():
                     del left[: len(written)]
-                    observer.spans_done(written, None)
+                    yield SpanOutcome(written)
 
     def _decode(self, span: Span, chunks: Iterable[bytes], buffer: SpanBuffer) -> None:
         """Decode a span into `buffer`. Its bytes are verified when this returns, and not before."""
@@ -145,7 +192,7 @@ class SpanFetcher:
         except InvalidImage as error:
             raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
-    def _windows(self, numbers: Sequence[int], observer: FetchObserver) -> _Windows:
+    def _windows(self, numbers: Sequence[int], source: BlobSource) -> _Windows:
         """Start to fetch the windows that `numbers` need and the store lacks."""
         blob = self._window_blob
         ranges = {}
@@ -155,19 +202,12 @@ class SpanFetcher:
         if blob is None or not ranges:
             return _Windows({}, 0, None)
         start, end = min(start for start, _ in ranges.values()), max(end for _, end in ranges.values())
-        return _Windows(
-            ranges, start, self._run_in_thread(partial(self._fetch_window, blob, start, end, observer))
-        )
+        fetch = partial(_joined, source, blob, start, end)
+        return _Windows(ranges, start, self._run_in_thread(fetch))
 
-    def _fetch_window(self, blob: Descriptor, start: int, end: int, observer: FetchObserver) -> bytes:
-        body = b"".join(self._source.blob(blob, start, end))
-        observer.windows_received(len(body))
-        return body
 
-    def _counted(self, chunks: Iterator[bytes], observer: FetchObserver) -> Generator[bytes, None, None]:
-        for chunk in chunks:
-            observer.bytes_received(len(chunk))
-            yield chunk
+def _joined(source: BlobSource, blob: Descriptor, start: int, end: int) -> bytes:
+    return b"".join(source.blob(blob, start, end))
 
 
 class _Windows:

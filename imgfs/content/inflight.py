@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
-from imgfs.content.fetch import SpanFetcher
+from imgfs.content.fetch import BlobSource, SpanFetcher
 from imgfs.content.requests import Request, SpanTable
 from imgfs.content.scheduler import FetchPool, Priority
 from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import ImgfsError, Unavailable
+from imgfs.oci.descriptor import Descriptor
 
 _NEGATIVE_CACHE = 1.0  # seconds for which a span that failed is not requested again: the kernel repeats a
 # read-ahead that failed as a plain read, which would make its reader wait twice
@@ -26,13 +27,20 @@ class InFlight:
     """The requests in flight for one layer. Methods say whether they are called under `lock`."""
 
     def __init__(
-        self, name: str, table: SpanTable, counts: Counts, fetcher: SpanFetcher, fetch_pool: FetchPool
+        self,
+        name: str,
+        table: SpanTable,
+        counts: Counts,
+        source: BlobSource,
+        fetcher: SpanFetcher,
+        fetch_pool: FetchPool,
     ) -> None:
         self.lock = threading.Lock()
         self.name = name  # of the layer, for errors
         self.table = table
         self.counts = counts
         self.usage = Usage(table, counts)
+        self.source = source
         self.fetcher = fetcher
         self.fetch_pool = fetch_pool
         self._by_span: dict[int, InFlightRequest] = {}
@@ -90,7 +98,10 @@ class InFlight:
 
 
 class InFlightRequest:
-    """One request, queued or under way. `done` is settled, with the first error, once all spans are."""
+    """One request, queued or under way. `done` is settled, with the first error, once all spans are.
+
+    Its spans are fetched from what it is itself: the layer's source, with what arrives counted.
+    """
 
     def __init__(
         self, in_flight: InFlight, request: Request, priority: Priority, cause: Cause, needed: frozenset[int]
@@ -114,20 +125,43 @@ class InFlightRequest:
 
     def run(self) -> None:
         """Fetch the spans."""
-        self._in_flight.fetcher.fetch(self._request, self)
+        for numbers, error in self._in_flight.fetcher.fetch(self._request, self):
+            self._end(numbers, error)
         with self._in_flight.lock:
             self._in_flight.counts.discarded += max(0, self._received - self._kept)
 
     def refuse(self, error: ImgfsError) -> None:
         """Fail all spans."""
-        self.spans_done(self._request.numbers, Unavailable(f"layer {self._in_flight.name}: {error}"))
+        self._end(self._request.numbers, Unavailable(f"layer {self._in_flight.name}: {error}"))
 
-    def request_sent(self) -> None:
-        """Count a request."""
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield bytes `[start, end)` of what the source has; count them, and what of it is windows."""
+        chunks = self._in_flight.source.blob(descriptor, start, end)
+        return self._metered(chunks) if descriptor == self._in_flight.fetcher.blob else self._windows(chunks)
+
+    def doubt(self, descriptor: Descriptor) -> object:
+        """Note that a blob's bytes were wrong."""
+        return self._in_flight.source.doubt(descriptor)
+
+    def _metered(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Count a request and its bytes; yield to readers."""
         with self._in_flight.lock:
             self._in_flight.counts.requests += 1
+        for chunk in chunks:
+            self._received_more(len(chunk))
+            yield chunk
 
-    def bytes_received(self, size: int) -> None:
+    def _windows(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Count a request of windows and its bytes."""
+        counts = self._in_flight.counts
+        with self._in_flight.lock:
+            counts.requests += 1
+        for chunk in chunks:
+            with self._in_flight.lock:
+                counts.windows += len(chunk)
+            yield chunk
+
+    def _received_more(self, size: int) -> None:
         """Count bytes; yield to readers. Raises Unavailable when the mount is being taken down."""
         in_flight, fetch_pool = self._in_flight, self._in_flight.fetch_pool
         self._received += size
@@ -141,13 +175,7 @@ class InFlightRequest:
         if fetch_pool.closed:
             raise Unavailable(f"layer {in_flight.name}: the mount is being taken down")
 
-    def windows_received(self, size: int) -> None:
-        """Count bytes of windows."""
-        with self._in_flight.lock:
-            self._in_flight.counts.requests += 1
-            self._in_flight.counts.windows += size
-
-    def spans_done(self, numbers: Sequence[int], error: Exception | None) -> None:
+    def _end(self, numbers: Sequence[int], error: Exception | None) -> None:
         """Remove spans from the table, and wake the readers that wait for them."""
         with self._in_flight.lock:
             self._in_flight.remove(numbers)

@@ -16,7 +16,8 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from imgfs.content.fetch import BlobSource, SpanFetcher
 from imgfs.content.inflight import InFlight, InFlightRequest
@@ -28,7 +29,10 @@ from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.flat import FlatLayer
-from imgfs.store.presence import PRESENT
+from imgfs.store.flat_files import PRESENT
+
+if TYPE_CHECKING:
+    from imgfs.status import LayerStatus
 
 PATIENCE = 60.0  # seconds without a byte of the layer after which a read that waits for some fails
 _TRIES = 4  # of a read whose spans are evicted meanwhile
@@ -54,8 +58,10 @@ class LayerContent:
         self.table = SpanTable(self.index.bounds())
         self.counts = Counts()
         self.fetch_pool = fetch_pool
-        fetcher = SpanFetcher(layer, index, self.table, flat, source, self.fetch_pool.run_in_thread)
-        self.in_flight = InFlight(layer.digest.short, self.table, self.counts, fetcher, self.fetch_pool)
+        fetcher = SpanFetcher(layer, index, self.table, flat, self.fetch_pool.run_in_thread)
+        self.in_flight = InFlight(
+            layer.digest.short, self.table, self.counts, source, fetcher, self.fetch_pool
+        )
         self.usage = self.in_flight.usage
         self._lock = self.in_flight.lock
         self._hits = 0  # reads of present bytes
@@ -90,6 +96,16 @@ class LayerContent:
     def is_here(self, offset: int, length: int) -> bool:
         """Return True if a range can be read without the network."""
         return not self._missing(*self.table.holding(offset, length))
+
+    def bytes_here(self, offset: int, length: int) -> int:
+        """Return how many bytes of a range can be read without the network."""
+        first, last = self.table.holding(offset, length)
+        starts, end = self.table.flat_starts, offset + length
+        return sum(
+            min(end, starts[number + 1]) - max(offset, starts[number])
+            for number, mark in enumerate(self.flat.marks(first, last), first)
+            if mark & PRESENT
+        )
 
     def read(
         self,
@@ -165,22 +181,30 @@ class LayerContent:
         self.flat.evict()
         self.on_refuse()
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the layer's counters, and how much of it is present."""
-        return {
-            "hits": self._hits,
-            **self.counts.snapshot(),
-            "spans": self.flat.spans,
-            "spans_present": self.flat.count_present(),
-            "spans_touched": self._touched.count(1),
-        }
+    def snapshot(self) -> LayerStatus:
+        """Return what serving the layer has cost, and how much of it is present."""
+        summary = self.index.summary
+        return replace(
+            self.counts.snapshot(),
+            digest=str(self.layer.digest),
+            format=summary.format,
+            size=self.layer.size,
+            flat_size=summary.flat_size,
+            index=summary.trusted_by or "verified",
+            bytes_fetched=self.fetched,
+            hits=self._hits,
+            spans=self.flat.spans,
+            spans_present=self.flat.count_present(),
+            spans_touched=self._touched.count(1),
+        )
 
     def _touch(self, first: int, last: int, extents: Sequence[Extent]) -> ReadaheadWindow | None:
         """Note that a reader is at the spans `first` to `last`; return what to read ahead, if anything."""
         table = self.table
         with self._lock:
-            fresh = self.usage.touch(first, last)
-            if not fresh and not self._missing(first, last):  # else it has been evicted since
+            missing = self._missing(first, last)
+            fresh = self.usage.touch(first, last, missing)
+            if not fresh and not missing:  # else it has been evicted since
                 return None
             file_end = extents[-1].flat + extents[-1].length if extents else table.flat_size
             beyond = table.ends[table.holding(file_end - 1, 1)[0]]

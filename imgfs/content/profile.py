@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.oci.descriptor import Digest
+from imgfs.oci.fields import words_of_json
 
 MEDIA_TYPE = "application/vnd.imgfs.profile.v1+json"
 MAX_JSON = 8 << 20  # bytes
@@ -56,7 +57,7 @@ class AccessProfile(NamedTuple):
         try:
             document = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise InvalidImage(f"not JSON: {error}", where="profile") from error
+            raise InvalidImage(f"not JSON: {words_of_json(error)}", where="profile") from error
         if not isinstance(document, dict) or document.get("version") != _VERSION:
             raise InvalidImage(f"not of version {_VERSION}", where="profile")
         listed = _list(document.get("layers"), "layers", _MAX_LAYERS)
@@ -151,7 +152,7 @@ def _touches(value: object, layers: Sequence[ProfileLayer]) -> Iterator[tuple[in
         yield from ((layer, span) for span in range(first, first + count))
 
 
-def _list(value: object, name: str, most: int, least: int = 0) -> list[Any]:
+def _list(value: object, name: str, most: int, least: int = 0) -> list[object]:
     if not isinstance(value, list) or not least <= len(value) <= most:
         raise InvalidImage(f"not a list of {least} to {most} elements", where=f"profile: {name}")
     return value

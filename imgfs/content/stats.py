@@ -6,11 +6,14 @@ Which spans of a layer were fetched, why, and which of them readers have used in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.content.requests import SpanTable
+
+if TYPE_CHECKING:
+    from imgfs.status import ErrorStatus, LayerStatus
 
 
 class Usage:
@@ -26,8 +29,11 @@ class Usage:
         self._table = table
         self._counts = counts
 
-    def touch(self, first: int, last: int) -> list[int]:
-        """Note that a reader is at the spans `first` to `last`; return those not read before."""
+    def touch(self, first: int, last: int, missing: Container[int] = ()) -> list[int]:
+        """Note that a reader is at the spans `first` to `last`; return those not read before.
+
+        `missing` has those of them that are not in the store.
+        """
         fresh = [number for number in range(first, last + 1) if not self.touched[number]]
         for number in fresh:
             self.touched[number] = 1
@@ -35,15 +41,21 @@ class Usage:
             self._counts.needed += size
             self._counts.needed_flat += self._table.flat_size_of(number)
             if cause := self._brought[number]:
+                self._counts.needed_fetched += size
                 self._counts.used(Cause(cause), size)
+            elif number not in missing:
+                self._counts.needed_here += size
             self.on_touch(number)
         return fresh
 
     def landed(self, numbers: Iterable[int], cause: Cause) -> None:
         """Note that spans have been fetched."""
         for number in numbers:
+            size, is_touched = self._table.size_of(number), bool(self.touched[number])
+            if is_touched and not self._brought[number]:  # not evicted, and counted when it came first
+                self._counts.needed_fetched += size
             self._brought[number] = cause
-            self._counts.landed(cause, self._table.size_of(number), used=bool(self.touched[number]))
+            self._counts.landed(cause, size, used=is_touched)
 
 
 def _ignore(_number: int) -> None:
@@ -83,13 +95,6 @@ class FirstByte(NamedTuple):
     longest: float = 0.0
 
 
-class LastError(NamedTuple):
-    """When the last error happened, in seconds since 1970, and what it said."""
-
-    time: float
-    text: str
-
-
 class Counts:
     """The counters of one layer; all but `misses` are changed under its lock."""
 
@@ -97,12 +102,14 @@ class Counts:
         self.misses = 0  # reads that had to wait
         self.needed = 0  # compressed bytes of the spans that readers have touched
         self.needed_flat = 0
+        self.needed_fetched = 0  # of `needed`: fetched by this mount,
+        self.needed_here = 0  # or in the store when first read; the rest is awaited, or came by another mount
         self.received = 0  # compressed bytes from the network, whatever became of them
         self.discarded = 0  # of them: thrown away, between spans or after a failure
         self.requests = 0
         self.windows = 0  # bytes of windows
         self.errors = 0
-        self.last_error: LastError | None = None
+        self.last_error: ErrorStatus | None = None
         self.failing_since: float | None = None  # seconds since 1970: nothing has landed since then
         self.first_byte = FirstByte()
         self._brought = {cause: Brought() for cause in Cause}
@@ -129,28 +136,34 @@ class Counts:
 
     def failed(self, error: Exception) -> None:
         """Count an error."""
+        from imgfs.status import ErrorStatus  # here, as in `snapshot`: only a mount has errors and a status
+
         self.errors += 1
-        self.last_error = LastError(time.time(), str(error))
+        self.last_error = ErrorStatus(time.time(), str(error))
         self.failing_since = self.failing_since or self.last_error.time
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return all counts as plain values; `untouched` are bytes that were fetched and not read yet."""
+    def snapshot(self) -> LayerStatus:
+        """Return all counts; `untouched` are bytes that were fetched and not read yet."""
+        from imgfs.status import BroughtStatus, FirstByteStatus, LayerStatus
+
         brought = self._brought.values()
-        return {
-            "misses": self.misses,
-            "needed": self.needed,
-            "needed_flat": self.needed_flat,
-            "fetched": self.received,
-            "discarded": self.discarded,
-            "untouched": sum(each.bytes - each.bytes_used for each in brought),
-            "windows": self.windows,
-            "requests": self.requests,
-            "errors": self.errors,
-            "last_error": self.last_error and self.last_error._asdict(),
-            "failing_since": self.failing_since,
-            "first_byte": self.first_byte._asdict(),
-            "brought": {cause.name.lower(): each._asdict() for cause, each in self._brought.items()},
-        }
+        return LayerStatus(
+            misses=self.misses,
+            needed=self.needed,
+            needed_flat=self.needed_flat,
+            needed_fetched=self.needed_fetched,
+            needed_here=self.needed_here,
+            fetched=self.received,
+            discarded=self.discarded,
+            untouched=sum(each.bytes - each.bytes_used for each in brought),
+            windows=self.windows,
+            requests=self.requests,
+            errors=self.errors,
+            last_error=self.last_error,
+            failing_since=self.failing_since,
+            first_byte=FirstByteStatus(*self.first_byte),
+            brought={cause.name.lower(): BroughtStatus(*each) for cause, each in self._brought.items()},
+        )
 
 
 class Meter:
@@ -175,8 +188,8 @@ class Meter:
         self._bytes += count
 
     def speed(self) -> float:
-        """Bytes per second; 0 as long as too little is known."""
-        seconds = self._seconds
-        if self._busy_since is not None:
-            seconds += self._clock() - self._busy_since
+        """Bytes per second; 0 as long as too little is known. Safe while another thread calls `busy`."""
+        seconds, since = self._seconds, self._busy_since
+        if since is not None:
+            seconds += self._clock() - since
         return self._bytes / seconds if self._bytes >= _ENOUGH and seconds > 0 else 0.0

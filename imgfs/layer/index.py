@@ -15,22 +15,24 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
-
-import zstandard
+from typing import TypeVar
 
 from imgfs.errors import IntegrityError, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.origin import UNKNOWN_ORIGIN
-from imgfs.layer.rows import (
-    LARGEST,
-    open_database,
+from imgfs.layer.schema import (
+    BLOB,
+    FORMAT,
+    PUBLISHED_FORMAT,
+    WINDOWS,
+    ExternalBlob,
+    Summary,
     unpack_chunk_digests,
     unpack_extents,
     unpack_time,
     unpack_xattrs,
 )
-from imgfs.layer.schema import BLOB, FORMAT, PUBLISHED_FORMAT, WINDOWS, ExternalBlob, Summary
+from imgfs.layer.sqlite import LARGEST, Row, open_database
 
 _T = TypeVar("_T")
 _SHA256 = 32  # bytes of a digest
@@ -44,7 +46,7 @@ _MADE_OF = (
 _PROVED = "SELECT EXISTS (SELECT 1 FROM span WHERE parts IS NOT NULL)"
 _CUT = ("SELECT flat_start,flat_end FROM span ORDER BY number",)
 _KINDS = {int(kind): kind for kind in Kind}  # Kind(number) takes five times as long
-_DAMAGE = (sqlite3.DatabaseError, zstandard.ZstdError, struct.error, LookupError, TypeError, ValueError)
+_DAMAGE = (sqlite3.DatabaseError, struct.error, LookupError, TypeError, ValueError)
 _ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
 _UNKNOWN_WINDOW = (
     "SELECT EXISTS (SELECT 1 FROM checkpoint WHERE window IS NULL)"  # without its digest, as once
@@ -194,7 +196,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
                 checkpoint = Checkpoint(bits, _unpack_window(frame))
             return _span(row)._replace(checkpoint=checkpoint)
 
-    def _each(self, convert: Callable[[Any], _T], query: str) -> Iterator[_T]:
+    def _each(self, convert: Callable[[Row], _T], query: str) -> Iterator[_T]:
         with self._reading():
             yield from map(convert, self._db.execute(query))
 
@@ -248,9 +250,14 @@ def _fetched_window(number: int, window: bytes | None, digest: bytes) -> bytes:
 
 
 def _unpack_window(blob: bytes) -> bytes:
-    if zstandard.frame_content_size(blob) > WINDOW:  # damage must not become a huge allocation
-        raise ValueError(f"a window of more than {WINDOW} bytes")
-    return zstandard.ZstdDecompressor().decompress(blob)
+    import zstandard  # here: most commands that open an index read no window
+
+    try:
+        if zstandard.frame_content_size(blob) > WINDOW:  # damage must not become a huge allocation
+            raise ValueError(f"a window of more than {WINDOW} bytes")
+        return zstandard.ZstdDecompressor().decompress(blob)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
 def _integers(*numbers: object) -> None:

@@ -10,17 +10,20 @@ import zstandard
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.rewrite import DatabaseForm, rewrite_database
-from imgfs.layer.rows import (
-    create_database,
+from imgfs.layer.schema import (
+    FORMAT,
+    PUBLISHED_FORMAT,
+    RULES,
+    SCHEMA,
+    SHORTCUTS,
+    TAR,
+    ExternalBlob,
     pack_chunk_digests,
     pack_time,
     pack_xattrs,
-    set_format,
-    set_origin,
     stored_extents,
 )
-from imgfs.layer.schema import FORMAT, PUBLISHED_FORMAT, RULES, SCHEMA, SHORTCUTS, TAR, ExternalBlob
+from imgfs.layer.sqlite import DatabaseForm, create_database, note_import, rewrite_database
 
 _INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _INSERT_SPAN = "INSERT INTO span VALUES (?,?,?,?,?,?,?,?)"
@@ -118,8 +121,7 @@ def import_index(path: Path, origin: str) -> None:
     Raises InvalidImage if the file is no such index, or costs more than its size allows; StoreError.
     """
     rewrite_database(path, _FORM)
-    set_origin(path, origin)
-    set_format(path, FORMAT, before=PUBLISHED_FORMAT)
+    note_import(path, origin, FORMAT, before=PUBLISHED_FORMAT)
     try:
         with LayerIndex(path) as index:
             index.check_rows()

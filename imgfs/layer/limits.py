@@ -3,6 +3,9 @@
 All of it comes from outside. What is beyond a bound raises InvalidImage naming the file and the field; an
 index of others is then done without.
 
+An image has 500 layers at most: overlayfs stacks no more. Each takes about 150 KiB of memory and 5 files.
+All indexes and trees count in the store's limit, which leaves an eighth to layers' bytes at least.
+
 What Linux, and both drivers, can hold (checked by `tree.builder`, whatever the format and the driver):
 
 | field                   | bound                          | whose                                          |
@@ -10,7 +13,7 @@ What Linux, and both drivers, can hold (checked by `tree.builder`, whatever the 
 | a path's component      | 255 bytes                      | NAME_MAX                                       |
 | a path, cleaned         | 4,095 bytes                    | PATH_MAX, which counts a NUL                   |
 | a link's target         | 4,095 bytes                    | PATH_MAX; EROFS, which reads it from one page  |
-| owner, group            | 32 bits                        | uid_t                                          |
+| owner, group            | 32 bits; -1 is root's          | uid_t; chown(2), as podman and umoci have it   |
 | mode                    | 12 bits; a symlink's is 0777   | symlink(7)                                     |
 | device                  | 12 bits major, 20 bits minor   | dev_t                                          |
 | size of a file          | 2^63 - 1 bytes                 | off_t                                          |
@@ -18,7 +21,7 @@ What Linux, and both drivers, can hold (checked by `tree.builder`, whatever the 
 | an attribute's name     | 255 bytes                      | XATTR_NAME_MAX                                 |
 | an attribute's value    | 65,536 bytes                   | XATTR_SIZE_MAX                                 |
 | a file's attributes     | 65,536 bytes of names, 255 KiB | XATTR_LIST_MAX; EROFS: 16 bits of words        |
-| an attribute's prefix   | see `layer.xattrs`             | xattr(7)                                       |
+| an attribute's prefix   | see `layer.entry`              | xattr(7)                                       |
 
 EROFS holds a little less, so the kernel driver declines the image (`erofs_format.Unsuitable`) and
 FUSE, asked next, shows all of it: 2 TiB of files that do not lie at whole blocks of their layer (or have
@@ -29,6 +32,7 @@ What a layer may cost:
 | input                   | bound                                                                           |
 |-------------------------|---------------------------------------------------------------------------------|
 | a compressed layer      | decodes to 100 times its size, or 16 GiB if that is more                        |
+| a layer that resumes    | says 128 GiB at most: what is kept of it is marked in memory                    |
 | a zstd frame's window   | 2 GiB (`--long=31`); memory: as much of it as the span decodes to               |
 | an xz stream            | 1 GiB of memory                                                                 |
 | an extension header     | 1 MiB (Go's maxSpecialFileSize), and the same for a sparse map                  |
@@ -49,7 +53,10 @@ What an index of others may cost:
 |                         | memory: 4 times it, and 1.5 KiB for each entry and chunk                        |
 | a zTOC                  | 256 MiB, 1,000 vtables; memory: 4 times it, and 2 KiB for each entry            |
 | a published SQLite file | unpacks to 100 times its size and 1 MiB, and to 4 GiB at most; windows of 8 MiB |
+|                         | in all to half of the store's limit; is not fetched if it says more             |
+| its table of tables     | one page, with the rows that it has in a file of imgfs's                        |
 | reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |
+| a profile               | `content.profile.MAX_JSON`                                                      |
 """
 
 from __future__ import annotations
@@ -59,6 +66,7 @@ NAME_LIMIT = 255  # bytes of one component: NAME_MAX (linux/limits.h)
 PATH_LIMIT = 4095  # bytes of a path: PATH_MAX without its NUL
 TARGET_LIMIT = PATH_LIMIT  # bytes of a symlink's target
 OWNERS = 1 << 32  # uid_t, gid_t
+NO_OWNER = OWNERS - 1  # -1 says to chown(2): leave it as it is, which is root's for those who unpack
 MAJORS, MINORS = 1 << 12, 1 << 20  # dev_t (linux/kdev_t.h)
 FILE_LIMIT = (1 << 63) - 1  # bytes of a file: off_t
 SECONDS = 1 << 63  # of a time, either way: time64_t
@@ -97,3 +105,9 @@ DATABASE_RATIO, DATABASE_MORE = (
 )  # bytes that one packed byte may become, and that any file may have
 RECORD_LIMIT = 64 << 20  # bytes of a row: a million chunks of a file, each an extent
 STEPS_EACH, STEPS_MORE = 64, 10_000_000  # of SQLite's virtual machine, for each byte of a file and in all
+LAYERS_LIMIT = 500  # of an image: OVL_MAX_STACK (linux, fs/overlayfs/params.h)
+
+
+def largest_unpacked(packed: int) -> int:
+    """Return the bytes that a published index or tree of `packed` bytes may unpack to."""
+    return min(DATABASE_LIMIT, DATABASE_RATIO * packed + DATABASE_MORE)

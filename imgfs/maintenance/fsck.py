@@ -18,17 +18,17 @@ from imgfs.content.profile import AccessProfile
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.layer.entry import Codec, Span
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.rows import first_invalid_table, has_schema
 from imgfs.layer.schema import RULES, SCHEMA, SHORTCUTS, TAR
+from imgfs.layer.sqlite import first_invalid_table, has_schema
 from imgfs.oci.descriptor import Digest
 from imgfs.store.checksum import matches_checksum
 from imgfs.store.flat import FlatLayer
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
+from imgfs.tree.database import MILESTONES
+from imgfs.tree.database import RULES as TREE_RULES
+from imgfs.tree.database import SCHEMA as TREE_SCHEMA
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import MILESTONES
-from imgfs.tree.schema import RULES as TREE_RULES
-from imgfs.tree.schema import SCHEMA as TREE_SCHEMA
 
 _READ_SIZE = 1 << 20  # bytes read at once
 

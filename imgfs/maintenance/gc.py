@@ -131,6 +131,10 @@ def remove_unreachable(store: Store, *, force: bool) -> None:
     for layer in [layer for layer in store.layers() if layer.digest not in layers]:
         if force or not (layer.in_use() or layer.is_locked()):
             layer.remove()
+    for image in store.exports().keys() - documents:  # whose id is the digest of one
+        store.remove_export(image)
+    if not kept:
+        store.remove_archive_indexes()
 
 
 def layers_in_use(resolution: Resolution, store: Store) -> Iterator[StoredLayer]:

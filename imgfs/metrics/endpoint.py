@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseServer, TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from imgfs.errors import MountError
 from imgfs.metrics.exposition import CONTENT_TYPE
@@ -109,6 +109,9 @@ class MetricsEndpoint:
         self.close()
 
 
+_Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # socketserver's; TCP's is the former
+
+
 class _Server(ThreadingMixIn, TCPServer):
     """A thread for each connection, a deadline for all of them."""
 
@@ -117,22 +120,24 @@ class _Server(ThreadingMixIn, TCPServer):
 
     def __init__(self, address: MetricsAddress, text: Callable[[], str]) -> None:
         self.text = text
-        self._open: dict[Any, float] = {}  # connections, and when they must have ended
+        self._open: dict[socket.socket, float] = {}  # connections, and when they must have ended
         self._lock = threading.Lock()
         self.address_family = _family_of(address)
         super().__init__((address.host, address.port), _Handler)
         self.address = MetricsAddress(address.host, self.server_address[1])
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+    def verify_request(self, request: _Connection, client_address: object) -> bool:  # noqa: ARG002
         """Return True if there is room for one more connection."""
+        assert isinstance(request, socket.socket)
         with self._lock:
             if len(self._open) >= AT_ONCE:
                 return False
             self._open[request] = time.monotonic() + DEADLINE
             return True
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: _Connection) -> None:
         """A connection has ended."""
+        assert isinstance(request, socket.socket)
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
@@ -152,7 +157,7 @@ class _Server(ThreadingMixIn, TCPServer):
                 _hang_up(request)
         super().server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Ignore a client that goes away early or is cut off; log anything else as a bug."""
         if not isinstance(sys.exc_info()[1], OSError):
             log.exception("metrics: a request was not answered")
@@ -196,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "imgfs", ""
     timeout = DEADLINE
 
-    def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
+    def __init__(self, request: socket.socket, client_address: object, server: BaseServer) -> None:
         assert isinstance(server, _Server)
         self._text = server.text
         super().__init__(request, client_address, server)
@@ -238,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Client address, '-' for a Unix socket."""
         return str(self.client_address[0]) if self.client_address else "-"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Log a request at debug level."""
         log.debug("metrics: %s: %s", self.address_string(), format % args)
 

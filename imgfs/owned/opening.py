@@ -1,4 +1,4 @@
-"""Opening a directory or a file that could be another user's.
+"""Opening a directory or a file that could be another user's, or of another kind.
 
 The rule: what this process opens, locks, reads as its own or writes to belongs to this user or to root, has
 the kind that it should have, and cannot be put in its place by another user. It is looked at once it is open
@@ -11,7 +11,9 @@ the kind that it should have, and cannot be put in its place by another user. It
                   elsewhere, which is not meant (link(2))
     a link        followed only as the last part of a directory's path, and only if this user or root made it
 
-Directories further up are the choice of the user who named the path.
+Directories further up are the choice of the user who named the path. So is the owner of a file that is only
+read (`open_regular`), of any kind until it is looked at: no call waits, no device is touched, and no
+descriptor is left open.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 from imgfs.errors import StoreError
@@ -28,6 +30,14 @@ from imgfs.errors import StoreError
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS = 8  # that are followed, one after another
 _LARGEST = 1 << 20  # bytes of a file that is read whole
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link",
+}
 
 
 def open_owned_directory(path: Path, *, make: bool = False) -> int:
@@ -77,9 +87,11 @@ def open_owned_file(path: Path, flags: int, *, names: int | None = 1, directory:
     return fd
 
 
-def read_owned_file(path: Path, *, directory: int | None = None, largest: int = _LARGEST) -> bytes:
+def read_owned_file(
+    path: Path, *, names: int | None = 1, directory: int | None = None, largest: int = _LARGEST
+) -> bytes:
     """Read a file of this user's own. Raises FileNotFoundError, and StoreError if it is too large."""
-    with open(open_owned_file(path, os.O_RDONLY, directory=directory), "rb") as file:
+    with open(open_owned_file(path, os.O_RDONLY, names=names, directory=directory), "rb") as file:
         try:
             body = file.read(largest + 1)
         except OSError as error:
@@ -87,6 +99,21 @@ def read_owned_file(path: Path, *, directory: int | None = None, largest: int = 
     if len(body) > largest:
         raise StoreError(f"{path}: larger than {largest} bytes")
     return body
+
+
+def follow_own_links(path: Path) -> Path:
+    """Return the path that a path of symbolic links leads to, in the end, all of them this user's or root's.
+
+    What is there is no link, or nothing. Raises StoreError for another user's link, and for too many of them.
+    """
+    try:
+        for _ in range(_LINKS):
+            if not path.is_symlink():
+                return path
+            path = path.parent / _own_link(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+    raise StoreError(f"{path}: too many symbolic links")
 
 
 def check_owned(
@@ -110,7 +137,7 @@ def check_owned(
 
 def random_name(prefix: str) -> str:
     """Return an unpredictable name: 64 random bits after the prefix. Create it with O_EXCL."""
-    return f"{prefix}{secrets.token_hex(8)}"
+    return f"{prefix}{os.urandom(8).hex()}"
 
 
 def _check_writers(path: Path, found: os.stat_result) -> None:
@@ -155,3 +182,35 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "a symbolic link, which is not followed"
     return error.strerror or str(error)
+
+
+class NotRegular(OSError):
+    """The path is not a regular file; `strerror` says what it is."""
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
+    """Open a regular file for reading, through a last symbolic link if `follow`.
+
+    Raises OSError, NotRegular for other kinds.
+    """
+    _check(path, os.stat(path, follow_symlinks=follow))  # not opened at all: a device may act on that
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = os.open(path, flags)
+    try:
+        _check(path, os.fstat(fd))  # it may be another one by now
+        os.set_blocking(fd, True)
+        return open(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def kind(mode: int) -> str:
+    """Return the kind of a file of this mode, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "a regular file")
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise NotRegular(number, f"it is {kind(found.st_mode)}, not a regular file", str(path))

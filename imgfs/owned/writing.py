@@ -1,14 +1,32 @@
-"""Writing to files: all bytes or an error, and errors of the disk as StoreError with the path."""
+"""Writing to files: all bytes or an error; and temporary files and directories that a living process holds.
+
+Those left by killed processes are swept. The rule: the owner is alive as long as the file or directory is
+locked (flock(2)); it is never looked up by its pid, which means nothing in another PID namespace. The lock is
+on the file itself, whose name is random:
+
+    make      create it, lock it, and check that its name still leads to it: else a sweep came in between,
+              and it is made again under another name
+    sweep     lock it without waiting: only the process that gets the lock removes it
+
+A lock ends with the last descriptor of the open file, so a killed process holds nothing.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from imgfs.errors import StoreError
+from imgfs.owned.opening import random_name
+
+_TRIES = 100  # at making one that no sweep removes before it is locked
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @contextmanager
@@ -45,3 +63,75 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPath:
+    """A new file or directory at `path`, held by the open `fd`: it may be renamed, and stays held."""
+
+    path: Path
+    fd: int
+
+    def release(self) -> None:
+        """Unlock it: from now on a sweep removes it, if it has its name still."""
+        os.close(self.fd)
+
+
+def new_directory(parent: Path, prefix: str) -> HeldPath:
+    """Make a directory, mode 0700, that a sweep of `prefix` leaves alone until released. Raises OSError."""
+
+    def make(path: Path) -> int:
+        path.mkdir(mode=0o700)
+        return os.open(path, _DIRECTORY)
+
+    return _make(parent, prefix, "", make)
+
+
+def new_file(parent: Path, prefix: str, suffix: str = "") -> HeldPath:
+    """Make an empty file, mode 0600, likewise. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _make(parent, prefix, suffix, lambda path: os.open(path, flags, 0o600))
+
+
+def _make(parent: Path, prefix: str, suffix: str, make: Callable[[Path], int]) -> HeldPath:
+    for _ in range(_TRIES):
+        path = parent / f"{random_name(prefix)}{suffix}"
+        with suppress(FileNotFoundError, FileExistsError):  # swept before it was open
+            fd = make(path)
+            if try_lock(fd) and leads_to(path, fd):
+                return HeldPath(path, fd)
+            os.close(fd)
+        if not parent.is_dir():
+            break
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(parent))
+
+
+def sweep(parent: Path, prefix: str, remove: Callable[[Path], None]) -> None:
+    """Remove all files and directories in `parent` whose name begins with `prefix` and that no process holds.
+
+    `remove` is called while the lock is held; what it fails to remove stays for the next sweep.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError):  # removed meanwhile, or another user's
+            fd = os.open(left, _ANY)
+            try:
+                if try_lock(fd) and leads_to(left, fd):
+                    remove(left)
+            finally:
+                os.close(fd)
+
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file exclusively (flock(2)) until it is closed; False if it is locked already."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def leads_to(path: Path, fd: int) -> bool:
+    """Return True if `path` is still a name of the open file `fd`."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    return False

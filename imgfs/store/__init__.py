@@ -6,7 +6,7 @@
     layers/sha256/HEX/index               `layer.index`: entries and spans
     layers/sha256/HEX/flat                the flat layer, sparse
     layers/sha256/HEX/presence            which spans of it are there, by which index (`store.flat`)
-    layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.pin`)
+    layers/sha256/HEX/pin-RANDOM          another name of `flat`, while the kernel reads it (`store.flat`)
     layers/sha256/HEX/part, part.map      its blob, while that is being pulled (`store.partial`)
     layers/sha256/HEX/refuted             the voucher whose index of it was wrong, and for which DiffID
     layers/sha256/HEX/lock                held while the layer is scanned
@@ -24,12 +24,12 @@ file `users`, set once by each mount: access times are switched off on many mach
 A process may be killed at any moment: its temporary files are removed by the next process that finds them
 unlocked (`store.atomic`).
 
-    store        documents, references, layers, trees and profiles: the directory as a whole
-    layer        one layer's directory: index, flat layer, partial download, locks
-    flat         the flat layer: reads, writes of verified spans, eviction; flat_files: its two files
-    presence     the map's format; flatwriter: a whole flat layer written by a scan
-    span_buffer  a span until it is verified; write_at: writes that leave zeros as holes
-    partial      a blob that is being pulled
-    limit, pin   eviction by size and age; files that the kernel reads
-    atomic, checksum  writes by rename, and locks; the CRC in SQLite files
+    store       documents, references, layers, trees and profiles: the directory as a whole
+    layer       one layer's directory: index, flat layer, partial download, locks
+    flat        the flat layer: reads, writes of verified spans, eviction; pins, while the kernel reads it
+    flat_files  its two files: the bytes, and the presence map with its format and its lock
+    staging     bytes until they are verified: a span that is fetched, a flat layer that is scanned
+    partial     a blob that is being pulled
+    limit       eviction by size and age
+    atomic      writes by rename, and locks; checksum: the CRC in SQLite files
 """

@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError
-from imgfs.owned.held import new_file, sweep, try_lock
 from imgfs.owned.opening import open_owned_file
-from imgfs.owned.writing import os_errors
+from imgfs.owned.writing import new_file, os_errors, sweep, try_lock
 
 TEMPORARY = ".new-"  # prefix of the names of temporary files
 
@@ -21,7 +20,7 @@ TEMPORARY = ".new-"  # prefix of the names of temporary files
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, synced and renamed to it if the block succeeds, else removed.
 
-    It is an empty file, locked by this process (`owned.held`): the block fills it, and does not replace it.
+    It is an empty file, locked by this process (`owned`): the block fills it, and does not replace it.
     Temporary files that killed processes have left there are removed first.
     """
     with store_errors(path):

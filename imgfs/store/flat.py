@@ -1,12 +1,10 @@
 """A flat layer on disk: one sparse file, and a map of which of its spans are present.
 
-The kernel's drivers may read a complete file without imgfs: `pin`.
-
 The rule of writing: no process ever writes to the bytes of a span that is marked. What comes from a
-registry is verified aside (`store.span_buffer`, `store.flatwriter`); then, under an exclusive lock on the
-map (`store.presence`), what is not marked yet is written, and marked. A process killed in between has written
-verified bytes that do not count. A reader looks at the marks before and after it reads: if they did not
-change, neither did the bytes (an eviction clears the mark first and moves the generation on).
+registry is verified aside (`store.staging`); then, under an exclusive lock on the map (`store.flat_files`),
+what is not marked yet is written, and marked. A process killed in between has written verified bytes that
+do not count. A reader looks at the marks before and after it reads: if they did not change, neither did the
+bytes (an eviction clears the mark first and moves the generation on).
 
 The map names what its marks were verified by. Who comes with another index begins two new files, and leaves
 these to those who have them open: no process finds, or marks, bytes that its own index would not let pass.
@@ -14,25 +12,88 @@ Only where a layer's DiffID has been proved over all bytes does the map go over 
 
 After a crash of the whole machine the page cache is gone but some marks may have reached the disk ahead of
 their bytes: the first process of a new boot forgets every mark that is not synced.
+
+The kernel's drivers may read a complete file without imgfs, which then must stay as it is: it is pinned. A
+pinned file has a second name, `pin-…`: an eviction that finds two links unlinks the file instead of
+truncating it. A killed process leaves its pin behind, and the kernel may read on or not: it does if it
+refuses a write lease (fcntl(2), "leases cannot be taken out on files that are open").
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import signal
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import StoreError, describe
-from imgfs.store.flat_files import FlatFiles
-from imgfs.store.pin import is_pinned, pin
-from imgfs.store.presence import PRESENT, SYNCED, evicted
-from imgfs.store.span_buffer import SpanBuffer
-from imgfs.store.write_at import write_at
+from imgfs.owned.opening import random_name
+from imgfs.owned.writing import leads_to
+from imgfs.store.flat_files import PRESENT, SYNCED, FlatFiles, evicted, give_up
+from imgfs.store.staging import SpanBuffer, write_at
 
+PIN = "pin-"  # prefix of the second name
 log = logging.getLogger(__name__)
 
 BLOCK = 512  # bytes: of tar, and of the EROFS images whose device the file is
+
+
+def pin(directory: Path, fd: int) -> Path | None:
+    """Pin the open file `fd`, which is `flat` in `directory`; None if that fails.
+
+    The caller removes the returned name once the kernel does not read the file any more.
+    """
+    sweep_pins(directory)
+    path = directory / random_name(PIN)
+    try:
+        os.link(directory / "flat", path)
+    except OSError:  # the file system has no hard links
+        return None
+    if not leads_to(path, fd):
+        path.unlink(missing_ok=True)
+        return None
+    return path
+
+
+def has_pins(fd: int) -> bool:
+    """Return True if a file has a second name, so may be pinned."""
+    return os.fstat(fd).st_nlink != 1
+
+
+def is_pinned(directory: Path, fd: int) -> bool:
+    """Return True if the open file `fd` is pinned. Pins that killed processes have left are removed."""
+    if not has_pins(fd):
+        return False
+    if _is_open_elsewhere(fd):
+        return True
+    for left in directory.glob(f"{PIN}*"):
+        give_up(left, fd)
+    return False
+
+
+def sweep_pins(directory: Path) -> None:
+    """Remove the pins of files that no process and no kernel mount has open."""
+    for left in directory.glob(f"{PIN}*"):
+        with suppress(OSError):  # another process sweeps, too
+            fd = os.open(left, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if not _is_open_elsewhere(fd):
+                    give_up(left, fd)
+            finally:
+                os.close(fd)
+
+
+def _is_open_elsewhere(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored, should the file be opened now
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return True
+    return False
 
 
 class FlatLayer(FlatFiles):

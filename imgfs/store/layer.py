@@ -23,11 +23,10 @@ from imgfs.store.atomic import (
     sweep_temporaries,
 )
 from imgfs.store.checksum import ChecksumCache, write_checksum
-from imgfs.store.flat import FlatLayer
-from imgfs.store.flatwriter import SUFFIX, FlatWriter
+from imgfs.store.flat import FlatLayer, sweep_pins
+from imgfs.store.flat_files import drop, read_shape
 from imgfs.store.partial import PartialBlob
-from imgfs.store.pin import sweep_pins
-from imgfs.store.presence import drop, read_shape
+from imgfs.store.staging import SUFFIX, FlatWriter
 
 LOCKS = ("lock", "users", "evicted")  # files that are only locked, or only have a time
 _BYTES = ("flat", *partial.NAMES)  # what can be fetched again as it is needed
@@ -91,13 +90,23 @@ class StoredLayer:
 
     def part(self, size: int) -> PartialBlob:
         """Open the partial download of its blob of `size` bytes, which goes on under `lock`."""
-        return PartialBlob(self.directory, size)
+        return PartialBlob(self.directory, size, self.note_written)
 
     def drop_part(self) -> None:
         """Remove its partial download."""
         with store_errors(self.directory):
             for name in partial.NAMES:
                 (self.directory / name).unlink(missing_ok=True)
+
+    def partial(self) -> int:
+        """Return the bytes of disk that its partial download takes; 0 if there is none."""
+        return disk_usage(self._files(partial.NAMES))
+
+    def free(self) -> int:
+        """Return the bytes of disk that are free for it. Raises StoreError."""
+        with store_errors(self.directory):
+            found = os.statvfs(self.directory)
+        return found.f_bavail * found.f_frsize
 
     @property
     def flat_file(self) -> Path:
@@ -124,7 +133,7 @@ class StoredLayer:
                 return 0
             with suppress(OSError):  # no inode may be left
                 (self.directory / "evicted").touch(mode=0o600)
-            freed = disk_usage(self._files(partial.NAMES))
+            freed = self.partial()
             self.drop_part()
             sweep_temporaries(self.directory)
             return freed + self._evict_flat()

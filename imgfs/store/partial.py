@@ -1,7 +1,7 @@
 """A partial download of a blob: its bytes arrive in any order, and outlive the process.
 
     layers/sha256/HEX/part        the compressed bytes received so far
-    layers/sha256/HEX/part.map    a header, and a byte for each unit of 1 MiB: 1 once it is written
+    layers/sha256/HEX/part.map    a header, and a byte for each unit of 256 KiB: 1 once it is written
 
 A unit is marked after it has been written, so a killed process loses the one it was at. After a reboot no
 mark counts: marks may have reached the disk ahead of their bytes. A writer holds the layer's lock.
@@ -12,24 +12,57 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.store.atomic import boot_id
-from imgfs.store.write_at import write_at
+from imgfs.store.staging import write_at
 
-UNIT = 1 << 20
+UNIT = 256 << 10
 NAMES = ("part", "part.map")
 _HEADER = struct.Struct("<8s16sQQ")  # magic, boot id, bytes of a unit, of the blob
 _MAGIC = b"imgfspar"
 
 
-class PartialBlob:
-    """The partial download of a blob of `size` bytes, in a layer's `directory`. Safe in threads."""
+class UnreadablePartial(StoreError):
+    """The disk does not give back what was kept: it has to be fetched again."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+
+class StoredPiece:
+    """The bytes `[start, end)` of a blob, which have been written to the open file `fd` at `path`."""
+
+    def __init__(self, fd: int, start: int, end: int, path: Path) -> None:
+        self.fd = fd
+        self.start = start
+        self.end = end
+        self.path = path
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def read(self) -> bytes:
+        """Read them. Raises UnreadablePartial."""
+        try:
+            body = os.pread(self.fd, self.end - self.start, self.start)
+        except OSError as error:
+            raise UnreadablePartial(f"{self.path}: {describe(error)} at {self.start}") from error
+        if len(body) != self.end - self.start:
+            raise UnreadablePartial(f"{self.path}: ends at {self.start + len(body)}, before {self.end}")
+        return body
+
+
+class PartialBlob:
+    """The partial download of a blob of `size` bytes, in a layer's `directory`. Safe in threads.
+
+    `note_written` is called with the number of bytes of each write.
+    """
+
+    def __init__(
+        self, directory: Path, size: int, note_written: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.size = size
+        self._note_written = note_written
         self.units = -(-size // UNIT)
         self._paths = [directory / name for name in NAMES]
         self._lock = threading.Lock()  # held by a write, and by `close`
@@ -47,7 +80,8 @@ class PartialBlob:
         data, marks = self._fds
         head = _HEADER.pack(_MAGIC, boot_id(), UNIT, self.size)
         stored = os.pread(marks, len(head) + self.units, 0)
-        if stored[: len(head)] == head and len(stored) == len(head) + self.units:
+        is_whole = len(stored) == len(head) + self.units and os.fstat(data).st_size == self.size
+        if stored[: len(head)] == head and is_whole:
             return bytearray(stored[len(head) :])
         os.ftruncate(marks, 0)
         os.ftruncate(data, 0)
@@ -85,6 +119,7 @@ class PartialBlob:
             if not self._fds:
                 raise StoreError("the download has been given up")
             write_at(self._fds[0], offset, piece)
+        self._note_written(len(piece))
 
     def mark(self, unit: int) -> None:
         """Mark a unit, all of which has been written. Raises StoreError."""
@@ -97,22 +132,13 @@ class PartialBlob:
                 raise StoreError(f"{self._paths[1]}: cannot write to the store: {error.strerror}") from error
             self._marks[unit] = 1
 
-    def read(self, unit: int) -> bytes:
-        """Read a unit that has been written. Raises StoreError."""
+    def piece(self, unit: int) -> StoredPiece:
+        """Return a unit that has been written."""
         start, end = self.bounds(unit)
-        body = os.pread(self._fds[0], end - start, start)
-        if len(body) != end - start:
-            raise StoreError(f"{self._paths[0]}: ends at {start + len(body)}, before {end}")
-        return body
+        return StoredPiece(self._fds[0], start, end, self._paths[0])
 
     def close(self) -> None:
         """Close the files, without removing them."""
         with self._lock:
             while self._fds:
                 os.close(self._fds.pop())
-
-    def remove(self) -> None:
-        """Close the files and remove them."""
-        self.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.owned.held import new_directory, sweep
 from imgfs.owned.opening import open_owned_directory, read_owned_file
+from imgfs.owned.writing import new_directory, sweep
 from imgfs.store.atomic import TEMPORARY, atomic_write, disk_usage, store_errors
 from imgfs.store.checksum import ChecksumCache, write_checksum
 from imgfs.store.layer import LOCKS, StoredLayer
@@ -23,7 +23,9 @@ from imgfs.store.limit import StoreLimit
 
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
-_OPTIONAL = ("erofs", "scratch", "containers")  # made when they are needed
+_OPTIONAL = ("erofs", "scratch", "containers", "archives")  # made when they are needed
+NO_PROFILE = "none"  # of access profiles: what the user says to have none
+_EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of what an engine exported, and of who makes that
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -35,6 +37,12 @@ class Resolution:
     digest: Digest
     manifest: Digest
     resolved: float  # seconds since the epoch
+
+
+def check_profile_name(name: str) -> None:
+    """Raise UsageError if no access profile can have that name."""
+    if not _PROFILE_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
 
 
 class Store:
@@ -78,6 +86,8 @@ class Store:
 
         Raises StoreError.
         """
+        import shutil  # here, as it loads three compressors
+
         with store_errors(self.root):
             sweep(self.root, prefix, shutil.rmtree)
             held = new_directory(self.root, prefix)
@@ -197,7 +207,35 @@ class Store:
     def kept(self) -> int:
         """Return the bytes of disk that indexes and trees take."""
         indexes = (layer.index_file for layer in self.layers())
-        return disk_usage([*indexes, *self.root.glob("trees/*/*"), *self.root.glob("erofs/*")])
+        others = (self.root.glob(pattern) for pattern in ("trees/*/*", "erofs/*", "archives/*"))
+        return disk_usage(chain(indexes, *others))
+
+    def archive_index(self, name: str) -> Path:
+        """Return the path of the index of a file outside (`transport.packed`), which may not exist."""
+        return self.root / "archives" / name
+
+    def export(self, image: Digest) -> Path:
+        """Return the path of what an engine exported of an image, by its id; it may not exist."""
+        return self.root / "archives" / f"{image.algorithm}-{image.hex}{_EXPORT}"
+
+    def exports(self) -> dict[Digest, Path]:
+        """Return the paths of all exports that are here, by the images' ids."""
+        paths = sorted(self.root.glob(f"archives/*-*{_EXPORT}"))
+        named = (path for path in paths if not path.name.startswith(TEMPORARY))
+        return {Digest.parse(path.stem.replace("-", ":", 1)): path for path in named}
+
+    def remove_export(self, image: Digest) -> None:
+        """Remove an export: it is made again when it is needed; processes that have it open keep it."""
+        path = self.export(image)
+        with store_errors(path):
+            path.unlink(missing_ok=True)
+            path.with_suffix(EXPORT_LOCK).unlink(missing_ok=True)
+
+    def remove_archive_indexes(self) -> None:
+        """Remove the indexes of files outside, and exports of engines: they are made again when needed."""
+        with store_errors(self.root):
+            for path in self.root.glob("archives/*"):
+                path.unlink(missing_ok=True)
 
     def remove_document(self, digest: Digest) -> None:
         """Remove a document."""
@@ -220,13 +258,14 @@ class Store:
 
     def put_profile(self, manifest: Digest, name: str, body: bytes) -> None:
         """Store an access profile. Raises UsageError for an invalid name."""
-        if not _PROFILE_NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
+        check_profile_name(name)
         with atomic_write(self._path("profiles", manifest) / f"{name}.json") as path:
             path.write_bytes(body)
 
     def remove_profiles(self, manifest: Digest) -> None:
         """Remove the access profiles of an image."""
+        import shutil
+
         directory = self._path("profiles", manifest)
         with store_errors(directory):
             shutil.rmtree(directory, ignore_errors=True)

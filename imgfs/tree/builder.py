@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.limits import FILE_LIMIT, MAJORS, MINORS, OWNERS, SECONDS, TARGET_LIMIT
-from imgfs.layer.rows import create_database, file_uri, pack_time, pack_xattrs, stored_extents
-from imgfs.layer.xattrs import kept_xattrs
-from imgfs.tree.schema import FORMAT, MILESTONES, ROOT, SCHEMA
+from imgfs.layer.entry import Entry, Kind, kept_xattrs
+from imgfs.layer.limits import FILE_LIMIT, MAJORS, MINORS, NO_OWNER, OWNERS, SECONDS, TARGET_LIMIT
+from imgfs.layer.schema import pack_time, pack_xattrs, stored_extents
+from imgfs.layer.sqlite import create_database, file_uri
+from imgfs.tree.database import FORMAT, MILESTONES, ROOT, SCHEMA
 
 # `d_type` of readdir(3): the file type bits of st_mode, shifted.
 DIRECTORY = stat.S_IFDIR >> 12
@@ -56,14 +56,16 @@ INSERT INTO work.doomed
     SELECT name.ino FROM below CROSS JOIN work.name ON name.parent = below.ino WHERE name.type = {DIRECTORY})
   SELECT ino FROM below
 """
-_REMOVE_DOOMED = f"""
+_COUNT_DOOMED = f"""
 INSERT INTO work.lost
   SELECT name.ino, count(*) FROM work.doomed CROSS JOIN work.name ON name.parent = doomed.ino
   WHERE name.type <> {DIRECTORY} GROUP BY name.ino;
 UPDATE node SET nlink = nlink - (SELECT names FROM work.lost WHERE lost.ino = node.ino)
-  WHERE ino IN (SELECT ino FROM work.lost);
+  WHERE ino IN (SELECT ino FROM work.lost)"""
+_DELETE_DOOMED = """
 DELETE FROM node WHERE ino IN (SELECT ino FROM work.lost) AND nlink = 0;
-DELETE FROM node WHERE ino IN (SELECT ino FROM work.doomed);
+DELETE FROM node WHERE ino IN (SELECT ino FROM work.doomed)"""
+_FORGET_DOOMED = """
 DELETE FROM work.name WHERE parent IN (SELECT ino FROM work.doomed);
 DELETE FROM work.doomed;
 DELETE FROM work.lost;
@@ -92,6 +94,8 @@ class Dirent(NamedTuple):
 class TreeBuilder:
     """A tree being merged, written to a new file at `path`; a tree only once `finish` has returned."""
 
+    delete_doomed = _DELETE_DOOMED  # statements on the nodes of a directory that is removed
+
     def __init__(self, path: Path) -> None:
         self.db = create_database(path, SCHEMA)
         self.db.execute("COMMIT")
@@ -100,6 +104,7 @@ class TreeBuilder:
         self._rows: list[tuple[object, ...]] = []  # of the newest nodes, not in the file yet
         self._weight = 0  # of their blobs
         self.next_ino = ROOT
+        self.layer = 0
         # Directories by path, symlinks followed. Emptied when a directory or symlink goes, and when full.
         self.known: dict[bytes, int] = {}
         self._add_node(_IMPLIED, 0)
@@ -113,6 +118,13 @@ class TreeBuilder:
         self.db.execute("PRAGMA work.synchronous = OFF")
         self.db.executescript(f"BEGIN; {_WORK}")
         path.unlink(missing_ok=True)  # a sweep may have been faster
+
+    def begin_layer(self, number: int) -> None:
+        """Note which layer is merged from now on, the lowest being 0."""
+        self.layer = number
+
+    def end_layer(self) -> None:
+        """Note that all of the layer is merged."""
 
     def find(self, parent: int, name: bytes) -> Dirent | None:
         """Return the node that `name` leads to in the directory `parent`; None if it has no such name."""
@@ -136,7 +148,7 @@ class TreeBuilder:
     def add_directory(self, parent: int, name: bytes, entry: Entry = _IMPLIED) -> int:
         """Add a directory under a name that is free and return its ino."""
         self._names.execute(_ADD_NAME, (parent, name, self.next_ino, DIRECTORY))
-        return self._add_node(entry, 0)
+        return self._add_node(entry, self.layer)
 
     def add_nameless(self, entry: Entry, layer: int) -> Dirent:
         """Add a node that has no name, only a pin: see `unpin`."""
@@ -148,7 +160,9 @@ class TreeBuilder:
         query = "UPDATE node SET mode = ?, uid = ?, gid = ?, mtime_ns = ?, xattrs = ? WHERE ino = ?"
         mode = stat.S_IFDIR | entry.mode & 0o7777
         xattrs = pack_xattrs(kept_xattrs(entry.kind, entry.xattrs))
-        self._node(query, ino, (mode, entry.uid, entry.gid, pack_time(entry.mtime_ns), xattrs))
+        self._node(
+            query, ino, (mode, _owner(entry.uid), _owner(entry.gid), pack_time(entry.mtime_ns), xattrs)
+        )
 
     def link(self, parent: int, name: bytes, found: Dirent) -> None:
         """Give a node a further name, in place of what has it."""
@@ -167,9 +181,9 @@ class TreeBuilder:
         if kind in (DIRECTORY, SYMLINK):
             self.known.clear()
         if kind == DIRECTORY:
-            self._flush()
+            self.flush()
             self.db.execute(_DOOM, (ino,))
-            self.run(_REMOVE_DOOMED)
+            self.run(";".join((_COUNT_DOOMED, self.delete_doomed, _FORGET_DOOMED)))
         else:
             self.unpin(ino)
 
@@ -182,7 +196,7 @@ class TreeBuilder:
 
     def finish(self, spaces: Sequence[str]) -> None:
         """Complete the tree; `spaces` are those of its flat layers (`layer.index.Summary`)."""
-        self._flush()
+        self.flush()
         self.run(_FINISH)
         nodes = self.db.execute("SELECT count(*) FROM node").fetchone()[0]
         size = self.db.execute(_TOTALS).fetchone()[1]
@@ -208,10 +222,11 @@ class TreeBuilder:
         self._weight += sum(len(packed) for packed in row[-3:] if isinstance(packed, bytes))
         self.next_ino += 1
         if len(self._rows) >= _BATCH or self._weight >= _WEIGHT:
-            self._flush()
+            self.flush()
         return ino
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the newest nodes to the file."""
         self.db.executemany(_ADD_NODE, self._rows)
         self._rows.clear()
         self._weight = 0
@@ -219,7 +234,7 @@ class TreeBuilder:
     def _node(self, query: str, ino: int, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
         """Run a query about one node, whose ino is its last parameter."""
         if ino >= self.next_ino - len(self._rows):
-            self._flush()
+            self.flush()
         return self.db.execute(query, (*values, ino))
 
     def pin(self, ino: int) -> None:
@@ -237,7 +252,7 @@ def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
     _check(entry)
     _, kind, mode, uid, gid, size, mtime_ns, target, device, xattrs, extents = entry
     permissions = 0o777 if kind is Kind.SYMLINK else mode & 0o7777  # Linux has no others for it: symlink(7)
-    head = (ino, _TYPES[kind] << 12 | permissions, uid, gid)
+    head = (ino, _TYPES[kind] << 12 | permissions, _owner(uid), _owner(gid))
     packed = pack_xattrs(kept_xattrs(kind, xattrs)) if xattrs else None
     mtime = pack_time(mtime_ns)
     if kind is Kind.FILE:
@@ -249,6 +264,11 @@ def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
     nlink = 2 if kind is Kind.DIRECTORY else 1
     number = os.makedev(*device) if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
     return (*head, 0, mtime, nlink, number, 0, layer, None, None, None, packed)
+
+
+def _owner(number: int) -> int:
+    """An owner or group as the kernel can show it: it has none with the number -1 (`INVALID_UID`)."""
+    return 0 if number == NO_OWNER else number
 
 
 def _check(entry: Entry) -> None:

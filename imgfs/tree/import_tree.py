@@ -1,6 +1,6 @@
 """Import a tree that was merged elsewhere, if it is one that a merge could have made; export one.
 
-The file is rewritten row by row first (`layer.rewrite`), so the checks here read sound b-trees, and cost what
+The file is rewritten row by row first (`layer.sqlite`), so the checks here read sound b-trees, and cost what
 the file's size allows. Link counts, blocks and totals are computed again.
 """
 
@@ -11,18 +11,25 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer.entry import Extent, Kind
+from imgfs.layer.entry import Extent, Kind, kept_xattrs
 from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
-from imgfs.layer.rewrite import DatabaseForm, rewrite_database
-from imgfs.layer.rows import file_uri, set_format, set_origin, unpack_extents, unpack_time, unpack_xattrs
-from imgfs.layer.xattrs import kept_xattrs
+from imgfs.layer.schema import unpack_extents, unpack_time, unpack_xattrs
+from imgfs.layer.sqlite import (
+    DatabaseForm,
+    file_uri,
+    note_import,
+    open_database,
+    rewrite_database,
+    set_format,
+)
 from imgfs.tree.builder import check_time
-from imgfs.tree.reader import Tree
-from imgfs.tree.schema import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
+from imgfs.tree.database import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
+from imgfs.tree.reader import MANY, SPARSEST, Tree
 
 _FORM = DatabaseForm("a tree", SCHEMA, f"{MILESTONES};", RULES)
 _DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12
@@ -34,9 +41,10 @@ _KINDS: Mapping[int, Kind] = {
     stat.S_IFBLK: Kind.BLOCK,
     stat.S_IFIFO: Kind.FIFO,
 }
+# `named` are the nodes of several names, which are few; the rules see to it that each name is that of a node.
 _NAMED = """
 CREATE TEMP TABLE named (ino INTEGER PRIMARY KEY, names INTEGER);
-INSERT INTO named SELECT ino, count(*) FROM dirent GROUP BY ino;
+INSERT INTO named SELECT ino, count(*) FROM dirent GROUP BY ino HAVING count(*) > 1;
 CREATE TEMP TABLE parent (ino INTEGER PRIMARY KEY, directories INTEGER);
 INSERT INTO parent SELECT d.parent, sum(n.mode >> 12 = 4) FROM dirent d JOIN node n ON n.ino = d.ino
   GROUP BY d.parent;
@@ -45,15 +53,19 @@ INSERT INTO parent SELECT d.parent, sum(n.mode >> 12 = 4) FROM dirent d JOIN nod
 _FAULTS = {
     "more than one summary": "SELECT count(*) <> 1 FROM summary",
     "no root": f"SELECT count(*) = 0 FROM node WHERE ino = {ROOT} AND mode >> 12 = {_DIRECTORY}",
-    "a name for the root": f"SELECT count(*) > 0 FROM named WHERE ino = {ROOT}",
-    "a node without a name": "SELECT (SELECT count(*) FROM node) <> (SELECT count(*) FROM named) + 1",
+    "numbers of nodes too far apart": f"SELECT max(ino) > max({MANY}, {SPARSEST} * count(*)) FROM node",
+    "a name for the root": f"SELECT EXISTS (SELECT 1 FROM dirent WHERE ino = {ROOT})",
+    "a node without a name": "SELECT (SELECT count(*) FROM node) <> "
+    "(SELECT count(*) FROM dirent) - (SELECT coalesce(sum(names - 1), 0) FROM named) + 1",
     "a directory of several names": "SELECT EXISTS (SELECT 1 FROM named JOIN node USING (ino) "
-    f"WHERE names > 1 AND mode >> 12 = {_DIRECTORY})",
+    f"WHERE mode >> 12 = {_DIRECTORY})",
     "names in what is no directory": "SELECT EXISTS (SELECT 1 FROM parent LEFT JOIN node USING (ino) "
     f"WHERE coalesce(mode >> 12, 0) <> {_DIRECTORY})",
-    "names that are not counted in their order": "SELECT EXISTS (SELECT 1 FROM (SELECT position, "
-    "row_number() OVER (PARTITION BY parent ORDER BY name) AS right FROM dirent) WHERE position <> right)",
 }
+_DISORDER = (
+    "SELECT EXISTS (SELECT 1 FROM (SELECT position, "
+    "row_number() OVER (PARTITION BY parent ORDER BY name) AS right FROM dirent) WHERE position <> right)"
+)
 # Every directory but the root has one name, so this ends, and what goes in circles is not among them.
 _REACHED = f"""
 WITH RECURSIVE below (ino, length) AS (
@@ -63,11 +75,11 @@ WITH RECURSIVE below (ino, length) AS (
 SELECT count(*), max(length) FROM below
 """
 _DIRECTORIES = f"SELECT count(*) FROM node WHERE mode >> 12 = {_DIRECTORY}"
+_BELOW = "coalesce((SELECT directories FROM parent WHERE parent.ino = node.ino), 0)"
+_NAMES = "coalesce((SELECT names FROM named WHERE named.ino = node.ino), 1)"
 _COUNTED = f"""
-UPDATE node SET nlink = 2 + coalesce((SELECT directories FROM parent WHERE parent.ino = node.ino), 0)
-  WHERE mode >> 12 = {_DIRECTORY};
-UPDATE node SET nlink = (SELECT names FROM named WHERE named.ino = node.ino)
-  WHERE mode >> 12 <> {_DIRECTORY} AND nlink <> (SELECT names FROM named WHERE named.ino = node.ino);
+UPDATE node SET nlink = 2 + {_BELOW} WHERE mode >> 12 = {_DIRECTORY} AND nlink <> 2 + {_BELOW};
+UPDATE node SET nlink = {_NAMES} WHERE mode >> 12 <> {_DIRECTORY} AND nlink <> {_NAMES};
 UPDATE summary SET nodes = (SELECT count(*) FROM node),
   size = (SELECT min(total(size), 9223372036854774784.0) FROM node WHERE mode >> 12 = 8);
 UPDATE summary SET size = CAST(size AS INTEGER);
@@ -85,8 +97,7 @@ def import_tree(path: Path, origin: str) -> None:
     Raises InvalidImage if the file is no such tree, or costs more than its size allows; StoreError.
     """
     _rewrite(path)
-    set_origin(path, origin)
-    set_format(path, FORMAT, before=PUBLISHED_FORMAT)
+    note_import(path, origin, FORMAT, before=PUBLISHED_FORMAT)
     try:
         Tree(path).close()
     except StoreError as error:
@@ -106,17 +117,29 @@ def _rewrite(path: Path) -> None:
     """Rewrite the file and check all its rows; raises InvalidImage, StoreError."""
     rewrite_database(path, _FORM)
     try:
-        with closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db:
+        with (
+            ThreadPoolExecutor(1) as aside,
+            closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db,
+        ):
             db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+            rows = aside.submit(_check_each, path)  # SQLite runs without the interpreter's lock
             db.executescript(_NAMED)
             _check_shape(db)
-            for row in db.execute(_ODD):
-                _check_node(*row)
+            rows.result()  # before any row is changed
             db.executescript(_COUNTED)
     except InvalidImage as error:
         raise InvalidImage(f"a tree with rows that make no sense: {error}", where=str(path)) from error
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from error
+
+
+def _check_each(path: Path) -> None:
+    """Raise InvalidImage for a name out of its order, or a node that no merge makes."""
+    with closing(open_database(path)) as db:
+        if db.execute(_DISORDER).fetchone()[0]:
+            raise InvalidImage("dirent: names that are not counted in their order")
+        for row in db.execute(_ODD):
+            _check_node(*row)
 
 
 def _check_shape(db: sqlite3.Connection) -> None:

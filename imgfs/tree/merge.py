@@ -17,11 +17,10 @@ from pathlib import Path
 from imgfs.errors import InvalidImage, StoreError, describe
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.index import LayerIndex
-from imgfs.tree.budget import Budget
 from imgfs.tree.builder import CHARACTER, DIRECTORY, Dirent, TreeBuilder
+from imgfs.tree.database import ROOT
 from imgfs.tree.merge_state import MergeState
-from imgfs.tree.paths import OPAQUE, clean, is_reserved, parse_whiteout, shown
-from imgfs.tree.schema import ROOT
+from imgfs.tree.paths import OPAQUE, Budget, clean, is_reserved, parse_whiteout, shown
 from imgfs.tree.walk import PathWalk
 
 
@@ -33,11 +32,18 @@ def merge(layers: Iterable[LayerIndex], path: Path) -> None:
     the file at `path` is not a tree. Raises InvalidImage, naming layer and path, StoreError, and what
     `layers` raises.
     """
+    merge_by(TreeBuilder, layers, path)
+
+
+def merge_by(kind: type[TreeBuilder], layers: Iterable[LayerIndex], path: Path) -> None:
+    """Merge as `merge` does, by a builder of this `kind`."""
     spaces, budget = [], Budget()
     try:
-        with closing(TreeBuilder(path)) as builder:
+        with closing(kind(path)) as builder:
             for number, index in enumerate(layers):
+                builder.begin_layer(number)
                 _Layer(builder, index, number, budget).apply()
+                builder.end_layer()
                 spaces.append(index.summary.space)
             builder.finish(spaces)
     except (sqlite3.Error, OSError) as error:

@@ -9,61 +9,45 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
 from imgfs.layer.origin import UNKNOWN_ORIGIN
-from imgfs.layer.rows import unpack_extents, unpack_time, unpack_xattrs
-from imgfs.tree.database import TreeDatabase
-from imgfs.tree.parents import Parents
+from imgfs.layer.schema import unpack_extents, unpack_xattrs
+from imgfs.layer.sqlite import Row
+from imgfs.tree.database import (
+    FORMAT,
+    NODE,
+    PUBLISHED_FORMAT,
+    ROOT,
+    STRIDE,
+    Node,
+    Parents,
+    TreeDatabase,
+    node_of,
+)
 from imgfs.tree.paths import LINK_LIMIT
-from imgfs.tree.schema import FORMAT, PUBLISHED_FORMAT, ROOT, STRIDE
 
-_SPARSEST = 1000  # inos for each node at most, in a tree with more than _MANY
-_MANY = 1 << 24  # inos
+SPARSEST = 1000  # inos for each node at most, in a tree with more than MANY: each takes memory
+MANY = 1 << 24  # inos
 
 _FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
-_NODE = "n.ino, n.mode, n.uid, n.gid, n.size, n.mtime_ns, n.nlink, n.device, n.blocks, n.xattrs IS NOT NULL"
-_BY_INO = f"SELECT {_NODE} FROM node n WHERE n.ino = ?"
+_BY_INO = f"SELECT {NODE} FROM node n WHERE n.ino = ?"
 _JOIN = "FROM dirent d CROSS JOIN node n ON n.ino = d.ino"
-_BY_NAME = f"SELECT {_NODE} {_JOIN} WHERE d.parent = ? AND d.name = ?"
+_BY_NAME = f"SELECT {NODE} {_JOIN} WHERE d.parent = ? AND d.name = ?"
 _CHILDREN = f"""
-SELECT d.position, d.name, {_NODE} {_JOIN}
+SELECT d.position, d.name, {NODE} {_JOIN}
 WHERE d.parent = :parent AND d.position > :after AND d.name >= coalesce(
   (SELECT name FROM dirent INDEXED BY milestone WHERE parent = :parent AND position <= :after
    AND position % {STRIDE} = 0 ORDER BY position DESC LIMIT 1), x'')
 ORDER BY d.name
 """
 _A_NAME = "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1"  # scans all names
+_LISTED = f"SELECT d.name, n.ino, n.mode, n.nlink, n.layer, n.size {_JOIN} WHERE d.parent = ? ORDER BY d.name"
 _FILES = f"SELECT n.ino, n.mode, n.layer, n.size, n.flat, n.extents {_JOIN} WHERE d.parent = ? AND d.name > ?"
-
-
-class Node(NamedTuple):
-    """A file of the tree. `mode` is a whole st_mode, `device` a dev_t; `blocks` of 512 bytes are no holes."""
-
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    nlink: int
-    device: int
-    blocks: int
-    has_xattrs: bool
-
-    @property
-    def atime_ns(self) -> int:
-        """Layers keep no access time."""
-        return self.mtime_ns
-
-    @property
-    def ctime_ns(self) -> int:
-        """Nor a change time."""
-        return self.mtime_ns
 
 
 class NodeRecord(NamedTuple):
@@ -74,6 +58,17 @@ class NodeRecord(NamedTuple):
     extents: tuple[Extent, ...]
     target: bytes | None
     xattrs: dict[bytes, bytes]
+
+
+class Listed(NamedTuple):
+    """A name in a directory, with what sums of sizes need; the lowest layer is 0."""
+
+    name: bytes
+    ino: int
+    mode: int
+    nlink: int
+    layer: int
+    size: int
 
 
 class Tree(AbstractContextManager["Tree"]):
@@ -97,15 +92,20 @@ class Tree(AbstractContextManager["Tree"]):
         """Return for each layer the flat layer that extents refer to: the `space` of the index merged."""
         return [row[0] for row in self._db.rows("SELECT space FROM layer ORDER BY number")]
 
+    def largest_ino(self) -> int:
+        """Return the largest number of a node."""
+        row = self._db.row("SELECT max(ino) FROM node")
+        return int(row[0] or 0) if row else 0
+
     def node(self, ino: int) -> Node | None:
         """Return the node numbered `ino`, or None; the root is 1."""
         row = self._db.row(_BY_INO, (ino,))
-        return _node(row) if row else None
+        return node_of(row) if row else None
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """Return the node that `name` leads to in the directory `parent`, or None."""
         row = self._db.row(_BY_NAME, (parent, name))
-        return _node(row) if row else None
+        return node_of(row) if row else None
 
     def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
         """Yield (position, name, node) of the children behind the position `after`, ordered by name.
@@ -113,7 +113,11 @@ class Tree(AbstractContextManager["Tree"]):
         Positions count from 1. `.` and `..` are not among them. Rows are read as the caller iterates.
         """
         for row in self._db.rows(_CHILDREN, {"parent": parent, "after": after}):
-            yield row[0], row[1], _node(row[2:])
+            yield row[0], row[1], node_of(row[2:])
+
+    def listing(self, parent: int) -> Iterator[Listed]:
+        """Yield what is in a directory, ordered by name. Rows are read as the caller iterates."""
+        return map(Listed._make, self._db.rows(_LISTED, (parent,)))
 
     def target(self, ino: int) -> bytes:
         """Return a symlink's target; raises OSError: EINVAL for another node, ENOENT."""
@@ -157,9 +161,9 @@ class Tree(AbstractContextManager["Tree"]):
 
     def nodes(self) -> Iterator[NodeRecord]:
         """Every node, ordered by ino."""
-        query = f"SELECT {_NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
+        query = f"SELECT {NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
         for row in self._db.rows(query, (), _FEW):
-            node, (layer, flat, packed, target, xattrs) = _node(row[:10]), row[10:]
+            node, (layer, flat, packed, target, xattrs) = node_of(row[:10]), row[10:]
             extents = (Extent(0, node.size, flat),) if flat is not None else self._unpacked(packed or b"")
             yield NodeRecord(node, layer, extents, target, unpack_xattrs(xattrs))
 
@@ -183,7 +187,7 @@ class Tree(AbstractContextManager["Tree"]):
         Begins at the node's first name; enters directories where they are listed. Rows are read as the caller
         iterates.
         """
-        listings: list[Iterator[tuple[Any, ...]]] = []
+        listings: list[Iterator[Row]] = []
         while (found := self._db.row(_A_NAME, (ino,))) and len(listings) < _DEPTH:
             listings.insert(0, self._db.rows(_FILES, found))
             ino = found[0]
@@ -270,7 +274,7 @@ class Tree(AbstractContextManager["Tree"]):
             raise _error(errno.ENOENT)
         return node
 
-    def _stored(self, columns: str, ino: int) -> tuple[Any, ...]:
+    def _stored(self, columns: str, ino: int) -> Row:
         row = self._db.row(f"SELECT {columns} FROM node WHERE ino = ?", (ino,))
         if row is None:
             raise _error(errno.ENOENT)
@@ -279,7 +283,7 @@ class Tree(AbstractContextManager["Tree"]):
     def _read_parents(self) -> Parents:
         largest, count = self._db.row("SELECT max(ino), count(*) FROM node") or (ROOT, 1)
         names = self._db.rows("SELECT ino, parent FROM dirent")
-        if count and largest > max(_MANY, _SPARSEST * count):  # each takes memory
+        if count and largest > max(MANY, SPARSEST * count):
             raise self._db.damaged(ValueError(f"a node numbered {largest} of {count}"))
         try:
             return Parents(names, largest or ROOT)
@@ -291,13 +295,6 @@ class Tree(AbstractContextManager["Tree"]):
             return unpack_extents(packed)
         except (TypeError, ValueError) as error:
             raise self._db.damaged(error) from error
-
-
-def _node(row: tuple[Any, ...]) -> Node:
-    """The node whose columns are `_NODE`."""
-    if isinstance(row[5], bytes):
-        row = (*row[:5], unpack_time(row[5]), *row[6:])
-    return Node._make((*row[:-1], row[-1] == 1))
 
 
 def _error(number: int, path: bytes | None = None) -> OSError:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from imgfs.errors import InvalidImage
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.limits import NAME_LIMIT
-from imgfs.tree.budget import Budget
 from imgfs.tree.builder import DIRECTORY, SYMLINK, Dirent, TreeBuilder
+from imgfs.tree.database import ROOT
 from imgfs.tree.merge_state import MergeState
-from imgfs.tree.paths import LINK_LIMIT, WHITEOUT_PREFIX, clean, shown
-from imgfs.tree.schema import ROOT
+from imgfs.tree.paths import LINK_LIMIT, WHITEOUT_PREFIX, Budget, clean, shown
 
 
 class PathWalk:

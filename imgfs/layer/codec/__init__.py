@@ -2,8 +2,7 @@
 
 blob         a whole blob decoded in one pass, its format sniffed, its cuts reported
 span         one span decoded and verified            frames       zstd, xz and bzip2 frame by frame
-gzip         members, blocks and checkpoints          window       the bytes of a window that a span needs
+gzip         members, blocks and checkpoints, and the bytes of a checkpoint's window that a span needs
 zlib_engine  inflate by zlib                          isal_engine  inflate by ISA-L
-xz_bzip2     streams of these two                     threads      decoding beside reading and writing
 compress     a tar stream packed as gzip or zstd
 """

@@ -22,7 +22,17 @@ STEP = 1 << 20  # flat bytes between cuts, at least: see the commit that chose i
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1
 _STREAMS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
-_OTHERS = {b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+_OTHERS = {
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x02\x21\x4c\x18": "lz4",  # its legacy frames
+    b"PK\x03\x04": "zip",
+    b"\x1f\x9d": "compress (.Z)",
+    b"LZIP\x01": "lzip",
+    b"7z\xbc\xaf\x27\x1c": "7-zip",
+    b"\xff\x06\x00\x00sNaPpY": "snappy",
+    **{bytes((first, 0xB5, 0x2F, 0xFD)): "a zstd older than its standard" for first in range(0x22, 0x28)},
+}
+_LZMA, _NO_DICTIONARY = b"\x5d\x00\x00", b"\0\0"  # properties, and the low half of a dictionary's size
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257  # POSIX pax, "ustar Interchange Format"
 MAGIC_LENGTH = _TAR_MAGIC_AT + len(_TAR_MAGIC)  # what `sniff` must see, if the blob has as much
 
@@ -65,6 +75,8 @@ def sniff(head: bytes) -> str:
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             raise InvalidImage(f"packed with {name}, which layers must not be")
+    if head.startswith(_LZMA) and head[3:5] != _NO_DICTIONARY:  # a tar's member may be called "]"
+        raise InvalidImage("packed with lzma, which layers must not be")
     return "tar"
 
 

@@ -13,8 +13,8 @@ import ctypes
 import functools
 import hashlib
 import zlib
+from collections.abc import Callable
 from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
-from typing import Any
 
 from imgfs.layer.codec.zlib_engine import OUTPUT, CorruptDeflate, InflateStep, ZlibEngine, address_of
 from imgfs.layer.entry import WINDOW, Checkpoint
@@ -77,8 +77,8 @@ def available() -> bool:
 
 
 @functools.cache
-def _libisal() -> Any:
-    library = ctypes.CDLL("libisal.so.2")
+def _libisal(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    library = load("libisal.so.2")
     library.isal_inflate.argtypes = library.isal_inflate_init.argtypes = (c_void_p,)
     library.isal_inflate_init.restype = None
     return library
@@ -89,9 +89,12 @@ class IsalEngine:
 
     def __init__(self) -> None:
         self._libisal = _libisal()
+        # For what takes microseconds: letting go of the interpreter's lock and waiting for it takes longer.
+        self._inflate_briefly = _libisal(ctypes.PyDLL).isal_inflate
         self._state = _State()
         self._at_state = ctypes.addressof(self._state)
-        self._kept = ctypes.create_string_buffer(_SIZE)
+        self._state_view = memoryview(self._state).cast("B")
+        self._kept = memoryview(bytearray(_SIZE))
         # The last window, then what a step puts out.
         self._buffer = ctypes.create_string_buffer(WINDOW + OUTPUT + _CRUMB * _RATIO)
         self._at_buffer = ctypes.addressof(self._buffer)
@@ -113,7 +116,7 @@ class IsalEngine:
 
     def step(self, chunk: bytes, at: int, limit: int, hunt: bool) -> InflateStep:
         """Inflate from `chunk[at:]`, at most some `limit` bytes; with `hunt`, up to a boundary."""
-        ctypes.memmove(self._at_buffer, self._at_buffer + self._filled, WINDOW)
+        self._view[:WINDOW] = self._view[self._filled : self._filled + WINDOW]
         self._filled = 0
         start = address_of(chunk)
         boundary = False
@@ -136,7 +139,7 @@ class IsalEngine:
                 if self._in_header() and self._state.avail_out:
                     return at, True
                 continue
-            ctypes.memmove(self._kept, self._at_state, _SIZE)
+            self._kept[:] = self._state_view
             before, filled, behind = at, self._filled, self._behind
             tables = ctypes.string_at(self._at_state + _TABLES, _TABLES_SIZE)
             at = self._run(start, at, min(_SLICE, end - at), OUTPUT - self._filled)
@@ -145,7 +148,7 @@ class IsalEngine:
             changed = ctypes.string_at(self._at_state + _TABLES, _TABLES_SIZE) != tables
             if changed or self._in_header() or not self._state.avail_out:
                 slice_end = at
-                ctypes.memmove(self._at_state, self._kept, _SIZE)
+                self._state_view[:] = self._kept
                 at, self._filled, self._behind = before, filled, behind
                 at, found = self._creep(start, at, slice_end, limit)
                 if found or self._ended():
@@ -179,7 +182,8 @@ class IsalEngine:
         state = self._state
         state.next_in, state.avail_in = start + at, count
         state.next_out, state.avail_out = self._at_buffer + WINDOW + self._filled, room
-        status = self._libisal.isal_inflate(self._at_state)
+        inflate = self._libisal.isal_inflate if count > _SLICE else self._inflate_briefly
+        status = inflate(self._at_state)
         if status not in (_OK, _END_INPUT, _OUT_OVERFLOW):
             raise CorruptDeflate(f"corrupt (ISA-L says {status})", at + count - int(state.avail_in))
         self._filled += room - state.avail_out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_uint, c_ulong, c_void_p
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from imgfs.layer.entry import WINDOW, Checkpoint
 
@@ -77,7 +77,7 @@ class _Stream(Structure):  # z_stream
 
 
 @functools.cache
-def _libz() -> Any:
+def _libz() -> ctypes.CDLL:
     library = ctypes.CDLL("libz.so.1")
     pointer = POINTER(_Stream)
     library.zlibVersion.restype = c_char_p

@@ -1,5 +1,5 @@
 """SOCI's zTOCs, read and written.
 
 flatbuffer   the encoding       ztoc         a zTOC as an index
-ztoc_writer  an index as one    spans        the spans between its checkpoints
+ztoc_writer  an index as one
 """

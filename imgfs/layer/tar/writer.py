@@ -54,6 +54,11 @@ def tar_of(members: Iterable[Member]) -> Iterator[bytes]:
     yield _END
 
 
+def header_of(entry: Entry) -> bytes:
+    """Return what comes before the bytes of one member, whose path is short; raises InvalidImage."""
+    return _headers(entry)
+
+
 def _payload(size: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The bytes, padded to whole blocks; InvalidImage as soon as they are not `size` long."""
     written = 0

@@ -2,8 +2,7 @@
 
 detect        which of the two formats a layer is in, by its manifest
 estargz       its footers and annotations       zstd_chunked  its footers and annotations
-ranges        the ranges of a blob that are fetched for a table
+toc           the ranges of a blob that have a table; its entries to a layer's entries and spans
 document      the JSON of a table, an entry at a time, and the fields of an entry, checked
-toc           from the table's entries to a layer's entries and spans
 extents       chunks of files laid out in the flat layer
 """

@@ -5,8 +5,7 @@ from __future__ import annotations
 from imgfs.layer.origin import TOC_DIGEST
 from imgfs.layer.toc import estargz, zstd_chunked
 from imgfs.layer.toc.estargz import External
-from imgfs.layer.toc.ranges import Fetch
-from imgfs.layer.toc.toc import Toc
+from imgfs.layer.toc.toc import Fetch, Toc
 from imgfs.oci.descriptor import Descriptor
 
 

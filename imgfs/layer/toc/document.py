@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.limits import TOC_ENTRIES_LIMIT as ENTRIES_LIMIT
 from imgfs.layer.limits import TOC_ENTRY_LIMIT as ENTRY_LIMIT
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.tar.header import OFFSET_LIMIT
+from imgfs.oci.fields import words_of_json
 
 _VERSION = 1  # the only one (eStargz, "TOC"; zstd:chunked says the same)
 _SPACE = re.compile(r"[ \t\n\r]*")  # RFC 8259, section 2
@@ -32,10 +32,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's time.Time that was never set
 _NO_XATTRS: Mapping[bytes, bytes] = {}
 
-Fields = Mapping[str, Any]
+Fields = Mapping[str, object]
 
 
-def toc_fields(body: bytes) -> Iterator[dict[str, Any]]:
+def toc_fields(body: bytes) -> Iterator[dict[str, object]]:
     """The objects of `entries`, in order, out of `{"version": 1, "entries": […], …}`.
 
     Raises InvalidImage, naming the character, for what is no such JSON or too long.
@@ -166,7 +166,7 @@ class _Text:
         """Return an error that names the current character."""
         return InvalidImage(message, where=f"TOC character {self._start + self._at}")
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """Read the next value, of any type."""
         self._peek()
         while True:
@@ -175,7 +175,7 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 if self._at and self._slide():  # the window may have cut it
                     continue
-                raise self.error(f"not JSON, or too long: {error}") from error
+                raise self.error(f"not JSON, or too long: {words_of_json(error)}") from error
             return value
 
     def members(self) -> Iterator[str]:
@@ -187,7 +187,7 @@ class _Text:
             self._expect(":")
             yield name
 
-    def elements(self) -> Iterator[dict[str, Any]]:
+    def elements(self) -> Iterator[dict[str, object]]:
         """Yield the objects of an array; null counts as an empty one."""
         if self._peek() != "[":
             if self.value() is not None:

@@ -16,8 +16,7 @@ from imgfs.layer.entry import Codec
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.origin import TOC_DIGEST
 from imgfs.layer.tar.header import BLOCK, parse_header
-from imgfs.layer.toc.ranges import Fetch, fetch_tail
-from imgfs.layer.toc.toc import TOC_NAME, Toc, read_toc
+from imgfs.layer.toc.toc import TOC_NAME, Fetch, Toc, fetch_tail, read_toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import Manifest
 

@@ -2,15 +2,18 @@
 
 Both formats have the same one (eStargz specification, "TOC, TOCEntries and footer"; containers/storage,
 `pkg/chunked/internal/minimal`), each with fields of its own. Zero fields are left out of it.
+
+A table is at a blob's end, before a footer: one request for a generous tail (`fetch_tail`) brings both. Its
+readers do no I/O: they yield ranges of the blob and are sent the bytes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
-from imgfs.errors import InvalidImage
+from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.tar.header import check_owner
 from imgfs.layer.toc.document import (
@@ -25,6 +28,17 @@ from imgfs.layer.toc.document import (
 )
 from imgfs.layer.toc.extents import TocChunk, extents_of, lay_out
 
+_T = TypeVar("_T")
+
+Range = tuple[int, int]  # [start, end) in the blob
+Fetch = Generator[Range, bytes, _T]  # yields ranges, is sent exactly their bytes, returns what they hold
+
+# As ctr-remote writes them, a table takes 0.6 % of a layer of Debian, 7 % of one of small files
+# (node_modules). A 64th brings the former in one request and leaves what is fetched before the first file is
+# read below 2 % of the image. 64 KiB take hardly longer than a few bytes; 1 MiB, at 100 Mbit/s, as long as
+# another request.
+_TAIL_SHARE = 64
+_LEAST_TAIL, _MOST_TAIL = 64 << 10, 1 << 20
 TOC_NAME = "stargz.index.json"
 _PREFETCH, _NO_PREFETCH = ".prefetch.landmark", ".no.prefetch.landmark"
 _HIDDEN = frozenset(
@@ -43,6 +57,36 @@ _KINDS = {
 _LINKS = frozenset((Kind.SYMLINK, Kind.HARDLINK))
 _DEVICES = frozenset((Kind.CHARACTER, Kind.BLOCK))
 _ZEROS = "zeros"  # a chunkType (containers/storage, ChunkTypeZeros)
+
+
+class Tail(NamedTuple):
+    """The end of a blob, from `start` on."""
+
+    start: int
+    body: bytes
+
+    def range(self, start: int, end: int) -> Fetch[bytes]:
+        """The bytes [start, end); `end` must lie in the tail. What is before it is fetched."""
+        here = self.body[max(0, start - self.start) : end - self.start]
+        if start >= self.start:
+            return here
+        return (yield from fetch(start, self.start)) + here
+
+
+def fetch(start: int, end: int) -> Fetch[bytes]:
+    """The bytes [start, end); IntegrityError if fewer or more were sent."""
+    body = yield start, end
+    if len(body) != end - start:
+        raise IntegrityError(
+            f"length of bytes {start} to {end} of a layer", expected=end - start, actual=len(body)
+        )
+    return body
+
+
+def fetch_tail(size: int) -> Fetch[Tail]:
+    """The end of a blob of `size` bytes, as much of it as a table of contents is likely to take."""
+    length = min(size, max(_LEAST_TAIL, min(size // _TAIL_SHARE, _MOST_TAIL)))
+    return Tail(size - length, (yield from fetch(size - length, size)))
 
 
 class Toc(NamedTuple):
@@ -74,7 +118,7 @@ def read_toc(body: bytes, *, codec: Codec, end: int) -> Toc:
         file = files.popleft()
         if file.name not in hidden:
             extents = extents_of(file.chunks, flat_offsets) if file.chunks else ()
-            entries.append(Entry._make((*file.head, extents)))
+            entries.append(Entry._make((*file.head[:-1], extents)))
     return Toc(entries, spans, flat_size, _prefetch_end(hidden))
 
 
@@ -88,7 +132,7 @@ class _File(NamedTuple):
 
     name: str
     size: int
-    head: tuple[Any, ...]
+    head: Entry
     chunks: list[TocChunk]
 
 
@@ -127,7 +171,7 @@ def _file(fields: Fields) -> _File:
     kind = _kind(fields.get("type"))
     size = number_in(fields, "size") if kind is Kind.FILE else 0
     name, path = path_in(fields, "name")
-    head = (
+    head = Entry(
         path,
         kind,
         number_in(fields, "mode") & 0o7777,  # tar's mode: type bits may stand above
@@ -154,7 +198,7 @@ def _kind(text: object) -> Kind:
 def _add_chunk(file: _File | None, fields: Fields) -> None:
     if file is None or not file.chunks:
         raise InvalidImage("a chunk that follows no file")
-    if path_in(fields, "name")[1] != file.head[0]:
+    if path_in(fields, "name")[1] != file.head.path:
         raise InvalidImage("a chunk of another file than the one it follows")
     last = file.chunks[-1]
     _append_chunk(file, fields, last.offset + last.length)

@@ -17,8 +17,7 @@ from imgfs.layer.entry import Codec
 from imgfs.layer.limits import TOC_LIMIT as LIMIT
 from imgfs.layer.origin import CHUNKED_CHECKSUM, CHUNKED_PREFIXES, TOC_DIGEST
 from imgfs.layer.toc.estargz import toc_digest
-from imgfs.layer.toc.ranges import Fetch, fetch, fetch_tail
-from imgfs.layer.toc.toc import Toc, read_toc
+from imgfs.layer.toc.toc import Fetch, Toc, fetch, fetch_tail, read_toc
 from imgfs.oci.descriptor import Descriptor, Digest
 
 _PREFIXES = CHUNKED_PREFIXES
