@@ -1,6 +1,6 @@
 """Discovery of published indexes: imgfs's artifact, and SOCI indexes of version 1 and 2; each looked up once.
 
-`EarlyDiscovery` begins to look while the image's config is fetched, before it is certain that it is needed.
+`early_discovery` begins to look while the image's config is fetched, before it is certain that it is needed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,19 @@ from imgfs.transport.source import UNKNOWN_SIZE, Source
 SMALL = 256 << 10  # bytes of layers that are streamed in less time than a lookup of indexes takes
 
 
-class EarlyDiscovery:
-    """Begins the discovery for an image while its config, which `prepare` needs, is fetched."""
+def early_discovery(
+    digest: Digest, manifest: Manifest, source: Source, store: Store, trust: Trust
+) -> IndexDiscovery | None:
+    """Begin the discovery for an image in a thread, while its config, which `prepare` needs, is fetched.
 
-    def __init__(self, source: Source, store: Store, trust: Trust) -> None:
-        self._source = source
-        self._store = store
-        self._trust = trust
-        self.discovery: IndexDiscovery | None = None
-
-    def look(self, digest: Digest, manifest: Manifest) -> None:
-        """Begin in a thread, unless the store shows that `prepare` will not need it."""
-        store = self._store
-        missing = sum(layer.size for layer in manifest.layers if store.layer(layer.digest).index is None)
-        if store.tree(digest) is None and missing > SMALL:
-            self.discovery = IndexDiscovery(digest, manifest, self._source, self._trust)
-            self.discovery.start()
+    None if the store shows that `prepare` will not need it.
+    """
+    missing = sum(layer.size for layer in manifest.layers if store.layer(layer.digest).index is None)
+    if store.tree(digest) is not None or missing <= SMALL:
+        return None
+    discovery = IndexDiscovery(digest, manifest, source, trust)
+    discovery.start()
+    return discovery
 
 
 _NOTHING = Published(None, {})

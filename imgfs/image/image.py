@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
 from imgfs.content.profile import AccessProfile, origin_of
 from imgfs.content.scheduler import FetchPool
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.image.readiness import Readiness, open_index
 from imgfs.image.resolve import Resolved
-from imgfs.image.trust import Trust
+from imgfs.image.trust import Readiness, Trust, open_index
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
@@ -23,7 +23,6 @@ from imgfs.tree.reader import Tree
 
 AUTOMATIC = "auto"  # the profile that a mount records if it is given no name
 DEFAULT = "default"  # is replayed instead, if it exists
-NONE = "none"  # no profile: what the user says to have none
 
 
 def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessProfile | None:
@@ -67,19 +66,26 @@ class Image(AbstractContextManager["Image"]):
 
     `source` fetches what the store lacks. Raises StoreError if the store does not hold the image, or with
     indexes that `trust` does not allow (by default, those of the reference's repository are allowed): another
-    process may have prepared another image meanwhile that shares layers.
+    process may have prepared another image meanwhile that shares layers. `versions` is a tree of the same
+    layers that has all versions of files, too (`tree.versions`); it is closed with the image.
     """
 
-    def __init__(self, resolved: Resolved, source: Source, store: Store, trust: Trust | None = None) -> None:
+    def __init__(
+        self,
+        resolved: Resolved,
+        source: Source,
+        store: Store,
+        trust: Trust | None = None,
+        *,
+        versions: Tree | None = None,
+    ) -> None:
         self.resolved = resolved
         self.source = source
+        self._store = store
         trust = trust or Trust.of(parse_reference(resolved.reference), Policy.ANY)
         self._readiness = Readiness(resolved, store, trust)
         with ExitStack() as stack:
-            path = store.tree(resolved.tree)
-            if path is None:
-                raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
-            self.tree = stack.enter_context(Tree(path))
+            self.tree = stack.enter_context(versions or _open_tree(resolved, store))
             if not self._readiness.accepts_tree(self.tree):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             fetch_pool = FetchPool()
@@ -103,6 +109,18 @@ class Image(AbstractContextManager["Image"]):
         stack.callback(flat.close)
         return LayerContent(layer, index, flat, self.source, fetch_pool)
 
+    def tree_after(self, layers: int) -> Tree:
+        """Open the tree as it was after so many of the layers, whose bytes this image has as well.
+
+        It is closed with the image. Raises StoreError if it has not been prepared (see `Resolved.up_to`).
+        """
+        part = self.resolved.up_to(str(layers))
+        tree = self._stack.enter_context(_open_tree(part, self._store))
+        spaces = [layer.index.summary.space for layer in self.content.layers[:layers]]
+        if not replace(self._readiness, resolved=part).accepts_tree(tree) or tree.spaces() != spaces:
+            raise StoreError(f"{part.reference}: the tree of layer {layers} is another's by now")
+        return tree
+
     def use_index(self, content: LayerContent, stored: StoredLayer) -> None:
         """Switch to the index that the store has now of a layer; it must have the same spans."""
         content.use_index(self._stack.enter_context(open_index(stored)))
@@ -121,3 +139,10 @@ class Image(AbstractContextManager["Image"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_tree(resolved: Resolved, store: Store) -> Tree:
+    path = store.tree(resolved.tree)
+    if path is None:
+        raise StoreError(f"{resolved.reference}: the tree has been removed meanwhile; mount it again")
+    return Tree(path)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from imgfs.content.profile import MAX_JSON, AccessProfile, origin_of, vouched_profile
 from imgfs.errors import InvalidImage, UsageError
-from imgfs.image.limits import largest_unpacked
 from imgfs.layer.artifact import unpack
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, import_index
-from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT
+from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT, largest_unpacked
 from imgfs.layer.origin import named_toc, toc_origin
 from imgfs.layer.schema import TAR
 from imgfs.layer.soci.ztoc import parse_ztoc

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
-from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, Unavailable
+from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
 from imgfs.image.discover import IndexDiscovery
 from imgfs.image.import_index import import_published, import_toc, import_ztoc
-from imgfs.image.readiness import refutation
-from imgfs.image.trust import Trust
+from imgfs.image.scanners import Scanners
+from imgfs.image.trust import Trust, refutation
 from imgfs.layer.index import LayerIndex
-from imgfs.layer.indexwriter import IndexWriter
-from imgfs.layer.scan import scan
+from imgfs.layer.scan import Bomb
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.store.layer import StoredLayer
+from imgfs.store.partial import StoredPiece, UnreadablePartial
+from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
 
+_ALLOWANCE = 1.1  # of the room that a layer takes: its index, and the guess
 _SMALL = 256 << 10  # bytes of a blob that is streamed without looking for its table of contents
 
 
 class PrepareReporter(Protocol):
     """Progress of a long preparation; its methods are called from several threads."""
 
+    def expects(self, layers: Iterable[Descriptor]) -> None:
+        """These layers are to be indexed, one after the other."""
+
     def layer_begins(self, layer: Descriptor) -> None:
         """A layer without an index is about to be streamed."""
+
+    def layer_has(self, layer: Descriptor, count: int) -> None:
+        """`count` bytes of a layer that has begun are here from before."""
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
         """`count` more compressed bytes of it have arrived."""
@@ -45,7 +53,10 @@ class PrepareReporter(Protocol):
 
 
 class LayerIndexing:
-    """A locked layer, and the ways to get an index of it."""
+    """A locked layer, and the ways to get an index of it.
+
+    With `downloads`, what has come of it is kept until it has one.
+    """
 
     def __init__(
         self,
@@ -55,6 +66,7 @@ class LayerIndexing:
         source: Source,
         trust: Trust,
         reporter: PrepareReporter,
+        downloads: ResumableDownloads | None = None,
     ) -> None:
         self._layer = layer
         self._diff_id = diff_id
@@ -62,6 +74,11 @@ class LayerIndexing:
         self._source = source
         self._trust = trust
         self._reporter = reporter
+        self._downloads = downloads
+        self._kept = 0  # bytes that an earlier download has left
+        self._fetch_error: ImgfsError | None = None  # what ended a download, if it was not what it brought
+        self._has_doubted = False
+        self._read = self._decoded = 0  # bytes of the blob, and of the layer
 
     def import_existing(self, discovery: IndexDiscovery, *, tag: str | None, lean: bool) -> bool:
         """Import the best index of the layer that was made elsewhere; False if there is none.
@@ -73,31 +90,77 @@ class LayerIndexing:
             self._layer.size > _SMALL and (self._import_toc(tag) or self._import_ztoc(discovery))
         )
 
-    def stream(self, cancelled: threading.Event) -> None:
-        """Download and scan the layer; once more from another endpoint if its bytes were wrong."""
-        try:
-            self._stream_once(cancelled)
-        except IntegrityError as error:
-            if not self._source.doubt(self._layer):
-                raise
-            self._reporter.warns(f"asking elsewhere: {error}")
-            self._stream_once(cancelled)
+    def stream(self, scanners: Scanners, cancelled: threading.Event) -> None:
+        """Download the layer and have it scanned; if its bytes are wrong, once more without what was kept of
+        it, and once from another endpoint.
+        """
+        unkept: StoreError | None = None
+        while True:
+            try:
+                self._stream_once(scanners, cancelled)
+            except (IntegrityError, InvalidImage, UnreadablePartial) as error:
+                if not self._may_try_again(error):
+                    raise
+            except StoreError as error:
+                if not self._has_room_alone():
+                    raise
+                unkept = error
+                self._stored.drop_part()
+                self._downloads = None
+            else:
+                break
+        if unkept:
+            self._reporter.warns(f"fetched twice, as there was no room to keep what came of it: {unkept}")
 
-    def _stream_once(self, cancelled: threading.Event) -> None:
+    def _has_room_alone(self) -> bool:
+        """Return True if the disk has no room for both the flat layer and the blob, but for the former.
+
+        The flat layer's size is a guess by what has been decoded of it.
+        """
+        ratio = max(1.0, self._decoded / self._read if self._read else 1.0)
+        flat = self._layer.size * ratio * _ALLOWANCE
+        free, kept = self._stored.free(), self._stored.partial()
+        return free < flat + self._layer.size - kept and flat < free + kept
+
+    def _may_try_again(self, error: ImgfsError) -> bool:
+        """Remove what is kept of bytes that were wrong; return True if others may be right."""
+        kept, self._kept = self._kept, 0
+        if error is not self._fetch_error:  # what was fetched is wrong, not the answer to a request
+            self._stored.drop_part()
+            if kept and not self._are_bytes_right(error):
+                self._reporter.warns(f"what was here of a layer is fetched again: {error}")
+                return True
+        if self._has_doubted or not isinstance(error, IntegrityError):
+            return False
+        self._has_doubted = self._source.doubt(self._layer)
+        if self._has_doubted:
+            self._reporter.warns(f"asking elsewhere: {error}")
+        return self._has_doubted
+
+    def _are_bytes_right(self, error: ImgfsError) -> bool:
+        """Return True if the blob has its digest, so that it is the image that is wrong."""
+        if isinstance(error, IntegrityError):
+            return error.expected != self._layer.digest
+        return isinstance(error, InvalidImage) and not isinstance(error, Bomb)
+
+    def _stream_once(self, scanners: Scanners, cancelled: threading.Event) -> None:
+        self._fetch_error = None
         self._reporter.layer_begins(self._layer)
         writer = self._stored.flat_writer(stays=True)  # another image may need the present one
         try:
             with _where(f"layer {self._layer.digest.short}"), self._stored.new_index() as path:
-                index = IndexWriter(path)
+                chunks = self._chunks(cancelled)
                 try:
-                    size = scan(self._chunks(cancelled), self._layer, self._diff_id, writer, index)
+                    size = scanners.scan(chunks, self._layer, self._diff_id, writer, path)
                 finally:
-                    index.close()
+                    with suppress(ValueError):  # a thread still waits for the network in it
+                        chunks.close()
                 with LayerIndex(path) as written:
                     spans, binding = written.span_count(), written.binding()
                 # Before the index can be seen: from then on the flat layer may be evicted.
                 writer.keep(size=size, spans=spans, binding=binding)
         finally:
+            self._decoded = writer.end
             writer.close()
 
     def _import_published(self, discovery: IndexDiscovery, lean: bool) -> bool:
@@ -140,12 +203,35 @@ class LayerIndexing:
     def _doing_without(self, what: str) -> AbstractContextManager[None]:
         return doing_without(f"layer {self._layer.digest.short}: {what}", self._reporter)
 
-    def _chunks(self, cancelled: threading.Event) -> Iterator[bytes]:
-        for chunk in self._source.blob(self._layer):
+    def _note_kept(self, count: int) -> None:
+        """Note, and tell, that `count` bytes of the layer are here from before."""
+        self._kept = count
+        if count:
+            self._reporter.layer_has(self._layer, count)
+
+    def _chunks(self, cancelled: threading.Event) -> Generator[bytes | StoredPiece, None, None]:
+        """Yield the layer's blob, reporting what arrives; what was kept has been reported already."""
+        told = self._read = 0
+        for chunk in self._fetched():
             if cancelled.is_set():
                 raise ImgfsError(f"layer {self._layer.digest.short}: cancelled")
-            self._reporter.layer_advances(self._layer, len(chunk))
+            self._read += len(chunk)
+            if self._read > self._kept + told:
+                self._reporter.layer_advances(self._layer, self._read - self._kept - told)
+                told = self._read - self._kept
             yield chunk
+
+    def _fetched(self) -> Iterator[bytes | StoredPiece]:
+        try:
+            if self._downloads is None:
+                yield from self._source.blob(self._layer)
+            else:
+                yield from self._downloads.blob(self._layer, self._source, self._stored, self._note_kept)
+        except UnreadablePartial:
+            raise
+        except ImgfsError as error:
+            self._fetch_error = error
+            raise
 
 
 @contextmanager
@@ -165,4 +251,4 @@ def _where(name: str) -> Iterator[None]:
     try:
         yield
     except InvalidImage as error:
-        raise InvalidImage(str(error), where=name) from error
+        raise type(error)(str(error), where=name) from error

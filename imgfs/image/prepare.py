@@ -13,21 +13,22 @@ from imgfs.errors import ImgfsError
 from imgfs.image.discover import SMALL, IndexDiscovery
 from imgfs.image.import_index import import_profiles, import_published_tree
 from imgfs.image.indexing import LayerIndexing, PrepareReporter, doing_without
-from imgfs.image.readiness import Readiness, open_index
 from imgfs.image.resolve import Resolved
-from imgfs.image.trust import Trust
+from imgfs.image.scanners import Scanners, open_scanners
+from imgfs.image.trust import Readiness, Trust, open_index
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.origin import combined_origin
-from imgfs.layer.rows import set_origin
+from imgfs.layer.sqlite import set_origin
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
-from imgfs.oci.reference import parse_reference
+from imgfs.oci.reference import RegistryReference, parse_reference
 from imgfs.parallel import run_parallel
 from imgfs.store.store import Store
+from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
 from imgfs.tree.merge import merge
 
-# Layers streamed at once: a scan keeps more than one core busy, so more of them only slow each other down.
+# Layers streamed at once in threads: a scan keeps more than one core busy, so more only slow each other down.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
 _BRIEF = 4 << 20  # bytes of a layer that goes before larger ones
 _POLL = 0.1  # seconds between checks whether a merge that waits for a layer is cancelled
@@ -40,12 +41,17 @@ def prepare(
     reporter: PrepareReporter,
     trust: Trust | None = None,
     discovery: IndexDiscovery | None = None,
+    *,
+    connections: int = 1,
+    lean: bool = True,
 ) -> None:
     """Index every layer and merge the tree, in the store.
 
     Published indexes are imported as far as `trust` allows, by default by the policy AUTO; layers without one
-    are streamed, several at once. `discovery` is the lookup of published indexes, if it has begun already.
-    Raises ImgfsError, the first that happens; layers that were finished by then are kept.
+    are streamed, several at once, each by so many `connections`. `discovery` is the lookup of published
+    indexes, if it has begun already. Unless `lean`, the indexes have the layers' entries, even if the tree is
+    there already.
+    Raises ImgfsError, the first that happens; what was fetched by then is kept, unless it is damaged.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
     refuted = Readiness(resolved, store, trust).refuted()
@@ -56,7 +62,7 @@ def prepare(
         trust = replace(trust, in_registry=False)
     if discovery is None or discovery.trust != trust:
         discovery = IndexDiscovery(resolved.digest, resolved.manifest, source, trust)
-    _Preparation(resolved, source, store, reporter, discovery).run()
+    _Preparation(resolved, source, store, reporter, discovery, connections, lean).run()
 
 
 class _Preparation:
@@ -69,7 +75,12 @@ class _Preparation:
         store: Store,
         reporter: PrepareReporter,
         discovery: IndexDiscovery,
+        connections: int,
+        lean: bool,
     ) -> None:
+        is_remote = isinstance(parse_reference(resolved.reference), RegistryReference)
+        self._lean = lean
+        self._downloads = ResumableDownloads(connections) if is_remote else None
         self._resolved = resolved
         self._source = source
         self._store = store
@@ -77,18 +88,25 @@ class _Preparation:
         self._trust = discovery.trust
         self._readiness = Readiness(resolved, store, discovery.trust)
         self._discovery = discovery
+        self._scanners = Scanners()
         self._cancelled = threading.Event()
         self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been indexed
 
     def run(self) -> None:
         """Do what is missing; if nothing is, no request is sent."""
-        has_tree, missing = self._readiness.has_tree(), self._readiness.missing(lean=True)
+        for stored in map(self._store.layer, self._resolved.layers):
+            if stored.index and stored.partial():  # killed between the one and the other
+                stored.drop_part()
+        has_tree, missing = self._readiness.has_tree(), self._readiness.missing(lean=self._lean)
         if has_tree and not missing:
             return
-        if sum(layer.size for layer, _ in missing) > SMALL and self._import_all(has_tree):
+        is_large = sum(layer.size for layer, _ in missing) > SMALL
+        if self._lean and is_large and self._import_all(has_tree):
             return
         works = [] if has_tree else [self._merge]
-        self._index(self._readiness.missing(lean=False), lean=False, beside=works)
+        missing = self._readiness.missing(lean=False)
+        with open_scanners(layer for layer, _ in missing) as self._scanners:
+            self._index(missing, lean=False, beside=works)
         if has_tree and not self._readiness.has_tree():
             self._merge()
 
@@ -136,9 +154,12 @@ class _Preparation:
         """
         pairs = sorted(pairs, key=lambda pair: (pair[0].size > _BRIEF, -pair[0].size))
         self._awaited = {layer.digest: threading.Event() for layer, _ in pairs}
+        self._reporter.expects(layer for layer, _ in pairs)
         works = list(beside)
         works += (partial(self._index_layer, *pair, lean=lean) for pair in pairs)
-        run_parallel(works, SCANNERS + len(beside), "imgfs-scan", self._cancelled)
+        # With processes one thread more: while one syncs an index, the next layer's scan has begun.
+        threads = self._scanners.count + 1 if self._scanners.count else SCANNERS
+        run_parallel(works, threads + len(beside), "imgfs-scan", self._cancelled)
         self._warn()
 
     def _merge(self) -> None:
@@ -165,10 +186,12 @@ class _Preparation:
         stored = self._store.layer(layer.digest)
         with stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
             if not self._readiness.is_indexed(layer, diff_id, lean=lean):
-                indexing = LayerIndexing(layer, diff_id, stored, self._source, self._trust, self._reporter)
+                indexing = LayerIndexing(
+                    layer, diff_id, stored, self._source, self._trust, self._reporter, self._downloads
+                )
                 if not indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean):
-                    indexing.stream(self._cancelled)
-                stored.drop_part()  # of a pull that was broken off
+                    indexing.stream(self._scanners, self._cancelled)
+                stored.drop_part()
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
-from typing import Protocol
 
 from imgfs.content.background import RateLimit
 from imgfs.content.content import Content
@@ -15,7 +14,7 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.requests import requests_for
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
-from imgfs.errors import IntegrityError, InvalidImage, StoreError, Unavailable
+from imgfs.errors import InvalidImage, StoreError, Unavailable
 from imgfs.image.image import Image
 from imgfs.image.indexing import PrepareReporter
 from imgfs.image.prepare import prepare
@@ -24,17 +23,10 @@ from imgfs.image.trust import Trust
 from imgfs.image.verify import Verifier
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.store import Store
-from imgfs.transport.source import Source
-from imgfs.transport.wrapped import WrappedSource
+from imgfs.transport.source import Source, WrappedSource
 
 _TRIES = 3  # if spans are evicted meanwhile
-
-
-class PullReporter(PrepareReporter, Protocol):
-    """Progress of a pull, of every layer of which a span is missing."""
-
-    def layer_has(self, layer: Descriptor, count: int) -> None:
-        """`count` bytes of a layer that has begun were present before."""
+_CONNECTIONS = 4  # for a layer: one seldom fills a link
 
 
 class MeteredSource(WrappedSource):
@@ -66,7 +58,7 @@ class MeteredSource(WrappedSource):
 
 
 def pull_image(
-    resolved: Resolved, source: Source, store: Store, reporter: PullReporter, trust: Trust
+    resolved: Resolved, source: Source, store: Store, reporter: PrepareReporter, trust: Trust
 ) -> None:
     """Fetch what the store lacks of an image.
 
@@ -74,12 +66,7 @@ def pull_image(
     and a layer whose index only the registry vouches for by its DiffID.
     Raises ImgfsError, the first that happens; what was fetched by then is kept, unless it is damaged.
     """
-    try:
-        prepare(resolved, source, store, reporter, trust)
-    except (IntegrityError, InvalidImage):
-        for digest in resolved.layers:  # it is not known which of the stored bytes were wrong
-            store.layer(digest).drop_part()
-        raise
+    prepare(resolved, source, store, reporter, trust, connections=_CONNECTIONS)
     with Image(resolved, source, store, trust) as image:
         try:
             _fetch_all(image.content, reporter)
@@ -88,7 +75,7 @@ def pull_image(
         Verifier(image, store).verify_all()
 
 
-def _fetch_all(content: Content, reporter: PullReporter) -> None:
+def _fetch_all(content: Content, reporter: PrepareReporter) -> None:
     for _ in range(_TRIES):
         pending = {
             future: layer for layer in _distinct(content) for future in _fetch_missing(layer, reporter)
@@ -105,7 +92,7 @@ def _fetch_all(content: Content, reporter: PullReporter) -> None:
     raise StoreError("the image is evicted again and again while it is pulled")
 
 
-def _fetch_missing(layer: LayerContent, reporter: PullReporter) -> list[Future[None]]:
+def _fetch_missing(layer: LayerContent, reporter: PrepareReporter) -> list[Future[None]]:
     """Request all missing spans of a layer."""
     missing = layer.missing()
     if missing:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
-from imgfs.errors import ImgfsError, InvalidImage, UsageError
-from imgfs.image.limits import LAYERS_LIMIT
-from imgfs.oci.artifact_kind import refuse_artifact
+from imgfs.errors import ImgfsError, InvalidImage, NotFound, UsageError
+from imgfs.layer.limits import LAYERS_LIMIT
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.oci.foreign import refuse_foreign
 from imgfs.oci.image import (
     ImageConfig,
     Index,
@@ -21,10 +20,11 @@ from imgfs.oci.image import (
     parse_config,
     parse_document,
 )
+from imgfs.oci.kind import refuse_artifact, refuse_foreign
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference, parse_reference
-from imgfs.oci.select import select_manifest
+from imgfs.oci.select import Selected, select_manifest
 from imgfs.store.store import Store
-from imgfs.transport.offline import OfflineSource
+from imgfs.transport.connect import OfflineSource
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 _SHORTEST_DIGEST = 12  # digits of an abbreviated digest, at least
@@ -104,20 +104,12 @@ def resolve(
     """
     named = named or source.resolve(whole=not store.resolved(reference))
     try:
-        descriptor, document, _ = select_manifest(
-            named,
-            wanted,
-            lambda descriptor: _document(descriptor, source, store),
-            lambda descriptor: _body(descriptor, source, store),
-        )
+        named, (descriptor, document, _) = _select(named, wanted, source, store)
     except InvalidImage as error:
         if error.where:
             raise
         raise InvalidImage(str(error), where=reference) from error
-    refuse_artifact(document)
-    refuse_foreign(document)
-    if len(document.layers) > LAYERS_LIMIT:
-        raise InvalidImage(f"{len(document.layers)} layers are more than {LAYERS_LIMIT}", where=reference)
+    refuse_others(document, reference)
     meanwhile(descriptor.digest, document)
     config = parse_config(_body(document.config, source, store), document.config.media_type)
     check_layers(document, config)
@@ -125,6 +117,29 @@ def resolve(
     if remember:
         store.put_resolution(reference, named.digest, descriptor.digest)
     return resolved
+
+
+def refuse_others(manifest: Manifest, reference: str) -> None:
+    """Raise InvalidImage for an artifact, an image in a format of others, or one of too many layers."""
+    refuse_artifact(manifest)
+    refuse_foreign(manifest)
+    if len(manifest.layers) > LAYERS_LIMIT:
+        raise InvalidImage(f"{len(manifest.layers)} layers are more than {LAYERS_LIMIT}", where=reference)
+
+
+def _select(named: Descriptor, wanted: Platform, source: Source, store: Store) -> tuple[Descriptor, Selected]:
+    """Select a manifest; what HEAD named and is not there GET is asked for. Return what was named, too."""
+    read = partial(_document, source=source, store=store)
+    read_config = partial(_body, source=source, store=store)
+    try:
+        return named, select_manifest(named, wanted, read, read_config)
+    except NotFound:
+        if not named.size_is_hint:
+            raise
+        told = source.resolve(whole=True)
+        if told.digest == named.digest:
+            raise
+    return told, select_manifest(told, wanted, read, read_config)
 
 
 def resolve_earlier(reference: RegistryReference, store: Store, wanted: Platform) -> Earlier | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from imgfs.content.layer import LayerContent
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.image.image import Image
-from imgfs.image.readiness import open_index, refutation
+from imgfs.image.trust import open_index, refutation
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.schema import TAR
 from imgfs.oci.descriptor import Digest

@@ -8,25 +8,26 @@ image.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from imgfs.config import AuthText
 from imgfs.errors import InvalidImage, UsageError
-from imgfs.oci.artifact import Artifact, artifact_manifest
+from imgfs.oci.artifact import Artifact, artifact_manifest, referrer_in
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.oci.reference import DEFAULT_TAG, LayoutReference, Reference, RegistryReference
-from imgfs.oci.referrers import referrer_in
+from imgfs.oci.reference import (
+    DEFAULT_TAG,
+    DOCKER_ARCHIVE,
+    FileReference,
+    LayoutReference,
+    Reference,
+    RegistryReference,
+)
 from imgfs.registry.client import Client
-from imgfs.registry.config.credentials import find_credentials
-from imgfs.registry.config.resolver import Resolver
 from imgfs.registry.endpoint import Traffic
-from imgfs.registry.retry import Timeouts
-from imgfs.registry.upload_body import CheckedBlob, OpenAt
+from imgfs.registry.messages import CheckedBlob, OpenAt
 from imgfs.transport.layout_writer import Layout
 
 __all__ = [
@@ -34,8 +35,7 @@ __all__ = [
     "LayoutDestination",
     "OpenAt",
     "RegistryDestination",
-    "Timeouts",
-    "open_destination",
+    "tag_of",
 ]
 
 NO_BLOBS: Mapping[Digest, OpenAt] = MappingProxyType({})
@@ -80,33 +80,10 @@ class Destination(Protocol):
         """Let go of connections and files."""
 
 
-def open_destination(
-    reference: Reference,
-    *,
-    resolver: Resolver | None = None,
-    auth_files: Sequence[Path | AuthText] = (),
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-    ca_bundle: Path | None = None,
-) -> Destination:
-    """The destination that `reference` names; asks for nothing and makes nothing yet.
-
-    The options are those of `source.open_source`; mirrors are not asked. Raises UsageError for a file that
-    says nothing sensible of the registry.
-    """
-    if isinstance(reference, LayoutReference):
-        return LayoutDestination(reference)
-    endpoint = (resolver or Resolver()).for_push(reference.registry, reference.repository)
-    client = Client(
-        endpoint,
-        credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),
-        timeouts=timeouts,
-        ca_bundle=ca_bundle,
-    )
-    return RegistryDestination(reference, client)
-
-
 def tag_of(reference: Reference) -> str | None:
     """The tag to give to an image: without one `latest`, but none to what only a digest names."""
+    if isinstance(reference, FileReference) and reference.transport == DOCKER_ARCHIVE:
+        return reference.tag  # an image there need not have a name
     return reference.tag or (None if reference.digest else DEFAULT_TAG)
 
 
@@ -121,7 +98,7 @@ class RegistryDestination:
 
     def check_name(self, digest: Digest) -> None:
         """Raise UsageError if the reference pins another digest."""
-        _check_name(self._reference, digest)
+        check_name(self._reference, digest)
 
     def has(self, descriptor: Descriptor) -> bool:
         """Ask by HEAD."""
@@ -174,7 +151,7 @@ class LayoutDestination:
 
     def check_name(self, digest: Digest) -> None:
         """Raise UsageError if the reference pins another digest."""
-        _check_name(self._reference, digest)
+        check_name(self._reference, digest)
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a file of that name and size is there."""
@@ -224,7 +201,8 @@ class LayoutDestination:
         """Nothing is kept open."""
 
 
-def _check_name(reference: Reference, digest: Digest) -> None:
+def check_name(reference: Reference, digest: Digest) -> None:
+    """Raise UsageError if the reference pins another digest."""
     if reference.digest and reference.digest != digest:
         raise UsageError(f"{reference} names one image for ever, and this is another: {digest}")
 

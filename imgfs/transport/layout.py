@@ -1,66 +1,34 @@
-"""An image in an OCI image layout directory (image-layout.md).
-
-Reading files that others may have made: what is none, or goes away, is an error of a source.
-"""
+"""An image in an OCI image layout (image-layout.md), in a directory or, as skopeo's oci-archive, in a tar."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
 
-from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, UsageError
-from imgfs.oci.artifact import encode
-from imgfs.oci.artifact_kind import artifact_kind, is_artifact_tag
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, UsageError
+from imgfs.oci.artifact import encode, of_type, parse_referrers, referrer_in, referrers_tag
 from imgfs.oci.descriptor import Descriptor, Digest, descriptor_fields
 from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, Manifest, parse_document
-from imgfs.oci.reference import DEFAULT_TAG, LayoutReference
-from imgfs.oci.referrers import of_type, parse_referrers, referrer_in, referrers_tag
+from imgfs.oci.kind import artifact_kind, is_artifact_tag
+from imgfs.oci.reference import DEFAULT_TAG, FileReference, LayoutReference
 from imgfs.oci.select import is_image_entry
-from imgfs.registry.endpoint import MAX_DOCUMENT, MAX_MANIFEST, Traffic
-from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+from imgfs.registry.endpoint import MAX_MANIFEST
+from imgfs.transport.files import Directory, Files, FilesSource
+from imgfs.transport.source import UNKNOWN_SIZE
 
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file that is one: a FIFO would wait for ever."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidImage("not a regular file", where=str(path))
-        return path.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"{path}: no such file") from error
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}") from error
-
-
-def read_some(file: BinaryIO, length: int, path: Path, *, may_be_empty: bool = False) -> bytes:
-    """Up to `length` bytes of a file, and some unless it `may_be_empty`; raises Unavailable."""
-    try:
-        chunk = file.read(length)
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}") from error
-    if not chunk and not may_be_empty:
-        raise Unavailable(f"{path}: became shorter while it was read")
-    return chunk
-
-
-_CHUNK = 1 << 20  # bytes read of a file at once
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
 _IMAGE_NAME = "io.containerd.image.name"  # containerd's and BuildKit's: the full name
 _MAX_NESTING = 4  # indexes within indexes
 
 
-class LayoutSource:
-    """An image in an OCI image layout directory (image-layout.md)."""
+class LayoutSource(FilesSource):
+    """An image in an OCI image layout (image-layout.md): its `files` are in a directory or an archive."""
 
-    def __init__(self, reference: LayoutReference) -> None:
+    def __init__(self, reference: LayoutReference | FileReference, files: Files | None = None) -> None:
+        super().__init__(files or Directory(reference.path), str(replace(reference, tag=None, digest=None)))
         self._reference = reference
         self._path = reference.path
-        self._bytes = 0
 
     def resolve(self, *, whole: bool = False) -> Descriptor:  # noqa: ARG002  (nothing is far away here)
         """Look the reference up in `index.json`; raises NotFound naming the tags there are.
@@ -83,13 +51,17 @@ class LayoutSource:
         tags = sorted({name for entry in self._entries(index) for name in _names(entry)})
         from imgfs.registry.manifests import describe_tags  # here: what speaks HTTP takes long to load
 
-        raise NotFound(f"oci:{self._path} has no tag {wanted or DEFAULT_TAG!r}; {describe_tags(tags)}")
+        raise NotFound(f"{self._place} has no tag {wanted or DEFAULT_TAG!r}; {describe_tags(tags)}")
+
+    def tags(self) -> list[str]:
+        """Return all tags, sorted."""
+        return sorted({name for entry in self._entries(self._read_index()[1]) for name in _names(entry)})
 
     def tagged(self, tag: str) -> Descriptor:
         """Look a tag up in `index.json`."""
         found = self._named(self._read_index()[1], tag)
         if found is None:
-            raise NotFound(f"oci:{self._path} has no tag {tag!r}")
+            raise NotFound(f"{self._place} has no tag {tag!r}")
         return found
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
@@ -97,66 +69,25 @@ class LayoutSource:
         those in the list under the digest's tag, as regclient has it; what is not there is passed over."""
         _, index = self._read_index()
         found = {entry.digest: entry for entry in self._listed(index, digest)}
-        for entry in index.manifests:
+        for entry in {entry.digest: entry for entry in index.manifests}.values():
             with suppress(InvalidImage, IntegrityError, NotFound):
                 subject, referrer = referrer_in(self.document(entry), entry)
                 if subject == digest:
                     found[entry.digest] = referrer
         return of_type(found.values(), artifact_type)
 
-    def document(self, descriptor: Descriptor) -> bytes:
-        """Read a document out of `blobs/`."""
-        body = inline(descriptor)
-        if body is None:
-            check_document_size(descriptor)
-            body = self._read(self._blob_path(descriptor.digest), MAX_DOCUMENT)
-            check_size(descriptor, len(body))
-            descriptor.digest.verify(body, f"digest of a document in {self._path}")
-        return body
-
-    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Read a piece of a blob out of `blobs/`."""
-        end = descriptor.size if end is None else end
-        if not 0 <= start <= end <= descriptor.size:
-            raise InvalidImage(f"bytes {start}-{end} of {descriptor.size}", where=str(descriptor.digest))
-        body = inline(descriptor)
-        if body is not None:
-            yield body[start:end]
-            return
-        path = self._blob_path(descriptor.digest)
-        with open_regular(path) as file:
-            check_size(descriptor, os.fstat(file.fileno()).st_size)
-            file.seek(start)
-            while start < end:
-                chunk = read_some(file, min(_CHUNK, end - start), path)
-                start += len(chunk)
-                self._bytes += len(chunk)
-                yield chunk
-
-    def doubt(self, _descriptor: Descriptor) -> bool:
-        """There is no other place for its blobs."""
-        return False
-
-    def traffic(self) -> Traffic:
-        """Bytes read from the directory; there are no requests."""
-        return Traffic(0, self._bytes)
-
-    def health(self) -> list[dict[str, Any]]:
-        """Nothing that could be away."""
-        return []
-
-    def close(self) -> None:
-        """Nothing is kept open."""
+    def name_of(self, digest: Digest) -> str:
+        """Return a blob's name."""
+        return f"blobs/{digest.algorithm}/{digest.hex}"
 
     def _read_index(self) -> tuple[bytes, Index]:
-        path = self._path / "index.json"
         try:
-            body = self._read(path, MAX_MANIFEST)
+            body = self.read_small("index.json", MAX_MANIFEST)
         except NotFound as error:
             raise UsageError(f"{self._path}: not an OCI image layout: it has no index.json") from error
         index = parse_document(body, OCI_INDEX)
         if not isinstance(index, Index):
-            raise InvalidImage("not an index", where=str(path))
+            raise InvalidImage("not an index", where=self._files.path("index.json"))
         return body, index
 
     def _named(self, index: Index, tag: str) -> Descriptor | None:
@@ -180,7 +111,9 @@ class LayoutSource:
         """
         images = [entry for entry in index.manifests if _is_image(entry)]
         if len(images) > 1:
-            images = [entry for entry in images if entry.platform or not self._is_artifact(entry)]
+            bare = {entry.digest: entry for entry in images if not entry.platform}
+            artifacts = {digest for digest, entry in bare.items() if self._is_artifact(entry)}
+            images = [entry for entry in images if entry.platform or entry.digest not in artifacts]
         return images or list(index.manifests)
 
     def _is_artifact(self, entry: Descriptor) -> bool:
@@ -196,25 +129,20 @@ class LayoutSource:
             return parse_referrers(self.document(named)) if named else []
         return []
 
-    def _entries(self, index: Index, depth: int = 0) -> Iterator[Descriptor]:
-        """The entries of an index and of those within it."""
-        for entry in index.manifests:
-            yield entry
-            if entry.media_type in INDEX_TYPES and depth < _MAX_NESTING:
-                inner = parse_document(self.document(entry), entry.media_type)
-                if isinstance(inner, Index):
-                    yield from self._entries(inner, depth + 1)
+    def _entries(self, index: Index) -> Iterator[Descriptor]:
+        """The entries of an index and of those within it, each of which is read once."""
+        done: set[Digest] = set()
 
-    def _blob_path(self, digest: Digest) -> Path:
-        return self._path / "blobs" / digest.algorithm / digest.hex
+        def within(index: Index, depth: int) -> Iterator[Descriptor]:
+            for entry in index.manifests:
+                yield entry
+                if entry.media_type in INDEX_TYPES and depth < _MAX_NESTING and entry.digest not in done:
+                    done.add(entry.digest)
+                    inner = parse_document(self.document(entry), entry.media_type)
+                    if isinstance(inner, Index):
+                        yield from within(inner, depth + 1)
 
-    def _read(self, path: Path, limit: int) -> bytes:
-        with open_regular(path) as file:
-            body = read_some(file, limit + 1, path, may_be_empty=True)
-        if len(body) > limit:
-            raise InvalidImage(f"more than {limit} bytes long", where=str(path))
-        self._bytes += len(body)
-        return body
+        yield from within(index, 0)
 
 
 def _names(entry: Descriptor) -> set[str]:

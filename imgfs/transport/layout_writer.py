@@ -2,11 +2,13 @@
 
 Every file is written under a temporary name, synced and renamed; `index.json` is changed under a lock that
 all of imgfs honours. So writers may work at once, and one that is killed leaves nothing in the way.
+
+The layout, its directories and its own files are opened by the rule of `owned.opening`: another user's are
+refused, so that no link of theirs leads what is written elsewhere, and no image of theirs is taken for ours.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,19 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from imgfs.errors import InvalidImage, UsageError
-from imgfs.oci import referrers
+from imgfs.oci import artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.fields import list_in, object_at, parse_json
 from imgfs.oci.image import OCI_INDEX
-from imgfs.owned.held import sweep
-from imgfs.owned.writing import os_errors, sync_directory, write_all
+from imgfs.owned.opening import open_owned_directory, open_owned_file, open_regular, read_owned_file
+from imgfs.owned.writing import os_errors, sweep, sync_directory, write_all
 
 _REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, in an image layout
 _NAMES = (_REF_NAME, "io.containerd.image.name")  # what an entry of `index.json` is called by
-_LAYOUT_VERSION = "1.0.0"  # image-layout.md, "oci-layout file"
+LAYOUT_VERSION = "1.0.0"  # image-layout.md, "oci-layout file"
 _INDEX, _MARKER = "index.json", "oci-layout"
 _LOCK = ".imgfs.lock"
 _ASIDE = ".imgfs-"
@@ -42,6 +43,7 @@ class Layout:
         self.path = path
         self._lock = threading.Lock()
         self._made = False
+        self._checked: set[Path] = set()  # directories that are there, and are this user's own
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a blob of that digest and size is there."""
@@ -66,31 +68,33 @@ class Layout:
         """Enter a manifest with a subject, whose blob is there, into `index.json`, as oras does."""
         annotations = {key: text for key, text in entry.annotations.items() if key not in _NAMES}
         nameless = replace(entry, annotations=annotations)
-        self._change_index(lambda entries: referrers.entered(entries, nameless))
+        self._change_index(lambda entries: artifact.entered(entries, nameless))
 
     def remove_referrer(self, subject: Digest, digest: Digest) -> None:
         """Take a manifest out of `index.json`, and out of the list under its subject's tag; blobs stay."""
-        tag = referrers.referrers_tag(subject)
+        tag = artifact.referrers_tag(subject)
         self._change_index(
             lambda entries: [
                 self._without(entry, digest) if _tag_in(entry) == tag else entry
-                for entry in referrers.removed(entries, digest)
+                for entry in artifact.removed(entries, digest)
             ]
         )
 
-    def _without(self, entry: Any, digest: Digest) -> Any:
+    def _without(self, entry: object, digest: Digest) -> object:
         """The entry of a list of referrers; of one without `digest`, if it has been there."""
         try:
-            old = Digest.parse(entry.get("digest"))
-            body = referrers.without_referrer(self._blob_path(old).read_bytes(), digest)
+            fields = object_at(entry, "entry")
+            old = Digest.parse(fields.get("digest"))
+            with open_regular(self._blob_path(old)) as file:
+                body = artifact.without_referrer(file.read(_MAX_INDEX), digest)
         except (InvalidImage, OSError):  # no list: nothing to take out
             return entry
         new = Digest.of(body, old.algorithm)
         if new != old:
             self._write(self._blob_path(new), [body])
-        return {**entry, "digest": str(new), "size": len(body)}
+        return {**fields, "digest": str(new), "size": len(body)}
 
-    def _change_index(self, change: Callable[[list[Any]], list[Any]]) -> None:
+    def _change_index(self, change: Callable[[list[object]], list[object]]) -> None:
         """Give `index.json` other entries, alone among all of imgfs."""
         self._make()
         path = self.path / _INDEX
@@ -108,21 +112,22 @@ class Layout:
             if self._made:
                 return
             with os_errors(self.path):
-                _check_is_ours(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
+                os.close(open_owned_directory(self.path))
+                _check_is_layout(self.path)
             with self._locked():
                 _sweep(self.path)
-                self._make_file(_MARKER, {"imageLayoutVersion": _LAYOUT_VERSION})
+                self._make_file(_MARKER, {"imageLayoutVersion": LAYOUT_VERSION})
                 self._make_file(_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
             self._made = True
 
-    def _make_file(self, name: str, fields: Mapping[str, Any]) -> None:
+    def _make_file(self, name: str, fields: Mapping[str, object]) -> None:
         if not (self.path / name).exists():
             self._write(self.path / name, [json.dumps(fields).encode()])
 
     def _write(self, path: Path, chunks: Iterable[bytes]) -> None:
         with os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_directory(path.parent)
             with _aside(self.path) as (fd, aside):
                 for chunk in chunks:
                     write_all(fd, chunk)
@@ -130,12 +135,23 @@ class Layout:
                 os.rename(aside, path)
             sync_directory(path.parent)
 
+    def _check_directory(self, directory: Path) -> None:
+        """Make a directory of the layout, and check that it and those above it are this user's own."""
+        if directory in self._checked:
+            return
+        if directory != self.path:
+            self._check_directory(directory.parent)
+            with suppress(FileExistsError):  # whatever it is, it is looked at next
+                directory.mkdir()
+        os.close(open_owned_directory(directory))
+        self._checked.add(directory)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the layout's lock, alone among processes and threads."""
         path = self.path / _LOCK
         with os_errors(path):
-            fd = _open_lock(path)
+            fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 yield
@@ -165,12 +181,12 @@ def _tag_in(entry: object) -> object:
     return annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
 
 
-def _check_is_ours(path: Path) -> None:
+def _check_is_layout(path: Path) -> None:
     """Raise UsageError for a directory that is neither empty nor a layout of version 1.0.0."""
     try:
-        body = (path / _MARKER).read_bytes()
+        body = read_owned_file(path / _MARKER, names=None)
     except FileNotFoundError as error:
-        names = os.listdir(path) if path.exists() else []  # perhaps after another process has made it
+        names = os.listdir(path)  # perhaps after another process has made it
         if not {_MARKER, _INDEX} & set(names) and any(
             name != _LOCK and not name.startswith(_ASIDE) for name in names
         ):
@@ -178,16 +194,12 @@ def _check_is_ours(path: Path) -> None:
         return
     where = str(path / _MARKER)
     version = object_at(parse_json(body, where), where).get("imageLayoutVersion")
-    if version != _LAYOUT_VERSION:
-        raise UsageError(f"{path}: an OCI image layout of version {version!r:.40}, not {_LAYOUT_VERSION}")
+    if version != LAYOUT_VERSION:
+        raise UsageError(f"{path}: an OCI image layout of version {version!r:.40}, not {LAYOUT_VERSION}")
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        body = file.read(_MAX_INDEX + 1)
-    if len(body) > _MAX_INDEX:
-        raise InvalidImage(f"more than {_MAX_INDEX} bytes long", where=str(path))
-    return object_at(parse_json(body, str(path)), str(path))
+def _read_index(path: Path) -> dict[str, object]:
+    return object_at(parse_json(read_owned_file(path, names=None, largest=_MAX_INDEX), str(path)), str(path))
 
 
 @contextmanager
@@ -217,16 +229,3 @@ def _create_locked(path: Path) -> int:
 def _sweep(directory: Path) -> None:
     """Remove what killed writers have left under temporary names."""
     sweep(directory, _ASIDE, Path.unlink)
-
-
-def _open_lock(path: Path) -> int:
-    """Open a layout's lock, made for all who may write there; raises OSError for what is no file.
-
-    The layout may be shared by users, so it may be another's: a link of theirs is not followed.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return fd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from imgfs.errors import NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -11,7 +11,10 @@ from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
 from imgfs.registry.endpoint import Traffic
 from imgfs.registry.mirrors import Mirrored
-from imgfs.transport.inline import UNKNOWN_SIZE, check_document_size, check_size, inline
+from imgfs.transport.source import UNKNOWN_SIZE, check_document_size, check_size, inline
+
+if TYPE_CHECKING:
+    from imgfs.status import EndpointStatus
 
 
 class RegistrySource:
@@ -69,6 +72,10 @@ class RegistrySource:
         """Ask the referrers API, or, where there is none, for the list kept under the digest's tag."""
         return self._client.referrers(digest, artifact_type)
 
+    def ignores_ranges(self, descriptor: Descriptor) -> bool:
+        """Return True if a range of this blob was answered with all of it."""
+        return self._client.ignores_ranges(descriptor.digest)
+
     def doubt(self, descriptor: Descriptor) -> bool:
         """Have the blob come from elsewhere next, if there is an elsewhere."""
         return self._client.doubt(descriptor.digest)
@@ -77,7 +84,7 @@ class RegistrySource:
         """Requests sent and bytes received so far."""
         return self._client.traffic
 
-    def health(self) -> list[dict[str, Any]]:
+    def health(self) -> list[EndpointStatus]:
         """How it goes with the registry and its mirrors."""
         return self._client.health()
 

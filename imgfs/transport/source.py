@@ -1,27 +1,46 @@
 """Where images come from: a registry or an OCI layout directory, behind one small protocol.
 
 A source serves one reference. It resolves it, hands out documents that match their digest, and streams pieces
-of blobs that match in length; the reader of a piece checks its digest.
+of blobs that match in length; the reader of a piece checks its digest. What a descriptor says of its content
+before that is fetched, all of it or at least its size, is checked here for every kind of source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
-from imgfs.config import AuthText
+from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
-from imgfs.registry.endpoint import Traffic
-from imgfs.transport.inline import UNKNOWN_SIZE
+from imgfs.registry.endpoint import MAX_DOCUMENT, Traffic
 
 if TYPE_CHECKING:
-    from imgfs.registry.config.resolver import Resolver
-    from imgfs.registry.retry import Timeouts
+    from imgfs.status import EndpointStatus
 
-__all__ = ["UNKNOWN_SIZE", "Source", "Traffic", "open_source"]
+UNKNOWN_SIZE = -1  # of a manifest known by its digest only
+
+
+def inline(descriptor: Descriptor) -> bytes | None:
+    """What the descriptor itself carries (descriptor.md, `data`), checked."""
+    if descriptor.data is not None:
+        check_size(descriptor, len(descriptor.data))
+        descriptor.digest.verify(descriptor.data, "digest of a descriptor's own data")
+    return descriptor.data
+
+
+def check_document_size(descriptor: Descriptor) -> None:
+    """Raise InvalidImage for a document that is too large to be fetched."""
+    if descriptor.size > MAX_DOCUMENT and not descriptor.size_is_hint:
+        raise InvalidImage(
+            f"a {descriptor.media_type} of {descriptor.size} bytes; at most {MAX_DOCUMENT} are allowed",
+            where=str(descriptor.digest),
+        )
+
+
+def check_size(descriptor: Descriptor, actual: int) -> None:
+    """Raise IntegrityError unless the descriptor promises `actual` bytes, or does not say."""
+    if descriptor.size not in (actual, UNKNOWN_SIZE) and not descriptor.size_is_hint:
+        raise IntegrityError(f"size of {descriptor.digest}", expected=descriptor.size, actual=actual)
 
 
 class Source(Protocol):
@@ -53,13 +72,16 @@ class Source(Protocol):
         but the source says that they are true. Raises RegistryError, InvalidImage.
         """
 
+    def ignores_ranges(self, descriptor: Descriptor) -> bool:
+        """Return True if a range of this blob was answered with all of it, so that each range costs that."""
+
     def doubt(self, descriptor: Descriptor) -> bool:
         """Say that what came of a blob was wrong: another place, if there is one (True), is asked next."""
 
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""
 
-    def health(self) -> list[dict[str, Any]]:
+    def health(self) -> list[EndpointStatus]:
         """Return the state of each endpoint, in the order in which they are asked (`EndpointState.report`).
 
         Empty for a source on this machine. Secrets are left out.
@@ -69,53 +91,52 @@ class Source(Protocol):
         """Let go of connections and files."""
 
 
-def open_source(
-    reference: Reference,
-    *,
-    resolver: Resolver | None = None,
-    auth_files: Sequence[Path | AuthText] = (),
-    timeouts: Timeouts | None = None,
-    ca_bundle: Path | None = None,
-) -> Source:
-    """The source of `reference`; asks for nothing yet.
+class WrappedSource:
+    """Hands everything on to `source`."""
 
-    `resolver` finds mirrors and TLS settings; without it the registry alone is asked, without TLS on this
-    machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
-    is a PEM file to trust instead of the usual certificates.
-    """
-    if isinstance(reference, LayoutReference):
-        from imgfs.transport.layout import LayoutSource
+    def __init__(self, source: Source) -> None:
+        self._wrapped = source
 
-        return LayoutSource(reference)
-    return _open_registry(reference, resolver, auth_files, timeouts, ca_bundle)
+    @property
+    def _source(self) -> Source:
+        return self._wrapped
 
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        """What the reference names now."""
+        return self._source.resolve(whole=whole)
 
-def load_http() -> None:
-    """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
-    import imgfs.registry.adapter
-    import imgfs.registry.proxies
-    import imgfs.transport.registry  # noqa: F401
+    def document(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a manifest, index or config."""
+        return self._source.document(descriptor)
 
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes `[start, end)` of a blob."""
+        return self._source.blob(descriptor, start, end)
 
-def _open_registry(
-    reference: RegistryReference,
-    resolver: Resolver | None,
-    auth_files: Sequence[Path | AuthText],
-    timeouts: Timeouts | None,
-    ca_bundle: Path | None,
-) -> Source:
-    from imgfs.registry.config.credentials import find_credentials
-    from imgfs.registry.config.resolver import Resolver
-    from imgfs.registry.mirrors import Mirrored
-    from imgfs.registry.retry import Timeouts
-    from imgfs.transport.registry import RegistrySource
+    def tagged(self, tag: str) -> Descriptor:
+        """What another tag names now."""
+        return self._source.tagged(tag)
 
-    timeouts = timeouts or Timeouts()
-    named = reference.registry, reference.repository, reference.tag, reference.digest
-    client = Mirrored(
-        partial((resolver or Resolver()).of, *named),
-        find_credentials=partial(find_credentials, auth_files, seconds=timeouts.helper),
-        timeouts=timeouts,
-        ca_bundle=ca_bundle,
-    )
-    return RegistrySource(reference, client)
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The manifests whose subject is `digest`."""
+        return self._source.referrers(digest, artifact_type)
+
+    def ignores_ranges(self, descriptor: Descriptor) -> bool:
+        """As the other says."""
+        return self._source.ignores_ranges(descriptor)
+
+    def doubt(self, descriptor: Descriptor) -> bool:
+        """As the other says."""
+        return self._source.doubt(descriptor)
+
+    def traffic(self) -> Traffic:
+        """Requests sent and bytes received so far."""
+        return self._source.traffic()
+
+    def health(self) -> list[EndpointStatus]:
+        """As the other says."""
+        return self._source.health()
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+        self._source.close()

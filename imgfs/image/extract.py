@@ -1,0 +1,176 @@
+"""Files of an image, written to a directory of this machine: owners, modes, times, links and attributes kept.
+
+Everything is made by descriptors of directories that were opened without following links, so no name and no
+symlink of the image leads what is written elsewhere. What was there under a name is replaced, but a
+directory, which is filled. A user cannot give files away, as with `cp -a`, or make devices: devices,
+attributes and set-ID bits that are left out are reported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from imgfs.errors import describe
+from imgfs.image.files import Found, ImageFiles
+from imgfs.owned.writing import write_all
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SPECIAL = stat.S_ISUID | stat.S_ISGID
+
+
+class _Level(NamedTuple):
+    """A directory that is being written."""
+
+    found: Found
+    name: bytes
+    parent: os.stat_result
+    children: Iterator[Found]
+
+
+class Extraction:
+    """Writes files of an image; `warns` is told of what cannot be kept, once for each file."""
+
+    def __init__(self, files: ImageFiles, warns: Callable[[str], None]) -> None:
+        self._files = files
+        self._warns = warns
+        # of files with several names: the first directory, and the name there
+        self._first: dict[int, tuple[str, bytes]] = {}
+
+    def write(self, top: Found, directory: Path, name: bytes) -> None:
+        """Write a file, and what is below it, to a directory under a name. Raises OSError."""
+        with _opened(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            self._write(top, fd, name)
+
+    def _write(self, top: Found, parent: int, name: bytes) -> None:
+        """Write a file, or a directory of any depth, with one directory open at a time."""
+        if not stat.S_ISDIR(top.node.mode):
+            self._write_file(top, parent, name)
+            return
+        levels: list[_Level] = []
+        at = os.dup(parent)
+        try:
+            at = self._enter(levels, top, at, name)
+            while levels:
+                child = next(levels[-1].children, None)
+                if child is None:
+                    at = self._leave(levels, at)
+                elif stat.S_ISDIR(child.node.mode):
+                    at = self._enter(levels, child, at, child.path.rpartition(b"/")[2])
+                else:
+                    self._write_file(child, at, child.path.rpartition(b"/")[2])
+        finally:
+            os.close(at)
+
+    def _enter(self, levels: list[_Level], found: Found, parent: int, name: bytes) -> int:
+        """Make a directory if there is none, and open it in place of its parent."""
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        levels.append(_Level(found, name, os.fstat(parent), iter(self._files.children(found))))
+        os.close(parent)
+        return fd
+
+    def _leave(self, levels: list[_Level], fd: int) -> int:
+        """Open a directory's parent in its place, and give the directory its attributes."""
+        level = levels.pop()
+        parent = os.open("..", _DIRECTORY, dir_fd=fd)
+        if not os.path.samestat(os.fstat(parent), level.parent):
+            os.close(parent)
+            raise OSError(errno.ESTALE, "it was moved while it was written", os.fsdecode(level.found.path))
+        os.close(fd)
+        self._set_attributes(level.found, parent, level.name)
+        return parent
+
+    def _write_file(self, found: Found, parent: int, name: bytes) -> None:
+        mode = found.node.mode
+        self._make_room(parent, name)
+        if found.node.nlink > 1 and self._link(found, parent, name):
+            return
+        if stat.S_ISREG(mode):
+            with _opened(os.open(name, _NEW, 0o600, dir_fd=parent)) as fd:
+                self._fill(found, fd)
+        elif stat.S_ISLNK(mode):
+            os.symlink(self._files.target(found) or b"", name, dir_fd=parent)
+        elif not self._make_special(found, parent, name):
+            return
+        self._set_attributes(found, parent, name)
+        if found.node.nlink > 1:
+            try:
+                self._first.setdefault(found.node.ino, (os.readlink(f"/proc/self/fd/{parent}"), name))
+            except OSError as error:  # ENAMETOOLONG
+                self._warn(found, "its other names become other files", error)
+
+    def _fill(self, found: Found, fd: int) -> None:
+        """Write a file's bytes, pieces of zeros as holes."""
+        end = 0
+        for piece in self._files.read(found):
+            if piece.count(0) == len(piece):
+                os.lseek(fd, len(piece), os.SEEK_CUR)
+            else:
+                write_all(fd, piece)
+            end += len(piece)
+        os.ftruncate(fd, end)
+
+    def _link(self, found: Found, parent: int, name: bytes) -> bool:
+        """Give a file that has been written another name; return False if it was not."""
+        first = self._first.get(found.node.ino)
+        if first is None:
+            return False
+        with _opened(os.open(first[0], _DIRECTORY)) as directory:
+            os.link(first[1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
+        return True
+
+    def _make_special(self, found: Found, parent: int, name: bytes) -> bool:
+        try:
+            os.mknod(name, stat.S_IFMT(found.node.mode) | 0o600, found.node.device, dir_fd=parent)
+        except PermissionError as error:
+            self._warn(found, "not written", error)
+            return False
+        return True
+
+    def _make_room(self, parent: int, name: bytes) -> None:
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError) as error:
+            raise OSError(errno.EISDIR, "a directory is in the way", os.fsdecode(name)) from error
+
+    def _set_attributes(self, found: Found, parent: int, name: bytes) -> None:
+        """Set owner, mode, attributes and time, in the order in which none undoes another."""
+        node, path = found.node, b"/proc/self/fd/%d/%s" % (parent, name)
+        is_link = stat.S_ISLNK(node.mode)
+        mode = stat.S_IMODE(node.mode)
+        try:
+            os.chown(name, node.uid, node.gid, dir_fd=parent, follow_symlinks=False)
+        except PermissionError as error:
+            if mode & _SPECIAL:  # they would give the rights of another owner than the image's
+                mode &= ~_SPECIAL
+                self._warn(found, f"set-ID bits left out: is yours, not of {node.uid}:{node.gid}", error)
+        if not is_link:
+            os.chmod(path, mode)
+        for key, value in self._files.xattrs(found).items():
+            try:
+                os.setxattr(path, key, value, follow_symlinks=False)
+            except OSError as error:
+                self._warn(found, f"without attribute {os.fsdecode(key)}", error)
+        with suppress(OverflowError):  # beyond what time_t of this machine holds
+            os.utime(name, ns=(node.mtime_ns, node.mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _warn(self, found: Found, what: str, error: OSError) -> None:
+        self._warns(f"{os.fsdecode(found.path)}: {what}: {describe(error)}")
+
+
+@contextmanager
+def _opened(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,175 @@
+"""The source of what a reference names: at once, when it is first needed, or with no registry at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgfs.config import AuthText
+from imgfs.errors import Unavailable
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.reference import EngineReference, FileReference, LayoutReference, Reference, RegistryReference
+from imgfs.registry.endpoint import Traffic
+from imgfs.transport.source import UNKNOWN_SIZE, Source, WrappedSource, inline
+
+if TYPE_CHECKING:
+    from imgfs.registry.config.resolver import Resolver
+    from imgfs.registry.retry import Timeouts
+    from imgfs.status import EndpointStatus
+    from imgfs.store.store import Store
+
+
+def open_source(
+    reference: Reference,
+    *,
+    resolver: Resolver | None = None,
+    auth_files: Sequence[Path | AuthText] = (),
+    timeouts: Timeouts | None = None,
+    ca_bundle: Path | None = None,
+    open_store: Callable[[], Store] | None = None,
+) -> Source:
+    """The source of `reference`; asks for nothing yet.
+
+    `resolver` finds mirrors and TLS settings; without it the registry alone is asked, without TLS on this
+    machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
+    is a PEM file to trust instead of the usual certificates. `open_store` opens the store that keeps indexes
+    of packed archives; without it there can be none.
+    """
+    if isinstance(reference, FileReference):
+        from imgfs.transport.open_file import open_file
+
+        return open_file(reference, open_store)
+    if isinstance(reference, EngineReference):
+        from imgfs.transport.open_engine import open_engine
+
+        return open_engine(reference, open_store)
+    if isinstance(reference, LayoutReference):
+        from imgfs.transport.layout import LayoutSource
+
+        return LayoutSource(reference)
+    return _open_registry(reference, resolver, auth_files, timeouts, ca_bundle)
+
+
+def load_http() -> None:
+    """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
+    import imgfs.registry.adapter
+    import imgfs.registry.proxies
+    import imgfs.transport.registry  # noqa: F401
+
+
+def _open_registry(
+    reference: RegistryReference,
+    resolver: Resolver | None,
+    auth_files: Sequence[Path | AuthText],
+    timeouts: Timeouts | None,
+    ca_bundle: Path | None,
+) -> Source:
+    from imgfs.registry.config.credentials import find_credentials
+    from imgfs.registry.config.resolver import Resolver
+    from imgfs.registry.mirrors import Mirrored
+    from imgfs.registry.retry import Timeouts
+    from imgfs.transport.registry import RegistrySource
+
+    timeouts = timeouts or Timeouts()
+    named = reference.registry, reference.repository, reference.tag, reference.digest
+    client = Mirrored(
+        partial((resolver or Resolver()).of, *named),
+        find_credentials=partial(find_credentials, auth_files, seconds=timeouts.helper),
+        timeouts=timeouts,
+        ca_bundle=ca_bundle,
+    )
+    return RegistrySource(reference, client)
+
+
+class DeferredSource(WrappedSource):
+    """What `connect` opens, the first time it is needed. Safe in threads."""
+
+    def __init__(self, connect: Callable[[], Source]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._opened: Source | None = None
+
+    @property
+    def _source(self) -> Source:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._connect()
+            return self._opened
+
+    def traffic(self) -> Traffic:
+        """None, until it is opened."""
+        return self._opened.traffic() if self._opened else Traffic(0, 0)
+
+    def health(self) -> list[EndpointStatus]:
+        """Return the endpoints' health; nothing before the source is opened."""
+        return self._opened.health() if self._opened else []
+
+    def close(self) -> None:
+        """Let go of what has been opened."""
+        if self._opened:
+            self._opened.close()
+
+
+class OfflineSource:
+    """An image of a registry that is not to be asked. What is wanted of it raises Unavailable."""
+
+    def __init__(self, reference: RegistryReference) -> None:
+        self._reference = reference
+
+    def resolve(self, *, whole: bool = False) -> Descriptor:  # noqa: ARG002  (no document is to be had)
+        """A digest needs no asking; what a tag names is not known here."""
+        digest = self._reference.digest
+        if digest is None:
+            raise self._absent("what it names is")
+        return Descriptor("", digest, UNKNOWN_SIZE)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """What the descriptor itself carries, else nothing."""
+        body = inline(descriptor)
+        if body is None:
+            raise self._absent(f"its document {descriptor.digest.short} is")
+        return body
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """What the descriptor itself carries, else nothing."""
+        body = inline(descriptor)
+        if body is None:
+            last = (descriptor.size if end is None else end) - 1
+            raise self._absent(f"bytes {start}-{last} of its blob {descriptor.digest.short} are")
+        yield body[start:end]
+
+    def tagged(self, tag: str) -> Descriptor:
+        """Nothing."""
+        raise self._absent(f"what its tag {tag!r} names is")
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """Return nothing: no registry is asked."""
+        del digest, artifact_type
+        return []
+
+    def ignores_ranges(self, _descriptor: Descriptor) -> bool:
+        """No range is answered."""
+        return False
+
+    def doubt(self, _descriptor: Descriptor) -> bool:
+        """Nothing came of it."""
+        return False
+
+    def traffic(self) -> Traffic:
+        """None."""
+        return Traffic(0, 0)
+
+    def health(self) -> list[EndpointStatus]:
+        """Return no endpoints: no registry is asked."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _absent(self, what: str) -> Unavailable:
+        return Unavailable(
+            f"offline: {self._reference}: {what} not in the store (imgfs pull would bring all of it)"
+        )

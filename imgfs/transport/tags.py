@@ -1,0 +1,69 @@
+"""The tags that there are beside what a reference names: in its repository, layout or archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from imgfs.config import AuthText
+from imgfs.errors import UsageError
+from imgfs.oci.reference import EngineReference, Reference, RegistryReference
+from imgfs.transport.connect import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgfs.registry.config.resolver import Resolver
+    from imgfs.registry.retry import Timeouts
+    from imgfs.store.store import Store
+
+
+@runtime_checkable
+class EngineSource(Protocol):
+    """The source of an image of an engine."""
+
+    def tags(self) -> list[str]:
+        """Return the names that the engine has of the same repository."""
+
+
+def tags_of(
+    reference: Reference,
+    limit: int,
+    *,
+    resolver: Resolver,
+    auth_files: Sequence[Path | AuthText],
+    timeouts: Timeouts,
+    ca_bundle: Path | None,
+    open_store: Callable[[], Store],
+) -> list[str]:
+    """Return up to `limit` tags, in the registry's order or sorted; asks the registry itself, no mirror.
+
+    Raises RegistryError, and UsageError for what has no tags.
+    """
+    if isinstance(reference, EngineReference):
+        with closing(open_source(reference, open_store=open_store)) as source:
+            assert isinstance(source, EngineSource)
+            return source.tags()[:limit]
+    if not isinstance(reference, RegistryReference):
+        from imgfs.transport.docker_archive import DockerArchiveSource
+        from imgfs.transport.layout import LayoutSource
+
+        with closing(open_source(reference, open_store=open_store)) as source:
+            if isinstance(source, LayoutSource | DockerArchiveSource):
+                return source.tags()[:limit]
+        raise UsageError(f"{reference}: one image, without tags")
+    from imgfs.registry.client import Client
+    from imgfs.registry.config.credentials import find_credentials
+
+    endpoint = resolver.for_push(reference.registry, reference.repository)
+    client = Client(
+        endpoint,
+        credentials=partial(find_credentials, auth_files, endpoint.host, endpoint.repository),
+        timeouts=timeouts,
+        ca_bundle=ca_bundle,
+    )
+    with closing(client):
+        return client.tags(limit)
