@@ -10,17 +10,13 @@ libfuse mounts and unmounts, by pyfuse3; imgfs reads and writes /dev/fuse itself
 
 opcodes        opcodes, flags and limits (linux/fuse.h)
 protocol       bodies of requests parsed, bodies of answers packed
-session        reads requests, has them answered, writes the answers
-dispatch       which operation answers which request
+session        /dev/fuse: reads requests, has them answered, writes the answers
 interrupts     FUSE_INTERRUPT: work in threads that is abandoned or undone
 errors         the one place where an exception becomes an errno
-views          the View of a mount's files: of an image's tree, of its union with a scratch
-operations     what is answered from a view
-listing        a directory listed in several replies
-namespace      changes of directories and extended attributes
+views          the View of an image's tree              union_view     that of its union with a scratch
+operations     what is answered from a view; a directory listed in several replies
 writable       changes of files
+namespace      changes of directories and extended attributes
 copyup_data    the data of files copied up while their callers wait
 erofs_devices  the view of flat layers, which EROFS stands on
-erofs_server   serves that view for as long as EROFS stands on it
-device         the descriptor of /dev/fuse that libfuse has opened
 """

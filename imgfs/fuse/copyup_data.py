@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Iterator
 import trio
 
 from imgfs.fuse.interrupts import undone_or_done
+from imgfs.overlay.copyup_data import undo_copy_up
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.undo import undo_copy_up
 
 
 class Fills:
@@ -48,7 +48,7 @@ class Fills:
             async with self._alone_with(node):
                 if node.data is not None:
                     await self._copy(node, sys.maxsize)
-                    self._overlay.copyup.filled(node)
+                    self._overlay.data_copyup.filled(node)
         await trio.lowlevel.checkpoint_if_cancelled()
 
     @contextlib.contextmanager
@@ -73,9 +73,9 @@ class Fills:
 
     async def _copy(self, node: UpperNode, size: int) -> None:
         async with self._limiter:
-            copy = self._overlay.copyup.fill(node, size)
+            copy = self._overlay.data_copyup.fill(node, size)
             try:
                 await undone_or_done(copy)
             except BaseException:
-                self._overlay.copyup.not_filled(node)
+                self._overlay.data_copyup.not_filled(node)
                 raise

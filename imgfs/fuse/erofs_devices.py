@@ -31,7 +31,8 @@ from imgfs.fuse.protocol import Statfs
 from imgfs.fuse.views import NAME_MAX, Children, PendingRead
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
-from imgfs.tree.reader import Node, Tree
+from imgfs.tree.database import Attributes
+from imgfs.tree.reader import Tree
 
 _NEAR = 1 << 20  # bytes from the end of one read to the next: what is between was not read, or read before
 _EVIDENCE = 16  # such steps, less what speaks against it
@@ -142,28 +143,28 @@ class FlatView:
         self._reads = FlatReads(image.tree, len(sizes), image.content.opened)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
 
-    def lookup(self, parent: int, name: bytes) -> Node | None:
+    def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """See View."""
         if parent == ROOT_INO and name.isdigit() and int(name) < len(self._sizes):
             return self.attributes(_FIRST + int(name))
         return None
 
-    def attributes(self, ino: int) -> Node:
+    def attributes(self, ino: int) -> Attributes:
         """See View."""
         if ino == ROOT_INO:
-            return Node(ino, stat.S_IFDIR | 0o500, 0, 0, 0, 0, 2, 0, 0, False)
+            return Attributes(ino, stat.S_IFDIR | 0o500, 0, 0, 0, 0, 2, 0, 0, 0, 0)
         size = self._size(ino)
-        return Node(ino, stat.S_IFREG | 0o400, 0, 0, size, 0, 1, 0, size // BLOCK, False)
+        return Attributes(ino, stat.S_IFREG | 0o400, 0, 0, size, 0, 1, 0, size // BLOCK, 0, 0)
 
-    def children(self, directory: int) -> Children[Node]:
+    def children(self, directory: int) -> Children[Attributes]:
         """List nothing: only the kernel looks in, and by name."""
         return lambda _directory, _after: iter(())
 
-    def child_attributes(self, child: Node) -> Node:
+    def child_attributes(self, child: Attributes) -> Attributes:
         """See View."""
         return child
 
-    def reference(self, child: Node) -> None:
+    def reference(self, child: Attributes) -> None:
         """Count nothing: the files are there for as long as the mount is."""
 
     def readlink(self, ino: int) -> bytes:

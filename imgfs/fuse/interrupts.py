@@ -17,12 +17,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from imgfs.fuse.opcodes import READ_LOCKOWNER, Opcode
 from imgfs.fuse.protocol import READ_FLAGS, Head
+
+if TYPE_CHECKING:
+    from outcome import Outcome
 
 _POLL = 0.1  # seconds between looks whether a caller is killed: the kernel reports its first signal alone
 _PENDING = re.compile(rb"^SigPnd:\s*([0-9a-f]+)$", re.MULTILINE)
@@ -73,10 +76,10 @@ async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
     given_up: GiveUp = Future()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
-    def deliver(result: Any) -> None:
+    def deliver(result: Outcome[T]) -> None:
         token.run_sync_soon(trio.lowlevel.reschedule, task, result)
 
-    def abort(_: Any) -> trio.lowlevel.Abort:
+    def abort(_: object) -> trio.lowlevel.Abort:
         given_up.set_result(None)
         return trio.lowlevel.Abort.FAILED  # the thread will wake the task
 

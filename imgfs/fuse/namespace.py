@@ -7,9 +7,25 @@ import os
 import stat
 
 from imgfs.fuse.errors import FUSEError
-from imgfs.fuse.opcodes import OpenFlag
-from imgfs.fuse.protocol import Head, NewName, Squash, entry, open_out
-from imgfs.fuse.views import UnionView
+from imgfs.fuse.opcodes import Opcode, OpenFlag
+from imgfs.fuse.protocol import (
+    Head,
+    NewName,
+    Squash,
+    create_in,
+    entry,
+    link_in,
+    mkdir_in,
+    mknod_in,
+    name_in,
+    names_in,
+    open_out,
+    rename2_in,
+    rename_in,
+    setxattr_in,
+)
+from imgfs.fuse.session import Handler
+from imgfs.fuse.union_view import UnionView
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.xattrs import Owner
@@ -26,6 +42,22 @@ class NamespaceOperations:
         self._overlay = overlay
         self._entries = overlay.entries
         self._squash = squash
+
+    def handlers(self) -> dict[Opcode, Handler]:
+        """What answers which request that changes directories or extended attributes."""
+        return {
+            Opcode.MKNOD: lambda head, body: self.mknod(head, *mknod_in(body)),
+            Opcode.MKDIR: lambda head, body: self.mkdir(head, *mkdir_in(body)),
+            Opcode.CREATE: lambda head, body: self.create(head, *create_in(body)),
+            Opcode.SYMLINK: lambda head, body: self.symlink(head, *names_in(body)),
+            Opcode.LINK: lambda head, body: self.link(head.ino, *link_in(body)),
+            Opcode.UNLINK: lambda head, body: self.unlink(head.ino, name_in(body)),
+            Opcode.RMDIR: lambda head, body: self.rmdir(head.ino, name_in(body)),
+            Opcode.RENAME: lambda head, body: self.rename(head.ino, rename_in(body)),
+            Opcode.RENAME2: lambda head, body: self.rename(head.ino, rename2_in(body)),
+            Opcode.SETXATTR: lambda head, body: self.setxattr(head.ino, *setxattr_in(body)),
+            Opcode.REMOVEXATTR: lambda head, body: self.removexattr(head.ino, name_in(body)),
+        }
 
     def create(self, caller: Head, name: bytes, mode: int) -> bytes:
         """Make a file and open it."""
@@ -62,7 +94,7 @@ class NamespaceOperations:
 
     def rename(self, parent: int, new: NewName) -> bytes:
         """Rename, or, by the flags, exchange."""
-        self._overlay.rename((parent, new.name), (new.new_parent, new.new_name), new.flags)
+        self._entries.rename((parent, new.name), (new.new_parent, new.new_name), new.flags)
         return _DONE
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> bytes:

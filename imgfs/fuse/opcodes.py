@@ -55,6 +55,7 @@ class NotifyCode(enum.IntEnum):
     """What the file system tells the kernel unasked (FUSE_NOTIFY_*)."""
 
     INVALIDATE_INODE = 2
+    RESEND = 7  # 7.40: send what was read and has not been answered again, its number marked by RESENT
 
 
 class InitFlag(enum.IntFlag):
@@ -106,6 +107,7 @@ class WriteFlag:
     KILL_SUIDGID = 1 << 2
 
 
+RESENT = 1 << 63  # in the number of a request that is sent again (FUSE_UNIQUE_RESEND)
 OPEN_KILL_SUIDGID = 1 << 0  # of an open with O_TRUNC (FUSE_OPEN_KILL_SUIDGID)
 READ_LOCKOWNER = 1 << 1  # of a read past the page cache: a program waits in its system call for just that
 GETATTR_FH = 1 << 0  # of a getattr: the kernel needs to know, in the middle of a call on an open file

@@ -5,8 +5,10 @@ bytes are a `pread`. Only a read that must wait for the network or the disk goes
 have limits of their own, so a dead registry never holds up what is cached.
 
 There is no state for each inode: a node's ino is its name in the tree, for ever, so lookups need not be
-counted, forget has nothing to do, and directories need no handles. An operation returns the body of the
-answer, or a coroutine for it; see `dispatch`.
+counted, forget has nothing to do, and directories need no handles.
+
+A handler has the protocol parse the body of its request. What it calls returns the body of the answer, or a
+coroutine for it, and raises OSError or ImgfsError.
 """
 
 from __future__ import annotations
@@ -14,38 +16,46 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Generic, TypeAlias, TypeVar
 
 import trio
 
-from imgfs.fuse.dispatch import reading
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import abandoned_or_done
-from imgfs.fuse.listing import DOTS, Listing
-from imgfs.fuse.opcodes import ROOT_INO, InitFlag, OpenFlag
+from imgfs.fuse.opcodes import ROOT_INO, InitFlag, Opcode, OpenFlag
 from imgfs.fuse.protocol import (
     ABSENT,
     Squash,
     attributes,
     entry,
+    getxattr_in,
+    handle_in,
+    listed,
+    listed_dot,
+    listxattr_in,
+    name_in,
+    open_in,
     open_out,
+    read_in,
+    readdir_in,
     statfs_out,
     xattr_names_out,
     xattr_out,
 )
-from imgfs.fuse.session import Session
-from imgfs.fuse.views import NAME_MAX, PendingRead, View
+from imgfs.fuse.session import Handler, Session
+from imgfs.fuse.views import NAME_MAX, Children, PendingRead, View
 from imgfs.mounts.status_client import STATUS_XATTR, encode_status
 from imgfs.status import MountStatus
 
+DOTS = (b".", b"..")
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _OPENS = 256  # opens between two looks whether all of the image is in the store
 _LISTINGS = 64  # listings that are kept for the request that continues them
 KEPT_LISTING = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 _STATUS = STATUS_XATTR.encode()
 F = TypeVar("F")
-Later: TypeAlias = Coroutine[Any, Any, bytes]
+Later: TypeAlias = Coroutine[object, object, bytes]
 
 
 class Operations(Generic[F]):
@@ -75,7 +85,25 @@ class Operations(Generic[F]):
 
     def session(self, descriptor: int, *, stands_below: bool = False) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
-        return Session(descriptor, reading(self), self.greeted, stands_below=stands_below)
+        return Session(descriptor, self.handlers(), self.greeted, stands_below=stands_below)
+
+    def handlers(self) -> dict[Opcode, Handler]:
+        """What answers which request."""
+        return {
+            Opcode.LOOKUP: lambda head, body: self.lookup(head.ino, name_in(body)),
+            Opcode.GETATTR: lambda head, _: self.getattr(head.ino),
+            Opcode.READLINK: lambda head, _: self.readlink(head.ino),
+            Opcode.OPEN: lambda head, body: self.open(head.ino, *open_in(body)),
+            Opcode.READ: lambda head, body: self.read(head.ino, *read_in(body)),
+            Opcode.RELEASE: lambda head, body: self.release(head.ino, *handle_in(body)),
+            Opcode.OPENDIR: lambda head, _: self.opendir(head.ino),
+            Opcode.READDIRPLUS: lambda head, body: self.readdir(head.ino, *readdir_in(body)),
+            Opcode.RELEASEDIR: lambda _, body: self.releasedir(*handle_in(body)),
+            Opcode.STATFS: lambda *_: self.statfs(),
+            Opcode.GETXATTR: lambda head, body: self.getxattr(head.ino, *getxattr_in(body)),
+            Opcode.LISTXATTR: lambda head, body: self.listxattr(head.ino, listxattr_in(body)),
+            Opcode.DESTROY: lambda *_: b"",
+        }
 
     def greeted(self, offered: int) -> None:
         """Note what the kernel can do (InitFlag), once it has been answered."""
@@ -141,14 +169,14 @@ class Operations(Generic[F]):
         """Close a directory: there are no handles."""
         return b""
 
-    def getxattr(self, ino: int, name: bytes, room: int) -> bytes:
+    def getxattr(self, ino: int, name: bytes, room: int) -> bytes | Later:
         """An extended attribute; on the root also the mount's status."""
         if name == _STATUS and ino == ROOT_INO and self._status:
             return xattr_out(encode_status(self._status().to_json()), room)
         value = self._view.xattr(ino, name)
         if value is None:
             raise FUSEError(errno.ENODATA)
-        return xattr_out(value, room)
+        return self._xattr_later(value, room) if isinstance(value, PendingRead) else xattr_out(value, room)
 
     def listxattr(self, ino: int, room: int) -> bytes:
         """The names of the extended attributes."""
@@ -163,5 +191,73 @@ class Operations(Generic[F]):
         self._opens += 1
         return self._can_go_without_opens and self._opens % _OPENS == 1 and self._view.is_settled()
 
+    async def _xattr_later(self, pending: PendingRead, room: int) -> bytes:
+        return xattr_out(await self._wait(pending), room)
+
     async def _wait(self, pending: PendingRead) -> bytes:
         return await abandoned_or_done(pending.read, self.disk_reads if pending.is_local else self.fetches)
+
+
+class Listing(Generic[F]):
+    """A directory being listed: where the kernel is, and the rest of the query.
+
+    Positions: `.` is 1, `..` is 2, then the tree's own positions moved up by two. What an iterator has given
+    but the reply had no room for is put back and comes first the next time.
+    """
+
+    def __init__(self, children: Children[F], directory: int) -> None:
+        self.directory = directory
+        self._children = children
+        self._rest: Iterator[tuple[int, bytes, F | None]] = iter(())
+        self._held: tuple[int, bytes, F | None] | None = None  # put back: comes before the rest
+        self.position = -1  # of the last entry that was read and not put back
+        self._before = -1  # of the one before that
+
+    def read_from(self, position: int) -> Iterator[tuple[int, bytes, F | None]]:
+        """The entries behind `position`; the child is None for `.` and `..`."""
+        if position != self.position:
+            self._rest, self._held, self.position = self._start(position), None, position
+        while entry := self._take():
+            self._before, self.position = self.position, entry[0]
+            yield entry
+
+    def put_back(self, position: int, name: bytes, child: F | None) -> None:
+        """Take back the entry just read, for which the reply had no room."""
+        self._held = position, name, child
+        self.position = self._before
+
+    def reply(self, view: View[F], position: int, room: int, squash: Squash) -> bytes:
+        """The entries behind `position` with their attributes, as many as `room` bytes hold."""
+        entries = []
+        for number, name, child in self.read_from(position):
+            entry = self._entry(view, number, name, child, squash)
+            room -= len(entry)
+            if room < 0:
+                self.put_back(number, name, child)
+                break
+            entries.append(entry)
+            if entry and child is not None:
+                view.reference(child)
+        return b"".join(entries)
+
+    def _entry(self, view: View[F], position: int, name: bytes, child: F | None, squash: Squash) -> bytes:
+        if child is None:
+            return listed_dot(position, name, self.directory)
+        try:
+            return listed(position, name, view.child_attributes(child), squash)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # removed since the last reply, which had no room for it
+                return b""
+            raise
+
+    def _take(self) -> tuple[int, bytes, F | None] | None:
+        held, self._held = self._held, None
+        return held or next(self._rest, None)
+
+    def _start(self, position: int) -> Iterator[tuple[int, bytes, F | None]]:
+        for number, name in enumerate(DOTS, 1):
+            if number > position:
+                yield number, name, None
+        shift = len(DOTS)
+        for number, name, child in self._children(self.directory, max(0, position - shift)):
+            yield number + shift, name, child

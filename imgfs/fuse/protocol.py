@@ -15,14 +15,12 @@ from typing import NamedTuple, TypeAlias
 
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.opcodes import FOREVER, OpenFlag
-from imgfs.overlay.node import UpperAttributes
-from imgfs.tree.reader import Node
+from imgfs.tree.database import Attributes
 
 _BILLION = 1_000_000_000
 _DEVICE = (1 << 32) - 1  # a dev_t as the kernel has it: the low half of the C library's
 _BLOCK_SIZE = 4096  # st_blksize: how much programs had best read at once
 
-FileAttributes: TypeAlias = Node | UpperAttributes
 Squash: TypeAlias = tuple[int, int] | None  # (uid, gid) that every file is shown to belong to
 
 
@@ -237,14 +235,14 @@ def open_out(handle: int, flags: OpenFlag | int) -> bytes:
     return _OPEN_OUT.pack(handle, flags, 0)
 
 
-def entry(file: FileAttributes, owner: Squash) -> bytes:
+def entry(file: Attributes, owner: Squash) -> bytes:
     """Pack the file that a name leads to; good for ever."""
-    ino, mode, uid, gid, size, mtime_ns, nlink, device, blocks = file[:9]
+    ino, mode, uid, gid, size, mtime_ns, nlink, device, blocks, atime_ns, ctime_ns, _ = file
     mtime, mtime_rest = divmod(mtime_ns, _BILLION)
     atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
-    if isinstance(file, UpperAttributes):
-        atime, atime_rest = divmod(file.atime_ns, _BILLION)
-        ctime, ctime_rest = divmod(file.ctime_ns, _BILLION)
+    if atime_ns != mtime_ns or ctime_ns != mtime_ns:
+        atime, atime_rest = divmod(atime_ns, _BILLION)
+        ctime, ctime_rest = divmod(ctime_ns, _BILLION)
     if owner:
         uid, gid = owner
     # fmt: off
@@ -256,12 +254,12 @@ def entry(file: FileAttributes, owner: Squash) -> bytes:
     # fmt: on
 
 
-def attributes(file: FileAttributes, owner: Squash) -> bytes:
+def attributes(file: Attributes, owner: Squash) -> bytes:
     """Pack the attributes of a file; good for ever."""
     return _FOREVER + entry(file, owner)[_ATTR_AT:]
 
 
-def listed(position: int, name: bytes, file: FileAttributes, owner: Squash) -> bytes:
+def listed(position: int, name: bytes, file: Attributes, owner: Squash) -> bytes:
     """Pack a child of a directory with its attributes: the kernel then holds a reference to the file."""
     head = _DIRENT.pack(file.ino, position, len(name), file.mode >> 12)
     return entry(file, owner) + head + name + _PADDING[len(name) % 8]

@@ -15,13 +15,25 @@ import os
 import select
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeAlias
+from contextlib import suppress
+from typing import TypeAlias
 
 import trio
 
+from imgfs.errors import MountError
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import UnderWay, fills_page_cache
-from imgfs.fuse.opcodes import MAJOR, MAX_PAGES, MAX_WRITE, MINOR, READ_BUFFER, InitFlag, NotifyCode, Opcode
+from imgfs.fuse.opcodes import (
+    MAJOR,
+    MAX_PAGES,
+    MAX_WRITE,
+    MINOR,
+    READ_BUFFER,
+    RESENT,
+    InitFlag,
+    NotifyCode,
+    Opcode,
+)
 from imgfs.fuse.protocol import (
     ANSWER_HEAD,
     HEAD,
@@ -49,12 +61,14 @@ _OFFERS = (
 )
 _INTERRUPT = int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
+_ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
 
 log = logging.getLogger(__name__)
 
 Answer: TypeAlias = bytes | memoryview | None  # None: the kernel expects none
-Handler: TypeAlias = Callable[[Head, memoryview], Answer | Coroutine[Any, Any, bytes]]
+Handler: TypeAlias = Callable[[Head, memoryview], Answer | Coroutine[object, object, bytes]]
+_OPEN = "/proc/self/fd"
 
 
 class Session:
@@ -95,6 +109,7 @@ class Session:
         self._handlers.update(handlers.items())
         self._room = memoryview(bytearray(READ_BUFFER))
         self._under_way: dict[int, UnderWay] = {}  # requests that are tasks, by their numbers
+        self.offered = 0  # what the kernel can do (InitFlag), once it has greeted
         self._newest = 0  # the number of the last request
         self._invalidating: set[int] = set()  # inodes whose attributes a thread invalidates
         self._row = 0  # requests since the last look at anything else
@@ -107,6 +122,15 @@ class Session:
             with self._reading:
                 await self._read_all(nursery)
                 nursery.cancel_scope.cancel()  # unmounted: no request waits for an answer
+
+    def resume(self, offered: int) -> None:
+        """Go on in the place of a process that the kernel has greeted, and that has been killed.
+
+        `offered` is what the kernel can do. It sends again what that process has left unanswered.
+        """
+        self.offered = offered
+        self._greeted(offered)
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size, NotifyCode.RESEND, 0), b"")
 
     def end(self) -> None:
         """Take no more requests."""
@@ -123,7 +147,7 @@ class Session:
             try:
                 length = os.readv(self._descriptor, rooms)
             except OSError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in _ENDED:
                     return
                 if error.errno not in _NO_REQUEST:
                     raise
@@ -136,7 +160,7 @@ class Session:
         if head.opcode == _INTERRUPT:
             self._interrupt(head, INTERRUPT_IN.unpack_from(self._room, HEAD_SIZE)[0], nursery)
             return
-        self._newest = head.unique
+        self._newest = head.unique & ~RESENT
         handler = self._handlers.get(head.opcode)
         if handler is None:
             self._send(head.unique, errno.ENOSYS)
@@ -154,7 +178,7 @@ class Session:
         elif answer is not None:
             self._send(head.unique, 0, answer)
 
-    async def _answer_later(self, waiting: UnderWay, answer: Coroutine[Any, Any, bytes]) -> None:
+    async def _answer_later(self, waiting: UnderWay, answer: Coroutine[object, object, bytes]) -> None:
         number, body = errno.EINTR, b""
         try:
             with waiting.scope:
@@ -174,7 +198,7 @@ class Session:
         """
         waiting = self._under_way.get(unique)
         if waiting is None:
-            if unique > self._newest:
+            if unique & ~RESENT > self._newest:
                 self._send(head.unique, errno.EAGAIN)
         elif waiting.until_killed:
             nursery.start_soon(waiting.cancel_when_killed, lambda: unique in self._under_way)
@@ -217,6 +241,7 @@ class Session:
         limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
         answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self._offers, *limits)
         self._send(head.unique, 0, answer)
+        self.offered = offered
         self._greeted(offered)
 
 
@@ -227,3 +252,22 @@ def _nothing(_head: Head, _body: memoryview) -> None:
 def _request_text(head: Head) -> str:
     """A request, for the log."""
     return f"opcode {head.opcode}, ino {head.ino}"
+
+
+def device_of(mount: Callable[[], None]) -> int:
+    """Return the descriptor of /dev/fuse that `mount` opens. Raises MountError if it opens none."""
+    before = _devices()
+    mount()
+    opened = _devices() - before
+    if not opened:
+        raise MountError("libfuse has mounted, but has not opened /dev/fuse")
+    return opened.pop()
+
+
+def _devices() -> set[int]:
+    found = set()
+    for name in os.listdir(_OPEN):
+        with suppress(FileNotFoundError):  # the directory's own
+            if os.readlink(f"{_OPEN}/{name}") == "/dev/fuse":
+                found.add(int(name))
+    return found

@@ -1,4 +1,5 @@
-"""What a mount shows: the View of an image's tree, and that of a union. That of flat layers: `erofs_devices`.
+"""What a mount shows: the View of an image's tree. That of a union is in `union_view`, of flat layers in
+`erofs_devices`.
 
 A view answers on the event loop, within microseconds, from local files. Only bytes that are not at hand are a
 `PendingRead`: `Operations` has a thread run it.
@@ -10,33 +11,32 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from imgfs.errors import ImgfsError
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import GiveUp
 from imgfs.fuse.opcodes import OpenFlag
-from imgfs.fuse.protocol import FileAttributes, Statfs
-from imgfs.image.image import Image
+from imgfs.fuse.protocol import Statfs
 from imgfs.layer.entry import Extent
-from imgfs.overlay.listing import UnionListing
-from imgfs.overlay.node import UpperNode
-from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.union import File
-from imgfs.tree.reader import Node
+from imgfs.tree.database import Attributes, Node
+
+if TYPE_CHECKING:
+    from imgfs.content.content import Content
+    from imgfs.tree.reader import Tree
 
 NAME_MAX = 255  # bytes in a name
 _BLOCK = 4096  # bytes: what statfs counts in
 _OPEN_FILES = 4096  # files whose extents are kept at hand
 _TROUBLED_FILES = 256  # files whose paths are kept for the log: to find a path, all names are read
-_LARGEST = 1 << 20  # bytes the kernel reads at once at most
+LARGEST = 1 << 20  # bytes the kernel reads at once at most
 F = TypeVar("F")  # how a view refers to a child that it lists
 Children: TypeAlias = Callable[[int, int], Iterator[tuple[int, bytes, F]]]
 """(directory, position) -> (position, name, child) of the children behind the position, counted from 1."""
 
 
 class PendingRead(NamedTuple):
-    """Bytes of a file that are not at hand: `read` waits for them, in a thread, until it is told to give up.
+    """Bytes that are not at hand: `read` waits for them, in a thread, until it is told to give up.
 
     `is_local` if they can be had without the network.
     """
@@ -48,17 +48,17 @@ class PendingRead(NamedTuple):
 class View(Protocol[F]):
     """The files of a mount, by ino. Raises OSError with the errno that the kernel is to see."""
 
-    def lookup(self, parent: int, name: bytes) -> FileAttributes | None:
+    def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The attributes of the file that a name leads to, to which the kernel then holds a reference more;
         None if there is no such name."""
 
-    def attributes(self, ino: int) -> FileAttributes:
+    def attributes(self, ino: int) -> Attributes:
         """The attributes of a file. Raises ENOENT."""
 
     def children(self, directory: int) -> Children[F]:
         """A query for the children of a directory, for one listing of it."""
 
-    def child_attributes(self, child: F) -> FileAttributes:
+    def child_attributes(self, child: F) -> Attributes:
         """The attributes of a listed child, as they are now. Raises ESTALE if it has been removed."""
 
     def reference(self, child: F) -> None:
@@ -67,7 +67,7 @@ class View(Protocol[F]):
     def readlink(self, ino: int) -> bytes:
         """The target of a symbolic link."""
 
-    def xattr(self, ino: int, name: bytes) -> bytes | None:
+    def xattr(self, ino: int, name: bytes) -> bytes | PendingRead | None:
         """The value of an extended attribute, None if there is none."""
 
     def xattrs(self, ino: int) -> Iterable[bytes]:
@@ -86,14 +86,26 @@ class View(Protocol[F]):
         """The size of the file system."""
 
 
-class TreeView:
-    """An image: what its tree has, which never changes, and its layers' bytes."""
+VirtualXattr: TypeAlias = Callable[[int, bytes], bytes | PendingRead | None]
+VIRTUAL_XATTRS = b"user.imgfs."  # what the names of those begin with that a mount has by itself
 
-    def __init__(self, image: Image) -> None:
-        self._tree = image.tree
-        self._content = image.content
-        self._contents = functools.lru_cache(_OPEN_FILES)(image.tree.contents)
-        self._paths = functools.lru_cache(_TROUBLED_FILES)(image.tree.path)
+
+def _no_xattr(ino: int, name: bytes) -> None:
+    """Have no virtual attributes."""
+
+
+class TreeView:
+    """An image: what a tree has, which never changes, and the bytes of the layers that it was merged from.
+
+    `virtual` has the values of extended attributes that no layer has (`provenance`).
+    """
+
+    def __init__(self, tree: Tree, content: Content, virtual: VirtualXattr = _no_xattr) -> None:
+        self._tree = tree
+        self._content = content
+        self._virtual = virtual
+        self._contents = functools.lru_cache(_OPEN_FILES)(tree.contents)
+        self._paths = functools.lru_cache(_TROUBLED_FILES)(tree.path)
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """See View."""
@@ -121,9 +133,10 @@ class TreeView:
         """See View."""
         return self._tree.target(ino)
 
-    def xattr(self, ino: int, name: bytes) -> bytes | None:
+    def xattr(self, ino: int, name: bytes) -> bytes | PendingRead | None:
         """See View."""
-        return self._tree.xattrs(ino).get(name)
+        value = self._tree.xattrs(ino).get(name)
+        return self._virtual(ino, name) if value is None and name.startswith(VIRTUAL_XATTRS) else value
 
     def xattrs(self, ino: int) -> Iterable[bytes]:
         """See View."""
@@ -166,84 +179,3 @@ class TreeView:
             return self._content.read(layer, extents, offset, length, given_up)
         except ImgfsError as error:
             raise ImgfsError(f"/{os.fsdecode(self._paths(ino))}: {error}") from error
-
-
-class UnionView:
-    """An image with a scratch over it: files with an upper half are the overlay's, all others the image's."""
-
-    def __init__(self, image: TreeView, overlay: Overlay) -> None:
-        self._image = image
-        self._overlay = overlay
-        self._union = overlay.union
-        self._nodes = overlay.union.nodes
-        self._buffer = memoryview(bytearray(_LARGEST))
-
-    def lookup(self, parent: int, name: bytes) -> FileAttributes | None:
-        """See View."""
-        found = self._union.find(parent, name)
-        if found is None:
-            return None
-        attributes = self._union.attributes(found)
-        self.reference(found)
-        return attributes
-
-    def attributes(self, ino: int) -> FileAttributes:
-        """See View."""
-        return self._union.attributes(self._union.file(ino))
-
-    def children(self, directory: int) -> Children[File]:
-        """See View."""
-        return UnionListing(self._union, directory).children
-
-    def child_attributes(self, child: File) -> FileAttributes:
-        """See View."""
-        return self._union.attributes(child)
-
-    def reference(self, child: File) -> None:
-        """Count the kernel's reference to a file with an upper half: it is forgotten with the last."""
-        if isinstance(child, UpperNode):
-            child.lookups += 1
-
-    def readlink(self, ino: int) -> bytes:
-        """See View."""
-        return self._overlay.symlink_target(ino)
-
-    def xattr(self, ino: int, name: bytes) -> bytes | None:
-        """See View."""
-        return self._overlay.xattr(ino, name)
-
-    def xattrs(self, ino: int) -> Iterable[bytes]:
-        """See View."""
-        return self._overlay.xattrs(ino)
-
-    def open(self, ino: int) -> int:
-        """Open a file of the image; one with an upper half has a handle (see `writable`)."""
-        return self._image.open(ino)
-
-    def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:
-        """See View."""
-        node = self._nodes.get(ino)
-        if node is None:
-            return self._image.read(ino, offset, size)
-        if node.data is not None:
-            return self._image.read(node.data, offset, size)
-        count = os.preadv(self._overlay.data(node), [self._buffer[:size]], offset)
-        return self._buffer[:count]
-
-    def is_settled(self) -> bool:
-        """Return False: an open that is about to write must be seen."""
-        return False
-
-    def statfs(self) -> Statfs:
-        """The room there is for changes."""
-        found = self._overlay.statfs()
-        return Statfs(
-            found.f_blocks,
-            found.f_bfree,
-            found.f_bavail,
-            found.f_files,
-            found.f_ffree,
-            found.f_bsize,
-            found.f_namemax,
-            found.f_frsize,
-        )

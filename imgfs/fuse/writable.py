@@ -16,19 +16,31 @@ import stat
 from collections.abc import Iterable
 
 from imgfs.fuse.copyup_data import Fills
-from imgfs.fuse.dispatch import changing_files, changing_names, reading
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import undone_or_done
-from imgfs.fuse.listing import Listing
 from imgfs.fuse.namespace import UPPER_HANDLE, NamespaceOperations
-from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, OpenFlag, SetattrMask, WriteFlag
-from imgfs.fuse.operations import KEPT_LISTING, Later, Operations
-from imgfs.fuse.protocol import NewAttributes, Squash, attributes, open_out, write_out
-from imgfs.fuse.session import Session
-from imgfs.fuse.views import UnionView
+from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, OpenFlag, SetattrMask, WriteFlag
+from imgfs.fuse.operations import KEPT_LISTING, Later, Listing, Operations
+from imgfs.fuse.protocol import (
+    NewAttributes,
+    Squash,
+    attributes,
+    batch_forget_in,
+    forget_in,
+    getattr_in,
+    handle_in,
+    open_in,
+    open_out,
+    readdir_in,
+    setattr_in,
+    write_in,
+    write_out,
+)
+from imgfs.fuse.session import Handler, Session
+from imgfs.fuse.union_view import UnionView
+from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.union import File
 from imgfs.overlay.xattrs import CAPABILITY
 
 _WRITING = os.O_WRONLY | os.O_RDWR
@@ -67,10 +79,27 @@ class WritableOperations:
     def session(self, descriptor: int) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
         names = NamespaceOperations(self._view, self._overlay, self._squash)
-        handlers = {**reading(self._reading), **changing_files(self), **changing_names(names)}
+        handlers = {**self._reading.handlers(), **self.handlers(), **names.handlers()}
         greeted = self._reading.greeted
         self._session = Session(descriptor, handlers, greeted, writable=True, writeback=self._writeback)
         return self._session
+
+    def handlers(self) -> dict[Opcode, Handler]:
+        """What answers which request that changes files, or that a writable mount answers otherwise."""
+        return {
+            Opcode.FORGET: lambda head, body: self.forget(head.ino, *forget_in(body)),
+            Opcode.BATCH_FORGET: lambda _, body: self.forget_all(batch_forget_in(body)),
+            Opcode.GETATTR: lambda head, body: self.getattr(head.ino, *getattr_in(body)),
+            Opcode.SETATTR: lambda head, body: self.setattr(head.ino, setattr_in(body)),
+            Opcode.OPEN: lambda head, body: self.open(head.ino, *open_in(body)),
+            Opcode.RELEASE: lambda head, body: self.release(head.ino, *handle_in(body)),
+            Opcode.OPENDIR: lambda head, _: self.opendir(head.ino),
+            Opcode.READDIRPLUS: lambda head, body: self.readdir(head.ino, *readdir_in(body)),
+            Opcode.RELEASEDIR: lambda _, body: self.releasedir(*handle_in(body)),
+            Opcode.WRITE: lambda head, body: self.write(head.ino, *write_in(body)),
+            Opcode.FSYNC: lambda head, _: self.fsync(head.ino),
+            Opcode.FSYNCDIR: lambda head, _: self.fsync(head.ino),
+        }
 
     def getattr(self, ino: int, flags: int = 0) -> bytes:
         """A file's attributes.
@@ -177,8 +206,8 @@ class WritableOperations:
             self._overlay.drop_privileges(self._overlay.copyup.up(ino))
         shown = self._view.attributes(ino)
         if new.changes & SetattrMask.CTIME and ino in self._nodes:
-            told_ns = new.ctime * _BILLION + new.ctime_ns
-            self._union.keep_ctime(self._nodes[ino], told_ns, shown.ctime_ns)
+            node, ctimes = self._nodes[ino], self._union.ctimes
+            ctimes.keep(node, ctimes.on_disk(node, shown.ctime_ns), new.ctime * _BILLION + new.ctime_ns)
         return attributes(shown, self._squash)
 
     def _drop_privileges(self, ino: int, *, kill: int) -> None:
@@ -231,7 +260,7 @@ class WritableOperations:
                 self._failed(node, error)
             raise
         if shown_ns is not None:  # the kernel has its own time of that write(2), and sends it if it has moved
-            self._union.keep_ctime(node, shown_ns, on_disk_ns=os.fstat(fd).st_ctime_ns)
+            self._union.ctimes.keep(node, os.fstat(fd).st_ctime_ns, shown_ns)
         if flags & WriteFlag.KILL_SUIDGID:
             self._drop_privileges(node.ino, kill=True)
         return write_out(count)

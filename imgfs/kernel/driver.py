@@ -24,12 +24,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgfs import syscalls
 from imgfs.errors import MountError
 from imgfs.kernel.erofs_format import Unsuitable
+from imgfs.mounts.mountpoint import DirectoryId, open_mountpoint
 from imgfs.mounts.table import REFERENCE, RUNTIME, STATUS_SOCKET, mounts
-from imgfs.overlay.scratch import Scratch
 from imgfs.syscalls import (
     MOUNT_ATTR_NOATIME,
     MOUNT_ATTR_NODEV,
@@ -37,6 +38,9 @@ from imgfs.syscalls import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
 )
+
+if TYPE_CHECKING:
+    from imgfs.overlay.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +150,7 @@ class KernelDriver:
     """The mounts of one image at `mountpoint`; `link` leads to its EROFS image (`place`), of so many devices.
 
     In the place of a flat file that is served, the kernel reads that of the same number in `passthrough`.
+    It is mounted only on the directory that was `checked`.
 
     First `open_flat_files`; once those are served, `attach`, in another thread than they are served in.
     """
@@ -157,10 +162,12 @@ class KernelDriver:
         devices: int,
         mountpoint: Path,
         attributes: int,
+        checked: DirectoryId | None = None,
     ) -> None:
         self._link = link
         self._devices = [*passthrough, *[None] * (devices - len(passthrough))]
-        self._mountpoint = str(mountpoint)
+        self._mountpoint = mountpoint
+        self._checked = checked
         self._attributes = attributes
         self._flat = -1
 
@@ -193,8 +200,10 @@ class KernelDriver:
             if scratch:
                 top = self._over(tree, scratch)
                 stack.callback(os.close, top)
-            with _as_mount_errors(self._mountpoint):
-                syscalls.attach_mount(top, self._mountpoint)
+            directory = open_mountpoint(self._mountpoint, self._checked)
+            stack.callback(os.close, directory)
+            with _as_mount_errors(str(self._mountpoint)):
+                syscalls.attach_mount(top, directory)
 
     def detach(self) -> None:
         """Detach it from the mount point, although processes may still use it."""
@@ -238,7 +247,7 @@ class KernelDriver:
             ("xino", "on"),
             *([("volatile", None)] if scratch.volatile else []),
         ]
-        with _as_mount_errors("overlayfs"):
+        with _as_mount_errors("overlayfs"), _saying_what_is_full():
             return _retry_while_busy(lambda: syscalls.new_mount("overlay", options, self._attributes))
 
 
@@ -255,6 +264,18 @@ def _retry_while_busy(mount: Callable[[], int]) -> int:
                 reason = "the scratch is in use still, perhaps in another mount namespace"
                 raise OSError(error.errno, reason) from error
         time.sleep(_PAUSE)
+
+
+@contextlib.contextmanager
+def _saying_what_is_full() -> Iterator[None]:
+    """Say of ENOSPC what to do: overlayfs makes files of its own before it mounts (ovl_get_workdir)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        todo = "the scratch is full, and overlayfs begins with files of its own: empty it by --driver fuse"
+        raise OSError(error.errno, f"{error.strerror}: {todo}") from error
 
 
 @contextlib.contextmanager

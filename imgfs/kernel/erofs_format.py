@@ -2,6 +2,7 @@
 
 An image of ours holds metadata only: superblock, inodes, directories. A file's inode names a run of blocks
 on another device, which is a flat layer. Everything is little-endian, addresses count blocks or 32 bytes.
+Overlayfs names what it has copied up of an image by a file handle, which holds a nid.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import MountError
 
+if TYPE_CHECKING:
+    from imgfs.oci.descriptor import Digest
+    from imgfs.store.store import Store
+    from imgfs.tree.database import Attributes
+
+FORMAT = 1  # of our images; another number means: write them again
 SUPERBLOCK = 1024  # where it is, whatever the size of a block
 SUPERBLOCK_SIZE = 128
 DEVICE_SIZE = 128
@@ -53,6 +61,14 @@ _TYPES = {
     stat.S_IFLNK: 7,
 }
 _LARGEST_VALUE, _LARGEST_XATTRS = 0xFFFF, 0xFFFF * 4
+
+
+# struct ovl_fb (fs/overlayfs/overlayfs.h) around what erofs_encode_fh makes of a nid (fs/erofs/super.c):
+# version, magic, length, flags, type; the file system's UUID; nid (its upper half), nid (its lower half), 0
+_HANDLE = struct.Struct("=5B16s3I")
+_HANDLE_VERSION, _HANDLE_MAGIC, _INO64_GEN = 0, 0xFB, 0x81  # the last: include/linux/exportfs.h
+_INO = struct.Struct("<I")
+_INO_AT = 20  # in an inode, compact or extended (fs/erofs/erofs_fs.h, i_ino)
 
 
 class Unsuitable(MountError):
@@ -95,28 +111,36 @@ def read_uuid(head: bytes) -> bytes | None:
     return uuid if fields[0] == _MAGIC else None
 
 
+def ino_resolver(tree: Digest, store: Store) -> Callable[[bytes], int | None]:
+    """What tells the ino of a handle's file, from the EROFS image that the store has of a tree."""
+    return lambda handle: ino_of(handle, store.erofs(tree, FORMAT))
+
+
+def ino_of(handle: bytes, image: Path) -> int | None:
+    """The ino of the file that a handle names, in the tree written as `image`; None if it is none of its."""
+    if len(handle) != _HANDLE.size:
+        return None
+    version, magic, length, _, kind, uuid, upper, lower, _ = _HANDLE.unpack(handle)
+    if (version, magic, length, kind) != (_HANDLE_VERSION, _HANDLE_MAGIC, _HANDLE.size, _INO64_GEN):
+        return None
+    try:
+        with open(image, "rb") as file:
+            if read_uuid(file.read(SUPERBLOCK + SUPERBLOCK_SIZE)) != uuid:
+                return None
+            file.seek((upper << 32 | lower) * SLOT + _INO_AT)
+            return int(_INO.unpack(file.read(_INO.size))[0])
+    except (OSError, struct.error):
+        return None
+
+
 def pack_device(blocks: int) -> bytes:
     """The slot of a device of so many blocks."""
     return _DEVICE.pack(b"", blocks, 0)
 
 
-class InodeFields(NamedTuple):
-    """What an inode says beside its data. `mode` is a whole st_mode; `tag` is i_u."""
-
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    nlink: int
-    layout: int
-    tag: int
-
-
-def pack_inode(attributes: InodeFields, xattrs: bytes) -> bytes:
-    """An inode and its attributes (`pack_xattrs`), without the data behind them."""
-    ino, mode, uid, gid, size, mtime_ns, nlink, layout, tag = attributes
+def pack_inode(file: Attributes, layout: int, tag: int, xattrs: bytes) -> bytes:
+    """An inode and its extended attributes (`pack_xattrs`), without the data behind them; `tag` is i_u."""
+    ino, mode, uid, gid, size, mtime_ns, nlink = file[:7]
     seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
     count = (len(xattrs) - len(_XATTR_HEADER)) // 4 + 1 if xattrs else 0
     head = (_EXTENDED | layout << 1, count, mode, 0, size, tag, ino & 0xFFFFFFFF, uid, gid)

@@ -7,18 +7,15 @@ over the names writes them. The same tree gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import stat
 from array import array
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import InvalidImage
 from imgfs.kernel.chunk_index import AssembledDevice, chunks_of, contiguous_chunks
 from imgfs.kernel.erofs_format import (
     CHUNK_SIZE,
@@ -31,7 +28,6 @@ from imgfs.kernel.erofs_format import (
     SLOT,
     SUPERBLOCK,
     SUPERBLOCK_SIZE,
-    InodeFields,
     Superblock,
     Unsuitable,
     chunk_tag,
@@ -45,72 +41,17 @@ from imgfs.kernel.erofs_format import (
     pack_inode,
     pack_superblock,
     pack_xattrs,
-    read_uuid,
 )
 from imgfs.layer.limits import NAME_LIMIT
-from imgfs.oci.descriptor import Digest
-from imgfs.store.atomic import atomic_write
-from imgfs.store.store import Store
-from imgfs.tree.reader import Node, NodeRecord, Tree
-from imgfs.tree.schema import FORMAT as TREE_FORMAT
-from imgfs.tree.schema import ROOT
+from imgfs.tree.database import ROOT, Node
+from imgfs.tree.reader import NodeRecord, Tree
 
-FORMAT = 1  # of our images; another number means: write them again
 BLOCK_BITS = 9  # tar's blocks of 512 bytes: then every file begins at a whole one
-_BUFFER = 1 << 20
 _MOST_NODES = 1 << 26  # of a tree: its numbers are not to fill the memory
 _MORE = 1 << 12  # numbers that are made room for at once
 _DIRECTORY = 2  # as `file_type` has it
 _DOTS = (b".", b"..")
 _Name = tuple[bytes, int]  # and the ino it leads to
-
-
-class ErofsImage(NamedTuple):
-    """An EROFS image: its file, and what the flat file beyond those of the layers holds."""
-
-    path: Path
-    assembled: AssembledDevice
-
-
-def make_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> ErofsImage:
-    """The EROFS image of the tree that the store keeps under `digest`, written if it is not there.
-
-    `sizes` are those of the layers' flat files. Raises Unsuitable, InvalidImage, StoreError.
-    """
-    path = store.erofs(digest, FORMAT)
-    uuid = image_uuid(tree, sizes)
-    if not _is_written(path, uuid):
-        try:
-            with atomic_write(path) as aside, open(aside, "wb", buffering=_BUFFER) as file:
-                write_image(tree, sizes, file, uuid=uuid)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
-    with open(path, "rb") as file:
-        os.posix_fadvise(
-            file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED
-        )  # the kernel will read it block by block
-        return ErofsImage(path, AssembledDevice.read(file, BLOCK_BITS))
-
-
-def has_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
-    """Whether that image is written already; raises StoreError."""
-    return _is_written(store.erofs(digest, FORMAT), image_uuid(tree, sizes))
-
-
-def image_uuid(tree: Tree, sizes: Sequence[int]) -> bytes:
-    """16 bytes that say which tree an image was written from, and how."""
-    parts = [FORMAT, TREE_FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:16]
-
-
-def _is_written(path: Path, uuid: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return read_uuid(file.read(SUPERBLOCK + SUPERBLOCK_SIZE)) == uuid
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
 
 
 def write_image(
@@ -236,8 +177,7 @@ class _ImageWriter:
         )
 
     def _pack(self, node: Node, inode: _Inode) -> bytes:
-        attributes = node.uid, node.gid, node.size, node.mtime_ns, node.nlink, inode.layout, inode.tag
-        head = pack_inode(InodeFields(node.ino, node.mode, *attributes), inode.xattrs)
+        head = pack_inode(node, inode.layout, inode.tag, inode.xattrs)
         if inode.layout == CHUNKED:
             head += bytes(-len(head) % CHUNK_SIZE)
         return head + inode.tail

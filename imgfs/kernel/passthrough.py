@@ -1,7 +1,7 @@
 """Passthrough: layers that the kernel reads from the store's own files, without the daemon in between.
 
 A layer that is here whole, and whose index is verified, needs no daemon to serve it. Its flat file is pinned
-for as long as the kernel may read it (`store.pin`), whatever becomes of the daemon: bytes that are evicted
+for as long as the kernel may read it (`store.flat`), whatever becomes of the daemon: bytes that are evicted
 meanwhile stay until it is unmounted. What is read then is neither counted nor recorded.
 
 Pages that the kernel has cached of a mount's files are dropped when bytes turn out to be wrong: EROFS keeps

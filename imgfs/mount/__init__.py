@@ -7,6 +7,6 @@ what the daemon could not do. Nothing open crosses the fork: the daemon opens th
 daemon   the daemon's life: forked, loaded, mounted, unmounted
 fuse     an image mounted by FUSE
 kernel   an image mounted by EROFS and overlayfs, over flat layers that the daemon serves
-serving  what both have in common: options, signals, syncs, the kernel's read-ahead
-status   fills the status of a mount
+options  how to mount: what the caller tells the daemon
+serving  what both have in common: signals, syncs, the status, the kernel's read-ahead
 """

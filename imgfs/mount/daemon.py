@@ -9,28 +9,37 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
-from imgfs.mount.serving import MountOptions
+from imgfs.mount.options import MountOptions
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
+    from imgfs.mount.resume import MountState, Succession
     from imgfs.status import MountStatus
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
 log = logging.getLogger("imgfs.mount")
 
-_ALWAYS = ("imgfs.fuse.operations", "imgfs.image.verify", "imgfs.mount.kernel", "imgfs.transport.wrapped")
-_BY_KERNEL = ("imgfs.fuse.erofs_server", "imgfs.kernel.passthrough", "imgfs.kernel.writer")
+_ALWAYS = (
+    "imgfs.fuse.operations",
+    "imgfs.image.verify",
+    "imgfs.mount.kernel",
+    "imgfs.mount.resume",
+    "imgfs.transport.connect",
+)
+_BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
+_FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
@@ -42,10 +51,16 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
+    @property
+    def pid(self) -> int:
+        """The daemon's pid."""
+        return self._daemon.pid
+
     @classmethod
-    def fork(cls) -> Mounting:
+    def fork(cls, *, writable: bool, offline: bool = False) -> Mounting:
         """Fork the daemon of a mount to be, which begins to load what it will need."""
-        return cls(Daemon.fork(_load, _serve_task))
+        more = _FOR_SCRATCHES if writable else ()
+        return cls(Daemon.fork(partial(_load, more, http=not offline), _serve_task))
 
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
@@ -77,58 +92,56 @@ def mount_in_foreground(
     resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
 ) -> NoReturn:
     """Mount a prepared image and serve it in this process, which ends with the mount. Raises ImgfsError."""
+    from imgfs.mount.resume import MountState
 
-    def serve(on_ready: Callable[[], None]) -> None:
-        _serve(resolved, connect, store, options, on_ready)
+    state = MountState(resolved, pickle.dumps(connect), store, options, time.time())
 
-    run_in_foreground(serve, options.log_level)
+    def serve_now(on_ready: Callable[[], None]) -> None:
+        serve(state, on_ready)
+
+    run_in_foreground(serve_now, options.log_level)
 
 
-def _load() -> Iterator[None]:
-    """Load what serves, the more likely it is to be needed the sooner."""
-    for modules in (_ALWAYS, *((_BY_KERNEL, _BY_FUSE) if os.geteuid() == 0 else (_BY_FUSE,))):
+def _load(more: Iterable[str], *, http: bool) -> Iterator[None]:
+    """Load what serves and `more`, the more likely it is to be needed the sooner."""
+    drivers = (_BY_KERNEL, _BY_FUSE) if os.geteuid() == 0 else (_BY_FUSE,)
+    for modules in ((*_ALWAYS, *more), *drivers):
         for module in modules:
             importlib.import_module(module)
         yield
-    from imgfs.transport.source import load_http
+    if http:
+        from imgfs.transport.connect import load_http
 
-    load_http()
+        load_http()
 
 
 def _serve_task(task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]) -> None:
-    resolved, connect, store, options = task
+    from imgfs.mount.resume import MountState, Succession
 
-    def unpacked() -> Source:  # what that takes is loaded when it is needed
-        source: Source = pickle.loads(connect)()
-        return source
-
-    _serve(resolved, unpacked, store, options, on_ready)
+    state = MountState(*task, began=time.time())
+    serve(state, on_ready, Succession(state) if state.options.restart else None)
 
 
-def _serve(
-    resolved: Resolved,
-    connect: Callable[[], Source],
-    store: Store,
-    options: MountOptions,
-    on_ready: Callable[[], None],
-) -> None:
-    """Mount and answer the kernel until it is unmounted or a signal comes."""
+def serve(state: MountState, on_ready: Callable[[], None], succession: Succession | None = None) -> None:
+    """Mount, or take over, and answer the kernel until it is unmounted or a signal comes."""
     # here, in the daemon: the caller has no use for all that
-    from imgfs.image.image import NONE, Image, profile_for
+    from imgfs.image.image import Image, profile_for
     from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
-    from imgfs.mount.status import status
-    from imgfs.transport.wrapped import DeferredSource
+    from imgfs.mount.resume import connector
+    from imgfs.mount.serving import ServedMount, status
+    from imgfs.store.store import NO_PROFILE
+    from imgfs.transport.connect import DeferredSource
 
+    resolved, store, options = state.resolved, state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(DeferredSource(connect)))
+        source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect))))
         image = stack.enter_context(Image(resolved, source, store, options.trust))
-        profile = None if options.replay == NONE else profile_for(resolved, store, options.replay)
-        began = time.time()
+        profile = None if options.replay == NO_PROFILE else profile_for(resolved, store, options.replay)
 
         def tell() -> MountStatus:
-            return status(image, store, options, began)
+            return status(image, store, options, state.began, succession.restarts if succession else 0)
 
         if options.metrics:
             endpoint = stack.enter_context(_endpoint(options.metrics, tell))
@@ -139,12 +152,15 @@ def _serve(
         prover.start()
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
-        if not served_by_kernel(image, options, tell, on_ready, store):
+        mount = ServedMount(image, store, options, tell, on_ready, succession)
+        if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
 
-            serve_by_fuse(image, options, tell, on_ready, store)
+            serve_by_fuse(mount)
         image.content.sync()
         _keep_recorded(image, store, options)
+    if succession:
+        succession.ended()
     log.info("unmounted %s", options.mountpoint)
 
 

@@ -3,136 +3,168 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import functools
 import os
 import resource
+import select
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
+from imgfs import syscalls
 from imgfs.errors import MountError
-from imgfs.fuse.device import device_of
 from imgfs.fuse.operations import Operations
-from imgfs.fuse.views import TreeView, UnionView
-from imgfs.fuse.writable import WritableOperations
+from imgfs.fuse.session import Session, device_of
+from imgfs.fuse.views import TreeView, VirtualXattr
+from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import (
-    MountOptions,
-    base_of,
+    ServedMount,
     end_on_signal,
     limit_unwritten,
     raise_read_ahead,
     sync_now_and_then,
 )
-from imgfs.mounts.table import mount_at
-from imgfs.overlay.scratch import Scratch
+from imgfs.mounts.mountpoint import open_mountpoint
+from imgfs.mounts.table import mount_at, mounts
 
 if TYPE_CHECKING:
+    from imgfs.fuse.history_view import HistoryView
+    from imgfs.fuse.provenance import Provenance
+    from imgfs.fuse.writable import WritableOperations
     from imgfs.image.image import Image
     from imgfs.overlay.overlay import Overlay
-    from imgfs.status import MountStatus
-    from imgfs.store.store import Store
-    from imgfs.tree.reader import Node
-
-log = logging.getLogger("imgfs.mount")
+    from imgfs.tree.database import Node
+    from imgfs.tree.reader import Tree
 
 
-def serve_by_fuse(
-    image: Image,
-    options: MountOptions,
-    tell: Callable[[], MountStatus],
-    on_ready: Callable[[], None],
-    store: Store,
-) -> None:
-    """Mount and answer the kernel until it is unmounted or a signal comes; `tell` gives the status.
+_NOT_LIBFUSES = {"rw", "nopassthrough", "history"}
 
-    Raises MountError, StoreError.
-    """
+
+def serve_by_fuse(mount: ServedMount) -> None:
+    """Mount and answer the kernel until it is unmounted or a signal comes. Raises MountError, StoreError."""
     with contextlib.ExitStack() as stack:
         overlay = None
-        if options.scratch:
-            overlay = stack.enter_context(_overlay(image, options.scratch, options.mountpoint, store))
-        trio.run(_serve_image, image, overlay, options, tell, on_ready)
+        if mount.options.scratch:
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # all open files of a scratch
+            os.umask(0)  # the kernel has applied the caller's
+            overlay = stack.enter_context(mount.options.scratch.overlay(*mount.scratch_terms()))
+        trio.run(_serve_image, mount, overlay)
 
 
-@contextlib.contextmanager
-def _overlay(image: Image, scratch: Scratch, mountpoint: Path, store: Store) -> Iterator[Overlay]:
-    """The scratch over an image, for as long as it is mounted."""
-    from imgfs.kernel.filehandle import ino_resolver
-
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # every file open in it is open here
-    os.umask(0)  # the kernel has applied the caller's
-    base, use = base_of(image, mountpoint)
-    with scratch.overlay(
-        image.tree, image.content, base, use, ino_resolver(image.resolved.tree, store)
-    ) as overlay:
-        yield overlay
-
-
-async def _serve_image(
-    image: Image,
-    overlay: Overlay | None,
-    options: MountOptions,
-    tell: Callable[[], MountStatus],
-    on_ready: Callable[[], None],
-) -> None:
+async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
     greeted = trio.Event()
-    operations = _operations(image, overlay, options, greeted.set, tell)
-    fuse_options = {"default_permissions", "subtype=imgfs", *options.fuse} - {"rw", "nopassthrough"}
-    fuse_options |= {f"fsname={_escaped(image.resolved.reference)}"} | (set() if overlay else {"ro"})
-    nothing = pyfuse3.Operations()  # libfuse mounts and unmounts, and never hears of a request
-    with _library_messages() as messages:
-        try:
-            descriptor = device_of(
-                lambda: pyfuse3.init(nothing, str(options.mountpoint), fuse_options - {"nonempty"})
-            )
-        except RuntimeError as error:
-            raise MountError(f"{options.mountpoint}: {messages() or error}") from error
+    operations = _operations(mount, overlay, greeted.set)
+    fuse_options = {"default_permissions", "subtype=imgfs", *mount.options.fuse} - _NOT_LIBFUSES
+    fuse_options |= {f"fsname={_escaped(mount.image.resolved.reference)}"} | (set() if overlay else {"ro"})
+    succession = mount.succession
+    if succession and succession.is_taken_over:
+        descriptor, unmount = succession.descriptor, succession.unmount
+    else:
+        descriptor, unmount = _mounted(mount.options, fuse_options - {"nonempty"})
     session = operations.session(descriptor)
     try:
         async with trio.open_nursery() as nursery:
             # before anything is answered: a process that sees the mount may end it
             await nursery.start(end_on_signal, session.end, nursery.cancel_scope.cancel)
-            nursery.start_soon(sync_now_and_then, image)
-            nursery.start_soon(_announce, greeted, image.resolved.reference, options.mountpoint, on_ready)
+            nursery.start_soon(sync_now_and_then, mount.image)
+            nursery.start_soon(_announce, greeted, mount, session, descriptor)
+            if succession and succession.is_taken_over:
+                session.resume(succession.state.offered)
             await session.serve()
             nursery.cancel_scope.cancel()
     finally:
-        pyfuse3.close(unmount=True)
+        unmount()
+
+
+def _mounted(options: MountOptions, fuse_options: set[str]) -> tuple[int, Callable[[], None]]:
+    """Have libfuse mount; return its descriptor of /dev/fuse, and what ends the mount. Raises MountError.
+
+    Root's mount is on the open directory. For a user fusermount3 mounts, which sees to that by itself.
+    """
+    nothing = pyfuse3.Operations()  # libfuse never hears of a request
+    directory = open_mountpoint(options.mountpoint, options.checked)
+    place = str(options.mountpoint) if os.geteuid() else f"/proc/self/fd/{directory}"
+    try:
+        with _library_messages() as messages:
+            try:
+                descriptor = device_of(lambda: pyfuse3.init(nothing, place, fuse_options))
+            except RuntimeError as error:
+                said = (messages() or str(error)).replace(place, str(options.mountpoint))
+                raise MountError(f"{options.mountpoint}: {said}") from error
+        if os.geteuid():
+            return descriptor, partial(pyfuse3.close, unmount=True)
+        mounted = mount_at(Path(os.readlink(place)))
+        return descriptor, partial(_unmount, descriptor, mounted.device if mounted else None)
+    finally:
+        os.close(directory)
+
+
+def _unmount(descriptor: int, device: str | None) -> None:
+    """Detach root's mount, of which libfuse does not know the path, unless it is unmounted already."""
+    polled = select.poll()
+    polled.register(descriptor, 0)
+    if not polled.poll(0):  # POLLERR: the kernel has let go of it, and its number may be another mount's
+        for mount in [mount for mount in mounts() if mount.device == device]:
+            with contextlib.suppress(OSError):
+                syscalls.detach_mount(str(mount.mountpoint))
+    pyfuse3.close(unmount=False)
 
 
 def _operations(
-    image: Image,
-    overlay: Overlay | None,
-    options: MountOptions,
-    on_ready: Callable[[], None],
-    tell: Callable[[], MountStatus],
+    mount: ServedMount, overlay: Overlay | None, on_ready: Callable[[], None]
 ) -> Operations[Node] | WritableOperations:
     """The operations of a mount: of the image's tree, or of its union with a scratch."""
-    tree = TreeView(image)
+    image, squash = mount.image, mount.options.owner
+    tree = TreeView(image.tree, image.content, _provenance(image, image.tree))
     if overlay is None:
-        return Operations(tree, squash=options.owner, on_ready=on_ready, status=tell)
+        view = _with_history(tree, image) if mount.options.history else tree
+        return Operations(view, squash=squash, on_ready=on_ready, status=mount.tell)
+    from imgfs.fuse.union_view import UnionView  # here: most mounts have no scratch
+    from imgfs.fuse.writable import WritableOperations
+
     union = UnionView(tree, overlay)
-    reading = Operations(union, squash=options.owner, on_ready=on_ready, status=tell)
-    return WritableOperations(
-        reading, union, overlay, squash=options.owner, write_through=options.write_through
-    )
+    reading = Operations(union, squash=squash, on_ready=on_ready, status=mount.tell)
+    write_through = mount.options.write_through
+    return WritableOperations(reading, union, overlay, squash=squash, write_through=write_through)
 
 
-async def _announce(
-    greeted: trio.Event, reference: str, mountpoint: Path, on_ready: Callable[[], None]
-) -> None:
+def _with_history(top: TreeView, image: Image) -> HistoryView:
+    """An image with its earlier states, which have been prepared. Raises MountError, StoreError."""
+    from imgfs.fuse.history_view import HistoryView
+
+    HistoryView.check(image.tree)
+    trees = [image.tree_after(number) for number in range(1, len(image.resolved.manifest.layers) + 1)]
+    return HistoryView(top, [TreeView(tree, image.content, _provenance(image, tree)) for tree in trees])
+
+
+def _provenance(image: Image, tree: Tree) -> VirtualXattr:
+    """The virtual attributes of a tree's files; what they take is loaded when the first is asked for."""
+
+    @functools.cache
+    def loaded() -> Provenance:
+        from imgfs.fuse.provenance import Provenance
+
+        return Provenance(image.resolved, tree, image.content)
+
+    return lambda ino, name: loaded().value(ino, name)
+
+
+async def _announce(greeted: trio.Event, mount: ServedMount, session: Session, descriptor: int) -> None:
     """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
     await greeted.wait()
-    log.info("mounted %s at %s", reference, mountpoint)
-    if mounted := mount_at(mountpoint):
+    if mounted := mount_at(mount.options.mountpoint):
         raise_read_ahead(mounted.device)
         limit_unwritten(mounted.device)
-    on_ready()
+    if mount.succession:
+        device = mounted.device if mounted else ""
+        mount.succession.serves(descriptor, mount.options, session.offered, device)
+    mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
 
 
 def _escaped(text: str) -> str:

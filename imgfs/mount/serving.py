@@ -1,4 +1,4 @@
-"""What both ways to serve a mount have in common: options, signals, syncs, the kernel's read-ahead."""
+"""What both ways to serve a mount have in common: signals, syncs, its status, the kernel's read-ahead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,40 +16,18 @@ from typing import TYPE_CHECKING
 import trio
 
 from imgfs.errors import StoreError, describe
-from imgfs.overlay.scratch import ScratchBase
+from imgfs.layer.origin import repositories_in
+from imgfs.mount.options import MountOptions
+from imgfs.status import MountStatus, ScratchStatus
+from imgfs.store.store import Store
 
 if TYPE_CHECKING:
-    from imgfs.content.background import BackgroundFetchOptions
+    from imgfs.content.content import Content
     from imgfs.image.image import Image
-    from imgfs.image.trust import Trust
-    from imgfs.metrics.endpoint import MetricsAddress
-    from imgfs.overlay.scratch import Scratch
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How to mount. `fuse` are options for libfuse and the kernel, `owner` the (uid, gid) that all files are
-    shown with, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
-    With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
-    names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
-    everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
-    or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's repository
-    by default."""
-
-    mountpoint: Path
-    fuse: frozenset[str] = frozenset()
-    owner: tuple[int, int] | None = None
-    log_level: str = "INFO"
-    foreground: bool = False
-    scratch: Scratch | None = None
-    write_through: bool = False
-    record: str | None = None
-    replay: str | None = None
-    fill: BackgroundFetchOptions | None = None
-    metrics: MetricsAddress | None = None
-    driver: str = "fuse"
-    trust: Trust | None = None
-
+    from imgfs.mount.resume import Succession
+    from imgfs.overlay.interchange import HandleLookup
+    from imgfs.overlay.scratch import ScratchBase
+    from imgfs.tree.reader import Tree
 
 log = logging.getLogger("imgfs.mount")
 
@@ -58,11 +37,35 @@ _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 
 
-def base_of(image: Image, mountpoint: Path) -> tuple[ScratchBase, str]:
-    """What a scratch lies on, and what it is used for."""
-    resolved = image.resolved
-    base = ScratchBase(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
-    return base, f"mounted at {mountpoint} (pid {os.getpid()})"
+@dataclass(frozen=True, slots=True)
+class ServedMount:
+    """An image of `store` that is mounted as `options` say, and served by this process.
+
+    `tell` gives its status; `on_ready` is called once it answers. With a `succession` another process serves
+    it if this one is killed.
+    """
+
+    image: Image
+    store: Store
+    options: MountOptions
+    tell: Callable[[], MountStatus]
+    on_ready: Callable[[], None]
+    succession: Succession | None = None
+
+    def scratch_terms(self) -> tuple[Tree, Content, ScratchBase, str, HandleLookup]:
+        """What a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
+        from imgfs.kernel.erofs_format import ino_resolver
+        from imgfs.overlay.scratch import ScratchBase
+
+        resolved = self.image.resolved
+        base = ScratchBase(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
+        use = f"mounted at {self.options.mountpoint} (pid {os.getpid()})"
+        return self.image.tree, self.image.content, base, use, ino_resolver(resolved.tree, self.store)
+
+    def announce(self, by: str = "") -> None:
+        """Say that the mount answers."""
+        log.info("mounted %s at %s%s", self.image.resolved.reference, self.options.mountpoint, by)
+        self.on_ready()
 
 
 async def end_on_signal(
@@ -113,3 +116,33 @@ def _set(setting: Path, value: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             log.warning("cannot set %s to %d: %s", setting, value, describe(error))
+
+
+def status(image: Image, store: Store, options: MountOptions, began: float, restarts: int = 0) -> MountStatus:
+    """The status of a mount that `began` at a time in seconds since 1970."""
+    resolved, scratch = image.resolved, options.scratch
+    counts = image.content.snapshot()
+    traffic = image.source.traffic()  # after the layers' counts, which it includes
+    return MountStatus(
+        image=resolved.reference,
+        digest=str(resolved.digest),
+        platform=str(resolved.config.platform),
+        mountpoint=str(options.mountpoint),
+        store=str(store.root),
+        scratch=ScratchStatus(str(scratch.directory), scratch.name, not scratch.volatile)
+        if scratch
+        else None,
+        tree=repositories_in(image.tree.origin) or "verified",
+        metrics=str(options.metrics) if options.metrics else None,
+        endpoints=tuple(image.source.health()),
+        pid=os.getpid(),
+        began=began,
+        restarts=restarts,
+        seconds=round(time.time() - began, 3),
+        requests_fetched=traffic.requests,
+        bytes_fetched=traffic.bytes,
+        bytes_served=counts.served,
+        spans_recorded=counts.recorded,
+        fill=counts.fill,
+        layers=counts.layers,
+    )

@@ -15,14 +15,15 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from imgfs.errors import MountError
 from imgfs.mounts.table import STATUS_SOCKET, Mount
 from imgfs.owned.writing import write_all
+from imgfs.status import MountStatus
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
@@ -46,11 +47,16 @@ class DaemonSilent(MountError):
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 
-def read_status(mount: Mount) -> dict[str, Any]:
-    """Return the status that the daemon of `mount` answers.
+def read_status(mount: Mount) -> MountStatus:
+    """Return the status that the daemon of `mount` answers. Raises as `read_status_json`."""
+    return MountStatus.from_json(read_status_json(mount))
 
-    Raises Silent if it does not answer within `ANSWER` seconds, sooner if it is stopped; MountError if it has
-    died.
+
+def read_status_json(mount: Mount) -> Mapping[str, object]:
+    """Return the same as the daemon, which may be of another version, has it in JSON.
+
+    Raises DaemonSilent if it does not answer within `ANSWER` seconds, sooner if it is stopped; MountError if
+    it has died.
     """
     try:
         body = _ask_socket(mount) if mount.runtime else _ask_root(mount)
@@ -167,13 +173,13 @@ def _chunks(fd: int, mount: Mount) -> Iterator[bytes]:
             yield chunk
 
 
-def encode_status(status: dict[str, Any]) -> bytes:
+def encode_status(status: Mapping[str, object]) -> bytes:
     """Encode a status as the daemon answers it: JSON, compressed if it would not fit into an attribute."""
     body = json.dumps(status).encode()
     return bz2.compress(body) if len(body) > _LARGEST_PLAIN else body
 
 
-def decode_status(body: bytes) -> dict[str, Any]:
+def decode_status(body: bytes) -> Mapping[str, object]:
     """Decode what `encode_status` has encoded."""
-    status: dict[str, Any] = json.loads(body if body.startswith(b"{") else bz2.decompress(body))
+    status: dict[str, object] = json.loads(body if body.startswith(b"{") else bz2.decompress(body))
     return status

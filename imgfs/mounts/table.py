@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Mount:
     source: str
     device: str  # major:minor
     user: int = 0  # uid that mounted it (FUSE), else 0
+    flags: tuple[str, ...] = ()  # of the mount, like "nosuid"; "ro" is its superblock's, too
 
     @property
     def runtime(self) -> Path | None:
@@ -72,12 +74,30 @@ def mount_at(path: Path) -> Mount | None:
 
 def imgfs_mount_at(path: Path) -> Mount:
     """Return the imgfs mount at `path`. Raises MountError if there is none."""
-    mount = mount_at(path) or (mount_at(path.resolve()) if path.is_symlink() else None)
+    mount = mount_at(path) or (mount_at(Path(os.path.realpath(path))) if path.is_symlink() else None)
     if mount is None:
         raise MountError(f"{path}: nothing is mounted here")
     if not mount.is_imgfs:
         raise MountError(f"{path}: this is a {mount.filesystem} mount, not one of imgfs")
     return mount
+
+
+def process_with_mount(device: str) -> int | None:
+    """Return the pid of a process that has a device (major:minor) mounted in another mount namespace.
+
+    None if there is none that this user may look at.
+    """
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    wanted = os.fsencode(device)
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is another user's
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                lines = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
+                if any(line.split()[2] == wanted for line in lines):
+                    return int(pid)
+    return None
 
 
 def _parse(line: bytes) -> Mount:
@@ -91,6 +111,7 @@ def _parse(line: bytes) -> Mount:
         fields[separator + 1],
         fields[2],
         int(user.removeprefix("user_id=")),
+        (*fields[5].split(","), *({"ro"} & set(fields[-1].split(",")))),
     )
 
 

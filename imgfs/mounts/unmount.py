@@ -8,15 +8,18 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from imgfs.errors import MountError
 from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
-from imgfs.mounts.table import Mount
+from imgfs.mounts.table import Mount, process_with_mount
+from imgfs.status import MountStatus
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
+_HELD = 5.0  # seconds that another mount namespace may have it still: a container's lets go of it at once
 _POLL = 1.0  # seconds between checks whether it is stopped
 _TRIES_MORE, _BUSY = 3, 0.25  # at unmounting what is busy, and seconds before each
 
@@ -26,30 +29,48 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
 
     Raises MountError, for example when the mount is busy or its daemon does not answer.
     """
-    status = {"pid": 0} if lazy else _status(mount)
-    pid = daemon_of(mount) if status["pid"] else None
-    if status["pid"] and pid is None and mount.runtime is None:
-        pid = int(status["pid"])  # in the daemon's PID namespace: an older kernel has no other
+    status = MountStatus() if lazy else _status(mount)
+    pid = daemon_of(mount) if status.pid else None
+    if status.pid and pid is None and mount.runtime is None:
+        pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
     # -i: umount(8) would call umount.fuse.imgfs, which calls this
     command = ["umount", "-i"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     if lazy:
         command.append("-l" if os.geteuid() == 0 else "-z")
     if shutil.which(command[0]) is None:
         raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")
-    _take_down([*command, str(mount.mountpoint)], mount)
-    if mount.runtime and not status["pid"]:
-        _remove_if_left(mount.runtime)
-    if pid:
-        _wait_for_end(pid, _PATIENCE_WITH_SCRATCH if status.get("scratch") else _PATIENCE)
+    with _held(pid) as daemon:  # while it serves the mount: later its pid may be another process's
+        _take_down([*command, str(mount.mountpoint)], mount)
+        if mount.runtime and not status.pid:
+            _remove_if_left(mount.runtime)
+        if pid and daemon is not None:
+            _wait_for_end(pid, daemon, mount, _PATIENCE_WITH_SCRATCH if status.scratch else _PATIENCE)
 
 
-def _status(mount: Mount) -> dict[str, Any]:
+@contextmanager
+def _held(pid: int | None) -> Iterator[int | None]:
+    """Open a process for waiting (pidfd_open(2)); None if there is none."""
+    if pid is None:
+        yield None
+        return
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:  # it has ended, or is in another PID namespace
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _status(mount: Mount) -> MountStatus:
     try:
         return read_status(mount)
     except DaemonSilent:
         raise
     except MountError:
-        return {"pid": 0}  # dead already: there is nothing to wait for
+        return MountStatus()  # dead already: there is nothing to wait for
 
 
 def _take_down(command: list[str], mount: Mount) -> None:
@@ -69,8 +90,10 @@ def _take_down(command: list[str], mount: Mount) -> None:
 def _run(command: list[str], mount: Mount) -> tuple[int, str]:
     """Run a program that unmounts; return its exit code and its error output.
 
-    It may wait for the daemon in the kernel. Raises Silent, and leaves it there, if the daemon is stopped.
+    It may wait for the daemon in the kernel. Raises DaemonSilent, and leaves it there, if the daemon is
+    stopped, or takes longer than a daemon may.
     """
+    end = time.monotonic() + _PATIENCE_WITH_SCRATCH
     running = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -79,7 +102,7 @@ def _run(command: list[str], mount: Mount) -> tuple[int, str]:
             _, output = running.communicate(timeout=_POLL)
         except subprocess.TimeoutExpired:
             pid = daemon_of(mount)
-            if pid is not None and is_stopped_process(pid):
+            if time.monotonic() > end or (pid is not None and is_stopped_process(pid)):
                 running.kill()  # not waited for: it may stay until the daemon goes on
                 raise DaemonSilent(mount) from None
         else:
@@ -101,17 +124,20 @@ def _remove_if_left(runtime: Path) -> None:
         os.close(fd)
 
 
-def _wait_for_end(pid: int, patience: float) -> None:
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    end, daemon = time.monotonic() + patience, f"its daemon (pid {pid})"
-    try:
-        while not select.select([fd], [], [], _POLL)[0]:
-            if is_stopped_process(pid):
-                raise MountError(f"unmounted, but {daemon} is stopped: kill -CONT {pid}")
-            if time.monotonic() > end:
-                raise MountError(f"unmounted, but {daemon} has not ended within {patience:.0f} s")
-    finally:
-        os.close(fd)
+def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float) -> None:
+    """Wait for a daemon, open at `fd`, to end.
+
+    Raises MountError if it is stopped, takes too long, or has to go on: another process may have the mount in
+    a mount namespace of its own (unshare -m where `/` is private), for as long as that lives.
+    """
+    began, daemon = time.monotonic(), f"its daemon (pid {pid})"
+    end, held = began + patience, began + _HELD
+    while not select.select([fd], [], [], _POLL)[0]:
+        if time.monotonic() > held and (other := process_with_mount(mount.device)):
+            raise MountError(
+                f"unmounted, but {daemon} goes on: process {other} has the mount in another mount namespace"
+            )
+        if is_stopped_process(pid):
+            raise MountError(f"unmounted, but {daemon} is stopped: kill -CONT {pid}")
+        if time.monotonic() > end:
+            raise MountError(f"unmounted, but {daemon} has not ended within {patience:.0f} s")

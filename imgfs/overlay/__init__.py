@@ -1,15 +1,15 @@
 """The writable scratch: an upper directory, as overlayfs keeps it, over an image that does not change.
 
-at, fdtree            files named by descriptors; directory trees of any depth
-xattrs, whiteouts     what overlayfs and fuse-overlayfs write beside the files
-upper, directories    the upper directory, and the directories in it that are open
-node, union, listing  what upper directory and image show together
-image_data, copyup    giving a file of the image an upper half; undo, complete
-entries, renaming     changing names
-overlay               all of this as one file system, for `fuse`
-inode_index, in_use   what the kernel's overlayfs keeps, and whether it is mounted
-scratch_dir           a scratch's directory: its owner, description and lock
-scratch, scratches    a scratch on disk; those of a store
-scratch_tree          making and removing its directories
-diff                  what a scratch changes, as a list and as members of a layer
+fdtree        directory trees of any depth, by descriptors
+xattrs        what overlayfs and fuse-overlayfs write beside the files
+upper         the upper directory, and the work directory beside it
+node          a file that has an upper half, and how it is reached
+lookup        what a name or an ino means; union: attributes and listings of what both show together
+copyup        giving a file of the image an upper half; copyup_data: its data, now or later
+entries       changing names: create, remove, link, rename
+overlay       all of this as one file system, for `fuse`
+interchange   what overlayfs's index and fuse-overlayfs's whiteout files need
+scratch_dir   a scratch's directory: its owner, description and lock
+scratch       a scratch on disk; scratches: those of a store
+diff          what a scratch changes, as a list and as members of a layer
 """

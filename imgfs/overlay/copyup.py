@@ -3,7 +3,8 @@
 First its attributes: a whole file is made in the work directory and renamed into place, below directories
 that have been copied up before it. A small file whose bytes are here takes them along. Any other is marked
 `metacopy`: its data is still the image's, until a program writes; then the data is filled in, and the mark
-taken off. Readers see the image's data up to that moment, and so does the next mount after a SIGKILL.
+taken off (`copyup_data`). Readers see the image's data up to that moment, and so does the next mount after a
+SIGKILL.
 
 A file with several names takes all that show to the upper directory, or its link would break. They are
 written down first (`links-N` in the work directory), and a copy-up that was killed is finished by `recover`.
@@ -11,33 +12,29 @@ written down first (`links-N` in the work directory), and a copy-up that was kil
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from imgfs.errors import StoreError
-from imgfs.overlay.at import At, times_kept
-from imgfs.overlay.image_data import Copy, ImageData, copy_ranges
-from imgfs.overlay.node import BeforeFill, UpperNode, error, no_entry, path_of
+from imgfs.overlay.copyup_data import ImageData
+from imgfs.overlay.node import At, UpperNode, no_entry, path_of, times_kept
 from imgfs.overlay.union import Union
-from imgfs.overlay.xattrs import CAPABILITY, METACOPY, ORIGIN, REDIRECT, Owner
+from imgfs.overlay.xattrs import METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.owned.writing import pwrite_all
-from imgfs.tree.reader import Node
+from imgfs.tree.database import Node
 
 _SMALL = 256 << 10  # bytes that are copied up at once, if they are here
 _JOURNAL = b"links-"
 
 
 class CopyUp:
-    """Copies files of `union` up. With `durable` a file's data is on the disk before it counts."""
+    """Copies files of `union` up, whose bytes are in `content`."""
 
-    def __init__(self, union: Union, content: ImageData, *, durable: bool) -> None:
+    def __init__(self, union: Union, content: ImageData) -> None:
         self._union = union
         self._upper = union.upper
         self._content = content
-        self._durable = durable
 
     def up(self, ino: int, *, with_data: bool = True) -> UpperNode:
         """The node of a file, copied up if it has not been; raises OSError.
@@ -86,84 +83,6 @@ class CopyUp:
         """Remove the whiteouts from a directory; it must be opaque."""
         shown, covered = self._union.upper_names(node)
         self._upper.remove_whiteouts(self._union.at(node), covered.difference(shown))
-
-    def fill(self, node: UpperNode, limit: int) -> Copy:
-        """What copies the data of a file up, its first `limit` bytes: for any thread to call, once.
-
-        Until `filled` or `not_filled` is called the file's data is still the image's. It raises OSError,
-        ImgfsError, and InterruptedError soon after what it is given is settled.
-        """
-        assert node.data is not None
-        lower = self._union.tree.node(node.data)
-        layer, extents = self._union.tree.extents(node.data)
-        found = self._upper.stat(self._union.at(node))
-        if lower is None or found is None:
-            raise no_entry()
-        node.frozen_mtime = found.st_mtime_ns
-        node.before_fill = BeforeFill(self._union.ctime(node, found), self._capability(node))
-        fd = self._upper.open_data(self._union.at(node))
-        end = min(limit, lower.size, found.st_size)
-
-        def copy(given_up: Future[None] | None = None) -> None:
-            asked = {} if given_up is None else {"given_up": given_up}
-            try:
-                for offset, length in copy_ranges(extents, end):
-                    if given_up and given_up.done():
-                        raise error(errno.EINTR)
-                    pwrite_all(fd, self._content.read(layer, extents, offset, length, **asked), offset)
-                if self._durable:
-                    os.fdatasync(fd)
-            finally:
-                os.close(fd)
-
-        return copy
-
-    def filled(self, node: UpperNode) -> None:
-        """The data has been copied: from now on it is the file's own."""
-        self.restore_time(node)
-        self._give_back(node)
-        self.clear_metacopy(node)
-
-    def not_filled(self, node: UpperNode) -> None:
-        """Copying has failed: the data stays the image's, and what there is of it makes room."""
-        at = self._union.at(node)
-        found = self._upper.stat(at)
-        if found is not None:
-            fd = self._upper.open_data(at)
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, found.st_size)
-            os.close(fd)
-        self.restore_time(node)
-        self._give_back(node)
-
-    def _give_back(self, node: UpperNode) -> None:
-        """Give a file its ctime and, as writing to it has taken them (capabilities(7)), its capabilities."""
-        before, node.before_fill = node.before_fill, None
-        if before is None:
-            return
-        if before.capability is not None and self._capability(node) is None:
-            self._upper.set_xattr(self._union.at(node), CAPABILITY, before.capability)
-        self._union.keep_ctime(node, before.ctime_ns)
-
-    def restore_time(self, node: UpperNode) -> None:
-        """Give a file the modification time that it has shown while it was written."""
-        at = self._union.at(node)
-        found = self._upper.stat(at)
-        if found is not None and node.frozen_mtime is not None:
-            ctime_ns = self._union.ctime(node, found)
-            self._upper.set_times(at, found.st_atime_ns, node.frozen_mtime)
-            self._union.keep_ctime(node, ctime_ns)
-        node.frozen_mtime = None
-
-    def clear_metacopy(self, node: UpperNode) -> None:
-        """The image's data is not this file's any more."""
-        ctime_ns = self._union.ctime(node)
-        self._upper.remove_overlay_xattrs(self._union.at(node), METACOPY, REDIRECT)
-        self._union.keep_ctime(node, ctime_ns)
-        node.data = node.frozen_mtime = node.before_fill = None
-
-    def _capability(self, node: UpperNode) -> bytes | None:
-        return self._upper.xattrs(self._union.at(node)).get(CAPABILITY)
 
     def recover(self) -> None:
         """Finish what a killed process had begun, and clear the work directory."""
@@ -239,7 +158,13 @@ class CopyUp:
 
     def link(self, made: At, at: At) -> None:
         """Give a file of the upper or the work directory one more name."""
-        os.link(made.name, at.name, src_dir_fd=made.directory, dst_dir_fd=at.directory, follow_symlinks=False)
+        os.link(
+            made.name,
+            at.name,
+            src_dir_fd=made.directory,
+            dst_dir_fd=at.directory,
+            follow_symlinks=made.anchored,
+        )
 
     def _write_journal(self, made: At, targets: list[tuple[UpperNode, bytes]]) -> At:
         """Write down all names that a file is about to get, as paths in the upper directory."""

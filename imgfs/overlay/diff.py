@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
-from imgfs.overlay.image_data import ImageData
-from imgfs.overlay.node import UpperAttributes, UpperNode
-from imgfs.overlay.union import File, Union, is_directory
+from imgfs.overlay.copyup_data import ImageData
+from imgfs.overlay.lookup import File, is_directory
+from imgfs.overlay.node import UpperNode
+from imgfs.overlay.union import Union
 from imgfs.overlay.xattrs import shown_xattrs
+from imgfs.tree.database import ROOT, Attributes, Node
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
-from imgfs.tree.reader import Node
-from imgfs.tree.schema import ROOT
 
 _CHUNK = 1 << 20  # bytes read at a time
 _KINDS = {
@@ -51,7 +51,7 @@ class DiffEntry(NamedTuple):
     path: bytes
     kind: ChangeKind
     before: Node | None
-    after: UpperAttributes | Node | None
+    after: Attributes | None
 
 
 class _NameDiff(NamedTuple):
@@ -61,7 +61,7 @@ class _NameDiff(NamedTuple):
     kind: ChangeKind | None
     before: Node | None
     file: File | None
-    after: UpperAttributes | Node | None
+    after: Attributes | None
 
 
 class Diff:
@@ -71,6 +71,7 @@ class Diff:
         self._union = union
         self._tree = union.tree
         self._content = content
+        self.left_out: dict[bytes, str] = {}  # by path: what was met that no layer holds
 
     def __iter__(self) -> Iterator[DiffEntry]:
         """All changes: a directory's before those of what is in it, names in the order of their bytes."""
@@ -78,7 +79,7 @@ class Diff:
             yield DiffEntry(found.path, found.kind or ChangeKind.CHANGED, found.before, found.after)
 
     def members(self) -> Iterator[tuple[Entry, Iterable[bytes]]]:
-        """The changes as members of a layer (OCI layer.md), in the same order; sockets are left out.
+        """The changes as members of a layer (OCI layer.md), in the same order. `left_out` has the rest.
 
         Raises InvalidImage, before the first, for a name that a layer cannot hold: there it would delete.
         """
@@ -98,9 +99,7 @@ class Diff:
                 target = first.get(found.after.ino, b"")
                 yield self._entry(found.path, kind, found.file, found.after, target), self._body(kind, found)
 
-    def _entry(
-        self, path: bytes, kind: Kind, file: File, after: UpperAttributes | Node, first: bytes
-    ) -> Entry:
+    def _entry(self, path: bytes, kind: Kind, file: File, after: Attributes, first: bytes) -> Entry:
         target = first if kind is Kind.HARDLINK else b""
         device = (0, 0)
         if kind is Kind.SYMLINK:
@@ -182,6 +181,7 @@ class Diff:
                 yield _NameDiff(path, ChangeKind.DELETED, before, None, None)
             return
         after = self._union.attributes(file)
+        self._note_left_out(path, file, after)
         if before is None:
             yield _NameDiff(path, ChangeKind.ADDED, None, file, after)
         elif self._differs(file, after, before):
@@ -189,7 +189,15 @@ class Diff:
         elif after.nlink > 1 and not stat.S_ISDIR(after.mode) and isinstance(file, UpperNode):
             yield _NameDiff(path, None, before, file, after)
 
-    def _differs(self, file: File, after: UpperAttributes | Node, before: Node) -> bool:
+    def _note_left_out(self, path: bytes, file: File, after: Attributes) -> None:
+        if not isinstance(file, UpperNode):
+            return
+        if names := self._union.upper.unkept_xattrs(self._union.at(file)):
+            self.left_out[path] = ", ".join(shown(name) for name in names)
+        if stat.S_ISSOCK(after.mode):
+            self.left_out[path] = "a socket"
+
+    def _differs(self, file: File, after: Attributes, before: Node) -> bool:
         if isinstance(file, Node) and file.ino == before.ino:
             return False
         if file.ino != before.ino and max(after.nlink, before.nlink) > 1 and not stat.S_ISDIR(after.mode):
@@ -242,7 +250,7 @@ def _check_name(found: _NameDiff) -> None:
         )
 
 
-def _described(one: UpperAttributes | Node) -> tuple[int, ...]:
+def _described(one: Attributes) -> tuple[int, ...]:
     """What a layer says of a file beside its bytes; a directory's size is the file system's own affair."""
     size = 0 if stat.S_ISDIR(one.mode) else one.size
     return one.mode, one.uid, one.gid, size, one.mtime_ns, one.device

@@ -1,24 +1,28 @@
-"""Changing the names in directories: create, remove, link, by overlayfs's rules.
+"""Changing the names in directories: create, remove, link, rename, by overlayfs's rules.
 
 What the image has is never touched: a name of its that goes is covered by a whiteout, and a directory made or
-moved over one of its names is marked opaque. Each change shows at once and whole, whenever the process dies.
+moved over one of its names is marked opaque. Each change shows at once and whole, whenever the process dies:
+a rename is one on disk. A directory of the image moves with all that is in it, copied up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Callable
 
-from imgfs.overlay.at import At
+from imgfs import syscalls
 from imgfs.overlay.copyup import CopyUp
-from imgfs.overlay.node import UpperNode, error, no_entry
-from imgfs.overlay.union import File, Union, is_directory
+from imgfs.overlay.lookup import File, is_directory
+from imgfs.overlay.node import At, UpperNode, error, no_entry
+from imgfs.overlay.union import Union
 from imgfs.overlay.xattrs import Owner, is_whiteout
+from imgfs.tree.database import Node
 from imgfs.tree.paths import WHITEOUT_PREFIX
-from imgfs.tree.reader import Node
 
+NOREPLACE, EXCHANGE = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE
 _NAME_MAX = 255  # bytes in a name
 
 
@@ -67,19 +71,13 @@ class Entries:
 
     def link(self, ino: int, parent: int, name: bytes) -> UpperNode:
         """Give a file another name."""
-        check_name(name)
+        _check_name(name)
         node = self._copyup.up(ino)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
         source = self._union.at(node)
         target = self._upper.new() if covered else at
-        os.link(
-            source.name,
-            target.name,
-            src_dir_fd=source.directory,
-            dst_dir_fd=target.directory,
-            follow_symlinks=source.anchored,
-        )
+        self._copyup.link(source, target)
         if covered:
             try:
                 self._upper.put(target, at)
@@ -117,7 +115,7 @@ class Entries:
         self, parent: int, name: bytes, kind: int, owner: Owner, make: Callable[[At], None]
     ) -> UpperNode:
         """Put something new, that `make` makes, under a free name."""
-        check_name(name)
+        _check_name(name)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
         target = self._upper.new() if covered else at
@@ -188,8 +186,106 @@ class Entries:
         directory.changes += 1
         return directory
 
+    def rename(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
+        """Rename what is at `old`, (directory, name), to `new`; `flags` as of renameat2(2)."""
+        source, target = self._union.find(*old), self._union.find(*new)
+        _check_name(new[1])
+        if source is None:
+            raise no_entry()
+        if flags & NOREPLACE and target:
+            raise error(errno.EEXIST)
+        if flags & ~(NOREPLACE | EXCHANGE):
+            raise error(errno.EINVAL)
+        if target and target.ino == source.ino:  # two names of one file
+            return
+        if flags & EXCHANGE:
+            if target is None:
+                raise no_entry()
+            self._exchange(old, source, new, target)
+            return
+        if target:
+            self._check_replaceable(source, target)
+        self._move(old, source, new, target)
 
-def check_name(name: bytes) -> None:
+    def _check_replaceable(self, source: File, target: File) -> None:
+        if is_directory(target):
+            if not is_directory(source):
+                raise error(errno.EISDIR)
+            if any(True for _ in self._union.children(target.ino)):
+                raise error(errno.ENOTEMPTY)
+        elif is_directory(source):
+            raise error(errno.ENOTDIR)
+
+    def _move(
+        self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File | None
+    ) -> None:
+        """Rename, in place of `target` if there is one."""
+        node = self._copyup.up(source.ino)
+        self._make_whole(node)
+        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
+        if after.anchor is not None:
+            raise no_entry()
+        leaves = self._union.below(before, old[1]) is not None
+        if self._union.below(after, new[1]) is not None and node.is_directory:
+            self._upper.set_opaque(self._union.at(node))
+        at_old = At(self._union.directory_fd(before), old[1])
+        at_new = At(self._union.directory_fd(after), new[1])
+        with self._union.unlinking(target, after, new[1]) if target else contextlib.nullcontext():
+            if node.is_directory:
+                self._move_directory(at_old, at_new, target, leaves)
+            else:
+                self._upper.move(at_old, at_new, whiteout=leaves)
+        self._renamed(node, (before, old[1]), (after, new[1]))
+
+    def _move_directory(self, old: At, new: At, target: File | None, leaves: bool) -> None:
+        """Rename a directory: over a whiteout, by exchanging them, or over a directory that shows nothing.
+
+        That has to be truly empty first, for one rename to do it all: it is made opaque, and then needs no
+        whiteouts.
+        """
+        covered = self._upper.stat(new)
+        if covered is not None and is_whiteout(covered):
+            self._upper.rename(old, new, EXCHANGE)
+            if not leaves:
+                self._upper.unlink(old)
+            return
+        if isinstance(target, UpperNode):
+            self._upper.set_opaque(new)
+            self._copyup.remove_whiteouts(target)
+            target.lower = target.links = None
+        self._upper.move(old, new, whiteout=leaves)
+
+    def _exchange(self, old: tuple[int, bytes], source: File, new: tuple[int, bytes], target: File) -> None:
+        """Have two names change places."""
+        one, other = self._copyup.up(source.ino), self._copyup.up(target.ino)
+        self._make_whole(one)
+        self._make_whole(other)
+        before, after = self._copyup.up(old[0]), self._copyup.up(new[0])
+        for node, directory, name in ((one, after, new[1]), (other, before, old[1])):
+            if node.is_directory and self._union.below(directory, name) is not None:
+                self._upper.set_opaque(self._union.at(node))
+        at_old = At(self._union.directory_fd(before), old[1])
+        at_new = At(self._union.directory_fd(after), new[1])
+        self._upper.rename(at_old, at_new, EXCHANGE)
+        was_called = other.is_called(after, new[1])
+        self._renamed(one, (before, old[1]), (after, new[1]))
+        if was_called:
+            other.move(before, old[1])
+
+    def _make_whole(self, node: UpperNode) -> None:
+        """A directory that moves takes all of the image's with it: at its new place the image has nothing."""
+        if node.is_directory and node.lower is not None:
+            self._copyup.up_tree(node)
+
+    def _renamed(self, node: UpperNode, old: tuple[UpperNode, bytes], new: tuple[UpperNode, bytes]) -> None:
+        if node.is_called(*old):
+            node.move(*new)
+        for directory, _ in (old, new):
+            directory.changes += 1
+            directory.links = None
+
+
+def _check_name(name: bytes) -> None:
     """Names that are too long, and those that a layer cannot say: they would be whiteouts there."""
     if len(name) > _NAME_MAX:
         raise error(errno.ENAMETOOLONG)

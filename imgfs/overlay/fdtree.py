@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from imgfs.owned.opening import random_name
+from imgfs.owned.writing import os_errors
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Spare = Callable[[], tuple[int, bytes]]
 """Gives (directory, name) of places on the same file system where nothing is yet."""
+REMOVED = ".removed-"  # begins the names of what is on its way out
 
 
 def walk(directory: int) -> Iterator[tuple[int, list[bytes]]]:
@@ -88,5 +94,42 @@ def _empty(directory: int, name: bytes, spare: Spare, ahead: list[tuple[int, byt
                 os.chmod(inside, 0o700, dir_fd=fd)
                 os.rename(inside, place[1], src_dir_fd=fd, dst_dir_fd=place[0])
                 ahead.append(place)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make a directory if there is none; raises NotADirectoryError for anything else in its place."""
+    try:
+        path.mkdir(mode=mode, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all below it, whatever the modes in it."""
+    with opened_directory(path.parent) as fd, os_errors(path):
+        if fd is not None:
+            spare = spares(fd, f"{random_name(REMOVED)}-".encode())
+            remove(fd, os.fsencode(path.name), spare)
+
+
+def empty_directory(path: Path) -> None:
+    """Remove all that is in a directory, likewise: what is on its way out stays in it until it is gone."""
+    with os_errors(path):
+        for name in os.listdir(path):
+            remove_tree(path / name)
+
+
+@contextlib.contextmanager
+def opened_directory(path: Path) -> Iterator[int | None]:
+    """A descriptor of a directory, None if it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
     finally:
         os.close(fd)

@@ -1,32 +1,59 @@
-"""A file of the union that has an upper half: what is known of it while the kernel may ask for it."""
+"""A file of the union that has an upper half: what is known of it, and how it is reached.
+
+By an open directory and a name in it, or by a descriptor of its own once it has no name: paths may be longer
+than the kernel takes, and directories move.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import time
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 _A_DAY = 86_400
+_CTIMES = 65_536  # files whose time of change is shown otherwise than the disk has it
 UPPER_INO = 1 << 48  # added to the ino that a new file has in the upper directory; the image's are below
+_OPEN = 512  # directories whose descriptors are kept at hand
+_KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class UpperAttributes(NamedTuple):
-    """What stat(2) says of a file with an upper half. `blocks` are of 512 bytes."""
+class At(NamedTuple):
+    """Where a file is: `name` in the open directory `directory`, or, with None, a path to follow."""
 
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    nlink: int
-    device: int
-    blocks: int
-    atime_ns: int
-    ctime_ns: int
+    directory: int | None
+    name: bytes
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the file is held by a descriptor of its own: it may have no name any more."""
+        return self.directory is None
+
+    @property
+    def path(self) -> bytes:
+        """A path for the system calls that take nothing else."""
+        if self.directory is None:
+            return self.name
+        return b"/proc/self/fd/%d/%s" % (self.directory, self.name)
+
+    @classmethod
+    def anchor(cls, fd: int) -> At:
+        """The file that `fd` is open on."""
+        return cls(None, b"/proc/self/fd/%d" % fd)
+
+
+@contextlib.contextmanager
+def times_kept(at: At) -> Iterator[None]:
+    """A directory's times stay what they are: what is done in it is no change that anybody sees."""
+    found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
+    yield
+    os.utime(at.name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at.directory)
 
 
 class BeforeFill(NamedTuple):
@@ -91,6 +118,35 @@ class UpperNode:
         self.anchor = self.fd = None
 
 
+class ShownCtimes:
+    """Times of change that are shown otherwise than the disk has them, of the last files, while mounted.
+
+    On disk the time of change cannot be set, and it moves with all that imgfs does: copying up, and setting
+    the times of what a kernel that gathers writes has written before.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[int, int]] = {}  # by ino of the upper directory: on disk, shown
+
+    def shown(self, node: UpperNode, on_disk_ns: int) -> int:
+        """Return the time that is shown of a file: the disk's, if that has moved since `keep`."""
+        on_disk, shown = self._kept.get(node.upper_ino, (0, 0))
+        return shown if on_disk == on_disk_ns else on_disk_ns
+
+    def on_disk(self, node: UpperNode, shown_ns: int) -> int:
+        """Return the disk's time of a file of which `shown_ns` is shown now."""
+        on_disk, shown = self._kept.get(node.upper_ino, (0, 0))
+        return on_disk if shown == shown_ns else shown_ns
+
+    def keep(self, node: UpperNode, on_disk_ns: int, shown_ns: int) -> None:
+        """Have `shown_ns` be shown while the disk has `on_disk_ns`: until a program changes the file."""
+        self._kept.pop(node.upper_ino, None)
+        if on_disk_ns != shown_ns:
+            self._kept[node.upper_ino] = on_disk_ns, shown_ns
+        if len(self._kept) > _CTIMES:
+            del self._kept[next(iter(self._kept))]
+
+
 def is_access_old(found: os.stat_result) -> bool:
     """Whether reading a file moves its access time, as `relatime` has it (mount(8)): the file has changed
     since it was read last, or that was a day ago."""
@@ -116,3 +172,64 @@ def path_of(parent: UpperNode, name: bytes) -> bytes:
         parts.append(directory.name)
         directory = directory.parent
     return b"/".join(reversed(parts))
+
+
+class Directories:
+    """The directories below `root`, a descriptor; the latest used stay open. Raises OSError."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._fds: OrderedDict[UpperNode, int] = OrderedDict()
+
+    def at(self, node: UpperNode) -> At:
+        """Where a node is: by its name, or by the descriptor that holds it."""
+        if node.anchor is not None:
+            return At.anchor(node.anchor)
+        if node.parent is None:
+            return At.anchor(self._root)
+        return At(self.fd(node.parent), node.name)
+
+    def fd(self, node: UpperNode) -> int:
+        """A descriptor (O_PATH) of a directory; good for some dozen calls more."""
+        fd = self._fds.get(node)
+        if fd is not None:
+            self._fds.move_to_end(node)
+            return fd
+        chain = [node]
+        while chain[-1].parent is not None and chain[-1].parent not in self._fds:
+            chain.append(chain[-1].parent)
+        return self._open_chain(chain[::-1])
+
+    def drop(self, node: UpperNode) -> None:
+        """Close a directory that is gone, if it is open."""
+        fd = self._fds.pop(node, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close them all."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _open_chain(self, chain: list[UpperNode]) -> int:
+        """Open directories one in the other, and keep the last few."""
+        fd = -1
+        for depth, node in enumerate(chain):
+            before = fd
+            fd = self._open_directory(node, before)
+            if len(chain) - depth <= _KEPT_ON_THE_WAY:
+                self._fds[node] = fd
+            if before >= 0 and len(chain) - depth >= _KEPT_ON_THE_WAY:
+                os.close(before)
+        while len(self._fds) > _OPEN:
+            _, oldest = self._fds.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+    def _open_directory(self, node: UpperNode, parent_fd: int) -> int:
+        if node.anchor is not None:
+            return os.dup(node.anchor)
+        if node.parent is None:
+            return os.dup(self._root)
+        return os.open(node.name, _DIRECTORY, dir_fd=parent_fd if parent_fd >= 0 else self._fds[node.parent])

@@ -1,7 +1,7 @@
 """The scratch as a file system: everything a mount may do to an image, kept in an upper directory.
 
 Blocking, and for one thread: each call is some microseconds of local system calls. Only copying the data of
-a large file takes longer: `copyup.fill` hands that out, for another thread. Errors are OSErrors.
+a large file takes longer: `data_copyup.fill` hands that out, for another thread. Errors are OSErrors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from imgfs.overlay.copyup import CopyUp
+from imgfs.overlay.copyup_data import DataCopyUp, ImageData
 from imgfs.overlay.entries import Entries
-from imgfs.overlay.image_data import ImageData
 from imgfs.overlay.node import UpperNode, error
-from imgfs.overlay.renaming import Renaming
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import CAPABILITY, Owner, is_reserved, shown_xattrs
@@ -34,9 +33,9 @@ class Overlay(AbstractContextManager["Overlay"]):
 
     def __init__(self, tree: Tree, content: ImageData, upper: Upper, *, durable: bool) -> None:
         self.union = Union(tree, upper)
-        self.copyup = CopyUp(self.union, content, durable=durable)
+        self.copyup = CopyUp(self.union, content)
+        self.data_copyup = DataCopyUp(self.union, content, durable=durable)
         self.entries = Entries(self.union, self.copyup)
-        self.rename = Renaming(self.union, self.copyup).rename
         self.durable = durable
         self._upper = upper
         self.copyup.recover()
@@ -70,7 +69,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         node.opens -= opened
         if node.opens == 0 and node.fd is not None:
             if node.frozen_mtime is not None and node.data is None:
-                self.copyup.restore_time(node)
+                self.data_copyup.restore_time(node)
             os.close(node.fd)
             node.fd = None
             if node.counted and node.lookups <= 0:
@@ -84,7 +83,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         finally:
             self.release(node, opened=False)
         if node.data is not None:
-            self.copyup.clear_metacopy(node)
+            self.data_copyup.clear_metacopy(node)
 
     def sync(self, node: UpperNode) -> Callable[[], None]:
         """What gets a file or directory to the disk: for any thread to call."""

@@ -15,19 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import fdtree
-from imgfs.overlay.at import At
-from imgfs.overlay.complete import complete
-from imgfs.overlay.diff import Diff
-from imgfs.overlay.image_data import ImageData
-from imgfs.overlay.in_use import is_at_work, overlayfs_over
-from imgfs.overlay.inode_index import (
+from imgfs.overlay.copyup_data import ImageData
+from imgfs.overlay.fdtree import REMOVED, make_directory, opened_directory, remove_tree
+from imgfs.overlay.interchange import (
     INDEX,
     KERNELS_ORIGIN,
     HandleLookup,
     IndexEntry,
+    complete,
+    convert_fuse_overlayfs,
     copies,
     copy_up_index,
     has_entries,
@@ -35,6 +35,7 @@ from imgfs.overlay.inode_index import (
     no_handles,
     read_index,
 )
+from imgfs.overlay.node import At
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.scratch_dir import (
     ASIDE,
@@ -43,19 +44,22 @@ from imgfs.overlay.scratch_dir import (
     LOCK,
     Lock,
     holder_of,
+    is_at_work,
     opened_scratch_directory,
+    overlayfs_over,
     read_base,
     write_base,
 )
 from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
-from imgfs.overlay.scratch_tree import REMOVED, make_directory, opened_directory, remove_tree
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
-from imgfs.overlay.whiteouts import convert_fuse_overlayfs
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
 from imgfs.owned.writing import os_errors
+from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT
+
+if TYPE_CHECKING:
+    from imgfs.overlay.diff import Diff
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +237,8 @@ class Scratch:
     @contextlib.contextmanager
     def diff(self, tree: Tree, content: ImageData, ino_of: HandleLookup = no_handles) -> Iterator[Diff]:
         """What it changes in an image; a mount may be using it. Raises ImgfsError."""
+        from imgfs.overlay.diff import Diff  # here: a mount needs none of it
+
         index: list[IndexEntry] = []
         with contextlib.ExitStack() as stack:
             if self.upper.is_dir():

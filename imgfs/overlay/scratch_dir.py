@@ -7,7 +7,8 @@ cannot be foreseen.
 
 The lock says in words what its holder does. After an unmount by umount(8) the daemon has work to do still:
 the kernel does not wait for it (FUSE_DESTROY is waited for with block devices only, fs/fuse/inode.c). So it
-says that it is `ENDING`, and who wants the scratch next waits for its end.
+says that it is `ENDING`, and who wants the scratch next waits for its end. Overlayfs takes no lock that
+others see: whether it has an upper directory mounted is looked up in mountinfo (proc(5)).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +46,8 @@ _PAUSE = 0.02  # seconds between looks at a lock
 _BRIEFLY = 0.1  # seconds that a lock may be held by who only looks
 _UNSEEN = 3.0  # seconds for a daemon whose mount is not seen to say that it is ending,
 _ENDING = 600.0  # and for one that is, which may have files to complete, to have ended
+_MOUNTED = re.compile(r"mounted at (.*) \(pid \d+\)$", re.DOTALL)  # what a daemon says
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +199,29 @@ def opened_scratch_directory(directory: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def overlayfs_over(upper: Path) -> str | None:
+    """Where overlayfs is mounted over `upper`, if it is and this process sees it."""
+    wanted = b"upperdir=" + os.fsencode(os.path.realpath(upper))
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields = line.split()
+            if b"overlay" in fields and wanted in map(_unescaped, fields[-1].split(b",")):
+                return os.fsdecode(_unescaped(fields[4]))
+    return None
+
+
+def is_at_work(said: str) -> bool:
+    """Whether the holder of a scratch's lock, by what it says, goes on: its mount is seen, or it has none."""
+    mount = _MOUNTED.match(said)
+    return mount is None or _is_mounted_at(os.fsencode(mount[1]))
+
+
+def _is_mounted_at(path: bytes) -> bool:
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return any(_unescaped(line.split()[4]) == path for line in lines)
+
+
+def _unescaped(field: bytes) -> bytes:
+    return _ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field)

@@ -1,17 +1,26 @@
-"""The scratches of a store: found by name, listed, and made for one mount."""
+"""The scratches of a store: found by name, listed; made for a mount, or for an ordinary user's container.
+
+Inside a user namespace the container's user seems to be root, and is not: the disk must hold nothing that the
+user could not have made outside. So owners and modes are kept in an extended attribute
+(`overlay.xattrs`, OVERRIDE), whichever namespace the scratch is mounted in next.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import stat
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.errors import ImgfsError, MountError, UsageError
-from imgfs.overlay.scratch import Scratch
-from imgfs.owned.held import new_directory, sweep
-from imgfs.owned.writing import os_errors
+from imgfs.errors import ImgfsError, MountError, StoreError, UsageError
+from imgfs.overlay.scratch import UPPER_ASIDE, Scratch
+from imgfs.overlay.xattrs import OVERRIDE, USER, Owner, XattrFormat, format_override
+from imgfs.owned.opening import open_owned_directory
+from imgfs.owned.writing import new_directory, os_errors, sweep
+from imgfs.tree.database import ROOT
+from imgfs.tree.reader import Tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -68,3 +77,32 @@ def sync(mountpoint: Path) -> None:
         syscalls.syncfs(fd)
     finally:
         os.close(fd)
+
+
+def make_upper(scratch: Scratch, tree: Path) -> None:
+    """Make the upper directory of a new scratch, with the owner of the root of the image's `tree` set aside.
+
+    A scratch that has an upper directory is left as it is. Raises StoreError.
+    """
+    if os.path.lexists(scratch.upper):
+        return
+    with Tree(tree) as opened:
+        root = opened.node(ROOT)
+    mode = root.mode if root else stat.S_IFDIR | 0o755
+    owner = Owner(root.uid if root else 0, root.gid if root else 0, stat.S_IMODE(mode))
+    try:
+        os.close(open_owned_directory(scratch.directory, make=True))
+        sweep(scratch.directory, UPPER_ASIDE, os.rmdir)
+        _make_upper(scratch, owner, mode)
+    except OSError as error:
+        raise StoreError(f"{error.filename or scratch.directory}: {error.strerror}") from error
+
+
+def _make_upper(scratch: Scratch, owner: Owner, mode: int) -> None:
+    held = new_directory(scratch.directory, UPPER_ASIDE)
+    try:
+        os.setxattr(held.fd, OVERRIDE, format_override(owner))
+        os.fchmod(held.fd, XattrFormat(USER, override=True).disk_mode(mode))
+        held.path.rename(scratch.upper)
+    finally:
+        held.release()

@@ -1,8 +1,7 @@
 """The union seen: an upper directory over an image's tree, by overlayfs's rules (kernel, overlayfs.rst).
 
-A file with an upper half is an `UpperNode`; any other is the tree's own `Node`, and nothing is kept for it.
-Both answer to one ino: the image's, if the file comes from the image. The upper directory is asked each time:
-it is the truth, and this process alone changes it. All of this belongs to one thread.
+What its files are is `lookup`'s; here are their attributes, the names in directories, and from a file of the
+image up to the names it shows under.
 """
 
 from __future__ import annotations
@@ -12,85 +11,23 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
 
-from imgfs.overlay.at import At
-from imgfs.overlay.directories import Directories
-from imgfs.overlay.node import UPPER_INO, UpperAttributes, UpperNode, error
+from imgfs.overlay.lookup import File, UnionLookup
+from imgfs.overlay.node import ShownCtimes, UpperNode, error
 from imgfs.overlay.upper import Upper
-from imgfs.overlay.xattrs import METACOPY, OPAQUE, ORIGIN, REDIRECT, Owner, is_whiteout
-from imgfs.tree.reader import Node, Tree
-from imgfs.tree.schema import ROOT
-
-_CTIMES = 65_536  # files whose time of change is told otherwise than the disk has it
-_LONGEST_REDIRECT = 1024  # bytes: some file systems have no more room than this for all attributes of a file
-
-File: TypeAlias = UpperNode | Node
+from imgfs.overlay.xattrs import Owner
+from imgfs.tree.database import ROOT, Attributes, Node
+from imgfs.tree.reader import Tree
 
 
-class Union:
+class Union(UnionLookup):
     """What an upper directory and a tree show together. Raises OSError."""
 
     def __init__(self, tree: Tree, upper: Upper, copies: Mapping[int, int] | None = None) -> None:
-        """`copies` are files known to be the image's: by their ino in the upper directory, the image's."""
-        self.tree = tree
-        self.upper = upper
-        self.nodes: dict[int, UpperNode] = {}
-        self._by_upper: dict[int, UpperNode] = {}
-        self._directories = Directories(upper.root)
-        self._copies = copies or {}
-        self._links: dict[int, int] = {}  # names left of an image's file that has lost some
-        self._ctimes: dict[int, tuple[int, int]] = {}  # by ino of the upper directory: on disk, told
-        self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
-        found = os.fstat(upper.root)
-        self.root = UpperNode(ROOT, found.st_ino, stat.S_IFDIR, lower=ROOT, counted=False)
+        """See UnionLookup."""
+        super().__init__(tree, upper, copies)
+        self.ctimes = ShownCtimes()
         self.pristine = not os.listdir(b"/proc/self/fd/%d" % upper.root)
-        self.add(self.root)
-
-    def close(self) -> None:
-        """Let go of all descriptors."""
-        self._directories.close()
-        for node in self.nodes.values():
-            node.close()
-        self.nodes.clear()
-
-    def find(self, parent: int, name: bytes) -> File | None:
-        """What a name in a directory means."""
-        directory = self.nodes.get(parent)
-        if directory is None:
-            return self.tree.lookup(parent, name)
-        found = self.upper.stat(At(self.directory_fd(directory), name))
-        if found is None:
-            return self.below(directory, name)
-        return None if is_whiteout(found) else self.node_at(directory, name, found)
-
-    def below(self, directory: UpperNode, name: bytes) -> Node | None:
-        """What the image has under a name, whether or not it shows."""
-        return None if directory.lower is None else self.tree.lookup(directory.lower, name)
-
-    def file(self, ino: int) -> File:
-        """The file with that ino; raises ENOENT."""
-        found = self.nodes.get(ino) or self.tree.node(ino)
-        if found is None:
-            raise error(errno.ENOENT)
-        return found
-
-    def node_at(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """The node of what the upper directory has at a name."""
-        node = self._by_upper.get(found.st_ino)
-        if node is None:
-            node = self._load(directory, name, found)
-            self.add(node)
-        elif node.parent is None and node is not self.root:
-            node.move(directory, name)
-        return node
-
-    def node_new(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """The node of something that was just made."""
-        kind = stat.S_IFMT(found.st_mode)
-        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, kind, directory, name, clean=True)
-        self.add(node)
-        return node
 
     def group_of(self, directory: UpperNode) -> int | None:
         """The group that what is made in a directory gets, if it is set-gid (inode(7))."""
@@ -114,39 +51,7 @@ class Union:
             raise error(errno.ESTALE)
         return self.upper.owner(at, found)
 
-    def add(self, node: UpperNode) -> None:
-        """Know a node from now on."""
-        self.nodes[node.ino] = node
-        self._by_upper[node.upper_ino] = node
-
-    def drop(self, node: UpperNode) -> None:
-        """Forget a node: another lookup finds it again, if it has a name."""
-        self.nodes.pop(node.ino, None)
-        self._by_upper.pop(node.upper_ino, None)
-        self._directories.drop(node)
-        node.close()
-
-    def forget(self, ino: int, count: int) -> None:
-        """The kernel has let go of `count` references."""
-        node = self.nodes.get(ino)
-        if node is None:
-            if self._links.get(ino) == 0:
-                del self._links[ino]
-            return
-        node.lookups -= count
-        nameless = node.parent is None and node is not self.root
-        if node.opens == 0 and (nameless if node.is_directory or not node.counted else node.lookups <= 0):
-            self.drop(node)
-
-    def at(self, node: UpperNode) -> At:
-        """Where a node's upper half is."""
-        return self._directories.at(node)
-
-    def directory_fd(self, node: UpperNode) -> int:
-        """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
-        return self._directories.fd(node)
-
-    def attributes(self, file: File) -> UpperAttributes | Node:
+    def attributes(self, file: File) -> Attributes:
         """What stat(2) says of a file."""
         return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file)
 
@@ -156,14 +61,14 @@ class Union:
             links = self._links[node.ino] = len(self.visible_names(node.ino))
         return node if links is None else node._replace(nlink=links)
 
-    def _upper_attributes(self, node: UpperNode) -> UpperAttributes:
+    def _upper_attributes(self, node: UpperNode) -> Attributes:
         at = self.at(node)
         found = self.upper.stat(at)
         if found is None:
             raise error(errno.ESTALE)
         uid, gid, mode = self.upper.owner(at, found)
         lower = self.tree.node(node.data) if node.data is not None else None
-        return UpperAttributes(
+        return Attributes(
             node.ino,
             node.kind | mode,
             uid,
@@ -182,30 +87,12 @@ class Union:
         found = found or self.upper.stat(self.at(node))
         if found is None:
             raise error(errno.ESTALE)
-        on_disk, told = self._ctimes.get(node.upper_ino, (0, 0))
-        return told if on_disk == found.st_ctime_ns else found.st_ctime_ns
+        return self.ctimes.shown(node, found.st_ctime_ns)
 
-    def keep_ctime(
-        self, node: UpperNode, told_ns: int, shown_ns: int | None = None, *, on_disk_ns: int | None = None
-    ) -> None:
-        """Have a file's time of change be shown as `told_ns` until a program changes it.
-
-        It cannot be set on disk, where it moves with all that we do: copying up, and setting the times of
-        what a kernel that gathers writes has written before. Of the last files it is known, while mounted.
-        `shown_ns` is what would be told now, `on_disk_ns` what the disk says, if the caller has just looked.
-        """
-        on_disk, shown = self._ctimes.pop(node.upper_ino, (0, 0))
-        if on_disk_ns is not None:
-            on_disk = on_disk_ns
-        elif shown_ns is None:
-            found = self.upper.stat(self.at(node))
-            on_disk = found.st_ctime_ns if found else told_ns
-        elif shown_ns != shown:
-            on_disk = shown_ns
-        if on_disk != told_ns:
-            self._ctimes[node.upper_ino] = on_disk, told_ns
-        if len(self._ctimes) > _CTIMES:
-            del self._ctimes[next(iter(self._ctimes))]
+    def keep_ctime(self, node: UpperNode, shown_ns: int) -> None:
+        """Have a file's time of change be shown so until a program changes it; see `ShownCtimes.keep`."""
+        found = self.upper.stat(self.at(node))
+        self.ctimes.keep(node, found.st_ctime_ns if found else shown_ns, shown_ns)
 
     def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
         """The image's link count, more the directories that are new, less those that are covered."""
@@ -215,7 +102,7 @@ class Union:
             lower = self.tree.node(node.lower)
             node.links = (lower.nlink if lower else 2) + sum(
                 entry.is_dir(follow_symlinks=False) - self._covers_directory(node, os.fsencode(entry.name))
-                for entry in self._scan(node)
+                for entry in self.upper.scan(self.at(node))
             )
         return node.links
 
@@ -223,23 +110,9 @@ class Union:
         below = self.below(node, name)
         return below is not None and stat.S_ISDIR(below.mode)
 
-    def _scan(self, node: UpperNode) -> Iterator[os.DirEntry[str]]:
-        fd = self.upper.open(self.at(node), os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
-        try:
-            with os.scandir(fd) as entries:
-                yield from entries
-        finally:
-            os.close(fd)
-
     def upper_names(self, node: UpperNode) -> tuple[list[bytes], set[bytes]]:
         """The names that a directory's upper half shows, and those of the image that it covers."""
-        shown, covered = [], set()
-        for entry in self._scan(node):
-            name = os.fsencode(entry.name)
-            covered.add(name)
-            if not _is_whiteout_entry(entry):
-                shown.append(name)
-        return sorted(shown), covered
+        return self.upper.names(self.at(node))
 
     def children(self, ino: int) -> Iterator[tuple[bytes, File]]:
         """All children of a directory, those with an upper half first."""
@@ -318,59 +191,6 @@ class Union:
                 file.move(directory, name)
             raise
 
-    def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """Make the node of something in the upper directory, from its overlay xattrs."""
-        attributes = self.upper.overlay_xattrs(At(self.directory_fd(directory), name))
-        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, stat.S_IFMT(found.st_mode), directory, name)
-        origin = self._origin(attributes, node.kind) or self.tree.node(self._copies.get(found.st_ino, 0))
-        if node.is_directory:
-            below = None if attributes.get(OPAQUE) == b"y" else self._lower_file(directory, name, attributes)
-            merged = below if below and stat.S_ISDIR(below.mode) else None
-            node.lower = merged.ino if merged else None
-            if known := merged or origin:
-                self._take_ino(node, known)
-            if node.lower is not None and REDIRECT in attributes:
-                self._moved[node.lower] = node
-            return node
-        if METACOPY in attributes and stat.S_ISREG(node.kind):
-            source = origin or self._lower_file(directory, name, attributes)
-            if source and not origin and self.upper.is_ours:  # overlayfs wrote it; it may be renamed now
-                self.set_redirect(At(self.directory_fd(directory), name), source.ino)
-            node.data = source.ino if source else None
-        if origin:
-            self._take_ino(node, origin)
-        return node
-
-    def set_redirect(self, at: At, ino: int) -> None:
-        """Write on a file where in the image its data is, as overlayfs needs it."""
-        path = b"/" + self.tree.path(ino)
-        if len(path) <= _LONGEST_REDIRECT:
-            self.upper.set_overlay_xattr(at, REDIRECT, path)
-
-    def _take_ino(self, node: UpperNode, lower: Node) -> None:
-        if lower.ino not in self.nodes:
-            node.ino = lower.ino
-
-    def _origin(self, attributes: dict[bytes, bytes], kind: int) -> Node | None:
-        text = attributes.get(ORIGIN, b"")
-        lower = self.tree.node(int(text)) if text.isdigit() and len(text) < 16 else None
-        return lower if lower and stat.S_IFMT(lower.mode) == kind else None
-
-    def _lower_file(self, directory: UpperNode, name: bytes, attributes: dict[bytes, bytes]) -> Node | None:
-        """The image's half: at the same name, or where a redirect says (a name, or a path from the root)."""
-        redirect = attributes.get(REDIRECT, name)
-        if not redirect.startswith(b"/"):
-            return self.below(directory, redirect)
-        found = self.tree.node(ROOT)
-        for part in redirect.strip(b"/").split(b"/"):
-            found = self.tree.lookup(found.ino, part) if found else None
-        return found
-
-
-def is_directory(file: File) -> bool:
-    """Whether a file is a directory."""
-    return stat.S_ISDIR(file.mode if isinstance(file, Node) else file.kind)
-
 
 def _merged_with(file: File) -> int | None:
     if isinstance(file, Node):
@@ -378,7 +198,47 @@ def _merged_with(file: File) -> int | None:
     return file.lower
 
 
-def _is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
-        return False
-    return is_whiteout(entry.stat(follow_symlinks=False))
+class UnionListing:
+    """What one reader of a directory sees while it may change: positions stay good, and no name comes twice.
+
+    First come the names that the upper half had when the reading began, then the image's own, as the tree has
+    them. What has changed since is looked up again before it is shown.
+    """
+
+    def __init__(self, union: Union, ino: int) -> None:
+        self._union = union
+        self._ino = ino
+        self._begin()
+
+    def children(self, directory: int, after: int) -> Iterator[tuple[int, bytes, File]]:
+        """(position, name, file) of the children behind the position `after`; from 0 on, as they are now."""
+        assert directory == self._ino
+        if after == 0:
+            self._begin()
+        for position in range(after, len(self._names)):
+            found = self._union.find(self._ino, self._names[position])
+            if found is not None:
+                yield position + 1, self._names[position], found
+        if self._lower is not None:
+            yield from self._of_the_image(self._lower, max(0, after - len(self._names)))
+
+    def _begin(self) -> None:
+        node = self._union.nodes.get(self._ino)
+        self._changes = node.changes if node else None
+        self._lower = node.lower if node else self._ino
+        self._names: list[bytes] = []
+        self._covered: set[bytes] = set()
+        if node:
+            self._names, self._covered = self._union.upper_names(node)
+
+    def _of_the_image(self, lower: int, after: int) -> Iterator[tuple[int, bytes, File]]:
+        for position, name, child in self._union.tree.children(lower, after):
+            found = self._as_it_is(name, child) if name not in self._covered else None
+            if found is not None:
+                yield len(self._names) + position, name, found
+
+    def _as_it_is(self, name: bytes, child: Node) -> File | None:
+        node = self._union.nodes.get(self._ino)
+        if (node.changes if node else None) == self._changes:
+            return child
+        return self._union.find(self._ino, name)

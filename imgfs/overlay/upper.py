@@ -11,13 +11,13 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import StoreError
 from imgfs.overlay import fdtree
-from imgfs.overlay.at import At, times_kept
+from imgfs.overlay.node import At, times_kept
 from imgfs.overlay.xattrs import (
     OPAQUE,
     OVERRIDE,
@@ -27,6 +27,7 @@ from imgfs.overlay.xattrs import (
     XattrFormat,
     format_override,
     is_reserved,
+    is_whiteout_entry,
     overlay_prefixes,
     parse_overlay_xattrs,
     read_override,
@@ -92,9 +93,37 @@ class Upper:
         """A descriptor by which the file can be had without its name."""
         return self.open(at, os.O_PATH)
 
+    def scan(self, at: At) -> Iterator[os.DirEntry[str]]:
+        """All that is in a directory."""
+        fd = self.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
+        try:
+            with os.scandir(fd) as entries:
+                yield from entries
+        finally:
+            os.close(fd)
+
+    def names(self, at: At) -> tuple[list[bytes], set[bytes]]:
+        """The names that a directory shows, and those of the image that it covers."""
+        shown, covered = [], set()
+        for entry in self.scan(at):
+            name = os.fsencode(entry.name)
+            covered.add(name)
+            if not is_whiteout_entry(entry):
+                shown.append(name)
+        return sorted(shown), covered
+
     def xattrs(self, at: At) -> dict[bytes, bytes]:
         """All extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
+
+    def unkept_xattrs(self, at: At) -> list[bytes]:
+        """Return a file's attributes that no layer gets, for they would be overlay xattrs, and are none here.
+
+        Users of overlayfs with root's xattrs may set them.
+        """
+        if USER in self._prefixes:
+            return []
+        return sorted(name for name in self.xattrs(at) if is_reserved(name) and not name.startswith(TRUSTED))
 
     def overlay_xattrs(self, at: At) -> dict[bytes, bytes]:
         """Return a file's overlay xattrs, without their prefix."""
@@ -156,22 +185,27 @@ class Upper:
         An image's own attributes with names of overlay xattrs are left out: here they would count as such.
         """
         self.set_owner(at, mode, owner)
+        size = 0
         for name, value in xattrs.items():
             if is_reserved(name):
                 continue
             if self.xattr_format.can_hold(mode) or not self.xattr_format.override:
-                self._keep_xattr(at, self.xattr_format.stored_name(name), value)
+                size += len(name) + len(value)
+                self._keep_xattr(at, self.xattr_format.stored_name(name), value, size)
         self.set_times(at, *times)
 
-    def _keep_xattr(self, at: At, name: bytes, value: bytes) -> None:
+    def _keep_xattr(self, at: At, name: bytes, value: bytes, size: int) -> None:
         """Set an attribute, unless this file system has none such: that is no reason not to copy a file up.
 
-        So does umoci. A value that is larger than any it can hold is ENOSPC on ext4, a full disk or not.
+        So does umoci. A value that is larger than any it can hold is ENOSPC on ext4, a full disk or not, and
+        so is one after which all that the file has, of `size` bytes with it, would take more than a block.
         """
         try:
             self.set_xattr(at, name, value)
         except OSError as error:
-            is_too_large = error.errno == errno.ENOSPC and len(value) > _SMALL_VALUE
+            is_too_large = error.errno == errno.ENOSPC and (
+                len(value) > _SMALL_VALUE or (size > _SMALL_VALUE and os.fstatvfs(self.root).f_bavail > 0)
+            )
             if error.errno not in _NOT_HERE and not is_too_large:
                 raise
             log.debug("%s: the attribute %r is left out: %s", at.path, name, error.strerror)

@@ -125,6 +125,13 @@ def is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
+def is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
+    """The same of what a directory lists, mostly without another look at it."""
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+        return False
+    return is_whiteout(entry.stat(follow_symlinks=False))
+
+
 def read_xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
     """All extended attributes of a file; none where the file system has no notion of them."""
     try:

@@ -1,39 +1,46 @@
-"""Writing the EROFS image of a tree beside a mount, for the mounts to come.
+"""A tree's EROFS image as the store keeps it: found, written, or written beside a mount for those to come.
 
-That takes some microseconds for each file: of a large image more than all else of its first mount, and too
-much for a container that ends at once. So it is done by a process of its own, which the daemon does not wait
-for, and which outlives it. It gives way to others, and holds a lock on the tree's file, so that
-there is one at most.
+To write it takes some microseconds for each file: of a large image more than all else of its first mount, and
+too much for a container that ends at once. So it is done by a process of its own, which the daemon does not
+wait for, and which outlives it. It gives way to others, and holds a lock on the tree's file, so that there is
+one at most.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import imgfs
 from imgfs.config import variables
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, StoreError
 from imgfs.image.image import Image
-from imgfs.image.readiness import open_index
 from imgfs.image.resolve import Resolved
+from imgfs.image.trust import open_index
+from imgfs.kernel.chunk_index import AssembledDevice
 from imgfs.kernel.driver import check_host
-from imgfs.kernel.mkfs import make_image
+from imgfs.kernel.erofs_format import FORMAT, SUPERBLOCK, SUPERBLOCK_SIZE, read_uuid
+from imgfs.kernel.mkfs import BLOCK_BITS, write_image
 from imgfs.oci.descriptor import Digest
-from imgfs.owned.held import try_lock
+from imgfs.owned.writing import try_lock
+from imgfs.store.atomic import atomic_write
 from imgfs.store.store import Store
+from imgfs.tree.database import FORMAT as TREE_FORMAT
 from imgfs.tree.reader import Tree
 
+_BUFFER = 1 << 20
 _NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done
 _PROGRAM = f"""
 import os, sys
 os.nice({_NICENESS})
 sys.path.insert(0, sys.argv[1])
-from imgfs.kernel.writer import main
+from imgfs.kernel.erofs_image import main
 main()
 """
 _NO_FILES = (
@@ -41,6 +48,54 @@ _NO_FILES = (
     (os.POSIX_SPAWN_DUP2, 0, 1),
     (os.POSIX_SPAWN_DUP2, 0, 2),
 )
+
+
+class ErofsImage(NamedTuple):
+    """An EROFS image: its file, and what the flat file beyond those of the layers holds."""
+
+    path: Path
+    assembled: AssembledDevice
+
+
+def make_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> ErofsImage:
+    """The EROFS image of the tree that the store keeps under `digest`, written if it is not there.
+
+    `sizes` are those of the layers' flat files. Raises Unsuitable, InvalidImage, StoreError.
+    """
+    path = store.erofs(digest, FORMAT)
+    uuid = image_uuid(tree, sizes)
+    if not _is_written(path, uuid):
+        try:
+            with atomic_write(path) as aside, open(aside, "wb", buffering=_BUFFER) as file:
+                write_image(tree, sizes, file, uuid=uuid)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+    with open(path, "rb") as file:
+        os.posix_fadvise(
+            file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED
+        )  # the kernel will read it block by block
+        return ErofsImage(path, AssembledDevice.read(file, BLOCK_BITS))
+
+
+def has_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
+    """Whether that image is written already; raises StoreError."""
+    return _is_written(store.erofs(digest, FORMAT), image_uuid(tree, sizes))
+
+
+def image_uuid(tree: Tree, sizes: Sequence[int]) -> bytes:
+    """16 bytes that say which tree an image was written from, and how."""
+    parts = [FORMAT, TREE_FORMAT, tree.origin, tree.node_count, tree.total_size, *tree.spaces(), *sizes]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:16]
+
+
+def _is_written(path: Path, uuid: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return read_uuid(file.read(SUPERBLOCK + SUPERBLOCK_SIZE)) == uuid
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
 
 
 def sizes_of(image: Image) -> list[int]:
@@ -91,7 +146,7 @@ def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
 
 
 def main() -> None:
-    """What the process does: its arguments are those of `begin_to_write`."""
+    """What the process does: its arguments are those of `spawn_writer`."""
     with contextlib.suppress(OSError):  # among sessions it counts as one (sched(7), autogroup)
         Path("/proc/self/autogroup").write_text(str(_NICENESS))
     _, root, name, *sizes = sys.argv[1:]

@@ -1,0 +1,43 @@
+"""How to mount: what the caller tells the daemon. Loads nothing of what serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgfs.content.background import BackgroundFetchOptions
+    from imgfs.image.trust import Trust
+    from imgfs.metrics.endpoint import MetricsAddress
+    from imgfs.mounts.mountpoint import DirectoryId
+    from imgfs.overlay.scratch import Scratch
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `fuse` are options for libfuse and the kernel, `owner` the (uid, gid) that all files are
+    shown with, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
+    With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
+    names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
+    everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
+    or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's repository
+    by default. `checked` is the directory that was found at the mount point before. With `history` the
+    image's earlier states are shown, too; with `restart` a killed daemon has a successor."""
+
+    mountpoint: Path
+    fuse: frozenset[str] = frozenset()
+    owner: tuple[int, int] | None = None
+    log_level: str = "INFO"
+    foreground: bool = False
+    scratch: Scratch | None = None
+    write_through: bool = False
+    record: str | None = None
+    replay: str | None = None
+    fill: BackgroundFetchOptions | None = None
+    metrics: MetricsAddress | None = None
+    driver: str = "fuse"
+    trust: Trust | None = None
+    checked: DirectoryId | None = None
+    history: bool = False
+    restart: bool = False
