@@ -4,9 +4,11 @@
     files/  volumes/            shown in the container: /etc/hosts and its like, volumes without a name
     state/  pid  log            the runtime's
     lock                        locked like the directory itself, for an imgfs that looks for that
+    container.json  running.json  exit.json  output.log     what is listed (`container_record`, `output_log`)
 
-It lies in the store, under `containers`, and goes with the container. Who runs it has the directory locked
-(`owned.held`): one whose lock is free is left over.
+It lies in the store, under `containers`, by the container's name. Who runs it has the directory locked
+(`owned.writing`): one whose lock is free is left over, unless it is of a detached container, of which the
+last line stays until it is removed.
 """
 
 from __future__ import annotations
@@ -16,20 +18,27 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from imgfs.errors import MountError, StoreError, UsageError
-from imgfs.owned.held import new_directory, sweep
-from imgfs.owned.opening import open_owned_directory
-from imgfs.owned.writing import os_errors
+from imgfs.overlay.fdtree import empty_directory, remove_tree
+from imgfs.owned.opening import open_owned_directory, open_owned_file, open_regular
+from imgfs.owned.writing import new_directory, os_errors, sweep, write_all
+from imgfs.runtime.container_record import EXIT, RECORD, RUNNING, StoredContainer, is_held, is_to_stay
 from imgfs.runtime.mount_targets import check_volume
+from imgfs.runtime.output_log import LOG, OLDER
+from imgfs.runtime.pasta import resolv_conf_for_pasta
 from imgfs.runtime.request import Bind, ContainerRequest, Network
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.volumes import fill
 
+if TYPE_CHECKING:
+    from imgfs.runtime.spec import RuntimeConfig
+
+_RECORDS = (RECORD, RUNNING, EXIT, LOG, OLDER)
 _NEW = ".new-"  # begins the name of a directory that is not locked yet
 
 
@@ -50,6 +59,11 @@ class Bundle:
         return self.directory / "state"
 
     @property
+    def network(self) -> Path:
+        """Where its network namespace is, if it has one that is connected."""
+        return self.directory / "netns"
+
+    @property
     def pid_file(self) -> Path:
         """Where the runtime writes the pid of the container's first process, once it runs."""
         return self.directory / "pid"
@@ -59,14 +73,26 @@ class Bundle:
         """What the runtime has to say."""
         return self.directory / "log"
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def begin(self) -> None:
+        """Have it be there, and be this user's own: what lies in it says what is run, as this user."""
+        with os_errors(self.directory):
+            self.rootfs.mkdir(parents=True, exist_ok=True)
+            for place in (self.directory, self.rootfs):
+                os.close(open_owned_directory(place))
+
+    def write_config(self, config: RuntimeConfig) -> None:
         """Write config.json; raises UsageError for words that are not UTF-8, StoreError."""
         try:
             body = json.dumps(config, indent=1, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise UsageError("a runtime takes UTF-8 only, in commands, variables and paths") from error
         with os_errors(self.directory):
-            (self.directory / "config.json").write_bytes(body)
+            path = self.directory / "config.json"
+            fd = open_owned_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                write_all(fd, body)
+            finally:
+                os.close(fd)
 
     def write_files(self, name: str, request: ContainerRequest) -> tuple[Bind, ...]:
         """The files of /etc that say where the container of this name is, as binds."""
@@ -78,6 +104,8 @@ class Bundle:
         if request.network is Network.HOST:
             contents["hosts"] = _host_file("/etc/hosts") + f"127.0.1.1\t{hostname}\n"
             contents["resolv.conf"] = _host_file("/etc/resolv.conf")
+        if request.network is Network.PASTA:
+            contents["resolv.conf"] = resolv_conf_for_pasta(_host_file("/etc/resolv.conf"))
         added = "".join(f"{address}\t{name}\n" for name, address in request.hosts)
         contents["hosts"] = added + contents["hosts"]
         place = self.directory / "files"
@@ -87,12 +115,13 @@ class Bundle:
             (place / name).chmod(0o644)
         return tuple(Bind(str(place / name), f"/etc/{name}") for name in contents)
 
-    def make_volumes(self, paths: Sequence[str], rootfs: Rootfs) -> tuple[Bind, ...]:
+    def make_volumes(self, volumes: Sequence[Bind], rootfs: Rootfs) -> tuple[Bind, ...]:
         """A directory for each volume, with what the image has there. Raises Refused, StoreError."""
-        for path in paths:
-            check_volume(rootfs, path)
+        for one in volumes:
+            check_volume(rootfs, one.target)
         return tuple(
-            Bind(str(self._volume(number, rootfs.host_path(path))), path) for number, path in enumerate(paths)
+            one._replace(source=str(self._volume(number, rootfs.host_path(one.target))))
+            for number, one in enumerate(volumes)
         )
 
     def _volume(self, number: int, image: Path) -> Path:
@@ -102,12 +131,28 @@ class Bundle:
             fill(place, image)
         return place
 
+    def remove_all_but_records(self) -> None:
+        """Remove what a container needs only while it runs; raises StoreError."""
+        with os_errors(self.directory):
+            if self.rootfs.exists():
+                self.rootfs.rmdir()  # never what is mounted there
+            for path in self.directory.iterdir():
+                if path.name in _RECORDS:
+                    continue
+                remove_tree(path)
+
     def remove(self) -> None:
         """Remove it, unless something is still mounted there; raises StoreError."""
         with os_errors(self.directory):
             if self.rootfs.exists():
                 self.rootfs.rmdir()  # never what is mounted there: a scratch may be below
-            shutil.rmtree(self.directory)
+            empty_directory(self.directory)
+            self.directory.rmdir()
+
+
+def bundle_of(store_root: Path, name: str) -> Bundle:
+    """Return the directory of the container of this name, which need not be there."""
+    return Bundle(store_root / "containers" / name)
 
 
 @contextlib.contextmanager
@@ -116,7 +161,8 @@ def new_bundle(store_root: Path, name: str) -> Iterator[Bundle]:
 
     Raises MountError if a container of that name runs, StoreError.
     """
-    containers = store_root / "containers"
+    directory = bundle_of(store_root, name).directory
+    containers = directory.parent
     with os_errors(containers):
         os.close(open_owned_directory(containers, make=True))
         sweep(containers, "", _remove_left)
@@ -125,9 +171,18 @@ def new_bundle(store_root: Path, name: str) -> Iterator[Bundle]:
         stack.callback(held.release)
         with os_errors(containers):
             stack.callback(os.close, _lock(held.path))
-            bundle = _named(held.path, containers / name)
-        stack.callback(bundle.remove)
+            bundle = _named(held.path, directory)
+        stack.callback(_finish, bundle)
         yield bundle
+
+
+def _finish(bundle: Bundle) -> None:
+    """Remove what has no use after a container's end: all of it, unless it was started to be kept."""
+    found = StoredContainer.read(bundle.directory)
+    if found and found.record.is_kept and found.ended:
+        bundle.remove_all_but_records()
+    else:
+        bundle.remove()
 
 
 def _lock(directory: Path) -> int:
@@ -144,14 +199,22 @@ def _named(aside: Path, directory: Path) -> Bundle:
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         if directory.exists():
-            name = directory.name
-            raise MountError(f"a container called {name} is running: choose another --name") from error
+            raise MountError(_taken(directory)) from error
         raise
     return Bundle(directory)
 
 
+def _taken(directory: Path) -> str:
+    name = directory.name
+    if is_held(directory) or not is_to_stay(directory):
+        return f"a container called {name} is running: choose another --name"
+    return f"there is a container called {name} already: imgfs rm {name}, or choose another --name"
+
+
 def _remove_left(directory: Path) -> None:
     """Remove what a killed process has left; raises OSError if it is held after all, or cannot be removed."""
+    if is_to_stay(directory):
+        return
     with contextlib.suppress(FileNotFoundError), open(directory / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with contextlib.suppress(StoreError):
@@ -160,6 +223,7 @@ def _remove_left(directory: Path) -> None:
 
 def _host_file(path: str) -> str:
     try:
-        return Path(path).read_text(errors="replace")
+        with open_regular(Path(path)) as file:
+            return file.read().decode(errors="replace")
     except OSError:
         return ""

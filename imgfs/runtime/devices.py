@@ -6,15 +6,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.runtime.edits import ContainerEdits, DeviceNode
 from imgfs.runtime.host import capabilities
 from imgfs.runtime.host_facts import HostFacts
 from imgfs.runtime.request import ContainerRequest
 from imgfs.runtime.resources import ceilings
+from imgfs.runtime.rootfs import NOT_FOUND, Refused
 from imgfs.runtime.seccomp import LARGEST, PROFILES, Machine, SeccompProfile, built_in, parse_profile
 from imgfs.runtime.security import UNCONFINED, Device, DeviceRequest, Security
 
@@ -22,18 +24,23 @@ _INITS = ("catatonit", "tini", "docker-init")
 _INIT_PLACES = "/usr/libexec/podman:/usr/lib/podman:/usr/libexec/docker:/usr/bin:/usr/local/bin:/bin:/sbin"
 _BROUGHT = ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")  # by the runtime
 _ELSEWHERE = ("fd", "hugepages", "mqueue", "pts", "shm")  # directories of /dev with something else in them
+_ANY_USER = 0o666  # a runtime's mode for a device that says none
 _KERNEL = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 def complete_host_facts(host: HostFacts, request: ContainerRequest) -> HostFacts:
-    """Complete the facts with what this machine has for a request; raises UsageError where it lacks it."""
-    held = capabilities()
+    """Complete the facts with what this machine has for a request.
+
+    Raises UsageError, Refused where it lacks it.
+    """
+    held, edits = capabilities(), find_edits(request.security)
     may_raise = not host.is_namespaced and "CAP_SYS_RESOURCE" in held
     return replace(
         host,
         capabilities=held,
         ceilings={} if may_raise else ceilings(),
-        devices=find_devices(request.security, is_root=not host.is_namespaced),
+        devices=find_devices(request.security, edits.nodes, is_root=not host.is_namespaced),
+        edits=edits,
         init=find_init() if request.init else None,
         seccomp=find_profile(request.security),
         console=_console() if request.terminal else None,
@@ -89,11 +96,55 @@ def find_mount() -> str | None:
     return shutil.which("mount", path="/usr/bin:/bin:/usr/sbin:/sbin")
 
 
-def find_devices(security: Security, *, is_root: bool) -> tuple[Device, ...]:
-    """Return the devices requested and, with privileges, all that this user can open; raises UsageError."""
+def find_edits(security: Security) -> ContainerEdits:
+    """Return what is added for the devices requested by name; raises Refused if they cannot be had."""
+    if not security.named:
+        return ContainerEdits()
+    from imgfs.runtime.cdi import DIRECTORIES, CdiRegistry  # here: few containers have such a device
+
+    edits = CdiRegistry.read(security.cdi_directories or DIRECTORIES).edits(security.named)
+    needed = [one.source for one in edits.mounts if one.kind == "bind"]
+    needed += [one.path for one in edits.hooks if one.when != "startContainer"]  # that one is the image's
+    for path in needed:
+        if not os.path.exists(path):
+            raise Refused(f"setting up CDI devices: {path}: there is no such file", NOT_FOUND)
+    return edits
+
+
+def find_devices(
+    security: Security, nodes: Sequence[DeviceNode] = (), *, is_root: bool
+) -> tuple[Device, ...]:
+    """Return the devices requested and, with privileges, all that this user can open.
+
+    `nodes` are those of named devices. Raises UsageError, Refused.
+    """
     everything = () if not security.privileged else tuple(_all_devices(is_root=is_root))
-    named = [_device(one) for one in security.devices]
-    return tuple({one.path: one for one in (*everything, *named)}.values())
+    requested = [_device(one) for one in security.devices]
+    requested += [_named_device(one, is_root=is_root) for one in nodes]
+    return tuple({one.path: one for one in (*everything, *requested)}.values())
+
+
+def _named_device(node: DeviceNode, *, is_root: bool) -> Device:
+    """A named device's file: what its description leaves out the machine's own file says, as with podman."""
+    kind, numbers = node.kind, (node.major, node.minor)
+    if not is_root or not kind or (kind != "p" and not node.major):
+        where = f"setting up CDI devices: {node.host_path}"
+        try:
+            found = os.stat(node.host_path)
+        except OSError as error:
+            raise Refused(f"{where}: {error.strerror}", NOT_FOUND) from error
+        there = _kind(found.st_mode)
+        if not there or kind not in ("", there):
+            raise Refused(f"{where}: this is no device file" + (f" of type {kind}" if kind else ""))
+        numbers = numbers if node.major else (os.major(found.st_rdev), os.minor(found.st_rdev))
+        kind = there
+    mode = _ANY_USER if node.mode is None else node.mode
+    return Device(node.host_path, node.path, kind, *numbers, mode, node.uid, node.gid, node.access)
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISCHR, "c"), (stat.S_ISBLK, "b"), (stat.S_ISFIFO, "p"))
+    return next((kind for is_one, kind in kinds if is_one(mode)), "")
 
 
 def _device(wish: DeviceRequest) -> Device:
@@ -101,8 +152,8 @@ def _device(wish: DeviceRequest) -> Device:
         found = os.stat(wish.source)
     except OSError as error:
         raise UsageError(f"--device {wish.source}: {error.strerror}") from error
-    kind = "c" if stat.S_ISCHR(found.st_mode) else "b" if stat.S_ISBLK(found.st_mode) else ""
-    if not kind:
+    kind = _kind(found.st_mode)
+    if kind not in ("c", "b"):
         raise UsageError(f"--device {wish.source}: this is no device file")
     numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
     owner = found.st_uid, found.st_gid

@@ -15,11 +15,13 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from imgfs.owned.regular import kind
-from imgfs.runtime.preflight import NOT_EXECUTABLE, NOT_FOUND, Refused
-from imgfs.runtime.rootfs import Rootfs
+from imgfs.owned.opening import kind
+from imgfs.runtime.rootfs import NOT_EXECUTABLE, NOT_FOUND, Refused, Rootfs
+
+if TYPE_CHECKING:
+    from imgfs.runtime.spec import RuntimeMount
 
 _KERNELS = ("/proc", "/dev", "/sys")
 # Files of /proc that runc lets a file be shown at, for LXCFS (rootfs_linux.go, checkProcMount)
@@ -28,20 +30,22 @@ _SHOWN_IN_PROC = re.compile(
     "sys/kernel/ns_last_pid|sys/crypto/fips_enabled)"
 )
 _LONGEST_LINE = 65_535  # bytes of a passwd or a group, as runc and podman read them (Go's bufio.Scanner)
+# links to descriptors of the process that looks, as each container has them (config-linux.md, "Dev symlinks")
+_LINKS_TO_PROC = ("fd", "stdin", "stdout", "stderr")
 _DEVICES = ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
 
 
-def resolve_mounts(rootfs: Rootfs, mounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def resolve_mounts(rootfs: Rootfs, mounts: Sequence[RuntimeMount]) -> list[RuntimeMount]:
     """The mounts of a config.json with targets that are there and fit, in their order; raises Refused."""
     _check_kernels(rootfs)
     covered = dict.fromkeys(_KERNELS, "")
-    settled = []
+    settled: list[RuntimeMount] = []
     for one in mounts:
         if not _is_kernels(one):
             place = _settle(rootfs, one, covered)
             covered[place] = one["source"] if one["type"] == "bind" else ""
             one = {**one, "destination": place}
-        settled.append(dict(one))
+        settled.append(one)
     return settled
 
 
@@ -96,6 +100,8 @@ def _check_kernels_workdir(path: str, first: str, rest: str) -> None:
     name = rest.partition("/")[0]
     if first == "proc" and (name in ("self", "thread-self") or name.isdecimal()):
         raise Refused(f"{where}: it is a process's, in /proc")
+    if first == "dev" and name in _LINKS_TO_PROC:
+        raise Refused(f"{where}: it is a process's, in /proc/self/fd")
     if first == "dev" and rest in _DEVICES:
         raise Refused(f"{where}: it is no directory")
     if first in ("proc", "sys") and rest and not os.path.isdir(f"/{first}/{rest}"):
@@ -115,9 +121,9 @@ def _check_kernels(rootfs: Rootfs) -> None:
             raise Refused(f"{path} of the image is {kind(mode)}: it has to be a directory")
 
 
-def _settle(rootfs: Rootfs, one: Mapping[str, Any], covered: Mapping[str, str]) -> str:
+def _settle(rootfs: Rootfs, one: RuntimeMount, covered: Mapping[str, str]) -> str:
     """Where a mount's target is. `covered` are the places of those before, with the sources of binds."""
-    target: str = one["destination"]
+    target = one["destination"]
     is_file = one["type"] == "bind" and not os.path.isdir(one["source"])
     place = _resolve(rootfs, target, tuple(covered), "the mount at")
     if place == "/":
@@ -169,7 +175,7 @@ def _reason(error: OSError) -> str:
     return "it is no directory" if is_no_directory else error.strerror or str(error)
 
 
-def _is_kernels(one: Mapping[str, Any]) -> bool:
+def _is_kernels(one: RuntimeMount) -> bool:
     """Whether a mount is one of those that each container has: below the three places."""
     is_brought = (
         one["type"] not in ("bind", "tmpfs") or one["source"] == "shm" or one["destination"] == "/dev"

@@ -18,7 +18,7 @@ from imgfs import syscalls
 from imgfs.errors import MountError
 
 if TYPE_CHECKING:
-    from imgfs.runtime.ids import IdMaps, IdRange
+    from imgfs.runtime.host_facts import IdMaps, IdRange
     from imgfs.runtime.signals import SignalRelay
 
 _FAILED = 125
@@ -54,11 +54,13 @@ class NamespacedChild:
         os.close(entered)
         return cls(pid, maps, has_entered, go)
 
-    def wait(self, relay: SignalRelay) -> int:
+    def wait(self, relay: SignalRelay, told: int | None = None) -> int | bytes:
         """Map the child's ids, wait for its end, passing on signals meanwhile, and return its exit code.
 
-        Raises MountError if it cannot be given the ids.
+        If it writes to the pipe `told`, return that: it goes on alone. Raises MountError if it cannot be
+        given the ids.
         """
+        said = b""
         try:
             if os.read(self._entered, 1):  # else it could not, and says why
                 self._lend_ids()
@@ -67,13 +69,69 @@ class NamespacedChild:
             os.close(self._go)
             os.close(self._entered)
             with relay.to(self.pid):
-                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code if code >= 0 else 128 - code
+                said = b"" if told is None else _said(relay, told)
+                code = 0 if said else _ended(relay, self.pid)
+        return said or (code if code >= 0 else 128 - code)
 
     def _lend_ids(self) -> None:
         if self._maps and not _has_single_id(self._maps):
             _lend("newuidmap", self.pid, self._maps[0])
             _lend("newgidmap", self.pid, self._maps[1])
+
+
+class JoinedChild:
+    """A child process that moves itself into namespaces that are there; `fork` starts it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @classmethod
+    def fork(cls, work: Callable[[], int]) -> JoinedChild:
+        """Fork a child, of one thread, that exits with the result of `work`."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _run_child(lambda _: _bound_to(parent, work), lambda: None)
+        return cls(pid)
+
+    def wait(self, relay: SignalRelay) -> int:
+        """Wait for its end, passing on signals meanwhile, and return its exit code."""
+        with relay.to(self.pid):
+            code = _ended(relay, self.pid)
+        return code if code >= 0 else 128 - code
+
+
+def _bound_to(parent: int, work: Callable[[], int]) -> int:
+    """Do the work in a child that is told to end when its parent dies."""
+    syscalls.set_parent_death_signal(signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(_FAILED)
+    return work()
+
+
+def _ended(relay: SignalRelay, pid: int) -> int:
+    """Wait for a child to end, passing on signals meanwhile; its exit code, or minus its signal."""
+    relay.wait_for_end()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _said(relay: SignalRelay, told: int) -> bytes:
+    """What a child writes to a pipe; nothing if it ends before. Others may have the pipe open, too."""
+    return os.read(told, 4096) if relay.wait_for_end(told) else b""
+
+
+def go_on_alone() -> None:
+    """Have this process, the child of a caller that will end now, outlive it, and hold nothing of its."""
+    syscalls.set_parent_death_signal(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _run_child(work: Callable[[Callable[[], None]], int], enter: Callable[[], None]) -> None:
@@ -130,7 +188,7 @@ def detach_other_mounts(needed: Iterable[Path]) -> None:
 
 
 def _has_single_id(maps: IdMaps) -> bool:
-    from imgfs.runtime.ids import has_single_id  # here: root has no maps
+    from imgfs.runtime.host_facts import has_single_id  # here: root has no maps
 
     return has_single_id(maps)
 

@@ -12,9 +12,8 @@ import signal
 import stat
 import subprocess
 import termios
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,9 @@ from imgfs.config import variables
 from imgfs.errors import MountError
 from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.host import Cgroups, RuntimeCommand, capabilities
-from imgfs.runtime.preflight import NOT_EXECUTABLE, NOT_FOUND
-from imgfs.runtime.signals import SignalRelay, signal_number
+from imgfs.runtime.process_id import first_process
+from imgfs.runtime.rootfs import NOT_EXECUTABLE, NOT_FOUND
+from imgfs.runtime.signals import SignalRelay
 from imgfs.runtime.stdio import StdioPipes
 
 _FIRST_PTS, _LAST_PTS = 136, 143  # majors of pseudo-terminals (Linux devices.txt)
@@ -34,11 +34,12 @@ _WINSIZE = 8  # bytes of a struct winsize (ioctl_tty(2))
 
 def follow_size(pid_file: Path) -> None:
     """Give the terminal of the process whose pid is in a file the size of ours, if both have one."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError), first_process(pid_file) as process:
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(_WINSIZE))
-        fd = os.open(f"/proc/{int(pid_file.read_text())}/fd/0", os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{process.pid}/fd/0", os.O_PATH | os.O_CLOEXEC)
         try:
-            _set_size(fd, size)
+            if not process.has_ended():  # so that it was its descriptor
+                _set_size(fd, size)
         finally:
             os.close(fd)
 
@@ -55,9 +56,8 @@ def _set_size(path: int, size: bytes) -> None:
 
 
 _NOT_HANDED_ON = ("LISTEN_", "NOTIFY_SOCKET", "_LIBCONTAINER_", "_CONTAINERS_")  # how variables begin
+_LOOK = 0.005  # seconds between two looks whether a container has begun
 _DELETE = 30.0  # seconds that a runtime may take to remove what it keeps
-_ANSWER = 10.0  # seconds that a mount may take to answer once the container has ended
-_UNMOUNT = 60.0  # seconds that a daemon has to end after unmounting, and again once it is told to
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +81,75 @@ class OciRuntime:
             return "for that, crun needs CAP_SYS_RESOURCE (runc does not)"
         return None
 
-    def run(self, bundle: Bundle, name: str, relay: SignalRelay, pipes: StdioPipes | None) -> int:
+    def run(
+        self,
+        bundle: Bundle,
+        name: str,
+        relay: SignalRelay,
+        pipes: StdioPipes | None,
+        on_started: Callable[[int], None],
+    ) -> int:
         """Run the container to its end; its exit code. Without streams it has a terminal.
 
-        Raises MountError if there is no such program, or what the container says cannot be written.
+        `on_started` is called with the pid of its first process once it runs. Raises MountError if there is
+        no such program, or what the container says cannot be written.
         """
-        if pipes:
-            relay.ending_caught = partial(pipes.abandon_after, bundle.pid_file)
         if relay.ending is not None:
             return 128 + relay.ending
-        self._prepare()
-        relay.resized = partial(follow_size, bundle.pid_file) if self.command.is_crun else None
-        words = [*self._command(bundle), "run", "--bundle", str(bundle.directory)]
-        process = _start([*words, "--pid-file", str(bundle.pid_file), name], pipes)
-        with relay.to(process.pid):
-            code = process.wait()
+        self.prepare()
+        words = [*self._command(bundle, bundle.log), "run", "--bundle", str(bundle.directory)]
+        words += ["--pid-file", str(bundle.pid_file), name]
+
+        def ended() -> None:
             signal.alarm(0)  # no container is left to be killed
-            self._clear(bundle, name)
+            self.clear(bundle, name)
+
+        return self._attend(words, bundle.pid_file, relay, pipes, on_started, ended)
+
+    def exec(
+        self, bundle: Bundle, place: Bundle, name: str, relay: SignalRelay, pipes: StdioPipes | None
+    ) -> int:
+        """Run the process.json in `place` in a container to its end, likewise."""
+        words = [*self.exec_words(bundle, place), name]
+        return self._attend(words, place.pid_file, relay, pipes, lambda _: None, lambda: None)
+
+    def exec_detached(self, bundle: Bundle, place: Bundle, name: str) -> int:
+        """Start it, and return 0 once it runs: it has neither input nor output."""
+        words = [*self.exec_words(bundle, place), "--detach", name]
+        with open(os.devnull, "r+b") as null:
+            return subprocess.run(
+                words, env=_environment(), check=False, stdin=null, stdout=null, stderr=null
+            ).returncode
+
+    def exec_words(self, bundle: Bundle, place: Bundle) -> list[str]:
+        """The words that start a process.json, but for the container's name."""
+        process = str(place.directory / "process.json")
+        return [
+            *self._command(bundle, place.log),
+            "exec",
+            "--process",
+            process,
+            "--pid-file",
+            str(place.pid_file),
+        ]
+
+    def _attend(
+        self,
+        words: Sequence[str],
+        pid_file: Path,
+        relay: SignalRelay,
+        pipes: StdioPipes | None,
+        on_started: Callable[[int], None],
+        on_ended: Callable[[], None],
+    ) -> int:
+        """Start the runtime, and wait for its end; its exit code."""
+        if pipes:
+            relay.ending_caught = partial(pipes.abandon_after, pid_file)
+        relay.resized = partial(follow_size, pid_file) if self.command.is_crun else None
+        process = _start(words, pipes)
+        with relay.to(process.pid):
+            code = _wait(process, pid_file, relay, on_started)
+            on_ended()
             try:
                 if pipes:
                     pipes.finish(lambda: relay.ending is not None)
@@ -106,42 +158,63 @@ class OciRuntime:
                     raise
         return code if code >= 0 else 128 - code
 
-    def _prepare(self) -> None:
-        """Have the runtime find what it can work with: crun wants cgroups of one version only."""
+    def prepare(self) -> None:
+        """Have the runtime find, in this mount namespace, what it can work with: crun wants cgroups of one
+        version only."""
         if self.command.is_crun and self.cgroups.hidden:
             syscalls.cover_with_tmpfs(self.cgroups.hidden)
 
-    def _command(self, bundle: Bundle) -> list[str]:
-        words = [self.command.path, "--root", str(bundle.state), "--log", str(bundle.log)]
+    def _command(self, bundle: Bundle, log: Path) -> list[str]:
+        words = [self.command.path, "--root", str(bundle.state), "--log", str(log)]
         if self.cgroups.parent is not None:
             return words
         return [*words, "--cgroup-manager=disabled"] if self.command.is_crun else [*words, "--rootless=true"]
 
-    def _clear(self, bundle: Bundle, name: str) -> None:
+    def clear(self, bundle: Bundle, name: str) -> None:
         """Have the runtime remove what it keeps, should it have been killed."""
         if (bundle.state / name).exists():
-            words = [*self._command(bundle), "delete", "--force", name]
+            words = [*self._command(bundle, bundle.log), "delete", "--force", name]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 subprocess.run(
                     words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DELETE
                 )
 
 
-def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[bytes]:
-    """Start a runtime; raises MountError.
+def _wait(
+    process: subprocess.Popen[bytes], pid_file: Path, relay: SignalRelay, on_started: Callable[[int], None]
+) -> int:
+    """Wait for a runtime's end; call `on_started` when the process whose pid is in a file runs."""
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(ProcessLookupError), first_process(pid_file) as first:
+                on_started(first.pid)
+            break
+        time.sleep(_LOOK)
+    relay.wait_for_end()
+    return process.wait()
 
-    It does not see what a service manager tells imgfs by variables: runtimes hand those descriptors and that
-    socket on to the container (sd_listen_fds(3), sd_notify(3)), and take their own for them.
-    """
-    environment = {name: value for name, value in variables().items() if not name.startswith(_NOT_HANDED_ON)}
+
+def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[bytes]:
+    """Start a runtime; raises MountError."""
     files = (pipes.stdin, pipes.stdout, pipes.stderr) if pipes else (None, None, None)
     try:
-        process = subprocess.Popen(words, env=environment, stdin=files[0], stdout=files[1], stderr=files[2])
+        process = subprocess.Popen(
+            words, env=_environment(), stdin=files[0], stdout=files[1], stderr=files[2]
+        )
     except OSError as error:
         raise MountError(f"{words[0]}: {error.strerror}") from error
     if pipes:
         pipes.begin()
     return process
+
+
+def _environment() -> dict[str, str]:
+    """A runtime's variables: not what a service manager tells imgfs by them.
+
+    Runtimes hand those descriptors and that socket on to the container (sd_listen_fds(3), sd_notify(3)), and
+    take their own for them.
+    """
+    return {name: value for name, value in variables().items() if not name.startswith(_NOT_HANDED_ON)}
 
 
 def start_failure(bundle: Bundle) -> int | None:
@@ -160,88 +233,3 @@ def _code(reason: str) -> int:
     words = reason.lower()
     is_missing = "executable file" in words and "not found" in words
     return NOT_FOUND if is_missing or "no such file or directory" in words else NOT_EXECUTABLE
-
-
-class Stopper:
-    """Ends a container whose caller has gone: its stop signal first, SIGKILL after `patience` seconds.
-
-    One whose caller tells it to end, and that goes on, is killed as late: process 1 of a container ignores
-    what it has no handler for (pid_namespaces(7)).
-    """
-
-    def __init__(self, pid_file: Path, stop_signal: str, patience: int = 10) -> None:
-        self._pid_file = pid_file
-        self._patience = patience
-        self._number = signal_number(stop_signal)
-
-    def __call__(self) -> None:
-        """Begin."""
-        self.kill_later()
-        self._send(self._number if self._patience else signal.SIGKILL)
-
-    def kill_later(self) -> None:
-        """Kill it after its time, if it has not ended before."""
-        signal.signal(signal.SIGALRM, lambda *_: self._kill())
-        signal.alarm(self._patience or 1)
-
-    def _kill(self) -> None:
-        if not self._send(signal.SIGKILL):
-            signal.alarm(1)  # it has not begun yet
-
-    def _send(self, number: int) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(self._pid_file.read_text()), number)
-            return True
-        return False
-
-
-@contextlib.contextmanager
-def unmounting(rootfs: Path) -> Iterator[None]:
-    """After the block, unmount the image and wait for its daemon, the only other child, to have ended.
-
-    A daemon that does not hear of it, because another process still holds the mount, is told to end; one that
-    answers nothing at all is left behind: no wait is endless.
-    """
-    try:
-        yield
-    finally:
-        _settle(rootfs)
-        with contextlib.suppress(OSError):  # it was not mounted
-            syscalls.detach_mount(str(rootfs))
-        if not _children_end(_UNMOUNT):
-            for pid in _children():
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGTERM)
-            _children_end(_UNMOUNT)
-
-
-def _settle(rootfs: Path) -> None:
-    """Have a mount answer, which it does after all files that the container's end has closed."""
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            os.statvfs(rootfs)
-
-    requested = threading.Thread(target=ask, daemon=True)
-    requested.start()
-    requested.join(_ANSWER)
-
-
-def _children_end(seconds: float) -> bool:
-    """Wait for all children to end, so long at most; whether they have."""
-    pause, ends = 0.001, time.monotonic() + seconds
-    with contextlib.suppress(ChildProcessError):
-        while time.monotonic() < ends:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(pause)
-                pause = min(pause * 1.2, 0.05)
-        return False
-    return True
-
-
-def _children() -> list[int]:
-    """The pids of this process's children (proc(5), task/TID/children)."""
-    with contextlib.suppress(OSError):
-        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        return [int(word) for word in text.split()]
-    return []

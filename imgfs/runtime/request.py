@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.fields import text_in, texts_in
@@ -19,15 +19,31 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a host's name has at m
 
 
 class Network(StrEnum):
-    """Which network a container sees: this machine's, or its own, with nothing but a loopback."""
+    """Which network a container sees: this machine's, or its own, connected by pasta, or only a loopback."""
 
     HOST = "host"
+    PASTA = "pasta"
     NONE = "none"
+
+
+class PortMapping(NamedTuple):
+    """A port of this machine's that leads to one of the container; `address` is empty for all addresses."""
+
+    address: str
+    host: int
+    container: int
+    protocol: str = "tcp"
+
+    def __str__(self) -> str:
+        """ADDRESS:HOST:CONTAINER/PROTOCOL."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.host}:{self.container}/{self.protocol}"
 
 
 class Bind(NamedTuple):
     """A file or directory of this machine's, shown in the container at `target`.
 
+    It is the named `volume`, if that is not empty, and a volume without a name if `source` is empty, too.
     `options` are mount(8)'s: devices in it cannot be opened, and set-user-ID bits count for nothing, unless
     the user says otherwise.
     """
@@ -36,6 +52,7 @@ class Bind(NamedTuple):
     target: str
     read_only: bool = False
     options: tuple[str, ...] = ("nosuid", "nodev")
+    volume: str = ""
 
 
 class Tmpfs(NamedTuple):
@@ -60,9 +77,10 @@ class ImageDefaults:
     user: str = ""
     stop_signal: str = ""
     volumes: tuple[str, ...] = ()
+    exposed: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, config: Mapping[str, Any]) -> ImageDefaults:
+    def parse(cls, config: Mapping[str, object]) -> ImageDefaults:
         """Read a config's runtime part; raises InvalidImage with the JSON path."""
         found = cls(
             entrypoint=_texts(config, "Entrypoint"),
@@ -71,6 +89,7 @@ class ImageDefaults:
             workdir=_absolute(_text(config, "WorkingDir")),
             user=_text(config, "User"),
             stop_signal=_text(config, "StopSignal"),
+            exposed=tuple(_object(config, "ExposedPorts")),
             volumes=tuple(dict.fromkeys(_absolute(path) for path in _object(config, "Volumes"))),
         )
         if "/" in found.volumes:
@@ -82,6 +101,7 @@ class ImageDefaults:
 class ContainerRequest:
     """What the user requests; None and empty leave it to the image.
 
+    `volumes` are those without a name, `publish_all` says that the image's ports are published, too.
     `env` has the command line's variables, `hosts` names of hosts with their addresses, `annotations` labels
     too; `stop_timeout` is in seconds, `init` whether the first process is one that reaps.
     """
@@ -94,6 +114,9 @@ class ContainerRequest:
     hostname: str | None = None
     terminal: bool = False
     network: Network = Network.HOST
+    ports: tuple[PortMapping, ...] = ()
+    publish_all: bool = False
+    volumes: tuple[Bind, ...] = ()
     read_only: bool = False
     binds: tuple[Bind, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
@@ -110,11 +133,11 @@ class ContainerRequest:
         """The working directory."""
         return _absolute(self.workdir) if self.workdir else defaults.workdir
 
-    def volumes_over(self, defaults: ImageDefaults) -> list[str]:
-        """The image's volumes, without those that something else is mounted on."""
-        targets = [*(one.target for one in self.binds), *(one.target for one in self.tmpfs)]
-        taken = {posixpath.normpath(target) for target in targets}
-        return [path for path in defaults.volumes if path not in taken]
+    def volumes_over(self, defaults: ImageDefaults) -> list[Bind]:
+        """The volumes without a name: those asked for, and the image's that nothing else is mounted on."""
+        mounted: tuple[Bind | Tmpfs, ...] = (*self.binds, *self.tmpfs, *self.volumes)
+        taken = {posixpath.normpath(one.target) for one in mounted}
+        return [*self.volumes, *(Bind("", path) for path in defaults.volumes if path not in taken)]
 
 
 def check_name(name: str) -> None:
@@ -134,15 +157,15 @@ def arguments(defaults: ImageDefaults, request: ContainerRequest) -> list[str]:
     return words
 
 
-def _texts(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _texts(config: Mapping[str, object], name: str) -> tuple[str, ...]:
     return tuple(_clean(text, name) for text in texts_in(config, name, _WHERE))
 
 
-def _text(config: Mapping[str, Any], name: str) -> str:
+def _text(config: Mapping[str, object], name: str) -> str:
     return _clean(text_in(config, name, _WHERE, default=""), name)
 
 
-def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _object(config: Mapping[str, object], name: str) -> dict[str, object]:
     value = config.get(name)
     if value is None:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 UNLIMITED = -1
 _NAMES = (  # getrlimit(2); podman has them in small letters
@@ -45,10 +45,10 @@ class Resources:
 
 
 def cgroup_resources(
-    resources: Resources, controllers: frozenset[str], devices: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+    resources: Resources, controllers: frozenset[str], devices: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
     """What a cgroup with these controllers is to hold (runtime-spec config-linux.md, Control groups)."""
-    found: dict[str, Any] = {"devices": list(devices)} if devices else {}
+    found: dict[str, object] = {"devices": list(devices)} if devices else {}
     pids = _MOST_PROCESSES if resources.pids is None else resources.pids
     if "pids" in controllers and pids != UNLIMITED:
         found["pids"] = {"limit": pids}
@@ -72,7 +72,7 @@ def capped_ulimits(ulimits: Sequence[Ulimit], ceilings: Mapping[str, int]) -> li
     ]
 
 
-def rlimits(ulimits: Sequence[Ulimit]) -> list[dict[str, Any]]:
+def rlimits(ulimits: Sequence[Ulimit]) -> list[dict[str, str | int]]:
     """The limits as a runtime takes them (runtime-spec config.md, POSIX process)."""
     return [
         {

@@ -1,20 +1,32 @@
 """Paths inside a mounted image: symlinks are followed as a process chrooted to it would, never out of it.
 
-No process of the image runs yet when these are used, so what has been looked at does not change.
+No process of the image runs yet when these are used, so what has been looked at does not change. Whether a
+container's command is there, imgfs says in one line before a runtime fails in its own words.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+import posixpath
+import stat
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imgfs.owned.regular import open_regular
+from imgfs.errors import MountError
+from imgfs.owned.opening import open_regular
+from imgfs.runtime.request import ContainerRequest
+
+if TYPE_CHECKING:
+    from imgfs.runtime.spec import RuntimeConfig
 
 _LINKS = 40  # symlinks in one path, as many as the kernel follows
 _LARGEST = 4 << 20  # bytes of a file that is read as a whole
+# What podman and docker end with when no command of the container's has (docker-run(1), "Exit Status").
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+_AFTER_INIT = 2  # words: the init, and --
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +112,50 @@ class Rootfs:
 def _parts(path: str) -> list[str]:
     """The names in a path, the first last."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+class Refused(MountError):
+    """A container that cannot be started; `code` is what podman ends with then."""
+
+    def __init__(self, message: str, code: int = NOT_EXECUTABLE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_command(
+    rootfs: Rootfs, config: RuntimeConfig, request: ContainerRequest, *, is_covered: bool = False
+) -> None:
+    """Raise Refused if the command of a config.json cannot be run.
+
+    With something mounted over the image, that is not known before it is. `is_covered`: something is that the
+    request does not name.
+    """
+    if request.binds or request.tmpfs or is_covered:
+        return
+    command = config["process"]["args"][_AFTER_INIT if request.init else 0]
+    modes = [
+        rootfs.mode(path)
+        for path in command_places(command, config["process"]["cwd"], config["process"]["env"])
+    ]
+    check_modes(command, modes, "image")
+
+
+def check_modes(command: str, modes: Sequence[int | None], where: str) -> None:
+    """Raise Refused if a command cannot be run: `modes` are those of its `command_places`, None: no file."""
+    found = [mode for mode in modes if mode is not None]
+    if any(stat.S_ISREG(mode) and mode & 0o111 for mode in found):
+        return
+    if not found or "/" not in command:
+        raise Refused(f"there is no command {command!r} in the {where}", NOT_FOUND)
+    what = "is a directory" if stat.S_ISDIR(found[0]) else "is not executable"
+    raise Refused(f"the command {command!r} {what}")
+
+
+def command_places(command: str, cwd: str, env: Sequence[str]) -> Iterator[str]:
+    """Yield where a command is looked for (execvp(3))."""
+    if "/" in command:
+        yield posixpath.join(cwd, command)
+        return
+    path = next((text for text in env if text.startswith("PATH=")), "PATH=")
+    for directory in path.removeprefix("PATH=").split(":"):
+        yield posixpath.join(cwd, directory, command)

@@ -12,7 +12,7 @@ import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.fields import list_in, object_at, parse_json, text_in, texts_in
@@ -75,22 +75,50 @@ class Machine(NamedTuple):
         return _ARCHITECTURES.get(self.name, ("", ""))[1]
 
 
+class SeccompArgument(TypedDict):
+    """What an argument of a system call is compared with."""
+
+    index: int
+    value: int
+    op: str
+    valueTwo: NotRequired[int]
+
+
+class SeccompSyscalls(TypedDict):
+    """What becomes of some system calls."""
+
+    names: list[str]
+    action: str
+    errnoRet: NotRequired[int]
+    args: NotRequired[list[SeccompArgument]]
+
+
+class SeccompFilter(TypedDict):
+    """The `linux.seccomp` of a config.json."""
+
+    defaultAction: str
+    defaultErrnoRet: NotRequired[int]
+    architectures: NotRequired[list[str]]
+    flags: NotRequired[list[str]]
+    syscalls: list[SeccompSyscalls]
+
+
 class SeccompRule(NamedTuple):
     """What becomes of system calls, with all of `needs` and none of `without` in the bounding set."""
 
     needs: frozenset[str]
     without: frozenset[str]
-    syscalls: Mapping[str, Any]
+    syscalls: SeccompSyscalls
 
 
 @dataclass(frozen=True, slots=True)
 class SeccompProfile:
-    """A profile on one machine; `settings` are what does not depend on the container."""
+    """A profile on one machine; `settings` are what does not depend on the container: no system calls."""
 
-    settings: Mapping[str, Any]
+    settings: SeccompFilter
     rules: tuple[SeccompRule, ...]
 
-    def filter(self, capabilities: frozenset[str]) -> dict[str, Any]:
+    def filter(self, capabilities: frozenset[str]) -> SeccompFilter:
         """The `linux.seccomp` of a container with these capabilities in its bounding set."""
         held = [
             rule.syscalls
@@ -102,7 +130,7 @@ class SeccompProfile:
 
 def built_in(machine: Machine) -> SeccompProfile:
     """The filter where there is no profile: everything goes but what no container needs."""
-    settings: dict[str, Any] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    settings: SeccompFilter = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
     if machine.libseccomp:
         settings["architectures"] = [machine.libseccomp, *_FAMILIES.get(machine.libseccomp, ())]
     always = SeccompRule(frozenset(), frozenset(), _refused(_NEVER))
@@ -124,25 +152,27 @@ def parse_profile(body: bytes, path: str, machine: Machine) -> SeccompProfile:
     return SeccompProfile(settings, tuple(rule for rule in found if rule))
 
 
-def _refused(names: str) -> dict[str, Any]:
+def _refused(names: str) -> SeccompSyscalls:
     return {"names": names.split(), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
 
 
-def _settings(fields: Mapping[str, Any], top: str, machine: Machine) -> dict[str, Any]:
-    found: dict[str, Any] = {"defaultAction": _one_of(_ACTIONS, fields, "defaultAction", top)}
+def _settings(fields: Mapping[str, object], top: str, machine: Machine) -> SeccompFilter:
+    action = _one_of(_ACTIONS, fields, "defaultAction", top)
+    found: SeccompFilter = {"defaultAction": action, "syscalls": []}
     number = _errno(fields, "defaultErrno", "defaultErrnoRet", top)
     if number is not None and found["defaultAction"] in _WITH_NUMBER:
         found["defaultErrnoRet"] = number
     named = texts_in(fields, "architectures", top)
     if named and list_in(fields, "archMap", top):
         raise InvalidImage("either architectures or archMap, not both", where=top)
-    architectures = named or _mapped(fields, top, machine)
-    flags = texts_in(fields, "flags", top)
-    lists = {"architectures": architectures, "flags": flags}
-    return found | {name: texts for name, texts in lists.items() if texts}
+    if architectures := named or _mapped(fields, top, machine):
+        found["architectures"] = architectures
+    if flags := texts_in(fields, "flags", top):
+        found["flags"] = flags
+    return found
 
 
-def _mapped(fields: Mapping[str, Any], top: str, machine: Machine) -> list[str]:
+def _mapped(fields: Mapping[str, object], top: str, machine: Machine) -> list[str]:
     """The architectures whose programs run here; without any libseccomp takes this machine's alone."""
     for where, one in _objects(fields, "archMap", top):
         name, others = text_in(one, "architecture", where), texts_in(one, "subArchitectures", where)
@@ -159,7 +189,7 @@ class _Condition(NamedTuple):
     kernel: tuple[int, int] | None
 
 
-def _rule(one: Mapping[str, Any], where: str, machine: Machine) -> SeccompRule | None:
+def _rule(one: Mapping[str, object], where: str, machine: Machine) -> SeccompRule | None:
     """A rule, None if it does not hold on this machine."""
     wanted, unwanted = (_condition(one, name, f"{where}.{name}") for name in ("includes", "excludes"))
     syscalls = _syscalls(one, where)
@@ -172,7 +202,7 @@ def _rule(one: Mapping[str, Any], where: str, machine: Machine) -> SeccompRule |
     return SeccompRule(wanted.capabilities, unwanted.capabilities, syscalls)
 
 
-def _condition(one: Mapping[str, Any], name: str, where: str) -> _Condition:
+def _condition(one: Mapping[str, object], name: str, where: str) -> _Condition:
     value = one.get(name)
     fields = {} if value is None else object_at(value, where)
     kernel = text_in(fields, "minKernel", where, default="")
@@ -183,30 +213,32 @@ def _condition(one: Mapping[str, Any], name: str, where: str) -> _Condition:
     return _Condition(frozenset(texts_in(fields, "caps", where)), texts_in(fields, "arches", where), version)
 
 
-def _syscalls(one: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _syscalls(one: Mapping[str, object], where: str) -> SeccompSyscalls:
     single = text_in(one, "name", where, default="")
     names = texts_in(one, "names", where) or ([single] if single else [])
     if not names or not all(names):
         raise InvalidImage("a rule without system calls", where=f"{where}.names")
-    found: dict[str, Any] = {"names": names, "action": _one_of(_ACTIONS, one, "action", where)}
+    found: SeccompSyscalls = {"names": names, "action": _one_of(_ACTIONS, one, "action", where)}
     number = _errno(one, "errno", "errnoRet", where)
     if number is not None and found["action"] in _WITH_NUMBER:
         found["errnoRet"] = number
-    arguments = [_argument(value, place) for place, value in _objects(one, "args", where)]
-    return {**found, "args": arguments} if arguments else found
+    if arguments := [_argument(value, place) for place, value in _objects(one, "args", where)]:
+        found["args"] = arguments
+    return found
 
 
-def _argument(one: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _argument(one: Mapping[str, object], where: str) -> SeccompArgument:
+    found: SeccompArgument = {
         "index": _number(one, "index", where, 5) or 0,  # a system call has six arguments
         "value": _number(one, "value", where, _MOST_WORD) or 0,
         "op": _one_of(_OPERATORS, one, "op", where),
     }
-    second = _number(one, "valueTwo", where, _MOST_WORD)
-    return {**found, "valueTwo": second} if second else found
+    if second := _number(one, "valueTwo", where, _MOST_WORD):
+        found["valueTwo"] = second
+    return found
 
 
-def _errno(fields: Mapping[str, Any], name: str, number: str, where: str) -> int | None:
+def _errno(fields: Mapping[str, object], name: str, number: str, where: str) -> int | None:
     """An error by its name, or by its number, which has a field of its own; the name counts."""
     text = text_in(fields, name, where, default="")
     if not text:
@@ -217,14 +249,14 @@ def _errno(fields: Mapping[str, Any], name: str, number: str, where: str) -> int
     return found
 
 
-def _one_of(known: frozenset[str], fields: Mapping[str, Any], name: str, where: str) -> str:
+def _one_of(known: frozenset[str], fields: Mapping[str, object], name: str, where: str) -> str:
     text = text_in(fields, name, where)
     if text not in known:
         raise InvalidImage(f"{text[:40]!r} is not known here", where=f"{where}.{name}")
     return text
 
 
-def _number(fields: Mapping[str, Any], name: str, where: str, most: int) -> int | None:
+def _number(fields: Mapping[str, object], name: str, where: str, most: int) -> int | None:
     value = fields.get(name)
     if value is None:
         return None
@@ -233,7 +265,7 @@ def _number(fields: Mapping[str, Any], name: str, where: str, most: int) -> int 
     return value
 
 
-def _objects(fields: Mapping[str, Any], name: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+def _objects(fields: Mapping[str, object], name: str, where: str) -> list[tuple[str, Mapping[str, object]]]:
     """The objects of an array, each with its JSON path."""
     places = ((f"{where}.{name}[{n}]", value) for n, value in enumerate(list_in(fields, name, where)))
     return [(place, object_at(value, place)) for place, value in places]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imgfs.errors import UsageError
 
@@ -55,7 +55,10 @@ class DeviceRequest(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A device file a container gets; `kind` is c or b, `mode` as stat(2) has it."""
+    """A device file a container gets; `kind` is c, b or p (a FIFO), `mode` as stat(2) has it.
+
+    An owner that is None is the container's process.
+    """
 
     source: str
     path: str
@@ -63,8 +66,8 @@ class Device(NamedTuple):
     major: int
     minor: int
     mode: int
-    uid: int
-    gid: int
+    uid: int | None
+    gid: int | None
     access: str
 
 
@@ -72,7 +75,8 @@ class Device(NamedTuple):
 class Security:
     """What the user grants and takes away; capabilities by name, or all of them (ALL).
 
-    `seccomp` is a profile's path or UNCONFINED, `unmasked` paths or ALL, `groups` names or numbers.
+    `seccomp` is a profile's path or UNCONFINED, `unmasked` paths or ALL, `groups` names or numbers, `named`
+    are devices that files in `cdi_directories` describe, in the usual ones if there are none.
     """
 
     added: tuple[str, ...] = ()
@@ -84,6 +88,8 @@ class Security:
     unmasked: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     devices: tuple[DeviceRequest, ...] = ()
+    named: tuple[str, ...] = ()
+    cdi_directories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         both = set(self.added) & set(self.dropped)
@@ -113,16 +119,14 @@ class Security:
         """The capabilities that were asked for by name and cannot be given."""
         return [name for name in self.added if name != ALL and name not in held]
 
-    def masks(self) -> dict[str, list[str]]:
-        """The paths that are hidden, and those that cannot be written (runtime-spec config-linux.md)."""
+    def masks(self) -> tuple[list[str], list[str]] | None:
+        """The paths that are hidden, and those that cannot be written; None with privileges."""
         if self.privileged:
-            return {}
+            return None
         shown = set(self.unmasked)
         masked, unwritable = ([] if ALL in shown else list(paths) for paths in (_MASKED, _UNWRITABLE))
-        return {
-            "maskedPaths": [*(path for path in masked if path not in shown), *self.masked],
-            "readonlyPaths": [path for path in unwritable if path not in shown],
-        }
+        hidden = [*(path for path in masked if path not in shown), *self.masked]
+        return hidden, [path for path in unwritable if path not in shown]
 
 
 def capability(text: str) -> str:
@@ -136,28 +140,28 @@ def capability(text: str) -> str:
     return name
 
 
-def device_files(devices: Sequence[Device]) -> list[dict[str, Any]]:
-    """The devices a runtime is to make."""
+def device_files(devices: Sequence[Device], uid: int, gid: int) -> list[dict[str, str | int]]:
+    """The devices a runtime is to make for a process with this user and group."""
     return [
         {
             "path": one.path,
             "type": one.kind,
-            "major": one.major,
-            "minor": one.minor,
+            **({"major": one.major, "minor": one.minor} if one.kind != "p" else {}),
             "fileMode": one.mode,
-            "uid": one.uid,
-            "gid": one.gid,
+            "uid": uid if one.uid is None else one.uid,
+            "gid": gid if one.gid is None else one.gid,
         }
         for one in devices
     ]
 
 
-def device_rules(devices: Sequence[Device], *, privileged: bool) -> list[Mapping[str, Any]]:
+def device_rules(devices: Sequence[Device], *, privileged: bool) -> list[dict[str, object]]:
     """Which devices a cgroup lets its processes open: without rules, those the runtime itself brings."""
     if privileged:
         return [{"allow": True, "access": "rwm"}]
-    allowed = [
+    allowed: list[dict[str, object]] = [
         {"allow": True, "type": one.kind, "major": one.major, "minor": one.minor, "access": one.access}
         for one in devices
+        if one.kind != "p"
     ]
     return [{"allow": False, "access": "rwm"}, *allowed]

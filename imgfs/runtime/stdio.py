@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
+import struct
+import termios
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from imgfs.errors import MountError
+from imgfs.runtime.output_log import STREAMS, LogWriter
+from imgfs.runtime.process_id import first_process
 
+_SIZE = (24, 80)  # lines and columns of a terminal that is seen by no caller
 _PIECE = 1 << 16  # bytes, as many as a pipe holds
 _EOF_GRACE = (
     5.0  # seconds that the end of what an ended container says may take: another process holds its pipe
@@ -31,10 +37,12 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
     """The pipes of one container: `stdin`, `stdout` and `stderr` are the ends for its runtime.
 
     They belong to `owner`, a uid and a gid, so that /dev/stdout can be opened. Without `has_input`, there is
-    nothing to read.
+    nothing to read. With a `log` its caller is not there: what it says goes there, and its input never comes,
+    and never ends.
     """
 
-    def __init__(self, owner: tuple[int, int], *, has_input: bool) -> None:
+    def __init__(self, owner: tuple[int, int], *, has_input: bool, log: LogWriter | None = None) -> None:
+        self._log = log
         self._copies: list[_PipeCopy] = []
         self._input: _PipeCopy | None = None
         self._runtime_ends: list[int] = []
@@ -42,6 +50,18 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
         self.stdin = self._input_end() if has_input else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.stdout, self.stderr = self._output_end(1), self._output_end(2)
         self._runtime_ends += [self.stdin, self.stdout, self.stderr]
+
+    @classmethod
+    def of_terminal(cls, owner: tuple[int, int], log: LogWriter) -> StdioPipes:
+        """A terminal instead, which no caller sees: its runtime copies the container's own there."""
+        made = cls(owner, has_input=False)
+        made._close_runtime_ends()
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", *_SIZE, 0, 0))
+        made.stdin = made.stdout = made.stderr = theirs
+        made._copies = [_PipeCopy(ours, 1, log=log)]
+        made._runtime_ends = [theirs]
+        return made
 
     def begin(self) -> None:
         """Start to copy: the runtime has its ends."""
@@ -89,13 +109,15 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
     def _input_end(self) -> int:
         theirs, ours = os.pipe()
         os.fchown(theirs, *self._owner)
+        if self._log:
+            return theirs  # and the other end stays open
         self._input = _PipeCopy(0, ours, closes_sink=True)
         return theirs
 
     def _output_end(self, sink: int) -> int:
         ours, theirs = os.pipe()
         os.fchown(theirs, *self._owner)
-        self._copies.append(_PipeCopy(ours, sink))
+        self._copies.append(_PipeCopy(ours, sink, log=self._log))
         return theirs
 
 
@@ -105,12 +127,15 @@ class _PipeCopy(threading.Thread):
     Then it closes the one that is a pipe's: its writer gets SIGPIPE, or its reader the end of the file.
     """
 
-    def __init__(self, source: int, sink: int, *, closes_sink: bool = False) -> None:
+    def __init__(
+        self, source: int, sink: int, *, closes_sink: bool = False, log: LogWriter | None = None
+    ) -> None:
         super().__init__(daemon=True)
         self.sink = sink
         self.error: OSError | None = None
         self._source = source
         self._closes_sink = closes_sink
+        self._log = log
         self._is_writing = False
         self._is_abandoned = False
         self._ending = threading.Lock()  # held while the descriptor is closed, or replaced
@@ -119,7 +144,10 @@ class _PipeCopy(threading.Thread):
         try:
             while piece := _read(self._source):
                 self._is_writing = True
-                _write(self.sink, piece)
+                if self._log:
+                    self._log.write(STREAMS[self.sink], piece)
+                else:
+                    _write(self.sink, piece)
                 self._is_writing = False
         except OSError as error:
             # EIO: a terminal that has gone; EPIPE: its reader has had enough
@@ -153,16 +181,13 @@ def _wait_for_end(pid_file: Path) -> None:
     """Wait until the process whose pid is in a file, once it is written there, has ended."""
     while True:
         try:
-            fd = os.pidfd_open(int(pid_file.read_text()))
-        except (FileNotFoundError, ValueError):
+            with first_process(pid_file) as process:
+                process.wait()
+        except FileNotFoundError:
             time.sleep(0.1)
             continue
         except ProcessLookupError:
-            return
-        try:
-            select.select([fd], [], [])  # readable once it has ended (pidfd_open(2))
-        finally:
-            os.close(fd)
+            pass
         return
 
 
