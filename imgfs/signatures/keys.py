@@ -1,0 +1,92 @@
+"""Public keys of signatures: ECDSA, RSA and Ed25519, in PEM (RFC 7468, section 13).
+
+The hash is SHA-256, as cosign's SIGNATURE_SPEC.md has it ("Hashing Algorithms"); of an ECDSA key on a larger
+curve that of the curve's own size counts, too, as newer versions of cosign use it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgfs.errors import UsageError, describe
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+_LARGEST = 1 << 20  # bytes of a file with a key, or of a policy
+_LEAST_RSA = 2048  # bits; smaller keys are broken or about to be
+
+
+class PublicKey:
+    """A public key; `name` says to a person which."""
+
+    def __init__(self, key: Any, name: str) -> None:
+        self._key = key
+        self.name = name
+
+    @classmethod
+    def parse(cls, pem: bytes, name: str) -> PublicKey:
+        """Read a key; raises UsageError."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        try:
+            key = load_pem_public_key(pem)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise UsageError(f"{name}: not a public key in PEM") from error
+        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey):
+            raise UsageError(f"{name}: a key of a kind that imgfs does not verify by (ECDSA, RSA, Ed25519)")
+        if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA:
+            raise UsageError(f"{name}: an RSA key of {key.key_size} bits; at least {_LEAST_RSA} are needed")
+        return cls(key, name)
+
+    @classmethod
+    def load(cls, path: Path) -> PublicKey:
+        """Read a file with a key; raises UsageError."""
+        return cls.parse(read_small(path), str(path))
+
+    def verifies(self, signature: bytes, body: bytes) -> bool:
+        """Return True if the signature of `body` was made by the private key of this one."""
+        from cryptography.exceptions import InvalidSignature
+
+        for check in self._checks(signature, body):
+            try:
+                check()
+            except (InvalidSignature, ValueError):
+                continue
+            return True
+        return False
+
+    def _checks(self, signature: bytes, body: bytes) -> list[Any]:
+        from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        key = self._key
+        if isinstance(key, rsa.RSAPublicKey):
+            return [lambda: key.verify(signature, body, padding.PKCS1v15(), SHA256())]
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            return [
+                lambda hashed=hashed: key.verify(signature, body, ec.ECDSA(hashed))
+                for hashed in _hashes(key.curve.key_size)
+            ]
+        return [lambda: key.verify(signature, body)]
+
+
+def _hashes(bits: int) -> list[HashAlgorithm]:
+    from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+
+    return [SHA256()] if bits <= 256 else [SHA256(), SHA384() if bits <= 384 else SHA512()]
+
+
+def read_small(path: Path) -> bytes:
+    """Return the bytes of a file of keys or of a policy; raises UsageError."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {describe(error)}") from error
+    if len(body) > _LARGEST:
+        raise UsageError(f"{path}: larger than {_LARGEST} bytes")
+    return body
