@@ -1,11 +1,13 @@
 """The command line: arguments in, text and an exit code out. Only this package prints.
 
 `parser` has the table of commands; each command's module has its options, its work and its printing. Shared:
-`options` (those of several commands), `selection` and `scratch_selection` (from options to an image, to a
-scratch), `output`, `format`, `progress`. `fstab` translates what mount(8) asks; `pages` and `build` make man
-pages and completions.
+`options` (those of several commands), `config_file` (what files say of them), `selection` (from options to an
+image; `scratch` has that to a scratch), `output`, `format`, `progress`, and `terminal`, which alone draws,
+but for `browser`, the screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make
+man pages and completions.
 
-Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. An error is one line on standard
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted; commands that are podman's, for
+containers, have its codes: 125 for both kinds of failure. An error is one line on standard
 error.
 """
 
@@ -15,10 +17,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from imgfs.cli.output import complain, prepare_output
+from imgfs.cli.output import complain, prepare_output, words_of, words_of_unicode
 from imgfs.errors import ImgfsError, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
+_PODMANS = 125  # podman's exit code for its own failures, options included
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,23 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(words)
     from imgfs.cli.parser import parse
 
-    options = parse(words)
+    failed, misused = (_PODMANS, _PODMANS) if words[:1] and words[0] in _AS_PODMAN else (FAILED, MISUSED)
+    try:
+        options = parse(words)
+    except SystemExit as error:  # argparse's
+        return misused if error.code == MISUSED else int(error.code or 0)
+    except UsageError as error:  # a configuration file's
+        return _complain(str(error), misused)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
     except UsageError as error:
-        return _complain(str(error), MISUSED)
+        return _complain(str(error), misused)
     except ImgfsError as error:
-        return _complain(str(error), FAILED)
+        return _complain(str(error), failed)
     except BrokenPipeError:  # the reader of the output has ended, as `head` does
         _drop_output()
         return FAILED
     except OSError as error:
         _drop_output()
-        what = error.strerror or str(error)
-        return _complain(f"{error.filename}: {what}" if error.filename else what, FAILED)
+        return _complain(words_of(error), failed)
     except UnicodeError as error:  # words of the command line may be any bytes
-        return _complain(_unreadable(error), MISUSED)
+        return _complain(words_of_unicode(error), misused)
     except KeyboardInterrupt:
         _complain("interrupted", INTERRUPTED)
         os._exit(INTERRUPTED)  # threads that wait for a dead registry must not hold up the end
@@ -98,11 +107,6 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _unreadable(error: UnicodeError) -> str:
-    text = error.object if isinstance(error, UnicodeEncodeError) else ""
-    return f"{text[:200]!s}: not UTF-8, as names have to be here" if text else str(error)
 
 
 def _complain(message: str, code: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,17 +13,19 @@ from imgfs.cli.options import (
     Commands,
     add_command,
 )
-from imgfs.cli.output import say
-from imgfs.cli.scratch_selection import scratch_options
+from imgfs.cli.output import say, warn
+from imgfs.cli.scratch import scratch_options
 from imgfs.errors import StoreError
 
 if TYPE_CHECKING:
-    from imgfs.cli.scratch_selection import ScratchSelection
+    from imgfs.cli.scratch import ScratchSelection
     from imgfs.commit import BaseImage, Committed, Record
     from imgfs.image.image import Image
     from imgfs.oci.descriptor import Digest
     from imgfs.oci.reference import Reference
     from imgfs.overlay.diff import Diff
+
+_NAMED = 10  # files, in warnings
 
 
 def add_commit(commands: Commands) -> None:
@@ -33,7 +37,8 @@ def add_commit(commands: Commands) -> None:
         "make an image of what a scratch shows",
         """\
 Makes one layer of what a scratch changes, puts it on the image's own and gives the result the name NEW: in a
-registry, or in an OCI layout. Only what is not there yet is sent. The same changes make the same image.
+registry, in an OCI layout, or in an archive (oci-archive:FILE, docker-archive:FILE). Only what is not there
+yet is sent. The same changes make the same image.
 
 Examples:
   imgfs commit /mnt registry.example.com/team/app:v2
@@ -43,7 +48,7 @@ Examples:
 """,
     )
     scratch_options(command)
-    command.add_argument("new", metavar="NEW", help="an image's name, or oci:DIR[:TAG]")
+    command.add_argument("new", metavar="NEW", help="an image's name, oci:DIR[:TAG], oci-archive:FILE, …")
     command.add_argument("--message", "-m", default="", help="what the image's history says of it")
     command.add_argument("--author", "-a", default="", help="who made it")
     command.add_argument("--compression", choices=["gzip", "zstd"], default="gzip", help="default: gzip")
@@ -59,10 +64,11 @@ Examples:
 
 def commit(options: argparse.Namespace) -> int:
     """Make an image of what a scratch shows, and put it into a registry or layout."""
-    from imgfs.cli.scratch_selection import select_scratch
+    from imgfs.cli.scratch import select_scratch
     from imgfs.commit import commit as make_image
     from imgfs.oci.change import parse_change
-    from imgfs.registry.config.local_names import parse_destination
+    from imgfs.oci.reference import keeps_manifest
+    from imgfs.registry.config.shortnames import parse_destination
     from imgfs.transport.destination import tag_of
 
     target = parse_destination(options.new)
@@ -82,15 +88,26 @@ def commit(options: argparse.Namespace) -> int:
             codec=options.compression,
         )
         digest = _put(made, image, selected, target)
-    say(replace(target, tag=tag_of(target), digest=digest))
+        _warn_of(changes.left_out)
+    say(replace(target, tag=tag_of(target), digest=digest) if keeps_manifest(target) else target)
     return 0
+
+
+def _warn_of(left_out: Mapping[bytes, str]) -> None:
+    """Name what the new image does not have of the scratch."""
+    from imgfs.tree.paths import shown
+
+    for path, what in itertools.islice(sorted(left_out.items()), _NAMED):
+        warn(f"not in the new image, as no layer holds it: /{shown(path)}: {what}")
+    if len(left_out) > _NAMED:
+        warn(f"and of {len(left_out) - _NAMED} other files")
 
 
 def _base(image: Image, selected: ScratchSelection, target: Reference) -> BaseImage:
     """Return the documents of the image below, cut to the layers that the scratch lies on."""
     from imgfs.commit import BaseImage
     from imgfs.oci.change import as_oci, truncate
-    from imgfs.oci.reference import LayoutReference
+    from imgfs.oci.reference import RegistryReference
 
     resolved = image.resolved
     whole = selected.store.document(resolved.digest)
@@ -98,7 +115,7 @@ def _base(image: Image, selected: ScratchSelection, target: Reference) -> BaseIm
     if whole is None or config is None:
         raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
     manifest, config = truncate(whole, config, len(resolved.manifest.layers))
-    return BaseImage(as_oci(manifest) if isinstance(target, LayoutReference) else manifest, config)
+    return BaseImage(manifest if isinstance(target, RegistryReference) else as_oci(manifest), config)
 
 
 def _record(options: argparse.Namespace, selected: ScratchSelection, changes: Diff) -> Record:
@@ -120,7 +137,8 @@ def _record(options: argparse.Namespace, selected: ScratchSelection, changes: Di
 def _put(made: Committed, image: Image, selected: ScratchSelection, target: Reference) -> Digest:
     from imgfs.cli.copy import send_to
     from imgfs.cli.progress import Progress
-    from imgfs.transport.copy import Document, Parcel, blob_in, blob_of, blob_with, mountable, put_image
+    from imgfs.transport.copy import mountable, put_image
+    from imgfs.transport.parcel import Document, Parcel, blob_in, blob_of, blob_with
 
     opened = send_to(target, selected.options, selected.environment)
     origin = mountable(selected.reference, target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 
-from imgfs.cli.options import Commands, store_option
+from imgfs.cli.options import Commands, open_store, store_option
 from imgfs.cli.output import say
 
 # The kind of values that completes an argument, by its metavar.
@@ -16,6 +16,8 @@ KINDS = {
     "images": ("IMAGE", "SRC", "IMAGE|DIGEST"),
     "mounts": ("MNT", "MOUNTPOINT", "MNT|NAME"),
     "scratches": ("NAME|DIR", "SCRATCH"),
+    "containers": ("CONTAINER",),
+    "volumes": ("VOLUME",),
     "topics": ("TOPIC",),
 }
 
@@ -34,6 +36,8 @@ def complete(options: argparse.Namespace) -> int:
         "images": _images,
         "mounts": _mounts,
         "scratches": _scratches,
+        "containers": _containers,
+        "volumes": _volumes,
         "topics": _topics,
     }
     for value in sorted(set(sources[options.kind](options))):
@@ -43,7 +47,6 @@ def complete(options: argparse.Namespace) -> int:
 
 
 def _images(options: argparse.Namespace) -> Iterable[str]:
-    from imgfs.cli.selection import open_store
 
     return (resolution.reference for resolution in open_store(options).resolutions())
 
@@ -56,10 +59,22 @@ def _mounts(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _scratches(options: argparse.Namespace) -> Iterable[str]:
-    from imgfs.cli.selection import open_store
     from imgfs.overlay.scratches import list_scratches
 
     return (scratch.name for scratch in list_scratches(open_store(options).root) if scratch.name)
+
+
+def _containers(options: argparse.Namespace) -> Iterable[str]:
+    from imgfs.cli.options import open_store
+    from imgfs.runtime.container_record import containers_in
+
+    return (container.record.name for container in containers_in(open_store(options).root))
+
+
+def _volumes(options: argparse.Namespace) -> Iterable[str]:
+    from imgfs.runtime.named_volumes import volumes_in
+
+    return (volume.name for volume in volumes_in(open_store(options).root))
 
 
 def _topics(options: argparse.Namespace) -> Iterable[str]:

@@ -1,22 +1,23 @@
-"""The options of run and bundle, and the ContainerRequest that they make."""
+"""The options of run and bundle, and the forms of their values; `container_request` reads them."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import re
-from pathlib import Path
-from typing import Any
 
-from imgfs.cli.container_security import limit_options, resources_of, rights_options, security_of
+from imgfs.cli.container_security import limit_options, rights_options
 from imgfs.cli.container_volumes import mount_options
-from imgfs.cli.options import Commands, add_command, driver_option, image_options, in_image, lazily
-from imgfs.config import variables
-from imgfs.errors import UsageError
-from imgfs.runtime.request import Bind, ContainerRequest, Network
+from imgfs.cli.options import Commands, add_command, driver_option, image_options, in_image, lazily, memory
+from imgfs.runtime.exposed_ports import free_ports
+from imgfs.runtime.output_log import SMALLEST
+from imgfs.runtime.request import Network, PortMapping
 from imgfs.runtime.signals import find_signal
+
+_LAST_PORT = 65_535
+_PORTS = re.compile(
+    r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9]+(?:\.[0-9]+){3}|):)?([0-9]{1,5}(?:-[0-9]{1,5})?|):)?"
+    r"([0-9]{1,5}(?:-[0-9]{1,5})?)(?:/(tcp|udp))?"
+)
 
 
 def add_run(commands: Commands) -> None:
@@ -43,19 +44,17 @@ Examples:
 """,
     )
     command.usage = "imgfs run [OPTIONS] IMAGE [CMD…]"
-    _container_options(command)
+    container_options(command)
     command.add_argument(
         "-i", "--interactive", action="store_true", help="pass standard input on (otherwise it is empty)"
     )
     command.add_argument(
-        "--name", metavar="NAME", help="its name, and its host name (default: twelve digits)"
+        "--name",
+        metavar="NAME",
+        help="its name, and its host name (default: two words; twelve digits of its id)",
     )
     command.add_argument("--runtime", metavar="NAME|PATH", help="the OCI runtime (default: crun, else runc)")
-    command.add_argument(
-        "--rm",
-        action="store_true",
-        help="accepted as podman has it: a container is always removed when it ends",
-    )
+    _detach_options(command)
     command.add_argument(
         "--stop-timeout",
         metavar="SECONDS",
@@ -64,41 +63,21 @@ Examples:
         help="time to end after its stop signal, or after imgfs was killed, before SIGKILL (default: 10)",
     )
     _refused_options(command)
-    _image_and_command(command)
+    image_and_command(command)
 
 
-def add_bundle(commands: Commands) -> None:
-    """`imgfs bundle`."""
-    command = add_command(
-        commands,
-        "bundle",
-        lazily("container", "bundle"),
-        "make an OCI runtime bundle of an image, for another engine",
-        """\
-Writes DIR/config.json and mounts IMAGE at DIR/rootfs, for an OCI runtime to run. The image's volumes are not
-mounts of their own there. Unmount it with: imgfs umount DIR/rootfs
-
-Examples:
-  imgfs bundle debian:12 ./box
-  runc run -b ./box name
-  imgfs bundle --scratch work debian:12 ./box bash -c 'echo hello >/greeting'
-""",
-    )
-    command.usage = "imgfs bundle [OPTIONS] IMAGE DIR [CMD…]"
-    _container_options(command)
-    _image_and_command(command, directory=True)
-
-
-def _image_and_command(command: argparse.ArgumentParser, *, directory: bool = False) -> None:
+def image_and_command(command: argparse.ArgumentParser, *, directory: bool = False) -> None:
+    """Add what stands behind the options: IMAGE, DIR for a bundle, and the command."""
     image_options(command)
     if directory:
         command.add_argument("directory", metavar="DIR", help="the bundle's directory; made if it is missing")
-    command.add_argument(
+    words = command.add_argument(
         "command", metavar="CMD", nargs=argparse.REMAINDER, help="the command, instead of the image's own"
     )
+    words.required = False  # as argparse takes it to be: errors would name it
 
 
-def _container_options(command: argparse.ArgumentParser) -> None:
+def container_options(command: argparse.ArgumentParser) -> None:
     """Add the options that describe the container."""
     add = command.add_argument
     add("-t", "--tty", action="store_true", help="give it a terminal")
@@ -128,10 +107,9 @@ def _container_options(command: argparse.ArgumentParser) -> None:
     add("--hostname", metavar="NAME", type=_hostname, help="its host name (default: its name)")
     add(
         "--network",
-        type=Network,
-        choices=list(Network),
-        default=Network.HOST,
-        help="share this machine's network (host, the default), or have a loopback only (none)",
+        choices=[network.value for network in Network],
+        help="share this machine's network (host, the default), have one connected by pasta (the default"
+        " with -p), or a loopback only (none)",
     )
     limit_options(command)
     rights_options(command)
@@ -140,6 +118,20 @@ def _container_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run catatonit or tini of this machine as process 1, which reaps orphans",
     )
+    _root_options(command)
+    add(
+        "--stop-signal",
+        metavar="SIGNAL",
+        type=_signal,
+        help="the signal that ends it (default: the image's, else TERM)",
+    )
+    _note_options(command)
+    driver_option(command)
+
+
+def _root_options(command: argparse.ArgumentParser) -> None:
+    """Add what of the container's root can be changed, and what becomes of the changes."""
+    add = command.add_argument
     add(
         "--read-only",
         action="store_true",
@@ -153,21 +145,23 @@ def _container_options(command: argparse.ArgumentParser) -> None:
         help="false: make /tmp, /var/tmp and /run read-only, too",
     )
     add("--scratch", metavar="NAME|DIR", help="keep what it changes (see: imgfs mount --help)")
-    add(
-        "--stop-signal",
-        metavar="SIGNAL",
-        type=_signal,
-        help="the signal that ends it (default: the image's, else TERM)",
-    )
-    _note_options(command)
-    driver_option(command)
 
 
 def _note_options(command: argparse.ArgumentParser) -> None:
     """Add annotations; labels become annotations, as with podman. The image's own labels never do."""
-    more: dict[str, Any] = {"dest": "annotation", "metavar": "KEY=VALUE", "action": "append", "type": _note}
-    command.add_argument("--annotation", default=[], help="an annotation in config.json", **more)
-    command.add_argument("-l", "--label", default=[], help="the same as --annotation", **more)
+    for names, text in (
+        (["--annotation"], "an annotation in config.json"),
+        (["-l", "--label"], "the same as --annotation"),
+    ):
+        command.add_argument(
+            *names,
+            dest="annotation",
+            metavar="KEY=VALUE",
+            action="append",
+            type=_note,
+            default=[],
+            help=text,
+        )
 
 
 class _Refused(argparse.Action):
@@ -177,14 +171,58 @@ class _Refused(argparse.Action):
         parser.error(f"{rest[-1]}: {self.const}")
 
 
+def _detach_options(command: argparse.ArgumentParser) -> None:
+    """Add --detach, and what has a use with it."""
+    add = command.add_argument
+    add(
+        "-d",
+        "--detach",
+        action="store_true",
+        help="print its id and let it run: see imgfs ps, logs, exec, stop, rm",
+    )
+    add(
+        "--rm",
+        action="store_true",
+        help="remove a detached container when it ends; any other is always removed then",
+    )
+    add(
+        "-p",
+        "--publish",
+        metavar="[[ADDRESS:]HOST:]PORT[/udp]",
+        action="append",
+        type=ports,
+        default=[],
+        help="have a port of this machine's lead to one of the container, by pasta",
+    )
+    add(
+        "-P",
+        "--publish-all",
+        action="store_true",
+        help="have a free port of this machine's lead to each port that the image exposes (see: imgfs ps)",
+    )
+    add("--cidfile", metavar="FILE", help="write its id to a new file")
+    add("--pidfile", metavar="FILE", help="write the pid of its first process to a file")
+    add(
+        "--log-opt",
+        metavar="max-size=SIZE",
+        type=_log_size,
+        help="begin a new file of a detached container's log at this size; two are kept (default: 10m)",
+    )
+
+
+def _log_size(text: str) -> int:
+    name, _, value = text.partition("=")
+    if name != "max-size":
+        raise argparse.ArgumentTypeError(f"{text!r} is not max-size=SIZE")
+    size = memory(value)
+    if size < SMALLEST:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least {SMALLEST} bytes")
+    return size
+
+
 def _refused_options(command: argparse.ArgumentParser) -> None:
-    refused: dict[str, Any] = {"action": _Refused, "help": argparse.SUPPRESS}
-    why = "a container ends with the imgfs run that started it: put that into the background"
-    command.add_argument("-d", "--detach", nargs=0, const=why, **refused)
-    why = "imgfs forwards no ports: with --network host, the default, they are this machine's"
-    command.add_argument("-p", "--publish", const=why, **refused)
     why = "a container has processes of its own, so that none is left of it"
-    command.add_argument("--pid", const=why, **refused)
+    command.add_argument("--pid", action=_Refused, const=why, help=argparse.SUPPRESS)
 
 
 def _note(text: str) -> tuple[str, str]:
@@ -218,66 +256,22 @@ def _hostname(text: str) -> str:
     return text
 
 
-def request_of(options: argparse.Namespace) -> ContainerRequest:
-    """What the command line asks for; raises UsageError."""
-    return ContainerRequest(
-        command=tuple(options.command),
-        entrypoint=_entrypoint(options.entrypoint),
-        env=_variables(options),
-        user=options.user,
-        workdir=options.workdir,
-        hostname=options.hostname,
-        terminal=options.tty,
-        network=options.network,
-        read_only=options.read_only,
-        binds=tuple(_existing(one) for one in options.volume),
-        tmpfs=tuple(options.tmpfs),
-        read_only_tmpfs=options.read_only_tmpfs,
-        resources=resources_of(options),
-        security=security_of(options),
-        hosts=tuple(options.add_host),
-        annotations=dict(options.annotation),
-        stop_signal=options.stop_signal,
-        init=options.init,
-    )
+def ports(text: str) -> list[PortMapping]:
+    """[[ADDRESS:][HOST]:]CONTAINER[/PROTOCOL]; HOST and CONTAINER may be ranges of the same length."""
+    match = _PORTS.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, like 8080:80, 127.0.0.1:8080:80")
+    address, host, inside, protocol = (match[1] or "").strip("[]"), match[2], match[3], match[4] or "tcp"
+    inner = _range(inside, text)
+    outer = _range(host, text) if host else free_ports(address, [protocol] * len(inner))
+    if len(outer) != len(inner):
+        raise argparse.ArgumentTypeError(f"{text!r}: the two ranges have not the same length")
+    return [PortMapping(address, *pair, protocol) for pair in zip(outer, inner, strict=True)]
 
 
-def _entrypoint(text: str | None) -> tuple[str, ...] | None:
-    """One word, or those of a JSON array, as podman reads it."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        words = json.loads(text)
-        if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            return tuple(words)
-    return (text,) if text else ()
-
-
-def _variables(options: argparse.Namespace) -> dict[str, str]:
-    """Those of the files, then those given one by one."""
-    lines = [line for path in options.env_file for line in Path(path).read_text().splitlines()]
-    texts = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    here = variables()
-    found = {}
-    for text in (*texts, *options.env):
-        name, has_value, value = text.partition("=")
-        if not name:
-            raise UsageError(f"{text!r} is no variable: NAME=VALUE, or NAME")
-        if has_value or name in here:
-            found[name] = value if has_value else here[name]
+def _range(text: str, whole: str) -> list[int]:
+    first, _, last = text.partition("-")
+    found = list(range(int(first), int(last or first) + 1))
+    if not found or found[0] < 1 or found[-1] > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{whole!r}: ports are from 1 to {_LAST_PORT}")
     return found
-
-
-def _existing(one: Bind) -> Bind:
-    source = os.path.abspath(one.source)
-    if not os.path.exists(source):
-        raise UsageError(f"{one.source}: there is no such file or directory to show at {one.target}")
-    return one._replace(source=source, options=_options(one, source))
-
-
-def _options(one: Bind, source: str) -> tuple[str, ...]:
-    """How a bind is mounted: a device, or what is in /dev, is shown to be opened."""
-    is_of_devices = Path("/dev") in (Path(source), *Path(source).parents)
-    if is_of_devices or Path(source).is_char_device() or Path(source).is_block_device():
-        return tuple(option for option in one.options if option != "nodev")
-    return one.options

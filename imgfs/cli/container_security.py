@@ -6,6 +6,7 @@ import argparse
 import re
 
 from imgfs.cli.options import checked, memory
+from imgfs.runtime.cdi_names import gpu_names, is_cdi_name
 from imgfs.runtime.resources import ULIMITS, UNLIMITED, Resources, Ulimit
 from imgfs.runtime.security import DeviceRequest, Security, capability
 
@@ -36,14 +37,7 @@ def rights_options(command: argparse.ArgumentParser) -> None:
         default=[],
         help="drop a capability, or ALL",
     )
-    command.add_argument(
-        "--device",
-        metavar="SRC[:DST][:rwm]",
-        action="append",
-        type=_device,
-        default=[],
-        help="let it use a device of this machine: /dev/fuse",
-    )
+    _device_options(command)
     command.add_argument(
         "--group-add",
         metavar="GROUP",
@@ -65,6 +59,33 @@ def rights_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="no seccomp filter, all capabilities and devices, /proc and /sys unmasked: started by root, it "
         "can do anything to this machine",
+    )
+
+
+def _device_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device",
+        metavar="SRC[:DST][:rwm]|NAME",
+        action="extend",
+        type=_devices,
+        default=[],
+        help="let it use a device of this machine: /dev/fuse, or one described in /etc/cdi or /var/run/cdi: "
+        "nvidia.com/gpu=all",
+    )
+    command.add_argument(
+        "--gpus",
+        metavar="all|ID,…",
+        action="extend",
+        type=_gpus,
+        default=[],
+        help="the same as --device nvidia.com/gpu=ID",
+    )
+    command.add_argument(
+        "--cdi-spec-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="where devices with names are described, instead of /etc/cdi and /var/run/cdi",
     )
 
 
@@ -102,7 +123,9 @@ def security_of(options: argparse.Namespace) -> Security:
         masked=_paths(said, "mask"),
         unmasked=_paths(said, "unmask"),
         groups=tuple(options.group_add),
-        devices=tuple(options.device),
+        devices=tuple(one for one in options.device if isinstance(one, DeviceRequest)),
+        named=(*(one for one in options.device if isinstance(one, str)), *options.gpus),
+        cdi_directories=tuple(options.cdi_spec_dir),
     )
 
 
@@ -136,8 +159,20 @@ def _security(text: str) -> tuple[str, str]:
     raise argparse.ArgumentTypeError(f"{text!r} is none of imgfs's: there are no labels and no profiles here")
 
 
-def _device(text: str) -> DeviceRequest:
-    """SRC[:DST][:rwm]."""
+def _gpus(text: str) -> list[str]:
+    with checked():
+        return gpu_names(text)
+
+
+def _devices(text: str) -> list[DeviceRequest | str]:
+    """Several with commas between, as podman has it."""
+    return [_device(word) for word in text.split(",")]
+
+
+def _device(text: str) -> DeviceRequest | str:
+    """SRC[:DST][:rwm], or a name that is described elsewhere."""
+    if is_cdi_name(text):
+        return text
     source, *rest = text.split(":")
     access = rest.pop() if rest and _ACCESS.fullmatch(rest[-1]) else "rwm"
     target = rest.pop() if rest else source

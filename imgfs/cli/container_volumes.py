@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
 
-from imgfs.cli.options import in_image, memory
+from imgfs.cli.options import checked, in_image, memory
+from imgfs.runtime.named_volumes import check_volume_name
 from imgfs.runtime.request import Bind, Tmpfs
 
 _SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
@@ -31,11 +31,12 @@ def mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-v",
         "--volume",
-        metavar="SRC:DST[:OPT,…]",
+        metavar="[SRC|NAME:]DST[:OPT,…]",
         action="append",
         default=[],
         type=bind,
-        help="show SRC at DST, nosuid and nodev unless OPT says suid, dev; also: ro, noexec",
+        help="show SRC, a path or a volume's name, at DST, nosuid and nodev unless OPT: suid, dev, ro; DST "
+        "alone: a volume that goes with the container",
     )
     command.add_argument(
         "--tmpfs", metavar="DST[:OPT,…]", action="append", default=[], type=tmpfs, help="a tmpfs at DST"
@@ -59,17 +60,22 @@ def mount_options(command: argparse.ArgumentParser) -> None:
 
 
 def bind(text: str) -> Bind:
-    """SRC:DST[:OPT,…]."""
+    """SRC:DST[:OPT,…], or DST for a volume without a name."""
+    if text.startswith("/") and ":" not in text:
+        return Bind("", in_image(text))
     source, _, rest = text.partition(":")
     target, _, options = rest.partition(":")
     words = set(options.split(","))
     if not source or not target.startswith("/") or words - _BIND_WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
-    if "/" not in source and source != ".":
-        raise argparse.ArgumentTypeError(
-            f"{source!r}: volumes have no names here; for a directory: ./{source}"
-        )
-    return Bind(source, target, "ro" in words, _flags(words))
+    volume = "" if "/" in source or source in (".", "..") else _volume(source)
+    return Bind(source, target, "ro" in words, _flags(words), volume)
+
+
+def _volume(name: str) -> str:
+    with checked():
+        check_volume_name(name)
+    return name
 
 
 def tmpfs(text: str) -> Tmpfs:
@@ -82,16 +88,22 @@ def mount(text: str) -> Bind | Tmpfs:
     """type=bind,src=SRC,dst=DST[,ro] or type=tmpfs,dst=DST[,tmpfs-size=SIZE][,tmpfs-mode=MODE]."""
     fields = dict(word.partition("=")[::2] for word in text.split(","))
     kind, target = fields.pop("type", "volume"), in_image(_taken(fields, _TARGET))
-    if kind == "bind":
+    if kind == "volume":
+        source = _taken(fields, _SOURCE)
+        name = _volume(source) if source else ""
+        found: Bind | Tmpfs = Bind(name, target, _flag(fields, _READ_ONLY), volume=name)
+    elif kind == "bind":
         words = {word for word in ("suid", "dev", "noexec") if _flag(fields, (word,))}
-        found: Bind | Tmpfs = Bind(_taken(fields, _SOURCE), target, _flag(fields, _READ_ONLY), _flags(words))
+        found = Bind(_taken(fields, _SOURCE), target, _flag(fields, _READ_ONLY), _flags(words))
     elif kind == "tmpfs":
         found = Tmpfs(target, _tmpfs_options(fields))
     else:
-        raise argparse.ArgumentTypeError(f"{kind!r} is not mounted here: type=bind or type=tmpfs")
+        raise argparse.ArgumentTypeError(
+            f"{kind!r} is not mounted here: type=bind, type=volume or type=tmpfs"
+        )
     if fields:
         raise argparse.ArgumentTypeError(f"{min(fields)!r} is nothing that type={kind} has")
-    if isinstance(found, Bind) and not found.source:
+    if kind == "bind" and isinstance(found, Bind) and not found.source:
         raise argparse.ArgumentTypeError(f"{text!r}: src= is missing")
     return found
 
@@ -129,6 +141,6 @@ def _flag(fields: dict[str, str], names: tuple[str, ...]) -> bool:
 class _Mount(argparse.Action):
     """Append a --mount to the values of -v or --tmpfs."""
 
-    def __call__(self, _: object, namespace: argparse.Namespace, value: Any, __: object = None) -> None:
+    def __call__(self, _: object, namespace: argparse.Namespace, value: object, __: object = None) -> None:
         option = "volume" if isinstance(value, Bind) else "tmpfs"
         setattr(namespace, option, [*getattr(namespace, option), value])

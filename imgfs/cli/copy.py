@@ -1,4 +1,4 @@
-"""imgfs copy, push: copy an image to a registry or an OCI layout."""
+"""imgfs copy, push: copy an image to a registry, an OCI layout or an archive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgfs.cli.options import (
+    IMAGE_HELP,
     Commands,
     add_command,
     registry_options,
@@ -28,11 +29,15 @@ def add_copy(commands: Commands) -> None:
         commands,
         "copy",
         copy,
-        "copy an image to a registry or an OCI layout",
+        "copy an image to a registry, an OCI layout or an archive",
         """\
 Copies what SRC names to DST byte for byte, so that it keeps its digest: an index with the images of all its
 platforms, or with --platform only the image for that one. What DST has already is not sent again. Writes
 DST and the digest to standard output.
+
+An archive, oci-archive:FILE or docker-archive:FILE, is written beside FILE and renamed when it is complete:
+what was in FILE is replaced. A docker-archive is for `docker load`: it has the image of one platform, its
+layers unpacked, and no manifest, so no digest.
 
 A Docker-format image gets OCI media types in a layout, where skopeo, podman and umoci read no others, and so
 another digest; its layers and configs stay as they are. --preserve-digests, or a digest in DST, keeps it.
@@ -41,9 +46,11 @@ Examples:
   imgfs copy debian:12 registry.example.com/mirror/debian:12
   imgfs copy --platform linux/arm64 debian:12 oci:DIR:12
   imgfs copy oci:DIR:v1 registry.example.com/team/app:v1
+  imgfs copy debian:12 docker-archive:debian.tar:debian:12
+  imgfs copy docker-archive:app.tar registry.example.com/team/app:v1
 """,
     )
-    _transfer_options(command, "an image's name, or oci:DIR[:TAG]")
+    _transfer_options(command, IMAGE_HELP)
     command.add_argument(
         "--preserve-digests",
         action="store_true",
@@ -60,14 +67,14 @@ def add_push(commands: Commands) -> None:
         "copy an image to a registry",
         """\
 Copies what SRC names, an OCI layout for the most part, to the registry's repository that DST names. As
-`imgfs copy`, which also writes layouts.
+`imgfs copy`, which also writes layouts. DST may be an archive, too.
 
 Examples:
   imgfs push oci:build:v1 registry.example.com/team/app:v1
   imgfs push registry.example.com/team/app:v1 registry.example.com/team/app:stable
 """,
     )
-    _transfer_options(command, "what to push: oci:DIR[:TAG], or an image's name")
+    _transfer_options(command, f"what to push: {IMAGE_HELP}")
     command.set_defaults(preserve_digests=True)  # a registry takes both formats
 
 
@@ -79,18 +86,18 @@ def _transfer_options(command: argparse.ArgumentParser, source: str) -> None:
 
 def copy(options: argparse.Namespace) -> int:
     """Copy an image from a registry or a layout to another."""
-    from imgfs.registry.config.local_names import parse_destination
+    from imgfs.registry.config.shortnames import parse_destination
 
     return _copy(options, parse_destination(options.destination))
 
 
 def push(options: argparse.Namespace) -> int:
     """Copy an image to a registry."""
-    from imgfs.oci.reference import RegistryReference
-    from imgfs.registry.config.local_names import parse_destination
+    from imgfs.oci.reference import LayoutReference
+    from imgfs.registry.config.shortnames import parse_destination
 
     reference = parse_destination(options.destination)
-    if not isinstance(reference, RegistryReference):
+    if isinstance(reference, LayoutReference):
         raise UsageError(f"{options.destination!r} is not in a registry; imgfs copy writes layouts")
     return _copy(options, reference)
 
@@ -98,13 +105,14 @@ def push(options: argparse.Namespace) -> int:
 def _copy(options: argparse.Namespace, target: Reference) -> int:
     from imgfs.cli.progress import Progress
     from imgfs.oci.descriptor import Platform
-    from imgfs.oci.reference import LayoutReference
-    from imgfs.transport.convert import convert_to_oci
-    from imgfs.transport.copy import image_of, mountable, put_image
+    from imgfs.oci.reference import RegistryReference, keeps_manifest
+    from imgfs.transport.copy import mountable, put_image
     from imgfs.transport.destination import tag_of
+    from imgfs.transport.parcel import convert_to_oci, image_of
 
     named = _select_source(options)
-    converts = isinstance(target, LayoutReference) and not (target.digest or options.preserve_digests)
+    is_layout = not isinstance(target, RegistryReference)
+    converts = is_layout and not (target.digest or options.preserve_digests)
     platform = Platform.from_text(options.platform) if options.platform else None
     opened_source, opened_destination = _open(options, named, target)
     with (
@@ -115,6 +123,9 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
         parcel = image_of(source, platform, mount_from=mountable(named, target))
         before = parcel.documents[-1].descriptor.digest
         digest = put_image(destination, convert_to_oci(parcel) if converts else parcel, progress)
+    if not keeps_manifest(target):
+        say(target)
+        return 0
     if digest != before:
         complain(f"converted to OCI media types: {before} is now {digest} (--preserve-digests keeps it)")
     say(replace(target, tag=tag_of(target), digest=digest))
@@ -147,9 +158,12 @@ def _open(options: argparse.Namespace, named: Reference, target: Reference) -> t
 
 def send_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Destination:
     """Open the destination of an image as the options of its command say."""
-    from imgfs.cli.selection import resolver_of, timeouts_of
-    from imgfs.transport.destination import open_destination
+    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.oci.reference import RegistryReference
+    from imgfs.transport.open_destination import open_destination
 
+    if isinstance(reference, RegistryReference):
+        options = options_for(options, reference.registry)
     return open_destination(
         reference,
         resolver=resolver_of(options, environment),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imgfs.cli.format import size
 from imgfs.cli.options import (
@@ -14,22 +13,13 @@ from imgfs.cli.options import (
     json_option,
 )
 from imgfs.cli.output import say
-from imgfs.cli.scratch_selection import scratch_options
+from imgfs.cli.paths import KINDS, named
+from imgfs.cli.scratch import scratch_options
 from imgfs.quoting import printable_path
 
 if TYPE_CHECKING:
     from imgfs.overlay.diff import DiffEntry
-
-
-_KINDS = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
+    from imgfs.tree.database import Attributes, Node
 
 
 def add_diff(commands: Commands) -> None:
@@ -38,21 +28,36 @@ def add_diff(commands: Commands) -> None:
         commands,
         "diff",
         diff,
-        "list what a scratch has changed",
+        "list what a scratch has changed, or how two images differ",
         """\
 Lists what the scratch of a mount, or a scratch that is kept, changes in its image: A added, C changed,
 D deleted.
 
+With OTHER both are images: their files are compared, and their configs. What comes from the same layer is not
+read, and nothing is whose size differs. Exit code 0 if they are the same, 1 if not, 2 for trouble.
+
 Examples:
   imgfs diff /mnt
   imgfs diff --stat work
+  imgfs diff app:v1 app:v2
+  imgfs diff -u app:v1 app:v2
+  imgfs diff --packages app:v1 app:v2
   imgfs diff --json work | jq -r '.[] | select(.change == "added").path'
 """,
     )
+    images = command.add_argument_group("of two images")
     scratch_options(command)
     command.add_argument(
         "--stat", action="store_true", help="with how much each file has grown, and a summary"
     )
+    command.add_argument("other", metavar="OTHER", nargs="?", help="an image; MNT|NAME is one then, too")
+    images.add_argument("-u", dest="unified", action="store_true", help="with the lines of texts that differ")
+    images.add_argument("--times", action="store_true", help="times of modification count, too")
+    images.add_argument(
+        "--packages", action="store_true", help="with the packages that differ, as imgfs packages finds them"
+    )
+    images.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this machine's")
+    command.set_defaults(index="auto", offline=False)
     json_option(command)
 
 
@@ -60,8 +65,12 @@ def diff(options: argparse.Namespace) -> int:
     """List what a scratch has changed."""
     import json
 
-    from imgfs.cli.scratch_selection import select_scratch
+    from imgfs.cli.scratch import select_scratch
 
+    if options.other is not None:
+        from imgfs.cli.diff_images import diff_images
+
+        return diff_images(options)
     selected = select_scratch(options)
     with selected.open() as image, selected.changes(image) as changes:
         if options.json:
@@ -74,24 +83,16 @@ def diff(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fields(change: DiffEntry) -> dict[str, Any]:
+def _fields(change: DiffEntry) -> dict[str, object]:
     now = change.after or change.before
     assert now is not None
     return {
-        **_named(b"/" + change.path),
+        **named(b"/" + change.path),
         "change": change.kind.name.lower(),
-        "kind": _KINDS[stat.S_IFMT(now.mode)],
+        "kind": KINDS[stat.S_IFMT(now.mode)],
         "size": _size(change.after),
         "size_before": _size(change.before),
     }
-
-
-def _named(path: bytes) -> dict[str, str]:
-    """Return a path for JSON; one that is not UTF-8 also in base64."""
-    try:
-        return {"path": path.decode()}
-    except UnicodeDecodeError:
-        return {"path": path.decode(errors="replace"), "path_base64": base64.b64encode(path).decode()}
 
 
 def _statistics(changes: list[DiffEntry]) -> list[str]:
@@ -113,6 +114,6 @@ def _growth(change: DiffEntry) -> str:
     return f"{'-' if grown < 0 else '+'}{size(abs(grown))}"
 
 
-def _size(file: Any) -> int | None:
+def _size(file: Node | Attributes | None) -> int | None:
     """Return a regular file's size in bytes; None for others."""
     return file.size if file is not None and stat.S_ISREG(file.mode) else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from imgfs.tree.reader import Node
+    from imgfs.tree.database import Node
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -25,18 +25,51 @@ def size(count: float) -> str:
     return f"{count:.3g} {_UNITS[-1]}"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: `1 request`, `2 requests`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+class Column(NamedTuple):
+    """A column of a table; `right` for numbers, `folds` for names, which may be wider than a terminal."""
+
+    title: str
+    right: bool = False
+    folds: bool = False
+
+
+def sizes(*parts: int) -> list[str]:
+    """Return the sum of some sizes and each of them, in the sum's unit, so that what is shown adds up."""
+    total, unit, factor = sum(parts), 0, 1
+    while total >= 999.5 * factor and unit < len(_UNITS) - 1:
+        unit, factor = unit + 1, factor * 1000
+    digits = 0 if unit == 0 else 2 if total < 9.995 * factor else 1 if total < 99.95 * factor else 0
+    step = factor // 10**digits
+    steps = [part // step for part in parts]
+    # what rounding down has taken from the sum goes to the parts that lost most
+    lost = (total + step // 2) // step - sum(steps)
+    for number in sorted(range(len(parts)), key=lambda number: -(parts[number] % step))[:lost]:
+        steps[number] += 1
+    shown = [f"{count / 10**digits:.{digits}f} {_UNITS[unit]}" for count in (sum(steps), *steps)]
+    return [text if count else "0 B" for text, count in zip(shown, (sum(parts), *parts), strict=True)]
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 request`, `2 requests`, `3 tries`."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def ago(seconds: float) -> str:
     """How long ago something was, in the largest unit of which that is at least one."""
+    return "just now" if seconds < 1 else f"{age(seconds)} ago"
+
+
+def age(seconds: float) -> str:
+    """A time that has passed, in the largest unit of which that is at least one."""
     for name, length in _PERIODS:
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {name}{'s' if count > 1 else ''} ago"
-    return "just now"
+            return counted(int(seconds // length), name)
+    return counted(0, "second")
+
+
+def short(digest: str) -> str:
+    """Return the first twelve digits of a digest, by which people tell digests apart."""
+    return digest.partition(":")[2][:12]
 
 
 def long_line(node: Node, name: bytes, target: bytes | None) -> bytes:

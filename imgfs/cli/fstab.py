@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.errors import ImgfsError, MountError, UsageError
 from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import imgfs_mount_at, mount_at
@@ -28,18 +29,38 @@ _VALUES = {
     "tls_ca",
     "driver",
 }
-_FLAGS = {"plain_http", "insecure", "squash_owner", "write_through", "fill", "offline"}
+_FLAGS = {"plain_http", "insecure", "squash_owner", "write_through", "fill", "offline", "restart"}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",
 }  # fmt: skip
 
 
-# The kernel's, that a remount may change (mount(8), "Filesystem-independent mount options").
+# The kernel's, that a remount may change, and what takes each of them back (mount(8), "Filesystem-independent
+# mount options").
 _KERNELS = {
-    "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "diratime",
-    "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
-}  # fmt: skip
+    "ro": syscalls.MS_RDONLY,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "noatime": syscalls.MS_NOATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+}
+_ATIMES = {"noatime", "relatime", "strictatime"}  # of these a mount has one
+_BACK = {
+    "rw": "ro",
+    "suid": "nosuid",
+    "dev": "nodev",
+    "exec": "noexec",
+    "symfollow": "nosymfollow",
+    "diratime": "nodiratime",
+    "atime": "noatime",
+    "norelatime": "relatime",
+    "nostrictatime": "strictatime",
+}
 
 
 def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> list[str]:
@@ -59,27 +80,37 @@ def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> li
 def remount(arguments: Sequence[str]) -> bool:
     """Change a mount's flags, if mount(8) asks for that with `remount`; raises UsageError, MountError.
 
-    The kernel changes its own flags, so mount(8) is run again without this helper (`-i`). The other options
-    of fstab were read when the image was mounted, and stay. Without a scratch a mount stays read-only.
+    Those of the kernel's flags change that are named. The other options of fstab were read when the image was
+    mounted, and stay: mount(8) without this helper (`-i`) hands them to the kernel again, which refuses them
+    by fsconfig(2), as util-linux has it since 2.39. Without a scratch a mount stays read-only.
     """
     names, given = _split(arguments)
     if "remount" not in given:
         return False
     mount = imgfs_mount_at(Path(names[-1]))
-    flags = [name for name in given if name in _KERNELS]
-    writable = [name for name in flags if name in ("ro", "rw")][-1:] == ["rw"]
-    if writable and not read_status(mount).get("scratch"):
+    writable = [name for name in given if name in ("ro", "rw")][-1:] == ["rw"]
+    if writable and not read_status(mount).scratch:
         raise MountError(f"{mount.mountpoint}: has no scratch, so it stays read-only (-o scratch makes one)")
-    done = subprocess.run(
-        ["mount", "-i", "-o", ",".join(["remount", *flags]), str(mount.mountpoint)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[:1] or ["mount failed"]
-        raise MountError(f"{mount.mountpoint}: cannot remount: {reason[0]}")
+    flags = flags_after(mount.flags, given)
+    try:
+        syscalls.remount(str(mount.mountpoint), sum(_KERNELS[name] for name in flags))
+    except OSError as error:
+        reason = "busy: a file is open for writing" if error.errno == errno.EBUSY else error.strerror
+        raise MountError(f"{mount.mountpoint}: cannot remount: {reason}") from error
     return True
+
+
+def flags_after(shown: Iterable[str], given: Iterable[str]) -> set[str]:
+    """The kernel's flags of a mount that `shown` (mountinfo) had, once a remount has been `given` options."""
+    flags = _KERNELS.keys() & set(shown)
+    flags |= set() if flags & _ATIMES else {"strictatime"}  # which mountinfo does not name
+    for name in given:
+        if name in _KERNELS:
+            flags = (flags - _ATIMES if name in _ATIMES else flags) | {name}
+        elif _BACK.get(name) in flags:
+            flags -= {_BACK[name]}
+            flags |= set() if flags & _ATIMES else {"relatime"}  # the kernel's default
+    return flags
 
 
 def umount_arguments(arguments: Sequence[str]) -> list[str]:
@@ -150,7 +181,7 @@ def _translated(options: Sequence[str]) -> Iterator[str]:
             yield "--rw"
         elif name in _VALUES:
             yield f"--{name.replace('_', '-')}={value}"
-        elif name in _FLAGS:
+        elif name in _FLAGS or name.removeprefix("no_") in _FLAGS:
             yield f"--{name.replace('_', '-')}"
         else:
             yield f"-o{option}"

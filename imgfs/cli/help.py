@@ -8,6 +8,7 @@ import sys
 from imgfs import manual
 from imgfs.cli.options import Commands, add_command
 from imgfs.cli.output import say
+from imgfs.cli.parser import meant
 from imgfs.errors import UsageError
 
 
@@ -40,20 +41,12 @@ def help(options: argparse.Namespace) -> int:  # noqa: A001 (the name of the com
     try:
         text = manual.text(options.topic)
     except KeyError:
-        known = ", ".join(manual.TOPICS)
-        raise UsageError(f"the manual has no topic {options.topic!r}; it has: {known}") from None
+        hint = meant(options.topic, manual.TOPICS) or f"; it has: {', '.join(manual.TOPICS)}"
+        raise UsageError(f"the manual has no topic {options.topic!r}{hint}") from None
     if sys.stdout.isatty():
-        _page(text)
+        from imgfs.cli.terminal import show_page
+
+        show_page(text)
     else:
         say(text.removesuffix("\n"))
     return 0
-
-
-def _page(markdown: str) -> None:
-    """Render Markdown for a terminal and show it in the user's pager ($MANPAGER, $PAGER, else less)."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    console = Console()
-    with console.pager():
-        console.print(Markdown(markdown))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from imgfs.cli.format import size
-from imgfs.cli.options import Commands, add_command, json_option, lazily, registry_options, store_option
-from imgfs.cli.output import say
+from imgfs.cli.format import Column, size
+from imgfs.cli.options import (
+    IMAGE_HELP,
+    Commands,
+    add_command,
+    json_option,
+    lazily,
+    registry_options,
+    store_option,
+)
+from imgfs.cli.output import say, say_table
 from imgfs.errors import NotFound
-from imgfs.quoting import printable
 
 if TYPE_CHECKING:
     from imgfs.image.resolve import Resolved
@@ -140,7 +148,7 @@ Examples:
 
 
 def _image_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
+    command.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     registry_options(command, platform="instead of this machine's")
     store_option(command)
     command.set_defaults(offline=None)  # nothing can stand in for the registry
@@ -168,11 +176,10 @@ def ls(options: argparse.Namespace) -> int:
     with closing(image.connect()) as source:
         found = [_row(one, source) for one in indexes_beside(resolved, source)]
     if options.json:
-        say(json.dumps(found, indent=2))
-    else:
-        for one in found:
-            made = printable(str(one["created"] or one["by"]))
-            say(f"{one['digest']}  {size(one['bytes']):>8}  {one['kind']:7}  {made}")
+        say(json.dumps([asdict(one) for one in found], indent=2))
+    elif found:
+        columns = (Column("DIGEST"), Column("SIZE", right=True), Column("KIND"), Column("MADE"))
+        say_table(columns, [(one.digest, size(one.bytes), one.kind, one.created or one.by) for one in found])
     return 0
 
 
@@ -215,7 +222,19 @@ def made_by_imgfs(one: Descriptor) -> bool:
     return one.artifact_type == ARTIFACT_TYPE or one.annotations.get(BUILD_TOOL) == TOOL
 
 
-def _row(one: Descriptor, source: Source) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """An index beside an image, as `imgfs index ls --json` shows it."""
+
+    digest: str
+    kind: str
+    bytes: int
+    created: str | None
+    by: str
+    profiles: list[str]
+
+
+def _row(one: Descriptor, source: Source) -> IndexRow:
     """Return what `index ls` prints of an index."""
     from imgfs.oci.artifact import parse_artifact
     from imgfs.oci.published import ARTIFACT_TYPE, CREATED, published_in
@@ -223,18 +242,18 @@ def _row(one: Descriptor, source: Source) -> dict[str, Any]:
 
     artifact = parse_artifact(source.document(one), one.media_type)
     ours = one.artifact_type == ARTIFACT_TYPE
-    return {
-        "digest": str(one.digest),
-        "kind": "imgfs" if ours else "soci v1",
-        "bytes": sum(layer.size for layer in artifact.layers),
-        "created": one.annotations.get(CREATED),
-        "by": TOOL if ours else one.annotations.get(BUILD_TOOL, "unknown"),
-        "profiles": sorted(published_in(artifact).profiles) if ours else [],
-    }
+    return IndexRow(
+        digest=str(one.digest),
+        kind="imgfs" if ours else "soci v1",
+        bytes=sum(layer.size for layer in artifact.layers),
+        created=one.annotations.get(CREATED),
+        by=TOOL if ours else one.annotations.get(BUILD_TOOL, "unknown"),
+        profiles=sorted(published_in(artifact).profiles) if ours else [],
+    )
 
 
 def _layer_line(layer: Descriptor, store: Store) -> str:
-    from imgfs.image.readiness import open_index
+    from imgfs.image.trust import open_index
 
     with open_index(store.layer(layer.digest)) as index:
         summary, spans = index.summary, index.span_count()

@@ -26,19 +26,11 @@ from imgfs.oci.published import ARTIFACT_TYPE, CREATED, contents_of
 from imgfs.oci.reference import Reference
 from imgfs.oci.soci import CONFIG_BODY, SOCI_V2, soci_index, with_soci_v2
 from imgfs.publish import Publication, publication_of
-from imgfs.registry.config.local_names import parse_destination
+from imgfs.registry.config.shortnames import parse_destination
 from imgfs.store.store import Store
-from imgfs.transport.copy import (
-    Document,
-    Parcel,
-    blob_in,
-    blob_of,
-    blob_with,
-    mountable,
-    put_artifact,
-    put_image,
-)
+from imgfs.transport.copy import mountable, put_artifact, put_image
 from imgfs.transport.destination import Destination, tag_of
+from imgfs.transport.parcel import Document, Parcel, blob_in, blob_of, blob_with
 
 
 def push(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imgfs.cli.format import size
 from imgfs.cli.options import Commands, add_command, image_options, json_option
@@ -59,7 +59,7 @@ def inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _document(resolved: Resolved) -> dict[str, Any]:
+def _document(resolved: Resolved) -> dict[str, object]:
     layers = zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
     return {
         "reference": resolved.reference,
@@ -103,7 +103,7 @@ def _text(resolved: Resolved) -> str:
     return "\n".join(lines)
 
 
-def _history(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _history(entries: Sequence[Mapping[str, object]]) -> Iterator[str]:
     """Yield a line for each step of the image's making, with the number of the layer that it made, if any.
 
     OCI image-spec, config.md, "history": `empty_layer` is true of a step that made none.

@@ -91,15 +91,16 @@ class _Scope(NamedTuple):
 
 def login(options: argparse.Namespace) -> int:
     """Check credentials and keep them."""
-    from imgfs.cli.selection import resolver_of, timeouts_of
+    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
     from imgfs.config import Environment
+    from imgfs.registry.client import check_login
     from imgfs.registry.config.credentials import keep_credentials
-    from imgfs.registry.login import check_login
 
     environment = Environment.read()
-    scope = _parse_scope(options.registry)
+    scope = parse_scope(options.registry)
     path = _file(options, environment)
     credentials = _ask(options, scope)
+    options = options_for(options, scope.registry)
     endpoint = resolver_of(options, environment).for_push(scope.registry, scope.namespace or "x")
     wanted = check_login(
         endpoint,
@@ -120,7 +121,7 @@ def logout(options: argparse.Namespace) -> int:
     from imgfs.registry.config.credentials import forget_credentials
 
     environment = Environment.read()
-    scope = _parse_scope(options.registry)
+    scope = parse_scope(options.registry)
     files = environment.auth_files if options.all else (_file(options, environment),)
     removed = [path for path in files if forget_credentials(path, scope.registry, scope.namespace)]
     others = [path for path in environment.auth_files if path not in files and _knows(path, scope)]
@@ -141,7 +142,7 @@ def _file(options: argparse.Namespace, environment: Environment) -> Path:
     return environment.auth_files[-1 if options.docker else 0]
 
 
-def _parse_scope(text: str) -> _Scope:
+def parse_scope(text: str) -> _Scope:
     """Read HOST[:PORT][/NAMESPACE], perhaps after a scheme or with the API's root, and Docker Hub by all its
     names; what is said of TLS is the command's options'."""
     from imgfs.oci.reference import RegistryReference, parse_reference

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import stat
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from imgfs.cli.format import long_line
-from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.cli.options import Commands, add_command, count, image_options
 from imgfs.cli.output import say_line
+from imgfs.cli.paths import PATHS, open_files, take_paths
 
 if TYPE_CHECKING:
-    from imgfs.tree.reader import Node, Tree
+    from imgfs.image.files import Found, ImageFiles
 
 
 def add_ls(commands: Commands) -> None:
@@ -26,18 +27,26 @@ def add_ls(commands: Commands) -> None:
         ls,
         "list files of an image without mounting it",
         """\
-Lists PATH (default: /) of IMAGE.
+Lists PATH (default: /) of IMAGE; IMAGE:PATH is the same as IMAGE PATH.
 
 Examples:
   imgfs ls debian:12
   imgfs ls -l debian:12 /etc
+  imgfs ls -l debian:12:/etc '/usr/lib/*.so'
   imgfs ls -R debian:12 /usr/share/doc
+  imgfs ls -l --layer 2 app:v2
 """,
     )
     image_options(command)
-    command.add_argument("path", metavar="PATH", nargs="?", default="/")
+    command.add_argument("paths", metavar="PATH", nargs="*", help=PATHS)
     command.add_argument("-l", dest="long", action="store_true", help="with mode, owner, size and time")
     command.add_argument("-R", dest="recursive", action="store_true", help="with everything below")
+    command.add_argument(
+        "--layer",
+        metavar="N",
+        type=count,
+        help="what layer N adds (A), changes (C) and deletes (D)",
+    )
 
 
 def add_cat(commands: Commands) -> None:
@@ -56,64 +65,84 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="+")
+    command.add_argument("paths", metavar="PATH", nargs="*", help=PATHS)
 
 
 def ls(options: argparse.Namespace) -> int:
-    """List files of an image."""
-    from imgfs.cli.selection import select_image
-
-    path = os.fsencode(options.path)
-    with select_image(options).open() as image:
-        top = image.tree.resolve(path, follow=not options.long or path.endswith(b"/"))
-        if not stat.S_ISDIR(top.mode):
-            _print_line(image.tree, top, path, options.long)
-            return 0
-        for directory, names in _listings(image.tree, top, path, options.recursive):
-            if options.recursive:
-                say_line(directory + b":")
-            for name, node in names:
-                _print_line(image.tree, node, name, options.long)
-            if options.recursive:
+    """List files of an image: as ls(1), what is no directory first, and names before several directories."""
+    paths = take_paths(options)
+    if options.layer is not None:
+        return _list_layer(paths, options)
+    with open_files(options) as files:
+        tops = [
+            (found if found.path != b"/" + path.strip(b"/") else found._replace(path=path))
+            for path in paths
+            for found in files.matching(path, follow=not options.long or path.endswith(b"/"))
+        ]
+        plain = [top for top in tops if not top.is_directory]
+        for top in plain:
+            _print_line(files, top, top.path, options.long)
+        names = options.recursive or len(tops) > 1
+        for number, top in enumerate(top for top in tops if top.is_directory):
+            if names and not options.recursive and (number or plain):
                 say_line(b"")
+            for directory, children in _listings(files, top, options.recursive):
+                if names:
+                    say_line(directory + b":")
+                for child in children:
+                    _print_line(files, child, os.path.basename(child.path), options.long)
+                if options.recursive:
+                    say_line(b"")
+    return 0
+
+
+def _list_layer(paths: list[bytes], options: argparse.Namespace) -> int:
+    """List what a layer does below some paths."""
+    from imgfs.cli.layers import open_layers
+    from imgfs.image.compare import layer_changes
+
+    tops = [b"/" + path.strip(b"/") for path in paths]
+    with open_layers(options) as layers, ExitStack() as stack:
+        after = stack.enter_context(layers.at(options.layer))
+        below = stack.enter_context(layers.at(options.layer - 1)) if options.layer > 1 else None
+        for one in layer_changes(below, after, options.layer):
+            if not any(one.path == top or one.path.startswith(top.rstrip(b"/") + b"/") for top in tops):
+                continue
+            found = one.after or one.before
+            assert found is not None
+            files = after if one.after or below is None else below
+            name = f"{one.change[0].upper()} ".encode() + one.path
+            say_line(long_line(found.node, name, files.target(found)) if options.long else name)
     return 0
 
 
 def cat(options: argparse.Namespace) -> int:
     """Write files of an image to standard output."""
-    from imgfs.cli.selection import select_image
-
-    with select_image(options).open() as image:
-        for path in options.paths:
-            node = image.tree.resolve(os.fsencode(path))
-            if not stat.S_ISREG(node.mode):
-                number = errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EINVAL
-                raise OSError(number, os.strerror(number), path)
-            for piece in image.read(node.ino):
-                sys.stdout.buffer.write(piece)
+    paths = take_paths(options, required=True)
+    with open_files(options) as files:
+        for path in paths:
+            for found in files.matching(path, follow=True):
+                if not found.is_regular:
+                    number = errno.EISDIR if found.is_directory else errno.EINVAL
+                    raise OSError(number, os.strerror(number), os.fsdecode(path))
+                for piece in files.read(found):
+                    sys.stdout.buffer.write(piece)
     return 0
 
 
-def _listings(
-    tree: Tree, top: Node, path: bytes, recursive: bool
-) -> Iterator[tuple[bytes, Iterator[tuple[bytes, Node]]]]:
+def _listings(files: ImageFiles, top: Found, recursive: bool) -> Iterator[tuple[bytes, list[Found]]]:
     """Directories from `top` down, each with its children, parents first."""
-    ahead = [(path, top)]
+    ahead = [top]
     while ahead:
-        directory, node = ahead.pop()
-        yield directory, ((name, child) for _, name, child in tree.children(node.ino))
+        directory = ahead.pop()
+        children = list(files.children(directory))
+        yield directory.path, children
         if recursive:
-            below = [(_join(directory, name), child) for _, name, child in tree.children(node.ino)]
-            ahead += [(name, child) for name, child in reversed(below) if stat.S_ISDIR(child.mode)]
+            ahead += [child for child in reversed(children) if child.is_directory]
 
 
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory.rstrip(b"/") + b"/" + name
-
-
-def _print_line(tree: Tree, node: Node, name: bytes, long: bool) -> None:
+def _print_line(files: ImageFiles, found: Found, name: bytes, long: bool) -> None:
     if not long:
         say_line(name)
         return
-    target = tree.target(node.ino) if stat.S_ISLNK(node.mode) else None
-    say_line(long_line(node, name, target))
+    say_line(long_line(found.node, name, files.target(found)))

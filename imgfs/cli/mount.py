@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +17,28 @@ from imgfs.cli.options import (
     image_options,
     rate,
 )
+from imgfs.cli.output import warn
+from imgfs.cli.parser import meant
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
     from imgfs.cli.selection import ImageSelection
+    from imgfs.content.background import BackgroundFetchOptions
+    from imgfs.image.resolve import Resolved
     from imgfs.metrics.endpoint import MetricsAddress
-    from imgfs.mount.serving import MountOptions
+    from imgfs.mount.options import MountOptions
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
+
+# Options that libfuse 3 knows (lib/mount.c, fuse_mount_opts; lib/fuse_lowlevel.c, fuse_ll_opts), and imgfs's
+# own: with others it would refuse the mount after the image has been fetched.
+_FUSE_FLAGS = {
+    "allow_other", "allow_root", "async", "atime", "auto_unmount", "blkdev", "debug", "default_permissions",
+    "dev", "diratime", "dirsync", "exec", "history", "noatime", "nodev", "nodiratime", "noexec", "nonempty",
+    "nopassthrough", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "relatime", "ro", "rw",
+    "strictatime", "suid", "symfollow", "sync",
+}  # fmt: skip
+_FUSE_SETTINGS = {"blksize", "context", "defcontext", "fscontext", "max_read", "rootcontext", "user"}
 
 
 def add_mount(commands: Commands) -> None:
@@ -60,6 +77,13 @@ Examples:
         metavar="N|DIGEST",
         help="the image as it was after an earlier layer, counted from 1 as `imgfs inspect` lists them",
     )
+    _change_options(command)
+    _fetch_options(command)
+    _daemon_options(command)
+
+
+def _change_options(command: argparse.ArgumentParser) -> None:
+    """Add whether the mount is writable, and where its changes are kept."""
     command.add_argument(
         "--rw", action="store_true", help="make it writable; the changes are removed with the mount"
     )
@@ -73,6 +97,10 @@ Examples:
         action="store_true",
         help="lose nothing written to a scratch even if the daemon is killed; slower",
     )
+
+
+def _fetch_options(command: argparse.ArgumentParser) -> None:
+    """Add what is fetched before it is read, and what is recorded for that."""
     command.add_argument(
         "--record",
         metavar="PROFILE",
@@ -92,11 +120,20 @@ Examples:
         type=rate,
         help="limit --fill, in bytes per second: 500k, 2M (default: none)",
     )
+
+
+def _daemon_options(command: argparse.ArgumentParser) -> None:
+    """Add how the mount is served."""
     command.add_argument(
         "--metrics",
         metavar="ADDRESS",
         type=_address,
         help="serve the status to Prometheus at [HOST:]PORT (default: on loopback) or unix:PATH",
+    )
+    command.add_argument(
+        "--restart",
+        action="store_true",
+        help="start the daemon again if it is killed: readers wait meanwhile, and go on (Linux 6.9)",
     )
     driver_option(command)
     command.add_argument(
@@ -106,7 +143,7 @@ Examples:
         action="append",
         default=[],
         help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: with "
-        "the kernel driver, all data is read through imgfs",
+        "the kernel driver, all data is read through imgfs; history: .imgfs/layers/N is what layer N left",
     )
     command.add_argument(
         "--log-level",
@@ -133,27 +170,51 @@ def mount(options: argparse.Namespace) -> int:
     if options.fill and options.offline:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
     if options.foreground:
-        image, how = _plan(options)
-        mount_in_foreground(image.prepare(options.upto_layer), image.connect, image.store, how)
-    with Mounting.fork() as mounting:
-        image, how = _plan(options)
-        mounting.mount(image.prepare(options.upto_layer), image.connect, image.store, how)
+        with _plan(options) as (image, how):
+            mount_in_foreground(_prepared(image, options, how), image.connect, image.store, how)
+    writable = options.rw or options.scratch is not None
+    with (
+        Mounting.fork(writable=writable, offline=options.offline) as mounting,
+        _plan(options) as (image, how),
+    ):
+        mounting.mount(_prepared(image, options, how), image.connect, image.store, how)
     return 0
 
 
-def _plan(options: argparse.Namespace) -> tuple[ImageSelection, MountOptions]:
-    """Select the image and the mount's options; raises ImgfsError before anything is fetched."""
-    from imgfs.cli.selection import select_image
-    from imgfs.content.background import BackgroundFetchOptions
-    from imgfs.mount.serving import MountOptions
-    from imgfs.mounts.mountpoint import check_mountable
+def _prepared(image: ImageSelection, options: argparse.Namespace, how: MountOptions) -> Resolved:
+    """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
+    from imgfs.store.store import NO_PROFILE
 
+    resolved, name = image.prepare(options.upto_layer), options.replay
+    if how.history:
+        image.prepare_states(resolved)
+    if name in (None, NO_PROFILE):
+        return resolved
+    known = image.store.profiles(resolved.digest)
+    if name not in known:
+        there = f"there are: {', '.join(sorted(known))}" if known else "there are none yet (see --record)"
+        warn(f"--replay {name}: the image has no profile of that name, so nothing is fetched ahead; {there}")
+    return resolved
+
+
+@contextmanager
+def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOptions]]:
+    """Select the image and the mount's options, until it is mounted; raises ImgfsError before any request."""
+    from imgfs.cli.selection import select_image
+    from imgfs.mount.options import MountOptions
+    from imgfs.mounts.mountpoint import checked_mountpoint
+    from imgfs.store.store import check_profile_name
+
+    for profile in (options.record, options.replay):
+        if profile is not None:
+            check_profile_name(profile)
     image = select_image(options)
     scratch = _scratch(options, image.store)
     squashed = options.squash_owner or (scratch is not None and os.geteuid() != 0)
+    fuse = _fuse_options(options.fuse_options)
     how = MountOptions(
         mountpoint=Path(os.path.abspath(options.mountpoint)),
-        fuse=_fuse_options(options.fuse_options),
+        fuse=fuse,
         owner=(os.getuid(), os.getgid()) if squashed else None,
         log_level=options.log_level.upper(),
         foreground=options.foreground,
@@ -161,27 +222,63 @@ def _plan(options: argparse.Namespace) -> tuple[ImageSelection, MountOptions]:
         write_through=options.write_through,
         record=options.record,
         replay=options.replay,
-        fill=BackgroundFetchOptions(options.limit_rate) if options.fill else None,
+        fill=_fill(options),
         metrics=options.metrics,
-        driver=options.driver,
+        driver="fuse" if options.restart and options.driver == "auto" else options.driver,
         trust=image.trust,
+        history="history" in fuse,
+        restart=options.restart,
     )
     if "rw" in how.fuse and scratch is None:
         raise UsageError("-o rw: an image never changes; --rw or --scratch keeps what you change beside it")
-    check_mountable(how.mountpoint, nonempty="nonempty" in how.fuse)
-    return image, how
+    if how.history and scratch is not None:
+        raise UsageError("-o history: of an image alone, not with --rw or --scratch")
+    if how.restart:
+        _check_restart(how)
+    with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse) as checked:
+        yield image, replace(how, checked=checked)
+
+
+def _check_restart(how: MountOptions) -> None:
+    """Raise UsageError, or MountError, if --restart cannot be."""
+    from imgfs.mount.resume import check_kernel
+
+    reasons = {
+        "with --rw and --scratch it is not possible yet": how.scratch,
+        "it is for FUSE": how.driver == "kernel",
+        "whatever started a daemon in the foreground has to start it again": how.foreground,
+    }
+    for reason in [reason for reason, holds in reasons.items() if holds]:
+        raise UsageError(f"--restart: {reason}")
+    check_kernel()
+
+
+def _fill(options: argparse.Namespace) -> BackgroundFetchOptions | None:
+    """Return what --fill asks for."""
+    if not options.fill:
+        return None
+    from imgfs.content.background import BackgroundFetchOptions
+
+    return BackgroundFetchOptions(options.limit_rate)
 
 
 def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
     """Return the scratch of --rw or --scratch."""
+    if options.scratch is None and not options.rw:
+        return None
     from imgfs.overlay.scratches import find_scratch, volatile_scratch
 
-    if options.scratch is not None:
-        return find_scratch(options.scratch, store.root)
-    return volatile_scratch(store.root) if options.rw else None
+    if options.scratch is None:
+        return volatile_scratch(store.root)
+    return find_scratch(options.scratch, store.root)
 
 
 def _fuse_options(given: list[str]) -> frozenset[str]:
     """Return the -o options; root's mounts are for all users, as those of kernel file systems are."""
     names = {name for text in given for name in text.split(",") if name}
+    for name in sorted(names):
+        word, has_value, _ = name.partition("=")
+        known = _FUSE_SETTINGS if has_value else _FUSE_FLAGS
+        if word not in known:
+            raise UsageError(f"-o {name}: FUSE has no such option{meant(word, known)}")
     return frozenset(names | ({"allow_other"} if os.geteuid() == 0 else set()))

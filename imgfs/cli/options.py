@@ -8,13 +8,18 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from imgfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgfs.config import Environment
+    from imgfs.store.store import Store
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+IMAGE_HELP = "an image's name, or oci:DIR[:TAG], docker-archive:FILE, … (see: imgfs --help)"
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 _LONGEST_WAIT = 60  # seconds
 
@@ -45,7 +50,7 @@ def image_options(command: argparse.ArgumentParser, *, offline: bool = True) -> 
     """Add the image, its platform, the indexes to use, and the store; --offline if `offline`."""
     from imgfs.oci.policy import Policy
 
-    command.add_argument("image", metavar="IMAGE", help="an image's name, or oci:DIR[:TAG]")
+    command.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     registry_options(command, platform="instead of this machine's")
     command.add_argument(
         "--index",
@@ -111,6 +116,18 @@ def store_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", metavar="DIR", help="the cache directory (default: $IMGFS_STORE)")
 
 
+def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
+    """The store that --store or the environment names."""
+    from pathlib import Path
+
+    from imgfs.config import Environment
+    from imgfs.store.store import Store
+
+    environment = environment or Environment.read()
+    named = getattr(options, "store", None)  # of commands that hardly need one it is the usual one
+    return Store(Path(named).absolute() if named else environment.store_root)
+
+
 def json_option(command: argparse.ArgumentParser) -> None:
     """Add --json."""
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -127,8 +144,8 @@ def _seconds(text: str) -> float:
 def rate(text: str) -> int:
     """Bytes per second: a number, with k, M or G for powers of 1000."""
     with contextlib.suppress(ValueError, OverflowError):
-        if (count := int(scaled(text, "kmg"))) > 0:
-            return count
+        if (per_second := int(scaled(text, "kmg"))) > 0:
+            return per_second
     raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
 
 
@@ -150,10 +167,17 @@ def scaled(text: str, units: str) -> float:
 def memory(text: str) -> int:
     """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
     match = _SIZE.fullmatch(text)
-    count = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
-    if not 0 < count < 1 << 63:
+    found = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
+    if not 0 < found < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, like 512m or 2g")
-    return count
+    return found
+
+
+def count(text: str) -> int:
+    """A number of things, from 0."""
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number, like 2")
 
 
 def in_image(text: str) -> str:

@@ -11,7 +11,11 @@ import codecs
 import io
 import logging
 import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
 
+from imgfs.cli.format import Column
+from imgfs.errors import describe
 from imgfs.quoting import LineFormatter, printable, printable_path
 
 
@@ -42,6 +46,51 @@ def say_line(line: bytes) -> None:
 def complain(text: object) -> None:
     """Say what failed, or what is not as it should be, in one line on standard error."""
     print(f"imgfs: {printable(str(text))}", file=sys.stderr, flush=True)
+
+
+def warn(text: object) -> None:
+    """Say what does not stop a command, in one line on standard error."""
+    complain(f"warning: {text}")
+
+
+def draws_on(stream: TextIO) -> bool:
+    """Return True if a stream is a terminal that can be drawn on: $TERM is not `dumb`."""
+    if not stream.isatty():
+        return False
+    from imgfs.config import variables
+
+    return variables().get("TERM") not in ("dumb", "unknown")
+
+
+def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: on a terminal by Rich, else aligned by spaces."""
+    if draws_on(sys.stdout):
+        from imgfs.cli.terminal import show_table
+
+        show_table(columns, rows)
+        return
+    lines = [[column.title for column in columns], *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        )
+        say("  ".join(padded).rstrip())
+
+
+def words_of(error: OSError) -> str:
+    """Return what an OSError says, with the file it is about, without Python's "[Errno 2]"."""
+    return f"{error.filename}: {describe(error)}" if error.filename else describe(error)
+
+
+def words_of_unicode(error: UnicodeError) -> str:
+    """Return what a UnicodeError says: what is not UTF-8, never how Python decodes."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:200]!s}: not UTF-8, as names have to be here"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{error.object[:200]!r}: not UTF-8"
+    return str(error)
 
 
 def ask(text: str) -> None:

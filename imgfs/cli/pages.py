@@ -82,7 +82,7 @@ def _mended(page: str, name: str, date: str) -> str:
     title = f'.TH {name.upper()} 1 "{date}" "imgfs {__version__}" "User commands"'
     hyphened = name.replace("-", "\\-")
     page = re.sub(r"^\.TH .*$", lambda _: title, page, count=1, flags=re.MULTILINE)
-    page = re.sub(r"^imgfs ?[a-z]* \\- ", lambda _: f"{hyphened} \\- ", page, count=1, flags=re.MULTILINE)
+    page = re.sub(r"^imgfs ?[a-z0-9]* \\- ", lambda _: f"{hyphened} \\- ", page, count=1, flags=re.MULTILINE)
     return re.sub(r"(?:^ {2,}.*\n)+", lambda block: f".nf\n{block[0]}.fi\n", page, flags=re.MULTILINE)
 
 

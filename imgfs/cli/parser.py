@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from imgfs import __version__
+from imgfs.errors import UsageError
 from imgfs.quoting import printable
 
+_LARGEST = 256 * 1024  # bytes of a configuration file
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
 _EXAMPLES = """\
-IMAGE is what docker calls it, or an OCI layout directory:
+IMAGE is what docker calls it, or where it is:
   debian:12                            docker.io/library/debian:12
   registry.example.com:5000/team/app   its tag latest
   app@sha256:0f3c…                     one image for ever
-  oci:DIR:TAG                          no registry needed
+  oci:DIR:TAG                          an OCI layout directory
+  oci-archive:FILE, docker-archive:FILE, dir:PATH, tar:FILE
+                                       what skopeo, docker save and tar have written
+  containers-storage:NAME              podman's own store
+  docker-daemon:NAME, containerd:[NAMESPACE/]NAME
+                                       what a running engine has
 
 Examples:
   imgfs mount debian:12 /mnt           mount it; its daemon stays
@@ -43,18 +52,46 @@ class Command(NamedTuple):
 COMMANDS = {
     "mount": Command("mount", "mount an image"),
     "umount": Command("umount", "unmount"),
-    "ps": Command("ps", "list the mounts"),
+    "ps": Command("ps", "list the mounts and the containers"),
     "status": Command("status", "show what a mount has fetched and served"),
     "run": Command("container_options", "run a container of an image"),
-    "bundle": Command("container_options", "make an OCI runtime bundle of an image, for another engine"),
+    "bundle": Command("bundle", "make an OCI runtime bundle of an image, for another engine"),
+    "exec": Command("exec", "run a command in a container that runs"),
+    "logs": Command("logs", "show what a detached container has said"),
+    "stop": Command("stop", "end containers by their stop signal"),
+    "kill": Command("stop", "send a signal to containers"),
+    "wait": Command("stop", "wait for the end of containers, and show their exit codes"),
+    "rm": Command("stop", "remove containers"),
+    "container": Command("container_group", "list and inspect containers"),
+    "volume": Command("volume", "list, make and remove volumes with names"),
     "pull": Command("pull", "fetch an image whole, to use it offline"),
     "ls": Command("look", "list files of an image without mounting it"),
     "cat": Command("look", "write files of an image to standard output"),
+    "tree": Command("tree", "show the files of an image as a tree"),
+    "stat": Command("stat", "show what an image says of files"),
+    "find": Command("find", "find files of an image"),
+    "du": Command("du", "sum the sizes of files of an image"),
+    "grep": Command("grep", "search files of an image for lines"),
+    "sha256": Command("sha256", "show digests of files of an image"),
+    "cp": Command("cp", "copy files out of an image"),
+    "export": Command("export", "write the files of an image as one tar"),
+    "history": Command("history", "show the steps that made an image, and their layers"),
+    "which": Command("which", "show which layers brought, changed and deleted a file"),
+    "sbom": Command("sbom", "show the bill of materials that is attached to an image"),
+    "verify": Command("verify", "check an image against its digests, a policy and its signatures"),
+    "packages": Command("packages", "list the packages that are installed in an image"),
+    "shared": Command("shared", "show what images have in common"),
+    "waste": Command("waste", "show what the layers of an image store for nothing"),
+    "platforms": Command("platforms", "list the platforms of an image"),
+    "tags": Command("tags", "list the tags of a repository, a layout or an archive"),
+    "catalog": Command("catalog", "list the repositories of a registry, if it allows that"),
+    "browse": Command("browse", "look around in an image, or in what differs in two, on the terminal"),
+    "report": Command("report", "write a page of HTML about an image or a mount"),
     "inspect": Command("inspect", "show digest, platform, config, layers and history of an image"),
-    "diff": Command("diff", "list what a scratch has changed"),
+    "diff": Command("diff", "list what a scratch has changed, or how two images differ"),
     "commit": Command("commit", "make an image of what a scratch shows"),
     "scratch": Command("scratch", "list, remove or reset scratches"),
-    "copy": Command("copy", "copy an image to a registry or an OCI layout"),
+    "copy": Command("copy", "copy an image to a registry, an OCI layout or an archive"),
     "push": Command("copy", "copy an image to a registry"),
     "index": Command("index", "index images, and publish the indexes beside them"),
     "login": Command("login", "keep a user name and password for a registry"),
@@ -63,7 +100,32 @@ COMMANDS = {
     "help": Command("help", "show the manual"),
     "version": Command("version", "show imgfs's version and the machine's FUSE"),
 }  # in the order of the help
+_TOLERANT = ("umount", "help", "version", "complete")  # of a wrong configuration file
 _HIDDEN = {"complete": Command("complete", "")}  # for shells
+
+
+class Settings(NamedTuple):
+    """What configuration files say of a command: words, each with the options that exclude it; values of what
+    was not typed; and how to connect to registries, by their names (`config_file`)."""
+
+    words: tuple[tuple[tuple[str, ...], frozenset[str]], ...]
+    values: Mapping[str, object]
+    registries: Mapping[str, Mapping[str, object]]
+
+    def before(self, typed: Sequence[str]) -> list[str]:
+        """Return the words that come before those that were typed."""
+        options = {word.partition("=")[0] for word in typed}
+        return [word for words, rivals in self.words if not rivals & options for word in words]
+
+    def complete(self, found: argparse.Namespace) -> None:
+        """Add what was not typed."""
+        typed = {name for name in self.values if hasattr(found, name)}
+        for name in self.values.keys() - typed:
+            setattr(found, name, self.values[name])
+        said = self.registries.items()
+        found.registries = {
+            host: {name: value for name, value in one.items() if name not in typed} for host, one in said
+        }
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -89,6 +151,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **more})
+        self.configured: Settings | None = None
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error, in text that a terminal does not obey: it quotes what was typed."""
@@ -96,17 +159,43 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what this parser does not know here, not in the parser above, which has another usage."""
-        found, unknown = super().parse_known_args(args, namespace)
+        words = list(args or ())
+        _add_negations(self, words)
+        before = self.configured.before(words) if self.configured else []
+        found, unknown = super().parse_known_args([*before, *words], namespace)
+        if self.configured:
+            self.configured.complete(found)
         if unknown:
             known = self._option_string_actions
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant(unknown[0], known)}")
         return found, unknown
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             hint = meant(str(value), choices) or f"; choose from {', '.join(choices)}"
             raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}{hint}")
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the options of a command by their long names, by a letter if they have no other."""
+    found: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        longs = [option for option in action.option_strings if option.startswith("--")]
+        if action.help != argparse.SUPPRESS and action.dest not in ("help", "version"):
+            found |= {option.lstrip("-"): action for option in longs or action.option_strings}
+    return found
+
+
+def _add_negations(parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
+    """Add `--no-NAME`, where it is typed, for a flag NAME: it takes back what a configuration file says."""
+    options = parser._option_string_actions
+    for word in words:
+        flag = options.get(f"--{word.removeprefix('--no-')}") if word.startswith("--no-") else None
+        if isinstance(flag, argparse._StoreTrueAction) and word not in options:
+            parser.add_argument(
+                word, dest=flag.dest, action="store_false", default=flag.default, help=argparse.SUPPRESS
+            )
 
 
 def meant(word: str, known: Iterable[str]) -> str:
@@ -122,7 +211,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     name = arguments[0] if arguments else "-"
     known = {**COMMANDS, **_HIDDEN}
     if name in known:
-        return describe({name: known[name]}).parse_args(arguments)
+        parser = describe({name: known[name]})
+        if arguments[1:2] not in (["--help"], ["-h"]):
+            _configure(parser, name)
+        return parser.parse_args(arguments)
     parser = describe({})
     _list(parser)
     if not name.startswith("-"):
@@ -130,12 +222,59 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _configure(parser: Parser, name: str) -> None:
+    """Apply the configuration files; a mistake there keeps no mount from being ended."""
+    try:
+        apply_config_files(parser)
+    except UsageError as error:
+        if name not in _TOLERANT:
+            raise
+        if name not in _HIDDEN:
+            from imgfs.cli.output import warn
+
+            warn(error)
+
+
+def apply_config_files(parser: Parser) -> None:
+    """Have a parser begin with what the configuration files say, if there are any; raises UsageError."""
+    from imgfs.config import config_files, variables
+
+    found = [(path, body) for path in config_files(variables()) if (body := _read(path)) is not None]
+    if found:
+        has_store = bool(variables().get("IMGFS_STORE"))
+        module = importlib.import_module("imgfs.cli.config_file")
+        files = [module.ConfigFile.parse(path, body) for path, body in found]
+        module.configure(parser, files, has_store=has_store)
+
+
+def _read(path: str) -> bytes | None:
+    """Return a configuration file's bytes, None if there is none; raises UsageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path}: not a regular file")
+        if found.st_mode & stat.S_IWOTH:
+            raise UsageError(f"{path}: other users may write to it: take that from them (chmod o-w)")
+        if found.st_size > _LARGEST:
+            raise UsageError(f"{path}: larger than {_LARGEST} bytes")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(_LARGEST)
+    finally:
+        os.close(fd)
+
+
 def describe(commands: Mapping[str, Command]) -> Parser:
     """Return the parser of the command line with these of its commands."""
     parser = Parser(prog="imgfs", description=_SUMMARY, epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"imgfs {__version__}")
     if commands:
-        actions = parser.add_subparsers(metavar="COMMAND", required=True)
+        actions = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
         for name, command in commands.items():
             getattr(importlib.import_module(f"imgfs.cli.{command.module}"), f"add_{name}")(actions)
     return parser
@@ -143,6 +282,6 @@ def describe(commands: Mapping[str, Command]) -> Parser:
 
 def _list(parser: Parser) -> None:
     """Add the commands by their summaries alone."""
-    actions = parser.add_subparsers(metavar="COMMAND", required=True)
+    actions = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
     for name, command in COMMANDS.items():
         actions.add_parser(name, help=command.summary, add_help=False)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from imgfs.cli.format import size
+from imgfs.cli.output import draws_on
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.quoting import printable
 
-_EVERY = 0.1  # seconds between redraws
+if TYPE_CHECKING:
+    from imgfs.cli.terminal import Bar, Bars
+
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal, so that a log does not look hung
-_BAR = 20
-# A line that the terminal broke in two would shift all redrawing: have it cut off instead (DECAWM, xterm's
-# ctlseqs).
-_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
 @dataclass(slots=True)
-class _Line:
+class _LayerProgress:
     layer: Descriptor
     doing: str
     done: int = 0
@@ -33,7 +33,7 @@ class _Line:
 class Progress:
     """Report on `stream`: bars if that is a terminal, else a line now and then; nothing if `quiet`.
 
-    `doing` and `done` are the words for what is done to a layer.
+    `doing` and `done` are the words for what is done to a layer. Called from several threads.
     """
 
     def __init__(
@@ -47,13 +47,24 @@ class Progress:
         self._doing, self._done = doing, done
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._shown = self._stream.isatty() and not quiet
+        self._draws = draws_on(self._stream) and not quiet
         self._lock = threading.Lock()
-        self._lines: dict[Digest, _Line] = {}
-        self._drawn = 0  # lines at the end of the screen that are redrawn
-        self._begun = False
-        self._last = 0.0
-        self._next_line = time.monotonic() + _LINE_EVERY
+        self._bars: Bars | None = None
+        self._under_way: dict[Digest, _LayerProgress] = {}
+        self._expected: dict[Digest, int] = {}  # sizes of layers that have not begun
+        self._ended, self._ended_had = 0, 0  # bytes of layers that have ended, and of them those here before
+        self._began = time.monotonic()
+        self._next_line = self._began + _LINE_EVERY
+
+    def expects(self, layers: Iterable[Descriptor]) -> None:
+        """These layers are to be done: they count in the total."""
+        with self._lock:
+            self._expected.update((layer.digest, layer.size) for layer in layers)
+
+    def skips(self, layer: Descriptor) -> None:
+        """Nothing has to be done to an expected layer."""
+        with self._lock:
+            self._expected.pop(layer.digest, None)
 
     def layer_begins(self, layer: Descriptor) -> None:
         """A layer is about to be streamed."""
@@ -68,97 +79,121 @@ class Progress:
         if self._quiet:
             return
         with self._lock:
-            if line := self._lines.get(layer.digest):
-                line.done += count
-            now = time.monotonic()
-            if self._shown and now - self._last >= _EVERY:
-                self._draw()
-            elif not self._shown and now >= self._next_line:
+            if one := self._under_way.get(layer.digest):
+                one.done += count
+            if not self._draws and (now := time.monotonic()) >= self._next_line:
                 self._write_line(now)
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
         """`count` bytes of it were here before: they do not count in its rate."""
         with self._lock:
-            self._lines[layer.digest].done += count
-            self._lines[layer.digest].had += count
+            one = self._under_way[layer.digest]
+            one.done += count
+            one.had += count
+            if count:
+                one.doing = f"going on at {size(count)}"  # short: a terminal has 80 columns
 
     def layer_ends(self, layer: Descriptor) -> None:
         """That is done."""
         with self._lock:
-            line = self._lines.setdefault(layer.digest, _Line(layer, self._done))
-            line.doing, line.ended = self._done, time.monotonic()
-            self._draw()
+            self._expected.pop(layer.digest, None)
+            one = self._under_way.pop(layer.digest, None) or _LayerProgress(layer, self._done)
+            one.doing, one.ended = self._done, time.monotonic()
+            self._ended += one.done
+            self._ended_had += one.had
+            if self._draws:
+                self._drawing().leave(_bar(one, one.ended))
 
     def merging(self) -> None:
-        """The layers are being merged."""
-        self._note("merging the layers")
+        """The layers are being merged: said if something was drawn before."""
+        with self._lock:
+            if self._bars:
+                self._bars.say("merging the layers")
 
     def warns(self, text: str) -> None:
         """Something was not as it should be: said also where nothing is drawn."""
-        with self._lock:
-            self._stream.write(f"imgfs: warning: {printable(text)}\n")
-            self._drawn = 0
-            self._stream.flush()
+        self._say(f"imgfs: warning: {printable(text)}")
 
-    def close(self) -> None:
-        """Draw the last state and leave it on the screen."""
-        with self._lock:
-            if self._lines:
-                self._draw()
-            self._drawn = 0
+    def notes(self, text: str) -> None:
+        """Something a person may want to know: said also where nothing is drawn."""
+        self._say(f"imgfs: {printable(text)}")
 
-    def _note(self, text: str) -> None:
+    def _say(self, line: str) -> None:
         with self._lock:
-            if self._shown and self._begun:
-                self._draw()
-                self._stream.write(f"{text}\n")
-                self._drawn = 0
-                self._lines.clear()
+            if self._bars:
+                self._bars.say(line)
+            else:
+                self._stream.write(f"{line}\n")
                 self._stream.flush()
 
-    def _write_line(self, now: float) -> None:
-        """Write a line about all layers that have begun, for a log."""
-        self._next_line = now + _LINE_EVERY
-        lines = self._lines.values()
-        done, total = sum(line.done for line in lines), sum(line.layer.size for line in lines)
-        seconds = max(1e-3, now - min((line.began for line in lines), default=now))
-        rate = (done - sum(line.had for line in lines)) / seconds
-        text = f"{self._doing}: {size(done)} of {size(total)}, {size(rate)}/s{_left(total - done, rate)}"
-        self._stream.write(f"imgfs: {text}\n")
-        self._stream.flush()
+    def close(self) -> None:
+        """Leave the last state of layers that have not ended on the screen."""
+        with self._lock:
+            if not self._bars:
+                return
+            now = time.monotonic()
+            for one in self._under_way.values():
+                self._bars.leave(_bar(one, now))
+            self._under_way.clear()
+            self._bars.close()
+            self._bars = None
 
     def _set(self, layer: Descriptor, doing: str) -> None:
         with self._lock:
-            self._lines[layer.digest] = _Line(layer, doing)
-            self._draw()
+            self._expected.pop(layer.digest, None)
+            self._under_way[layer.digest] = _LayerProgress(layer, doing)
+            if self._draws:
+                self._drawing()
 
-    def _draw(self) -> None:
-        """Draw the layers under way again; one that has ended stays above them for good.
+    def _drawing(self) -> Bars:
+        if self._bars is None:
+            from imgfs.cli.terminal import Bars  # here: where nothing is to be done, nothing is drawn
 
-        So the lines redrawn are few, and on the screen, however many layers there are.
-        """
-        if not self._shown:
-            return
-        self._begun = True
-        self._last = time.monotonic()
-        up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        lines = sorted(self._lines.values(), key=lambda line: line.ended is None)
-        rows = [f"\x1b[2K{_row(line, self._last)}\n" for line in lines]
-        self._stream.write(f"{_NO_WRAP}{up}{''.join(rows)}{_WRAP}")
+            self._bars = Bars(self._stream, self._shown)
+        return self._bars
+
+    def _shown(self) -> list[Bar]:
+        """Return the bars of the layers under way, and of all together; takes no lock (`Bars`)."""
+        now = time.monotonic()
+        layers = list(self._under_way.values())
+        bars = [_bar(one, now) for one in layers]
+        return [*bars, self._total(layers, now)] if len(layers) + len(self._expected) > 1 else bars
+
+    def _total(self, layers: list[_LayerProgress], now: float) -> Bar:
+        from imgfs.cli.terminal import Bar
+
+        done, total, rate = self._sums(layers, now)
+        state = f"{self._doing}{_left(total - done, rate)}"
+        return Bar("total", done, total, f"{size(done)} of {size(total)}", f"{size(rate)}/s", state)
+
+    def _sums(self, layers: list[_LayerProgress], now: float) -> tuple[int, int, float]:
+        """Return the bytes done, those of all layers, and the bytes a second."""
+        done = self._ended + sum(one.done for one in layers)
+        had = self._ended_had + sum(one.had for one in layers)
+        total = self._ended + sum(one.layer.size for one in layers) + sum(list(self._expected.values()))
+        return done, total, (done - had) / max(1e-3, now - self._began)
+
+    def _write_line(self, now: float) -> None:
+        """Write a line about all layers, for a log."""
+        self._next_line = now + _LINE_EVERY
+        layers = list(self._under_way.values())
+        done, total, rate = self._sums(layers, now)
+        had = self._ended_had + sum(one.had for one in layers)
+        going_on = f", going on at {size(had)}" if had else ""
+        text = f"{size(done)} of {size(total)}, {size(rate)}/s{_left(total - done, rate)}"
+        self._stream.write(f"imgfs: {self._doing}{going_on}: {text}\n")
         self._stream.flush()
-        self._lines = {line.layer.digest: line for line in lines if line.ended is None}
-        self._drawn = len(self._lines)
 
 
-def _row(line: _Line, now: float) -> str:
-    total = max(1, line.layer.size)
-    filled = min(_BAR, _BAR * line.done // total)
-    seconds = max(1e-3, (line.ended or now) - line.began)
-    amount = f"{size(line.done)} of {size(line.layer.size)}"
-    rate = (line.done - line.had) / seconds
-    bar = "█" * filled + "░" * (_BAR - filled)
-    left = _left(line.layer.size - line.done, rate) if line.ended is None else ""
-    return f"{line.layer.digest.short}  {bar}  {amount:>20}  {size(rate):>7}/s  {line.doing}{left}"
+def _bar(one: _LayerProgress, now: float) -> Bar:
+    from imgfs.cli.terminal import Bar
+
+    rate = (one.done - one.had) / max(1e-3, now - one.began)
+    left = _left(one.layer.size - one.done, rate) if one.ended is None else ""
+    amount = f"{size(one.done)} of {size(one.layer.size)}"
+    return Bar(
+        one.layer.digest.short, one.done, one.layer.size, amount, f"{size(rate)}/s", f"{one.doing}{left}"
+    )
 
 
 def _left(count: int, rate: float) -> str:

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from imgfs.cli.format import ago, size
+from imgfs.cli.format import Column, ago, counted, short, size
 from imgfs.cli.options import Commands as Actions
-from imgfs.cli.options import json_option, scaled
-from imgfs.cli.output import say
-from imgfs.quoting import printable
+from imgfs.cli.options import json_option, open_store, scaled
+from imgfs.cli.output import say, say_table
 
 if TYPE_CHECKING:
     from imgfs.maintenance.gc import Prunable
@@ -91,7 +92,6 @@ def limit(options: argparse.Namespace) -> int:
     """Show or set the limit; what exceeds it is evicted at once."""
     import json
 
-    from imgfs.cli.selection import open_store
     from imgfs.store.limit import cached
 
     store = open_store(options)
@@ -111,25 +111,63 @@ def prune(options: argparse.Namespace) -> int:
     """Free disk space."""
     import json
 
-    from imgfs.cli.selection import open_store
     from imgfs.maintenance.gc import prunable
     from imgfs.maintenance.gc import prune as prune_store
 
     store = open_store(options)
     before = time.time() - options.older_than * _DAY
     found = prunable(store, keep=options.keep, before=before, whole=options.all, force=options.force)
-    shown = _fields(found, store)
+    report = _report(found, store)
     freed = found.size if options.dry_run else prune_store(found, store, whole=options.all)
     if options.json:
-        say(json.dumps({**shown, "dry_run": options.dry_run, "freed": freed}, indent=2))
+        say(json.dumps({**asdict(report), "dry_run": options.dry_run, "freed": freed}, indent=2))
         return 0
-    for line in _lines(shown):
-        say(printable(line))
+    if rows := [*_cells(report)]:
+        say_table(_COLUMNS, rows)
+    if logs := report.logs:
+        say(f"logs  {counted(len(logs), 'file'):<12}  {size(sum(log.disk for log in logs)):>7}")
     say(f"{size(freed)} {'would be freed' if options.dry_run else 'freed'}")
     return 0
 
 
-def _fields(found: Prunable, store: Store) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class PrunedLayer:
+    """A layer whose cached bytes are dropped."""
+
+    digest: str
+    disk: int
+    last_used: int
+    in_use: bool
+    images: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedTree:
+    """An image's tree and indexes that are removed."""
+
+    digest: str
+    disk: int
+    images: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedLog:
+    """A log that is removed."""
+
+    name: str
+    disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What `imgfs store prune --json` shows."""
+
+    layers: list[PrunedLayer]
+    trees: list[PrunedTree]
+    logs: list[PrunedLog]
+
+
+def _report(found: Prunable, store: Store) -> PruneReport:
     from imgfs.maintenance.gc import contents_of
 
     names: defaultdict[Digest, list[str]] = defaultdict(list)
@@ -137,35 +175,35 @@ def _fields(found: Prunable, store: Store) -> dict[str, Any]:
         for digest in (*contents_of(image, store).layers, image.manifest):
             names[digest].append(image.reference)
     layers = [
-        {
-            "digest": str(one.layer.digest),
-            "disk": one.size,
-            "last_used": int(one.last_used),
-            "in_use": one.in_use,
-            "images": sorted(set(names[one.layer.digest])),
-        }
+        PrunedLayer(
+            digest=str(one.layer.digest),
+            disk=one.size,
+            last_used=int(one.last_used),
+            in_use=one.in_use,
+            images=sorted(set(names[one.layer.digest])),
+        )
         for one in found.layers
     ]
-    trees = [
-        {"digest": str(manifest), "disk": disk, "images": sorted(set(names[manifest]))}
-        for manifest, disk in found.trees
-    ]
-    logs = [{"name": path.name, "disk": disk} for path, disk in found.logs]
-    return {"layers": layers, "trees": trees, "logs": logs}
+    trees = [PrunedTree(str(manifest), disk, sorted(set(names[manifest]))) for manifest, disk in found.trees]
+    return PruneReport(layers, trees, [PrunedLog(path.name, disk) for path, disk in found.logs])
 
 
-def _lines(shown: dict[str, Any]) -> list[str]:
-    rows = [("layer", one, ago(time.time() - one["last_used"])) for one in shown["layers"]]
-    rows += [("tree", one, "") for one in shown["trees"]]
-    lines = [f"{'':<5} {'DIGEST':<12} {'ON DISK':>9}  {'LAST USED':<15}  IMAGES"] if rows else []
-    for kind, one, when in rows:
-        short = one["digest"].partition(":")[2][:12]
-        used = "in use" if one.get("in_use") else when
-        images = ", ".join(one["images"])
-        lines.append(f"{kind:<5} {short:<12} {size(one['disk']):>9}  {used:<15}  {images}".rstrip())
-    if logs := shown["logs"]:
-        lines.append(f"{'logs':<5} {len(logs):<12} {size(sum(one['disk'] for one in logs)):>9}")
-    return lines
+_COLUMNS = (
+    Column(""),
+    Column("DIGEST"),
+    Column("ON DISK", right=True),
+    Column("LAST USED"),
+    Column("IMAGES", folds=True),
+)
+
+
+def _cells(report: PruneReport) -> Iterator[tuple[str, ...]]:
+    now = time.time()
+    for layer in report.layers:
+        used = "in use" if layer.in_use else ago(now - layer.last_used)
+        yield "layer", short(layer.digest), size(layer.disk), used, ", ".join(layer.images)
+    for tree in report.trees:
+        yield "tree", short(tree.digest), size(tree.disk), "", ", ".join(tree.images)
 
 
 def _limit(text: str) -> int:

@@ -1,17 +1,17 @@
-"""imgfs ps: list the mounts."""
+"""imgfs ps: list the mounts and the containers."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from imgfs.cli.options import (
-    Commands,
-    json_option,
-)
-from imgfs.cli.output import say
-from imgfs.errors import MountError
+from imgfs.cli.format import Column, age, size
+from imgfs.cli.options import Commands, json_option, store_option
+from imgfs.cli.output import say, say_table
+from imgfs.errors import ImgfsError, MountError
+from imgfs.status import MountStatus
 
 if TYPE_CHECKING:
     from imgfs.mounts.table import Mount
@@ -21,20 +21,122 @@ def add_ps(commands: Commands) -> None:
     """`imgfs ps`."""
     command = commands.add_parser(
         "ps",
-        help="list the mounts",
+        help="list the mounts and the containers",
         description="""\
-Lists the mounts of imgfs, by either driver, with their daemons and scratches.
+Lists the mounts of imgfs, by either driver, with their daemons, how old they are and how many bytes they have
+fetched, and their scratches; below them the containers that
+run, if there are any. The options of podman's ps, and -c, list containers alone.
 
 Examples:
   imgfs ps
-  imgfs ps --json | jq -r '.[].mountpoint'
+  imgfs ps --json | jq -r '.[].mountpoint'         the mounts
+  imgfs ps -a                                      containers, those that have ended as well
+  imgfs ps -q --filter name=web
+  imgfs ps --format '{{.Names}} {{.Status}}'
 """,
     )
     json_option(command)
+    command.add_argument("-c", "--containers", action="store_true", help="list containers alone")
+    add_listing(command)
     command.set_defaults(run=ps)
 
 
+@dataclass(frozen=True, slots=True)
+class MountRow:
+    """A mount as `imgfs ps --json` shows it: its age in `seconds`, and the bytes `fetched` for it.
+
+    What its daemon says is None if that does not answer.
+    """
+
+    mountpoint: str
+    image: str
+    driver: str
+    pid: int | None
+    scratch: str | None
+    seconds: float | None
+    fetched: int | None
+
+
+def add_listing(command: argparse.ArgumentParser) -> None:
+    """Add podman's options for a list of containers."""
+    add = command.add_argument
+    add("-a", "--all", action="store_true", help="containers that have ended, too")
+    add("-q", "--quiet", action="store_true", help="the ids of containers alone")
+    add("--no-trunc", action="store_true", help="whole ids and commands")
+    add("--noheading", action="store_true", help="no heads of columns")
+    add("-l", "--latest", action="store_true", help="the container that was made last")
+    add(
+        "-f",
+        "--filter",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        type=_filter,
+        help="only containers with this name, id, status, exited, ancestor, volume or label",
+    )
+    add("--format", metavar="TEMPLATE", help="json, or a template: '{{.ID}} {{.Names}}'")
+    store_option(command)
+
+
+def _filter(text: str) -> tuple[str, str]:
+    from imgfs.cli.container_list import container_filter  # here: mounts need none of it
+
+    return container_filter(text)
+
+
 def ps(options: argparse.Namespace) -> int:
+    """List the mounts, and the containers that run."""
+    asks = ("containers", "all", "quiet", "no_trunc", "noheading", "latest", "filter", "format")
+    if any(getattr(options, name) for name in asks):
+        return list_containers(options)
+    _list_mounts(options)
+    if not options.json and (lines := _running(options)):
+        say("")
+        say("\n".join(lines))
+    return 0
+
+
+def list_containers(options: argparse.Namespace) -> int:
+    """List containers, as podman does."""
+    from imgfs.cli.container_list import check_format, dumped, filled, rows_of, table
+    from imgfs.cli.options import open_store
+    from imgfs.runtime.container_record import containers_in
+
+    every = options.all or options.latest
+    rows = rows_of(list(containers_in(open_store(options).root)), options.filter, every=every)
+    rows = rows[-1:] if options.latest else rows
+    if options.format == "json" or getattr(options, "json", False):
+        say(dumped([row.to_json() for row in rows]))
+        return 0
+    if options.format:
+        check_format(options.format)
+    if options.quiet:
+        lines = [row.shown(whole=options.no_trunc)["ID"] for row in rows]
+    elif options.format:
+        lines = [
+            filled(options.format, {**row.to_json(), **row.shown(whole=options.no_trunc)}) for row in rows
+        ]
+    else:
+        lines = table(rows, whole=options.no_trunc)[1 if options.noheading else 0 :]
+    for line in lines:
+        say(line)
+    return 0
+
+
+def _running(options: argparse.Namespace) -> list[str]:
+    """The lines on containers that run, none if there is none."""
+    from imgfs.cli.container_list import rows_of, table
+    from imgfs.cli.options import open_store
+    from imgfs.runtime.container_record import containers_in
+
+    try:
+        rows = rows_of(list(containers_in(open_store(options).root)), (), every=False)
+    except ImgfsError:  # another user's store: mounts are listed all the same
+        return []
+    return table(rows) if rows else []
+
+
+def _list_mounts(options: argparse.Namespace) -> int:
     """List the mounts."""
     import json
 
@@ -42,28 +144,48 @@ def ps(options: argparse.Namespace) -> int:
 
     rows = [_row(mount) for mount in imgfs_mounts()]
     if options.json:
-        say(json.dumps(rows, indent=2))
+        say(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
-    say(f"{'MOUNTPOINT':<28} {'IMAGE':<44} {'DRIVER':<7} {'PID':>7}  SCRATCH")
-    for row in rows:
-        pid = "?" if row["pid"] is None else str(row["pid"])
-        scratch = row["scratch"] or "-"
-        say(f"{row['mountpoint']:<28} {row['image']:<44} {row['driver']:<7} {pid:>7}  {scratch}")
+    columns = (
+        Column("MOUNTPOINT", folds=True),
+        Column("IMAGE", folds=True),
+        Column("DRIVER"),
+        Column("PID", right=True),
+        Column("AGE"),
+        Column("FETCHED", right=True),
+        Column("SCRATCH", folds=True),
+    )
+    say_table(
+        columns,
+        [
+            (
+                row.mountpoint,
+                row.image,
+                row.driver,
+                "?" if row.pid is None else str(row.pid),
+                "?" if row.seconds is None else age(row.seconds),
+                "?" if row.fetched is None else size(row.fetched),
+                row.scratch or "-",
+            )
+            for row in rows
+        ],
+    )
     return 0
 
 
-def _row(mount: Mount) -> dict[str, Any]:
+def _row(mount: Mount) -> MountRow:
     """Return a mount's row, with the pid and scratch of its daemon if that answers."""
     from imgfs.mounts.status_client import read_status
 
-    status: dict[str, Any] = {}
+    status = MountStatus()
     with contextlib.suppress(MountError):
         status = read_status(mount)
-    scratch = status.get("scratch") or {}
-    return {
-        "mountpoint": str(mount.mountpoint),
-        "image": mount.name,
-        "driver": "kernel" if mount.runtime else "fuse",
-        "pid": status.get("pid"),
-        "scratch": scratch.get("name"),
-    }
+    return MountRow(
+        mountpoint=str(mount.mountpoint),
+        image=mount.name,
+        driver="kernel" if mount.runtime else "fuse",
+        pid=status.pid or None,
+        scratch=status.scratch.name if status.scratch else None,
+        seconds=status.seconds if status.pid else None,
+        fetched=status.bytes_fetched if status.pid else None,
+    )

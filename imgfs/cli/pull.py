@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imgfs.cli.format import size
+from imgfs.cli.format import counted, size
 from imgfs.cli.options import Commands, add_command, image_options, rate
 from imgfs.cli.output import complain, say
 from imgfs.cli.progress import Progress
@@ -73,7 +73,7 @@ class _Arrivals(Progress):
         """`count` bytes of a blob have come from the network: a layer's, or of what is beside it."""
         with self._lock:
             self._bytes += count
-            has_line = blob.digest in self._lines
+            has_line = blob.digest in self._under_way
         if has_line:
             super().layer_advances(blob, count)
 
@@ -82,14 +82,16 @@ class _Arrivals(Progress):
 
     def layer_ends(self, layer: Descriptor) -> None:
         """A layer has been streamed or brought; one that has got an index only is still to begin."""
-        if layer.digest in self._lines:
+        if layer.digest in self._under_way:
             super().layer_ends(layer)
 
     def summary(self, resolved: Resolved) -> str:
         """What was fetched, and how fast."""
         seconds = max(1e-3, time.monotonic() - self._since)
         layers = resolved.layers.values()
-        there = f"{len(layers)} layers of {size(sum(layer.size for layer, _ in layers))} are in the store"
+        verb = "is" if len(layers) == 1 else "are"
+        total = size(sum(layer.size for layer, _ in layers))
+        there = f"{counted(len(layers), 'layer')} of {total} {verb} in the store"
         if not self._bytes:
             return f"{there}: nothing was missing"
         return f"{size(self._bytes)} fetched in {seconds:.1f} s, {size(self._bytes / seconds)}/s; {there}"
@@ -98,8 +100,7 @@ class _Arrivals(Progress):
 def _fetch(image: ImageSelection, arrivals: _Arrivals) -> Resolved:
     from imgfs.cli.selection import requiring_registry
     from imgfs.image.pull import MeteredSource, pull_image
-    from imgfs.kernel.writer import write_now
-    from imgfs.transport.parallel import ParallelSource
+    from imgfs.kernel.erofs_image import write_now
 
     options = image.options
     with ExitStack() as stack:
@@ -107,9 +108,8 @@ def _fetch(image: ImageSelection, arrivals: _Arrivals) -> Resolved:
             closing(MeteredSource(image.connect(), arrivals.arrived, options.limit_rate))
         )
         resolved, is_away = image.resolve_with(source, arrivals)  # all of it may be here
-        abreast = ParallelSource(source, image.store, resolved.layers.keys(), arrivals.layer_has)
         with requiring_registry() if is_away else nullcontext():
-            pull_image(resolved, abreast, image.store, arrivals, image.trust)
+            pull_image(resolved, source, image.store, arrivals, image.trust)
     with suppress(ImgfsError):  # a mount reports the error
         write_now(resolved, image.store)
     return resolved

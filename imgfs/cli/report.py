@@ -1,141 +1,107 @@
-"""A mount's status as text for people: what it has cost so far, layer by layer, and what goes wrong.
-
-Pure. With an earlier status of the same mount, also how fast the numbers grow.
-"""
+"""imgfs report: an image, or a mount of it, as one page of HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import TypeVar
+import argparse
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imgfs.cli.format import counted, size
-from imgfs.quoting import printable
-from imgfs.status import BroughtStatus, EndpointStatus, LayerStatus, MountStatus
+from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.errors import ImgfsError, MountError
 
-_MARGIN = " " * 6
-_VERIFIED = "verified"
-
-Counted = TypeVar("Counted", MountStatus, LayerStatus)
-
-
-def report(found: MountStatus, before: MountStatus | None = None) -> str:
-    """The text, without a newline at its end."""
-    seconds = _seconds_between(found, before)
-    earlier = before if seconds else None
-    lines = [*_head(found), *_totals(found, earlier, seconds), "layers"]
-    layers_before = earlier.layers if earlier else [None] * len(found.layers)
-    for layer, layer_before in zip(found.layers, layers_before, strict=True):
-        lines += _layer(layer, layer_before, seconds)
-    return "\n".join(map(printable, lines))
+if TYPE_CHECKING:
+    from imgfs.cli.layers import AllVersions
+    from imgfs.report.facts import Facts
+    from imgfs.status import MountStatus
 
 
-def _seconds_between(found: MountStatus, before: MountStatus | None) -> float:
-    """0 if there was nothing before, or another mount."""
-    if before is None or (before.pid, before.began) != (found.pid, found.began):
-        return 0.0
-    return max(0.0, float(found.seconds - before.seconds))
+def add_report(commands: Commands) -> None:
+    """`imgfs report`."""
+    command = add_command(
+        commands,
+        "report",
+        report,
+        "write a page of HTML about an image or a mount",
+        """\
+Writes one page that needs no network and no other file: the layers of IMAGE, a map of its files by size and
+layer to look into, the largest and the wasted files, its history and packages, and in which order mounts have
+read it. IMAGE may be a mount point: then also what that mount has fetched, why, and what of it was read.
+Nothing is fetched but what package managers say of themselves.
 
-
-def _head(found: MountStatus) -> Iterator[str]:
-    yield f"image     {found.image}"
-    yield f"digest    {found.digest}"
-    yield f"platform  {found.platform}"
-    yield f"mounted   {found.mountpoint}, {found.seconds:.0f} s ago, by pid {found.pid}"
-    if scratch := found.scratch:
-        yield f"scratch   {scratch.name}" if scratch.kept else "scratch   goes with the mount"
-    if (by_kernel := found.passthrough) is not None:
-        yield f"driver    kernel; it reads {by_kernel} of {len(found.layers)} layers itself"
-    if found.tree != _VERIFIED:
-        yield f"tree      on the word of {found.tree}"
-    if found.metrics:
-        yield f"metrics   {found.metrics}"
-    if fill := found.fill:
-        yield f"fill      {fill.state}, {size(fill.missing)} missing"
-    for endpoint in found.endpoints:
-        yield f"source    {_endpoint(endpoint)}"
-
-
-def _totals(found: MountStatus, before: MountStatus | None, seconds: float) -> Iterator[str]:
-    fetched = _rate(found, before, "bytes_fetched", seconds)
-    requests = counted(found.requests_fetched, "request")
-    yield f"fetched   {size(found.bytes_fetched)} in {requests}{fetched}"
-    yield f"served    {size(found.bytes_served)}{_rate(found, before, 'bytes_served', seconds)}"
-    if reads := _reads(found.layers):
-        yield f"reads     {reads}"
-
-
-def _layer(layer: LayerStatus, before: LayerStatus | None, seconds: float) -> Iterator[str]:
-    """A line that tells layers apart, then, indented, what there is to say of one that is in use."""
-    there = f"{layer.spans_present}/{layer.spans} spans here"
-    fetched = f"{size(layer.bytes_fetched)} fetched{_rate(layer, before, 'bytes_fetched', seconds)}"
-    short = layer.digest.partition(":")[2][:12]
-    yield f"  {short}  {layer.format:12}  {size(layer.size):>8}  {there:>22}  {fetched}"
-    vouched = _VERIFIED if layer.index == _VERIFIED else f"on the word of {layer.index}"
-    yield f"{_MARGIN}index {vouched}"
-    reads = f"reads {_reads([layer])}" if layer.hits + layer.misses else ""
-    lines = [_cost(layer), reads, _brought(layer.brought), _trouble(layer)]
-    yield from (f"{_MARGIN}{line}" for line in lines if line)
-
-
-def _cost(layer: LayerStatus) -> str:
-    """What readers needed, and what came in vain: for good, or so far."""
-    if not layer.needed and not layer.fetched:
-        return ""
-    requests = counted(layer.requests, "request")
-    return (
-        f"needed {size(layer.needed)}; fetched {size(layer.fetched)} in {requests}, "
-        f"of that {size(layer.discarded)} discarded, {size(layer.untouched)} not read yet"
+Examples:
+  imgfs report debian:12 -o debian.html
+  imgfs report /mnt -o mount.html
+  imgfs report --without-packages app:v2 > app.html
+""",
+    )
+    image_options(command)
+    command.add_argument(
+        "-o", "--output", metavar="FILE", default="-", help="write it there (default: standard output)"
+    )
+    command.add_argument(
+        "--without-packages", action="store_true", help="leave packages out: then no file is fetched"
     )
 
 
-def _reads(layers: Sequence[LayerStatus]) -> str:
-    """How many reads found what they wanted, and how long the others waited for a first byte."""
-    hits, misses = (sum(getattr(layer, name) for layer in layers) for name in ("hits", "misses"))
-    if not hits + misses:
-        return ""
-    said = f"{hits + misses}, {100 * hits / (hits + misses):.1f} % without waiting"
-    waits = [layer.first_byte for layer in layers]
-    if count := sum(wait.requests for wait in waits):
-        mean = 1000 * sum(wait.seconds for wait in waits) / count
-        longest = 1000 * max(wait.longest for wait in waits)
-        said += f"; first byte after {mean:.0f} ms, {longest:.0f} ms at most"
-    return said
+def report(options: argparse.Namespace) -> int:
+    """Write the page."""
+    from imgfs.cli.layers import open_versions
+    from imgfs.report.page import page_of
+
+    status = _status(options)
+    with open_versions(options) as versions:
+        page = page_of(_facts(versions, status, with_packages=not options.without_packages)).encode()
+    if options.output == "-":
+        sys.stdout.buffer.write(page)
+    else:
+        _write(Path(options.output), page)
+    return 0
 
 
-def _brought(brought: Mapping[str, BroughtStatus]) -> str:
-    """What was fetched for which reason, and how much of that has been read."""
-    parts = (
-        f"{cause} {size(one.bytes)}, {100 * one.bytes_used // one.bytes} % used"
-        for cause, one in brought.items()
-        if one.bytes
+def _status(options: argparse.Namespace) -> MountStatus | None:
+    """Return the status of the mount that is meant, and have its image be reported; None if none is."""
+    from imgfs.mounts.status_client import read_status
+    from imgfs.mounts.table import mount_at
+
+    mount = None
+    with suppress(MountError):
+        mount = mount_at(Path(options.image)) if os.path.isdir(options.image) else None
+    if mount is None or not mount.is_imgfs:
+        return None
+    status = read_status(mount)
+    options.image, options.platform = status.image, options.platform or status.platform
+    options.store = options.store or status.store
+    return status
+
+
+def _facts(versions: AllVersions, status: MountStatus | None, *, with_packages: bool) -> Facts:
+    from imgfs.image.waste import measure_waste
+    from imgfs.report.facts import (
+        WASTED,
+        access_facts,
+        image_facts,
+        mount_facts,
+        package_facts,
+        waste_facts,
     )
-    return "; ".join(parts)
+    from imgfs.report.treemap import measure
+
+    image, store = versions.image, versions.store
+    resolved = image.resolved
+    return {
+        **image_facts(resolved, measure(image.tree)),
+        "waste": waste_facts(measure_waste(resolved, store, versions.path, WASTED)),
+        "packages": package_facts(image) if with_packages else None,
+        "accesses": access_facts(resolved, store),
+        "mount": mount_facts(status, str(resolved.digest)) if status else None,
+    }
 
 
-def _trouble(layer: LayerStatus) -> str:
-    error = layer.last_error
-    if error is None:
-        return ""
-    since = f"failing since {_time(layer.failing_since)}: " if layer.failing_since else ""
-    return f"{since}{layer.errors} errors, the last at {_time(error.time)}: {error.text}"
-
-
-def _endpoint(endpoint: EndpointStatus) -> str:
-    """A place that is asked; if that fails, since when, how often it was tried, and what it last said."""
-    if endpoint.since is None:
-        return f"{endpoint.endpoint}: {endpoint.state}"
-    said = f"{endpoint.state} since {_time(endpoint.since)}, {endpoint.tries} tries"
-    if endpoint.left_alone_until:
-        said += f", left alone until {_time(endpoint.left_alone_until)}"
-    return f"{endpoint.endpoint}: {said}: {endpoint.error}"
-
-
-def _rate(found: Counted, before: Counted | None, name: str, seconds: float) -> str:
-    if before is None or seconds <= 0:
-        return ""
-    return f", {size((getattr(found, name) - getattr(before, name)) / seconds)}/s now"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+def _write(path: Path, page: bytes) -> None:
+    try:
+        path.write_bytes(page)
+    except OSError as error:
+        raise ImgfsError(f"{path}: {error.strerror}") from error

@@ -13,48 +13,62 @@ import termios
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from imgfs.cli.output import complain as say_failure
+from imgfs.cli.output import complain, say, words_of, words_of_unicode
 from imgfs.errors import ImgfsError, MountError
 from imgfs.runtime.namespace import NamespacedChild
 from imgfs.runtime.signals import SignalRelay
 
 if TYPE_CHECKING:
-    from imgfs.runtime.ids import IdMaps
+    from imgfs.runtime.host_facts import IdMaps
 
 OUR_FAULT, INTERRUPTED = 125, 130  # podman's exit code for its own failures, and the shell's for SIGINT
 
 
 def run(words: Sequence[str]) -> int:
     """Run `imgfs WORDS…`, of which the first is `run`; the exit code of the container's command."""
-    maps = _id_maps() if os.geteuid() else None
-    child = NamespacedChild.fork(lambda enter: _inside(enter, words, maps), maps)
+    maps = lent_ids()
+    told, tell = os.pipe()
+    child = NamespacedChild.fork(lambda enter: _inside(enter, words, maps, tell), maps)
+    os.close(tell)
     try:
-        with _terminal_as_it_was(), SignalRelay() as relay:
-            return child.wait(relay)
+        with terminal_as_it_was(), SignalRelay() as relay:
+            ended = child.wait(relay, told)
     except ImgfsError as error:
-        return complain(error)
+        return _fail(error)
+    if isinstance(ended, int):
+        return ended
+    say(ended.decode())
+    return 0
 
 
-def _id_maps() -> IdMaps:
-    from imgfs.runtime.ids import id_maps  # here: root needs none
+def lent_ids() -> IdMaps | None:
+    """The ids of an ordinary user's user namespace; None for root."""
+    if not os.geteuid():
+        return None
+    from imgfs.runtime.host_facts import id_maps  # here: root needs none
 
     return id_maps()
 
 
-def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
+def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, tell: int) -> int:
     """Run the child's part, in its own mount namespace; it prints its errors itself."""
     try:
-        return _run(enter, words, maps)
+        return _run(enter, words, maps, tell)
     except ImgfsError as error:
-        return complain(error)
+        from imgfs.runtime.rootfs import Refused
+
+        _fail(error)
+        return error.code if isinstance(error, Refused) else OUR_FAULT
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        return _fail(words_of(error))
+    except UnicodeError as error:  # words of the command line may be any bytes
+        return _fail(words_of_unicode(error))
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
 
 
-def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -> int:
+def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, tell: int) -> int:
     from imgfs.config import Environment
 
     environment, refused = Environment.read(), None  # in the user namespace, the user is root
@@ -64,18 +78,19 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None) -
         refused = error  # raised once the command line is known to be right
     from imgfs.mount.daemon import Mounting
 
-    with Mounting.fork() as mounting:
-        from imgfs.cli.container import run_container, start_of
+    with Mounting.fork(writable=True, offline="--offline" in words) as mounting:  # a guess costs only time
+        from imgfs.cli.container import run_container
+        from imgfs.cli.container_request import start_of
         from imgfs.cli.parser import parse
 
-        start = start_of(parse(words), maps, environment)
+        start = start_of(parse(words), maps, environment, tell)
         if refused:
             raise refused
         return run_container(start, mounting)
 
 
 @contextlib.contextmanager
-def _terminal_as_it_was() -> Iterator[None]:
+def terminal_as_it_was() -> Iterator[None]:
     """Restore the terminal's settings: a runtime that is killed leaves it raw."""
     try:
         before = termios.tcgetattr(0)
@@ -89,12 +104,6 @@ def _terminal_as_it_was() -> Iterator[None]:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def warn(text: str) -> None:
-    """Print a warning."""
-    say_failure(f"warning: {text}")
-
-
-def complain(error: object) -> int:
-    """Print an error; return its exit code."""
-    say_failure(error)
+def _fail(error: object) -> int:
+    complain(error)
     return OUR_FAULT

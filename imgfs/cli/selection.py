@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import ago
-from imgfs.cli.output import complain
+from imgfs.cli.options import open_store
 from imgfs.cli.progress import Progress
 from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
-from imgfs.image.discover import EarlyDiscovery
-from imgfs.image.readiness import is_ready
 from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
-from imgfs.image.trust import Trust
+from imgfs.image.trust import Trust, is_ready
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
-from imgfs.oci.reference import LayoutReference, Reference, RegistryReference
+from imgfs.oci.reference import EngineReference, Reference, RegistryReference
+from imgfs.oci.select import is_for, runs
 from imgfs.store.store import Store
-from imgfs.transport.offline import OfflineSource
-from imgfs.transport.source import Source, open_source
+from imgfs.transport.connect import OfflineSource, open_source
+from imgfs.transport.source import Source
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
+    from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image
-    from imgfs.image.indexing import PrepareReporter
     from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.retry import Timeouts
 
@@ -47,13 +46,18 @@ class _Resolution(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageSelection:
-    """An image selected on the command line, and its store."""
+    """An image selected on the command line, and its store.
+
+    One that `must_run` is refused if this machine cannot run it.
+    """
 
     reference: Reference
     platform: Platform
     options: argparse.Namespace
     environment: Environment
     store: Store
+    must_run: bool = False
+    progress: Callable[[], Progress] = Progress  # what it is reported by
 
     @property
     def is_offline(self) -> bool:
@@ -84,29 +88,49 @@ class ImageSelection:
 
     def resolve(self) -> Resolved:
         """Resolve it to its documents."""
-        with closing(self.connect()) as source, closing(Progress()) as progress:
+        with closing(self.connect()) as source, closing(self.progress()) as progress:
             return self.resolve_with(source, progress).resolved
 
-    def prepare(self, up_to: str | None = None) -> Resolved:
+    def prepare(self, up_to: str | None = None, *, lean: bool = True) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
-        `up_to` names the last layer to count (`Resolved.up_to`).
+        `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
+        entries afterwards, although the tree has all that a mount needs.
         """
         with ExitStack() as stack:
-            progress = stack.enter_context(closing(Progress()))
+            progress = stack.enter_context(closing(self.progress()))
             source = stack.enter_context(closing(self.connect()))
-            lookahead = EarlyDiscovery(source, self.store, self.trust)
-            resolved, is_away = self._resolve(source, progress, lookahead.look)
+            discovery: IndexDiscovery | None = None
+
+            def look(digest: Digest, manifest: Manifest) -> None:
+                nonlocal discovery
+                if self.store.tree(digest) is None:  # else nothing of this need be loaded
+                    from imgfs.image.discover import early_discovery
+
+                    discovery = early_discovery(digest, manifest, source, self.store, self.trust)
+
+            resolved, is_away = self._resolve(source, progress, look)
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
             if up_to is not None:
                 resolved = resolved.up_to(up_to)
-            if not is_ready(resolved, self.store, self.trust):
+            if not is_ready(resolved, self.store, self.trust, lean=lean):
                 from imgfs.image.prepare import prepare
 
                 with requiring_registry() if is_away else nullcontext():
-                    prepare(resolved, source, self.store, progress, self.trust, lookahead.discovery)
+                    prepare(resolved, source, self.store, progress, self.trust, discovery, lean=lean)
             return resolved
+
+    def prepare_states(self, resolved: Resolved) -> None:
+        """Merge the trees of a prepared image as it was after each of its layers; shows progress."""
+        parts = [resolved.up_to(str(number + 1)) for number in range(len(resolved.manifest.layers))]
+        missing = [part for part in parts if not is_ready(part, self.store, self.trust)]
+        if missing:
+            from imgfs.image.prepare import prepare
+
+            with closing(Progress()) as progress, closing(self.connect()) as source:
+                for part in missing:
+                    prepare(part, source, self.store, progress, self.trust)
 
     def guess(self) -> Resolved | None:
         """Return what the reference resolved to last, if it is ready and has to be confirmed."""
@@ -119,14 +143,31 @@ class ImageSelection:
         """Return which published indexes are used."""
         return Trust.of(self.reference, Policy(self.options.index))
 
-    def resolve_with(self, source: Source, reporter: PrepareReporter) -> _Resolution:
+    def resolve_with(self, source: Source, reporter: Progress) -> _Resolution:
         """Resolve it; if its registry is away, as it was resolved last, with a warning."""
         return self._resolve(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
 
     def _resolve(
-        self, source: Source, reporter: PrepareReporter, meanwhile: Callable[[Digest, Manifest], None]
+        self, source: Source, reporter: Progress, meanwhile: Callable[[Digest, Manifest], None]
+    ) -> _Resolution:
+        """Resolve it, and see whether it is for the platform that is wanted."""
+        resolution = self._resolve_documents(reporter, source, meanwhile)
+        platform = resolution.resolved.config.platform
+        if self.must_run:
+            from imgfs.runtime.emulation import check_platform
+
+            check_platform(platform, Platform.host())
+        if self.options.platform and not is_for(self.platform, platform):
+            reporter.warns(f"the image is for {platform}, not for {self.platform} as asked")
+        elif not (self.options.platform or self.must_run or runs(self.platform, platform)):
+            reporter.warns(f"the image is for {platform}, and this machine is {self.platform}")
+        return resolution
+
+    def _resolve_documents(
+        self, reporter: Progress, source: Source, meanwhile: Callable[[Digest, Manifest], None]
     ) -> _Resolution:
         """Resolve it; a tag whose registry is away as it was resolved last, with a warning."""
+        self._have_exported()
         earlier = self._last_resolved()
         resolve_now = partial(
             resolve, str(self.reference), source, self.store, self.platform, meanwhile=meanwhile
@@ -140,10 +181,23 @@ class ImageSelection:
         except Unavailable as error:
             when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
             if self.is_offline:
-                complain(f"offline: using {when}")
+                reporter.notes(f"offline: using {when}")
             else:
                 reporter.warns(f"its registry cannot be reached ({error}); using {when}")
             return _Resolution(earlier.resolved, is_away=not self.is_offline)
+
+    def _have_exported(self) -> None:
+        """Have an engine without ranges export the image, if it is not here, and show how far that is."""
+        reference = self.reference
+        if not isinstance(reference, EngineReference) or self.progress is not Progress:
+            return
+        from imgfs.transport.open_engine import export_first
+
+        with (
+            closing(self.connect()) as source,
+            closing(Progress(doing="exporting", done="exported")) as progress,
+        ):
+            export_first(source, progress)
 
     def _last_resolved(self) -> Earlier | None:
         """Return what the tag resolved to last; None for a digest, and for commands about the registry."""
@@ -183,8 +237,9 @@ def connect_to(
     reference: Reference, options: argparse.Namespace, environment: Environment, *, hurried: bool = False
 ) -> Source:
     """Open the source of an image as the options of its command say; `hurried`: for one short attempt."""
-    if isinstance(reference, LayoutReference):
-        return open_source(reference)
+    if not isinstance(reference, RegistryReference):
+        return open_source(reference, open_store=partial(open_store, options, environment))
+    options = options_for(options, reference.registry)
     return open_source(
         reference,
         resolver=resolver_of(options, environment),
@@ -192,6 +247,12 @@ def connect_to(
         timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
     )
+
+
+def options_for(options: argparse.Namespace, registry: str) -> argparse.Namespace:
+    """Return the options as they are for a registry of which configuration files say how to connect to it."""
+    said = getattr(options, "registries", {}).get(registry, {})
+    return argparse.Namespace(**{**vars(options), **said}) if said else options
 
 
 def resolver_of(options: argparse.Namespace, environment: Environment) -> Resolver:
@@ -226,9 +287,3 @@ def requiring_registry() -> Iterator[None]:
         raise Unavailable(
             f"not all of the image is in the store, and its registry cannot be reached: {error}"
         ) from error
-
-
-def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
-    """The store that --store or the environment names."""
-    environment = environment or Environment.read()
-    return Store(Path(options.store).absolute() if options.store else environment.store_root)

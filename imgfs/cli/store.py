@@ -1,26 +1,32 @@
-"""imgfs store path, ls: where the cache directory is, and what is in it."""
+"""imgfs store path, rm, check: where the cache is, what is removed from it, and whether it is right.
+
+`store_list` has ls, and `prune` the two that free disk space.
+"""
 
 from __future__ import annotations
 
 import argparse
-import time
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from imgfs.cli.check import add_check
 from imgfs.cli.format import size
-from imgfs.cli.options import Commands as Actions
-from imgfs.cli.options import json_option, store_option
+from imgfs.cli.options import Commands, add_command, json_option, open_store, store_option
 from imgfs.cli.output import say
 from imgfs.cli.prune import add_limit, add_prune
-from imgfs.cli.store_rm import add_rm
+from imgfs.cli.store_list import add_ls
+from imgfs.errors import InvalidImage, MountError, StoreError, UsageError
 from imgfs.quoting import printable
 
 if TYPE_CHECKING:
+    from imgfs.maintenance.fsck import Fault
+    from imgfs.oci.descriptor import Digest
     from imgfs.store.layer import StoredLayer
     from imgfs.store.store import Resolution, Store
 
 
-def add_store(commands: Actions) -> None:
+def add_store(commands: Commands) -> None:
     """`imgfs store`."""
     command = commands.add_parser(
         "store",
@@ -42,104 +48,205 @@ Each has its own help: imgfs store prune --help
 """,
     )
     actions = command.add_subparsers(metavar="path|ls|rm|limit|prune|check", required=True)
-    for add in (_add_path, _add_ls, add_rm, add_limit, add_prune, add_check):
+    for add in (_add_path, add_ls, _add_rm, add_limit, add_prune, _add_check):
         store_option(add(actions))
 
 
-def _add_path(actions: Actions) -> argparse.ArgumentParser:
-    command = actions.add_parser("path", help="print its path")
-    command.set_defaults(run=path)
-    return command
+def _add_path(actions: Commands) -> argparse.ArgumentParser:
+    text = """\
+Prints the path of the cache directory: $IMGFS_STORE; else for root /var/cache/imgfs, for others
+$XDG_CACHE_HOME/imgfs or ~/.cache/imgfs.
 
-
-def _add_ls(actions: Actions) -> argparse.ArgumentParser:
-    command = actions.add_parser("ls", help="list images and layers with their sizes")
-    command.set_defaults(run=ls)
-    json_option(command)
-    return command
+Examples:
+  imgfs store path
+  du -sh "$(imgfs store path)"
+"""
+    return add_command(actions, "path", path, "print its path", text)
 
 
 def path(options: argparse.Namespace) -> int:
     """Print the store's path."""
-    from imgfs.cli.selection import open_store
 
     say(open_store(options).root)
     return 0
 
 
-def ls(options: argparse.Namespace) -> int:
-    """List images and layers with their sizes."""
-    import json
+def _add_rm(actions: Commands) -> argparse.ArgumentParser:
+    text = """\
+Removes an image, and the layers that only it uses; or a layer, by its digest's first twelve digits or more.
+What is mounted is refused.
 
-    from imgfs.cli.selection import open_store
+Examples:
+  imgfs store rm debian:12
+  imgfs store rm --data debian:12      its cached bytes; its indexes stay
+  imgfs store rm 0123456789ab          a layer, as `imgfs store ls` shows it
+  imgfs store rm --all
+"""
+    command = add_command(actions, "rm", rm, "remove images, layers or cached bytes", text)
+    command.add_argument("names", metavar="IMAGE|DIGEST", nargs="*", help="as `imgfs store ls` shows them")
+    command.add_argument("--all", action="store_true", help="everything")
+    command.add_argument(
+        "--data", action="store_true", help="only cached bytes, which are fetched again when they are read"
+    )
+    command.add_argument("--force", action="store_true", help="also what a mount is using")
+    return command
 
+
+def rm(options: argparse.Namespace) -> int:
+    """Remove images, layers or cached bytes."""
+    from imgfs.maintenance.gc import contents_of, evict, remove_unreachable
+
+    if bool(options.names) == options.all:
+        raise UsageError("store rm: name what to remove, or say --all")
     store = open_store(options)
-    found = {
-        "store": str(store.root),
-        "limit": store.limit.read(),
-        "images": [_image(resolution, store) for resolution in store.resolutions()],
-        "layers": [_layer(layer) for layer in store.layers()],
-    }
-    say(json.dumps(found, indent=2) if options.json else _text(found))
+    resolutions, layers = _named(options.names, options.all, store)
+    if options.data:
+        of_images = {digest for found in resolutions for digest in contents_of(found, store).layers}
+        freed = evict([*layers, *(store.layer(digest) for digest in sorted(of_images))])
+        say(f"{size(freed)} freed")
+        return 0
+    if not options.force:
+        _refuse_mounted(resolutions, store)
+    for resolution in resolutions:
+        store.forget(resolution)
+    for layer in layers:
+        if not options.force and (layer.in_use() or layer.is_locked()):
+            raise UsageError(f"layer {layer.digest.short} is in use: unmount its image first, or use --force")
+        layer.remove()
+    remove_unreachable(store, force=options.force)
     return 0
 
 
-def _image(resolution: Resolution, store: Store) -> dict[str, Any]:
-    from imgfs.maintenance.gc import contents_of
+def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
+    """Raise StoreError, before anything is removed, if one of the images is mounted.
 
-    layers = contents_of(resolution, store).layers
-    return {
-        "reference": resolution.reference,
-        "digest": str(resolution.manifest),
-        "resolved": int(resolution.resolved),
-        "layers": [str(digest) for digest in layers],
-        "disk": sum(store.layer(digest).disk_usage() for digest in layers),
-        "tree": store.tree(resolution.manifest) is not None,
-    }
+    Mounts have their manifest in their status. A container's mount is not visible here: locks of layers that
+    no visible mount explains show it.
+    """
+    from imgfs.maintenance.gc import refuse_if_used
 
-
-def _layer(layer: StoredLayer) -> dict[str, Any]:
-    from imgfs.layer.index import LayerIndex
-
-    found: dict[str, Any] = {
-        "digest": str(layer.digest),
-        "disk": layer.disk_usage(),
-        "in_use": layer.in_use(),
-        "last_used": int(layer.last_used()),
-    }
-    index = layer.index
-    if index is None:
-        return {**found, "state": "being indexed" if layer.is_locked() else "incomplete"}
-    with LayerIndex(index) as opened:
-        summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
-    flat = layer.flat(size=summary.flat_size, spans=spans)
-    present = flat.count_present() if flat.is_bound_to(bound) else 0
-    flat.close()
-    sizes = {"size": summary.size, "flat_size": summary.flat_size, "entries": summary.entries}
-    return {
-        **found,
-        "state": "indexed",
-        "format": summary.format,
-        **sizes,
-        "spans": spans,
-        "present": present,
-    }
+    mounted = _mounted(store)
+    for resolution in resolutions:
+        if resolution.manifest in mounted:
+            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
+    explained = {digest for layers in mounted.values() for digest in layers}
+    for resolution in resolutions:
+        refuse_if_used(resolution, store, explained)
 
 
-def _text(found: dict[str, Any]) -> str:
-    lines = [f"{'IMAGE':<52} {'DIGEST':<12} {'LAYERS':>6} {'ON DISK':>9}  RESOLVED"]
-    for image in found["images"]:
-        short = image["digest"].partition(":")[2][:12]
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(image["resolved"]))
-        sizes = f"{len(image['layers']):>6} {size(image['disk']):>9}"
-        lines.append(f"{printable(image['reference']):<52} {short:<12} {sizes}  {when}")
-    lines += ["", f"{'LAYER':<12} {'FORMAT':<6} {'SIZE':>9} {'FLAT':>9} {'ON DISK':>9} {'CACHED':>7}  STATE"]
-    for layer in found["layers"]:
-        short = layer["digest"].partition(":")[2][:12]
-        sizes = (
-            f"{size(layer.get('size', 0)):>9} {size(layer.get('flat_size', 0)):>9} {size(layer['disk']):>9}"
-        )
-        cached = f"{100 * layer['present'] // max(1, layer['spans'])} %" if "spans" in layer else "-"
-        state = layer["state"] + (", in use" if layer["in_use"] else "")
-        lines.append(f"{short:<12} {layer.get('format', '-'):<6} {sizes} {cached:>7}  {state}")
-    return "\n".join(lines)
+def _mounted(store: Store) -> dict[Digest, list[Digest]]:
+    """Return the layers of each image that is mounted from this store, by its manifest."""
+    from imgfs.mounts.status_client import read_status
+    from imgfs.mounts.table import imgfs_mounts
+    from imgfs.oci.descriptor import Digest
+
+    found: dict[Digest, list[Digest]] = {}
+    for mount in imgfs_mounts():
+        # the daemon does not answer: its locks show what it uses
+        with suppress(MountError, InvalidImage):
+            status = read_status(mount)
+            if os.path.realpath(status.store) == os.path.realpath(store.root):
+                layers = [Digest.parse(layer.digest) for layer in status.layers]
+                found[Digest.parse(status.digest)] = layers
+    return found
+
+
+def _named(
+    names: Sequence[str], everything: bool, store: Store
+) -> tuple[list[Resolution], list[StoredLayer]]:
+    """Return the images and layers that `names` name."""
+    resolutions, layers = list(store.resolutions()), list(store.layers())
+    if everything:
+        return resolutions, layers
+    found_images: list[Resolution] = []
+    found_layers: list[StoredLayer] = []
+    for name in names:
+        references = _references(name)
+        images = [image for image in resolutions if _is_named(image, name) or image.reference in references]
+        parts = [layer for layer in layers if _has_digest(layer.digest, name)]
+        if not images and not parts:
+            raise UsageError(f"{name}: no such image or layer in {store.root} (see: imgfs store ls)")
+        found_images += images
+        found_layers += parts
+    return found_images, found_layers
+
+
+def _is_named(image: Resolution, digest: str) -> bool:
+    return _has_digest(image.manifest, digest) or _has_digest(image.digest, digest)
+
+
+def _references(name: str) -> list[str]:
+    """Return the references that a short name may stand for; none if it is no reference."""
+    from imgfs.config import Environment
+    from imgfs.registry.config.shortnames import candidates
+
+    with suppress(UsageError):
+        return [str(one) for one in candidates(name, Environment.read().registry_files.registries)]
+    return []
+
+
+def _has_digest(digest: Digest, name: str) -> bool:
+    """Return True if `name` is a digest's beginning, of twelve digits at least, with or without algorithm."""
+    wanted = name.removeprefix(f"{digest.algorithm}:")
+    return len(wanted) >= 12 and digest.hex.startswith(wanted)
+
+
+def _add_check(actions: Commands) -> argparse.ArgumentParser:
+    command = actions.add_parser(
+        "check",
+        help="verify everything in the store",
+        description="""\
+Reads the whole store and verifies documents by their digests, indexes and trees by their checksums, cached
+bytes by the digests known of them, or by their layer's DiffID. Cached bytes of a compressed
+layer that is not here whole cannot be checked: --strict counts them as wrong. Exits with 1 if something is
+wrong and has been left as it is.
+
+Examples:
+  imgfs store check                    look only
+  imgfs store check --repair           remove what is wrong: it is fetched or made again when it is needed
+  imgfs store check --repair --strict  after trouble with the disk, keep only what is known to be right
+""",
+    )
+    command.set_defaults(run=check)
+    command.add_argument("--repair", action="store_true", help="remove what is wrong")
+    command.add_argument("--strict", action="store_true", help="count what cannot be checked as wrong")
+    json_option(command)
+    return command
+
+
+def check(options: argparse.Namespace) -> int:
+    """Verify everything in the store, and with --repair remove what is wrong."""
+    import json
+
+    from imgfs.maintenance.fsck import check as check_store
+
+    store = open_store(options)
+    found, left = [], 0
+    for fault in check_store(store):
+        state = _mended(fault) if options.repair and _counts(fault, options) else _judged(fault, options)
+        left += state in ("wrong", "not removed")
+        found.append({"file": str(fault.where), "what": fault.what, "state": state})
+        if not options.json:
+            line = f"{fault.where.relative_to(store.root)}: {fault.what}: {state}"
+            say(printable(line), flush=True)
+    if options.json:
+        say(json.dumps({"store": str(store.root), "found": found}, indent=2))
+    elif not found:
+        say(f"{store.root}: everything is what it was")
+    return int(left > 0)
+
+
+def _counts(fault: Fault, options: argparse.Namespace) -> bool:
+    return options.strict or not fault.is_doubt
+
+
+def _judged(fault: Fault, options: argparse.Namespace) -> str:
+    return "wrong" if _counts(fault, options) else "unknown"
+
+
+def _mended(fault: Fault) -> str:
+    try:
+        fault.mend()
+    except (StoreError, OSError):
+        return "not removed"
+    return "removed"

@@ -10,8 +10,10 @@ from imgfs.cli.options import (
     Commands,
     add_command,
 )
-from imgfs.cli.output import complain
+from imgfs.cli.output import complain, words_of
 from imgfs.errors import MountError, UsageError
+
+_FAILED = 1  # exit code
 
 
 def add_umount(commands: Commands) -> None:
@@ -22,7 +24,8 @@ def add_umount(commands: Commands) -> None:
         umount,
         "unmount",
         """\
-Unmounts each MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well.
+Unmounts each MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well. If one
+cannot be unmounted, that is told, the others are all the same, and the exit code is 1.
 
 Examples:
   imgfs umount /mnt
@@ -41,23 +44,27 @@ Examples:
 
 
 def umount(options: argparse.Namespace) -> int:
-    """Unmount one or several, all of which are tried; prints all errors but the last, which it raises."""
-    from imgfs.mounts.table import imgfs_mount_at
-    from imgfs.mounts.unmount import unmount
-
+    """Unmount one or several: all are tried, and each that fails is told; exit code 1 if any does."""
     if options.all == bool(options.mountpoints):
         raise UsageError("name what to unmount: MOUNTPOINT…, or --all")
-    failed: list[MountError] = []
-    for path in _all() if options.all else options.mountpoints:
+    code = 0
+    for path in _all() if options.all else map(Path, options.mountpoints):
         try:
-            unmount(imgfs_mount_at(Path(path)), lazy=options.lazy)
-        except MountError as error:
-            failed.append(error)
-    for other in failed[:-1]:
-        complain(other)
-    if failed:
-        raise failed[-1]
-    return 0
+            _unmount(path, options)
+        except (MountError, OSError) as error:
+            complain(words_of(error) if isinstance(error, OSError) else error)
+            code = _FAILED
+    return code
+
+
+def _unmount(path: Path, options: argparse.Namespace) -> None:
+    """Unmount one; with --all, what has gone meanwhile is no failure."""
+    from imgfs.mounts.table import imgfs_mount_at, mount_at
+    from imgfs.mounts.unmount import unmount
+
+    if options.all and mount_at(path) is None:
+        return
+    unmount(imgfs_mount_at(path), lazy=options.lazy)
 
 
 def _all() -> list[Path]:

@@ -1,0 +1,79 @@
+"""What run and bundle do alike: how the image is mounted, and what of a container is found in it."""
+
+from __future__ import annotations
+
+import argparse
+
+from imgfs.cli.output import warn
+from imgfs.cli.selection import ImageSelection
+from imgfs.errors import UsageError
+from imgfs.mount.options import MountOptions
+from imgfs.overlay.scratch import Scratch
+from imgfs.overlay.scratches import find_scratch, volatile_scratch
+from imgfs.runtime.bundle import Bundle
+from imgfs.runtime.host_facts import HostFacts, IdMaps, has_id, has_single_id
+from imgfs.runtime.mount_targets import make_workdir, read_accounts, resolve_mounts
+from imgfs.runtime.request import ContainerRequest, ImageDefaults
+from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.spec import Container, RuntimeConfig, with_nodev_root
+from imgfs.runtime.user import User, find_user
+
+
+def bundle_mount_options(
+    bundle: Bundle,
+    scratch: Scratch,
+    owner: tuple[int, int] | None,
+    options: argparse.Namespace,
+    *,
+    for_all: bool,
+) -> MountOptions:
+    """How a container's image is mounted: at its bundle, changes to its scratch."""
+    fuse = frozenset({"suid", "allow_other"} if for_all else ())
+    driver = options.driver
+    return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch, driver=driver)
+
+
+def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:
+    """The scratch that is named, or one that goes with the mount."""
+    if options.scratch is not None:
+        return find_scratch(options.scratch, image.store.root)
+    return volatile_scratch(image.store.root)
+
+
+def settled(config: RuntimeConfig, rootfs: Rootfs, host: HostFacts) -> RuntimeConfig:
+    """A config.json as the mounted image needs it."""
+    config = {**config, "mounts": resolve_mounts(rootfs, config["mounts"])}
+    return with_nodev_root(config, rootfs.top, host.mount_program) if host.mount_program else config
+
+
+def container_in(
+    name: str,
+    rootfs: Rootfs,
+    defaults: ImageDefaults,
+    request: ContainerRequest,
+    host: HostFacts,
+    maps: IdMaps | None,
+) -> Container:
+    """Look the user up in the mounted image, and make the working directory there."""
+    text = defaults.user if request.user is None else request.user
+    accounts = read_accounts(rootfs, "/etc/passwd"), read_accounts(rootfs, "/etc/group")
+    groups = (*request.security.groups, *map(str, host.edits.groups))
+    user = _mapped(find_user(text, *accounts, groups), maps, text)
+    owner = None if maps and has_single_id(maps) else (user.uid, user.gid)
+    make_workdir(rootfs, request.workdir_over(defaults), owner)
+    return Container(name, user)
+
+
+def _mapped(user: User, maps: IdMaps | None, text: str) -> User:
+    """Return the user as the user namespace maps it; a namespace with a single id has only a root."""
+    if maps is None:
+        return user
+    if has_single_id(maps):
+        if user.uid or user.gid:
+            warn(f"user {text!r} runs as root, which is you: there are no ids for others in /etc/subuid")
+        return User(0, 0, (), user.home)
+    for ids, numbers in ((maps[0], (user.uid,)), (maps[1], (user.gid, *user.groups))):
+        missing = [number for number in numbers if not has_id(ids, number)]
+        if missing:
+            raise UsageError(f"user {text!r}: /etc/subuid and /etc/subgid give you no id for {missing[0]}")
+    return user

@@ -1,0 +1,83 @@
+"""imgfs cp: copy files out of an image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.cli.output import warn
+from imgfs.cli.paths import PATHS, open_files, take_paths
+from imgfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgfs.image.files import Found, ImageFiles
+
+_WARNED = 10  # files
+
+
+def add_cp(commands: Commands) -> None:
+    """`imgfs cp`."""
+    command = add_command(
+        commands,
+        "cp",
+        cp,
+        "copy files out of an image",
+        f"""\
+Copies files and directories of IMAGE to DEST, as `cp -a`: links stay links, and owners, modes, times and
+attributes are kept, as far as you may set them. A DEST that is a directory gets them under their names. With
+`-` for DEST a tar of them is written to standard output. {PATHS}
+
+Examples:
+  imgfs cp debian:12:/bin/busybox .
+  imgfs cp debian:12 /etc /usr/share/doc saved/
+  imgfs cp debian:12:/etc - | tar -t
+""",
+    )
+    image_options(command)
+    command.add_argument("paths", metavar="PATH", nargs="*", help="files of the image")
+    command.add_argument("destination", metavar="DEST", help="a file or directory, or `-`")
+
+
+def cp(options: argparse.Namespace) -> int:
+    """Copy files out of an image."""
+    from imgfs.image.extract import Extraction
+
+    paths = take_paths(options, required=True)
+    if options.destination == "-" and sys.stdout.isatty():
+        raise UsageError("a tar is not for a terminal: name a directory, or use a pipe")
+    with open_files(options) as files:
+        found = [one for path in paths for one in files.matching(path)]
+        if options.destination == "-":
+            return _write_tar(files, found)
+        destination = Path(options.destination)
+        into = destination.is_dir()
+        if len(found) > 1 and not into:
+            raise UsageError(f"{destination}: not a directory, and there are {len(found)} files to copy")
+        told: list[str] = []
+        extraction = Extraction(files, told.append)
+        for one in found:
+            name = os.path.basename(one.path) if into else os.fsencode(destination.name)
+            if into and not name:  # the root: its contents
+                for child in files.children(one):
+                    extraction.write(child, destination, os.path.basename(child.path))
+            else:
+                extraction.write(one, destination if into else destination.parent, name)
+    for text in told[:_WARNED]:
+        warn(text)
+    if len(told) > _WARNED:
+        warn(f"and {len(told) - _WARNED} more")
+    return 0
+
+
+def _write_tar(files: ImageFiles, found: list[Found]) -> int:
+    from imgfs.layer.tar.writer import tar_of
+
+    each = (files.members([one], below=os.path.dirname(one.path)) for one in found)
+    for piece in tar_of(chain.from_iterable(each)):
+        sys.stdout.buffer.write(piece)
+    return 0

@@ -1,0 +1,55 @@
+"""imgfs sha256: show digests of files of an image, as sha256sum does."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import os
+
+from imgfs.cli.options import Commands
+from imgfs.cli.output import say_line
+from imgfs.cli.paths import PATHS, add_look, open_files, take_paths
+
+
+def add_sha256(commands: Commands) -> None:
+    """`imgfs sha256`."""
+    command = add_look(
+        commands,
+        "sha256",
+        sha256,
+        "show digests of files of an image",
+        f"""\
+Shows the SHA-256 of files of IMAGE, in the form of sha256sum(1). {PATHS}
+
+Examples:
+  imgfs sha256 debian:12 /bin/bash
+  imgfs sha256 -r debian:12 /etc
+""",
+        paths="*",
+    )
+    command.add_argument("-r", dest="recursive", action="store_true", help="of all files below, too")
+
+
+def sha256(options: argparse.Namespace) -> int:
+    """Show digests of files."""
+    paths = take_paths(options, required=True)
+    with open_files(options) as files:
+        for path in paths:
+            for top in files.matching(path, follow=True):
+                if not top.is_regular and not options.recursive:
+                    number = errno.EISDIR if top.is_directory else errno.EINVAL
+                    raise OSError(number, os.strerror(number), os.fsdecode(top.path))
+                for found in files.below(top):
+                    if found.is_regular:
+                        hasher = hashlib.sha256()
+                        for piece in files.read(found):
+                            hasher.update(piece)
+                        say_line(_line(hasher.hexdigest(), found.path))
+    return 0
+
+
+def _line(digest: str, path: bytes) -> bytes:
+    r"""Return a line that `sha256sum -c` reads: a name with `\` or an end of line is escaped, and marked."""
+    escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return (b"\\" if escaped != path else b"") + digest.encode() + b"  " + escaped
