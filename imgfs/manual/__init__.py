@@ -9,7 +9,11 @@ from importlib.resources import files
 
 # In the order of the list: what a user needs first.
 TOPICS = (
+    "installing",
     "mounting",
+    "looking",
+    "python",
+    "configuration",
     "registries",
     "scratch",
     "store",
