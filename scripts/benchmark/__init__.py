@@ -19,6 +19,7 @@
                  their start, cold over a slow link and with everything here, beside podman run and runc
     I  drivers   find, tar, git, grep, reads: imgfs by FUSE and by the kernel, beside overlayfs,
                  fuse-overlayfs and the unpacked directory; the daemons' CPU and memory
+    J  looking   diff, waste, grep, cp and an archive's mount, beside fetching and unpacking whole images
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

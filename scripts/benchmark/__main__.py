@@ -19,6 +19,7 @@ from scripts.benchmark.containers import containers
 from scripts.benchmark.drivers import drivers
 from scripts.benchmark.first import FirstMounts
 from scripts.benchmark.lazy import lazy
+from scripts.benchmark.looking import looking
 from scripts.benchmark.material import FULL, QUICK
 from scripts.benchmark.memory import memory
 from scripts.benchmark.reading import reading
@@ -30,7 +31,7 @@ from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDEFGHI"
+GROUPS = "ABCDEFGHIJ"
 USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
 SLOW_LINKS = ("shaped", "gigabit")  # of group G; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
@@ -154,6 +155,7 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "G": cold_starts(stage, asked.apps or list(APPLICATIONS), slow),
         "H": containers(stage, asked.apps or list(APPLICATIONS), slow[0]),
         "I": drivers(stage, names),
+        "J": looking(stage, asked.sizes[:2][-1], names[0]),
     }
     return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
 

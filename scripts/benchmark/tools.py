@@ -126,6 +126,11 @@ class Imgfs(Rooted):
     def serving_cpu(self) -> float:
         return cpu_of(self.pid())
 
+    def look(self, *words: str | Path) -> float:
+        """Run a command that looks into images; one says by exit code 1 that it found, or found nothing."""
+        accepting = 'rc=0; "$@" || rc=$?; test $rc -le 1'
+        return run(["sh", "-c", accepting, "sh", *self._program, *words], env=self._env)
+
     def _run(self, *words: str | Path) -> float:
         return run([*self._program, *words], env=self._env)
 
@@ -144,6 +149,15 @@ class Podman(Rooted):
     def pull(self, reference: str) -> float:
         """Fetch and unpack the image, unless it is there; the seconds it took."""
         return run([*self._podman, "pull", "--quiet", "--tls-verify=false", reference])
+
+    def copy_out(self, reference: str, path: str, target: Path) -> float:
+        """Copy a file out of an image that has been pulled, by way of a container; the seconds it took."""
+        begun = time.perf_counter()
+        made = output_of([*self._podman, "create", "--pull=never", "--network=none", reference, "/x"]).strip()
+        run([*self._podman, "cp", f"{made}:{path}", target])
+        seconds = time.perf_counter() - begun
+        run([*self._podman, "rm", made])
+        return seconds
 
     def show(self, reference: str) -> Path:
         self.pull(reference)

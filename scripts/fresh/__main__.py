@@ -57,6 +57,9 @@ def travel(place: Path, suite: str, first: bool, arguments: Sequence[str]) -> in
 
 def main(arguments: list[str]) -> int:
     """Do what the module's docstring says."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     suite = arguments.pop(0) if arguments and arguments[0] in SUITES else SUITES[0]
     first = arguments[:1] == ["--first"]
     lacking = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]

@@ -2,7 +2,8 @@
 
 `words` is how: in mount, process, IPC and host name namespaces of its own, which end with their first
 process; that one ends when its parent does, by whatever signal. So no mount and no process is left.
-The command finds /proc, /sys with the cgroups, and a /dev of what every container has and /dev/fuse.
+The command finds /proc, /sys with the cgroups, and a /dev of what every container has, /dev/fuse, and what a
+machine has beside it for those who ask: /dev/net/tun and loop devices.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-FUSE = (10, 229)  # Documentation/admin-guide/devices.txt
+# Documentation/admin-guide/devices.txt
+FUSE, TUN, LOOP_CONTROL, LOOP = (10, 229), (10, 200), (10, 237), 7
+LOOPS = 16
 LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 MNT_DETACH = 2
 
@@ -35,9 +38,13 @@ def _mount(*arguments: str | Path) -> None:
 
 def _fill_dev(dev: Path) -> None:
     _mount("-t", "tmpfs", "-o", "mode=755,nosuid", "dev", dev)
-    for name, numbers in {**NODES, "fuse": FUSE}.items():
+    (dev / "net").mkdir()
+    for name, numbers in {**NODES, "fuse": FUSE, "net/tun": TUN}.items():
         os.mknod(dev / name, 0o666 | stat.S_IFCHR, os.makedev(*numbers))
         (dev / name).chmod(0o666)
+    os.mknod(dev / "loop-control", 0o600 | stat.S_IFCHR, os.makedev(*LOOP_CONTROL))
+    for number in range(LOOPS):
+        os.mknod(dev / f"loop{number}", 0o600 | stat.S_IFBLK, os.makedev(LOOP, number))
     for name, target in LINKS.items():
         (dev / name).symlink_to(target)
     for name, options in {"pts": "newinstance,ptmxmode=0666,mode=620,gid=5", "shm": "mode=1777"}.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,14 @@ from scripts.lab.layout import (
     Image,
     Layer,
     Member,
+    blob_path,
     cached_image,
     directory,
     pack_members,
     pack_tar,
     regular,
     tree_members,
+    whiteout,
     write_image,
 )
 
@@ -201,11 +204,41 @@ def synthetic(cache: Path, files: int) -> Image:
     )
 
 
-def _pack_synthetic(layout: Path, files: int) -> Layer:
+def synthetic_changed(cache: Path, files: int) -> Image:
+    """Build the same with a layer above it that changes each tenth file, and deletes each twentieth."""
+    below = synthetic(cache, files)
+
+    def build(layout: Path) -> Image:
+        layers = [_copied_layer(below, layout), _pack_synthetic(layout, files, changes=True)]
+        return write_image(layout, "latest", layers)
+
+    return cached_image(cache, f"synthetic-{files}-changed", build)
+
+
+def _copied_layer(image: Image, layout: Path) -> Layer:
+    """Copy the lowest layer of an image into a layout."""
+    [layer] = image.layers
+    target = blob_path(layout, layer.digest)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image.blob(layer.digest), target)
+    return layer
+
+
+def _pack_synthetic(layout: Path, files: int, *, changes: bool = False) -> Layer:
     with tempfile.TemporaryDirectory(prefix="imgfs-synthetic-") as scratch:
         content = Path(scratch) / "content"
-        content.write_bytes(b"0123456789abcdef")
-        return pack_members(layout, _synthetic_members(files, content))
+        content.write_bytes(b"fedcba9876543210" if changes else b"0123456789abcdef")
+        members = _synthetic_members(files, content)
+        return pack_members(layout, _changes(members) if changes else members)
+
+
+def _changes(members: Iterable[Member]) -> Iterator[Member]:
+    """Yield of each tenth file a new version, of the ones half way between them a whiteout."""
+    for info, content in members:
+        if content and info.name.endswith("0"):
+            yield info, content
+        elif content and info.name.endswith(("15", "35", "55", "75", "95")):
+            yield whiteout(info.name), None
 
 
 def _synthetic_members(files: int, content: Path) -> Iterator[Member]:

@@ -29,11 +29,10 @@ from imgfs.image.resolve import Resolved, resolve
 from imgfs.layer.soci.ztoc import parse_ztoc
 from imgfs.maintenance.fsck import check as check_store
 from imgfs.maintenance.gc import evict
-from imgfs.oci.artifact import parse_artifact
+from imgfs.oci.artifact import parse_artifact, parse_referrers
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, parse_config, parse_document
 from imgfs.oci.published import FULL, LEAN, SIZE_OF, TREE, published_in
-from imgfs.oci.referrers import parse_referrers
 from imgfs.oci.soci import parse_soci_index
 from imgfs.store.checksum import write_checksum
 from imgfs.store.store import Store
@@ -137,10 +136,10 @@ def _seen(image: Image, ino: int) -> object:
     node = image.tree.node(ino)
     if node is None:
         raise OSError(errno.ESTALE, "a name of nothing")
-    target = image.tree.target(ino) if node.mode & 0o170000 == 0o120000 else None
-    image.tree.path(ino)
     if not all(isinstance(field, int) for field in node):  # at which `fuse.errors` says EIO
         raise OSError(errno.EIO, "a node that is none")
+    target = image.tree.target(ino) if node.mode & 0o170000 == 0o120000 else None
+    image.tree.path(ino)
     if node.mode & 0o170000 != 0o100000:
         return node[1:], target, image.tree.xattrs(ino)
     layer, extents = image.tree.extents(ino)
