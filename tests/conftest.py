@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from imgfs.mounts.table import mounts
+from imgfs import syscalls
+from imgfs.mounts.table import RUNTIME, mounts
 from tests.support.mounted import NOBODY, Imgfs, processes_of_tests
 from tests.support.patience import allowed
 
@@ -30,6 +31,19 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 _OPEN = f"{tempfile.gettempdir()}/imgfs-test-{os.getpid()}-"
+
+
+def pytest_configure() -> None:
+    """Give each worker of root's a mount namespace of its own, and what its daemons share.
+
+    A program that a test runs under `unshare -m` has copies of every mount that it sees, and keeps them busy.
+    A mount of the kernel driver sweeps what killed daemons of mounts have left that it does not see.
+    """
+    if os.geteuid() == 0 and "PYTEST_XDIST_WORKER" in os.environ:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        RUNTIME.mkdir(mode=0o755, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "imgfs-tests", RUNTIME], check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

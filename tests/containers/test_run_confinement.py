@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,14 @@ from tests.support.containers import (
     RUNTIMES,
     busybox,
     busybox_layer,
-    has_static_busybox,
     installed,
     needs_podman,
+    podman_is_5,
     shell,
 )
 from tests.support.mounted import Imgfs, gzipped, write_image
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users"),
-    pytest.mark.skipif(not has_static_busybox(), reason="there is no static busybox"),
-]
+pytestmark = containers.marks
 layout, image, run, podman = containers.layout, containers.image, containers.run, containers.podman
 
 DRIVERS = ["fuse", "kernel"]
@@ -307,10 +303,21 @@ def configured(layout: Path, case: str) -> str:
     return hostile(layout, *LINKS, **config)
 
 
-@pytest.mark.parametrize("path", ["/proc/self/fd/3", "/proc/1/cwd", "/proc/thread-self/root", "/l/deep"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proc/self/fd/3",
+        "/proc/1/cwd",
+        "/proc/thread-self/root",
+        "/l/deep",
+        "/dev/fd/7",
+        "/d/fd/7",
+        "/dev/stdin",
+    ],
+)
 def test_no_directory_of_a_process_is_worked_in(run: Imgfs, layout: Path, path: str) -> None:
     """Runtimes have been led out of containers so (CVE-2024-21626)."""
-    image = hostile(layout, tar.symlink("l", "proc/self/fd/8"), WorkingDir=path)
+    image = hostile(layout, tar.symlink("l", "proc/self/fd/8"), tar.symlink("d", "/dev"), WorkingDir=path)
     assert "it is a process's" in run.run("run", image).complaint(126)
     assert "it is a process's" in run.run("run", "-w", path, image).complaint(126)
 
@@ -343,26 +350,110 @@ def test_what_is_shown_goes_where_links_of_the_image_lead(
 BESIDE = (
     "busybox awk '{ print \"mount\", $5, $6 }' /proc/self/mountinfo; "
     "for d in $(busybox find /dev /zero /disk -type c -o -type b); "
-    "do (: <$d) 2>/dev/null && echo opened $d; done; busybox ls /proc/$$/fd | busybox sed 's/^/open /'"
+    "do (: <$d) 2>/dev/null && echo opened $d; done; "
+    "busybox find /proc/$$/fd -type l -exec echo open {} \\;; "
+    "grep -e ^Cap -e ^NoNewPrivs -e ^Seccomp: -e ^Groups /proc/self/status | busybox sed 's/^/right /'"
 )
 STRICTER = {"/": {"nodev"}, **{key: {"nosuid", "nodev"} for key in ("/etc/hosts", "/etc/hostname")}}
+STRICTER_THAN_5 = {  # which has no longer a /dev without programs, nor a mask on /sys/dev/block
+    **STRICTER,
+    "/dev": {"noexec"},
+    "/sys/dev/block": {"ro", "relatime"},
+}
+NULL_OF_DEV = {
+    key: {"noexec"} for key in ("/proc/keys", "/proc/timer_list")
+}  # runc hides files by the container's
+ONE_VERSION = ("unshare", "-m", "sh", "-c", 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"', "sh")
+
+
+def beside(run: Imgfs, podman: Sequence[str], image: str, runtime: str, *options: str) -> list[str]:
+    """What a container of podman's sees. crun wants cgroups of one version; imgfs sees to that by itself."""
+    pulled = run.program(*podman, "pull", "-q", image).text.strip()
+    words = [f"--runtime={runtime}" if word.startswith("--runtime=") else word for word in PODMAN]
+    ran = run.program(*ONE_VERSION, *podman, "run", *words, *options, pulled, "sh", "-c", BESIDE)
+    assert ran.code == 0, ran
+    return ran.text.splitlines()
 
 
 @needs_podman
-def test_mounts_devices_and_descriptors_are_those_of_podman_run_or_fewer(
-    run: Imgfs, podman: Sequence[str], layout: Path
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_rights_mounts_devices_and_descriptors_are_those_of_podman_run_or_fewer(
+    run: Imgfs, podman: Sequence[str], layout: Path, runtime: str
 ) -> None:
     image = hostile(layout, *DEVICES, Volumes={"/srv": {}})
-    pulled = run.program(*podman, "pull", "-q", image).text.strip()
-    theirs = run.program(*podman, "run", *PODMAN, pulled, "sh", "-c", BESIDE).text.splitlines()
-    ours = shell(run, image, BESIDE, "--network", "none", "--runtime", "runc").text.splitlines()
+    theirs = beside(run, podman, image, runtime)
+    ours = shell(run, image, BESIDE, "--network", "none", "--runtime", runtime).text.splitlines()
     assert set(listed(ours, "opened")) == set(listed(theirs, "opened")) - {"/zero"}  # by the cgroup alone
-    assert listed(ours, "open") == listed(theirs, "open")
+    descriptors, allowed = ({Path(path).name for path in listed(lines, "open")} for lines in (ours, theirs))
+    assert {"0", "1", "2"} == descriptors <= allowed
+    assert listed(ours, "right") == listed(theirs, "right")
     flags = {place: set(given.split(",")) for place, given in map(str.split, listed(theirs, "mount"))}
-    expected = {place: given | STRICTER.get(place, set()) for place, given in flags.items()}
+    stricter = STRICTER
+    if podman_is_5():
+        stricter = STRICTER_THAN_5 | (NULL_OF_DEV if runtime == "runc" else {})
+    expected = {place: flags.get(place, set()) | stricter.get(place, set()) for place in {*flags, *stricter}}
     del expected["/run/.containerenv"]
     found = {place: set(given.split(",")) for place, given in map(str.split, listed(ours, "mount"))}
     assert found == expected
+
+
+@needs_podman
+@pytest.mark.skipif(not installed("crun"), reason="crun is not installed")
+def test_without_a_device_cgroup_fewer_devices_can_be_opened_than_by_podman(
+    run: Imgfs, podman: Sequence[str], layout: Path
+) -> None:
+    image = hostile(layout, *DEVICES)
+    theirs = beside(run, podman, image, "crun", "--cgroups=disabled")
+    words = run.command("run", "--runtime", "crun", "--network", "none", image, "sh", "-c", BESIDE)
+    script = 'umount /sys/fs/cgroup/*; exec "$@"'
+    ran = run.program("unshare", "-m", "sh", "-c", script, "sh", *words)
+    assert ran.code == 0, ran
+    ours = ran.text.splitlines()
+    opened = listed(ours, "opened")
+    assert set(opened) == {one for one in listed(theirs, "opened") if one.startswith("/dev/")}
+    assert "/zero" in listed(theirs, "opened")  # which a device cgroup does not bar either
+    assert listed(ours, "right") == listed(theirs, "right")
+
+
+LABELS = {
+    "run.oci.handler": "krun",
+    "io.podman.annotations.privileged": "TRUE",
+    "io.podman.annotations.seccomp": "unconfined",
+    "io.containers.capabilities": "CAP_SYS_ADMIN",
+    "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel": "true",
+    "io.crun.keep_original_groups": "1",
+    "org.systemd.property.TimeoutStopUSec": "uint64 1",
+    "org.criu.config": "/x",
+    "org.opencontainers.image.stopSignal": "KILL",
+}
+PODMANS = ("io.podman.", "io.kubernetes.cri-o.", "io.container.manager", "org.opencontainers.image.")
+STOPPING_BY_5 = ("org.systemd.property.KillSignal", "org.systemd.property.TimeoutStopUSec")
+
+
+@needs_podman
+def test_annotations_are_those_of_podman_run(
+    run: Imgfs, podman: Sequence[str], layout: Path, tmp_path: Path
+) -> None:
+    image = hostile(layout, Labels=LABELS, StopSignal="SIGQUIT")
+    options = ("--annotation", "a=b", "--label", "c=d")
+    pulled = run.program(*podman, "pull", "-q", image).text.strip()
+    words = [word for word in PODMAN if word != "--rm"]
+    made = run.program(*podman, "create", *words, "--annotation", "a=b", pulled).text.strip()
+    try:
+        assert run.program(*podman, "init", made).code == 0
+        path = run.program(*podman, "inspect", "-f", "{{.OCIConfigPath}}", made).text.strip()
+        theirs = json.loads(Path(path).read_text())["annotations"]
+    finally:
+        run.program(*podman, "rm", "-f", "-t", "0", made)
+    run.ok("bundle", *options, image, tmp_path / "box")
+    ours = json.loads((tmp_path / "box/config.json").read_text())["annotations"]
+    run.ok("umount", tmp_path / "box/rootfs")
+    assert ours["org.opencontainers.image.stopSignal"] == "SIGQUIT"
+    assert not any(text in ours.values() for text in LABELS.values())
+    assert {key: text for key, text in ours.items() if not key.startswith(PODMANS)} == {
+        **{key: text for key, text in theirs.items() if not key.startswith((*PODMANS, *STOPPING_BY_5))},
+        "c": "d",
+    }
 
 
 def listed(lines: Sequence[str], what: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,17 @@ from imgfs.runtime.devices import find_profile
 from imgfs.runtime.host import capabilities
 from imgfs.runtime.security import ALL, UNCONFINED, Security
 from tests.support import containers
-from tests.support.containers import PODMAN, RUNTIMES, busybox, has_static_busybox, needs_podman, shell
+from tests.support.containers import (
+    PODMAN,
+    RUNTIMES,
+    as_podman,
+    busybox,
+    needs_podman,
+    shell,
+)
 from tests.support.mounted import Imgfs
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users"),
-    pytest.mark.skipif(not has_static_busybox(), reason="there is no static busybox"),
-]
+pytestmark = containers.marks
 layout, image, run, podman = containers.layout, containers.image, containers.run, containers.podman
 
 RIGHTS = "id; grep -e Cap -e NoNewPrivs -e Seccomp: /proc/self/status"
@@ -78,11 +80,13 @@ SAME: dict[str, tuple[list[str], str]] = {  # options, command
         "stat -c %a /b; touch /b/x /c/x; ls /b",
     ),
     "init": (["--init"], "test $$ -ne 1 && echo another; (sleep 0.2 &); exit 5"),
-    "hosts": (["--add-host", "db:10.0.0.7", "--add-host", "six:fe80::1"], "grep -e db -e six /etc/hosts"),
+    "hosts": (["--add-host", "mine:10.0.0.7", "--add-host", "six:fe80::1"], "grep -e mine -e six /etc/hosts"),
     "processes": (["--pids-limit", "5"], FORKS),
     "processes without limit": (["--pids-limit", "-1"], FORKS),
     "unknown group": (["--group-add", "nope"], "id"),
 }
+
+CODES_BY_5 = {("read-only without tmpfs", 0): 1}  # podman 5's /dev/shm is read-only then
 
 
 @needs_podman
@@ -94,9 +98,12 @@ def test_rights_and_limits_are_those_of_podman_run(
     image = busybox(layout, "rights", Cmd=["sh"])
     pulled = run.program(*podman, "pull", "-q", image)
     assert pulled.code == 0, pulled
-    theirs = run.program(*podman, "run", *PODMAN, *options, pulled.text.strip(), "sh", "-c", script)
+    words = (*podman, "run", *PODMAN, *options, pulled.text.strip(), "sh", "-c", script)
+    theirs = run.program(*words)
+    while theirs.code == 127 and "/attach: no such file" in theirs.err:  # podman came too late
+        theirs = run.program(*words)
     ours = shell(run, image, script, "--network", "none", *options)
-    assert (ours.code, ours.text) == (theirs.code, theirs.text), (ours.err, theirs.err)
+    assert as_podman(ours, CODES_BY_5.get((case, ours.code))) == (theirs.code, theirs.text), (ours, theirs)
 
 
 TRANSLATED: dict[str, tuple[list[str], Security]] = {
@@ -217,16 +224,7 @@ def test_a_bundle_has_the_same_rights(run: Imgfs, image: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (
-            ["-d"],
-            125,
-            "-d: a container ends with the imgfs run that started it: put that into the background",
-        ),
-        (
-            ["-p", "80:80"],
-            125,
-            "-p: imgfs forwards no ports: with --network host, the default, they are this machine's",
-        ),
+        (["-p", "80:80:80:80"], 125, "'80:80:80:80' is no port, like 8080:80, 127.0.0.1:8080:80"),
         (["--pid", "host"], 125, "--pid: a container has processes of its own, so that none is left of it"),
         (["--cap-add", "FLY"], 125, "'FLY' is no capability, like NET_ADMIN or ALL"),
         (["--cap-add", "CHOWN", "--cap-drop", "chown"], 125, "CAP_CHOWN cannot be added and dropped at once"),
@@ -242,16 +240,20 @@ def test_a_bundle_has_the_same_rights(run: Imgfs, image: str, tmp_path: Path) ->
         (["--pids-limit", "-2"], 125, "'-2' is no number of processes"),
         (["--shm-size", "big"], 125, "'big' is no amount of memory, like 512m or 2g"),
         (
-            ["--mount", "type=volume,src=x,dst=/x"],
+            ["--mount", "type=ramfs,dst=/x"],
             125,
-            "'volume' is not mounted here: type=bind or type=tmpfs",
+            "'ramfs' is not mounted here: type=bind, type=volume or type=tmpfs",
         ),
         (["--mount", "type=bind,dst=/x"], 125, "'type=bind,dst=/x': src= is missing"),
         (["--mount", "type=bind,src=/,dst=x"], 125, "'x' does not begin with a slash"),
         (["--mount", "type=tmpfs,dst=/x,src=/"], 125, "'src' is nothing that type=tmpfs has"),
         (["--mount", "type=tmpfs,dst=/x,tmpfs-mode=9"], 125, "'9' is no mode, like 1777"),
         (["--mount", "type=bind,src=/nowhere,dst=/x"], 125, "/nowhere: there is no such file or directory"),
-        (["-v", "data:/data"], 125, "'data': volumes have no names here; for a directory: ./data"),
+        (
+            ["-v", "da ta:/data"],
+            125,
+            "'da ta' is no name for a volume (letters, digits, '_', '.', '-'; at most 128)",
+        ),
         (["--add-host", "db"], 125, "'db' is not NAME:ADDRESS, like db:10.0.0.7"),
         (["--annotation", "=x"], 125, "'=x' is not KEY=VALUE"),
         (["--stop-signal", "STOPPED"], 125, "'STOPPED' is no signal, like QUIT or 3"),

@@ -5,26 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
 from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import ImageConfig
-from imgfs.owned.regular import NotRegular
+from imgfs.owned.opening import NotRegular
 from imgfs.runtime.host import Cgroups, bounding, find_cgroups, unenforced_limits, unmet_requests
-from imgfs.runtime.host_facts import HostFacts
-from imgfs.runtime.ids import IdRange, id_ranges
-from imgfs.runtime.preflight import Refused, check_command
+from imgfs.runtime.host_facts import HostFacts, IdRange, id_ranges
 from imgfs.runtime.request import Bind, ContainerRequest, ImageDefaults, Network, Tmpfs, check_name
 from imgfs.runtime.resources import Resources, Ulimit
-from imgfs.runtime.rootfs import Rootfs
+from imgfs.runtime.rootfs import Refused, Rootfs, check_command
 from imgfs.runtime.security import CAPABILITIES, EVERY_CAPABILITY, Device, Security
 from imgfs.runtime.signals import find_signal, signal_number
-from imgfs.runtime.spec import Container, runtime_config
+from imgfs.runtime.spec import Container, RuntimeConfig, runtime_config, with_nodev_root
 from imgfs.runtime.user import User, find_user
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\n# web:x:1:1\nweb:x:33:34:web:/srv:/bin/sh\nbroken:x:a:b\n\nno:x:5\n"
@@ -40,9 +39,10 @@ def spec(
 ) -> dict[str, Any]:
     """The config.json of an image with this runtime part."""
     image = ImageConfig(Platform("linux", "amd64"), (), (), "2024-01-01T00:00:00Z", config, {})
-    return runtime_config(
+    found = runtime_config(
         image, request or ContainerRequest(), Container("box", user or User(0, 0)), host or HostFacts()
     )
+    return cast(dict[str, Any], found)
 
 
 def args(config: Mapping[str, Any], **request: Any) -> list[str]:
@@ -238,7 +238,7 @@ def test_a_read_only_container_has_places_to_write_as_podman_gives_it() -> None:
 def test_volumes_that_something_else_is_mounted_on_are_not_made() -> None:
     defaults = ImageDefaults.parse({"Volumes": {"/a/": {}, "b": {}, "/c": None}})
     request = ContainerRequest(binds=(Bind("/x", "/a/"),), tmpfs=(Tmpfs("/c"),))
-    assert request.volumes_over(defaults) == ["/b"]
+    assert request.volumes_over(defaults) == [Bind("", "/b")]
 
 
 @pytest.mark.parametrize(
@@ -354,11 +354,11 @@ def test_a_command_is_looked_for_before_it_is_started(
     config = {"process": {"args": [command], "cwd": "/srv", "env": ["PATH=/sbin:/bin"]}}
     code = None
     try:
-        check_command(Rootfs(tmp_path), config, ContainerRequest())
+        check_command(Rootfs(tmp_path), cast(RuntimeConfig, config), ContainerRequest())
     except Refused as refused:
         code = refused.code
     assert code == expected
-    check_command(Rootfs(tmp_path), config, ContainerRequest(binds=(Bind("/x", "/y"),)))
+    check_command(Rootfs(tmp_path), cast(RuntimeConfig, config), ContainerRequest(binds=(Bind("/x", "/y"),)))
 
 
 V1 = "30 25 0:26 / {at} rw shared:9 - cgroup cgroup rw,{name}\n"
@@ -551,3 +551,24 @@ def test_a_terminal_begins_with_the_size_of_ours() -> None:
 @pytest.mark.parametrize("text", ["STOPPED", "", "0", "65", "-1", "٣", "SIG", "RTMIN+31", "_DFL"])
 def test_what_is_no_signal_is_none(text: str) -> None:
     assert find_signal(text) is None
+
+
+@pytest.mark.parametrize(
+    "state", [b"", b"{}", b'{"id":"box"}\n', b'{"annotations":"' + b"x" * 100_000 + b'"}']
+)
+def test_the_hook_takes_the_whole_state_before_it_acts(tmp_path: Path, state: bytes) -> None:
+    """crun starts no container whose hook ends before it has written the state: mount(8) is often faster."""
+    program = tmp_path / "mount"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/said\n')
+    program.chmod(0o755)
+    config = cast(RuntimeConfig, spec({"Cmd": ["a"]}, ContainerRequest(read_only=True)))
+    hooks = with_nodev_root(config, tmp_path / "a root", str(program)).get("hooks", {})
+    hook = cast(dict[str, Any], hooks["createContainer"][0])
+    with subprocess.Popen(hook["args"], executable=hook["path"], env={}, stdin=subprocess.PIPE) as running:
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(timeout=0.3)
+        assert not (tmp_path / "said").exists()
+        running.communicate(state, timeout=30)
+    assert running.returncode == 0
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said == ["-n", "-o", "remount,bind,nodev,ro", "none", f"{tmp_path}/a root"]

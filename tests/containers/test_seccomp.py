@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
 from imgfs.runtime.devices import find_profile, this_machine
-from imgfs.runtime.seccomp import Machine, built_in, parse_profile
+from imgfs.runtime.seccomp import Machine, SeccompFilter, built_in, parse_profile
 from imgfs.runtime.security import UNCONFINED, Security
 
 PC = Machine("x86_64", (6, 1))
@@ -173,7 +173,7 @@ JSON = st.recursive(
 def test_a_profile_is_read_or_refused_in_one_line(fields: dict[str, Any], machine: Machine) -> None:
     body = json.dumps({"defaultAction": "SCMP_ACT_ERRNO", **fields}).encode()
     said = "p: no seccomp profile"
-    found: dict[str, Any] = {"syscalls": []}
+    found: SeccompFilter = {"defaultAction": "", "syscalls": []}
     try:
         found = parse_profile(body, "p", machine).filter(frozenset({"CAP_CHOWN"}))
     except UsageError as error:

@@ -8,13 +8,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from zstandard import ZstdCompressor, train_dictionary
 
 from imgfs.errors import IntegrityError, InvalidImage, Unavailable
-from imgfs.layer.codec import xz_bzip2
+from imgfs.layer.codec import frames
 from imgfs.layer.codec.blob import MAGIC_LENGTH, Cut, decoder, sniff
 from imgfs.layer.codec.frames import FRAMED, ZstdFrames
 from imgfs.layer.codec.span import decode_span
@@ -103,6 +105,7 @@ CODECS = pytest.mark.parametrize("name", sorted(SPANS))
         (bytes(1024), "tar"),
         (b"\x1f", "tar"),
         (b"\x60\x2a\x4d\x18", "tar"),
+        (b"]" + bytes(600), "tar"),  # a member's name, before ustar
     ],
 )
 def test_the_magic_tells_how_a_blob_is_packed(head: bytes, name: str) -> None:
@@ -115,6 +118,13 @@ def test_the_magic_tells_how_a_blob_is_packed(head: bytes, name: str) -> None:
     [
         (b"\x04\x22\x4d\x18\x60", "lz4"),
         (b"PK\x03\x04\x14\0", "zip"),
+        (b"\x02\x21\x4c\x18\x60", "lz4"),
+        (b"\x1f\x9d\x90", r"compress \(\.Z\)"),
+        (b"LZIP\x01\x0c", "lzip"),
+        (b"7z\xbc\xaf\x27\x1c\0\x04", "7-zip"),
+        (b"\xff\x06\x00\x00sNaPpY", "snappy"),
+        (b"\x27\xb5\x2f\xfd\0", "a zstd older than its standard"),
+        (lzma.compress(b"x", lzma.FORMAT_ALONE), "lzma"),
     ],
 )
 def test_other_formats_are_refused_by_name(head: bytes, name: str) -> None:
@@ -124,6 +134,13 @@ def test_other_formats_are_refused_by_name(head: bytes, name: str) -> None:
 
 
 # Whole blobs
+
+
+def test_a_zstd_layer_that_needs_a_dictionary_is_refused_in_our_words() -> None:
+    samples: list[Any] = [b"tar data ustar " * 20 + bytes([number % 256]) * 50 for number in range(500)]
+    blob = ZstdCompressor(dict_data=train_dictionary(2048, samples)).compress(bytes(1000))
+    with pytest.raises(InvalidImage, match="zstd: it needs a dictionary, which no layer brings"):
+        decoded(blob)
 
 
 def test_a_tar_is_cut_at_every_step() -> None:
@@ -265,7 +282,7 @@ def test_an_xz_file_may_be_padded() -> None:
 
 
 def test_xz_that_wants_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xz_bzip2, "XZ_MEMORY_LIMIT", 1 << 20)
+    monkeypatch.setattr(frames, "XZ_MEMORY_LIMIT", 1 << 20)
     with pytest.raises(InvalidImage, match=r"xz: Memory usage limit"):
         decoded(lzma.compress(TEXT, preset=6))
 

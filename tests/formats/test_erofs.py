@@ -20,7 +20,9 @@ from imgfs import syscalls
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.kernel import erofs_format
 from imgfs.kernel.chunk_index import AssembledDevice, AssembledRange, Chunks, chunks_of
-from imgfs.kernel.mkfs import FORMAT, image_uuid, make_image, write_image
+from imgfs.kernel.erofs_format import FORMAT
+from imgfs.kernel.erofs_image import image_uuid, make_image
+from imgfs.kernel.mkfs import write_image
 from imgfs.kernel.passthrough import drop_cached_pages_now
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.oci.descriptor import Digest
@@ -76,7 +78,9 @@ def mounted(directory: Path, tree: Tree, layers: Sequence[bytes], block_bits: in
     at = directory / "mounted"
     at.mkdir()
     mount = syscalls.new_mount("erofs", options, syscalls.MOUNT_ATTR_RDONLY)
-    syscalls.attach_mount(mount, str(at))
+    place = os.open(at, os.O_PATH)
+    syscalls.attach_mount(mount, place)
+    os.close(place)
     os.close(mount)
     try:
         yield at

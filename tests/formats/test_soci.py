@@ -32,7 +32,6 @@ from imgfs.oci.soci import (
     parse_soci_index,
     soci_index,
     soci_v2_digest,
-    soci_v2_of,
     with_soci_v2,
     ztoc_descriptor,
 )
@@ -77,6 +76,13 @@ def read(made: SociImage) -> tuple[Index, Manifest]:
     assert isinstance(index, Index)
     assert isinstance(manifest, Manifest)
     return index, manifest
+
+
+def listed_soci_index(index: Index, manifest: Manifest) -> Descriptor | None:
+    """The SOCI index that the manifest names, among the entries of the OCI index it was found in."""
+    named = soci_v2_digest(manifest)
+    entries = (entry for entry in index.manifests if entry.digest == named and entry.artifact_type == SOCI_V2)
+    return next(entries, None)
 
 
 @pytest.mark.parametrize(("version", "subject"), [(1, SUBJECT), (2, None)])
@@ -164,7 +170,7 @@ def test_an_image_alone_comes_with_its_index_in_an_oci_index() -> None:
     made = with_soci_v2(image(), ZTOCS, platform=AMD64, tool="t")
     index, manifest = read(made)
     assert soci_v2_digest(manifest) == Digest.of(made.soci_index)
-    found = soci_v2_of(index, manifest)
+    found = listed_soci_index(index, manifest)
     assert found
     assert found.artifact_type == SOCI_V2
     assert found.annotations == {IMAGE_DIGEST: str(Digest.of(made.manifest))}
@@ -238,14 +244,14 @@ def test_only_what_the_image_itself_names_is_its_soci_index() -> None:
     index, manifest = read(made)
     bare = parse_document(image(), None)
     assert isinstance(bare, Manifest)
-    assert soci_v2_of(index, bare) is None
+    assert listed_soci_index(index, bare) is None
     without = Index(OCI_INDEX, index.manifests[:1])
-    assert soci_v2_of(without, manifest) is None
+    assert listed_soci_index(without, manifest) is None
     assert soci_v2_digest(manifest) == Digest.of(made.soci_index)
     wrong = parse_document(image(annotations={INDEX_DIGEST: "sha256:no"}), None)
     assert isinstance(wrong, Manifest)
     with pytest.raises(InvalidImage, match=r"manifest\.annotations"):
-        soci_v2_of(index, wrong)
+        listed_soci_index(index, wrong)
 
 
 def test_the_same_input_makes_the_same_documents() -> None:

@@ -468,7 +468,7 @@ def test_spans_that_do_not_fit_together_are_refused() -> None:
         (3, {"flat_start": flat + 1}, "cannot be"),
         (3, {"start": start}, "cannot be"),
         (3, {"start": 1 << 40}, "cannot be"),
-        (3, {"start": -2}, "a checkpoint at -1"),
+        (3, {"start": -2}, "a checkpoint at -"),  # where its bits begin, or the byte before
         (3, {"flat_start": -1}, "a checkpoint at"),
         (3, {"checkpoint": Checkpoint(8, b"")}, "8 bits"),
     ]

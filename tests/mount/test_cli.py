@@ -95,7 +95,7 @@ def test_version(module_imgfs: Imgfs) -> None:
         ["ls"],
         ["ls", "--read-timeout", "0", "image"],
         ["ls", "--read-timeout", "never", "image"],
-        ["cat", "image"],
+        ["cat"],
         ["status"],
         ["store"],
     ],

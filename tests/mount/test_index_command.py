@@ -175,6 +175,26 @@ def test_what_is_recorded_travels_with_the_index_and_is_replayed(imgfs: Imgfs, s
     assert replayed["spans"] == replayed["spans_used"] > 0
 
 
+def test_a_profile_that_is_not_there_is_told(imgfs: Imgfs, server: FaultServer) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+
+    def warned(*options: str) -> str:
+        at = imgfs.mountpoint()
+        ran = imgfs.run("mount", *options, image, at)
+        imgfs.watch(at)
+        assert ran.code == 0
+        assert (at / "usr/share/noise").read_bytes() == NOISE
+        imgfs.umount(at)
+        return ran.err
+
+    said = (
+        "imgfs: warning: --replay stort: the image has no profile of that name, so nothing is fetched ahead; "
+    )
+    assert warned("--replay", "stort", "--record", "start") == f"{said}there are none yet (see --record)\n"
+    assert warned("--replay", "stort") == f"{said}there are: start\n"
+    assert warned("--replay", "start") == warned("--replay", "none") == warned() == ""
+
+
 def test_fill_brings_everything(imgfs: Imgfs, server: FaultServer) -> None:
     image = serve(server, "app", "v1", [FORMATS["gzip"]])
     imgfs.ok("index", "push", image)

@@ -17,11 +17,11 @@ import pytest
 
 from imgfs.image.image import Image
 from imgfs.image.verify import Verifier
+from imgfs.kernel.erofs_image import write
 from imgfs.kernel.passthrough import Passthrough
-from imgfs.kernel.writer import write
 from imgfs.mounts.table import RUNTIME, mount_at, mounts
 from imgfs.store.store import Store
-from tests.mount.test_mount import NOISE, errno_of, highest, lowest, middle
+from tests.mount.test_mount import NOISE, highest, lowest, middle
 from tests.mount.test_registry import GONE, LAYER
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
@@ -30,6 +30,7 @@ from tests.support.mounted import (
     Stored,
     Wire,
     drop_caches,
+    errno_of,
     gzipped,
     is_alive,
     mount_flags,

@@ -29,6 +29,7 @@ from tests.support import tarmake as tar
 from tests.support.mounted import (
     Imgfs,
     drop_caches,
+    errno_of,
     gzipped,
     gzipped_in_members,
     is_alive,
@@ -139,14 +140,6 @@ def torture(module_imgfs: Imgfs) -> Iterator[Mounted]:
     at = module_imgfs.mount(image)
     yield Mounted(at, layers, image, module_imgfs)
     module_imgfs.umount(at)
-
-
-def errno_of(call: Callable[[], object]) -> int | None:
-    try:
-        call()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def tree_of(torture: Mounted) -> Tree:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from imgfs.cli import main
 from imgfs.kernel.driver import runtime_directory
+from imgfs.mounts import table
 from imgfs.mounts.table import RUNTIME, imgfs_mount_at
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, mount_of, write_image
@@ -36,6 +40,8 @@ def test_the_source_shown_ends_in_the_images_name(imgfs: Imgfs, image: str, opti
     assert mount.source == image or mount.source.endswith(f"/{image}")
     shown = imgfs.program("findmnt", "-n", "-o", "SOURCE", at)
     assert shown.text.strip().endswith(image)
+    listed = imgfs.program("findmnt", "-n", "-l", "-t", "fuse.imgfs,erofs,overlay", "-o", "TARGET")
+    assert str(at) in listed.text.split()
     assert imgfs_mount_at(at).name == image
     assert imgfs.status(at)["image"] == image
     imgfs.umount(at)
@@ -58,7 +64,10 @@ def test_ps_lists_and_umount_takes_several(imgfs: Imgfs, image: str) -> None:
     places.append(imgfs.mount(image, at=imgfs.mountpoint("two")))
     listed = {one["mountpoint"]: one for one in json.loads(imgfs.ok("ps", "--json"))}
     for at, scratch in zip(places, ("work", None), strict=True):
-        assert listed[str(at)] == {
+        row = listed[str(at)]
+        assert 0 <= row.pop("seconds") < 600
+        assert row.pop("fetched") == imgfs.status(at)["bytes_fetched"]
+        assert row == {
             "mountpoint": str(at),
             "image": image,
             "driver": imgfs.driver,
@@ -66,9 +75,42 @@ def test_ps_lists_and_umount_takes_several(imgfs: Imgfs, image: str) -> None:
             "scratch": scratch,
         }
         assert str(at) in imgfs.ok("ps")
-    absent = imgfs.mountpoint("three")
-    ran = imgfs.run("umount", places[0], absent, places[1])
-    assert ran.complaint() == f"{absent}: nothing is mounted here"
+    absent, loop = imgfs.mountpoint("three"), imgfs.directory / "loop"
+    loop.symlink_to(loop)
+    ran = imgfs.run("umount", places[0], absent, loop, places[1])
+    assert ran.code == 1
+    assert ran.err == "".join(f"imgfs: {path}: nothing is mounted here\n" for path in (absent, loop))
+    for at in places:
+        imgfs.gone(at)
+        assert mount_of(at) is None
+
+
+@contextmanager
+def held_open(directory: Path) -> Iterator[None]:
+    """Meanwhile a directory is in use."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_umount_all_takes_the_latest_first_and_goes_on(
+    imgfs: Imgfs, image: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only this test's mounts are listed to it: others run beside it."""
+    places = [imgfs.mount(image, at=imgfs.mountpoint(name)) for name in ("one", "two", "three")]
+    whole = table.imgfs_mounts
+    monkeypatch.setattr(
+        table, "imgfs_mounts", lambda: [each for each in whole() if each.mountpoint in places]
+    )
+    with held_open(places[1]):
+        assert main(["umount", "--all"]) == 1
+        said = capfd.readouterr().err
+        assert said.startswith(f"imgfs: {places[1]}: cannot unmount")
+        assert said.count("\n") == 1
+    assert main(["umount", "--all"]) == 0
+    assert main(["umount", "--all"]) == 0
     for at in places:
         imgfs.gone(at)
         assert mount_of(at) is None

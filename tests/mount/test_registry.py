@@ -12,12 +12,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from imgfs.oci.image import OCI_INDEX
-from tests.mount.test_mount import NOISE, errno_of
+from tests.mount.test_mount import NOISE
 from tests.support import tarmake as tar
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image, push_index
 from tests.support.fault_server import Fault, FaultServer
@@ -27,6 +28,7 @@ from tests.support.mounted import (
     Wire,
     documents,
     drop_caches,
+    errno_of,
     gzipped,
     plain,
     serve,
@@ -272,15 +274,17 @@ def test_what_is_cached_is_read_at_once_while_the_registry_hangs(imgfs: Imgfs, s
         assert (at / "cached").read_bytes() == CACHED
         wire.stall()
         drop_caches()
-        readers = [_cat(at / "last", offset) for offset in range(0, 1 << 20, 1 << 17)]
-        until(lambda: imgfs.status(at)["requests_fetched"] > 1, "reads are under way")
-        began = time.monotonic()
-        assert (at / "cached").read_bytes() == CACHED
-        assert imgfs.status(at)["bytes_served"] >= len(CACHED)
-        assert time.monotonic() - began < allowed(5)
-        assert all(reader.poll() is None for reader in readers)
-        wire.cut()
-        assert [reader.wait(20) != 0 for reader in readers] == [True] * len(readers)
+        with ExitStack() as stack:
+            offsets = range(0, 1 << 20, 1 << 17)
+            readers = [stack.enter_context(_cat(at / "last", offset)) for offset in offsets]
+            until(lambda: imgfs.status(at)["requests_fetched"] > 1, "reads are under way")
+            began = time.monotonic()
+            assert (at / "cached").read_bytes() == CACHED
+            assert imgfs.status(at)["bytes_served"] >= len(CACHED)
+            assert time.monotonic() - began < allowed(5)
+            assert all(reader.poll() is None for reader in readers)
+            wire.cut()
+            assert [reader.wait(20) != 0 for reader in readers] == [True] * len(readers)
         imgfs.umount(at)
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import scratch_dir
-from imgfs.overlay.in_use import is_at_work
 from imgfs.overlay.scratch import Scratch
-from imgfs.overlay.scratch_dir import ENDING, ScratchBase, opened_scratch_directory, read_base, write_base
+from imgfs.overlay.scratch_dir import (
+    ENDING,
+    ScratchBase,
+    is_at_work,
+    opened_scratch_directory,
+    read_base,
+    write_base,
+)
 from imgfs.overlay.scratches import volatile_scratch
 from tests.mount.test_scratch_trouble import filesystem
 from tests.support import tarmake as tar
-from tests.support.mounted import NOBODY, Imgfs, gzipped, mount_of, write_image
+from tests.support.mounted import NOBODY, Imgfs, gzipped, mount_of, until, write_image
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts other file systems")
 BASE = ScratchBase("registry.example.com/app:v1", f"sha256:{'a' * 64}", 3)
@@ -213,6 +219,83 @@ def fill(at: Path) -> None:
                 file.write(bytes(size))
 
 
+def touched(path: Path) -> bool:
+    """Make a file, if there is an inode for it."""
+    with suppress(OSError):
+        path.touch()
+    return path.exists()
+
+
+@contextmanager
+def disk(directory: Path, *options: str) -> Iterator[Path]:
+    """A small ext4 of its own, mounted."""
+    image = directory / "disk"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", *options, image], check=True)
+    (directory / "disk-mount").mkdir()
+    subprocess.run(["mount", "-o", "loop", image, directory / "disk-mount"], check=True)
+    try:
+        yield directory / "disk-mount"
+    finally:
+        words = ["umount", str(directory / "disk-mount")]
+        until(lambda: subprocess.run(words, check=False).returncode == 0, "the disk is not in use any more")
+
+
+@needs_root
+@pytest.mark.kernel
+@pytest.mark.drivers("fuse", "kernel")
+def test_on_ext4_a_full_scratch_can_be_emptied_and_a_read_only_one_is_looked_at(
+    imgfs: Imgfs, tmp_path: Path
+) -> None:
+    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    imgfs.expected += ["some files have been left without their data", "Read-only file system"]
+    with disk(tmp_path) as place:
+        scratch = str(place / "scratch")
+        at = imgfs.mount(image, "--write-through", "--scratch", scratch)
+        fill(at)
+        imgfs.umount(at)
+        at = imgfs.mount(image, "--write-through", "--scratch", scratch)
+        (at / "large").unlink()
+        until(lambda: os.statvfs(place).f_bavail, "the kernel has forgotten the file, and so has the daemon")
+        (at / "new").write_bytes(b"fits")
+        imgfs.umount(at)
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        said = imgfs.run("mount", "--scratch", scratch, image, at).complaint()
+        assert said == f"{scratch}/lock: Read-only file system"
+        assert mount_of(at) is None
+        assert "A /new" in imgfs.ok("diff", scratch).splitlines()
+        imgfs.ok("commit", scratch, f"oci:{tmp_path}/new:v1")
+
+
+@needs_root
+@pytest.mark.kernel
+@pytest.mark.drivers("fuse", "kernel")
+def test_without_an_inode_left_it_is_emptied_by_fuse(imgfs: Imgfs, tmp_path: Path) -> None:
+    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    imgfs.expected += ["No space left"]
+    with disk(tmp_path, "-N", "40") as place:
+        scratch = str(place / "scratch")
+        at = imgfs.mount(image, "--scratch", scratch)
+        with suppress(OSError):
+            for number in range(100):
+                (at / f"f{number}").touch()
+        imgfs.umount(at)
+        with suppress(OSError):
+            for number in range(100):
+                (place / f"other{number}").touch()
+        assert os.statvfs(place).f_ffree == 0
+        if imgfs.driver == "kernel":
+            said = imgfs.run("mount", "--scratch", scratch, image, at).complaint()
+            assert said.endswith("overlayfs begins with files of its own: empty it by --driver fuse")
+            assert mount_of(at) is None
+        imgfs.driver = "fuse"
+        at = imgfs.mount(image, "--scratch", scratch)
+        (at / "f0").unlink()
+        until(lambda: touched(at / "new"), "the kernel has forgotten the file, and its inode is free")
+        imgfs.umount(at)
+
+
 @needs_root
 @pytest.mark.kernel
 @pytest.mark.drivers("fuse", "kernel")
@@ -228,6 +311,7 @@ def test_a_full_scratch_can_be_mounted_and_emptied(imgfs: Imgfs, tmp_path: Path)
         assert imgfs.ok("diff", scratch).splitlines()[-1] == "A /tiny"
         at = imgfs.mount(image, "--write-through", "--scratch", scratch)
         (at / "large").unlink()
+        until(lambda: os.statvfs(place).f_bavail, "the kernel has forgotten the file, and so has the daemon")
         (at / "new").write_bytes(b"fits")
         imgfs.umount(at)
         at = imgfs.mount(image, "--scratch", scratch)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounted import NOBODY, Imgfs, Ran
+from tests.support.mounted import NOBODY, Imgfs, Ran, caches_kept
 from tests.support.scratch_image import Base, write_cases
 from tests.support.scratch_places import layers, prepare
 from tests.support.umoci_oracle import Seen, differences, unpack_layout
@@ -155,10 +155,10 @@ def by_kernel(imgfs: Imgfs, base: Base, options: str, scratch: Path, changes: st
 
 
 def by_fuse_overlayfs(imgfs: Imgfs, base: Base, scratch: Path, changes: str = "") -> Tree:
-    """fuse-overlayfs, as podman has it do."""
-    return in_namespace(
-        imgfs, base, scratch, f"fuse-overlayfs 2>/dev/null -o {layers(base, scratch)}", changes
-    )
+    """fuse-overlayfs, as podman has it do: it numbers a file anew that the kernel has forgotten."""
+    mounting = f"fuse-overlayfs 2>/dev/null -o {layers(base, scratch)}"
+    with caches_kept():
+        return in_namespace(imgfs, base, scratch, mounting, changes)
 
 
 def in_namespace(imgfs: Imgfs, base: Base, scratch: Path, mounting: str, changes: str) -> Tree:

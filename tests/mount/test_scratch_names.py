@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.overlay.whiteouts import is_of_fuse_overlayfs
+from imgfs.overlay.interchange import is_of_fuse_overlayfs
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, write_image
 
@@ -94,6 +94,29 @@ def test_diff_shows_them_and_commit_refuses_them(imgfs: Imgfs, image: str, tmp_p
     assert said.startswith("/.wh.etc: no layer can hold a file of this name")
     assert not list((tmp_path / "new").glob("blobs/sha256/*"))
     assert not list(imgfs.store.glob(".commit-*"))
+
+
+def test_commit_names_what_no_layer_holds(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    """Users of overlayfs set attributes that in another upper directory are overlayfs's own."""
+    at = mount(imgfs, image, "kernel")
+    os.setxattr(at / "etc/passwd", "user.overlay.opaque", b"y")
+    os.setxattr(at / "etc/group", "user.kept", b"1")
+    (at / "new").touch()
+    os.setxattr(at / "new", "user.containers.override_stat", b"0:0:04777")
+    os.mknod(at / "socket", stat.S_IFSOCK | 0o600)
+    imgfs.umount(at)
+    ran = imgfs.run("commit", "work", f"oci:{tmp_path}/new:v1")
+    assert ran.code == 0
+    what = "not in the new image, as no layer holds it"
+    assert [line for line in ran.err.splitlines() if "warning" in line] == [
+        f"imgfs: warning: {what}: /etc/passwd: user.overlay.opaque",
+        f"imgfs: warning: {what}: /new: user.containers.override_stat",
+        f"imgfs: warning: {what}: /socket: a socket",
+    ]
+    imgfs.driver = "fuse"
+    made = imgfs.mount(f"oci:{tmp_path}/new:v1")
+    assert os.listxattr(made / "etc/group") == ["user.kept"]
+    imgfs.umount(made)
 
 
 @pytest.mark.parametrize(

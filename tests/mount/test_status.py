@@ -9,15 +9,21 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from imgfs.cli.report import report
-from imgfs.content.stats import Cause, Counts
+from imgfs.cli.format import sizes
+from imgfs.cli.status import report
+from imgfs.content.requests import SpanTable
+from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.mounts.status_client import decode_status, encode_status
-from imgfs.status import MountStatus
+from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, MountStatus, ScratchStatus
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
@@ -40,10 +46,10 @@ def server() -> Iterator[FaultServer]:
 
 def a_status(counts: Counts | None = None, **more: Any) -> dict[str, Any]:
     """A status of a mount of one layer."""
-    layer = {
+    layer = asdict((counts or Counts()).snapshot()) | {
         "digest": "sha256:" + "ab" * 32, "format": "gzip", "size": 4_000_000, "flat_size": 9_000_000,
         "index": "verified", "bytes_fetched": 1500, "spans": 9, "spans_present": 2, "spans_touched": 1,
-        "hits": 0, **(counts or Counts()).snapshot(),
+        "hits": 0,
     }  # fmt: skip
     mount = {
         "image": "app:1", "digest": "sha256:" + "b" * 64, "platform": "linux/amd64", "mountpoint": "/mnt",
@@ -68,13 +74,107 @@ def test_a_layer_that_nobody_reads_has_two_lines() -> None:
 
 def test_what_was_fetched_is_told_by_its_causes_and_uses() -> None:
     counts = Counts()
-    counts.received, counts.discarded, counts.needed, counts.requests = 1000, 100, 600, 3
+    counts.received, counts.discarded, counts.needed, counts.requests = 1000, 100, 700, 3
+    counts.needed_fetched, counts.needed_here, counts.needed_flat = 600, 100, 2000
     counts.landed(Cause.MISS, 500, used=True)
     counts.landed(Cause.REPLAY, 400, used=False)
     counts.used(Cause.REPLAY, 100)
     text = report_of(a_status(counts))
-    assert "needed 600 B; fetched 1 kB in 3 requests, of that 100 B discarded, 300 B not read yet" in text
-    assert "miss 500 B, 100 % used; replay 400 B, 25 % used" in text
+    assert (
+        "needed 700 B in 1 span (2 kB decompressed): 600 B fetched by this mount, 100 B in the store before"
+        in text
+    )
+    assert "fetched 1.00 kB in 3 requests: 0.60 kB read, 0.30 kB not read yet, 0.10 kB discarded\n" in text
+    assert "kept 500 B for a miss (100 % read), 400 B by replay (25 % read)" in text
+    assert "fetched   2.00 kB in 4 requests: 1.00 kB of layers, 1.00 kB of indexes and documents" in text
+
+
+def test_what_is_neither_here_nor_there_yet_is_told_as_that() -> None:
+    counts = Counts()
+    counts.received, counts.needed, counts.requests = 1000, 700, 1
+    counts.landed(Cause.MISS, 400, used=True)
+    counts.needed_fetched = 400
+    text = report_of(a_status(counts))
+    assert (
+        "400 B fetched by this mount, 0 B in the store before, 300 B awaited or fetched by another mount"
+        in text
+    )
+    assert (
+        "fetched 1.00 kB in 1 request: 0.40 kB read, 0 B not read yet, 0 B discarded, 0.60 kB not "
+        "verified yet\n" in text
+    )
+
+
+_AMOUNTS = st.integers(0, 10**15)
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+
+
+def shown(line: str) -> list[Fraction]:
+    """The sizes of a line as they are shown, in bytes."""
+    return [Fraction(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+) (\w?B)\b", line)]
+
+
+@given(st.lists(_AMOUNTS, min_size=1, max_size=6))
+def test_sizes_of_a_sum_add_up_as_they_are_shown_and_each_is_the_nearest_or_next_to_it(
+    parts: list[int],
+) -> None:
+    total, *rest = sizes(*parts)
+    (whole,), each = shown(total), [shown(part)[0] for part in rest]
+    assert sum(each) == whole
+    number, unit = total.split(" ")
+    step = Fraction(1, 10 ** len(number.partition(".")[2])) * _UNITS[unit]
+    assert abs(whole - sum(parts)) <= step / 2 <= max(sum(parts), 1)
+    assert all(abs(said - part) <= step for said, part in zip(each, parts, strict=True))
+    assert all(
+        part.endswith(f" {unit}") if size else part == "0 B" for part, size in zip(rest, parts, strict=True)
+    )
+
+
+@given(
+    fetched=st.lists(st.tuples(st.sampled_from(Cause), _AMOUNTS, st.booleans()), max_size=8),
+    discarded=_AMOUNTS,
+    arriving=_AMOUNTS,
+    here=_AMOUNTS,
+    documents=_AMOUNTS,
+)
+def test_the_sums_of_a_report_hold_as_they_are_shown(
+    fetched: list[tuple[Cause, int, bool]], discarded: int, arriving: int, here: int, documents: int
+) -> None:
+    counts = Counts()
+    for cause, size, used in fetched:
+        counts.landed(cause, size, used=used)
+    counts.needed_fetched = sum(size for _, size, used in fetched if used)
+    counts.needed_here, counts.needed = here, counts.needed_fetched + here
+    counts.discarded = discarded
+    counts.received = sum(size for _, size, _ in fetched) + discarded + arriving
+    lines = report_of(a_status(counts, bytes_fetched=counts.received + documents)).splitlines()
+    sums = [line for line in lines if re.match(r" *(fetched|needed) .*: ", line)]
+    for line in sums:
+        total, *parts = shown(re.sub(r"\([^)]*\)", "", line))
+        assert total == sum(parts), line
+    assert len(sums) == 1 + bool(counts.needed) + bool(counts.received)
+
+
+@given(st.data())
+def test_what_usage_counts_is_all_that_readers_have_needed(data: st.DataObject) -> None:
+    """Spans are read, fetched, evicted and read again, in any order: the parts never exceed the whole."""
+    table = SpanTable([(100 * each, 100 * each + 100, 10 * each, 10 * each + 10) for each in range(4)])
+    counts = Counts()
+    usage = Usage(table, counts)
+    present: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 12))):
+        number = data.draw(st.integers(0, 3))
+        match data.draw(st.sampled_from(["read", "fetch", "evict"])):
+            case "read":
+                usage.touch(number, number, {0, 1, 2, 3} - present)
+            case "fetch":
+                usage.landed([number], Cause.MISS)
+                present.add(number)
+            case "evict":
+                present.discard(number)
+        assert counts.needed == 10 * usage.touched.count(1)
+        awaited = counts.needed - counts.needed_fetched - counts.needed_here
+        assert awaited >= 0
 
 
 def test_reads_are_told_by_how_many_waited_and_how_long() -> None:
@@ -132,8 +232,8 @@ def test_rates_are_of_the_time_since_the_last_look() -> None:
     after = a_status(seconds=62.0, bytes_served=9000, bytes_fetched=2000)
     after["layers"][0]["bytes_fetched"] = 4500
     text = report_of(after, before)
-    assert "served    9 kB, 2 kB/s now\n" in text
-    assert "fetched   2 kB in 4 requests, 0 B/s now\n" in text
+    assert "served    9 kB of files, decompressed, 2 kB/s now\n" in text
+    assert re.search("fetched   2.00 kB in 4 requests: .* of indexes and documents, 0 B/s now\n", text)
     assert "4.5 kB fetched, 1.5 kB/s now" in text
 
 
@@ -159,6 +259,36 @@ def test_a_status_is_read_as_it_was_written_and_of_another_version_as_far_as_it_
     status = MountStatus.from_json(a_status(scratch={"directory": "/s", "name": "work", "kept": True}))
     assert MountStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
     assert MountStatus.from_json({"image": "app:1", "of_a_later_version": 1}) == MountStatus(image="app:1")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None, [], "text", {"pid": "7"}, {"layers": {}}, {"layers": [7, None]}, {"fill": 3}, {"scratch": []},
+        {"began": True}, {"image": None}, {"endpoints": [None]},
+    ],
+)  # fmt: skip
+def test_what_a_status_has_of_another_type_is_as_if_it_were_not_there(found: object) -> None:
+    assert MountStatus.from_json(found) == MountStatus()
+
+
+def test_all_of_a_status_is_read_back() -> None:
+    counts = Counts()
+    counts.failed(OSError("lost"))
+    counts.landed(Cause.FILL, 5, used=True)
+    status = MountStatus.from_json(
+        a_status(
+            counts, fill={"state": "running", "missing": 3}, metrics="unix:/m", passthrough=1,
+            scratch={"directory": "/s", "name": "work", "kept": False},
+            endpoints=[{"endpoint": "https://hub", "state": "failing", "since": 7, "error": "x", "tries": 2}],
+        )
+    )  # fmt: skip
+    assert status.layers[0].brought["fill"] == BroughtStatus(1, 5, 1, 5)
+    assert status.layers[0].last_error is not None
+    assert status.layers[0].last_error.text == "lost"
+    assert status.endpoints[0] == EndpointStatus("https://hub", "failing", 7.0, "x", 2, None)
+    assert (status.fill, status.scratch) == (FillStatus("running", 3), ScratchStatus("/s", "work", False))
+    assert MountStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
 
 
 # -- the command ---------------------------------------------------------------------------------------------
@@ -247,7 +377,8 @@ def test_watching_on_a_terminal_draws_in_place_until_the_mount_is_gone(imgfs: Im
     # its standard output, too, is the terminal that `on_terminal` gives it for its errors
     words = ["sh", "-c", '"$@" >&2', "sh", *imgfs.command("status", "--watch", "0.2", at)]
     # in the moment that the command looks at the mount, that is busy
-    ending = "sleep 1.5; for n in $(seq 100); do umount $0 2>/dev/null && exit; sleep 0.05; done; umount $0"
+    ending = f"sleep {allowed(1.5)}; "
+    ending += "for n in $(seq 100); do umount $0 2>/dev/null && exit; sleep 0.05; done; umount $0"
     with subprocess.Popen(["sh", "-c", ending, at]) as ender:
         ran = on_terminal(words, imgfs.environment)
         assert ender.wait(timeout=allowed(20)) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,3 +101,23 @@ def test_who_listens_and_says_nothing_is_not_waited_for_long(
         mount = Mount(tmp_path / "mnt", "erofs", str(tmp_path / "one/image"), "0:1")
         with pytest.raises(DaemonSilent, match=f"pid {os.getpid()}.* does not answer: imgfs umount -l"):
             read_status(mount)
+
+
+@pytest.mark.parametrize("options", [[], ["--rw"]])
+def test_a_mount_that_another_namespace_has_still_is_said_to_go_on(
+    imgfs: Imgfs, tmp_path: Path, options: list[str]
+) -> None:
+    """`unshare -m` has copies of all mounts; where they are private, unmounting here ends none of them."""
+    at = imgfs.mount(write_image(tmp_path / "own", [gzipped(tar.archive(tar.file("a", b"a")))]), *options)
+    daemon = imgfs.pid(at)
+    words = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo in; exec sleep 100"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        said = imgfs.run("umount", at).complaint()
+        assert said.startswith(f"unmounted, but its daemon (pid {daemon}) goes on: process ")
+        assert said.endswith(" has the mount in another mount namespace")  # perhaps another test's process
+        assert mount_at(at) is None
+        other.kill()
+    until(lambda: not is_alive(daemon), "the daemon ends with the last that has the mount")
+    imgfs.gone(at)

@@ -109,7 +109,7 @@ def test_prune_all_takes_the_logs_of_daemons_that_have_ended(imgfs: Imgfs, image
     assert old.exists()
     said = imgfs.ok("store", "prune", "--older-than", "1", "--all")
     assert (log.exists(), old.exists()) == (True, False), said
-    assert said.startswith("logs  1 ")
+    assert said.startswith("logs  1 file ")
     imgfs.umount(at)
     os.utime(log, (1, 1))
     found = json.loads(imgfs.ok("store", "prune", "--older-than", "1", "--all", "--json"))

@@ -12,10 +12,9 @@ import pytest
 
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
-from tests.mount.test_mount import errno_of
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
-from tests.support.mounted import Imgfs, drop_caches, plain, serve
+from tests.support.mounted import Imgfs, drop_caches, errno_of, plain, serve
 
 pytestmark = [
     pytest.mark.kernel,

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.test_mount import errno_of
 from tests.support import tarmake as tar
-from tests.support.mounted import Account, Imgfs, gzipped, mount_flags, mount_of, until, write_image
+from tests.support.mounted import Account, Imgfs, errno_of, gzipped, mount_flags, mount_of, until, write_image
 
 pytestmark = [
     pytest.mark.kernel,
@@ -119,6 +118,22 @@ def test_a_closed_device_is_named(nobody: Imgfs, image: str) -> None:
     as_root.environment = nobody.environment
     ran = as_root.program("unshare", "-m", "sh", "-c", script, image, at)
     assert ran.complaint().startswith("/dev/fuse: you may not open it: as root, chmod 0666 /dev/fuse")
+
+
+def test_a_machine_without_a_mount_table_for_fusermount3_is_told_what_to_do(
+    nobody: Imgfs, image: str
+) -> None:
+    script = (
+        "cp /etc/passwd $2; mount -t tmpfs none /etc; cp $2/passwd /etc;"
+        f"exec setpriv --reuid 65534 --regid 65534 --clear-groups {' '.join(nobody.command('mount'))} $0 $1"
+    )
+    at, as_root = nobody.mountpoint(), Imgfs(nobody.directory / "root")
+    as_root.environment = nobody.environment
+    ran = as_root.program("unshare", "-m", "sh", "-c", script, image, at, as_root.directory)
+    assert ran.complaint() == (
+        "there is no /etc/mtab, without which fusermount3 unmounts nothing: as root, "
+        "ln -s /proc/self/mounts /etc/mtab"
+    )
 
 
 def test_root_lets_every_user_in(imgfs: Imgfs, nobody: Imgfs, image: str, open_path: Path) -> None:

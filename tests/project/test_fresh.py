@@ -47,10 +47,13 @@ def run_in(bare: Path, script: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_root
-def test_what_runs_in_a_fresh_root_finds_dev_fuse_and_nothing_else_of_the_machine(bare: Path) -> None:
-    said = run_in(bare, "cd /; for name in * dev/*; do echo $name; done; [ -w /dev/fuse ]")
+def test_what_runs_in_a_fresh_root_finds_its_kernels_devices_and_nothing_else_of_the_machine(
+    bare: Path,
+) -> None:
+    said = run_in(bare, "cd /; for name in * dev/* dev/net/*; do echo $name; done; [ -w /dev/fuse ]")
     assert (said.returncode, said.stderr) == (0, "")
-    devices = [*contained.NODES, *contained.LINKS, "fuse", "pts", "shm"]
+    devices = [*contained.NODES, *contained.LINKS, "fuse", "pts", "shm", "net", "net/tun", "loop-control"]
+    devices += [f"loop{number}" for number in range(contained.LOOPS)]
     top = {"bin", "dev", "proc", "run", "sys"}
     assert set(said.stdout.split()) == top | {f"dev/{name}" for name in devices}
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pty
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from imgfs import manual
+from imgfs import __version__, manual
 from imgfs.cli.pages import pages
-from imgfs.cli.parser import COMMANDS
+from imgfs.cli.parser import COMMANDS, describe
 from tests.support.mounted import CHECKOUT, Imgfs, write_image
 
 BOOK = Path(manual.__file__).parent
@@ -72,6 +74,15 @@ def test_an_unknown_topic_names_those_there_are(imgfs: Imgfs) -> None:
     assert "scratch" in complaint
 
 
+def test_the_readme_is_short_and_names_every_command() -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    assert 8_000 <= len(text.encode()) <= 10_240
+    named_elsewhere = {"container", "version"}  # podman's other names of commands, and what explains itself
+    assert [
+        name for name in COMMANDS.keys() - named_elsewhere if not re.search(rf"(?:imgfs |`|, ){name}\b", text)
+    ] == []
+
+
 def test_each_command_has_a_man_page(generated: dict[str, str]) -> None:
     for name in COMMANDS:
         page = generated[f"share/man/man1/imgfs-{name}.1"]
@@ -79,6 +90,54 @@ def test_each_command_has_a_man_page(generated: dict[str, str]) -> None:
         assert rf"imgfs\-{name} \- " in page
     assert "share/man/man1/imgfs.1" in generated
     assert ".BR fuse.imgfs" in generated["share/man/man8/mount.fuse.imgfs.8"]
+
+
+def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all commands, and of their actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from every_parser(command)
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options that a parser's help shows, but for --help."""
+    shown = (action for action in parser._actions if action.help != argparse.SUPPRESS)
+    return {option for action in shown for option in action.option_strings} - {"-h", "--help"}
+
+
+def test_the_man_page_of_a_command_has_its_options_and_those_of_its_actions(
+    generated: dict[str, str],
+) -> None:
+    missing = []
+    for parser in every_parser(describe(COMMANDS)):
+        command = parser.prog.split()[1]
+        page = generated[f"share/man/man1/imgfs-{command}.1"].replace(r"\-", "-")
+        missing += [(parser.prog, option) for option in options_of(parser) if option not in page]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", ["bash-completion/completions/imgfs", "zsh/site-functions/_imgfs"])
+def test_completions_have_every_option(path: str, generated: dict[str, str]) -> None:
+    words = set(re.findall(r"[\w-]+", generated[f"share/{path}"]))
+    missing = [
+        (parser.prog, option)
+        for parser in every_parser(describe(COMMANDS))
+        for option in options_of(parser)
+        if option not in words
+    ]
+    assert missing == []
+
+
+def test_fish_completes_every_command_and_option(generated: dict[str, str]) -> None:
+    script = generated["share/fish/vendor_completions.d/imgfs.fish"]
+    lines = [line.split() for line in script.splitlines()]
+    for parser in every_parser(describe(COMMANDS)):
+        *_, name = parser.prog.split()
+        about = [line for line in lines if any(name in word for word in line)]
+        offered = {word for line in about for word in line}
+        assert {option.lstrip("-") for option in options_of(parser)} <= offered, parser.prog
 
 
 def test_man_pages_have_their_date_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +172,77 @@ def test_bash_completes_commands_options_images_and_topics(
     assert imgfs.run("complete", "images").text.split() == [image]
 
 
-def test_the_wheel_has_the_book_the_pages_and_the_completions(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    source = tmp_path / "source"
-    subprocess.run(["git", "clone", "-q", CHECKOUT, source], check=True)
-    subprocess.run([*command, "-w", tmp_path, source], check=True, cwd=tmp_path, capture_output=True)
-    (wheel,) = tmp_path.glob("imgfs-*.whl")
-    names = "\n".join(zipfile.ZipFile(wheel).namelist())
-    for wanted in ("imgfs/py.typed", "imgfs/manual/scratch.md", "man1/imgfs-mount.1", "completions/imgfs"):
-        assert wanted in names
+BUILD = """\
+import sys
+from setuptools import build_meta
+print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
+"""
+
+
+def build(what: str, source: Path, into: Path) -> Path:
+    """Build as `python -m build --no-isolation` does: by the backend's hook (PEP 517), in its folder."""
+    command = [sys.executable, "-c", BUILD, f"build_{what}", str(into)]
+    said = subprocess.run(command, check=True, cwd=source, capture_output=True, text=True).stdout
+    return into / said.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sdist")
+    subprocess.run(["git", "clone", "-q", CHECKOUT, place / "source"], check=True)
+    return build("sdist", place / "source", place)
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is built of the sdist, which so has all that this takes."""
+    place = tmp_path_factory.mktemp("wheel")
+    subprocess.run(["tar", "-xzf", sdist, "-C", place], check=True)
+    (source,) = place.iterdir()
+    return build("wheel", source, place)
+
+
+def test_the_sdist_has_the_book_and_what_the_pages_are_made_of(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"imgfs/manual/{topic}.md" for topic in manual.TOPICS} <= names
+    assert {
+        "imgfs/cli/build.py",
+        "imgfs/cli/pages.py",
+        "imgfs/py.typed",
+        "pyproject.toml",
+        "README.md",
+    } <= names
+
+
+def test_the_wheel_has_every_module_the_book_the_pages_and_the_completions(
+    wheel: Path, generated: dict[str, str]
+) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "imgfs").rglob("*.py")}
+    assert sources - names == set()
+    assert {"imgfs/py.typed", *(f"imgfs/manual/{topic}.md" for topic in manual.TOPICS)} <= names
+    assert {f"imgfs/report/page.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {f"imgfs-{__version__}.data/data/{path}" for path in generated} <= names
+
+
+def test_an_installed_wheel_shows_the_book_and_has_its_pages_below_the_prefix(
+    wheel: Path, generated: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    quiet = ["--disable-pip-version-check", "--no-warn-script-location", "--ignore-installed"]
+    subprocess.run([*command, *quiet, "--prefix", tmp_path, wheel], check=True)
+    assert [path for path in generated if not (tmp_path / path).is_file()] == []
+    (library,) = tmp_path.glob("lib/python*/site-packages")
+    shown = subprocess.run(
+        [tmp_path / "bin" / "imgfs", "help", "scratch"],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(library)},
+    ).stdout
+    assert shown == manual.text("scratch")
 
 
 def test_what_contributing_says_is_where_it_says() -> None:

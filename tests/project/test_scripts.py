@@ -27,7 +27,7 @@ from scripts.lab import demo, layout, recipes
 from scripts.lab.link import Link, RequestCounter, Traffic
 from scripts.lab.registry import Registry, RegistryFailed
 from tests.support.images import default_cache
-from tests.support.mounted import CHECKOUT, NOBODY, Imgfs
+from tests.support.mounted import CHECKOUT, NOBODY, Imgfs, is_alive
 from tests.support.patience import allowed
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
@@ -360,7 +360,8 @@ class Installation:
         stub(self.checkout / ".venv" / "bin" / "imgfs", 'echo "imgfs $*" >>"$HOME/called"')
         stub(self.checkout / ".venv" / "bin" / "python", PYTHON)
         project = hashlib.sha256((CHECKOUT / "pyproject.toml").read_bytes()).hexdigest()
-        made = f"made at {self.checkout} with {self.home}/stubs/python3\nbuilt from {project} with pages\n"
+        made = f"made at {self.checkout} with {self.home}/stubs/python3\n"
+        made += f"built from {project} with pages,engines\n"
         (self.checkout / ".venv" / "installed").write_text(made)
         if not os.geteuid():
             for path in (self.home, *self.home.rglob("*")):
@@ -593,6 +594,16 @@ def test_that_passes(): pass
 """
 
 
+def pytest_in(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests in a directory, with this checkout's plugins."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    limit = allowed(60)
+    return subprocess.run(
+        words, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=limit
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "code", "closing"),
     [
@@ -604,11 +615,38 @@ def test_a_skipped_test_fails_only_where_nothing_may_be_skipped(
     tmp_path: Path, options: list[str], code: int, closing: str
 ) -> None:
     (tmp_path / "test_skipping.py").write_text(SKIPPING)
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
-    said = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=allowed(60)
-    )
+    said = pytest_in(tmp_path, *options)
     assert said.returncode == code
     assert closing in said.stdout.splitlines()[-1]
     assert ("not to be skipped here: no such tool" in said.stdout) == bool(options)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("echo well", 0), ("sh -c 'echo ill; exit 3'", 1), ("sh -c 'kill -TERM $$'", 1)]
+)
+def test_a_command_beside_the_tests_fails_with_them_and_is_heard(
+    tmp_path: Path, command: str, code: int
+) -> None:
+    (tmp_path / "test_one.py").write_text("def test_that_passes(): pass\n")
+    said = pytest_in(tmp_path, "-p", "tests.support.beside", "--beside", command, "--beside", "pwd")
+    assert (said.returncode, said.stderr) == (code, "")
+    assert said.stdout.count(f"beside the tests: {command}: exit code") == 1
+    assert ("\nwell\n" in said.stdout) == (command == "echo well")
+    assert f"\n{CHECKOUT}\n" in said.stdout
+    assert said.stdout.splitlines()[-1].startswith("1 passed")
+
+
+INTERRUPTED = """
+import pathlib, time
+def test_that_is_interrupted():
+    while not pathlib.Path("pid").exists(): time.sleep(0.01)
+    raise KeyboardInterrupt
+"""
+
+
+def test_a_command_beside_the_tests_does_not_outlive_them(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(INTERRUPTED)
+    script = f"echo $$ >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 1000"
+    said = pytest_in(tmp_path, "-p", "tests.support.beside", "--beside", f"sh -c '{script}'")
+    assert said.returncode == pytest.ExitCode.INTERRUPTED
+    assert not is_alive(int((tmp_path / "pid").read_text()))

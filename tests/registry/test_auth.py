@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
-from imgfs.registry.auth import Authorizer, TokenReply, TokenRequest
-from imgfs.registry.challenges import Challenge
+from imgfs.registry.auth import Authorizer, Challenge, TokenReply, TokenRequest
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.ssrf import check_address, check_realm
 
@@ -79,6 +78,15 @@ def test_a_token_server_of_the_same_neighbourhood_is_believed(registry: str, rea
         ("https://db.localhost:5432/t", "this machine"),
         ("https://[::1]/t", "this machine"),
         ("https://[::ffff:127.0.0.1]/t", "this machine"),
+        ("https://[::127.0.0.1]/t", "this machine"),
+        ("https://[64:ff9b::127.0.0.1]/t", "this machine"),
+        ("https://[::ffff:0:127.0.0.1]/t", "this machine"),
+        ("https://[2002:7f00:1::]/t", "this machine"),
+        ("https://[64:ff9b::10.1.2.3]/t", "a private address"),
+        ("https://[fec0::1]/t", "a private address"),
+        ("https://[64:ff9b::169.254.169.254]/t", "without a global meaning"),
+        ("https://224.0.0.1/t", "without a global meaning"),
+        ("https://[ff02::1]/t", "without a global meaning"),
         ("https://10.1.2.3/t", "a private address"),
         ("https://172.16.0.1/t", "a private address"),
         ("https://[fd00:ec2::254]/t", "a private address"),
@@ -110,6 +118,7 @@ def test_without_tls_a_registry_by_name_may_have_its_token_server_at_a_private_a
     ("registry", "number", "host", "address"),
     [
         ("registry.corp.example", "10.0.0.5", "auth.other.example", "10.9.9.9"),  # a network of its own
+        ("h.io", "93.184.215.14", "auth.example", "64:ff9b::5db8:d70e"),  # a public one, by NAT64
         (
             "registry.corp.example",
             "93.184.215.14",

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,11 @@ from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.retry import Timeouts
-from imgfs.transport.convert import convert_to_oci
-from imgfs.transport.copy import (
-    Document,
-    Parcel,
-    blob_in,
-    blob_of,
-    blob_with,
-    copy,
-    image_of,
-    mountable,
-    put_image,
-)
-from imgfs.transport.destination import Destination, open_destination
-from imgfs.transport.source import open_source
+from imgfs.transport.connect import open_source
+from imgfs.transport.copy import copy, mountable, put_image
+from imgfs.transport.destination import Destination
+from imgfs.transport.open_destination import open_destination
+from imgfs.transport.parcel import Document, Parcel, blob_in, blob_of, blob_with, convert_to_oci, image_of
 from tests.mount.test_registry import HTPASSWD, PASSWORD
 from tests.support.docker_registry import (
     as_json,
@@ -62,7 +53,15 @@ class Log:
         self.begun: list[Digest] = []
         self.sent: dict[Digest, int] = {}
         self.ended: list[Digest] = []
+        self.expected: list[Digest] = []
+        self.skipped: list[Digest] = []
         self._lock = threading.Lock()
+
+    def expects(self, layers: Iterable[Descriptor]) -> None:
+        self.expected += (layer.digest for layer in layers)
+
+    def skips(self, layer: Descriptor) -> None:
+        self.skipped.append(layer.digest)
 
     def layer_begins(self, layer: Descriptor) -> None:
         self.begun.append(layer.digest)
@@ -246,8 +245,11 @@ def test_blobs_that_are_there_are_not_read(
     send(images, destination, log=log)
     assert [str(name) for name in log.begun[:1]] == [missing["digest"]]
     assert len(log.begun) == 2  # and the config
+    assert {str(name) for name in log.skipped} == {there["digest"]}
+    assert set(log.expected) == {*log.ended, *log.skipped}
     send(images, destination, log=(again := Log()))
     assert again.begun == []
+    assert sorted(again.skipped, key=str) == sorted(again.expected, key=str)  # several threads ask
 
 
 def test_a_blob_that_is_named_twice_is_sent_once(

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,33 @@ def test_a_file_stays_its_owners_if_root_writes_it(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid, mode_of(path)) == (1234, 2345, 0o600)
 
 
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+OTHER = 65_533
+
+
+@root_only
+@pytest.mark.parametrize("change", [keep_credentials, forget_credentials])
+def test_no_secret_goes_where_another_user_has_a_hand_in_it(
+    tmp_path: Path, change: Callable[..., object]
+) -> None:
+    words = ("h.io", "", ANN) if change is keep_credentials else ("h.io",)
+    shared, theirs, mine = (tmp_path / name for name in ("shared", "theirs", "mine"))
+    for place in (shared, theirs, mine):
+        place.mkdir()
+    kept = written(mine / "auth.json", auths={"h.io": {"auth": "dTpw"}})
+    before = kept.read_bytes()
+    (shared / "link").symlink_to(kept)
+    (shared / "own").write_bytes(before)
+    for path in (shared / "link", shared / "own", theirs):
+        os.chown(path, OTHER, OTHER, follow_symlinks=False)
+    (theirs / "auth.json").write_bytes(before)
+    shared.chmod(0o1777)
+    for path in (shared / "link", shared / "own", theirs / "auth.json"):
+        with pytest.raises(UsageError, match=rf"{path.parent}.*uid {OTHER}"):
+            change(path, *words)
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"auths": 1}', '{"auths": {}, "credHelpers": 7}'])
 def test_a_file_that_is_not_understood_is_named_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "auth.json"
@@ -334,7 +362,7 @@ def test_a_file_that_is_being_written_in_place_is_waited_for(tmp_path: Path) -> 
     "text",
     [
         '{"auths": {"h.io": {"auth": "canary!"}}}',
-        '{"auths": {"h.io": {"auth": "Y2FuYXJ5/w=="}}}',
+        '{"auths": {"h.io": {"auth": "Y2FuYXJ5_w=="}}}',
         '{"auths": {"h.io": {"auth": "canary"}}',
         '["canary"]',
         '{"auths": "canary"}',

@@ -14,8 +14,10 @@ import pytest
 
 from imgfs.errors import ImgfsError, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.registry.adapter import MAX_HEAD, MAX_INTERIM
 from imgfs.registry.client import Client
+from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.retry import Patience, Timeouts
 from tests.support.authority import Authority, needs_openssl
 from tests.support.clients import client_of
@@ -113,12 +115,12 @@ def client(server: RawServer) -> Iterator[Client]:
         yield client
 
 
-def ended(act: Callable[[], object]) -> ImgfsError:
+def ended(act: Callable[[], object], longest: float = LONGEST) -> ImgfsError:
     """The error of what must end in time."""
     began = time.monotonic()
     with pytest.raises(ImgfsError) as raised:
         act()
-    assert time.monotonic() - began < LONGEST
+    assert time.monotonic() - began < longest
     return raised.value
 
 
@@ -154,6 +156,57 @@ def test_a_token_server_that_drips_is_given_up(
     ended(lambda: client.manifest("v1"))
 
 
+PUSHED = CheckedBlob(BLOB, lambda offset: iter([BODY[offset:]]))
+ASKS: dict[str, Callable[[Client], object]] = {
+    "HEAD of a manifest": lambda client: client.tagged("v1"),
+    "HEAD of a blob": lambda client: client.has_blob(BLOB.digest),
+    "POST of an upload": lambda client: client.push_blob(PUSHED),
+    "POST of a mount": lambda client: client.push_blob(PUSHED, mount_from="base"),
+    "PUT of a manifest": lambda client: client.push_manifest("v1", OCI_MANIFEST, b"{}"),
+    "DELETE": lambda client: client.delete_referrer(BLOB.digest, BLOB.digest),
+    "referrers": lambda client: client.referrers(BLOB.digest),
+    "tags": lambda client: client.tags(9),
+}
+
+
+@pytest.mark.parametrize("drip", [headers_for_ever, interim_for_ever], ids=lambda drip: drip.__name__)
+@pytest.mark.parametrize("ask", ASKS)
+def test_whatever_is_asked_for_a_head_that_drips_is_given_up(
+    server: RawServer, client: Client, ask: str, drip: Callable[[Connection], None]
+) -> None:
+    server.answer = drip
+    ended(lambda: ASKS[ask](client))
+
+
+@pytest.mark.parametrize("drip", [head_by_bytes, interim_for_ever], ids=lambda drip: drip.__name__)
+def test_the_answer_to_an_uploads_bytes_that_drips_is_given_up(
+    server: RawServer, client: Client, drip: Callable[[Connection], None]
+) -> None:
+    def answer(connection: Connection) -> None:
+        if connection.head.startswith(b"POST"):
+            connection.send(b"HTTP/1.1 202 -\r\nLocation: /v2/app/up\r\nContent-Length: 0\r\n\r\n")
+        else:
+            drip(connection)
+
+    server.answer = answer
+    ended(lambda: client.push_blob(PUSHED), LONGEST + 4 * QUICK.deadline)  # PUT, where is it, PUT, DELETE
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_redirects_that_each_take_their_time_are_given_up(
+    server: RawServer, client: Client, status: int
+) -> None:
+    def answer(connection: Connection) -> None:
+        place = b"/v2/%d" % len(server.heads)
+        head = b"HTTP/1.1 %d -\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % (status, place)
+        connection.drip([head], 0.4)
+
+    server.answer = answer
+    ended(lambda: client.manifest("v1"))
+    ended(lambda: b"".join(client.blob(BLOB)))
+    ended(lambda: client.tagged("v1"))
+
+
 @pytest.mark.parametrize("drip", [head_by_bytes, headers_for_ever, interim_for_ever])
 def test_a_proxy_that_drips_is_given_up(
     server: RawServer, monkeypatch: pytest.MonkeyPatch, drip: Callable[[Connection], None]
@@ -183,6 +236,22 @@ def test_a_proxy_with_tls_that_drips_is_given_up(
     assert server.lines
 
 
+@needs_openssl
+def test_a_proxy_whose_certificate_is_not_trusted_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*Authority(tmp_path / "ca").issue("127.0.0.1"))
+    with (
+        RawServer(head_by_bytes, tls=context) as server,
+        closing(client_of("r.test", "app", timeouts=QUICK)) as client,
+    ):
+        monkeypatch.setenv("https_proxy", server.url.replace("http:", "https:"))
+        with pytest.raises(ImgfsError, match=r"its certificate is not trusted: .*\(through the proxy https:"):
+            b"".join(client.blob(BLOB, url="https://registry.test/x"))
+    assert server.lines == []
+
+
 def test_pages_without_end_are_given_up(server: RawServer, client: Client) -> None:
     def answer(connection: Connection) -> None:
         time.sleep(0.3)
@@ -191,6 +260,33 @@ def test_pages_without_end_are_given_up(server: RawServer, client: Client) -> No
 
     server.answer = answer
     assert "take too long" in str(ended(lambda: client.tags(9)))
+
+
+def test_referrers_on_pages_without_end_are_given_up(server: RawServer, client: Client) -> None:
+    def answer(connection: Connection) -> None:
+        time.sleep(0.3)
+        body = b'{"schemaVersion":2,"manifests":[]}'
+        link = b"</v2/app/referrers/x?last=%d>; rel=next" % len(server.heads)
+        head = b"HTTP/1.1 200 -\r\nContent-Type: %b\r\nLink: %b" % (OCI_INDEX.encode(), link)
+        connection.send(b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+
+    server.answer = answer
+    assert "take too long" in str(ended(lambda: client.referrers(BLOB.digest)))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        repeat(b"\x16\x03\x03\x40\x00" + bytes(100)),  # a handshake's record without an end
+        repeat(b"\x16\x03\x03\x00\x04\x00\x00\x00\x00"),  # requests to begin anew
+        repeat(b"\x15\x03\x03\x00\x02\x01\x5a"),  # warnings
+        bytes_of(b"\x16\x03\x03\x40\x00" + bytes(9000)),
+    ],
+    ids=["record", "hellos", "warnings", "bytes"],
+)
+def test_a_tls_handshake_that_drips_is_given_up(client: Client, parts: Iterator[bytes]) -> None:
+    with RawServer(first=lambda connection: connection.drip(parts, PAUSE)) as server:
+        ended(lambda: b"".join(client.blob(BLOB, url=f"https://{server.host}/x")))
 
 
 def test_a_peer_that_never_greets_in_tls_is_given_up(server: RawServer, client: Client) -> None:

@@ -22,9 +22,10 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.retry import Timeouts
-from imgfs.transport.destination import Destination, open_destination, tag_of
+from imgfs.transport.connect import open_source
+from imgfs.transport.destination import Destination, tag_of
 from imgfs.transport.layout_writer import entered
-from imgfs.transport.source import open_source
+from imgfs.transport.open_destination import open_destination
 from tests.support.fault_server import LAYER, FaultServer
 from tests.support.mounted import CHECKOUT, SESSION, gzipped, write_image
 from tests.support.patience import allowed
@@ -307,6 +308,77 @@ def test_what_cannot_be_written_is_one_line_that_says_where(layout: Path) -> Non
     assert not list(layout.glob(".imgfs-*"))
 
 
+OTHER = 65_533
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+BLOBS = f"blobs/{layer().digest.algorithm}"
+
+
+def _to_directory(path: Path, elsewhere: Path) -> None:
+    path.symlink_to(elsewhere)
+
+
+def _to_file(path: Path, elsewhere: Path) -> None:
+    path.symlink_to(elsewhere / "precious")
+
+
+def _fifo(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+PLANTED: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "blobs lead away": ("blobs", _to_directory),
+    "blobs of an algorithm lead away": (BLOBS, _to_directory),
+    "a link for the index": ("index.json", _to_file),
+    "a link for the marker": ("oci-layout", _to_file),
+    "a link for the lock": (".imgfs.lock", _to_file),
+    "a FIFO for the index": ("index.json", _fifo),
+    "a FIFO for the marker": ("oci-layout", _fifo),
+    "a FIFO for the lock": (".imgfs.lock", _fifo),
+    "a FIFO for the blobs": (BLOBS, _fifo),
+}
+
+
+@root_only
+@pytest.mark.parametrize("case", PLANTED)
+def test_what_another_user_has_planted_in_a_layout_is_refused_and_leads_nowhere(
+    layout: Path, tmp_path: Path, case: str
+) -> None:
+    """In a layout that anybody may add to, as in /tmp."""
+    name, plant = PLANTED[case]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("precious")
+    put(layout, "v0")
+    shutil.rmtree(layout / name) if (layout / name).is_dir() else (layout / name).unlink()
+    (layout / name).parent.chmod(0o1777)
+    plant(layout / name, elsewhere)
+    os.chown(layout / name, OTHER, OTHER, follow_symlinks=False)
+    with pytest.raises(StoreError, match=str(layout / name)):
+        put(layout, "v1")
+    assert {path.name: path.read_text() for path in elsewhere.iterdir()} == {"precious": "precious"}
+
+
+@root_only
+@pytest.mark.parametrize("place", ["", "blobs", BLOBS])
+def test_another_users_layout_is_refused_and_stays_as_it_is(layout: Path, place: str) -> None:
+    put(layout, "v1")
+    os.chown(layout / place, OTHER, OTHER)
+    before = files(layout)
+    with pytest.raises(StoreError, match=f"belongs to uid {OTHER}, not to you"):
+        put(layout, "v2", b"another layer")
+    assert (files(layout), tags(layout)) == (before, ["v1"])
+
+
+def test_a_link_of_ones_own_to_a_layout_or_its_blobs_is_followed(layout: Path, tmp_path: Path) -> None:
+    put(layout, "v1")
+    (layout / "blobs").rename(tmp_path / "large-disk")
+    (layout / "blobs").symlink_to(tmp_path / "large-disk")
+    (tmp_path / "link").symlink_to(layout)
+    put(tmp_path / "link", "v2", b"another layer")
+    assert tags(layout) == ["v1", "v2"]
+    assert (tmp_path / "large-disk/sha256" / Digest.of(b"another layer").hex).read_bytes() == b"another layer"
+
+
 def test_threads_may_put_the_same_blobs_at_once(layout: Path, opened: Opener) -> None:
     destinations = [opened(f"oci:{layout}:t{number}") for number in range(4)]
 
@@ -323,7 +395,7 @@ def test_threads_may_put_the_same_blobs_at_once(layout: Path, opened: Opener) ->
 
 _WRITER = """
 import json, sys
-from imgfs.transport.destination import open_destination
+from imgfs.transport.open_destination import open_destination
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import parse_reference
 layout, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -335,7 +407,7 @@ for number in range(count):
 """
 _HALF = """
 import sys, time
-from imgfs.transport.destination import open_destination
+from imgfs.transport.open_destination import open_destination
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import parse_reference
 def half(offset):

@@ -16,15 +16,14 @@ import pytest
 from imgfs.errors import RegistryError, Unauthorized, Unavailable
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.dns import addresses_of
 from imgfs.registry.retry import Timeouts
-from tests.mount.test_mount import errno_of
+from imgfs.registry.sockets import addresses_of
 from tests.support import tarmake as tar
 from tests.support.clients import client_of
 from tests.support.fault_server import FaultServer
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.isolated import PUBLIC, isolated, needs_isolation
-from tests.support.mounted import Imgfs, Wire, gzipped, serve, until
+from tests.support.mounted import Imgfs, Wire, errno_of, gzipped, serve, until
 from tests.support.name_server import NameServer
 from tests.support.patience import allowed
 

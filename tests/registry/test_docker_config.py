@@ -12,6 +12,7 @@ import pytest
 
 from imgfs.config import AuthText, Environment, auth_text, registry_files
 from imgfs.errors import UsageError
+from imgfs.registry.auth import Authorizer, Challenge
 from imgfs.registry.config.credentials import (
     Credentials,
     find_credentials,
@@ -94,6 +95,41 @@ def test_line_breaks_are_no_part_of_base64(tmp_path: Path, text: str) -> None:
 def test_what_is_no_base64_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"auths\['h\.io'\]: `auth` is not base64"):
         find_credentials([written(tmp_path / "a", {"h.io": {"auth": text}})], "h.io", "app")
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_a_helper_without_a_name_means_the_file(tmp_path: Path, name: str | None) -> None:
+    file = written(tmp_path / "config.json", {"h.io": {"auth": PAIR}})
+    fields = {**json.loads(file.read_text()), "credHelpers": {"h.io": name}, "credsStore": "imgfs-nowhere"}
+    file.write_text(json.dumps(fields))
+    assert find_credentials([file], "h.io", "app") == ANN
+
+
+def test_a_password_is_bytes(tmp_path: Path) -> None:
+    pair = base64.b64encode("ann:pä".encode("latin-1")).decode()
+    file = written(tmp_path / "config.json", {"h.io": {"auth": pair}})
+    found = find_credentials([file], "h.io", "app")
+    assert found is not None
+    flow = Authorizer(lambda: found, default_scope="", secure=True).challenged([Challenge("basic", {})], None)
+    with pytest.raises(StopIteration) as header:
+        next(flow)
+    assert header.value.value == f"Basic {pair}"
+    keep_credentials(file, "h.io", "", found)
+    assert json.loads(file.read_text())["auths"] == {"h.io": {"auth": pair}}
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_file_without_a_word_has_no_credentials(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    other = written(tmp_path / "auth.json", {"h.io": {"auth": PAIR}})
+    assert find_credentials([tmp_path / "config.json", other], "h.io", "app") == ANN
+
+
+@pytest.mark.parametrize("key", ["[::1]:5000", "https://[::1]:5000/v2/", "[::1]:5000/ns"])
+def test_an_address_of_ipv6_is_a_host(tmp_path: Path, key: str) -> None:
+    file = written(tmp_path / "config.json", {key: {"auth": PAIR}})
+    assert find_credentials([file], "[::1]:5000", "ns/app") == ANN
+    assert find_credentials([file], "[::1]", "ns/app") is None
 
 
 # $DOCKER_AUTH_CONFIG

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from imgfs.errors import NotFound, Unauthorized, Unavailable
+from imgfs.image.resolve import resolve
+from imgfs.oci.descriptor import Platform
 from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Timeouts
+from imgfs.store.store import Store
 from imgfs.transport.registry import RegistrySource
 from tests.support.clients import endpoint_of
 from tests.support.fault_server import Fault, FaultServer
+from tests.support.mounted import documents, gzipped
+from tests.support.tarmake import archive, file
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001, tries=2)
 MANIFEST = b'{"schemaVersion": 2, "layers": []}'
@@ -73,6 +79,23 @@ def test_another_tag_is_answered_as_get_is(server: FaultServer, source: Registry
     server.add_manifest("app", "v1-other", b"{}", OCI_INDEX)
     server.inject(fault, method="HEAD", times=99)
     assert source.document(source.tagged("v1-other")) == b"{}"
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_digest_that_only_head_knows_is_not_the_tags(
+    server: FaultServer, source: RegistrySource, tmp_path: Path, algorithm: str
+) -> None:
+    made = documents([gzipped(archive(file("x")))], {"os": "linux", "architecture": "amd64"})
+    for body in made.blobs.values():
+        server.add_blob(body)
+    server.add_manifest("app", "v1", made.manifest)
+    store, wanted = Store(tmp_path / "store"), Platform.from_text("linux/amd64")
+    first = resolve("app:v1", source, store, wanted)
+    stale = f"{algorithm}:{'0' * (64 if algorithm == 'sha256' else 128)}"
+    server.inject(Fault(headers={"Docker-Content-Digest": stale}), method="HEAD", times=99)
+    again = resolve("app:v1", source, store, wanted)
+    assert (again.named, again.digest) == (first.named, first.digest)
+    assert store.resolved("app:v1")[0].digest == first.named
 
 
 def test_a_good_head_is_all_that_is_asked(server: FaultServer, source: RegistrySource) -> None:

@@ -9,8 +9,7 @@ import pytest
 from imgfs.config import RegistriesConf
 from imgfs.errors import UsageError
 from imgfs.oci.reference import parse_reference
-from imgfs.registry.config.local_names import parse_destination
-from imgfs.registry.config.shortnames import candidates
+from imgfs.registry.config.shortnames import candidates, parse_destination
 from tests.support.mounted import Imgfs, gzipped, write_image
 from tests.support.tarmake import archive, file
 
@@ -42,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("layout", "OCI layout.*: write oci:layout:TAG; "),
         ("bare:v1", "write oci:bare:v1"),
         ("app.tar", "archive"),
-        ("dir:x", "other tools"),
+        ("ostree:x", "other tools"),
     ],
 )
 def test_names_of_what_is_here_are_an_error_that_says_what_was_meant(text: str, says: str) -> None:
@@ -54,7 +53,8 @@ def test_names_of_what_is_here_are_an_error_that_says_what_was_meant(text: str, 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    "text", ["src", "src:v1", "site", "docker://saved", "oci:layout:v1", "saved2", "quay.io/saved"]
+    "text",
+    ["src", "src:v1", "site", "docker://saved", "oci:layout:v1", "tar:saved", "saved2", "quay.io/saved"],
 )
 def test_other_names_are_what_they_always_are(text: str) -> None:
     assert candidates(text, []) == (parse_reference(text),)
@@ -73,6 +73,6 @@ def test_an_alias_is_not_docker_hub(here: Path) -> None:
 
 def test_commands_neither_ask_for_files_nor_push_to_them(imgfs: Imgfs, here: Path) -> None:
     layout = f"oci:{here / 'layout'}:v1"
-    for target in ("app.tar", "oci-archive:x", "dir:x", "layout:v1", "saved"):
+    for target in ("app.tar", "ostree:x", "layout:v1", "saved"):
         assert "oci:" in imgfs.run("copy", layout, target, cwd=here).complaint(2)
         assert "oci:" in imgfs.run("ls", target, cwd=here).complaint(2)

@@ -11,12 +11,11 @@ import pytest
 
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.registry.client import Client
+from imgfs.registry.client import Client, check_login
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.config.resolver import Resolver, TlsOptions
-from imgfs.registry.login import check_login
+from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.upload_body import CheckedBlob
 from tests.support.authority import Authority, needs_openssl
 from tests.support.docker_registry import docker_registry, needs_docker_registry
 from tests.support.fault_server import Fault, FaultServer

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint
 from imgfs.registry.endpoint_state import EndpointState, short_timeouts
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
+from imgfs.status import EndpointStatus
 from tests.support.clients import endpoint_of
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.patience import allowed
@@ -357,8 +358,8 @@ def test_what_came_wrong_of_a_mirror_comes_from_elsewhere_next(
     assert (len(mirror.log), len(registry.log)) == (1, 2)
     mirrored.doubt(other.digest)  # of which nothing came
     [record, _] = mirrored.health()
-    assert record["state"] == "failing"
-    assert "what came of the blob" in record["error"]
+    assert record.state == "failing"
+    assert "what came of the blob" in (record.error or "")
 
 
 def test_mirrors_that_rest_are_better_than_a_registry_that_is_away(
@@ -404,7 +405,7 @@ def test_a_mirror_that_does_not_connect_holds_up_nobody_but_the_first(
         assert b"".join(pieces) == BODY[:6400]
         assert time.monotonic() - began < allowed(3.0)  # of 64 reads, each of which would have waited 0.5 s
         [record, _] = mirrored.health()
-        assert "timed out" in record["error"]
+        assert "timed out" in (record.error or "")
 
 
 def test_one_that_has_another_behind_it_is_waited_for_less() -> None:
@@ -459,20 +460,20 @@ def test_health_says_why_since_when_and_what_was_tried(
 ) -> None:
     blob = add_blob(BODY, mirror, registry)
     names = [f"{mirror.url}/v2", f"{registry.url}/v2"]
-    fine = {"state": "ok", "since": None, "error": None, "tries": 0, "left_alone_until": None}
-    assert mirrored.health() == [{"endpoint": name, **fine} for name in names]
+    assert mirrored.health() == [EndpointStatus(endpoint=name, state="ok") for name in names]
     before = time.time()
     mirror.inject(Fault(status=503), times=99)
     registry.inject(Fault(status=503), times=99)
     with pytest.raises(Unavailable):
         read(mirrored, blob)
     first, last = mirrored.health()
-    assert before <= first["since"] <= time.time()
-    assert (first["state"], first["tries"], last["state"], last["tries"]) == ("failing", 1, "failing", 6)
-    assert f"{mirror.url}/v2/ns/app/blobs/{blob.digest}: 503" in first["error"]
-    assert first["left_alone_until"] == pytest.approx(first["since"] + 1.0, abs=1.0)
-    assert last["left_alone_until"] is None
-    json.dumps(mirrored.health())
+    assert first.since is not None
+    assert before <= first.since <= time.time()
+    assert (first.state, first.tries, last.state, last.tries) == ("failing", 1, "failing", 6)
+    assert f"{mirror.url}/v2/ns/app/blobs/{blob.digest}: 503" in (first.error or "")
+    assert first.left_alone_until == pytest.approx(first.since + 1.0, abs=1.0)
+    assert last.left_alone_until is None
+    json.dumps([asdict(record) for record in mirrored.health()])
 
 
 def test_health_is_well_again_when_things_are(registry: FaultServer, opens: Opens) -> None:
@@ -481,20 +482,20 @@ def test_health_is_well_again_when_things_are(registry: FaultServer, opens: Open
     registry.inject(Fault(status=500), times=6)
     with pytest.raises(Unavailable):
         read(mirrored, blob)
-    assert mirrored.health()[0]["state"] == "failing"
+    assert mirrored.health()[0].state == "failing"
     read(mirrored, blob)
     [record] = mirrored.health()
-    assert (record["state"], record["tries"], record["since"]) == ("ok", 0, None)
-    assert "500" in record["error"]  # what went wrong last is worth knowing
+    assert (record.state, record.tries, record.since) == ("ok", 0, None)
+    assert "500" in (record.error or "")  # what went wrong last is worth knowing
 
 
 def test_while_it_is_tried_again_health_says_so_already(registry: FaultServer, opens: Opens) -> None:
     mirrored = opens(endpoint_of(registry.host, APP))
-    told: list[dict[str, Any]] = []
+    told: list[EndpointStatus] = []
     registry.inject(Fault(status=500), times=2)
     registry.inject(Fault(meanwhile=lambda: told.extend(mirrored.health())))
     read(mirrored, add_blob(BODY, registry))
-    assert (told[0]["state"], told[0]["tries"]) == ("failing", 2)
+    assert (told[0].state, told[0].tries) == ("failing", 2)
 
 
 def test_secrets_are_in_no_health_record(registry: FaultServer, opens: Opens) -> None:
@@ -508,7 +509,7 @@ def test_secrets_are_in_no_health_record(registry: FaultServer, opens: Opens) ->
     with pytest.raises(Unavailable) as raised:
         read(mirrored, add_blob(BODY, registry))
     assert "hunter2" not in f"{mirrored.health()}{raised.value}"
-    assert mirrored.health()[0]["endpoint"] == f"{registry.url}/v2"
+    assert mirrored.health()[0].endpoint == f"{registry.url}/v2"
 
 
 def test_rests_grow_to_a_minute_and_are_probed_by_one(clock: Clock) -> None:
@@ -518,9 +519,9 @@ def test_rests_grow_to_a_minute_and_are_probed_by_one(clock: Clock) -> None:
         assert health.admit()
         assert not health.admit() or not rests  # one request tells, after a rest
         health.back_off(Unavailable("away"))
-        rests.append(round(health.report()["left_alone_until"]))
+        rests.append(round(health.report().left_alone_until or 0))
         health.back_off(Unavailable("away"))  # others that were under way
-        assert round(health.report()["left_alone_until"]) == rests[-1]
+        assert round(health.report().left_alone_until or 0) == rests[-1]
         clock.now += rests[-1] - 0.1
         assert not health.admit()
         clock.now += 0.2
@@ -538,7 +539,7 @@ def test_a_rest_is_as_long_as_the_place_wishes_within_reason(
 ) -> None:
     health = EndpointState("x", clock=clock, calendar=lambda: 0.0)
     health.back_off(Busy("busy", after=wished, status=429, code=None, url=None))
-    assert health.report()["left_alone_until"] == granted
+    assert health.report().left_alone_until == granted
 
 
 def test_an_error_is_counted_once_and_not_kept_alive() -> None:
@@ -546,9 +547,9 @@ def test_an_error_is_counted_once_and_not_kept_alive() -> None:
     error = Unavailable("away")
     for _ in range(3):
         health.noted(error)
-    assert health.report()["tries"] == 1
+    assert health.report().tries == 1
     health.noted(Unavailable("still away"))
-    assert (health.report()["tries"], health.report()["error"]) == (2, "still away")
+    assert (health.report().tries, health.report().error) == (2, "still away")
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Unavailable) and one is not error]
 

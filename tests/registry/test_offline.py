@@ -20,9 +20,8 @@ from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_INDEX
 from imgfs.oci.reference import RegistryReference, parse_reference
 from imgfs.store.store import Store
-from imgfs.transport.offline import OfflineSource
+from imgfs.transport.connect import OfflineSource
 from imgfs.transport.source import UNKNOWN_SIZE
-from tests.mount.test_mount import errno_of
 from tests.support import tarmake as tar
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.fake_source import FakeSource, add_image, add_index
@@ -32,6 +31,7 @@ from tests.support.mounted import (
     Ran,
     Wire,
     drop_caches,
+    errno_of,
     gzipped,
     plain,
     serve,

@@ -21,10 +21,9 @@ from urllib.parse import urlencode
 import pytest
 import requests
 
-from tests.mount.test_mount import errno_of
 from tests.support import tarmake as tar
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
-from tests.support.mounted import Imgfs, gzipped, plain, write_image
+from tests.support.mounted import Imgfs, errno_of, gzipped, plain, write_image
 from tests.support.nginx import needs_nginx, nginx
 from tests.support.patience import allowed
 from tests.support.token_server import TokenServer, certificate

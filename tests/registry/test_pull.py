@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import sqlite3
@@ -31,9 +30,9 @@ from imgfs.oci.image import OCI_MANIFEST
 from imgfs.store.checksum import write_checksum
 from imgfs.store.partial import UNIT
 from imgfs.store.store import Store
-from imgfs.transport.parallel import ParallelSource
+from imgfs.transport.resumable import ResumableDownloads
 from tests.support import tarmake as tar
-from tests.support.blobs import prose
+from tests.support.blobs import noise, prose
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.fake_source import FakeSource
 from tests.support.fault_server import Fault, FaultServer
@@ -60,10 +59,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="drops the kernel's ca
 
 
 BLOB = Digest.of(b"a blob")
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 LARGE = {"large/noise": noise(1, 11_000_000), "large/prose": prose(3_000_000, 1)}
@@ -226,7 +221,8 @@ def test_of_a_partly_cached_image_the_rest_is_fetched(imgfs: Imgfs, server: Faul
 
 
 def test_the_platform_that_is_named_is_pulled(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [gzipped(packed({"a": b"a"}))])
+    stored = [gzipped(packed({"a": b"a"}))]
+    image = serve(server, "app", "v1", stored, config={"architecture": "arm64"})
     ran = pulled(imgfs, image, "--quiet", "--platform", "linux/arm64")
     assert ran.err == ""
     digest = json.loads(imgfs.run("inspect", "--offline", "--json", image).out)["digest"]
@@ -244,7 +240,8 @@ def test_progress_is_drawn_on_a_terminal_with_bytes_and_rate(imgfs: Imgfs, image
     ran = on_terminal(imgfs.command("pull", image), imgfs.environment)
     assert ran.code == 0
     short = BIG.descriptor()["digest"].removeprefix("sha256:")[:12]
-    assert re.search(rf"{short}  █+  +11\.\d MB of 11\.\d MB +[\d.]+ [kMG]?B/s  pulled", ran.err), ran.err
+    drawn = re.sub(r"\x1b\[[\d;]*m", "", ran.err)
+    assert re.search(rf"{short}  ━+  +11\.\d MB of 11\.\d MB +[\d.]+ [kMG]?B/s  pulled", drawn), ran.err
     assert on_terminal(imgfs.command("pull", "-q", image), imgfs.environment).err == ""
 
 
@@ -393,7 +390,7 @@ def test_a_pull_without_its_registry_says_that_all_is_here(imgfs: Imgfs, server:
         ran = imgfs.run("pull", "--read-timeout", "1", image)
     assert ran.code == 0
     assert re.search(r"cannot be reached \(.*refused.*\); using .* as resolved", ran.err)
-    assert "1 layers" in ran.err
+    assert "1 layer of" in ran.err
     assert "nothing was missing" in ran.err
 
 
@@ -415,13 +412,6 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-class Pulling(Journal):
-    """Counts what was here before, too."""
-
-    def layer_has(self, layer: Descriptor, count: int) -> None:
-        self.arrived[layer.digest] += count
-
-
 def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store) -> None:
     """Its spans have digests, but it may name them in any order: only the DiffID tells."""
     source = FakeSource()
@@ -438,7 +428,7 @@ def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store
     write_checksum(path)
     evict([store.layer(layer.digest)])
     trust = Trust("registry.test/app", in_digests=True, in_registry=True)
-    pull_image(resolved, source, store, Pulling(), trust)
+    pull_image(resolved, source, store, Journal(), trust)
     with LayerIndex(path) as index:
         assert index.summary.origin == ""  # that was true: nobody needs to vouch for it any more
     import_index(path, "registry.test/app")
@@ -448,8 +438,8 @@ def test_an_index_that_makes_something_else_of_a_layer_is_found_out(store: Store
         swap(file, first[0], second[0])
     write_checksum(path)
     with pytest.raises(IntegrityError, match=r"DiffID"):
-        pull_image(resolved, source, store, Pulling(), trust)
-    pull_image(resolved, source, store, Pulling(), trust)  # without that index
+        pull_image(resolved, source, store, Journal(), trust)
+    pull_image(resolved, source, store, Journal(), trust)  # without that index
     with Image(resolved, source, store) as image:
         assert b"".join(image.read(image.tree.resolve(b"a").ino)) == noise(12, 9_000_000)
 
@@ -482,7 +472,7 @@ def test_a_part_knows_what_is_missing(store: Store) -> None:
     with closing(layer.part(size)) as part:
         assert list(part.missing(8 * UNIT)) == [(0, 3 * UNIT), (4 * UNIT, 5 * UNIT)]
         assert part.here() == UNIT + 100
-        assert (part.read(3), part.read(5)) == (noise(1, UNIT), noise(2, 100))
+        assert (part.piece(3).read(), part.piece(5).read()) == (noise(1, UNIT), noise(2, 100))
     with closing(layer.part(size + 1)) as part:
         assert part.here() == 0  # another blob's
 
@@ -501,42 +491,62 @@ def test_a_part_of_before_a_reboot_does_not_count(store: Store) -> None:
 
 def test_a_part_that_has_been_given_up_takes_no_more(store: Store) -> None:
     part = store.layer(BLOB).part(UNIT)
-    part.remove()
+    part.close()
     with pytest.raises(StoreError, match="given up"):
         part.write(0, b"late")
     with pytest.raises(StoreError, match="given up"):
         part.mark(0)
 
 
-def test_a_blob_comes_in_order_however_its_ranges_do(store: Store) -> None:
+def downloaded(source: FakeSource, store: Store, blob: Descriptor, had: list[int], connections: int) -> bytes:
+    downloads = ResumableDownloads(connections)
+    chunks = downloads.blob(blob, source, store.layer(blob.digest), had.append)
+    return b"".join(chunk if isinstance(chunk, bytes) else chunk.read() for chunk in chunks)
+
+
+@pytest.mark.parametrize(("connections", "requests"), [(1, 1), (4, 3)])
+def test_a_blob_comes_in_order_however_its_ranges_do(store: Store, connections: int, requests: int) -> None:
     source = FakeSource()
-    body = noise(9, 20 * UNIT + 5)
+    body = noise(9, (20 << 20) + 5)
     blob = source.add(body)
     had: list[int] = []
-    abreast = ParallelSource(source, store, {blob.digest}, lambda _, count: had.append(count))
-    assert b"".join(abreast.blob(blob)) == body
-    assert (had, len(source.ranges)) == ([0], 3)
+    assert downloaded(source, store, blob, had, connections) == body
+    assert (had, len(source.ranges)) == ([0], requests)
+    assert left_in(store.layer(blob.digest)) == {"part", "part.map"}  # until the layer has an index
+    assert downloaded(source, store, blob, had, connections) == body
+    assert (had, len(source.ranges)) == ([0, blob.size], requests)
+    store.layer(blob.digest).drop_part()
     assert left_in(store.layer(blob.digest)) == set()
-    assert b"".join(abreast.blob(blob, 5, 10)) == body[5:10]
 
 
-def test_what_keeps_one_range_away_is_raised_and_the_others_are_kept(store: Store) -> None:
+@pytest.mark.parametrize("connections", [1, 4])
+def test_what_keeps_one_range_away_is_raised_and_the_others_are_kept(store: Store, connections: int) -> None:
     source = FakeSource()
     body = noise(10, 12 * UNIT)
     blob = source.add(body)
     source.broken.add(blob.digest)
     had: list[int] = []
-    abreast = ParallelSource(source, store, {blob.digest}, lambda _, count: had.append(count))
     with pytest.raises(NotFound, match="no blob"):
-        list(abreast.blob(blob))
+        downloaded(source, store, blob, had, connections)
     with closing(store.layer(blob.digest).part(blob.size)) as part:
         part.write(0, body[:UNIT])
         part.mark(0)
     source.broken.clear()
     source.forget_requests()
-    assert b"".join(abreast.blob(blob)) == body
+    assert downloaded(source, store, blob, had, connections) == body
     assert had == [0, UNIT]
     assert sum(end - start for start, end in source.ranges) == 11 * UNIT
+
+
+def test_a_kept_blob_that_is_shorter_than_it_was_is_fetched_anew(store: Store) -> None:
+    source = FakeSource()
+    body = noise(14, 12 * UNIT)
+    blob = source.add(body)
+    had: list[int] = []
+    downloaded(source, store, blob, had, 1)
+    os.truncate(store.layer(blob.digest).directory / "part", 3 * UNIT)
+    assert downloaded(source, store, blob, had, 1) == body
+    assert had == [0, 0]
 
 
 def test_a_metered_source_ends_its_waits_when_it_is_closed() -> None:

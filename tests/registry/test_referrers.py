@@ -14,16 +14,25 @@ import pytest
 import requests
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
-from imgfs.oci.artifact import EMPTY, Artifact, artifact_manifest, parse_artifact
+from imgfs.oci.artifact import (
+    EMPTY,
+    Artifact,
+    artifact_manifest,
+    parse_artifact,
+    parse_referrers,
+    referrers_tag,
+    with_referrer,
+)
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
-from imgfs.oci.referrers import parse_referrers, referrers_tag, with_referrer
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
-from imgfs.transport.destination import Destination, open_destination
-from imgfs.transport.source import Source, open_source
+from imgfs.transport.connect import open_source
+from imgfs.transport.destination import Destination
+from imgfs.transport.open_destination import open_destination
+from imgfs.transport.source import Source
 from tests.support.clients import client_of
 from tests.support.docker_registry import as_json, docker_registry, needs_docker_registry, push_image
 from tests.support.fault_server import Fault, FaultServer

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from imgfs.errors import InvalidImage, NotFound, Unavailable
-from imgfs.oci.artifact_kind import artifact_kind, is_artifact_tag
 from imgfs.oci.descriptor import Descriptor, Platform
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Index, Manifest, parse_document
+from imgfs.oci.kind import artifact_kind, is_artifact_tag
 from imgfs.oci.select import Selected, select_manifest
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, documents, gzipped, plain, sha256, write_documents
@@ -109,6 +109,28 @@ def test_an_entry_that_names_the_platform_is_not_compared_with_those_that_name_n
     assert len(world.read) == 2  # the index and the manifest
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"platform": {}},
+        {"platform": None},
+        {"platform": {"os": "linux"}},
+        {"platform": {"os": "", "architecture": "", "variant": ""}},
+        {"platform": {"os": "Linux", "architecture": "X86_64", "os.features": None, "os.version": "1"}},
+        {"artifactType": ""},
+        {"artifactType": OCI_CONFIG.upper()},
+        {"artifactType": f"{OCI_CONFIG}; charset=utf-8"},
+        {"artifactType": OCI_MANIFEST, "platform": AMD64},
+    ],
+)
+def test_what_an_entry_half_says_hides_no_image(world: World, more: dict[str, Any]) -> None:
+    amd = world.image("amd", AMD64) | more
+    other = world.image("arm", ARM64) | {"platform": ARM64}
+    assert is_of(world.select(world.index(other, amd)), amd)
+    nested = world.index(world.image("amd", AMD64), artifactType=OCI_INDEX)
+    assert is_of(world.select(world.index(other, nested)), amd)
+
+
 def test_an_entry_without_a_platform_counts_beside_one_of_another(world: World) -> None:
     bare = world.image("bare", AMD64)
     index = world.index(world.image("arm", ARM64) | {"platform": ARM64}, bare)
@@ -161,6 +183,22 @@ def test_what_could_not_be_asked_for_is_the_error_if_nothing_else_fits(world: Wo
         select_manifest(
             Descriptor.parse(index, where="x"), Platform.from_text("linux/amd64"), read, lambda _: b""
         )
+
+
+@pytest.mark.parametrize("more", [{"platform": AMD64}, {}])
+def test_a_search_reads_no_more_documents_than_it_may(world: World, more: dict[str, Any]) -> None:
+    """Each level may name the next thousands of times: what is read would be their product."""
+    inner = world.index(*[world.image("arm", ARM64) | {"platform": ARM64}] * 100, **more)
+    for _ in range(3):
+        inner = world.index(*[inner] * 100, **more)
+    with pytest.raises(InvalidImage, match="no image for linux/amd64 among the first 64 documents"):
+        world.select(inner)
+    assert len(world.read) == 1 + 64
+
+
+def test_what_was_found_before_a_search_ended_counts(world: World) -> None:
+    amd = world.image("amd", AMD64)
+    assert is_of(world.select(world.index(amd, *[world.image("arm", ARM64)] * 100)), amd)
 
 
 def test_indexes_nested_too_deep_are_refused(world: World) -> None:
@@ -221,6 +259,13 @@ def test_other_artifacts_in_an_index_are_never_chosen(world: World) -> None:
         ),
         ("application/wasm", {"config": "application/vnd.wasm.config.v0+json"}, "a WebAssembly module"),
         ("application/octet-stream", {"config": "application/vnd.amazon.soci.index.v1+json"}, "a SOCI index"),
+        ("application/x-tar", {"config": "application/vnd.cncf.flux.config.v1+json"}, "a Flux artifact"),
+        ("application/vnd.cdf.tekton.catalog.v1beta1", {}, "a Tekton bundle (layers of type"),
+        ("application/x-tar", {"config": "application/vnd.cncf.openpolicyagent.config.v1+json"}, "a policy"),
+        ("x/yaml", {"config": "application/vnd.docker.compose.project"}, "a Compose project (config of"),
+        ("application/vnd.ollama.image.model", {}, "a model (layers of type"),
+        ("application/vnd.cncf.model.weight.v1.tar", {}, "a model (layers of type"),
+        ("application/x-tar", {"config": "application/vnd.buildkit.cacheconfig.v0"}, "a build cache"),
     ],
 )
 def test_what_an_artifact_is_is_said(world: World, layer: str, more: dict[str, Any], says: str) -> None:
@@ -261,7 +306,7 @@ def test_commands_find_the_image_of_an_index_that_names_no_platforms(
     assert imgfs.ok("ls", "--platform", "linux/arm64", image).split() == ["arm"]
     copied = f"oci:{tmp_path / 'copy'}:v1"
     imgfs.ok("copy", "--platform", "linux/arm64", image, copied)
-    assert imgfs.ok("ls", copied).split() == ["arm"]
+    assert imgfs.ok("ls", "--platform", "linux/arm64", copied).split() == ["arm"]
 
 
 def test_commands_say_what_an_artifact_is(imgfs: Imgfs, server: FaultServer, world: World) -> None:

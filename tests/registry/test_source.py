@@ -18,8 +18,9 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import DOCKER_LIST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import LayoutReference, RegistryReference, parse_reference
 from imgfs.registry.retry import Timeouts
+from imgfs.transport.connect import open_source
 from imgfs.transport.layout import LayoutSource
-from imgfs.transport.source import UNKNOWN_SIZE, Source, open_source
+from imgfs.transport.source import UNKNOWN_SIZE, Source
 from tests.support.docker_registry import (
     as_json,
     docker_registry,
@@ -311,6 +312,21 @@ def test_a_tag_is_found_in_a_nested_index(layout: Layout) -> None:
     layout.add_entry(json.dumps({"schemaVersion": 2, "manifests": [named]}).encode(), None, DOCKER_LIST)
     layout.add_entry(MANIFEST, "v1")
     assert same_content(layout.source("deep").resolve()) == same_content(inner)
+
+
+def test_each_nested_index_is_read_once(layout: Layout) -> None:
+    """However often the others name it: four levels of a hundred each would be a hundred million."""
+    inner = layout.add_blob(MANIFEST + b"  ", OCI_MANIFEST)
+    for _ in range(4):
+        document = {"schemaVersion": 2, "manifests": [as_json(inner)] * 100}
+        inner = layout.add_blob(json.dumps(document).encode(), OCI_INDEX)
+    for _ in range(100):
+        layout.add_entry(layout.source().document(inner), None, OCI_INDEX)
+    source = layout.source("v9")
+    with pytest.raises(NotFound, match="there are none"):
+        source.resolve()
+    size = (layout.path / "index.json").stat().st_size
+    assert source.traffic().bytes < 3 * (size + 4 * inner.size)
 
 
 def test_containerds_full_name_is_a_name(layout: Layout) -> None:

@@ -25,15 +25,15 @@ from imgfs.registry.config.resolver import Resolver, TlsOptions
 from imgfs.registry.endpoint import RegistryEndpoint, Tls
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.transport import CONNECTIONS
-from imgfs.transport.source import Source, open_source
-from tests.mount.test_mount import errno_of
+from imgfs.transport.connect import open_source
+from imgfs.transport.source import Source
 from tests.support import tarmake as tar
 from tests.support.authority import Authority, needs_openssl
 from tests.support.clients import client_of
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.forward_proxy import ForwardProxy
-from tests.support.mounted import Imgfs, gzipped, until
+from tests.support.mounted import Imgfs, errno_of, gzipped, until
 from tests.support.nginx import needs_nginx, nginx
 
 FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
@@ -363,7 +363,7 @@ def test_a_mirror_that_ends_in_the_middle_of_a_layer_costs_no_byte(tmp_path: Pat
     threading.Timer(0.3, ended.close).start()
     assert got + b"".join(chunks) == layer
     first, last = source.health()
-    assert (first["endpoint"], first["state"], last["state"]) == (f"http://{mirror}/v2", "failing", "ok")
+    assert (first.endpoint, first.state, last.state) == (f"http://{mirror}/v2", "failing", "ok")
     assert read(source, pushed.layers[0], 5, 500) == layer[5:500]
 
 
@@ -425,8 +425,8 @@ def test_a_registry_that_is_restarted_under_load_costs_no_reader_anything(
         for reader in readers:
             reader.result(30)
     assert reads > 20
-    assert source.health()[0]["state"] == "ok"
-    assert source.health()[0]["error"]
+    assert source.health()[0].state == "ok"
+    assert source.health()[0].error
 
 
 # economy

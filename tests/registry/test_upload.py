@@ -14,40 +14,22 @@ from hypothesis import strategies as st
 from imgfs.errors import IntegrityError, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST
-from imgfs.registry.challenges import join_scopes
+from imgfs.registry.auth import join_scopes
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.retry import Timeouts
+from imgfs.registry.messages import Body, CheckedBlob
 from imgfs.registry.session import HttpSession
 from imgfs.registry.upload import ChunkSizes, Upload, location_of, received, with_query
-from imgfs.registry.upload_body import Body, CheckedBlob
-from tests.support.clients import client_of, endpoint_of
+from tests.support import clients
+from tests.support.clients import FAST, client_of, endpoint_of
 from tests.support.fault_server import LAYER, Fault, FaultServer
 from tests.support.mounted import until
 
-FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
+server, other, client = clients.server, clients.other, clients.client
+
 SMALL = ChunkSizes(whole=100_000, chunk=300_000)
 BODY = random.Random(1).randbytes(1 << 20)
 UPLOADS = "/blobs/uploads/"
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
-def other() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: FaultServer) -> Iterator[Client]:
-    client = client_of(server.host, "ns/app", timeouts=FAST)
-    yield client
-    client.close()
 
 
 @dataclass
@@ -235,6 +217,23 @@ def test_a_chunk_that_was_taken_in_part_is_continued(server: FaultServer) -> Non
     server.inject(Fault(take=100_000), on=UPLOADS, method="PATCH")
     upload(server, blob_of(BODY))
     assert stored(server, BODY)
+
+
+def test_a_registry_that_takes_half_of_each_chunk_gets_the_blob(server: FaultServer) -> None:
+    server.takes = 150_000
+    upload(server, blob_of(BODY))
+    assert stored(server, BODY)
+
+
+def test_a_registry_that_takes_next_to_nothing_of_each_chunk_is_given_up(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would get the whole chunk again for each of its bytes, and each answer is a success."""
+    monkeypatch.setattr("imgfs.registry.upload._UNTAKEN", 0)
+    server.takes = 2
+    with pytest.raises(RegistryError, match="takes only parts of what is sent"):
+        upload(server, blob_of(BODY))
+    assert [step.split()[0] for step in steps(server)] == ["POST", *["PATCH"] * 4, "DELETE"]
 
 
 @pytest.mark.parametrize("status", [400, 405, 411, 413, 416])

@@ -17,9 +17,9 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Timeouts
-from imgfs.registry.upload_body import CheckedBlob
 from imgfs.registry.urls import MAX_URL, UrlError, parse_url, redact, resolve_url, shown
 from imgfs.transport.registry import RegistrySource
 from tests.support.clients import client_of, endpoint_of

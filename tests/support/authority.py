@@ -9,11 +9,14 @@ from __future__ import annotations
 import ipaddress
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.support.patience import allowed
+
+_KEY_USAGE = "keyUsage=critical,keyCertSign"  # which is asked for since Python 3.13
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
 
@@ -27,7 +30,14 @@ class Authority:
         self._issued = 0
         self.file = directory / "ca.crt"
         self._key = directory / "ca.key"
-        self._make("/CN=Authority of tests", self.file, self._key, "basicConstraints=critical,CA:TRUE")
+        self._make(
+            "/CN=Authority of tests",
+            self.file,
+            self._key,
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            _KEY_USAGE,
+        )
 
     def issue(self, name: str, *, days: int = 2, password: str = "") -> tuple[Path, Path]:
         """A certificate for a host, which is its holder's to show to others as well, and its key.
@@ -39,12 +49,26 @@ class Authority:
         key = certificate.with_suffix(".key")
         signed = ("-CA", str(self.file), "-CAkey", str(self._key), "-days")
         names = f"subjectAltName={_kind(name)}:{name}"
-        self._make(f"/CN={name}", certificate, key, names, *signed, str(max(days, 1)))
+        is_none = (
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        )  # openssl: an authority
+        self._make(f"/CN={name}", certificate, key, names, *is_none, *signed, str(max(days, 1)))
         if days < 1:
             request, kept = str(key.with_suffix(".csr")), ("-copy_extensions", "copyall")
             words = ("openssl", "x509", *kept, "-in")
             _run(*words, str(certificate), "-x509toreq", "-signkey", str(key), "-out", request)
-            _run(*words, request, "-req", *signed, str(days), "-set_serial", "7", "-out", str(certificate))
+            _run(
+                *words,
+                request,
+                "-req",
+                *signed[:-1],
+                *_expired(days),
+                "-set_serial",
+                "7",
+                "-out",
+                str(certificate),
+            )
         if password:
             locked = certificate.with_suffix(".locked")
             command = ["openssl", "ec", "-in", str(key), "-aes256", "-out", str(locked)]
@@ -58,6 +82,16 @@ class Authority:
             *("-subj", subject, "-addext", extension, "-out", str(certificate), "-keyout", str(key)),
             *more,
         )
+
+
+def _expired(days: int) -> list[str]:
+    """The words for a certificate that ended `-days` days ago, which are others since openssl 3.4."""
+    said = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout
+    if tuple(map(int, said.split()[1].split(".")[:2])) < (3, 4):
+        return ["-days", str(days)]
+    end = datetime.now(UTC) + timedelta(days=days)
+    begin = end - timedelta(days=1)
+    return ["-not_before", f"{begin:%Y%m%d%H%M%SZ}", "-not_after", f"{end:%Y%m%d%H%M%SZ}"]
 
 
 def _kind(name: str) -> str:

@@ -19,6 +19,11 @@ from imgfs.layer.entry import Codec, Span
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16  # RFC 1952, section 2.3.1
 
 
+def noise(seed: int, size: int) -> bytes:
+    """`size` bytes that no codec makes smaller."""
+    return random.Random(seed).randbytes(size)
+
+
 def prose(size: int, seed: int = 0) -> bytes:
     """`size` bytes of words in no order: matches, literals, and a new word now and then."""
     source = random.Random(seed)

@@ -1,5 +1,6 @@
 """Containers for tests: images with a static busybox and a few files, fixtures to run them, and a podman.
 
+    pytestmark = containers.marks
     layout, image, run, podman = containers.layout, containers.image, containers.run, containers.podman
 
 has a test module use the fixtures.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -40,6 +42,13 @@ def has_static_busybox() -> bool:
     if found is None:
         return False
     return subprocess.run(["ldd", found], capture_output=True, check=False).returncode != 0
+
+
+marks = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users"),
+    pytest.mark.skipif(not has_static_busybox(), reason="there is no static busybox"),
+]
 
 
 @functools.cache
@@ -136,9 +145,28 @@ needs_podman = pytest.mark.skipif(
 )
 
 
+@functools.cache
+def podman_is_5() -> bool:
+    """Whether podman is 5 or later. Where it differs from podman 4, imgfs is as podman 4 is."""
+    words = ["podman", "version", "--format", "{{.Client.Version}}"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return int(said.partition(".")[0]) >= 5
+
+
+def as_podman(ran: Ran, code_by_5: int | None = None) -> tuple[int, str]:
+    """What podman's exit code and output have to be if imgfs's are these.
+
+    `code_by_5` is podman 5's code where it differs; without a terminal that sets no TERM.
+    """
+    if not podman_is_5():
+        return ran.code, ran.text
+    return ran.code if code_by_5 is None else code_by_5, ran.text.replace("TERM=xterm\n", "")
+
+
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Sequence[str]]:
     """The words that begin a podman command with a storage of its own, whose paths podman wants short."""
     with tempfile.TemporaryDirectory(prefix="podman-") as top:
         places = (f"--root={top}/root", f"--runroot={top}/run", f"--tmpdir={top}/tmp")
-        yield ("podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs")
+        quiet = ("env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1")
+        yield (*quiet, "podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs")

@@ -6,12 +6,12 @@ import gzip
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from imgfs.errors import NotFound, Unavailable
+from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from imgfs.transport.source import Traffic
+from imgfs.registry.endpoint import Traffic
+from imgfs.status import EndpointStatus
 
 _CHUNK = 64 * 1024
 
@@ -67,10 +67,12 @@ class FakeSource:
         return self.bodies[descriptor.digest]
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` of a blob, with the faults asked for."""
+        """The bytes `[start, end)` of a blob, with the faults asked for; a registry's 416 beyond its end."""
         body = self.bodies[descriptor.digest]
         end = len(body) if end is None else end
-        assert 0 <= start <= end <= len(body), "a range that no registry would answer"
+        assert 0 <= start <= end <= max(len(body), descriptor.size), "a range that nothing promised"
+        if end > len(body):
+            raise IntegrityError(f"length of {descriptor.digest.short}", expected=end, actual=len(body))
         with self._lock:
             self.ranges.append((start, end))
         self.waiting.set()
@@ -94,12 +96,16 @@ class FakeSource:
         found = self.referring.get(digest, [])
         return [entry for entry in found if artifact_type in (None, entry.artifact_type)]
 
+    def ignores_ranges(self, _descriptor: Descriptor) -> bool:
+        """Ranges are answered."""
+        return False
+
     def doubt(self, descriptor: Descriptor) -> bool:
         """Note the blob in `doubted`."""
         self.doubted.append(descriptor.digest)
         return False
 
-    def health(self) -> list[dict[str, Any]]:
+    def health(self) -> list[EndpointStatus]:
         """Nothing to tell."""
         return []
 

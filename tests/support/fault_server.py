@@ -18,7 +18,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -95,8 +95,9 @@ class FaultServer(WebServer):
     `signatures`: which of those this server takes, None for any.
     `grants`: what tokens are given for, such as {"repository:app": {"pull", "push"}}; None: for anything.
     `mounts`: repositories that blobs may be mounted from. `chunk_minimum`: of all chunks but the last.
-    `upload_host`: another server, by its URL, that blobs are to be uploaded to; `stuck_range`: what a PATCH
-    is answered with in place of the truth; `forgetful`: an upload that is cut is gone.
+    `upload_host`: another server, by its URL, that blobs are to be uploaded to. `takes`: of each PATCH only
+    so many bytes; `stuck_range`: what a PATCH is answered with in place of the truth; `forgetful`: an upload
+    that is cut is gone.
     `referrers_api`: whether there is one, and `OCI-Subject`; `referrers_filter`: whether it filters;
     `referrers_page`: how many it gives at once. `deletes`: whether manifests can be deleted; `conditional`:
     whether there are ETags, and conditions with them are minded; `strict`: whether an index must not name
@@ -108,6 +109,7 @@ class FaultServer(WebServer):
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.tags: dict[str, list[str]] = {}
+        self.catalog: Sequence[str] | None = None  # the repositories, sorted, if they are listed
         self.log: list[Seen] = []
         self.token_server: str | None = None
         self.valid_tokens: set[str] = set()
@@ -124,6 +126,7 @@ class FaultServer(WebServer):
         self.chunk_minimum = 0
         self.upload_host: str | None = None
         self.stuck_range: str | None = None
+        self.takes: int | None = None
         self.forgetful = False
         self.referrers_api = False
         self.referrers_filter = True
@@ -159,6 +162,11 @@ class FaultServer(WebServer):
         """Let the next `times` requests whose path contains `on` go wrong; faults queue up."""
         with self._lock:
             self._faults += [_Planned(fault, on, method)] * times
+
+    def behave(self) -> None:
+        """Forget the faults that are still planned."""
+        with self._lock:
+            self._faults.clear()
 
     def seen(self, part: str, method: str | None = None) -> list[Seen]:
         """The requests so far whose path contains `part`."""
@@ -245,7 +253,7 @@ class FaultServer(WebServer):
         first, last = map(int, seen.headers["content-range"].split("-"))
         if first != len(got) or last + 1 - first != len(seen.body):
             return self._place(name, 416)
-        got.extend(seen.body)
+        got.extend(seen.body[: self.takes])
         reply = self._place(name, 202)
         return reply._replace(headers={**reply.headers, "Range": self.stuck_range or reply.headers["Range"]})
 
@@ -374,6 +382,8 @@ def _found(registry: FaultServer, seen: Seen, fault: Fault) -> Reply:
         return _referrers(registry, seen)
     if path.endswith("/tags/list"):
         return _tag_list(registry, seen)
+    if path == "/v2/_catalog" and registry.catalog is not None:
+        return _catalog(registry.catalog, seen)
     return registry_error(404, "NOT_HERE")
 
 
@@ -420,6 +430,8 @@ def parse_scope(text: str) -> dict[str, set[str]]:
 
 def _needed(seen: Seen) -> str:
     """The scope that a request needs: that of its repository, and of another to mount from."""
+    if seen.path.startswith("/v2/_catalog"):
+        return "registry:catalog:*"
     repository = re.split("/(?:blobs|manifests|tags|referrers)/", seen.path.removeprefix("/v2/"))[0]
     actions = "pull" if seen.method in ("GET", "HEAD") and "/uploads/" not in seen.path else "pull,push"
     if seen.method == "DELETE" and "/uploads/" not in seen.path:
@@ -547,6 +559,17 @@ def _entries(registry: FaultServer, repository: str, subject: str) -> Iterator[d
             notes = {"annotations": fields["annotations"]} if "annotations" in fields else {}
             entry = {"mediaType": media_type, "digest": digest, "size": len(body), "artifactType": kind}
             yield entry | notes
+
+
+def _catalog(repositories: Sequence[str], seen: Seen) -> Reply:
+    query = parse_qs(urlsplit(seen.path).query)
+    count, last = int(query.get("n", ["100"])[0]), query.get("last", [""])[0]
+    if count > 1000:
+        return registry_error(400, "PAGINATION_NUMBER_INVALID")
+    after = [name for name in repositories if name > last]
+    page = after[:count]
+    link = {"Link": f'</v2/_catalog?n={count}&last={page[-1]}>; rel="next"'} if len(page) < len(after) else {}
+    return Reply(200, json.dumps({"repositories": page}).encode(), link)
 
 
 def _tag_list(registry: FaultServer, seen: Seen) -> Reply:

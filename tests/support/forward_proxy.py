@@ -49,7 +49,7 @@ class _Handler(Handler):
         with self.owner.connect(name) as other:
             self.send_response(200)
             self.end_headers()
-            _pass_on(self.connection, other)
+            pass_on(self.connection, other)
         self.close_connection = True
 
     def _ask(self) -> None:
@@ -81,7 +81,7 @@ class _Handler(Handler):
         return False
 
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
+def pass_on(one: socket.socket, other: socket.socket) -> None:
     """Pass on bytes both ways until one side ends."""
     with suppress(OSError):
         while True:

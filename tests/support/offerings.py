@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,14 @@ class Warnings:
         self.warned: list[str] = []
         self.streamed: set[Digest] = set()
 
+    def expects(self, layers: Iterable[Descriptor]) -> None:
+        pass
+
     def layer_begins(self, layer: Descriptor) -> None:
         self.streamed.add(layer.digest)
+
+    def layer_has(self, layer: Descriptor, count: int) -> None:
+        pass
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
         pass

@@ -44,7 +44,7 @@ class Connection:
 class RawServer:
     """Answers each request by `answer`; a connection is kept unless that raises. A context manager.
 
-    `greeting` is sent when a client comes, before it has said anything.
+    `greeting` is sent when a client comes, before it has said anything; `first` is called then.
     """
 
     def __init__(
@@ -52,10 +52,12 @@ class RawServer:
         answer: Callable[[Connection], None] | None = None,
         *,
         greeting: bytes = b"",
+        first: Callable[[Connection], None] = lambda connection: None,  # noqa: ARG005
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.answer = answer or (lambda connection: connection.send(OK))
         self.greeting = greeting
+        self._first = first
         self._tls = tls
         self.heads: list[bytes] = []
         self.connections = 0
@@ -110,6 +112,7 @@ class RawServer:
     def _serve(self, sock: socket.socket) -> None:
         with suppress(OSError), self._secured(sock) as talking:
             talking.sendall(self.greeting)
+            self._first(Connection(talking, b"", self._closing))
             while head := _head(talking):
                 self.heads.append(head)
                 self.answer(Connection(talking, head, self._closing))

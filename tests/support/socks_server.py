@@ -6,7 +6,6 @@ with SocksServer({"registry.test": server.host}) as proxy:
 
 from __future__ import annotations
 
-import select
 import socket
 import socketserver
 import threading
@@ -14,6 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
+
+from tests.support.forward_proxy import pass_on
 
 
 class SocksServer(socketserver.ThreadingTCPServer):
@@ -90,7 +91,7 @@ class _Client(socketserver.BaseRequestHandler):
         name, port = self.server.places[host].split(":")
         with socket.create_connection((name, int(port)), timeout=10) as other:
             self.request.sendall(b"\x05\x00\x00\x03\x02ab\x00\x07")
-            _pass_on(self.request, other)
+            pass_on(self.request, other)
 
     def _take(self, count: int) -> bytes:
         body = b""
@@ -100,15 +101,3 @@ class _Client(socketserver.BaseRequestHandler):
                 raise ConnectionResetError
             body += chunk
         return body
-
-
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
-    while True:
-        readable, _, _ = select.select([one, other], [], [], 30)
-        for source in readable:
-            body = source.recv(65536)
-            if not body:
-                return
-            (other if source is one else one).sendall(body)
-        if not readable:
-            return

@@ -22,8 +22,7 @@ import zstandard
 
 from imgfs.layer.entry import Codec, Entry, Extent, Kind, Span
 from imgfs.layer.tar.reader import tar_entries
-from imgfs.layer.toc.ranges import Fetch, Range
-from imgfs.layer.toc.toc import Toc
+from imgfs.layer.toc.toc import Fetch, Range, Toc
 from imgfs.oci.descriptor import Descriptor, Digest
 from tests.support import blobs, tarmake
 

@@ -29,8 +29,8 @@ from itertools import islice
 from pathlib import Path
 
 from imgfs.oci.descriptor import Digest
-from imgfs.tree.reader import Node, Tree
-from imgfs.tree.schema import ROOT
+from imgfs.tree.database import ROOT, Node
+from imgfs.tree.reader import Tree
 
 Read = Callable[[int, int, int], bytes]  # (layer, flat, length) -> that many bytes of the layer's flat layer
 _PIECE = 1 << 20

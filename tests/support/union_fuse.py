@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from imgfs.overlay.at import At
+from imgfs.overlay.node import At
 from imgfs.overlay.upper import Upper
 
 CHANGING = {

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.layer.entry import Extent
+from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.union import File, Union
+from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
+from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT
 
 _NOW = 1_700_000_000 * 10**9  # ns: images of tests are older
 

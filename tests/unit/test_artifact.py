@@ -12,19 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import ImgfsError, InvalidImage
-from imgfs.oci.artifact import EMPTY, Artifact, artifact_manifest, parse_artifact
-from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.oci.image import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from imgfs.oci.referrers import (
+from imgfs.oci.artifact import (
+    EMPTY,
+    Artifact,
+    artifact_manifest,
     is_empty,
     is_referrers_tag,
     of_type,
+    parse_artifact,
     parse_referrers,
     referrer_in,
     referrers_tag,
     with_referrer,
     without_referrer,
 )
+from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.oci.image import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 
 KIND = "application/vnd.example.index.v1"
 SUBJECT = Descriptor(OCI_MANIFEST, Digest.of(b"subject"), 7)

@@ -13,12 +13,13 @@ from typing import TextIO
 
 import pytest
 
-from imgfs.cli.format import long_line, size
+from imgfs.cli.format import Column, long_line, size
 from imgfs.cli.fstab import mount_arguments
+from imgfs.cli.output import say_table
 from imgfs.cli.progress import Progress
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.tree.reader import Node
+from imgfs.tree.database import Node
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"layer"), 2_000_000)
 OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"other"), 0)
@@ -94,7 +95,7 @@ def test_a_size_has_three_digits(count: float, text: str) -> None:
 
 
 def node(mode: int, *, count: int = 0, device: int = 0, mtime_ns: int = 0) -> Node:
-    return Node(9, mode, 1000, 50, count, mtime_ns, 2, device, 0, False)
+    return Node(9, mode, 1000, 50, count, mtime_ns, 2, device, 0, mtime_ns, mtime_ns, False)
 
 
 @pytest.mark.parametrize(
@@ -178,60 +179,173 @@ def test_without_a_terminal_a_line_is_written_now_and_then(monkeypatch: pytest.M
     assert re.fullmatch(r"imgfs: indexing: 1 MB of 2 MB, \S+ [kMGT]?B/s, \d+ (s|min) left", lines[1])
 
 
+_TOKEN = re.compile(r"\x1b\[(\d*)([A-Za-z])|\x1b\[\?\d+[hl]|(\r)|(\n)|([^\x1b\r\n]+)")
+
+
 def screen(text: str) -> list[str]:
     """The lines a terminal shows in the end; none may be so long that 80 columns cannot hold it."""
-    shown: list[str] = []
-    row = 0
-    for part in re.findall(r"\x1b\[\d+A|\x1b\[\?7[lh]|[^\x1b]*\r\n|\x1b\[2K[^\x1b]*\r\n", text):
-        if part.endswith("A"):
-            row -= int(part[2:-1])
-        elif part.endswith("\r\n"):
-            shown[row : row + 1] = [part.removeprefix("\x1b[2K").rstrip("\r\n")]
+    shown, row, column = [""], 0, 0
+    for number, letter, is_return, is_feed, words in _TOKEN.findall(re.sub(r"\x1b\[[\d;]*m", "", text)):
+        if letter == "A":
+            row -= int(number or 1)
+        elif letter == "K":
+            shown[row] = ""
+        elif is_return:
+            column = 0
+        elif is_feed:
             row += 1
+            shown += [""] * (row + 1 - len(shown))
+        elif words:
+            shown[row] = f"{shown[row][:column]:<{column}}{words}{shown[row][column + len(words) :]}"
+            column += len(words)
+            assert column <= 80, shown[row]
         assert row >= 0
-    assert max(map(len, shown)) <= 80
-    return shown
+    return [line.rstrip() for line in shown if line.strip()]
 
 
-def test_progress_on_a_terminal_ends_with_a_line_for_each_layer() -> None:
+def test_progress_on_a_terminal_ends_with_a_line_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")  # the rest of a bar is another colour, or nothing
     with terminal() as (stream, reading):
         progress = Progress(stream)
         tell(progress)
         progress.merging()
         progress.close()
-        text = read_until(reading, "merging the layers\r\n")
-    lines = screen(text)
-    assert re.fullmatch(
-        rf"{LAYER.digest.short}  █{{15}}░{{5}}  +1.5 MB of 2 MB  +\S+ \S+/s  indexed", lines[0]
-    )
-    assert re.fullmatch(rf"{OTHER.digest.short}  ░{{20}}  +0 B of 0 B  +\S+ B/s  indexed", lines[1])
-    assert lines[2:] == ["merging the layers"]
+        stream.write("the end")
+        stream.flush()
+        lines = screen(read_until(reading, "the end"))
+    assert re.fullmatch(rf"{LAYER.digest.short}  ━{{6}}   +1.5 MB of 2 MB  +\S+ \S+/s  indexed", lines[0])
+    assert re.fullmatch(rf"{OTHER.digest.short}  ━* +0 B of 0 B  +\S+ B/s  indexed", lines[1])
+    assert lines[2:] == ["merging the layers", "the end"]
 
 
-def test_progress_redraws_only_the_layers_under_way() -> None:
+def test_progress_redraws_only_the_layers_under_way_and_a_total() -> None:
     """More lines than the screen has could not be reached again."""
-    layers = [Descriptor("x", Digest.of(bytes([number])), 1000) for number in range(100)]
+    layers = [Descriptor("x", Digest.of(bytes([number])), 1000) for number in range(60)]
     with terminal() as (stream, reading):
         progress = Progress(stream)
         progress.layer_begins(LAYER)
-        text = read_until(reading, "\x1b[?7h")
         for layer in layers:
             progress.layer_begins(layer)
-            text += read_until(reading, "indexing\r\n\x1b[?7h")
             progress.layer_ends(layer)
-            text += read_until(reading, "indexing\r\n\x1b[?7h")
         progress.close()
-    assert max(int(lines) for lines in re.findall(r"\x1b\[(\d+)A", text)) == 2
-    assert [line[:12] for line in screen(text)] == [each.digest.short for each in (*layers, LAYER)]
+        stream.write("the end")
+        stream.flush()
+        text = read_until(reading, "the end")
+    assert text.count("\x1b[1A\x1b[2K\x1b[1A\x1b[2K\x1b[1A") == 0  # three lines up
+    assert [line[:12] for line in screen(text)][:-1] == [each.digest.short for each in (*layers, LAYER)]
+
+
+def test_progress_shows_all_layers_together_with_the_time_left() -> None:
+    waiting = Descriptor("x", Digest.of(b"waiting"), 6_000_000)
+    done_elsewhere = Descriptor("x", Digest.of(b"skipped"), 10**9)
+    with terminal() as (stream, _):
+        progress = Progress(stream)
+        progress.expects([LAYER, waiting, done_elsewhere])
+        progress.skips(done_elsewhere)
+        progress.layer_begins(LAYER)
+        progress.layer_advances(LAYER, 1_000_000)
+        of_layer, total = progress._shown()
+        progress.layer_advances(LAYER, 1_000_000)
+        progress.layer_ends(LAYER)
+        progress.layer_begins(waiting)
+        progress.layer_advances(waiting, 2_000_000)
+        (alone,) = progress._shown()
+        amount = progress._total([*progress._under_way.values()], progress._began + 4.0)
+        progress.close()
+    assert (of_layer.amount, total.amount) == ("1 MB of 2 MB", "1 MB of 8 MB")
+    assert alone.amount == "2 MB of 6 MB"
+    assert (amount.amount, amount.rate, amount.state) == ("4 MB of 8 MB", "1 MB/s", "indexing, 4 s left")
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("imgfs.cli.progress._LINE_EVERY", 0.0)
+    with terminal() as (stream, reading):
+        progress = Progress(stream)
+        progress.layer_begins(LAYER)
+        progress.layer_advances(LAYER, 500_000)
+        progress.layer_ends(LAYER)
+        progress.close()
+        text = read_until(reading, "left\r\n")
+    assert "\x1b" not in text
+    assert text.startswith("imgfs: indexing: 500 kB of 2 MB, ")
+
+
+def test_without_colours_none_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with terminal() as (stream, reading):
+        progress = Progress(stream)
+        tell(progress)
+        progress.close()
+        stream.write("the end")
+        stream.flush()
+        text = read_until(reading, "the end")
+    assert not re.search(r"\x1b\[[34][\d;]*m", text)
+
+
+def test_a_warning_is_a_line_above_the_bars_and_obeys_no_markup() -> None:
+    with terminal() as (stream, reading):
+        progress = Progress(stream)
+        progress.layer_begins(LAYER)
+        progress.warns("[red]\x1b[31mnot this[/red]")
+        progress.layer_ends(LAYER)
+        progress.close()
+        stream.write("the end")
+        stream.flush()
+        lines = screen(read_until(reading, "the end"))
+    assert lines[0] == r"imgfs: warning: [red]\x1b[31mnot this[/red]"
+    assert lines[1].endswith("indexed")
+
+
+def table(rows: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a terminal of 40 columns is sent for a table."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal() as (stream, reading):
+        monkeypatch.setattr("sys.stdout", stream)
+        say_table((Column("IMAGE", folds=True), Column("SIZE", right=True)), rows)
+        stream.write("the end")
+        stream.flush()
+        return read_until(reading, "the end")
+
+
+def test_a_table_on_a_terminal_obeys_no_markup_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = table([("[bold]x[/bold]", "1 B"), ("a\x1b[31mb\nc", "22 B"), (":smile:", "3 B")], monkeypatch)
+    assert [line.split() for line in screen(text)][:-1] == [
+        ["IMAGE", "SIZE"], ["[bold]x[/bold]", "1", "B"], [r"a\x1b[31mb\nc", "22", "B"], [":smile:", "3", "B"],
+    ]  # fmt: skip
+
+
+def test_a_name_that_is_wider_than_the_terminal_is_folded_and_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "registry.example.com/team/" + "x" * 60
+    lines = screen(table([(name, "12 kB")], monkeypatch))[1:-1]
+    assert lines[0].endswith("12 kB")
+    assert "".join(line[:33].strip() for line in lines) == name
+    assert max(map(len, lines)) <= 40
+
+
+def test_a_table_in_a_pipe_is_aligned_and_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    say_table((Column("IMAGE"), Column("SIZE", right=True)), [("a\nb", "1 B"), ("long name", "22 kB")])
+    assert capsys.readouterr().out == "IMAGE       SIZE\na\\nb         1 B\nlong name  22 kB\n"
 
 
 def test_progress_says_who_is_waited_for() -> None:
     with terminal() as (stream, reading):
         progress = Progress(stream)
         progress.layer_waits(LAYER)
-        text = read_until(reading, "\x1b[?7h")
         progress.close()
-    assert "waiting for another imgfs\r\n" in text
+        stream.write("the end")
+        stream.flush()
+        lines = screen(read_until(reading, "the end"))
+    assert lines[0].endswith("waiting for another imgfs")
 
 
 def test_a_preparation_with_nothing_to_do_draws_nothing() -> None:

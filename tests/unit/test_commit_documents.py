@@ -12,43 +12,16 @@ from typing import Any
 import pytest
 
 from imgfs.oci.image import DOCKER_CONFIG, DOCKER_MANIFEST, OCI_MANIFEST
-from tests.support import tarmake as tar
+from tests.support import committed
+from tests.support.committed import LAYERS, commit
 from tests.support.fault_server import FaultServer
-from tests.support.mounted import Imgfs, documents, gzipped, write_image
+from tests.support.mounted import Imgfs, documents
 from tests.support.umoci_oracle import differences, walk_directory
 
 pytestmark = pytest.mark.kernel
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 
-T = 1_600_000_000_123_456_789
-LAYERS = [
-    gzipped(tar.archive(tar.directory("./", mtime_ns=T), tar.file("a", b"first"), tar.file("b", b"b"))),
-    gzipped(tar.archive(tar.file("a", b"second"), tar.file("c", b"c", uid=1000, mtime_ns=T + 1))),
-]
-
-
-@pytest.fixture
-def image(imgfs: Imgfs) -> str:
-    return write_image(imgfs.directory / "layout", LAYERS)
-
-
-@pytest.fixture
-def at(imgfs: Imgfs, image: str) -> Path:
-    """A mount in which something has changed."""
-    at = imgfs.mount(image, "--scratch", "work")
-    (at / "a").write_bytes(b"changed")
-    (at / "b").unlink()
-    for path, time in ((at / "a", T + 2), (at, T + 3)):
-        os.utime(path, ns=(0, time))
-    return at
-
-
-def commit(imgfs: Imgfs, scratch: str | Path, new: str, *options: str) -> str:
-    """The digest of the image that is made."""
-    told = imgfs.ok("commit", *options, scratch, new)
-    name, _, digest = told.strip().rpartition("@")
-    assert name == new
-    return digest
+image, at = committed.image, committed.at
 
 
 def document(layout: Path, digest: str) -> dict[str, Any]:

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.config import Environment, RegistriesConf, auth_files, ca_bundle, registry_files, store_root
+from imgfs.config import (
+    Environment,
+    RegistriesConf,
+    account,
+    auth_files,
+    ca_bundle,
+    containerd_place,
+    docker_sockets,
+    podman_storage,
+    registry_files,
+    store_root,
+)
 
 HOME = {"HOME": "/home/ann"}
 
@@ -35,6 +46,31 @@ def test_what_is_no_absolute_path_is_no_xdg_directory(value: str) -> None:
 
 def test_roots_store_is_the_systems() -> None:
     assert store_root({"XDG_CACHE_HOME": "/cache", **HOME}, 0) == Path("/var/cache/imgfs")
+
+
+def test_inside_podman_unshare_root_is_the_user_who_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"HOME": "/home/u", "_CONTAINERS_ROOTLESS_UID": "1000"}
+    assert account(environ, 0) == 1000
+    assert account(environ, 1001) == 1001  # who is no root keeps their own
+    assert account({"_CONTAINERS_ROOTLESS_UID": "x"}, 0) == account({}, 0) == 0
+    assert podman_storage(environ, 0)[1] == Path("/home/u/.local/share/containers/storage")
+    assert podman_storage({"HOME": "/root"}, 0)[1] == Path("/var/lib/containers/storage")
+    for name in ("IMGFS_STORE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert Environment.read().store_root == Path("/home/u/.cache/imgfs")
+
+
+def test_the_sockets_of_engines_are_those_of_their_own_tools() -> None:
+    assert docker_sockets({}) == ("unix:///var/run/docker.sock",)
+    both = docker_sockets({"XDG_RUNTIME_DIR": "/run/user/1"})
+    assert both == ("unix:///var/run/docker.sock", "unix:///run/user/1/docker.sock")
+    assert docker_sockets({"DOCKER_HOST": "tcp://h", "XDG_RUNTIME_DIR": "/r"}) == ("tcp://h",)
+    assert containerd_place({}) == (Path("/run/containerd/containerd.sock"), "default")
+    named = {"CONTAINERD_ADDRESS": "unix:///s", "CONTAINERD_NAMESPACE": "k8s.io"}
+    assert containerd_place(named) == (Path("/s"), "k8s.io")
 
 
 def test_without_a_home_in_the_environment_the_account_says_where_it_is() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import Unavailable
-from imgfs.image.discover import EarlyDiscovery
+from imgfs.image.discover import early_discovery
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.image.trust import Trust
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.oci.image import OCI_CONFIG
+from imgfs.oci.image import OCI_CONFIG, Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.store.store import Store
@@ -62,9 +62,13 @@ class Registry(FakeSource):
 def mounted(source: Registry, store: Store, reference: str = TAG, policy: Policy = Policy.AUTO) -> Resolved:
     """Resolve and prepare, as a mount does that looks ahead."""
     trust = Trust.of(parse_reference(reference), policy)
-    lookahead = EarlyDiscovery(source, store, trust)
-    resolved = resolve(reference, source, store, AMD64, meanwhile=lookahead.look)
-    prepare(resolved, source, store, Journal(), trust, lookahead.discovery)
+    begun = []
+
+    def look(digest: Digest, manifest: Manifest) -> None:
+        begun.append(early_discovery(digest, manifest, source, store, trust))
+
+    resolved = resolve(reference, source, store, AMD64, meanwhile=look)
+    prepare(resolved, source, store, Journal(), trust, *begun)
     return resolved
 
 

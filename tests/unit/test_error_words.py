@@ -30,6 +30,9 @@ def test_imgfs_s_own_words_pass(said: str) -> None:
         "imgfs: 'NoneType' has no len()",
         "imgfs: <socket.socket object at 0x7f00> is closed",
         "Traceback (most recent call last):",
+        "imgfs run: error: argument --network: invalid Network value: 'hst'",
+        "imgfs: /x: Expecting value: line 1 column 1 (char 0)",
+        "imgfs: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte",
     ],
 )
 def test_python_s_words_are_found(said: str) -> None:

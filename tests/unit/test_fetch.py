@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.schema import ExternalBlob, Summary
+from imgfs.status import FillStatus
 from tests.support import tarmake
 from tests.support.content_rig import EXACT, STEP, Rig, tar_of
 from tests.support.fake_source import FakeSource
@@ -48,7 +50,7 @@ def wide(make: Make) -> Rig:
 
 
 def counts(rig: Rig) -> dict[str, Any]:
-    return rig.content.snapshot()
+    return asdict(rig.content.snapshot())
 
 
 def test_a_small_layer_comes_whole_at_its_first_miss(make: Make) -> None:
@@ -272,7 +274,7 @@ def filled(
 def test_fill_brings_everything_and_ends(wide: Rig) -> None:
     fill = filled(wide, FakeClock())
     assert len(wide.present()) == 40
-    assert fill.snapshot() == {"state": "done", "missing": 0}
+    assert fill.snapshot() == FillStatus("done", 0)
     assert counts(wide)["brought"]["fill"]["spans"] == 40
 
 
@@ -302,7 +304,7 @@ def test_fill_waits_while_a_reader_waits(wide: Rig) -> None:
         fill = BackgroundFetch([wide.content], [], BackgroundFetchOptions(None))
         fill.start()
         stack.callback(fill.stop)
-        while fill.snapshot()["state"] != "readers first":
+        while fill.snapshot().state != "readers first":
             pass
         assert wide.source.ranges == []
     assert not any(thread.name == "imgfs-fill" for thread in threading.enumerate())
@@ -323,14 +325,14 @@ def test_fill_pauses_after_errors_longer_each_time_and_goes_on(
     fill = filled(wide, clock)
     pauses = [seconds for seconds in clock.slept if seconds >= 1]
     assert pauses[:2] == [1.0, 2.0]
-    assert fill.snapshot() == {"state": "done", "missing": 0}
+    assert fill.snapshot() == FillStatus("done", 0)
 
 
 def test_fill_does_not_ask_for_ever_for_what_is_damaged(wide: Rig) -> None:
     wide.source.flips = {wide.spans[3].start: 1000}
     fill = filled(wide, FakeClock())
     assert wide.present() == [number for number in range(40) if number != 3]
-    assert fill.snapshot()["state"] == "done"
+    assert fill.snapshot().state == "done"
 
 
 def test_stopping_ends_the_fills_thread(wide: Rig) -> None:
@@ -404,7 +406,7 @@ def test_windows_of_neighbouring_spans_come_in_one_request(
     found = [place for place in places if place]
     windows = (found[0][0], found[-1][1])
     assert sorted(rig.source.ranges) == sorted([(first.start, last.end), windows])
-    assert content.snapshot()["windows"] == windows[1] - windows[0]
+    assert content.snapshot().windows == windows[1] - windows[0]
 
 
 def test_a_damaged_window_is_fetched_again(remote: tuple[Rig, RemoteWindows, LayerContent]) -> None:
@@ -434,3 +436,23 @@ def test_an_end_while_a_reader_waits_is_its_error(wide: Rig) -> None:
         wide.fetch_pool.close()
         wide.source.gate.set()
         assert isinstance(read.exception(), Unavailable)
+
+
+def test_the_speed_can_be_asked_for_while_the_last_request_ends() -> None:
+    """Another thread may say so at any moment: here, while the clock is looked at."""
+    now = [0.0]
+    is_asked = False
+
+    def clock() -> float:
+        nonlocal is_asked
+        now[0] += 1.0
+        if is_asked:
+            is_asked = False
+            meter.busy(False)
+        return now[0]
+
+    meter = Meter(clock)
+    meter.busy(True)
+    meter.arrived(10 << 20)
+    is_asked = True
+    assert 0 < meter.speed() <= 10 << 20

@@ -19,9 +19,8 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.store.flat import FlatLayer
-from imgfs.store.flatwriter import FlatWriter
-from imgfs.store.presence import PRESENT, SYNCED
-from imgfs.store.span_buffer import IN_MEMORY, SpanBuffer
+from imgfs.store.flat_files import PRESENT, SYNCED
+from imgfs.store.staging import IN_MEMORY, FlatWriter, SpanBuffer
 from tests.support.children import Child
 
 SPAN = 24_000  # bytes; not a multiple of the page size

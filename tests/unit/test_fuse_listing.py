@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imgfs.fuse.listing import Listing
-from imgfs.tree.reader import Node
+from imgfs.fuse.operations import Listing
+from imgfs.tree.database import Node
 
-FILE = Node(2, 0o100644, 0, 0, 0, 0, 1, 0, 0, False)
+FILE = Node(2, 0o100644, 0, 0, 0, 0, 1, 0, 0, 0, 0)
 
 
 def listed(count: int) -> list[int]:

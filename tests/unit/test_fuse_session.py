@@ -19,11 +19,10 @@ from imgfs.fuse.interrupts import is_killed
 from imgfs.fuse.opcodes import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.protocol import ABSENT, Head, attributes, entry, listed, listed_dot
 from imgfs.fuse.session import Handler, Session
-from imgfs.overlay.node import UpperAttributes
-from imgfs.tree.reader import Node
+from imgfs.tree.database import Attributes, Node
 
 ATTR = struct.Struct("<6q10I")  # fuse_attr (linux/fuse.h)
-FILE = Node(7, 0o100644, 3, 4, 5000, -1, 2, (8 << 8) | 1, 10, False)
+FILE = Node(7, 0o100644, 3, 4, 5000, -1, 2, (8 << 8) | 1, 10, -1, -1)
 
 
 class Kernel:
@@ -87,6 +86,55 @@ def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> Non
 
     with talking({}, asking) as offered:
         assert offered == [offer]
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED])
+def test_a_connection_that_has_ended_ends_the_session(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def ended(descriptor: int, rooms: list[memoryview]) -> int:
+        raise OSError(number, os.strerror(number))
+
+    offered: list[int] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(b"a request")
+        monkeypatch.setattr(os, "readv", ended)
+        trio.run(Session(ours.fileno(), {}, offered.append).serve)
+
+
+def test_a_session_that_goes_on_asks_for_what_was_left_and_answers_it_by_its_new_number() -> None:
+    async def slowly() -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.settimeout(10)
+    offered: list[int] = []
+
+    def asking(kernel: Kernel) -> None:
+        assert kernel.answer() == (0, -7, b"")  # FUSE_NOTIFY_RESEND
+        kernel.ask(1 << 63 | 40, Opcode.LOOKUP, b"name")
+        assert kernel.answer() == (1 << 63 | 40, 0, b"found")
+        kernel.ask(42, Opcode.READ)
+        kernel.ask(43, Opcode.INTERRUPT, struct.pack("<Q", 42))  # not one that is to come
+        assert kernel.answer() == (42, errno.EINTR, b"")
+        kernel.ask(45, Opcode.INTERRUPT, struct.pack("<Q", 44))
+        assert kernel.answer() == (45, errno.EAGAIN, b"")
+
+    async def run() -> None:
+        handlers: dict[Opcode, Handler] = {
+            Opcode.LOOKUP: lambda *_: b"found",
+            Opcode.READ: lambda *_: slowly(),
+        }
+        session = Session(ours.fileno(), handlers, offered.append)
+        async with trio.open_nursery() as nursery:
+            session.resume(77)
+            nursery.start_soon(session.serve)
+            await trio.to_thread.run_sync(asking, Kernel(theirs))
+            session.end()
+
+    with ours, theirs:
+        trio.run(run)
+    assert (offered, ours.fileno()) == ([77], -1)
 
 
 def test_a_request_that_waits_holds_nobody_up() -> None:
@@ -164,7 +212,7 @@ def test_a_file_is_told_with_times_before_1970_and_after() -> None:
     told = (7, 5000, 10, -1, -1, -1, 999_999_999, 999_999_999, 999_999_999, 0o100644, 2, 3, 4, 2049, 4096, 0)
     assert ATTR.unpack_from(entry(FILE, None), 40) == told
     assert ATTR.unpack_from(attributes(FILE, None), 16) == told
-    upper = UpperAttributes(7, 0o100644, 3, 4, 5000, 3 * 10**9, 1, 0, 10, 10**9 + 1, 2 * 10**9 + 2)
+    upper = Attributes(7, 0o100644, 3, 4, 5000, 3 * 10**9, 1, 0, 10, 10**9 + 1, 2 * 10**9 + 2)
     assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[3:9] == (1, 3, 2, 1, 0, 2)
     assert ATTR.unpack_from(attributes(upper, (5, 6)), 16)[11:13] == (5, 6)
 

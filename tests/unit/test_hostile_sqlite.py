@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer import rewrite
+from imgfs.layer import sqlite
 from imgfs.layer.entry import Codec, Entry, Kind, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, import_index
+from imgfs.layer.sqlite import has_schema
+from imgfs.tree.database import MILESTONES, SCHEMA
 from imgfs.tree.import_tree import import_tree
 from imgfs.tree.reader import Tree
 from tests.support.hostile_sqlite import change, loop, share_children
@@ -97,17 +99,17 @@ def test_rows_that_are_there_again_and_again_are_refused(index: Path) -> None:
 
 
 def test_the_work_is_bounded_by_the_size(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "STEPS_EACH", 0)
-    monkeypatch.setattr(rewrite, "STEPS_MORE", 1000)
-    monkeypatch.setattr(rewrite, "_LOOK", 100)
+    monkeypatch.setattr(sqlite, "STEPS_EACH", 0)
+    monkeypatch.setattr(sqlite, "STEPS_MORE", 1000)
+    monkeypatch.setattr(sqlite, "_LOOK", 100)
     assert "more work than its size allows" in refusal(tree, is_tree=True)
 
 
 def test_a_full_disk_is_no_fault_of_the_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "_PAGES_EACH", 0)
-    monkeypatch.setattr(rewrite, "_PAGES_MORE", 5)
+    monkeypatch.setattr(sqlite, "_PAGES_EACH", 0)
+    monkeypatch.setattr(sqlite, "_PAGES_MORE", 5)
     assert "more rows than its size allows" in refusal(tree, is_tree=True)
-    monkeypatch.setattr(rewrite, "_ROOM", 1 << 62)
+    monkeypatch.setattr(sqlite, "_ROOM", 1 << 62)
     with pytest.raises(StoreError, match="full"):
         import_tree(tree, ORIGIN)
 
@@ -179,6 +181,44 @@ def test_a_file_of_another_make_is_refused(tree: Path, script: str) -> None:
     refusal(tree, is_tree=True)
 
 
+@pytest.mark.timeout(20)
+def test_a_million_tables_are_not_looked_at(tree: Path) -> None:
+    """SQLite would read all of them before the first query, in hours."""
+    with closing(sqlite3.connect(tree, isolation_level=None)) as db:
+        db.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA writable_schema = ON;")
+        db.execute(
+            "WITH n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
+            "INSERT INTO sqlite_master "
+            "SELECT 'table', 'x' || i, 'x' || i, 2, 'CREATE TABLE x' || i || '(a)' FROM n"
+        )
+    assert not has_schema(tree, f"{SCHEMA}{MILESTONES};")
+    assert "not a tree of this imgfs" in refusal(tree, is_tree=True)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (18, b"\2\2"),  # a write-ahead log
+        (20, b"\xff"),  # bytes at the end of each page
+        (28, b"\xff\xff\xff\xff"),  # pages of the file
+        (32, b"\0\0\0\2\xff\xff\xff\xff"),  # a list of free pages
+        (44, b"\0\0\0\x09"),  # the format of the table of tables
+        (52, b"\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0\1"),  # auto-vacuum
+        (68, b"\xde\xad\xbe\xef"),  # an application
+    ],
+)
+def test_what_the_header_says_does_no_harm(tree: Path, at: int, value: bytes) -> None:
+    body = bytearray(tree.read_bytes())
+    body[at : at + len(value)] = value
+    tree.write_bytes(body)
+    try:
+        import_tree(tree, ORIGIN)
+    except InvalidImage:
+        return
+    assert_is_a_tree(tree)
+    assert tree.read_bytes()[18:20] == b"\1\1"
+
+
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     change(tmp_path / "utf16", "PRAGMA encoding = 'UTF-16'; CREATE TABLE x (y)")
     refusal(tmp_path / "utf16", is_tree=True)
@@ -202,6 +242,8 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
         "UPDATE dirent SET ino = 99999 WHERE name = x'65'",
         "UPDATE dirent SET position = 1 WHERE name = x'6c'",
         "UPDATE dirent SET position = position + 1",
+        "UPDATE node SET ino = 1 << 30 WHERE target IS NOT NULL; "
+        "UPDATE dirent SET ino = 1 << 30 WHERE name = x'6c'",
         "DELETE FROM node WHERE ino = 1",
         "UPDATE node SET mode = 33188 WHERE ino = 1",
         "DELETE FROM node; DELETE FROM dirent",

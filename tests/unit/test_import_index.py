@@ -26,8 +26,8 @@ from imgfs.layer.schema import SCHEMA as INDEX_SCHEMA
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.published import unpacked_size
 from imgfs.store.store import Store
+from imgfs.tree.database import SCHEMA as TREE_SCHEMA
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import SCHEMA as TREE_SCHEMA
 from tests.support import tarmake as tar
 from tests.support.blobs import prose
 from tests.support.fake_source import FakeSource

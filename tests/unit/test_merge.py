@@ -13,8 +13,9 @@ import pytest
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Extent, Kind
+from imgfs.tree.database import Node
 from imgfs.tree.paths import clean
-from imgfs.tree.reader import Node, Tree
+from imgfs.tree.reader import Tree
 from tests.support.layers import merged
 from tests.support.tarmake import (
     archive,
@@ -77,7 +78,7 @@ def test_every_kind_keeps_its_attributes(tmp_path: Path) -> None:
     )
     with merged(tmp_path, layer) as tree:
         f = at(tree, b"f")
-        assert f[1:] == (stat.S_IFREG | 0o4755, 7, 8, 5, 5_000_000_001, 1, 0, 1, True)
+        assert f[1:] == (stat.S_IFREG | 0o4755, 7, 8, 5, 5_000_000_001, 1, 0, 1, *[5_000_000_001] * 2, True)
         assert tree.xattrs(f.ino) == {b"user.a": b"\0b"}
         s = at(tree, b"s")
         assert (stat.S_IFMT(s.mode), s.size, s.mtime_ns) == (stat.S_IFLNK, 10, -1_000_000_000)
@@ -595,17 +596,25 @@ def test_values_that_linux_has_no_room_for_are_refused(tmp_path: Path, entry: En
 def test_what_linux_has_just_room_for_is_kept(tmp_path: Path) -> None:
     time, names = (1 << 63) * 10**9 - 1, {b"user." + b"n" * 250: bytes(65536), b"security.b": b""}
     layer = [
-        Entry(b"f", Kind.FILE, 0o644, (1 << 32) - 1, (1 << 32) - 1, (1 << 63) - 1, time, xattrs=names),
+        Entry(b"f", Kind.FILE, 0o644, (1 << 32) - 2, (1 << 32) - 2, (1 << 63) - 1, time, xattrs=names),
         Entry(b"l", Kind.SYMLINK, 0o777, 0, 0, 0, -(1 << 63) * 10**9, target=b"/" + b"t" * 4094),
         Entry(b"d", Kind.BLOCK, 0o644, 0, 0, 0, 1 << 63, device=((1 << 12) - 1, (1 << 20) - 1)),
     ]
     with merged(tmp_path, layer) as tree:
-        assert at(tree, b"f")[2:6] == ((1 << 32) - 1, (1 << 32) - 1, (1 << 63) - 1, time)
+        assert at(tree, b"f")[2:6] == ((1 << 32) - 2, (1 << 32) - 2, (1 << 63) - 1, time)
         assert tree.xattrs(at(tree, b"f").ino) == names
         assert (at(tree, b"l").mtime_ns, at(tree, b"l").size) == (-(1 << 63) * 10**9, 4095)
         assert at(tree, b"d").mtime_ns == 1 << 63
         assert [node.mtime_ns for _, _, node in tree.children(1)] == [1 << 63, time, -(1 << 63) * 10**9]
         assert [it.node.mtime_ns for it in tree.nodes()] == [0, time, -(1 << 63) * 10**9, 1 << 63]
+
+
+def test_an_owner_of_minus_one_is_root_as_for_those_who_unpack(tmp_path: Path) -> None:
+    directory = [Entry(b"d", Kind.DIRECTORY, 0o755, 0, (1 << 32) - 1, 0, 0)]
+    layer = [*directory, Entry(b"f", Kind.FILE, 0o644, (1 << 32) - 1, 7, 0, 0)]
+    with merged(tmp_path, [Entry(b"d", Kind.DIRECTORY, 0o755, 5, 5, 0, 0)], layer) as tree:
+        assert (at(tree, b"f").uid, at(tree, b"f").gid) == (0, 7)
+        assert (at(tree, b"d").uid, at(tree, b"d").gid) == (0, 0)
 
 
 def test_a_symlink_has_the_mode_that_linux_gives_it(tmp_path: Path) -> None:
@@ -614,6 +623,20 @@ def test_a_symlink_has_the_mode_that_linux_gives_it(tmp_path: Path) -> None:
 
 
 ACL = b"\2\0\0\0" + struct.pack("<HHI", 1, 6, (1 << 32) - 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        struct.pack("<IIIII", 0x02000001, 32, 0, 0, 0),
+        struct.pack("<IIIII", 0x02000000, 32, 0, 0, 0),
+        struct.pack("<IIIIII", 0x03000001, 32, 0, 0, 0, 1000),
+    ],
+)
+def test_capabilities_that_the_kernel_knows_are_kept(tmp_path: Path, value: bytes) -> None:
+    entry = Entry(b"f", Kind.FILE, 0o755, 0, 0, 0, 0, xattrs={b"security.capability": value})
+    with merged(tmp_path, [entry]) as tree:
+        assert tree.xattrs(at(tree, b"f").ino) == {b"security.capability": value}
 
 
 @pytest.mark.parametrize(
@@ -635,6 +658,17 @@ def test_attributes_that_linux_cannot_keep_are_left_out(tmp_path: Path, kind: Ki
     target = b"t" if kind is Kind.SYMLINK else b""
     entry = Entry(b"f", kind, 0o644, 0, 0, 0, 0, target=target, xattrs={**there, **acls})
     broken = entry._replace(xattrs={b"system.posix_acl_access": b"broken", b"com.apple." + b"n" * 999: b""})
+    capabilities = (  # of version 1, of no version, with too much, with too little
+        struct.pack("<III", 0x01000000, 32, 0),
+        struct.pack("<IIIII", 0x04000000, 32, 0, 0, 0),
+        struct.pack("<IIIIII", 0x02000000, 32, 0, 0, 0, 0),
+        struct.pack("<IIIII", 0x03000000, 32, 0, 0, 0),
+        b"junk",
+        b"",
+    )
+    for value in capabilities:
+        with merged(tmp_path, [entry._replace(xattrs={b"security.capability": value})]) as tree:
+            assert not at(tree, b"f").has_xattrs
     for layers in ([[entry]], [[entry._replace(xattrs={b"user.old": b""})], [entry]]):
         with merged(tmp_path, *layers) as tree:
             assert tree.xattrs(at(tree, b"f").ino).keys() == kept

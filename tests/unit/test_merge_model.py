@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
+from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT
 from tests.support.layers import merged
 
 # A path, or a link's target, as a stack of layers uses them: few names, so that they meet.
@@ -242,13 +242,13 @@ def _model_paths(path: str, thing: Thing) -> Iterator[tuple[str, Thing]]:
         yield from _model_paths(f"{path}/{name}", child)
 
 
-def _tree_rows(tree: Tree, path: str = "", ino: int = ROOT) -> Iterator[Row]:
+def tree_rows(tree: Tree, path: str = "", ino: int = ROOT) -> Iterator[Row]:
     node = tree.node(ino)
     assert node is not None
     target = tree.target(ino).decode() if stat.S_ISLNK(node.mode) else ""
     yield path, stat.S_IFMT(node.mode), node.mtime_ns, target, node.nlink
     for _, name, child in tree.children(ino):
-        yield from _tree_rows(tree, f"{path}/{name.decode()}", child.ino)
+        yield from tree_rows(tree, f"{path}/{name.decode()}", child.ino)
 
 
 @settings(max_examples=300, deadline=None)
@@ -261,7 +261,7 @@ def test_random_stacks_merge_as_the_model_says(layers: list[list[Entry]]) -> Non
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with merged(Path(scratch), *layers) as tree:
-                assert sorted(_tree_rows(tree)) == expected
+                assert sorted(tree_rows(tree)) == expected
                 distinct = {node for _, _, node in _everything(tree, ROOT)}
                 assert tree.node_count == 1 + len(distinct)
         except InvalidImage:

@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,11 +95,10 @@ def a_status(**more: Any) -> dict[str, Any]:
     counts.landed(Cause.AHEAD, 50, used=False)
     counts.waited(0.25)
     counts.failed(OSError("lost"))
-    layer = {
+    layer = asdict(counts.snapshot()) | {
         "digest": "sha256:" + "a" * 64, "format": "gzip", "index": "verified", "size": 1000,
         "bytes_fetched": 150, "spans": 3, "spans_present": 2, "spans_touched": 1, "hits": 7,
         "flat_size": 3000,
-        **counts.snapshot(),
     }  # fmt: skip
     mount = {
         "image": "app:1", "digest": "sha256:" + "b" * 64, "platform": "linux/amd64", "mountpoint": "/mnt",

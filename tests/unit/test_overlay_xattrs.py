@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgfs.overlay.interchange import convert_whiteout_files
 from imgfs.overlay.upper import Upper
-from imgfs.overlay.whiteouts import convert_whiteout_files
 from imgfs.overlay.xattrs import (
     METACOPY,
     OVERRIDE,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import MountError, StoreError
-from imgfs.owned.held import HeldPath, new_directory, new_file, sweep
 from imgfs.owned.opening import open_owned_directory, open_owned_file, random_name, read_owned_file
+from imgfs.owned.writing import HeldPath, new_directory, new_file, sweep
 from imgfs.runtime.bundle import new_bundle
 from imgfs.store.atomic import atomic_write
 from tests.support.mounted import until
@@ -154,7 +154,7 @@ def test_a_sweep_leaves_what_is_held_and_takes_what_is_not(
     assert os.listdir(tmp_path) == ["other"]
 
 
-FILE = "from imgfs.owned.held import new_file; held = new_file(here, '.new-')"
+FILE = "from imgfs.owned.writing import new_file; held = new_file(here, '.new-')"
 TEMPORARY = "from imgfs.store.atomic import atomic_write; held = atomic_write(here / 'a'); held.__enter__()"
 BUNDLE = "from imgfs.runtime.bundle import new_bundle; held = new_bundle(here, 'a'); held.__enter__()"
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")

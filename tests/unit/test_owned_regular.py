@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import UsageError
-from imgfs.owned.regular import NotRegular, open_regular
-from imgfs.registry.config.authfile import read_auth_file
+from imgfs.owned.opening import NotRegular, open_regular
+from imgfs.registry.config.credential_stores import read_auth_file
 
 
 @pytest.fixture

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.oci.reference import LayoutReference, RegistryReference, parse_reference
+from imgfs.oci.reference import (
+    EngineReference,
+    FileReference,
+    LayoutReference,
+    RegistryReference,
+    parse_reference,
+)
 
 HEX = "0123456789abcdef" * 4
 DIGEST = Digest("sha256", HEX)
@@ -78,14 +84,24 @@ def test_a_digest_pins_and_leaves_no_default_tag() -> None:
         ("h_o.io/a", "host[:port]"),
         ("h.io:port/a", "host[:port]"),
         ("alpine\n", "not a repository"),
-        ("docker-archive:/x.tar", "OCI layouts"),
-        ("docker-archive:x", "place of other tools"),
-        ("oci-archive:x", "place of other tools"),
-        ("oci-archive:x.tar:v1", "place of other tools"),
-        ("dir:x", "place of other tools"),
-        ("docker-daemon:app:v1", "place of other tools"),
-        ("containers-storage:app", "place of other tools"),
-        ("app.tar", "archive; imgfs reads and writes registries and OCI layouts"),
+        ("docker-archive:", "docker-archive:FILE[:NAME:TAG]"),
+        ("oci-archive::v1", "names no file"),
+        ("tar:", "write tar:FILE"),
+        ("oci-layout:app:v1", "place of other tools"),
+        ("containers-storage:", "names no image"),
+        ("containers-storage:[p]app", "[/ROOT]NAME"),
+        ("docker-daemon:", "write docker-daemon:NAME"),
+        ("docker-daemon:a/../b", "names no image"),
+        ("docker-daemon:/a", "names no image"),
+        ("docker-daemon:a?b", "names no image"),
+        ("docker-daemon:a\nb", "names no image"),
+        ("containerd:a//b", "write containerd:[NAMESPACE/]NAME"),
+        ("containerd:app@sha256:abc", "not a sha256 digest"),
+        (
+            "ostree:app",
+            "oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], dir:PATH, tar:FILE",
+        ),
+        ("app.tar", "archive; imgfs knows docker://NAME, oci:DIR"),
         ("app.tar", "Docker Hub is docker://app.tar"),
         ("app.tar:v1", "archive"),
         ("ns/app.TAR.gz", "archive"),
@@ -110,6 +126,39 @@ def test_the_longest_names_are_allowed() -> None:
     reference = parse_reference(f"h.io/{'a' * 255}:{'t' * 128}")
     assert isinstance(reference, RegistryReference)
     assert len(reference.repository) == 255
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("oci-archive:/a/b.tar", FileReference("oci-archive", Path("/a/b.tar"))),
+        ("oci-archive:a.tar:v1", FileReference("oci-archive", Path("a.tar"), "v1")),
+        ("docker-archive:a:h.io:5000/b:v1", FileReference("docker-archive", Path("a"), "h.io:5000/b:v1")),
+        (f"docker-archive:a.tar@{DIGEST}", FileReference("docker-archive", Path("a.tar"), None, DIGEST)),
+        ("dir:a:b", FileReference("dir", Path("a:b"))),
+        ("tar:root.tar.gz", FileReference("tar", Path("root.tar.gz"))),
+        ("containers-storage:h.io/app:v1", FileReference("containers-storage", Path(), "h.io/app:v1")),
+        ("containers-storage:[/s]app", FileReference("containers-storage", Path("/s"), "app")),
+    ],
+)
+def test_files_are_named_by_transport_and_path(text: str, reference: FileReference) -> None:
+    assert parse_reference(text) == reference
+    assert str(reference) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("docker-daemon:app", EngineReference("docker-daemon", "app")),
+        (f"docker-daemon:app@{DIGEST}", EngineReference("docker-daemon", f"app@{DIGEST}")),
+        (f"docker-daemon:sha256:{HEX}", EngineReference("docker-daemon", f"sha256:{HEX}")),
+        ("containerd:k8s.io/h.io:5000/a/b:v1", EngineReference("containerd", "k8s.io/h.io:5000/a/b:v1")),
+        (f"containerd:app@{DIGEST}", EngineReference("containerd", "app", digest=DIGEST)),
+    ],
+)
+def test_an_engine_is_named_and_what_it_calls_the_image(text: str, reference: EngineReference) -> None:
+    assert parse_reference(text) == reference
+    assert str(reference) == text
 
 
 @pytest.mark.parametrize(

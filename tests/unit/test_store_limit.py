@@ -18,13 +18,10 @@ from imgfs.store.layer import StoredLayer
 from imgfs.store.limit import cached
 from imgfs.store.store import Store
 from tests.support import tarmake
+from tests.support.blobs import noise
 from tests.support.mounted import Imgfs, drop_caches, gzipped, plain, until, write_image
 
 SIZE = 1 << 20  # of each layer
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from imgfs.maintenance.gc import Prunable, prunable, prune
 from imgfs.oci.descriptor import Digest, Platform
 from imgfs.store.store import Store
 from tests.support import tarmake
+from tests.support.blobs import noise
 from tests.support.fake_source import FakeSource, add_image
 from tests.unit.test_prepare import Journal
-from tests.unit.test_store_limit import noise
 
 SIZE = 300_000
 NAMES = ("one", "two", "three")

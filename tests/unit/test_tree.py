@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.indexwriter import IndexWriter
+from imgfs.tree.database import ROOT, STRIDE
 from imgfs.tree.merge import merge
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT, STRIDE
 from tests.support.layers import merged, write_tree
 from tests.support.tarmake import archive, directory, file, hardlink, symlink
 

@@ -17,6 +17,7 @@ from imgfs.content.stats import Cause
 from imgfs.content.treewalk import _EVIDENCE
 from imgfs.errors import StoreError
 from imgfs.layer.entry import Extent
+from imgfs.status import BroughtStatus
 from tests.support.content_rig import Rig, tar_of
 from tests.support.mounted import until
 
@@ -51,14 +52,13 @@ def swept(rig: Rig, inos: Sequence[int]) -> Content:
     return content
 
 
-def brought(rig: Rig) -> dict[str, int]:
-    found: dict[str, int] = rig.content.snapshot()["brought"]["sweep"]
-    return found
+def brought(rig: Rig, cause: str = "sweep") -> BroughtStatus:
+    return rig.content.snapshot().brought[cause]
 
 
 def test_what_the_reader_of_a_tree_will_open_next_is_there_before_it(rig: Rig) -> None:
     content = swept(rig, range(BEFORE, BEFORE + _EVIDENCE + 1))
-    until(lambda: brought(rig)["bytes"] > 1 << 20, "it has come to that")
+    until(lambda: brought(rig).bytes > 1 << 20, "it has come to that")
     content.stop()
     rig.settle()
     first = rig.content.table.holding(extent_of(_EVIDENCE + 1).flat, 1)[0]
@@ -73,15 +73,14 @@ def test_all_that_follows_comes_while_the_reader_goes_on(rig: Rig) -> None:
         extents = (extent_of(number),)
         assert content.read(0, extents, 0, EACH) == rig.bytes[extents[0].flat : extents[0].flat + EACH]
     content.stop()
-    snapshot = rig.content.snapshot()
-    assert snapshot["brought"]["sweep"]["bytes_used"] > snapshot["brought"]["miss"]["bytes"]
+    assert brought(rig).bytes_used > brought(rig, "miss").bytes
 
 
 def test_a_reader_that_goes_away_has_cost_no_more_than_the_first_steps(rig: Rig) -> None:
     content = swept(rig, range(BEFORE, BEFORE + _EVIDENCE + 1))
-    until(lambda: brought(rig)["bytes"] > 1 << 20, "it has come to that")
+    until(lambda: brought(rig).bytes > 1 << 20, "it has come to that")
     time.sleep(0.2)
-    assert brought(rig)["bytes"] < 3 << 20 < FILES * EACH
+    assert brought(rig).bytes < 3 << 20 < FILES * EACH
     content.stop()
 
 
@@ -106,7 +105,7 @@ def test_of_an_image_that_is_here_the_tree_is_not_even_looked_at(rig: Rig) -> No
     for ino in range(BEFORE, BEFORE + 3 * _EVIDENCE):
         content.opened(ino)
     content.stop()
-    assert brought(rig)["bytes"] == 0
+    assert brought(rig).bytes == 0
 
 
 def test_the_tree_is_not_looked_through_far_beyond_the_reader(rig: Rig) -> None:

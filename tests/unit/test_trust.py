@@ -363,7 +363,9 @@ def test_a_descriptor_that_lies_of_the_size_is_nothing_to_others(store: Store) -
     fields = json.loads(source.bodies[named.digest])
     fields["layers"][0]["size"] += 1
     source.root = source.add(json.dumps(fields).encode(), OCI_MANIFEST)
-    with pytest.raises(IntegrityError, match="length of the layer blob"):
+    with pytest.raises(
+        IntegrityError, match="length of"
+    ):  # the footer's, or the layer's: which is read first
         prepared(source, store, E)
     source.forget_requests()
     source.root = named

@@ -11,8 +11,8 @@ import pytest
 
 from imgfs.overlay.node import UPPER_INO
 from imgfs.overlay.xattrs import METACOPY, OPAQUE, TRUSTED, Owner
+from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT
 from tests.support import tarmake as tar
 from tests.support.layers import merged
 from tests.support.union_sights import TarBytes, find, ino, overlay_of, place, read, sights
@@ -154,7 +154,7 @@ def test_a_kernel_s_metacopy_keeps_its_data_when_it_is_renamed(
     (upper / "d").mkdir()
     kernels_copy(tmp_path / "upper" / os.fsdecode(old), 14, redirect)
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
-        overlay.rename(place(overlay, old), place(overlay, new), 0)
+        overlay.entries.rename(place(overlay, old), place(overlay, new), 0)
     assert body(tree, tmp_path, new) == b"in a directory"
 
 
@@ -174,7 +174,7 @@ def test_a_kernel_s_metacopy_keeps_its_data_when_its_directory_moves(
     (upper / "d").mkdir()
     kernels_copy(upper / "d/f", 14)
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
-        overlay.rename(place(overlay, b"d"), place(overlay, b"moved"), 0)
+        overlay.entries.rename(place(overlay, b"d"), place(overlay, b"moved"), 0)
     assert body(tree, tmp_path, b"moved/f") == b"in a directory"
 
 
@@ -184,7 +184,7 @@ def test_what_is_deleted_in_a_redirected_directory_stays_so_when_the_one_above_h
     (upper / "e/moved").mkdir(parents=True)
     mark(upper / "e/moved", b"redirect", b"/d/deep")
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
-        overlay.rename(place(overlay, b"e"), place(overlay, b"n"), 0)
+        overlay.entries.rename(place(overlay, b"e"), place(overlay, b"n"), 0)
         overlay.entries.unlink(*place(overlay, b"n/moved/g"))
     assert names(tree, tmp_path, b"n/moved") == [b"h"]
 
@@ -195,7 +195,7 @@ def test_what_is_deleted_in_a_redirected_directory_stays_so_when_the_one_above_h
 def test_a_moved_directory_takes_all_of_the_image_with_it(tree: Tree, tmp_path: Path) -> None:
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         before = sights(overlay, CONTENT)
-        overlay.rename(place(overlay, b"d"), place(overlay, b"e/n"), 0)
+        overlay.entries.rename(place(overlay, b"d"), place(overlay, b"e/n"), 0)
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         after = sights(overlay, CONTENT)
     assert b"d" not in after
@@ -223,7 +223,7 @@ def test_links_of_a_merged_directory_count_its_subdirectories(tree: Tree, tmp_pa
         assert (links(b""), links(b"d"), links(b"e")) == (4, 3, 2)
         overlay.entries.make(*place(overlay, b"d/n"), stat.S_IFDIR, OWNER)
         assert links(b"d") == 4
-        overlay.rename(place(overlay, b"d/deep"), place(overlay, b"e/deep"), 0)
+        overlay.entries.rename(place(overlay, b"d/deep"), place(overlay, b"e/deep"), 0)
         assert (links(b"d"), links(b"e")) == (3, 3)
         overlay.entries.rmdir(*place(overlay, b"d/n"))
         assert links(b"d") == 2
@@ -243,7 +243,7 @@ def test_inos_are_the_same_when_the_scratch_is_opened_again(tree: Tree, tmp_path
         overlay.set_mode(inos[b"d/deep/g"], 0o600)
         assert {path: ino(overlay, path) for path in inos} == inos
         moved = ino(overlay, b"d/f")
-        overlay.rename(place(overlay, b"d/f"), place(overlay, b"d/renamed"), 0)
+        overlay.entries.rename(place(overlay, b"d/f"), place(overlay, b"d/renamed"), 0)
         overlay.entries.make(*place(overlay, b"e/new"), stat.S_IFREG, OWNER)
         overlay.entries.make(*place(overlay, b"e/dir"), stat.S_IFDIR, OWNER)
         inos = {path: ino(overlay, path) for path in paths}
@@ -253,6 +253,18 @@ def test_inos_are_the_same_when_the_scratch_is_opened_again(tree: Tree, tmp_path
     assert min(inos[b"e/new"], inos[b"e/dir"]) > UPPER_INO
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         assert {path: ino(overlay, path) for path in reversed(paths)} == dict(reversed(inos.items()))
+
+
+def test_attributes_that_are_more_than_a_file_may_have_here_stop_no_copy_up(tmp_path: Path) -> None:
+    many = {b"user.%03d" % number: bytes(100) for number in range(300)}  # ext4 has a block for them
+    layer = tar.archive(tar.directory("d", xattrs=many), tar.file("d/f", b"f", xattrs=many))
+    with merged(tmp_path, layer) as tree, overlay_of(tree, TarBytes(layer), tmp_path / "scratch") as overlay:
+        for path in (b"d/f", b"d"):
+            number = ino(overlay, path)
+            overlay.set_mode(number, 0o700)
+            found = overlay.xattrs(number)
+            assert set(found) <= set(many)
+            assert len(found) > 10
 
 
 def test_what_a_file_system_has_no_room_for_stops_no_copy_up(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from imgfs.errors import MountError
 from imgfs.overlay.diff import ChangeKind
 from imgfs.overlay.scratch import Scratch, ScratchBase
 from imgfs.overlay.xattrs import Owner
+from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
-from imgfs.tree.schema import ROOT
 from tests.support import tarmake as tar
 from tests.support.layers import merged
 from tests.support.mounted import sha256
@@ -100,7 +100,7 @@ def test_the_changes_of_a_deep_scratch_are_listed(tree: Tree, scratch: Scratch) 
 def test_a_deep_directory_moves_as_a_whole_and_goes(tree: Tree, scratch: Scratch) -> None:
     dig(tree, scratch)
     with scratch.overlay(tree, CONTENT, BASE, "moved") as overlay:
-        overlay.rename(place(overlay, b"deep"), place(overlay, b"d/deep"), 0)
+        overlay.entries.rename(place(overlay, b"deep"), place(overlay, b"d/deep"), 0)
         at = ino(overlay, b"d")
         while (below := overlay.union.find(at, b"deep")) is not None:
             at = below.ino

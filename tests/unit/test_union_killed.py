@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.overlay.entries import EXCHANGE
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.renaming import EXCHANGE
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.reader import Tree
 from tests.support import tarmake as tar
@@ -70,7 +70,7 @@ def rmdir(path: bytes) -> Act:
 
 
 def rename(old: bytes, new: bytes, flags: int = 0) -> Act:
-    return lambda overlay: overlay.rename(place(overlay, old), place(overlay, new), flags)
+    return lambda overlay: overlay.entries.rename(place(overlay, old), place(overlay, new), flags)
 
 
 def link(old: bytes, new: bytes) -> Act:
@@ -86,8 +86,8 @@ def fill(path: bytes) -> Act:
 
     def act(overlay: Overlay) -> None:
         node = overlay.copyup.up(ino(overlay, path))
-        overlay.copyup.fill(node, sys.maxsize)()
-        overlay.copyup.filled(node)
+        overlay.data_copyup.fill(node, sys.maxsize)()
+        overlay.data_copyup.filled(node)
 
     return act
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.overlay.copyup_data import undo_copy_up
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.undo import undo_copy_up
 from imgfs.tree.reader import Tree
 from tests.support import tarmake as tar
 from tests.support.layers import merged
@@ -60,7 +60,7 @@ CHANGES: list[Callable[[Overlay, int], object]] = [
     lambda overlay, number: overlay.set_times(number, None, 9),
     lambda overlay, number: overlay.set_xattr(number, b"user.x", b"z"),
     lambda overlay, number: overlay.entries.link(number, *place(overlay, b"linked")),
-    lambda overlay, _: overlay.rename(place(overlay, b"d/one"), place(overlay, b"renamed"), 0),
+    lambda overlay, _: overlay.entries.rename(place(overlay, b"d/one"), place(overlay, b"renamed"), 0),
     lambda overlay, number: overlay.open(overlay.copyup.up(number)),
 ]
 
@@ -88,11 +88,11 @@ def test_a_copy_ends_when_it_is_given_up(tree: Tree, tmp_path: Path) -> None:
     given_up: Future[None] = Future()
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         node = copied(overlay, b"d/one")
-        copy = overlay.copyup.fill(node, 100)
+        copy = overlay.data_copyup.fill(node, 100)
         given_up.set_result(None)
         with fails(errno.EINTR):
             copy(given_up)
-        overlay.copyup.not_filled(node)
+        overlay.data_copyup.not_filled(node)
         undo_copy_up(overlay.union, node)
         assert not (tmp_path / "upper/d/one").exists()
 
@@ -104,8 +104,8 @@ def test_copying_data_up_takes_neither_capabilities_nor_the_time_of_change(
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         node = copied(overlay, b"able")
         before = overlay.union.attributes(node)
-        overlay.copyup.fill(node, 100)()
-        (overlay.copyup.not_filled if fails_at_last else overlay.copyup.filled)(node)
+        overlay.data_copyup.fill(node, 100)()
+        (overlay.data_copyup.not_filled if fails_at_last else overlay.data_copyup.filled)(node)
         assert overlay.union.attributes(node) == before._replace(blocks=overlay.union.attributes(node).blocks)
         assert overlay.xattr(node.ino, b"security.capability") == CAPABILITY
 
@@ -114,7 +114,8 @@ def test_a_time_of_change_is_kept_until_something_changes(tree: Tree, tmp_path: 
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         node = copied(overlay, b"d/one")
         assert overlay.union.ctime(node) == 4
-        overlay.union.keep_ctime(node, 123, overlay.union.ctime(node))
+        ctimes = overlay.union.ctimes
+        ctimes.keep(node, ctimes.on_disk(node, overlay.union.ctime(node)), 123)
         overlay.union.drop(node)
         node = copied(overlay, b"d/one")
         assert overlay.union.ctime(node) == 123

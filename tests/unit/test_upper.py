@@ -9,8 +9,8 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.overlay.scratch import Scratch
+from imgfs.overlay.scratches import make_upper
 from imgfs.overlay.xattrs import OVERRIDE
-from imgfs.runtime.upper import make_upper
 from tests.support import tarmake as tar
 from tests.support.layers import write_tree
 

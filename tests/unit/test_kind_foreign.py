@@ -6,8 +6,8 @@ import pytest
 
 from imgfs.errors import InvalidImage
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
-from imgfs.oci.foreign import foreign_format, refuse_foreign
 from imgfs.oci.image import OCI_CONFIG, OCI_MANIFEST, Manifest
+from imgfs.oci.kind import foreign_format, refuse_foreign
 from tests.support.tocmake import GZIP, TOC_DIGEST, ZSTD
 
 

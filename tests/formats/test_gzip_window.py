@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.codec.blob import Cut, decoder
+from imgfs.layer.codec.gzip import sparse_window
 from imgfs.layer.codec.span import decode_span
-from imgfs.layer.codec.window import sparse_window
 from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Span
 from tests.support.blobs import deflate, gzip_member, gzip_members, prose, span_of

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.store.flat import FlatLayer
-from imgfs.store.pin import is_pinned, sweep_pins
-from imgfs.store.presence import PRESENT
+from imgfs.store.flat import FlatLayer, is_pinned, sweep_pins
+from imgfs.store.flat_files import PRESENT
 
 SPANS, SPAN = 4, 4096
 BYTES = os.urandom(SPANS * SPAN)

@@ -1,0 +1,296 @@
+"""Commands that look into an image without a mount: held against umoci's unpacked files and their tools."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgfs.cli import main
+from imgfs.cli.grep import _blocks, compiled
+from imgfs.cli.paths import split_image
+from imgfs.errors import UsageError
+from imgfs.overlay.fdtree import remove_tree
+from tests.support import tarmake as tar
+from tests.support.mounted import gzipped, plain, write_image
+
+needs_umoci = pytest.mark.skipif(
+    shutil.which("umoci") is None or os.geteuid() != 0, reason="no umoci for root"
+)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+SOME_TIME = 1_500_000_000_123_456_789  # in nanoseconds
+NOISE = random.Random(5).randbytes(200_000)
+LOWER = tar.archive(
+    tar.directory("etc", mtime_ns=10**18),
+    tar.file("etc/passwd", b"root:x:0:0\ndaemon:x:1:1\nsync:x:4:65534\n", mtime_ns=10**18),
+    tar.file("etc/gone", b"deleted"),
+    tar.directory("usr"),
+    tar.directory("usr/bin"),
+    tar.file("usr/bin/su", NOISE + b"\nroot\n", mode=0o4755, uid=3, gid=4, mtime_ns=SOME_TIME),
+    tar.hardlink("usr/bin/other", "usr/bin/su"),
+    tar.symlink("bin", "usr/bin"),
+)
+UPPER = tar.archive(
+    tar.whiteout("etc/gone"),
+    tar.file("etc/new\n\x1b[31m", b"new Root\n", xattrs={b"user.note": b"hello"}),
+    tar.file("usr/empty", b"", mode=0o600),
+    tar.fifo("usr/pipe"),
+)
+
+
+class Look:
+    """An image, and the commands run on it in this process."""
+
+    def __init__(self, path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+        self.image = write_image(path / "layout", [gzipped(LOWER), plain(UPPER)])
+        self.layout = path / "layout"
+        self._capture = capfdbinary
+        self._store = str(path / "store")
+
+    def __call__(self, command: str, *words: str | Path, code: int = 0) -> bytes:
+        assert main([command, "--store", self._store, *map(str, words)]) == code
+        out, err = self._capture.readouterr()
+        assert bool(err) == (code not in (0, 1) or not out), err
+        return out or err
+
+    def lines(self, command: str, *words: str | Path) -> list[str]:
+        return os.fsdecode(self(command, *words)).splitlines()
+
+
+@pytest.fixture
+def look(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Look:
+    return Look(tmp_path, capfdbinary)
+
+
+@pytest.fixture
+def unpacked(look: Look, tmp_path: Path) -> Path:
+    words = ["umoci", "unpack", "--image", f"{look.layout}:test", str(tmp_path / "bundle")]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    return tmp_path / "bundle/rootfs"
+
+
+def output(*words: str | Path, cwd: Path) -> bytes:
+    return subprocess.run(words, capture_output=True, cwd=cwd, timeout=60, check=False).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "path"),
+    [
+        ("debian:12", "debian:12", None),
+        ("debian:12:/etc", "debian:12", "/etc"),
+        ("h.io:5000/a:/", "h.io:5000/a", "/"),
+        ("oci:/a/b:v1:/etc", "oci:/a/b:v1", "/etc"),
+        ("oci:/a/b", "oci:/a/b", None),
+        ("docker://h.io/a:v1:/x:/y", "docker://h.io/a:v1", "/x:/y"),
+        ("docker-archive:/a.tar:/etc", "docker-archive:/a.tar", "/etc"),
+        ("tar:/a.tar", "tar:/a.tar", None),
+        ("containers-storage:[/s]app:/x", "containers-storage:[/s]app", "/x"),
+    ],
+)
+def test_a_path_begins_behind_the_image(text: str, image: str, path: str | None) -> None:
+    assert split_image(text) == (image, path)
+
+
+@needs_umoci
+def test_find_lists_what_find_lists(look: Look, unpacked: Path) -> None:
+    for ours, theirs in [
+        ([], []),
+        (["--type", "f", "--size", "+100"], ["-type", "f", "-size", "+100c"]),
+        (["--name", "[np]*"], ["-name", "[np]*"]),
+        (["--mode=-4000"], ["-perm", "-4000"]),
+        (["--uid", "3", "--newer", "2017-01-01"], ["-uid", "3", "-newermt", "2017-01-01"]),
+    ]:
+        found = look("find", "-0", look.image, *ours).split(b"\0")
+        expected = output("find", ".", "-print0", cwd=unpacked) if not theirs else (
+            output("find", ".", *theirs, "-print0", cwd=unpacked)
+        )  # fmt: skip
+        assert sorted(found) == sorted(b"/" if name == b"." else name[1:] for name in expected.split(b"\0"))
+
+
+@needs_umoci
+def test_sha256_grep_and_du_say_what_their_models_say(look: Look, unpacked: Path) -> None:
+    summed = look("sha256", "-r", look.image, "/etc", "/usr")
+    listed = tmp = unpacked.parent / "sums"
+    tmp.write_bytes(summed.replace(b"  /", b"  "))
+    assert (
+        subprocess.run(
+            ["sha256sum", "-c", "--quiet", listed], cwd=unpacked, timeout=60, check=False
+        ).returncode
+        == 0
+    )
+    for words in (
+        ["-n", "o*t:"],
+        ["-E", "^(root|sync):x"],
+        ["-i", "-l", "ROOT"],
+        ["-F", "x:0"],
+        ["-v", "root"],
+    ):
+        theirs = output("grep", "-r", *words, "etc", cwd=unpacked)
+        ours = look("grep", *words, "-r", look.image, "/etc")
+        assert sorted(b"\n".join(ours.split(b"\n/")).split(b"\n")) == sorted(
+            theirs.replace(b"etc/", b"/etc/").replace(b"\n/", b"\n").split(b"\n")
+        )
+    [total] = look("du", "-s", look.image).split(b"\t")[:1]
+    sizes = {entry.stat().st_ino: entry.stat().st_size for entry in unpacked.rglob("*") if entry.is_file()}
+    links = sum(entry.lstat().st_size for entry in unpacked.rglob("*") if entry.is_symlink())
+    assert int(total) == sum(sizes.values()) + links
+
+
+def test_grep_tells_binary_files_and_what_it_did_not_find(look: Look) -> None:
+    assert look("grep", "root", look.image, "/bin/su") == b"Binary file /bin/su matches\n"
+    assert main(["grep", "--store", look._store, "nothing", look.image, "/etc/passwd"]) == 1
+    assert b"Is a directory" in look("grep", "x", look.image, "/etc", code=2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "text"),
+    [
+        ("a+b", None, "a+b"),
+        (r"a\+b", None, "aab"),
+        ("a+b", "E", "aab"),
+        (r"\(x\)\1", None, "xx"),
+        ("*a", None, "*a"),
+        ("a^b$c", None, "a^b$c"),
+        ("[]x]y", None, "]y"),
+        (r"[\x]y", None, r"\y"),
+        ("[[:digit:]]{2}$", "E", "n42"),
+        ("[^[:space:]]a", None, "xa"),
+        ("a.c*", "F", "a.c*"),
+        (r"\<or\>", None, "to or fro"),
+    ],
+)
+def test_expressions_mean_what_grep_means(pattern: str, kind: str | None, text: str) -> None:
+    assert compiled(pattern, kind).search(text.encode())
+    flags = [f"-{kind}"] if kind else []
+    asked = subprocess.run(["grep", *flags, "-e", pattern], input=text.encode(), check=False, timeout=60)
+    assert asked.returncode == 0
+
+
+_LINES = st.lists(st.sampled_from([b"", b"ab", b"b a", b"aXb", b"x\0a", b"a b c", b"ba"]), max_size=6)
+_PATTERNS = st.sampled_from(["a", "^a", "b$", "^$", "a.b", "[^a]b", r"\ba", "^b|c$", r"(a|b)+$", "x?y"])
+
+
+@given(_LINES, _PATTERNS, st.integers(1, 7), st.booleans())
+def test_blocks_of_lines_are_searched_as_lines(
+    lines: list[bytes], pattern: str, size: int, ends: bool
+) -> None:
+    """Whatever the pieces that a file comes in, and whether its last line ends."""
+    text = b"\n".join(lines) + b"\n" * (ends and bool(lines))
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert b"".join(_blocks(pieces)) == text
+    assert all(block.endswith(b"\n") for block in list(_blocks(pieces))[:-1])
+    by_line = [
+        line for line in text.removesuffix(b"\n").split(b"\n") if text and re.search(pattern.encode(), line)
+    ]
+    anywhere = re.compile(pattern.encode(), re.MULTILINE)
+    assert not by_line or any(anywhere.search(block) for block in _blocks(pieces))
+
+
+@pytest.mark.parametrize(("pattern", "kind"), [("[a", None), ("(", "E"), ("[[:nothing:]]", None)])
+def test_what_is_no_expression_is_told(pattern: str, kind: str | None) -> None:
+    with pytest.raises(UsageError):
+        compiled(pattern, kind)
+
+
+@as_root
+def test_cp_keeps_all_that_a_file_has(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "etc").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AssertionError):
+        look("cp", look.image, "/etc", tmp_path)  # a link in the way is not followed
+    assert not (tmp_path / "elsewhere").exists()
+    look._capture.readouterr()
+    main(["cp", "--store", look._store, f"{look.image}:/", str(tmp_path / "out")])
+    assert look._capture.readouterr() == (b"", b"")
+    su = tmp_path / "out/usr/bin/su"
+    found = su.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (3, 4, 0o4755)
+    assert found.st_mtime_ns == SOME_TIME
+    assert (tmp_path / "out/usr/bin/other").samefile(su)
+    assert su.read_bytes() == NOISE + b"\nroot\n"
+    assert os.readlink(tmp_path / "out/bin") == "usr/bin"
+    assert stat.S_ISFIFO((tmp_path / "out/usr/pipe").lstat().st_mode)
+    assert not (tmp_path / "out/etc/gone").exists()
+    assert os.getxattr(tmp_path / "out/etc/new\n\x1b[31m", "user.note") == b"hello"
+    assert (tmp_path / "out/etc").stat().st_mtime_ns == 10**18
+
+
+@pytest.mark.parametrize("command", [["export"], ["cp", "/", "-"]])
+def test_the_merged_files_go_out_as_a_tar(look: Look, command: list[str]) -> None:
+    body = look(command[0], look.image, *command[1:])
+    with tarfile.open(fileobj=io.BytesIO(body)) as archive:
+        members = {member.name: member for member in archive}
+        su = archive.extractfile(members["usr/bin/other"])
+        assert su is not None
+        assert hashlib.sha256(su.read()).digest() == hashlib.sha256(NOISE + b"\nroot\n").digest()
+    assert "etc/gone" not in members
+    assert members["usr/bin/su"].islnk()
+    assert members["bin"].linkname == "usr/bin"
+
+
+def test_stat_and_find_say_it_to_programs(look: Look) -> None:
+    [su] = json.loads(look("stat", "--json", f"{look.image}:/usr/bin/su"))
+    assert (su["mode"], su["uid"], su["layer"], su["nlink"], su["kind"]) == ("4755", 3, 1, 2, "file")
+    found = json.loads(look("find", "--json", look.image, "--layer", "2"))
+    assert {"/usr/empty", "/usr/pipe"} <= {one["path"] for one in found}
+    assert json.loads(look("find", "--json", look.image, "--name", "none")) == []
+    assert look.lines("find", look.image, "--xattr", "user.*") == ["/etc/new", "\x1b[31m"]
+
+
+def test_names_may_be_patterns(look: Look) -> None:
+    assert look.lines("ls", f"{look.image}:/etc/p*") == ["/etc/passwd"]
+    assert look.lines("find", look.image, "/*/bin/s?") == ["/usr/bin/su"]
+    assert b"no file matches" in look("stat", look.image, "/x*", code=1)
+    assert look("cat", look.image, "/etc/n*") == b"new Root\n"
+
+
+def test_tree_draws_what_is_below(look: Look) -> None:
+    drawn = look.lines("tree", "-L", "1", look.image)
+    assert drawn == ["/", "├── bin -> usr/bin", "├── etc", "└── usr", "", "2 directories, 1 file"]
+    assert look.lines("tree", "-d", f"{look.image}:/usr") == ["/usr", "└── bin", "", "1 directory, 0 files"]
+
+
+def test_files_may_be_as_deep_as_a_path_is_long(look: Look, tmp_path: Path) -> None:
+    """Deeper than Python calls, and than a process may have files open."""
+    top = write_image(tmp_path / "deep", [plain(tar.archive(tar.file("d/" * 1900 + "f", b"x")))])
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_NOFILE)
+    out.mkdir()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        assert main(["cp", "--store", str(tmp_path / "store"), top, "/d", str(out)]) == 0
+        for command in ("find", "tree", "du", "export", "ls"):
+            look(command, *(["-R"] if command == "ls" else []), top)
+        look("grep", "-r", "x", top, "/")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(output("find", "d", "-type", "d", cwd=out).splitlines()) == 1900
+    remove_tree(out)  # pytest cannot
+
+
+def test_a_file_of_the_users_is_not_given_the_rights_of_another(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    assert b"not of 3:4" in look("cp", f"{look.image}:/usr/bin/su", tmp_path)
+    assert stat.S_IMODE((tmp_path / "su").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("command", ["cat", "stat", "sha256"])
+def test_what_needs_a_path_says_so(look: Look, command: str) -> None:
+    assert b"say which file: IMAGE PATH, or IMAGE:PATH" in look(command, look.image, code=2)

@@ -1,0 +1,79 @@
+"""The image is mounted on the directory that was checked, wherever its path leads by then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from imgfs.mounts.table import mounts
+from tests.support import tarmake as tar
+from tests.support.fault_server import Fault, FaultServer
+from tests.support.mounted import Imgfs, gzipped, mount_of, serve, until, write_image
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.drivers("fuse", "kernel"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts where others can exchange directories"),
+]
+LAYER = tar.archive(tar.file("a", b"a"))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+def to_link(path: Path, precious: Path) -> None:
+    path.rmdir()
+    path.symlink_to(precious)
+
+
+def to_directory(path: Path, precious: Path) -> None:
+    path.rename(path.with_name("away"))
+    precious.rename(path)
+
+
+def above(path: Path, precious: Path) -> None:
+    path.parent.rename(path.parent.with_name("away"))
+    path.parent.symlink_to(precious.parent)
+    precious.rename(precious.with_name(path.name))
+
+
+@pytest.mark.parametrize("exchange", [to_link, to_directory, above])
+@pytest.mark.parametrize("scratch", [[], ["--rw"]])
+def test_a_directory_that_is_exchanged_is_not_mounted_on(
+    imgfs: Imgfs,
+    server: FaultServer,
+    tmp_path: Path,
+    exchange: Callable[[Path, Path], None],
+    scratch: list[str],
+) -> None:
+    image = serve(server, "app", "v1", [gzipped(LAYER)])
+    precious, path = tmp_path / "system/precious", tmp_path / "theirs/mnt"
+    for place in (precious, path):
+        place.mkdir(parents=True)
+    imgfs.expected += (r"leads to another directory",)
+    server.inject(Fault(meanwhile=lambda: exchange(path, precious)), on="/manifests/")
+    ran = imgfs.run("mount", "--plain-http", *scratch, image, path)
+    said = f"imgfs: {path}: leads to another directory than a moment ago: nothing is mounted"
+    assert (ran.code, ran.err.splitlines()[-1]) == (1, said)
+    assert [mount for mount in mounts() if mount.mountpoint.is_relative_to(tmp_path)] == []
+
+
+@pytest.mark.parametrize("scratch", [[], ["--rw"]])
+def test_a_link_to_a_directory_is_mounted_on_and_unmounted_by_a_signal(
+    imgfs: Imgfs, tmp_path: Path, scratch: list[str]
+) -> None:
+    """Root's FUSE mount is on an open directory, so that it is not libfuse that unmounts it."""
+    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    (tmp_path / "link").symlink_to(imgfs.mountpoint("real"))
+    for end in (lambda pid: os.kill(pid, 15), lambda _: imgfs.ok("umount", tmp_path / "link")):
+        at = imgfs.mount(image, *scratch, at=tmp_path / "link")
+        assert (imgfs.directory / "real/a").read_text() == "a"
+        end(imgfs.pid(at))
+        until(lambda: mount_of(imgfs.directory / "real") is None, "it is unmounted")
+        imgfs.gone(at)

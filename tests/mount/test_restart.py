@@ -1,0 +1,293 @@
+"""`imgfs mount --restart`: a mount that outlives its daemon, however often that is killed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgfs.errors import MountError
+from imgfs.mount import holder, resume
+from imgfs.mounts.table import mount_at
+from tests.support import tarmake as tar
+from tests.support.fault_server import FaultServer
+from tests.support.mounted import (
+    Imgfs,
+    Wire,
+    drop_caches,
+    errno_of,
+    gzipped,
+    is_alive,
+    processes_of_tests,
+    serve,
+    until,
+    write_image,
+)
+
+pytestmark = pytest.mark.kernel
+
+NOISE = random.Random(17).randbytes(3_000_000)
+FILES = {f"d{number % 7}/f{number}": b"%d " % number * (number * 40) for number in range(120)} | {
+    "noise": NOISE
+}
+LAYER = gzipped(
+    tar.archive(
+        *(tar.directory(f"d{number}") for number in range(7)),
+        *(tar.file(name, body) for name, body in FILES.items()),
+    )
+)
+RESTARTED = r" WARNING .* restart \d+ of the daemon"
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    imgfs.expected.append(RESTARTED)
+    return write_image(imgfs.directory / "layout", [LAYER])
+
+
+def contents(at: Path) -> dict[str, bytes]:
+    """Every file below a mount, read past the kernel's cache."""
+    found = {}
+    for directory, _, names in os.walk(at):
+        for name in names:
+            path = Path(directory, name)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            try:
+                with mmap.mmap(-1, 4 << 20) as room:
+                    body = b""
+                    while count := os.preadv(fd, [room], len(body)):
+                        body += room[:count]
+            finally:
+                os.close(fd)
+            found[str(path.relative_to(at))] = body
+    return found
+
+
+def successors(imgfs: Imgfs) -> list[int]:
+    """The pids of the processes that were started to take a mount over."""
+    others = processes_of_tests(imgfs.store)
+    words = {pid: command_line(pid) for pid in others}
+    return [pid for pid in others if b"mount.successor" in words[pid] and b"holder.py" not in words[pid]]
+
+
+def holders(imgfs: Imgfs) -> list[int]:
+    """The pids of the holders."""
+    return [pid for pid in processes_of_tests(imgfs.store) if b"holder.py\0" in command_line(pid)]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@contextmanager
+def killed_again_and_again(imgfs: Imgfs, first: int, pauses: list[float]) -> Iterator[list[int]]:
+    """Kill the daemon, and each of its successors, after one of the pauses each; gives their pids."""
+    killed: list[int] = []
+
+    def kill_all() -> None:
+        pid = first
+        for pause in pauses:
+            time.sleep(pause)
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            until(lambda: [new for new in successors(imgfs) if new not in killed], "there is a successor")
+            pid = next(new for new in successors(imgfs) if new not in killed)
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        killer.join()
+
+
+def test_readers_notice_nothing_of_a_storm_of_kills(imgfs: Imgfs) -> None:
+    imgfs.expected.append(RESTARTED)
+    pauses = [random.Random(3).uniform(0.0, 0.5) for _ in range(10)]
+    with FaultServer() as server, ThreadPoolExecutor(3) as readers:
+        image = serve(server, "app", "v1", [LAYER])
+        at = imgfs.mount(image, "--restart")
+        imgfs.evict(image)
+        with killed_again_and_again(imgfs, imgfs.pid(at), pauses) as killed:
+            reads = []
+            while len(killed) < len(pauses):
+                reads += [readers.submit(contents, at) for _ in range(3)]
+                reads[-1].result()
+        assert len(reads) >= 3
+        assert all(read.result() == FILES for read in reads)
+        status = imgfs.status(at)
+        assert status["restarts"] == len(pauses)
+        assert "restarted 10 times" in imgfs.ok("status", at)
+        imgfs.umount(at)
+    until(lambda: not processes_of_tests(imgfs.store), "the holder has ended")
+    assert mount_at(at) is None
+
+
+def test_a_read_that_waits_for_the_registry_is_answered_by_the_successor(imgfs: Imgfs) -> None:
+    imgfs.expected.append(RESTARTED)
+    with FaultServer() as server, Wire(server.host) as wire, ThreadPoolExecutor(1) as reader:
+        image = serve(server, "app", "v1", [LAYER], wire.host)
+        at = imgfs.mount(image, "--restart")
+        imgfs.evict(image)
+        wire.stall()
+        pid = imgfs.pid(at)
+        read = reader.submit((at / "noise").read_bytes)
+        time.sleep(0.3)
+        assert not read.done()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: successors(imgfs), "there is a successor")
+        wire.mend()
+        assert read.result() == NOISE
+        imgfs.umount(at)
+
+
+def test_what_runs_out_of_the_mount_goes_on(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart")
+    with open(at / "noise", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        cwd = subprocess.Popen(["sleep", "600"], cwd=at / "d1")
+        os.kill(imgfs.pid(at), signal.SIGKILL)
+        drop_caches()
+        assert hashlib.sha256(mapped).digest() == hashlib.sha256(NOISE).digest()
+        assert file.read() == NOISE
+        assert sorted(os.listdir(f"/proc/{cwd.pid}/cwd")) == sorted(os.listdir(at / "d1"))
+        cwd.kill()
+        cwd.wait()
+    imgfs.umount(at)
+
+
+def test_an_ordinary_users_mount_lives_on_and_is_unmounted(nobody: Imgfs) -> None:
+    nobody.expected.append(RESTARTED)
+    image = write_image(nobody.directory / "layout", [LAYER])
+    at = nobody.mount(image, "--restart")
+    for _ in range(2):
+        os.kill(nobody.pid(at), signal.SIGKILL)
+        assert nobody.program("cat", at / "noise").out == NOISE
+    assert nobody.status(at)["restarts"] == 2
+    pid = nobody.pid(at)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not processes_of_tests(nobody.store), "all of it has ended")
+    assert mount_at(at) is None
+    nobody.gone(at)
+
+
+@pytest.mark.parametrize("words", [("umount", "{at}"), ("umount", "-l", "{at}"), ("kill", "{pid}")])
+def test_however_it_ends_nothing_is_left(imgfs: Imgfs, image: str, words: tuple[str, ...]) -> None:
+    at = imgfs.mount(image, "--restart")
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    pid = imgfs.pid(at)
+    assert len(holders(imgfs)) == 1
+    done = imgfs.program(*(word.format(at=at, pid=pid) for word in words))
+    assert (done.code, done.err) == (0, "")
+    until(lambda: not processes_of_tests(imgfs.store), "all of it has ended")
+    assert (mount_at(at), is_alive(pid)) == (None, False)
+    imgfs.gone(at)
+
+
+def test_without_the_holder_a_kill_is_the_end(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart")
+    for pid in holders(imgfs):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not holders(imgfs), "the holder is dead")
+    assert (at / "noise").read_bytes() == NOISE
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    until(lambda: errno_of(lambda: os.statvfs(at)) == errno.ENOTCONN, "the connection has ended")
+    imgfs.umount(at)
+
+
+def test_successors_that_cannot_serve_are_not_tried_for_ever(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append(" ERROR .* the tree has been removed meanwhile")
+    at = imgfs.mount(image, "--restart")
+    shutil.rmtree(imgfs.store / "trees")
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    until(lambda: errno_of(lambda: os.statvfs(at)) == errno.ENOTCONN, "the holder has given up")
+    until(lambda: not processes_of_tests(imgfs.store), "it has ended")
+    assert sum(" ERROR " in line for line in imgfs.logged()) == holder.TRIES
+    imgfs.umount(at)
+
+
+def test_what_cannot_be_restarted_is_said_before_any_request(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mountpoint()
+    for option, reason in (
+        (["--rw"], "with --rw and --scratch it is not possible yet"),
+        (["--foreground"], "whatever started a daemon in the foreground has to start it again"),
+        (["--driver", "kernel"], "it is for FUSE"),
+    ):
+        said = imgfs.run("mount", "--restart", *option, image, at).complaint(2)
+        assert said == f"--restart: {reason}"
+
+
+def test_a_kernel_that_sends_nothing_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, is_new in {
+        "6.8.0-45-generic": False,
+        "6.10": True,
+        "5.15.1": False,
+        "7.0-rc1": True,
+    }.items():
+        monkeypatch.setattr(os, "uname", lambda release=release: os.uname_result(("", "", release, "", "")))
+        if is_new:
+            resume.check_kernel()
+        else:
+            with pytest.raises(MountError, match=f"Linux {release}, and has to be 6.9"):
+                resume.check_kernel()
+
+
+# -- the holder ----------------------------------------------------------------------------------------------
+
+
+def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """Have a holder hold for a daemon that has said something and is dead; its successors run `script`."""
+    daemon = subprocess.Popen(["true"])
+    daemon.wait()
+    control, written = os.pipe()
+    os.write(written, said)
+    os.close(written)
+    program = tmp_path / "successor"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
+        numbers = (null.fileno(), null.fileno(), pipe.fileno(), daemon.pid)
+        return subprocess.run(
+            [sys.executable, "-I", "-S", *options, holder.__file__, *map(str, numbers), program, "word"],
+            pass_fds=[null.fileno(), pipe.fileno()],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+
+
+def test_a_mount_that_has_ended_needs_no_successor(tmp_path: Path) -> None:
+    assert held(tmp_path, b"se", "touch started").returncode == 0
+    assert not (tmp_path / "started").exists()
+
+
+def test_the_holder_counts_only_successors_that_do_not_serve_one_after_the_other(tmp_path: Path) -> None:
+    serves_at = 'echo "$1 $5" >>started; if [ $5 = 3 ]; then printf s >&$4; fi'
+    assert held(tmp_path, b"s", serves_at).returncode == 1
+    started = [f"word {number}" for number in range(1, 3 + holder.TRIES)]
+    assert (tmp_path / "started").read_text().splitlines() == [*started, f"word {3 + holder.TRIES}"]
+
+
+def test_the_holder_imports_no_package_and_nothing_of_imgfs(tmp_path: Path) -> None:
+    done = held(tmp_path, b"se", "", "-X", "importtime")
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert not [name for name in loaded if name.startswith(("imgfs", "socket", "subprocess", "contextlib"))]
+    assert done.returncode == 0
+    assert "select" in loaded
