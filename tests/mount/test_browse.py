@@ -363,8 +363,7 @@ def test_in_a_real_terminal(terminal: Terminal, imgfs: Imgfs, looked: Looked) ->
     terminal.shows("\\x1b[31mred")
     terminal.press("?")
     terminal.shows("give up what is under way")
-    terminal.press("x")
-    terminal.press("q")
+    terminal.press("x", "?", "x", "q")  # in one burst: a key is for what the keys before it have led to
     assert "Traceback" not in terminal.shows("ended 0")
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import Event, Key
 from textual.widgets import Footer, Static
 
 from imgfs.cli.browser.dialogs import ChoiceDialog, LineDialog, SearchDialog, TextDialog
@@ -62,16 +63,17 @@ class Browser(TreeWalker):
     .tall OptionList { height: 1fr; }
     """  # noqa: E501 (one rule of CSS)
     ENABLE_COMMAND_PALETTE = False
+    # With priority: run where keys arrive, so that a key typed at once after another finds what that did.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "search", "Search", key_display="/"),
-        Binding("l", "layer", "Layer"),
-        Binding("d", "switch", "Difference"),
-        Binding("v", "versions", "Versions"),
-        Binding("s", "save", "Save"),
-        Binding("question_mark", "help", "Help", key_display="?"),
-        Binding("q", "quit", "Quit"),
+        Binding("slash", "search", "Search", key_display="/", priority=True),
+        Binding("l", "layer", "Layer", priority=True),
+        Binding("d", "switch", "Difference", priority=True),
+        Binding("v", "versions", "Versions", priority=True),
+        Binding("s", "save", "Save", priority=True),
+        Binding("question_mark", "help", "Help", key_display="?", priority=True),
+        Binding("q", "leave", "Quit", priority=True),
         Binding("ctrl+c", "quit", show=False, priority=True),
-        Binding("escape", "give_up", show=False),
+        Binding("escape", "give_up", show=False, priority=True),
     ]
 
     def __init__(self, images: Sequence[OpenedImage], *, start: bytes = b"") -> None:
@@ -105,8 +107,17 @@ class Browser(TreeWalker):
         self.set_interval(SHOW, self._show_status)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Return False for an action that has nothing to do."""
-        return action != "switch" or len(self._images) > 1
+        """Return False for an action that has nothing to do, and for a letter that is typed into a dialog."""
+        if action == "switch" and len(self._images) == 1:
+            return False
+        return len(self.screen_stack) == 1 or action == "quit"
+
+    async def on_event(self, event: Event) -> None:
+        """Give a text's key to it at once: keys that wait for a dialog go with it."""
+        if isinstance(event, Key) and not event.is_forwarded and isinstance(self.screen, TextDialog):
+            self.screen.answer(event.key)
+        else:
+            await super().on_event(event)
 
     # What is looked at
 
@@ -323,6 +334,10 @@ class Browser(TreeWalker):
             job.show(partial(self._take_note, f"saved as {target}{more}"))
 
         self._jobs.start(SAVE, f"saving {printable(str(target))}", work)
+
+    async def action_leave(self) -> None:
+        """End."""
+        await self.action_quit()
 
     def action_help(self) -> None:
         """Tell of the keys."""

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-_ESCAPE: list[BindingType] = [("escape", "dismiss_none", "back")]
+_ESCAPE: list[BindingType] = [Binding("escape", "dismiss_none", "back", priority=True)]
 
 
 class _Dialog(ModalScreen[str | None]):
@@ -84,10 +84,9 @@ class TextDialog(_Dialog):
             yield Static(Text(self._title, "bold"))
             yield Static(Text(self._text))
 
-    def on_key(self, key: object) -> None:
+    def answer(self, key: str) -> None:
         """Leave by any key."""
-        name = getattr(key, "key", "")
-        self.dismiss(name if name in self._keys.split() else None)
+        self.dismiss(key if key in self._keys.split() else None)
 
 
 class SearchDialog(_Dialog):
