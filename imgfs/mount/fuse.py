@@ -24,6 +24,7 @@ from imgfs.fuse.views import TreeView, VirtualXattr
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import (
     ServedMount,
+    beat,
     end_on_signal,
     limit_unwritten,
     raise_read_ahead,
@@ -73,7 +74,7 @@ async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
             # before anything is answered: a process that sees the mount may end it
             await nursery.start(end_on_signal, session.end, nursery.cancel_scope.cancel)
             nursery.start_soon(sync_now_and_then, mount.image)
-            nursery.start_soon(_announce, greeted, mount, session, descriptor)
+            nursery.start_soon(_announce, greeted, mount, session, descriptor, nursery)
             if succession and succession.is_taken_over:
                 session.resume(succession.state.offered)
             await session.serve()
@@ -155,7 +156,9 @@ def _provenance(image: Image, tree: Tree) -> VirtualXattr:
     return lambda ino, name: loaded().value(ino, name)
 
 
-async def _announce(greeted: trio.Event, mount: ServedMount, session: Session, descriptor: int) -> None:
+async def _announce(
+    greeted: trio.Event, mount: ServedMount, session: Session, descriptor: int, nursery: trio.Nursery
+) -> None:
     """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
     await greeted.wait()
     if mounted := mount_at(mount.options.mountpoint):
@@ -164,6 +167,7 @@ async def _announce(greeted: trio.Event, mount: ServedMount, session: Session, d
     if mount.succession:
         device = mounted.device if mounted else ""
         mount.succession.serves(descriptor, mount.options, session.offered, device)
+        nursery.start_soon(beat, mount.succession)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
 
 

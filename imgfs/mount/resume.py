@@ -37,7 +37,8 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successo
 class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
-    `offered` is what the kernel can do (InitFlag), `began` when it was mounted, in seconds since 1970.
+    `offered` is what the kernel can do (InitFlag), `began` when it was mounted, in seconds since 1970, `beat`
+    the seconds from one sign of life to the next.
     """
 
     resolved: Resolved
@@ -47,6 +48,7 @@ class MountState:
     began: float
     offered: int = 0
     device: str = ""
+    beat: float = field(default_factory=lambda: holder.BEAT)
 
 
 @dataclass(slots=True)
@@ -76,8 +78,14 @@ class Succession:
         if self.control >= 0:
             self._tell(holder.ENDED)
 
+    def beats(self) -> None:
+        """Tell the holder that the thread which reads /dev/fuse has come round to this."""
+        self._tell(holder.BEATS)
+
     def _tell(self, word: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the holder has been killed itself
+        with contextlib.suppress(
+            BrokenPipeError, BlockingIOError
+        ):  # the holder was killed itself, or stopped
             os.write(self.control, word)
 
     def unmount(self) -> None:
@@ -100,7 +108,9 @@ class Succession:
         control, self.control = os.pipe()
         package = Path(holder.__file__).parents[2]
         successor = [sys.executable, "-I", "-c", _START, str(package)]
-        given = [str(number) for number in (descriptor, state, control, os.getpid())]
+        os.set_blocking(self.control, False)
+        numbers = (descriptor, state, control, os.getpid(), self.state.beat)
+        given = [str(self.state.options.mountpoint), self.state.device, *map(str, numbers)]
         self._holder = subprocess.Popen(
             [sys.executable, "-I", "-S", holder.__file__, *given, *successor],
             pass_fds=(descriptor, state, control),

@@ -94,6 +94,13 @@ async def sync_now_and_then(image: Image) -> None:
             log.warning("what was fetched does not stay: %s", error)
 
 
+async def beat(succession: Succession) -> None:
+    """Give the holder signs of life: to be run by the thread that reads /dev/fuse."""
+    while True:
+        succession.beats()
+        await trio.sleep(succession.state.beat)
+
+
 def raise_read_ahead(device: str) -> None:
     """Let the kernel read ahead further than its 128 KiB, which only root may."""
     _set(Path("/sys/class/bdi", device, "read_ahead_kb"), READ_AHEAD_KIB)

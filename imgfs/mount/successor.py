@@ -23,6 +23,7 @@ def main() -> NoReturn:
     try:
         for number in (descriptor, memory, control):
             os.set_inheritable(number, False)
+        os.set_blocking(control, False)
         state: MountState = pickle.loads(os.pread(memory, os.fstat(memory).st_size, 0))
         os.close(memory)
         log_to_stderr(state.options.log_level)

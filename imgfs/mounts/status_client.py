@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from imgfs.errors import MountError
+from imgfs.mounts.holders import holder_of, is_holder
 from imgfs.mounts.table import STATUS_SOCKET, Mount
 from imgfs.owned.writing import write_all
 from imgfs.status import MountStatus
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
+_LEAST = 0.01  # seconds: with none a socket would not wait at all
 _POLL = 0.5  # seconds between checks whether it is stopped: then it is not waited for
 _LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
 _READ_SIZE = 1 << 16
@@ -43,23 +45,26 @@ class DaemonSilent(MountError):
         is_stopped = pid is not None and is_stopped_process(pid)
         state = "is stopped" if is_stopped else "does not answer"
         todo = f"kill -CONT {pid}, or " if is_stopped else ""
+        if holder_of(mount):
+            todo = "it is being replaced: wait, or "
         self.why = f"{daemon} {state}: {todo}imgfs umount -l {mount.mountpoint}"
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 
-def read_status(mount: Mount) -> MountStatus:
+def read_status(mount: Mount, patience: float | None = None) -> MountStatus:
     """Return the status that the daemon of `mount` answers. Raises as `read_status_json`."""
-    return MountStatus.from_json(read_status_json(mount))
+    return MountStatus.from_json(read_status_json(mount, patience))
 
 
-def read_status_json(mount: Mount) -> Mapping[str, object]:
+def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str, object]:
     """Return the same as the daemon, which may be of another version, has it in JSON.
 
-    Raises DaemonSilent if it does not answer within `ANSWER` seconds, sooner if it is stopped; MountError if
-    it has died.
+    Raises DaemonSilent if it does not answer within so many seconds (by default `ANSWER`), sooner if it is
+    stopped; MountError if it has died.
     """
+    end = time.monotonic() + (ANSWER if patience is None else patience)
     try:
-        body = _ask_socket(mount) if mount.runtime else _ask_root(mount)
+        body = _ask_socket(mount, end) if mount.runtime else _ask_root(mount, end)
     except TimeoutError as error:
         raise DaemonSilent(mount) from error
     except OSError as error:
@@ -81,7 +86,8 @@ def daemon_of(mount: Mount) -> int | None:
             return _CREDENTIALS.unpack(credentials)[0] or None  # of the listener, in this PID namespace
         return None
     minor = mount.device.partition(":")[2]
-    return next((pid for pid in _own_processes() if _serves(pid, minor)), None)
+    serving = (pid for pid in _own_processes() if _serves(pid, minor))
+    return next((pid for pid in serving if not is_holder(pid)), None)
 
 
 def is_stopped_process(pid: int) -> bool:
@@ -107,7 +113,7 @@ def _serves(pid: int, minor: str) -> bool:
     return False
 
 
-def _ask_root(mount: Mount) -> bytes:
+def _ask_root(mount: Mount, end: float) -> bytes:
     """Read the status attribute of a FUSE mount's root in a child process. Raises OSError."""
     answer, sink = os.pipe()
     child = os.fork()
@@ -115,7 +121,7 @@ def _ask_root(mount: Mount) -> bytes:
         _answer_status(mount.mountpoint, sink)
     os.close(sink)
     try:
-        body = b"".join(_chunks(answer, mount))
+        body = b"".join(_chunks(answer, mount, end))
     except TimeoutError:
         os.kill(child, signal.SIGKILL)  # not waited for: the kernel may keep it until the daemon goes on
         raise
@@ -145,20 +151,19 @@ def _answer_status(mountpoint: Path, sink: int) -> NoReturn:
         os._exit(0)
 
 
-def _ask_socket(mount: Mount) -> bytes:
+def _ask_socket(mount: Mount, end: float) -> bytes:
     """Read the status from a mount's socket. Raises OSError."""
     with socket.socket(socket.AF_UNIX) as asking:
-        asking.settimeout(ANSWER)
+        asking.settimeout(max(_LEAST, end - time.monotonic()))
         asking.connect(str((mount.runtime or Path()) / STATUS_SOCKET))
-        body = b"".join(_chunks(asking.fileno(), mount))
+        body = b"".join(_chunks(asking.fileno(), mount, end))
     if not body:
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return body
 
 
-def _chunks(fd: int, mount: Mount) -> Iterator[bytes]:
-    """Yield what arrives until the end. Raises TimeoutError after `ANSWER` seconds, or if it is stopped."""
-    end = time.monotonic() + ANSWER
+def _chunks(fd: int, mount: Mount, end: float) -> Iterator[bytes]:
+    """Yield what arrives, to its end. Raises TimeoutError at the time `end`, or if the daemon is stopped."""
     with closing(select.epoll()) as events:
         events.register(fd, select.EPOLLIN)
         while True:

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,118 @@ def test_a_kernel_that_sends_nothing_again_is_refused(monkeypatch: pytest.Monkey
                 resume.check_kernel()
 
 
+# -- a daemon that lives, and does not answer ----------------------------------------------------------------
+
+BEAT = 0.2  # seconds
+KEEN = f"""
+import os, signal, sys, threading
+from imgfs.mount import holder
+holder.BEAT = {BEAT}
+
+def loop(*_):
+    while True:
+        pass
+
+def wait(*_):
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+signal.signal(signal.SIGUSR1, loop)
+signal.signal(signal.SIGUSR2, wait)
+from imgfs.cli import main
+sys.exit(main())
+"""  # a daemon that is easily noticed to be stuck, and that signals make loop, or wait for ever
+
+
+def mount_keen(imgfs: Imgfs, image: str, *options: str) -> Path:
+    at = imgfs.mountpoint()
+    done = imgfs.program(sys.executable, "-c", KEEN, "mount", "--restart", *options, image, at)
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    imgfs.watch(at)
+    return at
+
+
+@pytest.mark.parametrize(
+    ("number", "state"), [(signal.SIGSTOP, "T"), (signal.SIGUSR1, "R"), (signal.SIGUSR2, "S")]
+)
+def test_a_daemon_that_is_stuck_is_replaced(
+    imgfs: Imgfs, image: str, number: signal.Signals, state: str
+) -> None:
+    pid_in_log = r"the daemon \(pid \d+\) is stuck, state (.): it is killed"
+    imgfs.expected.append(f" WARNING .* {pid_in_log}")
+    at = mount_keen(imgfs, image)
+    imgfs.evict(image)
+    pid = imgfs.pid(at)
+    os.kill(pid, number)
+    assert contents(at) == FILES
+    assert not is_alive(pid)
+    found = [re.search(pid_in_log, line) for line in imgfs.logged()]
+    assert [match[1] for match in found if match] == [state]
+    assert imgfs.status(at)["restarts"] == 1
+    imgfs.umount(at)
+
+
+def test_a_stuck_daemons_mount_is_taken_away_lazily_and_nothing_is_left(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append(" WARNING .* is stuck, state T: it is killed")
+    at = mount_keen(imgfs, image)
+    os.kill(imgfs.pid(at), signal.SIGSTOP)
+    assert imgfs.ok("umount", "-l", at, timeout=40) == ""
+    imgfs.gone(at)
+    until(lambda: not processes_of_tests(imgfs.store), "the daemon and its holder have ended")
+    assert not [line for line in imgfs.logged() if re.search(RESTARTED, line)]
+
+
+def test_a_daemon_that_waits_for_a_registry_is_left_alone(imgfs: Imgfs) -> None:
+    with FaultServer() as server, Wire(server.host) as wire, ThreadPoolExecutor(1) as reader:
+        image = serve(server, "app", "v1", [LAYER], wire.host)
+        at = mount_keen(imgfs, image, "--plain-http")
+        imgfs.evict(image)
+        wire.stall()
+        read = reader.submit((at / "noise").read_bytes)
+        time.sleep(1.5 * holder.ASLEEP * BEAT * 1.5)
+        assert not read.done()
+        wire.mend()
+        assert read.result() == NOISE
+        assert imgfs.status(at)["restarts"] == 0
+        imgfs.umount(at)
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "silences"),
+    [
+        ("T", 0.0, holder.STOPPED),
+        ("S", 0.0, holder.ASLEEP),
+        ("R", 9.0, holder.ASLEEP),  # loops
+        ("R", 0.01, None),  # gets no processor
+        ("D", 0.0, None),  # waits for a disk
+        ("t", 0.0, None),  # is looked at by a debugger
+    ],
+)
+def test_what_counts_as_stuck(
+    monkeypatch: pytest.MonkeyPatch, state: str, seconds: float, silences: int | None
+) -> None:
+    used = 0.0
+
+    def processor_time(_pid: int) -> float:
+        nonlocal used
+        used += seconds
+        return used
+
+    monkeypatch.setattr(holder, "_state", lambda _pid: state)
+    monkeypatch.setattr(holder, "_processor_time", processor_time)
+    read, written = os.pipe()
+    with open(read, "rb"), open(written, "wb", buffering=0) as pipe:
+        server = holder.Server(os.getpid(), read, is_serving=True)
+        judged = [server.is_stuck() for _ in range(40)]
+        assert (judged.index(True) + 1 if any(judged) else None) == silences
+        pipe.write(holder.BEATS)
+        server.listen()
+        assert not server.is_stuck()
+        assert server.said == b""
+        os.close(server.fd)
+
+
 # -- the holder ----------------------------------------------------------------------------------------------
 
 
@@ -262,9 +375,10 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
-        numbers = (null.fileno(), null.fileno(), pipe.fileno(), daemon.pid)
+        numbers = (null.fileno(), null.fileno(), pipe.fileno(), daemon.pid, 0.2)
+        given = ["/mnt", "0:99", *map(str, numbers), str(program), "word"]
         return subprocess.run(
-            [sys.executable, "-I", "-S", *options, holder.__file__, *map(str, numbers), program, "word"],
+            [sys.executable, "-I", "-S", *options, holder.__file__, *given],
             pass_fds=[null.fileno(), pipe.fileno()],
             cwd=tmp_path,
             capture_output=True,
