@@ -110,6 +110,18 @@ class LayerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class TimelineStatus:
+    """Compressed bytes since the mount began, for each `stretch` of so many seconds.
+
+    `read` are those that readers came to for the first time, `fetched` what came from the network, by cause.
+    """
+
+    stretch: float = 0.0
+    read: tuple[int, ...] = ()
+    fetched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class MountStatus:
     """A mount; `passthrough` counts the layers that the kernel reads itself, None by the FUSE driver.
 
@@ -135,6 +147,7 @@ class MountStatus:
     bytes_served: int = 0
     spans_recorded: int = 0
     fill: FillStatus | None = None
+    timeline: TimelineStatus | None = None
     layers: tuple[LayerStatus, ...] = ()
     passthrough: int | None = None
 

@@ -13,19 +13,21 @@ from imgfs.content.profile import AccessProfile, ProfileLayer, ProfileRecorder
 from imgfs.content.requests import waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
+from imgfs.content.timeline import Timeline
 from imgfs.content.treewalk import FilesAfter, TreeWalkPrefetch
 from imgfs.layer.entry import Extent
 
 if TYPE_CHECKING:
-    from imgfs.status import FillStatus, LayerStatus
+    from imgfs.status import FillStatus, LayerStatus, TimelineStatus
 
 
 class ContentSnapshot(NamedTuple):
-    """Bytes handed out, spans recorded, the background fetch if there is one, and each layer's counters."""
+    """Bytes handed out, spans recorded, the background fetch if there is one; over time; each layer."""
 
     served: int
     recorded: int
     fill: FillStatus | None
+    timeline: TimelineStatus
     layers: tuple[LayerStatus, ...]
 
 
@@ -78,7 +80,9 @@ class Content:
         self._background: BackgroundFetch | None = None
         names = [ProfileLayer(str(layer.layer.digest), len(layer.table)) for layer in layers]
         self._recorder = ProfileRecorder(names, sum(layer.table.size for layer in layers))
+        self._timeline = Timeline()
         for number, layer in enumerate(layers):
+            layer.counts.on_landed = self._timeline.fetched
             layer.usage.on_touch = partial(self._touched, number, layer)
 
     def start(self, profile: AccessProfile | None = None, fill: BackgroundFetchOptions | None = None) -> None:
@@ -103,7 +107,7 @@ class Content:
         """Return the counters of the image and of each layer."""
         fill = self._background.snapshot() if self._background else None
         layers = tuple(layer.snapshot() for layer in self.layers)
-        return ContentSnapshot(self.served, self._recorder.count, fill, layers)
+        return ContentSnapshot(self.served, self._recorder.count, fill, self._timeline.snapshot(), layers)
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         """Return a file's bytes if they are in the page cache, else None; also None for more than 1 MiB.
@@ -165,7 +169,9 @@ class Content:
             layer.flat.sync()
 
     def _touched(self, number: int, layer: LayerContent, span: int) -> None:
-        self._recorder.touched(number, span, layer.table.size_of(span))
+        size = layer.table.size_of(span)
+        self._recorder.touched(number, span, size)
+        self._timeline.read(size)
 
     def _known(self, profile: AccessProfile) -> list[tuple[int, int]]:
         """Return a profile's touches as (layer, span) of this image, but for layers cut otherwise."""

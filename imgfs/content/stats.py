@@ -58,7 +58,7 @@ class Usage:
             self._counts.landed(cause, size, used=is_touched)
 
 
-def _ignore(_number: int) -> None:
+def _ignore(*_: int) -> None:
     pass
 
 
@@ -112,11 +112,13 @@ class Counts:
         self.last_error: ErrorStatus | None = None
         self.failing_since: float | None = None  # seconds since 1970: nothing has landed since then
         self.first_byte = FirstByte()
+        self.on_landed: Callable[[Cause, int], None] = _ignore  # told of each span that was fetched
         self._brought = {cause: Brought() for cause in Cause}
 
     def landed(self, cause: Cause, size: int, *, used: bool) -> None:
         """Count a span that was fetched; `used` if a reader has been there already."""
         self.failing_since = None
+        self.on_landed(cause, size)
         spans, total, spans_used, bytes_used = self._brought[cause]
         self._brought[cause] = Brought(spans + 1, total + size, spans_used, bytes_used)
         if used:

@@ -151,5 +151,6 @@ def status(image: Image, store: Store, options: MountOptions, began: float, rest
         bytes_served=counts.served,
         spans_recorded=counts.recorded,
         fill=counts.fill,
+        timeline=counts.timeline,
         layers=counts.layers,
     )

@@ -149,6 +149,7 @@ def mount_facts(status: MountStatus, digest: str) -> Facts:
         "served": status.bytes_served,
         "requests": status.requests_fetched,
         "moved": status.digest != digest,
+        "timeline": _timeline(status),
         "causes": [[cause, *sums] for cause, sums in sorted(causes.items(), key=lambda each: -each[1][1])],
         "layers": [
             {
@@ -163,6 +164,15 @@ def mount_facts(status: MountStatus, digest: str) -> Facts:
             for layer in status.layers
         ],
     }
+
+
+def _timeline(status: MountStatus) -> Facts | None:
+    """Return the course of time; None of a daemon that does not say it."""
+    found = status.timeline
+    if found is None or found.stretch <= 0:
+        return None
+    fetched = {_text(cause): list(sums) for cause, sums in found.fetched.items() if any(sums)}
+    return {"stretch": found.stretch, "read": list(found.read), "fetched": fetched}
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

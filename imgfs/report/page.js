@@ -206,12 +206,56 @@ const packages = () => {
 
 const CAUSES = { miss: "a reader that waited", ahead: "read-ahead in a file", near: "what lies near",
   replay: "a replayed profile", whole: "small or much-read layers", fill: "filling the store", sweep: "readers of whole trees" };
+const causeColour = (cause) => `hsl(${(Object.keys(CAUSES).indexOf(cause) * 47 + 205) % 360} 60% 50%)`;
+// Bars: what came in each stretch of time, by cause; the line: what readers came to first in it.
+const overTime = ({ stretch, read, fetched }) => {
+  const causes = Object.keys(fetched), sums = read.map((_, at) => causes.reduce((sum, cause) => sum + (fetched[cause][at] || 0), 0));
+  const highest = Math.max(...sums, ...read);
+  if (!highest) return;
+  const hint = add(page, "p", `Over time: ${read.length} stretches of ${stretch} s; bars are what was fetched, at most ${size(highest)} in each, the line is what was read for the first time.`, "dim");
+  const said = hint.textContent, canvas = add(page, "canvas", null, "time"), context = canvas.getContext("2d");
+  const legend = add(page, "p", null, "legend", "dim");
+  for (const cause of causes) {
+    const box = add(legend, "span", null, "chip");
+    box.style.background = causeColour(cause);
+    add(legend, "span", `${CAUSES[cause] || cause} `);
+  }
+  const draw = () => {
+    const scale = window.devicePixelRatio || 1;
+    canvas.width = canvas.clientWidth * scale;
+    canvas.height = canvas.clientHeight * scale;
+    const wide = canvas.width / read.length, high = (bytes) => bytes / highest * (canvas.height - 2 * scale);
+    read.forEach((_, at) => {
+      let below = canvas.height;
+      for (const cause of causes) {
+        const tall = high(fetched[cause][at] || 0);
+        below -= tall;
+        context.fillStyle = causeColour(cause);
+        context.fillRect(at * wide, below, Math.max(1, wide - 1), tall);
+      }
+    });
+    context.strokeStyle = getComputedStyle(canvas).color;
+    context.lineWidth = 1.5 * scale;
+    context.beginPath();
+    read.forEach((bytes, at) => context.lineTo((at + 0.5) * wide, canvas.height - high(bytes) - scale));
+    context.stroke();
+  };
+  canvas.addEventListener("mousemove", (event) => {
+    const at = Math.min(read.length - 1, Math.floor(event.offsetX / canvas.clientWidth * read.length));
+    const parts = causes.filter((cause) => fetched[cause][at]).map((cause) => `${size(fetched[cause][at])} for ${CAUSES[cause] || cause}`);
+    hint.textContent = `${(at * stretch).toFixed(1)} s: ${size(read[at])} read for the first time, fetched: ${parts.join(", ") || "nothing"}`;
+  });
+  canvas.addEventListener("mouseleave", () => { hint.textContent = said; });
+  window.addEventListener("resize", draw);
+  draw();
+};
 const mount = () => {
   const found = facts.mount;
   if (!found) return;
   section("This mount", `${found.mountpoint} (${found.driver}), for ${Math.round(found.seconds).toLocaleString("en")} s: ` +
     `${size(found.fetched)} fetched${found.requests ? ` in ${counted(found.requests, "request")}` : ""}, ${size(found.served)} read.`);
   if (found.moved) add(page, "p", "The tag names another image by now: the rest of this page is about that one.");
+  if (found.timeline) overTime(found.timeline);
   table([["Fetched for"], ["Spans", true], ["Bytes", true, asSize], ["Spans read", true], ["Bytes read", true, asSize]],
     found.causes.filter((row) => row[1]).map(([cause, ...sums]) => [CAUSES[cause] || cause, ...sums]));
   add(page, "p", "By layer:", "dim");

@@ -180,6 +180,10 @@ def test_a_report_of_a_mount_says_what_it_has_fetched(imgfs: Imgfs, tmp_path: Pa
         assert not found["moved"]
         assert sum(bytes_read for *_, bytes_read in found["causes"]) > 0
         assert len(found["layers"]) == 1
+        over_time = found["timeline"]
+        fetched = sum(sum(sums) for sums in over_time["fetched"].values())
+        assert fetched == sum(size for _, _, size, *_ in found["causes"])
+        assert 0 < sum(over_time["read"]) <= fetched
         accesses = checked(imgfs.ok("report", image))["accesses"]
         assert accesses["count"] >= 1
         assert all(layer == 1 and 0 <= place <= 1 for layer, place in accesses["points"])
