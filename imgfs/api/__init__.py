@@ -1,6 +1,7 @@
 """The Python interface: `imgfs.open` and what it returns. `imgfs help python` is its manual.
 
 image       an opened image, as `os` and `pathlib` would show its files
+entries     what it says of a file, a layer, and a name in a directory
 reading     a file of it that is read, as a binary file object
 filesystem  the same for fsspec, by URLs that begin with `imgfs://`
 
@@ -17,7 +18,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal, NoReturn
 
-from imgfs.api.image import DirectoryEntry, FileStat, Image, ImageLayer
+from imgfs.api.entries import DirectoryEntry, FileStat, ImageLayer
+from imgfs.api.image import Image
 from imgfs.cli.options import image_options
 from imgfs.cli.parser import Parser, apply_config_files
 from imgfs.cli.progress import Progress

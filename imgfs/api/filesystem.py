@@ -21,12 +21,13 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
 from imgfs.api import open_image
-from imgfs.api.image import FileStat, Image
+from imgfs.api.entries import FileStat
+from imgfs.api.image import Image
 from imgfs.cli.paths import split_image
 from imgfs.errors import UsageError
+from imgfs.tree.reader import leads_nowhere
 
 _SCHEME = "imgfs://"
-_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class ImgfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no annotations
@@ -112,7 +113,7 @@ class ImgfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         try:
             self.info(path)
         except OSError as error:
-            if error.errno in _NOWHERE:
+            if leads_nowhere(error):
                 return False
             raise
         return True
@@ -175,7 +176,7 @@ class ImgfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         try:
             return self.image.stat(path)
         except OSError as error:
-            if error.errno in _NOWHERE:
+            if leads_nowhere(error):
                 return None
             raise
 

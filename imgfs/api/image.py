@@ -16,102 +16,20 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import islice
-from typing import IO, BinaryIO, Literal, NamedTuple, TextIO, cast, overload
+from typing import IO, BinaryIO, Literal, TextIO, cast, overload
 
-from imgfs.api.reading import ReadingFile
+from imgfs.api.entries import AnyPath, DirectoryEntry, FileStat, ImageLayer, path_error
+from imgfs.api.reading import ReadingFile, is_text_mode
 from imgfs.image.image import Image as OpenedImage
 from imgfs.image.versions import Step
 from imgfs.layer.entry import Extent
 from imgfs.tree.database import Node
-
-AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+from imgfs.tree.reader import leads_nowhere
 
 _BUFFER = 128 * 1024  # bytes: what the kernel reads ahead of a program, too
 _BATCH = 1024  # names of a directory that are read at once
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 _READ = 1 << 20  # bytes of a file that are read at once
-
-
-class FileStat(NamedTuple):
-    """What an image says of a file, by the names of `os.stat_result`; `layer` brought it, the lowest is 1.
-
-    `st_mtime_ns` is in nanoseconds since 1970, and the only time that layers keep.
-    """
-
-    st_mode: int
-    st_ino: int
-    st_nlink: int
-    st_uid: int
-    st_gid: int
-    st_size: int
-    st_mtime_ns: int
-    st_rdev: int
-    layer: int
-
-    @property
-    def st_mtime(self) -> float:
-        """Return the time of the last modification, in seconds since 1970."""
-        return self.st_mtime_ns / 1e9
-
-
-class ImageLayer(NamedTuple):
-    """A layer: its number from 1, the lowest; the digest and `size` of its blob, as the registry has it."""
-
-    number: int
-    digest: str
-    diff_id: str
-    size: int
-    media_type: str
-
-
-class DirectoryEntry:
-    """A name in a directory, as `os.DirEntry`."""
-
-    __slots__ = ("_image", "_node", "name", "path")
-
-    def __init__(self, image: Image, directory: str, name: str, node: Node) -> None:
-        self.name = name
-        self.path = os.path.join(directory, name)
-        self._image = image
-        self._node = node
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Return True for a directory, or a link to one."""
-        return self._is(modes.S_ISDIR, follow_symlinks)
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Return True for a regular file, or a link to one."""
-        return self._is(modes.S_ISREG, follow_symlinks)
-
-    def is_symlink(self) -> bool:
-        """Return True for a symbolic link."""
-        return modes.S_ISLNK(self._node.mode)
-
-    def inode(self) -> int:
-        """Return the number of the file, which all of its names have."""
-        return self._node.ino
-
-    def stat(self, *, follow_symlinks: bool = True) -> FileStat:
-        """Return what `Image.stat` does."""
-        if follow_symlinks and self.is_symlink():
-            return self._image.stat(self.path)
-        return self._image._stat(self._node)
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def __repr__(self) -> str:
-        return f"<DirectoryEntry {self.path!r}>"
-
-    def _is(self, check: Callable[[int], bool], follow: bool) -> bool:
-        if not (follow and self.is_symlink()):
-            return check(self._node.mode)
-        try:
-            return check(self.stat().st_mode)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return False  # the link leads nowhere
-            raise
 
 
 class Image(AbstractContextManager["Image"]):
@@ -201,7 +119,7 @@ class Image(AbstractContextManager["Image"]):
         with self._use() as opened:
             node = self._node(opened, path, follow=True)
             if not modes.S_ISDIR(node.mode):
-                raise _error(errno.ENOTDIR, path)
+                raise path_error(errno.ENOTDIR, path)
         return self._scan(node.ino, os.fsdecode(path))
 
     def walk(
@@ -218,7 +136,7 @@ class Image(AbstractContextManager["Image"]):
             directory, depth = ahead.pop()
             try:
                 if depth > _DEPTH:
-                    raise _error(errno.ELOOP, directory)
+                    raise path_error(errno.ELOOP, directory)
                 entries = list(self.scandir(directory))
             except OSError as error:
                 if onerror:
@@ -267,7 +185,7 @@ class Image(AbstractContextManager["Image"]):
         Nothing is fetched before it is read. `buffering` is the size of the buffer, 128 KiB by default, 0 for
         none. Text is UTF-8 if no encoding is given. A mode that writes raises OSError: EROFS.
         """
-        is_text = _checked_mode(path, mode, buffering)
+        is_text = is_text_mode(path, mode, buffering)
         raw = self._reading(path)
         if buffering == 0:
             return cast(BinaryIO, raw)
@@ -299,7 +217,7 @@ class Image(AbstractContextManager["Image"]):
         with self._use() as opened:
             node = self._node(opened, path, follow=False)
             if not modes.S_ISLNK(node.mode):
-                raise _error(errno.EINVAL, path)
+                raise path_error(errno.EINVAL, path)
             return os.fsdecode(opened.tree.target(node.ino))
 
     def xattrs(self, path: AnyPath, *, follow_symlinks: bool = True) -> dict[str, bytes]:
@@ -352,7 +270,7 @@ class Image(AbstractContextManager["Image"]):
             with self._use() as opened:
                 return self._node(opened, path, follow=True).mode
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if leads_nowhere(error):
                 return 0
             raise
 
@@ -362,7 +280,7 @@ class Image(AbstractContextManager["Image"]):
         try:
             return opened.tree.resolve(words, follow=follow or words.endswith(b"/"))
         except OSError as error:
-            raise _error(error.errno or errno.EIO, path) from error
+            raise path_error(error.errno or errno.EIO, path) from error
 
     def _scan(self, ino: int, directory: str) -> Iterator[DirectoryEntry]:
         position = 0
@@ -379,7 +297,7 @@ class Image(AbstractContextManager["Image"]):
         with self._use() as opened:
             node = self._node(opened, path, follow=True)
             if not modes.S_ISREG(node.mode):
-                raise _error(errno.EISDIR if modes.S_ISDIR(node.mode) else errno.EINVAL, path)
+                raise path_error(errno.EISDIR if modes.S_ISDIR(node.mode) else errno.EINVAL, path)
             layer, extents, size = opened.tree.contents(node.ino)
             with self._changed:  # one thread at a time
                 opened.content.opened(node.ino)
@@ -391,21 +309,3 @@ class Image(AbstractContextManager["Image"]):
                 return opened.content.read(layer, extents, offset, length, self._closing)
         except InterruptedError as error:
             raise ValueError("the image is closed") from error
-
-
-def _checked_mode(path: AnyPath, mode: str, buffering: int) -> bool:
-    """Return True if a mode is one for text; raises ValueError, and OSError if it would write."""
-    letters = set(mode)
-    if len(letters) != len(mode) or not letters <= set("rwxabt+") or {"b", "t"} <= letters:
-        raise ValueError(f"invalid mode: {mode!r}")
-    if letters & set("wxa+"):
-        raise _error(errno.EROFS, path)
-    if "r" not in letters:
-        raise ValueError(f"invalid mode: {mode!r}")
-    if "b" not in letters and buffering == 0:
-        raise ValueError("text has to be buffered")
-    return "b" not in letters
-
-
-def _error(number: int, path: AnyPath) -> OSError:
-    return OSError(number, os.strerror(number), os.fsdecode(path))

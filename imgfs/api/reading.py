@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from imgfs.api.entries import AnyPath, path_error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -68,3 +71,17 @@ class ReadingFile(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
+
+
+def is_text_mode(path: AnyPath, mode: str, buffering: int) -> bool:
+    """Return True if a mode is one for text; raises ValueError, and OSError if it would write."""
+    letters = set(mode)
+    if len(letters) != len(mode) or not letters <= set("rwxabt+") or {"b", "t"} <= letters:
+        raise ValueError(f"invalid mode: {mode!r}")
+    if letters & set("wxa+"):
+        raise path_error(errno.EROFS, path)
+    if "r" not in letters:
+        raise ValueError(f"invalid mode: {mode!r}")
+    if "b" not in letters and buffering == 0:
+        raise ValueError("text has to be buffered")
+    return "b" not in letters

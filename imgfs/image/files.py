@@ -17,7 +17,7 @@ from imgfs.image.image import Image
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.schema import TAR
 from imgfs.tree.database import Node
-from imgfs.tree.reader import Tree
+from imgfs.tree.reader import Tree, leads_nowhere
 
 _READ_SIZE = 1 << 20  # bytes that `read` reads at once
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
@@ -91,7 +91,7 @@ class ImageFiles:
         try:
             return Found(whole, self._tree.resolve(whole, follow=False))
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if leads_nowhere(error):
                 return None
             raise
 
@@ -100,7 +100,7 @@ class ImageFiles:
         try:
             return found._replace(node=self._tree.resolve(found.path))
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if leads_nowhere(error):
                 return None
             raise
 

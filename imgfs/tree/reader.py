@@ -297,5 +297,10 @@ class Tree(AbstractContextManager["Tree"]):
             raise self._db.damaged(error) from error
 
 
+def leads_nowhere(error: OSError) -> bool:
+    """Return True if an error of `Tree.resolve` says that there is no file at the path."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
 def _error(number: int, path: bytes | None = None) -> OSError:
     return OSError(number, os.strerror(number), *(() if path is None else (os.fsdecode(path),)))
