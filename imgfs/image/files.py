@@ -14,21 +14,13 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from imgfs.image.image import Image
-from imgfs.layer.entry import Entry, Kind
+from imgfs.layer.entry import KIND_OF, Entry, Kind
 from imgfs.layer.schema import TAR
 from imgfs.tree.database import Node
 from imgfs.tree.reader import Tree, leads_nowhere
 
 _READ_SIZE = 1 << 20  # bytes that `read` reads at once
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class Found(NamedTuple):
@@ -172,7 +164,7 @@ class ImageFiles:
         for top in tops:
             for found in self.below(top):
                 name = found.path[prefix:] or b"."
-                kind = _KINDS[stat.S_IFMT(found.node.mode)]
+                kind = KIND_OF[stat.S_IFMT(found.node.mode)]
                 several = found.node.nlink > 1 and not found.is_directory
                 if several and first.setdefault(found.node.ino, name) != name:
                     kind = Kind.HARDLINK

@@ -8,6 +8,7 @@ copies.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -33,6 +34,16 @@ class Kind(IntEnum):
     CHARACTER = 4
     BLOCK = 5
     FIFO = 6
+
+
+KIND_OF: Mapping[int, Kind] = {  # by a mode's type (inode(7)); a hard link has that of its file
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
 
 
 class Extent(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.entry import Entry, Kind
+from imgfs.layer.entry import KIND_OF, Entry, Kind
 from imgfs.overlay.copyup_data import ImageData
 from imgfs.overlay.lookup import File, is_directory
 from imgfs.overlay.node import UpperNode
@@ -23,14 +23,6 @@ from imgfs.tree.database import ROOT, Attributes, Node
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
 
 _CHUNK = 1 << 20  # bytes read at a time
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class ChangeKind(enum.Enum):
@@ -88,7 +80,7 @@ class Diff:
         for found in groups:
             _check_name(found)
         for found in groups:
-            kind = _KINDS.get(stat.S_IFMT(found.after.mode)) if found.after else None
+            kind = KIND_OF.get(stat.S_IFMT(found.after.mode)) if found.after else None
             if found.file is None or found.after is None or (kind is None and found.before):
                 head, slash, name = found.path.rpartition(b"/")
                 yield Entry(head + slash + WHITEOUT_PREFIX + name, Kind.FILE, 0o644, 0, 0, 0, 0), ()

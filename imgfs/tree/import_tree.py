@@ -10,13 +10,12 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError
-from imgfs.layer.entry import Extent, Kind, kept_xattrs
+from imgfs.layer.entry import KIND_OF, Extent, Kind, kept_xattrs
 from imgfs.layer.limits import MAJORS, MINORS, PATH_LIMIT
 from imgfs.layer.schema import unpack_extents, unpack_time, unpack_xattrs
 from imgfs.layer.sqlite import (
@@ -33,14 +32,6 @@ from imgfs.tree.reader import MANY, SPARSEST, Tree
 
 _FORM = DatabaseForm("a tree", SCHEMA, f"{MILESTONES};", RULES)
 _DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12
-_KINDS: Mapping[int, Kind] = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 # `named` are the nodes of several names, which are few; the rules see to it that each name is that of a node.
 _NAMED = """
 CREATE TEMP TABLE named (ino INTEGER PRIMARY KEY, names INTEGER);
@@ -164,7 +155,7 @@ def _check_node(
     xattrs: bytes | None,
 ) -> None:
     """Raise InvalidImage for what a merge would have refused or left out: see `layer.limits`."""
-    kind = _KINDS[stat.S_IFMT(mode)]
+    kind = KIND_OF[stat.S_IFMT(mode)]
     check_time(unpack_time(mtime))
     found = unpack_xattrs(xattrs)
     if kept_xattrs(kind, found) != found:
