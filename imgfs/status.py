@@ -125,7 +125,7 @@ class TimelineStatus:
 class MountStatus:
     """A mount; `passthrough` counts the layers that the kernel reads itself, None by the FUSE driver.
 
-    `restarts` counts how often its daemon was killed and has a successor.
+    `restarts` counts how often its daemon was killed and has a successor; `version` is the daemon's imgfs.
     """
 
     image: str = ""
@@ -140,6 +140,7 @@ class MountStatus:
     driver: str = "fuse"
     pid: int = 0
     restarts: int = 0
+    version: str = ""
     began: float = 0.0
     seconds: float = 0.0
     requests_fetched: int = 0

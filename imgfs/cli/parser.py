@@ -54,6 +54,7 @@ COMMANDS = {
     "umount": Command("umount", "unmount"),
     "ps": Command("ps", "list the mounts and the containers"),
     "status": Command("status", "show what a mount has fetched and served"),
+    "upgrade": Command("upgrade", "hand mounts to this version of imgfs, while they are read"),
     "run": Command("container_options", "run a container of an image"),
     "bundle": Command("bundle", "make an OCI runtime bundle of an image, for another engine"),
     "exec": Command("exec", "run a command in a container that runs"),

@@ -27,9 +27,10 @@ def add_ps(commands: Commands) -> None:
         "ps",
         help="list the mounts and the containers",
         description="""\
-Lists the mounts of imgfs, by either driver, with their daemons, how old they are and how many bytes they have
-fetched, and their scratches; below them the containers that
-run, if there are any. The options of podman's ps, and -c, list containers alone.
+Lists the mounts of imgfs, by either driver, with their daemons, how old they are, how many bytes they have
+fetched, the versions of their daemons and how often those were restarted (see: imgfs mount --restart), and
+their scratches; below them the containers that run, if there are any. The options of podman's
+ps, and -c, list containers alone.
 
 Examples:
   imgfs ps
@@ -59,6 +60,8 @@ class MountRow:
     scratch: str | None
     seconds: float | None
     fetched: int | None
+    version: str | None
+    restarts: int | None
 
 
 def add_listing(command: argparse.ArgumentParser) -> None:
@@ -159,6 +162,8 @@ def _list_mounts(options: argparse.Namespace) -> int:
         Column("PID", right=True),
         Column("AGE"),
         Column("FETCHED", right=True),
+        Column("VERSION"),
+        Column("RESTARTS", right=True),
         Column("SCRATCH", folds=True),
     )
     say_table(
@@ -171,6 +176,8 @@ def _list_mounts(options: argparse.Namespace) -> int:
                 "?" if row.pid is None else str(row.pid),
                 "?" if row.seconds is None else age(row.seconds),
                 "?" if row.fetched is None else size(row.fetched),
+                row.version or "?",
+                "?" if row.restarts is None else str(row.restarts),
                 row.scratch or "-",
             )
             for row in rows
@@ -194,4 +201,6 @@ def _row(mount: Mount, patience: float) -> MountRow:
         scratch=status.scratch.name if status.scratch else None,
         seconds=status.seconds if status.pid else None,
         fetched=status.bytes_fetched if status.pid else None,
+        version=status.version or None,
+        restarts=status.restarts if status.pid else None,
     )

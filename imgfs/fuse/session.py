@@ -98,8 +98,8 @@ class Session:
     ) -> None:
         self._descriptor = descriptor
         self._greeted = greeted
-        self._offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
-        self._offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
+        self.offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
+        self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._greet,
@@ -114,6 +114,7 @@ class Session:
         self._invalidating: set[int] = set()  # inodes whose attributes a thread invalidates
         self._row = 0  # requests since the last look at anything else
         self._reading = trio.CancelScope()
+        self.has_ended = trio.Event()  # no more requests are taken
 
     async def serve(self) -> None:
         """Answer until it is unmounted, or `end` is called: then what is under way is answered still."""
@@ -122,15 +123,17 @@ class Session:
             with self._reading:
                 await self._read_all(nursery)
                 nursery.cancel_scope.cancel()  # unmounted: no request waits for an answer
+            self.has_ended.set()
 
-    def resume(self, offered: int) -> None:
-        """Go on in the place of a process that the kernel has greeted, and that has been killed.
+    def resume(self, offered: int, *, resend: bool) -> None:
+        """Go on in the place of a process that the kernel has greeted.
 
-        `offered` is what the kernel can do. It sends again what that process has left unanswered.
+        `offered` is what the kernel can do. It is to `resend` what a killed one has left unanswered.
         """
         self.offered = offered
         self._greeted(offered)
-        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size, NotifyCode.RESEND, 0), b"")
+        if resend:
+            self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size, NotifyCode.RESEND, 0), b"")
 
     def end(self) -> None:
         """Take no more requests."""
@@ -239,7 +242,7 @@ class Session:
         """Agree with the kernel on what both can do."""
         _, _, read_ahead, offered = INIT_IN.unpack_from(body)
         limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
-        answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self._offers, *limits)
+        answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self.offers, *limits)
         self._send(head.unique, 0, answer)
         self.offered = offered
         self._greeted(offered)

@@ -143,16 +143,19 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)
 
-        if options.metrics:
-            endpoint = stack.enter_context(_endpoint(options.metrics, tell))
+        metrics = stack.enter_context(contextlib.ExitStack())  # closed before an heir begins
+        if options.metrics and (succession is None or succession.has_turn):
+            endpoint = metrics.enter_context(_endpoint(options.metrics, tell))
             options = replace(options, metrics=endpoint.address)
             endpoint.start()
+        elif options.metrics:
+            on_ready = partial(_start_later, options.metrics, tell, metrics)
         prover = Verifier(image, store)
         stack.callback(prover.stop)
         prover.start()
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
-        mount = ServedMount(image, store, options, tell, on_ready, succession)
+        mount = ServedMount(image, store, options, tell, on_ready, succession, before_heir=metrics.close)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
 
@@ -161,7 +164,8 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         _keep_recorded(image, store, options)
     if succession:
         succession.ended()
-    log.info("unmounted %s", options.mountpoint)
+    is_handed_over = succession and not succession.has_turn
+    log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
 
 
 def _never_import_from(mountpoint: Path) -> None:
@@ -175,6 +179,16 @@ def _endpoint(address: MetricsAddress, tell: Callable[[], MountStatus]) -> Metri
     from imgfs.metrics.exposition import exposition
 
     return MetricsEndpoint.bind(address, lambda: exposition(tell()))
+
+
+def _start_later(
+    address: MetricsAddress, tell: Callable[[], MountStatus], stack: contextlib.ExitStack
+) -> None:
+    """Serve the status at an address that the predecessor has just let go of."""
+    try:
+        stack.enter_context(_endpoint(address, tell)).start()
+    except ImgfsError as error:
+        log.warning("%s", error)
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:

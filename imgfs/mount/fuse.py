@@ -26,9 +26,11 @@ from imgfs.mount.serving import (
     ServedMount,
     beat,
     end_on_signal,
+    hand_over_when_told,
     limit_unwritten,
     raise_read_ahead,
     sync_now_and_then,
+    wait_for_turn,
 )
 from imgfs.mounts.mountpoint import open_mountpoint
 from imgfs.mounts.table import mount_at, mounts
@@ -76,11 +78,15 @@ async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
             nursery.start_soon(sync_now_and_then, mount.image)
             nursery.start_soon(_announce, greeted, mount, session, descriptor, nursery)
             if succession and succession.is_taken_over:
-                session.resume(succession.state.offered)
+                succession.check(session)
+                nursery.start_soon(beat, succession)
+                resend = await wait_for_turn(succession) if succession.is_heir else True
+                session.resume(succession.state.offered, resend=resend)
             await session.serve()
             nursery.cancel_scope.cancel()
     finally:
-        unmount()
+        if succession is None or succession.has_turn:
+            unmount()
 
 
 def _mounted(options: MountOptions, fuse_options: set[str]) -> tuple[int, Callable[[], None]]:
@@ -166,8 +172,10 @@ async def _announce(
         limit_unwritten(mounted.device)
     if mount.succession:
         device = mounted.device if mounted else ""
-        mount.succession.serves(descriptor, mount.options, session.offered, device)
-        nursery.start_soon(beat, mount.succession)
+        mount.succession.serves(descriptor, mount.options, session, device)
+        nursery.start_soon(hand_over_when_told, mount, session)
+        if not mount.succession.is_taken_over:
+            nursery.start_soon(beat, mount.succession)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
 
 

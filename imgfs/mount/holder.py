@@ -4,13 +4,18 @@ A process of its own, run as a script by an interpreter that loads no packages (
 megabytes. It reads neither the store nor anything that comes from outside, and so outlives what its daemon
 dies of.
 
-    holder.py MOUNTPOINT DEVICE FUSE STATE CONTROL PID BEAT PROGRAM [ARGUMENT…]
+    holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME CONTROL TOLD PID BEAT PROGRAM [ARGUMENT…]
 
 MOUNTPOINT and DEVICE (major:minor) say in ps(1) what it holds. FUSE (the open /dev/fuse) and STATE (a file
 in memory) are descriptors that each successor of the daemon PID inherits. CONTROL is the reading end of the
 daemon's pipe, by which it says that it SERVES, and that the mount has ENDED, and gives a sign of life every
-BEAT seconds. PROGRAM is run as the successor, with FUSE, STATE, the writing end of its own pipe, and how many
-there have been, as further arguments.
+BEAT seconds; TOLD is the writing end of the one by which it is told. PROGRAM is run as the successor, with
+further arguments: PROTOCOL, FUSE, STATE, its ends of two such pipes, how often it was restarted, its role.
+
+ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `_orders`. It names
+another program, which is run as heir. Once that is READY, the daemon is told to HAND_OVER; when it has
+STOPPED to read, the heir is told to GO, while the daemon answers what it has under way, and then is DONE. If
+the heir ends before it is ready, the daemon serves on. What came of it is written to the file OUTCOME.
 
 A beat proves that the thread which reads /dev/fuse has come round to it: requests that wait for a registry
 wait in other threads. A daemon without a beat is killed if it cannot be merely slow (`Server.is_stuck`).
@@ -27,7 +32,11 @@ import select
 import sys
 import time
 
-SERVES, ENDED, BEATS = b"s", b"e", b"b"
+PROTOCOL = "1"  # of all that is said here, of arguments, and of orders
+BEATS, READY, SERVES, STOPPED_READING, DONE, ENDED = b"b", b"r", b"s", b"q", b"d", b"e"
+REFUSES = b"!"  # and why, as text, to the end
+HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
+SUCCESSOR, HEIR = "successor", "heir"  # roles
 BEAT = 4.0  # seconds from one beat to the next,
 _LATE = 1.5  # times that without a word are a silence
 TRIES = 5  # successors that end without serving,
@@ -39,19 +48,23 @@ ASLEEP = 5  # or that sleeps although its beat is due, or runs,
 LOOPING = 2.0  # and has used so many seconds of the processor since its last beat,
 STARTING = 20  # or that has not served yet, before it is killed
 _SIGKILL = 9
+_RESEND = (16).to_bytes(4, sys.byteorder) + (7).to_bytes(12, sys.byteorder)  # fuse_out_header: length, code
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
     """A process that serves the mount, or will, and what it says by a pipe. Times are in seconds."""
 
-    def __init__(self, pid: int, control: int, *, is_serving: bool = False) -> None:
+    def __init__(self, pid: int, control: int, told: int, *, is_serving: bool = False) -> None:
         self.pid = pid
         self.control = control
-        self.said = b""  # all but beats
+        self._told = told
+        self.said = b""  # all but beats,
+        self.reason = b""  # and why it refuses, which comes last
         self._is_serving = is_serving
         self._hung_up = False
         self._silences = self._stopped = self._asleep = 0
+        self._heard = time.monotonic()
         self._used = _processor_time(pid)
         os.set_blocking(control, False)  # a process that it has forked may have it open, and say nothing
         try:
@@ -67,19 +80,33 @@ class Server:
             return
         self._hung_up = not words
         if words:
+            self._heard = time.monotonic()
             self._silences = self._stopped = self._asleep = 0
             self._used = _processor_time(self.pid)
-            self.said += words.replace(BEATS, b"")
-            self._is_serving |= SERVES in words
+            words, refuses, reason = words.partition(REFUSES)
+            self.said += words.replace(BEATS, b"") + refuses
+            self.reason += reason
+            self._is_serving |= SERVES in words or READY in words
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for its end, or for what it says; return whether either has come in time."""
-        waited = [self.fd] if self._hung_up else [self.fd, self.control]
-        return bool(select.select(waited, [], [], seconds)[0])
+    def tell(self, word: bytes) -> None:
+        """Tell it something; if it has ended, that will be noticed."""
+        _write(self._told, word)
+
+    def descriptors(self) -> list[int]:
+        """Return what is readable once it has said something, or has ended."""
+        return [self.fd] if self._hung_up else [self.fd, self.control]
 
     def has_ended(self) -> bool:
         """Return whether it has ended."""
         return self.fd < 0 or bool(select.select([self.fd], [], [], 0)[0])
+
+    def is_silent(self, seconds: float) -> bool:
+        """Return whether it has said nothing for so long, since it was asked last."""
+        now = time.monotonic()
+        if now - self._heard < seconds:
+            return False
+        self._heard = now
+        return True
 
     def is_stuck(self) -> bool:
         """Note a silence; return True if the process does not come round to what it has to do.
@@ -101,13 +128,14 @@ class Server:
 
     def kill(self) -> None:
         """End it, whatever it does."""
-        if self.fd >= 0:
+        if not self.has_ended():
             __import__("_signal").pidfd_send_signal(self.fd, _SIGKILL)  # `signal` takes 0.8 MB
 
     def close(self) -> bool:
         """Close what was open for a process that has ended; return whether a signal has ended it."""
         self.listen()
         os.close(self.control)
+        os.close(self._told)
         if self.fd >= 0:
             os.close(self.fd)
         try:
@@ -119,39 +147,117 @@ class Server:
 class Holder:
     """Has a mount served by `words`, a program, whose processes get `descriptors`."""
 
-    def __init__(self, name: str, descriptors: tuple[int, ...], beat: float, words: list[str]) -> None:
+    def __init__(self, name: str, descriptors: tuple[int, int], beat: float, words: list[str]) -> None:
         self._name = name
         self._descriptors = descriptors
-        self._beat = beat
+        self._silence = beat * _LATE
         self._words = words
         self._failures = self._kills = self._restarts = 0
         self._moments = [0.0] * _AT_ONCE  # of the last restarts
+        self._servers: list[Server] = []  # all that live
+        self._serving: Server | None = None
+        self._upgrade: Upgrade | None = None
 
-    def hold(self, server: Server) -> int:
+    def hold(self, first: Server, orders: Orders) -> int:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
+        self._servers, self._serving = [first], first
         while True:
-            self._watch(server)
-            was_killed = server.close()
-            if ENDED in server.said or self._is_unmounted():
-                return 0
-            if SERVES in server.said:
-                self._failures = self._kills = 0
-            elif was_killed:
-                self._kills += 1
-            else:
-                self._failures += 1
-            if self._failures >= TRIES or self._kills >= KILLS:
-                return 1
-            server = self._start()
+            order = self._wait(orders)
+            for server in [server for server in self._servers if server.has_ended()]:
+                code = self._bury(server)
+                if code is not None:
+                    self._kill_all()
+                    return code
+            if order:
+                self._begin(*order, orders)
+            self._go_on()
 
-    def _watch(self, server: Server) -> None:
-        """Wait for the end of a daemon; end it, should it be stuck."""
-        while not server.has_ended():
-            if server.wait(self._beat * _LATE):
+    def _wait(self, orders: Orders) -> tuple[str, list[str]] | None:
+        """Wait until something is to be done: a process has ended or said something, or an order has come.
+
+        A process that is stuck is killed.
+        """
+        if any(server.fd < 0 for server in self._servers):
+            return None
+        waited = [fd for server in self._servers for fd in server.descriptors()]
+        ready = select.select([orders.fd, *waited], [], [], self._silence)[0]
+        for server in self._servers:
+            if server.control in ready:
                 server.listen()
-            elif server.is_stuck():
-                self._log(f"the daemon (pid {server.pid}) is stuck, state {_state(server.pid)}: it is killed")
+            elif server.is_silent(self._silence) and server.is_stuck():
+                state = _state(server.pid)
+                self._log(f"the daemon (pid {server.pid}) is stuck, state {state}: it is killed")
                 server.kill()
+        return orders.read() if orders.fd in ready else None
+
+    def _bury(self, server: Server) -> int | None:
+        """Do what the end of a process asks for; return what the holder ends with, if it is to end."""
+        self._servers.remove(server)
+        was_killed = server.close()
+        if ENDED in server.said or self._is_unmounted():
+            return 0
+        upgrade = self._upgrade
+        is_heir = upgrade is not None and server is upgrade.heir
+        if upgrade and is_heir:
+            reason = server.reason.decode(errors="replace")
+            upgrade.tell(reason or "it was killed" * was_killed or "it has failed: see the log")
+            self._upgrade = None
+        if server is self._serving:
+            self._serving = None
+            if self._gives_up(server, was_killed):
+                return 1
+        elif not is_heir and DONE not in server.said:
+            self._resend()
+        if self._serving is None and self._upgrade is None:
+            self._serving = self._start(self._words, SUCCESSOR)
+        return None
+
+    def _gives_up(self, server: Server, was_killed: bool) -> bool:
+        """Count how the process that served has ended; return whether that was once too often."""
+        self._restarts += 1
+        if SERVES in server.said:
+            self._failures = self._kills = 0
+        elif was_killed:
+            self._kills += 1
+        else:
+            self._failures += 1
+        return self._failures >= TRIES or self._kills >= KILLS
+
+    def _begin(self, nonce: str, words: list[str], orders: Orders) -> None:
+        """Begin an upgrade to another program."""
+        upgrade = Upgrade(nonce, words, orders)
+        if self._upgrade or self._serving is None or SERVES not in self._serving.said:
+            upgrade.tell("it is just being restarted, or upgraded: try again")
+        elif not words:
+            upgrade.tell("its holder is of another version, which does not understand this one")
+        else:
+            self._upgrade = upgrade
+            upgrade.heir = self._start(words, HEIR)
+
+    def _go_on(self) -> None:
+        """Go on with an upgrade: each of the two processes is told what the other has come to."""
+        upgrade, serving = self._upgrade, self._serving
+        heir = upgrade.heir if upgrade else None
+        if upgrade is None or heir is None or READY not in heir.said:
+            return
+        if serving is heir:
+            if SERVES in heir.said:
+                upgrade.tell("")
+                self._words, self._upgrade = upgrade.words, None
+        elif serving is None or STOPPED_READING in serving.said:
+            heir.tell(GO if serving else GO_AGAIN)
+            self._serving = heir
+        elif not upgrade.is_asked:
+            upgrade.is_asked = True
+            serving.tell(HAND_OVER)
+
+    def _kill_all(self) -> None:
+        for server in self._servers:
+            server.kill()
+
+    def _resend(self) -> None:
+        """Have the kernel send again what a process has left unanswered while another one serves."""
+        _write(self._descriptors[0], _RESEND)
 
     def _is_unmounted(self) -> bool:
         """Return whether the kernel has let go of the mount."""
@@ -159,29 +265,84 @@ class Holder:
         polled.register(self._descriptors[0], 0)
         return bool(polled.poll(0))  # POLLERR
 
-    def _start(self) -> Server:
-        """Start a successor."""
-        self._restarts += 1
+    def _start(self, words: list[str], role: str) -> Server:
+        """Start a process that is to serve."""
         number = self._restarts % _AT_ONCE
         if self._restarts > _AT_ONCE and time.monotonic() - self._moments[number] < _PERIOD:
             time.sleep(_PAUSE)
         self._moments[number] = time.monotonic()
         control, written = os.pipe()
+        read, told = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                os.set_inheritable(written, True)
-                given = map(str, (*self._descriptors, written, self._restarts))
-                os.execv(self._words[0], [*self._words, *given])
+                for descriptor in (written, read):
+                    os.set_inheritable(descriptor, True)
+                given = PROTOCOL, *self._descriptors, written, read, self._restarts, role
+                os.execv(words[0], [*words, *map(str, given)])
             finally:
                 os._exit(127)
         os.close(written)
-        return Server(pid, control)
+        os.close(read)
+        server = Server(pid, control, told)
+        self._servers.append(server)
+        return server
 
     def _log(self, text: str) -> None:
         """Add a line to the daemon's log."""
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name}: {text}\n".encode())
+
+
+class Orders:
+    """What other processes ask for by the pipe `fd`, and the file `outcome` that they are answered in.
+
+    An order is words that end with NUL, and another NUL: PROTOCOL, a nonce, and the program to run. It is
+    written at once, and is short enough for the kernel not to mix it with others (pipe(7), PIPE_BUF).
+    """
+
+    def __init__(self, fd: int, outcome: int) -> None:
+        self.fd = fd
+        self._outcome = outcome
+        os.set_blocking(fd, False)
+
+    def read(self) -> tuple[str, list[str]] | None:
+        """Return the nonce and the program of an order; no program if it is of another protocol."""
+        try:
+            orders = os.read(self.fd, 1 << 16).decode(errors="surrogateescape").split("\0\0")
+        except BlockingIOError:
+            return None
+        protocol, nonce, *words = [*orders[0].split("\0"), "", ""]
+        return nonce, [word for word in words if word] if protocol == PROTOCOL else []
+
+    def answer(self, nonce: str, text: str) -> None:
+        """Tell what has become of an order; an empty text if it is done."""
+        body = f"{nonce} {text}\n".encode(errors="surrogateescape")
+        os.pwrite(self._outcome, body, 0)
+        os.ftruncate(self._outcome, len(body))
+
+
+class Upgrade:
+    """An order that is being carried out."""
+
+    def __init__(self, nonce: str, words: list[str], orders: Orders) -> None:
+        self.words = words
+        self.heir: Server | None = None
+        self.is_asked = False  # whether the daemon was told to hand over
+        self._nonce = nonce
+        self._orders = orders
+
+    def tell(self, text: str) -> None:
+        """Tell the process that has given the order what has become of it."""
+        self._orders.answer(self._nonce, text)
+
+
+def _write(fd: int, words: bytes) -> bool:
+    """Write to a process that may have ended, or a mount that may be gone; return whether it was not."""
+    try:
+        return os.write(fd, words) == len(words)
+    except OSError:
+        return False
 
 
 def _state(pid: int) -> str:
@@ -206,9 +367,11 @@ def _stat(pid: int) -> list[str]:
 
 def main() -> int:
     """Hold what the arguments say."""
-    name, _device, fuse, state, control, pid, beat, *words = sys.argv[1:]
-    holder = Holder(name, (int(fuse), int(state)), float(beat), words)
-    return holder.hold(Server(int(pid), int(control), is_serving=True))
+    name, _device, *numbers = sys.argv[1:10]
+    fuse, state, orders, outcome, control, told, pid = map(int, numbers)
+    beat, *words = sys.argv[10:]
+    holder = Holder(name, (fuse, state), float(beat), words)
+    return holder.hold(Server(pid, control, told, is_serving=True), Orders(orders, outcome))
 
 
 if __name__ == "__main__":

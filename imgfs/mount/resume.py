@@ -8,23 +8,25 @@ by what the first daemon has agreed to, and gives files the same inode numbers: 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import select
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs import syscalls
+from imgfs import __version__, syscalls
 from imgfs.errors import MountError
 from imgfs.mount import holder
 from imgfs.mount.options import MountOptions
 from imgfs.mounts.table import mounts
 
 if TYPE_CHECKING:
+    from imgfs.fuse.session import Session
     from imgfs.image.resolve import Resolved
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
@@ -37,8 +39,8 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successo
 class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
-    `offered` is what the kernel can do (InitFlag), `began` when it was mounted, in seconds since 1970, `beat`
-    the seconds from one sign of life to the next.
+    `offered` is what the kernel can do, `agreed` what of that is made use of (InitFlag), `began` when it was
+    mounted, in seconds since 1970, `beat` the seconds from one sign of life to the next.
     """
 
     resolved: Resolved
@@ -47,18 +49,25 @@ class MountState:
     options: MountOptions
     began: float
     offered: int = 0
+    agreed: int = 0
     device: str = ""
     beat: float = field(default_factory=lambda: holder.BEAT)
 
 
 @dataclass(slots=True)
 class Succession:
-    """Has another process serve a mount if this one is killed. `restarts` counts its predecessors."""
+    """Has another process serve a mount if this one is killed, or is to hand over.
+
+    `restarts` counts its predecessors that were killed. An heir has its turn once the daemon has stopped.
+    """
 
     state: MountState
     descriptor: int = -1  # the open /dev/fuse that was taken over, -1 in the first daemon
-    control: int = -1  # the pipe to the holder
+    control: int = -1  # the pipe to the holder,
+    told: int = -1  # and the one from it
     restarts: int = 0
+    is_heir: bool = False
+    has_turn: bool = True
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -66,27 +75,33 @@ class Succession:
         """Return True if another process has mounted it."""
         return self.descriptor >= 0
 
-    def serves(self, descriptor: int, options: MountOptions, offered: int, device: str) -> None:
+    def serves(self, descriptor: int, options: MountOptions, session: Session, device: str) -> None:
         """Note that this process answers; the first one starts the holder. Raises OSError."""
         if not self.is_taken_over:
-            self.state = replace(self.state, options=options, offered=offered, device=device)
+            offered, agreed = session.offered, session.offered & session.offers
+            self.state = replace(self.state, options=options, offered=offered, agreed=agreed, device=device)
             self._start_holder(descriptor)
-        self._tell(holder.SERVES)
+        self.say(holder.SERVES)
+
+    def check(self, session: Session) -> None:
+        """Raise MountError if this process would not do what another has agreed to with the kernel."""
+        lacking = self.state.agreed & ~session.offers
+        if lacking:
+            raise MountError(f"imgfs {__version__} does not do what the kernel was told (INIT: {lacking:#x})")
 
     def ended(self) -> None:
-        """Tell the holder that the mount has ended."""
+        """Tell the holder that this process is done: the mount has ended, or it has a successor."""
         if self.control >= 0:
-            self._tell(holder.ENDED)
+            self.say(holder.ENDED if self.has_turn else holder.DONE)
 
-    def beats(self) -> None:
-        """Tell the holder that the thread which reads /dev/fuse has come round to this."""
-        self._tell(holder.BEATS)
+    def say(self, words: bytes) -> None:
+        """Tell the holder something."""
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):  # the holder is dead or stopped
+            os.write(self.control, words)
 
-    def _tell(self, word: bytes) -> None:
-        with contextlib.suppress(
-            BrokenPipeError, BlockingIOError
-        ):  # the holder was killed itself, or stopped
-            os.write(self.control, word)
+    def take_word(self) -> bytes:
+        """Return what the holder has said; nothing if it is dead."""
+        return os.read(self.told, 1)
 
     def unmount(self) -> None:
         """Detach a mount that was taken over, unless the kernel has let go of it already."""
@@ -102,23 +117,69 @@ class Succession:
                 subprocess.run(["fusermount3", "-u", "-z", "--", mount.mountpoint], check=False)
 
     def _start_holder(self, descriptor: int) -> None:
-        state = os.memfd_create("imgfs-mount")
+        state, outcome = os.memfd_create("imgfs-mount"), os.memfd_create("imgfs-outcome")
         with open(state, "wb", closefd=False) as file:
-            pickle.dump(self.state, file)
+            file.write(dump_state(self.state))
         control, self.control = os.pipe()
-        package = Path(holder.__file__).parents[2]
-        successor = [sys.executable, "-I", "-c", _START, str(package)]
+        self.told, told = os.pipe()
+        read, written = os.pipe()
+        orders = os.open(f"/proc/self/fd/{read}", os.O_RDWR)  # so that it never lacks a writer
         os.set_blocking(self.control, False)
-        numbers = (descriptor, state, control, os.getpid(), self.state.beat)
-        given = [str(self.state.options.mountpoint), self.state.device, *map(str, numbers)]
+        numbers = (descriptor, state, orders, outcome, control, told)
+        given = [str(self.state.options.mountpoint), self.state.device, *map(str, (*numbers, os.getpid()))]
         self._holder = subprocess.Popen(
-            [sys.executable, "-I", "-S", holder.__file__, *given, *successor],
-            pass_fds=(descriptor, state, control),
+            [sys.executable, "-I", "-S", holder.__file__, *given, str(self.state.beat), *successor_program()],
+            pass_fds=numbers,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(state)
-        os.close(control)
+        for number in (*numbers[1:], read, written):
+            os.close(number)
+
+
+def successor_program() -> list[str]:
+    """Return the program that serves in another's place: this imgfs, and this interpreter."""
+    return [sys.executable, "-I", "-c", _START, str(Path(holder.__file__).parents[2])]
+
+
+def dump_state(state: MountState) -> bytes:
+    """Return a mount's state for another process: who has made it and what it is made of, then a pickle."""
+    head = json.dumps({"version": __version__, "fields": sorted(_fields_within(state))})
+    return head.encode() + b"\n" + pickle.dumps(state)
+
+
+def load_state(body: bytes) -> MountState:
+    """Return what `dump_state` was given, perhaps by another version. Raises MountError if it is no use here.
+
+    A pickle does not say what its values are the values of: so both must have the same fields.
+    """
+    head, _, pickled = body.partition(b"\n")
+    said = json.loads(head)
+    try:
+        state: MountState = pickle.loads(pickled)
+        own = sorted(_fields_within(state))
+    except Exception as error:  # whatever the other version has, and this one has not
+        raise MountError(_of_another(said["version"], str(error))) from error
+    other = [name for name in said["fields"] if name not in own]
+    if other or len(own) != len(said["fields"]):
+        raise MountError(_of_another(said["version"], f"{(other or own)[0]} differs"))
+    return state
+
+
+def _of_another(version: str, reason: str) -> str:
+    return f"imgfs {__version__} cannot go on with a mount of this imgfs {version}: {reason}"
+
+
+def _fields_within(value: object) -> set[str]:
+    """Return the classes and fields that a state is made of, as far as imgfs has made them."""
+    if isinstance(value, tuple | list | set | frozenset):
+        return {name for each in value for name in _fields_within(each)}
+    if not is_dataclass(value):
+        return set()
+    kind = type(value)
+    names = [each.name for each in fields(value)]
+    within = {name for each in names for name in _fields_within(getattr(value, each, None))}
+    return within | {f"{kind.__module__}.{kind.__qualname__}({' '.join(names)})"}
 
 
 def check_kernel() -> None:

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from imgfs.errors import StoreError, describe
+from imgfs import __version__
+from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
+from imgfs.mount import holder
 from imgfs.mount.options import MountOptions
 from imgfs.status import MountStatus, ScratchStatus
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:
     from imgfs.content.content import Content
+    from imgfs.fuse.session import Session
     from imgfs.image.image import Image
     from imgfs.mount.resume import Succession
     from imgfs.overlay.interchange import HandleLookup
@@ -42,7 +45,7 @@ class ServedMount:
     """An image of `store` that is mounted as `options` say, and served by this process.
 
     `tell` gives its status; `on_ready` is called once it answers. With a `succession` another process serves
-    it if this one is killed.
+    it if this one is killed; `before_heir` lets go of what an heir has to have.
     """
 
     image: Image
@@ -51,6 +54,7 @@ class ServedMount:
     tell: Callable[[], MountStatus]
     on_ready: Callable[[], None]
     succession: Succession | None = None
+    before_heir: Callable[[], None] = lambda: None
 
     def scratch_terms(self) -> tuple[Tree, Content, ScratchBase, str, HandleLookup]:
         """What a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
@@ -97,8 +101,36 @@ async def sync_now_and_then(image: Image) -> None:
 async def beat(succession: Succession) -> None:
     """Give the holder signs of life: to be run by the thread that reads /dev/fuse."""
     while True:
-        succession.beats()
+        succession.say(holder.BEATS)
         await trio.sleep(succession.state.beat)
+
+
+async def wait_for_turn(succession: Succession) -> bool:
+    """Wait, as an heir, for the predecessor to stop; return whether it was killed. Raises MountError."""
+    succession.say(holder.READY)
+    await trio.lowlevel.wait_readable(succession.told)
+    word = succession.take_word()
+    if word not in (holder.GO, holder.GO_AGAIN):
+        raise MountError("the holder has been killed")
+    succession.has_turn = True
+    succession.restarts += word == holder.GO_AGAIN
+    return word == holder.GO_AGAIN
+
+
+async def hand_over_when_told(mount: ServedMount, session: Session) -> None:
+    """Stop reading when the holder has an heir; what is under way is answered still."""
+    succession = mount.succession
+    assert succession
+    await trio.lowlevel.wait_readable(succession.told)
+    if succession.take_word() != holder.HAND_OVER:
+        return
+    with trio.CancelScope(shield=True):
+        succession.has_turn = False
+        session.end()
+        await session.has_ended.wait()
+        log.info("handing over %s", mount.options.mountpoint)
+        mount.before_heir()
+        succession.say(holder.STOPPED_READING)
 
 
 def raise_read_ahead(device: str) -> None:
@@ -145,6 +177,7 @@ def status(image: Image, store: Store, options: MountOptions, began: float, rest
         pid=os.getpid(),
         began=began,
         restarts=restarts,
+        version=__version__,
         seconds=round(time.time() - began, 3),
         requests_fetched=traffic.requests,
         bytes_fetched=traffic.bytes,

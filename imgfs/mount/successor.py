@@ -1,39 +1,68 @@
-"""The process that serves a mount whose daemon was killed; `holder` starts it."""
+"""The process that serves a mount in the place of a killed daemon, or of one that hands over (`holder`)."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import sys
+from contextlib import closing, suppress
 from typing import NoReturn
 
+from imgfs import __version__
 from imgfs.daemonize import log_to_stderr
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, MountError, describe
+from imgfs.mount import holder
 from imgfs.mount.daemon import serve
-from imgfs.mount.resume import MountState, Succession
+from imgfs.mount.resume import Succession, connector, load_state
 
 log = logging.getLogger("imgfs.mount")
 
 
 def main() -> NoReturn:
     """Serve what the holder hands on, until it is unmounted."""
-    descriptor, memory, control, restarts = map(int, sys.argv[2:6])
+    protocol, *numbers, role = sys.argv[2:]
+    descriptor, memory, control, told, restarts = map(int, numbers[:5])
     code = 1
     try:
-        for number in (descriptor, memory, control):
+        for number in (descriptor, memory, control, told):
             os.set_inheritable(number, False)
         os.set_blocking(control, False)
-        state: MountState = pickle.loads(os.pread(memory, os.fstat(memory).st_size, 0))
+        log_to_stderr("INFO")
+        _check(protocol)
+        state = load_state(os.pread(memory, os.fstat(memory).st_size, 0))
         os.close(memory)
         log_to_stderr(state.options.log_level)
-        log.warning("restart %d of the daemon of %s", restarts, state.options.mountpoint)
-        serve(state, lambda: None, Succession(state, descriptor, control, restarts))
+        is_heir = role == holder.HEIR
+        succession = Succession(state, descriptor, control, told, restarts, is_heir, has_turn=not is_heir)
+        _say_who_serves(succession)
+        serve(state, lambda: None, succession)
         code = 0
     except ImgfsError as error:
         log.error("%s", error)  # noqa: TRY400  (a line for a person)
-    except BaseException:
+        _refuse(control, str(error))
+    except BaseException as error:
         log.exception("the daemon ends")
+        _refuse(control, f"an error that imgfs did not expect: {describe(error)}; see the log")
     finally:
         logging.shutdown()
         os._exit(code)
+
+
+def _check(protocol: str) -> None:
+    if protocol != holder.PROTOCOL:
+        raise MountError(f"imgfs {__version__} does not understand the holder: it is of another version")
+
+
+def _say_who_serves(succession: Succession) -> None:
+    mountpoint = succession.state.options.mountpoint
+    if succession.is_heir:
+        with closing(connector(succession.state.connect)()):  # asks for nothing; is it one of this version?
+            pass
+        log.info("to take over %s: imgfs %s of %s", mountpoint, __version__, sys.argv[1])
+    else:
+        log.warning("restart %d of the daemon of %s", succession.restarts, mountpoint)
+
+
+def _refuse(control: int, reason: str) -> None:
+    with suppress(OSError):
+        os.write(control, holder.REFUSES + reason.encode(errors="replace"))

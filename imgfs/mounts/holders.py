@@ -1,17 +1,22 @@
 """Holders (`mount.holder`): the processes that have a mount served again if its daemon dies or hangs.
 
-One is found by its command line, which says what device it holds.
+One is found by its command line, which says what device it holds. It takes orders by a pipe of its own, and
+answers in a file: both are opened by /proc, which only its user and root may.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
+from imgfs.errors import MountError
 from imgfs.mounts.table import Mount
 
 SCRIPT = "imgfs/mount/holder.py"
+_DEVICE, _ORDERS = 2, 5  # among its arguments
+_PATIENCE, _POLL = 120.0, 0.03  # seconds that an upgrade may take, and between looks
 
 
 def holder_of(mount: Mount) -> int | None:
@@ -26,11 +31,45 @@ def is_holder(pid: int) -> bool:
 
 def held_device(pid: int) -> str:
     """Return the device (major:minor) of the mount that a process holds, nothing if it is no holder."""
-    with suppress(OSError, StopIteration, IndexError):
+    return next(iter(_words(pid)[_DEVICE:]), "")
+
+
+def _words(pid: int) -> list[str]:
+    """Return the arguments of a holder, its script first; none of any other process."""
+    with suppress(OSError, StopIteration):
         words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-        script = next(number for number, word in enumerate(words) if word.endswith(SCRIPT))
-        return words[script + 2]
-    return ""
+        return words[next(number for number, word in enumerate(words) if word.endswith(SCRIPT)) :]
+    return []
+
+
+def hand_over(mount: Mount, protocol: str, program: list[str]) -> None:
+    """Have `program` serve a mount in the place of its daemon. Raises MountError: then that serves on."""
+    pid = holder_of(mount)
+    if pid is None:
+        raise MountError(f"{mount.mountpoint}: mounted without --restart, so it cannot be handed over")
+    nonce = f"{os.getpid()}-{time.monotonic_ns()}"
+    order = "".join(f"{word}\0" for word in (protocol, nonce, *program)) + "\0"
+    try:
+        orders, outcome = _words(pid)[_ORDERS : _ORDERS + 2]
+        with open(f"/proc/{pid}/fd/{orders}", "wb", buffering=0) as pipe:
+            pipe.write(os.fsencode(order))
+        said = _outcome(Path(f"/proc/{pid}/fd/{outcome}"), nonce)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is of another version"
+        raise MountError(f"{mount.mountpoint}: its holder (pid {pid}) takes no orders: {reason}") from error
+    if said:
+        raise MountError(f"{mount.mountpoint}: {said}")
+
+
+def _outcome(path: Path, nonce: str) -> str:
+    """Wait for what becomes of an order; return why it could not be carried out, nothing if it was."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        found, _, said = path.read_text(errors="replace").partition(" ")
+        if found == nonce:
+            return said.strip()
+        time.sleep(_POLL)
+    return f"it is not handed over within {_PATIENCE:.0f} s: see the log"
 
 
 def _processes() -> list[str]:

@@ -12,11 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,99 +21,36 @@ import pytest
 from imgfs.errors import MountError
 from imgfs.mount import holder, resume
 from imgfs.mounts.table import mount_at
-from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import (
     Imgfs,
     Wire,
     drop_caches,
     errno_of,
-    gzipped,
     is_alive,
     processes_of_tests,
     serve,
     until,
     write_image,
 )
+from tests.support.restarted import (
+    FILES,
+    LAYER,
+    NOISE,
+    RESTARTED,
+    contents,
+    holders,
+    killed_again_and_again,
+    successors,
+)
 
 pytestmark = pytest.mark.kernel
-
-NOISE = random.Random(17).randbytes(3_000_000)
-FILES = {f"d{number % 7}/f{number}": b"%d " % number * (number * 40) for number in range(120)} | {
-    "noise": NOISE
-}
-LAYER = gzipped(
-    tar.archive(
-        *(tar.directory(f"d{number}") for number in range(7)),
-        *(tar.file(name, body) for name, body in FILES.items()),
-    )
-)
-RESTARTED = r" WARNING .* restart \d+ of the daemon"
 
 
 @pytest.fixture
 def image(imgfs: Imgfs) -> str:
     imgfs.expected.append(RESTARTED)
     return write_image(imgfs.directory / "layout", [LAYER])
-
-
-def contents(at: Path) -> dict[str, bytes]:
-    """Every file below a mount, read past the kernel's cache."""
-    found = {}
-    for directory, _, names in os.walk(at):
-        for name in names:
-            path = Path(directory, name)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            try:
-                with mmap.mmap(-1, 4 << 20) as room:
-                    body = b""
-                    while count := os.preadv(fd, [room], len(body)):
-                        body += room[:count]
-            finally:
-                os.close(fd)
-            found[str(path.relative_to(at))] = body
-    return found
-
-
-def successors(imgfs: Imgfs) -> list[int]:
-    """The pids of the processes that were started to take a mount over."""
-    others = processes_of_tests(imgfs.store)
-    words = {pid: command_line(pid) for pid in others}
-    return [pid for pid in others if b"mount.successor" in words[pid] and b"holder.py" not in words[pid]]
-
-
-def holders(imgfs: Imgfs) -> list[int]:
-    """The pids of the holders."""
-    return [pid for pid in processes_of_tests(imgfs.store) if b"holder.py\0" in command_line(pid)]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-@contextmanager
-def killed_again_and_again(imgfs: Imgfs, first: int, pauses: list[float]) -> Iterator[list[int]]:
-    """Kill the daemon, and each of its successors, after one of the pauses each; gives their pids."""
-    killed: list[int] = []
-
-    def kill_all() -> None:
-        pid = first
-        for pause in pauses:
-            time.sleep(pause)
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            until(lambda: [new for new in successors(imgfs) if new not in killed], "there is a successor")
-            pid = next(new for new in successors(imgfs) if new not in killed)
-
-    killer = threading.Thread(target=kill_all)
-    killer.start()
-    try:
-        yield killed
-    finally:
-        killer.join()
 
 
 def test_readers_notice_nothing_of_a_storm_of_kills(imgfs: Imgfs) -> None:
@@ -351,7 +285,7 @@ def test_what_counts_as_stuck(
     monkeypatch.setattr(holder, "_processor_time", processor_time)
     read, written = os.pipe()
     with open(read, "rb"), open(written, "wb", buffering=0) as pipe:
-        server = holder.Server(os.getpid(), read, is_serving=True)
+        server = holder.Server(os.getpid(), read, written, is_serving=True)
         judged = [server.is_stuck() for _ in range(40)]
         assert (judged.index(True) + 1 if any(judged) else None) == silences
         pipe.write(holder.BEATS)
@@ -371,15 +305,17 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
     control, written = os.pipe()
     os.write(written, said)
     os.close(written)
+    orders, told = os.pipe()
     program = tmp_path / "successor"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
-        numbers = (null.fileno(), null.fileno(), pipe.fileno(), daemon.pid, 0.2)
+        fds = [null.fileno(), null.fileno(), orders, null.fileno(), pipe.fileno(), told]
+        numbers = (*fds, daemon.pid, 0.2)
         given = ["/mnt", "0:99", *map(str, numbers), str(program), "word"]
         return subprocess.run(
             [sys.executable, "-I", "-S", *options, holder.__file__, *given],
-            pass_fds=[null.fileno(), pipe.fileno()],
+            pass_fds=fds,
             cwd=tmp_path,
             capture_output=True,
             check=False,
@@ -393,7 +329,7 @@ def test_a_mount_that_has_ended_needs_no_successor(tmp_path: Path) -> None:
 
 
 def test_the_holder_counts_only_successors_that_do_not_serve_one_after_the_other(tmp_path: Path) -> None:
-    serves_at = 'echo "$1 $5" >>started; if [ $5 = 3 ]; then printf s >&$4; fi'
+    serves_at = 'echo "$1 $7" >>started; if [ $7 = 3 ]; then printf s >/proc/self/fd/$5; fi'
     assert held(tmp_path, b"s", serves_at).returncode == 1
     started = [f"word {number}" for number in range(1, 3 + holder.TRIES)]
     assert (tmp_path / "started").read_text().splitlines() == [*started, f"word {3 + holder.TRIES}"]

@@ -127,7 +127,7 @@ def test_a_session_that_goes_on_asks_for_what_was_left_and_answers_it_by_its_new
         }
         session = Session(ours.fileno(), handlers, offered.append)
         async with trio.open_nursery() as nursery:
-            session.resume(77)
+            session.resume(77, resend=True)
             nursery.start_soon(session.serve)
             await trio.to_thread.run_sync(asking, Kernel(theirs))
             session.end()

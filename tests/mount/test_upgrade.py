@@ -1,0 +1,148 @@
+"""`imgfs upgrade`: mounts go from one version of imgfs to another while they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from imgfs import __version__
+from tests.support.fault_server import FaultServer
+from tests.support.mounted import (
+    CHECKOUT,
+    Imgfs,
+    Ran,
+    Wire,
+    errno_of,
+    is_alive,
+    processes_of_tests,
+    serve,
+    until,
+    write_image,
+)
+from tests.support.restarted import FILES, LAYER, NOISE, RESTARTED, contents
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    return write_image(imgfs.directory / "layout", [LAYER])
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """Another checkout, of another version."""
+    shutil.copytree(
+        CHECKOUT / "imgfs", tmp_path / "newer/imgfs", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    said = tmp_path / "newer/imgfs/__init__.py"
+    said.write_text(said.read_text().replace(f'__version__ = "{__version__}"', '__version__ = "99.1"'))
+    return tmp_path / "newer"
+
+
+def upgrade(imgfs: Imgfs, checkout: Path, *words: str | Path) -> Ran:
+    program = (
+        f"import sys; sys.path.insert(0, {str(checkout)!r}); from imgfs.cli import main; sys.exit(main())"
+    )
+    return imgfs.program(sys.executable, "-I", "-c", program, "upgrade", *words)
+
+
+def metrics(imgfs: Imgfs, at: Path) -> bytes:
+    """What Prometheus would get."""
+    with urllib.request.urlopen(imgfs.status(at)["metrics"], timeout=30) as answer:
+        body: bytes = answer.read()
+        return body
+
+
+def test_mounts_are_handed_over_and_back_while_they_are_read(imgfs: Imgfs, newer: Path) -> None:
+    with FaultServer() as server, ThreadPoolExecutor(2) as readers:
+        image = serve(server, "app", "v1", [LAYER])
+        at = imgfs.mount(image, "--restart", "--metrics", "0")
+        first = imgfs.pid(at)
+        imgfs.evict(image)
+        reads = [readers.submit(contents, at)]
+        for checkout, version in ((newer, "99.1"), (CHECKOUT, __version__), (newer, "99.1")):
+            reads.append(readers.submit(contents, at))
+            assert upgrade(imgfs, checkout, at) == (0, b"", "")
+            status = imgfs.status(at)
+            assert (status["version"], status["restarts"]) == (version, 0)
+            until(lambda: errno_of(lambda: metrics(imgfs, at)) is None, "the metrics are served again")
+        assert all(read.result() == FILES for read in reads)
+        assert not is_alive(first)
+        os.kill(imgfs.pid(at), signal.SIGKILL)
+        imgfs.expected.append(RESTARTED)
+        assert contents(at) == FILES
+        row = next(row for row in json.loads(imgfs.ok("ps", "--json")) if row["mountpoint"] == str(at))
+        assert (row["version"], row["restarts"]) == ("99.1", 1)
+        assert re.search(r" 99\.1 +1 ", imgfs.ok("ps"))
+        imgfs.umount(at)
+    until(lambda: not processes_of_tests(imgfs.store), "the holder has ended")
+
+
+def test_a_request_under_way_is_answered_by_who_has_taken_it(imgfs: Imgfs) -> None:
+    with FaultServer() as server, Wire(server.host) as wire, ThreadPoolExecutor(1) as reader:
+        image = serve(server, "app", "v1", [LAYER], wire.host)
+        at = imgfs.mount(image, "--restart")
+        imgfs.evict(image)
+        wire.stall()
+        pid = imgfs.pid(at)
+        read = reader.submit((at / "noise").read_bytes)
+        time.sleep(0.3)
+        assert imgfs.ok("upgrade", at) == ""
+        assert imgfs.pid(at) != pid
+        assert is_alive(pid)
+        wire.mend()
+        assert read.result() == NOISE
+        until(lambda: not is_alive(pid), "it ends once it has answered")
+        imgfs.umount(at)
+
+
+def test_a_version_that_cannot_go_on_leaves_the_old_one_serving(
+    imgfs: Imgfs, image: str, newer: Path
+) -> None:
+    imgfs.expected.append(" ERROR .* cannot go on with a mount of this imgfs")
+    at = imgfs.mount(image, "--restart")
+    pid = imgfs.pid(at)
+    options = newer / "imgfs/mount/options.py"
+    options.write_text(options.read_text() + "    quiet: bool = False\n")
+    said = upgrade(imgfs, newer, at).complaint()
+    reason = "cannot go on with a mount of this imgfs"
+    assert said.startswith(f"{at}: imgfs 99.1 {reason} {__version__}: imgfs.mount.options.MountOptions(")
+    (newer / "imgfs/mount/holder.py").write_text('PROTOCOL = "2"\n')
+    assert upgrade(imgfs, newer, at).complaint().startswith(f"{at}: its holder is of another version")
+    assert (imgfs.pid(at), (at / "noise").read_bytes()) == (pid, NOISE)
+    assert upgrade(imgfs, CHECKOUT, "--all") == (0, b"", "")
+    assert imgfs.pid(at) != pid
+    imgfs.umount(at)
+
+
+def test_an_heir_that_is_killed_leaves_the_old_one_serving(imgfs: Imgfs, image: str, newer: Path) -> None:
+    at = imgfs.mount(image, "--restart")
+    pid = imgfs.pid(at)
+    script = newer / "imgfs/mount/successor.py"
+    script.write_text("import os\ndef main():\n    os.kill(os.getpid(), 9)\n")
+    assert upgrade(imgfs, newer, at).complaint() == f"{at}: it was killed"
+    assert (imgfs.pid(at), (at / "noise").read_bytes()) == (pid, NOISE)
+    imgfs.umount(at)
+
+
+def test_a_user_upgrades_a_mount_and_what_cannot_be_is_said(nobody: Imgfs) -> None:
+    image = write_image(nobody.directory / "layout", [LAYER])
+    at, plain = nobody.mount(image, "--restart"), nobody.mount(image, at=nobody.mountpoint("plain"))
+    pid = nobody.pid(at)
+    assert nobody.ok("upgrade", at) == ""
+    assert nobody.pid(at) != pid
+    said = nobody.run("upgrade", plain).complaint()
+    assert said == f"{plain}: mounted without --restart, so it cannot be handed over"
+    nobody.umount(plain)
+    nobody.umount(at)

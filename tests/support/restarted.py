@@ -1,0 +1,87 @@
+"""Mounts of `--restart`: an image to read, and what kills daemons again and again meanwhile."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support import tarmake as tar
+from tests.support.mounted import Imgfs, gzipped, processes_of_tests, until
+
+NOISE = random.Random(17).randbytes(3_000_000)
+FILES = {f"d{number % 7}/f{number}": b"%d " % number * (number * 40) for number in range(120)} | {
+    "noise": NOISE
+}
+LAYER = gzipped(
+    tar.archive(
+        *(tar.directory(f"d{number}") for number in range(7)),
+        *(tar.file(name, body) for name, body in FILES.items()),
+    )
+)
+RESTARTED = r" WARNING .* restart \d+ of the daemon"
+
+
+def contents(at: Path) -> dict[str, bytes]:
+    """Every file below a mount, read past the kernel's cache."""
+    found = {}
+    for directory, _, names in os.walk(at):
+        for name in names:
+            path = Path(directory, name)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            try:
+                with mmap.mmap(-1, 4 << 20) as room:
+                    body = b""
+                    while count := os.preadv(fd, [room], len(body)):
+                        body += room[:count]
+            finally:
+                os.close(fd)
+            found[str(path.relative_to(at))] = body
+    return found
+
+
+def successors(imgfs: Imgfs) -> list[int]:
+    """The pids of the processes that were started to take a mount over."""
+    others = processes_of_tests(imgfs.store)
+    words = {pid: command_line(pid) for pid in others}
+    return [pid for pid in others if b"mount.successor" in words[pid] and b"holder.py" not in words[pid]]
+
+
+def holders(imgfs: Imgfs) -> list[int]:
+    """The pids of the holders."""
+    return [pid for pid in processes_of_tests(imgfs.store) if b"holder.py\0" in command_line(pid)]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@contextmanager
+def killed_again_and_again(imgfs: Imgfs, first: int, pauses: list[float]) -> Iterator[list[int]]:
+    """Kill the daemon, and each of its successors, after one of the pauses each; gives their pids."""
+    killed: list[int] = []
+
+    def kill_all() -> None:
+        pid = first
+        for pause in pauses:
+            time.sleep(pause)
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            until(lambda: [new for new in successors(imgfs) if new not in killed], "there is a successor")
+            pid = next(new for new in successors(imgfs) if new not in killed)
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        killer.join()
