@@ -25,6 +25,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     errors      the exception tree            config      what the environment says
     parallel    several tasks at once  quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
+    program     another program asked something, within bounds
     status      what a mount says of itself: frozen types and their JSON
     oci/        reference, descriptor, image: documents, pure
     owned/      files that could be another user's or process's: opened, locked, swept

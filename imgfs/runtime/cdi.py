@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import ImgfsError
+from imgfs.oci.yaml import parse_yaml
 from imgfs.owned.opening import open_regular
 from imgfs.runtime.cdi_names import is_cdi_kind, is_cdi_name
 from imgfs.runtime.edits import ContainerEdits, DeviceNode, EditMount, Hook
@@ -114,22 +115,9 @@ def _document(path: Path) -> object:
     if len(body) > _LARGEST:
         raise CdiFault(f"it is larger than {_LARGEST >> 20} MiB")
     try:
-        return json.loads(body) if path.suffix == ".json" else _yaml(body)
+        return json.loads(body) if path.suffix == ".json" else parse_yaml(body)
     except (ValueError, RecursionError) as error:
         raise CdiFault(_first_line(error)) from error
-
-
-def _yaml(body: bytes) -> object:
-    """A YAML document; raises ValueError."""
-    import yaml  # here: few containers have such a device, and most files are JSON
-
-    try:
-        return yaml.load(body, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.MarkedYAMLError as error:
-        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"no YAML{where}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"no YAML: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

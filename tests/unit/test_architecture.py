@@ -14,7 +14,7 @@ import imgfs
 ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
-    {"errors", "config", "parallel", "quoting", "status", "syscalls"},
+    {"errors", "config", "parallel", "program", "quoting", "status", "syscalls"},
     {"oci", "owned"},
     {"layer", "registry", "store"},
     {"transport"},
@@ -43,7 +43,7 @@ ALONE = {
     "textual": {"cli.browser"},
     "pygments": {"cli.browser"},
     "fsspec": {"api.filesystem"},
-    "yaml": {"runtime.cdi"},
+    "yaml": {"oci.yaml"},
     "cryptography": {"signatures.keys"},
     "h2": {"transport.grpc"},
 }

@@ -20,10 +20,7 @@ import fcntl
 import json
 import os
 import re
-import selectors
-import signal
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +37,7 @@ from imgfs.owned.opening import (
     open_owned_file,
     open_regular,
 )
+from imgfs.program import ProgramOutput, ask_program
 
 _MAX_FILE = 4 << 20
 _TRIES = 4  # at a file that another program may be writing in place
@@ -171,12 +169,6 @@ class HelperSecret(NamedTuple):
         return f"HelperSecret({self.username!r})"
 
 
-class _HelperOutput(NamedTuple):
-    code: int
-    out: bytes
-    error: bytes
-
-
 def program_of(name: object) -> str:
     """The program of the helper `name`; raises UsageError for what can be no name of one."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -229,64 +221,25 @@ def _answer(output: bytes, program: str) -> HelperSecret | None:
     return HelperSecret(username, secret) if secret else None
 
 
-def _failed(program: str, what: str, output: _HelperOutput, secret: str = "") -> Unauthorized:
+def _failed(program: str, what: str, output: ProgramOutput, secret: str = "") -> Unauthorized:
     text = _text(output)
     if "Secret" in text or (secret and (secret in text or json.dumps(secret)[1:-1] in text)):
         text = "what it says has a secret in it"
     return Unauthorized(f"{program} failed {what}: {text[:_MAX_TEXT]!r} (exit code {output.code})")
 
 
-def _text(output: _HelperOutput) -> str:
+def _text(output: ProgramOutput) -> str:
     """Return the helper's error text: most write it to standard output."""
     return (output.out + output.error).decode(errors="replace").strip()
 
 
-def _run(program: str, verb: str, request: str, seconds: float = TIMEOUT) -> _HelperOutput:
+def _run(program: str, verb: str, request: str, seconds: float = TIMEOUT) -> ProgramOutput:
     """Run the helper to its end; raises Unauthorized if it cannot be run or takes longer than `seconds`."""
-    pipe = subprocess.PIPE
     try:
-        process = subprocess.Popen(
-            [program, verb], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        return ask_program([program, verb], request.encode(), seconds=seconds, limit=_MAX_ANSWER)
+    except TimeoutError as error:
+        raise Unauthorized(f"{program} {verb}: no answer within {seconds:.3g} s") from error
+    except OverflowError as error:
+        raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
     except OSError as error:
         raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
-    with process:
-        try:
-            return _converse(process, request.encode(), time.monotonic() + seconds)
-        except TimeoutError as error:
-            raise Unauthorized(f"{program} {verb}: no answer within {seconds:.3g} s") from error
-        except OverflowError as error:
-            raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
-        finally:
-            if process.returncode is None:  # not waited for yet, so that its group cannot be another's
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _converse(process: subprocess.Popen[bytes], request: bytes, ends: float) -> _HelperOutput:
-    """Write the request, and read until both outputs are closed and the helper has ended."""
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    with suppress(BrokenPipeError):  # a helper may not read it; the request fits into a pipe
-        process.stdin.write(request)
-        process.stdin.close()
-    output = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    with selectors.DefaultSelector() as selector:
-        for fd in output:
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            if not (ready := selector.select(max(0.0, ends - time.monotonic()))):
-                raise TimeoutError
-            for key, _ in ready:
-                chunk = os.read(key.fd, _MAX_ANSWER)
-                output[key.fd] += chunk
-                if not chunk:
-                    selector.unregister(key.fd)
-                if len(output[key.fd]) > _MAX_ANSWER:
-                    raise OverflowError
-    try:
-        code = process.wait(max(0.0, ends - time.monotonic()))
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError from error
-    return _HelperOutput(code, *map(bytes, output.values()))
