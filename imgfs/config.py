@@ -44,6 +44,17 @@ class AuthText:
 
 
 @dataclass(frozen=True, slots=True)
+class CredentialProviders:
+    """kubelet's credential providers: their configuration, and the directory that their programs are in."""
+
+    config: Path
+    directory: Path
+
+
+AuthSource = Path | AuthText | CredentialProviders
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryFiles:
     """The configuration files of registries, in order of precedence; none of them need exist.
 
@@ -68,10 +79,15 @@ class Environment:
     source_date: int | None = None
     registry_files: RegistryFiles = RegistryFiles()
     auth_text: AuthText | None = None
+    providers: CredentialProviders | None = None
 
     @property
-    def auth_sources(self) -> tuple[Path | AuthText, ...]:
-        """Return the sources of credentials, in order of precedence: files and $DOCKER_AUTH_CONFIG."""
+    def auth_sources(self) -> tuple[AuthSource, ...]:
+        """Return the sources of credentials, in order of precedence: programs, files, $DOCKER_AUTH_CONFIG."""
+        programs = (self.providers,) if self.providers else ()
+        return (*programs, *self._kept_sources())
+
+    def _kept_sources(self) -> tuple[AuthSource, ...]:
         if self.auth_text is None:
             return self.auth_files
         before = len(self.auth_files) - (not self.auth_text.last)  # docker's own file is the last
@@ -90,6 +106,7 @@ class Environment:
             source_date(environ),
             registry_files(environ, euid),
             auth_text(environ),
+            credential_providers(environ),
         )
 
 
@@ -126,6 +143,20 @@ def auth_text(environ: Mapping[str, str]) -> AuthText | None:
     text = environ.get("DOCKER_AUTH_CONFIG", "")
     last = environ.get("GITLAB_CI", "").lower() == "true"
     return AuthText("$DOCKER_AUTH_CONFIG", text, last) if text.strip() else None
+
+
+def credential_providers(environ: Mapping[str, str]) -> CredentialProviders | None:
+    """$IMGFS_CREDENTIAL_PROVIDER_CONFIG and …_BIN_DIR, as kubelet's --image-credential-provider-… say it.
+
+    The programs are beside the configuration if no directory is given.
+    """
+    config = environ.get("IMGFS_CREDENTIAL_PROVIDER_CONFIG")
+    if not config:
+        return None
+    path = Path(config).absolute()
+    return CredentialProviders(
+        path, Path(environ.get("IMGFS_CREDENTIAL_PROVIDER_BIN_DIR") or path.parent).absolute()
+    )
 
 
 def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.config import AuthText
+from imgfs.config import AuthSource
 from imgfs.errors import Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import EngineReference, FileReference, LayoutReference, Reference, RegistryReference
@@ -26,7 +26,7 @@ def open_source(
     reference: Reference,
     *,
     resolver: Resolver | None = None,
-    auth_files: Sequence[Path | AuthText] = (),
+    auth_files: Sequence[AuthSource] = (),
     timeouts: Timeouts | None = None,
     ca_bundle: Path | None = None,
     open_store: Callable[[], Store] | None = None,
@@ -63,7 +63,7 @@ def load_http() -> None:
 def _open_registry(
     reference: RegistryReference,
     resolver: Resolver | None,
-    auth_files: Sequence[Path | AuthText],
+    auth_files: Sequence[AuthSource],
     timeouts: Timeouts | None,
     ca_bundle: Path | None,
 ) -> Source:

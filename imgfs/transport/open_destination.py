@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from imgfs.config import AuthText
+from imgfs.config import AuthSource
 from imgfs.errors import UsageError
 from imgfs.oci.reference import (
     DOCKER_ARCHIVE,
@@ -27,7 +27,7 @@ def open_destination(
     reference: Reference,
     *,
     resolver: Resolver | None = None,
-    auth_files: Sequence[Path | AuthText] = (),
+    auth_files: Sequence[AuthSource] = (),
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
 ) -> Destination:

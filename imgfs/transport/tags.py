@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from imgfs.config import AuthText
+from imgfs.config import AuthSource
 from imgfs.errors import UsageError
 from imgfs.oci.reference import EngineReference, Reference, RegistryReference
 from imgfs.transport.connect import open_source
@@ -34,7 +34,7 @@ def tags_of(
     limit: int,
     *,
     resolver: Resolver,
-    auth_files: Sequence[Path | AuthText],
+    auth_files: Sequence[AuthSource],
     timeouts: Timeouts,
     ca_bundle: Path | None,
     open_store: Callable[[], Store],

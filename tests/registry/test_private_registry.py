@@ -225,6 +225,41 @@ def test_a_password_that_changes_under_a_mount_is_read_again_for_tokens(
         imgfs.umount(at)
 
 
+def test_a_credential_provider_of_the_node_is_asked_anew(
+    imgfs: Imgfs, tmp_path: Path, images: Path, auth_file: Path
+) -> None:
+    """What kubelet has to keep for twelve hours is asked for again once the registry refuses it."""
+    response = {
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "kind": "CredentialProviderResponse",
+        "cacheKeyType": "Registry",
+        "cacheDuration": "12h0m0s",
+    }
+    program, config = tmp_path / "ecr", tmp_path / "providers.json"
+    imgfs.environment["IMGFS_CREDENTIAL_PROVIDER_CONFIG"] = str(config)
+    auth_file.write_text("{}")
+
+    def hand_out(password: str, host: str) -> None:
+        answer = {**response, "auth": {host: {"username": "ann", "password": password}}}
+        (tmp_path / "answer").write_text(json.dumps(answer))
+
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/asked\ncat {tmp_path}/answer\n")
+    program.chmod(0o755)
+    provider = {"name": "ecr", "apiVersion": response["apiVersion"], "defaultCacheDuration": "12h"}
+    with docker_registry(images, htpasswd=htpasswd(OLD)) as host:
+        document = {"apiVersion": "kubelet.config.k8s.io/v1", "kind": "CredentialProviderConfig"}
+        config.write_text(json.dumps({**document, "providers": [{**provider, "matchImages": [host]}]}))
+        hand_out(OLD, host)
+        at = imgfs.mount(f"{host}/app:v1")
+        assert json.loads((tmp_path / "asked").read_text())["image"] == f"{host}/app"
+        change_password(images, NEW)
+        hand_out(NEW, host)
+        imgfs.evict(f"{host}/app:v1")
+        assert_whole(at)
+        imgfs.umount(at)
+        assert_no_secret(imgfs)
+
+
 def test_a_password_that_is_withdrawn_fails_reads_and_a_new_one_heals_the_mount(
     imgfs: Imgfs, tmp_path: Path, images: Path, auth_file: Path
 ) -> None:

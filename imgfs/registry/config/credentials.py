@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.config import AuthText
-from imgfs.errors import UsageError
+from imgfs.config import AuthSource, AuthText, CredentialProviders
+from imgfs.errors import Unauthorized, UsageError
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.registry.config.credential_stores import (
     TIMEOUT,
@@ -66,22 +66,40 @@ class _Helper(NamedTuple):
 
 
 def find_credentials(
-    files: Iterable[Path | AuthText], registry: str, repository: str, *, seconds: float = TIMEOUT
+    sources: Iterable[AuthSource], registry: str, repository: str, *, seconds: float = TIMEOUT
 ) -> Credentials | None:
-    """Return the credentials in the first of `files` that has some for the registry; None for anonymous.
+    """Return the credentials of the first of `sources` that has some for the registry; None for anonymous.
 
     The most specific key wins (`host/ns/repo`, `host/ns`, `host`). Raises UsageError for a file that cannot
-    be understood and Unauthorized, naming it, for a helper that fails, or says nothing for so many `seconds`.
+    be understood and Unauthorized, naming it, for a helper that fails, or says nothing for so many `seconds`;
+    for a credential provider that does only if no other source has any.
     """
-    for path in files:
-        if isinstance(path, AuthText):
-            found = _found_in_text(path, registry, repository)
-        else:
-            fields = read_auth_file(path)
-            found = _credentials_in(fields, path, registry, repository, seconds) if fields else None
+    failure: Unauthorized | None = None
+    for source in sources:
+        found = None
+        if isinstance(source, AuthText):
+            found = _found_in_text(source, registry, repository)
+        elif isinstance(source, CredentialProviders):
+            try:
+                found = _provided(source, registry, repository, seconds)
+            except Unauthorized as error:
+                failure = error
+        elif fields := read_auth_file(source):
+            found = _credentials_in(fields, source, registry, repository, seconds)
         if found:
             return found
+    if failure:
+        raise failure
     return None
+
+
+def _provided(
+    source: CredentialProviders, registry: str, repository: str, seconds: float
+) -> Credentials | None:
+    from imgfs.registry.config.credential_providers import ask_providers
+
+    found = ask_providers(source, registry, repository, seconds)
+    return Credentials(found.username, found.password) if found else None
 
 
 def _found_in_text(given: AuthText, registry: str, repository: str) -> Credentials | None:
