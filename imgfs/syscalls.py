@@ -1,6 +1,7 @@
 """Linux system calls that Python's `os` lacks, called through ctypes.
 
-    files       openat2(2), renameat2(2), syncfs(2), utimensat(2) of the access time alone
+    files       openat2(2), renameat2(2), syncfs(2), utimensat(2) of the access time alone, fallocate(2),
+                statx(2) of the time of birth
     mounts      fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2), umount2(2)
     processes   unshare(2), setns(2) by a pidfd, prctl(2)
 
@@ -12,12 +13,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 
 AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h
+_STATX_BTIME = 0x800  # linux/stat.h, with the next
+_STATX = struct.Struct("=I76xqI164x")  # struct statx: what it has (STATX_*), the time of birth
 UTIME_OMIT = (1 << 30) - 2  # sys/stat.h: in place of the nanoseconds
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4  # linux/fs.h
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # linux/sched.h
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
 RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 1 << 19  # linux/mount.h, as everything below
@@ -75,6 +80,21 @@ def rewrite_atime(path: bytes) -> None:
     seconds, nanoseconds = divmod(os.lstat(path).st_atime_ns, 1_000_000_000)
     times = (_Timespec * 2)(_Timespec(seconds, nanoseconds), _Timespec(0, UTIME_OMIT))
     _check(_libc.utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW), path)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate a range of an open file, or by `mode` (FALLOC_FL_*) punch a hole there or zero it."""
+    _check(_libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def birth_time(directory: int | None, path: bytes, *, follow: bool) -> int | None:
+    """Return when a file was made, in nanoseconds; None where its file system does not know."""
+    found = ctypes.create_string_buffer(_STATX.size)
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
+    at = AT_FDCWD if directory is None else directory
+    _check(_libc.statx(at, path, flags, _STATX_BTIME, found), path)
+    mask, seconds, nanoseconds = _STATX.unpack(found)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
 
 
 def syncfs(fd: int) -> None:

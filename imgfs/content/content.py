@@ -147,6 +147,26 @@ class Content:
         self.served += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def copy(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        target: int,
+        at: int,
+        given_up: Future[None] | None = None,
+    ) -> None:
+        """Copy a file's bytes, among which is no hole, to `at` in the open file `target`.
+
+        Raises as `read`, and OSError.
+        """
+        for flat, size in segments_of(extents, offset, length):
+            if flat is not None:
+                self.layers[layer].copy(flat, size, target, at, extents, given_up)
+            at += size
+        self.served += length
+
     def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
         """Return True if a file's bytes can be read without the network."""
         segments = segments_of(extents, offset, length)

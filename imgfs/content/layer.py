@@ -28,6 +28,7 @@ from imgfs.content.stats import Cause, Counts
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor
+from imgfs.owned.writing import pwrite_all
 from imgfs.store.flat import FlatLayer
 from imgfs.store.flat_files import PRESENT
 
@@ -130,6 +131,26 @@ class LayerContent:
             self._fetch_missing(first, last, window, given_up)
             window = None
         raise StoreError(f"layer {self.layer.digest.short} is evicted again and again while it is read")
+
+    def copy(
+        self,
+        offset: int,
+        length: int,
+        target: int,
+        at: int,
+        extents: Sequence[Extent] = (),
+        given_up: Future[None] | None = None,
+    ) -> None:
+        """Copy a range of the flat layer to `at` in the open file `target`; raises as `read`, and OSError.
+
+        What is present goes there by reference, where the store's file system can.
+        """
+        first, last = self.table.holding(offset, length)
+        if self.flat.copy(offset, length, target, at, self.flat.marks(first, last), first):
+            self._fetch_ahead(self._touch(first, last, extents))
+            self._hits += 1
+        else:
+            pwrite_all(target, self.read(offset, length, extents, given_up), at)
 
     def is_touched(self, number: int) -> bool:
         """Return True if a reader has touched a span."""

@@ -17,6 +17,8 @@ views          the View of an image's tree              union_view     that of i
 operations     what is answered from a view; a directory listed in several replies
 writable       changes of files
 namespace      changes of directories and extended attributes
+ranges         parts of files: allocated, searched for data and holes, copied
+privileges     set-id bits and capabilities, which go when a file changes
 copyup_data    the data of files copied up while their callers wait
 erofs_devices  the view of flat layers, which EROFS stands on
 """

@@ -207,6 +207,13 @@ class FlatView:
         is_local = self._content.is_here(layer, self._whole[layer], offset, length)
         return PendingRead(functools.partial(self._wait, ino, offset, length), is_local)
 
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """Refuse: EROFS does not ask; ENOSYS has the kernel not ask again."""
+        raise FUSEError(errno.ENOSYS)
+
+    def birth_ns(self, ino: int) -> None:
+        """See View."""
+
     def is_settled(self) -> bool:
         """Return False: the answer to an open decides what the kernel keeps."""
         return False

@@ -108,6 +108,14 @@ class HistoryView:
         _, view, own = self._at(ino)
         return view.read(own, offset, size)
 
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """See View."""
+        _, view, own = self._at(ino)
+        return view.seek(own, offset, whence)
+
+    def birth_ns(self, ino: int) -> None:
+        """See View."""
+
     def is_settled(self) -> bool:
         """See View."""
         return self._top.is_settled()

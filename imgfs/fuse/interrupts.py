@@ -73,6 +73,13 @@ def is_killed(thread: int) -> bool:
 
 async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
     """What `work` returns, done in a thread; on cancellation tell it to give up, and wait for its end."""
+    result = await done_in_part(work)
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return result
+
+
+async def done_in_part(work: Callable[[GiveUp], T]) -> T:
+    """The same of work that may return what it has done until it was told to give up: that is the answer."""
     given_up: GiveUp = Future()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
@@ -85,7 +92,6 @@ async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
 
     trio.lowlevel.start_thread_soon(lambda: work(given_up), deliver)
     result: T = await trio.lowlevel.wait_task_rescheduled(abort)
-    await trio.lowlevel.checkpoint_if_cancelled()
     return result
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 
 from imgfs.fuse.errors import FUSEError
-from imgfs.fuse.opcodes import Opcode, OpenFlag
+from imgfs.fuse.opcodes import SETXATTR_ACL_KILL_SGID, InitFlag, Opcode, OpenFlag
 from imgfs.fuse.protocol import (
     Head,
     NewName,
@@ -30,7 +30,7 @@ from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.xattrs import Owner
 
-UPPER_HANDLE = 1  # a handle that needs the descriptor of the upper half
+UPPER_HANDLE, WRITING = 1, 2  # bits of a handle: it needs the descriptor of the upper half; it may write
 _DONE = b""
 
 
@@ -42,6 +42,11 @@ class NamespaceOperations:
         self._overlay = overlay
         self._entries = overlay.entries
         self._squash = squash
+        self._setxattr_ext = False
+
+    def greeted(self, offered: int) -> None:
+        """Note what the kernel can do (InitFlag)."""
+        self._setxattr_ext = bool(offered & InitFlag.SETXATTR_EXT)
 
     def handlers(self) -> dict[Opcode, Handler]:
         """What answers which request that changes directories or extended attributes."""
@@ -49,30 +54,36 @@ class NamespaceOperations:
             Opcode.MKNOD: lambda head, body: self.mknod(head, *mknod_in(body)),
             Opcode.MKDIR: lambda head, body: self.mkdir(head, *mkdir_in(body)),
             Opcode.CREATE: lambda head, body: self.create(head, *create_in(body)),
+            Opcode.TMPFILE: lambda head, body: self.tmpfile(head, *create_in(body)[1:]),
             Opcode.SYMLINK: lambda head, body: self.symlink(head, *names_in(body)),
             Opcode.LINK: lambda head, body: self.link(head.ino, *link_in(body)),
             Opcode.UNLINK: lambda head, body: self.unlink(head.ino, name_in(body)),
             Opcode.RMDIR: lambda head, body: self.rmdir(head.ino, name_in(body)),
             Opcode.RENAME: lambda head, body: self.rename(head.ino, rename_in(body)),
             Opcode.RENAME2: lambda head, body: self.rename(head.ino, rename2_in(body)),
-            Opcode.SETXATTR: lambda head, body: self.setxattr(head.ino, *setxattr_in(body)),
+            Opcode.SETXATTR: lambda head, body: self.setxattr(
+                head.ino, *setxattr_in(body, has_more=self._setxattr_ext)
+            ),
             Opcode.REMOVEXATTR: lambda head, body: self.removexattr(head.ino, name_in(body)),
         }
 
-    def create(self, caller: Head, name: bytes, mode: int) -> bytes:
+    def create(self, caller: Head, name: bytes, mode: int, umask: int) -> bytes:
         """Make a file and open it."""
-        node = self._entries.create(caller.ino, name, self._creator(mode, caller))
-        self._overlay.open(node)
-        return self._entry(node) + open_out(UPPER_HANDLE, OpenFlag.KEEP_CACHE)
+        return self._created(self._entries.create(caller.ino, name, self._creator(mode, caller), umask))
 
-    def mknod(self, caller: Head, name: bytes, mode: int, device: int) -> bytes:
+    def tmpfile(self, caller: Head, mode: int, umask: int) -> bytes:
+        """Make a file without a name, as if for a directory, and open it."""
+        return self._created(self._entries.create_nameless(caller.ino, self._creator(mode, caller), umask))
+
+    def mknod(self, caller: Head, name: bytes, mode: int, device: int, umask: int) -> bytes:
         """Make a FIFO, socket, device or file."""
-        kind = stat.S_IFMT(mode) or stat.S_IFREG
-        return self._entry(self._entries.make(caller.ino, name, kind, self._creator(mode, caller), device))
+        kind, owner = stat.S_IFMT(mode) or stat.S_IFREG, self._creator(mode, caller)
+        return self._entry(self._entries.make(caller.ino, name, kind, owner, device, umask))
 
-    def mkdir(self, caller: Head, name: bytes, mode: int) -> bytes:
+    def mkdir(self, caller: Head, name: bytes, mode: int, umask: int) -> bytes:
         """Make a directory."""
-        return self._entry(self._entries.make(caller.ino, name, stat.S_IFDIR, self._creator(mode, caller)))
+        owner = self._creator(mode, caller)
+        return self._entry(self._entries.make(caller.ino, name, stat.S_IFDIR, owner, umask=umask))
 
     def symlink(self, caller: Head, name: bytes, target: bytes) -> bytes:
         """Make a symbolic link."""
@@ -97,17 +108,24 @@ class NamespaceOperations:
         self._entries.rename((parent, new.name), (new.new_parent, new.new_name), new.flags)
         return _DONE
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> bytes:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, more: int) -> bytes:
         """Set an extended attribute; by the flags, one that is there, or one that is not."""
         if flags and (self._view.xattr(ino, name) is None) == (flags & os.XATTR_REPLACE != 0):
             raise FUSEError(errno.ENODATA if flags & os.XATTR_REPLACE else errno.EEXIST)
         self._overlay.set_xattr(ino, name, value)
+        if more & SETXATTR_ACL_KILL_SGID:
+            self._overlay.set_mode(ino, self._view.attributes(ino).mode & ~stat.S_ISGID)
         return _DONE
 
     def removexattr(self, ino: int, name: bytes) -> bytes:
         """Remove an extended attribute."""
         self._overlay.remove_xattr(ino, name)
         return _DONE
+
+    def _created(self, node: UpperNode) -> bytes:
+        """Answer with a new file and a handle on it."""
+        self._overlay.open(node, writes=True)
+        return self._entry(node) + open_out(UPPER_HANDLE | WRITING, OpenFlag.KEEP_CACHE)
 
     def _entry(self, node: UpperNode) -> bytes:
         """Answer with a file, to which the kernel then holds a reference more."""

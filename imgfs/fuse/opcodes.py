@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 MAJOR, MINOR = 7, 31
+NEEDED_MINOR = 29  # Linux 5.1
 ROOT_INO = 1
 MAX_WRITE = 1 << 20  # bytes of a write, and of a read: what 256 pages hold
 MAX_PAGES = 256  # of a request; the kernel has no more unless root says so
@@ -46,9 +47,17 @@ class Opcode(enum.IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 class NotifyCode(enum.IntEnum):
@@ -65,16 +74,19 @@ class InitFlag(enum.IntFlag):
     ATOMIC_O_TRUNC = 1 << 3
     EXPORT_SUPPORT = 1 << 4  # `.` and `..` can be looked up
     BIG_WRITES = 1 << 5
+    DONT_MASK = 1 << 6  # the file system applies the umask, where no ACL is inherited
     AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
     ASYNC_DIO = 1 << 15
     WRITEBACK_CACHE = 1 << 16
     PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     NO_OPEN_SUPPORT = 1 << 17  # the kernel's alone: see `Operations.open`
     NO_OPENDIR_SUPPORT = 1 << 24  # and `Operations.opendir`
     HANDLE_KILLPRIV_V2 = 1 << 28  # 7.33: the file system takes set-id bits away where the KILL flags say so
+    SETXATTR_EXT = 1 << 29  # 7.33: a setxattr says more
 
 
 class OpenFlag(enum.IntFlag):
@@ -108,6 +120,7 @@ class WriteFlag:
 
 
 RESENT = 1 << 63  # in the number of a request that is sent again (FUSE_UNIQUE_RESEND)
+SETXATTR_ACL_KILL_SGID = 1 << 0  # of a setxattr of an ACL: the caller may not keep the set-gid bit
 OPEN_KILL_SUIDGID = 1 << 0  # of an open with O_TRUNC (FUSE_OPEN_KILL_SUIDGID)
 READ_LOCKOWNER = 1 << 1  # of a read past the page cache: a program waits in its system call for just that
 GETATTR_FH = 1 << 0  # of a getattr: the kernel needs to know, in the middle of a call on an open file

@@ -34,12 +34,15 @@ from imgfs.fuse.protocol import (
     listed,
     listed_dot,
     listxattr_in,
+    lseek_in,
     name_in,
     open_in,
     open_out,
+    position_out,
     read_in,
     readdir_in,
     statfs_out,
+    statx_out,
     xattr_names_out,
     xattr_out,
 )
@@ -62,7 +65,8 @@ class Operations(Generic[F]):
     """The files of `view`, to be read.
 
     With `squash` (uid, gid) every file is shown as theirs. `on_ready` is called when the kernel has greeted;
-    `status` gives what `imgfs status` shows, as an extended attribute of the root.
+    `status` gives what `imgfs status` shows, as an extended attribute of the root. With
+    `acls` files have ACLs, which count.
     """
 
     def __init__(
@@ -72,8 +76,10 @@ class Operations(Generic[F]):
         squash: Squash = None,
         on_ready: Callable[[], None] = lambda: None,
         status: Callable[[], MountStatus] | None = None,
+        acls: bool = False,
     ) -> None:
         self._view = view
+        self._acls = acls
         self._squash = squash
         self._on_ready = on_ready
         self._status = status
@@ -85,7 +91,7 @@ class Operations(Generic[F]):
 
     def session(self, descriptor: int, *, stands_below: bool = False) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
-        return Session(descriptor, self.handlers(), self.greeted, stands_below=stands_below)
+        return Session(descriptor, self.handlers(), self.greeted, stands_below=stands_below, acls=self._acls)
 
     def handlers(self) -> dict[Opcode, Handler]:
         """What answers which request."""
@@ -102,6 +108,9 @@ class Operations(Generic[F]):
             Opcode.STATFS: lambda *_: self.statfs(),
             Opcode.GETXATTR: lambda head, body: self.getxattr(head.ino, *getxattr_in(body)),
             Opcode.LISTXATTR: lambda head, body: self.listxattr(head.ino, listxattr_in(body)),
+            Opcode.LSEEK: lambda head, body: self.lseek(head.ino, *lseek_in(body)),
+            Opcode.STATX: lambda head, _: self.statx(head.ino),
+            Opcode.IOCTL: lambda *_: self.ioctl(),
             Opcode.DESTROY: lambda *_: b"",
         }
 
@@ -124,6 +133,10 @@ class Operations(Generic[F]):
         """A file's attributes."""
         return attributes(self._view.attributes(ino), self._squash)
 
+    def statx(self, ino: int) -> bytes:
+        """A file's attributes and its time of birth."""
+        return statx_out(self._view.attributes(ino), self._view.birth_ns(ino), self._squash)
+
     def readlink(self, ino: int) -> bytes:
         """A symlink's target."""
         return self._view.readlink(ino)
@@ -144,6 +157,14 @@ class Operations(Generic[F]):
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
         found = self._view.read(ino, offset, size)
         return self._wait(found) if isinstance(found, PendingRead) else found
+
+    def lseek(self, ino: int, offset: int, whence: int) -> bytes | Later:
+        """Where a file's next data or hole is."""
+        return position_out(self._view.seek(ino, offset, whence))
+
+    def ioctl(self) -> bytes:
+        """Refuse a control that the kernel does not have for every file: there are none here (ioctl(2))."""
+        raise FUSEError(errno.ENOTTY)
 
     def release(self, ino: int, handle: int) -> bytes:
         """Close a handle: nothing is kept for it."""

@@ -8,6 +8,7 @@ write or lookup is the bound method of its struct, without a Python function aro
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +72,15 @@ class NewName(NamedTuple):
     flags: int
 
 
+class RangeToCopy(NamedTuple):
+    """The body of a copy_file_range: `length` bytes at `offset` in the file of the header go to another."""
+
+    offset: int
+    target: int
+    target_offset: int
+    length: int
+
+
 class Statfs(NamedTuple):
     """The size of a file system (fuse_kstatfs): blocks of `block_size` bytes, and files."""
 
@@ -100,20 +110,27 @@ _WRITE_IN = struct.Struct("=8xQ4xI16x")  # fuse_write_in: offset, WriteFlag; the
 _GETATTR_IN = struct.Struct("=I")  # fuse_getattr_in begins with: GETATTR_FH
 _HANDLE_IN = struct.Struct("=Q")  # fuse_release_in begins with: handle
 _OPEN_IN = struct.Struct("=2I")  # fuse_open_in: flags of open(2), OPEN_KILL_SUIDGID
-_MKNOD_IN = struct.Struct("=2I8x")  # fuse_mknod_in: mode, device, umask; the name
-_MKDIR_IN = struct.Struct("=I4x")  # fuse_mkdir_in: mode, umask; the name
-_CREATE_IN = struct.Struct("=4xI8x")  # fuse_create_in: flags of open(2), mode, umask; the name
+_MKNOD_IN = struct.Struct("=3I4x")  # fuse_mknod_in: mode, device, umask; the name
+_MKDIR_IN = struct.Struct("=2I")  # fuse_mkdir_in: mode, umask; the name
+_CREATE_IN = struct.Struct("=4x2I4x")  # fuse_create_in: flags of open(2), mode, umask; the name
 _INO_IN = struct.Struct("=Q")  # fuse_link_in: the file; fuse_rename_in: the directory; fuse_forget_in: count
 _RENAME2_IN = struct.Struct("=QI4x")  # fuse_rename2_in: the new directory, flags of renameat2(2); two names
 _XATTR_IN = struct.Struct("=2I")  # fuse_setxattr_in: size, flags; fuse_getxattr_in: the room for the answer
+_SETXATTR_IN = struct.Struct("=3I4x")  # fuse_setxattr_in with SETXATTR_EXT: and SETXATTR_ACL_KILL_SGID
 _FORGET_IN = struct.Struct("=2I")  # fuse_batch_forget_in: how many follow
 _FORGET_ONE = struct.Struct("=2Q")  # fuse_forget_one: ino, count
+_FALLOCATE_IN = struct.Struct("=8x2QI4x")  # fuse_fallocate_in: offset, length, FALLOC_FL_*
+_LSEEK_IN = struct.Struct("=8xQI4x")  # fuse_lseek_in: offset, SEEK_*
+_COPY_IN = struct.Struct("=8x2Q8x3Q")  # fuse_copy_file_range_in: offset, target, its offset, length, flags
+_POSITION_OUT = struct.Struct("=Q")  # fuse_lseek_out, fuse_copy_file_range_out
 _OPEN_OUT = struct.Struct("=Q2I")  # fuse_open_out: handle, OpenFlag
 _SIZE_OUT = struct.Struct("=2I")  # fuse_write_out, fuse_getxattr_out
 _STATFS_OUT = struct.Struct("=5Q3I28x")  # fuse_statfs_out
 _ENTRY = struct.Struct("=4Q2I 6q10I")  # fuse_entry_out: ino, generation, seconds that it is good, fuse_attr
 _ATTR_AT = 40  # bytes into it
 _DIRENT = struct.Struct("=2Q2I")  # fuse_dirent: ino, position, length of the name, kind
+_STATX_OUT = struct.Struct("=Q2I16x 2IQ3IH2x3QQ qI4xqI4xqI4xqI4x 4I112x")  # fuse_statx_out: …, fuse_statx
+_BASIC, _BTIME = 0x7FF, 0x800  # STATX_BASIC_STATS, STATX_BTIME (linux/stat.h)
 _PADDING = [bytes(-length % 8) for length in range(8)]
 _NO_ENTRY = bytes(_ENTRY.size)
 _FOREVER = struct.pack("=Q2I", FOREVER, 0, 0)
@@ -143,20 +160,19 @@ def setattr_in(body: memoryview) -> NewAttributes:
     return NewAttributes._make(_SETATTR_IN.unpack_from(body))
 
 
-def mknod_in(body: memoryview) -> tuple[bytes, int, int]:
-    """Parse the name, mode and device of a mknod."""
-    mode, device = _MKNOD_IN.unpack_from(body)
-    return name_in(body[_MKNOD_IN.size :]), mode, device
+def mknod_in(body: memoryview) -> tuple[bytes, int, int, int]:
+    """Parse the name, mode, device and umask of a mknod."""
+    return name_in(body[_MKNOD_IN.size :]), *_MKNOD_IN.unpack_from(body)
 
 
-def mkdir_in(body: memoryview) -> tuple[bytes, int]:
-    """Parse the name and mode of a mkdir."""
-    return name_in(body[_MKDIR_IN.size :]), _MKDIR_IN.unpack_from(body)[0]
+def mkdir_in(body: memoryview) -> tuple[bytes, int, int]:
+    """Parse the name, mode and umask of a mkdir."""
+    return name_in(body[_MKDIR_IN.size :]), *_MKDIR_IN.unpack_from(body)
 
 
-def create_in(body: memoryview) -> tuple[bytes, int]:
-    """Parse the name and mode of a create."""
-    return name_in(body[_CREATE_IN.size :]), _CREATE_IN.unpack_from(body)[0]
+def create_in(body: memoryview) -> tuple[bytes, int, int]:
+    """Parse the name, mode and umask of a create, or of a tmpfile, which has no name."""
+    return name_in(body[_CREATE_IN.size :]), *_CREATE_IN.unpack_from(body)
 
 
 def link_in(body: memoryview) -> tuple[int, bytes]:
@@ -183,11 +199,29 @@ def write_in(body: memoryview) -> tuple[memoryview, int, int]:
     return body[_WRITE_IN.size :], offset, flags
 
 
-def setxattr_in(body: memoryview) -> tuple[bytes, bytes, int]:
-    """Parse the name, value and flags of a setxattr(2)."""
-    size, flags = _XATTR_IN.unpack_from(body)
-    name, _, value = bytes(body[_XATTR_IN.size :]).partition(b"\0")
-    return name, value[:size], flags
+def fallocate_in(body: memoryview) -> tuple[int, int, int]:
+    """Parse fuse_fallocate_in: offset, length, FALLOC_FL_*."""
+    offset, length, mode = _FALLOCATE_IN.unpack_from(body)
+    return offset, length, mode
+
+
+def lseek_in(body: memoryview) -> tuple[int, int]:
+    """Parse fuse_lseek_in: offset, SEEK_DATA or SEEK_HOLE."""
+    offset, whence = _LSEEK_IN.unpack_from(body)
+    return offset, whence
+
+
+def copy_file_range_in(body: memoryview) -> RangeToCopy:
+    """Parse fuse_copy_file_range_in."""
+    return RangeToCopy._make(_COPY_IN.unpack_from(body)[:4])
+
+
+def setxattr_in(body: memoryview, *, has_more: bool) -> tuple[bytes, bytes, int, int]:
+    """Parse the name, value and flags of a setxattr(2), and what more it says (SETXATTR_EXT)."""
+    head = _SETXATTR_IN if has_more else _XATTR_IN
+    size, flags, *more = head.unpack_from(body)
+    name, _, value = bytes(body[head.size :]).partition(b"\0")
+    return name, value[:size], flags, more[0] if more else 0
 
 
 def getxattr_in(body: memoryview) -> tuple[bytes, int]:
@@ -225,6 +259,11 @@ def write_out(count: int) -> bytes:
     return _SIZE_OUT.pack(count, 0)
 
 
+def position_out(number: int) -> bytes:
+    """Pack a position in a file, or a count of 64 bits."""
+    return _POSITION_OUT.pack(number)
+
+
 def statfs_out(found: Statfs) -> bytes:
     """Pack the size of a file system."""
     return _STATFS_OUT.pack(*found)
@@ -257,6 +296,23 @@ def entry(file: Attributes, owner: Squash) -> bytes:
 def attributes(file: Attributes, owner: Squash) -> bytes:
     """Pack the attributes of a file; good for ever."""
     return _FOREVER + entry(file, owner)[_ATTR_AT:]
+
+
+def statx_out(file: Attributes, birth_ns: int | None, owner: Squash) -> bytes:
+    """Pack the attributes of a file with its time of birth, if it has one; good for ever."""
+    uid, gid = owner or (file.uid, file.gid)
+    accessed, born, changed, modified = (
+        divmod(time_ns, _BILLION) for time_ns in (file.atime_ns, birth_ns or 0, file.ctime_ns, file.mtime_ns)
+    )
+    mask = _BASIC if birth_ns is None else _BASIC | _BTIME
+    # fmt: off
+    return _STATX_OUT.pack(
+        FOREVER, 0, 0,
+        mask, _BLOCK_SIZE, 0, file.nlink, uid, gid, file.mode, file.ino, file.size, file.blocks, 0,
+        *accessed, *born, *changed, *modified,
+        os.major(file.device), os.minor(file.device), 0, 0,
+    )
+    # fmt: on
 
 
 def listed(position: int, name: bytes, file: Attributes, owner: Squash) -> bytes:

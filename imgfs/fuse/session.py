@@ -21,13 +21,14 @@ from typing import TypeAlias
 import trio
 
 from imgfs.errors import MountError
-from imgfs.fuse.errors import errno_of
+from imgfs.fuse.errors import FUSEError, errno_of
 from imgfs.fuse.interrupts import UnderWay, fills_page_cache
 from imgfs.fuse.opcodes import (
     MAJOR,
     MAX_PAGES,
     MAX_WRITE,
     MINOR,
+    NEEDED_MINOR,
     READ_BUFFER,
     RESENT,
     InitFlag,
@@ -59,10 +60,13 @@ _OFFERS = (
     | InitFlag.MAX_PAGES
     | InitFlag.CACHE_SYMLINKS
 )
+_ACLS = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 _INTERRUPT = int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
+
+_NO_PAGES = -1  # in place of the offset of an invalidation: of the attributes alone
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +84,8 @@ class Session:
     kernel can do, once it has been answered.
 
     `writable`: set-id bits are taken away by the handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
-    gathers what is written. `stands_below`: another file system reads, and makes EIO of EINTR.
+    gathers what is written, with `acls` it obeys files' ACLs. `stands_below`: another file system reads, and
+    makes EIO of EINTR.
 
     ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and
     after a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
@@ -94,12 +99,14 @@ class Session:
         *,
         writable: bool = False,
         writeback: bool = False,
+        acls: bool = False,
         stands_below: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._greeted = greeted
         self.offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
         self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
+        self.offers |= _ACLS if acls else 0
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._greet,
@@ -115,15 +122,21 @@ class Session:
         self._row = 0  # requests since the last look at anything else
         self._reading = trio.CancelScope()
         self.has_ended = trio.Event()  # no more requests are taken
+        self._refusal: MountError | None = None  # of a kernel that is too old
 
     async def serve(self) -> None:
-        """Answer until it is unmounted, or `end` is called: then what is under way is answered still."""
+        """Answer until it is unmounted, or `end` is called: then what is under way is answered still.
+
+        Raises MountError if the kernel is too old.
+        """
         os.set_blocking(self._descriptor, False)  # what has been asked may be taken back before it is read
         async with trio.open_nursery() as nursery:
             with self._reading:
                 await self._read_all(nursery)
                 nursery.cancel_scope.cancel()  # unmounted: no request waits for an answer
             self.has_ended.set()
+        if self._refusal:
+            raise self._refusal
 
     def resume(self, offered: int, *, resend: bool) -> None:
         """Go on in the place of a process that the kernel has greeted.
@@ -214,8 +227,7 @@ class Session:
         Only for a file that a caller under way has open: if one is being let go of, the kernel waits for
         that, which may wait for answers.
         """
-        body = INVALIDATE_INODE_OUT.pack(ino, -1, 0)
-        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), NotifyCode.INVALIDATE_INODE, 0), body)
+        self._notify_invalid(ino, _NO_PAGES)
 
     def invalidate_attributes_soon(self, ino: int) -> None:
         """The same for any file, in a thread."""
@@ -226,6 +238,21 @@ class Session:
     def _invalidate(self, ino: int) -> None:
         self._invalidating.discard(ino)
         self.invalidate_attributes(ino)
+
+    async def write_back(self, ino: int) -> None:
+        """Have the kernel write what it has gathered of a file, and forget its pages."""
+        await trio.to_thread.run_sync(self.invalidate_pages, ino, abandon_on_cancel=True)
+
+    def invalidate_pages(self, ino: int) -> None:
+        """Have the kernel forget what it has of a file; what it has gathered it writes, and waits for that.
+
+        So this is for a thread, while requests are answered: pages that are being read are waited for, too.
+        """
+        self._notify_invalid(ino, 0)
+
+    def _notify_invalid(self, ino: int, offset: int) -> None:
+        body = INVALIDATE_INODE_OUT.pack(ino, offset, 0)
+        self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), NotifyCode.INVALIDATE_INODE, 0), body)
 
     def _send(self, unique: int, number: int, body: bytes | memoryview = b"") -> None:
         """Answer with a body, or with an errno."""
@@ -240,7 +267,13 @@ class Session:
 
     def _greet(self, head: Head, body: memoryview) -> None:
         """Agree with the kernel on what both can do."""
-        _, _, read_ahead, offered = INIT_IN.unpack_from(body)
+        major, minor, read_ahead, offered = INIT_IN.unpack_from(body)
+        if (major, minor) < (MAJOR, NEEDED_MINOR):
+            self._refusal = MountError(
+                f"this kernel speaks FUSE {major}.{minor}; imgfs needs {MAJOR}.{NEEDED_MINOR} (Linux 5.1)"
+            )
+            self.end()
+            raise FUSEError(errno.EPROTO)
         limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
         answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self.offers, *limits)
         self._send(head.unique, 0, answer)

@@ -10,6 +10,7 @@ from imgfs.fuse.views import LARGEST, VIRTUAL_XATTRS, Children, PendingRead, Tre
 from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
+from imgfs.overlay.ranges import Ranges
 from imgfs.overlay.union import UnionListing
 from imgfs.tree.database import Attributes
 
@@ -22,6 +23,7 @@ class UnionView:
         self._overlay = overlay
         self._union = overlay.union
         self._nodes = overlay.union.nodes
+        self.ranges = Ranges(overlay)
         self._buffer = memoryview(bytearray(LARGEST))
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
@@ -77,6 +79,15 @@ class UnionView:
             return self._image.read(node.data, offset, size)
         count = os.preadv(self._overlay.data(node), [self._buffer[:size]], offset)
         return self._buffer[:count]
+
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """Where a file's next data or hole is, of what has been written back; see `ranges`."""
+        return self.ranges.seek(self._union.file(ino), offset, whence)
+
+    def birth_ns(self, ino: int) -> int | None:
+        """Return when a file was made, or copied up."""
+        node = self._nodes.get(ino)
+        return None if node is None else self._union.birth_ns(node)
 
     def is_settled(self) -> bool:
         """Return False: an open that is about to write must be seen."""

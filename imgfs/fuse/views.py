@@ -18,7 +18,7 @@ from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import GiveUp
 from imgfs.fuse.opcodes import OpenFlag
 from imgfs.fuse.protocol import Statfs
-from imgfs.layer.entry import Extent
+from imgfs.layer.entry import Extent, seek_extents
 from imgfs.tree.database import Attributes, Node
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ class View(Protocol[F]):
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:
         """Exactly these bytes, or up to the end of the file; a memoryview is good until the next call."""
+
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """Return where a file's next data or hole is (SEEK_DATA, SEEK_HOLE). Raises ENXIO."""
+
+    def birth_ns(self, ino: int) -> int | None:
+        """Return when a file was made; None if nothing tells, as in an image."""
 
     def is_settled(self) -> bool:
         """Return True if OPEN may be answered with ENOSYS: every layer is cached and verified."""
@@ -159,6 +165,14 @@ class TreeView:
             return ready
         wait = functools.partial(self._wait, ino, layer, extents, offset, length)
         return PendingRead(wait, self._content.is_here(layer, extents, offset, length))
+
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """See View."""
+        _, extents, size = self._contents(ino)
+        return seek_extents(extents, size, offset, whence)
+
+    def birth_ns(self, ino: int) -> None:
+        """See View."""
 
     def is_settled(self) -> bool:
         """See View."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterable
 
 from imgfs.fuse.copyup_data import Fills
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import undone_or_done
-from imgfs.fuse.namespace import UPPER_HANDLE, NamespaceOperations
+from imgfs.fuse.namespace import UPPER_HANDLE, WRITING, NamespaceOperations
 from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, OpenFlag, SetattrMask, WriteFlag
 from imgfs.fuse.operations import KEPT_LISTING, Later, Listing, Operations
+from imgfs.fuse.privileges import Privileges
 from imgfs.fuse.protocol import (
     NewAttributes,
     Squash,
@@ -36,12 +36,12 @@ from imgfs.fuse.protocol import (
     write_in,
     write_out,
 )
+from imgfs.fuse.ranges import RangeOperations
 from imgfs.fuse.session import Handler, Session
 from imgfs.fuse.union_view import UnionView
 from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
-from imgfs.overlay.xattrs import CAPABILITY
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 _BILLION = 1_000_000_000
@@ -74,15 +74,29 @@ class WritableOperations:
         self._fills = Fills(overlay, reading.fetches)
         self._listings: dict[int, Listing[File]] = {}  # by handle
         self._handles = 0
-        self._session: Session | None = None
+        self._privileges = Privileges(view, overlay)
 
     def session(self, descriptor: int) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
         names = NamespaceOperations(self._view, self._overlay, self._squash)
-        handlers = {**self._reading.handlers(), **self.handlers(), **names.handlers()}
-        greeted = self._reading.greeted
-        self._session = Session(descriptor, handlers, greeted, writable=True, writeback=self._writeback)
-        return self._session
+        ranges = RangeOperations(
+            self._view,
+            self._overlay,
+            self._fills,
+            self._privileges,
+            self._reading.disk_reads,
+            writeback=self._writeback,
+        )
+        parts = self._reading, self, names, ranges
+        handlers = {opcode: handler for part in parts for opcode, handler in part.handlers().items()}
+
+        def greeted(offered: int) -> None:
+            names.greeted(offered)
+            self._reading.greeted(offered)
+
+        session = Session(descriptor, handlers, greeted, writable=True, writeback=self._writeback, acls=True)
+        self._privileges.session = session
+        return session
 
     def handlers(self) -> dict[Opcode, Handler]:
         """What answers which request that changes files, or that a writable mount answers otherwise."""
@@ -130,7 +144,7 @@ class WritableOperations:
                 if self._fills.must_wait(node, 0):
                     return self._open_later(ino, flags, more)
                 self._overlay.truncate(node, 0)
-            self._drop_privileges(ino, kill=more & OPEN_KILL_SUIDGID)
+            self._privileges.drop(ino, kill=more & OPEN_KILL_SUIDGID)
         if flags & _WRITING and self._overlay.copyup.up(ino).data is not None:
             return self._open_later(ino, flags & ~os.O_TRUNC, more)
         if ino in self._nodes:
@@ -155,7 +169,7 @@ class WritableOperations:
         """A handle is closed."""
         node = self._nodes.get(ino)
         if node is not None:
-            self._overlay.release(node, opened=handle == UPPER_HANDLE)
+            self._overlay.release(node, opened=bool(handle & UPPER_HANDLE), writes=bool(handle & WRITING))
         return _DONE
 
     def opendir(self, ino: int) -> bytes:
@@ -210,19 +224,6 @@ class WritableOperations:
             ctimes.keep(node, ctimes.on_disk(node, shown.ctime_ns), new.ctime * _BILLION + new.ctime_ns)
         return attributes(shown, self._squash)
 
-    def _drop_privileges(self, ino: int, *, kill: int) -> None:
-        """Have a file whose bytes are changed without set-id bits, if `kill`, and without capabilities."""
-        file = self._view.attributes(ino)
-        if (
-            kill
-            and file.mode & (stat.S_ISUID | stat.S_ISGID)
-            and self._overlay.drop_privileges(self._overlay.copyup.up(ino))
-            and self._session
-        ):
-            self._session.invalidate_attributes(ino)
-        if self._view.xattr(ino, CAPABILITY) is not None:
-            self._overlay.drop_capability(self._overlay.copyup.up(ino))
-
     async def _set_later(self, ino: int, node: UpperNode, new: NewAttributes) -> bytes:
         with self._fills.undoing(node):
             await self._fills.truncate(node, new.size)
@@ -233,7 +234,7 @@ class WritableOperations:
         with self._fills.undoing(node):
             if flags & os.O_TRUNC:
                 await self._fills.truncate(node, 0)
-                self._drop_privileges(ino, kill=more & OPEN_KILL_SUIDGID)
+                self._privileges.drop(ino, kill=more & OPEN_KILL_SUIDGID)
             await self._fills.fill(node)
         return self._handle(node)
 
@@ -241,9 +242,10 @@ class WritableOperations:
         """A handle. A read is to move the file's access time, which the kernel leaves to the daemon: where it
         is about to move, the kernel drops the pages it has, and so reads the file below, which moves it.
         """
-        self._overlay.open(node)
+        self._overlay.open(node, writes=not is_read)
         is_moved = is_read and node.data is None and is_access_old(os.fstat(self._overlay.data(node)))
-        return open_out(UPPER_HANDLE, 0 if is_moved else OpenFlag.KEEP_CACHE)
+        handle = UPPER_HANDLE if is_read else UPPER_HANDLE | WRITING
+        return open_out(handle, 0 if is_moved else OpenFlag.KEEP_CACHE)
 
     def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
         """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""
@@ -262,7 +264,7 @@ class WritableOperations:
         if shown_ns is not None:  # the kernel has its own time of that write(2), and sends it if it has moved
             self._union.ctimes.keep(node, os.fstat(fd).st_ctime_ns, shown_ns)
         if flags & WriteFlag.KILL_SUIDGID:
-            self._drop_privileges(node.ino, kill=True)
+            self._privileges.drop(node.ino, kill=True)
         return write_out(count)
 
     def _failed(self, node: UpperNode, error: OSError) -> None:
@@ -273,8 +275,8 @@ class WritableOperations:
         out of date it asks, and hears the error (fs/fuse/file.c, fuse_cache_write_iter).
         """
         node.failed = error.errno or errno.EIO
-        if self._session:
-            self._session.invalidate_attributes_soon(node.ino)
+        if self._privileges.session:
+            self._privileges.session.invalidate_attributes_soon(node.ino)
 
     async def _write_later(self, node: UpperNode, data: bytes, offset: int, flags: int) -> bytes:
         await self._fills.fill(node)

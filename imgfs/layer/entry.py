@@ -8,8 +8,10 @@ copies.
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -21,7 +23,8 @@ _ANYWHERE = (b"trusted.", b"security.")
 _ON_FILES = b"user."  # and directories: other files have no permission bits for it (xattr(7))
 _CAPABILITY, _EFFECTIVE = b"security.capability", 1
 _CAPABILITIES = ((0x02000000, 20), (0x03000000, 24))  # versions, and their sizes in bytes
-_ACCESS, _DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
+ACL = b"system.posix_acl_"  # begins the names of two attributes, which are POSIX ACLs:
+ACCESS_ACL, DEFAULT_ACL = ACL + b"access", ACL + b"default"
 
 
 class Kind(IntEnum):
@@ -52,6 +55,34 @@ class Extent(NamedTuple):
     offset: int
     length: int
     flat: int
+
+
+def seek_extents(extents: Sequence[Extent], size: int, offset: int, whence: int) -> int:
+    """Return the first offset from `offset` on with data (`os.SEEK_DATA`), or of a hole (`os.SEEK_HOLE`).
+
+    The end of a file, at `size`, begins a hole. Raises OSError: ENXIO.
+    """
+    seek = _next_data if whence == os.SEEK_DATA else _next_hole
+    found = seek(extents, size, offset) if offset < size else None
+    if found is None:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return found
+
+
+def _next_data(extents: Sequence[Extent], size: int, offset: int) -> int | None:
+    for extent in extents:
+        start = max(offset, extent.offset)
+        if start < min(size, extent.offset + extent.length):
+            return start
+    return None
+
+
+def _next_hole(extents: Sequence[Extent], size: int, offset: int) -> int:
+    for extent in extents:
+        if extent.offset > offset:
+            break
+        offset = max(offset, extent.offset + extent.length)
+    return min(offset, size)
 
 
 class Entry(NamedTuple):
@@ -143,9 +174,9 @@ def kept_xattrs(kind: Kind, xattrs: Mapping[bytes, bytes]) -> Mapping[bytes, byt
 def _is_kept(kind: Kind, name: bytes, value: bytes) -> bool:
     if name.startswith(_ON_FILES):
         return kind in (Kind.FILE, Kind.DIRECTORY) and name != _ON_FILES
-    if name == _ACCESS:
+    if name == ACCESS_ACL:
         return kind is not Kind.SYMLINK and _is_acl(value)
-    if name == _DEFAULT:
+    if name == DEFAULT_ACL:
         return kind is Kind.DIRECTORY and _is_acl(value)
     if name == _CAPABILITY:
         return _is_capability(value)

@@ -21,6 +21,7 @@ from imgfs.errors import MountError
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.session import Session, device_of
 from imgfs.fuse.views import TreeView, VirtualXattr
+from imgfs.layer.entry import ACL
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import (
     ServedMount,
@@ -131,7 +132,8 @@ def _operations(
     tree = TreeView(image.tree, image.content, _provenance(image, image.tree))
     if overlay is None:
         view = _with_history(tree, image) if mount.options.history else tree
-        return Operations(view, squash=squash, on_ready=on_ready, status=mount.tell)
+        acls = mount.options.history or image.tree.has_xattr(ACL)
+        return Operations(view, squash=squash, on_ready=on_ready, status=mount.tell, acls=acls)
     from imgfs.fuse.union_view import UnionView  # here: most mounts have no scratch
     from imgfs.fuse.writable import WritableOperations
 

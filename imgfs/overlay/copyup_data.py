@@ -18,7 +18,6 @@ from imgfs.layer.entry import Extent
 from imgfs.overlay.node import At, BeforeFill, UpperNode, error, no_entry, times_kept
 from imgfs.overlay.union import Union
 from imgfs.overlay.xattrs import CAPABILITY, METACOPY, REDIRECT, shown_xattrs
-from imgfs.owned.writing import pwrite_all
 from imgfs.tree.database import Node
 
 _CHUNK = 4 << 20  # bytes filled in at a time
@@ -30,15 +29,23 @@ class ImageData(Protocol):
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         """Some bytes, if they can be had without waiting."""
 
-    def read(
+    def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
+        """Some bytes; waits for them. Raises ImgfsError."""
+
+    def copy(
         self,
         layer: int,
         extents: Sequence[Extent],
         offset: int,
         length: int,
+        target: int,
+        at: int,
         given_up: Future[None] | None = None,
-    ) -> bytes:
-        """Some bytes; waits for them, until `given_up` is settled. Raises ImgfsError, InterruptedError."""
+    ) -> None:
+        """Copy bytes to `at` in the open file `target`; waits for them, until `given_up` is settled.
+
+        Raises OSError, ImgfsError, InterruptedError.
+        """
 
 
 class Copy(Protocol):
@@ -47,11 +54,11 @@ class Copy(Protocol):
     def __call__(self, given_up: Future[None] | None = None) -> None: ...
 
 
-def copy_ranges(extents: Sequence[Extent], end: int) -> list[tuple[int, int]]:
-    """(offset, length) of what has to be copied of a file: its holes stay holes."""
+def copy_ranges(extents: Sequence[Extent], start: int, end: int) -> list[tuple[int, int]]:
+    """(offset, length) of what has to be copied of a part of a file: its holes stay holes."""
     ranges = []
     for extent in extents:
-        offset, last = extent.offset, min(end, extent.offset + extent.length)
+        offset, last = max(start, extent.offset), min(end, extent.offset + extent.length)
         while offset < last:
             length = min(_CHUNK, last - offset)
             ranges.append((offset, length))
@@ -86,12 +93,11 @@ class DataCopyUp:
         end = min(limit, lower.size, found.st_size)
 
         def copy(given_up: Future[None] | None = None) -> None:
-            asked = {} if given_up is None else {"given_up": given_up}
             try:
-                for offset, length in copy_ranges(extents, end):
+                for offset, length in copy_ranges(extents, 0, end):
                     if given_up and given_up.done():
                         raise error(errno.EINTR)
-                    pwrite_all(fd, self._content.read(layer, extents, offset, length, **asked), offset)
+                    self._content.copy(layer, extents, offset, length, fd, offset, given_up)
                 if self._durable:
                     os.fdatasync(fd)
             finally:

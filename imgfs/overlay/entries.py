@@ -11,9 +11,12 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from imgfs import syscalls
+from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
+from imgfs.overlay.acl import inherit, says_more_than_mode
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.lookup import File, is_directory
 from imgfs.overlay.node import At, UpperNode, error, no_entry
@@ -26,6 +29,15 @@ NOREPLACE, EXCHANGE = syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE
 _NAME_MAX = 255  # bytes in a name
 
 
+class New(NamedTuple):
+    """What is about to be made: S_IFMT of its mode, owner, its maker's umask, the ACLs that it inherits."""
+
+    kind: int
+    owner: Owner
+    umask: int = 0
+    acls: Sequence[tuple[bytes, bytes]] = ()
+
+
 class Entries:
     """The names in the directories of `union`. Raises OSError."""
 
@@ -34,40 +46,52 @@ class Entries:
         self._upper = union.upper
         self._copyup = copyup
 
-    def create(self, parent: int, name: bytes, owner: Owner) -> UpperNode:
+    def create(self, parent: int, name: bytes, owner: Owner, umask: int = 0) -> UpperNode:
         """Make an empty file, open for reading and writing."""
         node, fd = None, -1
 
-        def make(at: At) -> None:
+        def make(at: At, mode: int) -> None:
             nonlocal fd
-            mode = self._upper.xattr_format.disk_mode(stat.S_IFREG | owner.mode)
+            mode = self._upper.xattr_format.disk_mode(stat.S_IFREG | mode)
             fd = self._upper.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
         try:
-            node = self._add(parent, name, stat.S_IFREG, owner, make)
+            node = self._add(parent, name, New(stat.S_IFREG, owner, umask), make)
         finally:
             if node is None and fd >= 0:
                 os.close(fd)
         node.fd = fd
         return node
 
-    def make(self, parent: int, name: bytes, kind: int, owner: Owner, device: int = 0) -> UpperNode:
+    def create_nameless(self, parent: int, owner: Owner, umask: int) -> UpperNode:
+        """Make an empty file without a name, open likewise, as if for a directory; `link` may give it one."""
+        directory = self._copyup.up(parent)
+        if directory.anchor is not None:  # removed
+            raise no_entry()
+        new = self._inherited(directory, New(stat.S_IFREG, owner, umask))
+        fd = self._upper.open_nameless(self._upper.xattr_format.disk_mode(stat.S_IFREG | new.owner.mode))
+        try:
+            at = At.anchor(fd)
+            node = self._union.node_nameless(self._set_attributes(at, new), self._upper.hold(at))
+        except BaseException:
+            os.close(fd)
+            raise
+        node.fd = fd
+        return node
+
+    def make(
+        self, parent: int, name: bytes, kind: int, owner: Owner, device: int = 0, umask: int = 0
+    ) -> UpperNode:
         """Make a directory, FIFO, socket, device or empty file, whichever `kind` (S_IFMT) says."""
         if kind == stat.S_IFCHR and device == 0:
             raise error(errno.EPERM)  # would be a whiteout
-        return self._add(
-            parent, name, kind, owner, lambda at: self._upper.make(at, kind | owner.mode, device)
-        )
+        new = New(kind, owner, umask)
+        return self._add(parent, name, new, lambda at, mode: self._upper.make(at, kind | mode, device))
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> UpperNode:
         """Make a symbolic link."""
-        return self._add(
-            parent,
-            name,
-            stat.S_IFLNK,
-            owner,
-            lambda at: os.symlink(target, at.name, dir_fd=at.directory),
-        )
+        new = New(stat.S_IFLNK, owner)
+        return self._add(parent, name, new, lambda at, _: os.symlink(target, at.name, dir_fd=at.directory))
 
     def link(self, ino: int, parent: int, name: bytes) -> UpperNode:
         """Give a file another name."""
@@ -111,19 +135,18 @@ class Entries:
             raise no_entry()
         return found
 
-    def _add(
-        self, parent: int, name: bytes, kind: int, owner: Owner, make: Callable[[At], None]
-    ) -> UpperNode:
-        """Put something new, that `make` makes, under a free name."""
+    def _add(self, parent: int, name: bytes, new: New, make: Callable[[At, int], None]) -> UpperNode:
+        """Put something new, that `make` makes with permission bits, under a free name."""
         _check_name(name)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
         target = self._upper.new() if covered else at
-        make(target)
+        new = self._inherited(directory, new)
+        make(target, new.owner.mode)
         try:
-            found = self._set_owner(target, kind, self._inherited(directory, kind, owner))
+            found = self._set_attributes(target, new)
             if covered:
-                if kind == stat.S_IFDIR:
+                if new.kind == stat.S_IFDIR:
                     self._upper.set_opaque(target)
                 self._upper.put(target, at)
         except BaseException:
@@ -151,21 +174,33 @@ class Entries:
             return at, True
         raise error(errno.EEXIST)
 
-    def _inherited(self, directory: UpperNode, kind: int, owner: Owner) -> Owner:
-        """The owner of something new in a directory, which may be set-gid."""
+    def _inherited(self, directory: UpperNode, new: New) -> New:
+        """What something new gets from its directory, which may be set-gid or have an ACL for such."""
+        uid, gid, mode = new.owner
         group = self._union.group_of(directory)
-        if group is None:
-            return owner
-        return Owner(owner.uid, group, owner.mode | stat.S_ISGID if kind == stat.S_IFDIR else owner.mode)
+        if group is not None:
+            gid, mode = group, mode | stat.S_ISGID if new.kind == stat.S_IFDIR else mode
+        default = self._union.default_acl(directory) if new.kind != stat.S_IFLNK else b""
+        if not default:
+            return New(new.kind, Owner(uid, gid, mode & ~new.umask))
+        mode, access = inherit(default, mode)
+        acls = [(ACCESS_ACL, access)] if says_more_than_mode(access) else []
+        if new.kind == stat.S_IFDIR:
+            acls.append((DEFAULT_ACL, default))
+        return New(new.kind, Owner(uid, gid, mode), acls=acls)
 
-    def _set_owner(self, at: At, kind: int, owner: Owner) -> os.stat_result:
-        """Give something new its owner, if it has not got it by itself."""
-        found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=False)
+    def _set_attributes(self, at: At, new: New) -> os.stat_result:
+        """Give something new its owner and ACLs, if it has not got them by itself."""
+        kind, owner = new.kind, new.owner
+        found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
         is_so = (found.st_uid, found.st_gid) == owner[:2] and (
             kind == stat.S_IFLNK or stat.S_IMODE(found.st_mode) == owner.mode
         )
         if not is_so or self._upper.xattr_format.override:
             self._upper.set_owner(at, kind, owner)
+        if self._upper.xattr_format.can_hold(kind):
+            for name, value in new.acls:
+                self._upper.set_shown_xattr(at, name, value)
         return found
 
     def _remove(self, parent: int, name: bytes, found: File) -> UpperNode:

@@ -86,6 +86,13 @@ class UnionLookup:
         self.add(node)
         return node
 
+    def node_nameless(self, found: os.stat_result, anchor: int) -> UpperNode:
+        """The node of something that was made without a name, and is held by the descriptor `anchor`."""
+        kind = stat.S_IFMT(found.st_mode)
+        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, kind, anchor=anchor)
+        self.add(node)
+        return node
+
     def add(self, node: UpperNode) -> None:
         """Know a node from now on."""
         self.nodes[node.ino] = node

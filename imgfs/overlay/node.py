@@ -81,12 +81,14 @@ class UpperNode:
     anchor: int | None = None  # a descriptor (O_PATH) that holds it once its name is gone
     fd: int | None = None  # its bytes, open for reading and writing
     opens: int = 0  # handles that need `fd`
+    writers: int = 0  # of them, those that may write
     lookups: int = 0  # the kernel's references, if they have been counted
     counted: bool = True  # not if the kernel knew the file before it was copied up
     changes: int = 0  # of a directory: how often its names have changed
     links: int | None = None  # of a merged directory: its link count, once it has been needed
     clean: bool = False  # of a directory: made here, so that it holds no whiteouts
     group: int | None = None  # of a directory: what `Union.group_of` has found, -1 for none
+    default_acl: bytes | None = None  # of a directory: what `Union.default_acl` has found, empty for none
     incapable: bool = False  # known to have no file capabilities
     frozen_mtime: int | None = (
         None  # what its time stays while its data is copied up, or written by the kernel

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
+from imgfs.overlay.acl import mode_of, says_more_than_mode, with_mode
 from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.copyup_data import DataCopyUp, ImageData
 from imgfs.overlay.entries import Entries
@@ -21,7 +23,7 @@ from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import CAPABILITY, Owner, is_reserved, shown_xattrs
 from imgfs.tree.reader import Tree
 
-_NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes; `system.` would be ACLs
+_CHANGEABLE = (b"user.", b"trusted.", b"security.", ACCESS_ACL, DEFAULT_ACL)  # begin the names of attributes
 
 
 class Overlay(AbstractContextManager["Overlay"]):
@@ -36,6 +38,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.copyup = CopyUp(self.union, content)
         self.data_copyup = DataCopyUp(self.union, content, durable=durable)
         self.entries = Entries(self.union, self.copyup)
+        self.content = content
         self.durable = durable
         self._upper = upper
         self.copyup.recover()
@@ -45,10 +48,11 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Whether files cannot be given owners, so that those are only noted."""
         return self._upper.xattr_format.override
 
-    def open(self, node: UpperNode) -> None:
+    def open(self, node: UpperNode, *, writes: bool) -> None:
         """Have a file's bytes open for reading and writing, until `release`."""
         self.data(node)
         node.opens += 1
+        node.writers += writes
 
     def data(self, node: UpperNode) -> int:
         """Return the descriptor of a file's bytes; without a handle it is closed by the next `release`."""
@@ -64,9 +68,10 @@ class Overlay(AbstractContextManager["Overlay"]):
         if node.frozen_mtime is None:
             node.frozen_mtime = os.fstat(self.data(node)).st_mtime_ns
 
-    def release(self, node: UpperNode, *, opened: bool) -> None:
+    def release(self, node: UpperNode, *, opened: bool, writes: bool = False) -> None:
         """A handle is done with; `opened` if it came from `open`."""
         node.opens -= opened
+        node.writers -= writes
         if node.opens == 0 and node.fd is not None:
             if node.frozen_mtime is not None and node.data is None:
                 self.data_copyup.restore_time(node)
@@ -121,6 +126,8 @@ class Overlay(AbstractContextManager["Overlay"]):
         if self.keeps_owners_aside:
             wanted = self.union.owner(node)._replace(mode=stat.S_IMODE(mode))
             self._upper.set_owner(at, node.kind, wanted)
+            if acl := self.xattr(ino, ACCESS_ACL):
+                self._upper.set_shown_xattr(at, ACCESS_ACL, with_mode(acl, mode))
         else:
             self._upper.chmod(at, node.kind | stat.S_IMODE(mode))
 
@@ -185,13 +192,28 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Set an extended attribute."""
         node = self._changeable(ino, name)
         node.incapable = False
-        self._upper.set_xattr(self.union.at(node), self._upper.xattr_format.stored_name(name), value)
+        node.default_acl = None
+        if name == ACCESS_ACL and self.keeps_owners_aside:
+            self._set_acl_aside(node, value)
+        else:
+            self._upper.set_shown_xattr(self.union.at(node), name, value)
+
+    def _set_acl_aside(self, node: UpperNode, value: bytes) -> None:
+        """Set an access ACL that the disk does not know as one: the mode follows it, and may be all of it."""
+        at = self.union.at(node)
+        owner = self.union.owner(node)
+        if says_more_than_mode(value):
+            self._upper.set_shown_xattr(at, ACCESS_ACL, value)
+        elif self.xattr(node.ino, ACCESS_ACL) is not None:
+            self._upper.remove_xattr(at, self._upper.xattr_format.stored_name(ACCESS_ACL))
+        self._upper.set_owner(at, node.kind, owner._replace(mode=mode_of(value, owner.mode)))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove an extended attribute; raises ENODATA."""
         if name not in self.xattrs(ino):
             raise error(errno.ENODATA)
         node = self._changeable(ino, name)
+        node.default_acl = None
         self._upper.remove_xattr(self.union.at(node), self._upper.xattr_format.stored_name(name))
 
     def symlink_target(self, ino: int) -> bytes:
@@ -215,7 +237,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         """The node of a file whose attribute `name` may be changed, copied up."""
         if is_reserved(name):
             raise error(errno.EPERM)
-        if not name.startswith(_NAMESPACES):
+        if not name.startswith(_CHANGEABLE):
             raise error(errno.ENOTSUP)
         return self.copyup.up(ino)
 

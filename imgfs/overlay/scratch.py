@@ -52,7 +52,7 @@ from imgfs.overlay.scratch_dir import (
 )
 from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
 from imgfs.overlay.union import Union
-from imgfs.overlay.upper import Upper
+from imgfs.overlay.upper import Upper, forget_acls
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
 from imgfs.owned.writing import os_errors
 from imgfs.tree.database import ROOT
@@ -230,6 +230,7 @@ class Scratch:
         aside = self.directory / _NEW
         remove_tree(aside)  # by a process that was killed
         aside.mkdir(mode=0o755)
+        forget_acls(aside)
         with contextlib.closing(Upper(aside, None)) as upper:
             _describe_root(upper, tree)
         aside.rename(self.upper)

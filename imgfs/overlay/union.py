@@ -12,6 +12,8 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 
+from imgfs import syscalls
+from imgfs.layer.entry import DEFAULT_ACL
 from imgfs.overlay.lookup import File, UnionLookup
 from imgfs.overlay.node import ShownCtimes, UpperNode, error
 from imgfs.overlay.upper import Upper
@@ -36,12 +38,24 @@ class Union(UnionLookup):
             directory.group = owner.gid if owner.mode & stat.S_ISGID else -1
         return directory.group if directory.group >= 0 else None
 
+    def default_acl(self, directory: UpperNode) -> bytes:
+        """The ACL that what is made in a directory inherits; empty if there is none."""
+        if directory.default_acl is None:
+            name = self.upper.xattr_format.stored_name(DEFAULT_ACL)
+            directory.default_acl = self.upper.xattrs(self.at(directory)).get(name, b"")
+        return directory.default_acl
+
     def target(self, node: UpperNode) -> bytes:
         """Where a symbolic link with an upper half points to."""
         at = self.at(node)
         if at.anchored:  # the empty path means the link itself (readlinkat(2))
             return os.readlink(b"", dir_fd=node.anchor)
         return os.readlink(at.name, dir_fd=at.directory)
+
+    def birth_ns(self, node: UpperNode) -> int | None:
+        """When the upper half of a file was made, in nanoseconds, if its file system knows."""
+        at = self.at(node)
+        return syscalls.birth_time(at.directory, at.name, follow=at.anchored)
 
     def owner(self, node: UpperNode) -> Owner:
         """Return owner, group and permission bits of a file with an upper half."""

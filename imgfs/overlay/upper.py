@@ -6,6 +6,7 @@ directories move. What is made in the work directory appears in the upper one wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import StoreError
+from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
 from imgfs.overlay import fdtree
 from imgfs.overlay.node import At, times_kept
 from imgfs.overlay.xattrs import (
@@ -53,6 +55,8 @@ class Upper:
             if work is not None:
                 (work / _WORK).mkdir(mode=0o700, parents=True, exist_ok=True)
             self.work = os.open(work / _WORK if work else upper, _DIRECTORY)
+            if work is not None:
+                forget_acls(work / _WORK)
             prefix = _probe(work / _WORK) if work else TRUSTED
             attributes = read_xattrs(os.fsencode(upper), follow=True)
             self._self = os.fstat(self.root).st_uid
@@ -84,6 +88,10 @@ class Upper:
         """Open or create a file."""
         nofollow = 0 if at.anchored else os.O_NOFOLLOW
         return os.open(at.name, flags | nofollow | os.O_CLOEXEC, mode, dir_fd=at.directory)
+
+    def open_nameless(self, mode: int) -> int:
+        """Make a file that has no name, and open it (open(2), O_TMPFILE)."""
+        return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self.work)
 
     def open_data(self, at: At) -> int:
         """Open a file for what the kernel may ask of it: it reads, too, what is being written."""
@@ -132,6 +140,10 @@ class Upper:
     def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name it is stored under."""
         os.setxattr(at.path, name, value, follow_symlinks=at.anchored)
+
+    def set_shown_xattr(self, at: At, name: bytes, value: bytes) -> None:
+        """Set an extended attribute by the name that users see."""
+        self.set_xattr(at, self.xattr_format.stored_name(name), value)
 
     def remove_xattr(self, at: At, name: bytes) -> None:
         """Remove an extended attribute by the name it is stored under; ENODATA if it is not there."""
@@ -192,6 +204,8 @@ class Upper:
             if self.xattr_format.can_hold(mode) or not self.xattr_format.override:
                 size += len(name) + len(value)
                 self._keep_xattr(at, self.xattr_format.stored_name(name), value, size)
+        if ACCESS_ACL in xattrs and not self.xattr_format.override:  # the mode counts, as in the image
+            self.chmod(at, stat.S_IFMT(mode) | owner.mode)
         self.set_times(at, *times)
 
     def _keep_xattr(self, at: At, name: bytes, value: bytes, size: int) -> None:
@@ -286,6 +300,13 @@ class Upper:
     def set_opaque(self, at: At) -> None:
         """Have nothing of the image show below a directory."""
         self.set_overlay_xattr(at, OPAQUE)
+
+
+def forget_acls(directory: Path) -> None:
+    """Take the ACLs off a new directory that it has inherited from the one it is in."""
+    for name in (ACCESS_ACL, DEFAULT_ACL):
+        with contextlib.suppress(OSError):  # ENODATA: it has none; ENOTSUP: there are none here
+            os.removexattr(directory, name)
 
 
 def _probe(work: Path) -> bytes:

@@ -53,6 +53,20 @@ def pwrite_all(fd: int, body: bytes | memoryview, offset: int) -> None:
         left, offset = left[count:], offset + count
 
 
+def copy_range(source: int, offset: int, target: int, at: int, length: int) -> int:
+    """Copy bytes between open files without reading them; return how many: fewer where `source` ends.
+
+    By reference where the file system can (copy_file_range(2)). Raises OSError.
+    """
+    copied = 0
+    while copied < length:
+        count = os.copy_file_range(source, target, length - copied, offset + copied, at + copied)
+        if count == 0:
+            break
+        copied += count
+    return copied
+
+
 def sync_directory(path: Path) -> None:
     """Get the names in a directory to the disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError, describe
 from imgfs.owned.opening import random_name
-from imgfs.owned.writing import leads_to
+from imgfs.owned.writing import copy_range, leads_to
 from imgfs.store.flat_files import PRESENT, SYNCED, FlatFiles, evicted, give_up
 from imgfs.store.staging import SpanBuffer, write_at
 
@@ -130,6 +130,16 @@ class FlatLayer(FlatFiles):
         except OSError:  # EAGAIN: not in the page cache; EOPNOTSUPP: this file system cannot say
             return False
         return count == len(into) and self._stayed(marks, first)
+
+    def copy(self, offset: int, length: int, target: int, at: int, marks: bytes, first: int) -> bool:
+        """Copy bytes to `at` in the open file `target`, without reading them; False if that fails."""
+        if not all(mark & PRESENT for mark in marks):
+            return False
+        try:
+            count = copy_range(self._fd, offset, target, at, length)
+        except OSError:  # of another file system, or a disk that cannot read or is full: reading will tell
+            return False
+        return count == length and self._stayed(marks, first)
 
     def _stayed(self, marks: bytes, first: int) -> bool:
         """Return True if nothing has been evicted since the marks were read."""

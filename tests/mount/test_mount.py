@@ -27,6 +27,7 @@ from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
 from tests.support import tarmake as tar
 from tests.support.mounted import (
+    NOBODY,
     Imgfs,
     drop_caches,
     errno_of,
@@ -40,6 +41,8 @@ from tests.support.mounted import (
     write_image,
     zstd,
 )
+from tests.support.posix_places import by
+from tests.support.posix_tree import ACL, SHARED, SOMEBODY
 from tests.support.umoci_oracle import Seen, differences, reader, undated, unpack, walk_directory, walk_tree
 
 pytestmark = [
@@ -74,6 +77,7 @@ def lowest() -> bytes:
             b"x",
             xattrs={b"user.one": b"1", b"user.long": b"l" * 300, b"user.empty-not": b"\0"},
         ),
+        tar.file("xattrs/shared", b"s", mode=0o660, xattrs={ACL + b"access": SHARED}),
         tar.file("xattrs/capable", b"c", mode=0o755, xattrs={b"security.capability": CAPABILITY}),
         tar.directory("names", mtime_ns=T),
         tar.file(b"names/\xff\xfe \n", b"no text"),
@@ -222,6 +226,22 @@ def test_names_are_bytes_of_up_to_255(torture: Mounted) -> None:
 def test_long_targets_are_whole(torture: Mounted) -> None:
     assert os.readlink(torture.at / "kinds/far") == "../" * 300 + "x" * 200
     assert errno_of(lambda: os.readlink(torture.at / "data/small")) == errno.EINVAL
+
+
+def test_acls_are_shown_and_obeyed(torture: Mounted) -> None:
+    path = torture.at / "xattrs/shared"
+    assert os.getxattr(path, ACL + b"access") == SHARED
+    directory = os.open(path.parent, os.O_PATH)  # the one above is root's alone
+
+    def read() -> None:
+        os.close(os.open(path.name, os.O_RDONLY, dir_fd=directory))
+
+    def refused() -> None:
+        assert errno_of(read) == errno.EACCES
+
+    by(SOMEBODY, read)
+    by(NOBODY, refused)
+    os.close(directory)
 
 
 def test_extended_attributes(torture: Mounted) -> None:
@@ -506,7 +526,12 @@ def test_a_sparse_file_of_over_4_gib_reads_at_its_end(imgfs: Imgfs, tmp_path: Pa
 
 
 @pytest.mark.drivers("fuse")
-def test_by_fuse_holes_take_no_blocks(torture: Mounted) -> None:
+def test_by_fuse_holes_take_no_blocks_and_are_told(torture: Mounted) -> None:
+    with open(torture.at / "sparse/1.0", "rb") as file:
+        ends = [os.lseek(file.fileno(), 0, whence) for whence in (os.SEEK_DATA, os.SEEK_HOLE)]
+        assert ends == [4096, 0]
+        assert os.lseek(file.fileno(), 4100, os.SEEK_HOLE) == 4096 + 512
+        assert errno_of(lambda: os.lseek(file.fileno(), 400_000, os.SEEK_DATA)) == errno.ENXIO
     assert os.stat(torture.at / "odd/hole").st_blocks == 0
     assert os.stat(torture.at / "sparse/1.0").st_blocks < 400_000 // 512
 

@@ -1,46 +1,16 @@
-"""Sizes and holes: files cut, extended and punched, of the image and new."""
+"""Sizes and holes: files cut and extended, of the image and new."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support import posix_places as posix
-from tests.support.posix_calls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from tests.support.posix_places import Place, anyone, fails
 from tests.support.posix_tree import HEAD, HOLES, SMALL, TAIL, TEXT, large_body
 
 place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
-
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-@contextlib.contextmanager
-def where_supported() -> Iterator[None]:
-    """The block may end with "not supported": a file system need not have it (fallocate(2))."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-
-
-def data_of(fd: int) -> list[tuple[int, int]]:
-    """The pieces of a file that are no holes: where each starts and ends."""
-    size, at, found = os.fstat(fd).st_size, 0, []
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # only a hole is left (lseek(2))
-                raise
-            break
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, at))
-    return found
 
 
 @anyone
@@ -59,17 +29,6 @@ def test_an_offset_of_terabytes_can_be_written_to(place: Place) -> None:
     os.pwrite(fd, b"far", 1 << 42)
     assert os.fstat(fd).st_size == (1 << 42) + 3
     assert os.pread(fd, 10, (1 << 42) - 2) == b"\0\0far"
-
-
-@anyone
-def test_data_is_found_between_holes(place: Place) -> None:
-    fd = os.open("f", os.O_CREAT | os.O_RDWR)
-    os.ftruncate(fd, 3 << 20)
-    os.pwrite(fd, b"x" * 4096, 1 << 20)
-    os.fsync(fd)
-    assert any(start <= 1 << 20 and end >= (1 << 20) + 4096 for start, end in data_of(fd))
-    with fails(errno.ENXIO):
-        os.lseek(fd, 3 << 20, os.SEEK_DATA)
 
 
 @anyone
@@ -169,21 +128,3 @@ def test_allocating_extends_a_file_of_the_image(place: Place) -> None:
     fd = os.open(path, os.O_RDWR)
     os.posix_fallocate(fd, 0, 20_000)  # the C library writes zeros where the file system cannot
     assert path.read_bytes() == TEXT + bytes(10_000)
-
-
-@anyone
-def test_allocating_without_extending_keeps_the_size(place: Place) -> None:
-    path = place.tree / "text"
-    with path.open("r+b") as file, where_supported():
-        fallocate(file.fileno(), FALLOC_KEEP_SIZE, 0, 1 << 20)
-    assert path.read_bytes() == TEXT
-
-
-@anyone
-def test_a_punched_hole_reads_as_zeros(place: Place) -> None:
-    path = place.tree / "text"
-    expected = TEXT
-    with path.open("r+b") as file, where_supported():
-        fallocate(file.fileno(), FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE, 1000, 5000)
-        expected = TEXT[:1000] + bytes(5000) + TEXT[6000:]
-    assert path.read_bytes() == expected

@@ -10,7 +10,7 @@ from typing import Any
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4  # linux/fs.h
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # sys/stat.h: in place of the nanoseconds
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2  # linux/falloc.h
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 16  # linux/falloc.h
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS = -100, 0x100, 0x200  # fcntl.h
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2  # struct flock's l_type
 

@@ -4,6 +4,7 @@
     tree/linked-a = tree/linked-b, tree/pair/one = tree/pair/two      hard links
     tree/to-small, to-directory, to-nowhere                           symbolic links
     tree/directory/{a,b,sub/{c,deep/d}}, tree/bare, tree/wide/00…19   directories
+    tree/acls/shared, inherits                                        POSIX ACLs
     tree/pipe, tree/null                                              a fifo, a character device
 
 `tree/large` is there only for who asks for it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import NamedTuple
 from tests.support import tarmake as tar
 from tests.support.mounted import Account
 
+NO_ID = 0xFFFFFFFF
 SMALL = b"small\n"
 TEXT = b"0123456789" * 1000
 SCRIPT = b"#!/bin/sh\necho ran\n"
@@ -29,6 +32,12 @@ HEAD, TAIL, HOLES = (
     b"tail" * 1024,
     1 << 20,
 )  # a file of HOLES bytes, of which only the ends are data
+ACL = b"system.posix_acl_"
+SOMEBODY = Account(4711, 4711)
+# Owner and group may read and write, as may somebody; others may not (linux/posix_acl_xattr.h).
+SHARED = struct.pack(
+    "<I" + 5 * "2HI", 2, 1, 6, NO_ID, 2, 6, SOMEBODY.uid, 4, 6, NO_ID, 16, 6, NO_ID, 32, 0, NO_ID
+)
 T = 1_600_000_000_000_000_000  # nanoseconds: the first member's time; each has one of its own
 STEP = 1_000_000_007
 WIDE = [f"{number:02}" for number in range(20)]
@@ -85,6 +94,9 @@ MEMBERS = [
     Member("bare", Kind.DIRECTORY, mode=0o755),
     Member("wide", Kind.DIRECTORY, mode=0o755),
     *(Member(f"wide/{name}", Kind.FILE, name.encode()) for name in WIDE),
+    Member("acls", Kind.DIRECTORY, mode=0o755),
+    Member("acls/shared", Kind.FILE, b"s", mode=0o660, xattrs={ACL + b"access": SHARED}),
+    Member("acls/inherits", Kind.DIRECTORY, mode=0o755, xattrs={ACL + b"default": SHARED}),
     Member("pipe", Kind.FIFO),
     Member("null", Kind.NULL, mode=0o666),
     Member("last", Kind.FILE, b"last"),

@@ -51,6 +51,18 @@ class TarBytes:
                 found[start - offset : end - offset] = self._layers[layer][flat : flat + end - start]
         return bytes(found)
 
+    def copy(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        target: int,
+        at: int,
+        given_up: Future[None] | None = None,
+    ) -> None:
+        os.pwrite(target, self.read(layer, extents, offset, length, given_up), at)
+
 
 class Sight(NamedTuple):
     """What can be seen of a file; not a time that has become now, nor a directory's size and time at all."""

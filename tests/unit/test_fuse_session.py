@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.interrupts import is_killed
 from imgfs.fuse.opcodes import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.protocol import ABSENT, Head, attributes, entry, listed, listed_dot
@@ -86,6 +86,18 @@ def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> Non
 
     with talking({}, asking) as offered:
         assert offered == [offer]
+
+
+def test_a_kernel_that_is_too_old_is_refused_in_one_line() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        kernel = Kernel(theirs)
+        kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 28, 131072, 0))
+        with pytest.raises(
+            MountError, match=r"^this kernel speaks FUSE 7\.28; imgfs needs 7\.29 .Linux 5\.1.$"
+        ):
+            trio.run(Session(ours.fileno(), {}, lambda _: None).serve)
+        assert kernel.answer() == (2, errno.EPROTO, b"")
 
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED])

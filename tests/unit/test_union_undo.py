@@ -61,7 +61,7 @@ CHANGES: list[Callable[[Overlay, int], object]] = [
     lambda overlay, number: overlay.set_xattr(number, b"user.x", b"z"),
     lambda overlay, number: overlay.entries.link(number, *place(overlay, b"linked")),
     lambda overlay, _: overlay.entries.rename(place(overlay, b"d/one"), place(overlay, b"renamed"), 0),
-    lambda overlay, number: overlay.open(overlay.copyup.up(number)),
+    lambda overlay, number: overlay.open(overlay.copyup.up(number), writes=True),
 ]
 
 
