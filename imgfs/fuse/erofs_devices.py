@@ -214,6 +214,10 @@ class FlatView:
     def birth_ns(self, ino: int) -> None:
         """See View."""
 
+    def files_of(self, layer: int) -> Iterable[int]:
+        """Return none: what is not sure is read past the page cache (`open`)."""
+        return ()
+
     def is_settled(self) -> bool:
         """Return False: the answer to an open decides what the kernel keeps."""
         return False

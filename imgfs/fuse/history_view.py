@@ -116,6 +116,11 @@ class HistoryView:
     def birth_ns(self, ino: int) -> None:
         """See View."""
 
+    def files_of(self, layer: int) -> Iterator[int]:
+        """See View."""
+        for number, view in enumerate((self._top, *self._states)):
+            yield from (ino | (number << _SHIFT) for ino in view.files_of(layer))
+
     def is_settled(self) -> bool:
         """See View."""
         return self._top.is_settled()

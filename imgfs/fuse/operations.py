@@ -114,6 +114,10 @@ class Operations(Generic[F]):
             Opcode.DESTROY: lambda *_: b"",
         }
 
+    def refused(self, layer: int, session: Session) -> None:
+        """Bytes of a layer have been found to be wrong: no reader keeps its pages. For any thread."""
+        session.forget_pages_soon(self._view.files_of(layer))
+
     def greeted(self, offered: int) -> None:
         """Note what the kernel can do (InitFlag), once it has been answered."""
         self._needs_handles = not offered & InitFlag.NO_OPENDIR_SUPPORT

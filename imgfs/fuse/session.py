@@ -14,7 +14,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -241,12 +241,20 @@ class Session:
 
     async def write_back(self, ino: int) -> None:
         """Have the kernel write what it has gathered of a file, and forget its pages."""
-        await trio.to_thread.run_sync(self.invalidate_pages, ino, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self._invalidate_pages, ino, abandon_on_cancel=True)
 
-    def invalidate_pages(self, ino: int) -> None:
+    def forget_pages_soon(self, inos: Iterable[int]) -> None:
+        """Have the kernel forget the pages of files, those that programs have mapped, too; in a thread."""
+        threading.Thread(target=self._forget_pages, args=(inos,), name="imgfs-pages", daemon=True).start()
+
+    def _forget_pages(self, inos: Iterable[int]) -> None:
+        for ino in inos:
+            self._invalidate_pages(ino)
+
+    def _invalidate_pages(self, ino: int) -> None:
         """Have the kernel forget what it has of a file; what it has gathered it writes, and waits for that.
 
-        So this is for a thread, while requests are answered: pages that are being read are waited for, too.
+        It waits for pages that are being read, too: requests must be answered meanwhile.
         """
         self._notify_invalid(ino, 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from imgfs.fuse.protocol import Statfs
 from imgfs.fuse.views import LARGEST, VIRTUAL_XATTRS, Children, PendingRead, TreeView
@@ -88,6 +88,13 @@ class UnionView:
         """Return when a file was made, or copied up."""
         node = self._nodes.get(ino)
         return None if node is None else self._union.birth_ns(node)
+
+    def files_of(self, layer: int) -> Iterator[int]:
+        """The image's files, and copies of them whose bytes are the image's still."""
+        lower = set(self._image.files_of(layer))
+        copies = [(node.ino, node.data) for node in list(self._nodes.values()) if not node.is_directory]
+        yield from lower.difference(ino for ino, _ in copies)
+        yield from (ino for ino, data in copies if data in lower)
 
     def is_settled(self) -> bool:
         """Return False: an open that is about to write must be seen."""

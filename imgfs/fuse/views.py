@@ -85,6 +85,9 @@ class View(Protocol[F]):
     def birth_ns(self, ino: int) -> int | None:
         """Return when a file was made; None if nothing tells, as in an image."""
 
+    def files_of(self, layer: int) -> Iterable[int]:
+        """Return the inos of the files whose bytes are in a layer of the image. For any thread."""
+
     def is_settled(self) -> bool:
         """Return True if OPEN may be answered with ENOSYS: every layer is cached and verified."""
 
@@ -173,6 +176,10 @@ class TreeView:
 
     def birth_ns(self, ino: int) -> None:
         """See View."""
+
+    def files_of(self, layer: int) -> Iterable[int]:
+        """See View."""
+        return self._tree.files_of(layer)
 
     def is_settled(self) -> bool:
         """See View."""

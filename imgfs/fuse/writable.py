@@ -98,6 +98,10 @@ class WritableOperations:
         self._privileges.session = session
         return session
 
+    def refused(self, layer: int, session: Session) -> None:
+        """See Operations."""
+        self._reading.refused(layer, session)
+
     def handlers(self) -> dict[Opcode, Handler]:
         """What answers which request that changes files, or that a writable mount answers otherwise."""
         return {

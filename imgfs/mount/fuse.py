@@ -72,6 +72,8 @@ async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
     else:
         descriptor, unmount = _mounted(mount.options, fuse_options - {"nonempty"})
     session = operations.session(descriptor)
+    for number, layer in enumerate(mount.image.content.layers):
+        layer.on_refuse = partial(operations.refused, number, session)
     try:
         async with trio.open_nursery() as nursery:
             # before anything is answered: a process that sees the mount may end it

@@ -173,6 +173,11 @@ class Tree(AbstractContextManager["Tree"]):
         row = self._db.row(query, (layer, flat, flat))
         return row[0] if row else None
 
+    def files_of(self, layer: int) -> Iterator[int]:
+        """Yield the inos of the files whose bytes are in a layer; reads all nodes."""
+        query = "SELECT ino FROM node WHERE layer = ? AND (mode >> 12) = 8 AND size > 0"
+        return (row[0] for row in self._db.rows(query, (layer,)))
+
     def contiguous_files(self) -> Iterator[tuple[int, int, int]]:
         """Yield (layer, flat offset, ino) of every file of one extent without holes, ordered by ino."""
         return self._db.rows("SELECT layer, flat, ino FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino")
