@@ -1,7 +1,8 @@
-"""Run commands to the millisecond and never for ever; count their CPU; forget the page cache."""
+"""Run commands to the millisecond and never for ever; count their CPU and turns; forget the page cache."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -10,9 +11,24 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT = 600.0  # seconds; the slowest single command of the bench takes about 60
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What processes have used: CPU seconds, and how often they gave the CPU away to wait."""
+
+    cpu: float = 0.0
+    switches: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.cpu + other.cpu, self.switches + other.switches)
+
+    def __sub__(self, other: Effort) -> Effort:
+        return Effort(self.cpu - other.cpu, self.switches - other.switches)
 
 
 class CommandFailed(Exception):
@@ -76,10 +92,20 @@ def _wait(child: subprocess.Popen[bytes], timeout: float) -> bool:
     return ended
 
 
-def cpu_of_children() -> float:
-    """Say how many CPU seconds all commands run so far have used, with the processes they waited for."""
+def effort_of_children() -> Effort:
+    """Say what all commands run so far have used, with the processes they waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return Effort(used.ru_utime + used.ru_stime, used.ru_nvcsw)
+
+
+def effort_of(pid: int) -> Effort:
+    """Say what a process has used; threads that have ended do not tell how often they waited."""
+    switches = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):  # proc(5): one for each thread
+        with contextlib.suppress(OSError):  # has just ended
+            words = path.read_text().partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)
+            switches += int(words[0])
+    return Effort(cpu_of(pid), switches)
 
 
 def cpu_of(pid: int) -> float:

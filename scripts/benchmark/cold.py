@@ -17,7 +17,10 @@ from scripts.lab.link import Link
 # Each from nothing: what was fetched for one would make the next come sooner.
 JOURNEYS = (("file", "app"), ("large",), ("everything",))
 STOPS = ("file", "app", "large", "everything")
-TIMES = ("tool", *(f"{stop} s" for stop in STOPS), "app / podman", *(f"{stop} / wire" for stop in STOPS[1:]))
+TIMES = (
+    *("tool", *(f"{stop} s" for stop in STOPS), "app / podman", *(f"{stop} / wire" for stop in STOPS[1:])),
+    *("CPU s to app", "switches to app", "CPU s to everything"),
+)
 COUNTS = ("tool", *(f"{what} to {stop}" for stop in STOPS for what in ("MB", "requests")), "connections")
 INDEX, PROFILE = EDITIONS[1].name, EDITIONS[2].name
 TO_FILE = 0.7  # seconds that an image with an index may take
@@ -73,12 +76,13 @@ def _tables(
         reached = [journey[stop] for stop in STOPS]
         shares = [_of_wire(milestone, speed) for milestone in reached[1:]]
         seconds = [milestone.seconds for milestone in reached]
-        times.add(name, *seconds, ratio(journey["app"].seconds, podman), *shares)
+        effort = journey["app"].cpu, journey["app"].switches, journey["everything"].cpu
+        times.add(name, *seconds, ratio(journey["app"].seconds, podman), *shares, *effort)
         crossed: list[Cell] = [cell for each in reached for cell in (each.fetched / 1e6, each.requests)]
         counts.add(name, *crossed, reached[-1].connections)
     wire = speed.seconds(size)
     if wire:
-        times.add("wire minimum of the image", None, None, None, wire, *[None] * 4)
+        times.add("wire minimum of the image", None, None, None, wire, *[None] * 7)
     if speed == SHAPED:
         _judge(times, application.name, middle)
     if wire and INDEX in middle:

@@ -19,6 +19,8 @@ TIMES = (
     "to file s",
     "to app s",
     "app / imgfs",
+    "CPU s to app",
+    "switches",
     "MB to app",
     "requests",
     "connections",
@@ -49,10 +51,12 @@ class FirstMounts:
         middle = self._typical(application, speed, table)
         imgfs = middle["imgfs"]["app"].seconds if "imgfs" in middle else None
         for tool, journey in middle.items():
-            table.add(tool, *_times_of(journey), ratio(journey["app"].seconds, imgfs), *_wire(journey["app"]))
+            table.add(
+                tool, *_times_of(journey), ratio(journey["app"].seconds, imgfs), *_effort_of(journey["app"])
+            )
         wire = speed.seconds(size)
         if wire:
-            table.add("wire minimum", wire, wire, wire, wire, ratio(wire, imgfs), size / 1e6, None, None)
+            table.add("wire minimum", *[wire] * 4, ratio(wire, imgfs), None, None, size / 1e6, None, None)
         if imgfs and wire:
             table.target("imgfs's time to the app as a multiple of the wire's", imgfs / wire, OF_WIRE)
         elif imgfs and "podman" in middle:
@@ -108,7 +112,8 @@ def _times_of(journey: Journey) -> list[float]:
     return [journey[what].seconds for what in ("mount", "ls", "file", "app")]
 
 
-def _wire(reached: Milestone) -> tuple[float, int, int] | tuple[None, None, None]:
-    if not reached.connections:  # nothing counted
-        return None, None, None
-    return reached.fetched / 1e6, reached.requests, reached.connections
+def _effort_of(reached: Milestone) -> tuple[float | int | None, ...]:
+    used = reached.cpu, reached.switches
+    if not reached.connections:  # nothing counted on the wire
+        return (*used, None, None, None)
+    return (*used, reached.fetched / 1e6, reached.requests, reached.connections)

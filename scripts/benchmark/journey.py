@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
 
-from scripts.benchmark.clock import cpu_of_children, run
+from scripts.benchmark.clock import Effort, effort_of_children, run
 from scripts.benchmark.stage import Application
 from scripts.benchmark.tools import Tool
 from scripts.lab.link import Link, Traffic
@@ -21,6 +21,7 @@ class Milestone(NamedTuple):
 
     seconds: float
     cpu: float  # seconds, of the tool and of what was run in the image
+    switches: int  # of the same: voluntary ones
     fetched: int
     requests: int
     connections: int
@@ -44,18 +45,17 @@ def travel(
     """
     reached: Journey = {}
     traffic = link.traffic if link else Traffic
-    seconds, cpu, before = 0.0, 0.0, traffic()
+    seconds, effort, before = 0.0, Effort(), traffic()
 
     def step(what: str, action: Callable[[], Result]) -> Result:
-        nonlocal seconds, cpu
-        began, used = time.perf_counter(), cpu_of_children()
+        nonlocal seconds, effort
+        began, used = time.perf_counter(), effort_of_children()
         result = action()
         seconds += time.perf_counter() - began  # what asking for the CPU below takes is not counted
-        cpu += cpu_of_children() - used
-        crossed = traffic() - before
-        reached[what] = Milestone(
-            seconds, cpu + tool.serving_cpu(), crossed.fetched, crossed.requests, crossed.connections
-        )
+        effort += effort_of_children() - used
+        crossed, whole = traffic() - before, effort + tool.serving_effort()
+        counts = whole.switches, crossed.fetched, crossed.requests, crossed.connections
+        reached[what] = Milestone(seconds, whole.cpu, *counts)
         return result
 
     root = step("mount", lambda: tool.show(reference))
@@ -88,5 +88,4 @@ def plain(journeys: Sequence[Journey]) -> list[dict[str, dict[str, float]]]:
 
 def _median(milestones: Sequence[Milestone]) -> Milestone:
     seconds, cpu, *counts = (median(column) for column in zip(*milestones, strict=True))
-    fetched, requests, connections = (round(count) for count in counts)
-    return Milestone(seconds, cpu, fetched, requests, connections)
+    return Milestone(seconds, cpu, *(round(count) for count in counts))

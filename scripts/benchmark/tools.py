@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from scripts.benchmark.clock import CommandFailed, cpu_of, output_of, run
+from scripts.benchmark.clock import CommandFailed, Effort, effort_of, output_of, run
 
 
 class Forgets(Protocol):
@@ -35,8 +35,8 @@ class Tool(Forgets, Protocol):
     def inside(self, reference: str, root: Path, command: Sequence[str]) -> Sequence[str | Path]:
         """Make the command line that runs `command` in the image, whose root is visible at `root`."""
 
-    def serving_cpu(self) -> float:
-        """Say how many CPU seconds the processes that still run for the image have used."""
+    def serving_effort(self) -> Effort:
+        """Say what the processes that still run for the image have used."""
 
 
 # Starts containers for all of them: crun, podman's own choice, refuses cgroups of both versions side by side.
@@ -123,8 +123,8 @@ class Imgfs(Rooted):
         status = output_of([*self._program, "status", "--json", self.mountpoint], env=self._env)
         return int(json.loads(status)["pid"])
 
-    def serving_cpu(self) -> float:
-        return cpu_of(self.pid())
+    def serving_effort(self) -> Effort:
+        return effort_of(self.pid())
 
     def look(self, *words: str | Path) -> float:
         """Run a command that looks into images; one says by exit code 1 that it found, or found nothing."""
@@ -163,8 +163,8 @@ class Podman(Rooted):
         self.pull(reference)
         return Path(output_of([*self._podman, "image", "mount", reference]).strip())
 
-    def serving_cpu(self) -> float:
-        return 0.0  # the kernel's overlayfs serves
+    def serving_effort(self) -> Effort:
+        return Effort()  # the kernel's overlayfs serves
 
     def forget(self) -> None:
         if self._root.exists():
@@ -206,8 +206,8 @@ class Umoci(Rooted):
         run(["umoci", "unpack", "--image", f"{self._layout}:latest", self._bundle])
         return self._bundle / "rootfs"
 
-    def serving_cpu(self) -> float:
-        return 0.0
+    def serving_effort(self) -> Effort:
+        return Effort()
 
     def forget(self) -> None:
         shutil.rmtree(self._layout, ignore_errors=True)
