@@ -1,7 +1,8 @@
-"""ISA-L as the inflate engine of scans: the same bytes as zlib, and boundaries that zlib can begin at."""
+"""ISA-L as the inflate engine: the same bytes as zlib, and boundaries that either can begin at."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import zlib
@@ -16,6 +17,7 @@ from imgfs.layer.codec.blob import Cut, decoder, fastest_engine
 from imgfs.layer.codec.gzip import Inflater
 from imgfs.layer.codec.isal_engine import IsalEngine
 from imgfs.layer.codec.span import decode_span
+from imgfs.layer.codec.zlib_engine import ZlibEngine
 from imgfs.layer.entry import Codec, Span
 from tests.support import blobs
 from tests.support.blobs import deflate, gzip_member, gzip_members, prose, span_of
@@ -49,6 +51,11 @@ def scanned(chunks: list[bytes], step: int) -> tuple[bytes, list[Cut]]:
     return flat, cuts
 
 
+@functools.cache
+def cuts_of_tiny_blocks() -> list[Cut]:
+    return scanned([BLOBS["tiny blocks"][1]], 20_000)[1]
+
+
 def spans(blob: bytes, flat: bytes, cuts: list[Cut]) -> list[Span]:
     """The spans that the cuts make, as a scan writes them."""
     ends = [(cut.start + bool(cut.checkpoint and cut.checkpoint.bits), cut.flat) for cut in cuts]
@@ -64,12 +71,17 @@ def spans(blob: bytes, flat: bytes, cuts: list[Cut]) -> list[Span]:
 
 def test_the_library_is_installed_here_and_does_what_it_is_used_for() -> None:
     assert isal_engine.available()
+    assert isal_engine.can_resume()
     assert isinstance(fastest_engine(), IsalEngine)
 
 
 @pytest.mark.parametrize("size", [997, 65_536, 1 << 20])
 @pytest.mark.parametrize("kind", BLOBS)
-def test_every_span_decodes_alone_with_zlib(kind: str, size: int) -> None:
+@pytest.mark.parametrize("by", [True, False], ids=["isal", "zlib"])
+def test_every_span_decodes_alone_by_either_engine(
+    kind: str, size: int, by: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isal_engine, "can_resume", lambda: by)
     flat, blob = BLOBS[kind]
     got, cuts = scanned(list(blobs.every(blob, size)), 20_000)
     assert got == flat
@@ -104,6 +116,25 @@ def test_how_a_blob_is_cut_into_chunks_changes_no_byte(data: st.DataObject) -> N
 def test_a_blob_may_arrive_byte_by_byte() -> None:
     flat, blob = BLOBS["tiny members"]
     assert scanned(list(blobs.every(blob, 1)), 500)[0] == flat
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_of_a_damaged_span_both_engines_make_the_same_or_an_error(data: st.DataObject) -> None:
+    blob = BLOBS["tiny blocks"][1]
+    cut = data.draw(st.sampled_from([cut for cut in cuts_of_tiny_blocks() if cut.checkpoint]))
+    assert cut.checkpoint
+    window = cut.checkpoint.window[data.draw(st.integers(0, len(cut.checkpoint.window))) :]
+    packed = bytearray(blob[cut.start : cut.start + 6000])
+    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(0, 255))
+    found = []
+    for engine in (IsalEngine(), ZlibEngine()):
+        inflater = Inflater(cut.checkpoint._replace(window=window), engine)
+        try:
+            found.append(b"".join(map(bytes, inflater.pieces(bytes(packed), 3001, 3000))))
+        except InvalidImage:
+            found.append(b"")
+    assert b"" in found or found[0] == found[1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -29,7 +29,7 @@ _EXTRA, _NAME, _COMMENT, _HEADER_CRC, _RESERVED = 4, 8, 16, 2, 0xE0  # FLG
 class Inflater:
     """Inflates concatenated gzip members, fed in chunks, with `engine`: zlib unless it says otherwise.
 
-    With a `checkpoint` it begins inside a member instead, with zlib; the first chunk then begins with the
+    With a `checkpoint` it begins inside a member instead; the first chunk then begins with the
     byte whose upper `bits` bits belong to the span, if `bits` is not 0.
 
     After each piece that `pieces` yields, `consumed` and `produced` say how many compressed and flat bytes
@@ -88,7 +88,7 @@ class Inflater:
         if self._checkpoint is None or not chunk:
             return 0
         used = 1 if self._checkpoint.bits else 0
-        self._engine = ZlibEngine(self._checkpoint, chunk[:used])
+        self._engine.begin_at(self._checkpoint, chunk[:used])
         self._checkpoint = None
         self.consumed += used
         return used

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 from imgfs.errors import IntegrityError, InvalidImage
+from imgfs.layer.codec import isal_engine
 from imgfs.layer.codec.frames import frames_of
 from imgfs.layer.codec.gzip import Inflater
+from imgfs.layer.codec.zlib_engine import InflateEngine, ZlibEngine
 from imgfs.layer.entry import ChunkDigest, Codec, Span
 
 
@@ -120,10 +122,14 @@ def _identity_span(_span: Span, chunks: Iterator[bytes], _length: int) -> Iterat
 
 
 def _deflate_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
-    inflater = Inflater(span.checkpoint)
+    inflater = Inflater(span.checkpoint, _fastest_engine())
     for chunk in chunks:
         if inflater.produced < length:
             yield from inflater.pieces(chunk, length + 1, length)  # boundaries do not matter here
+
+
+def _fastest_engine() -> InflateEngine:
+    return isal_engine.IsalEngine() if isal_engine.can_resume() else ZlibEngine()
 
 
 def _framed_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:

@@ -1,7 +1,7 @@
 """Engines that inflate deflate streams (RFC 1951) step by step and can tell where a block begins.
 
 `ZlibEngine` is zlib through ctypes: what Python's own binding leaves out, block boundaries and windows.
-ctypes releases the GIL around every call. `isal.IsalEngine` is the faster twin for scans.
+ctypes releases the GIL around every call. `isal_engine.IsalEngine` is the faster twin.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class InflateStep(NamedTuple):
 
 class InflateEngine(Protocol):
     """Inflates one deflate stream after the other."""
+
+    def begin_at(self, checkpoint: Checkpoint, partial: bytes) -> None:
+        """Begin in the middle of a stream; `partial` is the byte whose upper bits belong to it."""
 
     def reset(self) -> None:
         """Begin a new deflate stream."""
@@ -92,9 +95,9 @@ def _libz() -> ctypes.CDLL:
 
 
 class ZlibEngine:
-    """zlib. With a `checkpoint` it begins there; `partial` is then the byte whose upper bits belong to it."""
+    """zlib. See `InflateEngine`."""
 
-    def __init__(self, checkpoint: Checkpoint | None = None, partial: bytes = b"") -> None:
+    def __init__(self) -> None:
         self._libz = _libz()
         self._stream = _Stream()
         self._buffer = ctypes.create_string_buffer(OUTPUT)
@@ -102,10 +105,9 @@ class ZlibEngine:
         version = self._libz.zlibVersion()
         if self._libz.inflateInit2_(byref(self._stream), _RAW, version, ctypes.sizeof(_Stream)) != _Z_OK:
             raise MemoryError("inflateInit2")
-        if checkpoint:
-            self._begin_at(checkpoint, partial)
 
-    def _begin_at(self, checkpoint: Checkpoint, partial: bytes) -> None:
+    def begin_at(self, checkpoint: Checkpoint, partial: bytes) -> None:
+        """Begin in the middle of a stream."""
         bits, window = checkpoint
         if bits:
             self._libz.inflatePrime(byref(self._stream), bits, partial[0] >> (8 - bits))
