@@ -34,7 +34,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     transport/  where images come from and go to: a registry, an OCI layout, archives
     commit      a new image: another one and a layer of changes
     tree        the merged tree on disk       content     a file's bytes: cached, or fetched on demand
-    overlay     the writable scratch: an upper directory over a tree
+    overlay     the writable scratch: an upper directory over a tree  predict     what is read next, guessed
     image       a whole image made ready    maintenance  gc and fsck of the store
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
     metrics     a mount's status for Prometheus

@@ -30,7 +30,14 @@ def bundle_mount_options(
     """How a container's image is mounted: at its bundle, changes to its scratch."""
     fuse = frozenset({"suid", "allow_other"} if for_all else ())
     driver = options.driver
-    return MountOptions(mountpoint=bundle.rootfs, fuse=fuse, owner=owner, scratch=scratch, driver=driver)
+    return MountOptions(
+        mountpoint=bundle.rootfs,
+        fuse=fuse,
+        owner=owner,
+        scratch=scratch,
+        driver=driver,
+        predict=not options.offline,
+    )
 
 
 def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:

@@ -29,7 +29,16 @@ _VALUES = {
     "tls_ca",
     "driver",
 }
-_FLAGS = {"plain_http", "insecure", "squash_owner", "write_through", "fill", "offline", "restart"}
+_FLAGS = {
+    "plain_http",
+    "insecure",
+    "squash_owner",
+    "write_through",
+    "no_predict",
+    "fill",
+    "offline",
+    "restart",
+}
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",

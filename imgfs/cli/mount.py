@@ -112,6 +112,11 @@ def _fetch_options(command: argparse.ArgumentParser) -> None:
         help="prefetch what a profile has recorded; none: nothing (default: `default`, else `auto`)",
     )
     command.add_argument(
+        "--no-predict",
+        action="store_true",
+        help="fetch nothing because of what is opened: no libraries of a program, no modules beside one",
+    )
+    command.add_argument(
         "--fill", action="store_true", help="fetch everything in the background, while no read waits"
     )
     command.add_argument(
@@ -223,6 +228,7 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
         record=options.record,
         replay=options.replay,
         fill=_fill(options),
+        predict=not (options.no_predict or options.offline or "history" in fuse),
         metrics=options.metrics,
         driver="fuse" if options.restart and options.driver == "auto" else options.driver,
         trust=image.trust,

@@ -40,6 +40,8 @@ _CAUSES = {  # why spans were fetched (content.stats.Cause)
     "whole": "with the whole layer",
     "fill": "by the fill",
     "sweep": "by a sweep of the tree",
+    "library": "by a guess at libraries",
+    "module": "by a guess at modules",
 }
 
 Counted = TypeVar("Counted", MountStatus, LayerStatus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
@@ -29,6 +29,16 @@ class ContentSnapshot(NamedTuple):
     fill: FillStatus | None
     timeline: TimelineStatus
     layers: tuple[LayerStatus, ...]
+
+
+class Follower(Protocol):
+    """What is told of readers, so as to guess what they read next; it must not wait."""
+
+    def opened(self, ino: int) -> None:
+        """A file is opened."""
+
+    def touched(self, layer: int, span: int) -> None:
+        """A span is read for the first time. Called under the layer's lock."""
 
 
 class FileSegment(NamedTuple):
@@ -74,16 +84,31 @@ class Content:
     def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter = _unknown) -> None:
         self.layers = layers
         self._tree_walk = TreeWalkPrefetch(layers, files_after)
-        self.opened = self._tree_walk.opened  # called for every file that the kernel opens
         self.served = 0  # bytes handed out
         self._scratch = memoryview(bytearray(_LARGEST))
         self._background: BackgroundFetch | None = None
+        self._follower: Follower | None = None
         names = [ProfileLayer(str(layer.layer.digest), len(layer.table)) for layer in layers]
         self._recorder = ProfileRecorder(names, sum(layer.table.size for layer in layers))
         self._timeline = Timeline()
         for number, layer in enumerate(layers):
             layer.counts.on_landed = self._timeline.fetched
             layer.usage.on_touch = partial(self._touched, number, layer)
+
+    def opened(self, ino: int) -> None:
+        """Note that the kernel opens a file: cheap; always called from the same thread."""
+        self._tree_walk.opened(ino)
+        if self._follower and not self._tree_walk.is_running:
+            self._follower.opened(ino)
+
+    def follow(self, follower: Follower) -> None:
+        """Have all that readers do told to `follower`, from now on."""
+        self._follower = follower
+
+    @property
+    def is_followed(self) -> bool:
+        """Return True if readers are told to a follower."""
+        return self._follower is not None
 
     def start(self, profile: AccessProfile | None = None, fill: BackgroundFetchOptions | None = None) -> None:
         """Begin to fetch in the background what `profile` names, and, with `fill`, then everything."""
@@ -167,6 +192,10 @@ class Content:
             at += size
         self.served += length
 
+    def is_complete(self) -> bool:
+        """Return True if all bytes of all layers are in the store."""
+        return all(layer.is_complete() for layer in self.layers)
+
     def is_here(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bool:
         """Return True if a file's bytes can be read without the network."""
         segments = segments_of(extents, offset, length)
@@ -192,6 +221,8 @@ class Content:
         size = layer.table.size_of(span)
         self._recorder.touched(number, span, size)
         self._timeline.read(size)
+        if self._follower:
+            self._follower.touched(number, span)
 
     def _known(self, profile: AccessProfile) -> list[tuple[int, int]]:
         """Return a profile's touches as (layer, span) of this image, but for layers cut otherwise."""

@@ -169,6 +169,23 @@ class LayerContent:
         with self._lock:
             return self.in_flight.not_in_flight(self._missing(0, len(self.table) - 1))
 
+    def read_present(self, offset: int, length: int) -> bytes | None:
+        """Return a range of the flat layer if all of it is present, without counting it as read."""
+        first, last = self.table.holding(offset, length)
+        return self.flat.read(offset, length, self.flat.marks(first, last), first)
+
+    def fetch_for(self, numbers: Sequence[int], priority: Priority, cause: Cause) -> list[Future[None]]:
+        """Start to fetch those of `numbers` that are absent; return a future for each of them."""
+        with self._lock:
+            absent = self._absent(numbers)
+            queued = self.in_flight.fetching(absent)
+            requests = requests_for(self.in_flight.not_in_flight(absent), self.table, self._sizes)
+            started = [self.in_flight.start(request, priority, cause) for request in requests]
+            awaited = self.in_flight.wait_for(absent)
+        self.in_flight.raise_priority(queued, priority)
+        self.in_flight.submit(started)
+        return awaited
+
     def fetch_in_background(
         self, requests: Iterable[Request], priority: Priority, cause: Cause
     ) -> list[Future[None]]:

@@ -32,8 +32,9 @@ class Priority(IntEnum):
     MISS = 0  # a reader waits
     READAHEAD = 1  # a sequential reader, or a tree walk, is about to need it
     REPLAY = 2  # the access profile of an earlier mount has it
-    REST_OF_LAYER = 3  # much of the layer has been read
-    BACKGROUND = 4  # the whole image is being fetched
+    GUESS = 3  # it follows from what has been opened, by a guess
+    REST_OF_LAYER = 4  # much of the layer has been read
+    BACKGROUND = 5  # the whole image is being fetched
 
 
 # How many requests of this priority and lower ones may be under way.
@@ -41,6 +42,7 @@ _AT_MOST = {
     Priority.MISS: FETCH_THREADS,
     Priority.READAHEAD: 8,
     Priority.REPLAY: 6,
+    Priority.GUESS: 5,
     Priority.REST_OF_LAYER: 4,
     Priority.BACKGROUND: 2,
 }

@@ -76,6 +76,8 @@ class Cause(IntEnum):
     WHOLE = 5  # the layer is small, or much of it had been read
     FILL = 6  # everything was asked for
     SWEEP = 7  # a reader came nearer that takes file after file of the tree
+    LIBRARY = 8  # a program that was opened is linked with it, by a guess
+    MODULE = 9  # it lies beside a module that was opened, or that one depends on it, by a guess
 
 
 class Brought(NamedTuple):
@@ -130,6 +132,10 @@ class Counts:
         self._brought[cause] = brought._replace(
             spans_used=brought.spans_used + 1, bytes_used=brought.bytes_used + size
         )
+
+    def brought(self, cause: Cause) -> Brought:
+        """Return what was fetched for a cause, and how much of it has been read."""
+        return self._brought[cause]
 
     def waited(self, seconds: float) -> None:
         """Count how long a miss's request waited for its first byte."""

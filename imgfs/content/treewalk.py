@@ -62,12 +62,16 @@ class TreeWalkPrefetch:
         self._evidence += 1
         if self._evidence >= _EVIDENCE:
             self._evidence = 0
-            is_running = self._thread is not None and self._thread.is_alive()
-            if not is_running and not all(layer.is_complete() for layer in self._layers):
+            if not self.is_running and not all(layer.is_complete() for layer in self._layers):
                 self._thread = threading.Thread(
                     target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
                 )
                 self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Return True while a reader of the whole tree is prefetched for."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """Stop, and wait for the thread."""

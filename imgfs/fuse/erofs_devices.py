@@ -6,7 +6,8 @@ so they are read in the pieces that it takes for its own page cache.
 `FlatReads` tells which files of the image are being read. Readers of whole trees are noticed by the files
 they open (`content.treewalk`), but of those a file system of the kernel says nothing. Only a reader of piece
 after piece of a layer, each a little further on, may be one: then the extents of all files are read out of
-the tree, once, and from then on reads count as reads of their files.
+the tree, once, and from then on reads count as reads of their files. Where what is read next is guessed from
+the files that are opened (`predict`), that is done at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from imgfs.tree.reader import Tree
 
 _NEAR = 1 << 20  # bytes from the end of one read to the next: what is between was not read, or read before
 _EVIDENCE = 16  # such steps, less what speaks against it
+_MANY = 300_000  # files of an image that are not read out of the tree without such evidence
 _RECENT = 64  # reads that are told afterwards
 
 
@@ -62,7 +64,9 @@ class FlatReads:
     All but the reading of the tree is for one thread.
     """
 
-    def __init__(self, tree: Tree, layers: int, opened: Callable[[int], None]) -> None:
+    def __init__(
+        self, tree: Tree, layers: int, opened: Callable[[int], None], *, at_once: bool = False
+    ) -> None:
         self._tree = tree
         self._opened = opened
         self._ends = [0] * layers  # of the last read of each
@@ -71,6 +75,8 @@ class FlatReads:
         self._files: list[_FileStarts] = []
         self._thread: threading.Thread | None = None
         self._last = 0
+        if at_once and tree.node_count <= _MANY:
+            self._begin_to_load()
 
     def read(self, layer: int, offset: int, length: int) -> None:
         """Note a read of a flat file. Costs next to nothing."""
@@ -85,8 +91,11 @@ class FlatReads:
             self._recent.append((layer, offset))
             self._evidence = self._evidence + 1 if 0 < step <= _NEAR else self._evidence // 2
         if self._evidence >= _EVIDENCE and self._thread is None:
-            self._thread = threading.Thread(target=self._load, name="imgfs-flat-files", daemon=True)
-            self._thread.start()
+            self._begin_to_load()
+
+    def _begin_to_load(self) -> None:
+        self._thread = threading.Thread(target=self._load, name="imgfs-flat-files", daemon=True)
+        self._thread.start()
 
     def _tell(self, layer: int, offset: int) -> None:
         ino = self._files[layer].file_at(offset)
@@ -140,7 +149,8 @@ class FlatView:
         self._last = _FIRST + len(sizes)
         self._paths = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
         self._path_of = functools.lru_cache(_TROUBLED_PLACES)(image.tree.path)
-        self._reads = FlatReads(image.tree, len(sizes), image.content.opened)
+        content = image.content
+        self._reads = FlatReads(image.tree, len(sizes), content.opened, at_once=content.is_followed)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:

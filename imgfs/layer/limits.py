@@ -57,6 +57,9 @@ What an index of others may cost:
 | its table of tables     | one page, with the rows that it has in a file of imgfs's                        |
 | reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |
 | a profile               | `content.profile.MAX_JSON`                                                      |
+
+What is guessed of files that are opened (`predict`) is bounded where it is read, and in all by
+`predict.predictor`.
 """
 
 from __future__ import annotations

@@ -155,6 +155,8 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         prover.start()
         image.content.start(profile, options.fill)
         stack.callback(image.content.stop)
+        if options.predict and not image.content.is_complete():
+            _predict(image, stack, is_replayed=profile is not None)
         mount = ServedMount(image, store, options, tell, on_ready, succession, before_heir=metrics.close)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
@@ -166,6 +168,16 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         succession.ended()
     is_handed_over = succession and not succession.has_turn
     log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
+
+
+def _predict(image: Image, stack: contextlib.ExitStack, *, is_replayed: bool) -> None:
+    """Begin to fetch what follows from what is opened, until the stack is closed."""
+    from imgfs.predict.predictor import Predictor  # here: not where everything is in the store
+
+    predictor = Predictor(image.content.layers, image.tree, is_replayed=is_replayed)
+    predictor.start()
+    stack.callback(predictor.stop)
+    image.content.follow(predictor)
 
 
 def _never_import_from(mountpoint: Path) -> None:

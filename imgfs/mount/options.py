@@ -20,9 +20,11 @@ class MountOptions:
     shown with, `log_level` a name of the logging module's; with a `scratch` the mount can be written to.
     With `write_through` what is written is here at once, instead of waiting in the kernel for more. `record`
     names the profile that what is read is kept as, `replay` the one that is fetched ahead; with a `fill`
-    everything is fetched. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`, `kernel`,
-    or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's repository
-    by default. `checked` is the directory that was found at the mount point before. With `history` the
+    everything is fetched; with `predict` what
+    is guessed from what is opened. `metrics` is where Prometheus may ask for the status. `driver` is `fuse`,
+    `kernel`, or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's
+    repository by default. `checked` is the directory that was found at the mount point before. With
+    `history` the
     image's earlier states are shown, too; with `restart` a killed daemon has a successor."""
 
     mountpoint: Path
@@ -35,6 +37,7 @@ class MountOptions:
     record: str | None = None
     replay: str | None = None
     fill: BackgroundFetchOptions | None = None
+    predict: bool = True
     metrics: MetricsAddress | None = None
     driver: str = "fuse"
     trust: Trust | None = None

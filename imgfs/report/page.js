@@ -205,7 +205,8 @@ const packages = () => {
 };
 
 const CAUSES = { miss: "a reader that waited", ahead: "read-ahead in a file", near: "what lies near",
-  replay: "a replayed profile", whole: "small or much-read layers", fill: "filling the store", sweep: "readers of whole trees" };
+  replay: "a replayed profile", whole: "small or much-read layers", fill: "filling the store", sweep: "readers of whole trees",
+  library: "a guess: libraries of a program", module: "a guess: modules beside one" };
 const causeColour = (cause) => `hsl(${(Object.keys(CAUSES).indexOf(cause) * 137.508 + 205) % 360} 58% 48%)`;
 // Bars: what came in each stretch of time, by cause; the line: what readers came to first in it.
 const overTime = ({ stretch, read, fetched }) => {

@@ -20,7 +20,7 @@ RANKS = [
     {"transport"},
     {"commit"},
     {"tree", "content"},
-    {"overlay"},
+    {"overlay", "predict"},
     {"maintenance", "image", "mounts", "daemonize", "metrics"},
     {"publish", "packages", "runtime", "signatures"},
     {"fuse", "kernel", "report"},

@@ -1,0 +1,51 @@
+"""The image's files by path, as guesses ask for them: what is not there, or is damaged, is None."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+
+from imgfs.tree.database import Node
+from imgfs.tree.reader import Listed, Tree
+
+_LISTED = 4096  # names of a directory that are looked at
+
+
+class FilesByPath:
+    """The files of `tree`. Any thread may use it. Raises StoreError if the tree is damaged."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def file(self, path: bytes) -> Node | None:
+        """Return the regular file that a path leads to, symbolic links followed within the image."""
+        found = self._resolve(path)
+        return found if found and stat.S_ISREG(found.mode) else None
+
+    def directory(self, path: bytes) -> int | None:
+        """Return the ino of the directory that a path leads to."""
+        found = self._resolve(path)
+        return found.ino if found and stat.S_ISDIR(found.mode) else None
+
+    def child(self, directory: int, name: bytes) -> Node | None:
+        """Return the file of that name in a directory."""
+        return self._tree.lookup(directory, name)
+
+    def listing(self, directory: int) -> Iterator[Listed]:
+        """Yield what is in a directory, the first few thousand names."""
+        return islice(self._tree.listing(directory), _LISTED)
+
+    def node(self, ino: int) -> Node | None:
+        """Return a file by its ino."""
+        return self._tree.node(ino)
+
+    def path(self, ino: int) -> bytes:
+        """Return a path of a file, from the root and without the leading slash."""
+        return self._tree.path(ino)
+
+    def _resolve(self, path: bytes) -> Node | None:
+        with suppress(OSError):
+            return self._tree.resolve(path)
+        return None
