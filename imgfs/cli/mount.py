@@ -230,7 +230,7 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
         fill=_fill(options),
         predict=not (options.no_predict or options.offline or "history" in fuse),
         metrics=options.metrics,
-        driver="fuse" if options.restart and options.driver == "auto" else options.driver,
+        driver=options.driver,
         trust=image.trust,
         history="history" in fuse,
         restart=options.restart,
@@ -251,7 +251,7 @@ def _check_restart(how: MountOptions) -> None:
 
     reasons = {
         "with --rw and --scratch it is not possible yet": how.scratch,
-        "it is for FUSE": how.driver == "kernel",
+        "-o auto_unmount unmounts what a daemon leaves behind": "auto_unmount" in how.fuse,
         "whatever started a daemon in the foreground has to start it again": how.foreground,
     }
     for reason in [reason for reason, holds in reasons.items() if holds]:

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs import syscalls
 from imgfs.errors import MountError
@@ -95,12 +95,30 @@ def _is_root_in_user_namespace() -> bool:
         return False
 
 
-@contextlib.contextmanager
-def runtime_directory(reference: str, image: Path) -> Iterator[Path]:
-    """A directory in RUNTIME for one mount; gives the link in it that leads to the EROFS image.
+class RuntimeDirectory(NamedTuple):
+    """A directory in RUNTIME for one mount: the link in it that leads to the EROFS image, and its lock.
 
-    The link's path ends in the image's name, which so shows in the mount table, findmnt(8) and df(1).
+    The link's path ends in the image's name, which so shows in the mount table, findmnt(8) and df(1). The
+    lock is a descriptor; it is held for as long as any process has that open (flock(2)).
     """
+
+    link: Path
+    lock: int
+
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        return RUNTIME / self.link.relative_to(RUNTIME).parts[0]
+
+    @property
+    def status_socket(self) -> Path:
+        """Where the status of the mount is to be told."""
+        return self.path / STATUS_SOCKET
+
+
+@contextlib.contextmanager
+def runtime_directory(reference: str, image: Path) -> Iterator[RuntimeDirectory]:
+    """A directory in RUNTIME, for as long as a mount of `image`, an EROFS image, lasts. Raises Unsuitable."""
     directory = RUNTIME / f"{os.getpid()}-{time.time_ns():x}"
     link = directory.joinpath(*_parts(reference))
     with contextlib.ExitStack() as stack:
@@ -110,13 +128,23 @@ def runtime_directory(reference: str, image: Path) -> Iterator[Path]:
                 _sweep()
                 directory.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, directory, ignore_errors=True)
-                stack.enter_context(_locked(directory))
+                lock = stack.enter_context(_locked(directory))
             (directory / REFERENCE).write_bytes(os.fsencode(reference))
             link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             link.symlink_to(image)
         except OSError as error:
             raise Unsuitable(f"{error.filename}: {error.strerror}") from error
-        yield link
+        yield RuntimeDirectory(link, lock)
+
+
+@contextlib.contextmanager
+def inherited_directory(directory: RuntimeDirectory) -> Iterator[RuntimeDirectory]:
+    """The same, made by another process, for what is left of the mount."""
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory.path, ignore_errors=True)
+        os.close(directory.lock)
 
 
 def _parts(reference: str) -> list[str]:
@@ -128,11 +156,11 @@ def _parts(reference: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+def _locked(directory: Path, mode: int = fcntl.LOCK_EX) -> Iterator[int]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, mode)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
@@ -170,11 +198,6 @@ class KernelDriver:
         self._checked = checked
         self._attributes = attributes
         self._flat = -1
-
-    @property
-    def status_socket(self) -> Path:
-        """Where the status of the mount is to be told."""
-        return RUNTIME / self._link.relative_to(RUNTIME).parts[0] / STATUS_SOCKET
 
     def open_flat_files(self) -> int:
         """A FUSE file system that is mounted nowhere: the descriptor to serve it by. Raises MountError."""

@@ -59,13 +59,18 @@ def _stat(name: str, directory: int) -> os.stat_result:
 
 
 class Passthrough:
-    """`files` are the flat files of `layers` that the kernel may read itself, None for the others.
+    """Flat files that the kernel reads itself: of each layer its file, pinned, or None if it is served.
 
     `release` them once it does not any more. What is not released is found and forgotten by evictions.
     """
 
-    def __init__(self, layers: Sequence[LayerContent]) -> None:
-        self.files = [None if layer.index.summary.trusted_by else layer.flat.pin() for layer in layers]
+    def __init__(self, files: Sequence[Path | None]) -> None:
+        self.files = tuple(files)
+
+    @classmethod
+    def pin(cls, layers: Sequence[LayerContent]) -> Passthrough:
+        """Pin what the kernel may read of `layers`."""
+        return cls([None if layer.index.summary.trusted_by else layer.flat.pin() for layer in layers])
 
     @property
     def count(self) -> int:

@@ -25,13 +25,12 @@ from imgfs.layer.entry import ACL
 from imgfs.mount.options import MountOptions
 from imgfs.mount.serving import (
     ServedMount,
-    beat,
     end_on_signal,
-    hand_over_when_told,
+    follow,
     limit_unwritten,
     raise_read_ahead,
+    resume,
     sync_now_and_then,
-    wait_for_turn,
 )
 from imgfs.mounts.mountpoint import open_mountpoint
 from imgfs.mounts.table import mount_at, mounts
@@ -81,10 +80,7 @@ async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
             nursery.start_soon(sync_now_and_then, mount.image)
             nursery.start_soon(_announce, greeted, mount, session, descriptor, nursery)
             if succession and succession.is_taken_over:
-                succession.check(session)
-                nursery.start_soon(beat, succession)
-                resend = await wait_for_turn(succession) if succession.is_heir else True
-                session.resume(succession.state.offered, resend=resend)
+                await resume(succession, session, nursery)
             await session.serve()
             nursery.cancel_scope.cancel()
     finally:
@@ -175,11 +171,8 @@ async def _announce(
         raise_read_ahead(mounted.device)
         limit_unwritten(mounted.device)
     if mount.succession:
-        device = mounted.device if mounted else ""
-        mount.succession.serves(descriptor, mount.options, session, device)
-        nursery.start_soon(hand_over_when_told, mount, session)
-        if not mount.succession.is_taken_over:
-            nursery.start_soon(beat, mount.succession)
+        mount.succession.serves(descriptor, mount, session)
+        follow(mount, session, nursery)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
 
 

@@ -7,10 +7,11 @@ dies of.
     holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME CONTROL TOLD PID BEAT PROGRAM [ARGUMENT…]
 
 MOUNTPOINT and DEVICE (major:minor) say in ps(1) what it holds. FUSE (the open /dev/fuse) and STATE (a file
-in memory) are descriptors that each successor of the daemon PID inherits. CONTROL is the reading end of the
-daemon's pipe, by which it says that it SERVES, and that the mount has ENDED, and gives a sign of life every
-BEAT seconds; TOLD is the writing end of the one by which it is told. PROGRAM is run as the successor, with
-further arguments: PROTOCOL, FUSE, STATE, its ends of two such pipes, how often it was restarted, its role.
+in memory) are descriptors that each successor of the daemon PID inherits, as it does others that are open
+here. CONTROL is the reading end of the daemon's pipe, by which it says that it SERVES, and that the mount has
+ENDED, and gives a sign of life every BEAT seconds; TOLD is the writing end of the one by which it is told.
+PROGRAM is run as the successor, with further arguments: PROTOCOL, FUSE, STATE, its ends of two such pipes,
+how often it was restarted, its role.
 
 ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `_orders`. It names
 another program, which is run as heir. Once that is READY, the daemon is told to HAND_OVER; when it has
@@ -369,6 +370,8 @@ def main() -> int:
     """Hold what the arguments say."""
     name, _device, *numbers = sys.argv[1:10]
     fuse, state, orders, outcome, control, told, pid = map(int, numbers)
+    for number in (orders, outcome, control, told):
+        os.set_inheritable(number, False)
     beat, *words = sys.argv[10:]
     holder = Holder(name, (fuse, state), float(beat), words)
     return holder.hold(Server(pid, control, told, is_serving=True), Orders(orders, outcome))

@@ -23,22 +23,39 @@ from imgfs import __version__, syscalls
 from imgfs.errors import MountError
 from imgfs.mount import holder
 from imgfs.mount.options import MountOptions
-from imgfs.mounts.table import mounts
+from imgfs.mounts.table import mount_at, mounts
+from imgfs.owned.inheritance import LockInheritance
 
 if TYPE_CHECKING:
     from imgfs.fuse.session import Session
     from imgfs.image.resolve import Resolved
+    from imgfs.kernel.driver import RuntimeDirectory
+    from imgfs.mount.serving import ServedMount
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
 NEEDED_KERNEL = (6, 9)
+_LEFT: list[contextlib.ExitStack] = []  # to the end of the process: what nothing refers to is taken down
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successor import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMount:
+    """What a mount by the kernel's own file systems has beside the flat files that are served.
+
+    `passthrough` are those that it reads itself, `listener` is the descriptor of the socket of the status.
+    """
+
+    directory: RuntimeDirectory
+    passthrough: tuple[Path | None, ...]
+    listener: int
 
 
 @dataclass(frozen=True, slots=True)
 class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
+    `scratch_lock` is the descriptor of the lock on its scratch, -1 if it has none.
     `offered` is what the kernel can do, `agreed` what of that is made use of (InitFlag), `began` when it was
     mounted, in seconds since 1970, `beat` the seconds from one sign of life to the next.
     """
@@ -51,7 +68,15 @@ class MountState:
     offered: int = 0
     agreed: int = 0
     device: str = ""
+    kernel: KernelMount | None = None
+    scratch_lock: int = -1
     beat: float = field(default_factory=lambda: holder.BEAT)
+
+    @property
+    def kept(self) -> list[int]:
+        """Descriptors that all processes of the mount have by the same numbers."""
+        kept = [self.kernel.directory.lock, self.kernel.listener] if self.kernel else []
+        return [*kept, self.scratch_lock] if self.scratch_lock >= 0 else kept
 
 
 @dataclass(slots=True)
@@ -68,18 +93,32 @@ class Succession:
     restarts: int = 0
     is_heir: bool = False
     has_turn: bool = True
+    lock: LockInheritance = field(init=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.lock = LockInheritance(self.state.scratch_lock)
 
     @property
     def is_taken_over(self) -> bool:
         """Return True if another process has mounted it."""
         return self.descriptor >= 0
 
-    def serves(self, descriptor: int, options: MountOptions, session: Session, device: str) -> None:
+    def serves(
+        self, descriptor: int, mount: ServedMount, session: Session, kernel: KernelMount | None = None
+    ) -> None:
         """Note that this process answers; the first one starts the holder. Raises OSError."""
         if not self.is_taken_over:
-            offered, agreed = session.offered, session.offered & session.offers
-            self.state = replace(self.state, options=options, offered=offered, agreed=agreed, device=device)
+            found = mount_at(mount.options.mountpoint)
+            self.state = replace(
+                self.state,
+                options=mount.options,
+                offered=session.offered,
+                agreed=session.offered & session.offers,
+                device=found.device if found else "",
+                kernel=kernel,
+                scratch_lock=self.lock.fd,
+            )
             self._start_holder(descriptor)
         self.say(holder.SERVES)
 
@@ -129,7 +168,7 @@ class Succession:
         given = [str(self.state.options.mountpoint), self.state.device, *map(str, (*numbers, os.getpid()))]
         self._holder = subprocess.Popen(
             [sys.executable, "-I", "-S", holder.__file__, *given, str(self.state.beat), *successor_program()],
-            pass_fds=numbers,
+            pass_fds=(*numbers, *self.state.kept),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -180,6 +219,11 @@ def _fields_within(value: object) -> set[str]:
     names = [each.name for each in fields(value)]
     within = {name for each in names for name in _fields_within(getattr(value, each, None))}
     return within | {f"{kind.__module__}.{kind.__qualname__}({' '.join(names)})"}
+
+
+def leave(stack: contextlib.ExitStack) -> None:
+    """Leave to another process what would be taken down at the end of `stack`."""
+    _LEFT.append(stack.pop_all())
 
 
 def check_kernel() -> None:

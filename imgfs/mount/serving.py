@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from imgfs.mount.resume import Succession
     from imgfs.overlay.interchange import HandleLookup
     from imgfs.overlay.scratch import ScratchBase
+    from imgfs.owned.inheritance import LockInheritance
     from imgfs.tree.reader import Tree
 
 log = logging.getLogger("imgfs.mount")
@@ -56,7 +57,9 @@ class ServedMount:
     succession: Succession | None = None
     before_heir: Callable[[], None] = lambda: None
 
-    def scratch_terms(self) -> tuple[Tree, Content, ScratchBase, str, HandleLookup]:
+    def scratch_terms(
+        self,
+    ) -> tuple[Tree, Content, ScratchBase, str, HandleLookup, LockInheritance | None]:
         """What a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
         from imgfs.kernel.erofs_format import ino_resolver
         from imgfs.overlay.scratch import ScratchBase
@@ -64,7 +67,8 @@ class ServedMount:
         resolved = self.image.resolved
         base = ScratchBase(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
         use = f"mounted at {self.options.mountpoint} (pid {os.getpid()})"
-        return self.image.tree, self.image.content, base, use, ino_resolver(resolved.tree, self.store)
+        lock = self.succession.lock if self.succession else None
+        return self.image.tree, self.image.content, base, use, ino_resolver(resolved.tree, self.store), lock
 
     def announce(self, by: str = "") -> None:
         """Say that the mount answers."""
@@ -98,14 +102,30 @@ async def sync_now_and_then(image: Image) -> None:
             log.warning("what was fetched does not stay: %s", error)
 
 
-async def beat(succession: Succession) -> None:
+def follow(mount: ServedMount, session: Session, nursery: trio.Nursery) -> None:
+    """Give the holder signs of life, and do what it says, from now on."""
+    assert mount.succession
+    nursery.start_soon(_hand_over_when_told, mount, session)
+    if not mount.succession.is_taken_over:
+        nursery.start_soon(_beat, mount.succession)
+
+
+async def _beat(succession: Succession) -> None:
     """Give the holder signs of life: to be run by the thread that reads /dev/fuse."""
     while True:
         succession.say(holder.BEATS)
         await trio.sleep(succession.state.beat)
 
 
-async def wait_for_turn(succession: Succession) -> bool:
+async def resume(succession: Succession, session: Session, nursery: trio.Nursery) -> None:
+    """Go on, in the place of another process, once its turn has come. Raises MountError."""
+    succession.check(session)
+    nursery.start_soon(_beat, succession)
+    resend = await _wait_for_turn(succession) if succession.is_heir else True
+    session.resume(succession.state.offered, resend=resend)
+
+
+async def _wait_for_turn(succession: Succession) -> bool:
     """Wait, as an heir, for the predecessor to stop; return whether it was killed. Raises MountError."""
     succession.say(holder.READY)
     await trio.lowlevel.wait_readable(succession.told)
@@ -117,7 +137,7 @@ async def wait_for_turn(succession: Succession) -> bool:
     return word == holder.GO_AGAIN
 
 
-async def hand_over_when_told(mount: ServedMount, session: Session) -> None:
+async def _hand_over_when_told(mount: ServedMount, session: Session) -> None:
     """Stop reading when the holder has an heir; what is under way is answered still."""
     succession = mount.succession
     assert succession

@@ -31,6 +31,8 @@ def main() -> NoReturn:
         _check(protocol)
         state = load_state(os.pread(memory, os.fstat(memory).st_size, 0))
         os.close(memory)
+        for number in state.kept:
+            os.set_inheritable(number, False)
         log_to_stderr(state.options.log_level)
         is_heir = role == holder.HEIR
         succession = Succession(state, descriptor, control, told, restarts, is_heir, has_turn=not is_heir)

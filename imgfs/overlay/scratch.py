@@ -54,6 +54,7 @@ from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper, forget_acls
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
+from imgfs.owned.inheritance import LockInheritance
 from imgfs.owned.writing import os_errors
 from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
@@ -111,17 +112,18 @@ class Scratch:
             )
 
     @contextlib.contextmanager
-    def locked(self, use: str) -> Iterator[SetUse]:
+    def locked(self, use: str, inheritance: LockInheritance | None = None) -> Iterator[SetUse]:
         """Be the only one to change it; raises MountError saying what the other one uses it for.
 
-        Gives what tells others that it is used for something else.
+        Gives what tells others that it is used for something else. A lock by `inheritance` is held already.
         """
+        is_inherited = inheritance is not None and inheritance.fd >= 0
         with opened_scratch_directory(self.directory) as fd:
-            lock = Lock(self.directory, fd)
+            lock = Lock(self.directory, fd, inheritance)
             try:
                 if other := lock.take(is_at_work):
                     raise MountError(f"scratch {self.name} is in use: {other}")
-                if at := overlayfs_over(self.upper):
+                if (at := overlayfs_over(self.upper)) and not is_inherited:
                     raise MountError(f"scratch {self.name} is in use: mounted at {at} by overlayfs")
                 lock.set_use(use)
                 yield lock.set_use
@@ -134,13 +136,20 @@ class Scratch:
 
     @contextlib.contextmanager
     def overlay(
-        self, tree: Tree, content: ImageData, base: ScratchBase, use: str, ino_of: HandleLookup = no_handles
+        self,
+        tree: Tree,
+        content: ImageData,
+        base: ScratchBase,
+        use: str,
+        ino_of: HandleLookup = no_handles,
+        inheritance: LockInheritance | None = None,
     ) -> Iterator[Overlay]:
         """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
 
         `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
+        By `inheritance` its lock goes to other processes.
         """
-        with self._held(tree, base, use) as (upper, set_use):
+        with self._held(tree, base, use, inheritance) as (upper, set_use):
             self._merge_index(tree, content, ino_of)
             with self._opened(tree, content, upper) as overlay:
                 yield overlay
@@ -150,26 +159,28 @@ class Scratch:
 
     @contextlib.contextmanager
     def for_kernel(
-        self, tree: Tree, content: ImageData, base: ScratchBase, use: str, ino_of: HandleLookup = no_handles
+        self,
+        tree: Tree,
+        content: ImageData,
+        base: ScratchBase,
+        use: str,
+        ino_of: HandleLookup = no_handles,
+        inheritance: LockInheritance | None = None,
     ) -> Iterator[None]:
         """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError.
 
-        Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
+        Overlayfs may have an index: what is in it is linked to its names when the mount has ended. With a
+        lock by `inheritance` it is mounted already.
         """
+        is_mounted = inheritance is not None and inheritance.fd >= 0
         if tree.has_xattr(TRUSTED):  # overlayfs would obey them: metacopy is EIO, redirect shows other files
             raise MountError(
                 f"the image has attributes {TRUSTED.decode()}*, which overlayfs takes for its own"
             )
-        with self._held(tree, base, use) as (upper, set_use):
-            if upper.xattr_format != XattrFormat(TRUSTED, override=False):
-                raise MountError(
-                    f"scratch {self.name} has an ordinary user's xattrs, which overlayfs ignores"
-                )
-            with contextlib.suppress(OSError):  # a full disk: overlayfs leaves xattrs of its own
-                upper.set_overlay_xattr(At.anchor(upper.root), BY_OVERLAYFS)
-            with self._opened(tree, content, upper):
-                pass  # finishes what a killed process has left
-            self._merge_index(tree, content, ino_of, wholly=True)
+        with self._held(tree, base, use, inheritance) as (upper, set_use):
+            if not is_mounted:
+                self._prepare_for_kernel(tree, content, upper)
+                self._merge_index(tree, content, ino_of, wholly=True)
             yield
             set_use(ENDING)
             if self.volatile:
@@ -178,6 +189,15 @@ class Scratch:
             if self.is_shared:
                 with self._opened(tree, content, Upper(self.upper, self.work)) as overlay:
                     complete(overlay)
+
+    def _prepare_for_kernel(self, tree: Tree, content: ImageData, upper: Upper) -> None:
+        """Have it be as overlayfs wants it, and finish what a killed process has left. Raises MountError."""
+        if upper.xattr_format != XattrFormat(TRUSTED, override=False):
+            raise MountError(f"scratch {self.name} has an ordinary user's xattrs, which overlayfs ignores")
+        with contextlib.suppress(OSError):  # a full disk: overlayfs leaves xattrs of its own
+            upper.set_overlay_xattr(At.anchor(upper.root), BY_OVERLAYFS)
+        with self._opened(tree, content, upper):
+            pass
 
     def _merge_index(
         self, tree: Tree, content: ImageData, ino_of: HandleLookup, *, wholly: bool = False
@@ -196,14 +216,16 @@ class Scratch:
         return Overlay(tree, content, upper, durable=not self.volatile)
 
     @contextlib.contextmanager
-    def _held(self, tree: Tree, base: ScratchBase, use: str) -> Iterator[tuple[Upper, SetUse]]:
+    def _held(
+        self, tree: Tree, base: ScratchBase, use: str, inheritance: LockInheritance | None
+    ) -> Iterator[tuple[Upper, SetUse]]:
         """Its upper directory, made if there is none, for this process alone."""
         try:
             self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             make_directory(self.directory, 0o700)
         except OSError as error:
             raise StoreError(f"{self.directory}: {error.strerror}") from error
-        with self.locked(use) as set_use:
+        with self.locked(use, inheritance) as set_use:
             self.check(base)
             with os_errors(self.directory):
                 self._make(tree)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
+from imgfs.owned.inheritance import LockInheritance
 from imgfs.owned.opening import (
     check_owned,
     open_owned_directory,
@@ -134,8 +135,13 @@ def _new_file(name: str, fd: int) -> int:
 class Lock:
     """A scratch's lock, open: the file `lock` in its directory `fd`. Raises StoreError."""
 
-    def __init__(self, directory: Path, fd: int) -> None:
+    def __init__(self, directory: Path, fd: int, inheritance: LockInheritance | None = None) -> None:
+        if inheritance and inheritance.fd >= 0:
+            self._fd = inheritance.fd
+            return
         self._fd = open_owned_file(directory / LOCK, os.O_RDWR | os.O_CREAT, directory=fd)
+        if inheritance:
+            inheritance.fd = self._fd
 
     def take(self, is_seen: Callable[[str], bool]) -> str | None:
         """Take it; returns what its holder says if it is held by one who keeps it.

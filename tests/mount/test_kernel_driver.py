@@ -258,9 +258,9 @@ def test_a_layer_is_served_as_long_as_only_a_registry_vouches_for_its_index(tmp_
         layer = image.content.layers[0]
         layer.read(0, layer.table.flat_size)
         assert layer.is_complete()
-        assert Passthrough(image.content.layers).files == [None]
+        assert Passthrough.pin(image.content.layers).files == (None,)
         Verifier(image, store).verify_complete()
-        passthrough = Passthrough(image.content.layers)
+        passthrough = Passthrough.pin(image.content.layers)
         assert passthrough.files[0]
         assert passthrough.files[0].read_bytes() == LAYER
         passthrough.release()

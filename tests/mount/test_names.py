@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs import __version__
 from imgfs.cli import main
 from imgfs.kernel.driver import runtime_directory
 from imgfs.mounts import table
@@ -67,6 +68,7 @@ def test_ps_lists_and_umount_takes_several(imgfs: Imgfs, image: str) -> None:
         row = listed[str(at)]
         assert 0 <= row.pop("seconds") < 600
         assert row.pop("fetched") == imgfs.status(at)["bytes_fetched"]
+        assert (row.pop("version"), row.pop("restarts")) == (__version__, 0)
         assert row == {
             "mountpoint": str(at),
             "image": image,
@@ -133,7 +135,7 @@ def test_umount_is_told_which(imgfs: Imgfs) -> None:
     ],
 )
 def test_a_name_is_a_path_in_a_directory_of_ours(tmp_path: Path, reference: str, shown: str) -> None:
-    with runtime_directory(reference, tmp_path) as link:
+    with runtime_directory(reference, tmp_path) as (link, _):
         below = link.relative_to(RUNTIME).parts
         assert "/".join(below[1:]) == shown
         assert os.readlink(link) == str(tmp_path)

@@ -64,6 +64,7 @@ def metrics(imgfs: Imgfs, at: Path) -> bytes:
         return body
 
 
+@pytest.mark.drivers("fuse", "kernel")
 def test_mounts_are_handed_over_and_back_while_they_are_read(imgfs: Imgfs, newer: Path) -> None:
     with FaultServer() as server, ThreadPoolExecutor(2) as readers:
         image = serve(server, "app", "v1", [LAYER])

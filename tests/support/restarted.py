@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -30,20 +31,27 @@ RESTARTED = r" WARNING .* restart \d+ of the daemon"
 
 def contents(at: Path) -> dict[str, bytes]:
     """Every file below a mount, read past the kernel's cache."""
-    found = {}
-    for directory, _, names in os.walk(at):
-        for name in names:
-            path = Path(directory, name)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            try:
-                with mmap.mmap(-1, 4 << 20) as room:
-                    body = b""
-                    while count := os.preadv(fd, [room], len(body)):
-                        body += room[:count]
-            finally:
-                os.close(fd)
-            found[str(path.relative_to(at))] = body
-    return found
+    paths = [Path(directory, name) for directory, _, names in os.walk(at) for name in names]
+    return {str(path.relative_to(at)): uncached(path) for path in paths}
+
+
+def uncached(path: Path) -> bytes:
+    """A file's bytes, by O_DIRECT; where the file system has none, what the kernel has cached goes first."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    body = b""
+    try:
+        with mmap.mmap(-1, 4 << 20) as room:
+            while count := os.preadv(fd, [room], len(body)):
+                body += room[:count]
+    finally:
+        os.close(fd)
+    return body
 
 
 def successors(imgfs: Imgfs) -> list[int]:
