@@ -1,6 +1,6 @@
 """FUSE: requests of the kernel come out of /dev/fuse, and are answered from a view of a mount's files.
 
-libfuse mounts and unmounts, by pyfuse3; imgfs reads and writes /dev/fuse itself, because pyfuse3 lacks
+imgfs reads and writes /dev/fuse itself, because pyfuse3, by which libfuse mounts where it has to, lacks
 
 - the inode in `read` and `readdir`: both are given a handle alone, so that every file and directory that is
   open would need state, and OPEN and OPENDIR could not be answered with ENOSYS (FUSE_NO_OPEN_SUPPORT,
@@ -11,7 +11,8 @@ libfuse mounts and unmounts, by pyfuse3; imgfs reads and writes /dev/fuse itself
 opcodes        opcodes, flags and limits (linux/fuse.h)
 protocol       bodies of requests parsed, bodies of answers packed
 session        /dev/fuse: reads requests, has them answered, writes the answers
-interrupts     FUSE_INTERRUPT: work in threads that is abandoned or undone
+tasks          requests that wait, by trio: work in threads that is abandoned or undone
+interrupts     FUSE_INTERRUPT: which callers get EINTR
 errors         the one place where an exception becomes an errno
 views          the View of an image's tree              union_view     that of its union with a scratch
 operations     what is answered from a view; a directory listed in several replies

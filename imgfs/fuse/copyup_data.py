@@ -12,27 +12,25 @@ from collections.abc import AsyncIterator, Iterator
 
 import trio
 
-from imgfs.fuse.interrupts import undone_or_done
+from imgfs.fuse.tasks import undone_or_done
 from imgfs.overlay.copyup_data import undo_copy_up
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 
 
 class Fills:
-    """The copies under way of the data of files in `overlay`, as many as `limiter` allows.
+    """The copies under way of the data of files in `overlay`, as many as `limiter` allows: each has a lock.
 
     A caller that waits here may be cancelled. One that returns has not been: what it does next, without
     waiting, is answered as done.
     """
 
-    def __init__(self, overlay: Overlay, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, overlay: Overlay, limiter: trio.CapacityLimiter, locks: dict[UpperNode, trio.Lock]
+    ) -> None:
         self._overlay = overlay
         self._limiter = limiter
-        self._locks: dict[UpperNode, trio.Lock] = {}
-
-    def must_wait(self, node: UpperNode, size: int) -> bool:
-        """Return True if data must be copied up before a file is cut, or another caller is copying it."""
-        return node in self._locks or (node.data is not None and size > 0)
+        self._locks = locks
 
     async def truncate(self, node: UpperNode, size: int) -> None:
         """Cut or lengthen a file; of the image's data only what stays is copied up."""

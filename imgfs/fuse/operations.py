@@ -17,12 +17,10 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Generic, TypeAlias, TypeVar
-
-import trio
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from imgfs.fuse.errors import FUSEError
-from imgfs.fuse.interrupts import abandoned_or_done
 from imgfs.fuse.opcodes import ROOT_INO, InitFlag, Opcode, OpenFlag
 from imgfs.fuse.protocol import (
     ABSENT,
@@ -50,6 +48,9 @@ from imgfs.fuse.session import Handler, Session
 from imgfs.fuse.views import NAME_MAX, Children, PendingRead, View
 from imgfs.mounts.status_client import STATUS_XATTR, encode_status
 from imgfs.status import MountStatus
+
+if TYPE_CHECKING:
+    import trio
 
 DOTS = (b".", b"..")
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
@@ -83,11 +84,23 @@ class Operations(Generic[F]):
         self._squash = squash
         self._on_ready = on_ready
         self._status = status
-        self.fetches = trio.CapacityLimiter(_FETCHES)
-        self.disk_reads = trio.CapacityLimiter(_DISK_READS)
         self._listings: OrderedDict[tuple[int, int], Listing[F]] = OrderedDict()  # by directory, position
         self._opens = 0
         self._needs_handles = self._can_go_without_opens = False
+
+    @cached_property
+    def fetches(self) -> trio.CapacityLimiter:
+        """What lets so many threads at once wait for the network."""
+        from imgfs.fuse.tasks import limiter  # here and below: many a mount never waits
+
+        return limiter(_FETCHES)
+
+    @cached_property
+    def disk_reads(self) -> trio.CapacityLimiter:
+        """What lets so many threads at once wait for the disk."""
+        from imgfs.fuse.tasks import limiter
+
+        return limiter(_DISK_READS)
 
     def session(self, descriptor: int, *, stands_below: bool = False) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
@@ -220,6 +233,8 @@ class Operations(Generic[F]):
         return xattr_out(await self._wait(pending), room)
 
     async def _wait(self, pending: PendingRead) -> bytes:
+        from imgfs.fuse.tasks import abandoned_or_done
+
         return await abandoned_or_done(pending.read, self.disk_reads if pending.is_local else self.fetches)
 
 

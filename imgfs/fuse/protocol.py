@@ -38,6 +38,10 @@ class Head(NamedTuple):
     gid: int
     pid: int = 0
 
+    def __str__(self) -> str:
+        """Return a request's text for the log."""
+        return f"opcode {self.opcode}, ino {self.ino}"
+
 
 class NewAttributes(NamedTuple):
     """The body of a setattr (fuse_setattr_in); `changes` (SetattrMask) says which fields count."""

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-import trio
-
-from imgfs.fuse.copyup_data import Fills
-from imgfs.fuse.interrupts import done_in_part, undone_or_done
 from imgfs.fuse.opcodes import Opcode
-from imgfs.fuse.operations import Later
+from imgfs.fuse.operations import Later, Operations
 from imgfs.fuse.privileges import Privileges
 from imgfs.fuse.protocol import (
     Head,
@@ -31,6 +28,10 @@ from imgfs.fuse.union_view import UnionView
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 
+if TYPE_CHECKING:
+    from imgfs.fuse.copyup_data import Fills
+    from imgfs.overlay.lookup import File
+
 _DONE = b""
 _MOST = (1 << 30) - 4096  # bytes copied by one request: an answer to COPY_FILE_RANGE has 32 bits
 
@@ -38,17 +39,17 @@ _MOST = (1 << 30) - 4096  # bytes copied by one request: an answer to COPY_FILE_
 class RangeOperations:
     """Changes and searches ranges of the files of `overlay`, which `view` shows.
 
-    `limiter` bounds the threads that copy. With `writeback` the kernel gathers what is written, and keeps the
-    times of what it changes.
+    `reading` bounds the threads that copy; `fills` copies data up. With `writeback` the kernel gathers what
+    is written, and keeps the times of what it changes.
     """
 
     def __init__(
         self,
         view: UnionView,
         overlay: Overlay,
-        fills: Fills,
+        fills: Callable[[], Fills],
         privileges: Privileges,
-        limiter: trio.CapacityLimiter,
+        reading: Operations[File],
         *,
         writeback: bool,
     ) -> None:
@@ -59,7 +60,7 @@ class RangeOperations:
         self._ranges = view.ranges
         self._fills = fills
         self._privileges = privileges
-        self._limiter = limiter
+        self._reading = reading
         self._writeback = writeback
 
     def handlers(self) -> dict[Opcode, Handler]:
@@ -75,8 +76,10 @@ class RangeOperations:
 
     async def fallocate(self, caller: Head, offset: int, length: int, mode: int) -> bytes:
         """Allocate a range, or punch or zero it."""
+        from imgfs.fuse.tasks import undone_or_done  # here and below: most mounts have nothing that waits
+
         node = await self._about_to_change(caller, caller.ino)
-        async with self._limiter:
+        async with self._reading.disk_reads:
             allocate = partial(self._ranges.allocate, node, mode, offset, length)
             await undone_or_done(lambda _: allocate())
         return _DONE
@@ -90,13 +93,17 @@ class RangeOperations:
 
     async def _lseek_later(self, node: UpperNode, offset: int, whence: int) -> bytes:
         if self._privileges.session:
-            await self._privileges.session.write_back(node.ino)
+            from imgfs.fuse.tasks import abandoned
+
+            await abandoned(partial(self._privileges.session.write_back, node.ino))
         return position_out(self._view.seek(node.ino, offset, whence))
 
     async def _copy(self, caller: Head, wanted: RangeToCopy, pack: Callable[[int], bytes]) -> bytes:
         """Copy a range to another file, or as much of it as there is before a signal comes."""
+        from imgfs.fuse.tasks import done_in_part
+
         target = await self._about_to_change(caller, wanted.target)
-        async with self._limiter:
+        async with self._reading.disk_reads:
             source, length = self._union.file(caller.ino), min(wanted.length, _MOST)
             copy = self._ranges.copy(source, wanted.offset, target, wanted.target_offset, length)
             return pack(await done_in_part(copy))
@@ -104,7 +111,7 @@ class RangeOperations:
     async def _about_to_change(self, caller: Head, ino: int) -> UpperNode:
         """The node of a file that is open to be written, with data of its own and without its privileges."""
         node = self._nodes[ino]
-        await self._fills.fill(node)
+        await self._fills().fill(node)
         self._privileges.drop_for(caller, ino)
         if self._writeback:
             self._overlay.freeze_time(node)

@@ -1,28 +1,26 @@
 """The conversation with the kernel: requests come out of /dev/fuse one by one, answers go back in any order.
 
-Most requests are answered within some microseconds and without waiting for anything, so one task takes them
-one after the other. It asks the kernel itself whether there is another, or comes one within a millisecond;
-only if not, or after many, does it wait in trio, where everything else gets its turn. What has to wait for
-the network or the disk is a coroutine, which becomes a task of its own, and holds no other request up. The
-kernel may take such a request back (see `interrupts`).
+Most requests are answered within some microseconds and without waiting for anything, so one thread takes them
+one after the other. What has to wait for the network or the disk is a coroutine: from the first of them on
+the session is served by `tasks`, where it holds no other request up. Until then trio, which has tasks, is not
+loaded: a third of a daemon's time to start, and of its memory. Many a mount never needs it.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
-from typing import TypeAlias
-
-import trio
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from imgfs.errors import MountError
-from imgfs.fuse.errors import FUSEError, errno_of
-from imgfs.fuse.interrupts import UnderWay, fills_page_cache
+from imgfs.fuse.errors import errno_of
+from imgfs.fuse.interrupts import fills_page_cache
 from imgfs.fuse.opcodes import (
     MAJOR,
     MAX_PAGES,
@@ -47,8 +45,6 @@ from imgfs.fuse.protocol import (
 )
 
 IN_BACKGROUND = 512  # reads past its cache that the kernel may have under way; of itself it allows 12
-_MOST = 256  # requests in a row without a look at anything else
-_PATIENCE = 1  # milliseconds to wait for a request outside of trio, while no other task waits
 _OFFERS = (
     InitFlag.ASYNC_READ
     | InitFlag.ATOMIC_O_TRUNC
@@ -61,18 +57,31 @@ _OFFERS = (
     | InitFlag.CACHE_SYMLINKS
 )
 _ACLS = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
-_INTERRUPT = int(Opcode.INTERRUPT)
+_INIT, _INTERRUPT = int(Opcode.INIT), int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
 
 _NO_PAGES = -1  # in place of the offset of an invalidation: of the attributes alone
 
+if TYPE_CHECKING:
+    from imgfs.fuse.tasks import Tasks
+
 log = logging.getLogger(__name__)
 
 Answer: TypeAlias = bytes | memoryview | None  # None: the kernel expects none
 Handler: TypeAlias = Callable[[Head, memoryview], Answer | Coroutine[object, object, bytes]]
-_OPEN = "/proc/self/fd"
+
+
+class Waiting(NamedTuple):
+    """A request whose answer takes time: `answer` is a coroutine for its body.
+
+    If the caller may be a page fault, which must not fail with EINTR, it is waited for `until_killed`.
+    """
+
+    head: Head
+    until_killed: bool
+    answer: Coroutine[object, object, bytes]
 
 
 class Session:
@@ -80,8 +89,8 @@ class Session:
 
     A handler is given a request's head and body, good until it returns, and returns the answer, or a
     coroutine for it. What it raises becomes an errno. An opcode without a handler is refused with
-    ENOSYS: most of those the kernel does not send again. `greeted` is told what the
-    kernel can do, once it has been answered.
+    ENOSYS: most of those the kernel does not send again. `greeted` is told what the kernel can do, once it
+    has been answered.
 
     `writable`: set-id bits are taken away by the handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
     gathers what is written, with `acls` it obeys files' ACLs. `stands_below`: another file system reads, and
@@ -102,41 +111,92 @@ class Session:
         acls: bool = False,
         stands_below: bool = False,
     ) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._greeted = greeted
         self.offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
         self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
         self.offers |= _ACLS if acls else 0
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
-            Opcode.INIT: self._greet,
             Opcode.FORGET: _nothing,
             Opcode.BATCH_FORGET: _nothing,
         }
         self._handlers.update(handlers.items())
         self._room = memoryview(bytearray(READ_BUFFER))
-        self._under_way: dict[int, UnderWay] = {}  # requests that are tasks, by their numbers
+        self._waiting: Waiting | None = None
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.period, self.beat = math.inf, _nothing_else  # seconds from one call to the next
+        self._due = math.inf
         self.offered = 0  # what the kernel can do (InitFlag), once it has greeted
         self._newest = 0  # the number of the last request
         self._invalidating: set[int] = set()  # inodes whose attributes a thread invalidates
-        self._row = 0  # requests since the last look at anything else
-        self._reading = trio.CancelScope()
-        self.has_ended = trio.Event()  # no more requests are taken
-        self._refusal: MountError | None = None  # of a kernel that is too old
+        self.is_ending = self.is_aborted = False
+        self.at_stop: list[Callable[[], None]] = []  # called once no more requests are taken
+        self.tasks: Tasks | None = None  # the requests that wait, once one has to
 
-    async def serve(self) -> None:
-        """Answer until it is unmounted, or `end` is called: then what is under way is answered still.
+    def watch(self, descriptor: int, act: Callable[[], None]) -> None:
+        """Have `act` called, by the thread that serves, whenever a descriptor can be read."""
+        self.watched[descriptor] = act
+        self._poll.register(descriptor, select.POLLIN)
+        if self.tasks:
+            self.tasks.watch(descriptor)
 
-        Raises MountError if the kernel is too old.
+    def unwatch(self, descriptor: int) -> None:
+        """Look at a descriptor no longer."""
+        del self.watched[descriptor]
+        self._poll.unregister(descriptor)
+
+    def every(self, period: float, beat: Callable[[], None]) -> None:
+        """Have `beat` called, by the thread that serves, now and every `period` seconds."""
+        self.period, self.beat, self._due = period, beat, time.monotonic()
+        if self.tasks:
+            self.tasks.go_on_beating()
+
+    def serve(self) -> bool:
+        """Answer until it is unmounted: True; or until `end` or `abort` is called: False.
+
+        What `greeted` and `watch`ing calls raise ends it, too, and with MountError a kernel that is too old.
         """
-        os.set_blocking(self._descriptor, False)  # what has been asked may be taken back before it is read
-        async with trio.open_nursery() as nursery:
-            with self._reading:
-                await self._read_all(nursery)
-                nursery.cancel_scope.cancel()  # unmounted: no request waits for an answer
-            self.has_ended.set()
-        if self._refusal:
-            raise self._refusal
+        os.set_blocking(self.descriptor, False)  # what has been asked may be taken back before it is read
+        try:
+            is_unmounted = self._answer_at_once()
+        finally:
+            if not self._waiting:
+                self.stopped()
+        if not self._waiting:
+            return is_unmounted
+        from imgfs.fuse.tasks import serve_by_tasks  # here: only now is it needed
+
+        return serve_by_tasks(self)
+
+    def stopped(self) -> None:
+        """Do what is to be done once no more requests are taken."""
+        while self.at_stop:
+            self.at_stop.pop()()
+
+    def _answer_at_once(self) -> bool:
+        """Answer until it is unmounted, or is to end, or a request has to wait."""
+        while not self.is_ending:
+            for descriptor, _ in self._poll.poll(self._patience()):
+                if descriptor != self.descriptor:
+                    self.watched[descriptor]()
+                elif not self.answer_next():
+                    return True
+                elif self._waiting:
+                    return False
+        return False
+
+    def _patience(self) -> float | None:
+        """Return the milliseconds until the next beat, after the one that is due; None if there is none."""
+        if self._due == math.inf:
+            return None
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self.period
+            self.beat()
+        return max(1, 1000 * (self._due - now))
 
     def resume(self, offered: int, *, resend: bool) -> None:
         """Go on in the place of a process that the kernel has greeted.
@@ -149,77 +209,65 @@ class Session:
             self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size, NotifyCode.RESEND, 0), b"")
 
     def end(self) -> None:
-        """Take no more requests."""
-        self._reading.cancel()
+        """Take no more requests; those under way are answered still."""
+        self.is_ending = True
 
-    async def _read_all(self, nursery: trio.Nursery) -> None:
-        poll, rooms = select.poll(), [self._room]
-        poll.register(self._descriptor, select.POLLIN)
-        while True:
-            if self._row >= _MOST or not poll.poll(0 if self._under_way else _PATIENCE):
-                self._row = 0
-                await trio.lowlevel.wait_readable(self._descriptor)
-            self._row += 1
-            try:
-                length = os.readv(self._descriptor, rooms)
-            except OSError as error:
-                if error.errno in _ENDED:
-                    return
-                if error.errno not in _NO_REQUEST:
-                    raise
-            else:
-                self._take(length, nursery)
+    def abort(self) -> None:
+        """Take no more requests, and leave those under way."""
+        self.is_ending = self.is_aborted = True
 
-    def _take(self, length: int, nursery: trio.Nursery) -> None:
-        """Have the request that has been read answered."""
+    def answer_next(self) -> bool:
+        """Read a request, if there is one, and answer it, unless it has to wait; False if it is unmounted."""
+        try:
+            length = os.readv(self.descriptor, (self._room,))
+        except OSError as error:
+            if error.errno in _ENDED:
+                return False
+            if error.errno not in _NO_REQUEST:
+                raise
+        else:
+            self._take(length)
+        return True
+
+    def take_waiting(self) -> Waiting | None:
+        """Return the request that was just read, if it has to wait; the caller has it answered."""
+        waiting, self._waiting = self._waiting, None
+        return waiting
+
+    def _take(self, length: int) -> None:
+        """Answer the request that has been read, or note that it has to wait."""
         head = Head._make(HEAD.unpack_from(self._room))
         if head.opcode == _INTERRUPT:
-            self._interrupt(head, INTERRUPT_IN.unpack_from(self._room, HEAD_SIZE)[0], nursery)
+            self._interrupt(head, INTERRUPT_IN.unpack_from(self._room, HEAD_SIZE)[0])
             return
         self._newest = head.unique & ~RESENT
+        if head.opcode == _INIT:
+            self._greet(head, self._room[HEAD_SIZE:length])
+            return
         handler = self._handlers.get(head.opcode)
         if handler is None:
-            self._send(head.unique, errno.ENOSYS)
+            self.send(head.unique, errno.ENOSYS)
             return
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            self._send(head.unique, errno_of(error, _request_text(head)))
+            self.send(head.unique, errno_of(error, str(head)))
             return
         if isinstance(answer, Coroutine):
             until_killed = self._stands_below or fills_page_cache(head, self._room[HEAD_SIZE:length])
-            self._under_way[head.unique] = waiting = UnderWay(head, until_killed)
-            self._row = _MOST  # let it begin
-            nursery.start_soon(self._answer_later, waiting, answer)
+            self._waiting = Waiting(head, until_killed, answer)
         elif answer is not None:
-            self._send(head.unique, 0, answer)
+            self.send(head.unique, 0, answer)
 
-    async def _answer_later(self, waiting: UnderWay, answer: Coroutine[object, object, bytes]) -> None:
-        number, body = errno.EINTR, b""
-        try:
-            with waiting.scope:
-                body = await answer
-                number = 0
-        except Exception as error:  # noqa: BLE001  (the mount lives)
-            number = errno_of(error, _request_text(waiting.head))
-        finally:
-            del self._under_way[waiting.head.unique]
-        self._send(waiting.head.unique, number, body)
-
-    def _interrupt(self, head: Head, unique: int, nursery: trio.Nursery) -> None:
-        """Have a request that its caller does not wait for answered with EINTR, if it is not done by then.
+    def _interrupt(self, head: Head, unique: int) -> None:
+        """Have a request that its caller does not wait for taken back, if it is not done by then.
 
         None that is answered is ever looked for again. One that has not been read yet is asked for once more
-        (EAGAIN, linux/fuse.h): this task reads all of them, so it does not happen; libfuse allows for it too.
+        (EAGAIN, linux/fuse.h): one thread reads all, so it does not happen; libfuse allows for it too.
         """
-        waiting = self._under_way.get(unique)
-        if waiting is None:
-            if unique & ~RESENT > self._newest:
-                self._send(head.unique, errno.EAGAIN)
-        elif waiting.until_killed:
-            nursery.start_soon(waiting.cancel_when_killed, lambda: unique in self._under_way)
-        else:
-            waiting.scope.cancel()
+        is_taken_back = self.tasks and self.tasks.take_back(unique)
+        if not is_taken_back and unique & ~RESENT > self._newest:
+            self.send(head.unique, errno.EAGAIN)
 
     def invalidate_attributes(self, ino: int) -> None:
         """Have the kernel ask for a file's attributes when it next needs them; it keeps what it has gathered.
@@ -239,20 +287,16 @@ class Session:
         self._invalidating.discard(ino)
         self.invalidate_attributes(ino)
 
-    async def write_back(self, ino: int) -> None:
-        """Have the kernel write what it has gathered of a file, and forget its pages."""
-        await trio.to_thread.run_sync(self._invalidate_pages, ino, abandon_on_cancel=True)
-
     def forget_pages_soon(self, inos: Iterable[int]) -> None:
         """Have the kernel forget the pages of files, those that programs have mapped, too; in a thread."""
         threading.Thread(target=self._forget_pages, args=(inos,), name="imgfs-pages", daemon=True).start()
 
     def _forget_pages(self, inos: Iterable[int]) -> None:
         for ino in inos:
-            self._invalidate_pages(ino)
+            self.write_back(ino)
 
-    def _invalidate_pages(self, ino: int) -> None:
-        """Have the kernel forget what it has of a file; what it has gathered it writes, and waits for that.
+    def write_back(self, ino: int) -> None:
+        """Have the kernel write what it has gathered of a file, and forget its pages; in a thread of its own.
 
         It waits for pages that are being read, too: requests must be answered meanwhile.
         """
@@ -262,13 +306,13 @@ class Session:
         body = INVALIDATE_INODE_OUT.pack(ino, offset, 0)
         self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), NotifyCode.INVALIDATE_INODE, 0), body)
 
-    def _send(self, unique: int, number: int, body: bytes | memoryview = b"") -> None:
+    def send(self, unique: int, number: int, body: bytes | memoryview = b"") -> None:
         """Answer with a body, or with an errno."""
         self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size + len(body), -number, unique), body)
 
     def _write(self, head: bytes, body: bytes | memoryview) -> None:
         try:
-            os.writev(self._descriptor, (head, body))
+            os.writev(self.descriptor, (head, body))
         except OSError as error:
             if error.errno not in _NOT_TAKEN:
                 log.exception("the kernel does not take an answer of %d bytes", len(body))
@@ -277,14 +321,13 @@ class Session:
         """Agree with the kernel on what both can do."""
         major, minor, read_ahead, offered = INIT_IN.unpack_from(body)
         if (major, minor) < (MAJOR, NEEDED_MINOR):
-            self._refusal = MountError(
+            self.send(head.unique, errno.EPROTO)
+            raise MountError(
                 f"this kernel speaks FUSE {major}.{minor}; imgfs needs {MAJOR}.{NEEDED_MINOR} (Linux 5.1)"
             )
-            self.end()
-            raise FUSEError(errno.EPROTO)
         limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
         answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self.offers, *limits)
-        self._send(head.unique, 0, answer)
+        self.send(head.unique, 0, answer)
         self.offered = offered
         self._greeted(offered)
 
@@ -293,25 +336,5 @@ def _nothing(_head: Head, _body: memoryview) -> None:
     """Nothing is kept for a file, so nothing can be forgotten."""
 
 
-def _request_text(head: Head) -> str:
-    """A request, for the log."""
-    return f"opcode {head.opcode}, ino {head.ino}"
-
-
-def device_of(mount: Callable[[], None]) -> int:
-    """Return the descriptor of /dev/fuse that `mount` opens. Raises MountError if it opens none."""
-    before = _devices()
-    mount()
-    opened = _devices() - before
-    if not opened:
-        raise MountError("libfuse has mounted, but has not opened /dev/fuse")
-    return opened.pop()
-
-
-def _devices() -> set[int]:
-    found = set()
-    for name in os.listdir(_OPEN):
-        with suppress(FileNotFoundError):  # the directory's own
-            if os.readlink(f"{_OPEN}/{name}") == "/dev/fuse":
-                found.add(int(name))
-    return found
+def _nothing_else() -> None:
+    """Do nothing besides."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from imgfs.fuse.copyup_data import Fills
 from imgfs.fuse.errors import FUSEError
-from imgfs.fuse.interrupts import undone_or_done
 from imgfs.fuse.namespace import UPPER_HANDLE, WRITING, NamespaceOperations
 from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, OpenFlag, SetattrMask, WriteFlag
 from imgfs.fuse.operations import KEPT_LISTING, Later, Listing, Operations
@@ -42,6 +42,11 @@ from imgfs.fuse.union_view import UnionView
 from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode, is_access_old
 from imgfs.overlay.overlay import Overlay
+
+if TYPE_CHECKING:
+    import trio
+
+    from imgfs.fuse.copyup_data import Fills
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 _BILLION = 1_000_000_000
@@ -71,7 +76,7 @@ class WritableOperations:
         self._squash = squash
         self._union = overlay.union
         self._nodes = overlay.union.nodes
-        self._fills = Fills(overlay, reading.fetches)
+        self._copied: dict[UpperNode, trio.Lock] = {}  # files whose data is being copied up
         self._listings: dict[int, Listing[File]] = {}  # by handle
         self._handles = 0
         self._privileges = Privileges(view, overlay)
@@ -82,9 +87,9 @@ class WritableOperations:
         ranges = RangeOperations(
             self._view,
             self._overlay,
-            self._fills,
+            lambda: self._fills,
             self._privileges,
-            self._reading.disk_reads,
+            self._reading,
             writeback=self._writeback,
         )
         parts = self._reading, self, names, ranges
@@ -135,7 +140,7 @@ class WritableOperations:
         """Change a file's attributes; the kernel has checked that the caller may."""
         if new.changes & SetattrMask.SIZE and self._truncates(ino, new.size):
             node = self._overlay.copyup.up(ino, with_data=new.size > 0)
-            if self._fills.must_wait(node, new.size):
+            if self._must_wait(node, new.size):
                 return self._set_later(ino, node, new)
             self._overlay.truncate(node, new.size)
         return self._set_rest(ino, new)
@@ -145,7 +150,7 @@ class WritableOperations:
         if flags & os.O_TRUNC:
             if self._truncates(ino, 0):
                 node = self._overlay.copyup.up(ino, with_data=False)
-                if self._fills.must_wait(node, 0):
+                if self._must_wait(node, 0):
                     return self._open_later(ino, flags, more)
                 self._overlay.truncate(node, 0)
             self._privileges.drop(ino, kill=more & OPEN_KILL_SUIDGID)
@@ -199,6 +204,16 @@ class WritableOperations:
         """Drop references to several files, as (ino, count)."""
         for ino, count in counts:
             self._union.forget(ino, count)
+
+    @cached_property
+    def _fills(self) -> Fills:
+        from imgfs.fuse.copyup_data import Fills  # here: small files are copied up at once
+
+        return Fills(self._overlay, self._reading.fetches, self._copied)
+
+    def _must_wait(self, node: UpperNode, size: int) -> bool:
+        """Return True if data must be copied up before a file is cut, or another caller is copying it."""
+        return node in self._copied or (node.data is not None and size > 0)
 
     def _new_owner(self, new: NewAttributes) -> tuple[int | None, int | None]:
         """The uid and gid to set. An ordinary user is shown as the owner of all, and stays so."""
@@ -287,6 +302,8 @@ class WritableOperations:
         return self._write(node, data, offset, flags)
 
     async def _sync_later(self, node: UpperNode) -> bytes:
+        from imgfs.fuse.tasks import undone_or_done
+
         async with self._reading.disk_reads:
             sync = self._overlay.sync(node)
             await undone_or_done(lambda _: sync())

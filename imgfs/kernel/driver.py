@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from imgfs import syscalls
 from imgfs.errors import MountError
 from imgfs.kernel.erofs_format import Unsuitable
+from imgfs.mounts.attributes import attributes_of
 from imgfs.mounts.mountpoint import DirectoryId, open_mountpoint
 from imgfs.mounts.table import REFERENCE, RUNTIME, STATUS_SOCKET, mounts
 from imgfs.syscalls import (
-    MOUNT_ATTR_NOATIME,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
@@ -45,17 +45,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FILE_SYSTEMS = ("erofs", "overlay", "fuse")
-_RESTRICTIONS = {"suid": MOUNT_ATTR_NOSUID, "dev": MOUNT_ATTR_NODEV, "exec": MOUNT_ATTR_NOEXEC}
 _INNER = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 NO_PASSTHROUGH = "nopassthrough"  # an option: all is served, so all that is read is counted
-_MEANINGLESS = {
-    "ro",
-    "rw",
-    "nonempty",
-    "allow_other",
-    "default_permissions",
-    NO_PASSTHROUGH,
-}  # or said otherwise, or always so
+_MEANINGLESS = {"rw", "nonempty", "allow_other", "default_permissions", NO_PASSTHROUGH}  # or always so
 _UPPER_BUSY, _PAUSE = 20.0, 0.05  # seconds for an upper directory to be free, and between looks
 _PART_LIMIT, _PARTS_LIMIT = 200, 16  # of an image's name that is shown: bytes of a part, parts
 _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
@@ -63,16 +55,9 @@ _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 def mount_attributes(options: Iterable[str]) -> int:
     """The kernel's attributes for the options of a mount, by default `nosuid,nodev`; raises Unsuitable."""
-    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-    for option in sorted(set(options) - _MEANINGLESS):
-        if option in _RESTRICTIONS:
-            attributes &= ~_RESTRICTIONS[option]
-        elif option.removeprefix("no") in _RESTRICTIONS:
-            attributes |= _RESTRICTIONS[option.removeprefix("no")]
-        elif option == "noatime":
-            attributes |= MOUNT_ATTR_NOATIME
-        else:
-            raise Unsuitable(f"-o {option} is for FUSE")
+    attributes, others = attributes_of(set(options) - {"ro"})
+    for option in sorted(others - _MEANINGLESS):
+        raise Unsuitable(f"-o {option} is for FUSE")
     return attributes
 
 

@@ -5,7 +5,7 @@ loads meanwhile what it will need. The caller returns when the kernel's greeting
 what the daemon could not do. Nothing open crosses the fork: the daemon opens the store itself.
 
 daemon   the daemon's life: forked, loaded, mounted, unmounted
-fuse     an image mounted by FUSE
+fuse     an image mounted by FUSE; fuse_mount makes and unmakes the mount
 kernel   an image mounted by EROFS and overlayfs, over flat layers that the daemon serves
 options  how to mount: what the caller tells the daemon
 serving  what both have in common: signals, syncs, the status, the kernel's read-ahead

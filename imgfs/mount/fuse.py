@@ -6,34 +6,25 @@ import contextlib
 import functools
 import os
 import resource
-import select
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyfuse3
-import trio
-
-from imgfs import syscalls
-from imgfs.errors import MountError
 from imgfs.fuse.operations import Operations
-from imgfs.fuse.session import Session, device_of
+from imgfs.fuse.session import Session
 from imgfs.fuse.views import TreeView, VirtualXattr
 from imgfs.layer.entry import ACL
-from imgfs.mount.options import MountOptions
+from imgfs.mount.fuse_mount import mount_fuse
 from imgfs.mount.serving import (
+    EndSignals,
     ServedMount,
-    end_on_signal,
     follow,
     limit_unwritten,
     raise_read_ahead,
     resume,
-    sync_now_and_then,
+    syncing,
 )
-from imgfs.mounts.mountpoint import open_mountpoint
-from imgfs.mounts.table import mount_at, mounts
+from imgfs.mounts.table import mount_at
 
 if TYPE_CHECKING:
     from imgfs.fuse.history_view import HistoryView
@@ -45,9 +36,6 @@ if TYPE_CHECKING:
     from imgfs.tree.reader import Tree
 
 
-_NOT_LIBFUSES = {"rw", "nopassthrough", "history"}
-
-
 def serve_by_fuse(mount: ServedMount) -> None:
     """Mount and answer the kernel until it is unmounted or a signal comes. Raises MountError, StoreError."""
     with contextlib.ExitStack() as stack:
@@ -57,69 +45,29 @@ def serve_by_fuse(mount: ServedMount) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # all open files of a scratch
             os.umask(0)  # the kernel has applied the caller's
             overlay = stack.enter_context(mount.options.scratch.overlay(*mount.scratch_terms()))
-        trio.run(_serve_image, mount, overlay)
+        _serve_image(mount, overlay)
 
 
-async def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
-    greeted = trio.Event()
-    operations = _operations(mount, overlay, greeted.set)
-    fuse_options = {"default_permissions", "subtype=imgfs", *mount.options.fuse} - _NOT_LIBFUSES
-    fuse_options |= {f"fsname={_escaped(mount.image.resolved.reference)}"} | (set() if overlay else {"ro"})
+def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
+    operations = _operations(mount, overlay, lambda: _announce(mount, session))
     succession = mount.succession
     if succession and succession.is_taken_over:
         descriptor, unmount = succession.descriptor, succession.unmount
     else:
-        descriptor, unmount = _mounted(mount.options, fuse_options - {"nonempty"})
+        source, read_only = mount.image.resolved.reference, overlay is None
+        descriptor, unmount = mount_fuse(mount.options, source, read_only=read_only)
     session = operations.session(descriptor)
     for number, layer in enumerate(mount.image.content.layers):
         layer.on_refuse = partial(operations.refused, number, session)
     try:
-        async with trio.open_nursery() as nursery:
-            # before anything is answered: a process that sees the mount may end it
-            await nursery.start(end_on_signal, session.end, nursery.cancel_scope.cancel)
-            nursery.start_soon(sync_now_and_then, mount.image)
-            nursery.start_soon(_announce, greeted, mount, session, descriptor, nursery)
+        # before anything is answered: a process that sees the mount may end it
+        with EndSignals(session, session.end) as signals, syncing(mount.image):
             if succession and succession.is_taken_over:
-                await resume(succession, session, nursery)
-            await session.serve()
-            nursery.cancel_scope.cancel()
+                resume(succession, session, signals)
+            session.serve()
     finally:
         if succession is None or succession.has_turn:
             unmount()
-
-
-def _mounted(options: MountOptions, fuse_options: set[str]) -> tuple[int, Callable[[], None]]:
-    """Have libfuse mount; return its descriptor of /dev/fuse, and what ends the mount. Raises MountError.
-
-    Root's mount is on the open directory. For a user fusermount3 mounts, which sees to that by itself.
-    """
-    nothing = pyfuse3.Operations()  # libfuse never hears of a request
-    directory = open_mountpoint(options.mountpoint, options.checked)
-    place = str(options.mountpoint) if os.geteuid() else f"/proc/self/fd/{directory}"
-    try:
-        with _library_messages() as messages:
-            try:
-                descriptor = device_of(lambda: pyfuse3.init(nothing, place, fuse_options))
-            except RuntimeError as error:
-                said = (messages() or str(error)).replace(place, str(options.mountpoint))
-                raise MountError(f"{options.mountpoint}: {said}") from error
-        if os.geteuid():
-            return descriptor, partial(pyfuse3.close, unmount=True)
-        mounted = mount_at(Path(os.readlink(place)))
-        return descriptor, partial(_unmount, descriptor, mounted.device if mounted else None)
-    finally:
-        os.close(directory)
-
-
-def _unmount(descriptor: int, device: str | None) -> None:
-    """Detach root's mount, of which libfuse does not know the path, unless it is unmounted already."""
-    polled = select.poll()
-    polled.register(descriptor, 0)
-    if not polled.poll(0):  # POLLERR: the kernel has let go of it, and its number may be another mount's
-        for mount in [mount for mount in mounts() if mount.device == device]:
-            with contextlib.suppress(OSError):
-                syscalls.detach_mount(str(mount.mountpoint))
-    pyfuse3.close(unmount=False)
 
 
 def _operations(
@@ -162,41 +110,12 @@ def _provenance(image: Image, tree: Tree) -> VirtualXattr:
     return lambda ino, name: loaded().value(ino, name)
 
 
-async def _announce(
-    greeted: trio.Event, mount: ServedMount, session: Session, descriptor: int, nursery: trio.Nursery
-) -> None:
+def _announce(mount: ServedMount, session: Session) -> None:
     """Say that the mount answers, once the kernel has its reply: taking that, it sets its own read-ahead."""
-    await greeted.wait()
     if mounted := mount_at(mount.options.mountpoint):
         raise_read_ahead(mounted.device)
         limit_unwritten(mounted.device)
     if mount.succession:
-        mount.succession.serves(descriptor, mount, session)
-        follow(mount, session, nursery)
+        mount.succession.serves(session.descriptor, mount, session)
+        follow(mount, mount.succession, session)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
-
-
-def _escaped(text: str) -> str:
-    """A comma would end the option; pyfuse3 takes ASCII only."""
-    ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
-    return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
-
-
-@contextlib.contextmanager
-def _library_messages() -> Iterator[Callable[[], str]]:
-    """What libfuse and fusermount3 write to standard error meanwhile: their last line is why they failed."""
-    sys.stderr.flush()
-    with open(os.memfd_create("imgfs"), "w+b") as capture:  # no directory need be writable
-        kept = os.dup(2)
-        os.dup2(capture.fileno(), 2)
-
-        def last_line() -> str:
-            capture.seek(0)
-            lines = capture.read().decode(errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
-
-        try:
-            yield last_line
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

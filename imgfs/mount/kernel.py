@@ -16,18 +16,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import trio
-
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.operations import Operations
 from imgfs.mount.resume import KernelMount, leave
 from imgfs.mount.serving import (
+    EndSignals,
     ServedMount,
-    end_on_signal,
     follow,
     raise_read_ahead,
     resume,
-    sync_now_and_then,
+    syncing,
 )
 from imgfs.mounts.status_client import encode_status
 from imgfs.status import MountStatus
@@ -162,119 +160,100 @@ class FlatFilesServer:
         descriptor = succession.descriptor if succession and is_taken_over else self.driver.open_flat_files()
         session = Operations(FlatView(image, assembled)).session(descriptor, stands_below=True)
         try:
-            return trio.run(self._serve, session, descriptor)
+            with self._listener() as listener:
+                return self._serve(session, listener)
         finally:
             os.close(descriptor)
 
-    async def _serve(self, session: Session, descriptor: int) -> bool:
-        """Serve them by an open `descriptor` of /dev/fuse until the kernel has let go of them.
+    def _serve(self, session: Session, listener: socket.socket) -> bool:
+        """Serve them until the kernel has let go of them.
 
         Return False if it has not: a signal has ended the service, or another process goes on with it.
 
         What stands on the files is mounted meanwhile, in a thread; what that raises ends the service, and is
         raised. Nothing is answered before signals are.
         """
-        raised: list[ImgfsError] = []
-        tried, let_go = trio.Event(), False
-        succession = self.mount.succession
+        succession, attachment = self.mount.succession, _Attachment(self.mount, self.driver)
 
         def detach() -> None:
             threading.Thread(target=self.driver.detach, daemon=True).start()
 
-        with self._listener() as listener:
-            async with trio.open_nursery() as answers, trio.open_nursery() as nursery:
-                await nursery.start(end_on_signal, detach, answers.cancel_scope.cancel)
-                nursery.start_soon(sync_now_and_then, self.mount.image)
-                if succession and succession.is_taken_over:
-                    await resume(succession, session, nursery)
-                    listener.listen()  # from now on it is this process that answers (unix(7), SO_PEERCRED)
-                    tried.set()
-                else:
-                    nursery.start_soon(_attach, self._attach, raised, tried)
-                nursery.start_soon(self._announce, session, descriptor, listener, tried, raised, nursery)
-                nursery.start_soon(_tell, listener, session, self.mount.tell, answers)
-                await session.serve()
-                await tried.wait()
-                let_go = succession is None or succession.has_turn
-                nursery.cancel_scope.cancel()
-                if let_go:
-                    answers.cancel_scope.cancel()
-        if raised:
-            raise raised[0]
-        return let_go
+        with EndSignals(session, detach) as signals, syncing(self.mount.image):
+            if succession and succession.is_taken_over:
+                resume(succession, session, signals)
+                listener.listen()  # from now on it is this process that answers (unix(7), SO_PEERCRED)
+                self._announce(session, listener)
+            else:
+                attachment.start()
+                session.watch(attachment.tried, partial(self._attached, attachment, session, listener))
+            session.watch(listener.fileno(), partial(_answer, listener, self.mount.tell))
+            session.at_stop.append(partial(session.unwatch, listener.fileno()))
+            has_let_go = session.serve()
+        if has_let_go and attachment.is_alive():
+            attachment.join()
+        if attachment.error:
+            raise attachment.error
+        return has_let_go
 
-    def _attach(self) -> None:
-        self.driver.attach(self.mount.options.scratch, raise_read_ahead)
+    def _attached(self, attachment: _Attachment, session: Session, listener: socket.socket) -> None:
+        session.unwatch(attachment.tried)
+        if not attachment.error:
+            self._announce(session, listener)
 
-    async def _announce(
-        self,
-        session: Session,
-        descriptor: int,
-        listener: trio.socket.SocketType,
-        attached: trio.Event,
-        raised: list[ImgfsError],
-        nursery: trio.Nursery,
-    ) -> None:
-        """Say that the mount answers, once it is attached."""
-        await attached.wait()
-        if raised:
-            return
+    def _announce(self, session: Session, listener: socket.socket) -> None:
+        """Say that the mount answers."""
         if self.mount.succession:
             kernel = KernelMount(self.directory, self.passthrough.files, listener.fileno())
-            self.mount.succession.serves(descriptor, self.mount, session, kernel)
-            follow(self.mount, session, nursery)
+            self.mount.succession.serves(session.descriptor, self.mount, session, kernel)
+            follow(self.mount, self.mount.succession, session)
         self.mount.announce(", by EROFS")
 
     @contextlib.contextmanager
-    def _listener(self) -> Iterator[trio.socket.SocketType]:
+    def _listener(self) -> Iterator[socket.socket]:
         """The socket that tells the status; another process may have made it."""
         path = self.directory.status_socket
         mounted = self.mount.succession.state.kernel if self.mount.succession else None
-        listener = socket.socket(fileno=mounted.listener) if mounted else socket.socket(socket.AF_UNIX)
+        with socket.socket(fileno=mounted.listener) if mounted else socket.socket(socket.AF_UNIX) as listener:
+            try:
+                if not mounted:
+                    listener.bind(str(path))
+                    listener.listen()
+                listener.setblocking(False)
+            except OSError as error:
+                raise MountError(f"{path}: {os.strerror(error.errno or 0)}") from error
+            yield listener
+
+
+class _Attachment(threading.Thread):
+    """Attaches what stands on the flat files. What fails lets go of them: so their service ends by itself.
+
+    `tried` can be read once that is done; `error` is what was raised.
+    """
+
+    def __init__(self, mount: ServedMount, driver: KernelDriver) -> None:
+        super().__init__(name="imgfs-attach", daemon=True)
+        self._scratch = mount.options.scratch
+        self._driver = driver
+        self.tried, self._done = os.pipe()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            if not mounted:
-                listener.bind(str(path))
-                listener.listen()
-            listener.setblocking(False)
-            yield trio.socket.from_stdlib_socket(listener)
-        except OSError as error:
-            raise MountError(f"{path}: {os.strerror(error.errno or 0)}") from error
+            self._driver.attach(self._scratch, raise_read_ahead)
+        except BaseException as error:  # noqa: BLE001  (raised when it is joined)
+            self.error = error
         finally:
-            listener.close()
+            os.close(self._done)
 
 
-async def _attach(attach: Callable[[], None], raised: list[ImgfsError], tried: trio.Event) -> None:
-    """Attach; what fails has let go of the flat files, so their service ends by itself."""
-    try:
-        await trio.to_thread.run_sync(attach, abandon_on_cancel=True)
-    except ImgfsError as error:
-        raised.append(error)
-    finally:
-        tried.set()
+def _answer(listener: socket.socket, tell: Callable[[], MountStatus]) -> None:
+    """Send the status to a client that connects; from a thread, as it may take its time."""
+    with contextlib.suppress(OSError):  # it has gone again
+        asking, _ = listener.accept()
+        threading.Thread(target=_send, args=(asking, encode_status(tell().to_json())), daemon=True).start()
 
 
-async def _tell(
-    listener: trio.socket.SocketType,
-    session: Session,
-    tell: Callable[[], MountStatus],
-    answers: trio.Nursery,
-) -> None:
-    """Send the status to every client that connects, until another process does."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_accept, listener, tell, answers)
-        await session.has_ended.wait()
-        nursery.cancel_scope.cancel()
-
-
-async def _accept(
-    listener: trio.socket.SocketType, tell: Callable[[], MountStatus], answers: trio.Nursery
-) -> None:
-    while True:
-        asking, _ = await listener.accept()
-        answers.start_soon(_answer, trio.SocketStream(asking), encode_status(tell().to_json()))
-
-
-async def _answer(stream: trio.SocketStream, body: bytes) -> None:
-    with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_PATIENCE):
-        async with stream:
-            await stream.send_all(body)
+def _send(asking: socket.socket, body: bytes) -> None:
+    with asking, contextlib.suppress(OSError):
+        asking.settimeout(_PATIENCE)
+        asking.sendall(body)

@@ -6,14 +6,15 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import trio
 
 from imgfs import __version__
 from imgfs.errors import MountError, StoreError, describe
@@ -24,6 +25,8 @@ from imgfs.status import MountStatus, ScratchStatus
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from imgfs.content.content import Content
     from imgfs.fuse.session import Session
     from imgfs.image.image import Image
@@ -38,6 +41,7 @@ log = logging.getLogger("imgfs.mount")
 UNWRITTEN = 32 << 20  # bytes that the kernel may gather of what is written: so late a full disk is noticed
 READ_AHEAD_KIB = 1024  # the kernel's, where the daemon may set it: as much as one FUSE request can carry
 _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 
 
@@ -76,59 +80,102 @@ class ServedMount:
         self.on_ready()
 
 
-async def end_on_signal(
-    terminate: Callable[[], None],
-    cancel: Callable[[], None],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """End well, or, where a request waits for a dead registry, without it."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            terminate()
-            await trio.sleep(_GRACE)
-            cancel()
+class EndSignals(contextlib.AbstractContextManager["EndSignals"]):
+    """Has SIGTERM, SIGINT and SIGHUP end a session: `terminate` begins that, and it has _GRACE seconds.
+
+    They are caught while this is entered, but noticed only once the session serves.
+    """
+
+    def __init__(self, session: Session, terminate: Callable[[], None]) -> None:
+        self._session = session
+        self._terminate = terminate
+        self._caught: int | None = None
+        self._is_told = self._is_over = False
+
+    def __enter__(self) -> EndSignals:
+        self.woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Python runs a handler between two of its instructions: one right before poll(2) would come after it
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._catch) for number in _ENDING}
+        self._session.watch(self.woken, self.act)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def act(self) -> None:
+        """End the session, if there is a signal for that, or no more time."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.woken, 512)
+        if self._is_over:
+            self._session.abort()
+        elif self._caught and not self._is_told:
+            self._is_told = True
+            log.info("%s: unmounting", signal.Signals(self._caught).name)
+            self._terminate()
+            timer = threading.Timer(_GRACE, self._leave)
+            timer.daemon = True
+            timer.start()
+
+    def _catch(self, number: int, _: FrameType | None) -> None:
+        self._caught = self._caught or number
+        self._wake()
+
+    def _leave(self) -> None:
+        self._is_over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is woken already
+            os.write(self._wakes, b"\0")
 
 
-async def sync_now_and_then(image: Image) -> None:
-    """Get what was fetched to the disk; if the disk fails, it is fetched again, and the mount lives."""
-    while True:
-        await trio.sleep(_SYNC_EVERY)
-        try:
-            await trio.to_thread.run_sync(image.content.sync, abandon_on_cancel=True)
-        except StoreError as error:
-            log.warning("what was fetched does not stay: %s", error)
+@contextlib.contextmanager
+def syncing(image: Image) -> Iterator[None]:
+    """Get what is fetched to the disk now and then; if that fails, it is fetched again."""
+    stopped = threading.Event()
+
+    def sync() -> None:
+        while not stopped.wait(_SYNC_EVERY):
+            try:
+                image.content.sync()
+            except StoreError as error:
+                log.warning("what was fetched does not stay: %s", error)
+
+    threading.Thread(target=sync, name="imgfs-sync", daemon=True).start()
+    try:
+        yield
+    finally:
+        stopped.set()
 
 
-def follow(mount: ServedMount, session: Session, nursery: trio.Nursery) -> None:
+def follow(mount: ServedMount, succession: Succession, session: Session) -> None:
     """Give the holder signs of life, and do what it says, from now on."""
-    assert mount.succession
-    nursery.start_soon(_hand_over_when_told, mount, session)
-    if not mount.succession.is_taken_over:
-        nursery.start_soon(_beat, mount.succession)
+    _hand_over_when_told(mount, succession, session)
+    session.every(succession.state.beat, partial(succession.say, holder.BEATS))
 
 
-async def _beat(succession: Succession) -> None:
-    """Give the holder signs of life: to be run by the thread that reads /dev/fuse."""
-    while True:
-        succession.say(holder.BEATS)
-        await trio.sleep(succession.state.beat)
-
-
-async def resume(succession: Succession, session: Session, nursery: trio.Nursery) -> None:
+def resume(succession: Succession, session: Session, signals: EndSignals) -> None:
     """Go on, in the place of another process, once its turn has come. Raises MountError."""
     succession.check(session)
-    nursery.start_soon(_beat, succession)
-    resend = await _wait_for_turn(succession) if succession.is_heir else True
+    resend = _wait_for_turn(succession, signals) if succession.is_heir else True
     session.resume(succession.state.offered, resend=resend)
 
 
-async def _wait_for_turn(succession: Succession) -> bool:
+def _wait_for_turn(succession: Succession, signals: EndSignals) -> bool:
     """Wait, as an heir, for the predecessor to stop; return whether it was killed. Raises MountError."""
+    poll = select.poll()
+    for descriptor in (succession.told, signals.woken):
+        poll.register(descriptor, select.POLLIN)
     succession.say(holder.READY)
-    await trio.lowlevel.wait_readable(succession.told)
+    ready: list[tuple[int, int]] = []
+    while not ready:
+        succession.say(holder.BEATS)
+        ready = poll.poll(1000 * succession.state.beat)
+    if ready[0][0] == signals.woken:
+        raise MountError("told to end before the predecessor stopped")
     word = succession.take_word()
     if word not in (holder.GO, holder.GO_AGAIN):
         raise MountError("the holder has been killed")
@@ -137,20 +184,22 @@ async def _wait_for_turn(succession: Succession) -> bool:
     return word == holder.GO_AGAIN
 
 
-async def _hand_over_when_told(mount: ServedMount, session: Session) -> None:
+def _hand_over_when_told(mount: ServedMount, succession: Succession, session: Session) -> None:
     """Stop reading when the holder has an heir; what is under way is answered still."""
-    succession = mount.succession
-    assert succession
-    await trio.lowlevel.wait_readable(succession.told)
-    if succession.take_word() != holder.HAND_OVER:
-        return
-    with trio.CancelScope(shield=True):
-        succession.has_turn = False
-        session.end()
-        await session.has_ended.wait()
+
+    def stop() -> None:
+        session.unwatch(succession.told)
+        if succession.take_word() == holder.HAND_OVER:
+            succession.has_turn = False
+            session.at_stop.append(stopped)
+            session.end()
+
+    def stopped() -> None:
         log.info("handing over %s", mount.options.mountpoint)
         mount.before_heir()
         succession.say(holder.STOPPED_READING)
+
+    session.watch(succession.told, stop)
 
 
 def raise_read_ahead(device: str) -> None:

@@ -44,6 +44,7 @@ _IMPORTED = (
     "imgfs.cli.status",
     "imgfs.cli.look",
     "imgfs.mount.fuse",
+    "imgfs.fuse.tasks",
     "imgfs.mount.kernel",
     "imgfs.mount.serving",
     "imgfs.registry.adapter",

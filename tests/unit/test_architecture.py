@@ -36,8 +36,8 @@ ALONE = {
     "zlib": {"layer"},
     "zstandard": {"layer"},
     "ctypes": {"layer", "syscalls"},
-    "pyfuse3": {"mount", "cli.version"},  # mount: init and close
-    "trio": {"fuse", "mount"},
+    "pyfuse3": {"mount.fuse_mount", "cli.version"},  # init and close
+    "trio": {"fuse"},
     "argparse": {"cli"},
     "rich": {"cli.terminal", "cli.browser"},
     "textual": {"cli.browser"},

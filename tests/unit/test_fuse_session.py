@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import trio
@@ -20,6 +20,7 @@ from imgfs.fuse.opcodes import READ_LOCKOWNER, InitFlag, Opcode
 from imgfs.fuse.protocol import ABSENT, Head, attributes, entry, listed, listed_dot
 from imgfs.fuse.session import Handler, Session
 from imgfs.tree.database import Attributes, Node
+from tests.support.mounted import until
 
 ATTR = struct.Struct("<6q10I")  # fuse_attr (linux/fuse.h)
 FILE = Node(7, 0o100644, 3, 4, 5000, -1, 2, (8 << 8) | 1, 10, -1, -1)
@@ -44,24 +45,36 @@ class Kernel:
 
 
 @contextmanager
-def talking(
-    handlers: Mapping[Opcode, Handler], asking: Callable[[Kernel], Coroutine[Any, Any, None] | None]
-) -> Iterator[list[int]]:
+def talking(handlers: Mapping[Opcode, Handler], asking: Callable[[Kernel], None]) -> Iterator[list[int]]:
     """Have a session answer what `asking`, in a thread, asks; gives what the kernel has offered."""
+    offered: list[int] = []
+    with connection() as (session_end, kernel):
+        session = Session(session_end, handlers, offered.append)
+        serve_while(session, lambda: asking(kernel))
+    yield offered
+
+
+@contextmanager
+def connection() -> Iterator[tuple[int, Kernel]]:
+    """The descriptor of a session, and the kernel at the other end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.settimeout(10)
-    offered: list[int] = []
-
-    async def run() -> None:
-        session = Session(ours.fileno(), handlers, offered.append)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.serve)
-            await trio.to_thread.run_sync(asking, Kernel(theirs))
-            session.end()
-
     with ours, theirs:
-        trio.run(run)
-    yield offered
+        yield ours.fileno(), Kernel(theirs)
+
+
+def serve_while(session: Session, act: Callable[[], None]) -> bool:
+    """Serve until `act`, in a thread, is done; what that raises is raised here."""
+    told, tell = os.pipe()
+    session.watch(told, session.end)
+    with ThreadPoolExecutor(1) as thread:
+        acting = thread.submit(act)
+        acting.add_done_callback(lambda _: os.write(tell, b"\0"))
+        is_unmounted = session.serve()
+        acting.result()
+    for end in (told, tell):
+        os.close(end)
+    return is_unmounted
 
 
 def test_what_nobody_handles_is_refused_and_a_forget_is_not_answered() -> None:
@@ -89,14 +102,12 @@ def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> Non
 
 
 def test_a_kernel_that_is_too_old_is_refused_in_one_line() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        kernel = Kernel(theirs)
+    with connection() as (end, kernel):
         kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 28, 131072, 0))
         with pytest.raises(
             MountError, match=r"^this kernel speaks FUSE 7\.28; imgfs needs 7\.29 .Linux 5\.1.$"
         ):
-            trio.run(Session(ours.fileno(), {}, lambda _: None).serve)
+            Session(end, {}, lambda _: None).serve()
         assert kernel.answer() == (2, errno.EPROTO, b"")
 
 
@@ -106,11 +117,10 @@ def test_a_connection_that_has_ended_ends_the_session(monkeypatch: pytest.Monkey
         raise OSError(number, os.strerror(number))
 
     offered: list[int] = []
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        theirs.send(b"a request")
+    with connection() as (end, kernel):
+        kernel.ask(2, Opcode.LOOKUP)
         monkeypatch.setattr(os, "readv", ended)
-        trio.run(Session(ours.fileno(), {}, offered.append).serve)
+        assert Session(end, {}, offered.append).serve()
 
 
 def test_a_session_that_goes_on_asks_for_what_was_left_and_answers_it_by_its_new_number() -> None:
@@ -118,8 +128,6 @@ def test_a_session_that_goes_on_asks_for_what_was_left_and_answers_it_by_its_new
         await trio.sleep_forever()
         return b""
 
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.settimeout(10)
     offered: list[int] = []
 
     def asking(kernel: Kernel) -> None:
@@ -132,21 +140,15 @@ def test_a_session_that_goes_on_asks_for_what_was_left_and_answers_it_by_its_new
         kernel.ask(45, Opcode.INTERRUPT, struct.pack("<Q", 44))
         assert kernel.answer() == (45, errno.EAGAIN, b"")
 
-    async def run() -> None:
-        handlers: dict[Opcode, Handler] = {
-            Opcode.LOOKUP: lambda *_: b"found",
-            Opcode.READ: lambda *_: slowly(),
-        }
-        session = Session(ours.fileno(), handlers, offered.append)
-        async with trio.open_nursery() as nursery:
-            session.resume(77, resend=True)
-            nursery.start_soon(session.serve)
-            await trio.to_thread.run_sync(asking, Kernel(theirs))
-            session.end()
-
-    with ours, theirs:
-        trio.run(run)
-    assert (offered, ours.fileno()) == ([77], -1)
+    handlers: dict[Opcode, Handler] = {
+        Opcode.LOOKUP: lambda *_: b"found",
+        Opcode.READ: lambda *_: slowly(),
+    }
+    with connection() as (end, kernel):
+        session = Session(end, handlers, offered.append)
+        session.resume(77, resend=True)
+        serve_while(session, lambda: asking(kernel))
+    assert offered == [77]
 
 
 def test_a_request_that_waits_holds_nobody_up() -> None:
@@ -199,23 +201,83 @@ def test_what_is_raised_is_an_errno_and_a_bug_is_logged(caplog: pytest.LogCaptur
 
 
 def test_what_is_under_way_at_the_end_is_answered_still() -> None:
+    stopped, later = [], trio.Event()
+
     async def slowly() -> bytes:
-        await trio.sleep(0.1)
+        await later.wait()
         return b"late"
 
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def answer_the_rest() -> None:
+        stopped.append(True)
+        later.set()
 
-    async def run() -> None:
-        session = Session(ours.fileno(), {Opcode.READ: lambda *_: slowly()}, print)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.serve)
-            Kernel(theirs).ask(2, Opcode.READ)
-            await trio.sleep(0.02)
-            session.end()
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.READ)
+        kernel.ask(4, Opcode.LOOKUP)
+        assert kernel.answer() == (4, 0, b"")
 
-    with ours, theirs:
-        trio.run(run)
-        assert Kernel(theirs).answer() == (2, 0, b"late")
+    handlers: dict[Opcode, Handler] = {Opcode.READ: lambda *_: slowly(), Opcode.LOOKUP: lambda *_: b""}
+    with connection() as (end, kernel):
+        session = Session(end, handlers, print)
+        session.at_stop.append(answer_the_rest)
+        assert not serve_while(session, lambda: asking(kernel))
+        assert kernel.answer() == (2, 0, b"late")
+    assert stopped == [True]
+
+
+def test_a_session_that_is_aborted_leaves_what_is_under_way() -> None:
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.READ)
+        kernel.ask(4, Opcode.LOOKUP)
+        assert kernel.answer() == (4, 0, b"")
+
+    handlers: dict[Opcode, Handler] = {
+        Opcode.READ: lambda *_: trio.sleep_forever(),
+        Opcode.LOOKUP: lambda *_: b"",
+    }
+    with connection() as (end, kernel):
+        session = Session(end, handlers, print)
+        session.end = session.abort  # type: ignore[method-assign]
+        assert not serve_while(session, lambda: asking(kernel))
+
+
+def test_signs_of_life_are_given_and_descriptors_looked_at_whether_a_request_waits_or_not() -> None:
+    beats: list[int] = []
+    seen: list[bytes] = []
+    told, tell = os.pipe()
+
+    def look() -> None:
+        seen.append(os.read(told, 1))
+        if seen[-1] == b"c":
+            session.unwatch(told)
+
+    def beats_on_and_sees(words: list[bytes]) -> None:
+        count = len(beats)
+        until(lambda: len(beats) > count + 2 and seen == words, "beats, and what is seen", pause=0.005)
+
+    def asking(kernel: Kernel) -> None:
+        for number, words in enumerate(([b"a"], [b"a", b"b"], [b"a", b"b", b"c"])):
+            os.write(tell, words[-1])
+            beats_on_and_sees(words)
+            kernel.ask(2 + 4 * number, Opcode.READ)
+            kernel.ask(4 + 4 * number, Opcode.LOOKUP)
+            assert kernel.answer() == (4 + 4 * number, 0, b"")
+        os.write(tell, b"d")
+        beats_on_and_sees([b"a", b"b", b"c"])
+
+    handlers: dict[Opcode, Handler] = {
+        Opcode.READ: lambda *_: trio.sleep_forever(),
+        Opcode.LOOKUP: lambda *_: b"",
+    }
+    with connection() as (end, kernel):
+        session = Session(end, handlers, print)
+        session.every(0.01, lambda: beats.append(1))
+        session.watch(told, look)
+        session.end = session.abort  # type: ignore[method-assign]
+        serve_while(session, lambda: asking(kernel))
+    assert seen == [b"a", b"b", b"c"]
+    for end in (told, tell):
+        os.close(end)
 
 
 def test_a_file_is_told_with_times_before_1970_and_after() -> None:

@@ -1,0 +1,202 @@
+"""Requests that wait: each is a task, its work a thread. Alone loads trio.
+
+One task reads the requests, as `session` does until the first has to wait. It asks the kernel itself whether
+there is another, or comes one within a millisecond; only if not, or after many, does it wait in trio, where
+everything else gets its turn. A request may be taken back while it waits (see `interrupts`): its work is then
+abandoned, or undone.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import select
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import trio
+
+from imgfs.fuse.errors import errno_of
+from imgfs.fuse.interrupts import GiveUp, is_killed
+
+if TYPE_CHECKING:
+    from outcome import Outcome
+
+    from imgfs.fuse.session import Session, Waiting
+
+_MOST = 256  # requests in a row without a look at anything else
+_PATIENCE = 1  # milliseconds to wait for a request outside of trio, while no other task waits
+_POLL = 0.1  # seconds between looks whether a caller is killed: the kernel reports its first signal alone
+T = TypeVar("T")
+
+
+def limiter(threads: int) -> trio.CapacityLimiter:
+    """Return what lets so many threads at once work."""
+    return trio.CapacityLimiter(threads)
+
+
+def serve_by_tasks(session: Session) -> bool:
+    """Go on with a session in which a request waits, as `Session.serve` does."""
+    before = signal.set_wakeup_fd(-1)  # trio has its own, and warns of another
+    try:
+        return trio.run(_serve, session)
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+async def _serve(session: Session) -> bool:
+    is_unmounted = False
+    async with trio.open_nursery() as others:
+        async with trio.open_nursery() as requests:
+            session.tasks = tasks = Tasks(session, requests, others)
+            for descriptor in session.watched:
+                tasks.watch(descriptor)
+            tasks.go_on_beating()
+            try:
+                with tasks.reading:
+                    await tasks.read_all()
+                    is_unmounted = True  # no request waits for an answer
+                    requests.cancel_scope.cancel()
+            finally:
+                session.stopped()
+        others.cancel_scope.cancel()
+    return is_unmounted
+
+
+class UnderWay(NamedTuple):
+    """A request that waits, and what cancels that."""
+
+    waiting: Waiting
+    scope: trio.CancelScope
+
+
+class Tasks:
+    """The requests of `session` that wait, in a nursery; what else it does is in that of `others`."""
+
+    def __init__(self, session: Session, nursery: trio.Nursery, others: trio.Nursery) -> None:
+        self._session = session
+        self._nursery = nursery
+        self._others = others
+        self._under_way: dict[int, UnderWay] = {}  # by their numbers
+        self._beating = trio.CancelScope()
+        self.reading = trio.CancelScope()
+
+    def watch(self, descriptor: int) -> None:
+        """Have done what the session does when a descriptor can be read."""
+        self._others.start_soon(self._watch, descriptor)
+
+    async def _watch(self, descriptor: int) -> None:
+        session = self._session
+        while descriptor in session.watched:
+            await trio.lowlevel.wait_readable(descriptor)
+            if act := session.watched.get(descriptor):
+                act()
+            if session.is_aborted:
+                self._others.cancel_scope.cancel()
+            elif session.is_ending:
+                self.reading.cancel()
+
+    def go_on_beating(self) -> None:
+        """Give signs of life as the session does now."""
+        self._beating.cancel()
+        if self._session.period < math.inf:
+            self._beating = trio.CancelScope()
+            self._others.start_soon(self._beat, self._beating)
+
+    async def _beat(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while True:
+                self._session.beat()
+                await trio.sleep(self._session.period)
+
+    async def read_all(self) -> None:
+        """Have all requests answered until it is unmounted."""
+        poll, row = select.poll(), 0
+        poll.register(self._session.descriptor, select.POLLIN)
+        while True:
+            if waiting := self._session.take_waiting():
+                self._start(waiting)
+                row = _MOST  # let it begin
+            if row >= _MOST or not poll.poll(0 if self._under_way else _PATIENCE):
+                row = 0
+                await trio.lowlevel.wait_readable(self._session.descriptor)
+            row += 1
+            if not self._session.answer_next():
+                return
+
+    def take_back(self, unique: int) -> bool:
+        """Have a request answered with EINTR, if it is not done by then; False if it does not wait."""
+        found = self._under_way.get(unique)
+        if found is None:
+            return False
+        if found.waiting.until_killed:
+            self._nursery.start_soon(self._cancel_when_killed, found)
+        else:
+            found.scope.cancel()
+        return True
+
+    def _start(self, waiting: Waiting) -> None:
+        self._under_way[waiting.head.unique] = found = UnderWay(waiting, trio.CancelScope())
+        self._nursery.start_soon(self._answer, found)
+
+    async def _answer(self, found: UnderWay) -> None:
+        head, number, body = found.waiting.head, errno.EINTR, b""
+        try:
+            with found.scope:
+                body = await found.waiting.answer
+                number = 0
+        except Exception as error:  # noqa: BLE001  (the mount lives)
+            number = errno_of(error, str(head))
+        finally:
+            del self._under_way[head.unique]
+        self._session.send(head.unique, number, body)
+
+    async def _cancel_when_killed(self, found: UnderWay) -> None:
+        """Cancel it when its caller is being killed, if that comes before it is answered."""
+        head = found.waiting.head
+        while head.unique in self._under_way:
+            if is_killed(head.pid):
+                found.scope.cancel()
+                return
+            await trio.sleep(_POLL)
+
+
+async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
+    """What `work` returns, done in a thread; on cancellation tell it to give up, and wait for its end."""
+    result = await done_in_part(work)
+    await trio.lowlevel.checkpoint_if_cancelled()
+    return result
+
+
+async def done_in_part(work: Callable[[GiveUp], T]) -> T:
+    """The same of work that may return what it has done until it was told to give up: that is the answer."""
+    given_up: GiveUp = Future()
+    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+    def deliver(result: Outcome[T]) -> None:
+        token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        given_up.set_result(None)
+        return trio.lowlevel.Abort.FAILED  # the thread will wake the task
+
+    trio.lowlevel.start_thread_soon(lambda: work(given_up), deliver)
+    result: T = await trio.lowlevel.wait_task_rescheduled(abort)
+    return result
+
+
+async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityLimiter) -> T:
+    """What `work` returns, done in a thread; on cancellation tell it to give up, and do not wait."""
+    given_up: GiveUp = Future()
+    try:
+        return await trio.to_thread.run_sync(work, given_up, limiter=limiter, abandon_on_cancel=True)
+    except trio.Cancelled:
+        given_up.set_result(None)
+        raise
+
+
+async def abandoned(work: Callable[[], None]) -> None:
+    """Do work in a thread; on cancellation do not wait for it."""
+    await trio.to_thread.run_sync(work, abandon_on_cancel=True)
