@@ -87,6 +87,8 @@ class InitFlag(enum.IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24  # and `Operations.opendir`
     HANDLE_KILLPRIV_V2 = 1 << 28  # 7.33: the file system takes set-id bits away where the KILL flags say so
     SETXATTR_EXT = 1 << 29  # 7.33: a setxattr says more
+    INIT_EXT = 1 << 30  # 7.36: the flags from 1 << 32 on count, which are in words of their own
+    ALLOW_IDMAP = 1 << 40  # 7.41, Linux 6.12: mounts of it may show its owners by a user namespace's map
 
 
 class OpenFlag(enum.IntFlag):

@@ -102,7 +102,9 @@ HEAD = struct.Struct("=4xI2Q3I4x")  # fuse_in_header: its length comes first
 HEAD_SIZE = HEAD.size
 ANSWER_HEAD = struct.Struct("=IiQ")  # fuse_out_header: length, negative errno, the request's number
 INIT_IN = struct.Struct("=4I")  # fuse_init_in: major, minor, read-ahead in bytes, InitFlag
-INIT_OUT = struct.Struct("=4I2H2I2H32x")  # …, background, congestion, largest write, ns of time, pages
+INIT_MORE = struct.Struct("=16xI")  # … and since 7.36 its upper 32 bits
+# …, background, congestion, largest write, ns of time, pages, alignment of maps, upper 32 bits of InitFlag
+INIT_OUT = struct.Struct("=4I2H2I2HI28x")
 INTERRUPT_IN = struct.Struct("=Q")  # fuse_interrupt_in: the number of the request that is interrupted
 INVALIDATE_INODE_OUT = struct.Struct("=Q2q")  # fuse_notify_inval_inode_out: ino, offset (-1: no data), length
 READ_IN = struct.Struct("=2QI")  # fuse_read_in begins with: handle, offset, size

@@ -38,6 +38,7 @@ from imgfs.fuse.protocol import (
     HEAD,
     HEAD_SIZE,
     INIT_IN,
+    INIT_MORE,
     INIT_OUT,
     INTERRUPT_IN,
     INVALIDATE_INODE_OUT,
@@ -57,6 +58,7 @@ _OFFERS = (
     | InitFlag.CACHE_SYMLINKS
 )
 _ACLS = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
+_IDMAP = InitFlag.INIT_EXT | InitFlag.ALLOW_IDMAP
 _INIT, _INTERRUPT = int(Opcode.INIT), int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
@@ -96,6 +98,10 @@ class Session:
     gathers what is written, with `acls` it obeys files' ACLs. `stands_below`: another file system reads, and
     makes EIO of EINTR.
 
+    ALLOW_IDMAP is not agreed to if it is `writable`: with it the kernel tells whose process asks for new
+    files alone (fs/fuse/dev.c, fuse_get_req). It needs `default_permissions`, as every mount has, but the one
+    that stands below.
+
     ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and
     after a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
     """
@@ -116,6 +122,7 @@ class Session:
         self.offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
         self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
         self.offers |= _ACLS if acls else 0
+        self.offers |= 0 if writable or stands_below else _IDMAP
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.FORGET: _nothing,
@@ -325,8 +332,11 @@ class Session:
             raise MountError(
                 f"this kernel speaks FUSE {major}.{minor}; imgfs needs {MAJOR}.{NEEDED_MINOR} (Linux 5.1)"
             )
+        if offered & InitFlag.INIT_EXT and len(body) >= INIT_MORE.size:
+            offered |= INIT_MORE.unpack_from(body)[0] << 32
+        agreed = offered & self.offers
         limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
-        answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, offered & self.offers, *limits)
+        answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, agreed & 0xFFFFFFFF, *limits, agreed >> 32)
         self.send(head.unique, 0, answer)
         self.offered = offered
         self._greeted(offered)

@@ -89,16 +89,31 @@ def test_what_nobody_handles_is_refused_and_a_forget_is_not_answered() -> None:
 
 
 def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> None:
-    offer = InitFlag.CACHE_SYMLINKS | InitFlag.NO_OPENDIR_SUPPORT | 1 << 30
+    more = InitFlag.ALLOW_IDMAP >> 32 | 1 << 7
+    offer = InitFlag.CACHE_SYMLINKS | InitFlag.NO_OPENDIR_SUPPORT | InitFlag.INIT_EXT
 
     def asking(kernel: Kernel) -> None:
-        kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 45, 131072, offer) + bytes(48))
+        kernel.ask(2, Opcode.INIT, struct.pack("<5I", 7, 45, 131072, offer, more) + bytes(44))
         _, error, body = kernel.answer()
         assert (error, len(body)) == (0, 64)  # fuse_init_out since 7.23
-        assert struct.unpack_from("<4I", body) == (7, 31, 131072, InitFlag.CACHE_SYMLINKS)
+        agreed = InitFlag.CACHE_SYMLINKS | InitFlag.INIT_EXT
+        assert struct.unpack_from("<4I", body) == (7, 31, 131072, agreed)
+        assert struct.unpack_from("<I", body, 32) == (InitFlag.ALLOW_IDMAP >> 32,)
 
     with talking({}, asking) as offered:
-        assert offered == [offer]
+        assert offered == [offer | more << 32]
+
+
+def test_an_older_kernel_is_not_asked_for_what_it_does_not_know() -> None:
+    def asking(kernel: Kernel) -> None:
+        kernel.ask(2, Opcode.INIT, struct.pack("<4I", 7, 31, 131072, InitFlag.CACHE_SYMLINKS))
+        _, error, body = kernel.answer()
+        assert error == 0
+        assert struct.unpack_from("<4I", body)[3] == InitFlag.CACHE_SYMLINKS
+        assert struct.unpack_from("<I", body, 32) == (0,)
+
+    with talking({}, asking):
+        pass
 
 
 def test_a_kernel_that_is_too_old_is_refused_in_one_line() -> None:
