@@ -1,4 +1,4 @@
-"""Messages of Protocol Buffers as bytes: as much of the wire format as containerd's API needs.
+"""Messages of Protocol Buffers as bytes: as much of the wire format as containerd's APIs need.
 
 A message is a sequence of fields: a key, `number << 3 | wire type` as a varint, and a value (protobuf.dev,
 "Encoding"). Varints (0) and lengths with bytes (2) are used here; the fixed widths (1, 5) of fields that are
@@ -7,7 +7,7 @@ not known are passed over, groups (3, 4) are refused: no version of the language
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from imgfs.errors import RegistryError
@@ -23,6 +23,11 @@ _T = TypeVar("_T", int, bytes)
 def encode_message(*fields: tuple[int, str | bytes | int]) -> bytes:
     """Return a message of fields by their numbers; what is empty or 0 is left out, as proto3 has it."""
     return b"".join(_encoded(number, value) for number, value in fields if value)
+
+
+def encode_map(number: int, entries: Mapping[str, str]) -> bytes:
+    """Return a field that is a map of strings: each entry a message of its own, of key and value."""
+    return b"".join(_encoded(number, encode_message((1, key), (2, entries[key]))) for key in entries)
 
 
 def decode_message(body: bytes, where: str) -> Iterator[tuple[int, Value]]:
@@ -79,6 +84,16 @@ class ProtobufMessage:
         """Return all messages of a repeated field."""
         bodies = self._fields.get(field, [])
         return [ProtobufMessage(body, f"{self._where}.{field}") for body in bodies if isinstance(body, bytes)]
+
+    def texts(self, field: int) -> list[str]:
+        """Return all strings of a repeated field."""
+        return [
+            body.decode(errors="replace") for body in self._fields.get(field, []) if isinstance(body, bytes)
+        ]
+
+    def map(self, field: int) -> dict[str, str]:
+        """Return a map of strings."""
+        return {entry.text(1): entry.text(2) for entry in self.messages(field)}
 
     def _last(self, field: int, kind: type[_T]) -> _T:
         value = self._fields.get(field, [kind()])[-1]

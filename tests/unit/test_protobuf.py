@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import RegistryError
-from imgfs.transport.protobuf import ProtobufMessage, decode_message, encode_message
+from imgfs.transport.protobuf import ProtobufMessage, decode_message, encode_map, encode_message
 
 NUMBERS = st.integers(1, 2**29 - 1)
 VALUES = st.one_of(st.integers(1, 2**64 - 1), st.binary(min_size=1))
@@ -44,6 +44,14 @@ def test_the_last_of_a_field_counts_and_what_is_not_known_is_passed_over() -> No
     assert (message.text(1), message.number(2)) == ("b", -5)
     repeated = encode_message((9, b"\x0a\x01x"), (8, 1), (9, b"\x10\x01"))
     assert [part.text(1) for part in ProtobufMessage(repeated, "m").messages(9)] == ["x", ""]
+
+
+@given(st.dictionaries(st.text(), st.text()), st.lists(st.text(min_size=1)))
+def test_maps_and_repeated_strings_are_read_as_they_are_written(
+    entries: dict[str, str], texts: list[str]
+) -> None:
+    message = ProtobufMessage(encode_map(4, entries) + encode_message(*((7, text) for text in texts)), "m")
+    assert (message.map(4), message.texts(7), message.map(5)) == (entries, texts, {})
 
 
 @pytest.mark.parametrize(
