@@ -39,7 +39,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
     metrics     a mount's status for Prometheus
     publish     an image's indexes, as artifacts in its registry
-    signatures/  cosign's signatures and attestations, and policy.json's verdict
+    signatures/  signatures by cosign and by GPG keys, attestations, and policy.json's verdict
     packages/   what is installed in an image, by its package managers' files
     runtime/    a container of a mounted image: its bundle, and an OCI runtime started on it
     fuse/       FUSE requests and their answers  kernel/     the kernel's own file systems over an image

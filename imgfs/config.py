@@ -11,6 +11,7 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 _SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
@@ -68,6 +69,14 @@ class RegistryFiles:
     certificates: tuple[Path, ...] = ()
 
 
+class SignaturePlaces(NamedTuple):
+    """Where registries.d may be, of which the first that is there counts; and the `lookaside` store that
+    counts where it names none."""
+
+    directories: tuple[Path, ...] = ()
+    lookaside: Path = Path("/var/lib/containers/sigstore")
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """Paths and settings of this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
@@ -80,6 +89,7 @@ class Environment:
     registry_files: RegistryFiles = RegistryFiles()
     auth_text: AuthText | None = None
     providers: CredentialProviders | None = None
+    signature_places: SignaturePlaces = field(default_factory=SignaturePlaces)
 
     @property
     def auth_sources(self) -> tuple[AuthSource, ...]:
@@ -107,6 +117,7 @@ class Environment:
             registry_files(environ, euid),
             auth_text(environ),
             credential_providers(environ),
+            signature_places(environ, euid),
         )
 
 
@@ -213,6 +224,15 @@ def policy_files(environ: Mapping[str, str]) -> tuple[Path, Path]:
     """Where a policy.json may be, the first that is there counts (containers-policy.json(5))."""
     system = _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
     return _config_home(environ) / "containers/policy.json", system / "containers/policy.json"
+
+
+def signature_places(environ: Mapping[str, str], euid: int) -> SignaturePlaces:
+    """Return where signatures are looked for (containers-registries.d(5)): XDG's variables do not count."""
+    system = _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
+    directories = (_home(environ) / ".config/containers/registries.d", system / "containers/registries.d")
+    if account(environ, euid) == 0:
+        return SignaturePlaces(directories)
+    return SignaturePlaces(directories, _home(environ) / ".local/share/containers/sigstore")
 
 
 def podman_storage(environ: Mapping[str, str], euid: int) -> tuple[tuple[Path, ...], Path]:

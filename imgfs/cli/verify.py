@@ -1,4 +1,4 @@
-"""imgfs verify: check an image against its digests, a policy, and cosign's signatures."""
+"""imgfs verify: check an image against its digests, a policy, and its signatures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from imgfs.cli.format import counted, size
 from imgfs.cli.options import Commands, add_command, image_options, json_option
 from imgfs.cli.output import draws_on, say
 from imgfs.errors import UsageError
+from imgfs.oci.reference import RegistryReference
 from imgfs.quoting import printable
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from imgfs.signatures.evaluate import PolicyVerdict
     from imgfs.signatures.keys import PublicKey
     from imgfs.signatures.policy import TrustPolicy
+    from imgfs.signatures.stored import SignatureFinder
     from imgfs.transport.source import Source
 
 _WRONG, _REFUSED = 1, 3  # exit codes: the image is not what its digests say; it is, and is not accepted
@@ -41,7 +44,8 @@ def add_verify(commands: Commands) -> None:
         """\
 Fetches index, manifest and config, and streams every layer: digest, length, DiffID and each header of its tar
 are checked; nothing of it is kept, and nothing is taken from the store. --policy asks a policy.json
-(containers-policy.json(5)) whether it accepts the image, --cosign wants a signature by a key, --attestation
+(containers-policy.json(5)) whether it accepts the image, by signatures of GPG keys (the program gpg checks
+them; registries.d says where they are) and of cosign's. --cosign wants a signature by a key, --attestation
 one of a statement. Exit code: 0, or 1 if something does not match or cannot be had, or 3 if all matches, but
 the policy or the signatures do not accept it.
 
@@ -205,14 +209,41 @@ def _layer_fields(check: LayerCheck) -> dict[str, object]:
 def _ask_policy(
     policy: TrustPolicy, selection: ImageSelection, resolved: Resolved, source: Source, report: _Report
 ) -> None:
-    from imgfs.signatures.evaluate import evaluate
+    from imgfs.signatures.evaluate import SignedImage, evaluate
 
-    verdict: PolicyVerdict = evaluate(policy, selection.reference, resolved.digest, source)
+    reference, digest = selection.reference, resolved.digest
+    finder = _finder(selection)
+    image = SignedImage(
+        reference,
+        digest,
+        source,
+        lambda: finder.find(reference, digest),
+        lambda: finder.uses_attachments(reference) if isinstance(reference, RegistryReference) else None,
+    )
+    verdict: PolicyVerdict = evaluate(policy, image)
     report.is_refused |= not verdict.accepted
     report.fields["policy"] = verdict._asdict()
     report.say(
         f"policy    {'accepted' if verdict.accepted else 'REFUSED'} by {verdict.scope}: {verdict.reason}"
     )
+
+
+def _finder(selection: ImageSelection) -> SignatureFinder:
+    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.registry.config.credentials import find_credentials
+    from imgfs.registry.signatures import SignatureClient
+    from imgfs.signatures.stored import SignatureFinder
+
+    reference, options, environment = selection.reference, selection.options, selection.environment
+    if isinstance(reference, RegistryReference):
+        options = options_for(options, reference.registry)
+    timeouts = timeouts_of(options.read_timeout)
+    client = SignatureClient(
+        partial(find_credentials, environment.auth_sources, seconds=timeouts.helper),
+        timeouts=timeouts,
+        ca_bundle=environment.ca_bundle,
+    )
+    return SignatureFinder(environment.signature_places, resolver_of(options, environment), client)
 
 
 def _check_signatures(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
@@ -40,6 +40,11 @@ class Signature(NamedTuple):
     payload: bytes
     signature: bytes
 
+    @classmethod
+    def read(cls, payload: bytes, annotations: Mapping[str, str]) -> Signature:
+        """Return the signature in an attachment that is one (`is_signature`); raises InvalidImage."""
+        return cls(payload, from_base64(annotations[_ANNOTATION], _ANNOTATION))
+
     def claim_by(self, keys: Sequence[PublicKey]) -> tuple[PublicKey, Claim] | None:
         """Return what is claimed, and the key by which it is verified; None if none does.
 
@@ -60,13 +65,17 @@ class Verified(NamedTuple):
     says: str  # the name under which it was signed, or the type of the predicate
 
 
+def is_signature(media_type: str, annotations: Mapping[str, str]) -> bool:
+    """Return True for an attachment that is a signature of an image."""
+    return media_type == _SIGNATURE and _ANNOTATION in annotations
+
+
 def signatures_of(source: Source, digest: Digest) -> Iterator[Signature]:
     """Yield the simple-signing signatures attached to a manifest; broken ones are passed over."""
     for attached in attached_to(source, digest):
-        if attached.media_type == _SIGNATURE and _ANNOTATION in attached.annotations:
+        if is_signature(attached.media_type, attached.annotations):
             try:
-                payload = read_part(source, attached, _LARGEST_PAYLOAD)
-                yield Signature(payload, from_base64(attached.annotations[_ANNOTATION], _ANNOTATION))
+                yield _signature(source, attached)
             except (InvalidImage, IntegrityError, NotFound):
                 continue
 
@@ -87,12 +96,15 @@ def predicate_type(name: str) -> str:
     return PREDICATES.get(name, name)
 
 
+def _signature(source: Source, attached: Attached) -> Signature:
+    return Signature.read(read_part(source, attached, _LARGEST_PAYLOAD), attached.annotations)
+
+
 def _verified(
     source: Source, attached: Attached, digest: Digest, keys: Sequence[PublicKey]
 ) -> Verified | None:
-    if attached.media_type == _SIGNATURE and _ANNOTATION in attached.annotations:
-        payload = read_part(source, attached, _LARGEST_PAYLOAD)
-        found = Signature(payload, from_base64(attached.annotations[_ANNOTATION], _ANNOTATION)).claim_by(keys)
+    if is_signature(attached.media_type, attached.annotations):
+        found = _signature(source, attached).claim_by(keys)
         if found and found[1].digest == digest:
             return Verified("signature", digest, found[0].name, found[1].reference)
     if attached.media_type.startswith(_ENVELOPES):

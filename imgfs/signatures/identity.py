@@ -5,6 +5,7 @@ containers-policy.json(5), `signedIdentity`. Names are in their full form there:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgfs.errors import InvalidImage, UsageError
@@ -42,6 +43,21 @@ class ImageName:
     def is_name_only(self) -> bool:
         """Return True without tag and digest."""
         return not (self.tag or self.digest)
+
+    def scopes(self) -> Iterator[str]:
+        """Yield what files may speak of: the whole name, its repository, namespaces, host, wildcards.
+
+        The most specific is the first. For `*.example.com` the host counts without its port.
+        """
+        yield f"{self.name}@{self.digest}" if self.digest else f"{self.name}:{self.tag}"
+        name = self.name
+        while name:
+            yield name
+            name = name.rpartition("/")[0]
+        host = self.name.partition("/")[0].partition(":")[0]
+        while "." in host:
+            host = host.partition(".")[2]
+            yield f"*.{host}"
 
 
 @dataclass(frozen=True, slots=True)

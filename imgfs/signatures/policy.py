@@ -1,7 +1,7 @@
 """containers-policy.json(5): which requirements an image has to fulfil.
 
 Its reading is strict, as the page has it: a field that is not known, or is there twice, makes the whole file
-invalid. Requirements and options that imgfs cannot check are read, and then refuse every image.
+invalid. Options that imgfs cannot check are read, and then refuse every image.
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ def _known(fields: Mapping[str, object], known: set[str], where: str) -> None:
 def _scopes(reference: Reference) -> tuple[str, list[str]]:
     """Return a transport's name in policies, and the scopes of an image, the most specific first."""
     if isinstance(reference, RegistryReference):
-        return "docker", list(_registry_scopes(ImageName.of(reference)))
+        return "docker", list(ImageName.of(reference).scopes())
     if isinstance(reference, EngineReference):
         named = docker_name(reference.name) if reference.engine == DOCKER_DAEMON else None
-        return reference.engine, list(_registry_scopes(ImageName.of(named))) if named else []
+        return reference.engine, list(ImageName.of(named).scopes()) if named else []
     place = os.path.realpath(reference.path)
     tagged = [f"{place}:{reference.tag}"] if reference.tag else []
     if isinstance(reference, LayoutReference):
@@ -193,22 +193,6 @@ def _scopes(reference: Reference) -> tuple[str, list[str]]:
     if transport in ("tarball", STORAGE):  # scopes of the one are ignored; of the other imgfs knows none
         return transport, []
     return transport, [*tagged, *(_directories(place) if transport != "docker-archive" else [place])]
-
-
-def _registry_scopes(image: ImageName) -> Iterator[str]:
-    """Yield the name with its tag or digest, the repository, its namespaces, the host, and wildcards.
-
-    For `*.example.com` the host counts without its port.
-    """
-    yield f"{image.name}@{image.digest}" if image.digest else f"{image.name}:{image.tag}"
-    name = image.name
-    while name:
-        yield name
-        name = name.rpartition("/")[0]
-    host = image.name.partition("/")[0].partition(":")[0]
-    while "." in host:
-        host = host.partition(".")[2]
-        yield f"*.{host}"
 
 
 def _directories(place: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from imgfs.errors import InvalidImage
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.fields import object_at, parse_json, text_in
 
-COSIGN = "cosign container image signature"
+COSIGN, ATOMIC = "cosign container image signature", "atomic container signature"
 _FIELDS = {
     "critical": {"type", "image", "identity"},
     "image": {"docker-manifest-digest"},
@@ -33,6 +33,8 @@ def parse_claim(body: bytes, kind: str = COSIGN) -> Claim:
     document = object_at(parse_json(body, where), where)
     if not document.keys() <= {"critical", "optional"}:
         raise InvalidImage("fields that are not known", where=where)
+    if kind == ATOMIC:  # cosign's may lack it
+        _check_optional(document, f"{where}.optional")
     critical = _object(document, "critical", where)
     if critical["type"] != kind:
         raise InvalidImage(f"not a {kind}", where=f"{where}.critical.type")
@@ -40,6 +42,24 @@ def parse_claim(body: bytes, kind: str = COSIGN) -> Claim:
     image, identity = _object(critical, "image", where), _object(critical, "identity", where)
     digest = Digest.parse(image["docker-manifest-digest"], where=f"{where}.image.docker-manifest-digest")
     return Claim(digest, text_in(identity, "docker-reference", f"{where}.identity", default=""))
+
+
+def _check_optional(document: dict[str, object], where: str) -> None:
+    """Raise InvalidImage unless `optional` is there, and what is known in it is of its type.
+
+    Numbers are those of Go's encoding/json: 1e3 is an integer, too.
+    """
+    optional = object_at(document.get("optional"), where)
+    text_in(optional, "creator", where, default="")
+    timestamp = optional.get("timestamp")
+    if timestamp is not None and not _is_whole(timestamp):
+        raise InvalidImage("not an integer", where=f"{where}.timestamp")
+
+
+def _is_whole(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -(2**63) <= value < 2**63 and float(value).is_integer()
 
 
 def _object(fields: dict[str, object], name: str, where: str) -> dict[str, object]:

@@ -69,6 +69,14 @@ def open_regular(path: Path) -> BinaryIO:
         raise Unavailable(f"{path}: {error.strerror}") from error
 
 
+def read_whole(files: Files, name: str, limit: int) -> bytes:
+    """Return the bytes of a file; raises InvalidImage if it has more than `limit`."""
+    with files.open(name) as file:
+        if file.size > limit:
+            raise InvalidImage(f"more than {limit} bytes long", where=files.path(name))
+        return b"".join(file.read(0, file.size))
+
+
 class RegularFile(StoredFile):
     """A file in a directory."""
 
@@ -187,10 +195,7 @@ class FilesSource:
 
     def read_small(self, name: str, limit: int) -> bytes:
         """Read a file whole; raises InvalidImage if it has more than `limit` bytes."""
-        with self._files.open(name) as file:
-            if file.size > limit:
-                raise InvalidImage(f"more than {limit} bytes long", where=self._files.path(name))
-            body = b"".join(file.read(0, file.size))
+        body = read_whole(self._files, name, limit)
         self._bytes += len(body)
         return body
 

@@ -256,9 +256,7 @@ def test_a_policy_decides_by_key_and_name(verify: Verify, tmp_path: Path) -> Non
         exact = {"type": "exactRepository", "dockerRepository": "example.com/app"}
         assert "not for this name" in asked({**required, "signedIdentity": exact}, code=3)
         assert "No such file" in asked({**required, "keyPath": str(tmp_path / "none")}, code=3)
-        assert "not checked by imgfs" in asked(
-            {"type": "signedBy", "keyType": "GPGKeys", "keyData": "AA=="}, code=3
-        )
+        assert "not checked by imgfs" in asked({**required, "rekorPublicKeyData": "AA=="}, code=3)
         assert "rejected" in asked(required, {"type": "reject"}, code=3)
         served.attach(Part(b"{}", "text/plain"))
         assert "there is none" in asked(required, code=3)

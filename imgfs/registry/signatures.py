@@ -1,0 +1,125 @@
+"""Signatures by OpenPGP, which a registry keeps beside an image, or a web server in its place.
+
+containers/image, docs/signature-protocols.md: the extension of the registry's API, which it announces by a
+header, and the lookaside store, files called signature-1, signature-2 and so on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from imgfs.errors import InvalidImage, NotFound, Unauthorized, UsageError
+from imgfs.oci.descriptor import Digest
+from imgfs.oci.fields import object_at, objects_in, parse_json, text_in
+from imgfs.registry.config.credentials import Credentials
+from imgfs.registry.endpoint import RegistryEndpoint
+from imgfs.registry.mirrors import FindCredentials
+from imgfs.registry.retry import Timeouts
+from imgfs.registry.session import HttpSession
+from imgfs.registry.urls import UrlError, parse_url, redact, shown
+
+MOST_SIGNATURES = 128  # of a manifest; as in containers/image
+LARGEST_SIGNATURE = 4 << 20  # bytes, and of a list of them; as there
+_LARGEST_TOGETHER = 32 << 20  # bytes
+_HEADER = "X-Registry-Supports-Signatures"
+_VERSION, _TYPE = 2, "atomic"
+
+
+class StoredSignature(NamedTuple):
+    """The bytes of a signature as they were found, and where."""
+
+    body: bytes
+    where: str
+
+
+class SignatureClient:
+    """Asks registries, and the web servers that stand in for them, for the signatures of manifests.
+
+    The arguments are those of `Mirrored`. Raises RegistryError, InvalidImage.
+    """
+
+    def __init__(
+        self, find_credentials: FindCredentials, *, timeouts: Timeouts, ca_bundle: Path | None = None
+    ) -> None:
+        self._find_credentials = find_credentials
+        self._timeouts = timeouts
+        self._ca_bundle = ca_bundle
+
+    def by_extension(self, endpoint: RegistryEndpoint, digest: Digest) -> list[StoredSignature] | None:
+        """Ask a registry for the signatures of a manifest; None if it does not say that it keeps any."""
+        credentials = partial(self._find_credentials, endpoint.host, endpoint.repository)
+        with closing(self._session(endpoint, credentials)) as session:
+            try:
+                headers = session.ask("GET", f"{endpoint.url}/", {}).headers
+            except (NotFound, Unauthorized):  # what answers for repositories alone has no extension either
+                return None
+            if headers.get(_HEADER) != "1":
+                return None
+            root = endpoint.url.removesuffix("/v2")
+            url = f"{root}/extensions/v2/{endpoint.repository}/signatures/{digest}"
+            body = session.ask("GET", url, {}, limit=LARGEST_SIGNATURE).body
+        return [StoredSignature(one, redact(url)) for one in parse_signature_list(body, redact(url))]
+
+    def at(self, base: str, endpoint: RegistryEndpoint) -> Iterator[StoredSignature]:
+        """Yield the signatures below a URL of the web, with the TLS settings of the registry's `endpoint`.
+
+        No credentials are sent. Raises UsageError for a URL that cannot be asked.
+        """
+        try:
+            url = parse_url(base)
+        except UrlError as error:
+            raise UsageError(f"the lookaside store {shown(base)}: a URL {error}") from error
+        place = RegistryEndpoint(f"{url.scheme}://{url.netloc}", url.netloc, "", tls=endpoint.tls)
+        path, mark, query = str(url).partition("?")
+        with closing(self._session(place, lambda: None)) as session:
+
+            def read(name: str) -> StoredSignature:
+                answer = session.ask("GET", f"{path}/{name}{mark}{query}", {}, limit=LARGEST_SIGNATURE)
+                return StoredSignature(answer.body, f"{redact(path)}/{name}")
+
+            yield from numbered(read, redact(base))
+
+    def _session(
+        self, endpoint: RegistryEndpoint, credentials: Callable[[], Credentials | None]
+    ) -> HttpSession:
+        return HttpSession(
+            endpoint, credentials=credentials, timeouts=self._timeouts, ca_bundle=self._ca_bundle
+        )
+
+
+def parse_signature_list(body: bytes, where: str) -> list[bytes]:
+    """Return the signatures in an answer of the extension; those of other kinds are passed over."""
+    found = []
+    for entry in objects_in(object_at(parse_json(body, where), where), "signatures", where):
+        if entry.get("schemaVersion") == _VERSION and entry.get("type") == _TYPE:
+            try:
+                found.append(base64.b64decode(text_in(entry, "content", where, default=""), validate=True))
+            except (binascii.Error, ValueError) as error:
+                raise InvalidImage("the content of a signature is not base64", where=where) from error
+    if len(found) > MOST_SIGNATURES:
+        raise InvalidImage(f"more than {MOST_SIGNATURES} signatures", where=where)
+    return found
+
+
+def numbered(read: Callable[[str], StoredSignature], where: str) -> Iterator[StoredSignature]:
+    """Yield what `read` returns for signature-1, signature-2 and so on, until it raises NotFound.
+
+    Raises InvalidImage for more than there should be, in number or bytes.
+    """
+    together = 0
+    for number in range(1, MOST_SIGNATURES + 1):
+        try:
+            found = read(f"signature-{number}")
+        except NotFound:
+            return
+        together += len(found.body)
+        if together > _LARGEST_TOGETHER:
+            break
+        yield found
+    raise InvalidImage("too many signatures, or too large ones", where=where)
