@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from imgfs.oci.descriptor import Digest
 from imgfs.oci.fields import object_at, objects_in, parse_json, text_in
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint
+from imgfs.registry.endpoint_state import short_timeouts
 from imgfs.registry.mirrors import FindCredentials
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import HttpSession
@@ -51,10 +53,16 @@ class SignatureClient:
         self._timeouts = timeouts
         self._ca_bundle = ca_bundle
 
-    def by_extension(self, endpoint: RegistryEndpoint, digest: Digest) -> list[StoredSignature] | None:
-        """Ask a registry for the signatures of a manifest; None if it does not say that it keeps any."""
+    def by_extension(
+        self, endpoint: RegistryEndpoint, digest: Digest, *, is_last: bool = True
+    ) -> list[StoredSignature] | None:
+        """Ask a registry for the messages that sign a manifest; None if it does not say that it keeps any.
+
+        One that is not the last to be asked has less time.
+        """
         credentials = partial(self._find_credentials, endpoint.host, endpoint.repository)
-        with closing(self._session(endpoint, credentials)) as session:
+        timeouts = self._timeouts if is_last else short_timeouts(self._timeouts)
+        with closing(self._session(endpoint, credentials, timeouts)) as session:
             try:
                 headers = session.ask("GET", f"{endpoint.url}/", {}).headers
             except (NotFound, Unauthorized):  # what answers for repositories alone has no extension either
@@ -67,30 +75,33 @@ class SignatureClient:
         return [StoredSignature(one, redact(url)) for one in parse_signature_list(body, redact(url))]
 
     def at(self, base: str, endpoint: RegistryEndpoint) -> Iterator[StoredSignature]:
-        """Yield the signatures below a URL of the web, with the TLS settings of the registry's `endpoint`.
+        """Yield the signatures below a URL of the web; certificates are verified as those of `endpoint`.
 
-        No credentials are sent. Raises UsageError for a URL that cannot be asked.
+        Credentials are sent nowhere, the client certificate to the registry's host only. Raises UsageError
+        for a URL that cannot be asked.
         """
         try:
             url = parse_url(base)
         except UrlError as error:
             raise UsageError(f"the lookaside store {shown(base)}: a URL {error}") from error
-        place = RegistryEndpoint(f"{url.scheme}://{url.netloc}", url.netloc, "", tls=endpoint.tls)
-        path, mark, query = str(url).partition("?")
-        with closing(self._session(place, lambda: None)) as session:
+        is_own = url.origin == parse_url(redact(endpoint.url)).origin
+        tls = endpoint.tls if is_own else replace(endpoint.tls, clients=())
+        place = RegistryEndpoint(f"{url.scheme}://{url.netloc}", url.netloc, "", tls=tls)
+        with closing(self._session(place, lambda: None, self._timeouts)) as session:
 
             def read(name: str) -> StoredSignature:
-                answer = session.ask("GET", f"{path}/{name}{mark}{query}", {}, limit=LARGEST_SIGNATURE)
-                return StoredSignature(answer.body, f"{redact(path)}/{name}")
+                answer = session.ask("GET", f"{url}/{name}", {}, limit=LARGEST_SIGNATURE)
+                return StoredSignature(answer.body, f"{url}/{name}")
 
-            yield from numbered(read, redact(base))
+            yield from numbered(read, base)
 
     def _session(
-        self, endpoint: RegistryEndpoint, credentials: Callable[[], Credentials | None]
+        self,
+        endpoint: RegistryEndpoint,
+        credentials: Callable[[], Credentials | None],
+        timeouts: Timeouts,
     ) -> HttpSession:
-        return HttpSession(
-            endpoint, credentials=credentials, timeouts=self._timeouts, ca_bundle=self._ca_bundle
-        )
+        return HttpSession(endpoint, credentials=credentials, timeouts=timeouts, ca_bundle=self._ca_bundle)
 
 
 def parse_signature_list(body: bytes, where: str) -> list[bytes]:

@@ -91,12 +91,13 @@ class SignatureFinder:
     def _of_registry(self, reference: RegistryReference, digest: Digest) -> Iterator[StoredSignature]:
         endpoint, found = self._ask(self._endpoints(reference), digest)
         if found is not None:
-            yield from found
+            yield from (StoredSignature(b"\0%b\n%b" % (_SIMPLE, body), where) for body, where in found)
             return
-        name = _name_at(endpoint, reference)
-        base = self._config.lookaside(name) or self.places.lookaside.as_uri()
+        base = self._config.lookaside(_name_at(endpoint, reference)) or self.places.lookaside.as_uri()
         scheme = base.partition(":")[0].lower()
         place = f"{base}/{endpoint.repository}@{digest.algorithm}={digest.hex}"
+        if "?" in base or "#" in base:
+            raise UsageError(f"the lookaside store {shown(base)}: a URL with a query or fragment")
         if scheme == "file":
             directory = Directory(Path(_path_of(place)))
             yield from numbered(lambda number: _read(directory, number), str(directory.path("")))
@@ -111,7 +112,7 @@ class SignatureFinder:
         """Ask by each scheme in turn, and return which answered."""
         for endpoint in endpoints[:-1]:
             try:
-                return endpoint, self.client.by_extension(endpoint, digest)
+                return endpoint, self.client.by_extension(endpoint, digest, is_last=False)
             except Unavailable:
                 continue
         return endpoints[-1], self.client.by_extension(endpoints[-1], digest)
@@ -166,7 +167,7 @@ def _name_at(endpoint: RegistryEndpoint, reference: RegistryReference) -> ImageN
 
 def _path_of(url: str) -> str:
     """Return the path of a file URL; a host in it does not count, as in Go's net/url."""
-    path = url.partition(":")[2].partition("#")[0].partition("?")[0]
+    path = url.partition(":")[2]
     if path.startswith("//"):
         path = f"/{path[2:].partition('/')[2]}"
     if not path.startswith("/"):

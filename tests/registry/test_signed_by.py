@@ -213,6 +213,7 @@ def test_a_store_that_fails_or_sends_anything_is_an_error_or_a_refusal(
             ("ftp://x", "'ftp://x': a URL of neither file"),
             ("file:x", "'file:x/ns/app@"),
             ("http://user:secret@x", "'http://x/ns/app@"),
+            ("http://x?secret", "'http://x': a URL with a query"),
         ):
             verify.configure({"default-docker": {"lookaside": url}})
             code, error = verify(server.name, by_a)
