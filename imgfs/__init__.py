@@ -46,6 +46,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     report/     an image or a mount as one page of HTML
     mount/      composition root: builds everything, mounts, serves, unmounts
     manual/     the user's and the developer's book
+    engines/    containerd's snapshotter, and how a node is told of it
     cli/        arguments in, text out
     api/        the same for Python programs: `imgfs.open`, fsspec
 

@@ -266,6 +266,11 @@ def containerd_place(environ: Mapping[str, str]) -> tuple[Path, str]:
     return Path(address.removeprefix("unix://")), environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
+def notify_socket(environ: Mapping[str, str]) -> str | None:
+    """Return where systemd hears that a service is ready (sd_notify(3)); `@` begins the name of no file."""
+    return environ.get("NOTIFY_SOCKET") or None
+
+
 def ca_bundle(environ: Mapping[str, str]) -> Path | None:
     """The certificates to trust instead of the usual ones: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
     named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")

@@ -19,6 +19,7 @@ TOPICS = (
     "store",
     "indexes",
     "containers",
+    "engines",
     "drivers",
     "monitoring",
     "security",

@@ -50,20 +50,22 @@ def docker_registry(
     token: Mapping[str, str] | None = None,
     tls: tuple[Path, Path] | None = None,
     port: int | None = None,
+    logs_requests: bool = False,
 ) -> Iterator[str]:
     """Run a registry that keeps its data under `directory`: its `host:port`.
 
     `htpasswd` is the text of an htpasswd file (bcrypt): the registry then wants Basic authentication.
     `mirrors` is the `host:port` of another: the registry is then a pull-through cache of it.
-    `token` is what it is to know of a token server, `tls` its certificate and key. A registry that was ended
-    can be run again, in another way, on what it has kept.
+    `token` is what it is to know of a token server, `tls` its certificate and key. With `logs_requests` there
+    is a line for each in `directory`/log. A registry that was ended can be run again, in another way, on what
+    it has kept.
     """
     host = f"127.0.0.1:{port or _free_port()}"
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yml"
-    config.write_text(
-        json.dumps(_configuration(directory, host, htpasswd, mirrors, token, tls))
-    )  # JSON is YAML
+    configuration = _configuration(directory, host, htpasswd, mirrors, token, tls)
+    configuration["log"]["accesslog"]["disabled"] = not logs_requests
+    config.write_text(json.dumps(configuration))  # JSON is YAML
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "serve", str(config)], stdout=log, stderr=log)
         try:

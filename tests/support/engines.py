@@ -72,14 +72,18 @@ class Containerd:
 
 
 @contextmanager
-def containerd(place: Path) -> Iterator[Containerd]:
-    """Run a containerd that keeps everything in a directory, whose path must be short enough for a socket."""
+def containerd(place: Path, more: str = "") -> Iterator[Containerd]:
+    """Run a containerd that keeps everything in a directory, whose path must be short enough for a socket.
+
+    It speaks CRI if there is `more` of its configuration.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         metrics = f"127.0.0.1:{free.getsockname()[1]}"
-    disabled = json.dumps([f"io.containerd.{name}" for name in NOT_WANTED])
+    unwanted = [name for name in NOT_WANTED if not (more and name == "grpc.v1.cri")]
+    disabled = json.dumps([f"io.containerd.{name}" for name in unwanted])
     config = place / "config.toml"
-    config.write_text((CONFIG + _METRICS).format(place=place, disabled=disabled, metrics=metrics))
+    config.write_text((CONFIG + _METRICS).format(place=place, disabled=disabled, metrics=metrics) + more)
     made = Containerd(place / "containerd.sock", metrics)
     with _running(place, "containerd", "--config", config) as process:
         until(lambda: _is_asked(process, made.socket), "containerd answers")

@@ -24,7 +24,7 @@ RANKS = [
     {"maintenance", "image", "mounts", "daemonize", "metrics"},
     {"publish", "packages", "runtime", "signatures"},
     {"fuse", "kernel", "report"},
-    {"mount", "manual"},
+    {"mount", "manual", "engines"},
     {"cli"},
     {"api"},
 ]
@@ -46,6 +46,7 @@ ALONE = {
     "yaml": {"oci.yaml"},
     "cryptography": {"signatures.keys"},
     "h2": {"transport.grpc"},
+    "grpc": {"engines.snapshotter.server"},
 }
 TWICE = {"Image", "_Layer"}  # names of classes that two modules have
 # Tests of several modules, or of what is said of all.

@@ -1,0 +1,129 @@
+"""imgfs snapshotter: containerd's images, mounted in the place of being fetched and unpacked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from imgfs.cli.options import (
+    Commands,
+    add_command,
+    connection_options,
+    driver_option,
+    open_store,
+    rate,
+    store_option,
+)
+from imgfs.errors import MountError, UsageError
+
+_ROOT, _ADDRESS = "/var/lib/imgfs/snapshotter", "/run/imgfs/snapshotter.sock"
+
+
+def add_snapshotter(commands: Commands) -> None:
+    """`imgfs snapshotter`."""
+    command = add_command(
+        commands,
+        "snapshotter",
+        snapshotter,
+        "show images to containerd and Kubernetes, lazily",
+        """\
+Serves containerd as a snapshotter: a pull fetches no layer, and containers read what they need of their
+images as they need it. All containers of an image share one mount. What runs, and the mounts, go on when this
+ends; it goes on from there when it is started again, without a registry.
+
+Examples:
+  imgfs snapshotter
+  imgfs snapshotter --fill --limit-rate 20M     fetch the rest of every image, too, in the background
+""",
+    )
+    command.add_argument(
+        "--address",
+        metavar="SOCKET",
+        default=_ADDRESS,
+        help=f"where to answer (default: {_ADDRESS})",
+    )
+    command.add_argument(
+        "--root", metavar="DIR", default=_ROOT, help=f"where snapshots are kept (default: {_ROOT})"
+    )
+    command.add_argument(
+        "--fill", action="store_true", help="fetch all of each image in the background, while no read waits"
+    )
+    command.add_argument(
+        "--limit-rate",
+        metavar="RATE",
+        type=rate,
+        help="limit --fill, in bytes per second and image: 500k, 2M (default: none)",
+    )
+    driver_option(command)
+    connection_options(command)
+    store_option(command)
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help="how much is logged, to standard error (default: info)",
+    )
+
+
+def snapshotter(options: argparse.Namespace) -> int:
+    """Serve containerd."""
+    from imgfs.config import notify_socket, variables
+    from imgfs.daemonize import run_in_foreground
+    from imgfs.engines.snapshotter.directories import SnapshotDirectories
+    from imgfs.engines.snapshotter.image_mounts import ImageMounts
+    from imgfs.engines.snapshotter.rows import SnapshotRows
+    from imgfs.engines.snapshotter.server import only_one, serve, tell_systemd
+    from imgfs.engines.snapshotter.snapshotter import Snapshotter
+
+    if os.geteuid():
+        raise UsageError("containerd's snapshotter mounts for all users: it has to be root")
+    root, address = (_checked(Path(path)) for path in (options.root, options.address))
+    store = open_store(options)
+    with only_one(root):
+        made = Snapshotter(
+            SnapshotRows(root / "snapshots.db"),
+            SnapshotDirectories(root / "snapshots"),
+            ImageMounts(root / "mnt", [*_mount_words(options), "--store", str(store.root)]),
+            store,
+        )
+        notify = partial(tell_systemd, notify_socket(variables()))
+        run_in_foreground(lambda _: serve(made, address, notify), options.log_level.upper())
+
+
+def _checked(path: Path) -> Path:
+    """Return a path from the root, which has nothing that ends a word of overlayfs's options."""
+    found = path.absolute()
+    if any(sign in str(found) for sign in ":,\\"):
+        raise UsageError(f"{found}: a colon, a comma or a backslash cannot be in this path")
+    return found
+
+
+def _mount_words(options: argparse.Namespace) -> list[str]:
+    """Return the options of `imgfs mount` by which every image is mounted."""
+    words = ["-o", "suid,dev", "--driver", options.driver, "--log-level", options.log_level]
+    if options.driver != "kernel" and _survives():
+        words.append("--restart")
+    flags = {"--fill": options.fill, "--plain-http": options.plain_http, "--insecure": options.insecure}
+    words += [flag for flag, is_given in flags.items() if is_given]
+    values = {
+        "--limit-rate": options.limit_rate,
+        "--tls-ca": options.tls_ca,
+        "--read-timeout": options.read_timeout,
+    }
+    for option, value in values.items():
+        words += [option, str(value)] if value is not None else []
+    return words
+
+
+def _survives() -> bool:
+    """Return True if a mount's daemon that is killed can have a successor here."""
+    from imgfs.mount.resume import check_kernel
+
+    try:
+        check_kernel()
+    except MountError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""The directories of snapshots that are not mounted: `ID/fs`, an upper directory, and overlayfs's `ID/work`.
+
+Those of containerd's overlayfs snapshotter look the same (plugins/snapshots/overlay). A directory without a
+row belongs to nothing: what is removed goes in a sweep, and so does what a killed process has left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgfs.engines.snapshotter.rows import Snapshot, SnapshotKind, SnapshotUsage
+from imgfs.errors import StoreError, describe
+
+_ASIDE = "removed-"
+_BLOCK = 512  # bytes: the unit of st_blocks
+
+
+class SnapshotDirectories:
+    """The directories below `place`."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        with _errors(place):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def upper(self, snapshot: Snapshot) -> Path:
+        """Return where a snapshot's own files are."""
+        return self._place / str(snapshot.id) / "fs"
+
+    def work(self, snapshot: Snapshot) -> Path:
+        """Return overlayfs's work directory of an active snapshot."""
+        return self._place / str(snapshot.id) / "work"
+
+    def make(self, snapshot: Snapshot, below: Path | None, owner: tuple[int, int] | None) -> None:
+        """Make a new snapshot's directories.
+
+        The root of what overlayfs shows has the upper directory's owner and mode: those of the root `below`,
+        if there is one, or else `owner`, who is root in the container.
+        """
+        upper = self.upper(snapshot)
+        with _errors(upper):
+            shutil.rmtree(upper.parent, ignore_errors=True)  # of a row that a crash has taken back
+            upper.mkdir(mode=0o755, parents=True)
+            if snapshot.kind == SnapshotKind.ACTIVE:
+                self.work(snapshot).mkdir(mode=0o711)
+            found = below.stat() if below else None
+            if owner := owner or ((found.st_uid, found.st_gid) if found else None):
+                os.chown(upper, *owner)
+            os.chmod(upper, found.st_mode & 0o7777 if found else 0o755)
+
+    def usage(self, snapshot: Snapshot) -> SnapshotUsage:
+        """Sum what a snapshot's own files take of the disk; a file with several names counts once."""
+        upper = self.upper(snapshot)
+        with _errors(upper):
+            blocks = {(found.st_dev, found.st_ino): found.st_blocks for found in _files(upper)}
+        return SnapshotUsage(sum(blocks.values()) * _BLOCK, len(blocks))
+
+    def set_aside(self, belongs: Callable[[int], bool]) -> None:
+        """Rename the directories whose ids belong to no snapshot: their numbers are free then."""
+        for name in self._names():
+            if name.isdecimal() and not belongs(int(name)):
+                with _errors(self._place):
+                    os.rename(self._place / name, self._place / f"{_ASIDE}{time.time_ns():x}-{name}")
+
+    def remove_aside(self) -> None:
+        """Remove what was set aside."""
+        for name in self._names():
+            if name.startswith(_ASIDE):
+                shutil.rmtree(self._place / name, ignore_errors=True)
+
+    def _names(self) -> list[str]:
+        with _errors(self._place):
+            return os.listdir(self._place)
+
+
+def _files(top: Path) -> Iterator[os.stat_result]:
+    """Yield the stat results of a directory and everything in it; what vanishes meanwhile is left out."""
+    yield os.lstat(top)
+    ahead = [os.fspath(top)]
+    while ahead:
+        try:
+            with os.scandir(ahead.pop()) as entries:
+                for entry in entries:
+                    yield entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        ahead.append(entry.path)
+        except FileNotFoundError:
+            continue
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {describe(error)}") from error

@@ -1,0 +1,49 @@
+"""Whether a mount of imgfs answers, asked so that a dead or a silent one holds nothing up.
+
+Of a mount whose daemon was killed the kernel still lists what it has cached, so only a question that is never
+cached tells: statfs(2). Where a holder starts another daemon, that question waits, and is answered then.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from imgfs.errors import MountError
+from imgfs.mounts.status_client import read_status
+from imgfs.mounts.table import mount_at
+
+PATIENCE = 20.0  # seconds: a daemon that was killed is back in five, on a machine that is busy
+
+
+def is_answering(mountpoint: Path, patience: float = PATIENCE) -> bool:
+    """Return True if there is a mount of imgfs at `mountpoint`, and it answers within so many seconds."""
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.is_imgfs:
+        return False
+    if mount.runtime is None:
+        return _answers_statfs(mountpoint, patience)
+    try:  # EROFS answers that itself; its daemon has a socket
+        read_status(mount)
+    except MountError:
+        return False
+    return True
+
+
+def _answers_statfs(mountpoint: Path, patience: float) -> bool:
+    """Ask in a thread, which is left alone with its question if there is no answer."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            os.statvfs(mountpoint)
+        except OSError:  # ENOTCONN: the daemon has died
+            return
+        finally:
+            asked.set()
+        answered.set()
+
+    asked = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    return asked.wait(patience) and answered.is_set()

@@ -1,0 +1,184 @@
+"""The ten operations that containerd asks for (core/snapshots), on rows, directories and mounts.
+
+A layer of an image in a registry is never unpacked: its row is made at once, committed, and the answer is
+ALREADY_EXISTS, as containerd has it for what need not be fetched. The image begins to be mounted with its
+first layer, and is waited for with its topmost: so a pull fails with the reason why no container could start.
+
+What is below a container: directories down to the next layer that is mounted, which shows all below itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgfs.engines.snapshotter.directories import SnapshotDirectories
+from imgfs.engines.snapshotter.image_mounts import ImageMounts
+from imgfs.engines.snapshotter.labels import LAYER, TARGET, IdMaps, OfferedLayer, id_maps, offered_layer
+from imgfs.engines.snapshotter.messages import (
+    CommitRequest,
+    MountWord,
+    PrepareRequest,
+    UpdateRequest,
+)
+from imgfs.engines.snapshotter.refusal import Code, Refusal, already_exists
+from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
+from imgfs.oci.descriptor import Digest
+from imgfs.store.store import Store
+
+_INDEX = "/sys/module/overlay/parameters/index"
+
+
+class Snapshotter:
+    """Snapshots, kept as `rows`; safe in threads. Every operation raises Refusal, StoreError."""
+
+    def __init__(
+        self, rows: SnapshotRows, directories: SnapshotDirectories, mounts: ImageMounts, store: Store
+    ) -> None:
+        self._rows = rows
+        self._directories = directories
+        self._mounts = mounts
+        self._store = store
+        self._more = ["index=off"] if os.path.exists(_INDEX) else []
+        self._removed = threading.Event()
+
+    def prepare(self, request: PrepareRequest) -> list[MountWord]:
+        """Make an active snapshot, and return what to mount for it. A layer that is shown: ALREADY_EXISTS."""
+        if offered := offered_layer(request.labels):
+            self._show(offered, request)
+        return self._create(SnapshotKind.ACTIVE, request)
+
+    def view(self, request: PrepareRequest) -> list[MountWord]:
+        """Make a read-only snapshot, and return what to mount for it."""
+        return self._create(SnapshotKind.VIEW, request)
+
+    def mounts(self, key: str) -> list[MountWord]:
+        """Return the same as when it was made; a mount that has died meanwhile is replaced."""
+        row = self._rows.get(key)
+        if row.kind == SnapshotKind.COMMITTED:
+            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {key}: is neither active nor a view")
+        with self._below(row.parent) as below:
+            return self._words(row, below, id_maps(row.labels))
+
+    def commit(self, request: CommitRequest) -> None:
+        """Make an active snapshot a layer."""
+        row = self._rows.get(request.key)
+        usage = self._directories.usage(row) if row.mounted is None else SnapshotUsage()
+        with self._rows.changing():
+            self._rows.commit(request.key, request.name, request.labels, usage, request.parent)
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot; what it took is freed in a sweep."""
+        with self._rows.changing():
+            self._rows.remove(key)
+        self._removed.set()
+
+    def stat(self, key: str) -> Snapshot:
+        """Return a snapshot."""
+        return self._rows.get(key)
+
+    def update(self, request: UpdateRequest) -> Snapshot:
+        """Change labels."""
+        with self._rows.changing():
+            return self._rows.update(request.name, request.labels, request.paths)
+
+    def all(self) -> list[Snapshot]:
+        """Return all snapshots; containerd picks out of them itself."""
+        return list(self._rows.all())
+
+    def usage(self, key: str) -> SnapshotUsage:
+        """Return what a snapshot takes itself; of a layer that is mounted what is cached of it."""
+        row = self._rows.get(key)
+        if row.mounted:
+            return self._cached(row.labels)
+        return self._directories.usage(row) if row.kind == SnapshotKind.ACTIVE else row.usage
+
+    def clean_up(self) -> None:
+        """Remove directories and mounts that no snapshot needs."""
+        self._removed.clear()
+        self._mounts.sweep(self._is_needed)
+        with self._rows.changing():  # no row is being made, whose directory would be taken for one too many
+            ids = {row.id for row in self._rows.all() if row.mounted is None}
+            self._directories.set_aside(ids.__contains__)
+        self._directories.remove_aside()
+
+    def clean_up_when_removed(self) -> None:
+        """Wait until a snapshot is removed, or a mount that was begun is there, and clean up."""
+        self._removed.wait()
+        self.clean_up()
+
+    def _show(self, offered: OfferedLayer, request: PrepareRequest) -> None:
+        """Make a layer that is mounted, unless it is there, and refuse to have it fetched."""
+        shown = self._rows.find_shown(TARGET, offered.target, request.parent)
+        chain = shown.mounted if shown and shown.mounted else self._chain(offered, request.parent)
+        if offered.is_topmost:
+            with self._mounts.used(chain):
+                self._add_shown(shown, offered, request, chain)
+        else:
+            self._add_shown(shown, offered, request, chain)
+            if shown is None:
+                self._mounts.begin(ImageChain(offered.manifest, 0, offered.image), self._removed.set)
+        raise already_exists(offered.target)
+
+    def _add_shown(
+        self, shown: Snapshot | None, offered: OfferedLayer, request: PrepareRequest, chain: ImageChain
+    ) -> None:
+        if shown is None:
+            with self._rows.changing():
+                taken = self._rows.find(offered.target) is not None  # upon another layer, unpacked
+                name = f"{offered.target} {request.key}" if taken else offered.target
+                self._rows.add(name, request.parent, SnapshotKind.COMMITTED, request.labels, chain)
+
+    def _chain(self, offered: OfferedLayer, parent: str) -> ImageChain:
+        """Return what shows a layer. It is counted: the digest of a layer may be in an image twice."""
+        depth = 0 if offered.is_topmost else 1 + sum(1 for _ in self._rows.ancestors(parent))
+        return ImageChain(offered.manifest, depth, offered.image)
+
+    def _create(self, kind: SnapshotKind, request: PrepareRequest) -> list[MountWord]:
+        maps = id_maps(request.labels)
+        with self._below(request.parent) as below:
+            with self._rows.changing():
+                row = self._rows.add(request.key, request.parent, kind, request.labels)
+                owner = maps.root() if maps else None
+                self._directories.make(row, below[0] if below else None, owner)
+            return self._words(row, below, maps)
+
+    @contextmanager
+    def _below(self, parent: str) -> Iterator[list[Path]]:
+        """Yield the directories below a snapshot upon `parent`, the uppermost first; mounts stay so long."""
+        directories: list[Path] = []
+        for row in self._rows.ancestors(parent):
+            if row.mounted:
+                with self._mounts.used(row.mounted) as mounted:
+                    yield [*directories, mounted]
+                return
+            directories.append(self._directories.upper(row))
+        yield directories
+
+    def _words(self, row: Snapshot, below: list[Path], maps: IdMaps | None) -> list[MountWord]:
+        """Return how containerd mounts a snapshot (as plugins/snapshots/overlay has it)."""
+        options = maps.options() if maps else []
+        is_active = row.kind == SnapshotKind.ACTIVE
+        if not below or (len(below) == 1 and not is_active):
+            source = below[0] if below else self._directories.upper(row)
+            return [MountWord("bind", str(source), [*options, "rw" if is_active else "ro", "rbind"])]
+        if is_active:
+            options.append(f"workdir={self._directories.work(row)}")
+            options.append(f"upperdir={self._directories.upper(row)}")
+        options.append(f"lowerdir={':'.join(map(str, below))}")
+        return [MountWord("overlay", "overlay", [*options, *self._more])]
+
+    def _is_needed(self, chain: ImageChain, begun: bool) -> bool:
+        """Return True if a mount stays: an image's while it is there, another while it is stood upon."""
+        if chain.depth:
+            return self._rows.is_stood_upon(chain)
+        return self._rows.shows(chain) or (begun and self._rows.has_layer_of(chain.manifest))
+
+    def _cached(self, labels: Mapping[str, str]) -> SnapshotUsage:
+        if LAYER not in labels:
+            return SnapshotUsage()
+        layer = self._store.layer(Digest.parse(labels[LAYER]))
+        return SnapshotUsage(layer.cached(), 1)

@@ -1,0 +1,267 @@
+"""imgfs's snapshotter asked directly: codes, rows and directories, without an image or a containerd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgfs.engines.snapshotter.image_mounts import ImageMounts
+from imgfs.engines.snapshotter.labels import offered_layer
+from imgfs.engines.snapshotter.rows import ImageChain
+from imgfs.errors import RegistryError
+from tests.support.mounted import Imgfs, until
+from tests.support.snapshots import (
+    ACTIVE,
+    ALREADY_EXISTS,
+    COMMITTED,
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    VIEW,
+    Info,
+    Snapshots,
+    mounted,
+)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the snapshotter is root's")
+
+
+class Served:
+    """A snapshotter in a process, with all that it keeps below a directory."""
+
+    def __init__(self, imgfs: Imgfs, place: Path) -> None:
+        self.imgfs = imgfs
+        self.root = place / "root"
+        self.socket = place / "s"
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Begin to serve, and wait until systemd would be told."""
+        told = self.socket.with_name("notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(str(told))
+            systemd.settimeout(60)
+            self.imgfs.environment["NOTIFY_SOCKET"] = str(told)
+            words = "--root", self.root, "--address", self.socket
+            self.process = self.imgfs.start("snapshotter", *words, stderr=subprocess.DEVNULL)
+            assert systemd.recv(100) == b"READY=1"
+        told.unlink()
+        return self.process
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal."""
+        self.process.send_signal(number)
+        self.process.wait(60)
+
+
+@contextmanager
+def served_by(imgfs: Imgfs) -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        served = Served(imgfs, Path(short))
+        try:
+            yield served
+        finally:
+            served.end()
+
+
+@pytest.fixture(scope="module")
+def served(module_imgfs: Imgfs) -> Iterator[Served]:
+    with served_by(module_imgfs) as made:
+        yield made
+
+
+@pytest.fixture
+def asked(served: Served) -> Iterator[Snapshots]:
+    """What asks it; nothing is left of an earlier test."""
+    asking = Snapshots(served.socket)
+    while left := asking.all():
+        parents = {one.parent for one in left}
+        for one in left:
+            if one.name not in parents:
+                asking.remove(one.name)
+    yield asking
+    asking.close()
+
+
+def refused(call: Callable[[], object]) -> str | None:
+    """The code of gRPC that a call is refused with."""
+    with pytest.raises(RegistryError) as raised:
+        call()
+    return raised.value.code
+
+
+def layer(asked: Snapshots, name: str, parent: str = "") -> None:
+    asked.prepare(f"{name}-key", parent)
+    asked.commit(name, f"{name}-key")
+
+
+def test_the_socket_and_the_directories_are_roots_alone(served: Served, asked: Snapshots) -> None:
+    asked.prepare("a", "")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (served.socket, served.root)}
+    assert modes == {"s": 0o600, "root": 0o700}
+    assert {stat.S_IMODE((served.root / name).stat().st_mode) for name in ("mnt", "snapshots")} == {0o700}
+
+
+def test_a_name_is_taken_once_and_a_parent_has_to_be_a_layer(asked: Snapshots) -> None:
+    layer(asked, "base")
+    asked.prepare("a", "base")
+    assert refused(lambda: asked.prepare("a", "")) == ALREADY_EXISTS
+    assert refused(lambda: asked.view("base", "")) == ALREADY_EXISTS
+    assert refused(lambda: asked.prepare("b", "none")) == NOT_FOUND
+    assert refused(lambda: asked.prepare("b", "a")) == INVALID_ARGUMENT
+    assert [one.name for one in asked.all()] == ["a", "base"]
+
+
+def test_only_what_is_active_is_committed_and_its_labels_are_replaced(asked: Snapshots) -> None:
+    asked.prepare("a", "", {"old": "1"})
+    asked.view("v", "")
+    assert refused(lambda: asked.commit("x", "none")) == NOT_FOUND
+    assert refused(lambda: asked.commit("x", "v")) == FAILED_PRECONDITION
+    assert refused(lambda: asked.commit("v", "a")) == ALREADY_EXISTS
+    asked.commit("x", "a", {"new": "2"})
+    assert asked.stat("x") == Info("x", "", COMMITTED, {"new": "2"})
+    for missing in (lambda: asked.stat("a"), lambda: asked.mounts("a"), lambda: asked.usage("a")):
+        assert refused(missing) == NOT_FOUND
+    assert refused(lambda: asked.mounts("x")) == FAILED_PRECONDITION
+
+
+def test_a_parent_stays_and_what_is_removed_leaves_no_directory(served: Served, asked: Snapshots) -> None:
+    layer(asked, "base")
+    asked.view("v", "base")
+    assert asked.stat("v").kind == VIEW
+    assert refused(lambda: asked.remove("base")) == FAILED_PRECONDITION
+    assert refused(lambda: asked.remove("none")) == NOT_FOUND
+    for name in ("v", "base"):
+        asked.remove(name)
+    until(lambda: not list((served.root / "snapshots").iterdir()), "what was removed is gone")
+    (served.root / "snapshots" / "12345").mkdir()
+    asked.clean_up()
+    assert list((served.root / "snapshots").iterdir()) == []
+
+
+def test_labels_are_changed_one_by_one_or_all(asked: Snapshots) -> None:
+    asked.prepare("a", "", {"one": "1", "two": "2", "none": ""})
+    assert asked.stat("a").labels == {"one": "1", "two": "2"}
+    assert asked.update("a", {"two": "3", "four": "4"}, "labels.two").labels == {"one": "1", "two": "3"}
+    assert asked.update("a", {}, "labels.one").labels == {"two": "3"}
+    assert asked.update("a", {"x": "y"}, "labels").labels == {"x": "y"}
+    assert asked.update("a", {"z": "y"}).labels == {"z": "y"}
+    assert refused(lambda: asked.update("a", {}, "parent")) == INVALID_ARGUMENT
+    assert refused(lambda: asked.update("b", {})) == NOT_FOUND
+    assert asked.stat("a") == Info("a", "", ACTIVE, {"z": "y"})
+
+
+def test_layers_are_mounted_as_overlayfs_has_them(asked: Snapshots, tmp_path: Path) -> None:
+    (bind,) = asked.prepare("a", "")
+    assert (bind.type, bind.options) == ("bind", ("rw", "rbind"))
+    with mounted(bind, tmp_path / "m") as place:
+        (place / "name").write_bytes(b"lower")
+        place.chmod(0o750)
+        os.chown(place, 7, 8)
+    asked.commit("lower", "a")
+    (view,) = asked.view("v", "lower")
+    assert (view.type, view.source, view.options) == ("bind", bind.source, ("ro", "rbind"))
+    (upper,) = asked.prepare("b", "lower")
+    assert asked.mounts("b") == [upper]
+    with mounted(upper, tmp_path / "m") as place:
+        assert (place / "name").read_bytes() == b"lower"
+        assert (stat.S_IMODE(place.stat().st_mode), place.stat().st_uid) == (0o750, 7)
+        (place / "name").write_bytes(b"upper")
+    asked.commit("upper", "b")
+    (both,) = asked.view("w", "upper")
+    assert both.type == "overlay"
+    assert not [option for option in both.options if option.startswith("upperdir=")]
+    with mounted(both, tmp_path / "m") as place:
+        assert (place / "name").read_bytes() == b"upper"
+    assert asked.usage("upper")[1] == 2  # its root, and one file
+    assert asked.usage("w") == (0, 0)
+
+
+def test_a_user_namespaces_root_owns_what_it_may_write_to(asked: Snapshots) -> None:
+    uids, gids = "containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"
+    maps = {uids: "0:70000:9", gids: "0:80000:9"}
+    layer(asked, "base")
+    (words,) = asked.prepare("a", "base", maps)
+    assert words.options[:2] == ("uidmap=0:70000:9", "gidmap=0:80000:9")
+    (upper,) = (option.partition("=")[2] for option in words.options if option.startswith("upperdir="))
+    assert (os.stat(upper).st_uid, os.stat(upper).st_gid) == (70000, 80000)
+    for wrong in ("0:1", "5:70000:9", "a:b:c"):
+        bad = {**maps, uids: wrong}
+        assert refused(lambda bad=bad: asked.prepare("b", "base", bad)) == INVALID_ARGUMENT  # type: ignore[misc]
+
+
+def test_all_is_there_after_a_kill_and_a_second_process_is_refused(imgfs: Imgfs) -> None:
+    with served_by(imgfs) as served:
+        asked = Snapshots(served.socket)
+        for number in range(120):  # more than a message of a list has
+            asked.prepare(f"key {number:03}", "", {"n": str(number)})
+        before = asked.all()
+        said = imgfs.run("snapshotter", "--root", served.root, "--address", f"{served.socket}2").complaint()
+        assert said == f"{served.root}: another imgfs snapshotter uses it"
+        served.end(signal.SIGKILL)
+        served.start()
+        assert (asked.all(), len(before)) == (before, 120)
+        asked.close()
+
+
+def test_what_cannot_be_served_is_one_line(imgfs: Imgfs, nobody: Imgfs) -> None:
+    assert "it has to be root" in nobody.run("snapshotter").complaint(2)
+    assert "cannot be in this path" in imgfs.run("snapshotter", "--root", "/tmp/a:b").complaint(2)
+    (imgfs.directory / "file").touch()
+    said = imgfs.run("snapshotter", "--root", imgfs.directory / "file" / "root").complaint()
+    assert said == f"{imgfs.directory}/file/root: Not a directory"
+
+
+LABELS = {
+    "containerd.io/snapshot.ref": "sha256:aa",
+    "containerd.io/snapshot/cri.image-ref": "r.io/app:v1",
+    "containerd.io/snapshot/cri.manifest-digest": "sha256:" + "0" * 64,
+    "containerd.io/snapshot/cri.image-layers": "sha256:1,sha256:2",
+}
+
+
+def test_a_layer_is_offered_by_its_labels() -> None:
+    found = offered_layer(LABELS)
+    assert found is not None
+    assert (found.target, found.image, found.is_topmost) == ("sha256:aa", "r.io/app:v1", False)
+    last = offered_layer({**LABELS, "containerd.io/snapshot/cri.image-layers": "sha256:2"})
+    assert last is not None
+    assert last.is_topmost
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("value", ["", "no such: thing"])
+def test_without_one_of_them_containerd_fetches_it(label: str, value: str) -> None:
+    changed = offered_layer({**LABELS, label: value})
+    has_any_text = label.endswith((".ref", "-layers")) and value
+    assert (changed is not None) == bool(has_any_text)
+
+
+def test_published_indexes_count_as_they_do_for_the_reference_that_was_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = "sha256:" + "0" * 64
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    mounts = ImageMounts(tmp_path / "mnt", ["--x"])
+    for image, depth in (("r.io/app:v1", 2), (f"r.io/app@sha256:{'1' * 64}", 0)):
+        with mounts.used(ImageChain(digest, depth, image)):
+            pass
+    assert [command[5:-1] for command in ran] == [
+        ["--x", "--index", "any", "--upto-layer", "2", f"r.io/app:v1@{digest}"],
+        ["--x", "--index", "auto", f"r.io/app@{digest}"],
+    ]
