@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import NamedTuple
 
 from imgfs.content.fetch import split
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import origin_of
-from imgfs.errors import IntegrityError, StoreError
+from imgfs.content.profile import origin_of, published_profile
+from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.image.image import Image
 from imgfs.image.trust import Trust, open_index
 from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
@@ -128,7 +129,7 @@ def publication_of(
     made.files[packed.descriptor.digest] = packed.path
     recorded = store.profiles(image.resolved.digest).items()
     ours = ("", Trust.of(parse_reference(image.resolved.reference), Policy.ANY).origin)
-    kept = {name: _profile(name, body) for name, body in recorded if origin_of(body) in ours}
+    kept = dict(_profiles((name, body) for name, body in recorded if origin_of(body) in ours))
     in_order = {digest: layers[digest] for digest in distinct}
     made.published = Published(packed.descriptor, in_order, kept)
     return made
@@ -270,5 +271,9 @@ def _packed(path: Path, into: Path, media_type: str, annotations: Mapping[str, s
     return Made(Descriptor(media_type, Digest.of(body), len(body), noted, data=data), into)
 
 
-def _profile(name: str, body: bytes) -> Descriptor:
-    return Descriptor(PROFILE, Digest.of(body), len(body), {NAME_OF: name}, data=body)
+def _profiles(recorded: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Descriptor]]:
+    """Yield profiles by name, as they are published; one that is none is left out."""
+    for name, found in recorded:
+        with suppress(InvalidImage):
+            body = published_profile(found)
+            yield name, Descriptor(PROFILE, Digest.of(body), len(body), {NAME_OF: name}, data=body)

@@ -188,6 +188,7 @@ def mount(options: argparse.Namespace) -> int:
 
 def _prepared(image: ImageSelection, options: argparse.Namespace, how: MountOptions) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
+    from imgfs.image.profiles import profile_for
     from imgfs.store.store import NO_PROFILE
 
     resolved, name = image.prepare(options.upto_layer), options.replay
@@ -195,8 +196,8 @@ def _prepared(image: ImageSelection, options: argparse.Namespace, how: MountOpti
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):
         return resolved
-    known = image.store.profiles(resolved.digest)
-    if name not in known:
+    if profile_for(resolved, image.store, name) is None:
+        known = image.store.profiles(resolved.digest)
         there = f"there are: {', '.join(sorted(known))}" if known else "there are none yet (see --record)"
         warn(f"--replay {name}: the image has no profile of that name, so nothing is fetched ahead; {there}")
     return resolved

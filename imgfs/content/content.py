@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import AccessProfile, ProfileLayer, ProfileRecorder
+from imgfs.content.profile import MAX_TOUCHES, AccessProfile, FlatRange, ProfileLayer, ProfileRecorder, joined
 from imgfs.content.requests import waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.content.timeline import Timeline
 from imgfs.content.treewalk import FilesAfter, TreeWalkPrefetch
+from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Extent
 
 if TYPE_CHECKING:
@@ -88,8 +91,7 @@ class Content:
         self._scratch = memoryview(bytearray(_LARGEST))
         self._background: BackgroundFetch | None = None
         self._follower: Follower | None = None
-        names = [ProfileLayer(str(layer.layer.digest), len(layer.table)) for layer in layers]
-        self._recorder = ProfileRecorder(names, sum(layer.table.size for layer in layers))
+        self._recorder = ProfileRecorder(sum(layer.table.size for layer in layers))
         self._timeline = Timeline()
         for number, layer in enumerate(layers):
             layer.counts.on_landed = self._timeline.fetched
@@ -110,9 +112,10 @@ class Content:
         """Return True if readers are told to a follower."""
         return self._follower is not None
 
-    def start(self, profile: AccessProfile | None = None, fill: BackgroundFetchOptions | None = None) -> None:
-        """Begin to fetch in the background what `profile` names, and, with `fill`, then everything."""
-        touches = self._known(profile) if profile else []
+    def start(
+        self, touches: Sequence[tuple[int, int]] = (), fill: BackgroundFetchOptions | None = None
+    ) -> None:
+        """Begin to fetch in the background the spans `touches`, (layer, span), and, with `fill`, then all."""
         self._replay(touches)
         if fill:
             self._background = BackgroundFetch(self.layers, touches, fill)
@@ -124,9 +127,25 @@ class Content:
         if self._background:
             self._background.stop()
 
-    def recorded(self) -> AccessProfile:
-        """Return the spans that readers have touched so far, in order."""
-        return self._recorder.profile()
+    def recorded(self) -> list[tuple[int, int]]:
+        """Return the spans that readers have touched so far, in order, as (layer, span)."""
+        return self._recorder.touches()
+
+    def profile_of(self, touches: Iterable[tuple[int, int]]) -> AccessProfile:
+        """Return a profile of spans, (layer, span) in order."""
+        layers = tuple(ProfileLayer.of(layer.index.summary) for layer in self.layers)
+        ranges = (FlatRange(number, *self.layers[number].table.flat_range(span)) for number, span in touches)
+        return AccessProfile(layers, tuple(joined(ranges)))
+
+    def spans_in(self, ranges: Iterable[FlatRange]) -> list[tuple[int, int]]:
+        """Return the spans, (layer, span), that ranges lie in, each once; without what is beyond a layer."""
+        return list(dict.fromkeys(islice(self._spans_in(ranges), MAX_TOUCHES)))
+
+    def _spans_in(self, ranges: Iterable[FlatRange]) -> Iterator[tuple[int, int]]:
+        for number, start, length in ranges:
+            with suppress(InvalidImage):
+                first, last = self.layers[number].table.holding(start, length)
+                yield from ((number, span) for span in range(first, last + 1))
 
     def snapshot(self) -> ContentSnapshot:
         """Return the counters of the image and of each layer."""
@@ -223,10 +242,6 @@ class Content:
         self._timeline.read(size)
         if self._follower:
             self._follower.touched(number, span)
-
-    def _known(self, profile: AccessProfile) -> list[tuple[int, int]]:
-        """Return a profile's touches as (layer, span) of this image, but for layers cut otherwise."""
-        return profile.resolve(self._recorder.layers)
 
     def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
         tables = [layer.table for layer in self.layers]

@@ -1,52 +1,86 @@
-"""Access profiles: the spans that a workload touches, in order; recorded in one mount, replayed in the next.
+"""Access profiles: what a workload reads, in order; recorded in one mount, replayed in the next.
 
-A profile names layers by digest and by their number of spans: an index that cuts a layer differently has
-other spans under the same numbers. It may come from a registry, so every field is checked; the worst that a
-wrong one can do is to have the wrong bytes of the image's own layers fetched.
+A profile names ranges of flat layers, and these by DiffID: so it holds for every index of a layer, however
+that is packed and wherever it is. It has the paths of the files that lie there, too: where another image,
+such as the next tag of the same repository, has another layer, they say what of it is likely to be read.
+
+It may come from a registry, so every field is checked; the worst that a wrong one can do is to have the wrong
+bytes of the image's own layers fetched.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
+from imgfs.layer.schema import Summary
+from imgfs.layer.sqlite import LARGEST
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.fields import words_of_json
 
-MEDIA_TYPE = "application/vnd.imgfs.profile.v1+json"
 MAX_JSON = 8 << 20  # bytes
 _MAX_LAYERS = 1024
-_MAX_TOUCHES = 250_000
-_MAX_SPANS = 1 << 24  # of a layer
+MAX_TOUCHES = 250_000
+_MAX_FILES = 50_000
+_MAX_PATH = 4096  # bytes
 _SMALL = 64 << 20  # compressed bytes that are always recorded: of a small image maybe everything is needed
-_VERSION = 1
+_VERSION = 2
 _ORIGIN = "origin"  # in the store: the repository it was published in; absent if it was recorded here
 
 
 class ProfileLayer(NamedTuple):
-    """A layer by its blob's digest, cut into so many spans."""
+    """A flat layer: by DiffID, by what its offsets count in (`Summary.space`), and by its size."""
 
-    digest: str
-    spans: int
+    diff_id: str
+    space: str
+    size: int
+
+    @classmethod
+    def of(cls, summary: Summary) -> ProfileLayer:
+        """Return the flat layer of an index."""
+        return cls(summary.diff_id, summary.space, summary.flat_size)
+
+
+class FlatRange(NamedTuple):
+    """`length` bytes from `start` on of the flat layer number `layer`."""
+
+    layer: int
+    start: int
+    length: int
+
+
+class ProfileFile(NamedTuple):
+    """`length` bytes from `start` on of a file of `size` bytes, which lie in the touch `touch`."""
+
+    touch: int
+    path: bytes
+    start: int
+    length: int
+    size: int
+
+
+FindFile = Callable[[ProfileFile], Iterable[FlatRange]]  # where these bytes are in an image
 
 
 class AccessProfile(NamedTuple):
-    """Spans in the order of their first touch, as (number of the layer in `layers`, number of the span)."""
+    """Ranges of `layers` in the order of their first touch, and the files that lie there."""
 
     layers: tuple[ProfileLayer, ...]
-    touches: tuple[tuple[int, int], ...]
+    touches: tuple[FlatRange, ...]
+    files: tuple[ProfileFile, ...] = ()
 
     def to_json(self) -> bytes:
         """The profile as a document.
 
-        {"version": 1, "layers": [{"digest", "spans"}, ...], "touches": [[layer, first span, count], ...]}
+        {"version": 2, "layers": [{"diff_id", "space", "size"}, ...],
+        "touches": [[layer, start, length], ...], "files": [[touch, path, start, length, size], ...]}
         """
+        files = [[file.touch, file.path.decode(errors="surrogateescape"), *file[2:]] for file in self.files]
         layers = [layer._asdict() for layer in self.layers]
-        runs = [list(run) for run in _runs(self.touches)]
-        document = {"version": _VERSION, "layers": layers, "touches": runs}
+        document = {"version": _VERSION, "layers": layers, "touches": self.touches, "files": files}
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
@@ -62,14 +96,28 @@ class AccessProfile(NamedTuple):
             raise InvalidImage(f"not of version {_VERSION}", where="profile")
         listed = _list(document.get("layers"), "layers", _MAX_LAYERS)
         layers = tuple(_layer(layer, number) for number, layer in enumerate(listed))
-        return cls(layers, tuple(_touches(document.get("touches"), layers)))
+        touches = tuple(_touches(document.get("touches"), layers))
+        return cls(layers, touches, tuple(_files(document.get("files", []), len(touches))))
 
-    def resolve(self, layers: Sequence[ProfileLayer]) -> list[tuple[int, int]]:
-        """The touches, each once, as (number in `layers`, span); those of layers that differ are left out."""
+    def resolve(self, layers: Sequence[ProfileLayer], find: FindFile) -> Iterator[FlatRange]:
+        """Yield the touches as ranges of an image's `layers`; of others, what `find` says of their files."""
         numbers = {layer: number for number, layer in reversed(list(enumerate(layers)))}
         known = [numbers.get(layer) for layer in self.layers]
-        pairs = ((known[layer], span) for layer, span in self.touches)
-        return list(dict.fromkeys((number, span) for number, span in pairs if number is not None))
+        files: dict[int, list[ProfileFile]] = {}
+        for file in self.files:
+            files.setdefault(file.touch, []).append(file)
+        for at, touch in enumerate(self.touches):
+            number = known[touch.layer]
+            if number is not None:
+                yield touch._replace(layer=number)
+            else:
+                for file in files.get(at, ()):
+                    yield from find(file)
+
+
+def published_profile(body: bytes) -> bytes:
+    """Return a profile as it is published: beside its image, whose layers it knows. Raises InvalidImage."""
+    return AccessProfile.from_json(body)._replace(files=()).to_json()
 
 
 def vouched_profile(body: bytes, origin: str) -> bytes:
@@ -86,15 +134,14 @@ def origin_of(body: bytes) -> str:
 
 
 class ProfileRecorder:
-    """Records touches while readers make them; threads may call it at once.
+    """Records touches of spans while readers make them; threads may call it at once.
 
     It stops for good when more than half of the image's compressed bytes have been touched, and at least
     64 MiB: a reader of that much, such as `find -exec` or `tar`, shows nothing that helps the next mount.
     What was touched before that remains: the first touches are the most useful.
     """
 
-    def __init__(self, layers: Sequence[ProfileLayer], size: int) -> None:
-        self.layers = tuple(layers)
+    def __init__(self, size: int) -> None:
         self._left = max(size // 2, _SMALL)
         self._touches = array("Q")  # layer in the upper half, span in the lower
 
@@ -105,51 +152,70 @@ class ProfileRecorder:
 
     def touched(self, layer: int, span: int, size: int) -> None:
         """Note that a reader is at a span of `size` compressed bytes for the first time."""
-        if self._left > 0 and len(self._touches) < _MAX_TOUCHES:
+        if self._left > 0 and len(self._touches) < MAX_TOUCHES:
             self._left -= size
             self._touches.append(layer << 32 | span)
 
-    def profile(self) -> AccessProfile:
-        """Return what has been recorded so far."""
-        touches = self._touches[:]
-        return AccessProfile(self.layers, tuple((touch >> 32, touch & 0xFFFFFFFF) for touch in touches))
+    def touches(self) -> list[tuple[int, int]]:
+        """Return what has been touched so far, as (layer, span)."""
+        return [(touch >> 32, touch & 0xFFFFFFFF) for touch in self._touches[:]]
 
 
-def _runs(touches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(layer, first span, count) of touches that follow each other."""
-    run: tuple[int, int, int] | None = None
-    for layer, span in touches:
-        if run and (layer, span) == (run[0], run[1] + run[2]):
-            run = (*run[:2], run[2] + 1)
+def joined(ranges: Iterable[FlatRange]) -> Iterator[FlatRange]:
+    """Yield ranges with those made one that follow each other, in this order and in their layer."""
+    current: FlatRange | None = None
+    for each in ranges:
+        if current and (each.layer, each.start) == (current.layer, current.start + current.length):
+            current = current._replace(length=current.length + each.length)
             continue
-        if run:
-            yield run
-        run = layer, span, 1
-    if run:
-        yield run
+        if current:
+            yield current
+        current = each
+    if current:
+        yield current
 
 
 def _layer(value: object, number: int) -> ProfileLayer:
     where = f"profile: layers[{number}]"
-    if not isinstance(value, dict) or not isinstance(value.get("digest"), str):
-        raise InvalidImage("no digest", where=where)
-    digest = Digest.parse(value["digest"], where=where)
-    return ProfileLayer(str(digest), _number(value.get("spans"), _MAX_SPANS, where))
+    if not isinstance(value, dict) or not isinstance(value.get("diff_id"), str):
+        raise InvalidImage("no DiffID", where=where)
+    space = value.get("space")
+    if not isinstance(space, str) or len(space) > _MAX_PATH:
+        raise InvalidImage("no flat space", where=where)
+    diff_id = Digest.parse(value["diff_id"], where=where)
+    return ProfileLayer(str(diff_id), space, _number(value.get("size"), LARGEST, where))
 
 
-def _touches(value: object, layers: Sequence[ProfileLayer]) -> Iterator[tuple[int, int]]:
-    total = 0
-    for at, run in enumerate(_list(value, "touches", _MAX_TOUCHES)):
+def _touches(value: object, layers: Sequence[ProfileLayer]) -> Iterator[FlatRange]:
+    for at, touch in enumerate(_list(value, "touches", MAX_TOUCHES)):
         where = f"profile: touches[{at}]"
-        layer, first, count = (
-            _number(field, _MAX_SPANS, where) for field in _list(run, f"touches[{at}]", 3, 3)
+        layer, start, length = (
+            _number(field, LARGEST, where) for field in _list(touch, f"touches[{at}]", 3, 3)
         )
-        total += count
-        if layer >= len(layers) or first + count > layers[layer].spans:
-            raise InvalidImage("no such span", where=where)
-        if total > _MAX_TOUCHES:
-            raise InvalidImage(f"more than {_MAX_TOUCHES} spans", where=where)
-        yield from ((layer, span) for span in range(first, first + count))
+        if layer >= len(layers) or not length or start + length > layers[layer].size:
+            raise InvalidImage("no such bytes", where=where)
+        yield FlatRange(layer, start, length)
+
+
+def _files(value: object, touches: int) -> Iterator[ProfileFile]:
+    for at, file in enumerate(_list(value, "files", _MAX_FILES)):
+        where = f"profile: files[{at}]"
+        touch, path, *numbers = _list(file, f"files[{at}]", 5, 5)
+        start, length, size = (_number(field, LARGEST, where) for field in numbers)
+        number = _number(touch, LARGEST, where)
+        if number >= touches or start + length > size:
+            raise InvalidImage("no such bytes", where=where)
+        yield ProfileFile(number, _path(path, where), start, length, size)
+
+
+def _path(value: object, where: str) -> bytes:
+    try:
+        path = str(value).encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidImage("no path", where=where) from error
+    if not isinstance(value, str) or len(path) > _MAX_PATH or b"\0" in path:
+        raise InvalidImage("no path", where=where)
+    return path
 
 
 def _list(value: object, name: str, most: int, least: int = 0) -> list[object]:

@@ -87,6 +87,10 @@ class SpanTable:
         after = self.flat_starts[number + 1] if number + 1 < len(self) else self.flat_size
         return after - self.flat_starts[number]
 
+    def flat_range(self, number: int) -> tuple[int, int]:
+        """Return where a span is in the flat layer, and its flat bytes."""
+        return self.flat_starts[number], self.flat_size_of(number)
+
     def holding(self, offset: int, length: int) -> tuple[int, int]:
         """Return the first and the last span that a range of the flat layer lies in.
 

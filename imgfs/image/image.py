@@ -1,4 +1,4 @@
-"""A prepared image, opened: its tree and its files' bytes; and its access profiles, kept by name."""
+"""A prepared image, opened: its tree and its files' bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import AccessProfile, origin_of
 from imgfs.content.scheduler import FetchPool
-from imgfs.errors import InvalidImage, StoreError
+from imgfs.errors import StoreError
 from imgfs.image.resolve import Resolved
 from imgfs.image.trust import Readiness, Trust, open_index
 from imgfs.oci.descriptor import Descriptor
@@ -20,43 +19,6 @@ from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import Tree
-
-AUTOMATIC = "auto"  # the profile that a mount records if it is given no name
-DEFAULT = "default"  # is replayed instead, if it exists
-
-
-def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessProfile | None:
-    """Return the profile to replay: `name`, else DEFAULT, else AUTOMATIC.
-
-    None if there is none, or it is not valid. A profile that was published in another repository than the
-    reference's does not count.
-    """
-    accepted = ("", Trust.of(parse_reference(resolved.reference), Policy.ANY).origin)
-    for candidate in [name] if name else [DEFAULT, AUTOMATIC]:
-        body = store.profile(resolved.digest, candidate)
-        if body is not None and origin_of(body) in accepted:
-            try:
-                return AccessProfile.from_json(body)
-            except InvalidImage:
-                return None
-    return None
-
-
-def save_recorded(content: Content, resolved: Resolved, store: Store, name: str | None) -> None:
-    """Store what readers have touched as `name`; or as AUTOMATIC, followed by what earlier mounts have read.
-
-    So a short mount does not replace what workloads usually read.
-    """
-    recorded = content.recorded()
-    if not recorded.touches:
-        return
-    if name is None:
-        earlier = profile_for(resolved, store, AUTOMATIC)
-        if earlier:
-            known = earlier.resolve(recorded.layers)
-            recorded = recorded._replace(touches=tuple(dict.fromkeys([*recorded.touches, *known])))
-    store.put_profile(resolved.digest, name or AUTOMATIC, recorded.to_json())
-
 
 _READ_SIZE = 1 << 20  # bytes that `Image.read` reads at once
 

@@ -125,7 +125,8 @@ def _serve_task(task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Cal
 def serve(state: MountState, on_ready: Callable[[], None], succession: Succession | None = None) -> None:
     """Mount, or take over, and answer the kernel until it is unmounted or a signal comes."""
     # here, in the daemon: the caller has no use for all that
-    from imgfs.image.image import Image, profile_for
+    from imgfs.image.image import Image
+    from imgfs.image.profiles import profile_for, touches_of
     from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.resume import connector
@@ -153,10 +154,11 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         prover = Verifier(image, store)
         stack.callback(prover.stop)
         prover.start()
-        image.content.start(profile, options.fill)
+        touches = touches_of(profile, image) if profile else []
+        image.content.start(touches, options.fill)
         stack.callback(image.content.stop)
         if options.predict and not image.content.is_complete():
-            _predict(image, stack, is_replayed=profile is not None)
+            _predict(image, stack, is_replayed=bool(touches))
         mount = ServedMount(image, store, options, tell, on_ready, succession, before_heir=metrics.close)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
@@ -204,9 +206,9 @@ def _start_later(
 
 
 def _keep_recorded(image: Image, store: Store, options: MountOptions) -> None:
-    from imgfs.image.image import save_recorded
+    from imgfs.image.profiles import save_recorded
 
     try:
-        save_recorded(image.content, image.resolved, store, options.record)
+        save_recorded(image, store, options.record)
     except ImgfsError as error:
         log.warning("what was read is not recorded: %s", error)

@@ -7,7 +7,8 @@ from itertools import islice
 
 from imgfs.errors import ImgfsError
 from imgfs.image.files import ImageFiles
-from imgfs.image.image import Image, profile_for
+from imgfs.image.image import Image
+from imgfs.image.profiles import profile_for
 from imgfs.image.resolve import Resolved
 from imgfs.image.versions import steps_of
 from imgfs.image.waste import Waste
@@ -120,11 +121,11 @@ def access_facts(resolved: Resolved, store: Store) -> Facts | None:
     profile = profile_for(resolved, store, None)
     if profile is None or not profile.touches:
         return None
-    numbers = {str(layer.digest): number for number, layer in enumerate(resolved.manifest.layers, 1)}
+    numbers = {str(diff_id): number for number, diff_id in enumerate(resolved.config.diff_ids, 1)}
     known = [
-        (numbers[profile.layers[layer].digest], span / max(1, profile.layers[layer].spans))
-        for layer, span in profile.touches
-        if profile.layers[layer].digest in numbers
+        (numbers[profile.layers[layer].diff_id], start / max(1, profile.layers[layer].size))
+        for layer, start, _ in profile.touches
+        if profile.layers[layer].diff_id in numbers
     ]
     return {"count": len(known), "points": [[layer, round(at, 4)] for layer, at in _thinned(known)]}
 

@@ -403,9 +403,10 @@ def _documents() -> tuple[tuple[str, Callable[[bytes], object], bytes], ...]:
         {"schemaVersion": 2, "manifests": [entry, {**entry, "artifactType": "a/b"}]}
     ).encode()
     profile = {
-        "version": 1,
-        "layers": [{"digest": sha256(b""), "spans": 9}],
-        "touched": [[0, 1, 3], [0, 7, 1]],
+        "version": 2,
+        "layers": [{"diff_id": sha256(b""), "space": "tar", "size": 9000}],
+        "touches": [[0, 1000, 3000], [0, 7000, 1]],
+        "files": [[1, "usr/bin/app", 0, 100, 2000]],
     }
     return (
         ("index", lambda body: parse_document(body, None), several),

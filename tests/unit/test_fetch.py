@@ -18,7 +18,6 @@ import zstandard
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions, Clock, RateLimit
 from imgfs.content.inflight import InFlightRequest
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import AccessProfile
 from imgfs.content.requests import Sizes
 from imgfs.content.scheduler import FetchPool, Task
 from imgfs.content.stats import Meter
@@ -158,8 +157,7 @@ def test_sixteen_readers_make_one_request_for_each_span(wide: Rig) -> None:
 
 def test_a_reader_joins_what_the_background_has_under_way(wide: Rig) -> None:
     wide.source.gate.clear()
-    profile = AccessProfile(wide.file.recorded().layers, ((0, 8),))
-    wide.file.start(profile)
+    wide.file.start([(0, 8)])
     assert wide.source.waiting.wait(10)
     with ThreadPoolExecutor(1) as reader:
         read = reader.submit(wide.read_span, 8)
@@ -174,15 +172,15 @@ def test_what_was_read_is_recorded_once_in_order_and_nothing_else_is(wide: Rig) 
         wide.read_span(number)
         wide.settle()
     assert len(wide.present()) > 4  # read-ahead
-    assert wide.file.recorded().touches == ((0, 5), (0, 6), (0, 7), (0, 30))
+    assert wide.file.recorded() == [(0, 5), (0, 6), (0, 7), (0, 30)]
 
 
 def test_a_read_of_what_is_cached_already_is_recorded_too(wide: Rig) -> None:
-    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start([(0, 3)])
     wide.settle()
-    assert wide.file.recorded().touches == ()
+    assert wide.file.recorded() == []
     assert wide.file.cached(0, [Extent(0, 50, wide.spans[3].flat_start)], 0, 50)
-    assert wide.file.recorded().touches == ((0, 3),)
+    assert wide.file.recorded() == [(0, 3)]
 
 
 class Noting(FetchPool):
@@ -202,14 +200,14 @@ def test_replay_asks_first_for_what_is_needed_first(make: Make) -> None:
     fetch_pool = Noting()
     rig = make(39 * BIG_STEP, step=BIG_STEP, fetch_pool=fetch_pool)
     order = [30, 31, 29, 28, 32, 33, 2, 1, 0, 11, 12]
-    rig.file.start(AccessProfile(rig.file.recorded().layers, tuple((0, number) for number in order)))
+    rig.file.start([(0, number) for number in order])
     rig.settle()
     assert rig.present() == sorted(order)
     assert fetch_pool.queued == [(28, 29, 30, 31, 32, 33), (0, 1, 2), (11, 12)]
 
 
 def test_what_replay_brought_and_how_much_of_it_was_used_is_counted(wide: Rig) -> None:
-    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3), (0, 20), (0, 21))))
+    wide.file.start([(0, 3), (0, 20), (0, 21)])
     wide.settle()
     wide.read_span(20)
     replay = counts(wide)["brought"]["replay"]
@@ -220,7 +218,7 @@ def test_what_replay_brought_and_how_much_of_it_was_used_is_counted(wide: Rig) -
 
 def test_a_replay_that_fails_does_not_keep_readers_away(wide: Rig) -> None:
     wide.source.away = True
-    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start([(0, 3)])
     wide.settle()
     wide.source.away = False
     wide.read_span(3)
@@ -229,7 +227,7 @@ def test_a_replay_that_fails_does_not_keep_readers_away(wide: Rig) -> None:
 
 
 def test_the_wait_for_the_first_byte_is_counted_for_misses_only(wide: Rig) -> None:
-    wide.file.start(AccessProfile(wide.file.recorded().layers, ((0, 3),)))
+    wide.file.start([(0, 3)])
     wide.settle()
     assert counts(wide)["first_byte"]["requests"] == 0
     wide.read_span(9)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.content.profile import AccessProfile, ProfileLayer
+from imgfs.content.profile import AccessProfile, FlatRange, ProfileLayer
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
-from imgfs.image.image import Image, profile_for
+from imgfs.image.image import Image
 from imgfs.image.import_index import import_ztoc
+from imgfs.image.profiles import profile_for
 from imgfs.image.verify import Verifier
 from imgfs.layer.entry import Checkpoint, Codec, Span
 from imgfs.layer.index import LayerIndex
@@ -149,7 +150,8 @@ def test_what_workloads_read_is_the_word_of_a_repository_too(
     honest: Offering, store: Store, tmp_path: Path
 ) -> None:
     name = honest.manifest.digest
-    body = AccessProfile((ProfileLayer(str(honest.layers[0].digest), 3),), ((0, 2),)).to_json()
+    layer = ProfileLayer(str(honest.layers[0].digest), "tar", 3000)
+    body = AccessProfile((layer,), (FlatRange(0, 2000, 1000),)).to_json()
     told = Descriptor(PROFILE, Digest.of(body), len(body), {NAME_OF: "default"}, data=body)
     honest.source.bodies[told.digest] = body
     honest.refer(replace(honest.published, profiles={"default": told}))
