@@ -104,7 +104,7 @@ def _checked(path: Path) -> Path:
 def _mount_words(options: argparse.Namespace) -> list[str]:
     """Return the options of `imgfs mount` by which every image is mounted."""
     words = ["-o", "suid,dev", "--driver", options.driver, "--log-level", options.log_level]
-    if options.driver != "kernel" and _survives():
+    if _survives():
         words.append("--restart")
     flags = {"--fill": options.fill, "--plain-http": options.plain_http, "--insecure": options.insecure}
     words += [flag for flag, is_given in flags.items() if is_given]

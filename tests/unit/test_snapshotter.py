@@ -16,9 +16,11 @@ import pytest
 
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
+from imgfs.engines.snapshotter.liveness import is_answering
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import RegistryError
-from tests.support.mounted import Imgfs, until
+from tests.support import tarmake
+from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.snapshots import (
     ACTIVE,
     ALREADY_EXISTS,
@@ -265,3 +267,21 @@ def test_published_indexes_count_as_they_do_for_the_reference_that_was_pulled(
         ["--x", "--index", "any", "--upto-layer", "2", f"r.io/app:v1@{digest}"],
         ["--x", "--index", "auto", f"r.io/app@{digest}"],
     ]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("driver", ["fuse", "kernel"])
+def test_a_mount_answers_until_it_is_stopped_or_dead(imgfs: Imgfs, tmp_path: Path, driver: str) -> None:
+    image = write_image(tmp_path / "layout", [gzipped(tarmake.archive(tarmake.file("a", b"1")))])
+    assert not is_answering(tmp_path)
+    mountpoint = imgfs.mountpoint()
+    imgfs.ok("mount", "--driver", driver, image, mountpoint)
+    pid = imgfs.watch(mountpoint)
+    assert is_answering(mountpoint)
+    os.kill(pid, signal.SIGSTOP)
+    assert not is_answering(mountpoint, 0.5)
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: is_answering(mountpoint), "it answers again")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_answering(mountpoint), "it is dead")
+    imgfs.umount(mountpoint)

@@ -231,7 +231,9 @@ class SnapshotRows:
         """Remove a snapshot, and return what it was; raises Refusal if it is the parent of another."""
         row = self.get(name)
         if any(self._select("parent = ?", name)):
-            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {name}: is the parent of another")
+            raise Refusal(
+                Code.FAILED_PRECONDITION, f"snapshot {name}: cannot be removed: it is the parent of another"
+            )
         self._run("DELETE FROM snapshots WHERE id = ?", row.id)
         return row
 
