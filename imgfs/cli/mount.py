@@ -251,7 +251,6 @@ def _check_restart(how: MountOptions) -> None:
     from imgfs.mount.resume import check_kernel
 
     reasons = {
-        "with --rw and --scratch it is not possible yet": how.scratch,
         "-o auto_unmount unmounts what a daemon leaves behind": "auto_unmount" in how.fuse,
         "whatever started a daemon in the foreground has to start it again": how.foreground,
     }

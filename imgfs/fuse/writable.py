@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.namespace import UPPER_HANDLE, WRITING, NamespaceOperations
+from imgfs.fuse.once import Once
 from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, OpenFlag, SetattrMask, WriteFlag
 from imgfs.fuse.operations import KEPT_LISTING, Later, Listing, Operations
 from imgfs.fuse.privileges import Privileges
@@ -57,7 +59,7 @@ class WritableOperations:
     """Changes of the files of `view`, which go to its `overlay`; `reading` answers all else.
 
     The kernel gathers what is written, and keeps sizes and times of files meanwhile; with `write_through` it
-    hands each write on.
+    hands each write on. `once` is memory for `Once`, if another process may go on.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class WritableOperations:
         *,
         squash: Squash = None,
         write_through: bool,
+        once: int | None = None,
     ) -> None:
         self._reading = reading
         self._view = view
@@ -78,7 +81,8 @@ class WritableOperations:
         self._nodes = overlay.union.nodes
         self._copied: dict[UpperNode, trio.Lock] = {}  # files whose data is being copied up
         self._listings: dict[int, Listing[File]] = {}  # by handle
-        self._handles = 0
+        self._handles = time.monotonic_ns()  # another process may have given smaller ones
+        self._once = once
         self._privileges = Privileges(view, overlay)
 
     def session(self, descriptor: int) -> Session:
@@ -94,6 +98,8 @@ class WritableOperations:
         )
         parts = self._reading, self, names, ranges
         handlers = {opcode: handler for part in parts for opcode, handler in part.handlers().items()}
+        if self._once is not None:
+            handlers = Once(self._once, self._overlay, self._reading.lookup).handlers(handlers)
 
         def greeted(offered: int) -> None:
             names.greeted(offered)
@@ -162,7 +168,9 @@ class WritableOperations:
 
     def write(self, ino: int, data: memoryview, offset: int, flags: int) -> bytes | Later:
         """Write all of it, or, of what a program has just written, as much as there is room for."""
-        node = self._nodes[ino]
+        node = self._nodes.get(ino)
+        if node is None:
+            raise FUSEError(errno.ESTALE)
         if node.data is not None:  # a link or a rename after a kill may have left it to do
             return self._write_later(node, bytes(data), offset, flags)
         return self._write(node, data, offset, flags)
@@ -189,11 +197,14 @@ class WritableOperations:
 
     def readdir(self, ino: int, handle: int, position: int, room: int) -> bytes:
         """The listing behind `position`, with attributes, as much as there is room for."""
-        return self._listings[handle].reply(self._view, position, room, self._squash)
+        listing = self._listings.get(handle)
+        if listing is None:  # of another process, which was killed
+            listing = self._listings[handle] = Listing(self._view.children(ino), ino)
+        return listing.reply(self._view, position, room, self._squash)
 
     def releasedir(self, handle: int) -> bytes:
         """Close a directory."""
-        del self._listings[handle]
+        self._listings.pop(handle, None)
         return _DONE
 
     def forget(self, ino: int, count: int) -> None:

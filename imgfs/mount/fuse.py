@@ -15,14 +15,17 @@ from imgfs.fuse.session import Session
 from imgfs.fuse.views import TreeView, VirtualXattr
 from imgfs.layer.entry import ACL
 from imgfs.mount.fuse_mount import mount_fuse
+from imgfs.mount.resume import leave
 from imgfs.mount.serving import (
     EndSignals,
     ServedMount,
     follow,
+    hand_over,
     limit_unwritten,
     raise_read_ahead,
     resume,
     syncing,
+    wait_for_turn,
 )
 from imgfs.mounts.table import mount_at
 
@@ -38,14 +41,20 @@ if TYPE_CHECKING:
 
 def serve_by_fuse(mount: ServedMount) -> None:
     """Mount and answer the kernel until it is unmounted or a signal comes. Raises MountError, StoreError."""
+    succession = mount.succession
     with contextlib.ExitStack() as stack:
         overlay = None
         if mount.options.scratch:
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # all open files of a scratch
             os.umask(0)  # the kernel has applied the caller's
+            if succession and succession.is_heir:  # until then another process changes the scratch
+                wait_for_turn(succession)
             overlay = stack.enter_context(mount.options.scratch.overlay(*mount.scratch_terms()))
         _serve_image(mount, overlay)
+        if overlay and succession and not succession.has_turn:
+            leave(stack)
+            hand_over(mount, succession)
 
 
 def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
@@ -86,7 +95,8 @@ def _operations(
     union = UnionView(tree, overlay)
     reading = Operations(union, squash=squash, on_ready=on_ready, status=mount.tell)
     write_through = mount.options.write_through
-    return WritableOperations(reading, union, overlay, squash=squash, write_through=write_through)
+    once = mount.succession.memory() if mount.succession else None
+    return WritableOperations(reading, union, overlay, squash=squash, write_through=write_through, once=once)
 
 
 def _with_history(top: TreeView, image: Image) -> HistoryView:
@@ -117,5 +127,5 @@ def _announce(mount: ServedMount, session: Session) -> None:
         limit_unwritten(mounted.device)
     if mount.succession:
         mount.succession.serves(session.descriptor, mount, session)
-        follow(mount, mount.succession, session)
+        follow(mount, mount.succession, session, drains=mount.options.scratch is not None)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")

@@ -55,7 +55,7 @@ class KernelMount:
 class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
-    `scratch_lock` is the descriptor of the lock on its scratch, -1 if it has none.
+    `scratch_lock` is the descriptor of the lock on its scratch, `once` that of the memory of `fuse.once`.
     `offered` is what the kernel can do, `agreed` what of that is made use of (InitFlag), `began` when it was
     mounted, in seconds since 1970, `beat` the seconds from one sign of life to the next.
     """
@@ -70,13 +70,14 @@ class MountState:
     device: str = ""
     kernel: KernelMount | None = None
     scratch_lock: int = -1
+    once: int = -1
     beat: float = field(default_factory=lambda: holder.BEAT)
 
     @property
     def kept(self) -> list[int]:
         """Descriptors that all processes of the mount have by the same numbers."""
         kept = [self.kernel.directory.lock, self.kernel.listener] if self.kernel else []
-        return [*kept, self.scratch_lock] if self.scratch_lock >= 0 else kept
+        return [*kept, *(number for number in (self.scratch_lock, self.once) if number >= 0)]
 
 
 @dataclass(slots=True)
@@ -93,11 +94,20 @@ class Succession:
     restarts: int = 0
     is_heir: bool = False
     has_turn: bool = True
+    resends: bool = True  # whether the kernel is to send again what was left unanswered
     lock: LockInheritance = field(init=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.lock = LockInheritance(self.state.scratch_lock)
+
+    def memory(self) -> int:
+        """Return the descriptor of memory that all processes of the mount have."""
+        if self.state.once < 0:
+            from imgfs.fuse.once import new_memory  # here: for scratches
+
+            self.state = replace(self.state, once=new_memory())
+        return self.state.once
 
     @property
     def is_taken_over(self) -> bool:

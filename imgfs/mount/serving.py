@@ -151,55 +151,66 @@ def syncing(image: Image) -> Iterator[None]:
         stopped.set()
 
 
-def follow(mount: ServedMount, succession: Succession, session: Session) -> None:
-    """Give the holder signs of life, and do what it says, from now on."""
-    _hand_over_when_told(mount, succession, session)
+def follow(mount: ServedMount, succession: Succession, session: Session, *, drains: bool = False) -> None:
+    """Give the holder signs of life, and do what it says, from now on.
+
+    An heir begins as soon as no more requests are taken, or, if all are answered first (`drains`), after
+    `hand_over`.
+    """
+    _hand_over_when_told(mount, succession, session, drains=drains)
     session.every(succession.state.beat, partial(succession.say, holder.BEATS))
 
 
 def resume(succession: Succession, session: Session, signals: EndSignals) -> None:
     """Go on, in the place of another process, once its turn has come. Raises MountError."""
     succession.check(session)
-    resend = _wait_for_turn(succession, signals) if succession.is_heir else True
-    session.resume(succession.state.offered, resend=resend)
+    wait_for_turn(succession, signals.woken)
+    session.resume(succession.state.offered, resend=succession.resends)
 
 
-def _wait_for_turn(succession: Succession, signals: EndSignals) -> bool:
-    """Wait, as an heir, for the predecessor to stop; return whether it was killed. Raises MountError."""
+def wait_for_turn(succession: Succession, woken: int | None = None) -> None:
+    """Wait, as an heir, for the predecessor to stop, unless `woken` can be read first. Raises MountError."""
+    if succession.has_turn:
+        return
     poll = select.poll()
-    for descriptor in (succession.told, signals.woken):
+    for descriptor in (succession.told, *([] if woken is None else [woken])):
         poll.register(descriptor, select.POLLIN)
     succession.say(holder.READY)
     ready: list[tuple[int, int]] = []
     while not ready:
         succession.say(holder.BEATS)
         ready = poll.poll(1000 * succession.state.beat)
-    if ready[0][0] == signals.woken:
+    if ready[0][0] == woken:
         raise MountError("told to end before the predecessor stopped")
     word = succession.take_word()
     if word not in (holder.GO, holder.GO_AGAIN):
         raise MountError("the holder has been killed")
     succession.has_turn = True
-    succession.restarts += word == holder.GO_AGAIN
-    return word == holder.GO_AGAIN
+    succession.resends = word == holder.GO_AGAIN
+    succession.restarts += succession.resends
 
 
-def _hand_over_when_told(mount: ServedMount, succession: Succession, session: Session) -> None:
+def _hand_over_when_told(
+    mount: ServedMount, succession: Succession, session: Session, *, drains: bool
+) -> None:
     """Stop reading when the holder has an heir; what is under way is answered still."""
 
     def stop() -> None:
         session.unwatch(succession.told)
         if succession.take_word() == holder.HAND_OVER:
             succession.has_turn = False
-            session.at_stop.append(stopped)
+            if not drains:
+                session.at_stop.append(partial(hand_over, mount, succession))
             session.end()
 
-    def stopped() -> None:
-        log.info("handing over %s", mount.options.mountpoint)
-        mount.before_heir()
-        succession.say(holder.STOPPED_READING)
-
     session.watch(succession.told, stop)
+
+
+def hand_over(mount: ServedMount, succession: Succession) -> None:
+    """Let an heir begin."""
+    log.info("handing over %s", mount.options.mountpoint)
+    mount.before_heir()
+    succession.say(holder.STOPPED_READING)
 
 
 def raise_read_ahead(device: str) -> None:

@@ -65,16 +65,17 @@ class CopyUp:
             if directory.lower is not None:
                 below = [self.up(child.ino) for _, child in list(self._union.children(directory.ino))]
                 ahead += [child for child in below if child.is_directory]
+        for directory in seen:  # they keep their inos, whenever this process is killed
+            if directory.lower is not None:
+                self._upper.set_overlay_xattr(self._union.at(directory), ORIGIN, b"%d" % directory.ino)
         if node.lower is not None:
             self._upper.set_opaque(self._union.at(node))
         for directory in seen:
             self._leave_image(directory)
 
     def _leave_image(self, node: UpperNode) -> None:
-        """Have a directory that nothing of the image shows in any more keep its ino, and no whiteouts."""
+        """Have a directory that nothing of the image shows in any more keep no whiteouts."""
         at = self._union.at(node)
-        if node.lower is not None:
-            self._upper.set_overlay_xattr(at, ORIGIN, b"%d" % node.ino)
         self.remove_whiteouts(node)
         self._upper.remove_overlay_xattrs(at, REDIRECT)
         node.lower = node.links = None
@@ -84,14 +85,14 @@ class CopyUp:
         shown, covered = self._union.upper_names(node)
         self._upper.remove_whiteouts(self._union.at(node), covered.difference(shown))
 
-    def recover(self) -> None:
-        """Finish what a killed process had begun, and clear the work directory."""
+    def recover(self, *, is_mounted: bool) -> None:
+        """Finish what a killed process had begun, and clear the work directory of all that is not open."""
         work = b"/proc/self/fd/%d" % self._upper.work
         for journal in os.listdir(work):
             if journal.startswith(_JOURNAL):
                 with open(work + b"/" + journal, "rb") as file:
                     self._link_all(At(self._upper.work, journal.removeprefix(_JOURNAL)), file.read())
-        self._upper.discard_leftovers()
+        self._upper.discard_leftovers(but_open=is_mounted)
 
     def _link_all(self, made: At, paths: bytes) -> None:
         if self._upper.stat(made) is None:

@@ -73,6 +73,7 @@ class Entries:
         try:
             at = At.anchor(fd)
             node = self._union.node_nameless(self._set_attributes(at, new), self._upper.hold(at))
+            self._union.keep_open(node)
         except BaseException:
             os.close(fd)
             raise
@@ -111,6 +112,7 @@ class Entries:
         directory.changes += 1
         if node.parent is None:
             node.move(directory, name)
+            self._union.let_go(node)
         return node
 
     def unlink(self, parent: int, name: bytes) -> None:

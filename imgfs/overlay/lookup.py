@@ -86,10 +86,13 @@ class UnionLookup:
         self.add(node)
         return node
 
-    def node_nameless(self, found: os.stat_result, anchor: int) -> UpperNode:
-        """The node of something that was made without a name, and is held by the descriptor `anchor`."""
+    def node_nameless(self, found: os.stat_result, anchor: int, ino: int = 0) -> UpperNode:
+        """The node of something without a name, that is held by the descriptor `anchor`.
+
+        It is new, if it has no `ino`.
+        """
         kind = stat.S_IFMT(found.st_mode)
-        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, kind, anchor=anchor)
+        node = UpperNode(ino or UPPER_INO | found.st_ino, found.st_ino, kind, anchor=anchor)
         self.add(node)
         return node
 
@@ -103,6 +106,8 @@ class UnionLookup:
         self.nodes.pop(node.ino, None)
         self._by_upper.pop(node.upper_ino, None)
         self._directories.drop(node)
+        if node.kept:
+            self.upper.let_go(node.ino)
         node.close()
 
     def forget(self, ino: int, count: int) -> None:
@@ -147,6 +152,14 @@ class UnionLookup:
         if origin:
             self._take_ino(node, origin)
         return node
+
+    def image_data(self, at: At) -> int | None:
+        """The image's file that a file without a name still has the bytes of."""
+        attributes = self.upper.overlay_xattrs(at)
+        if METACOPY not in attributes:
+            return None
+        source = self._origin(attributes, stat.S_IFREG) or self._lower_file(self.root, b"", attributes)
+        return source.ino if source else None
 
     def set_redirect(self, at: At, ino: int) -> None:
         """Write on a file where in the image its data is, as overlayfs needs it."""

@@ -79,6 +79,7 @@ class UpperNode:
     lower: int | None = None
     data: int | None = None
     anchor: int | None = None  # a descriptor (O_PATH) that holds it once its name is gone
+    kept: bool = False  # has a name in the work directory, for a process that goes on with it
     fd: int | None = None  # its bytes, open for reading and writing
     opens: int = 0  # handles that need `fd`
     writers: int = 0  # of them, those that may write

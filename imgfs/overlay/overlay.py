@@ -18,6 +18,7 @@ from imgfs.overlay.copyup import CopyUp
 from imgfs.overlay.copyup_data import DataCopyUp, ImageData
 from imgfs.overlay.entries import Entries
 from imgfs.overlay.node import UpperNode, error
+from imgfs.overlay.resume import meet_all
 from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import CAPABILITY, Owner, is_reserved, shown_xattrs
@@ -30,10 +31,12 @@ class Overlay(AbstractContextManager["Overlay"]):
     """An upper directory over the tree and the bytes of an image: a context manager.
 
     `union` is what there is to see, `entries` changes names, the overlay itself changes files. With `durable`
-    what has been synced survives the power.
+    what has been synced survives the power. With `is_mounted` it goes on in the place of another process.
     """
 
-    def __init__(self, tree: Tree, content: ImageData, upper: Upper, *, durable: bool) -> None:
+    def __init__(
+        self, tree: Tree, content: ImageData, upper: Upper, *, durable: bool, is_mounted: bool = False
+    ) -> None:
         self.union = Union(tree, upper)
         self.copyup = CopyUp(self.union, content)
         self.data_copyup = DataCopyUp(self.union, content, durable=durable)
@@ -41,7 +44,9 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.content = content
         self.durable = durable
         self._upper = upper
-        self.copyup.recover()
+        self.copyup.recover(is_mounted=is_mounted)
+        if is_mounted:
+            meet_all(self.union)
 
     @property
     def keeps_owners_aside(self) -> bool:
@@ -70,8 +75,8 @@ class Overlay(AbstractContextManager["Overlay"]):
 
     def release(self, node: UpperNode, *, opened: bool, writes: bool = False) -> None:
         """A handle is done with; `opened` if it came from `open`."""
-        node.opens -= opened
-        node.writers -= writes
+        node.opens = max(0, node.opens - opened)  # it may have been opened before this process began
+        node.writers = max(0, node.writers - writes)
         if node.opens == 0 and node.fd is not None:
             if node.frozen_mtime is not None and node.data is None:
                 self.data_copyup.restore_time(node)

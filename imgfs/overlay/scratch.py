@@ -147,15 +147,19 @@ class Scratch:
         """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
 
         `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
-        By `inheritance` its lock goes to other processes.
+        By `inheritance` its lock goes to other processes, which go on with all that is open.
         """
+        is_mounted = inheritance is not None and inheritance.fd >= 0
         with self._held(tree, base, use, inheritance) as (upper, set_use):
-            self._merge_index(tree, content, ino_of)
-            with self._opened(tree, content, upper) as overlay:
+            if not is_mounted:
+                self._merge_index(tree, content, ino_of)
+            with self._opened(tree, content, upper, is_mounted=is_mounted) as overlay:
+                overlay.union.outlives = inheritance is not None
                 yield overlay
                 set_use(ENDING)
                 if self.is_shared:
                     complete(overlay)
+                upper.discard_leftovers()
 
     @contextlib.contextmanager
     def for_kernel(
@@ -212,8 +216,8 @@ class Scratch:
                 overlay.union.upper.remove_overlay_xattrs(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
                 remove_tree(place)
 
-    def _opened(self, tree: Tree, content: ImageData, upper: Upper) -> Overlay:
-        return Overlay(tree, content, upper, durable=not self.volatile)
+    def _opened(self, tree: Tree, content: ImageData, upper: Upper, *, is_mounted: bool = False) -> Overlay:
+        return Overlay(tree, content, upper, durable=not self.volatile, is_mounted=is_mounted)
 
     @contextlib.contextmanager
     def _held(

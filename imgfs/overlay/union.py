@@ -29,6 +29,7 @@ class Union(UnionLookup):
         """See UnionLookup."""
         super().__init__(tree, upper, copies)
         self.ctimes = ShownCtimes()
+        self.outlives = False  # whether another process may go on with what this one has open
         self.pristine = not os.listdir(b"/proc/self/fd/%d" % upper.root)
 
     def group_of(self, directory: UpperNode) -> int | None:
@@ -89,7 +90,7 @@ class Union(UnionLookup):
             gid,
             found.st_size,
             found.st_mtime_ns if node.frozen_mtime is None else node.frozen_mtime,
-            self._directory_links(node, found) if node.is_directory else found.st_nlink,
+            self._directory_links(node, found) if node.is_directory else found.st_nlink - node.kept,
             found.st_rdev,
             lower.blocks if lower else found.st_blocks,
             found.st_atime_ns,
@@ -195,15 +196,36 @@ class Union(UnionLookup):
             self._links[file.ino] = 0 if stat.S_ISDIR(file.mode) else max(0, links - 1)
             return
         called = file.is_called(directory, name)
+        self._keep_open(file)
         if called:
             file.anchor = self.upper.hold(self.at(file))
             file.parent = None
         try:
             yield
         except BaseException:
+            self.let_go(file)
             if called:
                 file.move(directory, name)
             raise
+
+    def keep_open(self, node: UpperNode) -> None:
+        """Have a file that is about to lose its last name, or has none, be there for another process."""
+        if self.outlives:
+            self.upper.keep_open(self.at(node), node.ino)
+            node.kept = True
+
+    def let_go(self, node: UpperNode) -> None:
+        """Let go of a file that has a name again."""
+        if node.kept:
+            node.kept = False
+            self.upper.let_go(node.ino)
+
+    def _keep_open(self, node: UpperNode) -> None:
+        """Keep a file that loses a name, if it is its last and it may be open."""
+        if self.outlives and node.kind == stat.S_IFREG and (node.opens or not node.counted):
+            found = self.upper.stat(self.at(node))
+            if found is not None and found.st_nlink == 1:
+                self.keep_open(node)
 
 
 def _merged_with(file: File) -> int | None:

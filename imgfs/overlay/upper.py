@@ -36,6 +36,7 @@ from imgfs.overlay.xattrs import (
     read_xattrs,
 )
 
+OPEN = b"open-"  # begins the names, in the work directory, of files that are open and have no other
 _WORK = "imgfs"  # our corner of the work directory: overlayfs's own is called "work"
 # What a file system says of an attribute that it, or this user, cannot have there (setxattr(2)).
 _NOT_HERE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.EPERM, errno.EACCES)
@@ -100,6 +101,22 @@ class Upper:
     def hold(self, at: At) -> int:
         """A descriptor by which the file can be had without its name."""
         return self.open(at, os.O_PATH)
+
+    def keep_open(self, at: At, ino: int) -> None:
+        """Give a file that is losing its name one in the work directory, which says its ino of the union."""
+        target = At(self.work, OPEN + b"%d" % ino)
+        self.discard(target)
+        os.link(
+            at.name,
+            target.name,
+            src_dir_fd=at.directory,
+            dst_dir_fd=self.work,
+            follow_symlinks=at.anchored,
+        )
+
+    def let_go(self, ino: int) -> None:
+        """Take that name away again."""
+        self.discard(At(self.work, OPEN + b"%d" % ino))
 
     def scan(self, at: At) -> Iterator[os.DirEntry[str]]:
         """All that is in a directory."""
@@ -279,10 +296,11 @@ class Upper:
         assert at.directory is not None
         fdtree.remove(at.directory, at.name, self._spare)
 
-    def discard_leftovers(self) -> None:
-        """Remove from the work directory what a killed process has left there."""
+    def discard_leftovers(self, *, but_open: bool = False) -> None:
+        """Remove from the work directory what a killed process has left there; perhaps not what is open."""
         for name in os.listdir(b"/proc/self/fd/%d" % self.work):
-            self.discard(At(self.work, name))
+            if not (but_open and name.startswith(OPEN)):
+                self.discard(At(self.work, name))
 
     def _spare(self) -> tuple[int, bytes]:
         return self.work, self.new().name

@@ -163,7 +163,6 @@ def test_successors_that_cannot_serve_are_not_tried_for_ever(imgfs: Imgfs, image
 def test_what_cannot_be_restarted_is_said_before_any_request(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mountpoint()
     for option, reason in (
-        (["--rw"], "with --rw and --scratch it is not possible yet"),
         (["--foreground"], "whatever started a daemon in the foreground has to start it again"),
         (["-o", "auto_unmount"], "-o auto_unmount unmounts what a daemon leaves behind"),
     ):

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, processes_of_tests, until
+from tests.support.mounted import Imgfs, gzipped, processes_of_tests
+from tests.support.patience import allowed
 
 NOISE = random.Random(17).randbytes(3_000_000)
 FILES = {f"d{number % 7}/f{number}": b"%d " % number * (number * 40) for number in range(120)} | {
@@ -78,14 +79,21 @@ def killed_again_and_again(imgfs: Imgfs, first: int, pauses: list[float]) -> Ite
     """Kill the daemon, and each of its successors, after one of the pauses each; gives their pids."""
     killed: list[int] = []
 
+    def next_one() -> int | None:
+        return next((new for new in successors(imgfs) if new not in killed), None)
+
     def kill_all() -> None:
-        pid = first
+        pid: int | None = first
         for pause in pauses:
             time.sleep(pause)
+            assert pid
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
-            until(lambda: [new for new in successors(imgfs) if new not in killed], "there is a successor")
-            pid = next(new for new in successors(imgfs) if new not in killed)
+            pid = None
+            began = time.monotonic()
+            while pid is None and time.monotonic() < began + allowed(60):
+                time.sleep(0.02)
+                pid = next_one()
 
     killer = threading.Thread(target=kill_all)
     killer.start()

@@ -1,0 +1,157 @@
+"""What programs do to a mount while its daemon is killed: the same, by a seed, as to an undisturbed one.
+
+    outcomes = Changes(at, random.Random(seed)).make(500)
+
+Each call's result or errno is noted, and at the end `sight(at)` has every name, byte and mode: both have to
+be the same for the mount that was killed and for its twin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import stat
+from pathlib import Path
+
+_NAMES = [f"n{number}" for number in range(12)]
+_SIZES = (0, 1, 700, 5_000, 70_000)
+_XATTR = "user.storm"
+
+
+class Changes:
+    """A program that changes the files below a directory, and has some open, without a name as well."""
+
+    def __init__(self, at: Path, chance: random.Random) -> None:
+        self._at = at
+        self._chance = chance
+        self._held: list[int] = []
+        self.outcomes: list[object] = []
+
+    def make(self, count: int) -> list[object]:
+        """Make so many calls; what came of each."""
+        calls = [getattr(self, name) for name in sorted(dir(type(self))) if name.startswith("call_")]
+        for _ in range(count):
+            call = self._chance.choice(calls)
+            try:
+                outcome = call()
+            except OSError as error:
+                outcome = f"errno {error.errno}"
+            self.outcomes.append((call.__name__, outcome))
+        for fd in self._held:
+            self.outcomes.append(_digest(fd))
+            os.close(fd)
+        return self.outcomes
+
+    def _path(self) -> Path:
+        depth = self._chance.choice((1, 1, 2, 2, 3))
+        return self._at.joinpath(*(self._chance.choice(_NAMES) for _ in range(depth)))
+
+    def _bytes(self) -> bytes:
+        return self._chance.randbytes(self._chance.choice(_SIZES))
+
+    def call_mkdir(self) -> None:
+        self._path().mkdir(mode=self._chance.choice((0o755, 0o2750, 0o700)))
+
+    def call_rmdir(self) -> None:
+        self._path().rmdir()
+
+    def call_write(self) -> int:
+        return self._path().write_bytes(self._bytes())
+
+    def call_append(self) -> int:
+        path, body = self._path(), self._bytes()
+        with open(path, "ab", buffering=0) as file:
+            return file.write(body)
+
+    def call_overwrite(self) -> int:
+        path, body, offset = self._path(), self._bytes(), self._chance.randrange(100_000)
+        fd = os.open(path, os.O_RDWR)
+        try:
+            written = os.pwrite(fd, body, offset)
+            if self._chance.random() < 0.3:
+                os.fsync(fd)
+            return written
+        finally:
+            os.close(fd)
+
+    def call_truncate(self) -> None:
+        os.truncate(self._path(), self._chance.randrange(90_000))
+
+    def call_rename(self) -> None:
+        self._path().rename(self._path())
+
+    def call_unlink(self) -> None:
+        self._path().unlink()
+
+    def call_unlink_too(self) -> None:
+        self._path().unlink()
+
+    def call_link(self) -> None:
+        os.link(self._path(), self._path())
+
+    def call_symlink(self) -> None:
+        self._path().symlink_to(self._chance.choice(_NAMES))
+
+    def call_chmod(self) -> None:
+        self._path().chmod(self._chance.choice((0o600, 0o644, 0o751)))
+
+    def call_setxattr(self) -> None:
+        os.setxattr(self._path(), _XATTR, self._chance.randbytes(9), follow_symlinks=False)
+
+    def call_removexattr(self) -> None:
+        os.removexattr(self._path(), _XATTR, follow_symlinks=False)
+
+    def call_exclusively(self) -> None:
+        os.close(os.open(self._path(), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
+
+    def call_hold(self) -> None:
+        self._held.append(os.open(self._path(), os.O_RDWR | os.O_CREAT, 0o644))
+
+    def call_write_to_held(self) -> int:
+        if not self._held:
+            return 0
+        fd, body = self._chance.choice(self._held), self._bytes()
+        return os.pwrite(fd, body, self._chance.randrange(50_000))
+
+    def call_read_held(self) -> str:
+        return _digest(self._chance.choice(self._held)) if self._held else ""
+
+    def call_stat_held(self) -> tuple[int, int]:
+        if not self._held:
+            return 0, 0
+        found = os.fstat(self._chance.choice(self._held))
+        return found.st_size, found.st_nlink
+
+    def call_close_held(self) -> None:
+        if len(self._held) > 6:
+            os.close(self._held.pop(self._chance.randrange(len(self._held))))
+
+    def call_read(self) -> str:
+        return hashlib.sha256(self._path().read_bytes()).hexdigest()
+
+    def call_list(self) -> list[str]:
+        return sorted(os.listdir(self._path().parent))
+
+
+def _digest(fd: int) -> str:
+    return hashlib.sha256(os.pread(fd, 1 << 20, 0)).hexdigest()
+
+
+def sight(at: Path) -> dict[str, object]:
+    """All there is to see below a directory, but for times and inode numbers."""
+    found: dict[str, object] = {}
+    for directory, directories, names in os.walk(at):
+        for name in (*directories, *names):
+            path = Path(directory, name)
+            status = path.lstat()
+            body: str = ""
+            if stat.S_ISLNK(status.st_mode):
+                body = os.readlink(path)
+            elif stat.S_ISREG(status.st_mode):
+                body = hashlib.sha256(path.read_bytes()).hexdigest()
+            links = status.st_nlink if not stat.S_ISDIR(status.st_mode) else 0
+            xattrs = os.listxattr(path, follow_symlinks=False)
+            owner = status.st_uid, status.st_gid
+            found[str(path.relative_to(at))] = status.st_mode, links, body, sorted(xattrs), owner
+    return found
