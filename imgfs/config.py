@@ -266,6 +266,11 @@ def containerd_place(environ: Mapping[str, str]) -> tuple[Path, str]:
     return Path(address.removeprefix("unix://")), environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
+def csi_endpoint(environ: Mapping[str, str]) -> str | None:
+    """Return where a driver of CSI is to answer, as drivers of Kubernetes are told."""
+    return environ.get("CSI_ENDPOINT") or None
+
+
 def notify_socket(environ: Mapping[str, str]) -> str | None:
     """Return where systemd hears that a service is ready (sd_notify(3)); `@` begins the name of no file."""
     return environ.get("NOTIFY_SOCKET") or None

@@ -82,8 +82,23 @@ class ProtobufMessage:
 
     def messages(self, field: int) -> list[ProtobufMessage]:
         """Return all messages of a repeated field."""
-        bodies = self._fields.get(field, [])
-        return [ProtobufMessage(body, f"{self._where}.{field}") for body in bodies if isinstance(body, bytes)]
+        return [ProtobufMessage(body, f"{self._where}.{field}") for body in self.bodies(field)]
+
+    def has(self, field: int) -> bool:
+        """Return True if a field is there, though it may be empty."""
+        return field in self._fields
+
+    def bodies(self, field: int) -> list[bytes]:
+        """Return the bytes of a repeated field."""
+        return [body for body in self._fields.get(field, []) if isinstance(body, bytes)]
+
+    def texts(self, field: int) -> list[str]:
+        """Return all strings of a repeated field."""
+        return [body.decode(errors="replace") for body in self.bodies(field)]
+
+    def map(self, field: int) -> dict[str, str]:
+        """Return a map of strings."""
+        return {entry.text(1): entry.text(2) for entry in self.messages(field)}
 
     def texts(self, field: int) -> list[str]:
         """Return all strings of a repeated field."""

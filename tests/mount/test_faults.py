@@ -262,7 +262,8 @@ def fails_in_time(scene: Scene, says: str, victim: str = "noise2") -> None:
     began = time.monotonic()
     assert errno_of(lambda: (scene.at / victim).read_bytes()) == errno.EIO
     assert time.monotonic() - began < allowed(READ_TIMEOUT + SLACK)
-    assert any(re.search(f"ERROR .* EIO: /{victim}: .*({says})", line) for line in scene.imgfs.logged())
+    logged = scene.imgfs.logged()
+    assert any(re.search(f"ERROR .* EIO: /{victim}: .*({says})", line) for line in logged), logged
     shown = " ".join(scene.imgfs.ok("status", scene.at).split())
     assert re.search(f"failing since .*({says})", shown), shown
 

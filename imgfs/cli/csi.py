@@ -1,0 +1,102 @@
+"""imgfs csi: images as volumes of Kubernetes' pods."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from imgfs.cli.options import (
+    Commands,
+    add_command,
+    connection_options,
+    driver_option,
+    open_store,
+    store_option,
+)
+from imgfs.errors import UsageError
+
+_ROOT = Path("/run/imgfs-csi")
+_ENDPOINT = "unix:///run/imgfs/csi.sock"
+
+
+def add_csi(commands: Commands) -> None:
+    """`imgfs csi`."""
+    command = add_command(
+        commands,
+        "csi",
+        csi,
+        "show images to Kubernetes as volumes (CSI)",
+        """\
+Serves kubelet as a driver of CSI, image.csi.imgfs.io: a pod names an image among the attributes of a volume,
+and reads it at once. Volumes that are only read share one mount for each image; one that may be written is a
+mount of its own, whose changes go with it. Volumes stay when this ends. (See: imgfs help engines.)
+
+Examples:
+  imgfs csi --node-id "$NODE_NAME"
+  imgfs csi --endpoint unix:///csi/csi.sock --node-id "$NODE_NAME" --driver fuse
+""",
+    )
+    command.add_argument(
+        "--endpoint",
+        metavar="unix://SOCKET",
+        help=f"where to answer (default: $CSI_ENDPOINT, else {_ENDPOINT})",
+    )
+    command.add_argument("--node-id", metavar="NAME", help="this node's name (default: the machine's)")
+    command.add_argument(
+        "--root",
+        metavar="DIR",
+        type=Path,
+        default=_ROOT,
+        help=f"where shared mounts are, and what is published is written down (default: {_ROOT})",
+    )
+    driver_option(command)
+    connection_options(command)
+    store_option(command)
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help="how much is logged, to standard error (default: info)",
+    )
+
+
+def csi(options: argparse.Namespace) -> int:
+    """Serve kubelet."""
+    from imgfs import __version__
+    from imgfs.config import csi_endpoint, notify_socket, variables
+    from imgfs.daemonize import run_in_foreground
+    from imgfs.engines.csi.services import Driver
+    from imgfs.engines.csi.volumes import Volumes
+    from imgfs.engines.rpc import serve, tell_systemd
+
+    if os.geteuid():
+        raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
+    address = _address(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
+    root = options.root.absolute()
+    connection = connection_words(options)
+    store = ["--store", str(open_store(options).root)]
+    mounting = ["--driver", options.driver, "--log-level", options.log_level]
+    volumes = Volumes(root, [*connection, *store], mounting)
+    driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
+    notify = partial(tell_systemd, notify_socket(variables()))
+    run_in_foreground(lambda _: serve(address, driver.services(), notify), options.log_level.upper())
+    return 0
+
+
+def connection_words(options: argparse.Namespace) -> list[str]:
+    """Return the options of a connection as words, for a command that is run."""
+    flags = {"--plain-http": options.plain_http, "--insecure": options.insecure}
+    values = {"--tls-ca": options.tls_ca, "--read-timeout": options.read_timeout}
+    given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
+    return [*(name for name, is_given in flags.items() if is_given), *given]
+
+
+def _address(endpoint: str) -> Path:
+    scheme, separator, path = endpoint.partition("://")
+    path = path if separator else endpoint.removeprefix("unix:")
+    if (separator and scheme != "unix") or not path.startswith("/"):
+        raise UsageError(f"{endpoint}: the endpoint is a Unix socket, like {_ENDPOINT}")
+    return Path(path)

@@ -1,0 +1,6 @@
+"""A driver of CSI: images as volumes of pods (Container Storage Interface, spec.md 1.13).
+
+messages   requests and answers as bytes
+volumes    what is published: an image's mount shown at a pod's directory
+services   the operations of Identity, Controller and Node
+"""

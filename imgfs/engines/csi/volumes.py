@@ -1,0 +1,286 @@
+"""Volumes that are published: an image's mount, shown at a directory of a pod.
+
+A volume that is only read shows a mount that is shared by all volumes of the same image that were asked for
+with the same secret: a pod without the password does not see what another's has fetched. One that may be
+written is a mount of its own, whose changes go with it.
+
+What is published is written down, a file for each target, before it is mounted and until it is gone: so a
+later process of the driver goes on where this one ended. Mounts outlive the driver. All is below one
+directory in /run, as mounts are.
+
+Locks: a target's while it is published or taken down, and within that a shared mount's. kubelet gives up
+after two minutes and asks again: the second call waits for what the first has begun.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from imgfs import syscalls
+from imgfs.engines.command import run_imgfs
+from imgfs.engines.csi.messages import Unit, VolumeUsage
+from imgfs.engines.liveness import is_answering, statvfs_within
+from imgfs.engines.refusal import Code, Refusal
+from imgfs.errors import StoreError, describe
+from imgfs.mounts.table import mount_at
+from imgfs.store.atomic import atomic_write
+
+_BOUND = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_BIND
+_ANSWER = 5.0  # seconds that a file system has to say how large it is
+_MOST = (1 << 63) - 1  # what an int64 of a message holds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a pod asks for: an image, a platform or "", a file of credentials in docker's format or ""."""
+
+    volume: str
+    target: str
+    image: str
+    platform: str
+    is_writable: bool
+    secret: str
+
+
+class Published(NamedTuple):
+    """What is written down of a volume; `shared` is the shared mount's name, "" for one of its own."""
+
+    volume: str
+    target: str
+    image: str
+    is_writable: bool
+    shared: str
+
+
+class Locks:
+    """A lock for each name, for as long as it is wanted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Hold the lock of `name`."""
+        with self._lock:
+            lock, users = self._held.get(name, (threading.Lock(), 0))
+            self._held[name] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._held[name]
+                self._held[name] = lock, users - 1
+                if users == 1:
+                    del self._held[name]
+
+
+class Volumes:
+    """The volumes of this node, below `root`.
+
+    `options` are words for all commands of imgfs, `mounting` for `imgfs mount` alone.
+    """
+
+    def __init__(self, root: Path, options: Sequence[str], mounting: Sequence[str] = ()) -> None:
+        self._options = options
+        self._mounting = mounting
+        self._records, self._shared, self._secrets = (root / name for name in ("volumes", "mnt", "secrets"))
+        self._locks = Locks()
+        try:
+            for directory in (root, self._records, self._shared, self._secrets):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{root}: {describe(error)}") from error
+
+    def publish(self, wanted: Wanted) -> None:
+        """Show an image at a target. Raises Refusal."""
+        with self._locks.holding(wanted.target):
+            known = self._record(wanted.target)
+            if known and (known.volume, known.image, known.is_writable) != (
+                wanted.volume,
+                wanted.image,
+                wanted.is_writable,
+            ):
+                raise Refusal(Code.ALREADY_EXISTS, f"{wanted.target}: another volume is published there")
+            if known and _is_shown(known):
+                return
+            if known:
+                self._take_down(known)
+            _make_target(Path(wanted.target))
+            if wanted.is_writable:
+                self._mount_alone(wanted)
+            else:
+                self._show_shared(wanted)
+
+    def take_down(self, volume: str, target: str) -> None:
+        """Have a volume be no longer at a target; nothing is there, and all is well, if it never was."""
+        with self._locks.holding(target):
+            known = self._record(target)
+            if known and known.volume == volume:
+                self._take_down(known)
+            elif mount_at(Path(target)):  # its record is lost: /run of another container
+                _detach(Path(target))
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _remove_directory(Path(target))
+
+    def usage(self, volume: str, path: str) -> list[VolumeUsage]:
+        """Return how much of a volume is used. Raises Refusal for what is not published there."""
+        known = self._record(path)
+        if known is None or known.volume != volume:
+            raise Refusal(Code.NOT_FOUND, f"{path}: volume {volume} is not published there")
+        found = statvfs_within(Path(path), _ANSWER)
+        if found is None:
+            raise Refusal(Code.UNAVAILABLE, f"{path}: does not answer")
+        size, inodes = found.f_frsize, found.f_files
+        usages = [_usage(found.f_bavail * size, found.f_blocks * size, found.f_bfree * size, Unit.BYTES)]
+        if 0 < inodes <= _MOST:  # EROFS says 2^64 - 1, which is negative to kubelet
+            usages.append(_usage(found.f_favail, inodes, found.f_ffree, Unit.INODES))
+        return usages
+
+    def _mount_alone(self, wanted: Wanted) -> None:
+        secret = self._keep_secret(wanted, _name_of(wanted.target))
+        self._write(Published(wanted.volume, wanted.target, wanted.image, is_writable=True, shared=""))
+        words = ["-o", "nosuid,nodev", "--rw", *_platform(wanted), wanted.image, wanted.target]
+        self._run(["mount", *self._options, *self._mounting, *words], secret)
+
+    def _show_shared(self, wanted: Wanted) -> None:
+        """Show the shared mount of an image: what its tag names now, by what the pod's secret opens."""
+        credentials = hashlib.sha256(wanted.secret.encode()).hexdigest()
+        asked = self._keep_secret(wanted, _name_of(wanted.target))
+        words = ["inspect", "--json", *self._options, *_platform(wanted), wanted.image]
+        found = json.loads(self._run(words, asked))
+        name = _name_of(found["digest"], found["reference"], credentials)
+        self._write(Published(wanted.volume, wanted.target, wanted.image, is_writable=False, shared=name))
+        with self._locks.holding(name):
+            place = self._shared / name
+            if not is_answering(place):
+                self._mount_shared(wanted, found["reference"], found["digest"], place)
+            syscalls.bind_mount(str(place), wanted.target)
+            syscalls.remount(wanted.target, _BOUND)
+        self._drop_secret(_name_of(wanted.target))
+
+    def _mount_shared(self, wanted: Wanted, reference: str, digest: str, place: Path) -> None:
+        _detach(place)
+        place.mkdir(mode=0o700, exist_ok=True)
+        secret = self._keep_secret(wanted, place.name)
+        image = reference if "@" in reference else f"{reference}@{digest}"
+        words = ["-o", "nosuid,nodev", "--index", "any", *_platform(wanted), image, str(place)]
+        self._run(["mount", *self._options, *self._mounting, *words], secret)
+
+    def _take_down(self, known: Published) -> None:
+        _detach(Path(known.target))
+        self._record_path(known.target).unlink(missing_ok=True)
+        self._drop_secret(_name_of(known.target))
+        if not known.shared:
+            return
+        with self._locks.holding(known.shared):
+            place = self._shared / known.shared
+            if any(other.shared == known.shared for other in self._all()):
+                return
+            _detach(place)
+            _remove_directory(place)
+            self._drop_secret(known.shared)
+
+    def _run(self, words: Sequence[str], secret: Path | None) -> str:
+        return run_imgfs(words, {"REGISTRY_AUTH_FILE": str(secret)} if secret else {})
+
+    # What is written down
+
+    def _keep_secret(self, wanted: Wanted, name: str) -> Path | None:
+        """Keep credentials for as long as their mount: it asks anew. None if there are none."""
+        if not wanted.secret:
+            return None
+        path = self._secrets / f"{name}.json"
+        keep_file(path, wanted.secret.encode())
+        return path
+
+    def _drop_secret(self, name: str) -> None:
+        (self._secrets / f"{name}.json").unlink(missing_ok=True)
+
+    def _record_path(self, target: str) -> Path:
+        return self._records / f"{_name_of(target)}.json"
+
+    def _record(self, target: str) -> Published | None:
+        return _read(self._record_path(target))
+
+    def _all(self) -> Iterator[Published]:
+        for path in self._records.iterdir():
+            if known := _read(path):
+                yield known
+
+    def _write(self, published: Published) -> None:
+        keep_file(self._record_path(published.target), json.dumps(published._asdict()).encode())
+
+
+def keep_file(path: Path, body: bytes) -> None:
+    """Write a file that root alone may read."""
+    with atomic_write(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(body)
+
+
+def _read(path: Path) -> Published | None:
+    try:
+        return Published(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path}: is damaged") from error
+
+
+def _is_shown(known: Published) -> bool:
+    """Return True if a volume is where it was published, and answers."""
+    return mount_at(Path(known.target)) is not None and is_answering(Path(known.target))
+
+
+def _platform(wanted: Wanted) -> list[str]:
+    return ["--platform", wanted.platform] if wanted.platform else []
+
+
+def _name_of(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+
+def _make_target(target: Path) -> None:
+    """Make the directory: kubelet has made the one that it is in."""
+    try:
+        target.mkdir(mode=0o750, exist_ok=True)
+    except OSError as error:
+        raise Refusal(Code.INTERNAL, f"{target}: {describe(error)}") from error
+
+
+def _detach(path: Path) -> None:
+    """Take down every mount at `path`; what still uses one keeps it."""
+    while mount_at(path):
+        try:
+            syscalls.detach_mount(str(path))
+        except OSError as error:
+            raise Refusal(Code.INTERNAL, f"{path}: cannot be unmounted: {describe(error)}") from error
+
+
+def _remove_directory(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise Refusal(Code.INTERNAL, f"{path}: {describe(error)}") from error
+        log.warning("%s: stays: it has files", path)
+
+
+def _usage(available: int, total: int, free: int, unit: Unit) -> VolumeUsage:
+    available, total, free = (min(each, _MOST) for each in (available, total, free))
+    return VolumeUsage(available, total, max(0, total - free), unit)

@@ -1,0 +1,275 @@
+"""imgfs as a driver of CSI, asked as kubelet asks it: by gRPC, over its socket."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgfs.errors import RegistryError
+from imgfs.mounts.table import mount_at, mounts
+from imgfs.transport.engine_socket import connect_engine
+from imgfs.transport.grpc import GrpcChannel
+from imgfs.transport.protobuf import ProtobufMessage, encode_map, encode_message
+from tests.support import tarmake as tar
+from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
+from tests.support.mounted import Imgfs, errno_of, gzipped, until
+from tests.support.patience import allowed
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.parts,
+    needs_docker_registry,
+    pytest.mark.skipif(os.geteuid() != 0, reason="kubelet's mounts are root's"),
+    pytest.mark.timeout(240),
+]
+
+READ_ONLY, WRITER = 3, 1  # access modes: MULTI_NODE_READER_ONLY, SINGLE_NODE_WRITER
+ANN = "ann:$2y$05$abcdefghijklmnopqrstuus.X1MqjFe9xYC1QzWPB4qZkYsG3oeHG\n"  # bcrypt of canary-old
+NONE: Mapping[str, str] = {}
+
+
+class Kubelet:
+    """What kubelet asks of the driver at a socket. A refusal is a RegistryError."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = GrpcChannel(
+            lambda: connect_engine(socket, "containerd", "CONTAINERD_ADDRESS"), "csi", allowed(120)
+        )
+
+    def ask(self, method: str, body: bytes = b"") -> ProtobufMessage:
+        (answer,) = self._channel.call(f"csi.v1.{method}", body, {}, 1 << 20)
+        return ProtobufMessage(answer, method)
+
+    def publish(
+        self,
+        target: Path | str,
+        context: Mapping[str, str],
+        *,
+        volume: str = "v",
+        mode: int = READ_ONLY,
+        read_only: bool = True,
+        secret: str = "",
+        block: bool = False,
+    ) -> None:
+        access = encode_message((1, mode))
+        kind = (b"\x0a\x00", b"\x12\x00")[not block]  # an empty message: `block` or `mount`
+        body = encode_message((1, volume), (4, str(target)), (5, kind + encode_message((3, access))))
+        body += encode_message((6, int(read_only)))
+        body += encode_map(7, {".dockerconfigjson": secret} if secret else NONE) + encode_map(8, context)
+        self.ask("Node/NodePublishVolume", body)
+
+    def take_down(self, target: Path, volume: str = "v") -> None:
+        self.ask("Node/NodeUnpublishVolume", encode_message((1, volume), (2, str(target))))
+
+    def stats(self, target: Path, volume: str = "v") -> dict[int, tuple[int, int, int]]:
+        answer = self.ask("Node/NodeGetVolumeStats", encode_message((1, volume), (2, str(target))))
+        return {one.number(4): (one.number(1), one.number(2), one.number(3)) for one in answer.messages(1)}
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Node:
+    """A node: its driver, and where pods' volumes are."""
+
+    def __init__(self, imgfs: Imgfs, directory: Path) -> None:
+        self.imgfs = imgfs
+        self.root = directory / "csi"
+        self.pods = directory / "pods"
+        self.pods.mkdir()
+        self.socket = directory / "csi.sock"
+        self.process = self._start()
+        self.kubelet = Kubelet(self.socket)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        words = ("--endpoint", f"unix://{self.socket}", "--root", self.root, "--node-id", "n1")
+        log = (self.root.parent / "csi.log").open("ab")
+        process = self.imgfs.start("csi", *words, stdout=log, stderr=log)
+        log.close()
+        until(lambda: self.socket.exists() or process.poll() is not None, "the driver answers")
+        assert process.poll() is None, self.log()
+        return process
+
+    def log(self) -> str:
+        return (self.root.parent / "csi.log").read_text()
+
+    def kill_and_start(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(allowed(30))
+        self.kubelet.close()
+        self.socket.unlink()
+        self.process = self._start()
+        self.kubelet = Kubelet(self.socket)
+
+    def shared(self) -> list[Path]:
+        return [one.mountpoint for one in mounts() if one.mountpoint.is_relative_to(self.root)]
+
+    def end(self) -> None:
+        self.kubelet.close()
+        self.process.terminate()
+        assert self.process.wait(allowed(30)) == 0
+
+
+@pytest.fixture
+def node(imgfs: Imgfs, tmp_path: Path) -> Iterator[Node]:
+    made = Node(imgfs, tmp_path)
+    yield made
+    for one in reversed(mounts()):
+        if one.mountpoint.is_relative_to(tmp_path):
+            subprocess.run(["umount", "-l", one.mountpoint], check=True)
+    made.end()
+    assert "Traceback" not in made.log()
+
+
+@contextmanager
+def registry(directory: Path, htpasswd: str | None = None) -> Iterator[str]:
+    """A registry with an image."""
+    body = tar.archive(tar.directory("etc"), tar.file("etc/name", b"one"), tar.file("large", b"x" * 100_000))
+    with docker_registry(directory / "registry") as host:
+        push_image(host, "team/app", "v1", [gzipped(body).blob])
+    with docker_registry(directory / "registry", htpasswd=htpasswd) as host:
+        yield host
+
+
+def test_volumes_that_are_read_share_a_mount_until_the_last_is_gone(node: Node, tmp_path: Path) -> None:
+    with registry(tmp_path) as host:
+        pods = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "p"}
+        attributes = {"image": f"{host}/team/app:v1", **pods}
+        targets = [node.pods / name for name in ("a", "b", "c")]
+        with ThreadPoolExecutor() as kubelets:  # all at once, and one of them twice
+            list(kubelets.map(lambda at: node.kubelet.publish(at, attributes), [*targets, targets[0]]))
+        assert len(node.shared()) == 1
+        for at in targets:
+            assert (at / "etc/name").read_bytes() == b"one"
+            assert errno_of(lambda at=at: (at / "new").touch()) == errno.EROFS  # type: ignore[misc]
+            assert {"nosuid", "nodev", "ro"} <= set(mount_at(at).flags)  # type: ignore[union-attr]
+        sizes = node.kubelet.stats(targets[0])
+        assert all(0 <= figure < 1 << 62 for figures in sizes.values() for figure in figures)
+        assert sizes[1][1] > 0
+        node.kubelet.publish(targets[0], attributes)  # is there already
+        with pytest.raises(RegistryError, match="another volume is published there"):
+            node.kubelet.publish(targets[0], {"image": f"{host}/team/other:v1"})
+        for at in targets[:2]:
+            node.kubelet.take_down(at)
+            assert not at.exists()
+        node.kill_and_start()
+        assert (targets[2] / "etc/name").read_bytes() == b"one"
+        node.kubelet.take_down(targets[2])
+        node.kubelet.take_down(targets[2])
+        assert node.shared() == []
+        assert list((node.root / "volumes").iterdir()) == list((node.root / "mnt").iterdir()) == []
+
+
+def test_a_volume_that_may_be_written_is_its_own(node: Node, tmp_path: Path) -> None:
+    with registry(tmp_path) as host:
+        attributes = {"image": f"{host}/team/app:v1"}
+        one, other = node.pods / "one", node.pods / "other"
+        for at in (one, other):
+            node.kubelet.publish(at, attributes, mode=WRITER, read_only=False, volume=at.name)
+        (one / "etc/name").write_bytes(b"mine")
+        assert (other / "etc/name").read_bytes() == b"one"
+        assert node.kubelet.stats(one, "one")[1][0] > 0
+        node.kubelet.take_down(one, "one")
+        node.kubelet.publish(one, attributes, mode=WRITER, read_only=False, volume="one")
+        assert (one / "etc/name").read_bytes() == b"one"  # what was written has gone with the volume
+        for at in (one, other):
+            node.kubelet.take_down(at, at.name)
+            assert not at.exists()
+
+
+def test_a_mount_that_has_died_is_made_again(node: Node, tmp_path: Path) -> None:
+    with registry(tmp_path) as host:
+        at, attributes = node.pods / "a", {"image": f"{host}/team/app:v1"}
+        node.kubelet.publish(at, attributes)
+        (shared,) = node.shared()
+        os.kill(node.imgfs.pid(shared), signal.SIGKILL)
+        until(lambda: errno_of(lambda: os.statvfs(at)) == errno.ENOTCONN, "the mount is dead")
+        node.kubelet.publish(at, attributes)
+        assert (at / "etc/name").read_bytes() == b"one"
+        node.kubelet.take_down(at)
+        assert node.shared() == []
+
+
+def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
+    with registry(tmp_path, htpasswd=ANN) as host:
+        pair = base64.b64encode(b"ann:canary-old").decode()
+        secret = json.dumps({"auths": {host: {"auth": pair}}, "credsStore": "touch-" + "x" * 9})
+        attributes = {"image": f"{host}/team/app:v1"}
+        good, bad = node.pods / "good", node.pods / "bad"
+        node.kubelet.publish(good, attributes, secret=secret, volume="good")
+        assert (good / "etc/name").read_bytes() == b"one"
+        with pytest.raises(RegistryError, match=r"401|no credentials"):
+            node.kubelet.publish(bad, attributes, volume="bad")
+        (kept,) = (node.root / "secrets").iterdir()
+        assert kept.stat().st_mode & 0o777 == 0o600
+        assert json.loads(kept.read_text()).keys() == {"auths"}  # no program that a pod names is run
+        words = Path(f"/proc/{node.imgfs.pid(node.shared()[0])}/cmdline").read_text()
+        assert not any(trace in node.log() + words for trace in ("canary", pair))
+        node.kubelet.take_down(good, "good")
+        node.kubelet.take_down(bad, "bad")
+        assert list((node.root / "secrets").iterdir()) == []
+
+
+def test_what_cannot_be_is_refused_with_a_reason(node: Node) -> None:
+    at = node.pods / "a"
+    for context, why in (
+        (NONE, "'image' is missing"),
+        ({"image": "oci:/etc"}, "'oci:/etc' is not in a registry"),
+        ({"image": "docker-archive:/root/x.tar"}, "is not in a registry"),
+        ({"image": "containerd:app"}, "is not in a registry"),
+        ({"image": "h.io/UPPER"}, "h.io/UPPER"),
+        ({"image": "h.io/app", "imgae": "x"}, "'imgae' is not known: there are image and platform"),
+        ({"image": "h.io/app", "platform": "x/y/z/w"}, "x/y/z/w"),
+    ):
+        with pytest.raises(RegistryError, match=why):
+            node.kubelet.publish(at, context)
+    image = {"image": "h.io/app"}
+    with pytest.raises(RegistryError, match="no block device"):
+        node.kubelet.publish(at, image, block=True)
+    for target in ("", "relative", "/a/../../b"):
+        with pytest.raises(RegistryError, match="target_path"):
+            node.kubelet.publish(target, image)
+    for secret in ("rubbish", "[]", '{"auths": 1}', '{"credHelpers": {}}'):
+        with pytest.raises(RegistryError, match="is not a JSON object with auths") as refused:
+            node.kubelet.publish(at, image, secret=secret)
+        assert secret not in str(refused.value)
+    with pytest.raises(RegistryError, match="not published there"):
+        node.kubelet.stats(at)
+    with pytest.raises(RegistryError, match="a request of CSI"):
+        node.kubelet.ask("Node/NodePublishVolume", b"\xff\xff\xff")
+    with pytest.raises(RegistryError, match=r"nimplemented|not found|12"):
+        node.kubelet.ask("Node/NodeStageVolume")
+    assert not at.exists()
+
+
+def test_the_controller_makes_names_for_claims(node: Node) -> None:
+    ask = node.kubelet.ask
+    assert ask("Identity/GetPluginInfo").text(1) == "image.csi.imgfs.io"
+    assert ask("Identity/Probe").message(1).number(1) == 1
+    assert ask("Node/NodeGetInfo").text(1) == "n1"
+    capability = encode_message((3, b"\x12\x00" + encode_message((3, encode_message((1, READ_ONLY))))))
+    parameters = encode_map(4, {"image": "h.io/app"})
+    request = encode_message((1, "pvc-1")) + capability + parameters
+    for _ in range(2):
+        volume = ask("Controller/CreateVolume", request).message(1)
+        assert (volume.text(2), volume.map(3)) == ("pvc-1", {"image": "h.io/app"})
+    with pytest.raises(RegistryError, match="is there, and otherwise"):
+        ask(
+            "Controller/CreateVolume",
+            encode_message((1, "pvc-1")) + capability + encode_map(4, {"image": "h.io/b"}),
+        )
+    checked = encode_message((1, "pvc-1")) + capability
+    assert ask("Controller/ValidateVolumeCapabilities", checked).has(1)
+    ask("Controller/DeleteVolume", encode_message((1, "pvc-1")))
+    with pytest.raises(RegistryError, match="does not exist"):
+        ask("Controller/ValidateVolumeCapabilities", checked)
