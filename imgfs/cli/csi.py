@@ -11,6 +11,7 @@ from imgfs.cli.options import (
     Commands,
     add_command,
     connection_options,
+    connection_words,
     driver_option,
     open_store,
     store_option,
@@ -66,11 +67,12 @@ Examples:
 def csi(options: argparse.Namespace) -> int:
     """Serve kubelet."""
     from imgfs import __version__
+    from imgfs.cli.snapshotter import mounts_survive
     from imgfs.config import csi_endpoint, notify_socket, variables
     from imgfs.daemonize import run_in_foreground
     from imgfs.engines.csi.services import Driver
     from imgfs.engines.csi.volumes import Volumes
-    from imgfs.engines.rpc import serve, tell_systemd
+    from imgfs.engines.rpc import only_one, serve, tell_systemd
 
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
@@ -79,19 +81,12 @@ def csi(options: argparse.Namespace) -> int:
     connection = connection_words(options)
     store = ["--store", str(open_store(options).root)]
     mounting = ["--driver", options.driver, "--log-level", options.log_level]
-    volumes = Volumes(root, [*connection, *store], mounting)
-    driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
-    notify = partial(tell_systemd, notify_socket(variables()))
-    run_in_foreground(lambda _: serve(address, driver.services(), notify), options.log_level.upper())
-    return 0
-
-
-def connection_words(options: argparse.Namespace) -> list[str]:
-    """Return the options of a connection as words, for a command that is run."""
-    flags = {"--plain-http": options.plain_http, "--insecure": options.insecure}
-    values = {"--tls-ca": options.tls_ca, "--read-timeout": options.read_timeout}
-    given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
-    return [*(name for name, is_given in flags.items() if is_given), *given]
+    shared = ["--restart"] if mounts_survive() else []
+    with only_one(root):
+        volumes = Volumes(root, [*connection, *store], mounting, shared)
+        driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
+        notify = partial(tell_systemd, notify_socket(variables()))
+        run_in_foreground(lambda _: serve(address, driver.services(), notify), options.log_level.upper())
 
 
 def _address(endpoint: str) -> Path:

@@ -100,6 +100,14 @@ def connection_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def connection_words(options: argparse.Namespace) -> list[str]:
+    """Return the options of a connection as words, for a command that is run."""
+    flags = {"--plain-http": options.plain_http, "--insecure": options.insecure}
+    values = {"--tls-ca": options.tls_ca, "--read-timeout": options.read_timeout}
+    given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
+    return [*(name for name, is_given in flags.items() if is_given), *given]
+
+
 def driver_option(command: argparse.ArgumentParser) -> None:
     """Add --driver."""
     command.add_argument(

@@ -11,6 +11,7 @@ from imgfs.cli.options import (
     Commands,
     add_command,
     connection_options,
+    connection_words,
     driver_option,
     open_store,
     rate,
@@ -72,10 +73,11 @@ def snapshotter(options: argparse.Namespace) -> int:
     """Serve containerd."""
     from imgfs.config import notify_socket, variables
     from imgfs.daemonize import run_in_foreground
+    from imgfs.engines.rpc import only_one, serve, tell_systemd
     from imgfs.engines.snapshotter.directories import SnapshotDirectories
     from imgfs.engines.snapshotter.image_mounts import ImageMounts
     from imgfs.engines.snapshotter.rows import SnapshotRows
-    from imgfs.engines.snapshotter.server import only_one, serve, tell_systemd
+    from imgfs.engines.snapshotter.service import service_of
     from imgfs.engines.snapshotter.snapshotter import Snapshotter
 
     if os.geteuid():
@@ -90,7 +92,7 @@ def snapshotter(options: argparse.Namespace) -> int:
             store,
         )
         notify = partial(tell_systemd, notify_socket(variables()))
-        run_in_foreground(lambda _: serve(made, address, notify), options.log_level.upper())
+        run_in_foreground(lambda _: serve(address, [service_of(made)], notify), options.log_level.upper())
 
 
 def _checked(path: Path) -> Path:
@@ -104,21 +106,14 @@ def _checked(path: Path) -> Path:
 def _mount_words(options: argparse.Namespace) -> list[str]:
     """Return the options of `imgfs mount` by which every image is mounted."""
     words = ["-o", "suid,dev", "--driver", options.driver, "--log-level", options.log_level]
-    if _survives():
+    if mounts_survive():
         words.append("--restart")
-    flags = {"--fill": options.fill, "--plain-http": options.plain_http, "--insecure": options.insecure}
-    words += [flag for flag, is_given in flags.items() if is_given]
-    values = {
-        "--limit-rate": options.limit_rate,
-        "--tls-ca": options.tls_ca,
-        "--read-timeout": options.read_timeout,
-    }
-    for option, value in values.items():
-        words += [option, str(value)] if value is not None else []
-    return words
+    words += ["--fill"] if options.fill else []
+    words += ["--limit-rate", str(options.limit_rate)] if options.limit_rate is not None else []
+    return [*words, *connection_words(options)]
 
 
-def _survives() -> bool:
+def mounts_survive() -> bool:
     """Return True if a mount's daemon that is killed can have a successor here."""
     from imgfs.mount.resume import check_kernel
 

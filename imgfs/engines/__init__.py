@@ -1,5 +1,8 @@
 """imgfs inside the engines: what containerd, Kubernetes and podman ask to show images.
 
+rpc           gRPC on a Unix socket            refusal   errors with a code of gRPC
+command       imgfs's own commands, run          liveness  whether a mount answers
 snapshotter/  containerd's proxy snapshotter: layers that are not fetched but mounted
+csi/          a driver of CSI: images as volumes of Kubernetes' pods
 node/         how a machine is told of it: containerd's configuration, systemd's unit
 """

@@ -2,6 +2,7 @@
 
 Of a mount whose daemon was killed the kernel still lists what it has cached, so only a question that is never
 cached tells: statfs(2). Where a holder starts another daemon, that question waits, and is answered then.
+EROFS answers it without its daemon, which has a socket.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import MountError
+from imgfs.mounts.holders import holder_of
 from imgfs.mounts.status_client import read_status
-from imgfs.mounts.table import mount_at
+from imgfs.mounts.table import Mount, mount_at
 
 PATIENCE = 20.0  # seconds: a daemon that was killed is back in five, on a machine that is busy
+_PAUSE = 0.2  # seconds before a daemon's socket is tried again
 
 
 def is_answering(mountpoint: Path, patience: float = PATIENCE) -> bool:
@@ -26,11 +30,20 @@ def is_answering(mountpoint: Path, patience: float = PATIENCE) -> bool:
         return False
     if mount.runtime is None:
         return statvfs_within(mountpoint, patience) is not None
-    try:  # EROFS answers that itself; its daemon has a socket
-        read_status(mount)
-    except MountError:
-        return False
-    return True
+    return _answers_status(mount, time.monotonic() + patience)
+
+
+def _answers_status(mount: Mount, end: float) -> bool:
+    """Ask the daemon, again and again while it may have a successor."""
+    while True:
+        try:
+            read_status(mount, max(0.1, end - time.monotonic()))
+        except MountError:
+            if time.monotonic() > end or holder_of(mount) is None:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
 
 
 def statvfs_within(path: Path, patience: float) -> os.statvfs_result | None:

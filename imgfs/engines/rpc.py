@@ -6,13 +6,15 @@ may do so as long as that takes, and the others must not wait for it.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,6 +71,23 @@ def tell_systemd(place: str | None, state: bytes) -> None:
             notifying.sendto(state, address)
     except OSError as error:
         log.warning("systemd cannot be told %s: %s", state.decode(), describe(error))
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Hold the lock of a server's directory; raises StoreError if another process has it."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"{root}: {describe(error)}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise StoreError(f"{root}: another process of imgfs uses it") from error
+    finally:
+        os.close(fd)
 
 
 def _listen(address: Path, services: Iterable[Service]) -> grpc.Server:

@@ -100,16 +100,6 @@ class ProtobufMessage:
         """Return a map of strings."""
         return {entry.text(1): entry.text(2) for entry in self.messages(field)}
 
-    def texts(self, field: int) -> list[str]:
-        """Return all strings of a repeated field."""
-        return [
-            body.decode(errors="replace") for body in self._fields.get(field, []) if isinstance(body, bytes)
-        ]
-
-    def map(self, field: int) -> dict[str, str]:
-        """Return a map of strings."""
-        return {entry.text(1): entry.text(2) for entry in self.messages(field)}
-
     def _last(self, field: int, kind: type[_T]) -> _T:
         value = self._fields.get(field, [kind()])[-1]
         if not isinstance(value, kind):

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgfs.engines.snapshotter.liveness import is_answering
+from imgfs.engines.liveness import is_answering
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.mounts import status_client
 from imgfs.mounts.table import Mount, imgfs_mounts

@@ -46,7 +46,7 @@ ALONE = {
     "yaml": {"oci.yaml"},
     "cryptography": {"signatures.keys"},
     "h2": {"transport.grpc"},
-    "grpc": {"engines.snapshotter.server"},
+    "grpc": {"engines.rpc"},
 }
 TWICE = {"Image", "_Layer"}  # names of classes that two modules have
 # Tests of several modules, or of what is said of all.

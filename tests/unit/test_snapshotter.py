@@ -16,7 +16,7 @@ import pytest
 
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
-from imgfs.engines.snapshotter.liveness import is_answering
+from imgfs.engines.liveness import is_answering
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import RegistryError
 from tests.support import tarmake

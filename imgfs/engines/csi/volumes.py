@@ -53,7 +53,7 @@ class Wanted:
     secret: str
 
 
-class Published(NamedTuple):
+class PublishedVolume(NamedTuple):
     """What is written down of a volume; `shared` is the shared mount's name, "" for one of its own."""
 
     volume: str
@@ -90,12 +90,16 @@ class Locks:
 class Volumes:
     """The volumes of this node, below `root`.
 
-    `options` are words for all commands of imgfs, `mounting` for `imgfs mount` alone.
+    `options` are words for all commands of imgfs, `mounting` for `imgfs mount`, `sharing` for that of a
+    shared mount.
     """
 
-    def __init__(self, root: Path, options: Sequence[str], mounting: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, options: Sequence[str], mounting: Sequence[str], sharing: Sequence[str]
+    ) -> None:
         self._options = options
         self._mounting = mounting
+        self._sharing = sharing
         self._records, self._shared, self._secrets = (root / name for name in ("volumes", "mnt", "secrets"))
         self._locks = Locks()
         try:
@@ -151,7 +155,7 @@ class Volumes:
 
     def _mount_alone(self, wanted: Wanted) -> None:
         secret = self._keep_secret(wanted, _name_of(wanted.target))
-        self._write(Published(wanted.volume, wanted.target, wanted.image, is_writable=True, shared=""))
+        self._write(_published(wanted, ""))
         words = ["-o", "nosuid,nodev", "--rw", *_platform(wanted), wanted.image, wanted.target]
         self._run(["mount", *self._options, *self._mounting, *words], secret)
 
@@ -162,7 +166,9 @@ class Volumes:
         words = ["inspect", "--json", *self._options, *_platform(wanted), wanted.image]
         found = json.loads(self._run(words, asked))
         name = _name_of(found["digest"], found["reference"], credentials)
-        self._write(Published(wanted.volume, wanted.target, wanted.image, is_writable=False, shared=name))
+        self._write(
+            PublishedVolume(wanted.volume, wanted.target, wanted.image, is_writable=False, shared=name)
+        )
         with self._locks.holding(name):
             place = self._shared / name
             if not is_answering(place):
@@ -177,9 +183,9 @@ class Volumes:
         secret = self._keep_secret(wanted, place.name)
         image = reference if "@" in reference else f"{reference}@{digest}"
         words = ["-o", "nosuid,nodev", "--index", "any", *_platform(wanted), image, str(place)]
-        self._run(["mount", *self._options, *self._mounting, *words], secret)
+        self._run(["mount", *self._options, *self._mounting, *self._sharing, *words], secret)
 
-    def _take_down(self, known: Published) -> None:
+    def _take_down(self, known: PublishedVolume) -> None:
         _detach(Path(known.target))
         self._record_path(known.target).unlink(missing_ok=True)
         self._drop_secret(_name_of(known.target))
@@ -212,15 +218,15 @@ class Volumes:
     def _record_path(self, target: str) -> Path:
         return self._records / f"{_name_of(target)}.json"
 
-    def _record(self, target: str) -> Published | None:
+    def _record(self, target: str) -> PublishedVolume | None:
         return _read(self._record_path(target))
 
-    def _all(self) -> Iterator[Published]:
+    def _all(self) -> Iterator[PublishedVolume]:
         for path in self._records.iterdir():
             if known := _read(path):
                 yield known
 
-    def _write(self, published: Published) -> None:
+    def _write(self, published: PublishedVolume) -> None:
         keep_file(self._record_path(published.target), json.dumps(published._asdict()).encode())
 
 
@@ -231,16 +237,20 @@ def keep_file(path: Path, body: bytes) -> None:
         temporary.write_bytes(body)
 
 
-def _read(path: Path) -> Published | None:
+def _published(wanted: Wanted, shared: str) -> PublishedVolume:
+    return PublishedVolume(wanted.volume, wanted.target, wanted.image, wanted.is_writable, shared)
+
+
+def _read(path: Path) -> PublishedVolume | None:
     try:
-        return Published(**json.loads(path.read_bytes()))
+        return PublishedVolume(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise StoreError(f"{path}: is damaged") from error
 
 
-def _is_shown(known: Published) -> bool:
+def _is_shown(known: PublishedVolume) -> bool:
     """Return True if a volume is where it was published, and answers."""
     return mount_at(Path(known.target)) is not None and is_answering(Path(known.target))
 

@@ -5,9 +5,10 @@ answers makes it fetch none: each layer is a row. What containers get is one ove
 one mount of imgfs, shared by all containers of the image. Images without labels (import, commit, build) are
 unpacked by containerd into directories, as its own overlayfs snapshotter has them.
 
-    rows         what snapshots there are: the truth, in SQLite      messages   requests and answers as bytes
-    labels       what containerd says of a layer                     refusal    errors, by their codes of gRPC
+    rows         what snapshots there are: the truth, in SQLite
+    labels       what containerd says of a layer
     directories  the upper directories of containers, and layers that were unpacked
-    image_mounts a mount of imgfs for each chain of layers in use    liveness   does a mount answer
-    snapshotter  the ten operations                                  server     gRPC on a socket; systemd
+    image_mounts a mount of imgfs for each chain of layers in use
+    snapshotter  the ten operations
+    messages     requests and answers as bytes       service  the operations as a service of gRPC
 """

@@ -10,9 +10,6 @@ here, and is held for no call that may wait.
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,18 +18,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.engines.snapshotter.liveness import is_answering
-from imgfs.engines.snapshotter.refusal import Code, Refusal
+from imgfs.engines.command import run_imgfs
+from imgfs.engines.liveness import is_answering
+from imgfs.engines.refusal import Refusal
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.mounts.table import mount_at
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
-from imgfs.quoting import printable
 
 _AT_ONCE = 8  # images that are prepared at the same time
-_LONGEST = 500  # characters of a reason
 
 log = logging.getLogger(__name__)
 
@@ -120,26 +116,11 @@ class ImageMounts:
 
     def _mount(self, chain: ImageChain, path: Path) -> None:
         """Run `imgfs mount`; raises Refusal with what it says."""
-        command = [sys.executable, "-P", "-m", "imgfs", "mount", *self._options, *_words(chain), str(path)]
-        log.info("mounting %s", " ".join(map(printable, command[4:])))
         path.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryFile() as said:  # no pipe: this process may end first
-            code = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                cwd="/",
-                start_new_session=True,
-                check=False,
-            ).returncode
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-        for line in lines[:-1] if code else lines:
-            log.warning("%s", printable(line))
-        if code:
-            reason = printable(lines[-1].removeprefix("imgfs: ") if lines else f"exit code {code}")
-            raise Refusal(Code.UNKNOWN, f"imgfs cannot mount {chain.image}: {reason[:_LONGEST]}")
+        try:
+            run_imgfs(["mount", *self._options, *_words(chain), str(path)])
+        except Refusal as error:
+            raise Refusal(error.code, f"imgfs cannot mount {chain.image}: {error}") from error
 
 
 def _words(chain: ImageChain) -> list[str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from imgfs.engines.snapshotter.refusal import Code, Refusal
+from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import ImgfsError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import RegistryReference, parse_reference

@@ -22,7 +22,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from imgfs.engines.snapshotter.refusal import Code, Refusal, already_exists, not_found
+from imgfs.engines.refusal import Code, Refusal, already_exists, not_found
 from imgfs.errors import StoreError
 
 _SCHEMA = """

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from imgfs.engines.refusal import Code, Refusal, already_exists
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import LAYER, TARGET, IdMaps, OfferedLayer, id_maps, offered_layer
@@ -24,7 +25,6 @@ from imgfs.engines.snapshotter.messages import (
     PrepareRequest,
     UpdateRequest,
 )
-from imgfs.engines.snapshotter.refusal import Code, Refusal, already_exists
 from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
