@@ -48,8 +48,7 @@ Examples:
     command.add_argument(
         "--root",
         metavar="DIR",
-        type=Path,
-        default=_ROOT,
+        default=str(_ROOT),
         help=f"where shared mounts are, and what is published is written down (default: {_ROOT})",
     )
     driver_option(command)
@@ -77,7 +76,7 @@ def csi(options: argparse.Namespace) -> int:
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
     address = _address(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
-    root = options.root.absolute()
+    root = Path(options.root).absolute()
     connection = connection_words(options)
     store = ["--store", str(open_store(options).root)]
     mounting = ["--driver", options.driver, "--log-level", options.log_level]

@@ -274,11 +274,11 @@ def test_ten_starts_at_once_make_one_mount_in_the_place_of_a_dead_one(node: Node
         pod.run(node.image)
         until(lambda: is_dead(node, mount), "all that serves the mount is killed")
         assert not is_answering(mount.mountpoint)
-        before = len([line for line in node.log() if "mounting mount" in line])
+        before = len([line for line in node.log() if ": imgfs mount " in line])
         with ThreadPoolExecutor(10) as pool:
             made = list(pool.map(lambda _: pod.run(node.image), range(10)))
         assert pod.exec(made[9], "cat", "/etc/name").out == "top"
-    assert len([line for line in node.log() if "mounting mount" in line]) == before + 1
+    assert len([line for line in node.log() if ": imgfs mount " in line]) == before + 1
     assert node.mount().device != mount.device
 
 

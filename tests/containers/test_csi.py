@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.errors import RegistryError
-from imgfs.mounts.table import mount_at, mounts
+from imgfs.mounts.holders import holder_of
+from imgfs.mounts.table import imgfs_mount_at, mount_at, mounts
 from imgfs.transport.engine_socket import connect_engine
 from imgfs.transport.grpc import GrpcChannel
 from imgfs.transport.protobuf import ProtobufMessage, encode_map, encode_message
@@ -192,6 +193,8 @@ def test_a_mount_that_has_died_is_made_again(node: Node, tmp_path: Path) -> None
         at, attributes = node.pods / "a", {"image": f"{host}/team/app:v1"}
         node.kubelet.publish(at, attributes)
         (shared,) = node.shared()
+        if holder := holder_of(imgfs_mount_at(shared)):  # else a successor of its daemon goes on
+            os.kill(holder, signal.SIGKILL)
         os.kill(node.imgfs.pid(shared), signal.SIGKILL)
         until(lambda: errno_of(lambda: os.statvfs(at)) == errno.ENOTCONN, "the mount is dead")
         node.kubelet.publish(at, attributes)

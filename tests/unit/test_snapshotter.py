@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.engines.liveness import is_answering
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
-from imgfs.engines.liveness import is_answering
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import RegistryError
 from tests.support import tarmake
@@ -208,7 +208,7 @@ def test_all_is_there_after_a_kill_and_a_second_process_is_refused(imgfs: Imgfs)
             asked.prepare(f"key {number:03}", "", {"n": str(number)})
         before = asked.all()
         said = imgfs.run("snapshotter", "--root", served.root, "--address", f"{served.socket}2").complaint()
-        assert said == f"{served.root}: another imgfs snapshotter uses it"
+        assert said == f"{served.root}: another process of imgfs uses it"
         served.end(signal.SIGKILL)
         served.start()
         assert (asked.all(), len(before)) == (before, 120)
