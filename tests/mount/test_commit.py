@@ -40,7 +40,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @needs_umoci
 @pytest.mark.parts
 @needs_docker_registry
-@pytest.mark.parametrize(("codec", "seed", "changes"), [("gzip", 1, 150), ("zstd", 2, 80)])
+@pytest.mark.parametrize(("codec", "seed", "changes"), [("gzip", 1, 100), ("zstd", 2, 50)])
 def test_the_image_shows_what_the_scratch_did(
     imgfs: Imgfs, registry: str, tmp_path: Path, codec: str, seed: int, changes: int
 ) -> None:

@@ -479,5 +479,5 @@ def test_the_machine_is_content_with_the_kernels_overlayfs(base: Base) -> None:
 
 @pytest.mark.drivers("fuse", "kernel")
 def test_a_scratch_behaves_as_a_plain_directory_and_as_the_model(imgfs: Imgfs, base: Base) -> None:
-    examples = {"fuse": 9, "kernel": 4}[imgfs.driver]
+    examples = {"fuse": 7, "kernel": 3}[imgfs.driver]
     run(base, lambda directory: Scratch(imgfs, base, directory / "scratch", directory / "mnt"), examples)

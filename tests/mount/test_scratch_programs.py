@@ -347,9 +347,9 @@ def archive_of(files: int) -> bytes:
 
 
 def test_tar_unpacks_thousands_of_files_and_rm_removes_them(work: Work) -> None:
-    work.bring("srv/many.tar", archive_of(2000))
+    work.bring("srv/many.tar", archive_of(1000))
     work.run("cd /srv; tar -xpf many.tar; find many -type f | wc -l")
-    assert work.compare("srv/many") == 2023
+    assert work.compare("srv/many") == 1013
     work.remount()
     work.run("cd /srv; tar -df many.tar; cp -a many more; diff -r --no-dereference many more; rm -rf more")
     work.run("cd /srv; mv many moved; find moved -type f -name '*7' -delete; find moved | wc -l")
@@ -357,9 +357,9 @@ def test_tar_unpacks_thousands_of_files_and_rm_removes_them(work: Work) -> None:
 
 
 def test_a_directory_of_the_image_is_copied_moved_and_removed(work: Work) -> None:
-    work.run("cp -a /usr/share/perl /srv/copy; diff -r --no-dereference /usr/share/perl /srv/copy")
-    work.run("mv /usr/share/perl /srv/perl; diff -r --no-dereference /srv/perl /srv/copy; rm -rf /srv/copy")
+    work.run("cp -a /usr/share/perl5 /srv/copy; diff -r --no-dereference /usr/share/perl5 /srv/copy")
+    work.run("mv /usr/share/perl5 /srv/perl; diff -r --no-dereference /srv/perl /srv/copy; rm -rf /srv/copy")
     work.remount()
-    work.compare("srv/perl")
-    work.run("mv /srv/perl /usr/share/perl; perl -e 'use strict; use POSIX; print floor(1.5)'")
+    assert work.compare("srv/perl") > 50
+    work.run("mv /srv/perl /usr/share/perl5; perl -e 'use strict; use Debconf::Gettext; print gettext(1.5)'")
     work.compare("usr/share")
