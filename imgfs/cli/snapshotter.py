@@ -17,9 +17,8 @@ from imgfs.cli.options import (
     rate,
     store_option,
 )
+from imgfs.cli.snapshotter_install import ADDRESS, ROOT, add_setup
 from imgfs.errors import MountError, UsageError
-
-_ROOT, _ADDRESS = "/var/lib/imgfs/snapshotter", "/run/imgfs/snapshotter.sock"
 
 
 def add_snapshotter(commands: Commands) -> None:
@@ -35,6 +34,7 @@ images as they need it. All containers of an image share one mount. What runs, a
 ends; it goes on from there when it is started again, without a registry.
 
 Examples:
+  imgfs snapshotter install
   imgfs snapshotter
   imgfs snapshotter --fill --limit-rate 20M     fetch the rest of every image, too, in the background
 """,
@@ -42,11 +42,11 @@ Examples:
     command.add_argument(
         "--address",
         metavar="SOCKET",
-        default=_ADDRESS,
-        help=f"where to answer (default: {_ADDRESS})",
+        default=ADDRESS,
+        help=f"where to answer (default: {ADDRESS})",
     )
     command.add_argument(
-        "--root", metavar="DIR", default=_ROOT, help=f"where snapshots are kept (default: {_ROOT})"
+        "--root", metavar="DIR", default=ROOT, help=f"where snapshots are kept (default: {ROOT})"
     )
     command.add_argument(
         "--fill", action="store_true", help="fetch all of each image in the background, while no read waits"
@@ -67,6 +67,7 @@ Examples:
         choices=["debug", "info", "warning", "error"],
         help="how much is logged, to standard error (default: info)",
     )
+    add_setup(command.add_subparsers(metavar="[install|uninstall]"))
 
 
 def snapshotter(options: argparse.Namespace) -> int:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from imgfs import manual
+from imgfs.engines.node.unit import MARK, NAME, unit
 from tests.support.patience import allowed
 
-UNITS = re.findall(r"```ini\n# (\S+)\n(.*?)```", manual.text("mounting"), flags=re.DOTALL)
+SHOWN = manual.text("mounting") + manual.text("engines")
+UNITS = re.findall(r"```ini\n# (\S+)\n(.*?)```", SHOWN, flags=re.DOTALL)
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 
@@ -33,6 +35,19 @@ def test_systemd_finds_nothing_wrong_with_the_manuals_units(tmp_path: Path, kind
     assert written
     verified = verify(kind, written, tmp_path)
     assert (verified.returncode, complaints(verified, written)) == (0, [])
+
+
+def test_the_snapshotters_unit_is_the_one_that_is_installed() -> None:
+    written = unit(["/usr/local/bin/imgfs", "snapshotter"]).removeprefix(MARK)
+    assert [text for path, text in UNITS if path.endswith(NAME)] == [written]
+
+
+@pytest.mark.parametrize("place", ["/run/a b/s", "/run/100%/s", "/run/$HOME/s", '/run/"/s'])
+def test_systemd_reads_a_path_as_it_was_given(tmp_path: Path, place: str) -> None:
+    command = Path(sys.executable).with_name("imgfs")
+    path = tmp_path / NAME
+    path.write_text(unit([str(command), "snapshotter", "--address", place]))
+    assert complaints(verify("system", [path], tmp_path), [path]) == []
 
 
 def test_systemd_would_find_something_wrong(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs.engines.snapshotter.rows import Snapshot, SnapshotKind, SnapshotUsage
-from imgfs.errors import StoreError, describe
+from imgfs.owned.writing import os_errors
 
 _ASIDE = "removed-"
 _BLOCK = 512  # bytes: the unit of st_blocks
@@ -25,7 +24,7 @@ class SnapshotDirectories:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        with _errors(place):
+        with os_errors(place):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def upper(self, snapshot: Snapshot) -> Path:
@@ -43,7 +42,7 @@ class SnapshotDirectories:
         if there is one, or else `owner`, who is root in the container.
         """
         upper = self.upper(snapshot)
-        with _errors(upper):
+        with os_errors(upper):
             shutil.rmtree(upper.parent, ignore_errors=True)  # of a row that a crash has taken back
             upper.mkdir(mode=0o755, parents=True)
             if snapshot.kind == SnapshotKind.ACTIVE:
@@ -56,7 +55,7 @@ class SnapshotDirectories:
     def usage(self, snapshot: Snapshot) -> SnapshotUsage:
         """Sum what a snapshot's own files take of the disk; a file with several names counts once."""
         upper = self.upper(snapshot)
-        with _errors(upper):
+        with os_errors(upper):
             blocks = {(found.st_dev, found.st_ino): found.st_blocks for found in _files(upper)}
         return SnapshotUsage(sum(blocks.values()) * _BLOCK, len(blocks))
 
@@ -64,7 +63,7 @@ class SnapshotDirectories:
         """Rename the directories whose ids belong to no snapshot: their numbers are free then."""
         for name in self._names():
             if name.isdecimal() and not belongs(int(name)):
-                with _errors(self._place):
+                with os_errors(self._place):
                     os.rename(self._place / name, self._place / f"{_ASIDE}{time.time_ns():x}-{name}")
 
     def remove_aside(self) -> None:
@@ -74,7 +73,7 @@ class SnapshotDirectories:
                 shutil.rmtree(self._place / name, ignore_errors=True)
 
     def _names(self) -> list[str]:
-        with _errors(self._place):
+        with os_errors(self._place):
             return os.listdir(self._place)
 
 
@@ -91,11 +90,3 @@ def _files(top: Path) -> Iterator[os.stat_result]:
                         ahead.append(entry.path)
         except FileNotFoundError:
             continue
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or path}: {describe(error)}") from error

@@ -1,0 +1,103 @@
+"""What containerd's configuration has to say of imgfs, by the version of its format.
+
+Versions 3 and 4 are containerd's 2.x, version 2 that of 1.6 and 1.7. Either all images are imgfs's, or those
+alone of pods whose RuntimeClass has the handler `imgfs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imgfs.engines.node.toml_edit import Keys, TomlEdit, Value, undone
+from imgfs.errors import UsageError
+
+NAME = "imgfs"  # of the plugin, and of the runtime's handler
+VERSIONS = (2, 3, 4)
+_OTHERS = "overlayfs"
+_CRI = ("plugins", "io.containerd.grpc.v1.cri", "containerd")  # version 2
+_IMAGES = ("plugins", "io.containerd.cri.v1.images")
+_RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
+_UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
+_RUNC = "io.containerd.runc.v2"
+_SNAPSHOTTER = "snapshotter"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """How this machine is to use imgfs: where its snapshotter answers and keeps what it has, for which pods.
+
+    `platform` is the machine's, like linux/amd64; `version` the format of a configuration that does not say.
+    """
+
+    address: str
+    root: str
+    platform: str
+    by_runtime_class: bool
+    version: int
+
+
+def with_imgfs(text: str, setup: NodeSetup, where: str) -> str:
+    """Return a configuration that has imgfs; one that has it already comes back as it is.
+
+    Raises UsageError, naming `where`, for one that cannot be changed.
+    """
+    edit = TomlEdit(undone(text), where)
+    version = edit.document.get("version", setup.version)
+    if edit.document and "version" not in edit.document:
+        raise UsageError(f"{where}: has no version, so it is of version 1: see `containerd config migrate`")
+    if not isinstance(version, int) or version not in VERSIONS:
+        raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
+    edit.set((), "version", version)
+    _set_plugin(edit, setup, exports=version > 2)
+    (_set_images if version > 2 else _set_cri)(edit, setup)
+    return edit.text
+
+
+def _set_plugin(edit: TomlEdit, setup: NodeSetup, *, exports: bool) -> None:
+    plugin = ("proxy_plugins", NAME)
+    edit.set(plugin, "type", "snapshot")
+    edit.set(plugin, "address", setup.address)
+    if exports:
+        edit.set(plugin, "capabilities", ["remap-ids"])
+        # else containerd passes no labels, from 2.1 on; and where the kubelet looks for free space
+        edit.set((*plugin, "exports"), "enable_remote_snapshot_annotations", "true")
+        edit.set((*plugin, "exports"), "root", setup.root)
+
+
+def _set_images(edit: TomlEdit, setup: NodeSetup) -> None:
+    """Versions 3 and 4."""
+    if setup.by_runtime_class:
+        _set_runtime(edit, _RUNTIMES)
+        edit.set((*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME)
+    else:
+        edit.set(_IMAGES, _SNAPSHOTTER, NAME)
+    known = edit.table(_UNPACK[:-1]).get(_UNPACK[-1])
+    entries = [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
+    if any(one.get(_SNAPSHOTTER) == NAME for one in entries):
+        return
+    for name in (NAME, *(() if entries else (_OTHERS,))):  # what is listed replaces the default
+        edit.append(_UNPACK, {"platform": setup.platform, _SNAPSHOTTER: name})
+
+
+def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
+    """Version 2."""
+    if setup.by_runtime_class:  # containerd 1.7
+        _set_runtime(edit, (*_CRI, "runtimes"))
+    else:
+        edit.set(_CRI, _SNAPSHOTTER, NAME)
+    edit.set(_CRI, "disable_snapshot_annotations", False)
+
+
+def _set_runtime(edit: TomlEdit, runtimes: Keys) -> None:
+    """Add a runtime like runc's, options included: how cgroups are made is among them."""
+    ours, runc = (*runtimes, NAME), edit.table((*runtimes, "runc"))
+    kind = runc.get("runtime_type")
+    edit.set(ours, "runtime_type", kind if isinstance(kind, str) and kind else _RUNC)
+    edit.set(ours, _SNAPSHOTTER, NAME)
+    options = runc.get("options")
+    for key, value in options.items() if isinstance(options, dict) else ():
+        edit.set((*ours, "options"), key, _plain(value))
+
+
+def _plain(value: object) -> Value:
+    return value if isinstance(value, str | bool | int) else str(value)
