@@ -16,6 +16,7 @@ from imgfs.transport.source import Source
 _SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
 _ENVELOPES = ("application/vnd.dsse.envelope.v1+json", "application/vnd.dev.sigstore.bundle")
 _ANNOTATION = "dev.cosignproject.cosign/signature"
+_MORE = ("bundle", "certificate", "chain")  # annotations of cosign's that a log or certificates need
 _SIGN = "https://sigstore.dev/cosign/sign/v1"  # the predicate of a statement that is a signature
 _LARGEST_PAYLOAD = 1 << 20  # bytes
 _LARGEST_ENVELOPE = 16 << 20  # bytes; a bill of materials may be in it
@@ -35,15 +36,22 @@ PREDICATES = {  # cosign's names of predicate types (`cosign attest --type`)
 
 
 class Signature(NamedTuple):
-    """A signature as it was found; nothing of it is verified."""
+    """A signature as it was found; nothing of it is verified.
+
+    `bundle` is a log's entry of it, `certificate` that of its key, `chain` its authorities; "" if not there.
+    """
 
     payload: bytes
     signature: bytes
+    bundle: str = ""
+    certificate: str = ""
+    chain: str = ""
 
     @classmethod
     def read(cls, payload: bytes, annotations: Mapping[str, str]) -> Signature:
         """Return the signature in an attachment that is one (`is_signature`); raises InvalidImage."""
-        return cls(payload, from_base64(annotations[_ANNOTATION], _ANNOTATION))
+        more = (annotations.get(f"dev.sigstore.cosign/{name}", "") for name in _MORE)
+        return cls(payload, from_base64(annotations[_ANNOTATION], _ANNOTATION), *more)
 
     def claim_by(self, keys: Sequence[PublicKey]) -> tuple[PublicKey, Claim] | None:
         """Return what is claimed, and the key by which it is verified; None if none does.

@@ -18,6 +18,7 @@ from imgfs.oci.fields import object_at, objects_in, parse_json, text_in
 
 IN_TOTO = "application/vnd.in-toto+json"
 _MOST_SIGNATURES = 20
+_AS_STANDARD = str.maketrans("-_", "+/", "\r\n")
 _STATEMENTS = ("https://in-toto.io/Statement/v0.1", "https://in-toto.io/Statement/v1")
 
 
@@ -78,8 +79,8 @@ def _digest(subject: Mapping[str, object], where: str) -> Digest | None:
 
 
 def from_base64(text: str, where: str) -> bytes:
-    """Return the bytes of standard or URL-safe base64; raises InvalidImage."""
+    """Return the bytes of standard or URL-safe base64, perhaps in lines; raises InvalidImage."""
     try:
-        return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+        return base64.b64decode(text.translate(_AS_STANDARD), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidImage("not base64", where=where) from error

@@ -1,7 +1,6 @@
 """A policy's verdict on an image (containers-policy.json(5), "Policy Requirements").
 
-All requirements have to accept the image; what cannot be checked refuses it. Of several signatures a good one
-is enough.
+All requirements have to accept the image. Of several signatures a good one is enough.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from imgfs.errors import ImgfsError, InvalidImage, UsageError
@@ -18,9 +16,9 @@ from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import Reference, RegistryReference
 from imgfs.signatures.cosign import Signature, signatures_of
 from imgfs.signatures.identity import ImageName
-from imgfs.signatures.keys import PublicKey, read_small
 from imgfs.signatures.openpgp import Keyring, open_keyring
 from imgfs.signatures.policy import ANYTHING, GPG, REJECT, Requirement, TrustPolicy
+from imgfs.signatures.sigstore import SigstoreTrust
 from imgfs.signatures.simple_signing import ATOMIC, Claim, parse_claim
 from imgfs.signatures.stored import StoredSignatures
 from imgfs.transport.source import Source
@@ -85,8 +83,6 @@ class _Evaluation:
             return "anything is accepted, without a look at signatures"
         if requirement.kind == REJECT:
             raise _NotAccepted("every image is rejected")
-        if requirement.unchecked:
-            raise _NotAccepted(f"{requirement.unchecked}: not checked by imgfs: not accepted")
         if requirement.kind == GPG:
             return self._check_openpgp(requirement)
         return self._check_cosign(requirement)
@@ -94,17 +90,16 @@ class _Evaluation:
     def _check_openpgp(self, requirement: Requirement) -> str:
         messages = self._some(lambda: self._stored.openpgp)
         with _refusing(UsageError):
-            bodies = [read_small(Path(path)) for path in requirement.key_paths]
-            with open_keyring([*bodies, *requirement.key_bodies]) as keyring:
+            bodies = [body for _, body in requirement.sources.keys.load("keyData")]
+            with open_keyring(bodies) as keyring:
                 claims = [partial(_claim_by_keyring, message, keyring) for message in messages]
                 return self._first_accepted(claims, requirement)
 
     def _check_cosign(self, requirement: Requirement) -> str:
         signatures = self._some(lambda: self._cosign)
         with _refusing(UsageError):
-            keys = [PublicKey.load(Path(path)) for path in requirement.key_paths]
-            keys += [PublicKey.parse(body, "keyData") for body in requirement.key_bodies]
-        claims = [partial(_claim_by_keys, signature, keys) for signature in signatures]
+            trust = SigstoreTrust.load(requirement.sources)
+        claims = [partial(_claim_by_trust, signature, trust) for signature in signatures]
         return self._first_accepted(claims, requirement)
 
     def _some(self, find: Callable[[], Sequence[T]]) -> Sequence[T]:
@@ -163,8 +158,8 @@ def _claim_by_keyring(message: bytes, keyring: Keyring) -> tuple[str, Claim]:
     return f"the key {signed.fingerprint}", parse_claim(signed.payload, ATOMIC)
 
 
-def _claim_by_keys(signature: Signature, keys: Sequence[PublicKey]) -> tuple[str, Claim]:
-    found = signature.claim_by(keys)
+def _claim_by_trust(signature: Signature, trust: SigstoreTrust) -> tuple[str, Claim]:
+    found = signature.claim_by(trust.keys_for(signature))
     if found is None:
         raise InvalidImage("a signature by another key")
     return found[0].name, found[1]

@@ -6,15 +6,19 @@ curve that of the curve's own size counts, too, as newer versions of cosign use 
 
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgfs.errors import UsageError, describe
+from imgfs.errors import InvalidImage, UsageError
+from imgfs.signatures.policy_keys import read_small
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
-_LARGEST = 1 << 20  # bytes of a file with a key, or of a policy
+_BEGIN = b"-----BEGIN"
+_PEM = re.compile(rb"(?:\A|\n)-----BEGIN ([A-Z0-9 ]+)-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END \1-----\r?\n?\Z")
 _LEAST_RSA = 2048  # bits; smaller keys are broken or about to be
 
 
@@ -29,13 +33,19 @@ class PublicKey:
     def parse(cls, pem: bytes, name: str) -> PublicKey:
         """Read a key; raises UsageError."""
         from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
         try:
             key = load_pem_public_key(pem)
         except (ValueError, UnsupportedAlgorithm) as error:
             raise UsageError(f"{name}: not a public key in PEM") from error
+        return cls.of(key, name)
+
+    @classmethod
+    def of(cls, key: object, name: str) -> PublicKey:
+        """Take a key of the library's; raises UsageError for one that is not verified by."""
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
         if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey):
             raise UsageError(f"{name}: a key of a kind that imgfs does not verify by (ECDSA, RSA, Ed25519)")
         if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA:
@@ -46,6 +56,20 @@ class PublicKey:
     def load(cls, path: Path) -> PublicKey:
         """Read a file with a key; raises UsageError."""
         return cls.parse(read_small(path), str(path))
+
+    @property
+    def is_ecdsa(self) -> bool:
+        """Return True for a key on an elliptic curve, but Ed25519."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return isinstance(self._key, ec.EllipticCurvePublicKey)
+
+    @property
+    def der(self) -> bytes:
+        """Return the key as in a certificate (SubjectPublicKeyInfo)."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return bytes(self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
     def verifies(self, signature: bytes, body: bytes) -> bool:
         """Return True if the signature of `body` was made by the private key of this one."""
@@ -80,13 +104,12 @@ def _hashes(bits: int) -> list[HashAlgorithm]:
     return [SHA256()] if bits <= 256 else [SHA256(), SHA384() if bits <= 384 else SHA512()]
 
 
-def read_small(path: Path) -> bytes:
-    """Return the bytes of a file of keys or of a policy; raises UsageError."""
+def der_of(pem: bytes, where: str) -> bytes:
+    """Return the bytes in the only block of PEM, which a text may precede (RFC 7468); raises InvalidImage."""
+    found = _PEM.search(pem)
     try:
-        with path.open("rb") as file:
-            body = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {describe(error)}") from error
-    if len(body) > _LARGEST:
-        raise UsageError(f"{path}: larger than {_LARGEST} bytes")
-    return body
+        if found and pem.count(_BEGIN) == 1:
+            return base64.b64decode(b"".join(found[2].split()), validate=True)
+    except ValueError:
+        pass  # as if it were none
+    raise InvalidImage("not a single key or certificate in PEM", where=where)

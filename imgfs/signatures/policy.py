@@ -1,20 +1,18 @@
 """containers-policy.json(5): which requirements an image has to fulfil.
 
 Its reading is strict, as the page has it: a field that is not known, or is there twice, makes the whole file
-invalid. Options that imgfs cannot check are read, and then refuse every image.
+invalid.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import InvalidImage, UsageError
-from imgfs.oci.fields import list_in, object_at, parse_json, text_in, texts_in
+from imgfs.oci.fields import list_in, object_at, parse_json, text_in
 from imgfs.oci.reference import (
     DIRECTORY,
     DOCKER_ARCHIVE,
@@ -29,20 +27,20 @@ from imgfs.oci.reference import (
     is_prefix,
 )
 from imgfs.signatures.identity import USUAL, ImageName, SignedIdentity
+from imgfs.signatures.policy_keys import (
+    GPG_KEY_FIELDS,
+    SIGSTORE_KEY_FIELDS,
+    KeySources,
+    check_known,
+    parse_key_sources,
+)
 
 ANYTHING, REJECT, GPG, SIGSTORE = "insecureAcceptAnything", "reject", "signedBy", "sigstoreSigned"
-_KEYS = {"keyPath", "keyPaths", "keyData"}
 _FIELDS = {
     ANYTHING: {"type"},
     REJECT: {"type"},
-    GPG: {"type", "keyType", "signedIdentity", *_KEYS},
-    SIGSTORE: {"type", "signedIdentity", "keyDatas", *_KEYS},
-}
-# of newer versions: certificates and transparency logs, which imgfs does not check
-_UNCHECKED = {
-    "fulcio",
-    "pki",
-    *(f"rekorPublicKey{end}" for end in ("Path", "Paths", "Data", "Datas")),
+    GPG: {"type", "keyType", "signedIdentity", *GPG_KEY_FIELDS},
+    SIGSTORE: {"type", "signedIdentity", *SIGSTORE_KEY_FIELDS},
 }
 _IDENTITIES = {  # the fields beside `type`
     "matchExact": (),
@@ -63,13 +61,11 @@ _TRANSPORTS = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A requirement of a `kind`; `unchecked` names an option that imgfs does not check."""
+    """A requirement of a `kind`: by what, and for which name, an image has to be signed."""
 
     kind: str
     identity: SignedIdentity = USUAL
-    key_paths: tuple[str, ...] = ()
-    key_bodies: tuple[bytes, ...] = ()
-    unchecked: str = ""
+    sources: KeySources = field(default_factory=KeySources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ def parse_policy(body: bytes, where: str) -> TrustPolicy:
     """Read a policy; raises UsageError, since it is a file of the user's."""
     try:
         fields = object_at(parse_json(body, where), where)
-        _known(fields, {"default", "transports"}, where)
+        check_known(fields, {"default", "transports"}, where)
         transports = object_at(fields.get("transports", {}), f"{where}: transports")
         return TrustPolicy(
             _requirements(fields, "default", where),
@@ -120,36 +116,13 @@ def _requirement(fields: dict[str, object], where: str) -> Requirement:
     kind = text_in(fields, "type", where)
     if kind not in _FIELDS:
         raise InvalidImage(f"a requirement of type {kind!r:.60} is not known", where=where)
-    unchecked = sorted(_UNCHECKED & fields.keys()) if kind == SIGSTORE else []
-    _known(fields, _FIELDS[kind] | set(unchecked), where)
+    check_known(fields, _FIELDS[kind], where)
     if kind in (ANYTHING, REJECT):
         return Requirement(kind)
     if kind == GPG and text_in(fields, "keyType", where) != "GPGKeys":
         raise InvalidImage("the only keyType is GPGKeys", where=where)
     identity = _identity(fields["signedIdentity"], where) if "signedIdentity" in fields else USUAL
-    paths, bodies = _keys(fields, where, is_optional=bool(unchecked))
-    return Requirement(kind, identity, paths, bodies, ", ".join(unchecked))
-
-
-def _keys(
-    fields: dict[str, object], where: str, *, is_optional: bool
-) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
-    """Return the paths of keys, and keys themselves: exactly one field has them."""
-    given = fields.keys() & {"keyDatas", *_KEYS}
-    if len(given) != 1 and not (is_optional and not given):
-        raise InvalidImage("expected exactly one of keyPath, keyPaths and keyData", where=where)
-    paths = [text_in(fields, "keyPath", where)] if "keyPath" in given else texts_in(fields, "keyPaths", where)
-    datas = [text_in(fields, "keyData", where)] if "keyData" in given else texts_in(fields, "keyDatas", where)
-    if given and not all([*paths, *datas, paths or datas]):
-        raise InvalidImage("a key without its place", where=where)
-    return tuple(paths), tuple(_decoded(data, where) for data in datas)
-
-
-def _decoded(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidImage("keyData is not base64", where=where) from error
+    return Requirement(kind, identity, parse_key_sources(fields, where))
 
 
 def _identity(value: object, where: str) -> SignedIdentity:
@@ -159,7 +132,7 @@ def _identity(value: object, where: str) -> SignedIdentity:
     if kind not in _IDENTITIES:
         raise InvalidImage(f"{kind!r:.60} is not known", where=where)
     names = _IDENTITIES[kind]
-    _known(fields, {"type", *names}, where)
+    check_known(fields, {"type", *names}, where)
     values = [text_in(fields, name, where) for name in names]
     try:
         if kind == "exactReference" and ImageName.parse(values[0]).is_name_only:
@@ -171,11 +144,6 @@ def _identity(value: object, where: str) -> SignedIdentity:
     if kind == "remapIdentity" and not all(map(is_prefix, values)):
         raise InvalidImage("a prefix is a host, a namespace or a repository", where=where)
     return SignedIdentity(kind, *values)
-
-
-def _known(fields: Mapping[str, object], known: set[str], where: str) -> None:
-    for name in fields.keys() - known:
-        raise InvalidImage(f"the field {name[:60]!r} is not known", where=where)
 
 
 def _scopes(reference: Reference) -> tuple[str, list[str]]:

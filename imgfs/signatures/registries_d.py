@@ -14,7 +14,7 @@ from imgfs.errors import InvalidImage, UsageError, describe
 from imgfs.oci.fields import object_at, text_in
 from imgfs.oci.yaml import parse_yaml
 from imgfs.signatures.identity import ImageName
-from imgfs.signatures.keys import read_small
+from imgfs.signatures.policy_keys import read_small
 
 _MOST_FILES = 1000
 

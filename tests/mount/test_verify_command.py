@@ -6,6 +6,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from imgfs.cli import main
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
+from tests.support.keyless import HOUR, LOGGED, Authority, Certified, Log, Made, public_pem
 from tests.support.mounted import (
     Stored,
     documents,
@@ -26,7 +28,7 @@ from tests.support.mounted import (
     write_image,
     zstd,
 )
-from tests.support.signing import KINDS, Part, Signer, attachment, tag_of
+from tests.support.signing import KINDS, Part, Signer, attachment, claim_of, tag_of
 
 FIRST = tar.archive(tar.directory("etc"), tar.file("etc/a", b"a" * 100_000), tar.hardlink("etc/b", "etc/a"))
 SECOND = tar.archive(tar.whiteout("etc/a"), tar.symlink("l", "etc"))
@@ -256,10 +258,67 @@ def test_a_policy_decides_by_key_and_name(verify: Verify, tmp_path: Path) -> Non
         exact = {"type": "exactRepository", "dockerRepository": "example.com/app"}
         assert "not for this name" in asked({**required, "signedIdentity": exact}, code=3)
         assert "No such file" in asked({**required, "keyPath": str(tmp_path / "none")}, code=3)
-        assert "not checked by imgfs" in asked({**required, "rekorPublicKeyData": "AA=="}, code=3)
+        assert "not a public key" in asked({**required, "rekorPublicKeyData": "AA=="}, code=3)
         assert "rejected" in asked(required, {"type": "reject"}, code=3)
         served.attach(Part(b"{}", "text/plain"))
         assert "there is none" in asked(required, code=3)
+
+
+def test_a_policy_wants_a_log_or_certificates(verify: Verify, tmp_path: Path) -> None:
+    log, root = Log(), Authority("root")
+    middle = root.authority("middle")
+    now = datetime.now(UTC)
+    issuer, email = "https://login.example", "me@example.com"
+    short = middle.leaf(emails=[email], issuer=issuer)
+    lasting = middle.leaf(emails=[email], hosts=["build.example"], begin=now - HOUR, end=now + HOUR)
+    for name, body in (("log", log.pem), ("root", root.pem), ("key", public_pem(short.key))):
+        (tmp_path / name).write_bytes(body)
+    logged = {"rekorPublicKeyPath": str(tmp_path / "log")}
+    by_key = {"type": "sigstoreSigned", "keyPath": str(tmp_path / "key"), **logged}
+    who = {"caPath": str(tmp_path / "root"), "oidcIssuer": issuer, "subjectEmail": email}
+    by_fulcio = {"type": "sigstoreSigned", "fulcio": who, **logged}
+    where = {"caRootsPath": str(tmp_path / "root"), "subjectEmail": email, "subjectHostname": "build.example"}
+    by_pki = {"type": "sigstoreSigned", "pki": where}
+    with FaultServer() as server:
+        served = Served(server)
+        payload = claim_of(served.digest, served.name)
+
+        def asked(made: Made, requirement: Mapping[str, Any], code: int) -> str:
+            served.attach(made.part)
+            words = (served.name, "--no-layers", "--policy", verify.policy([requirement]))
+            return str(verify.json(*words, code=code)["policy"]["reason"])
+
+        def signature(leaf: Certified, key: Any = None) -> Made:
+            return Made(payload, key or leaf.key)
+
+        pem = short.pem
+        keyless = signature(short).certified(short).logged(log, pem)
+        assert asked(keyless, by_fulcio, 0) == f"signed by the certificate of {email} for {served.name}"
+        later = signature(short).certified(short).logged(log, pem, LOGGED + 2 * HOUR)
+        assert "not valid at 2025-06-01 02:00:00" in asked(later, by_fulcio, 3)
+        unlogged = signature(short).certified(short)
+        assert "without an entry" in asked(unlogged, by_fulcio, 3)
+        assert "without a certificate" in asked(signature(short).logged(log, pem), by_fulcio, 3)
+        of_another = unlogged.logged(log, lasting.pem)
+        assert "a log of another key" in asked(of_another, by_fulcio, 3)
+        stolen = signature(short, lasting.key).certified(short).logged(log, pem)
+        assert "by another key" in asked(stolen, by_fulcio, 3)
+        alone = signature(short).certified(short, chain="").logged(log, pem)
+        assert "authority that is another" in asked(alone, by_fulcio, 3)
+        for field, value in (("oidcIssuer", "https://x"), ("subjectEmail", "x@example.com")):
+            assert "a certificate" in asked(keyless, {**by_fulcio, "fulcio": {**who, field: value}}, 3)
+        key_logged = signature(short).logged(log, public_pem(short.key))
+        assert asked(key_logged, by_key, 0) == f"signed by {tmp_path}/key for {served.name}"
+        assert "without an entry" in asked(signature(short), by_key, 3)
+        assert "a log of another key" in asked(signature(short).logged(log, log.pem), by_key, 3)
+        assert asked(signature(lasting).certified(lasting), by_pki, 0).startswith("signed by the certificate")
+        assert "not for build.other" in asked(
+            signature(lasting).certified(lasting),
+            {**by_pki, "pki": {**where, "subjectHostname": "build.other"}},
+            3,
+        )
+        (tmp_path / "root").write_bytes(b"junk")
+        assert f"{tmp_path}/root: not certificates" in asked(keyless, by_fulcio, 3)
 
 
 def test_policy_is_found_where_it_usually_is(

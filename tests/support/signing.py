@@ -58,12 +58,7 @@ class Signer:
 
     def signature(self, digest: str, reference: str = "", **changes: Any) -> Part:
         """A signature of a manifest; `changes` are other fields of `critical`."""
-        critical = {
-            "identity": {"docker-reference": reference},
-            "image": {"docker-manifest-digest": digest},
-            "type": "cosign container image signature",
-        }
-        body = json.dumps({"critical": {**critical, **changes}, "optional": None}).encode()
+        body = claim_of(digest, reference, **changes)
         signature = base64.b64encode(self.sign(body)).decode()
         return Part(body, SIMPLE, {"dev.cosignproject.cosign/signature": signature})
 
@@ -87,6 +82,16 @@ class Signer:
             return Part(json.dumps(envelope).encode(), DSSE)
         bundle = {"verificationMaterial": {"publicKey": {"hint": "x"}}, "dsseEnvelope": envelope}
         return Part(json.dumps(bundle).encode(), "application/vnd.dev.sigstore.bundle.v0.3+json")
+
+
+def claim_of(digest: str, reference: str = "", **changes: Any) -> bytes:
+    """What a signature of a manifest signs; `changes` are other fields of `critical`."""
+    critical = {
+        "identity": {"docker-reference": reference},
+        "image": {"docker-manifest-digest": digest},
+        "type": "cosign container image signature",
+    }
+    return json.dumps({"critical": {**critical, **changes}, "optional": None}).encode()
 
 
 class Attachment(NamedTuple):

@@ -44,7 +44,7 @@ ALONE = {
     "pygments": {"cli.browser"},
     "fsspec": {"api.filesystem"},
     "yaml": {"oci.yaml"},
-    "cryptography": {"signatures.keys"},
+    "cryptography": {"signatures.keys", "signatures.certificates", "signatures.sigstore"},
     "h2": {"transport.grpc"},
     "grpc": {"engines.rpc"},
 }

@@ -18,9 +18,12 @@ from imgfs.errors import UsageError
 from imgfs.oci.reference import parse_reference
 from imgfs.signatures.identity import ImageName, SignedIdentity
 from imgfs.signatures.policy import ANYTHING, REJECT, parse_policy
+from imgfs.signatures.policy_keys import FulcioTrust, KeySources, Material, PkiTrust
 
 HOST = "reg.example.com:5000"
 DIGEST = "sha256:" + "0" * 64
+FULCIO = {"caPath": "/c", "oidcIssuer": "i", "subjectEmail": "e"}
+LOGGED = {"rekorPublicKeyPath": "/x"}
 KEY = {"type": "sigstoreSigned", "keyData": base64.b64encode(b"x").decode()}
 
 
@@ -93,6 +96,18 @@ def test_the_most_specific_scope_counts(image: str, scope: str) -> None:
         policy([{**KEY, "keyPath": "/x"}]),
         policy([{**KEY, "keyData": "?"}]),
         policy([{"type": "signedBy", "keyType": "X", "keyPath": "/x"}]),
+        policy([{"type": "signedBy", "keyType": "GPGKeys", "keyDatas": ["AA=="]}]),
+        policy([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x", "rekorPublicKeyPath": "/x"}]),
+        policy([{"type": "sigstoreSigned", "fulcio": FULCIO}]),
+        policy([{"type": "sigstoreSigned", "fulcio": {**FULCIO, "subjectEmail": ""}, **LOGGED}]),
+        policy([{"type": "sigstoreSigned", "fulcio": {**FULCIO, "caData": "AA=="}, **LOGGED}]),
+        policy([{"type": "sigstoreSigned", "fulcio": {**FULCIO, "more": 1}, **LOGGED}]),
+        policy([{**KEY, "fulcio": FULCIO, **LOGGED}]),
+        policy([{**KEY, **LOGGED, "rekorPublicKeyData": "AA=="}]),
+        policy([{**KEY, "rekorPublicKeyDatas": []}]),
+        policy([{"type": "sigstoreSigned", "pki": {"caRootsPath": "/x"}}]),
+        policy([{"type": "sigstoreSigned", "pki": {"subjectEmail": "x"}}]),
+        policy([{"type": "sigstoreSigned", "pki": {"caRootsPath": "/x", "subjectEmail": "x"}, **LOGGED}]),
         policy([{**KEY, "signedIdentity": {}}]),
         policy([{**KEY, "signedIdentity": {"type": "matchExact", "prefix": "x"}}]),
         policy([{**KEY, "signedIdentity": {"type": "exactReference", "dockerReference": "busybox"}}]),
@@ -106,9 +121,17 @@ def test_what_is_not_known_makes_the_file_invalid(body: bytes) -> None:
         parse_policy(body, "policy.json")
 
 
-def test_options_that_cannot_be_checked_are_remembered() -> None:
-    body = policy([{"type": "sigstoreSigned", "fulcio": {}, "rekorPublicKeyData": "AA=="}])
-    assert parse_policy(body, "p").default[0].unchecked == "fulcio, rekorPublicKeyData"
+def test_keys_and_certificates_are_remembered_and_not_read() -> None:
+    pki = {"caRootsPath": "/r", "caIntermediatesData": "AA==", "subjectHostname": "h"}
+    logged = {"fulcio": FULCIO, "rekorPublicKeyPaths": ["/1", "/2"]}
+    for fields, sources in (
+        ({"keyPath": "/k"}, KeySources(Material(("/k",)))),
+        ({"keyDatas": ["AA==", "AQ=="]}, KeySources(Material((), (b"\0", b"\1")))),
+        (logged, KeySources(rekor=Material(("/1", "/2")), fulcio=FulcioTrust(Material(("/c",)), "i", "e"))),
+        ({"pki": pki}, KeySources(pki=PkiTrust(Material(("/r",)), Material((), (b"\0",)), "", "h"))),
+    ):
+        found = parse_policy(policy([{"type": "sigstoreSigned", **fields}]), "p").default[0]
+        assert found.sources == sources
 
 
 TAGGED, PINNED = f"{HOST}/ns/app:v1", f"{HOST}/ns/app@{DIGEST}"
