@@ -96,6 +96,7 @@ COMMANDS = {
     "push": Command("copy", "copy an image to a registry"),
     "index": Command("index", "index images, and publish the indexes beside them"),
     "snapshotter": Command("snapshotter", "show images to containerd and Kubernetes, lazily"),
+    "cri": Command("cri", "hear by which passwords kubelet pulls images"),
     "csi": Command("csi", "show images to Kubernetes as volumes (CSI)"),
     "login": Command("login", "keep a user name and password for a registry"),
     "logout": Command("login", "forget what is kept for a registry"),

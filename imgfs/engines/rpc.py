@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
 _THREADS = 128  # calls at once; a thread that waits takes some ten kB
+_OPTIONS = [(f"grpc.max_{way}_message_length", 16 << 20) for way in ("send", "receive")]  # as kubelet's
 _GRACE = 2.0  # seconds for calls that are under way when it is to end
 
 Operation = Callable[[bytes], bytes]
@@ -45,7 +46,21 @@ class Service:
     streams: Mapping[str, Streamed] = field(default_factory=dict)
 
 
-def serve(address: Path, services: Iterable[Service], notify: Callable[[bytes], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A service whose calls go on to another socket, and their answers back.
+
+    `hear` is told of each request before that: the method, and its body. The answers of methods in `streamed`
+    are several messages.
+    """
+
+    name: str
+    address: Path
+    hear: Callable[[str, bytes], None]
+    streamed: Collection[str] = ()
+
+
+def serve(address: Path, services: Iterable[Service | Forwarded], notify: Callable[[bytes], None]) -> None:
     """Answer calls until a signal comes. Raises UsageError, StoreError.
 
     `notify` is told of the states of sd_notify(3).
@@ -90,7 +105,7 @@ def only_one(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _listen(address: Path, services: Iterable[Service]) -> grpc.Server:
+def _listen(address: Path, services: Iterable[Service | Forwarded]) -> grpc.Server:
     """Return a server that answers at `address`, root alone."""
     try:
         import grpc
@@ -102,8 +117,11 @@ def _listen(address: Path, services: Iterable[Service]) -> grpc.Server:
         address.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{address.parent}: {describe(error)}") from error
-    handlers = [_handler(service) for service in services]
-    server = grpc.server(ThreadPoolExecutor(_THREADS, "imgfs-call"), handlers=handlers)
+    handlers = [
+        _handler(service) if isinstance(service, Service) else _forwarding(service) for service in services
+    ]
+    pool = ThreadPoolExecutor(_THREADS, "imgfs-call")
+    server = grpc.server(pool, handlers=handlers, options=_OPTIONS)
     before = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{address}")
@@ -125,6 +143,67 @@ def _handler(service: Service) -> grpc.GenericRpcHandler:
     for name, stream in service.streams.items():
         methods[name] = grpc.unary_stream_rpc_method_handler(partial(_answer, name, stream))
     return grpc.method_handlers_generic_handler(service.name, methods)
+
+
+def _forwarding(service: Forwarded) -> grpc.GenericRpcHandler:
+    """Return what hands calls on, with their metadata and deadlines; a refusal comes back as it is."""
+    import grpc
+
+    channel = grpc.insecure_channel(f"unix:{service.address}", options=_OPTIONS)
+
+    class Forwarding(grpc.GenericRpcHandler):
+        """Takes the calls of one service, whatever its methods are."""
+
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+            """Return what handles a call; None if it is of another service."""
+            name, _, method = details.method.rpartition("/")
+            if name != f"/{service.name}":
+                return None
+            hear = partial(service.hear, method)
+            if method in service.streamed:
+                many = partial(_hand_on_stream, channel.unary_stream(details.method), hear)
+                return grpc.unary_stream_rpc_method_handler(many)
+            one = partial(_hand_on, channel.unary_unary(details.method), hear)
+            return grpc.unary_unary_rpc_method_handler(one)
+
+    return Forwarding()
+
+
+def _hand_on(
+    ask: grpc.UnaryUnaryMultiCallable[bytes, bytes],
+    hear: Callable[[bytes], None],
+    body: bytes,
+    context: grpc.ServicerContext,
+) -> bytes:
+    hear(body)
+    with _as_it_is(context):
+        return ask(body, timeout=context.time_remaining(), metadata=_metadata(context))
+
+
+def _hand_on_stream(
+    ask: grpc.UnaryStreamMultiCallable[bytes, bytes],
+    hear: Callable[[bytes], None],
+    body: bytes,
+    context: grpc.ServicerContext,
+) -> Iterator[bytes]:
+    hear(body)
+    with _as_it_is(context):
+        yield from ask(body, timeout=context.time_remaining(), metadata=_metadata(context))
+
+
+@contextmanager
+def _as_it_is(context: grpc.ServicerContext) -> Iterator[None]:
+    """Refuse what was refused there, by the same words."""
+    import grpc
+
+    try:
+        yield
+    except grpc.RpcError as error:
+        context.abort(error.code(), error.details() or "")
+
+
+def _metadata(context: grpc.ServicerContext) -> tuple[tuple[str, str | bytes], ...]:
+    return tuple((key, value) for key, value in context.invocation_metadata() if key != "user-agent")
 
 
 def _answer(

@@ -259,10 +259,10 @@ def _host_of(key: str) -> str | None:
 
 def _entry(credentials: Credentials) -> dict[str, str]:
     """What is written of credentials into `auths`."""
-    password = "" if credentials.identity_token else credentials.secret
+    password = credentials.secret if credentials.is_password else ""
     pair = base64.b64encode(f"{credentials.username}:{password}".encode("utf-8", BYTES)).decode()
-    token = {"identitytoken": credentials.secret} if credentials.identity_token else {}
-    return {"auth": pair, **token}
+    kind = "registrytoken" if credentials.registry_token else "identitytoken"
+    return {"auth": pair, **({} if credentials.is_password else {kind: credentials.secret})}
 
 
 def _decode_auth(entry: object, where: str) -> Credentials | None:

@@ -1,0 +1,67 @@
+"""imgfs cri: kubelet's requests for images, on their way to containerd."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from imgfs.cli.options import Commands, add_command
+from imgfs.errors import UsageError
+
+_ADDRESS, _CONTAINERD = "/run/imgfs/cri.sock", "/run/containerd/containerd.sock"
+_AUTH = "/run/imgfs-cri/auth.json"
+
+
+def add_cri(commands: Commands) -> None:
+    """`imgfs cri`."""
+    command = add_command(
+        commands,
+        "cri",
+        cri,
+        "hear by which passwords kubelet pulls images",
+        """\
+Stands between kubelet and containerd where images are asked for, and hands every request on. The credentials
+of pulls are kept in a file that `imgfs snapshotter` and its mounts read: containerd tells them none. Start
+kubelet with --image-service-endpoint=unix:///run/imgfs/cri.sock, and the snapshotter with
+REGISTRY_AUTH_FILE=/run/imgfs-cri/auth.json. (See: imgfs help engines.)
+
+Examples:
+  imgfs cri
+  imgfs cri --address /run/imgfs/cri.sock --containerd /run/k3s/containerd/containerd.sock
+""",
+    )
+    for name, default, what in (
+        ("--address", _ADDRESS, "where to answer"),
+        ("--containerd", _CONTAINERD, "where containerd answers"),
+    ):
+        command.add_argument(name, metavar="SOCKET", default=default, help=f"{what} (default: {default})")
+    command.add_argument(
+        "--auth-file", metavar="FILE", default=_AUTH, help=f"where credentials are kept (default: {_AUTH})"
+    )
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help="how much is logged, to standard error (default: info)",
+    )
+
+
+def cri(options: argparse.Namespace) -> int:
+    """Stand between kubelet and containerd."""
+    from imgfs.config import notify_socket, variables
+    from imgfs.daemonize import run_in_foreground
+    from imgfs.engines.cri import SERVICE, STREAMED, PulledCredentials
+    from imgfs.engines.rpc import Forwarded, serve, tell_systemd
+
+    if os.geteuid():
+        raise UsageError("kubelet and containerd are root's: what stands between them has to be root")
+    address, containerd, auth = (
+        Path(path.removeprefix("unix://")).absolute()
+        for path in (options.address, options.containerd, options.auth_file)
+    )
+    passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, STREAMED)
+    notify = partial(tell_systemd, notify_socket(variables()))
+    run_in_foreground(lambda _: serve(address, [passed], notify), options.log_level.upper())

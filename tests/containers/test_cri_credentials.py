@@ -1,0 +1,134 @@
+"""kubelet's requests for images on their way through imgfs: containerd gets all, and imgfs the passwords."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from imgfs.engines.cri import decode_pull
+from imgfs.errors import RegistryError
+from imgfs.registry.config.credentials import Credentials, find_credentials
+from imgfs.transport.engine_socket import connect_engine
+from imgfs.transport.grpc import GrpcChannel
+from imgfs.transport.protobuf import ProtobufMessage, encode_message
+from tests.support import tarmake as tar
+from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
+from tests.support.engines import containerd, needs_containerd
+from tests.support.mounted import Imgfs, gzipped, until
+from tests.support.patience import allowed
+
+PAIR = base64.b64encode(b"ann:secret").decode()
+HASHES = {  # bcrypt
+    "canary-old": "$2y$05$abcdefghijklmnopqrstuus.X1MqjFe9xYC1QzWPB4qZkYsG3oeHG",
+    "canary-new": "$2y$05$abcdefghijklmnopqrstuuowm6bBkEOv9JLCXRSjDpE.zaEk/UHeq",
+}
+OLD, NEW = HASHES
+NATIVE = '[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
+
+
+def pull_request(image: str, *auth: tuple[int, str]) -> bytes:
+    return encode_message((1, encode_message((1, image))), (2, encode_message(*auth)))
+
+
+@pytest.mark.parametrize(
+    ("auth", "found"),
+    [
+        ([], None),
+        ([(1, "ann"), (2, "secret")], Credentials("ann", "secret")),
+        ([(3, PAIR)], Credentials("ann", "secret")),
+        ([(1, "no"), (2, "no"), (3, PAIR)], Credentials("ann", "secret")),
+        ([(3, "no base64")], None),
+        ([(1, "ann")], None),
+        ([(5, "refresh")], Credentials("", "refresh", identity_token=True)),
+        ([(6, "access")], Credentials("", "access", registry_token=True)),
+    ],
+)
+def test_credentials_of_a_pull(auth: list[tuple[int, str]], found: Credentials | None) -> None:
+    assert decode_pull(pull_request("h.io/app", *auth)) == ("h.io/app", found)
+
+
+class Node:
+    """A registry that wants a password, a containerd, and what stands before that."""
+
+    def __init__(self, imgfs: Imgfs, place: Path) -> None:
+        self.imgfs, self.place = imgfs, place
+        self.socket, self.auth = place / "cri", place / "auth" / "auth.json"
+
+    def serve(self, engine: Path) -> None:
+        self.socket.unlink(missing_ok=True)
+        words = ("--address", f"unix://{self.socket}", "--containerd", engine, "--auth-file", self.auth)
+        with (self.place / "log").open("ab") as log:
+            self.process = self.imgfs.start("cri", *words, stdout=log, stderr=log)
+        until(self.socket.exists, "it listens")
+        self.kubelet = GrpcChannel(
+            lambda: connect_engine(self.socket, "containerd", "CONTAINERD_ADDRESS"), "CRI", allowed(60)
+        )
+
+    def end(self) -> None:
+        self.kubelet.close()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(allowed(30)) == 0
+
+    def ask(self, method: str, body: bytes = b"") -> ProtobufMessage:
+        (answer,) = self.kubelet.call(f"runtime.v1.ImageService/{method}", body, {}, 1 << 20)
+        return ProtobufMessage(answer, method)
+
+    def allow(self, password: str) -> None:
+        path = self.place / "registry" / "htpasswd"
+        path.write_text(f"ann:{HASHES[password]}\n")
+        later = path.stat().st_mtime + 10
+        os.utime(path, (later, later))
+
+
+@pytest.fixture
+def node(imgfs: Imgfs) -> Iterator[tuple[Node, str]]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, ExitStack() as stack:
+        made = Node(imgfs, Path(short))
+        directory = made.place / "registry"
+        with docker_registry(directory) as host:
+            push_image(host, "team/app", "v1", [gzipped(tar.archive(tar.file("name", b"one"))).blob])
+        password = f"ann:{HASHES[OLD]}\n"
+        host = stack.enter_context(docker_registry(directory, htpasswd=password))
+        engine = stack.enter_context(containerd(made.place, NATIVE))
+        made.serve(engine.socket)
+        stack.callback(made.end)
+        yield made, host
+
+
+@pytest.mark.kernel
+@pytest.mark.parts
+@needs_containerd
+@needs_docker_registry
+def test_a_pull_leaves_its_password_to_mounts_and_the_next_its_own(node: tuple[Node, str]) -> None:
+    made, host = node
+    image = f"{host}/team/app:v1"
+    made.imgfs.environment["REGISTRY_AUTH_FILE"] = str(made.auth)
+    with pytest.raises(RegistryError, match=r"401|nauthorized|authorization"):  # containerd's own words
+        made.ask("PullImage", pull_request(image))
+    assert not made.auth.exists()
+    assert made.ask("PullImage", pull_request(image, (1, "ann"), (2, OLD))).text(1).startswith("sha256:")
+    listed = [name for one in made.ask("ListImages").messages(1) for name in one.texts(2)]
+    assert image in listed
+    assert made.auth.stat().st_mode & 0o777 == 0o600
+    assert find_credentials([made.auth], host, "team/app") == Credentials("ann", OLD)
+    assert find_credentials([made.auth], host, "other/app") is None
+    at = made.imgfs.mount(image)
+    made.allow(NEW)
+    pair = base64.b64encode(f"ann:{NEW}".encode()).decode()
+    made.ask("PullImage", pull_request(image, (3, pair)))  # a rotated secret, as kubelet hands it over
+    made.imgfs.evict(image)
+    assert (at / "name").read_bytes() == b"one"
+    made.imgfs.umount(at)
+    assert json.loads(made.auth.read_text())["auths"].keys() == {f"{host}/team/app"}
+    said = (made.place / "log").read_text()
+    assert not any(secret in said for secret in (OLD, NEW, pair))
+    with pytest.raises(RegistryError, match=r"unknown method|nimplemented"):
+        made.ask("NoSuchMethod")
