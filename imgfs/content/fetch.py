@@ -7,13 +7,14 @@ readers wait elsewhere, and bytes are counted there (`content.inflight`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
+from imgfs.content.windows import RunInThread, WindowBlocks, Windows
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
@@ -101,9 +102,6 @@ class SpanOutcome(NamedTuple):
     error: Exception | None = None
 
 
-RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # runs a function in another thread
-
-
 class SpanFetcher:
     """Fetches spans of one layer into its flat layer. Safe in threads; `run_in_thread` fetches windows."""
 
@@ -122,7 +120,8 @@ class SpanFetcher:
         self.refused: ImgfsError | None = None  # why nothing of the layer may be shown any more
         self._table = table
         self._flat = flat
-        self._run_in_thread = run_in_thread
+        size = self._window_blob.size if self._window_blob else 0
+        self._window_blocks = WindowBlocks(size, run_in_thread)
 
     def fetch(self, request: Request, source: BlobSource) -> Iterator[SpanOutcome]:
         """Fetch a request's spans from `source`; yield each once, in some outcome, early. Raises nothing.
@@ -136,11 +135,13 @@ class SpanFetcher:
                 yield from self._fetch_rest_of(left, source)
             except IntegrityError as error:
                 source.doubt(self.blob)
+                self._window_blocks.forget()
                 if left[:1] == [doubted]:  # its error, not that of its neighbours
                     yield SpanOutcome([left.pop(0)], error)
                 else:
                     doubted = next(iter(left), -1)
             except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
+                self._window_blocks.forget()
                 yield SpanOutcome(left, error)
                 return
 
@@ -162,7 +163,7 @@ class SpanFetcher:
         self,
         batch: Sequence[int],
         bodies: Iterator[tuple[int, Iterable[bytes]]],
-        windows: _Windows,
+        windows: Windows,
         left: list[int],
     ) -> Iterator[SpanOutcome]:
         """Store and mark the verified spans of `batch`, remove those from `left`, and yield them."""
@@ -192,39 +193,14 @@ class SpanFetcher:
         except InvalidImage as error:
             raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
-    def _windows(self, numbers: Sequence[int], source: BlobSource) -> _Windows:
+    def _windows(self, numbers: Sequence[int], source: BlobSource) -> Windows:
         """Start to fetch the windows that `numbers` need and the store lacks."""
         blob = self._window_blob
-        ranges = {}
-        if blob is not None:
-            found = ((number, self.spans.remote_window(number)) for number in numbers)
-            ranges = {number: window for number, window in found if window}
-        if blob is None or not ranges:
-            return _Windows({}, 0, None)
-        start, end = min(start for start, _ in ranges.values()), max(end for _, end in ranges.values())
-        fetch = partial(_joined, source, blob, start, end)
-        return _Windows(ranges, start, self._run_in_thread(fetch))
-
-
-def _joined(source: BlobSource, blob: Descriptor, start: int, end: int) -> bytes:
-    return b"".join(source.blob(blob, start, end))
-
-
-class _Windows:
-    """The windows of some spans: `body` has the bytes of their blob from `start` on, `ranges` says where."""
-
-    def __init__(self, ranges: dict[int, tuple[int, int]], start: int, body: Future[bytes] | None) -> None:
-        self._ranges = ranges
-        self._start = start
-        self._body = body
-
-    def window(self, number: int) -> bytes | None:
-        """Wait for a span's window and return it; None if it is not to be fetched."""
-        window = self._ranges.get(number)
-        if window is None or self._body is None:
-            return None
-        start, end = window
-        return self._body.result()[start - self._start : end - self._start]
+        if blob is None:
+            return Windows({}, {})
+        found = ((number, self.spans.remote_window(number)) for number in numbers)
+        ranges = {number: window for number, window in found if window}
+        return Windows(ranges, self._window_blocks.covering(ranges.values(), partial(source.blob, blob)))
 
 
 def split(
@@ -235,8 +211,9 @@ def split(
     Ranges may have bytes between them, or share some: a span that begins in mid-byte shares that byte with
     the one before it. Raises IntegrityError, naming the span out of `numbers`, if the stream ends early.
     """
-    if len(ranges) == 1:  # may be as large as the layer
-        yield chunks
+    if len(ranges) == 1:  # may be as large as the layer; asked for now, before its window is waited for
+        first = list(islice(chunks, 1))
+        yield chain(first, chunks)
         return
     held = bytearray()
     base = ranges[0][0]  # offset of what is held

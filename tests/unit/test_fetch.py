@@ -21,6 +21,7 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.requests import Sizes
 from imgfs.content.scheduler import FetchPool, Task
 from imgfs.content.stats import Meter
+from imgfs.content.windows import _BLOCK
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
 from imgfs.layer.index import LayerIndex
@@ -29,6 +30,7 @@ from imgfs.status import FillStatus
 from tests.support import tarmake
 from tests.support.content_rig import EXACT, STEP, Rig, tar_of
 from tests.support.fake_source import FakeSource
+from tests.support.mounted import until
 
 Make = Callable[..., Rig]
 BIG_STEP = 200_000  # wider than what still counts as going on in sequence
@@ -358,6 +360,7 @@ class RemoteWindows:
                 self._places[number] = len(body), len(body) + len(packed)
                 body += packed
         self.blob_of_windows = source.add(body)
+        self.size = len(body)
         self.windows: ExternalBlob | None = ExternalBlob(str(self.blob_of_windows.digest), len(body))
 
     def bounds(self) -> Iterator[tuple[int, int, int, int]]:
@@ -400,11 +403,36 @@ def test_windows_of_neighbouring_spans_come_in_one_request(
     first, last = rig.spans[1], rig.spans[4]
     body = content.read(first.flat_start, last.flat_end - first.flat_start)
     assert body == rig.bytes[first.flat_start : last.flat_end]
-    places = [spans.remote_window(number) for number in range(1, 5)]
-    found = [place for place in places if place]
-    windows = (found[0][0], found[-1][1])
-    assert sorted(rig.source.ranges) == sorted([(first.start, last.end), windows])
-    assert content.snapshot().windows == windows[1] - windows[0]
+    last_place = spans.remote_window(4)
+    assert last_place
+    blocks = [(at, min(at + _BLOCK, spans.size)) for at in range(0, last_place[1], _BLOCK)]
+    assert sorted(rig.source.ranges) == sorted([(first.start, last.end), *blocks])
+    assert content.snapshot().windows == sum(end - start for start, end in blocks)
+
+
+def test_windows_beside_those_that_were_fetched_are_not_asked_for_again(
+    remote: tuple[Rig, RemoteWindows, LayerContent],
+) -> None:
+    rig, spans, content = remote
+    for number in (1, 2, 1):
+        span = rig.spans[number]
+        assert content.read(span.flat_start, 100) == rig.bytes[span.flat_start :][:100]
+    first, second = (rig.spans[number] for number in (1, 2))
+    asked = [(0, min(_BLOCK, spans.size)), (first.start, first.end), (second.start, second.end)]
+    assert sorted(rig.source.ranges) == sorted(asked)
+
+
+def test_a_span_is_asked_for_at_once_and_not_after_its_window(
+    remote: tuple[Rig, RemoteWindows, LayerContent],
+) -> None:
+    rig, _, content = remote
+    span = rig.spans[2]
+    rig.source.gate.clear()
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(content.read, span.flat_start, 100)
+        until(lambda: len(rig.source.ranges) == 2, "both have been asked for")
+        rig.source.gate.set()
+        assert read.result() == rig.bytes[span.flat_start :][:100]
 
 
 def test_a_damaged_window_is_fetched_again(remote: tuple[Rig, RemoteWindows, LayerContent]) -> None:
