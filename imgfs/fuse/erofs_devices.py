@@ -106,7 +106,7 @@ class FlatReads:
     def _load(self) -> None:
         files = [_FileStarts() for _ in self._ends]
         with suppress(ImgfsError, IndexError, OverflowError):  # of a damaged tree the reader will hear
-            for layer, flat, ino in self._tree.contiguous_files():
+            for layer, flat, ino, _ in self._tree.contiguous_files():
                 files[layer].add(flat, ino)
         self._files = files
 
@@ -150,8 +150,13 @@ class FlatView:
         self._paths = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
         self._path_of = functools.lru_cache(_TROUBLED_PLACES)(image.tree.path)
         content = image.content
-        self._reads = FlatReads(image.tree, len(sizes), content.opened, at_once=content.is_followed)
+        self._reads = FlatReads(image.tree, len(sizes), self._told, at_once=content.is_followed)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
+
+    def _told(self, ino: int) -> None:
+        """Note that the kernel reads a file: it has the bytes of none that imgfs is asked for."""
+        self._content.opened(ino)
+        self._content.missed(ino)
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """See View."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 
@@ -25,6 +25,7 @@ DEFAULT = "default"  # is replayed instead, if it exists
 _RELATIVES = 16  # other images of a repository that are looked at
 _FILES = 3000  # of a profile at most
 _MANY = 300_000  # files of an image whose paths are not looked for
+_DEEPEST = 256  # directories above a file whose path is kept
 
 
 def profile_for(resolved: Resolved, store: Store, name: str | None) -> AccessProfile | None:
@@ -116,23 +117,27 @@ def _files(profile: AccessProfile, image: Image) -> Iterator[ProfileFile]:
     """Yield the files that lie in a profile's touches, if it does not take long to find them."""
     if image.tree.node_count > _MANY:
         return
-    starts: dict[int, list[tuple[int, int]]] = {touch.layer: [] for touch in profile.touches}
-    for layer, flat, ino in image.tree.contiguous_files():
+    starts: dict[int, list[tuple[int, int, int]]] = {touch.layer: [] for touch in profile.touches}
+    for layer, *place in image.tree.contiguous_files():
         if layer in starts:
-            starts[layer].append((flat, ino))
+            starts[layer].append((place[0], place[1], place[2]))
     for found in starts.values():
         found.sort()
+    names = {ino: (parent, name) for parent, name, ino in image.tree.dirents()}
     for at, (layer, start, length) in enumerate(profile.touches):
         first = bisect_right(starts[layer], (start + 1,)) - 1  # it may begin before the touch
-        for flat, ino in starts[layer][max(0, first) :]:
+        for flat, ino, size in islice(starts[layer], max(0, first), None):
             if flat >= start + length:
                 break
-            yield from _overlap(at, FlatRange(layer, start, length), flat, ino, image)
+            before, end = max(start, flat), min(start + length, flat + size)
+            if before < end:
+                yield ProfileFile(at, _path(ino, names), before - flat, end - before, size)
 
 
-def _overlap(at: int, touch: FlatRange, flat: int, ino: int, image: Image) -> Iterator[ProfileFile]:
-    """Yield what of the file that begins at `flat` lies in a touch."""
-    size = image.tree.contents(ino)[2]
-    start, end = max(touch.start, flat), min(touch.start + touch.length, flat + size)
-    if start < end:
-        yield ProfileFile(at, image.tree.path(ino), start - flat, end - start, size)
+def _path(ino: int, names: Mapping[int, tuple[int, bytes]]) -> bytes:
+    """Return a path of a file, given a name of each in its directory."""
+    parts: list[bytes] = []
+    while ino in names and len(parts) < _DEEPEST:
+        ino, name = names[ino]
+        parts.append(name)
+    return b"/".join(reversed(parts))

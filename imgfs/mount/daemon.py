@@ -139,7 +139,8 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect))))
         image = stack.enter_context(Image(resolved, source, store, options.trust))
-        profile = None if options.replay == NO_PROFILE else profile_for(resolved, store, options.replay)
+        needs_profile = options.replay != NO_PROFILE and not image.content.is_complete()
+        profile = profile_for(resolved, store, options.replay) if needs_profile else None
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)

@@ -32,6 +32,7 @@ from imgfs.tree.paths import LINK_LIMIT
 SPARSEST = 1000  # inos for each node at most, in a tree with more than MANY: each takes memory
 MANY = 1 << 24  # inos
 
+_MANY_ROWS = 4096  # small ones that are all read, fetched at once
 _FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
@@ -178,13 +179,15 @@ class Tree(AbstractContextManager["Tree"]):
         query = "SELECT ino FROM node WHERE layer = ? AND (mode >> 12) = 8 AND size > 0"
         return (row[0] for row in self._db.rows(query, (layer,)))
 
-    def contiguous_files(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (layer, flat offset, ino) of every file of one extent without holes, ordered by ino."""
-        return self._db.rows("SELECT layer, flat, ino FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino")
+    def contiguous_files(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (layer, flat offset, ino, size) of every file of one extent without holes, ordered by ino."""
+        query = "SELECT layer, flat, ino, size FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino"
+        return self._db.rows(query, (), _MANY_ROWS)
 
     def dirents(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield (directory, name, ino) of every name, ordered by directory and name."""
-        return self._db.rows("SELECT parent, name, ino FROM dirent ORDER BY parent, name")
+        query = "SELECT parent, name, ino FROM dirent ORDER BY parent, name"
+        return self._db.rows(query, (), _MANY_ROWS)
 
     def files_after(self, ino: int) -> Iterator[tuple[int, tuple[Extent, ...]]]:
         """Yield (layer, extents) of the regular files that a depth-first reader meets after a node.

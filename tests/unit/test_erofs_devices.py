@@ -27,7 +27,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
 
 def places(tree: Tree, layer: int) -> list[tuple[int, int]]:
     """(Where it begins, ino) of the files of a layer, in order."""
-    return sorted((flat, ino) for found, flat, ino in tree.contiguous_files() if found == layer)
+    return sorted((flat, ino) for found, flat, ino, _ in tree.contiguous_files() if found == layer)
 
 
 class Told:
