@@ -37,8 +37,8 @@ class ContentSnapshot(NamedTuple):
 class Follower(Protocol):
     """What is told of readers, so as to guess what they read next; it must not wait."""
 
-    def opened(self, ino: int) -> None:
-        """A file is opened."""
+    def missed(self, ino: int) -> None:
+        """A file is read of which not all is here."""
 
     def touched(self, layer: int, span: int) -> None:
         """A span is read for the first time. Called under the layer's lock."""
@@ -100,8 +100,11 @@ class Content:
     def opened(self, ino: int) -> None:
         """Note that the kernel opens a file: cheap; always called from the same thread."""
         self._tree_walk.opened(ino)
+
+    def missed(self, ino: int) -> None:
+        """Note that a file is read of which not all is here: cheap."""
         if self._follower and not self._tree_walk.is_running:
-            self._follower.opened(ino)
+            self._follower.missed(ino)
 
     def follow(self, follower: Follower) -> None:
         """Have all that readers do told to `follower`, from now on."""

@@ -167,7 +167,10 @@ class TreeView:
         if ready is not None:
             return ready
         wait = functools.partial(self._wait, ino, layer, extents, offset, length)
-        return PendingRead(wait, self._content.is_here(layer, extents, offset, length))
+        is_local = self._content.is_here(layer, extents, offset, length)
+        if not is_local:
+            self._content.missed(ino)
+        return PendingRead(wait, is_local)
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """See View."""

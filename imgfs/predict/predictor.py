@@ -1,4 +1,4 @@
-"""Makes guesses when files are opened, and fetches what they want, in a thread of its own.
+"""Makes guesses when files are read that are not here, and fetches what they want, in a thread of its own.
 
 Readers never wait for it: it takes what it is told from a queue, and its requests have a lower priority than
 theirs. What it fetches is bounded by what comes of it: so many compressed bytes, and a multiple of those that
@@ -34,13 +34,13 @@ from imgfs.tree.reader import Tree
 
 _CAUSES = (Cause.LIBRARY, Cause.MODULE)
 _FIRST = 24 << 20  # compressed bytes that may be fetched before any of them is used
-_BESIDE_PROFILE = 4 << 20  # where a profile is replayed, which knows better,
+_BESIDE_PROFILE = 1 << 20  # where a profile is replayed, which knows better,
 _FACTOR = 2  # and for each byte used so many more
 _WINDOW = 4 << 20  # compressed bytes requested at once: what is wanted later may be wanted sooner by then
 _REQUEST = 1 << 20  # compressed bytes of one request: a reader's next miss shares the link with it
 _GUESSES = 4096  # for one mount
-_OPENED = 20_000  # files that are looked at: no program opens more when it starts
-_BACKLOG = 256  # opened files that wait to be looked at, at most
+_MISSED = 20_000  # files that are looked at: no program reads more when it starts
+_BACKLOG = 256  # files that wait to be looked at, at most
 _REST = 30.0  # seconds without guesses after a request that failed
 _STALE = 10.0  # seconds after which what was wanted, and could not be fetched, is not any more
 _HERE_AND_THERE = 6  # spans of a large file that are read before all of it is wanted
@@ -78,7 +78,7 @@ class _Awaited:
 
 
 class Predictor:
-    """Follows the readers of an image (`content.Follower`) and fetches ahead of them what they open.
+    """Follows the readers of an image (`content.Follower`) and fetches ahead of them what they need next.
 
     It is more careful if a profile `is_replayed`.
     """
@@ -102,6 +102,7 @@ class Predictor:
         self._queued: dict[Span, Rank] = {}  # the best that each has been in the queue with
         self._serial = 0
         self._requested = self._under_way = 0  # compressed bytes
+        self._lock = threading.Lock()  # guards what threads that fetch count: `_under_way`, `_Awaited`
         self._rests_until = 0.0
         self._watched: dict[Span, _Watched] = {}
 
@@ -115,8 +116,8 @@ class Predictor:
         self._events.put(None)
         self._thread.join()
 
-    def opened(self, ino: int) -> None:
-        """Note that a file is opened: cheap."""
+    def missed(self, ino: int) -> None:
+        """Note that a file is read of which not all is here: cheap."""
         if not self._is_over and ino not in self._seen and self._events.qsize() < _BACKLOG:
             self._seen.add(ino)
             self._events.put(partial(self._follow, ino))
@@ -144,8 +145,8 @@ class Predictor:
             self._fetch_wanted()
 
     def _follow(self, ino: int) -> None:
-        """Begin the guesses that follow from an opened file."""
-        if len(self._seen) > _OPENED or all(layer.is_complete() for layer in self._layers):
+        """Begin the guesses that follow from a file that is read."""
+        if len(self._seen) > _MISSED or all(layer.is_complete() for layer in self._layers):
             self._is_over = True
         node = self._files.node(ino)
         if node is None or self._is_over or time.monotonic() < self._rests_until:
@@ -205,20 +206,22 @@ class Predictor:
         ]
         again = _Awaited(look, guess, len(awaited))
         if not awaited:  # has come meanwhile
-            self._look_again(again)
+            self._look_again(look, guess)
         for future in awaited:
-            future.add_done_callback(lambda _: self._events.put(partial(self._arrived, again)))
+            future.add_done_callback(lambda _: self._arrived(again))
 
     def _arrived(self, awaited: _Awaited) -> None:
-        awaited.left -= 1
-        if not awaited.left:
-            self._look_again(awaited)
+        """Have a guess go on once the last span that it must see is here. Called in a thread that fetches."""
+        with self._lock:
+            awaited.left -= 1
+            is_last = not awaited.left
+        if is_last:
+            self._events.put(partial(self._look_again, awaited.look, awaited.guess))
 
-    def _look_again(self, awaited: _Awaited) -> None:
-        look, guess = awaited.look, awaited.guess
+    def _look_again(self, look: Look, guess: Guess) -> None:
         seen = self._seen_now(look)
         if seen is None:
-            self._rests_until = time.monotonic() + _REST
+            self._rest()
         self._go_on(guess, seen or b"")
 
     def _spans(self, ino: int, start: int, end: int) -> list[Span]:
@@ -266,7 +269,8 @@ class Predictor:
                 size = request.end - request.start
                 self._requested += size
                 for future in content.fetch_in_background([request], Priority.GUESS, cause)[:1]:
-                    self._under_way += size
+                    with self._lock:
+                        self._under_way += size
                     future.add_done_callback(partial(self._settle, size))
 
     def _batch(self, layer: int, cause: Cause) -> Iterator[int]:
@@ -281,13 +285,22 @@ class Predictor:
                 yield wanted.span
 
     def _settle(self, size: int, future: Future[None]) -> None:
-        self._events.put(partial(self._settled, size, is_failure=future.exception() is not None))
+        """Note that a request has ended, in its thread; have more requested if that is wanted.
 
-    def _settled(self, size: int, *, is_failure: bool) -> None:
-        self._under_way -= size
-        if is_failure:
-            self._rests_until = time.monotonic() + _REST
-            self._queue = []
+        To wake a thread costs more than all else here, so it is done only where there is something to do.
+        """
+        with self._lock:
+            self._under_way -= size
+            has_room = self._under_way <= _WINDOW // 2
+        if future.exception() is not None:
+            self._events.put(self._rest)
+        elif has_room and (self._queue or self._postponed):
+            self._events.put(_nothing)
+
+    def _rest(self) -> None:
+        """Guess at nothing for a while: a request has failed."""
+        self._rests_until = time.monotonic() + _REST
+        self._queue = []
 
     def _is_worth_it(self) -> bool:
         """Return True if what has been fetched, and was not used, is no more than it may be."""
@@ -296,6 +309,10 @@ class Predictor:
 
     def _size_of(self, span: Span) -> int:
         return self._layers[span[0]].table.size_of(span[1])
+
+
+def _nothing() -> None:
+    """Have the thread only look what may be requested."""
 
 
 def _steps(

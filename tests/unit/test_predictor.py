@@ -44,9 +44,9 @@ class Followed:
         self.rig.file.follow(self.predictor)
 
     def open(self, path: bytes) -> int:
-        """Open a file as the kernel does."""
+        """Begin to read a file, as the kernel does."""
         ino = self.tree.resolve(path).ino
-        self.rig.file.opened(ino)
+        self.rig.file.missed(ino)
         return ino
 
     def read(self, path: bytes, offset: int = 0, length: int = 1000) -> None:
@@ -121,8 +121,8 @@ def test_a_tree_that_points_beyond_its_layer_ends_a_guess_and_nothing_else(
     with merged(tmp_path, far) as tree:
         predictor = Predictor([image.rig.content], tree)
         predictor.start()
-        predictor.opened(1 << 40)
-        predictor.opened(tree.resolve(b"bin/app").ino)
+        predictor.missed(1 << 40)
+        predictor.missed(tree.resolve(b"bin/app").ino)
         until(predictor._events.empty, "both have been looked at")
         predictor.stop()
     image.open(b"bin/app")
