@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
-from imgfs.content.windows import RunInThread, WindowBlocks, Windows
+from imgfs.content.windows import FetchedWindows, RunInThread, WindowBlocks
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
@@ -163,7 +163,7 @@ class SpanFetcher:
         self,
         batch: Sequence[int],
         bodies: Iterator[tuple[int, Iterable[bytes]]],
-        windows: Windows,
+        windows: FetchedWindows,
         left: list[int],
     ) -> Iterator[SpanOutcome]:
         """Store and mark the verified spans of `batch`, remove those from `left`, and yield them."""
@@ -193,14 +193,16 @@ class SpanFetcher:
         except InvalidImage as error:
             raise InvalidImage(str(error), where=f"layer {self._name}") from error
 
-    def _windows(self, numbers: Sequence[int], source: BlobSource) -> Windows:
+    def _windows(self, numbers: Sequence[int], source: BlobSource) -> FetchedWindows:
         """Start to fetch the windows that `numbers` need and the store lacks."""
         blob = self._window_blob
         if blob is None:
-            return Windows({}, {})
+            return FetchedWindows({}, {})
         found = ((number, self.spans.remote_window(number)) for number in numbers)
         ranges = {number: window for number, window in found if window}
-        return Windows(ranges, self._window_blocks.covering(ranges.values(), partial(source.blob, blob)))
+        return FetchedWindows(
+            ranges, self._window_blocks.covering(ranges.values(), partial(source.blob, blob))
+        )
 
 
 def split(

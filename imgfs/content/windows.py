@@ -19,7 +19,7 @@ RunInThread = Callable[[Callable[[], bytes]], "Future[bytes]"]  # runs a functio
 ReadRange = Callable[[int, int], Iterator[bytes]]  # yields the blob's bytes `[start, end)`
 
 
-class Windows:
+class FetchedWindows:
     """The windows of some spans, by number: `ranges` of the blob, whose bytes are in `blocks`."""
 
     def __init__(self, ranges: Mapping[int, tuple[int, int]], blocks: Mapping[int, Future[bytes]]) -> None:
