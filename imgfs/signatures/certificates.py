@@ -9,6 +9,7 @@ that are constraints of names, which no known authority for images has; SHA-1 co
 from __future__ import annotations
 
 import ipaddress
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _MOST = 20  # certificates in one text
 _MOST_CHECKS = 100  # signatures of certificates
-_HASHES = {"sha256", "sha384", "sha512"}
+_HASHES = {"sha256", "sha384", "sha512", ""}  # "": Ed25519 has its own
 _SAN = "2.5.29.17"
 # extensions that may be critical: those that are checked, and those that restrict nothing (RFC 5280, 4.2.1)
 _KNOWN = {_SAN, *(f"2.5.29.{number}" for number in (14, 15, 19, 31, 32, 35, 37))}
@@ -35,12 +36,14 @@ def read_certificates(pem: bytes) -> list[Certificate]:
     from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
     try:
-        found = load_pem_x509_certificates(pem)
-        if len(found) > _MOST:
-            raise InvalidImage(f"more than {_MOST} certificates")
-        for certificate in found:  # the library reads these when they are asked for
-            _ = certificate.subject, certificate.issuer, certificate.public_key(), extensions_of(certificate)
-    except (ValueError, InvalidVersion, UnsupportedAlgorithm) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library warns of certificates that it will refuse one day
+            found = load_pem_x509_certificates(pem)
+            if len(found) > _MOST:
+                raise InvalidImage(f"more than {_MOST} certificates")
+            for one in found:  # the library reads these when they are asked for
+                _ = one.subject, one.issuer, one.public_key(), extensions_of(one), _hash_of(one)
+    except (ValueError, TypeError, InvalidVersion, UnsupportedAlgorithm) as error:
         raise InvalidImage("not certificates in PEM") from error
     return found
 
@@ -101,13 +104,17 @@ def _is_issued_by(below: Certificate, authority: Certificate) -> bool:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     try:
-        hashed = below.signature_hash_algorithm  # None: Ed25519
-        if hashed is not None and hashed.name not in _HASHES:
+        if _hash_of(below) not in _HASHES:
             return False
         below.verify_directly_issued_by(authority)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True
+
+
+def _hash_of(certificate: Certificate) -> str:
+    hashed = certificate.signature_hash_algorithm
+    return hashed.name if hashed else ""
 
 
 def _check(certificate: Certificate, at: datetime) -> None:
@@ -145,11 +152,11 @@ def _check_authority(certificate: Certificate, between: int) -> None:
 
 def extensions_of(certificate: Certificate) -> Extensions:
     """Return a certificate's extensions; raises InvalidImage for malformed and duplicate ones."""
-    from cryptography.x509 import DuplicateExtension
+    from cryptography.x509 import DuplicateExtension, UnsupportedGeneralNameType
 
     try:
         return certificate.extensions
-    except (ValueError, DuplicateExtension) as error:
+    except (ValueError, TypeError, DuplicateExtension, UnsupportedGeneralNameType) as error:
         raise InvalidImage("a certificate with malformed extensions") from error
 
 
