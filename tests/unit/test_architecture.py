@@ -216,6 +216,17 @@ def test_a_module_that_is_named_in_prose_is_there() -> None:
     assert wrong == []
 
 
+def test_what_python_has_is_not_written_again(modules: list[Module]) -> None:
+    """A class of values is a NamedTuple, or one of `dataclasses`, whose tools come from there."""
+    tools = {"dataclass", "asdict", "is_dataclass"}
+    for name, code in modules:
+        defined = {node.name for node in ast.walk(code) if isinstance(node, ast.FunctionDef)}
+        assert "dataclass" not in defined, name
+        for node in ast.walk(code):
+            if isinstance(node, ast.ImportFrom) and tools & {alias.name for alias in node.names}:
+                assert node.module == "dataclasses", name
+
+
 def test_no_class_has_the_name_of_another(modules: list[Module]) -> None:
     names = [node.name for _, code in modules for node in ast.walk(code) if isinstance(node, ast.ClassDef)]
     assert {name for name, count in Counter(names).items() if count > 1} <= TWICE
