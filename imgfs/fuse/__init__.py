@@ -15,6 +15,7 @@ tasks          requests that wait, by trio: work in threads that is abandoned or
 interrupts     FUSE_INTERRUPT: which callers get EINTR
 errors         the one place where an exception becomes an errno
 views          the View of an image's tree              union_view     that of its union with a scratch
+disk_reads     reads of a quick disk, without a thread
 operations     what is answered from a view; a directory listed in several replies
 writable       changes of files
 namespace      changes of directories and extended attributes

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from imgfs.fuse.disk_reads import DiskReads
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.opcodes import ROOT_INO, InitFlag, Opcode, OpenFlag
 from imgfs.fuse.protocol import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 DOTS = (b".", b"..")
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
+_SMALL_READ = 128 << 10  # bytes: more is read from the disk in a thread, whatever the disk
 _OPENS = 256  # opens between two looks whether all of the image is in the store
 _LISTINGS = 64  # listings that are kept for the request that continues them
 KEPT_LISTING = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
@@ -84,6 +86,7 @@ class Operations(Generic[F]):
         self._squash = squash
         self._on_ready = on_ready
         self._status = status
+        self._disk = DiskReads()
         self._listings: OrderedDict[tuple[int, int], Listing[F]] = OrderedDict()  # by directory, position
         self._opens = 0
         self._needs_handles = self._can_go_without_opens = False
@@ -173,7 +176,10 @@ class Operations(Generic[F]):
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
         found = self._view.read(ino, offset, size)
-        return self._wait(found) if isinstance(found, PendingRead) else found
+        if not isinstance(found, PendingRead):
+            return found
+        at_once = self._disk.read(found) if found.is_local and size <= _SMALL_READ else None
+        return self._wait(found) if at_once is None else at_once
 
     def lseek(self, ino: int, offset: int, whence: int) -> bytes | Later:
         """Where a file's next data or hole is."""

@@ -1,0 +1,46 @@
+"""Reads of bytes that are on the disk and not in memory, made at once while the disk is quick.
+
+To hand a read to a thread takes longer than an SSD needs for it. So the event loop itself waits for the disk,
+as it does for the tree's, until the disk has been slow: then threads read for a while, each of which holds up
+its own reader only.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+
+from imgfs.fuse.interrupts import GiveUp
+from imgfs.fuse.views import PendingRead
+
+_QUICK = 0.0003  # seconds that a read may take on average: a thread and the ways there and back take as long
+_MOST = 0.02  # seconds that the last reads together may have taken beyond that
+_PAUSE = 1.0  # seconds before a slow disk is tried again
+
+_NOW: GiveUp = Future()  # settled: what would have to wait for the network is given up
+_NOW.set_result(None)
+
+
+class DiskReads:
+    """Reads what is local, as long as that is quick. For one thread."""
+
+    def __init__(self) -> None:
+        self._lost = 0.0  # seconds beyond what quick reads take, paid back by quicker ones
+        self._again = 0.0  # when the disk is tried again, by the monotonic clock
+
+    def read(self, pending: PendingRead) -> bytes | None:
+        """Return bytes that are on the disk; None if it is slow, or they are gone. Raises ImgfsError."""
+        began = time.monotonic()
+        if began < self._again:
+            return None
+        try:
+            body = pending.read(_NOW)
+        except InterruptedError:  # evicted since
+            return None
+        self._note(time.monotonic(), began)
+        return body
+
+    def _note(self, now: float, began: float) -> None:
+        self._lost = max(0.0, self._lost + now - began - _QUICK)
+        if self._lost > _MOST:
+            self._lost, self._again = 0.0, now + _PAUSE

@@ -1,0 +1,66 @@
+"""Reads of the disk by the event loop itself: as long as they are quick."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from imgfs.errors import StoreError
+from imgfs.fuse.disk_reads import DiskReads
+from imgfs.fuse.interrupts import GiveUp
+from imgfs.fuse.views import PendingRead
+
+
+class Disk:
+    """A disk whose reads take `seconds` of a clock that nothing else moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seconds, self.reads = 1000.0, 0.0, 0
+        monkeypatch.setattr("imgfs.fuse.disk_reads.time.monotonic", lambda: self.now)
+
+    def read(self, given_up: GiveUp) -> bytes:
+        assert given_up.done()
+        self.now += self.seconds
+        self.reads += 1
+        return b"bytes"
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def reads_at_once(reads: DiskReads, disk: Disk, count: int, seconds: float) -> int:
+    """How many of `count` reads that take so long each are made at once."""
+    disk.seconds = seconds
+    return sum(reads.read(PendingRead(disk.read, is_local=True)) == b"bytes" for _ in range(count))
+
+
+def test_a_quick_disk_is_read_at_once_although_it_is_slow_now_and_then(disk: Disk) -> None:
+    reads = DiskReads()
+    for _ in range(20):
+        assert reads_at_once(reads, disk, 50, 50e-6) == 50
+        assert reads_at_once(reads, disk, 1, 4e-3) == 1
+
+
+def test_a_slow_disk_is_left_to_threads_and_tried_again_after_a_while(disk: Disk) -> None:
+    reads = DiskReads()
+    assert reads_at_once(reads, disk, 100, 8e-3) == disk.reads < 5
+    disk.now += 1.1
+    assert reads_at_once(reads, disk, 100, 1.0) == 1
+    disk.now += 1.1
+    assert reads_at_once(reads, disk, 100, 50e-6) == 100
+
+
+def test_what_is_gone_from_the_disk_is_not_waited_for(disk: Disk) -> None:
+    def evicted(given_up: GiveUp) -> bytes:
+        assert given_up.done()
+        raise InterruptedError(errno.EINTR, "gone")
+
+    def damaged(_: GiveUp) -> bytes:
+        raise StoreError("damaged")
+
+    assert DiskReads().read(PendingRead(evicted, is_local=True)) is None
+    with pytest.raises(StoreError, match="damaged"):
+        DiskReads().read(PendingRead(damaged, is_local=True))
