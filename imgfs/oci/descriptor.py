@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from imgfs.errors import IntegrityError, InvalidImage, UsageError
-from imgfs.oci.fields import annotations_in, object_at, text_in, texts_in
+from imgfs.oci.fields import annotations_in, decode_base64, object_at, text_in, texts_in
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -218,7 +218,4 @@ def _inline(value: object, where: str) -> bytes | None:
         return None
     if not isinstance(value, str):
         raise InvalidImage("expected base64 text", where=where)
-    try:
-        return base64.b64decode(value, validate=True)
-    except ValueError as error:  # binascii.Error, or letters that are not ASCII
-        raise InvalidImage(f"not base64: {error}", where=where) from error
+    return decode_base64(value, where)

@@ -11,6 +11,7 @@ twice, or as a field in two ways (`layers`, `Layers`). Go takes the last, with l
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import Counter
@@ -127,6 +128,14 @@ def text_in(fields: Mapping[str, object], name: str, where: str, *, default: str
     if not isinstance(value, str):
         raise InvalidImage("expected a string", where=f"{where}.{name}")
     return value
+
+
+def decode_base64(text: str, where: str) -> bytes:
+    """Return the bytes of standard base64, as Go's encoding/json writes them; or raise InvalidImage."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidImage("not base64", where=where) from error
 
 
 def texts_in(fields: Mapping[str, object], name: str, where: str) -> list[str]:

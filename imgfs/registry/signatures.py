@@ -6,8 +6,6 @@ header, and the lookaside store, files called signature-1, signature-2 and so on
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +15,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, NotFound, Unauthorized, UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.oci.fields import object_at, objects_in, parse_json, text_in
+from imgfs.oci.fields import decode_base64, object_at, objects_in, parse_json, text_in
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint
 from imgfs.registry.endpoint_state import short_timeouts
@@ -109,10 +107,7 @@ def parse_signature_list(body: bytes, where: str) -> list[bytes]:
     found = []
     for entry in objects_in(object_at(parse_json(body, where), where), "signatures", where):
         if entry.get("schemaVersion") == _VERSION and entry.get("type") == _TYPE:
-            try:
-                found.append(base64.b64decode(text_in(entry, "content", where, default=""), validate=True))
-            except (binascii.Error, ValueError) as error:
-                raise InvalidImage("the content of a signature is not base64", where=where) from error
+            found.append(decode_base64(text_in(entry, "content", where, default=""), f"{where}: content"))
     if len(found) > MOST_SIGNATURES:
         raise InvalidImage(f"more than {MOST_SIGNATURES} signatures", where=where)
     return found

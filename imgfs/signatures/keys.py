@@ -6,12 +6,12 @@ curve that of the curve's own size counts, too, as newer versions of cosign use 
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgfs.errors import InvalidImage, UsageError
+from imgfs.oci.fields import decode_base64
 from imgfs.signatures.policy_keys import read_small
 
 if TYPE_CHECKING:
@@ -107,9 +107,6 @@ def _hashes(bits: int) -> list[HashAlgorithm]:
 def der_of(pem: bytes, where: str) -> bytes:
     """Return the bytes in the only block of PEM, which a text may precede (RFC 7468); raises InvalidImage."""
     found = _PEM.search(pem)
-    try:
-        if found and pem.count(_BEGIN) == 1:
-            return base64.b64decode(b"".join(found[2].split()), validate=True)
-    except ValueError:
-        pass  # as if it were none
-    raise InvalidImage("not a single key or certificate in PEM", where=where)
+    if not found or pem.count(_BEGIN) > 1:
+        raise InvalidImage("not a single key or certificate in PEM", where=where)
+    return decode_base64("".join(found[2].decode().split()), where)

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, UsageError, describe
-from imgfs.oci.fields import object_at, text_in, texts_in
+from imgfs.oci.fields import decode_base64, object_at, text_in, texts_in
 
 _LARGEST = 1 << 20  # bytes of a file with a key, or of a policy
 _ENDS = ("Path", "Paths", "Data", "Datas")
@@ -143,11 +141,4 @@ def _material(fields: Mapping[str, object], stem: str, where: str) -> Material:
         raise InvalidImage(f"{name} is empty", where=where)
     if "Path" in given[0]:
         return Material(tuple(texts))
-    return Material((), tuple(_decoded(text, f"{where}: {name}") for text in texts))
-
-
-def _decoded(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidImage("not base64", where=where) from error
+    return Material((), tuple(decode_base64(text, f"{where}: {name}") for text in texts))

@@ -7,15 +7,13 @@ The log itself is not asked.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
-from imgfs.oci.fields import object_at, parse_json, text_in
+from imgfs.oci.fields import decode_base64, object_at, parse_json, text_in
 from imgfs.signatures.keys import PublicKey, der_of
 
 _WHERE = "Rekor's entry"
@@ -35,7 +33,7 @@ def verify_entry(bundle: str, keys: Sequence[PublicKey]) -> LogEntry:
     """Return the entry in cosign's annotation, verified by one of the log's keys; raises InvalidImage."""
     fields = _exact(parse_json(bundle.encode(), _WHERE), {"SignedEntryTimestamp", "Payload"}, _WHERE)
     payload = _exact(fields["Payload"], {"body", "integratedTime", "logIndex", "logID"}, f"{_WHERE}.Payload")
-    body = _base64(text_in(payload, "body", _WHERE))
+    body = decode_base64(text_in(payload, "body", _WHERE), _WHERE)
     time = _whole(payload["integratedTime"])
     canonical = {
         "body": payload["body"],
@@ -44,7 +42,7 @@ def verify_entry(bundle: str, keys: Sequence[PublicKey]) -> LogEntry:
         "logIndex": _whole(payload["logIndex"]),
     }
     signed = json.dumps(canonical, separators=(",", ":"), ensure_ascii=False).encode()
-    timestamp = _base64(text_in(fields, "SignedEntryTimestamp", _WHERE))
+    timestamp = decode_base64(text_in(fields, "SignedEntryTimestamp", _WHERE), _WHERE)
     if not any(key.verifies(timestamp, signed) for key in keys):
         raise InvalidImage("an entry in a log that is not signed by the log's key")
     return parse_entry(body, time)
@@ -59,11 +57,11 @@ def parse_entry(body: bytes, time: int) -> LogEntry:
     hashed, signature = _at(_at(spec, "data"), "hash"), _at(spec, "signature")
     if hashed.get("algorithm") != "sha256":
         raise InvalidImage("a hash that is not SHA-256", where=_WHERE)
-    key = _base64(text_in(_at(signature, "publicKey"), "content", _WHERE))
+    key = decode_base64(text_in(_at(signature, "publicKey"), "content", _WHERE), _WHERE)
     return LogEntry(
         time,
         der_of(key, _WHERE),
-        _base64(text_in(signature, "content", _WHERE)),
+        decode_base64(text_in(signature, "content", _WHERE), _WHERE),
         text_in(hashed, "value", _WHERE).lower(),
     )
 
@@ -94,10 +92,3 @@ def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _LARGEST_NUMBER:
         raise InvalidImage("expected a whole number", where=f"{_WHERE}.Payload")
     return value
-
-
-def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidImage("not base64", where=_WHERE) from error

@@ -9,8 +9,6 @@ one of cosign's (internal/signature/signature.go).
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +19,7 @@ from urllib.parse import unquote
 from imgfs.config import SignaturePlaces
 from imgfs.errors import InvalidImage, Unavailable, UsageError
 from imgfs.oci.descriptor import Digest
-from imgfs.oci.fields import annotations_in, object_at, parse_json, text_in
+from imgfs.oci.fields import annotations_in, decode_base64, object_at, parse_json, text_in
 from imgfs.oci.reference import DIRECTORY, FileReference, Reference, RegistryReference
 from imgfs.registry.config.resolver import Resolver
 from imgfs.registry.endpoint import MAX_DOCUMENT, RegistryEndpoint
@@ -135,10 +133,7 @@ def read_signature(stored: StoredSignature) -> bytes | Signature | None:
 
 def _cosign(body: bytes, where: str) -> Signature | None:
     fields = object_at(parse_json(body, where), where)
-    try:
-        payload = base64.b64decode(text_in(fields, "payload", where, default=""), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidImage("the payload is not base64", where=where) from error
+    payload = decode_base64(text_in(fields, "payload", where, default=""), f"{where}: payload")
     media_type, annotations = text_in(fields, "mimeType", where, default=""), annotations_in(fields, where)
     try:
         return Signature.read(payload, annotations) if is_signature(media_type, annotations) else None
