@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imgfs.errors import MountError
+from imgfs.errors import MountError, describe
 from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
-from imgfs.mounts.table import Mount, process_with_mount
+from imgfs.mounts.table import Mount, mount_at, process_with_mount
 from imgfs.status import MountStatus
+from imgfs.syscalls import detach_mount
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
@@ -45,6 +46,18 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
             _remove_if_left(mount.runtime)
         if pid and daemon is not None:
             _wait_for_end(pid, daemon, mount, _PATIENCE_WITH_SCRATCH if status.scratch else _PATIENCE)
+
+
+def detach_all(mountpoint: Path) -> None:
+    """Take down every mount at `mountpoint`, as root, and ask no daemon: what still uses one keeps it.
+
+    Raises MountError.
+    """
+    while mount_at(mountpoint):
+        try:
+            detach_mount(str(mountpoint))
+        except OSError as error:
+            raise MountError(f"{mountpoint}: cannot be unmounted: {describe(error)}") from error
 
 
 @contextmanager

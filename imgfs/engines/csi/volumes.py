@@ -32,6 +32,7 @@ from imgfs.engines.liveness import is_answering, statvfs_within
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import StoreError, describe
 from imgfs.mounts.table import mount_at
+from imgfs.mounts.unmount import detach_all
 from imgfs.store.atomic import atomic_write
 
 _BOUND = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_BIND
@@ -135,7 +136,7 @@ class Volumes:
             if known and known.volume == volume:
                 self._take_down(known)
             elif mount_at(Path(target)):  # its record is lost: /run of another container
-                _detach(Path(target))
+                detach_all(Path(target))
             with suppress(FileNotFoundError, NotADirectoryError):
                 _remove_directory(Path(target))
 
@@ -178,7 +179,7 @@ class Volumes:
         self._drop_secret(_name_of(wanted.target))
 
     def _mount_shared(self, wanted: Wanted, reference: str, digest: str, place: Path) -> None:
-        _detach(place)
+        detach_all(place)
         place.mkdir(mode=0o700, exist_ok=True)
         secret = self._keep_secret(wanted, place.name)
         image = reference if "@" in reference else f"{reference}@{digest}"
@@ -186,7 +187,7 @@ class Volumes:
         self._run(["mount", *self._options, *self._mounting, *self._sharing, *words], secret)
 
     def _take_down(self, known: PublishedVolume) -> None:
-        _detach(Path(known.target))
+        detach_all(Path(known.target))
         self._record_path(known.target).unlink(missing_ok=True)
         self._drop_secret(_name_of(known.target))
         if not known.shared:
@@ -195,7 +196,7 @@ class Volumes:
             place = self._shared / known.shared
             if any(other.shared == known.shared for other in self._all()):
                 return
-            _detach(place)
+            detach_all(place)
             _remove_directory(place)
             self._drop_secret(known.shared)
 
@@ -269,15 +270,6 @@ def _make_target(target: Path) -> None:
         target.mkdir(mode=0o750, exist_ok=True)
     except OSError as error:
         raise Refusal(Code.INTERNAL, f"{target}: {describe(error)}") from error
-
-
-def _detach(path: Path) -> None:
-    """Take down every mount at `path`; what still uses one keeps it."""
-    while mount_at(path):
-        try:
-            syscalls.detach_mount(str(path))
-        except OSError as error:
-            raise Refusal(Code.INTERNAL, f"{path}: cannot be unmounted: {describe(error)}") from error
 
 
 def _remove_directory(path: Path) -> None:

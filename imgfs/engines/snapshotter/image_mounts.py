@@ -17,13 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from imgfs import syscalls
 from imgfs.engines.command import run_imgfs
 from imgfs.engines.liveness import is_answering
 from imgfs.engines.refusal import Refusal
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import ImgfsError, StoreError, describe
-from imgfs.mounts.table import mount_at
+from imgfs.mounts.unmount import detach_all
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
@@ -110,7 +109,7 @@ class ImageMounts:
         path = self._place / _name_of(chain)
         with slot.lock:
             if not is_answering(path):
-                _detach(path)
+                detach_all(path)
                 self._mount(chain, path)
         return path
 
@@ -147,17 +146,8 @@ def _chain_of(name: str) -> ImageChain | None:
     return None
 
 
-def _detach(path: Path) -> None:
-    """Take down every mount at `path`; what still uses one keeps it. A daemon ends with its mount."""
-    while mount_at(path):
-        try:
-            syscalls.detach_mount(str(path))
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be unmounted: {describe(error)}") from error
-
-
 def _take_down(path: Path) -> None:
     log.info("unmounting %s", path)
-    _detach(path)
+    detach_all(path)
     with suppress(OSError):
         path.rmdir()
