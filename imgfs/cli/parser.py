@@ -98,6 +98,7 @@ COMMANDS = {
     "snapshotter": Command("snapshotter", "show images to containerd and Kubernetes, lazily"),
     "cri": Command("cri", "hear by which passwords kubelet pulls images"),
     "csi": Command("csi", "show images to Kubernetes as volumes (CSI)"),
+    "podman": Command("podman", "show images to podman, buildah and CRI-O, lazily"),
     "login": Command("login", "keep a user name and password for a registry"),
     "logout": Command("login", "forget what is kept for a registry"),
     "store": Command("store", "show, limit, prune or check what is kept in the cache directory"),

@@ -83,7 +83,7 @@ def snapshotter(options: argparse.Namespace) -> int:
 
     if os.geteuid():
         raise UsageError("containerd's snapshotter mounts for all users: it has to be root")
-    root, address = (_checked(Path(path)) for path in (options.root, options.address))
+    root, address = (checked_path(Path(path)) for path in (options.root, options.address))
     store = open_store(options)
     with only_one(root):
         made = Snapshotter(
@@ -96,7 +96,7 @@ def snapshotter(options: argparse.Namespace) -> int:
         run_in_foreground(lambda _: serve(address, [service_of(made)], notify), options.log_level.upper())
 
 
-def _checked(path: Path) -> Path:
+def checked_path(path: Path) -> Path:
     """Return a path from the root, which has nothing that ends a word of overlayfs's options."""
     found = path.absolute()
     if any(sign in str(found) for sign in ":,\\"):

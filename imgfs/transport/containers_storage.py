@@ -67,6 +67,11 @@ def usual_place() -> StoragePlace:
     return StoragePlace(root)
 
 
+def big_data_file(name: str) -> str:
+    """Return the file that what is kept of an image is in (containers/storage, makeBigDataBaseName)."""
+    return name if _PLAIN.fullmatch(name) else "=" + base64.b64encode(name.encode()).decode()
+
+
 class StorageSource(FilesSource):
     """An image of podman's store in a place: of its driver, where there are stores of several."""
 
@@ -202,9 +207,8 @@ class StorageSource(FilesSource):
             yield object_at(value, f"{where}: [{number}]")
 
     def _big_data(self, identity: str, name: str) -> bytes:
-        """Read what is kept of an image under a name (containers/storage, makeBigDataBaseName)."""
-        base = name if _PLAIN.fullmatch(name) else "=" + base64.b64encode(name.encode()).decode()
-        return self.read_small(f"{self._driver}-images/{identity}/{base}", MAX_DOCUMENT)
+        """Read what is kept of an image under a name."""
+        return self.read_small(f"{self._driver}-images/{identity}/{big_data_file(name)}", MAX_DOCUMENT)
 
 
 def _identity(text: object, where: str) -> str:

@@ -1,0 +1,201 @@
+"""imgfs podman: images that podman, buildah and CRI-O use without pulling them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgfs.cli.options import Commands, add_command, driver_option, image_options, json_option
+from imgfs.cli.output import complain, say
+from imgfs.errors import ImgfsError, MountError, UsageError
+
+if TYPE_CHECKING:
+    from imgfs.engines.podman_store import PodmanImage, PodmanStore
+    from imgfs.image.resolve import Resolved
+    from imgfs.store.store import Store
+
+_ROOT = "/var/lib/imgfs/podman"
+
+
+def add_podman(commands: Commands) -> None:
+    """`imgfs podman`."""
+    command = commands.add_parser(
+        "podman",
+        help="show images to podman, buildah and CRI-O, lazily",
+        description=f"""\
+Keeps a store of images for podman, each a mount: podman has them at once, and reads what it needs. As root.
+podman is told of the store by --storage-opt, or for ever in /etc/containers/storage.conf:
+
+  [storage.options]
+  additionalimagestores = ["{_ROOT}"]
+
+Examples:
+  imgfs podman add docker.io/library/debian:12
+  podman --storage-opt additionalimagestore={_ROOT} run --rm docker.io/library/debian:12 ls
+  imgfs podman ls
+  imgfs podman rm docker.io/library/debian:12
+""",
+    )
+    actions = command.add_subparsers(metavar="add|ls|rm", required=True)
+    adding = add_command(
+        actions,
+        "add",
+        add,
+        "mount an image for podman",
+        """\
+Mounts IMAGE and lists it in the store. After a restart of the machine, the same again mounts it again.
+
+Examples:
+  imgfs podman add docker.io/library/debian:12
+""",
+    )
+    image_options(adding)
+    driver_option(adding)
+    listing = add_command(
+        actions, "ls", ls, "list the images", "List the images.\n\nExamples:\n  imgfs podman ls\n"
+    )
+    json_option(listing)
+    removing = add_command(
+        actions,
+        "rm",
+        rm,
+        "unmount and forget images",
+        """\
+Unmounts images and forgets them. Not one that containers and images of podman stand upon, but with --force.
+
+Examples:
+  imgfs podman rm docker.io/library/debian:12
+""",
+    )
+    removing.add_argument("names", metavar="IMAGE", nargs="+", help="its name or id, as ls shows it")
+    removing.add_argument(
+        "-f", "--force", action="store_true", help="even if podman uses it: what does is broken"
+    )
+    for action in (adding, listing, removing):
+        action.add_argument("--root", metavar="DIR", default=_ROOT, help=f"the store (default: {_ROOT})")
+
+
+def add(options: argparse.Namespace) -> int:
+    """Mount an image for podman."""
+    from imgfs.cli.selection import select_image
+    from imgfs.cli.snapshotter import mounts_survive
+    from imgfs.mount.daemon import Mounting
+    from imgfs.mount.options import MountOptions
+    from imgfs.mounts.mountpoint import checked_mountpoint
+    from imgfs.mounts.unmount import detach_all
+    from imgfs.oci.reference import RegistryReference
+
+    store = _store(options)
+    with Mounting.fork(writable=False, offline=options.offline) as mounting:
+        image = select_image(options)
+        if not isinstance(image.reference, RegistryReference):
+            raise UsageError(f"{image.reference}: podman names images by a registry: copy it to one")
+        resolved = image.prepare()
+        shown = _shown(resolved, image.store)
+        place = store.prepare(shown)
+        if not _is_mounted(place):
+            detach_all(place)
+            with checked_mountpoint(place, nonempty=False) as checked:
+                how = MountOptions(
+                    mountpoint=place,
+                    fuse=frozenset({"allow_other", "suid", "dev"}),
+                    driver=options.driver,
+                    trust=image.trust,
+                    checked=checked,
+                    restart=mounts_survive(),
+                )
+                mounting.mount(resolved, image.connect, image.store, how)
+        store.add(shown)
+    say(shown.name)
+    return 0
+
+
+def ls(options: argparse.Namespace) -> int:
+    """List the images."""
+    store = _store(options)
+    images = store.images()
+    if options.json:
+        say(json.dumps([{**one, "mounted": _is_mounted(store.diff(str(one["layer"])))} for one in images]))
+        return 0
+    for one in images:
+        names = one.get("names")
+        name = ", ".join(map(str, names)) if isinstance(names, list) and names else "<none>"
+        state = "" if _is_mounted(store.diff(str(one["layer"]))) else "  (not mounted)"
+        say(f"{str(one['id'])[:12]}  {name}{state}")
+    return 0
+
+
+def rm(options: argparse.Namespace) -> int:
+    """Unmount and forget images: all are tried, and each that fails is told."""
+    code = 0
+    for name in options.names:
+        try:
+            _remove(_store(options), name, force=options.force)
+        except ImgfsError as error:
+            complain(error)
+            code = 1
+    return code
+
+
+def _remove(store: PodmanStore, name: str, *, force: bool) -> None:
+    from imgfs.engines.podman_store import users_of
+    from imgfs.mounts.unmount import detach_all
+    from imgfs.transport.containers_storage import usual_place
+
+    image = store.find(name)
+    layer = str(image["layer"])
+    if not force and users_of(layer, usual_place().root):
+        raise MountError(f"{name}: podman has containers or images that stand upon it (--force)")
+    others = [one for one in store.images() if one["layer"] == layer and one["id"] != image["id"]]
+    if not others:
+        detach_all(store.diff(layer))
+    store.remove(image)
+    say(name)
+
+
+def _store(options: argparse.Namespace) -> PodmanStore:
+    from imgfs.cli.snapshotter import checked_path
+    from imgfs.engines.podman_store import PodmanStore
+
+    if os.geteuid():
+        raise UsageError("the store for podman is root's")
+    return PodmanStore(checked_path(Path(options.root)))
+
+
+def _shown(resolved: Resolved, store: Store) -> PodmanImage:
+    """Return an image, which is prepared, as podman is shown it."""
+    from dataclasses import replace
+
+    from imgfs.engines.podman_store import PodmanImage
+    from imgfs.image.trust import open_index
+    from imgfs.oci.image import chain_id
+    from imgfs.oci.reference import parse_reference
+
+    wanted = resolved.manifest.config.digest
+    manifest, config = store.document(resolved.digest), store.document(wanted)
+    if manifest is None or config is None:
+        raise UsageError(f"{resolved.reference}: its manifest is not kept: copy it to a registry or a layout")
+    size = 0
+    for layer in resolved.manifest.layers:
+        with open_index(store.layer(layer.digest)) as index:
+            size += index.summary.flat_size
+    reference = parse_reference(resolved.reference)
+    return PodmanImage(
+        name=str(replace(reference, digest=None) if reference.tag else reference),
+        manifest=manifest,
+        manifest_digest=resolved.digest,
+        config=config,
+        config_digest=wanted,
+        chain=chain_id(resolved.config.diff_ids),
+        size=size,
+        created=resolved.config.created,
+    )
+
+
+def _is_mounted(place: Path) -> bool:
+    from imgfs.engines.liveness import is_answering
+
+    return is_answering(place)

@@ -1,0 +1,124 @@
+"""podman with images out of a store of imgfs's: mounted, never pulled, run, built upon and removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from imgfs.engines.liveness import is_answering
+from imgfs.mounts.table import imgfs_mounts
+from tests.support.containers import PODMAN
+from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
+from tests.support.engines import needs_podman
+from tests.support.mounted import Imgfs, Ran, gzipped, write_image
+from tests.support.tarmake import archive, directory, file, symlink
+
+pytestmark = [needs_podman, needs_docker_registry, pytest.mark.kernel, pytest.mark.parts]
+
+BUSYBOX = Path("/bin/busybox")
+LOWER = archive(
+    *(directory(name) for name in ("bin", "dev", "etc", "proc", "sys")),
+    file("bin/busybox", BUSYBOX.read_bytes() if BUSYBOX.exists() else b"", mode=0o755),
+    *(symlink(f"bin/{name}", "busybox") for name in ("sh", "cat", "touch")),
+    file("etc/name", b"lower"),
+)
+LAYERS = [gzipped(tar).blob for tar in (LOWER, archive(file("etc/name", b"upper")))]
+CONFIG = {"config": {"Cmd": ["cat", "/etc/name"], "Env": ["PATH=/bin"]}, "created": "2020-01-02T03:04:05Z"}
+
+
+@dataclass
+class Rig:
+    """A store of imgfs's for podman, and a podman whose own storage is elsewhere."""
+
+    imgfs: Imgfs
+    place: Path
+    image: str
+
+    def podman(self, *words: str | Path) -> Ran:
+        """`podman WORDS…` with the store beside its own."""
+        options = [f"--root={self.place}/root", f"--runroot={self.place}/run", f"--tmpdir={self.place}/tmp"]
+        store = f"--storage-opt=additionalimagestore={self.place}/store"
+        quiet = "env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"
+        driver = "--storage-driver=overlay", "--cgroup-manager=cgroupfs"
+        return self.imgfs.program(*quiet, *options, *driver, store, *words)
+
+    def store(self, action: str, *words: str) -> Ran:
+        """`imgfs podman ACTION`."""
+        return self.imgfs.run("podman", action, "--root", self.place / "store", *words)
+
+
+@pytest.fixture
+def rig(imgfs: Imgfs, tmp_path: Path) -> Iterator[Rig]:
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="podman-")))
+        host = stack.enter_context(docker_registry(tmp_path / "registry"))
+        push_image(host, "app", "v1", LAYERS, config=CONFIG)
+        conf = tmp_path / "storage.conf"
+        conf.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{place}/root"\nrunroot = "{place}/run"\n'
+        )
+        imgfs.environment["CONTAINERS_STORAGE_CONF"] = str(conf)
+        yield Rig(imgfs, place, f"{host}/app:v1")
+        for left in (one.mountpoint for one in imgfs_mounts() if one.mountpoint.is_relative_to(place)):
+            imgfs.program("umount", "-l", left)
+
+
+def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> None:
+    assert rig.store("add", rig.image).text == f"{rig.image}\n"
+    (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
+    rig.imgfs.watch(mount.mountpoint)
+    (shown,) = json.loads(rig.podman("images", "--format", "json").text)
+    assert (shown["Names"], shown["ReadOnly"]) == ([rig.image], True)
+    assert shown["CreatedAt"] == "2020-01-02T03:04:05Z"
+    assert shown["Size"] > len(LOWER)
+
+    ran = rig.podman("run", "--pull=never", *PODMAN, rig.image)
+    assert (ran.code, ran.text) == (0, "upper"), ran
+    ran = rig.podman("run", *PODMAN, rig.image, "sh", "-c", "touch /etc/new && cat /etc/name")
+    assert (ran.code, ran.text) == (0, "upper"), ran
+    (tmp_path / "Containerfile").write_text(f'FROM {rig.image}\nRUN ["touch", "/made"]\n')
+    words = "--isolation=chroot", "--network=host", "-q", "-t", "localhost/derived"
+    built = rig.podman("build", *words, "-f", tmp_path / "Containerfile", tmp_path)
+    assert built.code == 0, built
+    assert rig.podman("run", *PODMAN, "localhost/derived", "cat", "/made", "/etc/name").text == "upper"
+
+    complaint = rig.store("rm", rig.image).complaint()
+    assert complaint == f"{rig.image}: podman has containers or images that stand upon it (--force)"
+    rig.podman("rmi", "localhost/derived")
+    assert rig.store("add", rig.image).text == f"{rig.image}\n"  # it is there already
+    (listed,) = json.loads(rig.store("ls", "--json").text)
+    assert (listed["names"], listed["mounted"]) == ([rig.image], True)
+    assert rig.store("rm", listed["id"][:12]).code == 0
+    rig.imgfs.gone(mount.mountpoint)
+    assert [one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place)] == []
+    assert rig.store("ls").text == ""
+    assert json.loads(rig.podman("images", "--format", "json").text) == []
+    assert [path.name for path in (rig.place / "store" / "overlay").iterdir()] == ["l"]
+    assert "is not in" in rig.store("rm", rig.image).complaint()
+
+
+def test_what_is_not_mounted_any_more_is_mounted_again(rig: Rig) -> None:
+    rig.store("add", rig.image)
+    (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
+    rig.imgfs.ok("umount", mount.mountpoint)
+    assert rig.store("ls").text.endswith(f"  {rig.image}  (not mounted)\n")
+    assert rig.store("add", rig.image).code == 0
+    assert is_answering(mount.mountpoint)
+    assert os.listdir(mount.mountpoint)
+    assert rig.store("rm", rig.image).code == 0
+
+
+def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "layout", [gzipped(LOWER)])
+    assert "copy it to one" in imgfs.run("podman", "add", "--root", tmp_path / "store", image).complaint(2)
+    assert "root's" in nobody.run("podman", "ls").complaint(2)
+    (tmp_path / "overlay-images").mkdir()
+    (tmp_path / "overlay-images" / "images.json").write_text("[")
+    assert "is no list of podman's" in imgfs.run("podman", "ls", "--root", tmp_path).complaint()
