@@ -39,6 +39,7 @@ _ALWAYS = (
 )
 _BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
+_MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
 _FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
 
 
@@ -158,7 +159,7 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         touches = touches_of(profile, image) if profile else []
         image.content.start(touches, options.fill)
         stack.callback(image.content.stop)
-        if options.predict and not image.content.is_complete():
+        if options.predict and not image.content.is_complete() and image.tree.node_count <= _MANY_FILES:
             _predict(image, stack, is_replayed=bool(touches))
         mount = ServedMount(image, store, options, tell, on_ready, succession, before_heir=metrics.close)
         if not served_by_kernel(mount):

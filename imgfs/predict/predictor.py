@@ -36,14 +36,15 @@ _CAUSES = (Cause.LIBRARY, Cause.MODULE)
 _FIRST = 24 << 20  # compressed bytes that may be fetched before any of them is used
 _BESIDE_PROFILE = 1 << 20  # where a profile is replayed, which knows better,
 _FACTOR = 2  # and for each byte used so many more
-_WINDOW = 4 << 20  # compressed bytes requested at once: what is wanted later may be wanted sooner by then
+_WINDOW = 0.1  # seconds of the link that are requested at once: what is wanted later may be more urgent,
+_SMALLEST, _LARGEST = 2 << 20, 8 << 20  # within these compressed bytes
 _REQUEST = 1 << 20  # compressed bytes of one request: a reader's next miss shares the link with it
 _GUESSES = 4096  # for one mount
 _MISSED = 20_000  # files that are looked at: no program reads more when it starts
 _BACKLOG = 256  # files that wait to be looked at, at most
 _REST = 30.0  # seconds without guesses after a request that failed
 _STALE = 10.0  # seconds after which what was wanted, and could not be fetched, is not any more
-_HERE_AND_THERE = 6  # spans of a large file that are read before all of it is wanted
+_HERE_AND_THERE = 6  # spans of a large file that are read before all of it is wanted, and a third of it
 
 Span = tuple[int, int]  # layer, number
 
@@ -65,7 +66,7 @@ class _Watched:
     def __init__(self, spans: Sequence[Span], cause: Cause) -> None:
         self.spans = spans
         self.cause = cause
-        self.left = _HERE_AND_THERE
+        self.left = max(_HERE_AND_THERE, len(spans) // 3)
 
 
 @dataclass
@@ -140,7 +141,7 @@ class Predictor:
         while self._begun:
             self._go_on(self._begun.popleft())
         self._fetch_wanted()
-        while self._postponed and not self._queue and self._under_way < _WINDOW:
+        while self._postponed and not self._queue and self._under_way < self._window():
             self._go_on(self._postponed.popleft())
             self._fetch_wanted()
 
@@ -262,7 +263,7 @@ class Predictor:
 
     def _fetch_wanted(self) -> None:
         """Request what is wanted most, as much as may be under way and as is worth it."""
-        while self._queue and self._under_way < _WINDOW and self._is_worth_it():
+        while self._queue and self._under_way < self._window() and self._is_worth_it():
             layer, cause = self._queue[0].layer, self._queue[0].cause
             content, batch = self._layers[layer], list(self._batch(layer, cause))
             for request in requests_for(batch, content.table, SIZES._replace(largest=_REQUEST)):
@@ -291,7 +292,7 @@ class Predictor:
         """
         with self._lock:
             self._under_way -= size
-            has_room = self._under_way <= _WINDOW // 2
+            has_room = self._under_way <= self._window() // 2
         if future.exception() is not None:
             self._events.put(self._rest)
         elif has_room and (self._queue or self._postponed):
@@ -306,6 +307,11 @@ class Predictor:
         """Return True if what has been fetched, and was not used, is no more than it may be."""
         used = sum(layer.counts.brought(cause).bytes_used for layer in self._layers for cause in _CAUSES)
         return self._requested < self._first + (1 + _FACTOR) * used
+
+    def _window(self) -> int:
+        """Return the compressed bytes that may be under way: the link is to be busy, and no more."""
+        speed = self._layers[0].fetch_pool.meter.speed() if self._layers else 0
+        return min(_LARGEST, max(_SMALLEST, int(speed * _WINDOW)))
 
     def _size_of(self, span: Span) -> int:
         return self._layers[span[0]].table.size_of(span[1])
