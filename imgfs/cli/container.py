@@ -40,6 +40,8 @@ from imgfs.runtime.stdio import StdioPipes
 from imgfs.runtime.teardown import Stopper, unmounting
 from imgfs.runtime.user import User
 
+_SHORT_LIVED = 1.0  # seconds: a container that ends sooner needs no process that has its image served again
+
 
 @contextlib.contextmanager
 def _network(request: ContainerRequest, bundle: Bundle) -> Iterator[int | None]:
@@ -195,7 +197,9 @@ def _begin_mount(
         make_upper(scratch, tree)
     owner = (0, 0) if start.maps and has_single_id(start.maps) else None
     check_mountable(bundle.rootfs, nonempty=False)
-    how = bundle_mount_options(bundle, scratch, owner, start.options, for_all=True)
+    how = bundle_mount_options(
+        bundle, scratch, owner, start.options, for_all=True, restart_after=_SHORT_LIVED
+    )
     mounting.begin(resolved, image.connect, image.store, how)
 
 

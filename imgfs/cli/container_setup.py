@@ -7,7 +7,7 @@ import argparse
 from imgfs.cli.output import warn
 from imgfs.cli.selection import ImageSelection
 from imgfs.errors import UsageError
-from imgfs.mount.options import MountOptions
+from imgfs.mount.options import MountOptions, can_resend
 from imgfs.overlay.scratch import Scratch
 from imgfs.overlay.scratches import find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle
@@ -26,8 +26,12 @@ def bundle_mount_options(
     options: argparse.Namespace,
     *,
     for_all: bool,
+    restart_after: float = 0.0,
 ) -> MountOptions:
-    """How a container's image is mounted: at its bundle, changes to its scratch."""
+    """How a container's image is mounted: at its bundle, changes to its scratch.
+
+    It outlives its daemon, where the kernel can do that, from so many seconds on.
+    """
     fuse = frozenset({"suid", "allow_other"} if for_all else ())
     driver = options.driver
     return MountOptions(
@@ -36,6 +40,8 @@ def bundle_mount_options(
         owner=owner,
         scratch=scratch,
         driver=driver,
+        restart=can_resend(),
+        restart_after=restart_after,
         predict=not options.offline,
     )
 

@@ -19,11 +19,11 @@ from imgfs.mount.resume import leave
 from imgfs.mount.serving import (
     EndSignals,
     ServedMount,
-    follow,
     hand_over,
     limit_unwritten,
     raise_read_ahead,
     resume,
+    serve_on,
     syncing,
     wait_for_turn,
 )
@@ -125,7 +125,5 @@ def _announce(mount: ServedMount, session: Session) -> None:
     if mounted := mount_at(mount.options.mountpoint):
         raise_read_ahead(mounted.device)
         limit_unwritten(mounted.device)
-    if mount.succession:
-        mount.succession.serves(session.descriptor, mount, session)
-        follow(mount, mount.succession, session, drains=mount.options.scratch is not None)
+    serve_on(mount, session)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")

@@ -197,6 +197,7 @@ class Holder:
         was_killed = server.close()
         if ENDED in server.said or self._is_unmounted():
             return 0
+        self._go_on()  # by its last words
         upgrade = self._upgrade
         is_heir = upgrade is not None and server is upgrade.heir
         if upgrade and is_heir:

@@ -22,9 +22,9 @@ from imgfs.mount.resume import KernelMount, leave
 from imgfs.mount.serving import (
     EndSignals,
     ServedMount,
-    follow,
     raise_read_ahead,
     resume,
+    serve_on,
     syncing,
 )
 from imgfs.mounts.status_client import encode_status
@@ -202,10 +202,8 @@ class FlatFilesServer:
 
     def _announce(self, session: Session, listener: socket.socket) -> None:
         """Say that the mount answers."""
-        if self.mount.succession:
-            kernel = KernelMount(self.directory, self.passthrough.files, listener.fileno())
-            self.mount.succession.serves(session.descriptor, self.mount, session, kernel)
-            follow(self.mount, self.mount.succession, session)
+        kernel = KernelMount(self.directory, self.passthrough.files, listener.fileno())
+        serve_on(self.mount, session, kernel)
         self.mount.announce(", by EROFS")
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from imgfs.metrics.endpoint import MetricsAddress
     from imgfs.mounts.mountpoint import DirectoryId
     from imgfs.overlay.scratch import Scratch
+
+_RESENDS = (6, 9)  # the kernel from which on FUSE_NOTIFY_RESEND is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class MountOptions:
     `kernel`, or `auto` for the kernel where it can. `trust` is whose indexes count: those of the reference's
     repository by default. `checked` is the directory that was found at the mount point before. With
     `history` the
-    image's earlier states are shown, too; with `restart` a killed daemon has a successor."""
+    image's earlier states are shown, too; with `restart` a killed daemon has a successor,
+    once it has served for `restart_after` seconds."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -44,3 +48,11 @@ class MountOptions:
     checked: DirectoryId | None = None
     history: bool = False
     restart: bool = False
+    restart_after: float = 0.0
+
+
+def can_resend() -> bool:
+    """Return True if this kernel can send again what a killed daemon has left unanswered."""
+    release = os.uname().release
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    return numbers >= _RESENDS

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from imgfs import __version__, syscalls
 from imgfs.errors import MountError
 from imgfs.mount import holder
-from imgfs.mount.options import MountOptions
+from imgfs.mount.options import MountOptions, can_resend
 from imgfs.mounts.table import mount_at, mounts
 from imgfs.owned.inheritance import LockInheritance
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from imgfs.store.store import Store
     from imgfs.transport.source import Source
 
-NEEDED_KERNEL = (6, 9)
 _LEFT: list[contextlib.ExitStack] = []  # to the end of the process: what nothing refers to is taken down
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successor import main; main()"
 
@@ -238,9 +237,8 @@ def leave(stack: contextlib.ExitStack) -> None:
 
 def check_kernel() -> None:
     """Raise MountError if this kernel does not send again what a killed daemon has left unanswered."""
-    release = os.uname().release
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
-    if numbers < NEEDED_KERNEL:
+    if not can_resend():
+        release = os.uname().release
         raise MountError(f"--restart: this kernel is Linux {release}, and has to be 6.9 or newer")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from imgfs.content.content import Content
     from imgfs.fuse.session import Session
     from imgfs.image.image import Image
-    from imgfs.mount.resume import Succession
+    from imgfs.mount.resume import KernelMount, Succession
     from imgfs.overlay.interchange import HandleLookup
     from imgfs.overlay.scratch import ScratchBase
     from imgfs.owned.inheritance import LockInheritance
@@ -151,7 +151,24 @@ def syncing(image: Image) -> Iterator[None]:
         stopped.set()
 
 
-def follow(mount: ServedMount, succession: Succession, session: Session, *, drains: bool = False) -> None:
+def serve_on(mount: ServedMount, session: Session, kernel: KernelMount | None = None) -> None:
+    """Have the mount go on whatever becomes of this process, if it is to, once it has served for a while."""
+    succession = mount.succession
+    if succession is None:
+        return
+    due = time.monotonic() + (0.0 if succession.is_taken_over else mount.options.restart_after)
+
+    def start() -> None:
+        if time.monotonic() >= due:
+            succession.serves(session.descriptor, mount, session, kernel)
+            _follow(mount, succession, session, drains=mount.options.scratch is not None and not kernel)
+
+    start()
+    if time.monotonic() < due:
+        session.every(mount.options.restart_after, start)
+
+
+def _follow(mount: ServedMount, succession: Succession, session: Session, *, drains: bool) -> None:
     """Give the holder signs of life, and do what it says, from now on.
 
     An heir begins as soon as no more requests are taken, or, if all are answered first (`drains`), after

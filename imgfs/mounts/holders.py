@@ -7,12 +7,15 @@ answers in a file: both are opened by /proc, which only its user and root may.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import MountError
-from imgfs.mounts.table import Mount
+from imgfs.mounts.table import Mount, mount_at
 
 SCRIPT = "imgfs/mount/holder.py"
 _DEVICE, _ORDERS = 2, 5  # among its arguments
@@ -39,6 +42,53 @@ def _words(pid: int) -> list[str]:
     with suppress(OSError, StopIteration):
         words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
         return words[next(number for number, word in enumerate(words) if word.endswith(SCRIPT)) :]
+    return []
+
+
+@contextmanager
+def awaiting_holder(path: Path, seconds: float) -> Iterator[None]:
+    """Wait after the block for the holder of the mount at a path to end, if it has one; so long at most."""
+    mount = mount_at(path)
+    pid = holder_of(mount) if mount else None
+    with _opened(pid) as fd:
+        yield
+        if fd is not None:
+            select.select([fd], [], [], seconds)
+
+
+def end_held(mountpoint: Path, seconds: float) -> None:
+    """End what serves a mount of another mount namespace, if it has a holder, and wait for that."""
+    pid = next((pid for pid in map(int, _processes()) if _words(pid)[1:2] == [str(mountpoint)]), None)
+    with _opened(pid) as fd:
+        if pid is None or fd is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in _children(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, number)
+            if select.select([fd], [], [], seconds)[0]:
+                return
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, number)
+
+
+@contextmanager
+def _opened(pid: int | None) -> Iterator[int | None]:
+    """Open a process for waiting (pidfd_open(2)); None if there is none."""
+    try:
+        fd = None if pid is None else os.pidfd_open(pid)
+    except OSError:
+        fd = None
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imgfs.errors import ImgfsError, MountError, StoreError
+from imgfs.mounts.holders import end_held
 from imgfs.owned.opening import open_owned_directory
 from imgfs.owned.writing import try_lock
 from imgfs.runtime.bundle import Bundle
@@ -147,6 +148,7 @@ def _take_down(container: StoredContainer, maps: IdMaps | None) -> None:
     if running:
         for process in (running.daemon, running.network):
             _end(process)
+    end_held(Bundle(container.directory).rootfs, _LOCK)
     runtime = OciRuntime(RuntimeCommand(container.record.runtime), cgroups_of_this_machine())
     bundle = Bundle(container.directory)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgfs import syscalls
+from imgfs.mounts.holders import awaiting_holder
 from imgfs.runtime.process_id import first_process
 from imgfs.runtime.signals import signal_number
 
@@ -63,13 +64,14 @@ def unmounting(rootfs: Path) -> Iterator[None]:
         yield
     finally:
         _settle(rootfs)
-        with contextlib.suppress(OSError):  # it was not mounted
-            syscalls.detach_mount(str(rootfs))
-        if not _children_end(_UNMOUNT):
-            for pid in _children():
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGTERM)
-            _children_end(_UNMOUNT)
+        with awaiting_holder(rootfs, _UNMOUNT):  # of a successor of the daemon, which is no child
+            with contextlib.suppress(OSError):  # it was not mounted
+                syscalls.detach_mount(str(rootfs))
+            if not _children_end(_UNMOUNT):
+                for pid in _children():
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGTERM)
+                _children_end(_UNMOUNT)
 
 
 def _settle(rootfs: Path) -> None:

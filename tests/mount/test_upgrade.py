@@ -115,7 +115,8 @@ def test_a_version_that_cannot_go_on_leaves_the_old_one_serving(
     at = imgfs.mount(image, "--restart")
     pid = imgfs.pid(at)
     options = newer / "imgfs/mount/options.py"
-    options.write_text(options.read_text() + "    quiet: bool = False\n")
+    last = "    restart_after: float = 0.0\n"
+    options.write_text(options.read_text().replace(last, f"{last}    quiet: bool = False\n"))
     said = upgrade(imgfs, newer, at).complaint()
     reason = "cannot go on with a mount of this imgfs"
     assert said.startswith(f"{at}: imgfs 99.1 {reason} {__version__}: imgfs.mount.options.MountOptions(")
