@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 Serve = Callable[[Callable[[], None]], None]  # is given what to call when it is ready; returns at its end
 GetReady = Callable[[], Iterator[None]]
 ServeTask = Callable[[Any, Callable[[], None]], None]  # is given the task that `start` has sent, too
+GetMore = Callable[[], None]
 _READY = b"\0"
+_MORE = b"m"  # comes before a task, which is a pickle and begins otherwise
 
 
 def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
@@ -42,17 +44,19 @@ class Daemon(AbstractContextManager["Daemon"]):
     """A process of its own, forked at once: it gets ready while its caller finds out what it is to serve.
 
     `get_ready` goes first in it: step by step, until its caller knows what is to be served; what has to be
-    done in any case is its first step. Then `serve` is called with the task that `start` sends, which must be
-    one that can be pickled. A daemon that has not been started by the end of the `with` block ends.
+    done in any case is its first step. If `expect_more` is called then, `get_more` is next. Then `serve` is
+    called with the task that `start` sends, which must be one that can be pickled. A daemon that has not been
+    started by the end of the `with` block ends.
     """
 
     def __init__(self, pid: int, task: int, answer: int) -> None:
         self.pid = pid
         self._task = task  # the pipe that the daemon reads its task from
         self._answer = answer  # the pipe that it writes to how it began
+        self._expects_more = False
 
     @classmethod
-    def fork(cls, get_ready: GetReady, serve: ServeTask) -> Daemon:
+    def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda: None) -> Daemon:
         """Fork a daemon, which begins to get ready."""
         task, send_task = os.pipe()
         read_answer, answer = os.pipe()
@@ -62,10 +66,17 @@ class Daemon(AbstractContextManager["Daemon"]):
         if pid == 0:
             os.close(send_task)
             os.close(read_answer)
-            _daemon(get_ready, serve, task, answer)
+            _daemon(get_ready, get_more, serve, task, answer)
         os.close(task)
         os.close(answer)
         return cls(pid, send_task, read_answer)
+
+    def expect_more(self) -> None:
+        """Have it get ready for more than what is done in any case."""
+        if not self._expects_more and self._task >= 0:
+            self._expects_more = True
+            with contextlib.suppress(BrokenPipeError):  # it has died: `wait` says why
+                os.write(self._task, _MORE)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
         """Have it serve `task`, logging to `log_file`; the caller must call `wait` next."""
@@ -95,6 +106,7 @@ class Daemon(AbstractContextManager["Daemon"]):
 
 def _daemon(
     get_ready: GetReady,
+    get_more: GetMore,
     serve: ServeTask,
     task_pipe: int,
     answer: int,
@@ -115,7 +127,11 @@ def _daemon(
             if select.select([task_pipe], [], [], 0)[0]:
                 break
         with open(task_pipe, "rb") as pipe:
-            sent = pipe.read()
+            sent = pipe.read(1)
+            if sent == _MORE:
+                get_more()
+                sent = b""
+            sent += pipe.read()
         if sent:
             task, log_file, log_level = pickle.loads(sent)
             os.chdir("/")

@@ -67,7 +67,7 @@ def bundle(options: argparse.Namespace) -> int:
     maps: IdMaps | None = None if is_root else ((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
     with Mounting.fork(writable=True) as mounting:
         image = select_image(options)
-        resolved = image.prepare()
+        resolved = image.prepare(is_missing=mounting.expect_fetches)
         how = bundle_mount_options(
             made, scratch_of(options, image), (uid, gid) if maps else None, options, for_all=is_root
         )

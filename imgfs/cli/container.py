@@ -73,7 +73,7 @@ def run_container(start: Start, mounting: Mounting) -> int:
     plan = _Plan(start, image, runtime, host)
     guess = image.guess() if options.scratch is None else None
     if guess is None:
-        return _contain(plan, image.prepare(), mounting)
+        return _contain(plan, image.prepare(is_missing=mounting.expect_fetches), mounting)
     try:
         return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:

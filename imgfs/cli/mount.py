@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -182,16 +182,22 @@ def mount(options: argparse.Namespace) -> int:
         Mounting.fork(writable=writable, offline=options.offline) as mounting,
         _plan(options) as (image, how),
     ):
-        mounting.mount(_prepared(image, options, how), image.connect, image.store, how)
+        resolved = _prepared(image, options, how, mounting.expect_fetches)
+        mounting.mount(resolved, image.connect, image.store, how)
     return 0
 
 
-def _prepared(image: ImageSelection, options: argparse.Namespace, how: MountOptions) -> Resolved:
+def _prepared(
+    image: ImageSelection,
+    options: argparse.Namespace,
+    how: MountOptions,
+    is_missing: Callable[[], None] = lambda: None,
+) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
     from imgfs.image.profiles import profile_for
     from imgfs.store.store import NO_PROFILE
 
-    resolved, name = image.prepare(options.upto_layer), options.replay
+    resolved, name = image.prepare(options.upto_layer, is_missing=is_missing), options.replay
     if how.history:
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):

@@ -91,11 +91,18 @@ class ImageSelection:
         with closing(self.connect()) as source, closing(self.progress()) as progress:
             return self.resolve_with(source, progress).resolved
 
-    def prepare(self, up_to: str | None = None, *, lean: bool = True) -> Resolved:
+    def prepare(
+        self,
+        up_to: str | None = None,
+        *,
+        lean: bool = True,
+        is_missing: Callable[[], None] = lambda: None,
+    ) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
-        entries afterwards, although the tree has all that a mount needs.
+        entries afterwards, although the tree has all that a mount needs. `is_missing` is called once it is
+        known that the image is not ready.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
@@ -105,6 +112,7 @@ class ImageSelection:
             def look(digest: Digest, manifest: Manifest) -> None:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
+                    is_missing()
                     from imgfs.image.discover import early_discovery
 
                     discovery = early_discovery(digest, manifest, source, self.store, self.trust)

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from imgfs.mount.resume import MountState, Succession
     from imgfs.status import MountStatus
     from imgfs.store.store import Store
+    from imgfs.transport.connect import DeferredSource
     from imgfs.transport.source import Source
 
 log = logging.getLogger("imgfs.mount")
@@ -40,6 +42,7 @@ _ALWAYS = (
 _BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
 _MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
+_SWITCH = 0.0005  # seconds until a thread that computes makes way for another
 _FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
 
 
@@ -61,7 +64,13 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
     def fork(cls, *, writable: bool, offline: bool = False) -> Mounting:
         """Fork the daemon of a mount to be, which begins to load what it will need."""
         more = _FOR_SCRATCHES if writable else ()
-        return cls(Daemon.fork(partial(_load, more, http=not offline), _serve_task))
+        return cls(
+            Daemon.fork(partial(_load, more), _serve_task, partial(load_what_fetches, http=not offline))
+        )
+
+    def expect_fetches(self) -> None:
+        """Have the daemon load what fetches, too: the image has to be prepared first, which takes a while."""
+        self._daemon.expect_more()
 
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
@@ -103,17 +112,42 @@ def mount_in_foreground(
     run_in_foreground(serve_now, options.log_level)
 
 
-def _load(more: Iterable[str], *, http: bool) -> Iterator[None]:
+def _load(more: Iterable[str]) -> Iterator[None]:
     """Load what serves and `more`, the more likely it is to be needed the sooner."""
     drivers = (_BY_KERNEL, _BY_FUSE) if os.geteuid() == 0 else (_BY_FUSE,)
     for modules in ((*_ALWAYS, *more), *drivers):
         for module in modules:
             importlib.import_module(module)
         yield
+
+
+def load_what_fetches(*, http: bool) -> None:
+    """Load what a read of bytes that are not here takes: it takes long, and many a mount never needs it."""
+    importlib.import_module("imgfs.fuse.tasks")
     if http:
         from imgfs.transport.connect import load_http
 
         load_http()
+
+
+def _load_beside(image: Image, source: DeferredSource) -> None:
+    """Load what fetches beside the first requests, which come first, if bytes of the image are not here."""
+    if image.content.is_complete():
+        return
+
+    from imgfs.oci.reference import RegistryReference, parse_reference
+
+    def load() -> None:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH)
+        try:
+            with contextlib.suppress(ImgfsError):  # it is told to the first read that needs it
+                reference = parse_reference(image.resolved.reference)
+                load_what_fetches(http=isinstance(reference, RegistryReference) and not source.is_offline())
+        finally:
+            sys.setswitchinterval(before)
+
+    threading.Thread(target=load, name="imgfs-load", daemon=True).start()
 
 
 def _serve_task(task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]) -> None:
@@ -161,7 +195,12 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         stack.callback(image.content.stop)
         if options.predict and not image.content.is_complete() and image.tree.node_count <= _MANY_FILES:
             _predict(image, stack, is_replayed=bool(touches))
-        mount = ServedMount(image, store, options, tell, on_ready, succession, before_heir=metrics.close)
+
+        def ready() -> None:
+            on_ready()
+            _load_beside(image, source)
+
+        mount = ServedMount(image, store, options, tell, ready, succession, before_heir=metrics.close)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
 

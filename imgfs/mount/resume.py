@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import select
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -27,6 +26,8 @@ from imgfs.mounts.table import mount_at, mounts
 from imgfs.owned.inheritance import LockInheritance
 
 if TYPE_CHECKING:
+    import subprocess
+
     from imgfs.fuse.session import Session
     from imgfs.image.resolve import Resolved
     from imgfs.kernel.driver import RuntimeDirectory
@@ -162,9 +163,13 @@ class Succession:
                 with contextlib.suppress(OSError):
                     syscalls.detach_mount(str(mount.mountpoint))
             else:
+                import subprocess  # here and below: few mounts have a successor
+
                 subprocess.run(["fusermount3", "-u", "-z", "--", mount.mountpoint], check=False)
 
     def _start_holder(self, descriptor: int) -> None:
+        import subprocess
+
         state, outcome = os.memfd_create("imgfs-mount"), os.memfd_create("imgfs-outcome")
         with open(state, "wb", closefd=False) as file:
             file.write(dump_state(self.state))

@@ -99,6 +99,10 @@ class DeferredSource(WrappedSource):
                 self._opened = self._connect()
             return self._opened
 
+    def is_offline(self) -> bool:
+        """Open it; return True if no registry is to be asked."""
+        return isinstance(self._source, OfflineSource)
+
     def traffic(self) -> Traffic:
         """None, until it is opened."""
         return self._opened.traffic() if self._opened else Traffic(0, 0)

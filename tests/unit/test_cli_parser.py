@@ -27,6 +27,7 @@ _CAPS = {
     "ps": 190,  # 171, where there are mounts
     "status /": 145,  # 133
 }
+_DAEMON_CAP = 270  # of a mount's daemon before it knows its image: 251
 _COUNT = """\
 import sys
 from imgfs.cli import main
@@ -82,19 +83,26 @@ def test_what_draws_on_terminals_is_not_loaded_without_one(
     assert not [name for name in loaded if name.startswith("rich") or name == "imgfs.cli.terminal"]
 
 
-def test_the_daemon_of_a_mount_without_a_scratch_loads_nothing_of_scratches() -> None:
+def test_a_daemon_loads_what_fetches_and_scratches_only_where_there_is_some() -> None:
     code = """\
 import sys
 from imgfs.mount import daemon
+def show(*names):
+    print(len(sys.modules), *(sum(f"{name}.".startswith(n) for name in sys.modules) for n in names))
 for more in ((), daemon._FOR_SCRATCHES):
-    for _ in daemon._load(more, http=True):
+    for _ in daemon._load(more):
         pass
-    print(sum(name.startswith("imgfs.overlay") for name in sys.modules))
+    show("imgfs.overlay.", "trio.", "pyfuse3.", "ssl.", "urllib3.", "requests.", "email.", "subprocess.")
+daemon.load_what_fetches(http=True)
+show("trio.", "urllib3.")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    without, with_scratch = map(int, ran.stdout.split())
-    assert without == 0
-    assert with_scratch > 5
+    bare, with_scratch, with_all = (list(map(int, line.split())) for line in ran.stdout.splitlines())
+    assert bare[0] <= _DAEMON_CAP
+    assert bare[1] == 0
+    assert with_scratch[1] > 5
+    assert bare[2:] == with_scratch[2:] == [0] * 7
+    assert min(with_all[1:]) > 10
 
 
 def test_help_imports_no_command() -> None:
