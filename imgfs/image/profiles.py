@@ -24,7 +24,7 @@ AUTOMATIC = "auto"  # the profile that a mount records if it is given no name
 DEFAULT = "default"  # is replayed instead, if it exists
 _RELATIVES = 16  # other images of a repository that are looked at
 _FILES = 3000  # of a profile at most
-_MANY = 300_000  # files of an image whose paths are not looked for
+_MANY = 150_000  # files of an image whose paths are not looked for
 _DEEPEST = 256  # directories above a file whose path is kept
 
 
@@ -126,7 +126,8 @@ def _files(profile: AccessProfile, image: Image) -> Iterator[ProfileFile]:
     names = {ino: (parent, name) for parent, name, ino in image.tree.dirents()}
     for at, (layer, start, length) in enumerate(profile.touches):
         first = bisect_right(starts[layer], (start + 1,)) - 1  # it may begin before the touch
-        for flat, ino, size in islice(starts[layer], max(0, first), None):
+        for number in range(max(0, first), len(starts[layer])):
+            flat, ino, size = starts[layer][number]
             if flat >= start + length:
                 break
             before, end = max(start, flat), min(start + length, flat + size)

@@ -59,7 +59,7 @@ What an index of others may cost:
 | a profile               | `content.profile.MAX_JSON`                                                      |
 
 What is guessed of files that are opened (`predict`) is bounded where it is read, and in all by
-`predict.predictor`.
+`predict.wants`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ imports the modules of its package, a Node program those that its packages depen
     libraries   what the dynamic linker reads for a program
     python      the modules that lie beside one that is imported
     nodejs      a package's modules, and the packages that it depends on
-    predictor   the thread that makes guesses when files are opened, and fetches what they want
+    predictor   the thread that makes guesses when files are read that are not here
+    wants       what guesses want, the most urgent first, and how much of it is fetched
 
 The bytes of an image are hostile: all parsing is bounded, and the worst that a wrong guess does is to fetch
-bytes of the image itself, of which there is a limit (`predictor`).
+bytes of the image itself, of which there is a limit (`wants`).
 """

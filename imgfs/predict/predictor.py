@@ -1,8 +1,7 @@
 """Makes guesses when files are read that are not here, and fetches what they want, in a thread of its own.
 
 Readers never wait for it: it takes what it is told from a queue, and its requests have a lower priority than
-theirs. What it fetches is bounded by what comes of it: so many compressed bytes, and a multiple of those that
-readers have used of what it has fetched before. It rests after a failure, and when everything is here.
+theirs. What they may fetch is bounded (`predict.wants`). It rests after a failure, and when all is here.
 """
 
 from __future__ import annotations
@@ -11,17 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
 from itertools import chain
 from queue import SimpleQueue
-from typing import NamedTuple
 
 from imgfs.content.content import segments_of
 from imgfs.content.layer import LayerContent
-from imgfs.content.requests import SIZES, requests_for
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError
@@ -30,34 +25,14 @@ from imgfs.predict.guess import LARGEST_LOOK, Also, Guess, Look, Rank, Want, Wat
 from imgfs.predict.libraries import Libraries
 from imgfs.predict.nodejs import NodeModules
 from imgfs.predict.python import PythonModules
+from imgfs.predict.wants import Span, Wants
 from imgfs.tree.reader import Tree
 
-_CAUSES = (Cause.LIBRARY, Cause.MODULE)
-_FIRST = 24 << 20  # compressed bytes that may be fetched before any of them is used
-_BESIDE_PROFILE = 1 << 20  # where a profile is replayed, which knows better,
-_FACTOR = 2  # and for each byte used so many more
-_WINDOW = 0.1  # seconds of the link that are requested at once: what is wanted later may be more urgent,
-_SMALLEST, _LARGEST = 2 << 20, 8 << 20  # within these compressed bytes
-_REQUEST = 1 << 20  # compressed bytes of one request: a reader's next miss shares the link with it
 _GUESSES = 4096  # for one mount
 _MISSED = 20_000  # files that are looked at: no program reads more when it starts
 _BACKLOG = 256  # files that wait to be looked at, at most
 _REST = 30.0  # seconds without guesses after a request that failed
-_STALE = 10.0  # seconds after which what was wanted, and could not be fetched, is not any more
 _HERE_AND_THERE = 6  # spans of a large file that are read before all of it is wanted, and a third of it
-
-Span = tuple[int, int]  # layer, number
-
-
-class _Wanted(NamedTuple):
-    """A span in the queue: the lowest is fetched next."""
-
-    rank: Rank
-    serial: int
-    layer: int
-    span: int
-    cause: Cause
-    since: float
 
 
 class _Watched:
@@ -85,7 +60,6 @@ class Predictor:
     """
 
     def __init__(self, layers: Sequence[LayerContent], tree: Tree, *, is_replayed: bool = False) -> None:
-        self._first = _BESIDE_PROFILE if is_replayed else _FIRST
         self._layers = layers
         self._tree = tree
         self._files = FilesByPath(tree)
@@ -99,11 +73,8 @@ class Predictor:
         self._made: set[tuple[str, int]] = set()
         self._begun: deque[Guess] = deque()
         self._postponed: deque[Guess] = deque()
-        self._queue: list[_Wanted] = []
-        self._queued: dict[Span, Rank] = {}  # the best that each has been in the queue with
-        self._serial = 0
-        self._requested = self._under_way = 0  # compressed bytes
-        self._lock = threading.Lock()  # guards what threads that fetch count: `_under_way`, `_Awaited`
+        self._wants = Wants(layers, self._request_ended, is_replayed=is_replayed)
+        self._lock = threading.Lock()  # guards `_Awaited.left`, which threads that fetch count
         self._rests_until = 0.0
         self._watched: dict[Span, _Watched] = {}
 
@@ -140,10 +111,22 @@ class Predictor:
         """Go on with all guesses that have begun, then fetch; what is ranked last comes alone."""
         while self._begun:
             self._go_on(self._begun.popleft())
-        self._fetch_wanted()
-        while self._postponed and not self._queue and self._under_way < self._window():
+        self._wants.fetch()
+        while self._postponed and self._wants.has_room_for_last:
             self._go_on(self._postponed.popleft())
-            self._fetch_wanted()
+            self._wants.fetch()
+
+    def _request_ended(self, has_failed: bool) -> None:
+        """Have the thread rest, or go on with what is wanted. Called in a thread that fetches."""
+        if has_failed:
+            self._events.put(self._rest)
+        elif self._postponed or not self._wants.is_empty:
+            self._events.put(_nothing)
+
+    def _rest(self) -> None:
+        """Guess at nothing for a while: a request has failed."""
+        self._rests_until = time.monotonic() + _REST
+        self._wants.clear()
 
     def _follow(self, ino: int) -> None:
         """Begin the guesses that follow from a file that is read."""
@@ -170,7 +153,7 @@ class Predictor:
         for step in _steps(guess, seen, self._seen_now):
             match step:
                 case Want():
-                    self._want(self._spans(step.ino, step.start, step.end), step.rank, step.cause)
+                    self._wants.add(self._spans(step.ino, step.start, step.end), step.rank, step.cause)
                 case Also():
                     self._begin(step)
                 case Watch():
@@ -196,8 +179,7 @@ class Predictor:
         """Fetch what a guess must see; then it goes on."""
         spans = self._spans(look.ino, look.start, min(look.end, look.start + LARGEST_LOOK))
         layers = {layer for layer, _ in spans}
-        self._queued |= dict.fromkeys(spans, Rank.NOW)
-        self._requested += sum(self._size_of(span) for span in spans)
+        self._wants.note_requested(spans)
         awaited = [
             future
             for layer in layers
@@ -236,17 +218,8 @@ class Predictor:
                 found += ((layer, span) for span in range(first, last + 1))
         return found
 
-    def _want(self, spans: Sequence[Span], rank: Rank, cause: Cause) -> None:
-        """Queue those spans that have not been queued before, or less urgently."""
-        now = time.monotonic()
-        for span in spans:
-            if rank < self._queued.get(span, len(Rank)):
-                self._queued[span] = rank
-                self._serial += 1
-                heappush(self._queue, _Wanted(rank, self._serial, *span, cause, now))
-
     def _watch(self, watch: Watch) -> None:
-        spans = [span for span in self._spans(watch.ino, watch.start, watch.end) if span not in self._queued]
+        spans = self._wants.not_queued(self._spans(watch.ino, watch.start, watch.end))
         watched = _Watched(spans, watch.cause)
         self._watched |= dict.fromkeys(spans, watched)
 
@@ -257,64 +230,9 @@ class Predictor:
             return
         watched.left -= 1
         if not watched.left:
-            self._want(watched.spans, Rank.SOON, watched.cause)
+            self._wants.add(watched.spans, Rank.SOON, watched.cause)
             for each in watched.spans:
                 self._watched.pop(each, None)
-
-    def _fetch_wanted(self) -> None:
-        """Request what is wanted most, as much as may be under way and as is worth it."""
-        while self._queue and self._under_way < self._window() and self._is_worth_it():
-            layer, cause = self._queue[0].layer, self._queue[0].cause
-            content, batch = self._layers[layer], list(self._batch(layer, cause))
-            for request in requests_for(batch, content.table, SIZES._replace(largest=_REQUEST)):
-                size = request.end - request.start
-                self._requested += size
-                for future in content.fetch_in_background([request], Priority.GUESS, cause)[:1]:
-                    with self._lock:
-                        self._under_way += size
-                    future.add_done_callback(partial(self._settle, size))
-
-    def _batch(self, layer: int, cause: Cause) -> Iterator[int]:
-        """Take the next spans, as many as one request may have, if they are of one layer and cause."""
-        size, now = 0, time.monotonic()
-        while self._queue and size < _REQUEST:
-            if (self._queue[0].layer, self._queue[0].cause) != (layer, cause):
-                return
-            wanted = heappop(self._queue)
-            if now - wanted.since < _STALE and self._layers[layer].is_missing(wanted.span):
-                size += self._size_of((layer, wanted.span))
-                yield wanted.span
-
-    def _settle(self, size: int, future: Future[None]) -> None:
-        """Note that a request has ended, in its thread; have more requested if that is wanted.
-
-        To wake a thread costs more than all else here, so it is done only where there is something to do.
-        """
-        with self._lock:
-            self._under_way -= size
-            has_room = self._under_way <= self._window() // 2
-        if future.exception() is not None:
-            self._events.put(self._rest)
-        elif has_room and (self._queue or self._postponed):
-            self._events.put(_nothing)
-
-    def _rest(self) -> None:
-        """Guess at nothing for a while: a request has failed."""
-        self._rests_until = time.monotonic() + _REST
-        self._queue = []
-
-    def _is_worth_it(self) -> bool:
-        """Return True if what has been fetched, and was not used, is no more than it may be."""
-        used = sum(layer.counts.brought(cause).bytes_used for layer in self._layers for cause in _CAUSES)
-        return self._requested < self._first + (1 + _FACTOR) * used
-
-    def _window(self) -> int:
-        """Return the compressed bytes that may be under way: the link is to be busy, and no more."""
-        speed = self._layers[0].fetch_pool.meter.speed() if self._layers else 0
-        return min(_LARGEST, max(_SMALLEST, int(speed * _WINDOW)))
-
-    def _size_of(self, span: Span) -> int:
-        return self._layers[span[0]].table.size_of(span[1])
 
 
 def _nothing() -> None:

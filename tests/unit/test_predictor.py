@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import imgfs.predict.predictor as module
 from imgfs.predict.predictor import Predictor
+from imgfs.predict.wants import REQUEST
 from imgfs.tree.reader import Tree
 from tests.support import elfmake
 from tests.support.content_rig import Rig
@@ -98,11 +98,11 @@ def test_code_of_a_large_library_comes_once_it_is_read_here_and_there(image: Fol
 
 
 def test_what_nobody_uses_is_fetched_up_to_a_limit(image: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image.predictor, "_first", 100_000)
+    monkeypatch.setattr(image.predictor._wants, "first", 100_000)
     image.open(b"bin/app")
-    until(lambda: image.predictor._requested >= 100_000, "the limit is reached")
+    until(lambda: image.predictor._wants.requested >= 100_000, "the limit is reached")
     image.rig.settle()
-    most = 100_000 + 2 * module._REQUEST
+    most = 100_000 + 2 * REQUEST
     assert image.rig.content.snapshot().brought["library"].bytes < most
 
 
