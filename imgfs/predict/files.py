@@ -41,6 +41,10 @@ class FilesByPath:
         """Return a file by its ino."""
         return self._tree.node(ino)
 
+    def name(self, ino: int) -> bytes:
+        """Return a name of a file; b"" if it has none."""
+        return self._tree.a_name(ino) or b""
+
     def path(self, ino: int) -> bytes:
         """Return a path of a file, from the root and without the leading slash."""
         return self._tree.path(ino)

@@ -33,6 +33,11 @@ _CONVERSIONS = b"gconv/gconv-modules.cache"  # beside the library
 _START_UP = (b"etc/ld.so.cache", b"usr/lib/locale/C.utf8/LC_CTYPE", b"etc/localtime")
 
 
+def is_linked(name: bytes, node: Node) -> bool:
+    """Return True if a file is likely to be a program or a library."""
+    return bool(node.mode & _EXECUTABLE) or b".so" in name
+
+
 class Libraries:
     """Guesses of ELF files in one image."""
 
@@ -42,9 +47,11 @@ class Libraries:
 
     def of_file(self, path: bytes, node: Node) -> Iterator[Also]:
         """Begin the guesses that follow from a file that is opened."""
-        if b".so" in path.rpartition(b"/")[2]:
+        if not is_linked(path.rpartition(b"/")[2], node):
+            return
+        if not node.mode & _EXECUTABLE or b".so" in path.rpartition(b"/")[2]:
             yield self.beside(node.ino, node.size)
-        elif node.mode & _EXECUTABLE:
+        else:
             yield Also(("start-up", 0), self._start_up(), Rank.NOW)
             yield self._own(node)
 

@@ -22,7 +22,7 @@ _MODULES = b"node_modules"
 _PROGRAM = b"bin/node"
 _DEBIAN = b"usr/share/nodejs"  # where Debian has packages, and those that its Node has not built in
 _BUILT_IN = (b"cjs-module-lexer", b"undici", b"acorn", b"acorn-walk")
-_SUFFIXES = (b".js", b".cjs", b".mjs", b".json", b".node")
+SUFFIXES = (b".js", b".cjs", b".mjs", b".json", b".node")
 _LEFT_OUT = frozenset(
     {
         _MODULES,
@@ -57,7 +57,7 @@ class NodeModules:
         if path.endswith(_PROGRAM):
             for name in _BUILT_IN:
                 yield from self._package_at(b"%s/%s" % (_DEBIAN, name))
-        if not path.endswith(_SUFFIXES):
+        if not path.endswith(SUFFIXES):
             return
         if package := package_of(path):
             yield from self._package_at(package)
@@ -87,7 +87,7 @@ class NodeModules:
                 return
             listed = list(self._files.listing(directories.pop(0)))
             for each in listed:
-                if stat.S_ISREG(each.mode) and each.name.endswith(_SUFFIXES) and each.size <= left:
+                if stat.S_ISREG(each.mode) and each.name.endswith(SUFFIXES) and each.size <= left:
                     left -= each.size
                     yield Want(each.ino, 0, each.size, Rank.SOON, Cause.MODULE)
             below = [each for each in listed if stat.S_ISDIR(each.mode) and each.name not in _LEFT_OUT]

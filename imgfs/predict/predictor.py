@@ -20,9 +20,10 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError
+from imgfs.predict import nodejs, python
 from imgfs.predict.files import FilesByPath
 from imgfs.predict.guess import LARGEST_LOOK, Also, Guess, Look, Rank, Want, Watch
-from imgfs.predict.libraries import Libraries
+from imgfs.predict.libraries import Libraries, is_linked
 from imgfs.predict.nodejs import NodeModules
 from imgfs.predict.python import PythonModules
 from imgfs.predict.wants import Span, Wants
@@ -135,6 +136,9 @@ class Predictor:
         node = self._files.node(ino)
         if node is None or self._is_over or time.monotonic() < self._rests_until:
             return
+        name = self._files.name(ino)
+        if not is_linked(name, node) and not name.endswith((*python.SUFFIXES, *nodejs.SUFFIXES)):
+            return  # before its path is looked for: for the first one all names are read
         path = self._files.path(ino)
         for also in chain(
             self._libraries.of_file(path, node),

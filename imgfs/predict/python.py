@@ -17,6 +17,7 @@ from imgfs.predict.guess import Also, Guess, Rank, Want
 from imgfs.predict.libraries import Libraries
 from imgfs.tree.reader import Listed
 
+SUFFIXES = (b".py", b".pyc")
 _CACHE = b"__pycache__"
 _LEFT_OUT = frozenset(
     {b"tests", b"test", b"docs", b"examples", b"idlelib", b"site-packages", b"dist-packages"}

@@ -212,6 +212,11 @@ class Tree(AbstractContextManager["Tree"]):
             elif packed:
                 yield layer, self._unpacked(packed)
 
+    def a_name(self, ino: int) -> bytes | None:
+        """Return one of a node's names, None if it has none; looks through all names, and keeps none."""
+        row = self._db.row(_A_NAME, (ino,))
+        return row[1] if row else None
+
     def names(self, ino: int) -> list[tuple[int, bytes]]:
         """Return (directory, name) of a node's names; the root has none. The first call reads all names."""
         if self._parents is None:
