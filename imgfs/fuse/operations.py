@@ -14,6 +14,7 @@ coroutine for it, and raises OSError or ImgfsError.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
@@ -60,6 +61,7 @@ _OPENS = 256  # opens between two looks whether all of the image is in the store
 _LISTINGS = 64  # listings that are kept for the request that continues them
 KEPT_LISTING = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 _STATUS = STATUS_XATTR.encode()
+_count = itertools.count()  # of listings, in the order in which they begin
 F = TypeVar("F")
 Later: TypeAlias = Coroutine[object, object, bytes]
 
@@ -204,10 +206,17 @@ class Operations(Generic[F]):
         listing = self._listings.pop((ino, position), None) or Listing(self._view.children(ino), ino)
         body = listing.reply(self._view, position, room, self._squash)
         if body:
-            self._listings[ino, listing.position] = listing
+            self._keep(listing)
+        return body
+
+    def _keep(self, listing: Listing[F]) -> None:
+        """Keep a listing for the request that continues it, unless a newer one has got as far."""
+        place = listing.directory, listing.position
+        other = self._listings.get(place)
+        if other is None or other.began < listing.began:
+            self._listings[place] = listing
             if len(self._listings) > _LISTINGS:
                 self._listings.popitem(last=False)
-        return body
 
     def releasedir(self, handle: int) -> bytes:
         """Close a directory: there are no handles."""
@@ -253,6 +262,7 @@ class Listing(Generic[F]):
 
     def __init__(self, children: Children[F], directory: int) -> None:
         self.directory = directory
+        self.began = next(_count)
         self._children = children
         self._rest: Iterator[tuple[int, bytes, F | None]] = iter(())
         self._held: tuple[int, bytes, F | None] | None = None  # put back: comes before the rest

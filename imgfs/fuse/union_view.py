@@ -11,7 +11,6 @@ from imgfs.overlay.lookup import File
 from imgfs.overlay.node import UpperNode
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.ranges import Ranges
-from imgfs.overlay.union import UnionListing
 from imgfs.tree.database import Attributes
 
 
@@ -41,7 +40,7 @@ class UnionView:
 
     def children(self, directory: int) -> Children[File]:
         """See View."""
-        return UnionListing(self._union, directory).children
+        return self._union.listing
 
     def child_attributes(self, child: File) -> Attributes:
         """See View."""

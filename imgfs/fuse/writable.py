@@ -4,15 +4,15 @@ Reads are answered as in a read-only mount, from the view of the union. All chan
 one after the other: none is seen half done, and the overlay needs no locks. Only two things go to a thread:
 copying the data of a large file up before its first write (see `copyup_data`), and a sync.
 
-Handles of a file with an upper half are marked, as they share its one descriptor. Directories have handles,
-too: what a listing gives is settled when it begins.
+Handles of a file with an upper half are marked, as they share its one descriptor. Directories need none: a
+name's position in a listing stays what it is, and the kernel, which makes all changes, knows when the listing
+that it keeps is out of date (fs/fuse/readdir.c, fuse_readdir_cached).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.namespace import UPPER_HANDLE, WRITING, NamespaceOperations
 from imgfs.fuse.once import Once
 from imgfs.fuse.opcodes import GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, OpenFlag, SetattrMask, WriteFlag
-from imgfs.fuse.operations import KEPT_LISTING, Later, Listing, Operations
+from imgfs.fuse.operations import Later, Operations
 from imgfs.fuse.privileges import Privileges
 from imgfs.fuse.protocol import (
     NewAttributes,
@@ -33,7 +33,6 @@ from imgfs.fuse.protocol import (
     handle_in,
     open_in,
     open_out,
-    readdir_in,
     setattr_in,
     write_in,
     write_out,
@@ -80,8 +79,6 @@ class WritableOperations:
         self._union = overlay.union
         self._nodes = overlay.union.nodes
         self._copied: dict[UpperNode, trio.Lock] = {}  # files whose data is being copied up
-        self._listings: dict[int, Listing[File]] = {}  # by handle
-        self._handles = time.monotonic_ns()  # another process may have given smaller ones
         self._once = once
         self._privileges = Privileges(view, overlay)
 
@@ -122,9 +119,6 @@ class WritableOperations:
             Opcode.SETATTR: lambda head, body: self.setattr(head.ino, setattr_in(body)),
             Opcode.OPEN: lambda head, body: self.open(head.ino, *open_in(body)),
             Opcode.RELEASE: lambda head, body: self.release(head.ino, *handle_in(body)),
-            Opcode.OPENDIR: lambda head, _: self.opendir(head.ino),
-            Opcode.READDIRPLUS: lambda head, body: self.readdir(head.ino, *readdir_in(body)),
-            Opcode.RELEASEDIR: lambda _, body: self.releasedir(*handle_in(body)),
             Opcode.WRITE: lambda head, body: self.write(head.ino, *write_in(body)),
             Opcode.FSYNC: lambda head, _: self.fsync(head.ino),
             Opcode.FSYNCDIR: lambda head, _: self.fsync(head.ino),
@@ -187,24 +181,6 @@ class WritableOperations:
         node = self._nodes.get(ino)
         if node is not None:
             self._overlay.release(node, opened=bool(handle & UPPER_HANDLE), writes=bool(handle & WRITING))
-        return _DONE
-
-    def opendir(self, ino: int) -> bytes:
-        """A handle on a directory's listing, which the kernel keeps for as long as it is the image's."""
-        self._handles += 1
-        self._listings[self._handles] = Listing(self._view.children(ino), ino)
-        return open_out(self._handles, 0 if ino in self._nodes else KEPT_LISTING)
-
-    def readdir(self, ino: int, handle: int, position: int, room: int) -> bytes:
-        """The listing behind `position`, with attributes, as much as there is room for."""
-        listing = self._listings.get(handle)
-        if listing is None:  # of another process, which was killed
-            listing = self._listings[handle] = Listing(self._view.children(ino), ino)
-        return listing.reply(self._view, position, room, self._squash)
-
-    def releasedir(self, handle: int) -> bytes:
-        """Close a directory."""
-        self._listings.pop(handle, None)
         return _DONE
 
     def forget(self, ino: int, count: int) -> None:

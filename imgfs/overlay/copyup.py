@@ -119,7 +119,7 @@ class CopyUp:
             if found is None:
                 raise StoreError("the work directory is changed by another process")
             node = UpperNode(lower.ino, found.st_ino, stat.S_IFMT(lower.mode), counted=False)
-            node.lower = lower.ino if node.is_directory else None
+            node.lower = node.listed = lower.ino if node.is_directory else None
             node.data = None if own_data else lower.ino
             if names:
                 self._put(made, node, names)

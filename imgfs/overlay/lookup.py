@@ -38,7 +38,7 @@ class UnionLookup:
         self._links: dict[int, int] = {}  # names left of an image's file that has lost some
         self._moved: dict[int, UpperNode] = {}  # by the image's directory: where a redirect shows it
         found = os.fstat(upper.root)
-        self.root = UpperNode(ROOT, found.st_ino, stat.S_IFDIR, lower=ROOT, counted=False)
+        self.root = UpperNode(ROOT, found.st_ino, stat.S_IFDIR, lower=ROOT, listed=ROOT, counted=False)
         self.add(self.root)
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class UnionLookup:
         if node.is_directory:
             below = None if attributes.get(OPAQUE) == b"y" else self._lower_file(directory, name, attributes)
             merged = below if below and stat.S_ISDIR(below.mode) else None
-            node.lower = merged.ino if merged else None
+            node.lower = node.listed = merged.ino if merged else None
             if known := merged or origin:
                 self._take_ino(node, known)
             if node.lower is not None and REDIRECT in attributes:

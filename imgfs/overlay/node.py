@@ -77,6 +77,7 @@ class UpperNode:
     parent: UpperNode | None = None
     name: bytes = b""
     lower: int | None = None
+    listed: int | None = None  # the image's directory whose names come first in a listing of this one
     data: int | None = None
     anchor: int | None = None  # a descriptor (O_PATH) that holds it once its name is gone
     kept: bool = False  # has a name in the work directory, for a process that goes on with it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.database import ROOT, Attributes, Node
 from imgfs.tree.reader import Tree
+
+_OWN = 1 << 62  # the positions in a listing of names that the image does not have begin here
 
 
 class Union(UnionLookup):
@@ -145,6 +148,39 @@ class Union(UnionLookup):
                 if name not in covered:
                     yield name, child
 
+    def listing(self, ino: int, after: int) -> Iterator[tuple[int, bytes, File]]:
+        """(position, name, file) of the children of a directory behind the position `after`.
+
+        A name keeps its position whatever happens to the directory, so that a reader who goes on misses no
+        name that stays, and sees none twice. First come the names that the image has there, as the tree has
+        them, then all others. What has changed since the listing began is looked up before it is shown.
+        """
+        node = self.nodes.get(ino)
+        changes = node.changes if node else None
+        shown, covered = self.upper_names(node) if node else ([], set())
+        lower = node.listed if node else ino
+        both = set()
+        for position, name, child in self.tree.children(lower, after) if lower and after < _OWN else ():
+            if name in covered:
+                both.add(name)
+            is_sure = name not in covered and self._is_as_it_was(ino, changes)
+            found = child if is_sure else self.find(ino, name)
+            if found is not None:
+                yield position, name, found
+        if lower and after:  # not all of the image's names have been met above
+            both = {name for name in shown if self.tree.lookup(lower, name)}
+        for position, name in sorted((_own_position(name), name) for name in shown if name not in both):
+            found = self.find(ino, name) if position > after else None
+            if found is not None:
+                yield position, name, found
+
+    def _is_as_it_was(self, ino: int, changes: int | None) -> bool:
+        """Return True if names that a directory had from the image at its `changes` are the image's still."""
+        node = self.nodes.get(ino)
+        if node is None or changes is None:
+            return node is None and changes is None
+        return node.changes == changes and node.lower is not None
+
     def path(self, ino: int) -> bytes:
         """Where a directory is, without a slash before it; the root's is empty. Raises ENOENT."""
         node = self.nodes.get(ino)
@@ -234,47 +270,10 @@ def _merged_with(file: File) -> int | None:
     return file.lower
 
 
-class UnionListing:
-    """What one reader of a directory sees while it may change: positions stay good, and no name comes twice.
+def _own_position(name: bytes) -> int:
+    """Where a name that the image does not have stands in a listing: behind those of the image, by its hash.
 
-    First come the names that the upper half had when the reading began, then the image's own, as the tree has
-    them. What has changed since is looked up again before it is shown.
+    Of 61 bits: two names of a directory with the same are not to be expected.
     """
-
-    def __init__(self, union: Union, ino: int) -> None:
-        self._union = union
-        self._ino = ino
-        self._begin()
-
-    def children(self, directory: int, after: int) -> Iterator[tuple[int, bytes, File]]:
-        """(position, name, file) of the children behind the position `after`; from 0 on, as they are now."""
-        assert directory == self._ino
-        if after == 0:
-            self._begin()
-        for position in range(after, len(self._names)):
-            found = self._union.find(self._ino, self._names[position])
-            if found is not None:
-                yield position + 1, self._names[position], found
-        if self._lower is not None:
-            yield from self._of_the_image(self._lower, max(0, after - len(self._names)))
-
-    def _begin(self) -> None:
-        node = self._union.nodes.get(self._ino)
-        self._changes = node.changes if node else None
-        self._lower = node.lower if node else self._ino
-        self._names: list[bytes] = []
-        self._covered: set[bytes] = set()
-        if node:
-            self._names, self._covered = self._union.upper_names(node)
-
-    def _of_the_image(self, lower: int, after: int) -> Iterator[tuple[int, bytes, File]]:
-        for position, name, child in self._union.tree.children(lower, after):
-            found = self._as_it_is(name, child) if name not in self._covered else None
-            if found is not None:
-                yield len(self._names) + position, name, found
-
-    def _as_it_is(self, name: bytes, child: Node) -> File | None:
-        node = self._union.nodes.get(self._ino)
-        if (node.changes if node else None) == self._changes:
-            return child
-        return self._union.find(self._ino, name)
+    digest = hashlib.blake2b(name, digest_size=8).digest()
+    return _OWN | (int.from_bytes(digest, "little") >> 3)
