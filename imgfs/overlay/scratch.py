@@ -159,7 +159,7 @@ class Scratch:
                 set_use(ENDING)
                 if self.is_shared:
                     complete(overlay)
-                upper.discard_leftovers()
+                upper.discard_open()
 
     @contextlib.contextmanager
     def for_kernel(

@@ -296,6 +296,12 @@ class Upper:
         assert at.directory is not None
         fdtree.remove(at.directory, at.name, self._spare)
 
+    def discard_open(self) -> None:
+        """Remove from the work directory what was only open: the mount has ended. Journals stay."""
+        for name in os.listdir(b"/proc/self/fd/%d" % self.work):
+            if name.startswith(OPEN):
+                self.discard(At(self.work, name))
+
     def discard_leftovers(self, *, but_open: bool = False) -> None:
         """Remove from the work directory what a killed process has left there; perhaps not what is open."""
         for name in os.listdir(b"/proc/self/fd/%d" % self.work):
