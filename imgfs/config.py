@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,7 @@ _SYSTEM_CACHE = Path("/var/cache")
 _ROOTS_RUNTIME = Path("/run/containers/0")  # of podman and skopeo, for root in a service, a job or `su`
 
 
-@dataclass(frozen=True, slots=True)
-class RegistriesConf:
+class RegistriesConf(NamedTuple):
     """A registries.conf and the directories whose files add to it; `named` by the user, it has to exist.
 
     `aliases` are the files in which podman keeps the registries chosen for short names.
@@ -29,23 +27,25 @@ class RegistriesConf:
     path: Path
     added: tuple[Path, ...] = ()
     named: bool = False
-    aliases: tuple[Path, ...] = field(default=(), compare=False)
+    aliases: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AuthText:
+class AuthText(NamedTuple):
     """Credentials in an environment variable, `name`, in the format of a credentials file.
 
     It counts before docker's file, or, as docker has it in GitLab's jobs, `last`.
     """
 
     name: str
-    text: str = field(repr=False)
+    text: str
     last: bool = False
 
+    def __repr__(self) -> str:
+        """Return what may be seen of it."""
+        return f"AuthText({self.name!r})"
 
-@dataclass(frozen=True, slots=True)
-class CredentialProviders:
+
+class CredentialProviders(NamedTuple):
     """kubelet's credential providers: their configuration, and the directory that their programs are in."""
 
     config: Path
@@ -55,8 +55,7 @@ class CredentialProviders:
 AuthSource = Path | AuthText | CredentialProviders
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryFiles:
+class RegistryFiles(NamedTuple):
     """The configuration files of registries, in order of precedence; none of them need exist.
 
     `hosts` are containerd's directories `certs.d` with a hosts.toml for a registry, `registries` containers'
@@ -77,8 +76,7 @@ class SignaturePlaces(NamedTuple):
     lookaside: Path = Path("/var/lib/containers/sigstore")
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(NamedTuple):
     """Paths and settings of this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
     `source_date` is the creation time of new images, in seconds since the epoch."""
 
@@ -89,7 +87,7 @@ class Environment:
     registry_files: RegistryFiles = RegistryFiles()
     auth_text: AuthText | None = None
     providers: CredentialProviders | None = None
-    signature_places: SignaturePlaces = field(default_factory=SignaturePlaces)
+    signature_places: SignaturePlaces = SignaturePlaces()
 
     @property
     def auth_sources(self) -> tuple[AuthSource, ...]:
@@ -181,7 +179,7 @@ def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
     return RegistryFiles(
         hosts=(user / "imgfs/certs.d", *(etc / "containerd/certs.d" for etc in both)),
         registries=tuple(
-            replace(conf, aliases=_aliases(environ, euid))
+            conf._replace(aliases=_aliases(environ, euid))
             for conf in _registries(environ.get("CONTAINERS_REGISTRIES_CONF"), user, system)
         ),
         certificates=tuple(place / name / "certs.d" for name in ("containers", "docker") for place in both),

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError, describe
+from imgfs.loglines import LineFormatter
 from imgfs.owned.opening import open_owned_file
-from imgfs.quoting import LineFormatter
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,8 @@ it: control characters, signs that turn the direction of text, ends of lines, an
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from typing import Any
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python has a byte of a path that is no UTF-8 (PEP 383)
@@ -35,16 +33,3 @@ def _escaped(sign: str) -> str:
     if number < 0x80:
         return _SHORT.get(sign, f"\\x{number:02x}")
     return f"\\U{number:08x}"
-
-
-class LineFormatter(logging.Formatter):
-    """Writes each record as a line of its own, whatever is in it; the lines of a traceback follow it."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (named by logging)
-        """Write the record's own line."""
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  (likewise)
-        """Write a traceback."""
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))

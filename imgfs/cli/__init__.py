@@ -17,11 +17,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from imgfs.cli.output import complain, prepare_output, words_of, words_of_unicode
+from imgfs.cli.output import complain, prepare_logging, prepare_output, words_of, words_of_unicode
 from imgfs.errors import ImgfsError, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
+_SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
 _PODMANS = 125  # podman's exit code for its own failures, options included
 
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_files()
     prepare_output()
     words = sys.argv[1:] if arguments is None else arguments
+    if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
+        prepare_logging()
     if words[:1] == ["run"]:
         from imgfs.cli.run import run
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from imgfs.config import Environment
     from imgfs.store.store import Store
 
@@ -126,14 +128,19 @@ def store_option(command: argparse.ArgumentParser) -> None:
 
 def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
     """The store that --store or the environment names."""
+    from imgfs.store.store import Store
+
+    return Store(store_root(options, environment))
+
+
+def store_root(options: argparse.Namespace, environment: Environment | None = None) -> Path:
+    """Where that store is, which need not be there yet."""
     from pathlib import Path
 
     from imgfs.config import Environment
-    from imgfs.store.store import Store
 
-    environment = environment or Environment.read()
     named = getattr(options, "store", None)  # of commands that hardly need one it is the usual one
-    return Store(Path(named).absolute() if named else environment.store_root)
+    return Path(named).absolute() if named else (environment or Environment.read()).store_root
 
 
 def json_option(command: argparse.ArgumentParser) -> None:

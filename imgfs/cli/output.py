@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import codecs
 import io
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from imgfs.cli.format import Column
 from imgfs.errors import describe
-from imgfs.quoting import LineFormatter, printable, printable_path
+from imgfs.quoting import printable, printable_path
 
 
 def prepare_output() -> None:
-    """Have standard output take every text that stands for bytes, and the library's warnings be lines."""
+    """Have standard output take every text that stands for bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
+def prepare_logging() -> None:
+    """Have what is logged be lines."""
+    import logging  # here: commands that log nothing do without
+
+    from imgfs.loglines import LineFormatter
+
     if logging.lastResort:
         logging.lastResort.setFormatter(LineFormatter())
 

@@ -18,6 +18,7 @@ from imgfs import __version__
 from imgfs.errors import UsageError
 from imgfs.quoting import printable
 
+_ANY_WIDTH = 80  # columns, where nothing is shown
 _LARGEST = 256 * 1024  # bytes of a configuration file
 _SUMMARY = "Mount a container image straight from its registry: lazily, unprivileged, unconverted."
 _EXAMPLES = """\
@@ -155,8 +156,25 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **more: Any) -> None:
+        self._is_shown = False
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **more})
         self.configured: Settings | None = None
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """Return a formatter; argparse makes one for each argument, where the width is a waste."""
+        if self._is_shown:
+            return super()._get_formatter()
+        return self.formatter_class(prog=self.prog, width=_ANY_WIDTH)  # type: ignore[call-arg]  # it is one
+
+    def format_help(self) -> str:
+        """Return the help, as wide as the terminal."""
+        self._is_shown = True
+        return super().format_help()
+
+    def format_usage(self) -> str:
+        """Return the usage, likewise."""
+        self._is_shown = True
+        return super().format_usage()
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error, in text that a terminal does not obey: it quotes what was typed."""

@@ -7,8 +7,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, ago, counted, short, size
 from imgfs.cli.options import Commands as Actions
@@ -120,7 +119,7 @@ def prune(options: argparse.Namespace) -> int:
     report = _report(found, store)
     freed = found.size if options.dry_run else prune_store(found, store, whole=options.all)
     if options.json:
-        say(json.dumps({**asdict(report), "dry_run": options.dry_run, "freed": freed}, indent=2))
+        say(json.dumps({**report.to_json(), "dry_run": options.dry_run, "freed": freed}, indent=2))
         return 0
     if rows := [*_cells(report)]:
         say_table(_COLUMNS, rows)
@@ -130,8 +129,7 @@ def prune(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedLayer:
+class PrunedLayer(NamedTuple):
     """A layer whose cached bytes are dropped."""
 
     digest: str
@@ -141,8 +139,7 @@ class PrunedLayer:
     images: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedTree:
+class PrunedTree(NamedTuple):
     """An image's tree and indexes that are removed."""
 
     digest: str
@@ -150,21 +147,23 @@ class PrunedTree:
     images: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedLog:
+class PrunedLog(NamedTuple):
     """A log that is removed."""
 
     name: str
     disk: int
 
 
-@dataclass(frozen=True, slots=True)
-class PruneReport:
+class PruneReport(NamedTuple):
     """What `imgfs store prune --json` shows."""
 
     layers: list[PrunedLayer]
     trees: list[PrunedTree]
     logs: list[PrunedLog]
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as --json prints it."""
+        return {name: [one._asdict() for one in rows] for name, rows in self._asdict().items()}
 
 
 def _report(found: Prunable, store: Store) -> PruneReport:

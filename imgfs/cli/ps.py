@@ -106,11 +106,11 @@ def ps(options: argparse.Namespace) -> int:
 def list_containers(options: argparse.Namespace) -> int:
     """List containers, as podman does."""
     from imgfs.cli.container_list import check_format, dumped, filled, rows_of, table
-    from imgfs.cli.options import open_store
+    from imgfs.cli.options import store_root
     from imgfs.runtime.container_record import containers_in
 
     every = options.all or options.latest
-    rows = rows_of(list(containers_in(open_store(options).root)), options.filter, every=every)
+    rows = rows_of(list(containers_in(store_root(options))), options.filter, every=every)
     rows = rows[-1:] if options.latest else rows
     if options.format == "json" or getattr(options, "json", False):
         say(dumped([row.to_json() for row in rows]))
@@ -133,11 +133,11 @@ def list_containers(options: argparse.Namespace) -> int:
 def _running(options: argparse.Namespace) -> list[str]:
     """The lines on containers that run, none if there is none."""
     from imgfs.cli.container_list import rows_of, table
-    from imgfs.cli.options import open_store
+    from imgfs.cli.options import store_root
     from imgfs.runtime.container_record import containers_in
 
     try:
-        rows = rows_of(list(containers_in(open_store(options).root)), (), every=False)
+        rows = rows_of(list(containers_in(store_root(options))), (), every=False)
     except ImgfsError:  # another user's store: mounts are listed all the same
         return []
     return table(rows) if rows else []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,6 +166,8 @@ def _append(text: str, is_first: bool) -> None:
 
 def _redraw(text: str, is_first: bool) -> None:
     """Write over what was there, as much as the screen holds."""
+    import shutil  # here: one look has no use for it
+
     height = shutil.get_terminal_size().lines
     lines = text.splitlines()
     if len(lines) >= height:

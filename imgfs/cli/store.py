@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from imgfs.cli.format import size
-from imgfs.cli.options import Commands, add_command, json_option, open_store, store_option
+from imgfs.cli.options import Commands, add_command, json_option, open_store, store_option, store_root
 from imgfs.cli.output import say
 from imgfs.cli.prune import add_limit, add_prune
 from imgfs.cli.store_list import add_ls
@@ -66,8 +66,7 @@ Examples:
 
 def path(options: argparse.Namespace) -> int:
     """Print the store's path."""
-
-    say(open_store(options).root)
+    say(store_root(options))
     return 0
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, short, size
 from imgfs.cli.options import Commands, add_command, json_option, open_store
@@ -49,8 +48,7 @@ def ls(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRow:
+class ImageRow(NamedTuple):
     """An image in the store."""
 
     reference: str
@@ -61,8 +59,7 @@ class ImageRow:
     tree: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRow:
+class LayerRow(NamedTuple):
     """A layer in the store; what its index would say is None without one, and not in the JSON."""
 
     digest: str
@@ -79,8 +76,7 @@ class LayerRow:
     partial: int | None = None  # bytes of disk that a download takes that was broken off
 
 
-@dataclass(frozen=True, slots=True)
-class StoreListing:
+class StoreListing(NamedTuple):
     """What `imgfs store ls` shows."""
 
     store: str
@@ -90,9 +86,10 @@ class StoreListing:
 
     def to_json(self) -> dict[str, object]:
         """Return it as --json prints it."""
-        layers = [asdict(layer) for layer in self.layers]
+        layers = [layer._asdict() for layer in self.layers]
         known = [{name: value for name, value in layer.items() if value is not None} for layer in layers]
-        return {**asdict(self), "layers": known}
+        images = [image._asdict() for image in self.images]
+        return {**self._asdict(), "images": images, "layers": known}
 
 
 def _image(resolution: Resolution, store: Store) -> ImageRow:
@@ -121,14 +118,13 @@ def _layer(layer: StoredLayer) -> LayerRow:
     )
     index = layer.index
     if index is None:
-        return replace(known, partial=layer.partial())
+        return known._replace(partial=layer.partial())
     with LayerIndex(index) as opened:
         summary, spans, bound = opened.summary, opened.span_count(), opened.binding()
     flat = layer.flat(size=summary.flat_size, spans=spans)
     present = flat.count_present() if flat.is_bound_to(bound) else 0
     flat.close()
-    return replace(
-        known,
+    return known._replace(
         state="indexed",
         format=summary.format,
         size=summary.size,

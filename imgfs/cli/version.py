@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from imgfs import __version__
 from imgfs.cli.options import Commands, add_command
@@ -33,7 +32,8 @@ def version(options: argparse.Namespace) -> int:
 
 def _pyfuse3() -> str:
     """Return the version that pyfuse3's installation directory is named by; loading it takes far longer."""
-    for directory in sys.path:
-        for found in Path(directory).glob("pyfuse3-*-info"):
-            return found.name.split("-")[1].removesuffix(".dist").removesuffix(".egg")
+    for directory in filter(os.path.isdir, sys.path):
+        for name in os.listdir(directory):
+            if name.startswith("pyfuse3-") and name.endswith("-info"):
+                return name.split("-")[1].removesuffix(".dist").removesuffix(".egg")
     return "?"

@@ -6,14 +6,12 @@ there (fs/fuse/dev.c, request_wait_answer). So a child process asks, and is aban
 
 from __future__ import annotations
 
-import bz2
 import errno
 import json
 import os
 import select
 import signal
-import socket
-import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
@@ -33,7 +31,7 @@ _POLL = 0.5  # seconds between checks whether it is stopped: then it is not wait
 _LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
 _READ_SIZE = 1 << 16
 _OK, _FAILED = b"\0", b"\1"  # first byte of the child's answer
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
+_CREDENTIALS = 12  # bytes: pid, uid and gid (unix(7), SO_PEERCRED)
 
 
 class DaemonSilent(MountError):
@@ -79,11 +77,13 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
 def daemon_of(mount: Mount) -> int | None:
     """Return the pid of a mount's daemon, without asking it; None if it cannot be determined."""
     if mount.runtime:
+        import socket  # here and below: where there is one
+
         with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(_POLL)
             asking.connect(str(mount.runtime / STATUS_SOCKET))
-            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            return _CREDENTIALS.unpack(credentials)[0] or None  # of the listener, in this PID namespace
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
+            return int.from_bytes(credentials[:4], sys.byteorder) or None  # in this PID namespace
         return None
     minor = mount.device.partition(":")[2]
     serving = (pid for pid in _own_processes() if _serves(pid, minor))
@@ -153,6 +153,8 @@ def _answer_status(mountpoint: Path, sink: int) -> NoReturn:
 
 def _ask_socket(mount: Mount, end: float) -> bytes:
     """Read the status from a mount's socket. Raises OSError."""
+    import socket
+
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(max(_LEAST, end - time.monotonic()))
         asking.connect(str((mount.runtime or Path()) / STATUS_SOCKET))
@@ -181,10 +183,18 @@ def _chunks(fd: int, mount: Mount, end: float) -> Iterator[bytes]:
 def encode_status(status: Mapping[str, object]) -> bytes:
     """Encode a status as the daemon answers it: JSON, compressed if it would not fit into an attribute."""
     body = json.dumps(status).encode()
-    return bz2.compress(body) if len(body) > _LARGEST_PLAIN else body
+    if len(body) <= _LARGEST_PLAIN:
+        return body
+    import bz2  # here and below: it is rare
+
+    return bz2.compress(body)
 
 
 def decode_status(body: bytes) -> Mapping[str, object]:
     """Decode what `encode_status` has encoded."""
-    status: dict[str, object] = json.loads(body if body.startswith(b"{") else bz2.decompress(body))
+    if not body.startswith(b"{"):
+        import bz2
+
+        body = bz2.decompress(body)
+    status: dict[str, object] = json.loads(body)
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 
 SHORT = 12  # digits of an id that lists show
 _ID = re.compile(r"[0-9a-f]{1,64}")
@@ -19,11 +18,15 @@ _SECOND = (
 
 def new_id() -> str:
     """A new container's id: 64 hexadecimal digits."""
+    import secrets  # here and below: lists of containers do without
+
     return secrets.token_hex(32)
 
 
 def random_name() -> str:
     """A name for a container that is given none: two words and two digits."""
+    import secrets
+
     return f"{secrets.choice(_FIRST.split())}_{secrets.choice(_SECOND.split())}{secrets.randbelow(90) + 10}"
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.cli import main
-from imgfs.quoting import LineFormatter, printable, printable_path
+from imgfs.loglines import LineFormatter
+from imgfs.quoting import printable, printable_path
 from imgfs.store.store import Store
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, write_image
