@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -267,6 +268,23 @@ def test_published_indexes_count_as_they_do_for_the_reference_that_was_pulled(
         ["--x", "--index", "any", "--upto-layer", "2", f"r.io/app:v1@{digest}"],
         ["--x", "--index", "auto", f"r.io/app@{digest}"],
     ]
+
+
+def test_what_has_failed_before_it_was_asked_for_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull that ended before its topmost layer leaves a failure that the next one must not hear of."""
+    codes = iter([1, 0])
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, next(codes))
+    )
+    mounts, chain = ImageMounts(tmp_path / "mnt", []), ImageChain("sha256:" + "0" * 64, 0, "r.io/app:v1")
+    ended = threading.Event()
+    mounts.begin(chain, ended.set)
+    assert ended.wait(60)
+    with mounts.used(chain) as path:
+        assert path.is_dir()
+    assert next(codes, None) is None
 
 
 @pytest.mark.kernel

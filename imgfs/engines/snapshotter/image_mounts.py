@@ -56,10 +56,10 @@ class ImageMounts:
             raise StoreError(f"{place}: {describe(error)}") from error
 
     def begin(self, chain: ImageChain, ended: Callable[[], None]) -> None:
-        """Begin to mount a chain, unless that has begun already; `ended` is called at the end."""
+        """Begin to mount a chain, unless that is under way; `ended` is called at the end."""
         slot = self._slot(chain)
         with self._lock:
-            if slot.begun is None:
+            if slot.begun is None or slot.begun.done():
                 slot.begun = self._pool.submit(self._mounted, chain, slot)
                 slot.begun.add_done_callback(lambda _: ended())
 
@@ -67,14 +67,15 @@ class ImageMounts:
     def used(self, chain: ImageChain) -> Iterator[Path]:
         """Mount a chain, if it does not answer already, and keep it from being swept within the block.
 
-        What was begun ahead is waited for. Raises Refusal with the reason if it cannot be mounted.
+        What was begun ahead, and is under way, is waited for; what has failed by now is tried again. Raises
+        Refusal with the reason if it cannot be mounted.
         """
         slot = self._slot(chain)
         with self._lock:
             slot.users += 1
             begun, slot.begun = slot.begun, None
         try:
-            if begun:
+            if begun and not begun.done():
                 begun.result()
             yield self._mounted(chain, slot)
         finally:
@@ -97,6 +98,8 @@ class ImageMounts:
                     _take_down(path)
                     with self._lock:
                         slot.begun = None
+            except ImgfsError as error:
+                log.warning("%s", error)
             finally:
                 slot.lock.release()
 
