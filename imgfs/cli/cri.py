@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
-from imgfs.cli.options import Commands, add_command
+from imgfs.cli.engine_server import run_server
+from imgfs.cli.options import Commands, add_command, log_level_option
 from imgfs.errors import UsageError
 
 _ADDRESS, _CONTAINERD = "/run/imgfs/cri.sock", "/run/containerd/containerd.sock"
@@ -40,21 +40,13 @@ Examples:
     command.add_argument(
         "--auth-file", metavar="FILE", default=_AUTH, help=f"where credentials are kept (default: {_AUTH})"
     )
-    command.add_argument(
-        "--log-level",
-        default="info",
-        type=str.lower,
-        choices=["debug", "info", "warning", "error"],
-        help="how much is logged, to standard error (default: info)",
-    )
+    log_level_option(command)
 
 
 def cri(options: argparse.Namespace) -> int:
     """Stand between kubelet and containerd."""
-    from imgfs.config import notify_socket, variables
-    from imgfs.daemonize import run_in_foreground
     from imgfs.engines.cri import SERVICE, STREAMED, PulledCredentials
-    from imgfs.engines.rpc import Forwarded, serve, tell_systemd
+    from imgfs.engines.rpc import Forwarded
 
     if os.geteuid():
         raise UsageError("kubelet and containerd are root's: what stands between them has to be root")
@@ -63,5 +55,4 @@ def cri(options: argparse.Namespace) -> int:
         for path in (options.address, options.containerd, options.auth_file)
     )
     passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, STREAMED)
-    notify = partial(tell_systemd, notify_socket(variables()))
-    run_in_foreground(lambda _: serve(address, [passed], notify), options.log_level.upper())
+    run_server(address, lambda: [passed], options.log_level)

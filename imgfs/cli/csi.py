@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
+from imgfs.cli.engine_server import mounts_survive, run_server
 from imgfs.cli.options import (
     Commands,
     add_command,
     connection_options,
     connection_words,
     driver_option,
+    log_level_option,
     open_store,
     store_option,
 )
@@ -54,24 +55,16 @@ Examples:
     driver_option(command)
     connection_options(command)
     store_option(command)
-    command.add_argument(
-        "--log-level",
-        default="info",
-        type=str.lower,
-        choices=["debug", "info", "warning", "error"],
-        help="how much is logged, to standard error (default: info)",
-    )
+    log_level_option(command)
 
 
 def csi(options: argparse.Namespace) -> int:
     """Serve kubelet."""
     from imgfs import __version__
-    from imgfs.cli.snapshotter import mounts_survive
-    from imgfs.config import csi_endpoint, notify_socket, variables
-    from imgfs.daemonize import run_in_foreground
+    from imgfs.config import csi_endpoint, variables
     from imgfs.engines.csi.services import Driver
     from imgfs.engines.csi.volumes import Volumes
-    from imgfs.engines.rpc import only_one, serve, tell_systemd
+    from imgfs.engines.rpc import only_one
 
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
@@ -84,8 +77,7 @@ def csi(options: argparse.Namespace) -> int:
     with only_one(root):
         volumes = Volumes(root, [*connection, *store], mounting, shared)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
-        notify = partial(tell_systemd, notify_socket(variables()))
-        run_in_foreground(lambda _: serve(address, driver.services(), notify), options.log_level.upper())
+        run_server(address, driver.services, options.log_level)
 
 
 def _address(endpoint: str) -> Path:

@@ -15,6 +15,7 @@ from imgfs.cli.options import (
     add_command,
     driver_option,
     image_options,
+    log_level_option,
     rate,
 )
 from imgfs.cli.output import warn
@@ -150,13 +151,7 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
         help="FUSE options: allow_other (root: always), suid, dev, noexec, nonempty, …; nopassthrough: with "
         "the kernel driver, all data is read through imgfs; history: .imgfs/layers/N is what layer N left",
     )
-    command.add_argument(
-        "--log-level",
-        default="info",
-        type=str.lower,
-        choices=["debug", "info", "warning", "error"],
-        help="how much the daemon logs (default: info)",
-    )
+    log_level_option(command, "how much the daemon logs")
 
 
 def _address(text: str) -> MetricsAddress:

@@ -110,6 +110,19 @@ def connection_words(options: argparse.Namespace) -> list[str]:
     return [*(name for name, is_given in flags.items() if is_given), *given]
 
 
+def log_level_option(
+    command: argparse.ArgumentParser, what: str = "how much is logged, to standard error"
+) -> None:
+    """Add --log-level of what runs on."""
+    command.add_argument(
+        "--log-level",
+        default="info",
+        type=str.lower,
+        choices=["debug", "info", "warning", "error"],
+        help=f"{what} (default: info)",
+    )
+
+
 def driver_option(command: argparse.ArgumentParser) -> None:
     """Add --driver."""
     command.add_argument(

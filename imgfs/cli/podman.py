@@ -80,8 +80,8 @@ Examples:
 
 def add(options: argparse.Namespace) -> int:
     """Mount an image for podman."""
+    from imgfs.cli.engine_server import mounts_survive
     from imgfs.cli.selection import select_image
-    from imgfs.cli.snapshotter import mounts_survive
     from imgfs.mount.daemon import Mounting
     from imgfs.mount.options import MountOptions
     from imgfs.mounts.mountpoint import checked_mountpoint

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
+from imgfs.cli.engine_server import mounts_survive, run_server
 from imgfs.cli.options import (
     Commands,
     add_command,
     connection_options,
     connection_words,
     driver_option,
+    log_level_option,
     open_store,
     rate,
     store_option,
 )
 from imgfs.cli.snapshotter_install import ADDRESS, ROOT, add_setup
-from imgfs.errors import MountError, UsageError
+from imgfs.errors import UsageError
 
 
 def add_snapshotter(commands: Commands) -> None:
@@ -60,21 +61,13 @@ Examples:
     driver_option(command)
     connection_options(command)
     store_option(command)
-    command.add_argument(
-        "--log-level",
-        default="info",
-        type=str.lower,
-        choices=["debug", "info", "warning", "error"],
-        help="how much is logged, to standard error (default: info)",
-    )
+    log_level_option(command)
     add_setup(command.add_subparsers(metavar="[install|uninstall]"))
 
 
 def snapshotter(options: argparse.Namespace) -> int:
     """Serve containerd."""
-    from imgfs.config import notify_socket, variables
-    from imgfs.daemonize import run_in_foreground
-    from imgfs.engines.rpc import only_one, serve, tell_systemd
+    from imgfs.engines.rpc import only_one
     from imgfs.engines.snapshotter.directories import SnapshotDirectories
     from imgfs.engines.snapshotter.image_mounts import ImageMounts
     from imgfs.engines.snapshotter.rows import SnapshotRows
@@ -92,8 +85,7 @@ def snapshotter(options: argparse.Namespace) -> int:
             ImageMounts(root / "mnt", [*_mount_words(options), "--store", str(store.root)]),
             store,
         )
-        notify = partial(tell_systemd, notify_socket(variables()))
-        run_in_foreground(lambda _: serve(address, [service_of(made)], notify), options.log_level.upper())
+        run_server(address, lambda: [service_of(made)], options.log_level)
 
 
 def checked_path(path: Path) -> Path:
@@ -112,14 +104,3 @@ def _mount_words(options: argparse.Namespace) -> list[str]:
     words += ["--fill"] if options.fill else []
     words += ["--limit-rate", str(options.limit_rate)] if options.limit_rate is not None else []
     return [*words, *connection_words(options)]
-
-
-def mounts_survive() -> bool:
-    """Return True if a mount's daemon that is killed can have a successor here."""
-    from imgfs.mount.resume import check_kernel
-
-    try:
-        check_kernel()
-    except MountError:
-        return False
-    return True
