@@ -6,13 +6,16 @@ import os
 import random
 import signal
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, processes_of_tests, until, write_image
+from tests.support.mounted import Imgfs, gzipped, write_image
 from tests.support.restarted import RESTARTED, killed_again_and_again
 from tests.support.storm import Changes, sight
 
@@ -38,22 +41,38 @@ def changed(at: Path, seed: int, count: int) -> list[object]:
     return Changes(at, random.Random(seed)).make(count)
 
 
-@pytest.mark.parametrize("options", [("--rw",), ("--rw", "--write-through")])
-def test_changes_are_those_of_an_undisturbed_twin(imgfs: Imgfs, image: str, options: tuple[str, ...]) -> None:
-    twin = imgfs.mount(image, "--rw", at=imgfs.mountpoint("twin"))
-    at = imgfs.mount(image, "--restart", *options)
-    pauses = [random.Random(5).uniform(0.02, 0.3) for _ in range(5)]
-    seed, count, rounds = 11, 300, 0
-    with ThreadPoolExecutor(1) as program, killed_again_and_again(imgfs, imgfs.pid(at), pauses) as killed:
-        while len(killed) < len(pauses) or rounds < 3:
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Imgfs, Path, Path]]:
+    """A mount whose daemon may be killed, and one that is left alone."""
+    imgfs = Imgfs(tmp_path_factory.mktemp("storm") / "imgfs", expected=[RESTARTED])
+    image = write_image(imgfs.directory / "layout", [LAYER])
+    try:
+        twin = imgfs.mount(image, "--rw", at=imgfs.mountpoint("twin"))
+        yield imgfs, imgfs.mount(image, "--restart", "--rw"), twin
+        for at in (imgfs.mountpoint(), twin):
+            imgfs.umount(at)
+    finally:
+        imgfs.close()
+
+
+@settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(st.lists(st.floats(0.0, 0.3), min_size=1, max_size=3), st.integers(0, 10**6))
+def test_changes_are_those_of_an_undisturbed_twin(
+    twins: tuple[Imgfs, Path, Path], pauses: list[float], seed: int
+) -> None:
+    imgfs, at, twin = twins
+    before = imgfs.status(at)["restarts"]
+    rounds = 0
+    with (
+        ThreadPoolExecutor(1) as program,
+        killed_again_and_again(imgfs, imgfs.pid(at), pauses) as killed,
+    ):
+        while len(killed) < len(pauses):
+            making = program.submit(changed, at, seed + rounds, 200)
+            assert changed(twin, seed + rounds, 200) == making.result()
             rounds += 1
-            making = program.submit(changed, at, seed + rounds, count)
-            assert changed(twin, seed + rounds, count) == making.result()
     assert sight(at) == sight(twin)
-    assert imgfs.status(at)["restarts"] == len(pauses)
-    imgfs.umount(at)
-    imgfs.umount(twin)
-    until(lambda: not processes_of_tests(imgfs.store), "the holder has ended")
+    assert imgfs.status(at)["restarts"] == before + len(pauses)
 
 
 def test_a_scratch_is_handed_over_while_it_is_changed_and_stays_locked(imgfs: Imgfs, image: str) -> None:

@@ -3,15 +3,20 @@
     outcomes = Changes(at, random.Random(seed)).make(500)
 
 Each call's result or errno is noted, and at the end `sight(at)` has every name, byte and mode: both have to
-be the same for the mount that was killed and for its twin.
+be the same for the mount that was killed and for its twin. As a program it prints them:
+
+    python -m tests.support.storm read|change|database DIRECTORY SEED
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
+import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 _NAMES = [f"n{number}" for number in range(12)]
@@ -155,3 +160,42 @@ def sight(at: Path) -> dict[str, object]:
             owner = status.st_uid, status.st_gid
             found[str(path.relative_to(at))] = status.st_mode, links, body, sorted(xattrs), owner
     return found
+
+
+def _read(at: Path, chance: random.Random) -> None:
+    """Print what is read of a tree: whole files, mapped ones, and pieces by chance."""
+    print(sight(at))
+    paths = sorted(path for path in at.rglob("*") if path.is_file())
+    for path in chance.sample(paths, min(len(paths), 12)):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            for _ in range(20):
+                offset, length = chance.randrange(len(mapped)), chance.randrange(50_000)
+                piece = os.pread(file.fileno(), length, offset)
+                assert piece == mapped[offset : offset + length], path
+                print(path.name, offset, hashlib.sha256(piece).hexdigest())
+
+
+def _change(at: Path, chance: random.Random) -> None:
+    for outcome in Changes(at, chance).make(3000):
+        print(outcome)
+    for path, found in sorted(sight(at).items()):
+        print(path, found)
+
+
+def _database(at: Path, chance: random.Random) -> None:
+    base = sqlite3.connect(at / "base", timeout=60)
+    base.execute("create table t(i integer primary key, b blob)")
+    for number in range(400):
+        with base:
+            base.execute("insert into t values(?, ?)", (number, chance.randbytes(chance.randrange(9000))))
+            base.execute("delete from t where i = ?", (chance.randrange(number + 1),))
+    print(base.execute("pragma integrity_check").fetchall())
+    for number, body in base.execute("select i, b from t order by i"):
+        print(number, hashlib.sha256(body).hexdigest())
+
+
+if __name__ == "__main__":
+    _kind, _at, _seed = sys.argv[1:]
+    kinds = {"read": _read, "change": _change, "database": _database}
+    kinds[_kind](Path(_at), random.Random(int(_seed)))

@@ -1,0 +1,208 @@
+"""Kill the daemons of mounts of --restart again and again, while programs read and change what is mounted.
+
+Programs take turns, by both drivers, as root and as an ordinary user. What each says (names, digests, what
+every call came to) must be what it says of an undisturbed mount of the same image. A few of the kills are
+hand-overs (`imgfs upgrade`). A turn is repeated with --seed SEED --only PROGRAM. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.benchmark.report import Table
+from tests.support import tarmake
+from tests.support.blobs import prose
+from tests.support.fault_server import FaultServer
+from tests.support.mounted import CHECKOUT, NOBODY, Imgfs, Stored, gzipped, serve
+from tests.support.restarted import RESTARTED
+
+FILES = {
+    **{f"n{number}/noise{number}": random.Random(number).randbytes(400_000) for number in range(4)},
+    **{f"n{number % 4}/prose{number}": prose(90_000, number) for number in range(40)},
+    **{f"n{number}": random.Random(number).randbytes(200_000) for number in range(4, 9)},
+}
+PAUSE = (0.0, 0.6)  # seconds from one kill to the next
+KILLS = 6  # in a turn
+HAND_OVERS = 0.2  # of them
+LIMIT = 180.0  # seconds that a program may take: one that takes longer hangs
+
+# What runs at `{at}`, and whether that changes anything.
+PROGRAMS: Mapping[str, tuple[str, bool]] = {
+    "find": ("find . -printf '%p %y %m %s %T@ %n\\n' | sort", False),
+    "tar": ("tar -c --sort=name . | sha256sum", False),
+    "grep": ("grep -r -c -E '[aeiou]{{2}}' . | sort", False),
+    "read": ("{python} -m tests.support.storm read {at} {seed}", False),
+    "execute": ("for n in $(seq 8); do ./busybox sha256sum n*/*; done", False),
+    "change": ("{python} -m tests.support.storm change {at} {seed}", True),
+    "database": ("{python} -m tests.support.storm database {at} {seed}", True),
+    "git": (
+        "export HOME={at} GIT_CONFIG_NOSYSTEM=1; g='git -c user.name=a -c user.email=a@b -c gc.auto=0'; "
+        "$g init -q -b main one; cp -r n0 n1 one; cd one; $g add .; $g commit -qm 0; "
+        "for n in 1 2 3 4; do echo $n >>n0/new; $g add .; $g commit -qm $n; done; $g clone -q . ../two; "
+        "cd ../two; $g repack -qad; $g fsck --strict 2>&1; $g status --short; $g log --format=%s; "
+        "find . -name .git -prune -o -type f -print | sort | xargs sha256sum",
+        True,
+    ),
+}
+
+
+@dataclass
+class Tally:
+    """What came of the turns of a program."""
+
+    turns: int = 0
+    kills: int = 0
+    wrong: int = 0
+    longest: float = 0.0
+
+
+@dataclass
+class Killer(threading.Thread):
+    """Kills the daemon of the mount `at`, or has it hand over, until it is stopped."""
+
+    imgfs: Imgfs
+    at: Path
+    chance: random.Random
+    kills: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    __hash__ = threading.Thread.__hash__
+
+    def run(self) -> None:
+        while not self.stopped.wait(self.chance.uniform(*PAUSE)):
+            if self.chance.random() < HAND_OVERS:
+                self.imgfs.run("upgrade", self.at)  # refused while a successor is being started
+            else:
+                os.kill(self.imgfs.pid(self.at), signal.SIGKILL)
+                self.kills += 1
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/storm", description=__doc__)
+    add = parser.add_argument
+    add("--minutes", type=float, default=5.0, metavar="N", help="how long (default: 5)")
+    add("--seed", type=int, metavar="S", help="which moments and changes (default: by chance)")
+    add("--only", choices=PROGRAMS, metavar="PROGRAM", help=f"one of {', '.join(PROGRAMS)}")
+    asked = parser.parse_args(arguments)
+    asked.seed = random.randrange(10**6) if asked.seed is None else asked.seed
+    return asked
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Storm; 1 if something was wrong."""
+    asked = parse(arguments)
+    if os.geteuid():
+        print("storm: needs root, to mount by the kernel's own file systems", file=sys.stderr)
+        return 2
+    print(f"seed {asked.seed}")
+    tallies = storm(asked.seed, 60 * asked.minutes, [asked.only] if asked.only else list(PROGRAMS))
+    table = Table("storm", ["program", "turns", "kills", "wrong", "longest [s]"])
+    for name, tally in tallies.items():
+        table.add(name, tally.turns, tally.kills, tally.wrong, f"{tally.longest:.1f}")
+    print(table)
+    return 1 if any(tally.wrong for tally in tallies.values()) else 0
+
+
+def storm(seed: int, seconds: float, names: Sequence[str]) -> dict[str, Tally]:
+    """Have programs take turns for so long; what came of them."""
+    tallies = {name: Tally() for name in names}
+    ends, number = time.monotonic() + seconds, 0
+    with FaultServer() as server:
+        while number < len(names) or time.monotonic() < ends:
+            name = names[number % len(names)]
+            chance = random.Random(f"{seed}-{number}")
+            kind = ("fuse", "kernel", "user")[number // len(names) % 3]
+            tally = tallies[name]
+            turn(server, name, kind, chance, tally)
+            number += 1
+    return tallies
+
+
+def layer() -> Stored:
+    """The image that is mounted: files to read, and a program."""
+    directories = (tarmake.directory(f"n{number}") for number in range(4))
+    files = (tarmake.file(name, body) for name, body in sorted(FILES.items()))
+    program = Path(shutil.which("busybox") or "/bin/true").read_bytes()
+    return gzipped(tarmake.archive(*directories, *files, tarmake.file("busybox", program, mode=0o755)))
+
+
+@contextmanager
+def installed(kind: str) -> Iterator[Imgfs]:
+    """An imgfs with a store of its own: by a driver, as root, or as an ordinary user."""
+    directory = Path(tempfile.mkdtemp(prefix="imgfs-storm-"))
+    directory.chmod(0o755)
+    user = NOBODY if kind == "user" else None
+    imgfs = Imgfs(directory / "imgfs", user=user, driver="fuse" if user else kind)
+    imgfs.expected += [RESTARTED, " WARNING "]
+    try:
+        yield imgfs
+    finally:
+        imgfs.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally: Tally) -> None:
+    """Run a program at an undisturbed mount, and at one whose daemon is killed; compare what they say."""
+    seed, (_, changes) = chance.randrange(10**6), PROGRAMS[name]
+    options = ["--rw"] if changes else []
+    with installed(kind) as imgfs:
+        image = serve(server, "storm", "v1", [layer()])
+        twin = imgfs.mount(image, *options, at=imgfs.mountpoint("twin"))
+        right = said(imgfs, name, twin, seed)
+        imgfs.umount(twin)
+        at = imgfs.mount(image, "--restart", *options)
+        imgfs.ok("store", "rm", "--data", image)
+        killer = Killer(imgfs, at, chance)
+        killer.start()
+        began = time.monotonic()
+        found = [said(imgfs, name, at, seed)]
+        while not changes and killer.kills < KILLS:
+            found.append(said(imgfs, name, at, seed))
+        killer.stopped.set()
+        killer.join()
+        tally.longest = max(tally.longest, (time.monotonic() - began) / len(found))
+        tally.kills += killer.kills
+        tally.turns += 1
+        wrong = [one for one in found if one != right]
+        if wrong:
+            tally.wrong += 1
+            print(f"{name}, {kind}: {difference(right, wrong[0])}")
+        imgfs.umount(at)
+
+
+def said(imgfs: Imgfs, name: str, at: Path, seed: int) -> str:
+    """What a program says at a mount: both outputs, and its exit code."""
+    words = {"at": shlex.quote(str(at)), "seed": seed, "python": shlex.quote(sys.executable)}
+    where = CHECKOUT if "{python}" in PROGRAMS[name][0] else at
+    done = imgfs.program("sh", "-c", f"cd {where}; {PROGRAMS[name][0].format(**words)}", timeout=LIMIT)
+    return f"{done.text}{done.err}exit code {done.code}".replace(str(at), "")
+
+
+def difference(right: str, found: str) -> str:
+    """The first line that is another."""
+    pairs = zip(right.splitlines(), found.splitlines(), strict=False)
+    first = next(((one, other) for one, other in pairs if one != other), None)
+    counts = Counter(right.splitlines()), Counter(found.splitlines())
+    return f"{first[1]!r}, not {first[0]!r}" if first else f"lines {(counts[1] - counts[0])!r}"[:500]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
