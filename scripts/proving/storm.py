@@ -27,7 +27,16 @@ from scripts.benchmark.report import Table
 from tests.support import tarmake
 from tests.support.blobs import prose
 from tests.support.fault_server import FaultServer
-from tests.support.mounted import CHECKOUT, NOBODY, Imgfs, Stored, gzipped, serve
+from tests.support.mounted import (
+    CHECKOUT,
+    NOBODY,
+    Imgfs,
+    Stored,
+    gzipped,
+    processes_of_tests,
+    serve,
+    until,
+)
 from tests.support.restarted import RESTARTED
 
 FILES = {
@@ -38,6 +47,7 @@ FILES = {
 PAUSE = (0.0, 0.6)  # seconds from one kill to the next
 KILLS = 6  # in a turn
 HAND_OVERS = 0.2  # of them
+LONGEST = 600.0  # seconds that another mount namespace may last
 LIMIT = 180.0  # seconds that a program may take: one that takes longer hangs
 
 # What runs at `{at}`, and whether that changes anything.
@@ -167,7 +177,7 @@ def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally
         image = serve(server, "storm", "v1", [layer()])
         twin = imgfs.mount(image, *options, at=imgfs.mountpoint("twin"))
         right = said(imgfs, name, twin, seed)
-        imgfs.umount(twin)
+        unmount(imgfs, twin)
         at = imgfs.mount(image, "--restart", *options)
         imgfs.ok("store", "rm", "--data", image)
         killer = Killer(imgfs, at, chance)
@@ -184,8 +194,16 @@ def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally
         wrong = [one for one in found if one != right]
         if wrong:
             tally.wrong += 1
-            print(f"{name}, {kind}: {difference(right, wrong[0])}")
-        imgfs.umount(at)
+            print(f"{name}, {kind}: {difference(right, wrong[0])}", flush=True)
+        unmount(imgfs, at)
+
+
+def unmount(imgfs: Imgfs, at: Path) -> None:
+    """Unmount, and wait for the daemon: another program's mount namespace may have the mount for a while."""
+    done = imgfs.run("umount", at)
+    assert done.code == 0 or "in another mount namespace" in done.err, done
+    imgfs.gone(at)
+    until(lambda: not processes_of_tests(imgfs.store), "the daemon and its holder have ended", LONGEST)
 
 
 def said(imgfs: Imgfs, name: str, at: Path, seed: int) -> str:

@@ -105,6 +105,24 @@ def test_a_scratch_is_handed_over_while_it_is_changed_and_stays_locked(imgfs: Im
     imgfs.umount(again)
 
 
+def test_a_long_listing_goes_on_where_it_was(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart", "--rw")
+    (at / "many").mkdir()
+    names = {f"{number:0100}" for number in range(3000)}
+    for name in names:
+        (at / "many" / name).touch()
+    seen = []
+    with os.scandir(at / "many") as entries:
+        for entry in entries:
+            seen.append(entry.name)
+            Path(entry.path).unlink()  # those before it go, so that positions would move
+            if len(seen) in (200, 1500):
+                os.kill(imgfs.pid(at), signal.SIGKILL)
+    assert sorted(seen) == sorted(names)
+    (at / "many").rmdir()
+    imgfs.umount(at)
+
+
 def test_a_database_lives_on(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mount(image, "--restart", "--rw")
     pauses = [0.2, 0.1, 0.3]
