@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import resource
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -129,6 +127,3 @@ def _announce(mount: ServedMount, session: Session) -> None:
         limit_unwritten(mounted.device)
     serve_on(mount, session)
     mount.announce(" again" if mount.succession and mount.succession.is_taken_over else "")
-    if not mount.image.content.is_complete():  # the first read will wait: what that takes is loaded meanwhile
-        loading = partial(importlib.import_module, "imgfs.fuse.tasks")
-        threading.Thread(target=loading, name="imgfs-load", daemon=True).start()
