@@ -174,7 +174,7 @@ def mount(options: argparse.Namespace) -> int:
             mount_in_foreground(_prepared(image, options, how), image.connect, image.store, how)
     writable = options.rw or options.scratch is not None
     with (
-        Mounting.fork(writable=writable, offline=options.offline) as mounting,
+        Mounting.fork(writable=writable, offline=options.offline, driver=options.driver) as mounting,
         _plan(options) as (image, how),
     ):
         resolved = _prepared(image, options, how, mounting.expect_fetches)

@@ -61,12 +61,11 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
         return self._daemon.pid
 
     @classmethod
-    def fork(cls, *, writable: bool, offline: bool = False) -> Mounting:
+    def fork(cls, *, writable: bool, offline: bool = False, driver: str = "auto") -> Mounting:
         """Fork the daemon of a mount to be, which begins to load what it will need."""
         more = _FOR_SCRATCHES if writable else ()
-        return cls(
-            Daemon.fork(partial(_load, more), _serve_task, partial(load_what_fetches, http=not offline))
-        )
+        load = partial(_load, more, by_kernel=driver != "fuse" and os.geteuid() == 0)
+        return cls(Daemon.fork(load, _serve_task, partial(load_what_fetches, http=not offline)))
 
     def expect_fetches(self) -> None:
         """Have the daemon load what fetches, too: the image has to be prepared first, which takes a while."""
@@ -112,9 +111,9 @@ def mount_in_foreground(
     run_in_foreground(serve_now, options.log_level)
 
 
-def _load(more: Iterable[str]) -> Iterator[None]:
+def _load(more: Iterable[str], *, by_kernel: bool) -> Iterator[None]:
     """Load what serves and `more`, the more likely it is to be needed the sooner."""
-    drivers = (_BY_KERNEL, _BY_FUSE) if os.geteuid() == 0 else (_BY_FUSE,)
+    drivers = (_BY_KERNEL, _BY_FUSE) if by_kernel else (_BY_FUSE,)
     for modules in ((*_ALWAYS, *more), *drivers):
         for module in modules:
             importlib.import_module(module)

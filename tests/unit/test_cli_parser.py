@@ -95,19 +95,21 @@ import sys
 from imgfs.mount import daemon
 def show(*names):
     print(len(sys.modules), *(sum(f"{name}.".startswith(n) for name in sys.modules) for n in names))
-for more in ((), daemon._FOR_SCRATCHES):
-    for _ in daemon._load(more):
+for more, by_kernel in (((), False), ((), True), (daemon._FOR_SCRATCHES, True)):
+    for _ in daemon._load(more, by_kernel=by_kernel):
         pass
     show("imgfs.overlay.", "trio.", "pyfuse3.", "ssl.", "urllib3.", "requests.", "email.", "subprocess.")
 daemon.load_what_fetches(http=True)
 show("trio.", "urllib3.")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    bare, with_scratch, with_all = (list(map(int, line.split())) for line in ran.stdout.splitlines())
-    assert bare[0] <= _DAEMON_CAP
-    assert bare[1] == 0
+    bare, by_kernel, with_scratch, with_all = (
+        list(map(int, line.split())) for line in ran.stdout.splitlines()
+    )
+    assert bare[0] < by_kernel[0] <= _DAEMON_CAP
+    assert bare[1] == by_kernel[1] == 0
     assert with_scratch[1] > 5
-    assert bare[2:] == with_scratch[2:] == [0] * 7
+    assert bare[2:] == by_kernel[2:] == with_scratch[2:] == [0] * 7
     assert min(with_all[1:]) > 10
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import bz2
 import lzma
 from collections.abc import Callable, Iterator
-from typing import Protocol
-
-import zstandard
+from typing import TYPE_CHECKING, Protocol
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Codec
 from imgfs.layer.limits import XZ_MEMORY_LIMIT, ZSTD_WINDOW_LIMIT
+
+if TYPE_CHECKING:
+    import zstandard
 
 _PIECE = 256 * 1024  # bytes of output at once
 _DAMAGE = (lzma.LZMAError, OSError, EOFError, ValueError)  # what the two say of a stream that is none
@@ -112,6 +113,9 @@ class ZstdFrames:
     """
 
     def __init__(self, window_limit: int = ZSTD_WINDOW_LIMIT) -> None:
+        import zstandard  # here: most layers are gzip's
+
+        self._error = zstandard.ZstdError
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=window_limit)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self.between = True
@@ -137,7 +141,7 @@ class ZstdFrames:
         part = chunk[at : at + _FEED]
         try:
             output = self._frame.decompress(part)
-        except zstandard.ZstdError as error:
+        except self._error as error:
             said = "it needs a dictionary, which no layer brings" if "Dictionary" in str(error) else error
             raise InvalidImage(f"zstd: {said}", where=f"zstd offset {self.consumed}") from error
         taken = len(part)
