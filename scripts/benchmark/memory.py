@@ -11,7 +11,7 @@ from scripts.benchmark.report import Table
 from scripts.benchmark.stage import Stage, forget_quietly, say
 from scripts.lab.layout import Image
 
-COLUMNS = ("image", "after", "VmRSS MiB", "VmHWM MiB", "RssAnon MiB")
+COLUMNS = ("image", "after", "VmRSS MiB", "VmHWM MiB", "RssAnon MiB", "Pss MiB")
 MEBIBYTES = 100  # resident, at a million files
 READABLE = 200_000  # entries; to read a million tiny files takes minutes and shows nothing more
 
@@ -36,13 +36,20 @@ def _measure(stage: Stage, image: Image, table: Table) -> None:
     for after in ("first mount", "warm mount"):
         imgfs.hide()
         root = imgfs.show(reference)
-        table.add(name, after, *resident(imgfs.pid()))
+        table.add(name, after, *memory_of(imgfs.pid()))
     run(["find", root, "-size", "+1000000000c"])
-    table.add(name, "find of everything", *resident(imgfs.pid()))
+    table.add(name, "find of everything", *memory_of(imgfs.pid()))
     if image.entries <= READABLE:
         read_everything(root)
-        table.add(name, "reading everything", *resident(imgfs.pid()))
+        table.add(name, "reading everything", *memory_of(imgfs.pid()))
     table.target(f"VmHWM with {name}, in MiB", resident(imgfs.pid())[1], MEBIBYTES)
+
+
+def memory_of(pid: int) -> tuple[float, float, float, float]:
+    """Read what `resident` does, and Pss: what other processes share counts in part (smaps_rollup)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    (shared,) = (int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return *resident(pid), shared
 
 
 def resident(pid: int) -> tuple[float, float, float]:
