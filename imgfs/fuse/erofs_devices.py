@@ -97,8 +97,12 @@ class FlatReads:
         self._thread = threading.Thread(target=self._load, name="imgfs-flat-files", daemon=True)
         self._thread.start()
 
+    def file_at(self, layer: int, offset: int) -> int:
+        """The ino of the file that is read there; 0 if that is not known (yet)."""
+        return self._files[layer].file_at(offset) if self._files else 0
+
     def _tell(self, layer: int, offset: int) -> None:
-        ino = self._files[layer].file_at(offset)
+        ino = self.file_at(layer, offset)
         if ino and ino != self._last:
             self._last = ino
             self._opened(ino)
@@ -150,13 +154,8 @@ class FlatView:
         self._paths = functools.lru_cache(_TROUBLED_PLACES)(self._path_at)
         self._path_of = functools.lru_cache(_TROUBLED_PLACES)(image.tree.path)
         content = image.content
-        self._reads = FlatReads(image.tree, len(sizes), self._told, at_once=content.is_followed)
+        self._reads = FlatReads(image.tree, len(sizes), content.opened, at_once=content.is_followed)
         self._whole = [(Extent(0, size, 0),) if size else () for size in sizes]
-
-    def _told(self, ino: int) -> None:
-        """Note that the kernel reads a file: it has the bytes of none that imgfs is asked for."""
-        self._content.opened(ino)
-        self._content.missed(ino)
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """See View."""
@@ -220,6 +219,8 @@ class FlatView:
         if ready is not None:
             return ready
         is_local = self._content.is_here(layer, self._whole[layer], offset, length)
+        if not is_local and (missed := self._reads.file_at(layer, offset)):
+            self._content.missed(missed)
         return PendingRead(functools.partial(self._wait, ino, offset, length), is_local)
 
     def seek(self, ino: int, offset: int, whence: int) -> int:

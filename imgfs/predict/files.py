@@ -1,4 +1,8 @@
-"""The image's files by path, as guesses ask for them: what is not there, or is damaged, is None."""
+"""The image's files by path, as guesses ask for them: what is not there is None.
+
+So is all else once guesses have looked for more than a mount may cost: an image may be made to have them look
+for ever.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from imgfs.tree.database import Node
 from imgfs.tree.reader import Listed, Tree
 
 _LISTED = 4096  # names of a directory that are looked at
+_LOOKS = 500_000  # names that are looked at for a mount: a few seconds of CPU; numpy takes some 5,000
+_A_PATH = 20  # a path costs as many
 
 
 class FilesByPath:
@@ -18,6 +24,7 @@ class FilesByPath:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self.left = _LOOKS
 
     def file(self, path: bytes) -> Node | None:
         """Return the regular file that a path leads to, symbolic links followed within the image."""
@@ -31,11 +38,14 @@ class FilesByPath:
 
     def child(self, directory: int, name: bytes) -> Node | None:
         """Return the file of that name in a directory."""
-        return self._tree.lookup(directory, name)
+        self.left -= 1
+        return self._tree.lookup(directory, name) if self.left > 0 else None
 
     def listing(self, directory: int) -> Iterator[Listed]:
         """Yield what is in a directory, the first few thousand names."""
-        return islice(self._tree.listing(directory), _LISTED)
+        for listed in islice(self._tree.listing(directory), min(_LISTED, max(0, self.left))):
+            self.left -= 1
+            yield listed
 
     def node(self, ino: int) -> Node | None:
         """Return a file by its ino."""
@@ -50,6 +60,8 @@ class FilesByPath:
         return self._tree.path(ino)
 
     def _resolve(self, path: bytes) -> Node | None:
-        with suppress(OSError):
-            return self._tree.resolve(path)
+        self.left -= _A_PATH
+        if self.left > 0:
+            with suppress(OSError):
+                return self._tree.resolve(path)
         return None

@@ -91,6 +91,23 @@ def test_a_script_is_wanted_and_no_more(tmp_path: Path) -> None:
     assert played(tmp_path, "usr/bin/script", script).paths() == {"usr/bin/script"}
 
 
+def test_all_guesses_of_a_mount_look_at_so_many_names_and_no_more(tmp_path: Path) -> None:
+    names = [b"lib%d.so" % number for number in range(200)]
+    flat = archive(
+        file("lib/libx.so", elfmake.program(names, runpath=b":".join([b"/a"] * 60)).body),
+        file("lib/lib0.so", b""),
+        file("lib/lib1.so", b""),
+    )
+    with merged(tmp_path, flat) as tree:
+        files = FilesByPath(tree)
+        node = files.file(b"lib/libx.so")
+        assert node
+        files.left = 70 * 20  # more than 60 paths are tried for the first, and as many for the second
+        found = Played(tree, flat, Libraries(files).of_file(b"lib/libx.so", node))
+        assert found.paths() == {"lib/libx.so", "lib/lib0.so"}
+        assert files.left <= 0
+
+
 def test_libraries_that_need_each_other_come_to_an_end(tmp_path: Path) -> None:
     a, b = elfmake.program([b"libb.so"]).body, elfmake.program([b"liba.so", b"libb.so"]).body
     found = played(tmp_path, "lib/liba.so", file("lib/liba.so", a), file("lib/libb.so", b))
