@@ -65,7 +65,7 @@ address = "{socket}"
 startup_delay = "1h"
 mutation_threshold = 1000000
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{host}/pause:v1"
+sandbox_image = "{host}/app:v1"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "imgfs"
@@ -139,7 +139,6 @@ class Node:
 def push(host: str) -> None:
     blobs = [layer.blob for layer in LAYERS]
     push_image(host, "app", "v1", blobs, config=CONFIG)
-    push_image(host, "pause", "v1", blobs[:1], config=CONFIG)
     push_image(host, "bad", "v1", [*blobs[:2], gzipped(b"no tar" * 200).blob], config=CONFIG)
 
 
@@ -396,8 +395,7 @@ def test_a_removed_image_leaves_no_row_directory_or_mount(node: Node) -> None:
     node.cri.pull(node.image)
     for namespace in ("k8s.io", "default"):
         node.engine.ctr("leases", "rm", "tests", namespace=namespace)
-    for image in (node.image, f"{node.host}/pause:v1"):
-        node.cri.remove_image(image)
+    node.cri.remove_image(node.image)
     collect_garbage(node)
     until(lambda: node.mounts() == [], "every mount is gone")
     direct = Snapshots(node.socket)
