@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from imgfs import manual
+from imgfs.cli.snapshotter_install import ADDRESS, ROOT
 from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
 from imgfs.engines.node.toml_edit import undone
 from imgfs.errors import UsageError
@@ -74,6 +77,14 @@ def test_a_runtime_class_leaves_the_others_alone_and_makes_cgroups_as_runc_does(
     if version == 3:
         platforms = found["plugins"][IMAGES]["runtime_platforms"]
         assert platforms == {"imgfs": {"snapshotter": "imgfs"}}
+
+
+def test_the_manual_shows_what_is_installed() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", manual.text("engines"), flags=re.DOTALL)
+    shown = {found.get("version"): found for found in map(tomllib.loads, blocks)}
+    setup = replace(SETUP, address=ADDRESS, root=ROOT)
+    for version in (2, 3):
+        assert shown[version] == tomllib.loads(with_imgfs("", replace(setup, version=version), "f"))
 
 
 @pytest.mark.parametrize("by_class", [False, True])

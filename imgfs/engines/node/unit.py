@@ -11,8 +11,6 @@ _UNIT = """\
 [Unit]
 Description=Images for containerd, mounted by imgfs
 Documentation=man:imgfs-snapshotter(1)
-After=network-online.target
-Wants=network-online.target
 Before=containerd.service
 
 [Service]
