@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ import pytest
 from imgfs.engines.liveness import is_answering
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
-from imgfs.engines.snapshotter.rows import ImageChain
-from imgfs.errors import RegistryError
+from imgfs.engines.snapshotter.rows import ImageChain, SnapshotRows
+from imgfs.errors import RegistryError, StoreError
 from tests.support import tarmake
 from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.snapshots import (
@@ -214,6 +215,15 @@ def test_all_is_there_after_a_kill_and_a_second_process_is_refused(imgfs: Imgfs)
         served.start()
         assert (asked.all(), len(before)) == (before, 120)
         asked.close()
+
+
+def test_rows_of_a_newer_imgfs_are_left_alone(tmp_path: Path) -> None:
+    SnapshotRows(tmp_path / "a").close()
+    SnapshotRows(tmp_path / "a").close()
+    with closing(sqlite3.connect(tmp_path / "a")) as db:
+        db.execute("PRAGMA user_version=2")
+    with pytest.raises(StoreError, match="a: of format 2, this imgfs knows 1"):
+        SnapshotRows(tmp_path / "a")
 
 
 def test_what_cannot_be_served_is_one_line(imgfs: Imgfs, nobody: Imgfs) -> None:

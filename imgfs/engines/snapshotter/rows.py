@@ -25,7 +25,9 @@ from typing import NamedTuple, TypeAlias
 from imgfs.engines.refusal import Code, Refusal, already_exists, not_found
 from imgfs.errors import StoreError
 
-_SCHEMA = """
+_FORMAT = 1  # of the file, in its user_version
+_SCHEMA = f"""
+PRAGMA user_version={_FORMAT};
 PRAGMA journal_mode=WAL;
 PRAGMA synchronous=FULL;
 CREATE TABLE IF NOT EXISTS snapshots (
@@ -98,6 +100,11 @@ class SnapshotRows:
         self._lock = threading.RLock()
         with self._errors():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+            if found not in (0, _FORMAT):
+                raise StoreError(
+                    f"{path}: of format {found}, this imgfs knows {_FORMAT}: it is a newer one's"
+                )
             self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
