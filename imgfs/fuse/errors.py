@@ -23,7 +23,7 @@ class FUSEError(OSError):
         super().__init__(number, os.strerror(number))
 
 
-def errno_of(error: Exception, request: str) -> int:
+def errno_of(error: Exception, request: object) -> int:
     """What the kernel is told of an exception that a request met.
 
     OSError keeps its errno: it is what the tree says. ImgfsError is EIO, logged. Anything else is a bug: EIO,

@@ -222,13 +222,13 @@ class Operations(Generic[F]):
         """Close a directory: there are no handles."""
         return b""
 
-    def getxattr(self, ino: int, name: bytes, room: int) -> bytes | Later:
+    def getxattr(self, ino: int, name: bytes, room: int) -> bytes | int | Later:
         """An extended attribute; on the root also the mount's status."""
         if name == _STATUS and ino == ROOT_INO and self._status:
             return xattr_out(encode_status(self._status().to_json()), room)
         value = self._view.xattr(ino, name)
         if value is None:
-            raise FUSEError(errno.ENODATA)
+            return errno.ENODATA
         return self._xattr_later(value, room) if isinstance(value, PendingRead) else xattr_out(value, room)
 
     def listxattr(self, ino: int, room: int) -> bytes:

@@ -71,7 +71,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = bytes | memoryview | None  # None: the kernel expects none
+_BODIES = (bytes, memoryview)
+Answer: TypeAlias = bytes | memoryview | int | None  # an int is an errno; None: the kernel expects none
 Handler: TypeAlias = Callable[[Head, memoryview], Answer | Coroutine[object, object, bytes]]
 
 
@@ -258,13 +259,15 @@ class Session:
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            self.send(head.unique, errno_of(error, str(head)))
+            self.send(head.unique, errno_of(error, head))
             return
-        if isinstance(answer, Coroutine):
+        if isinstance(answer, _BODIES):  # first: nearly all are
+            self.send(head.unique, 0, answer)
+        elif isinstance(answer, int):
+            self.send(head.unique, answer)
+        elif answer is not None:
             until_killed = self._stands_below or fills_page_cache(head, self._room[HEAD_SIZE:length])
             self._waiting = Waiting(head, until_killed, answer)
-        elif answer is not None:
-            self.send(head.unique, 0, answer)
 
     def _interrupt(self, head: Head, unique: int) -> None:
         """Have a request that its caller does not wait for taken back, if it is not done by then.

@@ -148,7 +148,7 @@ class Tasks:
                 body = await found.waiting.answer
                 number = 0
         except Exception as error:  # noqa: BLE001  (the mount lives)
-            number = errno_of(error, str(head))
+            number = errno_of(error, head)
         finally:
             del self._under_way[head.unique]
         self._session.send(head.unique, number, body)

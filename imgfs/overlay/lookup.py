@@ -82,7 +82,8 @@ class UnionLookup:
     def node_new(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
         """The node of something that was just made."""
         kind = stat.S_IFMT(found.st_mode)
-        node = UpperNode(UPPER_INO | found.st_ino, found.st_ino, kind, directory, name, clean=True)
+        ino = UPPER_INO | found.st_ino
+        node = UpperNode(ino, found.st_ino, kind, directory, name, clean=True, incapable=True)
         self.add(node)
         return node
 
@@ -92,7 +93,7 @@ class UnionLookup:
         It is new, if it has no `ino`.
         """
         kind = stat.S_IFMT(found.st_mode)
-        node = UpperNode(ino or UPPER_INO | found.st_ino, found.st_ino, kind, anchor=anchor)
+        node = UpperNode(ino or UPPER_INO | found.st_ino, found.st_ino, kind, anchor=anchor, incapable=True)
         self.add(node)
         return node
 

@@ -31,6 +31,7 @@ class Union(UnionLookup):
     def __init__(self, tree: Tree, upper: Upper, copies: Mapping[int, int] | None = None) -> None:
         """See UnionLookup."""
         super().__init__(tree, upper, copies)
+        self._aside = upper.xattr_format.override
         self.ctimes = ShownCtimes()
         self.outlives = False  # whether another process may go on with what this one has open
         self.pristine = not os.listdir(b"/proc/self/fd/%d" % upper.root)
@@ -80,11 +81,10 @@ class Union(UnionLookup):
         return node if links is None else node._replace(nlink=links)
 
     def _upper_attributes(self, node: UpperNode) -> Attributes:
-        at = self.at(node)
-        found = self.upper.stat(at)
+        found = self.upper.stat(self.at(node)) if node.fd is None else os.fstat(node.fd)
         if found is None:
             raise error(errno.ESTALE)
-        uid, gid, mode = self.upper.owner(at, found)
+        uid, gid, mode = self.upper.owner(self.at(node), found) if self._aside else _owner_on_disk(found)
         lower = self.tree.node(node.data) if node.data is not None else None
         return Attributes(
             node.ino,
@@ -262,6 +262,10 @@ class Union(UnionLookup):
             found = self.upper.stat(self.at(node))
             if found is not None and found.st_nlink == 1:
                 self.keep_open(node)
+
+
+def _owner_on_disk(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
 
 def _merged_with(file: File) -> int | None:
