@@ -20,6 +20,7 @@ from imgfs.cli.options import (
 )
 from imgfs.cli.snapshotter_install import ADDRESS, ROOT, add_setup
 from imgfs.errors import UsageError
+from imgfs.oci.policy import Policy
 
 
 def add_snapshotter(commands: Commands) -> None:
@@ -58,6 +59,14 @@ Examples:
         type=rate,
         help="limit --fill, in bytes per second and image: 500k, 2M (default: none)",
     )
+    command.add_argument(
+        "--index",
+        choices=[Policy.AUTO, Policy.VERIFIED, Policy.NONE],
+        default=Policy.AUTO,
+        help="which published indexes to use: those in the registry, unless an image was pulled by digest "
+        "(auto, the default); only those that the image's digest covers (verified); none, as a node should "
+        "whose images do not trust each other: layers are shared by name",
+    )
     driver_option(command)
     connection_options(command)
     store_option(command)
@@ -82,7 +91,11 @@ def snapshotter(options: argparse.Namespace) -> int:
         made = Snapshotter(
             SnapshotRows(root / "snapshots.db"),
             SnapshotDirectories(root / "snapshots"),
-            ImageMounts(root / "mnt", [*_mount_words(options), "--store", str(store.root)]),
+            ImageMounts(
+                root / "mnt",
+                [*_mount_words(options), "--store", str(store.root)],
+                Policy(options.index),
+            ),
             store,
         )
         run_server(address, lambda: [service_of(made)], options.log_level)

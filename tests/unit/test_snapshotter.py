@@ -21,6 +21,7 @@ from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
 from imgfs.engines.snapshotter.rows import ImageChain, SnapshotRows
 from imgfs.errors import RegistryError, StoreError
+from imgfs.oci.policy import Policy
 from tests.support import tarmake
 from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.snapshots import (
@@ -274,9 +275,12 @@ def test_published_indexes_count_as_they_do_for_the_reference_that_was_pulled(
     for image, depth in (("r.io/app:v1", 2), (f"r.io/app@sha256:{'1' * 64}", 0)):
         with mounts.used(ImageChain(digest, depth, image)):
             pass
+    with ImageMounts(tmp_path / "mnt", [], Policy.NONE).used(ImageChain(digest, 0, "r.io/app:v1")):
+        pass
     assert [command[5:-1] for command in ran] == [
         ["--x", "--index", "any", "--upto-layer", "2", f"r.io/app:v1@{digest}"],
         ["--x", "--index", "auto", f"r.io/app@{digest}"],
+        ["--index", "none", f"r.io/app:v1@{digest}"],
     ]
 
 

@@ -42,11 +42,15 @@ class _Slot:
 
 
 class ImageMounts:
-    """The mounts below `place`; `options` are further words for `imgfs mount`."""
+    """The mounts below `place`; `options` are further words for `imgfs mount`.
 
-    def __init__(self, place: Path, options: Sequence[str]) -> None:
+    `policy` says which published indexes count, AUTO those that do for an image's name as it was pulled.
+    """
+
+    def __init__(self, place: Path, options: Sequence[str], policy: Policy = Policy.AUTO) -> None:
         self._place = place
         self._options = options
+        self._policy = policy
         self._lock = threading.Lock()
         self._slots: dict[ImageChain, _Slot] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE, "imgfs-mount")
@@ -120,18 +124,19 @@ class ImageMounts:
         """Run `imgfs mount`; raises Refusal with what it says."""
         path.mkdir(mode=0o700, exist_ok=True)
         try:
-            run_imgfs(["mount", *self._options, *_words(chain), str(path)])
+            run_imgfs(["mount", *self._options, *_words(chain, self._policy), str(path)])
         except Refusal as error:
             raise Refusal(error.code, f"imgfs cannot mount {chain.image}: {error}") from error
 
 
-def _words(chain: ImageChain) -> list[str]:
+def _words(chain: ImageChain, policy: Policy) -> list[str]:
     """Return the words for `imgfs mount` that name a chain.
 
     The digest is what containerd has resolved a tag to, so that published indexes count as for the tag.
     """
     reference = parse_reference(chain.image)
-    policy = Policy.AUTO if reference.digest else Policy.ANY
+    if policy is Policy.AUTO and not reference.digest:
+        policy = Policy.ANY
     part = ["--upto-layer", str(chain.depth)] if chain.depth else []
     return ["--index", policy, *part, str(replace(reference, digest=Digest.parse(chain.manifest)))]
 
