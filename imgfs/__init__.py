@@ -60,8 +60,7 @@ mark it present); its readers wake up. A write: `fuse.writable` -> `overlay` (co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from imgfs.api import DirectoryEntry, FileStat, Image, ImageLayer, Step, open  # noqa: A004 (as gzip.open)
 

@@ -19,10 +19,10 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from imgfs.cli.options import connection_options
-from imgfs.cli.parser import COMMANDS, Parser, Settings, describe, meant, options_of
+from imgfs.cli.parser import COMMANDS, Parser, describe, meant, options_of
 from imgfs.errors import UsageError
 
 Values = Mapping[str, object]  # of options, by the names that they have in a parsed command line
@@ -31,6 +31,30 @@ _ALL, _REGISTRY = "all", "registry"
 _LINES = 1000  # of a file in which the line of a key is looked for
 _PATHS = ("store", "tls-ca")  # relative ones would depend on where a command is run
 _CONNECTION = ("plain_http", "tls_ca", "insecure", "read_timeout")
+
+
+class Settings(NamedTuple):
+    """What configuration files say of a command: words, each with the options that exclude it; values of what
+    was not typed; and how to connect to registries, by their names (`config_file`)."""
+
+    words: tuple[tuple[tuple[str, ...], frozenset[str]], ...]
+    values: Mapping[str, object]
+    registries: Mapping[str, Mapping[str, object]]
+
+    def before(self, typed: Sequence[str]) -> list[str]:
+        """Return the words that come before those that were typed."""
+        options = {word.partition("=")[0] for word in typed}
+        return [word for words, rivals in self.words if not rivals & options for word in words]
+
+    def complete(self, found: argparse.Namespace) -> None:
+        """Add what was not typed."""
+        typed = {name for name in self.values if hasattr(found, name)}
+        for name in self.values.keys() - typed:
+            setattr(found, name, self.values[name])
+        said = self.registries.items()
+        found.registries = {
+            host: {name: value for name, value in one.items() if name not in typed} for host, one in said
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,15 @@ import codecs
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
-from imgfs.cli.format import Column
 from imgfs.errors import describe
 from imgfs.quoting import printable, printable_path
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from imgfs.cli.format import Column
 
 
 def prepare_output() -> None:

@@ -11,12 +11,18 @@ import importlib
 import os
 import re
 import stat
+from collections import namedtuple
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
 
 from imgfs import __version__
 from imgfs.errors import UsageError
 from imgfs.quoting import printable
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from imgfs.cli.config_file import Settings
 
 _ANY_WIDTH = 80  # columns, where nothing is shown
 _LARGEST = 256 * 1024  # bytes of a configuration file
@@ -43,12 +49,8 @@ Each command has its own help: imgfs mount --help. The manual: imgfs help
 """
 
 
-class Command(NamedTuple):
-    """The module of `imgfs.cli` whose function add_COMMAND describes a command, and the command's summary."""
-
-    module: str
-    summary: str
-
+Command = namedtuple("Command", ("module", "summary"))
+"""The module of `imgfs.cli` whose function add_COMMAND describes a command, and the command's summary."""
 
 COMMANDS = {
     "mount": Command("mount", "mount an image"),
@@ -108,30 +110,6 @@ COMMANDS = {
 }  # in the order of the help
 _TOLERANT = ("umount", "help", "version", "complete")  # of a wrong configuration file
 _HIDDEN = {"complete": Command("complete", "")}  # for shells
-
-
-class Settings(NamedTuple):
-    """What configuration files say of a command: words, each with the options that exclude it; values of what
-    was not typed; and how to connect to registries, by their names (`config_file`)."""
-
-    words: tuple[tuple[tuple[str, ...], frozenset[str]], ...]
-    values: Mapping[str, object]
-    registries: Mapping[str, Mapping[str, object]]
-
-    def before(self, typed: Sequence[str]) -> list[str]:
-        """Return the words that come before those that were typed."""
-        options = {word.partition("=")[0] for word in typed}
-        return [word for words, rivals in self.words if not rivals & options for word in words]
-
-    def complete(self, found: argparse.Namespace) -> None:
-        """Add what was not typed."""
-        typed = {name for name in self.values if hasattr(found, name)}
-        for name in self.values.keys() - typed:
-            setattr(found, name, self.values[name])
-        said = self.registries.items()
-        found.registries = {
-            host: {name: value for name, value in one.items() if name not in typed} for host, one in said
-        }
 
 
 class HelpFormatter(argparse.HelpFormatter):
