@@ -19,6 +19,7 @@ disk_reads     reads of a quick disk, without a thread
 operations     what is answered from a view; a directory listed in several replies
 writable       changes of files
 namespace      changes of directories and extended attributes
+once           a change of names that a killed process has begun is made once
 ranges         parts of files: allocated, searched for data and holes, copied
 privileges     set-id bits and capabilities, which go when a file changes
 copyup_data    the data of files copied up while their callers wait

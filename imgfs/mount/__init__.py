@@ -9,4 +9,10 @@ fuse     an image mounted by FUSE; fuse_mount makes and unmakes the mount
 kernel   an image mounted by EROFS and overlayfs, over flat layers that the daemon serves
 options  how to mount: what the caller tells the daemon
 serving  what both have in common: signals, syncs, the status, the kernel's read-ahead
+
+A mount that outlives its daemon (--restart):
+
+holder     keeps /dev/fuse open, notices the end of the daemon, or that it hangs, and starts another
+successor  that other process, also the one that takes over on an upgrade
+resume     what is handed on: the mount's state, descriptors, pipes to the holder
 """

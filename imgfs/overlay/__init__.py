@@ -10,6 +10,7 @@ copyup        giving a file of the image an upper half; copyup_data: its data, n
 ranges        parts of files: allocated, searched for data and holes, copied
 entries       changing names: create, remove, link, rename
 overlay       all of this as one file system, for `fuse`
+resume        going on in the place of a process that was killed
 interchange   what overlayfs's index and fuse-overlayfs's whiteout files need
 scratch_dir   a scratch's directory: its owner, description and lock
 scratch       a scratch on disk; scratches: those of a store

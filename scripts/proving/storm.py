@@ -32,6 +32,7 @@ from tests.support.mounted import (
     NOBODY,
     Imgfs,
     Stored,
+    drop_caches,
     gzipped,
     processes_of_tests,
     serve,
@@ -185,6 +186,7 @@ def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally
         began = time.monotonic()
         found = [said(imgfs, name, at, seed)]
         while not changes and killer.kills < KILLS:
+            drop_caches()
             found.append(said(imgfs, name, at, seed))
         killer.stopped.set()
         killer.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import mmap
 import os
 import random
@@ -244,6 +245,21 @@ def test_a_stuck_daemons_mount_is_taken_away_lazily_and_nothing_is_left(imgfs: I
     assert imgfs.ok("umount", "-l", at, timeout=40) == ""
     imgfs.gone(at)
     until(lambda: not processes_of_tests(imgfs.store), "the daemon and its holder have ended")
+
+
+@pytest.mark.drivers("fuse", "kernel")
+def test_nothing_hangs_while_no_process_serves(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart")
+    pid = imgfs.pid(at)
+    os.kill(pid, signal.SIGSTOP)
+    for words in (("status", at), ("umount", at), ("status", "--json", at)):
+        said = imgfs.run(*words, timeout=30).complaint()
+        why = f"its daemon (pid {pid}) is stopped: it is being replaced: wait, or imgfs umount -l {at}"
+        assert said == f"{at}: {why}"
+    rows = {row["mountpoint"]: row for row in json.loads(imgfs.ok("ps", "--json", timeout=30))}
+    assert (rows[str(at)]["pid"], rows[str(at)]["restarts"]) == (None, None)
+    os.kill(pid, signal.SIGKILL)
+    imgfs.umount(at)
 
 
 def test_a_daemon_that_waits_for_a_registry_is_left_alone(imgfs: Imgfs) -> None:
