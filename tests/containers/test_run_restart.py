@@ -62,3 +62,18 @@ def test_what_a_killed_monitor_leaves_is_ended_with_its_holder(imgfs: Imgfs, ima
     imgfs.ok("rm", "-f", "-t", "0", "box")
     until(lambda: not processes_of_tests(imgfs.store), "all of it has ended")
     assert not list(Path(imgfs.store).rglob("running.json"))
+
+
+def test_an_ordinary_users_container_goes_on(nobody: Imgfs) -> None:
+    nobody.expected.append(RESTARTED)
+    image = containers.busybox(nobody.directory / "layout")
+    nobody.ok("run", "-d", "--name", "box", image, "sh", "-c", SCRIPT)
+    until(lambda: holders(nobody), "it has run for long enough to have a holder")
+    with killed_again_and_again(nobody, daemon(nobody), [0.1, 0.2]) as killed:
+        until(lambda: len(killed) == 2, "it was killed")
+    nobody.ok("exec", "box", "touch", "/end")
+    assert nobody.ok("wait", "box") == "3\n"
+    counted, made = nobody.ok("logs", "box").split()
+    assert counted == made
+    nobody.ok("rm", "box")
+    until(lambda: not processes_of_tests(nobody.store), "all of it has ended")
