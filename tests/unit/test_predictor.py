@@ -97,7 +97,7 @@ def test_code_of_a_large_library_comes_once_it_is_read_here_and_there(image: Fol
     until(lambda: image.is_here(b"lib/liblarge.so"), "all of it has come")
 
 
-def test_what_nobody_uses_is_fetched_up_to_a_limit(image: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_used_is_fetched_up_to_a_limit(image: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image.predictor._wants, "first", 100_000)
     image.open(b"bin/app")
     until(lambda: image.predictor._wants.requested >= 100_000, "the limit is reached")
