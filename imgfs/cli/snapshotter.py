@@ -38,6 +38,7 @@ ends; it goes on from there when it is started again, without a registry.
 Examples:
   imgfs snapshotter install
   imgfs snapshotter
+  imgfs snapshotter --index auto                on a node whose images trust each other
   imgfs snapshotter --fill --limit-rate 20M     fetch the rest of every image, too, in the background
 """,
     )
@@ -62,10 +63,10 @@ Examples:
     command.add_argument(
         "--index",
         choices=[Policy.AUTO, Policy.VERIFIED, Policy.NONE],
-        default=Policy.AUTO,
-        help="which published indexes to use: those in the registry, unless an image was pulled by digest "
-        "(auto, the default); only those that the image's digest covers (verified); none, as a node should "
-        "whose images do not trust each other: layers are shared by name",
+        default=Policy.NONE,
+        help="which published indexes to use: none, for containerd shares layers between images by their "
+        "names, and one image's word must not stand for another's (the default); those that the image's "
+        "digest covers (verified); those in the registry, too, unless an image was pulled by digest (auto)",
     )
     driver_option(command)
     connection_options(command)

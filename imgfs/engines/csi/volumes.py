@@ -183,7 +183,8 @@ class Volumes:
         place.mkdir(mode=0o700, exist_ok=True)
         secret = self._keep_secret(wanted, place.name)
         image = reference if "@" in reference else f"{reference}@{digest}"
-        words = ["-o", "nosuid,nodev", "--index", "any", *_platform(wanted), image, str(place)]
+        index = "auto" if "@" in wanted.image else "any"  # what a tag named is asked for by its digest
+        words = ["-o", "nosuid,nodev", "--index", index, *_platform(wanted), image, str(place)]
         self._run(["mount", *self._options, *self._mounting, *self._sharing, *words], secret)
 
     def _take_down(self, known: PublishedVolume) -> None:
