@@ -54,7 +54,6 @@ class Opcode(enum.IntEnum):
     RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
-    SYNCFS = 50
     TMPFILE = 51
     STATX = 52
     COPY_FILE_RANGE_64 = 53
