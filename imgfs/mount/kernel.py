@@ -118,7 +118,8 @@ def _serve_by_kernel(mount: ServedMount) -> None:
         try:
             has_let_go = below.serve(erofs.assembled)
         except ImgfsError:
-            if not mounted:  # then nothing is
+            if not mounted:
+                driver.detach()
                 passthrough.release()
             raise
         finally:

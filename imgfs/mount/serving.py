@@ -42,6 +42,7 @@ UNWRITTEN = 32 << 20  # bytes that the kernel may gather of what is written: so 
 READ_AHEAD_KIB = 1024  # the kernel's, where the daemon may set it: as much as one FUSE request can carry
 _SYNC_EVERY = 30.0  # seconds: how much cached data the power may take with it
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SELDOM = 86_400.0  # seconds between looks at nothing
 _GRACE = 1.0  # seconds for requests under way when a signal ends the mount
 
 
@@ -152,15 +153,27 @@ def syncing(image: Image) -> Iterator[None]:
 
 
 def serve_on(mount: ServedMount, session: Session, kernel: KernelMount | None = None) -> None:
-    """Have the mount go on whatever becomes of this process, if it is to, once it has served for a while."""
+    """Have the mount go on whatever becomes of this process, if it is to, once it has served for a while.
+
+    Raises MountError if it is to at once, and cannot.
+    """
     succession = mount.succession
     if succession is None:
         return
     due = time.monotonic() + (0.0 if succession.is_taken_over else mount.options.restart_after)
 
     def start() -> None:
-        if time.monotonic() >= due:
+        if time.monotonic() < due:
+            return
+        try:
             succession.serves(session.descriptor, mount, session, kernel)
+        except OSError as error:
+            reason = f"no process can be started that has the mount served again: {describe(error)}"
+            if not mount.options.restart_after:
+                raise MountError(f"--restart: {reason}") from error
+            log.warning("%s", reason)
+            session.every(_SELDOM, lambda: None)
+        else:
             _follow(mount, succession, session, drains=mount.options.scratch is not None and not kernel)
 
     start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_a_short_container_has_no_holder(imgfs: Imgfs, image: str) -> None:
     began = time.monotonic()
     imgfs.ok("run", "--rm", image, "true")
     assert not holders(imgfs) or time.monotonic() - began > 1.0
+
+
+def test_a_container_goes_on_where_no_holder_can_be_started(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append(" WARNING .* no process can be started that has the mount served again: ")
+    program = (
+        "import sys; import imgfs.mount.resume as resume\n"
+        "def fail(*_): raise OSError(12, 'Cannot allocate memory')\n"
+        "resume.Succession._start_holder = fail\n"
+        "from imgfs.cli import main; sys.exit(main())"
+    )
+    words = ["run", "--rm", "--driver", "fuse", image, "sh", "-c", "sleep 2; cat /srv/file"]
+    done = imgfs.program(sys.executable, "-c", program, *words)
+    assert (done.code, done.out, done.err) == (0, b"of the image", "")
+    assert "Cannot allocate memory" in "\n".join(imgfs.logged())
 
 
 def test_what_a_killed_monitor_leaves_is_ended_with_its_holder(imgfs: Imgfs, image: str) -> None:
