@@ -32,12 +32,7 @@ OPTIONAL = {  # where it is missing, that is one line, or another answer
     "gpg",  # for policies with signedBy
 }
 ABSENT = {"no-such-tool", "docker-credential-"}  # started so that there is none
-OTHER = {
-    "apt-get",
-    "apt-config",
-    "imgfs",
-    "mount.fuse.imgfs",
-}  # what installs the rest, and what is installed
+OTHER = {"apt-get", "apt-config", "imgfs", "mount.fuse.imgfs"}  # what installs the rest, and what that is
 STARTS = {"run", "Popen", "check_output", "check_call"}  # with a list; Imgfs.run takes imgfs's own words
 LOOKS = {"which", "installed", "program"}  # with a word
 ASSIGNED = {"words", "command", "tool"}
