@@ -1,5 +1,6 @@
 """imgfs measured beside what a user would use instead, in one run, on the same images and the same link.
 
+    machine      how fast the machine itself is
     clock        run and time commands; the page cache       stage       images, registry, scratch space
     tools        imgfs, podman, skopeo + umoci               report      tables for people, JSON for machines
     journey      from a reference to a running application

@@ -20,6 +20,7 @@ from scripts.benchmark.drivers import drivers
 from scripts.benchmark.first import FirstMounts
 from scripts.benchmark.lazy import lazy
 from scripts.benchmark.looking import looking
+from scripts.benchmark.machine import machine
 from scripts.benchmark.material import FULL, QUICK
 from scripts.benchmark.memory import memory
 from scripts.benchmark.reading import reading
@@ -157,7 +158,7 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "I": drivers(stage, names),
         "J": looking(stage, asked.sizes[:2][-1], names[0]),
     }
-    return itertools.chain.from_iterable(groups[name] for name in sorted(asked.only))
+    return itertools.chain([machine()], *(groups[name] for name in sorted(asked.only)))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
