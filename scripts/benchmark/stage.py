@@ -171,15 +171,16 @@ class Stage:
         """Name the ways to write over the image, and last imgfs without any; nothing is mounted yet."""
         reference, lower, kept = self.reference(image), self.unpacked(image), self.scratch / "kept"
 
-        def imgfs(name: str, *options: str) -> Imgfs:
-            return Imgfs(self.scratch, [*self._mount_options, *options], name)
+        def imgfs(name: str, *options: str, driver: str = "fuse") -> Imgfs:
+            return Imgfs(self.scratch, [*self._mount_options, "--driver", driver, *options], name)
 
         return [
             *(overlay(self.scratch, lower) for overlay in OVER_UNPACKED),
             ImgfsOverlay(imgfs("imgfs --rw", "--rw"), reference),
             ImgfsOverlay(imgfs("imgfs --rw --scratch", "--rw", "--scratch", f"{kept}"), reference, kept=kept),
             ImgfsOverlay(imgfs("imgfs --write-through", "--rw", "--write-through"), reference, judged=False),
-            ImgfsOverlay(self.imgfs, reference, writes=False),
+            ImgfsOverlay(imgfs("imgfs kernel --rw", "--rw", driver="kernel"), reference, judged=False),
+            ImgfsOverlay(imgfs("imgfs"), reference, writes=False),
         ]
 
 
