@@ -68,8 +68,26 @@ KNOWN = f"imgfs knows docker://NAME, oci:DIR[:TAG], {', '.join(_ON_MACHINE.value
 _ENGINE_NAME = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[\w.:/@+-]{1,1024}", re.ASCII)
 
 
+class _Tagged:
+    """What all references end with: a tag, a digest, both or neither."""
+
+    __slots__ = ()
+    tag: str | None
+    digest: Digest | None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it names one manifest for ever."""
+        return self.digest is not None
+
+    @property
+    def _end(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{tag}@{self.digest}" if self.digest else tag
+
+
 @dataclass(frozen=True, slots=True)
-class RegistryReference:
+class RegistryReference(_Tagged):
     """An image in a registry. With a digest the tag is only decoration."""
 
     registry: str
@@ -77,38 +95,24 @@ class RegistryReference:
     tag: str | None = None
     digest: Digest | None = None
 
-    @property
-    def pinned(self) -> bool:
-        """Whether it names one manifest for ever."""
-        return self.digest is not None
-
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
-        return f"{self.registry}/{self.repository}{tag}{digest}"
+        return f"{self.registry}/{self.repository}{self._end}"
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutReference:
+class LayoutReference(_Tagged):
     """An image in an OCI image layout directory; without tag and digest, the only one or `latest`."""
 
     path: Path
     tag: str | None = None
     digest: Digest | None = None
 
-    @property
-    def pinned(self) -> bool:
-        """Whether it names one manifest for ever."""
-        return self.digest is not None
-
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
-        return f"oci:{self.path}{tag}{digest}"
+        return f"oci:{self.path}{self._end}"
 
 
 @dataclass(frozen=True, slots=True)
-class FileReference:
+class FileReference(_Tagged):
     """An image in files of this machine; `transport` is one of FILE_TRANSPORTS.
 
     In podman's store, whose directory `path` is (`.` for the usual one), `tag` is the image's name or id.
@@ -119,22 +123,15 @@ class FileReference:
     tag: str | None = None
     digest: Digest | None = None
 
-    @property
-    def pinned(self) -> bool:
-        """Whether it names one manifest for ever."""
-        return self.digest is not None
-
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        digest = f"@{self.digest}" if self.digest else ""
         if self.transport == STORAGE:
             place = "" if self.path == Path() else f"[{self.path}]"
-            return f"{self.transport}:{place}{self.tag or ''}{digest}"
-        return f"{self.transport}:{self.path}{tag}{digest}"
+            return f"{self.transport}:{place}{self._end.removeprefix(':')}"
+        return f"{self.transport}:{self.path}{self._end}"
 
 
 @dataclass(frozen=True, slots=True)
-class EngineReference:
+class EngineReference(_Tagged):
     """An image of a running engine, one of ENGINES, by a name or id that the engine knows."""
 
     engine: str
@@ -142,13 +139,8 @@ class EngineReference:
     tag: str | None = None  # always: what of a name is a tag, its engine knows
     digest: Digest | None = None
 
-    @property
-    def pinned(self) -> bool:
-        """Whether it names one manifest for ever."""
-        return self.digest is not None
-
     def __str__(self) -> str:
-        return f"{self.engine}:{self.name}{f'@{self.digest}' if self.digest else ''}"
+        return f"{self.engine}:{self.name}{self._end}"
 
 
 Reference = RegistryReference | LayoutReference | FileReference | EngineReference
