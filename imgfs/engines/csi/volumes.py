@@ -119,7 +119,7 @@ class Volumes:
                 wanted.is_writable,
             ):
                 raise Refusal(Code.ALREADY_EXISTS, f"{wanted.target}: another volume is published there")
-            if known and _is_shown(known):
+            if known and is_answering(Path(known.target)):
                 return
             if known:
                 self._take_down(known)
@@ -162,14 +162,11 @@ class Volumes:
 
     def _show_shared(self, wanted: Wanted) -> None:
         """Show the shared mount of an image: what its tag names now, by what the pod's secret opens."""
-        credentials = hashlib.sha256(wanted.secret.encode()).hexdigest()
         asked = self._keep_secret(wanted, _name_of(wanted.target))
         words = ["inspect", "--json", *self._options, *_platform(wanted), wanted.image]
         found = json.loads(self._run(words, asked))
-        name = _name_of(found["digest"], found["reference"], credentials)
-        self._write(
-            PublishedVolume(wanted.volume, wanted.target, wanted.image, is_writable=False, shared=name)
-        )
+        name = _name_of(found["digest"], found["reference"], _name_of(wanted.secret))
+        self._write(_published(wanted, name))
         with self._locks.holding(name):
             place = self._shared / name
             if not is_answering(place):
@@ -250,11 +247,6 @@ def _read(path: Path) -> PublishedVolume | None:
         return None
     except (ValueError, TypeError) as error:
         raise StoreError(f"{path}: is damaged") from error
-
-
-def _is_shown(known: PublishedVolume) -> bool:
-    """Return True if a volume is where it was published, and answers."""
-    return mount_at(Path(known.target)) is not None and is_answering(Path(known.target))
 
 
 def _platform(wanted: Wanted) -> list[str]:
