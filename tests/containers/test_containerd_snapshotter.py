@@ -121,7 +121,7 @@ class Node:
         return Snapshots(self.engine.socket, snapshotter, "k8s.io", lease="tests")
 
     def requests(self) -> list[str]:
-        """What the registry was asked for: METHOD PATH by whom."""
+        """What the registry was asked for: METHOD PATH CLIENT."""
         log = (self.place / "registry" / "log").read_text()
         found = re.findall(r'"(GET|HEAD) (\S+) HTTP/1.1" \d+ \d+ "" "(\w+)', log)
         return [" ".join(words) for words in found]

@@ -34,7 +34,7 @@ HEAD, TAIL, HOLES = (
 )  # a file of HOLES bytes, of which only the ends are data
 ACL = b"system.posix_acl_"
 SOMEBODY = Account(4711, 4711)
-# Owner and group may read and write, as may somebody; others may not (linux/posix_acl_xattr.h).
+# Owner and group may read and write, as may one named user; others may not (linux/posix_acl_xattr.h).
 SHARED = struct.pack(
     "<I" + 5 * "2HI", 2, 1, 6, NO_ID, 2, 6, SOMEBODY.uid, 4, 6, NO_ID, 16, 6, NO_ID, 32, 0, NO_ID
 )
