@@ -26,9 +26,9 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, OCI_INDEX, Manifest, parse_config, parse_document
 from imgfs.oci.reference import FileReference, parse_reference
 from imgfs.owned.writing import HeldPath, new_file, os_errors, pwrite_all, sweep, sync_directory
-from imgfs.registry.endpoint import MAX_DOCUMENT, Traffic
+from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.messages import CheckedBlob, OpenAt
-from imgfs.transport.destination import NO_BLOBS, check_name, tag_of
+from imgfs.transport.destination import NO_BLOBS, Addressed, tag_of
 from imgfs.transport.layout_writer import LAYOUT_VERSION, entered
 
 if TYPE_CHECKING:
@@ -124,18 +124,12 @@ class _Unnamed:
         self._writer.name(self._start, name, self._size)
 
 
-class _ArchiveDestination:
+class _ArchiveDestination(Addressed[FileReference]):
     """What both kinds of archive share: they are written whole, and nothing is added to one later."""
 
     def __init__(self, reference: FileReference) -> None:
-        self._reference = reference
+        super().__init__(reference)
         self._writer = ArchiveWriter(reference.path)
-        self._lock = threading.Lock()
-        self._bytes = 0
-
-    def check_name(self, digest: Digest) -> None:
-        """Raise UsageError if the reference pins another digest."""
-        check_name(self._reference, digest)
 
     def put_artifact(self, artifact: Artifact, blobs: Mapping[Digest, OpenAt] = NO_BLOBS) -> Descriptor:
         """Refuse."""
@@ -147,18 +141,9 @@ class _ArchiveDestination:
         del descriptor, subject
         raise self._whole()
 
-    def traffic(self) -> Traffic:
-        """Bytes of blobs written to the archive; there are no requests."""
-        with self._lock:
-            return Traffic(0, self._bytes)
-
     def close(self) -> None:
         """Remove an archive that is not complete."""
         self._writer.close()
-
-    def _count(self, size: int) -> None:
-        with self._lock:
-            self._bytes += size
 
     def _whole(self) -> UsageError:
         return UsageError(f"{self._reference}: an archive is written whole; nothing can be added or removed")

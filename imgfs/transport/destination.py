@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.oci.artifact import Artifact, artifact_manifest, referrer_in
@@ -37,6 +37,8 @@ __all__ = [
     "RegistryDestination",
     "tag_of",
 ]
+
+_Target = TypeVar("_Target", RegistryReference, LayoutReference, FileReference)
 
 NO_BLOBS: Mapping[Digest, OpenAt] = MappingProxyType({})
 
@@ -87,18 +89,36 @@ def tag_of(reference: Reference) -> str | None:
     return reference.tag or (None if reference.digest else DEFAULT_TAG)
 
 
-class RegistryDestination:
-    """A repository of a registry."""
+class Addressed(Generic[_Target]):
+    """What all destinations share: the name that they give, and the count of bytes that they took."""
 
-    def __init__(self, reference: RegistryReference, client: Client) -> None:
-        self._reference = reference
-        self._client = client
+    def __init__(self, reference: _Target) -> None:
+        self._reference: _Target = reference
         self._lock = threading.Lock()
         self._bytes = 0
 
     def check_name(self, digest: Digest) -> None:
         """Raise UsageError if the reference pins another digest."""
-        check_name(self._reference, digest)
+        pinned = self._reference.digest
+        if pinned and pinned != digest:
+            raise UsageError(f"{self._reference} names one image for ever, and this is another: {digest}")
+
+    def traffic(self) -> Traffic:
+        """Bytes of blobs taken so far; where there is a network, requests too."""
+        with self._lock:
+            return Traffic(0, self._bytes)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._bytes += size
+
+
+class RegistryDestination(Addressed[RegistryReference]):
+    """A repository of a registry."""
+
+    def __init__(self, reference: RegistryReference, client: Client) -> None:
+        super().__init__(reference)
+        self._client = client
 
     def has(self, descriptor: Descriptor) -> bool:
         """Ask by HEAD."""
@@ -108,8 +128,7 @@ class RegistryDestination:
         """Mount the blob from another repository if the registry does that, else upload it."""
         blob = CheckedBlob(descriptor, open_at)
         if self._client.push_blob(blob, mount_from=mount_from):
-            with self._lock:
-                self._bytes += descriptor.size
+            self._count(descriptor.size)
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Push a manifest by its digest, or under the reference's tag."""
@@ -132,26 +151,19 @@ class RegistryDestination:
 
     def traffic(self) -> Traffic:
         """Requests sent and bytes of blobs uploaded so far."""
-        with self._lock:
-            return Traffic(self._client.traffic.requests, self._bytes)
+        return Traffic(self._client.traffic.requests, super().traffic().bytes)
 
     def close(self) -> None:
         """Close the connections; what is being sent fails with Unavailable."""
         self._client.close()
 
 
-class LayoutDestination:
+class LayoutDestination(Addressed[LayoutReference]):
     """An OCI image layout directory, made when the first thing is put into it."""
 
     def __init__(self, reference: LayoutReference) -> None:
-        self._reference = reference
+        super().__init__(reference)
         self._layout = Layout(reference.path)
-        self._lock = threading.Lock()
-        self._bytes = 0
-
-    def check_name(self, digest: Digest) -> None:
-        """Raise UsageError if the reference pins another digest."""
-        check_name(self._reference, digest)
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a file of that name and size is there."""
@@ -168,8 +180,7 @@ class LayoutDestination:
         blob = CheckedBlob(descriptor, open_at)
         blob.check_empty()
         self._layout.put_blob(descriptor.digest, blob.read(0, descriptor.size))
-        with self._lock:
-            self._bytes += descriptor.size
+        self._count(descriptor.size)
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Write a manifest, and, if it is `named`, an entry for it to `index.json`."""
@@ -192,19 +203,8 @@ class LayoutDestination:
         """Take the manifest out of `index.json`; its file stays: nothing says whose else it is."""
         self._layout.remove_referrer(subject, descriptor.digest)
 
-    def traffic(self) -> Traffic:
-        """Bytes written to the directory; there are no requests."""
-        with self._lock:
-            return Traffic(0, self._bytes)
-
     def close(self) -> None:
         """Nothing is kept open."""
-
-
-def check_name(reference: Reference, digest: Digest) -> None:
-    """Raise UsageError if the reference pins another digest."""
-    if reference.digest and reference.digest != digest:
-        raise UsageError(f"{reference} names one image for ever, and this is another: {digest}")
 
 
 def _manifest_of(artifact: Artifact) -> tuple[bytes, Digest, Descriptor]:
