@@ -23,7 +23,7 @@ from imgfs.oci.fields import words_of_json
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.oci.yaml import parse_yaml
 from imgfs.owned.opening import open_regular
-from imgfs.program import ask_program
+from imgfs.registry.config.credential_stores import ask_for_credentials
 
 _MAX_FILE = 4 << 20
 _MAX_ANSWER = 1 << 20
@@ -183,20 +183,13 @@ def _ask(provider: _Provider, directory: Path, image: str, seconds: float) -> Ma
     """Ask a program; return the `auth` of its answer. Raises Unauthorized."""
     program = directory / provider.name
     request = {"kind": "CredentialProviderRequest", "apiVersion": provider.api, "image": image}
-    try:
-        output = ask_program(
-            [str(program), *provider.arguments],
-            json.dumps(request).encode(),
-            seconds=seconds,
-            limit=_MAX_ANSWER,
-            environment={**variables(), **provider.variables},
-        )
-    except TimeoutError as error:
-        raise Unauthorized(f"{program}: no answer within {seconds:.3g} s") from error
-    except OverflowError as error:
-        raise Unauthorized(f"{program}: says more than {_MAX_ANSWER} bytes") from error
-    except OSError as error:
-        raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
+    output = ask_for_credentials(
+        [str(program), *provider.arguments],
+        json.dumps(request),
+        seconds=seconds,
+        limit=_MAX_ANSWER,
+        environment={**variables(), **provider.variables},
+    )
     if output.code:  # what it says may have a secret in it
         raise Unauthorized(f"{program} failed for {image} (exit code {output.code})")
     return _auth_of(output.out, program, provider.api)

@@ -23,7 +23,7 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +179,7 @@ def program_of(name: object) -> str:
 def ask_helper(name: object, server: str, seconds: float = TIMEOUT) -> HelperSecret | None:
     """Return the credentials the helper keeps for `server`, None if none; raises Unauthorized if it fails."""
     program = program_of(name)
-    output = _run(program, "get", server, seconds)
+    output = ask_for_credentials([program, "get"], server, seconds=seconds)
     if output.code == 0:
         return _answer(output.out, program)
     if _NOT_FOUND in _text(output):
@@ -191,7 +191,7 @@ def store_with_helper(name: object, server: str, kept: HelperSecret) -> None:
     """Let the helper store credentials; raises Unauthorized if it fails."""
     program = program_of(name)
     fields = {"ServerURL": server, "Username": kept.username, "Secret": kept.secret}
-    output = _run(program, "store", json.dumps(fields))
+    output = ask_for_credentials([program, "store"], json.dumps(fields))
     if output.code:
         raise _failed(program, f"to store credentials for {server}", output, kept.secret)
 
@@ -201,7 +201,7 @@ def erase_from_helper(name: object, server: str) -> bool:
     if ask_helper(name, server) is None:
         return False
     program = program_of(name)
-    output = _run(program, "erase", server)
+    output = ask_for_credentials([program, "erase"], server)
     if output.code:
         raise _failed(program, f"to erase credentials for {server}", output)
     return True
@@ -233,13 +233,24 @@ def _text(output: ProgramOutput) -> str:
     return (output.out + output.error).decode(errors="replace").strip()
 
 
-def _run(program: str, verb: str, request: str, seconds: float = TIMEOUT) -> ProgramOutput:
-    """Run the helper to its end; raises Unauthorized if it cannot be run or takes longer than `seconds`."""
+def ask_for_credentials(
+    words: Sequence[str],
+    request: str,
+    *,
+    seconds: float = TIMEOUT,
+    limit: int = _MAX_ANSWER,
+    environment: Mapping[str, str] | None = None,
+) -> ProgramOutput:
+    """Run a program that knows credentials, as `ask_program` does.
+
+    Raises Unauthorized if it cannot be run, takes longer than `seconds`, or says more than `limit` bytes.
+    """
+    called = " ".join(words)
     try:
-        return ask_program([program, verb], request.encode(), seconds=seconds, limit=_MAX_ANSWER)
+        return ask_program(words, request.encode(), seconds=seconds, limit=limit, environment=environment)
     except TimeoutError as error:
-        raise Unauthorized(f"{program} {verb}: no answer within {seconds:.3g} s") from error
+        raise Unauthorized(f"{called}: no answer within {seconds:.3g} s") from error
     except OverflowError as error:
-        raise Unauthorized(f"{program} {verb}: says more than {_MAX_ANSWER} bytes") from error
+        raise Unauthorized(f"{called}: says more than {limit} bytes") from error
     except OSError as error:
-        raise Unauthorized(f"{program}: cannot be run: {error.strerror}") from error
+        raise Unauthorized(f"{words[0]}: cannot be run: {error.strerror}") from error
