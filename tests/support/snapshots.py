@@ -76,8 +76,8 @@ class Snapshots:
         mask = encode_message(*((1, path) for path in paths))
         return _info(self._ask("Update", encode_message((2, info), (3, mask)))[0].message(1))
 
-    def all(self) -> list[Info]:
-        answers = self._ask("List", b"")
+    def all(self, *filters: str) -> list[Info]:
+        answers = self._ask("List", encode_message(*((2, one) for one in filters)))
         return sorted(_info(info) for answer in answers for info in answer.messages(1))
 
     def usage(self, key: str) -> tuple[int, int]:

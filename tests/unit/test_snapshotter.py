@@ -124,6 +124,7 @@ def test_a_name_is_taken_once_and_a_parent_has_to_be_a_layer(asked: Snapshots) -
     assert refused(lambda: asked.prepare("b", "none")) == NOT_FOUND
     assert refused(lambda: asked.prepare("b", "a")) == INVALID_ARGUMENT
     assert [one.name for one in asked.all()] == ["a", "base"]
+    assert [one.name for one in asked.all("kind==committed", "name~=^b")] == ["base"]
 
 
 def test_only_what_is_active_is_committed_and_its_labels_are_replaced(asked: Snapshots) -> None:

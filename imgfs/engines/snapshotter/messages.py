@@ -75,6 +75,16 @@ class UpdateRequest(NamedTuple):
         return cls(info.text(1), info.map(6), message.message(3).texts(1))
 
 
+class ListRequest(NamedTuple):
+    """The request of List: filters, of which a snapshot has to pass one."""
+
+    filters: list[str]
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        return cls(ProtobufMessage(body, _REQUEST).texts(2))
+
+
 def encode_mounts(mounts: Iterable[MountWord]) -> bytes:
     """Return the answer of Prepare, View and Mounts."""
     return encode_message(

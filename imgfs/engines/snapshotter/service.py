@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from imgfs.engines.rpc import Service
 from imgfs.engines.snapshotter.messages import (
     CommitRequest,
+    ListRequest,
     NamedRequest,
     PrepareRequest,
     UpdateRequest,
@@ -30,7 +31,7 @@ def service_of(snapshotter: Snapshotter) -> Service:
     """Return the service; what is removed is cleaned up from now on, beside the calls."""
     threading.Thread(target=_clean_up_always, args=(snapshotter,), daemon=True).start()
     operations = {name: partial(operate, snapshotter) for name, operate in _OPERATIONS.items()}
-    return Service(_NAME, operations, {"List": lambda _: encode_list(snapshotter.all())})
+    return Service(_NAME, operations, {"List": partial(_list, snapshotter)})
 
 
 def _prepare(snapshotter: Snapshotter, body: bytes) -> bytes:
@@ -61,6 +62,10 @@ def _stat(snapshotter: Snapshotter, body: bytes) -> bytes:
 
 def _update(snapshotter: Snapshotter, body: bytes) -> bytes:
     return encode_info(snapshotter.update(UpdateRequest.decode(body)))
+
+
+def _list(snapshotter: Snapshotter, body: bytes) -> Iterable[bytes]:
+    return encode_list(snapshotter.matching(ListRequest.decode(body).filters))
 
 
 def _usage(snapshotter: Snapshotter, body: bytes) -> bytes:

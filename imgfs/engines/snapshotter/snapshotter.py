@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs.engines.refusal import Code, Refusal, already_exists
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
+from imgfs.engines.snapshotter.filters import parse_filters
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import LAYER, TARGET, IdMaps, OfferedLayer, id_maps, offered_layer
 from imgfs.engines.snapshotter.messages import (
@@ -85,9 +86,9 @@ class Snapshotter:
         with self._rows.changing():
             return self._rows.update(request.name, request.labels, request.paths)
 
-    def all(self) -> list[Snapshot]:
-        """Return all snapshots; containerd picks out of them itself."""
-        return list(self._rows.all())
+    def matching(self, filters: Sequence[str]) -> list[Snapshot]:
+        """Return the snapshots that pass one of the filters, or all if there are none."""
+        return list(filter(parse_filters(filters), self._rows.all()))
 
     def usage(self, key: str) -> SnapshotUsage:
         """Return what a snapshot takes itself; of a layer that is mounted what is cached of it."""
