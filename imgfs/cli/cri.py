@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import run_server
+from imgfs.cli.engine_server import run_server, socket_path
 from imgfs.cli.options import Commands, add_command, log_level_option
 from imgfs.errors import UsageError
 
@@ -50,9 +50,7 @@ def cri(options: argparse.Namespace) -> int:
 
     if os.geteuid():
         raise UsageError("kubelet and containerd are root's: what stands between them has to be root")
-    address, containerd, auth = (
-        Path(path.removeprefix("unix://")).absolute()
-        for path in (options.address, options.containerd, options.auth_file)
-    )
+    address, containerd = map(socket_path, (options.address, options.containerd))
+    auth = Path(options.auth_file).absolute()
     passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, STREAMED)
     run_server(address, lambda: [passed], options.log_level)

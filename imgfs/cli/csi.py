@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import mounts_survive, run_server
+from imgfs.cli.engine_server import mounts_survive, run_server, socket_path
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -68,7 +68,7 @@ def csi(options: argparse.Namespace) -> int:
 
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
-    address = _address(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
+    address = socket_path(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
     root = Path(options.root).absolute()
     connection = connection_words(options)
     store = ["--store", str(open_store(options).root)]
@@ -78,11 +78,3 @@ def csi(options: argparse.Namespace) -> int:
         volumes = Volumes(root, [*connection, *store], mounting, shared)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
         run_server(address, driver.services, options.log_level)
-
-
-def _address(endpoint: str) -> Path:
-    scheme, separator, path = endpoint.partition("://")
-    path = path if separator else endpoint.removeprefix("unix:")
-    if (separator and scheme != "unix") or not path.startswith("/"):
-        raise UsageError(f"{endpoint}: the endpoint is a Unix socket, like {_ENDPOINT}")
-    return Path(path)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from imgfs.errors import MountError
+from imgfs.errors import MountError, UsageError
 
 if TYPE_CHECKING:
     from imgfs.engines.rpc import Forwarded, Service
@@ -23,6 +23,15 @@ def run_server(
 
     notify = partial(tell_systemd, notify_socket(variables()))
     run_in_foreground(lambda _: serve(address, services(), notify), log_level.upper())
+
+
+def socket_path(address: str) -> Path:
+    """Return where a Unix socket is: written as its path, or as gRPC has it, unix://PATH or unix:PATH."""
+    path = address.removeprefix("unix:")
+    path = path.removeprefix("//") if path != address else path
+    if "://" in path or not path:
+        raise UsageError(f"{address}: this is no Unix socket, like unix:///run/imgfs/name.sock")
+    return Path(path).absolute()
 
 
 def mounts_survive() -> bool:

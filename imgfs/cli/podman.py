@@ -40,7 +40,12 @@ Examples:
 """,
     )
     actions = command.add_subparsers(metavar="add|ls|rm", required=True)
-    adding = add_command(
+    for action in (_add_add(actions), _add_ls(actions), _add_rm(actions)):
+        action.add_argument("--root", metavar="DIR", default=_ROOT, help=f"the store (default: {_ROOT})")
+
+
+def _add_add(actions: Commands) -> argparse.ArgumentParser:
+    command = add_command(
         actions,
         "add",
         add,
@@ -52,13 +57,21 @@ Examples:
   imgfs podman add docker.io/library/debian:12
 """,
     )
-    image_options(adding)
-    driver_option(adding)
-    listing = add_command(
+    image_options(command)
+    driver_option(command)
+    return command
+
+
+def _add_ls(actions: Commands) -> argparse.ArgumentParser:
+    command = add_command(
         actions, "ls", ls, "list the images", "List the images.\n\nExamples:\n  imgfs podman ls\n"
     )
-    json_option(listing)
-    removing = add_command(
+    json_option(command)
+    return command
+
+
+def _add_rm(actions: Commands) -> argparse.ArgumentParser:
+    command = add_command(
         actions,
         "rm",
         rm,
@@ -70,12 +83,11 @@ Examples:
   imgfs podman rm docker.io/library/debian:12
 """,
     )
-    removing.add_argument("names", metavar="IMAGE", nargs="+", help="its name or id, as ls shows it")
-    removing.add_argument(
+    command.add_argument("names", metavar="IMAGE", nargs="+", help="its name or id, as ls shows it")
+    command.add_argument(
         "-f", "--force", action="store_true", help="even if podman uses it: what does is broken"
     )
-    for action in (adding, listing, removing):
-        action.add_argument("--root", metavar="DIR", default=_ROOT, help=f"the store (default: {_ROOT})")
+    return command
 
 
 def add(options: argparse.Namespace) -> int:

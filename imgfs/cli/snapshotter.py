@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import mounts_survive, run_server
+from imgfs.cli.engine_server import mounts_survive, run_server, socket_path
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -86,7 +86,7 @@ def snapshotter(options: argparse.Namespace) -> int:
 
     if os.geteuid():
         raise UsageError("containerd's snapshotter mounts for all users: it has to be root")
-    root, address = (checked_path(Path(path)) for path in (options.root, options.address))
+    root, address = checked_path(Path(options.root)), socket_path(options.address)
     store = open_store(options)
     with only_one(root):
         made = Snapshotter(

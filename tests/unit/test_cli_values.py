@@ -9,10 +9,12 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import pytest
 
+from imgfs.cli.engine_server import socket_path
 from imgfs.cli.format import Column, long_line, size
 from imgfs.cli.fstab import mount_arguments
 from imgfs.cli.output import say_table
@@ -356,3 +358,14 @@ def test_a_preparation_with_nothing_to_do_draws_nothing() -> None:
         stream.write("the end")
         stream.flush()
         assert read_until(reading, "end") == "the end"
+
+
+@pytest.mark.parametrize("address", ["/run/x", "unix:///run/x", "unix:/run/x"])
+def test_a_socket_is_named_as_a_path_or_as_by_grpc(address: str) -> None:
+    assert socket_path(address) == Path("/run/x")
+
+
+@pytest.mark.parametrize("address", ["", "unix://", "tcp://127.0.0.1:80"])
+def test_what_is_no_socket_is_a_usage_error(address: str) -> None:
+    with pytest.raises(UsageError, match="no Unix socket"):
+        socket_path(address)
