@@ -13,5 +13,6 @@ concurrent readers of a span share one request, and requests that a reader waits
     treewalk     readers of whole trees (tar, grep -r): prefetch in the tree's order
     profile      access profiles: recorded in one mount, replayed in the next (pure)
     background   fetch of the whole image while no reader waits
-    stats        counters
+    stats        counters; timeline: sums over time
+    stats_memory where they are kept, and the profile in the making: they outlive a killed daemon
 """

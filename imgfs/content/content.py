@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
-from imgfs.content.profile import MAX_TOUCHES, AccessProfile, FlatRange, ProfileLayer, ProfileRecorder, joined
+from imgfs.content.profile import (
+    MAX_TOUCHES,
+    RECORDER_SIZE,
+    AccessProfile,
+    FlatRange,
+    ProfileLayer,
+    ProfileRecorder,
+    joined,
+)
 from imgfs.content.requests import waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
-from imgfs.content.timeline import Timeline
+from imgfs.content.stats_memory import WORD, StatsMemory, words_of
+from imgfs.content.timeline import TIMELINE_SIZE, Timeline
 from imgfs.content.treewalk import FilesAfter, TreeWalkPrefetch
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Extent
@@ -72,6 +81,7 @@ def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator
 
 _LARGEST = 1 << 20  # bytes the kernel asks for at once at most (FUSE_MAX_MAX_PAGES, 256)
 _FIRST_WAVE = 1 << 20  # compressed bytes that a replay begins with
+_SERVED, _REQUESTS, _BYTES, _WORDS = range(4)  # words: bytes handed out; sent and received by the source
 
 
 def _unknown(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
@@ -81,21 +91,30 @@ def _unknown(_ino: int) -> Iterator[tuple[int, Sequence[Extent]]]:
 class Content:
     """The bytes of an image's files. Any thread may use it.
 
-    `files_after` yields (layer, extents) of every file that follows an ino in the tree.
+    `files_after` yields (layer, extents) of every file that follows an ino in the tree. What is counted and
+    recorded goes on in the file `stats`, if there is one: in the place of another process.
     """
 
-    def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter = _unknown) -> None:
+    def __init__(
+        self, layers: Sequence[LayerContent], files_after: FilesAfter = _unknown, stats: int = -1
+    ) -> None:
         self.layers = layers
+        memory = _memory(layers, stats)
         self._tree_walk = TreeWalkPrefetch(layers, files_after)
-        self.served = 0  # bytes handed out
+        self._words = words_of(memory.parts[0], _WORDS)
         self._scratch = memoryview(bytearray(_LARGEST))
         self._background: BackgroundFetch | None = None
         self._follower: Follower | None = None
-        self._recorder = ProfileRecorder(sum(layer.table.size for layer in layers))
-        self._timeline = Timeline()
+        size = sum(layer.table.size for layer in layers)
+        self._recorder = ProfileRecorder(size, memory.parts[1])
+        self._timeline = Timeline(memory=memory.parts[2])
         for number, layer in enumerate(layers):
+            layer.count_in(memory.parts[3 + number])
             layer.counts.on_landed = self._timeline.fetched
             layer.usage.on_touch = partial(self._touched, number, layer)
+        requests = sum(layer.counts.requests for layer in layers)
+        received = sum(layer.counts.received + layer.counts.windows for layer in layers)
+        self._before = max(self._words[_REQUESTS], requests), max(self._words[_BYTES], received)
 
     def opened(self, ino: int) -> None:
         """Note that the kernel opens a file: cheap; always called from the same thread."""
@@ -154,7 +173,18 @@ class Content:
         """Return the counters of the image and of each layer."""
         fill = self._background.snapshot() if self._background else None
         layers = tuple(layer.snapshot() for layer in self.layers)
-        return ContentSnapshot(self.served, self._recorder.count, fill, self._timeline.snapshot(), layers)
+        return ContentSnapshot(
+            self._words[_SERVED], self._recorder.count, fill, self._timeline.snapshot(), layers
+        )
+
+    def traffic(self, requests: int, received: int) -> tuple[int, int]:
+        """Note what the source has sent and received; return that with what earlier processes had noted.
+
+        Of what a killed one had not noted yet only requests for layers are known.
+        """
+        total = self._before[0] + requests, self._before[1] + received
+        self._words[_REQUESTS], self._words[_BYTES] = total
+        return total
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
         """Return a file's bytes if they are in the page cache, else None; also None for more than 1 MiB.
@@ -172,7 +202,7 @@ class Content:
                 into[:] = bytes(size)
             elif not self.layers[layer].read_now(flat, into, extents):
                 return None
-        self.served += length
+        self._words[_SERVED] += length
         return self._scratch[:length]
 
     def read(
@@ -191,7 +221,7 @@ class Content:
             bytes(size) if flat is None else self.layers[layer].read(flat, size, extents, given_up)
             for flat, size in segments_of(extents, offset, length)
         ]
-        self.served += length
+        self._words[_SERVED] += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def copy(
@@ -212,7 +242,7 @@ class Content:
             if flat is not None:
                 self.layers[layer].copy(flat, size, target, at, extents, given_up)
             at += size
-        self.served += length
+        self._words[_SERVED] += length
 
     def is_complete(self) -> bool:
         """Return True if all bytes of all layers are in the store."""
@@ -257,3 +287,10 @@ class Content:
             layer.fetch_pool.note_replay(started)
             futures += started
         return futures
+
+
+def _memory(layers: Sequence[LayerContent], stats: int) -> StatsMemory:
+    """Return the memory for the statistics of layers, after what all of them share; `stats` is its file."""
+    shared = _WORDS * WORD, RECORDER_SIZE, TIMELINE_SIZE
+    digests = " ".join(str(layer.layer.digest) for layer in layers)
+    return StatsMemory([*shared, *(layer.stats_size for layer in layers)], stats, digests)

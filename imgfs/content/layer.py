@@ -24,7 +24,7 @@ from imgfs.content.inflight import InFlight, InFlightRequest
 from imgfs.content.readahead import ReadaheadWindow, SequentialReaders
 from imgfs.content.requests import SIZES, Request, Sizes, SpanIndex, SpanTable, requests_for, widen
 from imgfs.content.scheduler import FetchPool, Priority
-from imgfs.content.stats import Cause, Counts
+from imgfs.content.stats import COUNTS_SIZE, HITS, Cause, Counts
 from imgfs.errors import ImgfsError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Descriptor
@@ -65,7 +65,6 @@ class LayerContent:
         )
         self.usage = self.in_flight.usage
         self._lock = self.in_flight.lock
-        self._hits = 0  # reads of present bytes
         self._touched = self.usage.touched
         self._flat_starts = self.table.flat_starts
         self._sizes = sizes
@@ -77,6 +76,16 @@ class LayerContent:
     def fetched(self) -> int:
         """Return the compressed bytes received."""
         return self.counts.received
+
+    @property
+    def stats_size(self) -> int:
+        """Return the bytes of memory that its statistics take."""
+        return COUNTS_SIZE + self.usage.size
+
+    def count_in(self, memory: memoryview) -> None:
+        """Go on with the statistics in a memory of `stats_size` bytes, and keep them there from now on."""
+        self.counts.count_in(memory)
+        self.usage.count_in(memory[COUNTS_SIZE:])
 
     def read_now(self, offset: int, into: memoryview, extents: Sequence[Extent] = ()) -> bool:
         """Fill `into` with the flat layer's bytes if they are in the page cache; else return False.
@@ -91,7 +100,7 @@ class LayerContent:
             return False
         if not self._touched[first] or (last > first and self._touched.find(0, first, last + 1) >= 0):
             self._fetch_ahead(self._touch(first, last, extents))
-        self._hits += 1
+        self.counts.words[HITS] += 1
         return True
 
     def is_here(self, offset: int, length: int) -> bool:
@@ -124,7 +133,7 @@ class LayerContent:
         for tried in range(_TRIES):
             body = self.flat.read(offset, length, self.flat.marks(first, last), first)
             if body is not None:
-                self._hits += not tried
+                self.counts.hits += not tried
                 self._fetch_ahead(window)
                 return body
             self.counts.misses += not tried
@@ -148,7 +157,7 @@ class LayerContent:
         first, last = self.table.holding(offset, length)
         if self.flat.copy(offset, length, target, at, self.flat.marks(first, last), first):
             self._fetch_ahead(self._touch(first, last, extents))
-            self._hits += 1
+            self.counts.hits += 1
         else:
             pwrite_all(target, self.read(offset, length, extents, given_up), at)
 
@@ -230,7 +239,6 @@ class LayerContent:
             flat_size=summary.flat_size,
             index=summary.trusted_by or "verified",
             bytes_fetched=self.fetched,
-            hits=self._hits,
             spans=self.flat.spans,
             spans_present=self.flat.count_present(),
             spans_touched=self._touched.count(1),

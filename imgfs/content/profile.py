@@ -11,10 +11,10 @@ bytes of the image's own layers fetched.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from imgfs.content.stats_memory import WORD, words_of
 from imgfs.errors import InvalidImage
 from imgfs.layer.schema import Summary
 from imgfs.layer.sqlite import LARGEST
@@ -26,6 +26,8 @@ _MAX_LAYERS = 1024
 MAX_TOUCHES = 250_000
 _MAX_FILES = 50_000
 _MAX_PATH = 4096  # bytes
+_BYTES, _COUNT, _TOUCHES = range(3)  # words of a recorder's memory
+RECORDER_SIZE = (_TOUCHES + MAX_TOUCHES) * WORD  # bytes
 _SMALL = 64 << 20  # compressed bytes that are always recorded: of a small image maybe everything is needed
 _VERSION = 2
 _ORIGIN = "origin"  # in the store: the repository it was published in; absent if it was recorded here
@@ -139,26 +141,32 @@ class ProfileRecorder:
     It stops for good when more than half of the image's compressed bytes have been touched, and at least
     64 MiB: a reader of that much, such as `find -exec` or `tar`, shows nothing that helps the next mount.
     What was touched before that remains: the first touches are the most useful.
+
+    It is kept in `memory` of RECORDER_SIZE bytes, or goes on with what is there: the bytes touched, how many
+    touches there are, and each of them, its layer in the upper half and its span in the lower.
     """
 
-    def __init__(self, size: int) -> None:
-        self._left = max(size // 2, _SMALL)
-        self._touches = array("Q")  # layer in the upper half, span in the lower
+    def __init__(self, size: int, memory: memoryview | None = None) -> None:
+        self._most = max(size // 2, _SMALL)
+        self._words = words_of(memory, RECORDER_SIZE // WORD)
 
     @property
     def count(self) -> int:
         """Return the number of touches."""
-        return len(self._touches)
+        return min(self._words[_COUNT], MAX_TOUCHES)
 
     def touched(self, layer: int, span: int, size: int) -> None:
         """Note that a reader is at a span of `size` compressed bytes for the first time."""
-        if self._left > 0 and len(self._touches) < MAX_TOUCHES:
-            self._left -= size
-            self._touches.append(layer << 32 | span)
+        words, count = self._words, self._words[_COUNT]
+        if words[_BYTES] < self._most and count < MAX_TOUCHES:
+            words[_BYTES] += size
+            words[_TOUCHES + count] = layer << 32 | span
+            words[_COUNT] = count + 1
 
     def touches(self) -> list[tuple[int, int]]:
         """Return what has been touched so far, as (layer, span)."""
-        return [(touch >> 32, touch & 0xFFFFFFFF) for touch in self._touches[:]]
+        touches = self._words[_TOUCHES : _TOUCHES + self.count]
+        return [(touch >> 32, touch & 0xFFFFFFFF) for touch in touches]
 
 
 def joined(ranges: Iterable[FlatRange]) -> Iterator[FlatRange]:

@@ -15,6 +15,7 @@ from imgfs.image.trust import Readiness, Trust, open_index
 from imgfs.oci.descriptor import Descriptor
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
+from imgfs.registry.endpoint import Traffic
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
@@ -29,7 +30,8 @@ class Image(AbstractContextManager["Image"]):
     `source` fetches what the store lacks. Raises StoreError if the store does not hold the image, or with
     indexes that `trust` does not allow (by default, those of the reference's repository are allowed): another
     process may have prepared another image meanwhile that shares layers. `versions` is a tree of the same
-    layers that has all versions of files, too (`tree.versions`); it is closed with the image.
+    layers that has all versions of files, too (`tree.versions`); it is closed with the image. `stats` is a
+    file for its statistics, in which those of an earlier process go on.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Image(AbstractContextManager["Image"]):
         trust: Trust | None = None,
         *,
         versions: Tree | None = None,
+        stats: int = -1,
     ) -> None:
         self.resolved = resolved
         self.source = source
@@ -53,7 +56,7 @@ class Image(AbstractContextManager["Image"]):
             fetch_pool = FetchPool()
             layers = [self._open_layer(layer, store, fetch_pool, stack) for layer in resolved.manifest.layers]
             stack.callback(fetch_pool.close)
-            self.content = Content(layers, self.tree.files_after)
+            self.content = Content(layers, self.tree.files_after, stats)
             stack.callback(self.content.stop)
             self._stack = stack.pop_all()
 
@@ -94,6 +97,10 @@ class Image(AbstractContextManager["Image"]):
         size = node.size if node else 0
         for offset in range(0, size, _READ_SIZE):
             yield self.content.read(layer, extents, offset, min(_READ_SIZE, size - offset))
+
+    def traffic(self) -> Traffic:
+        """Return the requests sent and bytes received so far, by earlier processes of the mount, too."""
+        return Traffic(*self.content.traffic(*self.source.traffic()))
 
     def close(self) -> None:
         """Close everything but the source."""

@@ -172,7 +172,8 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect))))
-        image = stack.enter_context(Image(resolved, source, store, options.trust))
+        stats = succession.state.stats if succession else -1
+        image = stack.enter_context(Image(resolved, source, store, options.trust, stats=stats))
         needs_profile = options.replay != NO_PROFILE and not image.content.is_complete()
         profile = profile_for(resolved, store, options.replay) if needs_profile else None
 

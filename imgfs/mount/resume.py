@@ -55,7 +55,8 @@ class KernelMount:
 class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
-    `scratch_lock` is the descriptor of the lock on its scratch, `once` that of the memory of `fuse.once`.
+    `scratch_lock` is the descriptor of the lock on its scratch, `once` that of the memory of `fuse.once`,
+    `stats` that of the memory of the statistics (`content.stats_memory`).
     `offered` is what the kernel can do, `agreed` what of that is made use of (InitFlag), `began` when it was
     mounted, in seconds since 1970, `beat` the seconds from one sign of life to the next.
     """
@@ -71,13 +72,14 @@ class MountState:
     kernel: KernelMount | None = None
     scratch_lock: int = -1
     once: int = -1
+    stats: int = -1
     beat: float = field(default_factory=lambda: holder.BEAT)
 
     @property
     def kept(self) -> list[int]:
         """Descriptors that all processes of the mount have by the same numbers."""
         kept = [self.kernel.directory.lock, self.kernel.listener] if self.kernel else []
-        return [*kept, *(number for number in (self.scratch_lock, self.once) if number >= 0)]
+        return [*kept, *(number for number in (self.scratch_lock, self.once, self.stats) if number >= 0)]
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class Succession:
 
     def __post_init__(self) -> None:
         self.lock = LockInheritance(self.state.scratch_lock)
+        if self.state.stats < 0:
+            self.state = replace(self.state, stats=os.memfd_create("imgfs-stats"))
 
     def memory(self) -> int:
         """Return the descriptor of memory that all processes of the mount have."""

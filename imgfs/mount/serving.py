@@ -187,8 +187,13 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
     An heir begins as soon as no more requests are taken, or, if all are answered first (`drains`), after
     `hand_over`.
     """
+
+    def beat() -> None:
+        succession.say(holder.BEATS)
+        mount.image.traffic()  # noted: the next daemon goes on with it
+
     _hand_over_when_told(mount, succession, session, drains=drains)
-    session.every(succession.state.beat, partial(succession.say, holder.BEATS))
+    session.every(succession.state.beat, beat)
 
 
 def resume(succession: Succession, session: Session, signals: EndSignals) -> None:
@@ -240,6 +245,7 @@ def hand_over(mount: ServedMount, succession: Succession) -> None:
     """Let an heir begin."""
     log.info("handing over %s", mount.options.mountpoint)
     mount.before_heir()
+    mount.image.traffic()
     succession.say(holder.STOPPED_READING)
 
 
@@ -271,7 +277,7 @@ def status(image: Image, store: Store, options: MountOptions, began: float, rest
     """The status of a mount that `began` at a time in seconds since 1970."""
     resolved, scratch = image.resolved, options.scratch
     counts = image.content.snapshot()
-    traffic = image.source.traffic()  # after the layers' counts, which it includes
+    traffic = image.traffic()  # after the layers' counts, which it includes
     return MountStatus(
         image=resolved.reference,
         digest=str(resolved.digest),

@@ -16,9 +16,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from imgfs.content.profile import AccessProfile
 from imgfs.errors import MountError
 from imgfs.mount import holder, resume
 from imgfs.mounts.table import mount_at
@@ -43,6 +45,7 @@ from tests.support.restarted import (
     holders,
     killed_again_and_again,
     successors,
+    uncached,
 )
 
 pytestmark = pytest.mark.kernel
@@ -93,6 +96,40 @@ def test_a_read_that_waits_for_the_registry_is_answered_by_the_successor(imgfs: 
         wire.mend()
         assert read.result() == NOISE
         imgfs.umount(at)
+
+
+def counted(imgfs: Imgfs, at: Path) -> dict[str, Any]:
+    """What a mount has counted that no reader changes just now."""
+    status = imgfs.status(at)
+    layer = status["layers"][0]
+    names = ("needed", "needed_fetched", "fetched", "misses", "requests", "brought", "spans_touched", "hits")
+    timeline = {name: sum(sums) for name, sums in status["timeline"]["fetched"].items()}
+    kept = {name: status[name] for name in ("bytes_served", "spans_recorded", "requests_fetched")}
+    return {**kept, **{name: layer[name] for name in names}, "timeline": timeline}
+
+
+def test_statistics_and_the_profile_go_on(imgfs: Imgfs) -> None:
+    imgfs.expected.append(RESTARTED)
+    with FaultServer() as server:
+        image = serve(server, "app", "v1", [LAYER])
+        at = imgfs.mount(image, "--restart", "--record", "all")
+        imgfs.evict(image)
+        found = []
+        for number in range(1, 5):
+            uncached(at / "noise") if number == 3 else uncached(at / f"d{number}/f{number}")
+            found.append(counted(imgfs, at))
+            if number == 2:
+                assert imgfs.ok("upgrade", at) == ""
+            else:
+                os.kill(imgfs.pid(at), signal.SIGKILL)
+            assert counted(imgfs, at) == found[-1]
+        assert found[0]["fetched"] > 0
+        assert found[3]["bytes_served"] > found[2]["bytes_served"] > len(NOISE)
+        imgfs.umount(at)
+    assert found[3]["spans_recorded"] == found[3]["spans_touched"] > found[0]["spans_recorded"] > 0
+    (profile,) = imgfs.store.rglob("all.json")
+    ranges = AccessProfile.from_json(profile.read_bytes()).touches
+    assert sum(each.length for each in ranges) > len(NOISE)
 
 
 @pytest.mark.drivers("fuse", "kernel")

@@ -385,4 +385,4 @@ def test_what_was_fetched_is_synced_to_the_disk(rig: Rig) -> None:
 def test_bytes_handed_out_are_counted(rig: Rig) -> None:
     rig.file.read(0, [Extent(0, 50, 0)], 0, 50)
     assert rig.file.cached(0, [Extent(0, 50, 10 * STEP)], 0, 50) is None
-    assert rig.file.served == 50
+    assert rig.file.snapshot().served == 50

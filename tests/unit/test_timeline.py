@@ -30,7 +30,7 @@ def test_sums_are_kept_and_bounded(events: list[tuple[float, Cause | None, int]]
     found = timeline.snapshot()
     assert sum(found.read) == wanted.pop(None, 0)
     assert {name: sum(sums) for name, sums in found.fetched.items()} == {
-        cause.name.lower(): size for cause, size in wanted.items() if cause
+        cause.name.lower(): size for cause, size in wanted.items() if cause and size
     }
     assert 1 <= len(found.read) <= 128
     assert all(len(sums) == len(found.read) for sums in found.fetched.values())
