@@ -27,7 +27,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     syscalls    system calls that Python lacks, by ctypes
     program     another program asked something, within bounds
     status      what a mount says of itself: frozen types and their JSON
-    loglines    log records as lines
+    loglines    log records as lines    listening  for clients that are not trusted: few, with deadlines
     oci/        reference, descriptor, image: documents, pure
     owned/      files that could be another user's or process's: opened, locked, swept
     registry/   the distribution protocol     layer/      formats in, LayerIndex out

@@ -1,0 +1,183 @@
+"""Listening for clients that are not trusted: an address, and a server of few connections with deadlines.
+
+There are never more than so many connections, each has a thread of its own, and one that takes too long is
+cut. An address is `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer, ThreadingMixIn
+from typing import NamedTuple, TypeAlias
+
+LOOPBACK = "127.0.0.1"
+_TCP = re.compile(r"(?:(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]/]+):)?([0-9]{1,5})")
+_LONGEST_PATH = 107  # bytes of a socket's path, without the NUL that ends it (unix(7), sun_path)
+LOOK = 0.25  # seconds between looks for connections past their deadline
+log = logging.getLogger(__name__)
+
+
+class ListenAddress(NamedTuple):
+    """A TCP address, or, with a `path`, a socket in the file system. Port 0 is any that is free."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """As a client is told it, but for the scheme."""
+        if self.path:
+            return f"unix:{self.path}"
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def parse_address(text: str) -> ListenAddress:
+    """Read what people write; a path is taken from here. Raises ValueError, saying what would do."""
+    scheme, colon, path = text.partition(":")
+    if scheme == "unix" and colon:
+        whole = os.path.abspath(path)
+        if not path or len(os.fsencode(whole)) > _LONGEST_PATH:
+            raise ValueError(f"{text!r} is no socket: unix:PATH, of at most {_LONGEST_PATH} bytes")
+        return ListenAddress(path=Path(whole))
+    found = _TCP.fullmatch(text)
+    if found is None or int(found[2]) > 0xFFFF:
+        raise ValueError(f"{text!r} is no address: PORT, HOST:PORT or unix:PATH")
+    return ListenAddress((found[1] or LOOPBACK).strip("[]"), int(found[2]))
+
+
+MakeHandler = Callable[..., BaseRequestHandler]  # answers a connection while it is made
+_Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # socketserver's; TCP's is the former
+
+
+class BoundedServer(ThreadingMixIn, TCPServer):
+    """A thread for each of at most `at_once` connections, which end after `deadline` seconds.
+
+    Another connection is hung up on. A handler that is getting on may `extend` its own.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = False  # `server_close` waits for them: what they tell of is taken down next
+
+    def __init__(
+        self, address: ListenAddress, handler: MakeHandler, *, at_once: int, deadline: float
+    ) -> None:
+        self._at_once = at_once
+        self._deadline = deadline
+        self._open: dict[socket.socket, float] = {}  # connections, and when they must have ended
+        self._lock = threading.Lock()
+        self.address_family = _family_of(address)
+        super().__init__((address.host, address.port), handler)
+        self.address = address._replace(port=self.server_address[1])
+
+    def verify_request(self, request: _Connection, client_address: object) -> bool:  # noqa: ARG002
+        """Return True if there is room for one more connection."""
+        assert isinstance(request, socket.socket)
+        with self._lock:
+            if len(self._open) >= self._at_once:
+                return False
+            self._open[request] = time.monotonic() + self._deadline
+            return True
+
+    def extend(self, request: socket.socket, seconds: float) -> None:
+        """Have a connection end so many seconds from now, instead of when it was to."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = time.monotonic() + seconds
+
+    def shutdown_request(self, request: _Connection) -> None:
+        """A connection has ended."""
+        assert isinstance(request, socket.socket)
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cut off connections that are past their deadline."""
+        now = time.monotonic()
+        with self._lock:
+            for request, ends in self._open.items():
+                if ends < now:
+                    _hang_up(request)
+
+    def server_close(self) -> None:
+        """Close everything."""
+        with self._lock:
+            for request in self._open:
+                _hang_up(request)
+        super().server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Ignore a client that goes away early or is cut off; log anything else as a bug."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.exception("%s: a request was not answered", self.address)
+
+
+class UnixServer(BoundedServer):
+    """The same, at a path; only the owner of this process may connect."""
+
+    def __init__(
+        self, address: ListenAddress, handler: MakeHandler, *, at_once: int, deadline: float
+    ) -> None:
+        assert address.path is not None
+        self._path: Path = address.path
+        self._bound: tuple[int, int] | None = None
+        super().__init__(address, handler, at_once=at_once, deadline=deadline)
+        self.address = address
+
+    def server_bind(self) -> None:
+        """Make the socket, in the place of one that no process listens at any more."""
+        _remove_stale(self._path)
+        before = os.umask(0o177)
+        try:
+            self.socket.bind(str(self._path))
+        finally:
+            os.umask(before)
+        self.server_address = (str(self._path), 0)
+        made = self._path.lstat()
+        self._bound = made.st_dev, made.st_ino
+
+    def server_close(self) -> None:
+        """Close everything and remove the socket, if it is still the one that was made."""
+        super().server_close()
+        with contextlib.suppress(OSError):
+            found = self._path.lstat()
+            if (found.st_dev, found.st_ino) == self._bound:
+                self._path.unlink()
+
+
+def _family_of(address: ListenAddress) -> int:
+    if address.path:
+        return socket.AF_UNIX
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return found[0][0]
+
+
+def _hang_up(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(request, socket.SHUT_RDWR)  # not TLS's, which another thread may be using
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a process of this user has left behind; anything else stays, and is in the way."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.settimeout(1)
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
