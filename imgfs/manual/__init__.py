@@ -20,6 +20,7 @@ TOPICS = (
     "indexes",
     "containers",
     "engines",
+    "kubernetes",
     "drivers",
     "monitoring",
     "security",
