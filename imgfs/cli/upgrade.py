@@ -27,8 +27,9 @@ def add_upgrade(commands: Commands) -> None:
         """\
 Has each MOUNTPOINT, mounted with --restart, served by the imgfs that this command is of, instead of the one
 that serves it now. Readers notice nothing: the new daemon gets ready, the old one stops to take requests,
-answers those that it has, and ends. If the new one cannot go on with the mount, as versions may differ in
-what they keep of it, that is told, the old one serves on, and the exit code is 1. `imgfs ps` shows versions.
+answers those that it has, and ends. The holder, which restarts the daemon, becomes that of the new version,
+too. If the new one cannot go on with the mount, as versions may differ in what they keep of it, that is told,
+the old one serves on, and the exit code is 1. `imgfs ps` shows versions.
 
 Examples:
   imgfs upgrade /mnt
@@ -44,7 +45,7 @@ Examples:
 def upgrade(options: argparse.Namespace) -> int:
     """Hand over one or several: all are tried, and each that fails is told; exit code 1 if any does."""
     from imgfs.mount.holder import PROTOCOL
-    from imgfs.mount.resume import successor_program
+    from imgfs.mount.resume import holder_program, successor_program
     from imgfs.mounts.holders import hand_over
     from imgfs.mounts.table import imgfs_mount_at
 
@@ -53,7 +54,7 @@ def upgrade(options: argparse.Namespace) -> int:
     code = 0
     for mount in _all() if options.all else map(imgfs_mount_at, map(Path, options.mountpoints)):
         try:
-            hand_over(mount, PROTOCOL, successor_program())
+            hand_over(mount, PROTOCOL, holder_program(), successor_program())
         except MountError as error:
             complain(error)
             code = _FAILED

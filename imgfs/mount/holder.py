@@ -4,19 +4,25 @@ A process of its own, run as a script by an interpreter that loads no packages (
 megabytes. It reads neither the store nor anything that comes from outside, and so outlives what its daemon
 dies of.
 
-    holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME CONTROL TOLD PID BEAT PROGRAM [ARGUMENT…]
+    holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME BEAT RESTARTS NONCE SERVERS PROGRAM [ARGUMENT…]
+    holder.py PROTOCOL
 
 MOUNTPOINT and DEVICE (major:minor) say in ps(1) what it holds. FUSE (the open /dev/fuse) and STATE (a file
-in memory) are descriptors that each successor of the daemon PID inherits, as it does others that are open
-here. CONTROL is the reading end of the daemon's pipe, by which it says that it SERVES, and that the mount has
-ENDED, and gives a sign of life every BEAT seconds; TOLD is the writing end of the one by which it is told.
+in memory) are descriptors that each successor of a daemon inherits, as it does others that are open here.
+SERVERS are the daemons that live, PID:CONTROL:TOLD:SAID each; the first of them serves. CONTROL is the
+reading end of its pipe, by which it says that it SERVES, and that the mount has ENDED, and gives a sign of
+life every BEAT seconds; TOLD is the writing end of the one by which it is told; it has SAID so much already.
 PROGRAM is run as the successor, with further arguments: PROTOCOL, FUSE, STATE, its ends of two such pipes,
 how often it was restarted, its role.
 
-ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `_orders`. It names
+ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `Orders`. It names
 another program, which is run as heir. Once that is READY, the daemon is told to HAND_OVER; when it has
 STOPPED to read, the heir is told to GO, while the daemon answers what it has under way, and then is DONE. If
 the heir ends before it is ready, the daemon serves on. What came of it is written to the file OUTCOME.
+
+At the end of an upgrade the holder executes that of the other version, in its own place: it stays the parent
+of the daemons, and keeps its descriptors. NONCE is the order that is to be answered then. Before all that it
+has been asked whether it understands PROTOCOL: with no further argument it ends at once, with 0 if so.
 
 A beat proves that the thread which reads /dev/fuse has come round to it: requests that wait for a registry
 wait in other threads. A daemon without a beat is killed if it cannot be merely slow (`Server.is_stuck`).
@@ -33,8 +39,9 @@ import select
 import sys
 import time
 
-PROTOCOL = "1"  # of all that is said here, of arguments, and of orders
+PROTOCOL = "2"  # of all that is said here, of arguments, and of orders
 BEATS, READY, SERVES, STOPPED_READING, DONE, ENDED = b"b", b"r", b"s", b"q", b"d", b"e"
+NO_ORDER = "-"  # in the place of a nonce
 REFUSES = b"!"  # and why, as text, to the end
 HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
 SUCCESSOR, HEIR = "successor", "heir"  # roles
@@ -48,6 +55,7 @@ STOPPED = 2  # silences of a process that a signal has stopped,
 ASLEEP = 5  # or that sleeps although its beat is due, or runs,
 LOOPING = 2.0  # and has used so many seconds of the processor since its last beat,
 STARTING = 20  # or that has not served yet, before it is killed
+_PATIENCE = 20.0  # seconds that another version has to say whether it understands this one
 _SIGKILL = 9
 _RESEND = (16).to_bytes(4, sys.byteorder) + (7).to_bytes(12, sys.byteorder)  # fuse_out_header: length, code
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,13 +64,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Server:
     """A process that serves the mount, or will, and what it says by a pipe. Times are in seconds."""
 
-    def __init__(self, pid: int, control: int, told: int, *, is_serving: bool = False) -> None:
+    def __init__(self, pid: int, control: int, told: int, said: bytes = b"", *, serves: bool = False) -> None:
         self.pid = pid
         self.control = control
         self._told = told
-        self.said = b""  # all but beats,
+        self.said = said  # all but beats,
         self.reason = b""  # and why it refuses, which comes last
-        self._is_serving = is_serving
+        self._is_serving = serves
         self._hung_up = False
         self._silences = self._stopped = self._asleep = 0
         self._heard = time.monotonic()
@@ -72,6 +80,20 @@ class Server:
             self.fd = os.pidfd_open(pid)
         except ProcessLookupError:
             self.fd = -1
+
+    @classmethod
+    def handed_on(cls, text: str) -> Server:
+        """Return the process that another holder has described by `hand_on`."""
+        pid, control, told, said = text.split(":")
+        for number in (control, told):
+            os.set_inheritable(int(number), False)
+        return cls(int(pid), int(control), int(told), said.encode(), serves=True)
+
+    def hand_on(self) -> str:
+        """Describe it to the program that this process is about to execute."""
+        for number in (self.control, self._told):
+            os.set_inheritable(number, True)
+        return f"{self.pid}:{self.control}:{self._told}:{self.said.decode()}"
 
     def listen(self) -> None:
         """Take what it has said."""
@@ -146,22 +168,34 @@ class Server:
 
 
 class Holder:
-    """Has a mount served by `words`, a program, whose processes get `descriptors`."""
+    """Has a mount (`name`, of a device) served by `words`, a program, whose processes get `descriptors`.
 
-    def __init__(self, name: str, descriptors: tuple[int, int], beat: float, words: list[str]) -> None:
+    `servers` are all that live, the first of which serves.
+    """
+
+    def __init__(
+        self,
+        name: tuple[str, str],
+        descriptors: tuple[int, int],
+        beat: float,
+        servers: list[Server],
+        words: list[str],
+        restarts: int = 0,
+    ) -> None:
         self._name = name
         self._descriptors = descriptors
+        self._beat = beat
         self._silence = beat * _LATE
         self._words = words
-        self._failures = self._kills = self._restarts = 0
+        self._failures = self._kills = 0
+        self._restarts = restarts
         self._moments = [0.0] * _AT_ONCE  # of the last restarts
-        self._servers: list[Server] = []  # all that live
-        self._serving: Server | None = None
+        self._servers = servers
+        self._serving: Server | None = servers[0]
         self._upgrade: Upgrade | None = None
 
-    def hold(self, first: Server, orders: Orders) -> int:
+    def hold(self, orders: Orders) -> int:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
-        self._servers, self._serving = [first], first
         while True:
             order = self._wait(orders)
             for server in [server for server in self._servers if server.has_ended()]:
@@ -170,10 +204,10 @@ class Holder:
                     self._kill_all()
                     return code
             if order:
-                self._begin(*order, orders)
+                self._begin(Upgrade(*order, orders))
             self._go_on()
 
-    def _wait(self, orders: Orders) -> tuple[str, list[str]] | None:
+    def _wait(self, orders: Orders) -> tuple[str, list[str], list[str]] | None:
         """Wait until something is to be done: a process has ended or said something, or an order has come.
 
         A process that is stuck is killed.
@@ -225,16 +259,15 @@ class Holder:
             self._failures += 1
         return self._failures >= TRIES or self._kills >= KILLS
 
-    def _begin(self, nonce: str, words: list[str], orders: Orders) -> None:
-        """Begin an upgrade to another program."""
-        upgrade = Upgrade(nonce, words, orders)
+    def _begin(self, upgrade: Upgrade) -> None:
+        """Begin an upgrade to another program, and its holder."""
         if self._upgrade or self._serving is None or SERVES not in self._serving.said:
             upgrade.tell("it is just being restarted, or upgraded: try again")
-        elif not words:
+        elif not (upgrade.words and _is_understood(upgrade.holder)):
             upgrade.tell("its holder is of another version, which does not understand this one")
         else:
             self._upgrade = upgrade
-            upgrade.heir = self._start(words, HEIR)
+            upgrade.heir = self._start(upgrade.words, HEIR)
 
     def _go_on(self) -> None:
         """Go on with an upgrade: each of the two processes is told what the other has come to."""
@@ -244,14 +277,26 @@ class Holder:
             return
         if serving is heir:
             if SERVES in heir.said:
-                upgrade.tell("")
                 self._words, self._upgrade = upgrade.words, None
+                self._become(upgrade)
         elif serving is None or STOPPED_READING in serving.said:
             heir.tell(GO if serving else GO_AGAIN)
             self._serving = heir
         elif not upgrade.is_asked:
             upgrade.is_asked = True
             serving.tell(HAND_OVER)
+
+    def _become(self, upgrade: Upgrade) -> None:
+        """Execute the holder of the version that serves now, which goes on, and tells that all is done."""
+        servers = sorted(self._servers, key=lambda server: server is not self._serving)
+        given = [*self._descriptors, *upgrade.orders.hand_on(), self._beat, self._restarts, upgrade.nonce]
+        try:
+            handed_on = ",".join(server.hand_on() for server in servers)
+            words = [*upgrade.holder, *self._name, *map(str, given), handed_on, *self._words]
+            os.execv(words[0], words)
+        except OSError as error:
+            self._log(f"the holder stays what it is: {error.strerror}")
+            upgrade.tell("")
 
     def _kill_all(self) -> None:
         for server in self._servers:
@@ -293,29 +338,41 @@ class Holder:
     def _log(self, text: str) -> None:
         """Add a line to the daemon's log."""
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name}: {text}\n".encode())
+        os.write(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name[0]}: {text}\n".encode())
 
 
 class Orders:
     """What other processes ask for by the pipe `fd`, and the file `outcome` that they are answered in.
 
-    An order is words that end with NUL, and another NUL: PROTOCOL, a nonce, and the program to run. It is
-    written at once, and is short enough for the kernel not to mix it with others (pipe(7), PIPE_BUF).
+    An order is words that end with NUL, and another NUL: PROTOCOL, a nonce, the HOLDER words that a holder
+    is run by, and the program to run. It is written at once, and is short enough for the kernel not to mix it
+    with others (pipe(7), PIPE_BUF).
     """
+
+    HOLDER = 4
 
     def __init__(self, fd: int, outcome: int) -> None:
         self.fd = fd
         self._outcome = outcome
         os.set_blocking(fd, False)
+        for number in (fd, outcome):
+            os.set_inheritable(number, False)
 
-    def read(self) -> tuple[str, list[str]] | None:
-        """Return the nonce and the program of an order; no program if it is of another protocol."""
+    def hand_on(self) -> tuple[int, int]:
+        """Return both descriptors, for the program that this process is about to execute."""
+        for number in (self.fd, self._outcome):
+            os.set_inheritable(number, True)
+        return self.fd, self._outcome
+
+    def read(self) -> tuple[str, list[str], list[str]] | None:
+        """Return the nonce, the holder and the program of an order; none if it is of another protocol."""
         try:
             orders = os.read(self.fd, 1 << 16).decode(errors="surrogateescape").split("\0\0")
         except BlockingIOError:
             return None
         protocol, nonce, *words = [*orders[0].split("\0"), "", ""]
-        return nonce, [word for word in words if word] if protocol == PROTOCOL else []
+        words = [word for word in words if word] if protocol == PROTOCOL else []
+        return nonce, words[: self.HOLDER], words[self.HOLDER :]
 
     def answer(self, nonce: str, text: str) -> None:
         """Tell what has become of an order; an empty text if it is done."""
@@ -327,16 +384,32 @@ class Orders:
 class Upgrade:
     """An order that is being carried out."""
 
-    def __init__(self, nonce: str, words: list[str], orders: Orders) -> None:
+    def __init__(self, nonce: str, holder: list[str], words: list[str], orders: Orders) -> None:
+        self.nonce = nonce
+        self.holder = holder
         self.words = words
+        self.orders = orders
         self.heir: Server | None = None
         self.is_asked = False  # whether the daemon was told to hand over
-        self._nonce = nonce
-        self._orders = orders
 
     def tell(self, text: str) -> None:
         """Tell the process that has given the order what has become of it."""
-        self._orders.answer(self._nonce, text)
+        self.orders.answer(self.nonce, text)
+
+
+def _is_understood(holder: list[str]) -> bool:
+    """Return whether another version's holder, run by these words, says that it can go on from this one."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execv(holder[0], [*holder, PROTOCOL])
+        finally:
+            os._exit(127)
+    child = os.pidfd_open(pid)
+    if not select.select([child], [], [], _PATIENCE)[0]:
+        os.kill(pid, _SIGKILL)
+    os.close(child)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _write(fd: int, words: bytes) -> bool:
@@ -369,13 +442,17 @@ def _stat(pid: int) -> list[str]:
 
 def main() -> int:
     """Hold what the arguments say."""
-    name, _device, *numbers = sys.argv[1:10]
-    fuse, state, orders, outcome, control, told, pid = map(int, numbers)
-    for number in (orders, outcome, control, told):
-        os.set_inheritable(number, False)
-    beat, *words = sys.argv[10:]
-    holder = Holder(name, (fuse, state), float(beat), words)
-    return holder.hold(Server(pid, control, told, is_serving=True), Orders(orders, outcome))
+    if len(sys.argv) == 2:
+        return int(sys.argv[1] != PROTOCOL)
+    mountpoint, device, *numbers = sys.argv[1:7]
+    fuse, state, *pipes = map(int, numbers)
+    beat, restarts, nonce, handed_on, *words = sys.argv[7:]
+    servers = [Server.handed_on(text) for text in handed_on.split(",")]
+    orders = Orders(*pipes)
+    if nonce != NO_ORDER:
+        orders.answer(nonce, "")
+    descriptors = fuse, state
+    return Holder((mountpoint, device), descriptors, float(beat), servers, words, int(restarts)).hold(orders)
 
 
 if __name__ == "__main__":

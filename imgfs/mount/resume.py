@@ -182,16 +182,23 @@ class Succession:
         read, written = os.pipe()
         orders = os.open(f"/proc/self/fd/{read}", os.O_RDWR)  # so that it never lacks a writer
         os.set_blocking(self.control, False)
-        numbers = (descriptor, state, orders, outcome, control, told)
-        given = [str(self.state.options.mountpoint), self.state.device, *map(str, (*numbers, os.getpid()))]
+        numbers = (descriptor, state, orders, outcome)
+        server = f"{os.getpid()}:{control}:{told}:"
+        given = *numbers, self.state.beat, 0, holder.NO_ORDER, server
+        name = str(self.state.options.mountpoint), self.state.device
         self._holder = subprocess.Popen(
-            [sys.executable, "-I", "-S", holder.__file__, *given, str(self.state.beat), *successor_program()],
-            pass_fds=(*numbers, *self.state.kept),
+            [*holder_program(), *name, *map(str, given), *successor_program()],
+            pass_fds=(*numbers, control, told, *self.state.kept),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        for number in (*numbers[1:], read, written):
+        for number in (*numbers[1:], control, told, read, written):
             os.close(number)
+
+
+def holder_program() -> list[str]:
+    """Return the words that a holder of this imgfs is run by (`Orders.HOLDER`)."""
+    return [sys.executable, "-I", "-S", holder.__file__]
 
 
 def successor_program() -> list[str]:

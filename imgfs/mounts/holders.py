@@ -92,13 +92,16 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def hand_over(mount: Mount, protocol: str, program: list[str]) -> None:
-    """Have `program` serve a mount in the place of its daemon. Raises MountError: then that serves on."""
+def hand_over(mount: Mount, protocol: str, holder: list[str], program: list[str]) -> None:
+    """Have `program` serve a mount in the place of its daemon, and be held by `holder`.
+
+    Raises MountError: then its daemon serves on.
+    """
     pid = holder_of(mount)
     if pid is None:
         raise MountError(f"{mount.mountpoint}: mounted without --restart, so it cannot be handed over")
     nonce = f"{os.getpid()}-{time.monotonic_ns()}"
-    order = "".join(f"{word}\0" for word in (protocol, nonce, *program)) + "\0"
+    order = "".join(f"{word}\0" for word in (protocol, nonce, *holder, *program)) + "\0"
     try:
         orders, outcome = _words(pid)[_ORDERS : _ORDERS + 2]
         with open(f"/proc/{pid}/fd/{orders}", "wb", buffering=0) as pipe:

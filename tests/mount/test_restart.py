@@ -24,6 +24,7 @@ from imgfs.content.profile import AccessProfile
 from imgfs.errors import MountError
 from imgfs.mount import holder, resume
 from imgfs.mounts.table import mount_at
+from tests.support import restarted
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import (
     Imgfs,
@@ -49,12 +50,7 @@ from tests.support.restarted import (
 )
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def image(imgfs: Imgfs) -> str:
-    imgfs.expected.append(RESTARTED)
-    return write_image(imgfs.directory / "layout", [LAYER])
+image = restarted.image
 
 
 @pytest.mark.drivers("fuse", "kernel")
@@ -339,7 +335,7 @@ def test_what_counts_as_stuck(
     monkeypatch.setattr(holder, "_processor_time", processor_time)
     read, written = os.pipe()
     with open(read, "rb"), open(written, "wb", buffering=0) as pipe:
-        server = holder.Server(os.getpid(), read, written, is_serving=True)
+        server = holder.Server(os.getpid(), read, written, serves=True)
         judged = [server.is_stuck() for _ in range(40)]
         assert (judged.index(True) + 1 if any(judged) else None) == silences
         pipe.write(holder.BEATS)
@@ -364,12 +360,12 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
-        fds = [null.fileno(), null.fileno(), orders, null.fileno(), pipe.fileno(), told]
-        numbers = (*fds, daemon.pid, 0.2)
+        fds = [null.fileno(), null.fileno(), orders, null.fileno()]
+        numbers = *fds, 0.2, 0, holder.NO_ORDER, f"{daemon.pid}:{pipe.fileno()}:{told}:"
         given = ["/mnt", "0:99", *map(str, numbers), str(program), "word"]
         return subprocess.run(
             [sys.executable, "-I", "-S", *options, holder.__file__, *given],
-            pass_fds=fds,
+            pass_fds=(*fds, pipe.fileno(), told),
             cwd=tmp_path,
             capture_output=True,
             check=False,

@@ -16,6 +16,12 @@ from pathlib import Path
 import pytest
 
 from imgfs import __version__
+from imgfs.cli import upgrade as upgrade_command
+from imgfs.mount.holder import PROTOCOL
+from imgfs.mounts import holders as mounts_holders
+from imgfs.mounts import table
+from imgfs.mounts.table import Mount
+from tests.support import restarted
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import (
     CHECKOUT,
@@ -29,14 +35,10 @@ from tests.support.mounted import (
     until,
     write_image,
 )
-from tests.support.restarted import FILES, LAYER, NOISE, RESTARTED, contents
+from tests.support.restarted import FILES, LAYER, NOISE, RESTARTED, command_line, contents, holders
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def image(imgfs: Imgfs) -> str:
-    return write_image(imgfs.directory / "layout", [LAYER])
+image = restarted.image
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_mounts_are_handed_over_and_back_while_they_are_read(imgfs: Imgfs, newer
     with FaultServer() as server, ThreadPoolExecutor(2) as readers:
         image = serve(server, "app", "v1", [LAYER])
         at = imgfs.mount(image, "--restart", "--metrics", "0")
-        first = imgfs.pid(at)
+        first, (held_by,) = imgfs.pid(at), holders(imgfs)
         imgfs.evict(image)
         reads = [readers.submit(contents, at)]
         for checkout, version in ((newer, "99.1"), (CHECKOUT, __version__), (newer, "99.1")):
@@ -77,6 +79,8 @@ def test_mounts_are_handed_over_and_back_while_they_are_read(imgfs: Imgfs, newer
             assert upgrade(imgfs, checkout, at) == (0, b"", "")
             status = imgfs.status(at)
             assert (status["version"], status["restarts"]) == (version, 0)
+            until(lambda: holders(imgfs) == [held_by], "the holder is the same process")
+            assert os.fsencode(checkout / "imgfs/mount/holder.py") in command_line(held_by)
             until(lambda: errno_of(lambda: metrics(imgfs, at)) is None, "the metrics are served again")
         assert all(read.result() == FILES for read in reads)
         assert not is_alive(first)
@@ -120,10 +124,14 @@ def test_a_version_that_cannot_go_on_leaves_the_old_one_serving(
     said = upgrade(imgfs, newer, at).complaint()
     reason = "cannot go on with a mount of this imgfs"
     assert said.startswith(f"{at}: imgfs 99.1 {reason} {__version__}: imgfs.mount.options.MountOptions(")
-    (newer / "imgfs/mount/holder.py").write_text('PROTOCOL = "2"\n')
-    assert upgrade(imgfs, newer, at).complaint().startswith(f"{at}: its holder is of another version")
+    for script in (
+        'PROTOCOL = "99"\n',
+        f'PROTOCOL = "{PROTOCOL}"\nif __name__ == "__main__":\n    raise SystemExit(1)\n',
+    ):
+        (newer / "imgfs/mount/holder.py").write_text(script)
+        assert upgrade(imgfs, newer, at).complaint().startswith(f"{at}: its holder is of another version")
     assert (imgfs.pid(at), (at / "noise").read_bytes()) == (pid, NOISE)
-    assert upgrade(imgfs, CHECKOUT, "--all") == (0, b"", "")
+    assert upgrade(imgfs, CHECKOUT, at) == (0, b"", "")
     assert imgfs.pid(at) != pid
     imgfs.umount(at)
 
@@ -148,3 +156,17 @@ def test_a_user_upgrades_a_mount_and_what_cannot_be_is_said(nobody: Imgfs) -> No
     assert said == f"{plain}: mounted without --restart, so it cannot be handed over"
     nobody.umount(plain)
     nobody.umount(at)
+
+
+@pytest.mark.parametrize(("user", "named"), [(0, ["0:1", "0:2"]), (7, ["0:2"]), (8, [])])
+def test_all_are_those_of_restart_that_a_user_may_hand_over(
+    monkeypatch: pytest.MonkeyPatch, user: int, named: list[str]
+) -> None:
+    there = [
+        Mount(Path("/a"), "fuse.imgfs", "a", device, owner) for device, owner in (("0:1", 0), ("0:2", 7))
+    ]
+    plain = Mount(Path("/a"), "fuse.imgfs", "a", "0:3", 7)
+    monkeypatch.setattr(table, "imgfs_mounts", lambda: [*there, plain])
+    monkeypatch.setattr(mounts_holders, "holder_of", lambda mount: 1 if mount in there else None)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert [mount.device for mount in upgrade_command._all()] == named

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, processes_of_tests
+from tests.support.mounted import Imgfs, gzipped, processes_of_tests, write_image
 from tests.support.patience import allowed
 
 NOISE = random.Random(17).randbytes(3_000_000)
@@ -28,6 +30,13 @@ LAYER = gzipped(
     )
 )
 RESTARTED = r" WARNING .* restart \d+ of the daemon"
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    """The image, in a layout; its daemons may be restarted."""
+    imgfs.expected.append(RESTARTED)
+    return write_image(imgfs.directory / "layout", [LAYER])
 
 
 def contents(at: Path) -> dict[str, bytes]:
