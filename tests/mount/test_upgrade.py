@@ -124,10 +124,8 @@ def test_a_version_that_cannot_go_on_leaves_the_old_one_serving(
     said = upgrade(imgfs, newer, at).complaint()
     reason = "cannot go on with a mount of this imgfs"
     assert said.startswith(f"{at}: imgfs 99.1 {reason} {__version__}: imgfs.mount.options.MountOptions(")
-    for script in (
-        'PROTOCOL = "99"\n',
-        f'PROTOCOL = "{PROTOCOL}"\nif __name__ == "__main__":\n    raise SystemExit(1)\n',
-    ):
+    fails = f'PROTOCOL = "{PROTOCOL}"\nif __name__ == "__main__":\n    raise SystemExit(1)\n'
+    for script in ('PROTOCOL = "99"\n', fails):
         (newer / "imgfs/mount/holder.py").write_text(script)
         assert upgrade(imgfs, newer, at).complaint().startswith(f"{at}: its holder is of another version")
     assert (imgfs.pid(at), (at / "noise").read_bytes()) == (pid, NOISE)
