@@ -22,12 +22,14 @@ The words
     whiteout        marks a name of the image as deleted; an opaque directory hides all below it
 
 The rooms, from the bottom (a room imports only what stands above it in this list)
+    variables   the environment, read
     errors      the exception tree            config      what the environment says
     parallel    several tasks at once  quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
     program     another program asked something, within bounds
     status      what a mount says of itself: frozen types and their JSON
-    loglines    log records as lines    listening  for clients that are not trusted: few, with deadlines
+    loglines    log records as lines          systemd     what it and a service tell each other
+    listening   for clients that are not trusted: few, with deadlines
     oci/        reference, descriptor, image: documents, pure
     owned/      files that could be another user's or process's: opened, locked, swept
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
@@ -38,6 +40,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     overlay     the writable scratch: an upper directory over a tree  predict     what is read next, guessed
     image       a whole image made ready    maintenance  gc and fsck of the store
     mounts/     the kernel's mount table    daemonize   a process that outlives its caller
+    forkserver/  a waiting process that forks one for each command: their memory is shared
     metrics     a mount's status for Prometheus
     publish     an image's indexes, as artifacts in its registry
     signatures/  signatures by cosign and by GPG keys, attestations, and policy.json's verdict

@@ -1,4 +1,4 @@
-"""Configuration from environment variables, which only this module reads.
+"""Configuration from environment variables.
 
 The functions take the environment as a mapping, so that a test can pass its own; `Environment.read()` reads
 the process's once, at the start.
@@ -7,10 +7,11 @@ the process's once, at the start.
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from imgfs.variables import absolute, config_home, home, variables
 
 _SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
@@ -104,7 +105,7 @@ class Environment(NamedTuple):
     @classmethod
     def read(cls) -> Environment:
         """Read this process's environment."""
-        environ = os.environ
+        environ = variables()
         euid = account(environ, os.geteuid())
         store = store_root(environ, euid)
         return cls(
@@ -123,11 +124,6 @@ def account(environ: Mapping[str, str], euid: int) -> int:
     """Return whose files count: inside `podman unshare` root is the user who began that."""
     began = environ.get("_CONTAINERS_ROOTLESS_UID", "")
     return int(began) if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11 else euid
-
-
-def variables() -> Mapping[str, str]:
-    """Return all of this process's variables, for containers that are given some of them."""
-    return os.environ
 
 
 def auth_files(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
@@ -184,12 +180,6 @@ def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
         ),
         certificates=tuple(place / name / "certs.d" for name in ("containers", "docker") for place in both),
     )
-
-
-def config_files(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return imgfs's configuration files, which need not exist: the system's, then the user's."""
-    user, system = _config_home(environ), _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
-    return f"{system}/imgfs/config.toml", f"{user}/imgfs/config.toml"
 
 
 def _registries(named: str | None, user: Path, system: Path) -> tuple[RegistriesConf, ...]:
@@ -269,11 +259,6 @@ def csi_endpoint(environ: Mapping[str, str]) -> str | None:
     return environ.get("CSI_ENDPOINT") or None
 
 
-def notify_socket(environ: Mapping[str, str]) -> str | None:
-    """Return where systemd hears that a service is ready (sd_notify(3)); `@` begins the name of no file."""
-    return environ.get("NOTIFY_SOCKET") or None
-
-
 def ca_bundle(environ: Mapping[str, str]) -> Path | None:
     """The certificates to trust instead of the usual ones: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
     named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")
@@ -287,20 +272,14 @@ def source_date(environ: Mapping[str, str]) -> int | None:
 
 
 def _absolute(environ: Mapping[str, str], name: str) -> Path | None:
-    """$name if it is an absolute path: others "should be considered invalid" (XDG base directories)."""
-    path = Path(environ.get(name) or ".")
-    return path if path.is_absolute() else None
+    """$name if it is an absolute path."""
+    path = absolute(environ, name)
+    return Path(path) if path else None
 
 
 def _config_home(environ: Mapping[str, str]) -> Path:
-    return _absolute(environ, "XDG_CONFIG_HOME") or _home(environ) / ".config"
+    return Path(config_home(environ))
 
 
 def _home(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HOME")
-    if home:
-        return Path(home)
-    try:
-        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
-    except KeyError:  # a container's user without an account
-        return Path("/")
+    return Path(home(environ))

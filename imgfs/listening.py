@@ -136,7 +136,7 @@ class UnixServer(BoundedServer):
 
     def server_bind(self) -> None:
         """Make the socket, in the place of one that no process listens at any more."""
-        _remove_stale(self._path)
+        remove_stale(self._path)
         before = os.umask(0o177)
         try:
             self.socket.bind(str(self._path))
@@ -167,7 +167,7 @@ def _hang_up(request: socket.socket) -> None:
         socket.socket.shutdown(request, socket.SHUT_RDWR)  # not TLS's, which another thread may be using
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove a socket that a process of this user has left behind; anything else stays, and is in the way."""
     try:
         found = path.lstat()

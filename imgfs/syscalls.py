@@ -127,6 +127,19 @@ def set_parent_death_signal(number: int) -> None:
     _check(_libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl")
 
 
+def show_words(words: Sequence[str]) -> None:
+    """Show other words as this process's in ps(1) and /proc/PID/cmdline, as far as there is room.
+
+    They are written over the words and variables that the process was started with, which must not be in use
+    any more. The kernel shows text that goes beyond the words as one (fs/proc/base.c, get_mm_cmdline).
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[48])  # arg_start, env_end (proc(5), from the third field on)
+    text = b" ".join(map(os.fsencode, words))[: end - start - 1]
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
 def make_mounts_slave() -> None:
     """Propagate no mount out of this mount namespace; mounts made outside still come in."""
     _check(_libc.mount(b"", b"/", None, MS_REC | MS_SLAVE, None), "/")

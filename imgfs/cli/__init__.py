@@ -29,8 +29,27 @@ _PODMANS = 125  # podman's exit code for its own failures, options included
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `imgfs ARGUMENTS…` and return its exit code."""
     _open_standard_files()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if is_served(words):
+        from imgfs.forkserver.client import run_in_server
+
+        served = run_in_server(words)
+        if served is not None:
+            return served
+    code = carry_out(words)
+    if code == INTERRUPTED:
+        os._exit(code)  # threads that wait for a dead registry must not hold up the end
+    return code
+
+
+def is_served(words: Sequence[str]) -> bool:
+    """Return True if a fork server may carry a command out: one that does not stay."""
+    return words[:1] == ["mount"] and not {"-f", "--foreground", "--help", "-h"} & set(words)
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Run `imgfs WORDS…` in this process and return its exit code."""
     prepare_output()
-    words = sys.argv[1:] if arguments is None else arguments
     if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
         prepare_logging()
     if words[:1] == ["run"]:
@@ -62,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnicodeError as error:  # words of the command line may be any bytes
         return _complain(words_of_unicode(error), misused)
     except KeyboardInterrupt:
-        _complain("interrupted", INTERRUPTED)
-        os._exit(INTERRUPTED)  # threads that wait for a dead registry must not hold up the end
+        return _complain("interrupted", INTERRUPTED)
     return code
 
 

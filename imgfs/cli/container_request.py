@@ -11,11 +11,12 @@ from pathlib import Path
 
 from imgfs.cli.container_security import resources_of, security_of
 from imgfs.cli.output import warn
-from imgfs.config import Environment, variables
+from imgfs.config import Environment
 from imgfs.errors import UsageError
 from imgfs.runtime.host_facts import IdMaps
 from imgfs.runtime.names import SHORT, new_id, random_name
 from imgfs.runtime.request import Bind, ContainerRequest, Network, check_name
+from imgfs.variables import variables
 
 
 @dataclass(frozen=True, slots=True)

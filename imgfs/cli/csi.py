@@ -61,10 +61,11 @@ Examples:
 def csi(options: argparse.Namespace) -> int:
     """Serve kubelet."""
     from imgfs import __version__
-    from imgfs.config import csi_endpoint, variables
+    from imgfs.config import csi_endpoint
     from imgfs.engines.csi.services import Driver
     from imgfs.engines.csi.volumes import Volumes
     from imgfs.engines.rpc import only_one
+    from imgfs.variables import variables
 
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,12 +16,11 @@ def run_server(
     address: Path, services: Callable[[], Sequence[Service | Forwarded]], log_level: str
 ) -> NoReturn:
     """Answer at a socket until a signal comes, and end the process; systemd is told when it answers."""
-    from imgfs.config import notify_socket, variables
     from imgfs.daemonize import run_in_foreground
-    from imgfs.engines.rpc import serve, tell_systemd
+    from imgfs.engines.rpc import serve
+    from imgfs.systemd import tell_systemd
 
-    notify = partial(tell_systemd, notify_socket(variables()))
-    run_in_foreground(lambda _: serve(address, services(), notify), log_level.upper())
+    run_in_foreground(lambda _: serve(address, services(), tell_systemd), log_level.upper())
 
 
 def socket_path(address: str) -> Path:

@@ -68,7 +68,7 @@ def draws_on(stream: TextIO) -> bool:
     """Return True if a stream is a terminal that can be drawn on: $TERM is not `dumb`."""
     if not stream.isatty():
         return False
-    from imgfs.config import variables
+    from imgfs.variables import variables
 
     return variables().get("TERM") not in ("dumb", "unknown")
 

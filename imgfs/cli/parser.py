@@ -102,6 +102,7 @@ COMMANDS = {
     "cri": Command("cri", "hear by which passwords kubelet pulls images"),
     "csi": Command("csi", "show images to Kubernetes as volumes (CSI)"),
     "podman": Command("podman", "show images to podman, buildah and CRI-O, lazily"),
+    "serve": Command("serve", "keep imgfs loaded, so that mounts begin at once and share memory"),
     "login": Command("login", "keep a user name and password for a registry"),
     "logout": Command("login", "forget what is kept for a registry"),
     "store": Command("store", "show, limit, prune or check what is kept in the cache directory"),
@@ -238,7 +239,7 @@ def _configure(parser: Parser, name: str) -> None:
 
 def apply_config_files(parser: Parser) -> None:
     """Have a parser begin with what the configuration files say, if there are any; raises UsageError."""
-    from imgfs.config import config_files, variables
+    from imgfs.variables import config_files, variables
 
     found = [(path, body) for path in config_files(variables()) if (body := _read(path)) is not None]
     if found:

@@ -126,9 +126,10 @@ def verify(options: argparse.Namespace) -> int:
 
 def _policy(path: str) -> TrustPolicy:
     """Read the policy; raises UsageError."""
-    from imgfs.config import policy_files, variables
+    from imgfs.config import policy_files
     from imgfs.signatures.policy import parse_policy
     from imgfs.signatures.policy_keys import read_small
+    from imgfs.variables import variables
 
     if path != _USUAL:
         found = Path(path)

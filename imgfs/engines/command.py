@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from imgfs.config import variables
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.quoting import printable
+from imgfs.variables import variables
 
 _LONGEST = 500  # characters of a reason
 

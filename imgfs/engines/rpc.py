@@ -1,4 +1,4 @@
-"""gRPC on a Unix socket, and systemd's word that it answers.
+"""gRPC on a Unix socket.
 
 grpcio carries the messages as bytes, one thread for each call that is under way: one that waits for an image
 may do so as long as that takes, and the others must not wait for it.
@@ -10,7 +10,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -74,18 +73,6 @@ def serve(address: Path, services: Iterable[Service | Forwarded], notify: Callab
     ended.wait()
     notify(b"STOPPING=1")
     server.stop(_GRACE).wait()
-
-
-def tell_systemd(place: str | None, state: bytes) -> None:
-    """Tell systemd of a new state, if `place` is a socket it waits at (sd_notify(3))."""
-    if place is None:
-        return
-    address = f"\0{place[1:]}" if place.startswith("@") else place
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying:
-            notifying.sendto(state, address)
-    except OSError as error:
-        log.warning("systemd cannot be told %s: %s", state.decode(), describe(error))
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import imgfs
-from imgfs.config import variables
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
@@ -33,6 +32,7 @@ from imgfs.store.atomic import atomic_write
 from imgfs.store.store import Store
 from imgfs.tree.database import FORMAT as TREE_FORMAT
 from imgfs.tree.reader import Tree
+from imgfs.variables import variables
 
 _BUFFER = 1 << 20
 _NICENESS = 10  # nice(2): on a busy machine it gets a tenth of what others get, but gets done

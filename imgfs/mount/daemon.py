@@ -41,6 +41,7 @@ _ALWAYS = (
 )
 _BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
+_LATER = ("imgfs.image.image", "imgfs.image.profiles", "imgfs.predict.predictor", "imgfs.store.store")
 _MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
 _SWITCH = 0.0005  # seconds until a thread that computes makes way for another
 _FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
@@ -127,6 +128,13 @@ def load_what_fetches(*, http: bool) -> None:
         from imgfs.transport.connect import load_http
 
         load_http()
+
+
+def load_what_serves() -> None:
+    """Load all that any mount's daemon may need, for processes that are forked later."""
+    for module in (*_ALWAYS, *_FOR_SCRATCHES, *_BY_FUSE, *_BY_KERNEL, *_LATER):
+        importlib.import_module(module)
+    load_what_fetches(http=True)
 
 
 def _load_beside(image: Image, source: DeferredSource) -> None:

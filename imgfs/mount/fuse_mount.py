@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs import syscalls
-from imgfs.config import variables
 from imgfs.errors import MountError
 from imgfs.mount.options import MountOptions
 from imgfs.mounts.attributes import attributes_of
 from imgfs.mounts.mountpoint import open_mountpoint
 from imgfs.mounts.table import mount_at, mounts
+from imgfs.variables import variables
 
 _OURS = {"rw", "nopassthrough", "history", "nonempty"}  # options that are neither libfuse's nor the kernel's
 _PARAMETERS = {"default_permissions", "allow_other"}  # of the kernel's FUSE (fs/fuse/inode.c)

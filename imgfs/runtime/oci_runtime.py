@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.config import variables
 from imgfs.errors import MountError
 from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.host import Cgroups, RuntimeCommand, capabilities
@@ -27,6 +26,7 @@ from imgfs.runtime.process_id import first_process
 from imgfs.runtime.rootfs import NOT_EXECUTABLE, NOT_FOUND
 from imgfs.runtime.signals import SignalRelay
 from imgfs.runtime.stdio import StdioPipes
+from imgfs.variables import variables
 
 _FIRST_PTS, _LAST_PTS = 136, 143  # majors of pseudo-terminals (Linux devices.txt)
 _WINSIZE = 8  # bytes of a struct winsize (ioctl_tty(2))

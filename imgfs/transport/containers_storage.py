@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.config import podman_storage, variables
+from imgfs.config import podman_storage
 from imgfs.errors import ImgfsError, InvalidImage, NotFound, UsageError
 from imgfs.layer.limits import LAYERS_LIMIT
 from imgfs.oci.artifact import encode
@@ -32,6 +32,7 @@ from imgfs.registry.config.reload import Table
 from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.transport.files import Directory, FilesSource, StoredFile, open_regular
 from imgfs.transport.tar_split import TarSplit, TarSplitFile
+from imgfs.variables import variables
 
 _DRIVERS = {"overlay": "overlay/{}/diff", "vfs": "vfs/dir/{}"}  # where each has a layer's files
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

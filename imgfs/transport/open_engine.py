@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from imgfs.config import containerd_place, docker_sockets, variables
+from imgfs.config import containerd_place, docker_sockets
 from imgfs.oci.reference import CONTAINERD, DOCKER_DAEMON, EngineReference
 from imgfs.transport.source import Source
+from imgfs.variables import variables
 
 if TYPE_CHECKING:
     from imgfs.store.store import Store

@@ -129,6 +129,7 @@ class Imgfs:
             "PYTHONDONTWRITEBYTECODE": "1",
             "IMGFS_STORE": str(self.store),
             "IMGFS_ETC": str(self.directory / "etc"),  # what this machine says of registries does not count
+            "IMGFS_SERVE": "none",  # nor one that waits here
             "LC_ALL": "C.UTF-8",
             name: value,
             **self.environment,

@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.config import CredentialProviders, variables
+from imgfs.config import CredentialProviders
 from imgfs.errors import Unauthorized, UsageError
 from imgfs.oci.fields import words_of_json
 from imgfs.oci.reference import DOCKER_HUB
 from imgfs.oci.yaml import parse_yaml
 from imgfs.owned.opening import open_regular
 from imgfs.registry.config.credential_stores import ask_for_credentials
+from imgfs.variables import variables
 
 _MAX_FILE = 4 << 20
 _MAX_ANSWER = 1 << 20

@@ -1,0 +1,111 @@
+"""A command handed to the fork server, where one runs. It is in the way of each command: it loads little."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from imgfs.variables import server_socket, variables
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from socket import socket
+
+_PATIENCE = 3.0  # seconds for the server to accept or refuse: it may be stopped
+_LOST = 1  # the exit code of a command that was killed without saying one
+_UCRED = 12  # bytes of struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+def run_in_server(words: Sequence[str]) -> int | None:
+    """Have the fork server carry a command out, and return its exit code.
+
+    None where there is no server, or it refuses: then the caller is to carry it out itself.
+    """
+    path = server_socket(variables(), os.geteuid())
+    if not path or not os.path.exists(path):
+        return None
+    connection = _connect(path)
+    if connection is None:
+        return None
+    try:
+        pid = _ask(connection, words)
+        return None if pid is None else _wait(connection, pid)
+    finally:
+        connection.close()
+
+
+def _connect(path: str) -> socket | None:
+    """Connect to the server, if it is this user's: it is told variables, and so passwords."""
+    import _socket  # `socket` takes longer to load than all else here
+
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.settimeout(_PATIENCE)
+    try:
+        connection.connect(path)
+        owner = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED)
+    except OSError:
+        owner = b""
+    if int.from_bytes(owner[4:8], sys.byteorder) == os.geteuid() and owner:
+        return connection  # type: ignore[return-value]  # what is used of it is the same
+    connection.close()
+    return None
+
+
+def _ask(connection: socket, words: Sequence[str]) -> int | None:
+    """Send the request; return the pid of the process that carries it out, None if that is refused."""
+    import _socket
+    from array import array
+
+    from imgfs.forkserver.request import ACCEPTED, WORD, CommandRequest, streams_of_this_process
+
+    try:
+        directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # it has been removed
+        return None
+    try:
+        request = CommandRequest(sys.argv[0], words, variables(), streams_of_this_process())
+        body, passed = request.encode(), array("i", [0, 1, 2, directory])
+        connection.sendmsg([body[:WORD]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
+        connection.sendall(body[WORD:])
+        if connection.recv(1) != ACCEPTED:
+            return None
+        connection.settimeout(None)
+        said = _read(connection, WORD)
+        return int.from_bytes(said, "little") if said else None
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+
+
+def _wait(connection: socket, pid: int) -> int:
+    """Wait for the exit code of the process group `pid`, passing on signals meanwhile."""
+    import signal
+    from contextlib import suppress
+
+    from imgfs.forkserver.request import WORD
+
+    def pass_on(number: int, _: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    said = _read(connection, WORD)
+    return int.from_bytes(said, "little") if said else _LOST
+
+
+def _read(connection: socket, length: int) -> bytes:
+    """Read so many bytes; nothing if the other end closes the connection before."""
+    found = b""
+    while len(found) < length:
+        try:
+            more = connection.recv(length - len(found))
+        except ConnectionResetError:
+            more = b""
+        if not more:
+            return b""
+        found += more
+    return found

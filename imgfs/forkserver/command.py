@@ -1,0 +1,121 @@
+"""The forked process: it makes sure who asks, becomes what was asked for, and runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from imgfs import syscalls
+from imgfs.forkserver.caller import Differs, check_likeness, take_over
+from imgfs.forkserver.request import ACCEPTED, LARGEST, PASSED, REFUSED, WORD, CommandRequest
+from imgfs.quoting import printable
+from imgfs.variables import set_variables
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Sequence[str]], int]
+_PATIENCE = 10.0  # seconds for the client to send its request
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+
+
+def carry_out(connection: socket.socket, run: Run, is_current: Callable[[], bool]) -> bool:
+    """Carry out what a client asks for, and tell it the exit code; False if imgfs is not what it was."""
+    connection.settimeout(_PATIENCE)
+    try:
+        pid, alive = _peer(connection)
+        request, passed = _receive(connection)
+        if not is_current():
+            _refuse(connection, pid, "another imgfs has been installed")
+            return False
+        check_likeness(pid)
+        take_over(pid)
+        if select.select([alive], [], [], 0)[0]:
+            return True  # the client has ended: what was read by its pid may be of another process
+    except (Differs, OSError, ValueError) as error:
+        _refuse(connection, pid, str(error))
+        return True
+    log.info("for pid %d: imgfs %s", pid, " ".join(map(printable, request.words)))
+    _become(request, passed)
+    _die_with(connection)
+    connection.sendall(ACCEPTED + os.getpid().to_bytes(WORD, "little"))
+    os.register_at_fork(after_in_child=connection.close)
+    code = run(request.words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    connection.sendall((code & 0xFF).to_bytes(WORD, "little"))
+    return True
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return the client's pid, and a descriptor of it. Raises Differs if it is another user's."""
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if uid != os.geteuid():
+        raise Differs(f"user {uid}, not {os.geteuid()}")
+    try:
+        return pid, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return pid, os.pidfd_open(pid)
+
+
+def _receive(connection: socket.socket) -> tuple[CommandRequest, list[int]]:
+    """Read a request, and the descriptors with it. Raises OSError; ValueError if another imgfs asks."""
+    head, passed, _, _ = socket.recv_fds(connection, WORD, PASSED)
+    length = int.from_bytes(head, "little")
+    if len(head) != WORD or len(passed) != PASSED or length > LARGEST:
+        raise ValueError("no request")
+    body = bytearray()
+    while len(body) < length:
+        more = connection.recv(min(length - len(body), 1 << 16))
+        if not more:
+            raise ValueError("it is cut off")
+        body += more
+    return CommandRequest.decode(bytes(body)), passed
+
+
+def _refuse(connection: socket.socket, pid: int, reason: str) -> None:
+    log.info("pid %d is not served: %s", pid, reason)
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        connection.sendall(REFUSED)
+
+
+def _become(request: CommandRequest, passed: Sequence[int]) -> None:
+    """Make this process one that was started by the client's words, in its directory, with its files."""
+    os.setsid()
+    os.fchdir(passed[3])
+    for number, fd in enumerate(passed[:3]):
+        os.dup2(fd, number, inheritable=True)
+    for fd in passed:
+        os.close(fd)
+    set_variables(request.variables)
+    time.tzset()
+    sys.argv = [request.name, *request.words]
+    sys.stdin, sys.stdout, sys.stderr = map(_opened, range(3), request.streams[::2], request.streams[1::2])
+    logging.basicConfig(handlers=[], level=logging.WARNING, force=True)
+    syscalls.show_words([sys.executable, *sys.argv])
+
+
+def _die_with(connection: socket.socket) -> None:
+    """Have the kernel kill this process when the client closes the connection, as it does when it ends."""
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([connection], [], [], 0)[0]:  # it is gone already
+        os._exit(1)
+
+
+def _opened(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
+    """Open a standard file for text, as Python does."""
+    file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115 (as long as the process)
+    return io.TextIOWrapper(file, encoding, errors or None, line_buffering=number == 2 or file.isatty())

@@ -1,0 +1,73 @@
+"""Environment variables, which this module alone reads, and what every start asks of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_SYSTEM_CONFIG = "/etc"
+_ROOTS_SERVER = "/run/imgfs/serve.sock"
+_NONE = "none"  # in the place of a socket's path
+
+
+def variables() -> Mapping[str, str]:
+    """Return all of this process's variables."""
+    return os.environ
+
+
+def set_variables(entries: Mapping[str, str]) -> None:
+    """Replace all of this process's variables, in what its children inherit, too."""
+    os.environ.clear()
+    os.environ.update(entries)
+
+
+def server_socket(environ: Mapping[str, str], euid: int) -> str | None:
+    """Return where `imgfs serve` answers this user; None if the user wants none, or has no place for it.
+
+    $IMGFS_SERVE names the socket, or is `none`. Else it is below $XDG_RUNTIME_DIR, for root below /run.
+    """
+    explicit = environ.get("IMGFS_SERVE")
+    if explicit:
+        return None if explicit == _NONE else os.path.abspath(explicit)
+    if euid == 0:  # $XDG_RUNTIME_DIR may be that of the user who has become root
+        return _ROOTS_SERVER
+    return f"{absolute(environ, 'XDG_RUNTIME_DIR') or f'/run/user/{euid}'}/imgfs/serve.sock"
+
+
+def notify_socket(environ: Mapping[str, str]) -> str | None:
+    """Return where systemd hears that a service is ready (sd_notify(3)); `@` begins the name of no file."""
+    return environ.get("NOTIFY_SOCKET") or None
+
+
+def has_listening_socket(environ: Mapping[str, str], pid: int) -> bool:
+    """Return True if systemd has given this process one socket, as descriptor 3 (sd_listen_fds(3))."""
+    return environ.get("LISTEN_PID") == str(pid) and environ.get("LISTEN_FDS") == "1"
+
+
+def config_files(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return imgfs's configuration files, which need not exist: the system's, then the user's."""
+    system = absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
+    return f"{system}/imgfs/config.toml", f"{config_home(environ)}/imgfs/config.toml"
+
+
+def config_home(environ: Mapping[str, str]) -> str:
+    """Return where the user's configuration files are (XDG base directories)."""
+    return absolute(environ, "XDG_CONFIG_HOME") or os.path.join(home(environ), ".config")
+
+
+def home(environ: Mapping[str, str]) -> str:
+    """Return the user's home directory, / for a user who has no account."""
+    if found := environ.get("HOME"):
+        return found
+    import pwd  # here: nearly all have the variable
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:  # a container's user without an account
+        return "/"
+
+
+def absolute(environ: Mapping[str, str], name: str) -> str | None:
+    """Return $name if it is an absolute path: XDG's "should be considered invalid" otherwise."""
+    path = environ.get(name, "")
+    return path if path.startswith("/") else None

@@ -1,0 +1,128 @@
+"""`imgfs serve`: mounts whose processes are forked from one that waits, and are as any other's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tarmake as tar
+from tests.support.fault_server import Fault, FaultServer
+from tests.support.mounted import Imgfs, Ran, gzipped, is_alive, serve, until, write_image
+
+pytestmark = pytest.mark.kernel
+
+FURTHER = 24.0  # MiB that a further idle mount may take
+
+
+class Server:
+    """`imgfs serve`, and commands that know where it is."""
+
+    def __init__(self, imgfs: Imgfs) -> None:
+        self.imgfs = imgfs
+        self.log = imgfs.directory / "serve.log"
+        self.socket = imgfs.directory / "serve.sock"
+        imgfs.environment["IMGFS_SERVE"] = str(self.socket)
+        with self.log.open("wb") as log:
+            words = [sys.executable, "-m", "imgfs", "serve"]
+            self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
+        until(self.socket.exists, "the server listens")
+
+    def mount(self, *words: str | Path, **more: Any) -> Ran:
+        """`imgfs mount WORDS…`, in a process of its own."""
+        return self.imgfs.program(sys.executable, "-m", "imgfs", "mount", "--driver", "fuse", *words, **more)
+
+    def said(self, words: str) -> int:
+        """How often it has logged this."""
+        return self.log.read_text().count(words)
+
+    def end(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0, self.log.read_text()
+
+
+@pytest.fixture
+def server(imgfs: Imgfs) -> Iterator[Server]:
+    server = Server(imgfs)
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    return write_image(imgfs.directory / "layout", [gzipped(tar.archive(tar.file("a", b"1")))])
+
+
+def shared(pid: int) -> float:
+    """MiB of a process; what n processes share counts for an nth (proc(5), smaps_rollup)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+
+
+def test_mounts_are_forked_share_memory_and_outlive_the_server_and_each_other(
+    server: Server, image: str
+) -> None:
+    imgfs, places = server.imgfs, [server.imgfs.mountpoint(f"mnt{number}") for number in range(4)]
+    for at in places:  # by a name in the command's own directory
+        assert server.mount(image, at.name, cwd=at.parent) == (0, b"", "")
+    assert server.said(": imgfs mount") == 4
+    pids = [imgfs.watch(at) for at in places]
+    assert Path(f"/proc/{pids[0]}/cmdline").read_bytes().rstrip(b"\0").endswith(b"mnt0")
+    assert max(map(shared, pids)) < FURTHER
+    server.end()
+    assert not server.socket.exists()
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: not is_alive(pids[0]), "the daemon is dead")
+    subprocess.run(["umount", "-l", places[0]], check=True)
+    imgfs.gone(places[0])
+    for at in places[1:]:
+        assert (at / "a").read_bytes() == b"1"
+        imgfs.umount(at)
+
+
+def test_a_command_that_is_not_like_the_server_does_all_of_it_by_itself(server: Server, image: str) -> None:
+    at = server.imgfs.mountpoint()
+    words = [sys.executable, "-m", "imgfs", "mount", image, str(at)]
+    if os.geteuid() == 0:
+        assert server.imgfs.program("unshare", "--uts", *words).code == 0
+        assert server.said("is not served: uts: ") == 1
+    else:
+        assert server.imgfs.program("setpriv", "--no-new-privs", *words).code == 1  # fusermount3 is set-uid
+        assert server.said("is not served: NoNewPrivs: 1, not 0") == 1
+        return
+    server.imgfs.watch(at)
+    server.imgfs.umount(at)
+
+
+def test_errors_and_exit_codes_are_the_commands(server: Server) -> None:
+    at = server.imgfs.mountpoint()
+    said = server.mount("oci:/nowhere:x", at)
+    assert "/nowhere" in said.complaint(2)
+    assert server.mount("oci:/nowhere:x", "/nowhere").code == 1
+    assert server.said(": imgfs mount") == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_command_ends_with_its_client(server: Server, number: signal.Signals, code: int) -> None:
+    with FaultServer() as registry:
+        image = serve(registry, "app", "v1", [gzipped(tar.archive(tar.file("a", b"1")))])
+        registry.inject(Fault(stall_after=0), on="/manifests/", times=9)
+        at = server.imgfs.mountpoint()
+        words = [sys.executable, "-m", "imgfs", "mount", image, str(at)]
+        client = subprocess.Popen(words, env=server.imgfs.environment, stderr=subprocess.DEVNULL)
+        until(lambda: server.said(": imgfs mount"), "it is carried out")
+        until(lambda: registry.seen("/manifests/"), "it waits for the registry")
+        client.send_signal(number)
+        assert client.wait(60) == code
+        until(lambda: not forked_from(server.process.pid), "the forked process has ended")
+
+
+def forked_from(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
