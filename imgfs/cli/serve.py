@@ -62,8 +62,8 @@ def serve(options: argparse.Namespace) -> int:
 
     log_to_stderr(options.log_level.upper())
     os.chdir("/")
+    load()
     with _listening(options.socket) as listening:
-        load()
         goes_on = ForkServer(listening, carry_out).serve(lambda: tell_systemd(b"READY=1"))
     tell_systemd(b"STOPPING=1")
     return 0 if goes_on else 1

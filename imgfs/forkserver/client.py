@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from socket import socket
 
-_PATIENCE = 3.0  # seconds for the server to accept or refuse: it may be stopped
+_PATIENCE = 5.0  # seconds for the server to accept or refuse: it may be stopped
 _LOST = 1  # the exit code of a command that was killed without saying one
 _UCRED = 12  # bytes of struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
