@@ -49,10 +49,11 @@ from imgfs.fuse.protocol import (
 from imgfs.fuse.session import Handler, Session
 from imgfs.fuse.views import NAME_MAX, Children, PendingRead, View
 from imgfs.mounts.status_client import STATUS_XATTR, encode_status
-from imgfs.status import MountStatus
 
 if TYPE_CHECKING:
     import trio
+
+    from imgfs.status import MountStatus
 
 DOTS = (b".", b"..")
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once

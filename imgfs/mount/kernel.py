@@ -28,13 +28,13 @@ from imgfs.mount.serving import (
     syncing,
 )
 from imgfs.mounts.status_client import encode_status
-from imgfs.status import MountStatus
 
 if TYPE_CHECKING:
     from imgfs.fuse.session import Session
     from imgfs.kernel.chunk_index import AssembledDevice
     from imgfs.kernel.driver import KernelDriver, RuntimeDirectory
     from imgfs.kernel.passthrough import Passthrough
+    from imgfs.status import MountStatus
 
 log = logging.getLogger("imgfs.mount")
 

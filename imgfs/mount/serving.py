@@ -21,7 +21,6 @@ from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
 from imgfs.mount import holder
 from imgfs.mount.options import MountOptions
-from imgfs.status import MountStatus, ScratchStatus
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from imgfs.overlay.interchange import HandleLookup
     from imgfs.overlay.scratch import ScratchBase
     from imgfs.owned.inheritance import LockInheritance
+    from imgfs.status import MountStatus
     from imgfs.tree.reader import Tree
 
 log = logging.getLogger("imgfs.mount")
@@ -275,6 +275,8 @@ def _set(setting: Path, value: int) -> None:
 
 def status(image: Image, store: Store, options: MountOptions, began: float, restarts: int = 0) -> MountStatus:
     """The status of a mount that `began` at a time in seconds since 1970."""
+    from imgfs.status import MountStatus, ScratchStatus  # here: a mount answers before it is asked for that
+
     resolved, scratch = image.resolved, options.scratch
     counts = image.content.snapshot()
     traffic = image.traffic()  # after the layers' counts, which it includes

@@ -16,13 +16,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.errors import MountError
 from imgfs.mounts.holders import holder_of, is_holder
 from imgfs.mounts.table import STATUS_SOCKET, Mount
 from imgfs.owned.writing import write_all
-from imgfs.status import MountStatus
+
+if TYPE_CHECKING:
+    from imgfs.status import MountStatus
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
@@ -51,6 +53,8 @@ class DaemonSilent(MountError):
 
 def read_status(mount: Mount, patience: float | None = None) -> MountStatus:
     """Return the status that the daemon of `mount` answers. Raises as `read_status_json`."""
+    from imgfs.status import MountStatus  # here: daemons, which know this module, only tell it
+
     return MountStatus.from_json(read_status_json(mount, patience))
 
 

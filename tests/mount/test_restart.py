@@ -128,6 +128,31 @@ def test_statistics_and_the_profile_go_on(imgfs: Imgfs) -> None:
     assert sum(each.length for each in ranges) > len(NOISE)
 
 
+LOADS = """
+import sys
+from imgfs.mount import resume
+program, *words = resume.successor_program()
+resume.successor_program = lambda: [program, "-X", "importtime", *words]
+from imgfs.cli import main
+sys.exit(main())
+"""  # a daemon whose successors write to the log what they import
+
+
+def test_a_successor_loads_little_before_it_answers(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append("^import time: ")
+    at = imgfs.mountpoint()
+    mount = "mount", "--restart", image, at
+    assert imgfs.program(sys.executable, "-c", LOADS, *mount) == (0, b"", "")
+    imgfs.watch(at)
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    assert (at / "noise").read_bytes() == NOISE
+    lines = [line.rpartition("|")[2].strip() for line in imgfs.logged() if line.startswith("import time: ")]
+    assert len(lines) <= 245  # each takes 0.3 ms
+    late = "trio", "requests", "ssl", "asyncio", "subprocess", "http", "imgfs.status", "imgfs.overlay.union"
+    assert not [name for name in lines if name.startswith(late)]
+    imgfs.umount(at)
+
+
 @pytest.mark.drivers("fuse", "kernel")
 def test_what_runs_out_of_the_mount_goes_on(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mount(image, "--restart")
