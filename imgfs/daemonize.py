@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 Serve = Callable[[Callable[[], None]], None]  # is given what to call when it is ready; returns at its end
 GetReady = Callable[[], Iterator[None]]
 ServeTask = Callable[[Any, Callable[[], None]], None]  # is given the task that `start` has sent, too
-GetMore = Callable[[], None]
+GetMore = Callable[[Any], None]  # is given what `expect_more` has sent
 _READY = b"\0"
-_MORE = b"m"  # comes before a task, which is a pickle and begins otherwise
 
 
 def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
@@ -45,8 +44,8 @@ class Daemon(AbstractContextManager["Daemon"]):
 
     `get_ready` goes first in it: step by step, until its caller knows what is to be served; what has to be
     done in any case is its first step. If `expect_more` is called then, `get_more` is next. Then `serve` is
-    called with the task that `start` sends, which must be one that can be pickled. A daemon that has not been
-    started by the end of the `with` block ends.
+    called with the task that `start` sends, which must be one that can be pickled; it goes through a pipe, as
+    what `expect_more` sends. A daemon that has not been started by the end of the `with` block ends.
     """
 
     def __init__(self, pid: int, task: int, answer: int) -> None:
@@ -56,7 +55,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         self._expects_more = False
 
     @classmethod
-    def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda: None) -> Daemon:
+    def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda _: None) -> Daemon:
         """Fork a daemon, which begins to get ready."""
         task, send_task = os.pipe()
         read_answer, answer = os.pipe()
@@ -71,19 +70,22 @@ class Daemon(AbstractContextManager["Daemon"]):
         os.close(answer)
         return cls(pid, send_task, read_answer)
 
-    def expect_more(self) -> None:
-        """Have it get ready for more than what is done in any case."""
+    def expect_more(self, known: object = None) -> None:
+        """Have it get ready for more than what is done in any case, by what is `known` of that."""
         if not self._expects_more and self._task >= 0:
             self._expects_more = True
-            with contextlib.suppress(BrokenPipeError):  # it has died: `wait` says why
-                os.write(self._task, _MORE)
+            with (
+                contextlib.suppress(BrokenPipeError),  # it has died: `wait` says why
+                open(self._task, "wb", closefd=False) as pipe,
+            ):
+                pickle.dump((False, known), pipe)
 
     def start(self, task: object, log_file: Path, log_level: str) -> None:
         """Have it serve `task`, logging to `log_file`; the caller must call `wait` next."""
         self._log_file = log_file
         with contextlib.suppress(BrokenPipeError), open(self._task, "wb") as pipe:  # it has died: it says why
             self._task = -1
-            pickle.dump((task, log_file, log_level), pipe)
+            pickle.dump((True, (task, log_file, log_level)), pipe)
 
     def wait(self) -> None:
         """Return when it is ready; raises MountError with the reason if it ends before that."""
@@ -126,14 +128,8 @@ def _daemon(
         for _ in get_ready():
             if select.select([task_pipe], [], [], 0)[0]:
                 break
-        with open(task_pipe, "rb") as pipe:
-            sent = pipe.read(1)
-            if sent == _MORE:
-                get_more()
-                sent = b""
-            sent += pipe.read()
-        if sent:
-            task, log_file, log_level = pickle.loads(sent)
+        if sent := _read_task(task_pipe, get_more):
+            task, log_file, log_level = sent
             os.chdir("/")
             _redirect(_open_log(log_file))
             log_to_stderr(log_level)
@@ -148,6 +144,18 @@ def _daemon(
     finally:
         logging.shutdown()
         os._exit(status)  # as in the foreground
+
+
+def _read_task(task_pipe: int, get_more: GetMore) -> tuple[Any, Path, str] | None:
+    """Wait for the task, and get ready for more if told to; None if the caller has ended without one."""
+    with open(task_pipe, "rb") as pipe, contextlib.suppress(EOFError):
+        while True:
+            is_task, sent = pickle.load(pipe)
+            if is_task:
+                task: tuple[Any, Path, str] = sent
+                return task
+            get_more(sent)
+    return None
 
 
 def _open_log(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ def run_container(start: Start, mounting: Mounting) -> int:
     plan = _Plan(start, image, runtime, host)
     guess = image.guess() if options.scratch is None else None
     if guess is None:
-        return _contain(plan, image.prepare(is_missing=mounting.expect_fetches), mounting)
+        is_missing = partial(mounting.expect_fetches, image.connect)
+        return _contain(plan, image.prepare(is_missing=is_missing), mounting)
     try:
         return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:

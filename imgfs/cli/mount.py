@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from imgfs.mount.options import MountOptions
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
+    from imgfs.transport.source import Source
 
 # Options that libfuse 3 knows (lib/mount.c, fuse_mount_opts; lib/fuse_lowlevel.c, fuse_ll_opts), and imgfs's
 # own: with others it would refuse the mount after the image has been fetched.
@@ -177,7 +179,7 @@ def mount(options: argparse.Namespace) -> int:
         Mounting.fork(writable=writable, offline=options.offline, driver=options.driver) as mounting,
         _plan(options) as (image, how),
     ):
-        resolved = _prepared(image, options, how, mounting.expect_fetches)
+        resolved = _prepared(image, options, how, partial(mounting.expect_fetches, image.connect))
         mounting.mount(resolved, image.connect, image.store, how)
     return 0
 
@@ -186,7 +188,7 @@ def _prepared(
     image: ImageSelection,
     options: argparse.Namespace,
     how: MountOptions,
-    is_missing: Callable[[], None] = lambda: None,
+    is_missing: Callable[[Source], None] = lambda source: None,  # noqa: ARG005
 ) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
     from imgfs.image.profiles import profile_for

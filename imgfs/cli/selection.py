@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: wh
     from imgfs.registry.retry import Timeouts
 
 _STEPS = 3  # that may fail one after the other before a read does
+_AT_ONCE = 3  # requests for an image's config and, by API and by tag, for what refers to it
 _HURRY = 3.0  # seconds for each step of asking a registry that something can stand in for
 
 
@@ -96,23 +97,25 @@ class ImageSelection:
         up_to: str | None = None,
         *,
         lean: bool = True,
-        is_missing: Callable[[], None] = lambda: None,
+        is_missing: Callable[[Source], None] = lambda source: None,  # noqa: ARG005
     ) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
-        entries afterwards, although the tree has all that a mount needs. `is_missing` is called once it is
-        known that the image is not ready.
+        entries afterwards, although the tree has all that a mount needs. `is_missing` is called with the
+        source once that has told what the image is, if it is not ready.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
             source = stack.enter_context(closing(self.connect()))
             discovery: IndexDiscovery | None = None
+            if self.trust.in_registry and not self.store.resolved(str(self.reference)):
+                source.expect(_AT_ONCE)
 
             def look(digest: Digest, manifest: Manifest) -> None:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
-                    is_missing()
+                    is_missing(source)
                     from imgfs.image.discover import early_discovery
 
                     discovery = early_discovery(digest, manifest, source, self.store, self.trust)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 
 from imgfs.errors import ImgfsError, Unavailable
@@ -16,12 +18,14 @@ from imgfs.layer.origin import soci_origin
 from imgfs.oci.artifact import parse_artifact
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
-from imgfs.oci.published import Published, latest, published_in
+from imgfs.oci.published import Published, latest, listed_tree, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
 from imgfs.store.store import Store
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 SMALL = 256 << 10  # bytes of layers that are streamed in less time than a lookup of indexes takes
+_LARGEST_AHEAD = 4 << 20  # bytes of a tree that is fetched beside the artifact: it is held in memory
+_TREE_AND_PROFILE = 2  # that may be published beside an index of each layer
 
 
 def early_discovery(
@@ -35,6 +39,9 @@ def early_discovery(
     if store.tree(digest) is not None or missing <= SMALL:
         return None
     discovery = IndexDiscovery(digest, manifest, source, trust)
+    if trust.in_registry:
+        layers = {layer.digest for layer in manifest.layers}
+        source.expect(len(layers) + _TREE_AND_PROFILE)  # connected to while their list is asked for
     discovery.start()
     return discovery
 
@@ -55,9 +62,12 @@ class IndexDiscovery:
         self.trust = trust
         self._lock = threading.RLock()
         self.refused: list[str] = []
+        self._is_early = False
+        self._ahead: tuple[Digest, Future[bytes]] | None = None  # a tree that a list names
 
     def start(self) -> None:
-        """Begin to look for imgfs's own artifact, in a thread that ends with that."""
+        """Begin to look for imgfs's own artifact and the tree in it, in threads that end with that."""
+        self._is_early = True
 
         def look() -> None:
             with suppress(ImgfsError):  # raised again where it is used
@@ -70,6 +80,13 @@ class IndexDiscovery:
         """Return what imgfs has published for the image."""
         with self._lock:
             return self._published
+
+    def with_bytes(self, tree: Descriptor) -> Descriptor:
+        """Return the published tree with its bytes, if they are fetched ahead; waits for them."""
+        if self._ahead and self._ahead[0] == tree.digest:
+            with suppress(ImgfsError):  # then it is fetched as if nothing had been
+                return replace(tree, data=self._ahead[1].result())
+        return tree
 
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
         """A layer's zTOC, and who vouches for it (`layer.origin`)."""
@@ -84,6 +101,8 @@ class IndexDiscovery:
         artifact = latest(self._referrers)
         if artifact is None:
             return _NOTHING
+        if self._is_early:
+            self._fetch_tree(artifact)
         try:
             return published_in(parse_artifact(self._source.document(artifact), artifact.media_type))
         except Unavailable:
@@ -91,6 +110,21 @@ class IndexDiscovery:
         except ImgfsError as error:
             self._refuse("the index published with the image", error)
             return _NOTHING
+
+    def _fetch_tree(self, artifact: Descriptor) -> None:
+        """Begin to fetch the tree that an artifact has by its list, a round trip before it says so itself."""
+        tree = listed_tree(artifact)
+        if tree is None or tree.size > _LARGEST_AHEAD:
+            return
+        self._ahead = tree.digest, Future()
+
+        def fetch(body: Future[bytes], tree: Descriptor) -> None:
+            try:
+                body.set_result(b"".join(self._source.blob(tree)))
+            except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
+                body.set_exception(error)
+
+        threading.Thread(target=fetch, args=(self._ahead[1], tree), name="imgfs-tree", daemon=True).start()
 
     @cached_property
     def _soci_v2(self) -> Mapping[Digest, Descriptor]:

@@ -131,7 +131,7 @@ class _Preparation:
     def _import_tree(self, tree: Descriptor) -> None:
         with doing_without("the tree published with the image", self._reporter):
             resolved = self._resolved
-            layers = len(resolved.manifest.layers)
+            layers, tree = len(resolved.manifest.layers), self._discovery.with_bytes(tree)
             import_published_tree(tree, resolved.tree, layers, self._source, self._store, self._trust.origin)
 
     def _import_profiles(self) -> None:

@@ -10,7 +10,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from imgfs.image.resolve import Resolved
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
     from imgfs.mount.resume import MountState, Succession
+    from imgfs.registry.auth import KnownAuth
+    from imgfs.registry.endpoint import RegistryEndpoint
     from imgfs.status import MountStatus
     from imgfs.store.store import Store
     from imgfs.transport.connect import DeferredSource
@@ -66,11 +68,18 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
         """Fork the daemon of a mount to be, which begins to load what it will need."""
         more = _FOR_SCRATCHES if writable else ()
         load = partial(_load, more, by_kernel=driver != "fuse" and os.geteuid() == 0)
-        return cls(Daemon.fork(load, _serve_task, partial(load_what_fetches, http=not offline)))
+        child = _ForkedDaemon(offline=offline)
+        return cls(Daemon.fork(load, child.serve_task, child.get_more))
 
-    def expect_fetches(self) -> None:
-        """Have the daemon load what fetches, too: the image has to be prepared first, which takes a while."""
-        self._daemon.expect_more()
+    def expect_fetches(self, connect: Callable[[], Source], source: Source) -> None:
+        """Have the daemon get ready to fetch: the image has to be prepared first, which takes a while.
+
+        It opens its own connections by `connect` meanwhile, and is told what the registry of `source`, which
+        has been asked already, wants to be shown: secrets, which go through a pipe and are kept nowhere.
+        """
+        from imgfs.transport.connect import known_auth
+
+        self._daemon.expect_more((pickle.dumps(connect), known_auth(source)))
 
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
@@ -96,6 +105,33 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
 
     def __exit__(self, *_: object) -> None:
         self._daemon.__exit__()
+
+
+class _ForkedDaemon:
+    """What the daemon does until it serves; it has a source already if the image was not here."""
+
+    def __init__(self, *, offline: bool) -> None:
+        self._offline = offline
+        self._opened: Source | None = None
+
+    def get_more(self, known: tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None]) -> None:
+        """Load what fetches, and connect to a registry that its caller knows."""
+        from imgfs.mount.resume import connector
+        from imgfs.transport.connect import open_informed
+
+        load_what_fetches(http=not self._offline)
+        connect, auth = known
+        if auth:
+            self._opened = open_informed(connector(connect), auth)
+
+    def serve_task(
+        self, task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]
+    ) -> None:
+        """Serve what the caller has prepared."""
+        from imgfs.mount.resume import MountState, Succession
+
+        state = MountState(*task, began=time.time())
+        serve(state, on_ready, Succession(state) if state.options.restart else None, self._opened)
 
 
 def mount_in_foreground(
@@ -157,33 +193,30 @@ def _load_beside(image: Image, source: DeferredSource) -> None:
     threading.Thread(target=load, name="imgfs-load", daemon=True).start()
 
 
-def _serve_task(task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]) -> None:
-    from imgfs.mount.resume import MountState, Succession
+def serve(
+    state: MountState,
+    on_ready: Callable[[], None],
+    succession: Succession | None = None,
+    opened: Source | None = None,
+) -> None:
+    """Mount, or take over, and answer the kernel until it is unmounted or a signal comes.
 
-    state = MountState(*task, began=time.time())
-    serve(state, on_ready, Succession(state) if state.options.restart else None)
-
-
-def serve(state: MountState, on_ready: Callable[[], None], succession: Succession | None = None) -> None:
-    """Mount, or take over, and answer the kernel until it is unmounted or a signal comes."""
+    `opened` is the source if it is open already.
+    """
     # here, in the daemon: the caller has no use for all that
     from imgfs.image.image import Image
-    from imgfs.image.profiles import profile_for, touches_of
     from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.resume import connector
     from imgfs.mount.serving import ServedMount, status
-    from imgfs.store.store import NO_PROFILE
     from imgfs.transport.connect import DeferredSource
 
     resolved, store, options = state.resolved, state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect))))
+        source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect), opened)))
         stats = succession.state.stats if succession else -1
         image = stack.enter_context(Image(resolved, source, store, options.trust, stats=stats))
-        needs_profile = options.replay != NO_PROFILE and not image.content.is_complete()
-        profile = profile_for(resolved, store, options.replay) if needs_profile else None
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)
@@ -198,7 +231,7 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         prover = Verifier(image, store)
         stack.callback(prover.stop)
         prover.start()
-        touches = touches_of(profile, image) if profile else []
+        touches = _replayed(image, store, options)
         image.content.start(touches, options.fill)
         stack.callback(image.content.stop)
         if options.predict and not image.content.is_complete() and image.tree.node_count <= _MANY_FILES:
@@ -219,6 +252,17 @@ def serve(state: MountState, on_ready: Callable[[], None], succession: Successio
         succession.ended()
     is_handed_over = succession and not succession.has_turn
     log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
+
+
+def _replayed(image: Image, store: Store, options: MountOptions) -> list[tuple[int, int]]:
+    """Return the spans, (layer, span), that a profile names, if bytes of the image are not here."""
+    from imgfs.image.profiles import profile_for, touches_of
+    from imgfs.store.store import NO_PROFILE
+
+    if options.replay == NO_PROFILE or image.content.is_complete():
+        return []
+    profile = profile_for(image.resolved, store, options.replay)
+    return touches_of(profile, image) if profile else []
 
 
 def _predict(image: Image, stack: contextlib.ExitStack, *, is_replayed: bool) -> None:

@@ -12,8 +12,10 @@ order:
 
 TREE, LEAN and FULL are SQLite files (`tree.database`, `layer.index`), each one zstd frame of at most `size`
 bytes. The annotation `LAYER_OF` says which layer of the image they belong to, `SIZE_OF` what a file unpacks
-to, `NAME_OF` what a profile is called. Another form gets another version number;
-versions of imgfs that do not know it pass it over. (LEAN and FULL were once without the windows' digests.)
+to, `NAME_OF` what a profile is called. `TREE_AT`, of the artifact itself, has the digest and size of TREE:
+lists of referrers repeat it, so that a reader can fetch the tree beside the artifact. Another form gets
+another version number; versions of imgfs that do not know it pass it over. (LEAN and FULL were once without
+the windows' digests.)
 
 A SOCI index of version 2 is named by the image's manifest itself (`soci_v2_digest`; more in `oci.soci`).
 """
@@ -38,6 +40,7 @@ PROFILE = "application/vnd.imgfs.profile.v2+json"
 LAYER_OF = "vnd.imgfs.layer"
 SIZE_OF = "vnd.imgfs.size"
 NAME_OF = "vnd.imgfs.profile"
+TREE_AT = "vnd.imgfs.tree"
 CREATED = "org.opencontainers.image.created"  # annotations.md
 INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its SOCI index, version 2
 
@@ -92,6 +95,26 @@ def contents_of(published: Published) -> tuple[Descriptor, ...]:
     for layer in published.layers.values():
         blobs += [blob for blob in (layer.lean, layer.full, layer.windows, layer.copy) if blob]
     return (*blobs, *published.profiles.values())
+
+
+def tree_annotation(published: Published) -> dict[str, str]:
+    """What the artifact says of its tree where lists of referrers repeat it."""
+    tree = published.tree
+    return {TREE_AT: f"{tree.digest} {tree.size}"} if tree else {}
+
+
+def listed_tree(entry: Descriptor) -> Descriptor | None:
+    """Return the tree that an artifact in a list of referrers says to have; None if it does not say.
+
+    It counts only if the artifact itself says the same.
+    """
+    digest, _, size = entry.annotations.get(TREE_AT, "").partition(" ")
+    if not (size.isascii() and size.isdigit() and len(size) < 19):
+        return None
+    try:
+        return Descriptor(TREE, Digest.parse(digest, where=TREE_AT), int(size))
+    except InvalidImage:
+        return None
 
 
 def unpacked_size(descriptor: Descriptor, limit: int) -> int:

@@ -12,7 +12,8 @@ import errno
 import http.client
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -116,6 +117,15 @@ class Adapter:
         )
         return answer, deadline
 
+    def connect_ahead(self, url: Url, count: int, seconds: float) -> Iterator[Callable[[], None]]:
+        """Yield what makes one of `count` connections each, for requests to come; perhaps fewer.
+
+        Each may be called in a thread of its own; it raises as `send`.
+        """
+        pool = self._manager("").connection_from_host(url.host, url.port, url.scheme)
+        assert isinstance(pool, _ConnectsAhead)
+        return (partial(pool.connect_ahead, connection, seconds) for connection in pool.unconnected(count))
+
     def close(self) -> None:
         """Close every connection that is not in use."""
         managers, self._managers = self._managers, {}
@@ -215,6 +225,29 @@ class _Exchange(HTTPConnection):
         return self._head
 
 
+class _ConnectsAhead(HTTPConnectionPool):
+    """A pool that can have connections made before there is a request for them."""
+
+    def unconnected(self, count: int) -> list[Any]:
+        """Take up to `count` places for new connections: as many as are wanted beside those that lie idle."""
+        taken = [self._get_conn() for _ in range(count)]
+        for connected in [each for each in taken if not each.is_closed]:
+            taken.remove(connected)
+            self._put_conn(connected)
+        return taken
+
+    def connect_ahead(self, connection: Any, seconds: float) -> None:
+        """Connect, with TLS if there is any, and leave the connection to the next request."""
+        connection.timeout = seconds
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._put_conn(connection)  # a closed one is connected by who takes it
+
+
 def _pools(dialer: _Dialer) -> dict[str, type[HTTPConnectionPool]]:
     """Pools of connections whose sockets are made by `dialer`."""
 
@@ -233,10 +266,10 @@ def _pools(dialer: _Dialer) -> dict[str, type[HTTPConnectionPool]]:
             bound(made, self._opening)
             return made
 
-    class PlainPool(HTTPConnectionPool):
+    class PlainPool(_ConnectsAhead):
         ConnectionCls = Plain
 
-    class SecurePool(HTTPSConnectionPool):
+    class SecurePool(_ConnectsAhead, HTTPSConnectionPool):
         ConnectionCls = Secure
 
     return {"http": PlainPool, "https": SecurePool}

@@ -81,6 +81,21 @@ class _Grant:
         return replace(self, scope=join_scopes(self.scope, scope)) if scope else self
 
 
+class KnownAuth(NamedTuple):
+    """What a registry is known to want, for another process on this machine: secret, and kept nowhere.
+
+    `number` is the address that the registry has been reached at.
+    """
+
+    grant: _Grant | None
+    basic: str | None
+    tokens: Mapping[_Grant, _Token]
+    number: str | None
+
+    def __repr__(self) -> str:
+        return "KnownAuth()"  # all of it is secret
+
+
 class Authorizer:
     """The tokens of one registry. Not safe in threads: the caller holds a lock.
 
@@ -111,6 +126,15 @@ class Authorizer:
         self._grant: _Grant | None = None  # what the registry asked for last
         self._basic: str | None = None
         self._failure: tuple[ImgfsError, float] | None = None  # and until when it stands
+
+    @property
+    def known(self) -> KnownAuth:
+        """What has been learned so far."""
+        return KnownAuth(self._grant, self._basic, dict(self._tokens), self._number())
+
+    def learn(self, known: KnownAuth) -> None:
+        """Begin with what another process has learned of the same registry; clocks must be the same, too."""
+        self._grant, self._basic, self._tokens = known.grant, known.basic, dict(known.tokens)
 
     def authorize(self, scope: str = "") -> Flow:
         """Before a request: the header that the registry is known to want, renewed if it has expired."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from imgfs.errors import ImgfsError, RegistryError, Unavailable
-from imgfs.registry.auth import Authorizer, Flow, TokenReply, TokenRequest, parse_challenges
+from imgfs.registry.auth import Authorizer, Flow, KnownAuth, TokenReply, TokenRequest, parse_challenges
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.messages import Response
 from imgfs.registry.retry import Patience
@@ -95,6 +95,22 @@ class Authenticator:
         except ImgfsError:
             response.close()
             raise
+
+    @property
+    def known(self) -> KnownAuth | None:
+        """What the registry is known to want; None if it has not been asked yet."""
+        if not self._has_met:
+            return None
+        with self._lock:
+            return self._auth.known
+
+    def learn(self, known: KnownAuth) -> None:
+        """Begin with what another process knows of the registry: no request has to go first."""
+        with self._lock:
+            self._auth.learn(known)
+        if known.number:  # decides where a token server may be, before this process has connected itself
+            self._transport.note_peer(self._host, known.number)
+        self._has_met = True
 
     def close(self) -> None:
         """Wake the requests that wait for the first one."""

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from imgfs.errors import ImgfsError, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.registry.auth import KnownAuth
 from imgfs.registry.blobs import Blobs
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
@@ -57,6 +58,19 @@ class Client:
     def traffic(self) -> Traffic:
         """Requests sent and body bytes received so far."""
         return self._session.traffic
+
+    @property
+    def known_auth(self) -> KnownAuth | None:
+        """What the endpoint is known to want; secret."""
+        return self._session.known_auth
+
+    def learn_auth(self, known: KnownAuth) -> None:
+        """Begin with what another process knows of the endpoint."""
+        self._session.learn_auth(known)
+
+    def connect_ahead(self, count: int) -> None:
+        """Have so many connections made, for requests to come."""
+        self._session.connect_ahead(count)
 
     def head_manifest(self, name: str | Digest) -> Descriptor:
         """What a tag or digest names now, by HEAD, which registries do not count as a pull.
@@ -139,7 +153,7 @@ class Client:
     def referrers(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """The manifests that refer to `subject`, perhaps only those of one artifact type.
 
-        One request if the registry has the referrers API, else one more, and one from then on.
+        Two requests at once the first time, and one from then on: whether it has the referrers API is known.
         """
         return self._referrers.of(subject, artifact_type)
 

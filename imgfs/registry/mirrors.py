@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.registry.auth import KnownAuth
 from imgfs.registry.blobs import end_of
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
@@ -71,6 +72,25 @@ class Mirrored:
         """Requests sent and body bytes received so far, wherever."""
         counts = [client.traffic for client in self._clients()]
         return Traffic(sum(count.requests for count in counts), sum(count.bytes for count in counts))
+
+    def known_auth(self) -> list[tuple[RegistryEndpoint, KnownAuth]]:
+        """What each endpoint that has been asked is known to want; secret."""
+        clients = [
+            (candidate.endpoint, client) for candidate in self._now() for client in candidate.clients()
+        ]
+        return [(endpoint, known) for endpoint, client in clients if (known := client.known_auth)]
+
+    def learn_auth(self, known: Sequence[tuple[RegistryEndpoint, KnownAuth]]) -> None:
+        """Begin with what another process knows of the same endpoints."""
+        for candidate in self._now():
+            for auth in [auth for endpoint, auth in known if endpoint == candidate.endpoint][:1]:
+                candidate.client(candidate is self._now()[-1]).learn_auth(auth)
+
+    def connect_ahead(self, count: int) -> None:
+        """Have so many connections made to the endpoint that will be asked first, for requests to come."""
+        able = [candidate for candidate in self._now() if RESOLVE in candidate.endpoint.capabilities]
+        for candidate in able[:1]:
+            candidate.client(candidate is able[-1]).connect_ahead(count)
 
     def head_manifest(self, name: str | Digest) -> Descriptor:
         """What a tag or digest names now; see `Client.head_manifest`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.artifact import (
@@ -36,18 +37,20 @@ class Referrers:
     def __init__(self, session: HttpSession, manifests: Manifests) -> None:
         self._session = session
         self._manifests = manifests
-        self._lacking = False  # the API: then it is not asked again
+        self._has_api: bool | None = None  # None until the registry has shown it
         self._writing = threading.Lock()
 
     def of(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """The manifests that refer to `subject`, with their artifact types and annotations; perhaps none.
 
-        Raises RegistryError, InvalidImage for a list whose later pages are broken.
+        The first time the API and the tag are asked at once: a registry without the API costs no second round
+        trip. Raises RegistryError, InvalidImage for a list whose later pages are broken.
         """
-        found = None if self._lacking else self._listed(subject, artifact_type)
+        tagged = self._begin_tagged(subject) if self._has_api is None else None
+        found = None if self._has_api is False else self._listed(subject, artifact_type)
+        self._has_api = found is not None
         if found is None:
-            self._lacking = True
-            found = self._tagged(subject)
+            found = tagged.result() if tagged else self._tagged(subject)
         return of_type(found, artifact_type)
 
     def add(self, subject: Digest, entry: Descriptor) -> None:
@@ -66,6 +69,19 @@ class Referrers:
         """Have `digest` not in the list under the subject's tag, if there is one ("Deleting Manifests")."""
         with contextlib.suppress(InvalidImage):  # the tag of something else
             self._change(subject, lambda body: body and without_referrer(body, digest))
+
+    def _begin_tagged(self, subject: Digest) -> Future[list[Descriptor]]:
+        """Ask for the list under the subject's tag in a thread."""
+        future: Future[list[Descriptor]] = Future()
+
+        def ask() -> None:
+            try:
+                future.set_result(self._tagged(subject))
+            except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
+                future.set_exception(error)
+
+        threading.Thread(target=ask, name="imgfs-referrers", daemon=True).start()
+        return future
 
     def _listed(self, subject: Digest, artifact_type: str | None) -> list[Descriptor] | None:
         """What the API says; None if there is none: a refusal, or an answer that is no index.

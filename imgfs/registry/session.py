@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
+from imgfs.registry.auth import KnownAuth
 from imgfs.registry.authenticator import Authenticator, RedirectAuth
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
@@ -91,6 +92,19 @@ class HttpSession:
         fields = {**query, **({"ns": namespace} if namespace else {})}
         tail = f"?{urlencode(fields, quote_via=quote, safe='/:')}" if fields else ""
         return f"{self._base.rstrip('/')}/{path}{tail}"  # without a repository it is the API's root
+
+    @property
+    def known_auth(self) -> KnownAuth | None:
+        """What the registry is known to want."""
+        return self._authenticator.known
+
+    def learn_auth(self, known: KnownAuth) -> None:
+        """Begin with what another process knows of the registry."""
+        self._authenticator.learn(known)
+
+    def connect_ahead(self, count: int) -> None:
+        """Have so many connections to the registry made, for requests to come."""
+        self._transport.connect_ahead(self._base, count)
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""

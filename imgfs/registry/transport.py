@@ -11,7 +11,8 @@ import math
 import os
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,10 @@ class Transport:
         """The number at which a host was last reached, None if it was not, or a proxy did it."""
         return self._peers.get(host)
 
+    def note_peer(self, host: str, number: str) -> None:
+        """Note the number at which another process has reached a host."""
+        self._peers.setdefault(host, number)
+
     def _sent(self) -> None:
         with self._lock:
             self._requests += 1
@@ -108,6 +113,20 @@ class Transport:
         except BaseException:
             slot.give_back()
             raise
+
+    def connect_ahead(self, url: str, count: int) -> None:
+        """Have so many connections made in threads, for requests that will be sent to `url`'s host soon.
+
+        What fails is no error here: a request will connect anew, and say it. Proxies are not asked ahead.
+        """
+        from imgfs.registry.proxies import proxy_for
+
+        where = _read(url)
+        if proxy_for(where):
+            return
+        adapter = self._adapter(where, with_client_certificate=True, check_address=None)
+        for connect in adapter.connect_ahead(where, min(count, CONNECTIONS // 2), self._timeouts.connect):
+            threading.Thread(target=_quietly, args=(connect,), name="imgfs-connect", daemon=True).start()
 
     def speaks_tls(self, host: str, port: int) -> bool:
         """Return True if a TLS handshake succeeds, with any certificate; no request is sent."""
@@ -195,6 +214,13 @@ class Transport:
         """
         with self._lock:
             self._adapters.clear()
+
+
+def _quietly(connect: Callable[[], None]) -> None:
+    from urllib3.exceptions import HTTPError
+
+    with suppress(HTTPError, OSError, RegistryError):
+        connect()
 
 
 def _read(url: str) -> Url:

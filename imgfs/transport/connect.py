@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,17 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.config import AuthSource
-from imgfs.errors import Unavailable
+from imgfs.errors import ImgfsError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import EngineReference, FileReference, LayoutReference, Reference, RegistryReference
 from imgfs.registry.endpoint import Traffic
 from imgfs.transport.source import UNKNOWN_SIZE, Source, WrappedSource, inline
 
 if TYPE_CHECKING:
+    from imgfs.registry.auth import KnownAuth
     from imgfs.registry.config.resolver import Resolver
+    from imgfs.registry.endpoint import RegistryEndpoint
     from imgfs.registry.retry import Timeouts
     from imgfs.status import EndpointStatus
     from imgfs.store.store import Store
+
+_FIRST_READ = 2  # requests at once: of a span, and of the window it is decoded with
 
 
 def open_source(
@@ -84,13 +89,35 @@ def _open_registry(
     return RegistrySource(reference, client)
 
 
-class DeferredSource(WrappedSource):
-    """What `connect` opens, the first time it is needed. Safe in threads."""
+def known_auth(source: Source) -> Sequence[tuple[RegistryEndpoint, KnownAuth]] | None:
+    """Return what a registry is known to want, for another process: secret. None for all other sources."""
+    module = sys.modules.get("imgfs.transport.registry")  # not loaded: then `source` is none of its
+    return source.known_auth() if module and isinstance(source, module.RegistrySource) else None
 
-    def __init__(self, connect: Callable[[], Source]) -> None:
+
+def open_informed(
+    connect: Callable[[], Source], known: Sequence[tuple[RegistryEndpoint, KnownAuth]]
+) -> Source | None:
+    """Open a registry's source by `connect`, with what another process knows of it; None if that fails."""
+    from imgfs.transport.registry import RegistrySource
+
+    try:
+        source = connect()
+        if isinstance(source, RegistrySource):
+            source.learn_auth(known)
+            source.expect(_FIRST_READ)
+    except ImgfsError:  # raised again when it is opened for a read
+        return None
+    return source
+
+
+class DeferredSource(WrappedSource):
+    """What `connect` opens, the first time it is needed, unless it is `opened`. Safe in threads."""
+
+    def __init__(self, connect: Callable[[], Source], opened: Source | None = None) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._opened: Source | None = None
+        self._opened = opened
 
     @property
     def _source(self) -> Source:
@@ -169,6 +196,9 @@ class OfflineSource:
     def health(self) -> list[EndpointStatus]:
         """Return no endpoints: no registry is asked."""
         return []
+
+    def expect(self, _requests: int) -> None:
+        """Nothing is asked."""
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -111,6 +111,9 @@ class DockerDaemonSource(WrappedSource):
         """Nothing that could be away: what is mounted is read from exports."""
         return []
 
+    def expect(self, _requests: int) -> None:
+        """Exports are read, not asked for."""
+
     def close(self) -> None:
         """Close what is open of exports."""
         with self._lock:

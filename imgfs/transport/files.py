@@ -215,6 +215,9 @@ class FilesSource:
         """Nothing that could be away."""
         return []
 
+    def expect(self, _requests: int) -> None:
+        """There are no connections."""
+
     def close(self) -> None:
         """Let go of open files."""
         self._files.close()

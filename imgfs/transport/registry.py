@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from imgfs.errors import NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
-from imgfs.registry.endpoint import Traffic
+from imgfs.registry.auth import KnownAuth
+from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.mirrors import Mirrored
 from imgfs.transport.source import UNKNOWN_SIZE, check_document_size, check_size, inline
 
@@ -87,6 +88,18 @@ class RegistrySource:
     def health(self) -> list[EndpointStatus]:
         """How it goes with the registry and its mirrors."""
         return self._client.health()
+
+    def known_auth(self) -> list[tuple[RegistryEndpoint, KnownAuth]]:
+        """What the registry and its mirrors are known to want; secret."""
+        return self._client.known_auth()
+
+    def learn_auth(self, known: Sequence[tuple[RegistryEndpoint, KnownAuth]]) -> None:
+        """Begin with what another process knows of them."""
+        self._client.learn_auth(known)
+
+    def expect(self, requests: int) -> None:
+        """Have connections made for so many requests."""
+        self._client.connect_ahead(requests)
 
     def close(self) -> None:
         """Close the connections; what is being read fails with Unavailable."""

@@ -87,6 +87,9 @@ class Source(Protocol):
         Empty for a source on this machine. Secrets are left out.
         """
 
+    def expect(self, requests: int) -> None:
+        """So many requests will be sent at once, soon: a registry has connections made for them."""
+
     def close(self) -> None:
         """Let go of connections and files."""
 
@@ -136,6 +139,10 @@ class WrappedSource:
     def health(self) -> list[EndpointStatus]:
         """As the other says."""
         return self._source.health()
+
+    def expect(self, requests: int) -> None:
+        """Have the other get ready."""
+        self._source.expect(requests)
 
     def close(self) -> None:
         """Let go of connections and files."""

@@ -5,9 +5,11 @@ The registry wants tokens and sends who has one to another host for the blobs, a
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +19,11 @@ from typing import NamedTuple
 
 import pytest
 
+from imgfs.oci.published import ARTIFACT_TYPE, TREE
 from tests.support import tarmake as tar
-from tests.support.fault_server import FaultServer, Seen
+from tests.support.fault_server import Fault, FaultServer, Seen
 from tests.support.mounted import Imgfs, gzipped, serve, zstd
+from tests.support.patience import allowed
 
 pytestmark = [
     pytest.mark.kernel,
@@ -126,6 +130,54 @@ def test_a_life_of_mounts_asks_for_each_thing_once(world: World) -> None:
     assert whole_image(at) == ALL
     imgfs.umount(at)
     assert world.asked() == ([], [])
+
+
+def test_a_first_file_is_five_round_trips_away(world: World) -> None:
+    """Connecting is one of them. Nothing is answered before all that is to be asked beside it is asked."""
+    imgfs, registry = world.imgfs, world.registry
+    registry.blob_host = None
+    artifact, tree = published(world)
+    [config] = [name for name, meaning in world.words.items() if meaning == "config"]
+    world.asked()
+    meetings = [
+        together(registry, "/referrers/", "manifests/sha256-", config),
+        together(registry, artifact, tree),
+    ]
+    at = imgfs.mount(world.image)
+    connected = registry.connections
+    assert (at / "small").read_bytes() == SMALL["small"]
+    asked, _ = world.asked()
+    assert asked[:3] == UNKNOWN_TAG
+    assert sorted(asked[3:6]) == ["GET config +", "GET referrers +", "GET referrers-tag +"]
+    assert sorted(asked[6:]) == ["GET artifact +", "GET small +", "GET tree +"]
+    assert [len(met) for met in meetings] == [3, 2]
+    assert asked[-1] == "GET small +"  # by the daemon, with its caller's token
+    assert registry.connections == connected  # which has connected while its caller asked
+    imgfs.umount(at)
+
+
+def published(world: World) -> tuple[str, str]:
+    """Publish the image's index and forget all that is here: the artifact's digest, and its tree's."""
+    world.imgfs.ok("index", "push", "--soci", "none", world.image)
+    world.imgfs.ok("store", "rm", "--all", "--force")
+    manifests = {name: json.loads(body) for (_, name), (_, body) in world.registry.manifests.items()}
+    [(artifact, tree)] = [
+        (name, blob["digest"])
+        for name, fields in manifests.items()
+        if name.startswith("sha256:") and fields.get("artifactType") == ARTIFACT_TYPE
+        for blob in fields["layers"]
+        if blob["mediaType"] == TREE
+    ]
+    world.words.update({f"manifests/{artifact}": "artifact", f"blobs/{tree}": "tree"})
+    return artifact, tree
+
+
+def together(registry: FaultServer, *parts: str) -> list[int]:
+    """Have requests with these parts in their paths answered once all of them have come: a list of those."""
+    barrier, met = threading.Barrier(len(parts)), []
+    for part in parts:
+        registry.inject(Fault(meanwhile=lambda: met.append(barrier.wait(allowed(20)))), on=part)
+    return met
 
 
 def test_a_pull_asks_for_each_thing_once(world: World) -> None:

@@ -110,9 +110,11 @@ def test_tokens_that_end_in_the_middle_of_a_read_are_renewed(
         ) as host,
     ):
         allow(auth_file, host, OLD)
+        tokens.lifetime = 2  # of the token that the daemon is handed, too
         at = imgfs.mount(f"{host}/large:v1")
         imgfs.evict(f"{host}/large:v1")
-        tokens.lifetime, tokens.granted = 2, 0
+        time.sleep(tokens.lifetime)
+        tokens.granted = 0
         (tmp_path / "slow").touch()
         began = time.monotonic()
         assert hashlib.sha256((at / "large").read_bytes()).digest() == hashlib.sha256(LARGE).digest()

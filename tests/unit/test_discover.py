@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,18 @@ from imgfs.errors import Unavailable
 from imgfs.image.discover import early_discovery
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
-from imgfs.image.trust import Trust
+from imgfs.image.trust import Readiness, Trust
+from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import OCI_CONFIG, Manifest
 from imgfs.oci.policy import Policy
+from imgfs.oci.published import TREE_AT, tree_annotation
 from imgfs.oci.reference import parse_reference
 from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.fake_source import FakeSource, add_image
+from tests.support.mounted import gzipped
+from tests.support.offerings import offering
 from tests.unit.test_prepare import LOWER, SMALL, Journal
 
 AMD64 = Platform("linux", "amd64")
@@ -107,6 +113,43 @@ def test_a_registry_that_fails_meanwhile_is_asked_again_and_its_error_is_the_mou
     with pytest.raises(Unavailable, match="too many requests"):
         mounted(source, store)
     assert len(source.referrers_asked) == 2
+
+
+@pytest.mark.parametrize(
+    "said", ["right", "of nothing that is there", "of another size", "no size", "no digest", "nothing"]
+)
+def test_a_tree_that_a_list_names_is_fetched_once_and_counts_only_if_the_artifact_names_it(
+    tmp_path: Path, store: Store, said: str
+) -> None:
+    made = offering(tmp_path / "theirs", [gzipped(LOWER)])
+    made.refer()
+    tree, entry = made.published.tree, made.referrer
+    assert tree
+    assert entry
+    notes = {
+        "right": tree_annotation(made.published)[TREE_AT],
+        "of nothing that is there": f"{Digest.of(b'else')} {tree.size}",
+        "of another size": f"{tree.digest} {tree.size - 1}",
+        "no size": f"{tree.digest} 1e3",
+        "no digest": f"tree {tree.size}",
+        "nothing": "",
+    }
+    listed = replace(entry, annotations={TREE_AT: notes[said]})
+    made.source.referring = {made.manifest.digest: [listed]}
+    trust, begun = Trust.of(parse_reference(TAG), Policy.AUTO), []
+
+    def look(digest: Digest, manifest: Manifest) -> None:
+        begun.append(early_discovery(digest, manifest, made.source, store, trust))
+
+    resolved = resolve(TAG, made.source, store, AMD64, meanwhile=look)
+    journal = Journal()
+    prepare(resolved, made.source, store, journal, trust, *begun)
+    assert store.tree(resolved.digest)
+    assert Readiness(resolved, store, trust).has_tree()
+    whole = [piece for piece in made.source.ranges if piece == (0, tree.size)]
+    assert len(whole) == 1
+    with closing(LayerIndex(store.layer(resolved.manifest.layers[0].digest).index_file)) as index:
+        assert index.summary.is_lean  # the layer was not streamed
 
 
 def test_a_tag_comes_with_its_document_the_first_time_only(store: Store) -> None:
