@@ -18,6 +18,7 @@ import pickle
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -57,11 +58,12 @@ class Message(IntEnum):
 
 
 class Job(NamedTuple):
-    """A layer to scan; its index is written to the file at `path`."""
+    """A layer to scan, by one thread or by three; its index is written to the file at `path`."""
 
     layer: Descriptor
     diff_id: Digest
     path: Path
+    in_threads: bool = False
 
 
 class Broken(Exception):
@@ -198,7 +200,11 @@ class _Aborted(Exception):
 
 
 class _Scan:
-    """One layer's scan in the process. As a flat file it writes, and tells how much."""
+    """One layer's scan in the process. As a flat file it writes, and tells how much.
+
+    Locks: `_receiving` is held while a message is received and what it names is read: a scan in threads that
+    has failed leaves one that waits for the next chunk.
+    """
 
     def __init__(self, channel: Channel, job: Job, flat: int) -> None:
         self._channel = channel
@@ -209,6 +215,7 @@ class _Scan:
         self._part_path = Path()
         self._is_aborted = False
         self._is_over = False  # all of the blob has come, or no more of it comes
+        self._receiving = threading.Lock()
 
     def write(self, offset: int, piece: bytes | memoryview) -> None:
         """Put `piece` at `offset`. Raises StoreError."""
@@ -231,9 +238,14 @@ class _Scan:
             answer = Message.FAILED, pack_error(error)
         finally:
             os.close(self._flat)
-            self._use(None, b"")
         self._tell()
         self._channel.send(*answer)
+        with self._receiving:
+            self._use(None, b"")
+            self._receive_rest()
+
+    def _receive_rest(self) -> None:
+        """Ignore what still comes of the blob."""
         while not self._is_over:
             kind, _, fd = self._channel.receive()
             self._is_over = kind in (Message.END, Message.ABORT)
@@ -245,7 +257,7 @@ class _Scan:
         with store_errors(job.path):
             index = IndexWriter(job.path)
             try:
-                return scan(self._chunks(), job.layer, job.diff_id, self, index, inline=True)
+                return scan(self._chunks(), job.layer, job.diff_id, self, index, inline=not job.in_threads)
             finally:
                 index.close()
 
@@ -267,8 +279,10 @@ class _Scan:
 
     def _next_chunk(self) -> bytes | None:
         """Receive a chunk; None when there are no more."""
-        if self._is_over:
-            return None
+        with self._receiving:
+            return None if self._is_over else self._receive_chunk()
+
+    def _receive_chunk(self) -> bytes | None:
         kind, body, fd = self._channel.receive()
         if kind is Message.FILE:
             self._use(fd, body)

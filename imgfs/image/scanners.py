@@ -1,5 +1,8 @@
 """Processes that scan layers, one for each core: under one interpreter's lock, threads keep one core busy.
 
+What of a large layer's scan needs no such lock (hashing, writing) is in threads of its process: an image
+often has one layer that is larger than all the others, and the other cores would wait for that.
+
 The processes are forked while this process has one thread, as the kernel counts them: then no lock can be
 held by another, and the fork is safe. Where that is not so, or processes would bring nothing (one core, an
 interpreter without the lock, little to scan), layers are scanned in this process, in threads. The parent
@@ -41,6 +44,7 @@ from imgfs.store.partial import StoredPiece
 from imgfs.store.staging import FlatWriter
 
 _WORTHWHILE = 4 << 20  # bytes of blobs: less is scanned before processes are under way
+_LARGE = 32 << 20  # bytes of a blob: less is scanned in the time that threads wait for each other
 _MOST = 8  # processes: one connection to a registry seldom feeds more
 _GRACE = 1.0  # seconds that a process may take to end after its end of the socket was closed
 _LINGER = 0.05  # seconds that threads may take to end whose work is done
@@ -76,7 +80,7 @@ class Scanners:
             return _scan_here(chunks, layer, diff_id, flat, index)
         process = self._idle.get()
         try:
-            return process.scan(chunks, Job(layer, diff_id, index), flat)
+            return process.scan(chunks, Job(layer, diff_id, index, layer.size >= _LARGE), flat)
         finally:
             self._idle.put(process)
 

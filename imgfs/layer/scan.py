@@ -3,7 +3,7 @@
 One thread takes chunks from the network and hashes the blob; the caller's thread decodes them, reads the tar
 headers and notes the spans, where each begins and ends, and its digest; a third hashes the flat layer (its
 DiffID) and writes it. All the heavy calls release the GIL. A scan `inline` does it all in the caller's
-thread: where each layer has a process of its own, threads would only take that one's lock from each other.
+thread: where each core scans a small layer of its own, threads would only take its lock from each other.
 """
 
 from __future__ import annotations

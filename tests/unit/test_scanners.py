@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
@@ -195,6 +196,8 @@ def in_processes(directory: Path) -> None:
             assert caught.value.expected == Digest.of(b"")
             with pytest.raises(Unavailable, match="cut"):
                 scan_in(scanners, directory / "d", cut())
+            with ClosedWriter(directory) as unwritable, pytest.raises(StoreError, match="cannot write"):
+                scanners.scan(every(BLOB, 9999), LAYER, JOB.diff_id, unwritable, unwritable.index)
             part = PartialBlob(directory / "a", len(BLOB))
             part.write(0, BLOB)
             pieces = (part.piece(unit) for unit in range(part.units))
@@ -203,6 +206,27 @@ def in_processes(directory: Path) -> None:
             with pytest.raises(UnreadablePartial, match="part: ends at"):
                 scan_in(scanners, directory / "f", short(directory / "a"))
     assert all(process_is_gone(process) for process in scanners.processes)
+
+
+class ClosedWriter(FlatWriter):
+    """A file that a process cannot write to: its scan fails while the blob still comes."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.index = directory / "index"
+        self.index.unlink(missing_ok=True)
+        self.index.touch()
+
+    def fileno(self) -> int:
+        return self._read_only.fileno()
+
+    def __enter__(self) -> Self:
+        self._read_only = self._held.path.open("rb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._read_only.close()
+        self.close()
 
 
 def cut() -> Iterator[bytes]:
@@ -223,7 +247,11 @@ def process_is_gone(process: ScanProcess) -> bool:
     return not Path(f"/proc/{process.pid}").exists()
 
 
-def test_processes_scan_as_threads_do_and_survive_what_is_wrong_with_a_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_threads", [False, True], ids=["by one thread", "by three"])
+def test_processes_scan_as_threads_do_and_survive_what_is_wrong_with_a_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_threads: bool
+) -> None:
+    monkeypatch.setattr("imgfs.image.scanners._LARGE", 0 if in_threads else 1 << 62)
     with Child(lambda: in_processes(tmp_path)) as child:
         assert child.join() == 0
 
