@@ -18,7 +18,7 @@ from scripts.lab import recipes
 from scripts.lab.layout import Image
 from scripts.lab.link import Link
 from scripts.lab.registry import Registry
-from scripts.lab.torch import ml_app
+from scripts.lab.torch import ml_app, torch_cuda
 
 
 class Speed(NamedTuple):
@@ -79,6 +79,12 @@ APPLICATIONS = {
         ml_app,
         ("python3", "-c", "import torch"),
         f"{recipes.SITE}/torch/lib/libtorch_cpu.so",  # 482 MB
+        recipes.SITE,
+    ),
+    "torch": Recipe(
+        torch_cuda,
+        ("python3", "-c", "import torch"),
+        f"{recipes.SITE}/torch/lib/libtorch_cuda.so",
         recipes.SITE,
     ),
 }

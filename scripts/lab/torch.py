@@ -1,4 +1,4 @@
-"""An image for machine learning: Debian with Python, science packages, torch, and a file of weights.
+"""Images for machine learning: Debian with Python, torch with or without CUDA, weights.
 
 The registry of packages has torch for x86-64 with CUDA only, 2 GB of it. What a machine without such a card
 would run is that without the libraries of CUDA: their place is taken by stubs, and `import torch` works.
@@ -36,6 +36,14 @@ TORCH = (
 )
 # Small ones that torch is linked with, whose versioned symbols a stub would have to repeat.
 CUDA_SMALL = tuple(f"nvidia-{name}-cu12==12.1.105" for name in ("cuda-runtime", "cuda-cupti", "nvtx"))
+# All that torch 2.3.1 requires for CUDA 12.1 (its METADATA, Requires-Dist).
+CUDA = (
+    *CUDA_SMALL,
+    *("nvidia-cublas-cu12==12.1.3.1", "nvidia-cuda-nvrtc-cu12==12.1.105", "nvidia-cudnn-cu12==8.9.2.26"),
+    *("nvidia-cufft-cu12==11.0.2.54", "nvidia-curand-cu12==10.3.2.106", "nvidia-cusolver-cu12==11.4.5.107"),
+    *("nvidia-cusparse-cu12==12.1.0.106", "nvidia-nccl-cu12==2.20.5", "nvidia-nvjitlink-cu12==12.1.105"),
+    "triton==2.3.1",
+)
 CUDA_LARGE = ("libtorch_cuda_linalg.so", "libcusparseLt-*.so.*")  # loaded only when they are used
 WEIGHTS = 250_000_000  # bytes
 WEIGHT_DEVIATION = 0.02  # as a trained model's
@@ -55,6 +63,16 @@ def ml_app(cache: Path) -> Image:
         return write_image(layout, "latest", layers, ["python3"])
 
     return cached_image(cache, "ml-app", build)
+
+
+def torch_cuda(cache: Path) -> Image:
+    """Build Debian with Python, and one layer of numpy, torch and CUDA's libraries: 2.9 GB, 5.2 unpacked."""
+
+    def build(layout: Path) -> Image:
+        layers = [pack_debian(layout, ["python3"]), pack_pip(layout, [*PYTHON_APP[0], *TORCH, *CUDA])]
+        return write_image(layout, "latest", layers, ["python3"])
+
+    return cached_image(cache, "torch", build)
 
 
 def _pack_torch(layout: Path) -> Layer:
