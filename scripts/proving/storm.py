@@ -1,8 +1,10 @@
 """Kill the daemons of mounts of --restart again and again, while programs read and change what is mounted.
 
 Programs take turns, by both drivers, as root and as an ordinary user. What each says (names, digests, what
-every call came to) must be what it says of an undisturbed mount of the same image. A few of the kills are
-hand-overs (`imgfs upgrade`). A turn is repeated with --seed SEED --only PROGRAM. Needs root.
+every call came to) must be what it says of an undisturbed mount of the same image. Beside kills there are
+hand-overs (`imgfs upgrade`); under programs that only read, the cached bytes are evicted and the registry
+goes away for a moment; and in some turns the holder is killed in the end. A turn is repeated with
+--seed SEED --only PROGRAM. Needs root.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ import random
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.benchmark.report import Table
+from scripts.proving.storm_programs import PROGRAMS
 from tests.support import tarmake
 from tests.support.blobs import prose
 from tests.support.fault_server import FaultServer
@@ -32,43 +36,29 @@ from tests.support.mounted import (
     NOBODY,
     Imgfs,
     Stored,
+    Wire,
     drop_caches,
     gzipped,
     processes_of_tests,
     serve,
     until,
 )
-from tests.support.restarted import RESTARTED
+from tests.support.restarted import RESTARTED, holders
 
 FILES = {
     **{f"n{number}/noise{number}": random.Random(number).randbytes(400_000) for number in range(4)},
     **{f"n{number % 4}/prose{number}": prose(90_000, number) for number in range(40)},
     **{f"n{number}": random.Random(number).randbytes(200_000) for number in range(4, 9)},
 }
-PAUSE = (0.0, 0.6)  # seconds from one kill to the next
+PAUSE = 0.4  # seconds from one event to the next at most; or, if that is longer, the time of SLOW restarts
+SLOW = 1.5
 KILLS = 6  # in a turn
-HAND_OVERS = 0.2  # of them
+EVENTS = {"kill": 7, "hand over": 2, "evict": 1, "cut": 1}  # how often each
+HARMLESS_TO_CHANGES = ("kill", "hand over")
+CUT = 0.7  # seconds that the registry is away at most
+HOLDER_DIES = 0.3  # of the turns
 LONGEST = 600.0  # seconds that another mount namespace may last
-LIMIT = 180.0  # seconds that a program may take: one that takes longer hangs
-
-# What runs at `{at}`, and whether that changes anything.
-PROGRAMS: Mapping[str, tuple[str, bool]] = {
-    "find": ("find . -printf '%p %y %m %s %T@ %n\\n' | sort", False),
-    "tar": ("tar -c --sort=name . | sha256sum", False),
-    "grep": ("grep -r -c -E '[aeiou]{{2}}' . | sort", False),
-    "read": ("{python} -m tests.support.storm read {at} {seed}", False),
-    "execute": ("for n in $(seq 8); do ./busybox sha256sum n*/*; done", False),
-    "change": ("{python} -m tests.support.storm change {at} {seed}", True),
-    "database": ("{python} -m tests.support.storm database {at} {seed}", True),
-    "git": (
-        "export HOME={at} GIT_CONFIG_NOSYSTEM=1; g='git -c user.name=a -c user.email=a@b -c gc.auto=0'; "
-        "$g init -q -b main one; cp -r n0 n1 one; cd one; $g add .; $g commit -qm 0; "
-        "for n in 1 2 3 4; do echo $n >>n0/new; $g add .; $g commit -qm $n; done; $g clone -q . ../two; "
-        "cd ../two; $g repack -qad; $g fsck --strict 2>&1; $g status --short; $g log --format=%s; "
-        "find . -name .git -prune -o -type f -print | sort | xargs sha256sum",
-        True,
-    ),
-}
+LIMIT = 300.0  # seconds that a program may take: one that takes longer hangs
 
 
 @dataclass
@@ -76,19 +66,25 @@ class Tally:
     """What came of the turns of a program."""
 
     turns: int = 0
-    kills: int = 0
+    events: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     longest: float = 0.0
 
 
 @dataclass
 class Killer(threading.Thread):
-    """Kills the daemon of the mount `at`, or has it hand over, until it is stopped."""
+    """Kills the daemon of the mount `at`, and does what else happens (`events`), until it is stopped.
+
+    It goes on only while a daemon serves: each restart is looked at by `imgfs status`.
+    """
 
     imgfs: Imgfs
     at: Path
+    image: str
+    wire: Wire
     chance: random.Random
-    kills: int = 0
+    events: Sequence[str]
+    done: Counter[str] = field(default_factory=Counter)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -97,12 +93,36 @@ class Killer(threading.Thread):
     __hash__ = threading.Thread.__hash__
 
     def run(self) -> None:
-        while not self.stopped.wait(self.chance.uniform(*PAUSE)):
-            if self.chance.random() < HAND_OVERS:
-                self.imgfs.run("upgrade", self.at)  # refused while a successor is being started
-            else:
-                os.kill(self.imgfs.pid(self.at), signal.SIGKILL)
-                self.kills += 1
+        away = 0.0
+        while not self.stopped.wait(self.chance.uniform(0, max(PAUSE, SLOW * away))):
+            began = time.monotonic()
+            pid = self.imgfs.pid(self.at)
+            away = time.monotonic() - began
+            (event,) = self.chance.choices(self.events, [EVENTS[event] for event in self.events])
+            self._do(event, pid)
+            self.done[event] += 1
+
+    def end(self) -> None:
+        """Have no more happen; perhaps the holder dies, and the last daemon serves on alone."""
+        self.stopped.set()
+        self.join()
+        if self.chance.random() < HOLDER_DIES:
+            self.imgfs.pid(self.at)
+            for pid in holders(self.imgfs):
+                os.kill(pid, signal.SIGKILL)
+                self.done["holder"] += 1
+
+    def _do(self, event: str, pid: int) -> None:
+        if event == "kill":
+            os.kill(pid, signal.SIGKILL)
+        elif event == "hand over":
+            self.imgfs.run("upgrade", self.at)
+        elif event == "evict":
+            self.imgfs.evict(self.image)
+        else:
+            self.wire.cut()
+            time.sleep(self.chance.uniform(0, CUT))
+            self.wire.mend()
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -125,9 +145,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     print(f"seed {asked.seed}")
     tallies = storm(asked.seed, 60 * asked.minutes, [asked.only] if asked.only else list(PROGRAMS))
-    table = Table("storm", ["program", "turns", "kills", "wrong", "longest [s]"])
+    happened = [*EVENTS, "holder"]
+    table = Table("storm", ["program", "turns", *happened, "wrong", "longest [s]"])
     for name, tally in tallies.items():
-        table.add(name, tally.turns, tally.kills, tally.wrong, f"{tally.longest:.1f}")
+        counts = (tally.events[event] for event in happened)
+        table.add(name, tally.turns, *counts, tally.wrong, f"{tally.longest:.1f}")
     print(table)
     return 1 if any(tally.wrong for tally in tallies.values()) else 0
 
@@ -174,29 +196,31 @@ def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally
     """Run a program at an undisturbed mount, and at one whose daemon is killed; compare what they say."""
     seed, (_, changes) = chance.randrange(10**6), PROGRAMS[name]
     options = ["--rw"] if changes else []
-    with installed(kind) as imgfs:
-        image = serve(server, "storm", "v1", [layer()])
+    with installed(kind) as imgfs, Wire(server.host) as wire:
+        image = serve(server, "storm", "v1", [layer()], wire.host)
         twin = imgfs.mount(image, *options, at=imgfs.mountpoint("twin"))
         right = said(imgfs, name, twin, seed)
         unmount(imgfs, twin)
         at = imgfs.mount(image, "--restart", *options)
         imgfs.ok("store", "rm", "--data", image)
-        killer = Killer(imgfs, at, chance)
+        events = HARMLESS_TO_CHANGES if changes else tuple(EVENTS)
+        killer = Killer(imgfs, at, image, wire, chance, events)
         killer.start()
         began = time.monotonic()
         found = [said(imgfs, name, at, seed)]
-        while not changes and killer.kills < KILLS:
+        while not changes and killer.done["kill"] < KILLS:
             drop_caches()
             found.append(said(imgfs, name, at, seed))
-        killer.stopped.set()
-        killer.join()
         tally.longest = max(tally.longest, (time.monotonic() - began) / len(found))
-        tally.kills += killer.kills
+        killer.end()
+        if not changes:
+            found.append(said(imgfs, name, at, seed))
+        tally.events += killer.done
         tally.turns += 1
         wrong = [one for one in found if one != right]
         if wrong:
             tally.wrong += 1
-            print(f"{name}, {kind}: {difference(right, wrong[0])}", flush=True)
+            print(f"{name}, {kind}, by the seed {seed}: {difference(right, wrong[0])}", flush=True)
         unmount(imgfs, at)
 
 
@@ -212,7 +236,10 @@ def said(imgfs: Imgfs, name: str, at: Path, seed: int) -> str:
     """What a program says at a mount: both outputs, and its exit code."""
     words = {"at": shlex.quote(str(at)), "seed": seed, "python": shlex.quote(sys.executable)}
     where = CHECKOUT if "{python}" in PROGRAMS[name][0] else at
-    done = imgfs.program("sh", "-c", f"cd {where}; {PROGRAMS[name][0].format(**words)}", timeout=LIMIT)
+    try:
+        done = imgfs.program("sh", "-c", f"cd {where}; {PROGRAMS[name][0].format(**words)}", timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return f"nothing within {LIMIT:.0f} s"
     return f"{done.text}{done.err}exit code {done.code}".replace(str(at), "")
 
 

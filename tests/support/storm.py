@@ -5,7 +5,7 @@
 Each call's result or errno is noted, and at the end `sight(at)` has every name, byte and mode: both have to
 be the same for the mount that was killed and for its twin. As a program it prints them:
 
-    python -m tests.support.storm read|change|database DIRECTORY SEED
+    python -m tests.support.storm read|change|database|ranges DIRECTORY SEED
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import sqlite3
 import stat
 import sys
+from contextlib import closing
 from pathlib import Path
 
 _NAMES = [f"n{number}" for number in range(12)]
@@ -149,17 +150,24 @@ def sight(at: Path) -> dict[str, object]:
     for directory, directories, names in os.walk(at):
         for name in (*directories, *names):
             path = Path(directory, name)
-            status = path.lstat()
-            body: str = ""
-            if stat.S_ISLNK(status.st_mode):
-                body = os.readlink(path)
-            elif stat.S_ISREG(status.st_mode):
-                body = hashlib.sha256(path.read_bytes()).hexdigest()
-            links = status.st_nlink if not stat.S_ISDIR(status.st_mode) else 0
-            xattrs = os.listxattr(path, follow_symlinks=False)
-            owner = status.st_uid, status.st_gid
-            found[str(path.relative_to(at))] = status.st_mode, links, body, sorted(xattrs), owner
+            try:
+                found[str(path.relative_to(at))] = _seen(path)
+            except PermissionError:
+                found[str(path.relative_to(at))] = "permission denied"
     return found
+
+
+def _seen(path: Path) -> object:
+    """What there is to see of a file."""
+    status = path.lstat()
+    body: str = ""
+    if stat.S_ISLNK(status.st_mode):
+        body = os.readlink(path)
+    elif stat.S_ISREG(status.st_mode):
+        body = hashlib.sha256(path.read_bytes()).hexdigest()
+    links = status.st_nlink if not stat.S_ISDIR(status.st_mode) else 0
+    xattrs = os.listxattr(path, follow_symlinks=False)
+    return status.st_mode, links, body, sorted(xattrs), (status.st_uid, status.st_gid)
 
 
 def _read(at: Path, chance: random.Random) -> None:
@@ -184,18 +192,41 @@ def _change(at: Path, chance: random.Random) -> None:
 
 
 def _database(at: Path, chance: random.Random) -> None:
-    base = sqlite3.connect(at / "base", timeout=60)
-    base.execute("create table t(i integer primary key, b blob)")
-    for number in range(400):
-        with base:
-            base.execute("insert into t values(?, ?)", (number, chance.randbytes(chance.randrange(9000))))
-            base.execute("delete from t where i = ?", (chance.randrange(number + 1),))
-    print(base.execute("pragma integrity_check").fetchall())
-    for number, body in base.execute("select i, b from t order by i"):
-        print(number, hashlib.sha256(body).hexdigest())
+    """Databases of both kinds of journal: what was committed is there, and nothing else, at every moment."""
+    for mode in ("delete", "wal"):
+        base = sqlite3.connect(at / mode, timeout=60, isolation_level=None)
+        print(base.execute(f"pragma journal_mode = {mode}").fetchone())
+        base.execute("create table t(i integer primary key, b blob)")
+        committed: dict[int, bytes] = {}
+        for number in range(200):
+            rows = {number: chance.randbytes(chance.randrange(9000))}
+            gone = chance.randrange(number + 1)
+            base.execute("begin")
+            base.executemany("insert into t values(?, ?)", rows.items())
+            base.execute("delete from t where i = ?", (gone,))
+            if chance.random() < 0.2:
+                base.execute("rollback")
+                continue
+            base.execute("commit")
+            committed |= rows
+            committed.pop(gone, None)
+            if number % 50 == 0:
+                with closing(sqlite3.connect(at / mode, timeout=60)) as reader:
+                    assert dict(reader.execute("select i, b from t")) == committed, (mode, number)
+        base.close()
+        with closing(sqlite3.connect(at / mode)) as again:
+            print(again.execute("pragma integrity_check").fetchall())
+            assert dict(again.execute("select i, b from t")) == committed, mode
+        print(mode, hashlib.sha256(repr(sorted(committed.items())).encode()).hexdigest())
+
+
+def _ranges(at: Path, chance: random.Random) -> None:
+    from tests.support.storm_ranges import Ranges
+
+    print(*(Ranges(at / f"ranges{number}", chance).make(700) for number in range(2)))
 
 
 if __name__ == "__main__":
     _kind, _at, _seed = sys.argv[1:]
-    kinds = {"read": _read, "change": _change, "database": _database}
+    kinds = {"read": _read, "change": _change, "database": _database, "ranges": _ranges}
     kinds[_kind](Path(_at), random.Random(int(_seed)))
