@@ -24,7 +24,8 @@ The words
 The rooms, from the bottom (a room imports only what stands above it in this list)
     variables   the environment, read
     errors      the exception tree            config      what the environment says
-    parallel    several tasks at once  quoting     untrusted text as one printable line
+    buffers     large ones                    parallel    several tasks at once
+    quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
     program     another program asked something, within bounds
     status      what a mount says of itself: frozen types and their JSON

@@ -20,6 +20,10 @@ from collections.abc import Sequence
 from imgfs.cli.output import complain, prepare_logging, prepare_output, words_of, words_of_unicode
 from imgfs.errors import ImgfsError, UsageError
 
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from imgfs.mount.daemon import Mounting
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
@@ -47,8 +51,11 @@ def is_served(words: Sequence[str]) -> bool:
     return words[:1] == ["mount"] and not {"-f", "--foreground", "--help", "-h"} & set(words)
 
 
-def carry_out(words: Sequence[str]) -> int:
-    """Run `imgfs WORDS…` in this process and return its exit code."""
+def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
+    """Run `imgfs WORDS…` in this process and return its exit code.
+
+    `mounting` is the daemon of the mount that `imgfs mount` is to make, if that was forked before.
+    """
     prepare_output()
     if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
         prepare_logging()
@@ -61,6 +68,7 @@ def carry_out(words: Sequence[str]) -> int:
     failed, misused = (_PODMANS, _PODMANS) if words[:1] and words[0] in _AS_PODMAN else (FAILED, MISUSED)
     try:
         options = parse(words)
+        options.mounting = mounting
     except SystemExit as error:  # argparse's
         return misused if error.code == MISUSED else int(error.code or 0)
     except UsageError as error:  # a configuration file's

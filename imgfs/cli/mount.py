@@ -175,10 +175,10 @@ def mount(options: argparse.Namespace) -> int:
         with _plan(options) as (image, how):
             mount_in_foreground(_prepared(image, options, how), image.connect, image.store, how)
     writable = options.rw or options.scratch is not None
-    with (
-        Mounting.fork(writable=writable, offline=options.offline, driver=options.driver) as mounting,
-        _plan(options) as (image, how),
-    ):
+    begun = options.mounting or Mounting.fork(
+        writable=writable, offline=options.offline, driver=options.driver
+    )
+    with begun as mounting, _plan(options) as (image, how):
         resolved = _prepared(image, options, how, partial(mounting.expect_fetches, image.connect))
         mounting.mount(resolved, image.connect, image.store, how)
     return 0

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +55,6 @@ Examples:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
-    from imgfs.cli import carry_out
     from imgfs.daemonize import log_to_stderr
     from imgfs.forkserver.server import ForkServer
     from imgfs.systemd import tell_systemd
@@ -64,9 +63,18 @@ def serve(options: argparse.Namespace) -> int:
     os.chdir("/")
     load()
     with _listening(options.socket) as listening:
-        goes_on = ForkServer(listening, carry_out).serve(lambda: tell_systemd(b"READY=1"))
+        goes_on = ForkServer(listening, _mount).serve(lambda: tell_systemd(b"READY=1"))
     tell_systemd(b"STOPPING=1")
     return 0 if goes_on else 1
+
+
+def _mount(words: Sequence[str]) -> int:
+    """Carry out `imgfs mount`: its daemon is forked first, before anything is touched that all share."""
+    from imgfs.cli import carry_out
+    from imgfs.mount.daemon import Mounting
+
+    with Mounting.fork(writable=True) as mounting:
+        return carry_out(words, mounting)
 
 
 def load() -> None:

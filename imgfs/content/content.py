@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from imgfs.buffers import buffer
 from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions
 from imgfs.content.layer import LayerContent
 from imgfs.content.profile import (
@@ -102,7 +103,7 @@ class Content:
         memory = _memory(layers, stats)
         self._tree_walk = TreeWalkPrefetch(layers, files_after)
         self._words = words_of(memory.parts[0], _WORDS)
-        self._scratch = memoryview(bytearray(_LARGEST))
+        self._scratch = buffer(_LARGEST)
         self._background: BackgroundFetch | None = None
         self._follower: Follower | None = None
         size = sum(layer.table.size for layer in layers)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from imgfs.buffers import buffer
 from imgfs.errors import MountError
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import fills_page_cache
@@ -130,7 +131,7 @@ class Session:
             Opcode.BATCH_FORGET: _nothing,
         }
         self._handlers.update(handlers.items())
-        self._room = memoryview(bytearray(READ_BUFFER))
+        self._room = buffer(READ_BUFFER)
         self._waiting: Waiting | None = None
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+from imgfs.buffers import buffer
 from imgfs.fuse.protocol import Statfs
 from imgfs.fuse.views import LARGEST, VIRTUAL_XATTRS, Children, PendingRead, TreeView
 from imgfs.overlay.lookup import File
@@ -23,7 +24,7 @@ class UnionView:
         self._union = overlay.union
         self._nodes = overlay.union.nodes
         self.ranges = Ranges(overlay)
-        self._buffer = memoryview(bytearray(LARGEST))
+        self._buffer = buffer(LARGEST)
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """See View."""
