@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _THREADS = 128  # calls at once; a thread that waits takes some ten kB
 _OPTIONS = [(f"grpc.max_{way}_message_length", 16 << 20) for way in ("send", "receive")]  # as kubelet's
+_FOR_EVER = 366 * 86_400.0  # seconds
 _GRACE = 2.0  # seconds for calls that are under way when it is to end
 
 Operation = Callable[[bytes], bytes]
@@ -164,7 +165,7 @@ def _hand_on(
 ) -> bytes:
     hear(body)
     with _as_it_is(context):
-        return ask(body, timeout=context.time_remaining(), metadata=_metadata(context))
+        return ask(body, timeout=_deadline(context), metadata=_metadata(context))
 
 
 def _hand_on_stream(
@@ -175,7 +176,7 @@ def _hand_on_stream(
 ) -> Iterator[bytes]:
     hear(body)
     with _as_it_is(context):
-        yield from ask(body, timeout=context.time_remaining(), metadata=_metadata(context))
+        yield from ask(body, timeout=_deadline(context), metadata=_metadata(context))
 
 
 @contextmanager
@@ -187,6 +188,15 @@ def _as_it_is(context: grpc.ServicerContext) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         context.abort(error.code(), error.details() or "")
+
+
+def _deadline(context: grpc.ServicerContext) -> float | None:
+    """Return for how many seconds the caller waits; None for ever, as kubelet does for a pull.
+
+    grpcio says so by 2^63, which it does not take for a timeout itself: that call is over at once.
+    """
+    seconds: float | None = context.time_remaining()
+    return None if seconds is None or seconds > _FOR_EVER else seconds
 
 
 def _metadata(context: grpc.ServicerContext) -> tuple[tuple[str, str | bytes], ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 
 from imgfs.engines.cri import decode_pull
@@ -132,3 +133,8 @@ def test_a_pull_leaves_its_password_to_mounts_and_the_next_its_own(node: tuple[N
     assert not any(secret in said for secret in (OLD, NEW, pair))
     with pytest.raises(RegistryError, match=r"unknown method|nimplemented"):
         made.ask("NoSuchMethod")
+    with grpc.insecure_channel(f"unix:{made.socket}") as channel:  # without a deadline, as kubelet pulls
+        asked: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/runtime.v1.ImageService/PullImage"
+        )
+        assert ProtobufMessage(asked(pull_request(image, (3, pair))), "pull").text(1).startswith("sha256:")
