@@ -7,7 +7,8 @@
     overlays     imgfs's scratch, fuse-overlayfs, overlayfs, a plain copy
     engines      imgfs run, podman run, runc on a directory
     works        what is done in them                        material    what they take
-    editions     an image plain, indexed, with a profile of what it reads, as eStargz
+    editions     an image plain, indexed, with a profile of what it reads, as eStargz, with SOCI's index
+    snapshotters a containerd with imgfs, overlayfs, stargz-snapshotter or SOCI
 
     A  first     first mounts, from nothing, beside the other tools
     B  warm      warm mounts up to a million entries          memory     the daemon's resident memory
@@ -21,6 +22,9 @@
     I  drivers   find, tar, git, grep, reads: imgfs by FUSE and by the kernel, beside overlayfs,
                  fuse-overlayfs and the unpacked directory; the daemons' CPU and memory
     J  looking   diff, waste, grep, cp and an archive's mount, beside fetching and unpacking whole images
+    K  node      containerd with imgfs, overlayfs, stargz-snapshotter and SOCI: from a pull to an application
+                 that answers, memory and CPU of many images. Go builds containerd; for the programs of the
+                 others see scripts/lab/go_programs.py
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

@@ -23,19 +23,21 @@ from scripts.benchmark.looking import looking
 from scripts.benchmark.machine import machine
 from scripts.benchmark.material import FULL, QUICK
 from scripts.benchmark.memory import memory
+from scripts.benchmark.node import costs, readiness
 from scripts.benchmark.reading import reading
 from scripts.benchmark.report import Table, write_json
 from scripts.benchmark.scratch import scratch
-from scripts.benchmark.stage import APPLICATIONS, SPEEDS, Stage, say
+from scripts.benchmark.stage import APPLICATIONS, SHAPED, SPEEDS, Stage, say
 from scripts.benchmark.tools import PEERS
 from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDEFGHIJ"
+GROUPS = "ABCDEFGHIJK"
 USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
 SLOW_LINKS = ("shaped", "gigabit")  # of group G; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
+IMAGES, CONTAINERS = (1, 10, 60), 30  # of group K: so many images, then so many containers more of one
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -156,6 +158,9 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "G": cold_starts(stage, asked.apps or list(APPLICATIONS), slow),
         "H": containers(stage, asked.apps or list(APPLICATIONS), slow[0]),
         "I": drivers(stage, names),
+        "K": itertools.chain(
+            readiness(stage, names, SHAPED), costs(stage, IMAGES[: 2 if asked.quick else 3], CONTAINERS)
+        ),
         "J": looking(stage, asked.sizes[:2][-1], names[0]),
     }
     return itertools.chain([machine()], *(groups[name] for name in sorted(asked.only)))

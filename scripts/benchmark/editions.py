@@ -1,15 +1,18 @@
-"""An image in several editions, each in its own repository: plain, indexed, with a profile, as eStargz."""
+"""An image in several editions, each in its own repository: plain, indexed, with a profile, eStargz, SOCI."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, run
 from scripts.benchmark.stage import Application, Stage, forget_quietly, say
 from scripts.lab.containerd import Containerd
+from scripts.lab.go_programs import program
 from scripts.lab.recipes import RecipeError
 
+SOCI_MINIMUM = 10 << 20  # bytes of a layer for SOCI to index it, and it wants one at least
 PROFILE = "default"  # which a mount replays without being told
 
 
@@ -67,6 +70,27 @@ def estargz(stage: Stage, application: Application) -> Place:
                 containerd.to_estargz(stage.reference(image), stage.seen_through(None, *place))
         except RecipeError as failed:
             raise CommandFailed(str(failed)) from failed
+    return place
+
+
+def soci(stage: Stage, application: Application) -> Place:
+    """Publish the image with SOCI's own index (its v2), unless a run before this one has."""
+    image = application.image
+    place = Place(f"{application.name}-soci", image.digest.partition(":")[2][:12])
+    if not stage.holds(*place):
+        say(f"making SOCI's index of {application.name}")
+        made = stage.scratch / f"{place.repository}-layout"
+        try:
+            options = ["--standalone", "--format", "oci-dir"]
+            if image.size < SOCI_MINIMUM:
+                options += ["--min-layer-size", "0"]
+            run([program(stage.programs, "soci"), "convert", *options, image.layout, made])
+            target = f"docker://{stage.seen_through(None, *place)}"
+            run(["skopeo", "copy", "--all", "--quiet", "--dest-tls-verify=false", f"oci:{made}", target])
+        except RecipeError as failed:
+            raise CommandFailed(str(failed)) from failed
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return place
 
 

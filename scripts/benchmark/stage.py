@@ -97,6 +97,7 @@ class Stage:
         self, images: Path, rounds: int, peers: Sequence[str], mount_options: Sequence[str] = ()
     ) -> None:
         self.images, self.rounds = images, rounds
+        self.programs = images / "programs"  # what Debian has not: see scripts/lab/go_programs.py
         self._peers, self._mount_options = peers, mount_options
         self._stack = ExitStack()
         self._pushed: dict[str, str] = {}

@@ -1,8 +1,9 @@
-"""A containerd of our own, for what only ctr-remote (of stargz-snapshotter) does: convert to eStargz."""
+"""A containerd of our own: to be measured, and for what only ctr-remote (of stargz-snapshotter) converts."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from contextlib import ExitStack
@@ -30,24 +31,26 @@ address = "{place}/ttrpc.sock"
 class Containerd:
     """A containerd that keeps everything in the directory `place`, while its `with` block lasts.
 
-    RecipeError if it is not installed or does not start.
+    It is the one in the PATH, or that in the directory `programs`, with `more` of configuration. RecipeError
+    if it is not installed or does not start.
     """
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self._socket = place / "containerd.sock"
+    def __init__(self, place: Path, programs: Path | None = None, more: str = "") -> None:
+        self._place, self._programs, self._more = place, programs, more
+        self.socket = place / "containerd.sock"
         self._stack = ExitStack()
 
     def __enter__(self) -> Containerd:
         self._place.mkdir(parents=True, exist_ok=True)
         config, log = self._place / "config.toml", self._place / "log"
         disabled = json.dumps([f"io.containerd.{name}" for name in NOT_WANTED])
-        config.write_text(CONFIG.format(place=self._place, disabled=disabled))
+        config.write_text(CONFIG.format(place=self._place, disabled=disabled) + self._more)
         with ExitStack() as stack:
             out = stack.enter_context(log.open("wb"))
-            stack.callback(_end, daemon := _start(["containerd", "--config", str(config)], out.fileno()))
+            stack.callback(_end, daemon := _start(config, self._programs, out.fileno()))
+            self.pid = daemon.pid
             deadline = time.monotonic() + PATIENCE
-            while not self._socket.exists():
+            while not self.socket.exists():
                 if daemon.poll() is not None or time.monotonic() > deadline:
                     said = log.read_text(errors="replace").strip().splitlines()
                     raise RecipeError(f"containerd does not start: {' '.join(said[-1:])[:300]}")
@@ -67,16 +70,24 @@ class Containerd:
         self._run("images", "push", "--plain-http", target)
 
     def _run(self, *words: str) -> None:
-        run(["ctr-remote", "--address", self._socket, *words])
+        run(["ctr-remote", "--address", self.socket, *words])
 
 
-def _start(command: list[str], out: int) -> subprocess.Popen[bytes]:
+def _start(config: Path, programs: Path | None, out: int) -> subprocess.Popen[bytes]:
+    """Start containerd; it finds its shim beside itself."""
+    path = os.environ["PATH"]
+    name = str(programs / "containerd") if programs else "containerd"
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            [name, "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "PATH": f"{programs}{os.pathsep}{path}" if programs else path},
+            start_new_session=True,
         )
     except FileNotFoundError as missing:
-        raise RecipeError(f"{command[0]} is not installed") from missing
+        raise RecipeError("containerd is not installed") from missing
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from scripts.lab.layout import (
     pack_members,
     pack_tar,
     regular,
+    symlink,
     tree_members,
     whiteout,
     write_image,
@@ -202,6 +204,41 @@ def synthetic(cache: Path, files: int) -> Image:
         f"synthetic-{files}",
         lambda layout: write_image(layout, "latest", [_pack_synthetic(layout, files)]),
     )
+
+
+def one_of_many(cache: Path, number: int) -> Image:
+    """Build one of many images: busybox and 10,000 tiny files, which they share, and 2,000 of its own."""
+    base = cached_image(cache, "many-base", _build_shared)
+
+    def build(layout: Path) -> Image:
+        with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
+            content = Path(scratch) / "content"
+            content.write_text(f"of image {number:07}")
+            files = _synthetic_members(2_000, content)
+            own = ((_moved(info, "own"), body) for info, body in files)
+            layers = [_copied_layer(base, layout), pack_members(layout, [(directory("own"), None), *own])]
+        return write_image(layout, "latest", layers, ["sleep", "infinity"])
+
+    return cached_image(cache, f"many-{number}", build)
+
+
+def _build_shared(layout: Path) -> Image:
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise RecipeError("busybox is not installed")
+    with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
+        content = Path(scratch) / "content"
+        content.write_bytes(b"0123456789abcdef")
+        program = (regular("bin/busybox", Path(busybox).stat().st_size, 0o755), Path(busybox))
+        head = [(directory("bin"), None), program, (symlink("bin/sleep", "busybox"), None)]
+        return write_image(
+            layout, "latest", [pack_members(layout, [*head, *_synthetic_members(10_000, content)])]
+        )
+
+
+def _moved(info: tarfile.TarInfo, at: str) -> tarfile.TarInfo:
+    info.name = f"{at}/{info.name}"
+    return info
 
 
 def synthetic_changed(cache: Path, files: int) -> Image:

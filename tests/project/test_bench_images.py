@@ -23,6 +23,9 @@ from scripts.benchmark.cold import JOURNEYS, STOPS
 from scripts.benchmark.containers import COLD, COLUMNS, DROPPED, FETCHED, TRUE, WARM, Starts
 from scripts.benchmark.drivers import FLOOR, NOWHERE, PODMAN, Figure
 from scripts.benchmark.engines import PulledByPodman, Runc, Unpacked
+from scripts.benchmark.node import READY, Readiness, tell
+from scripts.benchmark.report import Table
+from scripts.benchmark.snapshotters import OVERLAYFS, SNAPSHOTTERS
 from scripts.benchmark.stage import APPLICATIONS
 from scripts.benchmark.tools import PodmanRun, end, having
 from scripts.lab import layout, recipes
@@ -251,3 +254,13 @@ def test_what_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"]) as sleeping:
         end(lambda: [sleeping.pid])
         assert sleeping.wait(1) == -signal.SIGKILL
+
+
+def test_readiness_is_told_beside_overlayfs_and_the_best_of_others() -> None:
+    table = Table("K", READY)
+    ready = {SNAPSHOTTERS[0].name: [9.0, 5.0], SNAPSHOTTERS[1].name: [3.0], OVERLAYFS: [10.0], "SOCI": [4.0]}
+    tell(
+        table, {name: [Readiness(1.0, one, 2.0, 3, 4.0, 5.0) for one in each] for name, each in ready.items()}
+    )
+    assert [row[2:4] for row in table.rows] == [[7.0, 0.7], [3.0, 0.3], [10.0, 1.0], [4.0, 0.4]]
+    assert [note.rpartition(": ")[2] for note in table.notes] == ["1.75, NOT reached", "0.75, reached"]

@@ -29,6 +29,7 @@ STARTERS = {
 ALTERNATIVES = {"runc", "tini", "docker-init", "cc"}  # of crun, catatonit and gcc: taken where they are
 OPTIONAL = {  # where it is missing, that is one line, or another answer
     "containerd",  # asked for its version by snapshotter install
+    "go",  # builds containerd 2.x for the bench
     "gpg",  # for policies with signedBy
 }
 ABSENT = {"no-such-tool", "docker-credential-"}  # started so that there is none

@@ -1,0 +1,44 @@
+"""Programs of containerd's world that Debian lacks or has too old: built by Go, once, or found.
+
+containerd comes as a Go module. stargz-snapshotter and SOCI keep their programs in modules within modules,
+which `go install` does not build: from a checkout, `cd cmd && go build -o DIR ./containerd-stargz-grpc`
+(`./soci`, `./soci-snapshotter-grpc`), where DIR is `programs` beside the bench's images, or in the PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from scripts.lab.recipes import RecipeError
+
+CONTAINERD = "2.4.2"
+_MODULE = f"github.com/containerd/containerd/v2/cmd/{{}}@v{CONTAINERD}"
+_BUILT = ("containerd", "ctr", "containerd-shim-runc-v2")
+_PATIENCE = 3600.0  # seconds: thousands of packages, on a machine that may be busy
+
+
+def containerd_programs(directory: Path) -> Path:
+    """Build containerd, its shim and ctr in `directory`, unless they are there; RecipeError if that fails."""
+    missing = [name for name in _BUILT if not (directory / name).exists()]
+    if missing:
+        directory.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "GOBIN": str(directory), "CGO_ENABLED": "0"}
+        command = ["go", "install", *map(_MODULE.format, missing)]
+        try:
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=_PATIENCE)
+        except (OSError, subprocess.SubprocessError) as failed:
+            said = getattr(failed, "stderr", None) or b""
+            why = (said.decode(errors="replace").strip().splitlines() or [str(failed)])[-1]
+            raise RecipeError(f"containerd {CONTAINERD} is not built: {why}") from failed
+    return directory
+
+
+def program(directory: Path, name: str) -> str:
+    """Find a program in `directory`, else in the PATH; RecipeError if it is in neither."""
+    found = shutil.which(name, path=f"{directory}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        raise RecipeError(f"{name} is not installed, nor in {directory}")
+    return found
