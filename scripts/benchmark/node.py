@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -164,8 +165,17 @@ def _grow(
 
 
 def _pss(node: Node) -> float:
-    return sum(memory_of(pid)[3] for pid in node.processes())
+    return _sum(node, lambda pid: memory_of(pid)[3])
 
 
 def _cpu(node: Node) -> float:
-    return sum(map(cpu_with_children, node.processes()))
+    return _sum(node, cpu_with_children)
+
+
+def _sum(node: Node, figure: Callable[[int], float]) -> float:
+    """Add up a figure of a node's processes; one that has ended meanwhile counts nothing."""
+    found = 0.0
+    for pid in node.processes():
+        with contextlib.suppress(OSError):
+            found += figure(pid)
+    return found
