@@ -129,7 +129,9 @@ class Entries:
             raise error(errno.ENOTDIR)
         if any(True for _ in self._union.children(found.ino)):
             raise error(errno.ENOTEMPTY)
-        self._remove(parent, name, found).links = None
+        directory = self._remove(parent, name, found)
+        if directory.links is not None:
+            directory.links -= 1
 
     def _existing(self, parent: int, name: bytes) -> File:
         found = self._union.find(parent, name)
@@ -156,8 +158,8 @@ class Entries:
             raise
         node = self._union.node_new(directory, name, found)
         directory.changes += 1
-        if node.is_directory:
-            directory.links = None
+        if node.is_directory and directory.links is not None:  # else counted, for each that is made
+            directory.links += 1
         return node
 
     def _vacancy(self, directory: UpperNode, name: bytes) -> tuple[At, bool]:
@@ -210,16 +212,19 @@ class Entries:
         directory = self._copyup.up(parent)
         at = At(self._union.directory_fd(directory), name)
         below = self._union.below(directory, name) is not None
+        place = self._union.place_for(found)
         with self._union.unlinking(found, directory, name):
             if isinstance(found, Node):
                 self._upper.whiteout(at)
             elif below:
-                self._upper.put_whiteout(at)
+                self._upper.put_whiteout(at, place)
             elif found.is_directory:
                 self._copyup.remove_whiteouts(found)
-                os.rmdir(at.name, dir_fd=at.directory)
+                self._upper.remove_directory(at, place)
             else:
                 self._upper.unlink(at)
+            if place and isinstance(found, UpperNode):
+                found.kept = True
         directory.changes += 1
         return directory
 
@@ -319,7 +324,8 @@ class Entries:
             node.move(*new)
         for directory, _ in (old, new):
             directory.changes += 1
-            directory.links = None
+            if node.is_directory:
+                directory.links = None
 
 
 def _check_name(name: bytes) -> None:

@@ -49,7 +49,7 @@ def remove(directory: int, name: bytes, spare: Spare) -> None:
     ahead = [(directory, name)]
     while ahead:
         place = ahead.pop()
-        if not _unlink(*place):
+        if not _unlink(*place) and not _rmdir(*place):
             _empty(*place, spare, ahead)
             os.rmdir(place[1], dir_fd=place[0])
 
@@ -78,6 +78,17 @@ def _unlink(directory: int, name: bytes) -> bool:
         return True
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        return False
+    return True
+
+
+def _rmdir(directory: int, name: bytes) -> bool:
+    """Remove a directory in which there is nothing; whether it is gone."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
     return True

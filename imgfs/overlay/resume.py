@@ -49,10 +49,11 @@ def _meet_nameless(union: Union, name: bytes) -> None:
     if found is None:
         return
     ino = int(name.removeprefix(OPEN))
-    if ino in union.nodes or not stat.S_ISREG(found.st_mode):  # its name was not taken yet
-        union.upper.unlink(at)
+    if ino in union.nodes:  # its name was not taken yet
+        union.upper.discard(at)
         return
     node = union.node_nameless(found, union.upper.hold(at), ino)
-    node.data = union.image_data(at)
+    if stat.S_ISREG(found.st_mode):
+        node.data = union.image_data(at)
     node.kept = True
     _note(node)

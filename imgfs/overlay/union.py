@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from imgfs import syscalls
 from imgfs.layer.entry import DEFAULT_ACL
 from imgfs.overlay.lookup import File, UnionLookup
-from imgfs.overlay.node import ShownCtimes, UpperNode, error
+from imgfs.overlay.node import At, ShownCtimes, UpperNode, error
 from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.database import ROOT, Attributes, Node
@@ -115,7 +115,7 @@ class Union(UnionLookup):
     def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
         """The image's link count, more the directories that are new, less those that are covered."""
         if node.lower is None or node.anchor is not None:
-            return found.st_nlink
+            return 0 if node.kept else found.st_nlink
         if node.links is None:
             lower = self.tree.node(node.lower)
             node.links = (lower.nlink if lower else 2) + sum(
@@ -250,6 +250,11 @@ class Union(UnionLookup):
             self.upper.keep_open(self.at(node), node.ino)
             node.kept = True
 
+    def place_for(self, file: File) -> At | None:
+        """Where a directory that is about to be removed is to go, for another process; None if nowhere."""
+        is_kept = self.outlives and isinstance(file, UpperNode) and file.is_directory
+        return self.upper.place_for_open(file.ino) if is_kept else None
+
     def let_go(self, node: UpperNode) -> None:
         """Let go of a file that has a name again."""
         if node.kept:
@@ -257,8 +262,9 @@ class Union(UnionLookup):
             self.upper.let_go(node.ino)
 
     def _keep_open(self, node: UpperNode) -> None:
-        """Keep a file that loses a name, if it is its last and it may be open."""
-        if self.outlives and node.kind == stat.S_IFREG and (node.opens or not node.counted):
+        """Keep a file that loses a name, if it is its last and it may be open, as O_PATH is, untold."""
+        may_be_open = node.opens or not node.counted or node.kind != stat.S_IFREG
+        if self.outlives and may_be_open and not node.is_directory:
             found = self.upper.stat(self.at(node))
             if found is not None and found.st_nlink == 1:
                 self.keep_open(node)

@@ -104,8 +104,7 @@ class Upper:
 
     def keep_open(self, at: At, ino: int) -> None:
         """Give a file that is losing its name one in the work directory, which says its ino of the union."""
-        target = At(self.work, OPEN + b"%d" % ino)
-        self.discard(target)
+        target = self.place_for_open(ino)
         os.link(
             at.name,
             target.name,
@@ -114,8 +113,14 @@ class Upper:
             follow_symlinks=at.anchored,
         )
 
+    def place_for_open(self, ino: int) -> At:
+        """Return that name, which is free."""
+        place = At(self.work, OPEN + b"%d" % ino)
+        self.discard(place)
+        return place
+
     def let_go(self, ino: int) -> None:
-        """Take that name away again."""
+        """Take that name away again, and all that is below it."""
         self.discard(At(self.work, OPEN + b"%d" % ino))
 
     def scan(self, at: At) -> Iterator[os.DirEntry[str]]:
@@ -285,11 +290,25 @@ class Upper:
             self.rename(made, at, syscalls.RENAME_EXCHANGE)
             self.discard(made)
 
-    def put_whiteout(self, at: At) -> None:
-        """Say that a name is deleted, in the place of what is there, at once and whole."""
+    def remove_directory(self, at: At, place: At | None) -> None:
+        """Remove an empty directory; or have it go to a place in the work directory."""
+        if place:
+            self.rename(at, place)
+        else:
+            os.rmdir(at.name, dir_fd=at.directory)
+
+    def put_whiteout(self, at: At, place: At | None = None) -> None:
+        """Say that a name is deleted, in the place of what is there, at once and whole.
+
+        A directory may go to a place in the work directory instead.
+        """
         spare = self.new()
         self.whiteout(spare)
-        self.put(spare, at)
+        if place:
+            self.rename(spare, at, syscalls.RENAME_EXCHANGE)
+            self.rename(spare, place)
+        else:
+            self.put(spare, at)
 
     def discard(self, at: At) -> None:
         """Remove something, if it is there, with all below it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, write_image
+from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.restarted import RESTARTED, killed_again_and_again
 from tests.support.storm import Changes, sight
 
@@ -103,6 +105,40 @@ def test_a_scratch_is_handed_over_while_it_is_changed_and_stays_locked(imgfs: Im
     assert sight(again) == there
     assert [os.listdir(kept) for kept in imgfs.store.rglob("work/imgfs")] == [[]]
     imgfs.umount(again)
+
+
+def test_what_has_no_name_any_more_and_is_open_lives_on(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart", "--rw")
+    (at / "made").mkdir(0o711)
+    (at / "n0").chmod(0o711)
+    (at / "link").symlink_to("n4")
+    os.mkfifo(at / "fifo")
+    opened = {name: os.open(at / name, os.O_PATH | os.O_NOFOLLOW) for name in ("made", "n0", "link", "fifo")}
+    (at / "made").rmdir()
+    shutil.rmtree(at / "n0")
+    (at / "link").unlink()
+    (at / "fifo").unlink()
+    before = {name: seen(fd) for name, fd in opened.items()}
+    assert before["n0"][:2] == (stat.S_IFDIR | 0o711, 0)
+    (work,) = imgfs.store.rglob("work/imgfs")
+    assert len(os.listdir(work)) == len(opened)
+    os.kill(imgfs.pid(at), signal.SIGKILL)
+    for name, fd in opened.items():
+        if name != "link":
+            os.chmod(f"/proc/self/fd/{fd}", 0o751)
+            before[name] = stat.S_IFMT(before[name][0]) | 0o751, *before[name][1:]
+        assert seen(fd) == before[name]
+    assert os.readlink("", dir_fd=opened["link"]) == "n4"
+    for fd in opened.values():
+        os.close(fd)
+    until(lambda: not os.listdir(work), "what is not open any more is gone")
+    imgfs.umount(at)
+
+
+def seen(fd: int) -> tuple[int, ...]:
+    """What there is to see of an open file."""
+    found = os.fstat(fd)
+    return found.st_mode, found.st_nlink, found.st_ino, found.st_uid
 
 
 def test_a_long_listing_goes_on_where_it_was(imgfs: Imgfs, image: str) -> None:

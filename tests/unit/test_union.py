@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from imgfs.overlay.node import UPPER_INO
+from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import METACOPY, OPAQUE, TRUSTED, Owner
 from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
@@ -232,6 +235,33 @@ def test_links_of_a_merged_directory_count_its_subdirectories(tree: Tree, tmp_pa
         assert links(b"d") == 3
     with overlay_of(tree, CONTENT, tmp_path) as overlay:
         assert (links(b""), links(b"d"), links(b"e")) == (4, 3, 3)
+
+
+def test_links_are_counted_once_and_then_kept(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(4)
+    with overlay_of(tree, CONTENT, tmp_path) as overlay:
+        root, entries = overlay.union.root, overlay.entries
+        calls: list[Callable[[bytes], object]] = [
+            lambda name: entries.unlink(ROOT, name),
+            lambda name: entries.rmdir(ROOT, name),
+            lambda name: entries.rename((ROOT, name), (ROOT, chance.choice((b"a", b"d", b"x"))), 0),
+            lambda name: entries.make(ROOT, name, stat.S_IFDIR, OWNER),
+            lambda name: entries.create(ROOT, name, OWNER),
+        ]
+        for number in range(150):
+            with contextlib.suppress(OSError):
+                chance.choice(calls)(chance.choice((b"a", b"d", b"e", b"x", b"y")))
+            links = overlay.union.attributes(root).nlink
+            root.links = None
+            assert links == overlay.union.attributes(root).nlink, number
+        entries.create(ROOT, b"0", OWNER)
+        monkeypatch.delattr(Upper, "scan")
+        for number in range(20):
+            entries.make(ROOT, b"d%d" % number, stat.S_IFDIR, OWNER)
+            entries.rename((ROOT, b"%d" % number), (ROOT, b"%d" % (number + 1)), 0)
+            assert overlay.union.attributes(root).nlink == links + number + 1
 
 
 def test_inos_are_the_same_when_the_scratch_is_opened_again(tree: Tree, tmp_path: Path) -> None:
