@@ -143,6 +143,13 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start the daemon again if it is killed: readers wait meanwhile, and go on (Linux 6.9)",
     )
+    command.add_argument(
+        "--exit-idle",
+        metavar="SECONDS",
+        type=_idle_seconds,
+        help="with --restart: end the daemon, which frees its memory, once nothing was read for so long; "
+        "the next reader has it started again",
+    )
     driver_option(command)
     command.add_argument(
         "-o",
@@ -154,6 +161,12 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
         "the kernel driver, all data is read through imgfs; history: .imgfs/layers/N is what layer N left",
     )
     log_level_option(command, "how much the daemon logs")
+
+
+def _idle_seconds(text: str) -> float:
+    if text.isascii() and text.isdecimal() and 0 < int(text[:9]) == int(text):
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 1 or more")
 
 
 def _address(text: str) -> MetricsAddress:
@@ -238,6 +251,7 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
         trust=image.trust,
         history="history" in fuse,
         restart=options.restart,
+        exit_idle=options.exit_idle or 0.0,
     )
     if "rw" in how.fuse and scratch is None:
         raise UsageError("-o rw: an image never changes; --rw or --scratch keeps what you change beside it")
@@ -245,6 +259,8 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
         raise UsageError("-o history: of an image alone, not with --rw or --scratch")
     if how.restart:
         _check_restart(how)
+    if how.exit_idle:
+        _check_exit_idle(how)
     with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse) as checked:
         yield image, replace(how, checked=checked)
 
@@ -260,6 +276,17 @@ def _check_restart(how: MountOptions) -> None:
     for reason in [reason for reason, holds in reasons.items() if holds]:
         raise UsageError(f"--restart: {reason}")
     check_kernel()
+
+
+def _check_exit_idle(how: MountOptions) -> None:
+    """Raise UsageError if a daemon that does nothing could not end."""
+    reasons = {
+        "it takes --restart: a holder, which starts the daemon again": not how.restart,
+        "a daemon with a scratch has more to do than to answer": how.scratch is not None,
+        "the daemon has --metrics to serve": how.metrics is not None,
+    }
+    for reason in [reason for reason, holds in reasons.items() if holds]:
+        raise UsageError(f"--exit-idle: {reason}")
 
 
 def _fill(options: argparse.Namespace) -> BackgroundFetchOptions | None:

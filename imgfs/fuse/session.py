@@ -205,6 +205,8 @@ class Session:
         if now >= self._due:
             self._due = now + self.period
             self.beat()
+            if self.is_ending:
+                return 0
         return max(1, 1000 * (self._due - now))
 
     def resume(self, offered: int, *, resend: bool) -> None:
@@ -237,6 +239,10 @@ class Session:
         else:
             self._take(length)
         return True
+
+    def last_request(self) -> int | None:
+        """Return the number of the last request, None while any waits for its answer."""
+        return None if self._waiting or (self.tasks and self.tasks.any_waits()) else self._newest
 
     def take_waiting(self) -> Waiting | None:
         """Return the request that was just read, if it has to wait; the caller has it answered."""

@@ -109,6 +109,8 @@ class Tasks:
         with scope:
             while True:
                 self._session.beat()
+                if self._session.is_ending:
+                    self.reading.cancel()
                 await trio.sleep(self._session.period)
 
     async def read_all(self) -> None:
@@ -125,6 +127,10 @@ class Tasks:
             row += 1
             if not self._session.answer_next():
                 return
+
+    def any_waits(self) -> bool:
+        """Return True if a request waits for its answer."""
+        return bool(self._under_way)
 
     def take_back(self, unique: int) -> bool:
         """Have a request answered with EINTR, if it is not done by then; False if it does not wait."""

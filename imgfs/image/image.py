@@ -46,6 +46,7 @@ class Image(AbstractContextManager["Image"]):
     ) -> None:
         self.resolved = resolved
         self.source = source
+        self.locks: tuple[int, ...] = ()  # descriptors of the locks that say that its layers are in use
         self._store = store
         trust = trust or Trust.of(parse_reference(resolved.reference), Policy.ANY)
         self._readiness = Readiness(resolved, store, trust)
@@ -64,7 +65,7 @@ class Image(AbstractContextManager["Image"]):
         self, layer: Descriptor, store: Store, fetch_pool: FetchPool, stack: ExitStack
     ) -> LayerContent:
         stored = store.layer(layer.digest)
-        stack.enter_context(stored.use())
+        self.locks = (*self.locks, stack.enter_context(stored.use()))
         index = stack.enter_context(open_index(stored))
         if not self._readiness.accepts_index(index, *self.resolved.layers[layer.digest]):
             name = f"{self.resolved.reference}: layer {layer.digest.short}"

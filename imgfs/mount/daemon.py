@@ -250,8 +250,9 @@ def serve(
         _keep_recorded(image, store, options)
     if succession:
         succession.ended()
-    is_handed_over = succession and not succession.has_turn
-    log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
+    if not (succession and succession.is_idle):  # which has been said
+        is_handed_over = succession and not succession.has_turn
+        log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
 
 
 def _replayed(image: Image, store: Store, options: MountOptions) -> list[tuple[int, int]]:

@@ -39,12 +39,13 @@ import select
 import sys
 import time
 
-PROTOCOL = "2"  # of all that is said here, of arguments, and of orders
+PROTOCOL = "3"  # of all that is said here, of arguments, and of orders
 BEATS, READY, SERVES, STOPPED_READING, DONE, ENDED = b"b", b"r", b"s", b"q", b"d", b"e"
 NO_ORDER = "-"  # in the place of a nonce
+IDLE = b"i"  # it ends until something is asked: by FUSE, or at one of the sockets whose numbers follow
 REFUSES = b"!"  # and why, as text, to the end
 HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
-SUCCESSOR, HEIR = "successor", "heir"  # roles
+SUCCESSOR, HEIR, WOKEN = "successor", "heir", "woken"  # roles
 BEAT = 4.0  # seconds from one beat to the next,
 _LATE = 1.5  # times that without a word are a silence
 TRIES = 5  # successors that end without serving,
@@ -193,11 +194,17 @@ class Holder:
         self._servers = servers
         self._serving: Server | None = servers[0]
         self._upgrade: Upgrade | None = None
+        self._wakers: list[int] = []  # what can be read once something is asked, while no process serves
 
     def hold(self, orders: Orders) -> int:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
         while True:
             order = self._wait(orders)
+            if self._wakers and select.select(self._wakers, [], [], 0)[0]:
+                if self._is_unmounted():
+                    return 0
+                self._wakers = []
+                self._serving = self._start(self._words, WOKEN)
             for server in [server for server in self._servers if server.has_ended()]:
                 code = self._bury(server)
                 if code is not None:
@@ -215,7 +222,8 @@ class Holder:
         if any(server.fd < 0 for server in self._servers):
             return None
         waited = [fd for server in self._servers for fd in server.descriptors()]
-        ready = select.select([orders.fd, *waited], [], [], self._silence)[0]
+        patience = self._silence if self._servers else None
+        ready = select.select([orders.fd, *waited, *self._wakers], [], [], patience)[0]
         for server in self._servers:
             if server.control in ready:
                 server.listen()
@@ -231,6 +239,10 @@ class Holder:
         was_killed = server.close()
         if ENDED in server.said or self._is_unmounted():
             return 0
+        if server is self._serving and IDLE in server.said and not self._upgrade:
+            self._serving = None
+            self._wakers = [self._descriptors[0], *map(int, server.said.partition(IDLE)[2].split())]
+            return None
         self._go_on()  # by its last words
         upgrade = self._upgrade
         is_heir = upgrade is not None and server is upgrade.heir
@@ -261,12 +273,13 @@ class Holder:
 
     def _begin(self, upgrade: Upgrade) -> None:
         """Begin an upgrade to another program, and its holder."""
-        if self._upgrade or self._serving is None or SERVES not in self._serving.said:
+        serves = self._wakers or (self._serving and SERVES in self._serving.said)
+        if self._upgrade or not serves:
             upgrade.tell("it is just being restarted, or upgraded: try again")
         elif not (upgrade.words and _is_understood(upgrade.holder)):
             upgrade.tell("its holder is of another version, which does not understand this one")
         else:
-            self._upgrade = upgrade
+            self._upgrade, self._wakers = upgrade, []
             upgrade.heir = self._start(upgrade.words, HEIR)
 
     def _go_on(self) -> None:

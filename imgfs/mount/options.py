@@ -29,7 +29,8 @@ class MountOptions:
     repository by default. `checked` is the directory that was found at the mount point before. With
     `history` the
     image's earlier states are shown, too; with `restart` a killed daemon has a successor,
-    once it has served for `restart_after` seconds."""
+    once it has served for `restart_after` seconds. With `exit_idle` the daemon ends once nothing was asked
+    for so many seconds, until something is."""
 
     mountpoint: Path
     fuse: frozenset[str] = frozenset()
@@ -49,6 +50,7 @@ class MountOptions:
     history: bool = False
     restart: bool = False
     restart_after: float = 0.0
+    exit_idle: float = 0.0
 
 
 def can_resend() -> bool:

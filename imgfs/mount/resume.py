@@ -56,7 +56,8 @@ class MountState:
     """What a successor has to know. `connect` is pickled; `device` is the mount's, major:minor.
 
     `scratch_lock` is the descriptor of the lock on its scratch, `once` that of the memory of `fuse.once`,
-    `stats` that of the memory of the statistics (`content.stats_memory`).
+    `stats` that of the memory of the statistics (`content.stats_memory`), `locks` those of the locks on its
+    layers, which the store does not remove while any process has them open.
     `offered` is what the kernel can do, `agreed` what of that is made use of (InitFlag), `began` when it was
     mounted, in seconds since 1970, `beat` the seconds from one sign of life to the next.
     """
@@ -73,13 +74,18 @@ class MountState:
     scratch_lock: int = -1
     once: int = -1
     stats: int = -1
+    locks: tuple[int, ...] = ()
     beat: float = field(default_factory=lambda: holder.BEAT)
 
     @property
     def kept(self) -> list[int]:
         """Descriptors that all processes of the mount have by the same numbers."""
         kept = [self.kernel.directory.lock, self.kernel.listener] if self.kernel else []
-        return [*kept, *(number for number in (self.scratch_lock, self.once, self.stats) if number >= 0)]
+        return [
+            *kept,
+            *self.locks,
+            *(number for number in (self.scratch_lock, self.once, self.stats) if number >= 0),
+        ]
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class Succession:
     restarts: int = 0
     is_heir: bool = False
     has_turn: bool = True
+    is_idle: bool = False  # it ends, until the holder hears of a request
     resends: bool = True  # whether the kernel is to send again what was left unanswered
     lock: LockInheritance = field(init=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -132,6 +139,7 @@ class Succession:
                 device=found.device if found else "",
                 kernel=kernel,
                 scratch_lock=self.lock.fd,
+                locks=mount.image.locks,
             )
             self._start_holder(descriptor)
         self.say(holder.SERVES)
@@ -144,8 +152,17 @@ class Succession:
 
     def ended(self) -> None:
         """Tell the holder that this process is done: the mount has ended, or it has a successor."""
-        if self.control >= 0:
+        if self.control < 0:
+            return
+        if self.is_idle:
+            sockets = [self.state.kernel.listener] if self.state.kernel else []
+            self.say(holder.IDLE + b"".join(b"%d " % number for number in sockets))
+        else:
             self.say(holder.ENDED if self.has_turn else holder.DONE)
+
+    def rest(self) -> None:
+        """Have the holder serve the mount again when something is asked, after the end of this process."""
+        self.is_idle, self.has_turn = True, False
 
     def say(self, words: bytes) -> None:
         """Tell the holder something."""

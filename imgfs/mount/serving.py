@@ -20,6 +20,7 @@ from imgfs import __version__
 from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
 from imgfs.mount import holder
+from imgfs.mount.idle import IdleExit
 from imgfs.mount.options import MountOptions
 from imgfs.store.store import Store
 
@@ -188,12 +189,16 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
     `hand_over`.
     """
 
+    idle_exit = IdleExit(mount, session, succession) if mount.options.exit_idle else None
+
     def beat() -> None:
         succession.say(holder.BEATS)
         mount.image.traffic()  # noted: the next daemon goes on with it
+        if idle_exit:
+            idle_exit.look()
 
     _hand_over_when_told(mount, succession, session, drains=drains)
-    session.every(succession.state.beat, beat)
+    session.every(min(succession.state.beat, mount.options.exit_idle or succession.state.beat), beat)
 
 
 def resume(succession: Succession, session: Session, signals: EndSignals) -> None:

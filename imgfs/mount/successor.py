@@ -36,7 +36,7 @@ def main() -> NoReturn:
         log_to_stderr(state.options.log_level)
         is_heir = role == holder.HEIR
         succession = Succession(state, descriptor, control, told, restarts, is_heir, has_turn=not is_heir)
-        _say_who_serves(succession)
+        _say_who_serves(succession, is_woken=role == holder.WOKEN)
         serve(state, lambda: None, succession)
         code = 0
     except ImgfsError as error:
@@ -55,12 +55,14 @@ def _check(protocol: str) -> None:
         raise MountError(f"imgfs {__version__} does not understand the holder: it is of another version")
 
 
-def _say_who_serves(succession: Succession) -> None:
+def _say_who_serves(succession: Succession, *, is_woken: bool) -> None:
     mountpoint = succession.state.options.mountpoint
     if succession.is_heir:
         with closing(connector(succession.state.connect)()):  # asks for nothing; is it one of this version?
             pass
         log.info("to take over %s: imgfs %s of %s", mountpoint, __version__, sys.argv[1])
+    elif is_woken:
+        log.info("asked for again: %s", mountpoint)
     else:
         log.warning("restart %d of the daemon of %s", succession.restarts, mountpoint)
 

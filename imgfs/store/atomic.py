@@ -52,8 +52,11 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called before it is waited for."""
+def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Hold a lock on `path`, `fcntl.LOCK_EX` or `LOCK_SH`; `on_wait` is called before it is waited for.
+
+    Yields its descriptor: it is held for as long as any process has that open (flock(2)).
+    """
     with store_errors(path):
         fd = open_owned_file(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -62,7 +65,7 @@ def locked(path: Path, mode: int, on_wait: Callable[[], None] = lambda: None) ->
         except BlockingIOError:
             on_wait()
             fcntl.flock(fd, mode)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

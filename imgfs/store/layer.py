@@ -177,13 +177,13 @@ class StoredLayer:
         return is_held(self.directory / "lock")
 
     @contextmanager
-    def use(self) -> Iterator[None]:
-        """Mark the layer as in use by this process for the length of the block."""
+    def use(self) -> Iterator[int]:
+        """Mark the layer as in use by this process within the block; yields the lock's descriptor."""
         users = self.directory / "users"
-        with locked(users, fcntl.LOCK_SH):
+        with locked(users, fcntl.LOCK_SH) as lock:
             with store_errors(users):
                 os.utime(users)
-            yield
+            yield lock
 
     def in_use(self) -> bool:
         """Return True if any process uses it."""

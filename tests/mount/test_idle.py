@@ -1,0 +1,36 @@
+"""`imgfs mount --exit-idle`: a daemon that nothing is asked of ends, and comes back for the next reader."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.support.mounted import Imgfs, is_alive, processes_of_tests, until, write_image
+from tests.support.restarted import FILES, LAYER, contents, holders, successors
+
+pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
+
+
+@pytest.fixture
+def image(imgfs: Imgfs) -> str:
+    return write_image(imgfs.directory / "layout", [LAYER])
+
+
+def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Imgfs, image: str) -> None:
+    imgfs.expected.append(r" WARNING .* restart 1 of the daemon")
+    at = imgfs.mount(image, "--restart", "--exit-idle", "1")
+    first = imgfs.pid(at)
+    until(lambda: not is_alive(first), "the daemon has ended")
+    assert processes_of_tests(imgfs.store) == holders(imgfs)
+    assert "is mounted" in imgfs.run("store", "rm", image).err
+    assert contents(at) == FILES
+    woken = imgfs.status(at)
+    assert (woken["pid"] != first, woken["restarts"]) == (True, 0)
+    os.kill(woken["pid"], signal.SIGKILL)
+    assert (contents(at), imgfs.status(at)["restarts"]) == (FILES, 1)
+    until(lambda: not successors(imgfs), "the daemon has ended again")
+    imgfs.program("umount", at)
+    imgfs.gone(at)
+    until(lambda: not holders(imgfs), "the holder has ended")
