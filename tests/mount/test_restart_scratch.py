@@ -20,6 +20,7 @@ from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, until, write_image
 from tests.support.restarted import RESTARTED, killed_again_and_again
 from tests.support.storm import Changes, sight
+from tests.support.storm_ranges import Ranges
 
 pytestmark = pytest.mark.kernel
 
@@ -156,6 +157,16 @@ def test_a_long_listing_goes_on_where_it_was(imgfs: Imgfs, image: str) -> None:
                 os.kill(imgfs.pid(at), signal.SIGKILL)
     assert sorted(seen) == sorted(names)
     (at / "many").rmdir()
+    imgfs.umount(at)
+
+
+def test_ranges_of_a_file_hold_what_was_written_to_them(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart", "--rw")
+    pauses, chance, number = [0.1, 0.2], random.Random(5), 0
+    with killed_again_and_again(imgfs, imgfs.pid(at), pauses) as killed:
+        while len(killed) < len(pauses):
+            number += 1
+            assert Ranges(at / f"ranges{number}", chance).make(40)
     imgfs.umount(at)
 
 
