@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from tests.support.mounted import (
     serve,
     until,
 )
-from tests.support.restarted import RESTARTED, holders
+from tests.support.restarted import RESTARTED, holders, successors
 
 FILES = {
     **{f"n{number}/noise{number}": random.Random(number).randbytes(400_000) for number in range(4)},
@@ -53,8 +53,9 @@ FILES = {
 PAUSE = 0.4  # seconds from one event to the next at most; or, if that is longer, the time of SLOW restarts
 SLOW = 1.5
 KILLS = 6  # in a turn
-EVENTS = {"kill": 7, "hand over": 2, "evict": 1, "cut": 1}  # how often each
-HARMLESS_TO_CHANGES = ("kill", "hand over")
+EVENTS = {"kill": 6, "hand over": 2, "torn": 2, "evict": 1, "cut": 1}  # how often each
+HARMLESS_TO_CHANGES = ("kill", "hand over", "torn")
+HAND_OVER = 1.0  # seconds that one takes about: "torn" is a kill of either daemon meanwhile
 CUT = 0.7  # seconds that the registry is away at most
 HOLDER_DIES = 0.3  # of the turns
 LONGEST = 600.0  # seconds that another mount namespace may last
@@ -117,6 +118,12 @@ class Killer(threading.Thread):
             os.kill(pid, signal.SIGKILL)
         elif event == "hand over":
             self.imgfs.run("upgrade", self.at)
+        elif event == "torn":
+            upgrade = self.imgfs.start("upgrade", self.at)
+            time.sleep(self.chance.uniform(0, HAND_OVER))
+            with suppress(ProcessLookupError):
+                os.kill(self.chance.choice([pid, *successors(self.imgfs)]), signal.SIGKILL)
+            upgrade.communicate(timeout=LIMIT)
         elif event == "evict":
             self.imgfs.evict(self.image)
         else:
