@@ -118,7 +118,7 @@ class Content:
         self._before = max(self._words[_REQUESTS], requests), max(self._words[_BYTES], received)
 
     def opened(self, ino: int) -> None:
-        """Note that the kernel opens a file: cheap; always called from the same thread."""
+        """Note that a file is read from its beginning: cheap; always called from the same thread."""
         self._tree_walk.opened(ino)
 
     def missed(self, ino: int) -> None:

@@ -2,9 +2,9 @@
 
 Such a reader opens small files by the thousand, each for the first time, out of one layer and then another:
 read-ahead within a file, or a layer, has no time to get anywhere. But it takes them as the directories list
-them, so the tree itself says what comes next. A tree walk shows in opens whose inos ascend in small steps: a
-layer's files got theirs in its own order, which hardly any tool makes other than directory by directory. A
-program that starts opens files as it needs them, here and there.
+them, so the tree itself says what comes next. A tree walk shows in files read from their beginnings whose
+inos ascend in small steps: a layer's files got theirs in its own order, which hardly any tool makes other
+than directory by directory. A program that starts reads files as it needs them, here and there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TreeWalkPrefetch:
         self._thread: threading.Thread | None = None
 
     def opened(self, ino: int) -> None:
-        """Note that the kernel opens a file: cheap; always called from the same thread."""
+        """Note that a file is read from its beginning: cheap; always called from the same thread."""
         step = ino - self._last
         self._last = ino
         self._opened += 1

@@ -145,6 +145,8 @@ class ChunkDevice(Protocol):
 class FlatView:
     """The flat layers of `image` as files 0, 1, …, and then `chunks` as another."""
 
+    needs_opens = True  # the answer decides what the kernel keeps
+
     def __init__(self, image: Image, chunks: ChunkDevice) -> None:
         sizes = [layer.index.summary.flat_size for layer in image.content.layers]
         self._tree, self._content = image.tree, image.content
@@ -233,10 +235,6 @@ class FlatView:
     def files_of(self, layer: int) -> Iterable[int]:
         """Return none: what is not sure is read past the page cache (`open`)."""
         return ()
-
-    def is_settled(self) -> bool:
-        """Return False: the answer to an open decides what the kernel keeps."""
-        return False
 
     def statfs(self) -> Statfs:
         """The size of all flat files."""

@@ -30,6 +30,8 @@ _LAST = 1 << 62  # the position of NAME in the root, behind those of the tree
 class HistoryView:
     """An image, and its states after each of its layers, the lowest first."""
 
+    needs_opens = False
+
     def __init__(self, top: TreeView, states: Sequence[TreeView]) -> None:
         self._top = top
         self._states = states
@@ -120,10 +122,6 @@ class HistoryView:
         """See View."""
         for number, view in enumerate((self._top, *self._states)):
             yield from (ino | (number << _SHIFT) for ino in view.files_of(layer))
-
-    def is_settled(self) -> bool:
-        """See View."""
-        return self._top.is_settled()
 
     def statfs(self) -> Statfs:
         """The size of the image itself."""

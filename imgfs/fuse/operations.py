@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 DOTS = (b".", b"..")
 _FETCHES, _DISK_READS = 64, 8  # threads that may wait at once
 _SMALL_READ = 128 << 10  # bytes: more is read from the disk in a thread, whatever the disk
-_OPENS = 256  # opens between two looks whether all of the image is in the store
 _LISTINGS = 64  # listings that are kept for the request that continues them
 KEPT_LISTING = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 _STATUS = STATUS_XATTR.encode()
@@ -91,8 +90,7 @@ class Operations(Generic[F]):
         self._status = status
         self._disk = DiskReads()
         self._listings: OrderedDict[tuple[int, int], Listing[F]] = OrderedDict()  # by directory, position
-        self._opens = 0
-        self._needs_handles = self._can_go_without_opens = False
+        self._needs_handles = self._goes_without_opens = False
 
     @cached_property
     def fetches(self) -> trio.CapacityLimiter:
@@ -140,7 +138,7 @@ class Operations(Generic[F]):
     def greeted(self, offered: int) -> None:
         """Note what the kernel can do (InitFlag), once it has been answered."""
         self._needs_handles = not offered & InitFlag.NO_OPENDIR_SUPPORT
-        self._can_go_without_opens = bool(offered & InitFlag.NO_OPEN_SUPPORT)
+        self._goes_without_opens = not self._view.needs_opens and bool(offered & InitFlag.NO_OPEN_SUPPORT)
         self._on_ready()
 
     def lookup(self, parent: int, name: bytes) -> bytes:
@@ -167,12 +165,11 @@ class Operations(Generic[F]):
     def open(self, ino: int, flags: int, more: int = 0) -> bytes:
         """A handle on a file, with what the kernel may keep of its pages.
 
-        Once every layer is cached and verified, ENOSYS: from then on the kernel opens and closes files by
-        itself (FUSE_NO_OPEN_SUPPORT).
+        ENOSYS unless the view has to see opens: from then on the kernel opens and closes files by itself.
         """
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
-        if self._needs_no_opens():
+        if self._goes_without_opens:
             raise FUSEError(errno.ENOSYS)
         return open_out(0, self._view.open(ino))
 
@@ -239,11 +236,6 @@ class Operations(Generic[F]):
     def statfs(self) -> bytes:
         """The size of the file system."""
         return statfs_out(self._view.statfs())
-
-    def _needs_no_opens(self) -> bool:
-        """Return True if opens need not be seen; looked at only now and then."""
-        self._opens += 1
-        return self._can_go_without_opens and self._opens % _OPENS == 1 and self._view.is_settled()
 
     async def _xattr_later(self, pending: PendingRead, room: int) -> bytes:
         return xattr_out(await self._wait(pending), room)

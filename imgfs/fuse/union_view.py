@@ -18,6 +18,8 @@ from imgfs.tree.database import Attributes
 class UnionView:
     """An image with a scratch over it: files with an upper half are the overlay's, all others the image's."""
 
+    needs_opens = True  # one that is about to write must be seen
+
     def __init__(self, image: TreeView, overlay: Overlay) -> None:
         self._image = image
         self._overlay = overlay
@@ -95,10 +97,6 @@ class UnionView:
         copies = [(node.ino, node.data) for node in list(self._nodes.values()) if not node.is_directory]
         yield from lower.difference(ino for ino, _ in copies)
         yield from (ino for ino, data in copies if data in lower)
-
-    def is_settled(self) -> bool:
-        """Return False: an open that is about to write must be seen."""
-        return False
 
     def statfs(self) -> Statfs:
         """The room there is for changes."""

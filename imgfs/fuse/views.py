@@ -46,7 +46,15 @@ class PendingRead(NamedTuple):
 
 
 class View(Protocol[F]):
-    """The files of a mount, by ino. Raises OSError with the errno that the kernel is to see."""
+    """The files of a mount, by ino. Raises OSError with the errno that the kernel is to see.
+
+    Unless it `needs_opens`, the kernel opens and closes files by itself (FUSE_NO_OPEN_SUPPORT), and keeps
+    their pages: small files are read by one request each instead of three.
+    """
+
+    @property
+    def needs_opens(self) -> bool:
+        """Whether OPEN must be answered here."""
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The attributes of the file that a name leads to, to which the kernel then holds a reference more;
@@ -88,9 +96,6 @@ class View(Protocol[F]):
     def files_of(self, layer: int) -> Iterable[int]:
         """Return the inos of the files whose bytes are in a layer of the image. For any thread."""
 
-    def is_settled(self) -> bool:
-        """Return True if OPEN may be answered with ENOSYS: every layer is cached and verified."""
-
     def statfs(self) -> Statfs:
         """The size of the file system."""
 
@@ -106,8 +111,11 @@ def _no_xattr(ino: int, name: bytes) -> None:
 class TreeView:
     """An image: what a tree has, which never changes, and the bytes of the layers that it was merged from.
 
-    `virtual` has the values of extended attributes that no layer has (`provenance`).
+    `virtual` has the values of extended attributes that no layer has (`provenance`). Of a layer whose bytes
+    are found to be wrong the kernel is made to forget all pages (`Operations.refused`).
     """
+
+    needs_opens = False
 
     def __init__(self, tree: Tree, content: Content, virtual: VirtualXattr = _no_xattr) -> None:
         self._tree = tree
@@ -154,7 +162,6 @@ class TreeView:
     def open(self, ino: int) -> int:
         """Let the kernel keep the pages it has, unless bytes of the layer have been found to be wrong."""
         layer, _, _ = self._contents(ino)
-        self._content.opened(ino)
         return 0 if self._content.is_refused(layer) else OpenFlag.KEEP_CACHE
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:
@@ -163,6 +170,8 @@ class TreeView:
         length = min(size, file_size - offset)
         if length <= 0:
             return b""
+        if not offset:
+            self._content.opened(ino)
         ready = self._content.cached(layer, extents, offset, length)
         if ready is not None:
             return ready
@@ -183,12 +192,6 @@ class TreeView:
     def files_of(self, layer: int) -> Iterable[int]:
         """See View."""
         return self._tree.files_of(layer)
-
-    def is_settled(self) -> bool:
-        """See View."""
-        return all(
-            layer.is_complete() and not layer.index.summary.trusted_by for layer in self._content.layers
-        )
 
     def statfs(self) -> Statfs:
         """The image's own size: full, as nothing can be added."""

@@ -74,6 +74,32 @@ def test_a_second_visit_of_an_image_that_is_here_asks_the_daemon_nothing(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop caches")
+def test_a_file_that_was_read_is_opened_and_read_again_without_the_daemon_though_most_is_not_here(
+    imgfs: Imgfs, stopped: list[int]
+) -> None:
+    layers = [tar.archive(tar.file("old", b"old")), tar.archive(tar.file("noise", os.urandom(2 << 20)))]
+    image = write_image(imgfs.directory / "layout", [gzipped(layer) for layer in layers])
+    imgfs.umount(imgfs.mount(image, "--driver", "fuse"))
+    imgfs.evict(image)
+    at = imgfs.mount(image, "--driver", "fuse")
+    with caches_kept():
+        assert read_once(at / "old") == b"old"
+        assert [layer["spans_present"] > 0 for layer in imgfs.status(at)["layers"]] == [True, False]
+        pid = imgfs.pid(at)
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+        assert read_once(at / "old") == b"old"
+
+
+def read_once(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)  # open() would ask whether it is a terminal
+    try:
+        return os.read(descriptor, 100)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop caches")
 def test_what_the_kernel_has_forgotten_it_is_told_again(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mount(image, "--driver", "fuse")
     first = visited(at)
