@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from imgfs.layer.codec.compress import seekable
 from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.gzip import sparse_window
 from imgfs.layer.entry import Checkpoint, Span
+from imgfs.layer.flat_digests import flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.scan import merge_spans
 from imgfs.layer.schema import TAR, ExternalBlob
@@ -35,6 +36,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.published import (
     COPY,
+    DIGESTS,
     FULL,
     LAYER_OF,
     LEAN,
@@ -166,9 +168,10 @@ class _Layer:
         copy = self._copy(files) if repack and self._is_coarse() else None
         windows, spans = (None, []) if copy else self._windows(files)
         lean, full = (self._shared(lean, windows, copy, files) for lean in (True, False))
+        self._digests(copy[1] if copy else list(self._index.spans()), files)
         ztoc, unsaid = self._ztoc(spans, files) if soci else (None, "")
         by_type = {file.descriptor.media_type: file.descriptor for file in files}
-        published = PublishedLayer(lean, full, by_type.get(WINDOWS), by_type.get(COPY))
+        published = PublishedLayer(lean, full, *map(by_type.get, (WINDOWS, COPY, DIGESTS)))
         return _Result(published, files, ztoc, unsaid)
 
     def _windows(self, files: list[Made]) -> tuple[Windows | None, list[Span]]:
@@ -216,6 +219,14 @@ class _Layer:
         )
         files.append(made)
         return made.descriptor
+
+    def _digests(self, spans: Sequence[Span], files: list[Made]) -> None:
+        """Write the digests of the spans' flat bytes, unless the index has them itself."""
+        if spans and not any(span.parts for span in spans):
+            body = flat_digests(((span.flat_start, span.flat_end) for span in spans), self._flat)
+            path = self._stem.with_suffix(".digests")
+            path.write_bytes(body)
+            files.append(Made(Descriptor(DIGESTS, Digest.of(body), len(body), self._annotations), path))
 
     def _is_coarse(self) -> bool:
         """Whether a file in the middle of the layer costs far more than itself."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from imgfs.errors import IntegrityError, StoreError
-from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
+from imgfs.layer import flat_digests
+from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.origin import UNKNOWN_ORIGIN
 from imgfs.layer.schema import (
     BLOB,
@@ -68,6 +69,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()  # SQLite must not be closed under a query
+        self._flat_digests: bool | None = None  # whether it has that table, once that is known
         self._db = open_database(path)
         try:
             with self._reading():
@@ -135,14 +137,17 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         """Return 24 bytes that identify the flat layer's bytes and their positions, for the presence map.
 
         Two indexes have the same binding only if each accepts the bytes that the other accepts. The bytes of
-        a verified index follow from the DiffID; those of another from its spans' digests and, because other
-        windows would decode to other bytes, their windows.
+        a verified index follow from the DiffID; those of another from its spans' digests, also the flat ones
+        that bytes of peers are checked by, and, because other windows would decode to other bytes, their
+        windows.
         """
         found = self.summary
         hasher = hashlib.sha256(repr((found.space, found.flat_size, not found.origin)).encode())
         if not found.origin:
             hasher.update(found.diff_id.encode())
-        queries = _MADE_OF if found.origin else _CUT
+        with self._reading():
+            more = (flat_digests.SELECT_ALL,) if self._has_flat_digests() else ()
+        queries = (*_MADE_OF, *more) if found.origin else _CUT
         for row in chain.from_iterable(self._each(tuple, query) for query in queries):
             hasher.update(repr(row).encode())
         return hasher.digest()[:24]
@@ -217,6 +222,29 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             pass
         for _ in self._each(_span, "SELECT * FROM span WHERE parts IS NOT NULL"):
             pass
+
+    def flat_span(self, number: int) -> Span | None:
+        """Return a span as it is read from the flat layer itself, which another store may have.
+
+        None if no digests cover all its flat bytes.
+        """
+        with self._lock, self._reading():
+            row = self._db.execute("SELECT * FROM span WHERE number=?", (number,)).fetchone()
+            if row is None:
+                raise ValueError(f"there is no span {number}")
+            span = _span(row)
+            parts = span.parts if span.parts and _is_determined(span) else ()
+            if not parts and self._has_flat_digests():
+                found = self._db.execute(flat_digests.SELECT, (number,)).fetchone()
+                length = span.flat_end - span.flat_start
+                parts = (ChunkDigest(0, length, found[0]),) if found and len(found[0]) == _SHA256 else ()
+        flat = span.flat_start, span.flat_end
+        return Span(number, *flat, *flat, Codec.IDENTITY, b"", parts=parts) if parts else None
+
+    def _has_flat_digests(self) -> bool:
+        if self._flat_digests is None:
+            self._flat_digests = bool(self._db.execute(flat_digests.IS_THERE).fetchone()[0])
+        return self._flat_digests
 
     def close(self) -> None:
         """Close the file."""

@@ -1,6 +1,7 @@
 """Verify an imported index, once all bytes of its layer are in the store.
 
-An imported index may be wrong about the bytes that spans decode to, or about which files are where. If the
+An imported index may be wrong about the bytes that spans decode to, by its digests of them, too, or about
+which files are where. If the
 flat layer as a whole has the DiffID, its bytes are the image's; the index is then rewritten from them as a
 scan would have made it: entries out of the tar's headers, windows out of the bytes before a checkpoint, and a
 digest of each span's flat bytes. Only the ranges of spans in the blob are taken over, and the digests refuse
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable
 
-from imgfs.errors import InvalidImage
+from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Entry, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
@@ -45,6 +46,7 @@ def verify_index(
         for piece in read(span.flat_start, span.flat_end):
             digest.update(piece)
             flat.feed(piece)
+        _check_flat_digest(index.flat_span(span.number), digest.digest())
         writer.add_span(_verified(span, digest.digest(), checkpoint))
     flat.finish(f"uncompressed layer {layer.digest.short} (DiffID)")
     if index.blob:
@@ -87,6 +89,17 @@ def _keeper(layer: Descriptor, writer: IndexWriter) -> Callable[[Entry], None]:
             writer.add_entry(entry)
 
     return keep
+
+
+def _check_flat_digest(span: Span | None, digest: bytes) -> None:
+    """Raise IntegrityError if the index has another digest of a span's flat bytes.
+
+    Those who have it open would accept other bytes than the layer's from a peer.
+    """
+    known = span.parts[0] if span and len(span.parts) == 1 else None
+    if span and known and known.length == span.end - span.start and known.digest != digest:
+        what = f"flat bytes of span {span.number}"
+        raise IntegrityError(what, expected=known.digest.hex(), actual=digest.hex())
 
 
 def _verified(span: Span, digest: bytes, checkpoint: Checkpoint | None) -> Span:

@@ -8,6 +8,7 @@ order:
     FULL      the same with the layer's entries: what it takes to merge it          one for each layer
     WINDOWS   the windows of its checkpoints, each a zstd frame, end to end         where there are any
     COPY      a seekable copy of the layer, whose spans LEAN and FULL then have     where there is one
+    DIGESTS   the sha256 of each span's flat bytes, by which peers are checked      one for each layer
     PROFILE   what a workload reads, in which order                                 any number
 
 TREE, LEAN and FULL are SQLite files (`tree.database`, `layer.index`), each one zstd frame of at most `size`
@@ -36,6 +37,7 @@ LEAN = "application/vnd.imgfs.layer.lean.v2.sqlite+zstd"
 FULL = "application/vnd.imgfs.layer.full.v2.sqlite+zstd"
 WINDOWS = "application/vnd.imgfs.layer.windows.v1"
 COPY = "application/vnd.imgfs.layer.copy.v1+zstd"
+DIGESTS = "application/vnd.imgfs.layer.digests.v1"
 PROFILE = "application/vnd.imgfs.profile.v2+json"
 LAYER_OF = "vnd.imgfs.layer"
 SIZE_OF = "vnd.imgfs.size"
@@ -53,6 +55,13 @@ class PublishedLayer:
     full: Descriptor
     windows: Descriptor | None = None
     copy: Descriptor | None = None
+    digests: Descriptor | None = None
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Return all that is published."""
+        found = (self.lean, self.full, self.windows, self.copy, self.digests)
+        return tuple(blob for blob in found if blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +86,14 @@ def published_in(artifact: Artifact) -> Published:
     }
     by_type: dict[Digest, dict[str, Descriptor]] = {}
     for number, blob in enumerate(artifact.layers):
-        if blob.media_type in (LEAN, FULL, WINDOWS, COPY):
+        if blob.media_type in (LEAN, FULL, WINDOWS, COPY, DIGESTS):
             where = f"artifact.layers[{number}].annotations.{LAYER_OF}"
             layer = Digest.parse(blob.annotations.get(LAYER_OF), where=where)
             by_type.setdefault(layer, {})[blob.media_type] = blob
     layers = {
-        layer: PublishedLayer(kinds[LEAN], kinds[FULL], kinds.get(WINDOWS), kinds.get(COPY))
+        layer: PublishedLayer(
+            kinds[LEAN], kinds[FULL], kinds.get(WINDOWS), kinds.get(COPY), kinds.get(DIGESTS)
+        )
         for layer, kinds in by_type.items()
         if LEAN in kinds and FULL in kinds
     }
@@ -93,7 +104,7 @@ def contents_of(published: Published) -> tuple[Descriptor, ...]:
     """The layers of the artifact: the inverse of `published_in`."""
     blobs = [published.tree] if published.tree else []
     for layer in published.layers.values():
-        blobs += [blob for blob in (layer.lean, layer.full, layer.windows, layer.copy) if blob]
+        blobs += layer.blobs
     return (*blobs, *published.profiles.values())
 
 

@@ -18,6 +18,7 @@ from imgfs.image.import_index import import_ztoc
 from imgfs.image.profiles import profile_for
 from imgfs.image.verify import Verifier
 from imgfs.layer.entry import Checkpoint, Codec, Span
+from imgfs.layer.flat_digests import add_flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.soci.ztoc_writer import build_ztoc, members
@@ -403,10 +404,12 @@ def test_an_index_that_took_anothers_place_finds_none_of_its_bytes(
 # -- bindings ------------------------------------------------------------------------------------------------
 
 
-def binding(path: Path, spans: list[Span], origin: str, diff_id: str = "i") -> bytes:
+def binding(path: Path, spans: list[Span], origin: str, diff_id: str = "i", flat: bytes = b"") -> bytes:
     writer = IndexWriter(path)
     writer.add_spans(spans)
     writer.finish(digest="d", diff_id=diff_id, format="gzip", size=140, flat_size=300, origin=origin)
+    if flat:
+        add_flat_digests(path, flat)
     with LayerIndex(path) as index:
         found = index.binding()
     path.unlink()
@@ -431,6 +434,14 @@ def test_an_index_that_would_let_other_bytes_pass_is_bound_to_others(tmp_path: P
     path = tmp_path / "index"
     assert binding(path, SPANS, "a/b") == binding(path, SPANS, "c/d"), "whoever says so"
     assert binding(path, SPANS, "a/b") != binding(path, [SPANS[0], OTHERS[what]], "a/b")
+
+
+def test_flat_digests_are_part_of_what_an_imported_index_lets_pass(tmp_path: Path) -> None:
+    """Else a repository that lies of them, and a peer of its, would bring other bytes to others' images."""
+    path = tmp_path / "index"
+    lists = [b"", bytes(64), bytes(63) + b"\1"]
+    assert len({binding(path, SPANS, "a/b", flat=digests) for digests in lists}) == 3
+    assert len({binding(path, SPANS, "", flat=digests) for digests in lists}) == 1
 
 
 def test_verified_bytes_are_bound_to_their_diff_id(tmp_path: Path) -> None:
