@@ -35,6 +35,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     owned/      files that could be another user's or process's: opened, locked, swept
     registry/   the distribution protocol     layer/      formats in, LayerIndex out
     store/      the cache directory
+    peers/      cached layers, read from other machines' imgfs and served to them
     transport/  where images come from and go to: a registry, an OCI layout, archives
     commit      a new image: another one and a layer of changes
     tree        the merged tree on disk       content     a file's bytes: cached, or fetched on demand

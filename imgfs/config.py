@@ -77,6 +77,18 @@ class SignaturePlaces(NamedTuple):
     lookaside: Path = Path("/var/lib/containers/sigstore")
 
 
+class Peers(NamedTuple):
+    """Other machines' imgfs that may have layers: URLs, and PEM files of TLS.
+
+    `ca_file` has the authorities of their certificates, `certificate` and `key` are this machine's own.
+    """
+
+    urls: tuple[str, ...] = ()
+    ca_file: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
 class Environment(NamedTuple):
     """Paths and settings of this user. `ca_bundle` is a file of PEM certificates, None for the usual ones;
     `source_date` is the creation time of new images, in seconds since the epoch."""
@@ -89,6 +101,7 @@ class Environment(NamedTuple):
     auth_text: AuthText | None = None
     providers: CredentialProviders | None = None
     signature_places: SignaturePlaces = SignaturePlaces()
+    peers: Peers = Peers()
 
     @property
     def auth_sources(self) -> tuple[AuthSource, ...]:
@@ -117,6 +130,7 @@ class Environment(NamedTuple):
             auth_text(environ),
             credential_providers(environ),
             signature_places(environ, euid),
+            peers(environ),
         )
 
 
@@ -180,6 +194,13 @@ def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
         ),
         certificates=tuple(place / name / "certs.d" for name in ("containers", "docker") for place in both),
     )
+
+
+def peers(environ: Mapping[str, str]) -> Peers:
+    """$IMGFS_PEERS, URLs with spaces between, and the files that $IMGFS_PEER_CA, …_CERT and …_KEY name."""
+    names = ("IMGFS_PEER_CA", "IMGFS_PEER_CERT", "IMGFS_PEER_KEY")
+    files = [Path(environ[name]).absolute() if environ.get(name) else None for name in names]
+    return Peers(tuple(environ.get("IMGFS_PEERS", "").split()), *files)
 
 
 def _registries(named: str | None, user: Path, system: Path) -> tuple[RegistriesConf, ...]:

@@ -78,7 +78,8 @@ class LayerStatus:
 
     `index` is "verified", or the repository that is trusted for it. `needed` are the spans that readers have
     touched, of which `needed_fetched` came by this mount and `needed_here` were in the store before.
-    `fetched` is what `brought` has, and what was `discarded`; `untouched` is what `brought` has and no reader
+    `fetched` is what `brought` has, and what was `discarded`; `from_peers` of it came from other machines'
+    imgfs, and not from the registry; `untouched` is what `brought` has and no reader
     has touched yet. `flat_size` and `needed_flat` are decompressed.
     """
 
@@ -95,6 +96,7 @@ class LayerStatus:
     needed_fetched: int = 0
     needed_here: int = 0
     fetched: int = 0
+    from_peers: int = 0
     discarded: int = 0
     untouched: int = 0
     windows: int = 0

@@ -34,7 +34,7 @@ Examples:
     command.add_argument(
         "--limit", metavar="N", type=count, default=_MOST, help=f"at most N (default: {_MOST})"
     )
-    connection_options(command)
+    connection_options(command, peers=False)
     json_option(command)
 
 

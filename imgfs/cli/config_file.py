@@ -30,7 +30,7 @@ Values = Mapping[str, object]  # of options, by the names that they have in a pa
 _ALL, _REGISTRY = "all", "registry"
 _LINES = 1000  # of a file in which the line of a key is looked for
 _PATHS = ("store", "tls-ca")  # relative ones would depend on where a command is run
-_CONNECTION = ("plain_http", "tls_ca", "insecure", "read_timeout")
+_CONNECTION = ("plain_http", "tls_ca", "insecure", "read_timeout", "peers")
 
 
 class Settings(NamedTuple):

@@ -47,7 +47,7 @@ Examples:
         "--password-stdin", action="store_true", help="read the password from standard input, one line"
     )
     _scope_options(command)
-    connection_options(command)
+    connection_options(command, peers=False)
 
 
 def add_logout(commands: Commands) -> None:

@@ -78,8 +78,8 @@ def registry_options(command: argparse.ArgumentParser, *, platform: str) -> None
     connection_options(command)
 
 
-def connection_options(command: argparse.ArgumentParser) -> None:
-    """Add how to connect to a registry: a group, which the help has at its end."""
+def connection_options(command: argparse.ArgumentParser, *, peers: bool = True) -> None:
+    """Add how to connect to a registry, and to `peers`: a group, which the help has at its end."""
     group = command.add_argument_group("connection to the registry")
     group.add_argument(
         "--plain-http", action="store_true", help="use HTTP, not HTTPS (the default on loopback)"
@@ -100,13 +100,22 @@ def connection_options(command: argparse.ArgumentParser) -> None:
         type=_seconds,
         help="fail a read when the registry sends nothing for this long (default: 30)",
     )
+    if peers:
+        group.add_argument(
+            "--peers",
+            metavar="URL",
+            action="append",
+            default=[],
+            help="read layers that another machine's imgfs has from there: https://HOST:PORT",
+        )
 
 
 def connection_words(options: argparse.Namespace) -> list[str]:
     """Return the options of a connection as words, for a command that is run."""
     flags = {"--plain-http": options.plain_http, "--insecure": options.insecure}
     values = {"--tls-ca": options.tls_ca, "--read-timeout": options.read_timeout}
-    given = [word for name, value in values.items() if value is not None for word in (name, str(value))]
+    pairs = [*values.items(), *(("--peers", url) for url in options.peers)]
+    given = [word for name, value in pairs if value is not None for word in (name, str(value))]
     return [*(name for name, is_given in flags.items() if is_given), *given]
 
 

@@ -257,6 +257,7 @@ def connect_to(
         auth_files=environment.auth_sources,
         timeouts=timeouts_of(options.read_timeout, hurried=hurried),
         ca_bundle=environment.ca_bundle,
+        peers=environment.peers._replace(urls=(*environment.peers.urls, *getattr(options, "peers", ()))),
     )
 
 

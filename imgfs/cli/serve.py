@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imgfs.cli.options import Commands, add_command, log_level_option
+from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
 from imgfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgfs.forkserver.companions import Companion
+    from imgfs.peers.server import PeerServer
 
 _LOADED = (
     "imgfs.cli.mount",
@@ -42,6 +49,8 @@ Examples:
   imgfs serve
   systemctl --user enable --now imgfs-serve     (see: imgfs help mounting)
   IMGFS_SERVE=~/serve.sock imgfs serve          commands with the same variable find it (none: no server)
+  imgfs serve --peer 0.0.0.0:7117 --peer-ca ca.crt --peer-cert node.crt --peer-key node.key
+                                                (see: imgfs help registries)
 """,
     )
     command.add_argument(
@@ -50,7 +59,26 @@ Examples:
         help="where to listen (default: $IMGFS_SERVE, else $XDG_RUNTIME_DIR/imgfs/serve.sock, for root "
         "/run/imgfs/serve.sock)",
     )
+    _peer_options(command)
+    store_option(command)
     log_level_option(command)
+
+
+def _peer_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("layers for other machines' imgfs")
+    group.add_argument(
+        "--peer",
+        metavar="ADDRESS",
+        help="serve what the store has of layers to other machines: HOST:PORT, or on this one alone PORT or "
+        "unix:PATH",
+    )
+    for name, what in (
+        ("ca", "the authorities of their certificates, without which other machines are not answered"),
+        ("cert", "this machine's own certificate"),
+        ("key", "its key"),
+    ):
+        variable = f"$IMGFS_PEER_{name.upper()}"
+        group.add_argument(f"--peer-{name}", metavar="FILE", help=f"{what}, in PEM (default: {variable})")
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -61,9 +89,11 @@ def serve(options: argparse.Namespace) -> int:
 
     log_to_stderr(options.log_level.upper())
     os.chdir("/")
-    load()
-    with _listening(options.socket) as listening:
-        goes_on = ForkServer(listening, _mount).serve(lambda: tell_systemd(b"READY=1"))
+    with ExitStack() as stack:
+        companions = [_peer_companion(options, stack)] if options.peer else []
+        load()
+        listening = stack.enter_context(_listening(options.socket))
+        goes_on = ForkServer(listening, _mount, companions).serve(lambda: tell_systemd(b"READY=1"))
     tell_systemd(b"STOPPING=1")
     return 0 if goes_on else 1
 
@@ -84,6 +114,44 @@ def load() -> None:
     for module in _LOADED:
         importlib.import_module(module)
     load_what_serves()
+
+
+def _peer_companion(options: argparse.Namespace, stack: ExitStack) -> Companion:
+    """Take the address that peers are to be answered at, until `stack` ends; return who answers them."""
+    from imgfs.config import Environment
+    from imgfs.forkserver.companions import Companion
+    from imgfs.listening import parse_address
+    from imgfs.peers.server import PeerServer, ServerCertificates
+
+    environment = Environment.read()
+    known = environment.peers
+    authority, certificate, key = (
+        Path(said).absolute() if said else usual
+        for said, usual in (
+            (options.peer_ca, known.ca_file),
+            (options.peer_cert, known.certificate),
+            (options.peer_key, known.key),
+        )
+    )
+    try:
+        address = parse_address(options.peer)
+    except ValueError as error:
+        raise UsageError(f"--peer: {error}") from error
+    certificates = None
+    if authority and certificate:
+        certificates = ServerCertificates(authority, certificate, key)
+    elif authority or certificate or key:
+        raise UsageError("--peer-ca and --peer-cert belong together")
+    server = stack.enter_context(closing(PeerServer(open_store(options, environment), address, certificates)))
+    return Companion("the process that answers peers", partial(_answer_peers, server))
+
+
+def _answer_peers(server: PeerServer) -> None:
+    """Answer peers, in a process of its own, for as long as its parent lives."""
+    from imgfs.syscalls import set_parent_death_signal
+
+    set_parent_death_signal(signal.SIGTERM)
+    server.serve()
 
 
 @contextmanager

@@ -57,6 +57,7 @@ Shows what is mounted at MOUNTPOINT, what it has cost since it was mounted, and 
 compressed bytes, as the registry sends them, except where it says decompressed.
 
   fetched    what came from the registry: bytes of layers, and of indexes and documents
+  peers      what other machines' imgfs brought of layers, who send it decompressed
   served     bytes of files handed out by imgfs; not those that the kernel had cached, or reads itself
   needed     the spans of a layer that readers have touched, whole: less than a span cannot be read
   discarded  what came between the spans that were wanted, or damaged
@@ -218,10 +219,13 @@ def _head(found: MountStatus) -> Iterator[str]:
 
 def _totals(found: MountStatus, before: MountStatus | None, seconds: float) -> Iterator[str]:
     fetched = _rate(found, before, "bytes_fetched", seconds)
-    of_layers = sum(layer.fetched for layer in found.layers)
+    from_peers = sum(layer.from_peers for layer in found.layers)
+    of_layers = sum(layer.fetched for layer in found.layers) - from_peers
     total, layers, others = sizes(of_layers, max(0, found.bytes_fetched - of_layers))
     requests = counted(found.requests_fetched, "request")
     yield f"fetched   {total} in {requests}: {layers} of layers, {others} of indexes and documents{fetched}"
+    if from_peers:
+        yield f"peers     spared the registry {size(from_peers)} of layers"
     served = f"{size(found.bytes_served)} of files, decompressed"
     yield f"served    {served}{_rate(found, before, 'bytes_served', seconds)}"
     if reads := _reads(found.layers):
@@ -263,6 +267,7 @@ def _fetched(layer: LayerStatus) -> str:
     total, *parts = sizes(used, layer.untouched, layer.discarded, arriving)
     said = f"{parts[0]} read, {parts[1]} not read yet, {parts[2]} discarded"
     said += f", {parts[3]} not verified yet" if arriving else ""
+    said += f"; {size(layer.from_peers)} of it by peers" if layer.from_peers else ""
     return f"fetched {total} in {counted(layer.requests, 'request')}: {said}"
 
 

@@ -34,7 +34,7 @@ Examples:
         "--limit", metavar="N", type=count, default=_MOST, help=f"at most N (default: {_MOST})"
     )
     command.add_argument("--all", action="store_true", help="with tags that name no image")
-    connection_options(command)
+    connection_options(command, peers=False)
     json_option(command)
 
 

@@ -1,5 +1,7 @@
 """One request: fetch a range of the blob, split it into spans, decode, verify and store each.
 
+What peers have of it comes from them, decoded already, if the index has digests of what spans decode to.
+
 Spans are stored as they arrive; small ones a few together, as marking costs more than decoding them
 (`StagedBatch`). A request goes in, with a source to pull bytes from, and what became of its spans comes out;
 readers wait elsewhere, and bytes are counted there (`content.inflight`).
@@ -7,11 +9,12 @@ readers wait elsewhere, and bytes are counted there (`content.inflight`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imgfs.content.requests import Request, SpanIndex, SpanTable, batches, descriptor_of
 from imgfs.content.windows import FetchedWindows, RunInThread, WindowBlocks
@@ -19,9 +22,14 @@ from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
 from imgfs.oci.descriptor import Descriptor
+from imgfs.peers.flat_name import FlatName
 from imgfs.store.flat import FlatLayer
 from imgfs.store.staging import SpanBuffer
 
+if TYPE_CHECKING:
+    from imgfs.peers.pool import PeerPool, PeerRead
+
+log = logging.getLogger(__name__)
 _HELD = 4 << 20  # verified bytes that wait for the rest of their batch, at most: marking costs a lock
 _BATCH = 64 << 10  # compressed bytes of small spans that are marked together
 
@@ -94,12 +102,16 @@ class BlobSource(Protocol):
     def doubt(self, descriptor: Descriptor) -> object:
         """Note that a blob's bytes were wrong: the next request goes to another endpoint, if there is one."""
 
+    def peers(self) -> PeerPool | None:
+        """Return the peers that may have flat bytes, None if there are none."""
+
 
 class SpanOutcome(NamedTuple):
-    """These spans are present, or failed with `error`."""
+    """These spans are present, brought by a peer or the blob's source, or failed with `error`."""
 
     numbers: Sequence[int]
     error: Exception | None = None
+    by_peer: bool = False
 
 
 class SpanFetcher:
@@ -118,6 +130,7 @@ class SpanFetcher:
         self._window_blob = descriptor_of(spans.windows) if spans.windows else None
         self.spans = spans
         self.refused: ImgfsError | None = None  # why nothing of the layer may be shown any more
+        self._flat_name = FlatName.of(spans.summary)
         self._table = table
         self._flat = flat
         size = self._window_blob.size if self._window_blob else 0
@@ -129,6 +142,7 @@ class SpanFetcher:
         Bytes that came damaged are requested once more, from the span they were found in.
         """
         left = list(request.numbers)
+        yield from self._fetch_from_peers(left, source)
         doubted = -1
         while left:
             try:
@@ -154,16 +168,65 @@ class SpanFetcher:
         end = max(end for _, end in ranges)
         with closing(chunk for chunk in source.blob(self.blob, ranges[0][0], end)) as chunks:
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
-            for batch in list(batches(left, self._table, _BATCH)):
-                yield from self._store_batch(batch, bodies, windows, left)
+            yield from self._store(
+                left, bodies, lambda number: self.spans.span(number, windows.window(number))
+            )
             for _ in chunks:  # to its end: then the connection can be used again
                 pass
+
+    def _fetch_from_peers(self, left: list[int], source: BlobSource) -> Iterator[SpanOutcome]:
+        """Fetch those of `left` that peers have; remove them from it. What fails is left in it."""
+        try:
+            reads = self._planned(left, source.peers())
+        except Exception:  # of an index; told to the readers by what comes next
+            log.debug("layer %s: peers are not asked", self._name, exc_info=True)
+            return
+        for read, spans in reads:
+            try:
+                for outcome in self._fetch_from_peer(read, spans):
+                    for number in outcome.numbers:
+                        left.remove(number)
+                    yield outcome
+            except IntegrityError as error:
+                read.doubt(error)
+            except Exception as error:  # noqa: BLE001  (the registry brings it)
+                log.debug("layer %s: a peer did not bring it: %s", self._name, error)
+
+    def _planned(self, left: Sequence[int], peers: PeerPool | None) -> list[tuple[PeerRead, Sequence[Span]]]:
+        """Return what is read from peers, and the spans of it."""
+        if peers is None or self.refused:
+            return []
+        found = [span for number in sorted(left) if (span := self.spans.flat_span(number))]
+        reads = peers.plan(self._flat_name, [(span.start, span.end) for span in found]) if found else []
+        return [(read, found[read.first : read.last + 1]) for read in reads]
+
+    def _fetch_from_peer(self, read: PeerRead, spans: Sequence[Span]) -> Iterator[SpanOutcome]:
+        numbers = [span.number for span in spans]
+        by_number = dict(zip(numbers, spans, strict=True))
+        with closing(chunk for chunk in read.chunks()) as chunks:
+            bodies = zip(
+                list(numbers), split(chunks, [(span.start, span.end) for span in spans], numbers), strict=True
+            )
+            for outcome in self._store(numbers, bodies, by_number.__getitem__):
+                yield outcome._replace(by_peer=True)
+            for _ in chunks:
+                pass
+
+    def _store(
+        self,
+        left: list[int],
+        bodies: Iterator[tuple[int, Iterable[bytes]]],
+        span_of: Callable[[int], Span],
+    ) -> Iterator[SpanOutcome]:
+        """Store and mark the verified spans of `left`, and remove them from it."""
+        for batch in list(batches(left, self._table, _BATCH)):
+            yield from self._store_batch(batch, bodies, span_of, left)
 
     def _store_batch(
         self,
         batch: Sequence[int],
         bodies: Iterator[tuple[int, Iterable[bytes]]],
-        windows: FetchedWindows,
+        span_of: Callable[[int], Span],
         left: list[int],
     ) -> Iterator[SpanOutcome]:
         """Store and mark the verified spans of `batch`, remove those from `left`, and yield them."""
@@ -174,7 +237,7 @@ class SpanFetcher:
             try:
                 for _ in batch:
                     number, body = next(bodies)
-                    span = self.spans.span(number, windows.window(number))
+                    span = span_of(number)
                     self._decode(span, body, staged.buffer_for(span))
                     staged.verified()
             finally:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from imgfs.content.fetch import BlobSource, SpanFetcher
 from imgfs.content.requests import Request, SpanTable
@@ -18,6 +19,9 @@ from imgfs.content.scheduler import FetchPool, Priority
 from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.oci.descriptor import Descriptor
+
+if TYPE_CHECKING:
+    from imgfs.peers.pool import PeerPool
 
 _NEGATIVE_CACHE = 1.0  # seconds for which a span that failed is not requested again: the kernel repeats a
 # read-ahead that failed as a plain read, which would make its reader wait twice
@@ -125,8 +129,12 @@ class InFlightRequest:
 
     def run(self) -> None:
         """Fetch the spans."""
-        for numbers, error in self._in_flight.fetcher.fetch(self._request, self):
+        for numbers, error, by_peer in self._in_flight.fetcher.fetch(self._request, self):
+            if by_peer:
+                self._came_from_peer(numbers)
             self._end(numbers, error)
+            if by_peer:
+                self._in_flight.fetch_pool.yield_to_readers(self)
         with self._in_flight.lock:
             self._in_flight.counts.discarded += max(0, self._received - self._kept)
 
@@ -142,6 +150,17 @@ class InFlightRequest:
     def doubt(self, descriptor: Descriptor) -> object:
         """Note that a blob's bytes were wrong."""
         return self._in_flight.source.doubt(descriptor)
+
+    def peers(self) -> PeerPool | None:
+        """Return the peers of the layer's source."""
+        return self._in_flight.source.peers()
+
+    def _came_from_peer(self, numbers: Sequence[int]) -> None:
+        """Count the bytes of the blob that were spared."""
+        size = sum(map(self._in_flight.table.size_of, numbers))
+        with self._in_flight.lock:
+            self._in_flight.counts.from_peers += size
+        self._count_received(size)
 
     def _metered(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Count a request and its bytes; yield to readers."""
@@ -164,16 +183,20 @@ class InFlightRequest:
     def _received_more(self, size: int) -> None:
         """Count bytes; yield to readers. Raises Unavailable when the mount is being taken down."""
         in_flight, fetch_pool = self._in_flight, self._in_flight.fetch_pool
+        self._count_received(size)
+        fetch_pool.yield_to_readers(self)
+        if fetch_pool.closed:
+            raise Unavailable(f"layer {in_flight.name}: the mount is being taken down")
+
+    def _count_received(self, size: int) -> None:
+        in_flight = self._in_flight
         self._received += size
         with in_flight.lock:
             in_flight.counts.received += size
             if self._awaits_first_byte and self.priority is Priority.MISS:
                 in_flight.counts.waited(time.monotonic() - self._began)
         self._awaits_first_byte = False
-        fetch_pool.meter.arrived(size)
-        fetch_pool.yield_to_readers(self)
-        if fetch_pool.closed:
-            raise Unavailable(f"layer {in_flight.name}: the mount is being taken down")
+        in_flight.fetch_pool.meter.arrived(size)
 
     def _end(self, numbers: Sequence[int], error: Exception | None) -> None:
         """Remove spans from the table, and wake the readers that wait for them."""

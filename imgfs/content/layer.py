@@ -238,7 +238,7 @@ class LayerContent:
             size=self.layer.size,
             flat_size=summary.flat_size,
             index=summary.trusted_by or "verified",
-            bytes_fetched=self.fetched,
+            bytes_fetched=self.fetched - self.counts.from_peers,
             spans=self.flat.spans,
             spans_present=self.flat.count_present(),
             spans_touched=self._touched.count(1),

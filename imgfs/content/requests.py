@@ -40,6 +40,9 @@ class SpanIndex(Protocol):
     def span(self, number: int, window: bytes | None = None) -> Span:
         """One span; `window` are the bytes at `remote_window`, as they came."""
 
+    def flat_span(self, number: int) -> Span | None:
+        """One span as it is read from another store; None if no digests cover its flat bytes."""
+
 
 def descriptor_of(blob: ExternalBlob) -> Descriptor:
     """Return the descriptor of a blob that an index names beside the layer's own."""

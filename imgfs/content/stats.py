@@ -68,8 +68,8 @@ class _Word:
 
 
 HITS = 0
-(_FIRST_BYTES, _FIRST_BYTE_NS, _LONGEST_NS, _FAILING_SINCE_NS, _LAST_ERROR_NS, _ERROR_LENGTH) = range(11, 17)
-_BROUGHT = 17  # words for each cause, as in `Brought`
+(_FIRST_BYTES, _FIRST_BYTE_NS, _LONGEST_NS, _FAILING_SINCE_NS, _LAST_ERROR_NS, _ERROR_LENGTH) = range(12, 18)
+_BROUGHT = 18  # words for each cause, as in `Brought`
 _COUNTS = _BROUGHT + len(Brought._fields) * (len(Cause) + 1)
 _ERROR = 1024  # bytes of the text of an error
 
@@ -91,6 +91,7 @@ class Counts:
     requests = _Word(8)
     windows = _Word(9)  # bytes of windows
     errors = _Word(10)
+    from_peers = _Word(11)  # of `received`: what peers brought, who send it decompressed
 
     def __init__(self) -> None:
         self.words = words_of(None, _COUNTS)
@@ -160,6 +161,7 @@ class Counts:
             needed_fetched=self.needed_fetched,
             needed_here=self.needed_here,
             fetched=self.received,
+            from_peers=self.from_peers,
             discarded=self.discarded,
             untouched=sum(each.bytes - each.bytes_used for each in brought.values()),
             windows=self.windows,

@@ -13,6 +13,7 @@ from imgfs.content.profile import MAX_JSON, AccessProfile, origin_of, vouched_pr
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.layer.artifact import unpack
 from imgfs.layer.entry import Entry, Span
+from imgfs.layer.flat_digests import SIZE, add_flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter, import_index
 from imgfs.layer.limits import TOC_LIMIT, ZTOC_LIMIT, largest_unpacked
@@ -70,12 +71,29 @@ def import_published(
     *,
     lean: bool,
 ) -> None:
-    """Import a published index of `layer`; the `lean` one has spans only: enough beside a published tree."""
+    """Import a published index of `layer`; the `lean` one has spans only: enough beside a published tree.
+
+    If there are peers to read from, the digests of flat bytes come with it.
+    """
     with stored.new_index() as path:
         stored.note_written(_fetch(published.lean if lean else published.full, source, path, stored.admits))
         import_index(path, origin)
         with LayerIndex(path) as index:
             _check(index, published, layer, diff_id)
+            spans = index.span_count()
+        if published.digests and source.peers():
+            add_flat_digests(path, _fetch_digests(published.digests, source, spans))
+
+
+def _fetch_digests(descriptor: Descriptor, source: Source, spans: int) -> bytes:
+    """Fetch the digests of so many spans' flat bytes, verified."""
+    if descriptor.size != SIZE * spans:
+        raise InvalidImage(
+            f"{descriptor.size} bytes of digests for {spans} spans", where=str(descriptor.digest)
+        )
+    body = b"".join(source.blob(descriptor))
+    descriptor.digest.verify(body, "digest of published digests")
+    return body
 
 
 def import_toc(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
@@ -12,11 +13,13 @@ from imgfs.image.discover import IndexDiscovery
 from imgfs.image.import_index import import_published, import_toc, import_ztoc
 from imgfs.image.scanners import Scanners
 from imgfs.image.trust import Trust, refutation
+from imgfs.layer.flat_digests import add_flat_digests, flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.scan import Bomb
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.store.layer import StoredLayer
 from imgfs.store.partial import StoredPiece, UnreadablePartial
+from imgfs.store.staging import FlatWriter
 from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
 
@@ -155,6 +158,8 @@ class LayerIndexing:
                 finally:
                     with suppress(ValueError):  # a thread still waits for the network in it
                         chunks.close()
+                if self._source.peers():  # whose bytes are checked by them, once these are evicted
+                    add_flat_digests(path, self._flat_digests(path, writer))
                 with LayerIndex(path) as written:
                     spans, binding = written.span_count(), written.binding()
                 # Before the index can be seen: from then on the flat layer may be evicted.
@@ -162,6 +167,11 @@ class LayerIndexing:
         finally:
             self._decoded = writer.end
             writer.close()
+
+    def _flat_digests(self, path: Path, writer: FlatWriter) -> bytes:
+        """Return the digests of the spans of the index at `path`, of the bytes that have the DiffID."""
+        with LayerIndex(path) as index:
+            return flat_digests(((start, end) for start, end, _, _ in index.bounds()), writer.read)
 
     def _import_published(self, discovery: IndexDiscovery, lean: bool) -> bool:
         published = discovery.published.layers.get(self._layer.digest)

@@ -61,6 +61,7 @@ _LAYER = (
     ),
     _Metric("layer_needed_here_bytes_total", "counter", "Of them, in the store before.", "needed_here"),
     _Metric("layer_fetched_bytes_total", "counter", "Compressed bytes received.", "fetched"),
+    _Metric("layer_peer_bytes_total", "counter", "Of them, spared the registry by peers.", "from_peers"),
     _Metric("layer_discarded_bytes_total", "counter", "Of them, thrown away.", "discarded"),
     _Metric("layer_unread_bytes", "gauge", "Of them, kept but not read yet.", "untouched"),
     _Metric("layer_window_bytes_total", "counter", "Bytes of checkpoints' windows received.", "windows"),

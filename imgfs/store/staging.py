@@ -121,6 +121,13 @@ class FlatWriter:
         write_at(self._held.fd, offset, piece)
         self.note(len(piece))
 
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes `[start, end)` that have been written. Raises StoreError."""
+        for at in range(start, end, _PIECE):
+            length = min(_PIECE, end - at)
+            with store_errors(self._directory):
+                yield os.pread(self._held.fd, length, at).ljust(length, b"\0")
+
     def note(self, count: int) -> None:
         """Note that `count` more bytes have been written, here or by a process that was given the file."""
         self.end += count

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.config import AuthSource
+from imgfs.config import AuthSource, Peers
 from imgfs.errors import ImgfsError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import EngineReference, FileReference, LayoutReference, Reference, RegistryReference
-from imgfs.registry.endpoint import Traffic
+from imgfs.registry.endpoint import Tls, Traffic
 from imgfs.transport.source import UNKNOWN_SIZE, Source, WrappedSource, inline
 
 if TYPE_CHECKING:
+    from imgfs.peers.pool import PeerPool
     from imgfs.registry.auth import KnownAuth
     from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.endpoint import RegistryEndpoint
@@ -35,13 +36,14 @@ def open_source(
     timeouts: Timeouts | None = None,
     ca_bundle: Path | None = None,
     open_store: Callable[[], Store] | None = None,
+    peers: Peers = Peers(),  # noqa: B008 - frozen
 ) -> Source:
     """The source of `reference`; asks for nothing yet.
 
     `resolver` finds mirrors and TLS settings; without it the registry alone is asked, without TLS on this
     machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
     is a PEM file to trust instead of the usual certificates. `open_store` opens the store that keeps indexes
-    of packed archives; without it there can be none.
+    of packed archives; without it there can be none. `peers` are asked beside those that a hosts.toml names.
     """
     if isinstance(reference, FileReference):
         from imgfs.transport.open_file import open_file
@@ -55,7 +57,7 @@ def open_source(
         from imgfs.transport.layout import LayoutSource
 
         return LayoutSource(reference)
-    return _open_registry(reference, resolver, auth_files, timeouts, ca_bundle)
+    return _open_registry(reference, resolver, auth_files, timeouts, ca_bundle, peers)
 
 
 def load_http() -> None:
@@ -71,6 +73,7 @@ def _open_registry(
     auth_files: Sequence[AuthSource],
     timeouts: Timeouts | None,
     ca_bundle: Path | None,
+    peers: Peers,
 ) -> Source:
     from imgfs.registry.config.credentials import find_credentials
     from imgfs.registry.config.resolver import Resolver
@@ -78,15 +81,27 @@ def _open_registry(
     from imgfs.registry.retry import Timeouts
     from imgfs.transport.registry import RegistrySource
 
-    timeouts = timeouts or Timeouts()
+    timeouts, resolver = timeouts or Timeouts(), resolver or Resolver()
     named = reference.registry, reference.repository, reference.tag, reference.digest
     client = Mirrored(
-        partial((resolver or Resolver()).of, *named),
+        partial(resolver.of, *named),
         find_credentials=partial(find_credentials, auth_files, seconds=timeouts.helper),
         timeouts=timeouts,
         ca_bundle=ca_bundle,
     )
-    return RegistrySource(reference, client)
+    return RegistrySource(reference, client, _open_peers(resolver.peers(reference.registry), peers))
+
+
+def _open_peers(named: Sequence[tuple[str, Tls]], more: Peers) -> PeerPool | None:
+    """Return the peers that hosts.toml names, and `more`; None if there are none. Raises UsageError."""
+    if not named and not more.urls:
+        return None
+    from imgfs.peers.address import parse_peer
+    from imgfs.peers.pool import PeerPool
+
+    clients = ((more.certificate, more.key),) if more.certificate else ()
+    usual = Tls((more.ca_file,) if more.ca_file else (), clients)
+    return PeerPool([*(parse_peer(*one) for one in named), *(parse_peer(url, usual) for url in more.urls)])
 
 
 def known_auth(source: Source) -> Sequence[tuple[RegistryEndpoint, KnownAuth]] | None:
@@ -188,6 +203,9 @@ class OfflineSource:
     def doubt(self, _descriptor: Descriptor) -> bool:
         """Nothing came of it."""
         return False
+
+    def peers(self) -> None:
+        """Return None: no registry is asked, and no peer either."""
 
     def traffic(self) -> Traffic:
         """None."""

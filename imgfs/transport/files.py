@@ -207,6 +207,9 @@ class FilesSource:
         """There is no other place for its blobs."""
         return False
 
+    def peers(self) -> None:
+        """Return None: the image is on this machine."""
+
     def traffic(self) -> Traffic:
         """Bytes read of files; there are no requests."""
         return Traffic(0, self._bytes)

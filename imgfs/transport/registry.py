@@ -15,15 +15,17 @@ from imgfs.registry.mirrors import Mirrored
 from imgfs.transport.source import UNKNOWN_SIZE, check_document_size, check_size, inline
 
 if TYPE_CHECKING:
+    from imgfs.peers.pool import PeerPool
     from imgfs.status import EndpointStatus
 
 
 class RegistrySource:
     """An image in a registry."""
 
-    def __init__(self, reference: RegistryReference, client: Mirrored) -> None:
+    def __init__(self, reference: RegistryReference, client: Mirrored, peers: PeerPool | None = None) -> None:
         self._reference = reference
         self._client = client
+        self._peers = peers
 
     def resolve(self, *, whole: bool = False) -> Descriptor:
         """Ask by HEAD what the tag names now, or, for the `whole` document, by GET; not about a digest.
@@ -81,13 +83,17 @@ class RegistrySource:
         """Have the blob come from elsewhere next, if there is an elsewhere."""
         return self._client.doubt(descriptor.digest)
 
+    def peers(self) -> PeerPool | None:
+        """Return the peers that may have layers' flat bytes."""
+        return self._peers
+
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""
         return self._client.traffic
 
     def health(self) -> list[EndpointStatus]:
-        """How it goes with the registry and its mirrors."""
-        return self._client.health()
+        """How it goes with the registry, its mirrors and the peers."""
+        return [*self._client.health(), *(self._peers.report() if self._peers else ())]
 
     def known_auth(self) -> list[tuple[RegistryEndpoint, KnownAuth]]:
         """What the registry and its mirrors are known to want; secret."""
@@ -104,6 +110,8 @@ class RegistrySource:
     def close(self) -> None:
         """Close the connections; what is being read fails with Unavailable."""
         self._client.close()
+        if self._peers:
+            self._peers.close()
 
     def _fetch_document(self, descriptor: Descriptor) -> bytes:
         if descriptor.media_type in ("", *MANIFEST_TYPES, *INDEX_TYPES):

@@ -15,6 +15,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.endpoint import MAX_DOCUMENT, Traffic
 
 if TYPE_CHECKING:
+    from imgfs.peers.pool import PeerPool
     from imgfs.status import EndpointStatus
 
 UNKNOWN_SIZE = -1  # of a manifest known by its digest only
@@ -78,6 +79,9 @@ class Source(Protocol):
     def doubt(self, descriptor: Descriptor) -> bool:
         """Say that what came of a blob was wrong: another place, if there is one (True), is asked next."""
 
+    def peers(self) -> PeerPool | None:
+        """Return the other machines' imgfs that may have flat bytes, None if none are to be asked."""
+
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""
 
@@ -131,6 +135,10 @@ class WrappedSource:
     def doubt(self, descriptor: Descriptor) -> bool:
         """As the other says."""
         return self._source.doubt(descriptor)
+
+    def peers(self) -> PeerPool | None:
+        """As the other says."""
+        return self._source.peers()
 
     def traffic(self) -> Traffic:
         """Requests sent and bytes received so far."""

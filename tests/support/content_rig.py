@@ -11,6 +11,7 @@ from imgfs.content.layer import LayerContent
 from imgfs.content.requests import Sizes
 from imgfs.content.scheduler import FetchPool
 from imgfs.layer.codec.zlib_engine import ZlibEngine
+from imgfs.layer.flat_digests import add_flat_digests, flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import scan
@@ -49,11 +50,14 @@ class Rig:
             size = scan(
                 chunks, self.layer, Digest.of(flat), writer, index_writer, step=step, engine=ZlibEngine
             )
+            with LayerIndex(path) as written:
+                bounds = [(start, end) for start, end, _, _ in written.bounds()]
+            add_flat_digests(path, flat_digests(bounds, lambda start, end: [flat[start:end]]))
         writer.close()
         assert place.index
         index = stack.enter_context(LayerIndex(place.index))
         self.spans = [index.span(number) for number in range(index.span_count())]
-        self.flat = place.flat(size=size, spans=len(self.spans))
+        self.flat = place.flat(size=size, spans=len(self.spans), binding=index.binding())
         stack.callback(self.flat.close)
         self.fetch_pool = fetch_pool or FetchPool()
         stack.callback(self.fetch_pool.close, wait=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from imgfs.peers.pool import PeerPool
 from imgfs.registry.endpoint import Traffic
 from imgfs.status import EndpointStatus
 from imgfs.transport.source import inline
@@ -43,6 +44,7 @@ class FakeSource:
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Event()  # a blob has been asked for
+        self.pool: PeerPool | None = None  # other machines' imgfs
         self._lock = threading.Lock()
         self._sent = 0
 
@@ -108,6 +110,10 @@ class FakeSource:
         """Note the blob in `doubted`."""
         self.doubted.append(descriptor.digest)
         return False
+
+    def peers(self) -> PeerPool | None:
+        """What is in `pool`."""
+        return self.pool
 
     def health(self) -> list[EndpointStatus]:
         """Nothing to tell."""

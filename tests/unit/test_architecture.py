@@ -18,6 +18,7 @@ RANKS = [
     {"errors", "buffers", "config", "parallel", "program", "quoting", "status", "syscalls"},
     {"oci", "owned", "loglines", "listening", "systemd"},
     {"layer", "registry", "store"},
+    {"peers"},
     {"transport"},
     {"commit"},
     {"tree", "content"},

@@ -369,6 +369,9 @@ class RemoteWindows:
     def remote_window(self, number: int) -> tuple[int, int] | None:
         return self._places.get(number)
 
+    def flat_span(self, _number: int) -> None:
+        return None
+
     def span(self, number: int, window: bytes | None = None) -> Span:
         span = self._spans[number]
         if span.codec is not Codec.DEFLATE or span.checkpoint is None:

@@ -3,6 +3,10 @@
 It is kept as `certs.d/HOST[:PORT]/hosts.toml`, or below `_default` for every registry without a directory of
 its own. It is containerd's file as well, whose later versions know more: keys and capabilities that are not
 known here are passed over. `proxy` does not count: proxies are the same for every host.
+
+A table of imgfs's own names other machines' imgfs, `[peer."https://host:port"]` with the keys `ca`, `client`
+and `skip_verify` of a host: a table, as containerd passes over those it does not know, but refuses a file
+with a capability it does not know.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ class HostsFile:
 
     mirrors: tuple[Host, ...]
     server: Host
+    peers: tuple[tuple[str, Tls], ...] = ()  # by URL
 
 
 def parse_hosts(path: Path, body: bytes) -> HostsFile:
@@ -58,7 +63,9 @@ def parse_hosts(path: Path, body: bytes) -> HostsFile:
     mirrors = tuple(
         _host(url, replace(hosts.table(url), at=f"host.{key}."), hosts, key) for url, key in named
     )
-    return HostsFile(mirrors, _host(root.text("server"), root, root, "server"))
+    others = root.table("peer")
+    peers = tuple((url, _tls(replace(others.table(url), at=f"peer.{url}."))) for url in others.fields)
+    return HostsFile(mirrors, _host(root.text("server"), root, root, "server"), peers)
 
 
 def own_directories(roots: Iterable[Path], registry: str) -> Iterator[Path]:

@@ -94,6 +94,16 @@ class Resolver:
         insecure = found is not None and found.location.insecure
         return self._located(reader, name, Location("", insecure))[0]
 
+    def peers(self, registry: str) -> list[tuple[str, Tls]]:
+        """Return the URLs and TLS settings of machines that may have cached layers of a registry.
+
+        Raises UsageError if a file is malformed.
+        """
+        reader = Reader()
+        own = find_hosts(reader, own_directories(self._files.hosts, registry))
+        found = own or self._for_all(reader, registry)
+        return [(url, checked_tls(reader, tls)) for url, tls in found.peers] if found else []
+
     def _look(self, name: _Name, reader: Reader) -> tuple[RegistryEndpoint, ...]:
         found = load_registries(reader, self._files.registries).find(str(name))
         if found and found.blocked:

@@ -1,0 +1,203 @@
+"""One peer, asked over connections that are kept: what it has of a layer, and flat bytes.
+
+Everything has an end: a question, the head of an answer and a read as a whole. Redirects are not followed,
+proxies not used, encodings not accepted. The bytes that come are in no way trusted.
+"""
+
+from __future__ import annotations
+
+import http.client
+import math
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from imgfs.errors import NotFound, RegistryError, Unavailable, describe
+from imgfs.peers.address import PeerAddress
+from imgfs.peers.flat_name import FLAT, PRESENCE, FlatName
+from imgfs.peers.presence import LARGEST_TEXT, Presence
+from imgfs.registry.sockets import Deadline, PlainSocket, TlsSocket, dial, dial_unix
+from imgfs.registry.tls import context_of
+
+ANSWER = 0.5  # seconds for a connection and the head of an answer: a registry is not much further away
+_LEAST_RATE = 8e6  # bytes per second of a read that is worth waiting for
+_HEAD = 16 << 10  # bytes of an answer's head
+_PIECE = 256 << 10  # bytes that are asked of a socket at once
+_KEPT = 4  # idle connections
+_IDLE = 10.0  # seconds for which one is kept: the server's are longer
+_USUAL = {"Accept-Encoding": "identity", "User-Agent": "imgfs"}
+
+
+@dataclass(slots=True)
+class _Connection:
+    """An open connection, and what bounds it."""
+
+    http: http.client.HTTPConnection
+    deadline: Deadline
+    since: float = 0.0  # when it was last used
+
+
+class PeerClient:
+    """Asks the peer at `address`, at its number `number` if that is given. Safe in threads."""
+
+    def __init__(self, address: PeerAddress, number: str | None = None) -> None:
+        self.address = address
+        self.name = f"{address} ({number})" if number and number != address.host else str(address)
+        self._number = number
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._context: ssl.SSLContext | None = None
+        self._closed = False
+
+    def presence(self, name: FlatName) -> Presence:
+        """Ask what it has of a layer: nothing if it does not know it. Raises ImgfsError."""
+        ends = time.monotonic() + ANSWER
+        with _PeerRequest(self, name.path(PRESENCE), {}, ends) as answer:
+            if answer.status == http.client.NOT_FOUND:
+                return Presence()
+            if answer.status != http.client.OK or answer.length is None or answer.length > LARGEST_TEXT:
+                raise self.refusal(f"answers {answer.status}, or without a length in bounds")
+            answer.extend(ends + answer.length / _LEAST_RATE)
+            return Presence.from_json(b"".join(answer.body()))
+
+    def read(self, name: FlatName, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes `[start, end)` of a flat layer: so many, or it raises ImgfsError.
+
+        NotFound if the peer does not have them any more.
+        """
+        ends = time.monotonic() + ANSWER
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        with _PeerRequest(self, name.path(FLAT), headers, ends) as answer:
+            if answer.status in (http.client.NOT_FOUND, http.client.REQUESTED_RANGE_NOT_SATISFIABLE):
+                raise NotFound(f"peer {self.name}: has them no more")
+            if answer.status != http.client.PARTIAL_CONTENT or answer.length != end - start:
+                raise self.refusal(f"answers {answer.status}, or with another length")
+            if not answer.content_range.startswith(f"bytes {start}-{end - 1}/"):
+                raise self.refusal("answers with another range")
+            answer.extend(ends + (end - start) / _LEAST_RATE)
+            yield from answer.body()
+
+    def refusal(self, why: str) -> RegistryError:
+        """Return an error about this peer."""
+        return Unavailable(f"peer {self.name}: {why}")
+
+    def connection(self, ends: float, *, is_new: bool = False) -> _Connection:
+        """Return a kept connection, or one made before `ends`. Raises OSError, RegistryError."""
+        with self._lock:
+            while self._idle and not is_new:
+                kept = self._idle.pop()
+                if time.monotonic() - kept.since < _IDLE:
+                    return kept
+                kept.http.close()
+        return self._connected(max(0.001, ends - time.monotonic()))
+
+    def keep(self, connection: _Connection) -> None:
+        """Keep a connection that is between two requests."""
+        connection.since = time.monotonic()
+        with self._lock:
+            if not self._closed and len(self._idle) < _KEPT:
+                self._idle.append(connection)
+                return
+        connection.http.close()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            self._closed, idle, self._idle = True, self._idle, []
+        for connection in idle:
+            connection.http.close()
+
+    def _connected(self, seconds: float) -> _Connection:
+        address = self.address
+        if address.path:
+            sock: PlainSocket | TlsSocket = dial_unix(address.path, seconds)
+        else:
+            sock = dial(self._number or address.host, address.port, seconds)
+        try:
+            if address.tls:
+                made = self._tls_context().wrap_socket(sock, server_hostname=address.host)
+                assert isinstance(made, TlsSocket)
+                sock = made
+            deadline = sock.deadline = Deadline()
+            sock.settimeout(max(1.0, seconds))  # of a step without a deadline: of sending
+        except BaseException:
+            sock.close()
+            raise
+        connection = http.client.HTTPConnection(address.host or "localhost", address.port or None)
+        connection.sock = sock
+        connection.auto_open = 0
+        return _Connection(connection, deadline)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._context is None:
+                assert self.address.tls
+                self._context = context_of(self.address.tls, None, shows=True)
+                self._context.sslsocket_class = TlsSocket
+            return self._context
+
+
+class _PeerRequest:
+    """One request and its answer: a context manager, within which nothing but ImgfsError is raised."""
+
+    def __init__(self, client: PeerClient, path: str, headers: dict[str, str], ends: float) -> None:
+        self._client = client
+        self._request = path, {**_USUAL, **headers}
+        self._ends = ends
+        self._is_read = False
+
+    def __enter__(self) -> _PeerRequest:
+        try:
+            self._connection = self._client.connection(self._ends)
+            try:
+                self._answer(self._connection)
+            except ConnectionError:
+                if not self._connection.since:
+                    raise
+                self._connection = self._client.connection(self._ends, is_new=True)  # it had closed
+                self._answer(self._connection)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._client.refusal(describe(error)) from error
+        return self
+
+    def _answer(self, connection: _Connection) -> None:
+        path, headers = self._request
+        try:
+            connection.deadline.begin(max(0.001, self._ends - time.monotonic()), _HEAD)
+            connection.http.request("GET", path, headers=headers)
+            self._found = connection.http.getresponse()
+        except BaseException:
+            connection.http.close()
+            raise
+        self.status = self._found.status
+        self.length = self._found.length
+        self._is_read = self.length == 0
+        self.content_range = self._found.headers.get("Content-Range", "")
+
+    def extend(self, ends: float) -> None:
+        """Have the body end by then."""
+        self._connection.deadline.begin(max(0.001, ends - time.monotonic()), math.inf)
+
+    def body(self) -> Iterator[bytes]:
+        """Yield the body, which has the announced length. Raises Unavailable."""
+        left = self.length or 0
+        while left:
+            try:
+                piece = self._found.read1(min(left, _PIECE))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise self._client.refusal(f"its answer breaks off: {describe(error)}") from error
+            if not piece:
+                raise self._client.refusal("its answer breaks off")
+            left -= len(piece)
+            yield piece
+        self._is_read = True
+
+    def __exit__(self, *_: object) -> None:
+        is_clean = self._is_read and not self._found.will_close
+        self._found.close()
+        if is_clean:
+            self._client.keep(self._connection)
+        else:
+            self._connection.http.close()

@@ -1,0 +1,53 @@
+"""The name of a flat layer between peers, and the paths of what is served of it.
+
+A layer whose flat space is its tar stream is named by the DiffID, whatever it is packed as. One cut by a
+table of contents has another flat space: it is named by blob and space.
+
+    /imgfs/v1/flat/DIFFID                      bytes, by Range        /imgfs/v1/presence/DIFFID
+    /imgfs/v1/flat/DIGEST/SPACE                                       /imgfs/v1/presence/DIGEST/SPACE
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from imgfs.layer.schema import TAR, Summary
+
+FLAT, PRESENCE = "flat", "presence"
+_DIGEST = r"(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
+_PATH = re.compile(rf"/imgfs/v1/({FLAT}|{PRESENCE})/({_DIGEST})(?:/toc:([0-9a-f]{{64}}))?")
+
+
+class FlatName(NamedTuple):
+    """A flat layer: `digest` is a DiffID, or, with the name of a `space`, that of a blob."""
+
+    digest: str
+    space: str = TAR
+
+    @classmethod
+    def of(cls, summary: Summary) -> FlatName:
+        """Return the name of an indexed layer's flat layer."""
+        return cls(summary.diff_id if summary.space == TAR else summary.digest, summary.space)
+
+    def path(self, what: str) -> str:
+        """Return the path of FLAT or PRESENCE."""
+        return f"/imgfs/v1/{what}/{self.digest}{'' if self.space == TAR else f'/{self.space}'}"
+
+
+def parse_path(path: str) -> tuple[str, FlatName] | None:
+    """The inverse of `FlatName.path`; None for any other path."""
+    found = _PATH.fullmatch(path)
+    if found is None:
+        return None
+    what, digest, table = found.groups()
+    return what, FlatName(digest, f"toc:{table}" if table else TAR)
+
+
+def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
+    """Read a Range header with one closed range (RFC 9110, 14.1.2) of `size` bytes; None for any other."""
+    found = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{1,18})", text or "")
+    if found is None:
+        return None
+    start, end = int(found[1]), int(found[2]) + 1
+    return (start, end) if start < end <= size else None

@@ -1,0 +1,104 @@
+"""What peers have of a flat layer, and which of them is asked for what: decided on plain numbers.
+
+A peer's presence is the ranges that it has, as JSON: `{"size": 1000, "present": [[0, 512], [600, 1000]]}`.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from imgfs.errors import InvalidImage
+
+MOST_RANGES = 20_000  # that are told: the longest ones
+LARGEST_TEXT = 1 << 20  # bytes: of so many ranges
+_LARGEST = 16 << 20  # bytes of a read: what one peer is slow with is not much
+_NEAR = 4096  # bytes between two ranges of one read, at most: a table's spans begin at blocks
+
+
+class Presence:
+    """The ranges of a flat layer that are present: they ascend and do not touch."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self.ranges = list(ranges)
+        self._starts = [start for start, _ in self.ranges]
+
+    def has(self, start: int, end: int) -> bool:
+        """Return True if all of a range is present."""
+        at = bisect_right(self._starts, start) - 1
+        return at >= 0 and end <= self.ranges[at][1]
+
+    def to_json(self, size: int) -> bytes:
+        """Return what is told of a flat layer of `size` bytes."""
+        ranges = self.ranges
+        if len(ranges) > MOST_RANGES:
+            longest = sorted(ranges, key=lambda range_: range_[0] - range_[1])[:MOST_RANGES]
+            ranges = sorted(longest)
+        return json.dumps({"size": size, "present": ranges}, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Presence:
+        """Parse what a peer tells; raises InvalidImage."""
+        try:
+            fields = json.loads(body)
+            ranges = [(start, end) for start, end in fields["present"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidImage(f"a presence that makes no sense: {error}", where="peer") from error
+        numbers = [number for range_ in ranges for number in range_]
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+            raise InvalidImage("a presence with offsets that are none", where="peer")
+        if any(after < before for before, after in pairwise(numbers)):
+            raise InvalidImage("a presence whose ranges do not ascend", where="peer")
+        return cls(ranges)
+
+    @classmethod
+    def of_spans(cls, bounds: Iterable[tuple[int, int]]) -> Presence:
+        """Join the bounds of present spans, which ascend."""
+        joined: list[tuple[int, int]] = []
+        for start, end in bounds:
+            if joined and joined[-1][1] == start:
+                joined[-1] = joined[-1][0], end
+            else:
+                joined.append((start, end))
+        return cls(joined)
+
+
+class Share(NamedTuple):
+    """The ranges number `first` to `last`, both included, are read from the peer number `peer`."""
+
+    peer: int
+    first: int
+    last: int
+
+
+def shares(ranges: Sequence[tuple[int, int]], presences: Sequence[Presence]) -> list[Share]:
+    """Return who is asked for which of `ranges`, which ascend: for as many at once as possible.
+
+    Ranges that no peer has are left out; of two that have as much, the first is asked.
+    """
+    found: list[Share] = []
+    at = 0
+    while at < len(ranges):
+        runs = [_run(ranges, at, presence) for presence in presences]
+        longest = max(runs, default=0)
+        if longest:
+            found.append(Share(runs.index(longest), at, at + longest - 1))
+        at += longest or 1
+    return found
+
+
+def _run(ranges: Sequence[tuple[int, int]], first: int, presence: Presence) -> int:
+    """Return how many ranges from `first` on one read of a peer can bring."""
+    start, end = ranges[first]
+    if not presence.has(start, end):
+        return 0
+    count = 1
+    for after_start, after_end in ranges[first + 1 :]:
+        if after_start - end > _NEAR or after_end - start > _LARGEST or not presence.has(start, after_end):
+            break
+        end = after_end
+        count += 1
+    return count

@@ -1,0 +1,264 @@
+"""Serving cached layers to peers over HTTP/1.1: read only, by exact names, no more than is present.
+
+On TCP beyond loopback a client shows a certificate of the given authority, or is not answered: clients that
+are may read every layer that is here and whose digest they know, that of a private image, too. Clients
+are bounded (`listening`): connections in number, each request in time. Nothing is listed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imgfs.errors import ImgfsError, StoreError, UsageError, describe
+from imgfs.listening import LOOK, BoundedServer, ListenAddress, MakeHandler, UnixServer
+from imgfs.peers.cached_layers import CachedLayers, PresentLayer
+from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range
+from imgfs.store.store import Store
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 64  # connections
+IDLE = 20.0  # seconds until a request has to have come whole, the handshake included
+_SLOWEST = 256 << 10  # bytes per second at which a body has to be taken
+_LARGEST = 64 << 20  # bytes of a range
+_STEP = 5.0  # seconds in which a socket takes or gives anything
+
+
+class ServerCertificates(NamedTuple):
+    """PEM files: the authority of the clients' certificates, and this server's own certificate and key."""
+
+    authority: Path
+    certificate: Path
+    key: Path | None = None
+
+
+class PeerServer:
+    """Serves the layers of `store` at an address, until `shutdown`; made with the address taken.
+
+    Raises UsageError if the address is beyond this machine and there are no `certificates`, or they cannot be
+    read; ImgfsError if the address cannot be had.
+    """
+
+    def __init__(
+        self, store: Store, address: ListenAddress, certificates: ServerCertificates | None = None
+    ) -> None:
+        if certificates is None and not _is_here(address):
+            raise UsageError(
+                f"peers at {address}: beyond this machine clients must show a certificate: "
+                "--peer-ca, --peer-cert and --peer-key"
+            )
+        self._layers = CachedLayers(store)
+        try:
+            self._server = _listen(address, partial(_PeerHandler, self._layers), certificates)
+        except (OSError, UnicodeError) as error:
+            raise ImgfsError(f"peers at {address}: {describe(error)}") from error
+        self.address = self._server.address
+
+    def serve(self) -> None:
+        """Answer until `shutdown` is called, in another thread."""
+        with closing(self._layers):
+            try:
+                self._server.serve_forever(LOOK)
+            finally:
+                self._server.server_close()
+
+    def shutdown(self) -> None:
+        """Have `serve` return."""
+        self._server.shutdown()
+
+    def close(self) -> None:
+        """Give the address up, where `serve` was never called."""
+        self._server.server_close()
+
+
+def _is_here(address: ListenAddress) -> bool:
+    """Return True if only this machine can connect."""
+    if address.path or address.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(
+    address: ListenAddress, handler: MakeHandler, certificates: ServerCertificates | None
+) -> BoundedServer:
+    if address.path:
+        return UnixServer(address, handler, at_once=AT_ONCE, deadline=IDLE)
+    if certificates is None:
+        return BoundedServer(address, handler, at_once=AT_ONCE, deadline=IDLE)
+    return _TlsServer(address, handler, certificates)
+
+
+class _TlsServer(BoundedServer):
+    """Connections with TLS whose clients show a certificate. The files are read again when they change."""
+
+    def __init__(
+        self, address: ListenAddress, handler: MakeHandler, certificates: ServerCertificates
+    ) -> None:
+        self._certificates = certificates
+        self._stamps = self._stamp()
+        self._context = _context(certificates)
+        super().__init__(address, handler, at_once=AT_ONCE, deadline=IDLE)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Accept a connection; the handshake is its thread's."""
+        request, client = super().get_request()
+        assert isinstance(request, socket.socket)
+        self._renew()
+        secured = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return secured, client
+
+    def _renew(self) -> None:
+        stamps = self._stamp()
+        if stamps == self._stamps:
+            return
+        self._stamps = stamps
+        try:
+            self._context = _context(self._certificates)
+        except UsageError as error:
+            log.warning("the certificates before are used on: %s", error)
+
+    def _stamp(self) -> list[tuple[int, int] | None]:
+        found: list[tuple[int, int] | None] = []
+        for path in filter(None, self._certificates):
+            try:
+                stat = os.stat(path)
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_ino, stat.st_mtime_ns))
+        return found
+
+
+def _context(certificates: ServerCertificates) -> ssl.SSLContext:
+    """Return a context that asks clients for a certificate of the authority. Raises UsageError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(certificates.authority)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"{certificates.authority}: no authorities in PEM: {describe(error)}") from error
+    try:
+        context.load_cert_chain(certificates.certificate, certificates.key, password="none")
+    except OSError as error:
+        raise UsageError(
+            f"{certificates.certificate}: no certificate and its key in PEM: {describe(error)}"
+        ) from error
+    return context
+
+
+class _PeerHandler(BaseHTTPRequestHandler):
+    """One connection; requests follow each other on it."""
+
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "imgfs", ""
+    timeout = _STEP
+
+    def __init__(self, layers: CachedLayers, *connection: Any) -> None:
+        self._layers = layers
+        super().__init__(*connection)  # which answers
+
+    def setup(self) -> None:
+        """Shake hands first."""
+        request = self.request
+        if request.family != socket.AF_UNIX:
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(request, ssl.SSLSocket):
+            request.settimeout(_STEP)
+            request.do_handshake()
+        super().setup()
+
+    def handle_one_request(self) -> None:
+        """Answer a request, which has a deadline of its own."""
+        self._extend(IDLE)
+        super().handle_one_request()
+
+    def do_GET(self) -> None:
+        """Send a presence, or a range of a flat layer."""
+        named = parse_path(self.path)
+        layer = self._layers.find(named[1]) if named else None
+        if named is None or layer is None:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        with layer:
+            try:
+                if named[0] == PRESENCE:
+                    self._send_presence(layer)
+                else:
+                    self._send_range(layer)
+            except StoreError as error:
+                log.warning("%s", error)
+                self.close_connection = True
+
+    do_HEAD = do_GET  # noqa: N815  (named by http.server)
+
+    def _send_presence(self, layer: PresentLayer) -> None:
+        body = layer.presence().to_json(layer.size)
+        self._send_head(HTTPStatus.OK, len(body), {"Content-Type": "application/json"})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send_range(self, layer: PresentLayer) -> None:
+        wanted = parse_range(self.headers.get("Range"), layer.size)
+        if wanted is None or wanted[1] - wanted[0] > _LARGEST or not layer.presence().has(*wanted):
+            refused = {"Content-Range": f"bytes */{layer.size}"}
+            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
+            return
+        start, end = wanted
+        self._extend(IDLE + (end - start) / _SLOWEST)
+        headers = {
+            "Content-Range": f"bytes {start}-{end - 1}/{layer.size}",
+            "Content-Type": "application/octet-stream",
+        }
+        self._send_head(HTTPStatus.PARTIAL_CONTENT, end - start, headers)
+        if self.command != "HEAD":
+            self._send_body(layer.read(start, end), end - start)
+
+    def _send_body(self, pieces: Iterator[bytes], length: int) -> None:
+        """Send a body; what has been evicted meanwhile ends the connection, before its length is reached."""
+        for piece in pieces:
+            self.wfile.write(piece)
+            length -= len(piece)
+        if length:
+            self.close_connection = True
+
+    def _refuse(self, status: HTTPStatus, headers: dict[str, str] | None = None) -> None:
+        self._send_head(status, 0, headers or {})
+
+    def _send_head(self, status: HTTPStatus, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _extend(self, seconds: float) -> None:
+        assert isinstance(self.server, BoundedServer)
+        self.server.extend(self.request, seconds)
+
+    def _refuse_method(self) -> None:
+        self.close_connection = True  # its body is not read
+        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"})
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse_method  # noqa: N815
+
+    def address_string(self) -> str:
+        """Client address, '-' for a Unix socket."""
+        return str(self.client_address[0]) if self.client_address else "-"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Log a request at debug level."""
+        log.debug("peer %s: %s", self.address_string(), format % args)
