@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -87,10 +87,14 @@ class Mirrored:
                 candidate.client(candidate is self._now()[-1]).learn_auth(auth)
 
     def connect_ahead(self, count: int) -> None:
-        """Have so many connections made to the endpoint that will be asked first, for requests to come."""
+        """Have so many connections made to the endpoint that will be asked first, for requests to come.
+
+        One that cannot be asked at all, as its certificates cannot be read, is no error before it is asked.
+        """
         able = [candidate for candidate in self._now() if RESOLVE in candidate.endpoint.capabilities]
         for candidate in able[:1]:
-            candidate.client(candidate is able[-1]).connect_ahead(count)
+            with suppress(*_ITS_OWN):
+                candidate.client(candidate is able[-1]).connect_ahead(count)
 
     def head_manifest(self, name: str | Digest) -> Descriptor:
         """What a tag or digest names now; see `Client.head_manifest`."""

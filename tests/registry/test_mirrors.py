@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, 
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint
+from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Tls
 from imgfs.registry.endpoint_state import EndpointState, short_timeouts
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
@@ -117,6 +119,33 @@ def test_the_registry_is_not_asked_for_what_a_mirror_has(
     assert read(mirrored, blob, 10, 20) == BODY[10:20]
     assert registry.log == []
     assert mirrored.traffic == (5, 2 + len(BODY) + 10)
+
+
+def test_connections_made_ahead_are_those_that_requests_take(
+    mirror: FaultServer, registry: FaultServer, mirrored: Mirrored
+) -> None:
+    blobs = [add_blob(bytes([number]), mirror) for number in range(3)]
+    read(mirrored, blobs[0])  # the first request goes alone
+    mirrored.connect_ahead(3)  # two beside the one that lies idle now
+    for thread in [each for each in threading.enumerate() if each.name == "imgfs-connect"]:
+        thread.join(allowed(10))
+    for _ in range(2):
+        all_at_once = threading.Barrier(3)
+        mirror.inject(Fault(meanwhile=lambda met=all_at_once: met.wait(allowed(10))), on="/blobs/", times=3)  # type: ignore[misc]
+        with ThreadPoolExecutor(3) as readers:
+            assert list(readers.map(lambda blob: read(mirrored, blob), blobs)) == [b"\0", b"\1", b"\2"]
+        mirrored.connect_ahead(3)  # which lie idle now
+    assert (mirror.connections, registry.connections) == (3, 0)
+
+
+def test_a_mirror_that_cannot_be_connected_to_ahead_is_passed_over_when_it_is_asked(
+    registry: FaultServer, opens: Opens, tmp_path: Path
+) -> None:
+    broken = replace(endpoint_of("mirror.test", APP, is_mirror=True), url="https://mirror.test/v2")
+    mirrored = opens(replace(broken, tls=Tls((tmp_path / "no.pem",))), endpoint_of(registry.host, APP))
+    manifest = add_manifest("v1", b"{}", registry)
+    mirrored.connect_ahead(3)
+    assert mirrored.manifest("v1") == (manifest, b"{}")
 
 
 @pytest.mark.parametrize("fault", [Fault(cut_after=300_000), Fault(stall_after=300_000), Fault(reset=True)])
