@@ -14,7 +14,7 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h
 _STATX_BTIME = 0x800  # linux/stat.h, with the next
@@ -128,16 +128,30 @@ def set_parent_death_signal(number: int) -> None:
 
 
 def show_words(words: Sequence[str]) -> None:
-    """Show other words as this process's in ps(1) and /proc/PID/cmdline, as far as there is room.
+    """Show other words as those that this process was started with, to ps(1) and in /proc.
 
-    They are written over the words and variables that the process was started with, which must not be in use
-    any more. The kernel shows text that goes beyond the words as one (fs/proc/base.c, get_mm_cmdline).
+    They are written over its own, as far as there is room; nothing may use those any more.
     """
+    start, end, _, _ = _start_region()
+    _overwrite(start, end, words)
+
+
+def show_variables(variables: Mapping[str, str]) -> None:
+    """Show other variables likewise."""
+    _, _, start, end = _start_region()
+    _overwrite(start, end, [f"{name}={value}" for name, value in variables.items()])
+
+
+def _start_region() -> list[int]:
+    """Where this process's words begin and end, and its variables."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[48])  # arg_start, env_end (proc(5), from the third field on)
-    text = b" ".join(map(os.fsencode, words))[: end - start - 1]
-    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+    return list(map(int, fields[45:49]))  # arg_start, arg_end, env_start, env_end (proc(5))
+
+
+def _overwrite(start: int, end: int, texts: Sequence[str]) -> None:
+    body = b"".join(os.fsencode(text) + b"\0" for text in texts)[: max(0, end - start - 1)]
+    ctypes.memmove(start, body.ljust(end - start, b"\0"), end - start)
 
 
 def make_mounts_slave() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 _SYSTEM_CONFIG = "/etc"
 _ROOTS_SERVER = "/run/imgfs/serve.sock"
+SERVER = "IMGFS_SERVE"  # the name of the variable that names the socket of `imgfs serve`
 _NONE = "none"  # in the place of a socket's path
 
 
@@ -26,7 +27,7 @@ def server_socket(environ: Mapping[str, str], euid: int) -> str | None:
 
     $IMGFS_SERVE names the socket, or is `none`. Else it is below $XDG_RUNTIME_DIR, for root below /run.
     """
-    explicit = environ.get("IMGFS_SERVE")
+    explicit = environ.get(SERVER)
     if explicit:
         return None if explicit == _NONE else os.path.abspath(explicit)
     if euid == 0:  # $XDG_RUNTIME_DIR may be that of the user who has become root

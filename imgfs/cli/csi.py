@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import mounts_survive, run_server, socket_path
+from imgfs.cli.engine_server import fork_server, run_server, socket_path, words_for_survival
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -74,8 +74,8 @@ def csi(options: argparse.Namespace) -> int:
     connection = connection_words(options)
     store = ["--store", str(open_store(options).root)]
     mounting = ["--driver", options.driver, "--log-level", options.log_level]
-    shared = ["--restart"] if mounts_survive() else []
-    with only_one(root):
+    shared = words_for_survival()
+    with only_one(root), fork_server(root):
         volumes = Volumes(root, [*connection, *store], mounting, shared)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
         run_server(address, driver.services, options.log_level)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,6 +15,8 @@ from imgfs.errors import MountError, UsageError
 
 if TYPE_CHECKING:
     from imgfs.engines.rpc import Forwarded, Service
+
+_IDLE = "300"  # seconds without a request, after which a mount's daemon ends until the next
 
 
 def run_server(
@@ -30,6 +37,39 @@ def socket_path(address: str) -> Path:
     if "://" in path or not path:
         raise UsageError(f"{address}: this is no Unix socket, like unix:///run/imgfs/name.sock")
     return Path(path).absolute()
+
+
+@contextmanager
+def fork_server(root: Path) -> Iterator[None]:
+    """Have the mounts of this server's commands forked from an `imgfs serve` of its own, at ROOT/serve.sock.
+
+    The kernel ends that with this process; the mounts go on.
+    """
+    from imgfs import syscalls
+    from imgfs.variables import SERVER, set_variables, variables
+
+    mine = {**variables(), SERVER: str(root / "serve.sock")}
+    for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS"):  # what systemd has told this process alone
+        mine.pop(name, None)
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", "imgfs", "serve", "--log-level", "warning"],
+        stdin=subprocess.DEVNULL,
+        env=mine,
+        cwd="/",
+        start_new_session=True,
+        preexec_fn=partial(syscalls.set_parent_death_signal, signal.SIGTERM),  # no thread runs yet
+    )
+    set_variables({**variables(), SERVER: mine[SERVER]})
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def words_for_survival() -> list[str]:
+    """Return the options of `imgfs mount` by which mounts outlive their daemons, which end while idle."""
+    return ["--restart", "--exit-idle", _IDLE] if mounts_survive() else []
 
 
 def mounts_survive() -> bool:

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from imgfs.forkserver.companions import Companion
     from imgfs.peers.server import PeerServer
 
+_ROOM = 4096  # bytes for a command's words, as ps(1) shows them
 _LOADED = (
     "imgfs.cli.mount",
     "imgfs.cli.selection",
@@ -62,6 +64,7 @@ Examples:
     _peer_options(command)
     store_option(command)
     log_level_option(command)
+    command.add_argument("--room", help=argparse.SUPPRESS)
 
 
 def _peer_options(command: argparse.ArgumentParser) -> None:
@@ -87,6 +90,8 @@ def serve(options: argparse.Namespace) -> int:
     from imgfs.forkserver.server import ForkServer
     from imgfs.systemd import tell_systemd
 
+    if not options.room:  # the words of a process that is forked later are shown where those of this one are
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--room", " " * _ROOM])
     log_to_stderr(options.log_level.upper())
     os.chdir("/")
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import mounts_survive, run_server, socket_path
+from imgfs.cli.engine_server import fork_server, run_server, socket_path, words_for_survival
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -88,7 +88,7 @@ def snapshotter(options: argparse.Namespace) -> int:
         raise UsageError("containerd's snapshotter mounts for all users: it has to be root")
     root, address = checked_path(Path(options.root)), socket_path(options.address)
     store = open_store(options)
-    with only_one(root):
+    with only_one(root), fork_server(root):
         made = Snapshotter(
             SnapshotRows(root / "snapshots.db"),
             SnapshotDirectories(root / "snapshots"),
@@ -113,8 +113,7 @@ def checked_path(path: Path) -> Path:
 def _mount_words(options: argparse.Namespace) -> list[str]:
     """Return the options of `imgfs mount` by which every image is mounted."""
     words = ["-o", "suid,dev", "--driver", options.driver, "--log-level", options.log_level]
-    if mounts_survive():
-        words.append("--restart")
+    words += words_for_survival()
     words += ["--fill"] if options.fill else []
     words += ["--limit-rate", str(options.limit_rate)] if options.limit_rate is not None else []
     return [*words, *connection_words(options)]

@@ -104,6 +104,7 @@ def _become(request: CommandRequest, passed: Sequence[int]) -> None:
     sys.stdin, sys.stdout, sys.stderr = map(_opened, range(3), request.streams[::2], request.streams[1::2])
     logging.basicConfig(handlers=[], level=logging.WARNING, force=True)
     syscalls.show_words([sys.executable, *sys.argv])
+    syscalls.show_variables(request.variables)
 
 
 def _die_with(connection: socket.socket) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 64
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_HIGHEST = 1 << 20  # descriptor
 _OUTDATED = 75  # the exit code of a forked process that has found another imgfs installed
 
 
@@ -69,7 +70,10 @@ class ForkServer:
                 self._fork(partial(self._carry_out, connection))
 
     def _carry_out(self, connection: socket.socket) -> None:
-        """In the forked process: serve a client."""
+        """In the forked process: serve a client. What is the server's, or a companion's, is closed."""
+        number = connection.fileno()
+        os.closerange(3, number)
+        os.closerange(number + 1, _HIGHEST)
         if not carry_out(connection, self._run, lambda: _identity_of(self._files) == self._identity):
             os._exit(_OUTDATED)
 

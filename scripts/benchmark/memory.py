@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,10 +10,20 @@ from scripts.benchmark.clock import CommandFailed, run
 from scripts.benchmark.journey import read_everything
 from scripts.benchmark.report import Table
 from scripts.benchmark.stage import Stage, forget_quietly, say
+from scripts.benchmark.tools import mounts_below
 from scripts.lab.layout import Image
 
 COLUMNS = ("image", "after", "VmRSS MiB", "VmHWM MiB", "RssAnon MiB", "Pss MiB")
 MEBIBYTES = 100  # resident, at a million files
+MOUNTS = (1, 10, 60)
+IDLE = 5  # seconds without a request, after which a daemon ends
+WAYS = (  # each with the options of `imgfs mount`, and whether `imgfs serve` runs
+    ("each by itself", ("--driver", "fuse"), False),
+    ("imgfs serve", ("--driver", "fuse"), True),
+    ("--restart", ("--driver", "fuse", "--restart"), False),
+    ("imgfs serve, --restart", ("--driver", "fuse", "--restart"), True),
+    ("imgfs serve, --exit-idle", ("--driver", "fuse", "--restart", "--exit-idle", str(IDLE)), True),
+)
 READABLE = 200_000  # entries; to read a million tiny files takes minutes and shows nothing more
 
 
@@ -27,6 +38,27 @@ def memory(stage: Stage, sizes: Sequence[int], names: Sequence[str]) -> Iterator
         finally:
             forget_quietly(stage.imgfs)
     yield table
+    for name in names[:1]:
+        yield idle_mounts(stage, stage.application(name).image)
+
+
+def idle_mounts(stage: Stage, image: Image) -> Table:
+    """Sum what all processes of so many mounts take: one reads the root of each, then a while nothing."""
+    table = Table("B. Pss of all processes of idle mounts, MiB", ("mounts", *(way for way, _, _ in WAYS)))
+    imgfs, reference = stage.imgfs, stage.reference(image)
+    imgfs.pull(reference)
+    for count in MOUNTS:
+        say(f"B memory: {count} idle mounts")
+        sums = []
+        for _, options, is_served in WAYS:
+            with imgfs.shown_often(reference, count, options, is_served=is_served) as processes:
+                for place in mounts_below(imgfs.mountpoint.parent):
+                    run(["ls", place])
+                time.sleep(3 * IDLE if "--exit-idle" in options else 1)
+                sums.append(round(sum(memory_of(pid)[3] for pid in processes()), 1))
+        table.add(count, *sums)
+    forget_quietly(imgfs)
+    return table
 
 
 def _measure(stage: Stage, image: Image, table: Table) -> None:

@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -122,6 +123,31 @@ class Imgfs(Rooted):
         """Ask for the id of the mount's daemon."""
         status = output_of([*self._program, "status", "--json", self.mountpoint], env=self._env)
         return int(json.loads(status)["pid"])
+
+    @contextlib.contextmanager
+    def shown_often(
+        self, reference: str, count: int, options: Sequence[str] = (), *, is_served: bool = False
+    ) -> Iterator[Callable[[], list[int]]]:
+        """Mount it so many times, by an `imgfs serve` or each by itself; yields what lists all processes."""
+        places = [self.mountpoint.with_name(f"{self.mountpoint.name}{number}") for number in range(count)]
+        socket = self.mountpoint.with_name("serve.sock")
+        env = {**self._env, "IMGFS_SERVE": str(socket) if is_served else "none"}
+        serve = [*self._program, "serve", "--log-level", "warning"]
+        server = subprocess.Popen(serve, env={**os.environ, **env}) if is_served else None
+        while server and not socket.exists() and server.poll() is None:
+            time.sleep(0.1)
+        try:
+            for place in places:
+                place.mkdir(exist_ok=True)
+                run([*self._program, "mount", *self._options, *options, reference, place], env=env)
+            yield lambda: having(f"IMGFS_STORE={self.store}")
+        finally:
+            for place in mounts_below(self.mountpoint.parent):
+                run(["umount", place])
+            if server:
+                server.terminate()
+                server.wait()
+            end(lambda: having(f"IMGFS_STORE={self.store}"))  # another mount namespace may still have one
 
     def serving_effort(self) -> Effort:
         return effort_of(self.pid())
