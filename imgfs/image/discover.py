@@ -25,7 +25,6 @@ from imgfs.transport.source import UNKNOWN_SIZE, Source
 
 SMALL = 256 << 10  # bytes of layers that are streamed in less time than a lookup of indexes takes
 _LARGEST_AHEAD = 4 << 20  # bytes of a tree that is fetched beside the artifact: it is held in memory
-_TREE_AND_PROFILE = 2  # that may be published beside an index of each layer
 
 
 def early_discovery(
@@ -39,9 +38,6 @@ def early_discovery(
     if store.tree(digest) is not None or missing <= SMALL:
         return None
     discovery = IndexDiscovery(digest, manifest, source, trust)
-    if trust.in_registry:
-        layers = {layer.digest for layer in manifest.layers}
-        source.expect(len(layers) + _TREE_AND_PROFILE)  # connected to while their list is asked for
     discovery.start()
     return discovery
 
