@@ -67,6 +67,8 @@ class Once:
         self._union = overlay.union
         self._entries = overlay.entries
         self._lookup = lookup
+        self._unique = 0  # of the request whose change is to be written down; 0 if it has been
+        overlay.entries.before_change = self._begin
 
     def handlers(self, given: Mapping[Opcode, Handler]) -> dict[Opcode, Handler]:
         """The same, each of which makes its change once."""
@@ -77,29 +79,31 @@ class Once:
             return handler
 
         def handle(head: Head, body: memoryview) -> Answer:
-            names = _NAMES[opcode](head, body)
-            now = [self._ino(name) for name in names]
-            before = self._begun(head.unique)
-            if before is None:
-                self._begin(head.unique, now)
-            elif (answer := self._done(opcode, names, before, now)) is not None:
-                return answer
+            before = self._begun(head.unique) if head.unique & RESENT else None
+            self._unique = head.unique & ~RESENT if before is None else 0
+            if before is not None:
+                names = _NAMES[opcode](head, body)
+                answer = self._done(opcode, names, before, list(map(self._ino, names)))
+                if answer is not None:
+                    return answer
             found = handler(head, body)
             assert isinstance(found, bytes)  # changes of names do not wait
             return found
 
         return handle
 
-    def _begin(self, unique: int, inos: list[int]) -> None:
-        """Write down what a request is about: the number last, so that no other's inos go with it."""
-        _NUMBER.pack_into(self._memory, 0, 0)
-        _RECORD.pack_into(self._memory, 0, 0, *inos, *[0] * (2 - len(inos)))
-        _NUMBER.pack_into(self._memory, 0, unique)
+    def _begin(self, ino: int, other: int) -> None:
+        """Write down what the request is about: the number last, so that no other's inos go with it."""
+        if self._unique:
+            _NUMBER.pack_into(self._memory, 0, 0)
+            _RECORD.pack_into(self._memory, 0, 0, ino, other)
+            _NUMBER.pack_into(self._memory, 0, self._unique)
+            self._unique = 0
 
     def _begun(self, unique: int) -> list[int] | None:
         """Return what the names of a request meant before another process had it, if that has begun it."""
         number, *inos = _RECORD.unpack_from(self._memory)
-        return inos if unique & RESENT and number == unique & ~RESENT else None
+        return inos if number == unique & ~RESENT else None
 
     def _done(self, opcode: Opcode, names: Names, before: list[int], now: list[int]) -> bytes | None:
         """Return the answer if all is done; None if it is to be done, perhaps anew. Raises OSError."""

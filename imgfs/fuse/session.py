@@ -64,7 +64,7 @@ _INIT, _INTERRUPT = int(Opcode.INIT), int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
-
+_SMALL = 4096  # bytes of an answer's body: to copy it costs less than to have the kernel take two buffers
 _NO_PAGES = -1  # in place of the offset of an invalidation: of the attributes alone
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class Session:
         }
         self._handlers.update(handlers.items())
         self._room = buffer(READ_BUFFER)
+        self._rooms = (self._room,)
         self._waiting: Waiting | None = None
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
@@ -230,7 +231,7 @@ class Session:
     def answer_next(self) -> bool:
         """Read a request, if there is one, and answer it, unless it has to wait; False if it is unmounted."""
         try:
-            length = os.readv(self.descriptor, (self._room,))
+            length = os.readv(self.descriptor, self._rooms)
         except OSError as error:
             if error.errno in _ENDED:
                 return False
@@ -242,7 +243,9 @@ class Session:
 
     def last_request(self) -> int | None:
         """Return the number of the last request, None while any waits for its answer."""
-        return None if self._waiting or (self.tasks and self.tasks.any_waits()) else self._newest
+        if self._waiting or (self.tasks and self.tasks.any_waits()):
+            return None
+        return self._newest & ~RESENT
 
     def take_waiting(self) -> Waiting | None:
         """Return the request that was just read, if it has to wait; the caller has it answered."""
@@ -252,17 +255,11 @@ class Session:
     def _take(self, length: int) -> None:
         """Answer the request that has been read, or note that it has to wait."""
         head = Head._make(HEAD.unpack_from(self._room))
-        if head.opcode == _INTERRUPT:
-            self._interrupt(head, INTERRUPT_IN.unpack_from(self._room, HEAD_SIZE)[0])
-            return
-        self._newest = head.unique & ~RESENT
-        if head.opcode == _INIT:
-            self._greet(head, self._room[HEAD_SIZE:length])
-            return
         handler = self._handlers.get(head.opcode)
         if handler is None:
-            self.send(head.unique, errno.ENOSYS)
+            self._take_own(head, self._room[HEAD_SIZE:length])
             return
+        self._newest = head.unique
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
         except Exception as error:  # noqa: BLE001  (the mount lives)
@@ -276,6 +273,16 @@ class Session:
             until_killed = self._stands_below or fills_page_cache(head, self._room[HEAD_SIZE:length])
             self._waiting = Waiting(head, until_killed, answer)
 
+    def _take_own(self, head: Head, body: memoryview) -> None:
+        """Answer what the session itself does, and refuse what has no handler."""
+        if head.opcode == _INTERRUPT:
+            self._interrupt(head, INTERRUPT_IN.unpack_from(body)[0])
+        elif head.opcode == _INIT:
+            self._greet(head, body)
+        else:
+            self._newest = head.unique
+            self.send(head.unique, errno.ENOSYS)
+
     def _interrupt(self, head: Head, unique: int) -> None:
         """Have a request that its caller does not wait for taken back, if it is not done by then.
 
@@ -283,7 +290,7 @@ class Session:
         (EAGAIN, linux/fuse.h): one thread reads all, so it does not happen; libfuse allows for it too.
         """
         is_taken_back = self.tasks and self.tasks.take_back(unique)
-        if not is_taken_back and unique & ~RESENT > self._newest:
+        if not is_taken_back and unique & ~RESENT > self._newest & ~RESENT:
             self.send(head.unique, errno.EAGAIN)
 
     def invalidate_attributes(self, ino: int) -> None:
@@ -329,7 +336,10 @@ class Session:
 
     def _write(self, head: bytes, body: bytes | memoryview) -> None:
         try:
-            os.writev(self.descriptor, (head, body))
+            if len(body) <= _SMALL:
+                os.write(self.descriptor, head + body)
+            else:
+                os.writev(self.descriptor, (head, body))
         except OSError as error:
             if error.errno not in _NOT_TAKEN:
                 log.exception("the kernel does not take an answer of %d bytes", len(body))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -222,9 +223,10 @@ class WritableOperations:
             atime_ns = new.atime * _BILLION + new.atime_ns if new.changes & SetattrMask.ATIME else None
             mtime_ns = new.mtime * _BILLION + new.mtime_ns if new.changes & SetattrMask.MTIME else None
             self._overlay.set_times(ino, atime_ns, mtime_ns)
-        if new.changes & SetattrMask.KILL_SUIDGID:  # the answer tells the mode
-            self._overlay.drop_privileges(self._overlay.copyup.up(ino))
         shown = self._view.attributes(ino)
+        if new.changes & SetattrMask.KILL_SUIDGID and shown.mode & (stat.S_ISUID | stat.S_ISGID):
+            self._overlay.drop_privileges(self._overlay.copyup.up(ino))
+            shown = self._view.attributes(ino)
         if new.changes & SetattrMask.CTIME and ino in self._nodes:
             node, ctimes = self._nodes[ino], self._union.ctimes
             ctimes.keep(node, ctimes.on_disk(node, shown.ctime_ns), new.ctime * _BILLION + new.ctime_ns)
@@ -255,11 +257,13 @@ class WritableOperations:
 
     def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
         """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""
-        if self._writeback:
-            self._overlay.freeze_time(node)
-        fd = self._overlay.data(node)
+        fd, shown_ns = self._overlay.data(node), None
         try:
-            shown_ns = self._union.ctime(node, os.fstat(fd)) if flags & WriteFlag.CACHE else None
+            found = os.fstat(fd)
+            if self._writeback:
+                self._overlay.freeze_time(node, found)
+            if flags & WriteFlag.CACHE:
+                shown_ns = self._union.ctime(node, found)
             count = os.pwrite(fd, data, offset)
             while count < len(data) and flags & WriteFlag.CACHE:
                 count += os.pwrite(fd, data[count:], offset + count)

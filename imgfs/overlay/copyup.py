@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from imgfs.errors import StoreError
 from imgfs.overlay.copyup_data import ImageData
-from imgfs.overlay.node import At, UpperNode, no_entry, path_of, times_kept
+from imgfs.overlay.node import At, OpenFile, Place, UpperNode, no_entry, path_of, times_kept
 from imgfs.overlay.union import Union
 from imgfs.overlay.xattrs import METACOPY, ORIGIN, REDIRECT, Owner
 from imgfs.owned.writing import pwrite_all
@@ -41,6 +41,8 @@ class CopyUp:
 
         With `with_data` false the data is about to be thrown away: it is not copied even if it is here.
         """
+        if (node := self._union.nodes.get(ino)) is not None:
+            return node
         chain: list[tuple[Node, list[tuple[int, bytes]]]] = []
         at = ino
         while at not in self._union.nodes:
@@ -114,10 +116,7 @@ class CopyUp:
         """Make the upper half of a file and give it its names."""
         made = self._upper.new()
         try:
-            own_data = self._make(made, lower, with_data)
-            found = self._upper.stat(made)
-            if found is None:
-                raise StoreError("the work directory is changed by another process")
+            found, own_data = self._make(made, lower, with_data)
             node = UpperNode(lower.ino, found.st_ino, stat.S_IFMT(lower.mode), counted=False)
             node.lower = node.listed = lower.ino if node.is_directory else None
             node.data = None if own_data else lower.ino
@@ -125,7 +124,10 @@ class CopyUp:
                 self._put(made, node, names)
             else:
                 node.anchor = self._upper.hold(made)
-        finally:
+        except BaseException:
+            self._upper.discard(made)
+            raise
+        if len(names) != 1:  # else it has been renamed
             self._upper.discard(made)
         self._union.add(node)
         self._union.keep_ctime(node, lower.mtime_ns)
@@ -178,37 +180,43 @@ class CopyUp:
         self._upper.rename(aside, journal)
         return journal
 
-    def _make(self, made: At, lower: Node, with_data: bool) -> bool:
-        """Make a copy of a file in the work directory; whether it has data of its own."""
-        tree, xattr_format = self._union.tree, self._upper.xattr_format
-        own_data = True
+    def _make(self, made: At, lower: Node, with_data: bool) -> tuple[os.stat_result, bool]:
+        """Make a copy of a file in the work directory; return its status, and if it has data of its own."""
+        if stat.S_ISREG(lower.mode):
+            fd = self._upper.create(made, lower.mode)
+            try:
+                own_data = not lower.size or self._take_data(fd, lower, with_data)
+                self._describe(OpenFile(fd), lower)
+                return os.fstat(fd), own_data
+            finally:
+                os.close(fd)
         if stat.S_ISLNK(lower.mode):
-            os.symlink(tree.target(lower.ino), made.name, dir_fd=made.directory)
+            os.symlink(self._union.tree.target(lower.ino), made.name, dir_fd=made.directory)
         else:
             self._upper.make(made, lower.mode, lower.device)
-        if stat.S_ISREG(lower.mode) and lower.size:
-            own_data = self._take_data(made, lower, with_data)
-        if xattr_format.can_hold(lower.mode) and not stat.S_ISDIR(lower.mode):
+        self._describe(made, lower)
+        found = self._upper.stat(made)
+        if found is None:
+            raise StoreError("the work directory is changed by another process")
+        return found, True
+
+    def _describe(self, made: Place, lower: Node) -> None:
+        """Give a copy all that the file has but its data."""
+        if self._upper.xattr_format.can_hold(lower.mode) and not stat.S_ISDIR(lower.mode):
             self._upper.set_overlay_xattr(made, ORIGIN, b"%d" % lower.ino)
-        xattrs = tree.xattrs(lower.ino) if lower.has_xattrs else {}
+        xattrs = self._union.tree.xattrs(lower.ino) if lower.has_xattrs else {}
         owner = Owner(lower.uid, lower.gid, stat.S_IMODE(lower.mode))
         self._upper.describe(made, lower.mode, owner, xattrs, (lower.mtime_ns, lower.mtime_ns))
-        return own_data
 
-    def _take_data(self, made: At, lower: Node, with_data: bool) -> bool:
+    def _take_data(self, fd: int, lower: Node, with_data: bool) -> bool:
         """Copy a file's data if there is little and it is here, else mark where it is."""
-        ready = None
         if with_data and lower.size <= _SMALL:
             layer, extents = self._union.tree.extents(lower.ino)
             ready = self._content.cached(layer, extents, 0, lower.size)
-        fd = self._upper.open_data(made)
-        try:
             if ready is not None:
                 pwrite_all(fd, ready, 0)
                 return True
-            os.ftruncate(fd, lower.size)
-        finally:
-            os.close(fd)
-        self._upper.set_overlay_xattr(made, METACOPY, b"")
-        self._union.set_redirect(made, lower.ino)
+        os.ftruncate(fd, lower.size)
+        self._upper.set_overlay_xattr(OpenFile(fd), METACOPY, b"")
+        self._union.set_redirect(OpenFile(fd), lower.ino)
         return False

@@ -134,7 +134,7 @@ class DataCopyUp:
 
     def restore_time(self, node: UpperNode) -> None:
         """Give a file the modification time that it has shown while it was written."""
-        at = self._union.at(node)
+        at = self._union.place(node)
         found = self._upper.stat(at)
         if found is not None and node.frozen_mtime is not None:
             ctime_ns = self._union.ctime(node, found)

@@ -45,15 +45,17 @@ class Entries:
         self._union = union
         self._upper = union.upper
         self._copyup = copyup
+        # Told what a change is about, right before it is made: the inos that its names mean, 0 for nothing.
+        self.before_change: Callable[[int, int], None] = _tell_nobody
 
     def create(self, parent: int, name: bytes, owner: Owner, umask: int = 0) -> UpperNode:
         """Make an empty file, open for reading and writing."""
         node, fd = None, -1
 
-        def make(at: At, mode: int) -> None:
+        def make(at: At, mode: int) -> int:
             nonlocal fd
-            mode = self._upper.xattr_format.disk_mode(stat.S_IFREG | mode)
-            fd = self._upper.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            fd = self._upper.create(at, mode)
+            return fd
 
         try:
             node = self._add(parent, name, New(stat.S_IFREG, owner, umask), make)
@@ -102,6 +104,7 @@ class Entries:
         at, covered = self._vacancy(directory, name)
         source = self._union.at(node)
         target = self._upper.new() if covered else at
+        self.before_change(0, 0)
         self._copyup.link(source, target)
         if covered:
             try:
@@ -139,16 +142,17 @@ class Entries:
             raise no_entry()
         return found
 
-    def _add(self, parent: int, name: bytes, new: New, make: Callable[[At, int], None]) -> UpperNode:
-        """Put something new, that `make` makes with permission bits, under a free name."""
+    def _add(self, parent: int, name: bytes, new: New, make: Callable[[At, int], int | None]) -> UpperNode:
+        """Put something new, that `make` makes with permission bits, and may open, under a free name."""
         _check_name(name)
         directory = self._copyup.up(parent)
         at, covered = self._vacancy(directory, name)
         target = self._upper.new() if covered else at
         new = self._inherited(directory, new)
-        make(target, new.owner.mode)
+        self.before_change(0, 0)
+        fd = make(target, new.owner.mode)
         try:
-            found = self._set_attributes(target, new)
+            found = self._set_attributes(target, new, fd)
             if covered:
                 if new.kind == stat.S_IFDIR:
                     self._upper.set_opaque(target)
@@ -193,10 +197,13 @@ class Entries:
             acls.append((DEFAULT_ACL, default))
         return New(new.kind, Owner(uid, gid, mode), acls=acls)
 
-    def _set_attributes(self, at: At, new: New) -> os.stat_result:
-        """Give something new its owner and ACLs, if it has not got them by itself."""
+    def _set_attributes(self, at: At, new: New, fd: int | None = None) -> os.stat_result:
+        """Give something new, perhaps open, its owner and ACLs, if it has not got them by itself."""
         kind, owner = new.kind, new.owner
-        found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
+        if fd is None:
+            found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
+        else:
+            found = os.fstat(fd)
         is_so = (found.st_uid, found.st_gid) == owner[:2] and (
             kind == stat.S_IFLNK or stat.S_IMODE(found.st_mode) == owner.mode
         )
@@ -213,6 +220,7 @@ class Entries:
         at = At(self._union.directory_fd(directory), name)
         below = self._union.below(directory, name) is not None
         place = self._union.place_for(found)
+        self.before_change(found.ino, 0)
         with self._union.unlinking(found, directory, name):
             if isinstance(found, Node):
                 self._upper.whiteout(at)
@@ -240,14 +248,15 @@ class Entries:
             raise error(errno.EINVAL)
         if target and target.ino == source.ino:  # two names of one file
             return
-        if flags & EXCHANGE:
-            if target is None:
-                raise no_entry()
-            self._exchange(old, source, new, target)
-            return
-        if target:
+        if flags & EXCHANGE and target is None:
+            raise no_entry()
+        if target and not flags & EXCHANGE:
             self._check_replaceable(source, target)
-        self._move(old, source, new, target)
+        self.before_change(source.ino, target.ino if target else 0)
+        if target and flags & EXCHANGE:
+            self._exchange(old, source, new, target)
+        else:
+            self._move(old, source, new, target)
 
     def _check_replaceable(self, source: File, target: File) -> None:
         if is_directory(target):
@@ -326,6 +335,10 @@ class Entries:
             directory.changes += 1
             if node.is_directory:
                 directory.links = None
+
+
+def _tell_nobody(_ino: int, _other: int) -> None:
+    """Do nothing before a change."""
 
 
 def _check_name(name: bytes) -> None:

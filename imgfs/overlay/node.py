@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 _A_DAY = 86_400
 _CTIMES = 65_536  # files whose time of change is shown otherwise than the disk has it
@@ -46,6 +46,22 @@ class At(NamedTuple):
     def anchor(cls, fd: int) -> At:
         """The file that `fd` is open on."""
         return cls(None, b"/proc/self/fd/%d" % fd)
+
+
+class OpenFile(NamedTuple):
+    """A file that is open, for the system calls that take its descriptor in the place of a path."""
+
+    name: int
+    directory: None = None
+    anchored: bool = True
+
+    @property
+    def path(self) -> int:
+        """The descriptor, for the system calls that take nothing else."""
+        return self.name
+
+
+Place: TypeAlias = At | OpenFile  # for a system call that takes both
 
 
 @contextlib.contextmanager

@@ -65,13 +65,13 @@ class Overlay(AbstractContextManager["Overlay"]):
             node.fd = self._upper.open_data(self.union.at(node))
         return node.fd
 
-    def freeze_time(self, node: UpperNode) -> None:
+    def freeze_time(self, node: UpperNode, found: os.stat_result | None = None) -> None:
         """Have writing leave a file's modification time alone, until it is set or the file is released.
 
         A kernel that gathers writes keeps the times of files itself, and tells of each that it changes.
         """
         if node.frozen_mtime is None:
-            node.frozen_mtime = os.fstat(self.data(node)).st_mtime_ns
+            node.frozen_mtime = (found or os.fstat(self.data(node))).st_mtime_ns
 
     def release(self, node: UpperNode, *, opened: bool, writes: bool = False) -> None:
         """A handle is done with; `opened` if it came from `open`."""
@@ -112,7 +112,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Change what is not None of a file's owner and group, which takes its privileges away (chown(2))."""
         node = self.copyup.up(ino)
         node.group = None
-        at = self.union.at(node)
+        at = self.union.place(node)
         if not self.keeps_owners_aside:
             self._upper.chown(at, -1 if uid is None else uid, -1 if gid is None else gid)
             return
@@ -127,7 +127,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         """Change a file's permission bits."""
         node = self.copyup.up(ino)
         node.group = None
-        at = self.union.at(node)
+        at = self.union.place(node)
         if self.keeps_owners_aside:
             wanted = self.union.owner(node)._replace(mode=stat.S_IMODE(mode))
             self._upper.set_owner(at, node.kind, wanted)
@@ -156,13 +156,16 @@ class Overlay(AbstractContextManager["Overlay"]):
     def set_times(self, ino: int, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Change what is not None of a file's times."""
         node = self.copyup.up(ino)
-        at = self.union.at(node)
-        found = self._upper.stat(at)
-        if found is None:
-            raise error(errno.ESTALE)
-        now = found.st_mtime_ns if node.frozen_mtime is None else node.frozen_mtime
-        atime_ns = found.st_atime_ns if atime_ns is None else atime_ns
-        self._upper.set_times(at, atime_ns, now if mtime_ns is None else mtime_ns)
+        at = self.union.place(node)
+        if atime_ns is None or mtime_ns is None:
+            found = self._upper.stat(at)
+            if found is None:
+                raise error(errno.ESTALE)
+            now = found.st_mtime_ns if node.frozen_mtime is None else node.frozen_mtime
+            atime_ns = found.st_atime_ns if atime_ns is None else atime_ns
+            self._upper.set_times(at, atime_ns, now if mtime_ns is None else mtime_ns)
+        else:
+            self._upper.set_times(at, atime_ns, mtime_ns)
         if node.data is None:  # else it is being copied up, and the time is set again after that
             node.frozen_mtime = None
         elif node.frozen_mtime is not None and mtime_ns is not None:

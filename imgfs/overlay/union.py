@@ -64,7 +64,7 @@ class Union(UnionLookup):
 
     def owner(self, node: UpperNode) -> Owner:
         """Return owner, group and permission bits of a file with an upper half."""
-        at = self.at(node)
+        at = self.place(node)
         found = self.upper.stat(at)
         if found is None:
             raise error(errno.ESTALE)
@@ -84,7 +84,7 @@ class Union(UnionLookup):
         found = self.upper.stat(self.at(node)) if node.fd is None else os.fstat(node.fd)
         if found is None:
             raise error(errno.ESTALE)
-        uid, gid, mode = self.upper.owner(self.at(node), found) if self._aside else _owner_on_disk(found)
+        uid, gid, mode = self.upper.owner(self.place(node), found) if self._aside else _owner_on_disk(found)
         lower = self.tree.node(node.data) if node.data is not None else None
         return Attributes(
             node.ino,
@@ -102,14 +102,14 @@ class Union(UnionLookup):
 
     def ctime(self, node: UpperNode, found: os.stat_result | None = None) -> int:
         """A file's time of change, as it is told: the disk's, if that has not moved for our doing alone."""
-        found = found or self.upper.stat(self.at(node))
+        found = found or self.upper.stat(self.place(node))
         if found is None:
             raise error(errno.ESTALE)
         return self.ctimes.shown(node, found.st_ctime_ns)
 
     def keep_ctime(self, node: UpperNode, shown_ns: int) -> None:
         """Have a file's time of change be shown so until a program changes it; see `ShownCtimes.keep`."""
-        found = self.upper.stat(self.at(node))
+        found = self.upper.stat(self.place(node))
         self.ctimes.keep(node, found.st_ctime_ns if found else shown_ns, shown_ns)
 
     def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
@@ -209,19 +209,27 @@ class Union(UnionLookup):
     def _directory_showing(self, lower: int) -> int | None:
         """The ino of the directory in which the names of the image's directory `lower` show, if any do."""
         way: list[tuple[bytes, int]] = []
-        while lower != ROOT and lower not in self._moved:
+        while lower != ROOT and lower not in self._moved and not self._shows(lower):
             names = self.tree.names(lower)
             if not names:
                 return None
             way.append((names[0][1], lower))
             lower = names[0][0]
-        ino = ROOT if lower == ROOT else self._moved[lower].ino
+        ino = self._moved[lower].ino if lower in self._moved else lower
         for name, wanted in reversed(way):
             file = self.find(ino, name)
             if file is None or _merged_with(file) != wanted:
                 return None
             ino = file.ino
         return ino
+
+    def _shows(self, lower: int) -> bool:
+        """Return True if it is known without a look that a directory of the image shows under its own ino.
+
+        It does if it has been copied up: as long as it has a name, and is not whole, its names show in it.
+        """
+        node = self.nodes.get(lower)
+        return node is not None and node.lower == lower and node.anchor is None
 
     @contextlib.contextmanager
     def unlinking(self, file: File, directory: UpperNode, name: bytes) -> Iterator[None]:

@@ -19,7 +19,7 @@ from imgfs import syscalls
 from imgfs.errors import StoreError
 from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
 from imgfs.overlay import fdtree
-from imgfs.overlay.node import At, times_kept
+from imgfs.overlay.node import At, Place, times_kept
 from imgfs.overlay.xattrs import (
     OPAQUE,
     OVERRIDE,
@@ -78,7 +78,7 @@ class Upper:
         """A place in the work directory where nothing is."""
         return At(self.work, b"%d" % next(self._serial))
 
-    def stat(self, at: At) -> os.stat_result | None:
+    def stat(self, at: Place) -> os.stat_result | None:
         """What is there, if anything is."""
         try:
             return os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
@@ -142,7 +142,7 @@ class Upper:
                 shown.append(name)
         return sorted(shown), covered
 
-    def xattrs(self, at: At) -> dict[bytes, bytes]:
+    def xattrs(self, at: Place) -> dict[bytes, bytes]:
         """All extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
 
@@ -159,19 +159,19 @@ class Upper:
         """Return a file's overlay xattrs, without their prefix."""
         return parse_overlay_xattrs(self.xattrs(at), self._prefixes)
 
-    def set_xattr(self, at: At, name: bytes, value: bytes) -> None:
+    def set_xattr(self, at: Place, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name it is stored under."""
         os.setxattr(at.path, name, value, follow_symlinks=at.anchored)
 
-    def set_shown_xattr(self, at: At, name: bytes, value: bytes) -> None:
+    def set_shown_xattr(self, at: Place, name: bytes, value: bytes) -> None:
         """Set an extended attribute by the name that users see."""
         self.set_xattr(at, self.xattr_format.stored_name(name), value)
 
-    def remove_xattr(self, at: At, name: bytes) -> None:
+    def remove_xattr(self, at: Place, name: bytes) -> None:
         """Remove an extended attribute by the name it is stored under; ENODATA if it is not there."""
         os.removexattr(at.path, name, follow_symlinks=at.anchored)
 
-    def set_overlay_xattr(self, at: At, key: bytes, value: bytes = b"y") -> None:
+    def set_overlay_xattr(self, at: Place, key: bytes, value: bytes = b"y") -> None:
         """Set an overlay xattr on a file."""
         self.set_xattr(at, self.xattr_format.overlay_name(key), value)
 
@@ -181,7 +181,7 @@ class Upper:
         for name in self.xattrs(at).keys() & names:
             self.remove_xattr(at, name)
 
-    def owner(self, at: At, found: os.stat_result) -> Owner:
+    def owner(self, at: Place, found: os.stat_result) -> Owner:
         """Return a file's owner, group and permission bits as the image would have them."""
         if self.xattr_format.override and not stat.S_ISLNK(found.st_mode):
             kept = read_override(self.xattrs(at))
@@ -190,7 +190,7 @@ class Upper:
         own = Owner(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
         return own._replace(uid=0, gid=0) if self.xattr_format.override and own.uid == self._self else own
 
-    def set_owner(self, at: At, mode: int, owner: Owner) -> None:
+    def set_owner(self, at: Place, mode: int, owner: Owner) -> None:
         """Give a file of the kind in `mode` an owner and permission bits."""
         if not self.xattr_format.override:
             self.chown(at, owner.uid, owner.gid)
@@ -199,20 +199,20 @@ class Upper:
         if not stat.S_ISLNK(mode):  # after the owner: changing that takes set-uid bits away
             self.chmod(at, stat.S_IFMT(mode) | owner.mode)
 
-    def chown(self, at: At, uid: int, gid: int) -> None:
+    def chown(self, at: Place, uid: int, gid: int) -> None:
         """Change the owner on disk, -1 leaving it as it is; the kernel takes privileges away with it."""
         os.chown(at.name, uid, gid, dir_fd=at.directory, follow_symlinks=at.anchored)
 
-    def chmod(self, at: At, mode: int) -> None:
+    def chmod(self, at: Place, mode: int) -> None:
         """Change the permission bits on disk of a file of the kind in `mode`, which is no symlink."""
         os.chmod(at.name, self.xattr_format.disk_mode(mode), dir_fd=at.directory)
 
-    def set_times(self, at: At, atime_ns: int, mtime_ns: int) -> None:
+    def set_times(self, at: Place, atime_ns: int, mtime_ns: int) -> None:
         """Set access and modification times."""
         os.utime(at.name, ns=(atime_ns, mtime_ns), dir_fd=at.directory, follow_symlinks=at.anchored)
 
     def describe(
-        self, at: At, mode: int, owner: Owner, xattrs: Mapping[bytes, bytes], times: tuple[int, int]
+        self, at: Place, mode: int, owner: Owner, xattrs: Mapping[bytes, bytes], times: tuple[int, int]
     ) -> None:
         """Give a file of the kind in `mode` all the attributes a copy-up has to keep; `times` in ns.
 
@@ -230,7 +230,7 @@ class Upper:
             self.chmod(at, stat.S_IFMT(mode) | owner.mode)
         self.set_times(at, *times)
 
-    def _keep_xattr(self, at: At, name: bytes, value: bytes, size: int) -> None:
+    def _keep_xattr(self, at: Place, name: bytes, value: bytes, size: int) -> None:
         """Set an attribute, unless this file system has none such: that is no reason not to copy a file up.
 
         So does umoci. A value that is larger than any it can hold is ENOSPC on ext4, a full disk or not, and
@@ -252,9 +252,14 @@ class Upper:
         if stat.S_ISDIR(mode):
             os.mkdir(at.name, disk, dir_fd=at.directory)
         elif stat.S_ISREG(mode):
-            os.close(self.open(at, os.O_CREAT | os.O_EXCL | os.O_WRONLY, disk))
+            os.close(self.create(at, mode))
         else:
             os.mknod(at.name, stat.S_IFMT(mode) | disk, device, dir_fd=at.directory)
+
+    def create(self, at: At, mode: int) -> int:
+        """Make an empty file with permission bits, and open it for reading and writing."""
+        disk = self.xattr_format.disk_mode(stat.S_IFREG | mode)
+        return self.open(at, os.O_RDWR | os.O_CREAT | os.O_EXCL, disk)
 
     def whiteout(self, at: At) -> None:
         """Say that a name which is only in the image is deleted (any user may, since Linux 5.8)."""

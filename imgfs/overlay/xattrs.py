@@ -132,7 +132,7 @@ def is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
     return is_whiteout(entry.stat(follow_symlinks=False))
 
 
-def read_xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
+def read_xattrs(path: bytes | int, *, follow: bool = False) -> dict[bytes, bytes]:
     """All extended attributes of a file; none where the file system has no notion of them."""
     try:
         names = os.listxattr(path, follow_symlinks=follow)
