@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from imgfs.fuse.copyup_data import Fills
 
 _WRITING = os.O_WRONLY | os.O_RDWR
+_SMALL = 128 << 10  # bytes of a file: the kernel reads them by one request or two
 _BILLION = 1_000_000_000
 _DONE = b""
 
@@ -247,13 +248,28 @@ class WritableOperations:
         return self._handle(node)
 
     def _handle(self, node: UpperNode, *, is_read: bool = False) -> bytes:
-        """A handle. A read is to move the file's access time, which the kernel leaves to the daemon: where it
-        is about to move, the kernel drops the pages it has, and so reads the file below, which moves it.
-        """
+        """A handle, and what the kernel may keep of the file's pages."""
         self._overlay.open(node, writes=not is_read)
-        is_moved = is_read and node.data is None and is_access_old(os.fstat(self._overlay.data(node)))
-        handle = UPPER_HANDLE if is_read else UPPER_HANDLE | WRITING
-        return open_out(handle, 0 if is_moved else OpenFlag.KEEP_CACHE)
+        if is_read:
+            return open_out(UPPER_HANDLE, self._kept_by_reader(node))
+        return open_out(UPPER_HANDLE | WRITING, OpenFlag.KEEP_CACHE)
+
+    def _kept_by_reader(self, node: UpperNode) -> int:
+        """Say what pages a reader keeps, who is to move the access time: the kernel leaves it to the daemon.
+
+        Where the time is about to move, the kernel drops a small file's pages, and so reads the file below,
+        which moves it. A large file's pages are worth more: it is moved now, as if all who open it read it.
+        """
+        fd = self._overlay.data(node)
+        found = os.fstat(fd)
+        if node.data is not None or not is_access_old(found, self._union.ctime(node, found)):
+            return OpenFlag.KEEP_CACHE
+        if found.st_size <= _SMALL:
+            return 0
+        os.pread(fd, 1, 0)
+        if self._privileges.session and os.fstat(fd).st_atime_ns != found.st_atime_ns:
+            self._privileges.session.invalidate_attributes(node.ino)
+        return OpenFlag.KEEP_CACHE
 
     def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
         """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""

@@ -167,10 +167,10 @@ class ShownCtimes:
             del self._kept[next(iter(self._kept))]
 
 
-def is_access_old(found: os.stat_result) -> bool:
+def is_access_old(found: os.stat_result, ctime_ns: int) -> bool:
     """Whether reading a file moves its access time, as `relatime` has it (mount(8)): the file has changed
-    since it was read last, or that was a day ago."""
-    is_changed = found.st_atime_ns <= max(found.st_mtime_ns, found.st_ctime_ns)
+    since it was read last, by `ctime_ns` or by its time of modification, or that was a day ago."""
+    is_changed = found.st_atime_ns <= max(found.st_mtime_ns, ctime_ns)
     return is_changed or found.st_atime < time.time() - _A_DAY
 
 
