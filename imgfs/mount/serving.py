@@ -20,7 +20,6 @@ from imgfs import __version__
 from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
 from imgfs.mount import holder
-from imgfs.mount.idle import IdleExit
 from imgfs.mount.options import MountOptions
 from imgfs.store.store import Store
 
@@ -192,7 +191,11 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
     `hand_over`.
     """
 
-    idle_exit = IdleExit(mount, session, succession) if mount.options.exit_idle else None
+    idle_exit = None
+    if mount.options.exit_idle:
+        from imgfs.mount.idle import IdleExit  # here: few mounts end when they are idle
+
+        idle_exit = IdleExit(mount, session, succession)
 
     def beat() -> None:
         succession.say(holder.BEATS)
