@@ -280,6 +280,11 @@ class Content:
     def _replay(self, touches: Sequence[tuple[int, int]]) -> list[Future[None]]:
         tables = [layer.table for layer in self.layers]
         futures: list[Future[None]] = []
+        named: dict[int, list[int]] = {}
+        for number, span in touches:
+            named.setdefault(number, []).append(span)
+        for number, spans in named.items():
+            self.layers[number].expect(spans)
         absent = {(number, span) for number, layer in enumerate(self.layers) for span in layer.missing()}
         missing = [touch for touch in touches if touch in absent]
         for number, request in waves(missing, tables, first=_FIRST_WAVE):

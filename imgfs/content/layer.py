@@ -69,6 +69,7 @@ class LayerContent:
         self._flat_starts = self.table.flat_starts
         self._sizes = sizes
         self._readers = SequentialReaders()
+        self._replayed: frozenset[int] = frozenset()  # the spans of a profile
         self._rest_began = False
         self.on_refuse: Callable[[], None] = _ignore  # called once its reads must fail
 
@@ -160,6 +161,10 @@ class LayerContent:
             self.counts.hits += 1
         else:
             pwrite_all(target, self.read(offset, length, extents, given_up), at)
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Note the spans that a profile names: a reader of these is not read ahead of."""
+        self._replayed = frozenset(numbers)
 
     def is_touched(self, number: int) -> bool:
         """Return True if a reader has touched a span."""
@@ -255,7 +260,10 @@ class LayerContent:
             file_end = extents[-1].flat + extents[-1].length if extents else table.flat_size
             beyond = table.ends[table.holding(file_end - 1, 1)[0]]
             start = table.starts[fresh[0] if fresh else first]
-            return self._readers.touched(start, table.ends[last], beyond, time.monotonic())
+            in_profile = self._replayed.issuperset(range(first, last + 1))
+            return self._readers.touched(
+                start, table.ends[last], beyond, time.monotonic(), in_profile=in_profile
+            )
 
     def _fetch_missing(
         self, first: int, last: int, window: ReadaheadWindow | None, given_up: Future[None] | None

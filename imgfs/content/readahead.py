@@ -76,10 +76,13 @@ class SequentialReaders:
     def __init__(self) -> None:
         self._readers: list[_SequentialReader] = []  # the one that moved last is the last
 
-    def touched(self, start: int, end: int, file_end: int, now: float) -> ReadaheadWindow | None:
+    def touched(
+        self, start: int, end: int, file_end: int, now: float, *, in_profile: bool = False
+    ) -> ReadaheadWindow | None:
         """A reader of a file that ends at `file_end` has come to the spans at `[start, end)`.
 
-        Offsets are the blob's, `now` is in seconds. Return the window to fetch ahead of it, if any.
+        Offsets are the blob's, `now` is in seconds. Return the window to fetch ahead of it, if any: none for
+        spans of a profile that is replayed, which names what was read behind them, too.
         """
         reader = self._continuing_at(start)
         if reader is None:
@@ -89,7 +92,7 @@ class SequentialReaders:
         self._readers.remove(reader)
         self._readers.append(reader)
         reader.advance(start, end, file_end, now)
-        return reader.window()
+        return None if in_profile else reader.window()
 
     def _continuing_at(self, start: int) -> _SequentialReader | None:
         near = [reader for reader in self._readers if abs(start - reader.position) <= _SLACK]

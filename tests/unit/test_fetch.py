@@ -116,6 +116,17 @@ def test_a_reader_that_jumps_is_not_read_ahead_of(wide: Rig) -> None:
     assert wide.present() == [2, 5, 9, 15, 20, 30]
 
 
+def test_a_reader_is_read_ahead_of_where_it_leaves_what_a_profile_names(wide: Rig) -> None:
+    wide.file.start(touches=[(0, number) for number in range(12)])
+    for number in range(12):
+        wide.read_span(number)
+        wide.settle()
+    assert wide.present() == list(range(12))
+    wide.read_span(12)
+    wide.settle()
+    assert wide.present() == list(range(12 + 1 + 13))  # as much as it has read
+
+
 def test_read_ahead_ends_with_the_file(wide: Rig) -> None:
     file = [Extent(0, 6 * BIG_STEP, 0)]
     for number in range(5):
