@@ -30,6 +30,7 @@ from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, S
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
 
+_SWEEP = 60.0  # seconds
 _INDEX = "/sys/module/overlay/parameters/index"
 
 
@@ -45,6 +46,7 @@ class Snapshotter:
         self._store = store
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
         self._removed = threading.Event()
+        self._removed.set()  # perhaps: by a process before this one, which was killed then
 
     def prepare(self, request: PrepareRequest) -> list[MountWord]:
         """Make an active snapshot, and return what to mount for it. A layer that is shown: ALREADY_EXISTS."""
@@ -107,8 +109,11 @@ class Snapshotter:
         self._directories.remove_aside()
 
     def clean_up_when_removed(self) -> None:
-        """Wait until a snapshot is removed, or a mount that was begun is there, and clean up."""
-        self._removed.wait()
+        """Wait until a snapshot is removed, or a mount that was begun is there, and clean up.
+
+        After a minute it is done all the same: a mount that a killed process had begun may be there only now.
+        """
+        self._removed.wait(_SWEEP)
         self.clean_up()
 
     def _show(self, offered: OfferedLayer, request: PrepareRequest) -> None:
