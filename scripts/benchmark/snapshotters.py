@@ -22,13 +22,25 @@ from scripts.benchmark.clock import CommandFailed, output_of, run
 from scripts.benchmark.editions import Place, estargz, indexed, plain, profiled, soci
 from scripts.benchmark.stage import Application, Stage
 from scripts.benchmark.tools import end, having, unmount_below
-from scripts.lab.containerd import Containerd
+from scripts.lab.containerd import Containerd, answers
 from scripts.lab.go_programs import containerd_programs, program
 from scripts.lab.recipes import RecipeError
 
 PATIENCE = 60.0  # seconds for an application to answer
 OWN = "overlayfs"
 OVERLAYFS = "containerd's overlayfs"
+PROXY = """
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "lazy"
+[proxy_plugins.lazy]
+type = "snapshot"
+address = "{socket}"
+capabilities = ["remap-ids"]
+[proxy_plugins.lazy.exports]
+enable_remote_snapshot_annotations = "true"
+root = "{root}"
+"""
 
 Command = Sequence[str | Path]
 
@@ -99,11 +111,11 @@ class Node:
                     self._serve(self._snapshotter.command)
                     stack.callback(self._stop)
                 programs = containerd_programs(self._programs)
-                more = PROXY.format(socket=self._socket, root=self._root) if self._serving else ""
+                more = PROXY.format(socket=self._socket, root=self.kept) if self._serving else ""
                 self._containerd = stack.enter_context(Containerd(self._place / "c", programs, more))
             except RecipeError as failed:
                 raise CommandFailed(str(failed)) from failed
-            stack.callback(self._end_containers)
+            stack.callback(self.remove_containers)
             self._stack = stack.pop_all()
         return self
 
@@ -118,9 +130,41 @@ class Node:
         """Start a container, which goes on."""
         self._ctr(*self._run, "-d", reference, name, *command)
 
-    def run(self, reference: str, command: Sequence[str]) -> None:
-        """Run a container to its end."""
-        self._ctr(*self._run, "--rm", reference, f"run-{time.monotonic_ns()}", *command)
+    def run(self, reference: str, command: Sequence[str], prefix: str = "run-") -> str:
+        """Run a container to its end, by a name that begins so; what it has said."""
+        return self._said(*self._run, "--rm", reference, f"{prefix}{time.monotonic_ns()}", *command)
+
+    def remove(self, *references: str) -> None:
+        """Have containerd forget images, or all, and what nothing needs any more."""
+        for reference in references or self._said("images", "list", "--quiet").split():
+            self._ctr("images", "remove", "--sync", reference)
+
+    def collect_garbage(self) -> None:
+        """Have containerd remove what nothing needs, now; leases of clients that have failed do not count."""
+        self._ctr("leases", "create", "--id", f"collect-{time.monotonic_ns()}")
+        for lease in self._said("leases", "list", "--quiet").split():
+            self._ctr("leases", "delete", "--sync", lease)
+
+    def remove_containers(self, prefix: str = "") -> None:
+        """Kill and remove containers whose names begin so; what does not go is left to the next."""
+        with contextlib.suppress(CommandFailed):
+            for name in self._said("containers", "list", "--quiet").split():
+                if name.startswith(prefix):
+                    with contextlib.suppress(CommandFailed):
+                        self._ctr("tasks", "delete", "--force", name)
+                    self._ctr("containers", "delete", name)
+
+    def crash_containerd(self) -> None:
+        """Kill containerd, and start it again."""
+        self._containerd.crash()
+
+    def crash_snapshotter(self) -> None:
+        """Kill the snapshotter, and start it again."""
+        assert self._serving
+        assert self._snapshotter.command
+        self._serving.kill()
+        self._serving.wait()
+        self._serve(self._snapshotter.command)
 
     def processes(self) -> list[int]:
         """List containerd, the snapshotter and what serves its mounts; not what runs in containers."""
@@ -131,12 +175,19 @@ class Node:
         return "run", "--snapshotter", self._plugin, "--net-host"
 
     @property
-    def _socket(self) -> Path:
-        return self._place / "s.sock"
+    def serving(self) -> int:
+        """The snapshotter's process."""
+        assert self._serving
+        return self._serving.pid
 
     @property
-    def _root(self) -> Path:
+    def kept(self) -> Path:
+        """Where the snapshotter keeps what it has."""
         return self._place / "root"
+
+    @property
+    def _socket(self) -> Path:
+        return self._place / "s.sock"
 
     def _serve(self, command: Callable[[Path, Path, Path], Command]) -> None:
         name, _, value = self._mark.partition("=")
@@ -146,8 +197,8 @@ class Node:
             "IMGFS_STORE": str(self._place / "store"),
             "PYTHONDONTWRITEBYTECODE": "",
         }
-        words = command(self._programs, self._socket, self._root)
-        with (self._place / "snapshotter.log").open("wb") as log:
+        words = command(self._programs, self._socket, self.kept)
+        with (self._place / "snapshotter.log").open("ab") as log:
             self._serving = subprocess.Popen(
                 [str(word) for word in words],
                 stdin=subprocess.DEVNULL,
@@ -157,7 +208,7 @@ class Node:
                 start_new_session=True,
             )
         deadline = time.monotonic() + PATIENCE
-        while not self._socket.exists():
+        while not answers(self._socket):
             if self._serving.poll() is not None or time.monotonic() > deadline:
                 said = (self._place / "snapshotter.log").read_text(errors="replace").strip().splitlines()
                 raise CommandFailed(f"{words[0]} does not serve: {' '.join(said[-1:])[:300]}")
@@ -171,19 +222,6 @@ class Node:
             self._serving.kill()
             self._serving.wait()
 
-    def _end_containers(self) -> None:
-        with contextlib.suppress(CommandFailed):
-            names = self._said("tasks", "list", "--quiet").split()
-            for name in names:
-                self._ctr("tasks", "kill", "--signal", "SIGKILL", name)
-            for name in self._said("containers", "list", "--quiet").split():
-                self._delete(name)
-
-    def _delete(self, name: str) -> None:
-        with contextlib.suppress(CommandFailed):
-            self._ctr("tasks", "delete", "--force", name)
-        self._ctr("containers", "delete", name)
-
     def _ctr(self, *words: str) -> None:
         run(self._words(*words))
 
@@ -192,20 +230,6 @@ class Node:
 
     def _words(self, *words: str) -> list[str | Path]:
         return [self._programs / "ctr", "--address", self._containerd.socket, *words]
-
-
-PROXY = """
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-platform = "linux"
-snapshotter = "lazy"
-[proxy_plugins.lazy]
-type = "snapshot"
-address = "{socket}"
-capabilities = ["remap-ids"]
-[proxy_plugins.lazy.exports]
-enable_remote_snapshot_annotations = "true"
-root = "{root}"
-"""
 
 
 def await_answer(port: int) -> None:

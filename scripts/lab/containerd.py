@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import time
 from contextlib import ExitStack
@@ -39,22 +40,16 @@ class Containerd:
         self._place, self._programs, self._more = place, programs, more
         self.socket = place / "containerd.sock"
         self._stack = ExitStack()
+        self._daemon: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Containerd:
         self._place.mkdir(parents=True, exist_ok=True)
-        config, log = self._place / "config.toml", self._place / "log"
         disabled = json.dumps([f"io.containerd.{name}" for name in NOT_WANTED])
-        config.write_text(CONFIG.format(place=self._place, disabled=disabled) + self._more)
+        text = CONFIG.format(place=self._place, disabled=disabled) + self._more
+        (self._place / "config.toml").write_text(text)
         with ExitStack() as stack:
-            out = stack.enter_context(log.open("wb"))
-            stack.callback(_end, daemon := _start(config, self._programs, out.fileno()))
-            self.pid = daemon.pid
-            deadline = time.monotonic() + PATIENCE
-            while not self.socket.exists():
-                if daemon.poll() is not None or time.monotonic() > deadline:
-                    said = log.read_text(errors="replace").strip().splitlines()
-                    raise RecipeError(f"containerd does not start: {' '.join(said[-1:])[:300]}")
-                time.sleep(0.05)
+            stack.callback(self._end)
+            self._start()
             self._stack = stack.pop_all()
         return self
 
@@ -63,37 +58,64 @@ class Containerd:
     ) -> None:
         self._stack.close()
 
+    @property
+    def pid(self) -> int:
+        assert self._daemon
+        return self._daemon.pid
+
+    def crash(self) -> None:
+        """Kill it, and start it again on what it has left."""
+        assert self._daemon
+        self._daemon.kill()
+        self._daemon.wait()
+        self._start()
+
     def to_estargz(self, source: str, target: str) -> None:
         """Convert `source`, an image in a registry without TLS, to eStargz and push that as `target`."""
         self._run("content", "fetch", "--plain-http", source)
         self._run("images", "convert", "--estargz", "--oci", source, target)
         self._run("images", "push", "--plain-http", target)
 
+    def _start(self) -> None:
+        """Start the daemon, which finds its shim beside itself, and wait until it answers."""
+        path, log = os.environ["PATH"], self._place / "log"
+        name = str(self._programs / "containerd") if self._programs else "containerd"
+        with log.open("ab") as out:
+            try:
+                self._daemon = subprocess.Popen(
+                    [name, "--config", str(self._place / "config.toml")],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env={
+                        **os.environ,
+                        "PATH": f"{self._programs}{os.pathsep}{path}" if self._programs else path,
+                    },
+                    start_new_session=True,
+                )
+            except FileNotFoundError as missing:
+                raise RecipeError("containerd is not installed") from missing
+        deadline = time.monotonic() + PATIENCE
+        while not answers(self.socket):
+            if self._daemon.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(errors="replace").strip().splitlines()
+                raise RecipeError(f"containerd does not start: {' '.join(said[-1:])[:300]}")
+            time.sleep(0.05)
+
+    def _end(self) -> None:
+        if self._daemon:
+            self._daemon.terminate()
+            try:
+                self._daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                self._daemon.kill()
+                self._daemon.wait()
+
     def _run(self, *words: str) -> None:
         run(["ctr-remote", "--address", self.socket, *words])
 
 
-def _start(config: Path, programs: Path | None, out: int) -> subprocess.Popen[bytes]:
-    """Start containerd; it finds its shim beside itself."""
-    path = os.environ["PATH"]
-    name = str(programs / "containerd") if programs else "containerd"
-    try:
-        return subprocess.Popen(
-            [name, "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            env={**os.environ, "PATH": f"{programs}{os.pathsep}{path}" if programs else path},
-            start_new_session=True,
-        )
-    except FileNotFoundError as missing:
-        raise RecipeError("containerd is not installed") from missing
-
-
-def _end(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
-    try:
-        daemon.wait(10)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()
+def answers(path: Path) -> bool:
+    """Say whether a process listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as tried:
+        return tried.connect_ex(str(path)) == 0

@@ -213,7 +213,7 @@ def one_of_many(cache: Path, number: int) -> Image:
     def build(layout: Path) -> Image:
         with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
             content = Path(scratch) / "content"
-            content.write_text(f"of image {number:07}")
+            content.write_text(own_text(number))
             files = _synthetic_members(2_000, content)
             own = ((_moved(info, "own"), body) for info, body in files)
             layers = [_copied_layer(base, layout), pack_members(layout, [(directory("own"), None), *own])]
@@ -222,13 +222,23 @@ def one_of_many(cache: Path, number: int) -> Image:
     return cached_image(cache, f"many-{number}", build)
 
 
+def own_text(number: int) -> str:
+    """What each of the files says that image `number` has for itself: the 16 bytes of a tiny file."""
+    return f"of image {number:07}"
+
+
+def shared_text() -> str:
+    """What each of the files says that all of them share."""
+    return "0123456789abcdef"
+
+
 def _build_shared(layout: Path) -> Image:
     busybox = shutil.which("busybox")
     if busybox is None:
         raise RecipeError("busybox is not installed")
     with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
         content = Path(scratch) / "content"
-        content.write_bytes(b"0123456789abcdef")
+        content.write_text(shared_text())
         program = (regular("bin/busybox", Path(busybox).stat().st_size, 0o755), Path(busybox))
         head = [(directory("bin"), None), program, (symlink("bin/sleep", "busybox"), None)]
         return write_image(
