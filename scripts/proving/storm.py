@@ -52,7 +52,7 @@ FILES = {
 }
 PAUSE = 0.4  # seconds from one event to the next at most; or, if that is longer, the time of SLOW restarts
 SLOW = 1.5
-KILLS = 6  # in a turn
+HAPPEN = 10  # events in a turn of a program that only reads
 EVENTS = {"kill": 6, "hand over": 2, "torn": 2, "evict": 1, "cut": 1}  # how often each
 HARMLESS_TO_CHANGES = ("kill", "hand over", "torn")
 HAND_OVER = 1.0  # seconds that one takes about: "torn" is a kill of either daemon meanwhile
@@ -215,7 +215,7 @@ def turn(server: FaultServer, name: str, kind: str, chance: random.Random, tally
         killer.start()
         began = time.monotonic()
         found = [said(imgfs, name, at, seed)]
-        while not changes and killer.done["kill"] < KILLS:
+        while not changes and killer.done.total() < HAPPEN:
             drop_caches()
             found.append(said(imgfs, name, at, seed))
         tally.longest = max(tally.longest, (time.monotonic() - began) / len(found))
