@@ -1,0 +1,87 @@
+"""The fork server's protocol, and who it does not stand for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imgfs.forkserver.caller import Differs, check_likeness
+from imgfs.forkserver.command import carry_out
+from imgfs.forkserver.request import REFUSED, WORD, CommandRequest
+from imgfs.variables import server_socket
+
+STREAMS = ["utf-8", "strict"] * 3
+
+
+def test_a_request_is_read_as_it_was_written() -> None:
+    words = ["mount", "", "an image", "/m\udcffnt"]
+    body = CommandRequest("imgfs", words, {"A": "1=2", "B": ""}, STREAMS).encode()
+    assert int.from_bytes(body[:WORD], "little") == len(body) - WORD
+    found = CommandRequest.decode(body[WORD:])
+    assert (found.name, found.words, found.variables) == ("imgfs", words, {"A": "1=2", "B": ""})
+    assert found.streams == STREAMS
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"9.9\0x\0y\0z\0", b"\xff" * 100])
+def test_what_no_client_of_this_version_sends_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (whatever is wrong)
+        CommandRequest.decode(body)
+
+
+def test_a_process_with_fewer_rights_is_not_like_this_one() -> None:
+    check_likeness(os.getpid())
+    words = ["setpriv", "--no-new-privs", "sh", "-c", "echo; read x"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(Differs, match="NoNewPrivs: 1, not 0"):
+            check_likeness(other.pid)
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x01\0\0\0", b"\xff\xff\xff\xff", b"\x04\0\0\0\0\0\0\0"])
+def test_what_is_no_request_is_refused_and_nothing_is_run(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(sent)
+        ours.shutdown(socket.SHUT_WR)
+        assert carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: True)
+        assert ours.recv(9) == REFUSED
+
+
+def test_another_imgfs_is_refused_and_told(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    body = CommandRequest("imgfs", ["mount"], {}, STREAMS).encode()
+    with ours, theirs:
+        socket.send_fds(ours, [body[:WORD]], [0, 1, 2, os.open(tmp_path, os.O_PATH)])
+        ours.sendall(body[WORD:])
+        assert not carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: False)
+        assert ours.recv(9) == REFUSED
+
+
+def test_a_client_without_a_server_carries_on_and_loads_next_to_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from imgfs.forkserver.client import run_in_server as r;"
+        "before = set(sys.modules); assert r(['mount']) is None; print(*set(sys.modules) - before)"
+    )
+    for place, most in ((tmp_path / "nowhere", 0), (tmp_path, 1)):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "IMGFS_SERVE": str(place)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert len(ran.stdout.split()) <= most, ran.stdout
+
+
+def test_where_the_socket_is() -> None:
+    assert server_socket({}, 0) == server_socket({"XDG_RUNTIME_DIR": "/run/user/7"}, 0)
+    assert server_socket({"XDG_RUNTIME_DIR": "/x"}, 7) == "/x/imgfs/serve.sock"
+    assert server_socket({}, 7) == "/run/user/7/imgfs/serve.sock"
+    assert server_socket({"IMGFS_SERVE": "none"}, 7) is None
