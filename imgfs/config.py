@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.variables import absolute, config_home, home, variables
+from imgfs.variables import absolute, account, config_home, home, store_directory, variables
 
-_SYSTEM_STORE = Path("/var/cache/imgfs")
 _SYSTEM_CONFIG = Path("/etc")
 _SYSTEM_CACHE = Path("/var/cache")
 _ROOTS_RUNTIME = Path("/run/containers/0")  # of podman and skopeo, for root in a service, a job or `su`
@@ -134,12 +133,6 @@ class Environment(NamedTuple):
         )
 
 
-def account(environ: Mapping[str, str], euid: int) -> int:
-    """Return whose files count: inside `podman unshare` root is the user who began that."""
-    began = environ.get("_CONTAINERS_ROOTLESS_UID", "")
-    return int(began) if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11 else euid
-
-
 def auth_files(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
     """Return the credentials files, in order of precedence (containers-auth.json(5); docker login).
 
@@ -220,13 +213,8 @@ def _aliases(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
 
 
 def store_root(environ: Mapping[str, str], euid: int) -> Path:
-    """The cache directory: $IMGFS_STORE, else as root /var/cache/imgfs, else $XDG_CACHE_HOME/imgfs."""
-    explicit = environ.get("IMGFS_STORE")
-    if explicit:
-        return Path(explicit).absolute()
-    if euid == 0:
-        return _SYSTEM_STORE
-    return (_absolute(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache") / "imgfs"
+    """The cache directory, of this user (`variables.store_directory`)."""
+    return Path(store_directory(environ, euid))
 
 
 def policy_files(environ: Mapping[str, str]) -> tuple[Path, Path]:

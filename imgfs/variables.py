@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 _SYSTEM_CONFIG = "/etc"
+_SYSTEM_STORE = "/var/cache/imgfs"
 _ROOTS_SERVER = "/run/imgfs/serve.sock"
 SERVER = "IMGFS_SERVE"  # the name of the variable that names the socket of `imgfs serve`
 _NONE = "none"  # in the place of a socket's path
@@ -49,6 +50,21 @@ def config_files(environ: Mapping[str, str]) -> tuple[str, str]:
     """Return imgfs's configuration files, which need not exist: the system's, then the user's."""
     system = absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
     return f"{system}/imgfs/config.toml", f"{config_home(environ)}/imgfs/config.toml"
+
+
+def account(environ: Mapping[str, str], euid: int) -> int:
+    """Return whose files count: inside `podman unshare` root is the user who began that."""
+    began = environ.get("_CONTAINERS_ROOTLESS_UID", "")
+    return int(began) if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11 else euid
+
+
+def store_directory(environ: Mapping[str, str], euid: int) -> str:
+    """Return the cache directory: $IMGFS_STORE, else root's /var/cache/imgfs, or $XDG_CACHE_HOME/imgfs."""
+    if explicit := environ.get("IMGFS_STORE"):
+        return explicit if explicit.startswith("/") else os.path.join(os.getcwd(), explicit)
+    if euid == 0:
+        return _SYSTEM_STORE
+    return f"{absolute(environ, 'XDG_CACHE_HOME') or os.path.join(home(environ), '.cache')}/imgfs"
 
 
 def config_home(environ: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from imgfs import __version__
 from imgfs.errors import UsageError
 from imgfs.quoting import printable
+from imgfs.variables import config_files, variables
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
@@ -128,6 +129,15 @@ class HelpFormatter(argparse.HelpFormatter):
         )
 
 
+def _width() -> int:
+    """Return the terminal's width but for two columns, as argparse does by `shutil`, which loads a lot."""
+    try:
+        columns = int(variables().get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (OSError, ValueError):
+        columns = 0
+    return (columns or _ANY_WIDTH) - 2
+
+
 class Parser(argparse.ArgumentParser):
     """Parses a command's arguments; an error prints the usage of that command, and what may be meant.
 
@@ -141,9 +151,8 @@ class Parser(argparse.ArgumentParser):
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         """Return a formatter; argparse makes one for each argument, where the width is a waste."""
-        if self._is_shown:
-            return super()._get_formatter()
-        return self.formatter_class(prog=self.prog, width=_ANY_WIDTH)  # type: ignore[call-arg]  # it is one
+        width = _width() if self._is_shown else _ANY_WIDTH
+        return self.formatter_class(prog=self.prog, width=width)  # type: ignore[call-arg]  # it is one
 
     def format_help(self) -> str:
         """Return the help, as wide as the terminal."""
@@ -239,8 +248,6 @@ def _configure(parser: Parser, name: str) -> None:
 
 def apply_config_files(parser: Parser) -> None:
     """Have a parser begin with what the configuration files say, if there are any; raises UsageError."""
-    from imgfs.variables import config_files, variables
-
     found = [(path, body) for path in config_files(variables()) if (body := _read(path)) is not None]
     if found:
         has_store = bool(variables().get("IMGFS_STORE"))

@@ -18,6 +18,7 @@ from imgfs.cli.prune import add_limit, add_prune
 from imgfs.cli.store_list import add_ls
 from imgfs.errors import InvalidImage, MountError, StoreError, UsageError
 from imgfs.quoting import printable
+from imgfs.variables import account, store_directory, variables
 
 if TYPE_CHECKING:
     from imgfs.maintenance.fsck import Fault
@@ -66,7 +67,9 @@ Examples:
 
 def path(options: argparse.Namespace) -> int:
     """Print the store's path."""
-    say(store_root(options))
+    environ = variables()
+    usual = store_directory(environ, account(environ, os.geteuid()))
+    say(store_root(options) if options.store else usual.rstrip("/"))
     return 0
 
 

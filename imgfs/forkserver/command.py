@@ -32,6 +32,7 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 def carry_out(connection: socket.socket, run: Run, is_current: Callable[[], bool]) -> bool:
     """Carry out what a client asks for, and tell it the exit code; False if imgfs is not what it was."""
     connection.settimeout(_PATIENCE)
+    pid = 0
     try:
         pid, alive = _peer(connection)
         request, passed = _receive(connection)
