@@ -55,10 +55,18 @@ def idle_mounts(stage: Stage, image: Image) -> Table:
                 for place in mounts_below(imgfs.mountpoint.parent):
                     run(["ls", place])
                 time.sleep(3 * IDLE if "--exit-idle" in options else 1)
-                sums.append(round(sum(memory_of(pid)[3] for pid in processes()), 1))
+                sums.append(round(sum(map(_shared, processes())), 1))
         table.add(count, *sums)
     forget_quietly(imgfs)
     return table
+
+
+def _shared(pid: int) -> float:
+    """Return a process's Pss in MiB, 0 if it has ended."""
+    try:
+        return memory_of(pid)[3]
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _measure(stage: Stage, image: Image, table: Table) -> None:
