@@ -9,7 +9,6 @@ import pytest
 from imgfs.config import (
     Environment,
     RegistriesConf,
-    account,
     auth_files,
     ca_bundle,
     containerd_place,
@@ -18,6 +17,7 @@ from imgfs.config import (
     registry_files,
     store_root,
 )
+from imgfs.variables import account
 
 HOME = {"HOME": "/home/ann"}
 
