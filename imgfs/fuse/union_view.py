@@ -30,10 +30,10 @@ class UnionView:
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """See View."""
-        found = self._union.find(parent, name)
+        found, status = self._union.find_with_status(parent, name)
         if found is None:
             return None
-        attributes = self._union.attributes(found)
+        attributes = self._union.attributes(found, status)
         self.reference(found)
         return attributes
 

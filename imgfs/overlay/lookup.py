@@ -50,13 +50,17 @@ class UnionLookup:
 
     def find(self, parent: int, name: bytes) -> File | None:
         """What a name in a directory means."""
+        return self.find_with_status(parent, name)[0]
+
+    def find_with_status(self, parent: int, name: bytes) -> tuple[File | None, os.stat_result | None]:
+        """The same, and what stat(2) says of the upper half, if there is one."""
         directory = self.nodes.get(parent)
         if directory is None:
-            return self.tree.lookup(parent, name)
+            return self.tree.lookup(parent, name), None
         found = self.upper.stat(At(self.directory_fd(directory), name))
         if found is None:
-            return self.below(directory, name)
-        return None if is_whiteout(found) else self.node_at(directory, name, found)
+            return self.below(directory, name), None
+        return None if is_whiteout(found) else self.node_at(directory, name, found), found
 
     def below(self, directory: UpperNode, name: bytes) -> Node | None:
         """What the image has under a name, whether or not it shows."""

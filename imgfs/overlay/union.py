@@ -70,9 +70,9 @@ class Union(UnionLookup):
             raise error(errno.ESTALE)
         return self.upper.owner(at, found)
 
-    def attributes(self, file: File) -> Attributes:
-        """What stat(2) says of a file."""
-        return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file)
+    def attributes(self, file: File, found: os.stat_result | None = None) -> Attributes:
+        """What stat(2) says of a file; `found` is what it says now of the upper half, if that is known."""
+        return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file, found)
 
     def _lower_attributes(self, node: Node) -> Node:
         links = self._links.get(node.ino)
@@ -80,8 +80,9 @@ class Union(UnionLookup):
             links = self._links[node.ino] = len(self.visible_names(node.ino))
         return node if links is None else node._replace(nlink=links)
 
-    def _upper_attributes(self, node: UpperNode) -> Attributes:
-        found = self.upper.stat(self.at(node)) if node.fd is None else os.fstat(node.fd)
+    def _upper_attributes(self, node: UpperNode, found: os.stat_result | None) -> Attributes:
+        if found is None:
+            found = self.upper.stat(self.at(node)) if node.fd is None else os.fstat(node.fd)
         if found is None:
             raise error(errno.ESTALE)
         uid, gid, mode = self.upper.owner(self.place(node), found) if self._aside else _owner_on_disk(found)

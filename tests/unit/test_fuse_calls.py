@@ -106,6 +106,7 @@ def test_a_file_that_is_unpacked_takes_two_calls_for_each_change(kernel: Kernel)
     assert kernel.set(number, owner) == ["chown", "fstat"]
     assert kernel.set(number, SetattrMask.MODE | SetattrMask.CTIME, 0o644) == ["chmod", "fstat"]
     assert kernel.ask(Opcode.RELEASE, number, struct.pack("QIIQ", 3, 0, 0, 0))[0] == ["close"]
+    assert kernel.ask(Opcode.LOOKUP, directory, b"file\0")[0] == ["stat"]
 
 
 def test_a_file_of_the_image_is_copied_up_by_few_calls(kernel: Kernel) -> None:
