@@ -67,7 +67,10 @@ class ForkServer:
         with suppress(BlockingIOError, ConnectionAbortedError):
             connection, _ = self._listening.accept()
             with connection:
-                self._fork(partial(self._carry_out, connection))
+                try:
+                    self._fork(partial(self._carry_out, connection))
+                except OSError as error:  # no more processes: the client does without
+                    log.warning("no process can be forked: %s", describe(error))
 
     def _carry_out(self, connection: socket.socket) -> None:
         """In the forked process: serve a client. What is the server's, or a companion's, is closed."""
