@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scripts.benchmark.clock import CommandFailed, run
@@ -16,6 +16,7 @@ from scripts.lab.layout import Image
 COLUMNS = ("image", "after", "VmRSS MiB", "VmHWM MiB", "RssAnon MiB", "Pss MiB")
 MEBIBYTES = 100  # resident, at a million files
 MOUNTS = (1, 10, 60)
+PATIENCE = 300.0  # seconds for idle daemons to end: each has been started again by the reader
 IDLE = 5  # seconds without a request, after which a daemon ends
 WAYS = (  # each with the options of `imgfs mount`, and whether `imgfs serve` runs
     ("each by itself", ("--driver", "fuse"), False),
@@ -54,11 +55,19 @@ def idle_mounts(stage: Stage, image: Image) -> Table:
             with imgfs.shown_often(reference, count, options, is_served=is_served) as processes:
                 for place in mounts_below(imgfs.mountpoint.parent):
                     run(["ls", place])
-                time.sleep(3 * IDLE if "--exit-idle" in options else 1)
+                settle(processes, count + is_served if "--exit-idle" in options else None)
                 sums.append(round(sum(map(_shared, processes())), 1))
         table.add(count, *sums)
     forget_quietly(imgfs)
     return table
+
+
+def settle(processes: Callable[[], list[int]], left: int | None) -> None:
+    """Wait until no more than so many processes are left, or a while."""
+    end = time.monotonic() + PATIENCE
+    time.sleep(1)
+    while left is not None and len(processes()) > left and time.monotonic() < end:
+        time.sleep(1)
 
 
 def _shared(pid: int) -> float:
