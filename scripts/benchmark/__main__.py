@@ -35,6 +35,7 @@ from scripts.lab.registry import RegistryFailed
 
 GROUPS = "ABCDEFGHIJK"
 USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
+ALL_APPLICATIONS = [name for name in APPLICATIONS if name != "torch"]  # 3 GB: only if it is asked for
 SLOW_LINKS = ("shaped", "gigabit")  # of group G; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
 IMAGES, CONTAINERS = (1, 10, 60), 30  # of group K: so many images, then so many containers more of one
@@ -66,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--apps",
         type=some_of(APPLICATIONS),
-        help=_listed(APPLICATIONS) + " (default: all for G and H, else two)",
+        help=_listed(APPLICATIONS) + " (default: all but torch for G and H, else two)",
     )
     add(
         "--links",
@@ -133,7 +134,7 @@ def _run(asked: argparse.Namespace, stage: Stage, tables: list[Table]) -> None:
     """Build, or measure group after group; a table is printed as soon as it is whole."""
     if asked.build:
         for image in [
-            *map(stage.application, asked.apps or APPLICATIONS),
+            *map(stage.application, asked.apps or ALL_APPLICATIONS),
             *map(stage.synthetic, asked.sizes),
         ]:
             say(f"{image} is there")
@@ -155,8 +156,8 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "D": lazy(stage, names, speeds),
         "E": first.cpu(),
         "F": scratch(stage, QUICK if asked.quick else FULL),
-        "G": cold_starts(stage, asked.apps or list(APPLICATIONS), slow),
-        "H": containers(stage, asked.apps or list(APPLICATIONS), slow[0]),
+        "G": cold_starts(stage, asked.apps or ALL_APPLICATIONS, slow),
+        "H": containers(stage, asked.apps or ALL_APPLICATIONS, slow[0]),
         "I": drivers(stage, names),
         "K": itertools.chain(
             readiness(stage, names, SHAPED), costs(stage, IMAGES[: 2 if asked.quick else 3], CONTAINERS)
