@@ -8,12 +8,14 @@ this module, when the first request is made.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import http.client
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from queue import Empty
 from typing import Any
 from urllib.parse import unquote
 
@@ -131,6 +133,19 @@ class Adapter:
         managers, self._managers = self._managers, {}
         for manager in managers.values():
             manager.clear()
+
+    def close_idle(self) -> None:
+        """Close the connections that are not in use, now: a server may answer one after the other.
+
+        Requests that are about to have one make another.
+        """
+        for manager in list(self._managers.values()):
+            for key in manager.pools.keys():  # noqa: SIM118  (it is no mapping)
+                pool = manager.pools.get(key)
+                with contextlib.suppress(Empty):
+                    while pool and pool.pool:
+                        if idle := pool.pool.get(block=False):
+                            idle.close()
 
     def _manager(self, proxy: str) -> PoolManager:
         if proxy not in self._managers:

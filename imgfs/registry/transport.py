@@ -208,12 +208,14 @@ class Transport:
             return self._adapters[key]
 
     def _forget_connections(self) -> None:
-        """Use none of those that lie idle again: what has ended one has ended the others, as a rule.
+        """Close those that lie idle: what has ended one has ended the others, as a rule.
 
         Those in use are left alone. Certificates are read anew for the next ones.
         """
         with self._lock:
-            self._adapters.clear()
+            adapters, self._adapters = self._adapters, {}
+        for adapter in adapters.values():
+            adapter.close_idle()
 
 
 def _quietly(connect: Callable[[], None]) -> None:
