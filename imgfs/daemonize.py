@@ -52,7 +52,6 @@ class Daemon(AbstractContextManager["Daemon"]):
         self.pid = pid
         self._task = task  # the pipe that the daemon reads its task from
         self._answer = answer  # the pipe that it writes to how it began
-        self._expects_more = False
 
     @classmethod
     def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda _: None) -> Daemon:
@@ -71,9 +70,8 @@ class Daemon(AbstractContextManager["Daemon"]):
         return cls(pid, send_task, read_answer)
 
     def expect_more(self, known: object = None) -> None:
-        """Have it get ready for more than what is done in any case, by what is `known` of that."""
-        if not self._expects_more and self._task >= 0:
-            self._expects_more = True
+        """Have it get ready for more than what is done in any case, by what is `known` of that so far."""
+        if self._task >= 0:
             with (
                 contextlib.suppress(BrokenPipeError),  # it has died: `wait` says why
                 open(self._task, "wb", closefd=False) as pipe,

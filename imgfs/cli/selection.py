@@ -103,7 +103,7 @@ class ImageSelection:
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
         entries afterwards, although the tree has all that a mount needs. `is_missing` is called with the
-        source once that has told what the image is, if it is not ready.
+        source once that has told what the image is, if it is not ready, and again once the config has come.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
@@ -128,6 +128,8 @@ class ImageSelection:
             if not is_ready(resolved, self.store, self.trust, lean=lean):
                 from imgfs.image.prepare import prepare
 
+                if not is_away:
+                    is_missing(source)
                 with requiring_registry() if is_away else nullcontext():
                     prepare(resolved, source, self.store, progress, self.trust, discovery, lean=lean)
             return resolved

@@ -76,6 +76,7 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
 
         It opens its own connections by `connect` meanwhile, and is told what the registry of `source`, which
         has been asked already, wants to be shown: secrets, which go through a pipe and are kept nowhere.
+        It may be told again when more is known, as where blobs are redirected to.
         """
         from imgfs.transport.connect import known_auth
 
@@ -122,7 +123,7 @@ class _ForkedDaemon:
         load_what_fetches(http=not self._offline)
         connect, auth = known
         if auth:
-            self._opened = open_informed(connector(connect), auth)
+            self._opened = open_informed(connector(connect), auth, self._opened)
 
     def serve_task(
         self, task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]

@@ -84,13 +84,15 @@ class _Grant:
 class KnownAuth(NamedTuple):
     """What a registry is known to want, for another process on this machine: secret, and kept nowhere.
 
-    `number` is the address that the registry has been reached at.
+    `number` is the address that the registry has been reached at, `elsewhere` the origin, as a URL, that its
+    redirects led to.
     """
 
     grant: _Grant | None
     basic: str | None
     tokens: Mapping[_Grant, _Token]
     number: str | None
+    elsewhere: str | None = None
 
     def __repr__(self) -> str:
         return "KnownAuth()"  # all of it is secret

@@ -67,6 +67,7 @@ class HttpSession:
         self._guess = threading.Lock()
         self._is_guessed = endpoint.guessed  # plain HTTP is a guess until something has answered
         self._redirect_auth = RedirectAuth(self._transport)
+        self._elsewhere: str | None = None  # the origin that a redirect led to last
         self._closed = threading.Event()
 
     @property
@@ -96,15 +97,19 @@ class HttpSession:
     @property
     def known_auth(self) -> KnownAuth | None:
         """What the registry is known to want."""
-        return self._authenticator.known
+        known = self._authenticator.known
+        return known._replace(elsewhere=self._elsewhere) if known else None
 
     def learn_auth(self, known: KnownAuth) -> None:
         """Begin with what another process knows of the registry."""
         self._authenticator.learn(known)
+        self._elsewhere = known.elsewhere or self._elsewhere
 
     def connect_ahead(self, count: int) -> None:
-        """Have so many connections to the registry made, for requests to come."""
-        self._transport.connect_ahead(self._base, count)
+        """Have so many connections made, to the registry and to where it redirects, for requests to come."""
+        self._transport.connect_ahead(self._base, count, with_client_certificate=True)
+        if self._elsewhere:
+            self._transport.connect_ahead(self._elsewhere, count, check_address=self._check_address)
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""
@@ -164,6 +169,8 @@ class HttpSession:
                 response.close()
                 url = led_to(url, location, verify=self.verifies)
             elif 200 <= response.status < 300:
+                if origin(url) != self._origin:
+                    self._elsewhere = parse_url(url).root
                 return response
             else:
                 with closing(response):

@@ -114,17 +114,27 @@ class Transport:
             slot.give_back()
             raise
 
-    def connect_ahead(self, url: str, count: int) -> None:
+    def connect_ahead(
+        self,
+        url: str,
+        count: int,
+        *,
+        with_client_certificate: bool = False,
+        check_address: AddressHook | None = None,
+    ) -> None:
         """Have so many connections made in threads, for requests that will be sent to `url`'s host soon.
 
-        What fails is no error here: a request will connect anew, and say it. Proxies are not asked ahead.
+        They are for requests with the same client certificate and check of addresses (see `send`). What fails
+        is no error here: a request will connect anew, and say it. Proxies are not asked ahead.
         """
         from imgfs.registry.proxies import proxy_for
 
         where = _read(url)
         if proxy_for(where):
             return
-        adapter = self._adapter(where, with_client_certificate=True, check_address=None)
+        adapter = self._adapter(
+            where, with_client_certificate=with_client_certificate, check_address=check_address
+        )
         for connect in adapter.connect_ahead(where, min(count, CONNECTIONS // 2), self._timeouts.connect):
             threading.Thread(target=_quietly, args=(connect,), name="imgfs-connect", daemon=True).start()
 

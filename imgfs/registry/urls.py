@@ -61,6 +61,11 @@ class Url:
         return Origin(self.scheme, self.host, self.port)
 
     @property
+    def root(self) -> str:
+        """The origin as a URL."""
+        return f"{self.scheme}://{self.netloc}/"
+
+    @property
     def netloc(self) -> str:
         """`host[:port]` as in a Host header: the port only if it is not the scheme's."""
         host = f"[{self.host}]" if ":" in self.host else self.host

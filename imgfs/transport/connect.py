@@ -111,13 +111,18 @@ def known_auth(source: Source) -> Sequence[tuple[RegistryEndpoint, KnownAuth]] |
 
 
 def open_informed(
-    connect: Callable[[], Source], known: Sequence[tuple[RegistryEndpoint, KnownAuth]]
+    connect: Callable[[], Source],
+    known: Sequence[tuple[RegistryEndpoint, KnownAuth]],
+    opened: Source | None = None,
 ) -> Source | None:
-    """Open a registry's source by `connect`, with what another process knows of it; None if that fails."""
+    """Open a registry's source by `connect`, with what another process knows of it; None if that fails.
+
+    One that is `opened` already is told that.
+    """
     from imgfs.transport.registry import RegistrySource
 
     try:
-        source = connect()
+        source = opened or connect()
         if isinstance(source, RegistrySource):
             source.learn_auth(known)
             source.expect(_FIRST_READ)

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,7 @@ def test_a_first_file_is_five_round_trips_away(world: World) -> None:
         together(registry, artifact, tree),
     ]
     at = imgfs.mount(world.image)
+    time.sleep(allowed(0.2))  # the daemon's threads connect
     connected = registry.connections
     assert (at / "small").read_bytes() == SMALL["small"]
     asked, _ = world.asked()
@@ -154,6 +156,16 @@ def test_a_first_file_is_five_round_trips_away(world: World) -> None:
     assert asked[-1] == "GET small +"  # by the daemon, with its caller's token
     assert registry.connections == connected  # which has connected while its caller asked
     imgfs.umount(at)
+
+
+def test_a_daemon_has_connected_to_where_blobs_are_redirected_before_the_first_read(world: World) -> None:
+    published(world)
+    at = world.imgfs.mount(world.image)
+    time.sleep(allowed(0.2))
+    connected = world.registry.connections, world.cdn.connections
+    assert (at / "small").read_bytes() == SMALL["small"]
+    assert (world.registry.connections, world.cdn.connections) == connected
+    world.imgfs.umount(at)
 
 
 def published(world: World) -> tuple[str, str]:
