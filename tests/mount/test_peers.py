@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -162,7 +163,8 @@ def test_peers_beyond_this_machine_need_certificates(imgfs: Imgfs) -> None:
         (["0.0.0.0:0", "--peer-ca", "/nowhere", "--peer-cert", "/nowhere"], "/nowhere: no authorities"),
         (["7117/x"], "is no address"),
     ):
-        assert complaint in imgfs.run("serve", "--peer", *words).complaint(2)
+        ran = imgfs.program(sys.executable, "-m", "imgfs", "serve", "--peer", *words)
+        assert complaint in ran.complaint(2)
 
 
 @pytest.mark.parametrize("kind", ["estargz", "zstd:chunked"])
