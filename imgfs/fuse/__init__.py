@@ -16,6 +16,7 @@ interrupts     FUSE_INTERRUPT: which callers get EINTR
 errors         the one place where an exception becomes an errno
 views          the View of an image's tree              union_view     that of its union with a scratch
 disk_reads     reads of a quick disk, without a thread
+files_ahead    readers of whole trees: the next small files are in the page cache before they are asked for
 operations     what is answered from a view; a directory listed in several replies
 writable       changes of files
 namespace      changes of directories and extended attributes

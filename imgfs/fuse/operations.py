@@ -53,6 +53,7 @@ from imgfs.mounts.status_client import STATUS_XATTR, encode_status
 if TYPE_CHECKING:
     import trio
 
+    from imgfs.fuse.files_ahead import FilesAhead
     from imgfs.status import MountStatus
 
 DOTS = (b".", b"..")
@@ -71,7 +72,7 @@ class Operations(Generic[F]):
 
     With `squash` (uid, gid) every file is shown as theirs. `on_ready` is called when the kernel has greeted;
     `status` gives what `imgfs status` shows, as an extended attribute of the root. With
-    `acls` files have ACLs, which count.
+    `acls` files have ACLs, which count. `ahead` is told what is read.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Operations(Generic[F]):
         on_ready: Callable[[], None] = lambda: None,
         status: Callable[[], MountStatus] | None = None,
         acls: bool = False,
+        ahead: FilesAhead | None = None,
     ) -> None:
         self._view = view
+        self._ahead = ahead
         self._acls = acls
         self._squash = squash
         self._on_ready = on_ready
@@ -108,7 +111,12 @@ class Operations(Generic[F]):
 
     def session(self, descriptor: int, *, stands_below: bool = False) -> Session:
         """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
-        return Session(descriptor, self.handlers(), self.greeted, stands_below=stands_below, acls=self._acls)
+        session = Session(
+            descriptor, self.handlers(), self.greeted, stands_below=stands_below, acls=self._acls
+        )
+        if self._ahead:
+            self._ahead.session = session
+        return session
 
     def handlers(self) -> dict[Opcode, Handler]:
         """What answers which request."""
@@ -175,6 +183,8 @@ class Operations(Generic[F]):
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
+        if self._ahead and not offset:
+            self._ahead.reads(ino)
         found = self._view.read(ino, offset, size)
         if not isinstance(found, PendingRead):
             return found

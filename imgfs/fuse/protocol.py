@@ -107,6 +107,7 @@ INIT_MORE = struct.Struct("=16xI")  # … and since 7.36 its upper 32 bits
 INIT_OUT = struct.Struct("=4I2H2I2HI28x")
 INTERRUPT_IN = struct.Struct("=Q")  # fuse_interrupt_in: the number of the request that is interrupted
 INVALIDATE_INODE_OUT = struct.Struct("=Q2q")  # fuse_notify_inval_inode_out: ino, offset (-1: no data), length
+STORE_OUT = struct.Struct("=2QI4x")  # fuse_notify_store_out: ino, offset, size; the bytes come next
 READ_IN = struct.Struct("=2QI")  # fuse_read_in begins with: handle, offset, size
 READ_FLAGS = struct.Struct("=20xI")  # and goes on with READ_LOCKOWNER
 

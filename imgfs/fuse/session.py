@@ -43,6 +43,7 @@ from imgfs.fuse.protocol import (
     INIT_OUT,
     INTERRUPT_IN,
     INVALIDATE_INODE_OUT,
+    STORE_OUT,
     Head,
 )
 
@@ -325,6 +326,20 @@ class Session:
         It waits for pages that are being read, too: requests must be answered meanwhile.
         """
         self._notify_invalid(ino, 0)
+
+    def store(self, ino: int, body: bytes | memoryview) -> bool:
+        """Put the first bytes of a file into the kernel's page cache; False if the kernel does not know it.
+
+        It waits for pages that are being read: in a thread of its own.
+        """
+        head = ANSWER_HEAD.pack(ANSWER_HEAD.size + STORE_OUT.size + len(body), NotifyCode.STORE, 0)
+        try:
+            os.writev(self.descriptor, (head, STORE_OUT.pack(ino, 0, len(body)), body))
+        except OSError as error:
+            if error.errno not in _NOT_TAKEN:
+                raise
+            return False
+        return True
 
     def _notify_invalid(self, ino: int, offset: int) -> None:
         body = INVALIDATE_INODE_OUT.pack(ino, offset, 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from imgfs.fuse.files_ahead import FilesAhead
 from imgfs.fuse.operations import Operations
 from imgfs.fuse.session import Session
 from imgfs.fuse.views import TreeView, VirtualXattr
@@ -88,7 +89,8 @@ def _operations(
     if overlay is None:
         view = _with_history(tree, image) if mount.options.history else tree
         acls = mount.options.history or image.tree.has_xattr(ACL)
-        return Operations(view, squash=squash, on_ready=on_ready, status=mount.tell, acls=acls)
+        ahead = None if mount.options.history else FilesAhead(image.tree, image.content)
+        return Operations(view, squash=squash, on_ready=on_ready, status=mount.tell, acls=acls, ahead=ahead)
     from imgfs.fuse.union_view import UnionView  # here: most mounts have no scratch
     from imgfs.fuse.writable import WritableOperations
 

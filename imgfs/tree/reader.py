@@ -184,6 +184,17 @@ class Tree(AbstractContextManager["Tree"]):
         query = "SELECT layer, flat, ino, size FROM node WHERE flat >= 0 AND size > 0 ORDER BY ino"
         return self._db.rows(query, (), _MANY_ROWS)
 
+    def small_files_after(self, ino: int, largest: int, count: int) -> list[tuple[int, int, int, int]]:
+        """Return (ino, layer, flat offset, size) of the next files of one extent, ordered by ino.
+
+        Empty ones are left out, and those of more than `largest` bytes; at most `count` are returned.
+        """
+        query = (
+            "SELECT ino, layer, flat, size FROM node "
+            "WHERE ino > ? AND flat >= 0 AND size BETWEEN 1 AND ? ORDER BY ino LIMIT ?"
+        )
+        return list(self._db.rows(query, (ino, largest, count), count))
+
     def dirents(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield (directory, name, ino) of every name, ordered by directory and name."""
         query = "SELECT parent, name, ino FROM dirent ORDER BY parent, name"

@@ -139,3 +139,18 @@ def test_a_reader_of_a_listing_that_changes_misses_nothing_that_stays(imgfs: Img
                 (at / "zz-new").write_bytes(b"")
     assert len(seen) == len(set(seen))
     assert set(seen) >= set(NAMES) - {NAMES[1500]}
+
+
+def test_one_who_reads_a_whole_tree_is_given_several_files_at_once(imgfs: Imgfs) -> None:
+    contents = {f"d/{number:03}": bytes([number % 251]) * (number * 53) for number in range(300)}
+    contents["d/100"] = bytes(300_000)  # more than is stored ahead
+    contents["d/200"] = b""
+    layer = tar.archive(tar.directory("d"), *(tar.file(name, body) for name, body in contents.items()))
+    image = write_image(imgfs.directory / "layout", [gzipped(layer)])
+    at = imgfs.mount(image, "--driver", "fuse")
+    with caches_kept():
+        os.listdir(at / "d")  # else the kernel does not know the files
+        for name, body in contents.items():
+            assert (at / name).read_bytes() == body, name
+        reads = imgfs.status(at)["layers"][0]["hits"]
+    assert 8 < reads < 60  # of 299 files: the first ones, then two for each 64
