@@ -206,7 +206,6 @@ def serve(
     """
     # here, in the daemon: the caller has no use for all that
     from imgfs.image.image import Image
-    from imgfs.image.verify import Verifier
     from imgfs.mount.kernel import served_by_kernel
     from imgfs.mount.resume import connector
     from imgfs.mount.serving import ServedMount, status
@@ -229,14 +228,7 @@ def serve(
             endpoint.start()
         elif options.metrics:
             on_ready = partial(_start_later, options.metrics, tell, metrics)
-        prover = Verifier(image, store)
-        stack.callback(prover.stop)
-        prover.start()
-        touches = _replayed(image, store, options)
-        image.content.start(touches, options.fill)
-        stack.callback(image.content.stop)
-        if options.predict and not image.content.is_complete() and image.tree.node_count <= _MANY_FILES:
-            _predict(image, stack, is_replayed=bool(touches))
+        _begin_fetching(image, store, options, stack)
 
         def ready() -> None:
             on_ready()
@@ -254,6 +246,20 @@ def serve(
     if not (succession and succession.is_idle):  # which has been said
         is_handed_over = succession and not succession.has_turn
         log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
+
+
+def _begin_fetching(image: Image, store: Store, options: MountOptions, stack: contextlib.ExitStack) -> None:
+    """Verify what is cached, replay the profile, fill the cache and guess, as far as wanted, to the end."""
+    from imgfs.image.verify import Verifier
+
+    prover = Verifier(image, store)
+    stack.callback(prover.stop)
+    prover.start()
+    touches = _replayed(image, store, options)
+    image.content.start(touches, options.fill)
+    stack.callback(image.content.stop)
+    if options.predict and not image.content.is_complete() and image.tree.node_count <= _MANY_FILES:
+        _predict(image, stack, is_replayed=bool(touches))
 
 
 def _replayed(image: Image, store: Store, options: MountOptions) -> list[tuple[int, int]]:
