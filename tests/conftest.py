@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from imgfs import syscalls
 from imgfs.mounts.table import RUNTIME, mounts
+from tests.support.huge_pages import collapse
 from tests.support.mounted import NOBODY, Imgfs, processes_of_tests
 from tests.support.patience import allowed
 
@@ -58,6 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         most[item.path] = max(most.get(item.path, 0.0), seconds)
         item.add_marker(pytest.mark.timeout(allowed(seconds)), append=False)
     items.sort(key=lambda item: -most[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Make what all modules have loaded cheap to fork, and spare the garbage collector from looking at it."""
+    gc.collect()
+    gc.freeze()
+    collapse()
 
 
 @pytest.fixture(scope="session", autouse=True)
