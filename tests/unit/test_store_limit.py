@@ -21,6 +21,8 @@ from tests.support import tarmake
 from tests.support.blobs import noise
 from tests.support.mounted import Imgfs, drop_caches, gzipped, plain, until, write_image
 
+pytestmark = pytest.mark.timeout(400)  # long: not to be begun last
+
 SIZE = 1 << 20  # of each layer
 
 

@@ -36,6 +36,8 @@ from tests.support.lies import lie, unpacked
 from tests.support.mounted import Imgfs, Stored, gzipped, gzipped_in_members, plain, serve, until, zstd
 from tests.support.offerings import Offering, contents, offering, pinned, prepared, repacked, stored_gzip
 
+pytestmark = pytest.mark.timeout(400)  # long: not to be begun last
+
 ORIGIN = "registry.example/app"
 NOISE = random.Random(6).randbytes(1_500_000)
 FILES = {
