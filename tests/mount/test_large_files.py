@@ -65,7 +65,8 @@ def test_a_large_file_read_in_sequence_comes_once_and_stays_with_the_kernel(
         assert model.read_bytes() == BODY
         served = imgfs.status(model.parent)["bytes_served"]
         assert model.read_bytes() == BODY
-        assert imgfs.status(model.parent)["bytes_served"] == served
+        again = imgfs.status(model.parent)["bytes_served"] - served
+        assert again < len(BODY) // 100  # pages that the kernel had other uses for
     found = layer_of(imgfs, model)
     assert found["bytes_fetched"] == pytest.approx(len(layer.blob), abs=1 << 16)  # a byte may be in two spans
     assert found["brought"]["miss"]["spans"] <= 3
