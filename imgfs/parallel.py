@@ -1,16 +1,33 @@
-"""Tasks in parallel: several long ones ended together, an iterator read ahead, a function run behind."""
+"""Tasks in parallel: one begun, several ended together, an iterator read ahead, a function run behind."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _GRACE = 1.0  # seconds for tasks under way to clean up after an interrupt
 # Items that go from one thread to the next at once: each time costs both a turn at the interpreter's lock.
 _BATCH = 4  # A second batch may wait, while a third is made: enough to even out, little to hold.
 _PATIENCE = 1.0  # seconds to wait for a thread that has to stop; it may sit in a network read
+
+
+def begun(work: Callable[[], T], name: str) -> Future[T]:
+    """Run `work` in a thread called `name`, which does not hold up the end of the process."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def run_parallel(

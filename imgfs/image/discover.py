@@ -20,6 +20,7 @@ from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_MANIFEST, Manifest
 from imgfs.oci.published import Published, latest, listed_tree, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
+from imgfs.parallel import begun
 from imgfs.store.store import Store
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
@@ -112,15 +113,7 @@ class IndexDiscovery:
         tree = listed_tree(artifact)
         if tree is None or tree.size > _LARGEST_AHEAD:
             return
-        self._ahead = tree.digest, Future()
-
-        def fetch(body: Future[bytes], tree: Descriptor) -> None:
-            try:
-                body.set_result(b"".join(self._source.blob(tree)))
-            except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
-                body.set_exception(error)
-
-        threading.Thread(target=fetch, args=(self._ahead[1], tree), name="imgfs-tree", daemon=True).start()
+        self._ahead = tree.digest, begun(lambda: b"".join(self._source.blob(tree)), "imgfs-tree")
 
     @cached_property
     def _soci_v2(self) -> Mapping[Digest, Descriptor]:

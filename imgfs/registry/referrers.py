@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from functools import partial
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.artifact import (
@@ -23,6 +23,7 @@ from imgfs.oci.artifact import (
 )
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX
+from imgfs.parallel import begun
 from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
 from imgfs.registry.session import Answer, HttpSession
 
@@ -46,7 +47,7 @@ class Referrers:
         The first time the API and the tag are asked at once: a registry without the API costs no second round
         trip. Raises RegistryError, InvalidImage for a list whose later pages are broken.
         """
-        tagged = self._begin_tagged(subject) if self._has_api is None else None
+        tagged = begun(partial(self._tagged, subject), "imgfs-referrers") if self._has_api is None else None
         found = None if self._has_api is False else self._listed(subject, artifact_type)
         self._has_api = found is not None
         if found is None:
@@ -69,19 +70,6 @@ class Referrers:
         """Have `digest` not in the list under the subject's tag, if there is one ("Deleting Manifests")."""
         with contextlib.suppress(InvalidImage):  # the tag of something else
             self._change(subject, lambda body: body and without_referrer(body, digest))
-
-    def _begin_tagged(self, subject: Digest) -> Future[list[Descriptor]]:
-        """Ask for the list under the subject's tag in a thread."""
-        future: Future[list[Descriptor]] = Future()
-
-        def ask() -> None:
-            try:
-                future.set_result(self._tagged(subject))
-            except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
-                future.set_exception(error)
-
-        threading.Thread(target=ask, name="imgfs-referrers", daemon=True).start()
-        return future
 
     def _listed(self, subject: Digest, artifact_type: str | None) -> list[Descriptor] | None:
         """What the API says; None if there is none: a refusal, or an answer that is no index.
