@@ -23,6 +23,7 @@ from imgfs.peers.address import PeerAddress
 from imgfs.peers.client import ANSWER, PeerClient
 from imgfs.peers.flat_name import FlatName
 from imgfs.peers.presence import Presence, shares
+from imgfs.registry.endpoint_state import BackOff, EndpointState
 from imgfs.registry.sockets import addresses_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_UP = 30.0  # seconds between two look-ups of a host
 _ASK = 5.0  # seconds after which what a peer has is asked again
-_FIRST_BACK_OFF, _MAX_BACK_OFF = 5.0, 120.0  # seconds
+_BACK_OFF = BackOff(5.0, 120.0)  # longer than a registry's: a read can do without
 _MOST = 16  # peers that are asked for a layer, of however many
 _ASKING = 8  # questions at once
 
@@ -40,45 +41,22 @@ _ASKING = 8  # questions at once
 class Peer:
     """A peer, and what is known of it; changed under the pool's lock."""
 
-    def __init__(self, client: PeerClient) -> None:
+    def __init__(self, client: PeerClient, clock: Callable[[], float] = time.monotonic) -> None:
         self.client = client
+        self.state = EndpointState(f"peer {client.name}", limits=_BACK_OFF, clock=clock)
         self.is_liar = False
         self.known: dict[FlatName, tuple[float, Presence]] = {}  # when it was asked, and what it said
         self.asked: dict[FlatName, Future[None]] = {}  # questions under way
-        self._until = self._back_off = 0.0
-        self._error: tuple[float, str] | None = None  # since when it fails, in seconds since 1970
-        self._tries = 0
 
-    def is_usable(self, now: float) -> bool:
+    def is_usable(self) -> bool:
         """Return True if it may be asked."""
-        return not self.is_liar and now >= self._until
+        return not self.is_liar and not self.state.is_left_alone()
 
-    def worked(self) -> None:
-        """Note a good answer."""
-        self._until = self._back_off = 0.0
-        self._error, self._tries = None, 0
-
-    def failed(self, error: ImgfsError, now: float) -> None:
+    def failed(self, error: ImgfsError) -> None:
         """Note a failure: it is left alone for a while."""
-        self._tries += 1
-        self._error = (self._error[0] if self._error else time.time(), str(error)[:300])
-        if now >= self._until:
-            self._back_off = min(self._back_off * 2, _MAX_BACK_OFF) or _FIRST_BACK_OFF
-            self._until = now + self._back_off
+        self.state.noted(error)
+        self.state.back_off(error)
         self.known.clear()
-
-    def report(self, now: float) -> EndpointStatus:
-        """Return its state, as that of a registry's endpoint."""
-        from imgfs.status import EndpointStatus
-
-        return EndpointStatus(
-            endpoint=f"peer {self.client.name}",
-            state="failing" if self._error else "ok",
-            since=self._error[0] if self._error else None,
-            error=self._error[1] if self._error else None,
-            tries=self._tries,
-            left_alone_until=None if self.is_usable(now) else time.time() + max(0.0, self._until - now),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +112,7 @@ class PeerPool:
     def report(self) -> list[EndpointStatus]:
         """Return the state of each peer."""
         with self._lock:
-            return [peer.report(self._clock()) for peer in self._peers.values()]
+            return [peer.state.report() for peer in self._peers.values()]
 
     def forget(self, peer: Peer, name: FlatName) -> None:
         """Note that a peer has no more what it said: it is asked again."""
@@ -145,14 +123,14 @@ class PeerPool:
         """Note a failure of a peer."""
         with self._lock:
             if not self._closed:
-                peer.failed(error, self._clock())
+                peer.failed(error)
         log.info("%s", error)
 
     def expel(self, peer: Peer, error: IntegrityError) -> None:
         """Ask a peer no more: it has sent wrong bytes."""
         with self._lock:
             is_new, peer.is_liar = not peer.is_liar, True
-            peer.failed(error, self._clock())
+            peer.failed(error)
         if is_new:
             log.warning("peer %s sends wrong bytes and is not asked again: %s", peer.client.name, error)
 
@@ -172,7 +150,7 @@ class PeerPool:
         with self._lock:
             if self._closed:
                 return []
-            usable = [peer for peer in self._peers.values() if peer.is_usable(now)]
+            usable = [peer for peer in self._peers.values() if peer.is_usable()]
             if len(usable) > _MOST:
                 knowing = [peer for peer in usable if name in peer.known]
                 others = [peer for peer in usable if name not in peer.known]
@@ -200,7 +178,7 @@ class PeerPool:
         else:
             with self._lock:
                 peer.known[name] = self._clock(), presence
-                peer.worked()
+                peer.state.worked()
         finally:
             with self._lock:
                 del peer.asked[name]
@@ -223,7 +201,7 @@ class PeerPool:
             with self._lock:
                 gone = [self._peers.pop(key) for key in self._peers.keys() - found.keys()]
                 for key in found.keys() - self._peers.keys():
-                    self._peers[key] = Peer(PeerClient(*key))
+                    self._peers[key] = Peer(PeerClient(*key), self._clock)
         finally:
             with self._lock:
                 self._looked_up, self._looking = self._clock(), None

@@ -7,7 +7,6 @@ are bounded (`listening`): connections in number, each request in time. Nothing 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from imgfs.errors import ImgfsError, StoreError, UsageError, describe
 from imgfs.listening import LOOK, BoundedServer, ListenAddress, MakeHandler, UnixServer
 from imgfs.peers.cached_layers import CachedLayers, PresentLayer
 from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range
+from imgfs.registry.urls import is_loopback_host
 from imgfs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class PeerServer:
     def __init__(
         self, store: Store, address: ListenAddress, certificates: ServerCertificates | None = None
     ) -> None:
-        if certificates is None and not _is_here(address):
+        if certificates is None and not (address.path or is_loopback_host(address.host)):
             raise UsageError(
                 f"peers at {address}: beyond this machine clients must show a certificate: "
                 "--peer-ca, --peer-cert and --peer-key"
@@ -80,16 +80,6 @@ class PeerServer:
     def close(self) -> None:
         """Give the address up, where `serve` was never called."""
         self._server.server_close()
-
-
-def _is_here(address: ListenAddress) -> bool:
-    """Return True if only this machine can connect."""
-    if address.path or address.host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(

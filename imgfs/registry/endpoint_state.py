@@ -1,6 +1,6 @@
-"""The state of each endpoint of a repository: its back-off, its record for `imgfs status`, its clients.
+"""The state of an endpoint, a registry's or a peer: its back-off, and its record for `imgfs status`.
 
-An endpoint that fails is left alone, each time for twice as long; then one request probes it first.
+An endpoint that fails is left alone, each time for twice as long.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unavailable
-from imgfs.oci.descriptor import Digest
-from imgfs.registry.client import Client
-from imgfs.registry.endpoint import RegistryEndpoint
-from imgfs.registry.retry import Busy, Timeouts
-from imgfs.registry.urls import redact
+from imgfs.errors import ImgfsError
+from imgfs.registry.retry import Busy
 
 if TYPE_CHECKING:
     from imgfs.status import EndpointStatus
 
-_FIRST_BACK_OFF, _MAX_BACK_OFF = 1.0, 60.0  # seconds
 _MAX_RETRY_AFTER = 300.0  # seconds
 _MAX_TEXT = 300
 
 
+class BackOff(NamedTuple):
+    """For how many seconds an endpoint that fails is left alone, the first time and at most."""
+
+    first: float
+    most: float
+
+
+_OF_REGISTRIES = BackOff(1.0, 60.0)
+
+
 class EndpointState:
-    """The back-off and the record of one endpoint, shown as `name`. Safe in threads.
+    """The back-off, within `limits`, and the record of one endpoint, shown as `name`. Safe in threads.
 
     `clock` counts the seconds of the back-off, `calendar` those since the epoch.
     """
@@ -38,10 +42,12 @@ class EndpointState:
         self,
         name: str,
         *,
+        limits: BackOff = _OF_REGISTRIES,
         clock: Callable[[], float] = time.monotonic,
         calendar: Callable[[], float] = time.time,
     ) -> None:
         self._name = name
+        self._limits = limits
         self._clock = clock
         self._calendar = calendar
         self._lock = threading.Lock()
@@ -52,6 +58,11 @@ class EndpointState:
         self._back_off = 0.0
         self._until = -math.inf
         self._probed = False
+
+    def is_left_alone(self) -> bool:
+        """Return True during a back-off."""
+        with self._lock:
+            return self._back_off > 0 and self._clock() < self._until
 
     def admit(self) -> bool:
         """Return True if a request may be sent. After a back-off one alone may, until its `release`."""
@@ -88,7 +99,7 @@ class EndpointState:
             self._probed = False
             if self._clock() < self._until and self._back_off:
                 return
-            self._back_off = min(self._back_off * 2, _MAX_BACK_OFF) or _FIRST_BACK_OFF
+            self._back_off = min(self._back_off * 2, self._limits.most) or self._limits.first
             retry_after = min(error.after, _MAX_RETRY_AFTER) if isinstance(error, Busy) else 0.0
             self._until = self._clock() + max(self._back_off, retry_after)
 
@@ -111,87 +122,3 @@ class EndpointState:
                 tries=self._tries,
                 left_alone_until=until,
             )
-
-
-_CONNECT, _READ, _DEADLINE = 2.0, 5.0, 10.0  # seconds for an endpoint that is not the last
-_BRIEF = 160  # characters of an error beside another
-
-
-class Candidate:
-    """An endpoint with its clients, its state, and the blobs it lacks until when (negative cache)."""
-
-    def __init__(
-        self,
-        endpoint: RegistryEndpoint,
-        connect: Callable[[RegistryEndpoint, EndpointState, bool], Client],
-        clock: Callable[[], float],
-    ) -> None:
-        self.endpoint = endpoint
-        self.state = EndpointState(redact(endpoint.url), clock=clock)
-        self.missing_until: dict[Digest, float] = {}
-        self._connect = connect
-        self._clients: dict[bool, Client] = {}
-        self._lock = threading.Lock()
-
-    def client(self, is_last: bool) -> Client:
-        """Return the client of the endpoint, with the full time-outs only if it is the last."""
-        with self._lock:
-            if is_last not in self._clients:
-                self._clients[is_last] = self._connect(self.endpoint, self.state, is_last)
-            return self._clients[is_last]
-
-    def clients(self) -> list[Client]:
-        """Return the clients made so far."""
-        with self._lock:
-            return list(self._clients.values())
-
-
-class Attempts:
-    """The errors of the endpoints tried for one read."""
-
-    def __init__(self) -> None:
-        self._errors: list[tuple[RegistryEndpoint, ImgfsError]] = []
-
-    @property
-    def is_passing(self) -> bool:
-        """Return True if the latest error may pass, or not occur elsewhere."""
-        return isinstance(self._errors[-1][1], Unavailable | IntegrityError)
-
-    def add(self, candidate: Candidate, error: ImgfsError) -> None:
-        """Note an error."""
-        self._errors.append((candidate.endpoint, error))
-
-    def error(self) -> ImgfsError:
-        """Return the error of the registry itself, one with a status first, and the others in brief."""
-        own = max(self._errors, key=lambda tried: (not tried[0].is_mirror, _status(tried[1]) is not None))
-        others = "; ".join(_brief(*tried) for tried in self._errors if tried is not own)
-        error = own[1]
-        if not others or not isinstance(error, RegistryError):
-            return error
-        kind = Unavailable if isinstance(error, Unavailable) else type(error)
-        combined = kind(
-            f"{error} (also tried: {others})", status=error.status, code=error.code, url=error.url
-        )
-        combined.__cause__ = error
-        return combined
-
-
-def short_timeouts(timeouts: Timeouts) -> Timeouts:
-    """Return the time-outs for an endpoint that is not the last: one try, and a few seconds."""
-    return replace(
-        timeouts,
-        connect=min(timeouts.connect, _CONNECT),
-        read=min(timeouts.read, _READ),
-        deadline=min(timeouts.deadline, _DEADLINE),
-        tries=1,
-    )
-
-
-def _status(error: ImgfsError) -> int | None:
-    return error.status if isinstance(error, RegistryError) else None
-
-
-def _brief(endpoint: RegistryEndpoint, error: ImgfsError) -> str:
-    """An error in a few words, beside another of the same read."""
-    url = getattr(error, "url", None) or ""
-    return f"{redact(endpoint.url)}: {str(error).removeprefix(f'{url}: ')[:_BRIEF]}"

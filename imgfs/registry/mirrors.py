@@ -18,10 +18,11 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.auth import KnownAuth
 from imgfs.registry.blobs import end_of
+from imgfs.registry.candidates import Attempts, Candidate, short_timeouts
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Traffic
-from imgfs.registry.endpoint_state import Attempts, Candidate, EndpointState, short_timeouts
+from imgfs.registry.endpoint_state import EndpointState
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.urls import redact
 

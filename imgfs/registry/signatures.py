@@ -16,9 +16,9 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage, NotFound, Unauthorized, UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.fields import decode_base64, object_at, objects_in, parse_json, text_in
+from imgfs.registry.candidates import short_timeouts
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint
-from imgfs.registry.endpoint_state import short_timeouts
 from imgfs.registry.mirrors import FindCredentials
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.session import HttpSession

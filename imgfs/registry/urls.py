@@ -113,15 +113,27 @@ def origin(text: str) -> Origin:
     return parse_url(text).origin
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine; an IPv4 address may be written as one of IPv6."""
+def is_loopback(netloc: str) -> bool:
+    """Whether `host[:port]` is this machine."""
     try:
-        name = parse_url(f"http://{host}").host
-        address = None if name == "localhost" else ipaddress.ip_address(name)
+        return is_loopback_host(parse_url(f"http://{netloc}").host)
+    except UrlError:
+        return False
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a name, or an address in its usual spelling, is this machine: for a socket that listens, too.
+
+    An IPv4 address may be written as one of IPv6: Linux connects `::ffff:127.0.0.1`, and binds it, as IPv4.
+    """
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return address is None or (mapped or address).is_loopback
+    return (mapped or address).is_loopback
 
 
 def redact(text: str) -> str:

@@ -19,9 +19,10 @@ import pytest
 from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX
+from imgfs.registry.candidates import short_timeouts
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Tls
-from imgfs.registry.endpoint_state import EndpointState, short_timeouts
+from imgfs.registry.endpoint_state import EndpointState
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
 from imgfs.status import EndpointStatus

@@ -113,9 +113,14 @@ def test_a_client_that_drips_is_cut_off(rig: Rig, tmp_path: Path, monkeypatch: p
 
 
 def test_without_certificates_only_this_machine_is_served(tmp_path: Path) -> None:
-    for host in ("0.0.0.0", "::", "10.1.2.3", "node-1"):
+    for host in ("0.0.0.0", "::", "10.1.2.3", "node-1", "::ffff:10.1.2.3", "::ffff:0.0.0.0"):
         with pytest.raises(UsageError, match="must show a certificate"):
             PeerServer(Store(tmp_path), ListenAddress(host, 0))
+    with peer(tmp_path, ListenAddress("::ffff:127.0.0.1", 0)) as url:
+        port = parse_peer(url).port
+        socket.create_connection(("127.0.0.1", port), allowed(5)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), allowed(5))
     socket_file = tmp_path / "peer"
     with peer(tmp_path, ListenAddress(path=socket_file)) as url:
         assert stat.S_IMODE(socket_file.stat().st_mode) == 0o600
