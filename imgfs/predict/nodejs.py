@@ -43,7 +43,7 @@ _DESCRIPTION = 1 << 18  # bytes of a package.json
 _TEXT = 1 << 16  # bytes of a module that are looked at for what it requires
 _DEPENDENCIES = 256  # of a package
 _NAME = re.compile(r"(?:@[\w~-][\w.~-]*/)?[\w~-][\w.~-]*", re.ASCII)
-_REQUIRED = re.compile(rb"""(?:\brequire\(\s*|\bfrom\s*|\bimport\s*\(?\s*)(["'])([@\w.~/-]{1,214})\1""")
+_REQUIRED = re.compile(rb"""(?:\brequire\(\s*|\bfrom\s*|\bimport\s*(?:\(\s*)?)(["'])([@\w.~/-]{1,214})\1""")
 
 
 class NodeModules:

@@ -31,8 +31,9 @@ _FEW_TAGS = 10  # tags that a message lists in full
 _ENOUGH = 1000  # tags that are fetched for a message
 MAX_PAGE = 4 << 20  # bytes
 _MAX_PAGES = 20
-_LINK = re.compile(r"<([^>]*)>([^<]*)")  # one of perhaps several (RFC 8288, 3)
-_NEXT = re.compile(r';\s*rel\s*=\s*"?[^";]*\bnext\b', re.IGNORECASE)
+_LINK = re.compile(r"<([^<>]*)>([^<]*)")  # one of perhaps several (RFC 8288, 3)
+_RELATION = re.compile(r";\s*rel\s*=([^;]*)", re.IGNORECASE)
+_NEXT = re.compile(r"\bnext\b", re.IGNORECASE)
 
 
 class Fetched(NamedTuple):
@@ -219,13 +220,12 @@ def pages(
 
 def has_next(headers: Mapping[str, str]) -> bool:
     """Return True if a page says that there is another one."""
-    return any(_NEXT.search(parameters) for _, parameters in _LINK.findall(headers.get("Link", "")))
+    return _linked_next(headers) is not None
 
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
     """Where `Link: <url>; rel="next"` points to, if it is on the same host."""
-    links = _LINK.findall(headers.get("Link", ""))
-    target = next((target for target, parameters in links if _NEXT.search(parameters)), None)
+    target = _linked_next(headers)
     if target is None:
         return None
     try:
@@ -233,3 +233,12 @@ def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
     except RegistryError:
         return None
     return following if origin(following) == origin(url) else None
+
+
+def _linked_next(headers: Mapping[str, str]) -> str | None:
+    """Return what a header links to as the next page; None if it links to none."""
+    for target, parameters in _LINK.findall(headers.get("Link", "")):
+        values = (text.lstrip().removeprefix('"').partition('"')[0] for text in _RELATION.findall(parameters))
+        if any(map(_NEXT.search, values)):
+            return str(target)
+    return None

@@ -25,7 +25,7 @@ MAX_URL = 16 << 10  # characters: signatures and the state of uploads have some 
 _SHOWN = 200  # characters of a refused URL in an error
 _VISIBLE = re.compile(r"[!-\[\]-~]*")  # ASCII without spaces, control characters and the backslash
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_ABSOLUTE = re.compile(r"(?i:(https?))://([^/?]*)([^?]*)(.*)")
+_ABSOLUTE = re.compile(r"(?i:(https?))://([^/?]*)((?:/[^?]*)?)((?:\?.*)?)")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::([1-9][0-9]{0,4}))?")
 _NUMERIC = re.compile(
     r"[0-9]+|0[xX][0-9A-Fa-f]*"

@@ -52,7 +52,16 @@ ALONE = {
 }
 TWICE = {"Image", "_Layer"}  # names of classes that two modules have
 # Tests of several modules, or of what is said of all.
-OF_MANY = {"architecture", "erofs", "error_words", "hostile_sqlite", "index_artifact", "prose", "umoci"}
+OF_MANY = {
+    "architecture",
+    "erofs",
+    "error_words",
+    "expressions",
+    "hostile_sqlite",
+    "index_artifact",
+    "prose",
+    "umoci",
+}
 LONGEST = 60  # lines of a function
 VAGUE = {"utils", "util", "common", "types", "constants", "interfaces", "helpers", "misc", "base"}
 

@@ -113,6 +113,8 @@ def test_a_pattern_that_could_take_long_is_refused_where_it_would() -> None:
     assert pattern.is_in("-x-y")
     with pytest.raises(Refusal, match="may take long in 4096 characters"):
         pattern.is_in("x" * 4096)
+    with pytest.raises(Refusal, match="may take long in 0 characters"):
+        Pattern.parse(r"(|)" * 60 + r"\b").is_in("")
     for text in ("a" * 1001, "(a*)*", "a*+", r"\1", r"\pL", "[[:alpha:]]", "(?i)a", "a**", "[a", "*"):
         with pytest.raises(Refusal, match="regular expression"):
             Pattern.parse(text)

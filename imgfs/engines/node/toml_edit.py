@@ -20,7 +20,8 @@ Value = str | bool | int | list[str]
 Document = dict[str, object]
 _ADDED, _REPLACED = "  # by imgfs", "# replaced by imgfs: "
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(#.*)?$")
-_KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|\s*\.\s*)+?)\s*=""")
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_KEY = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 

@@ -57,7 +57,7 @@ class Pattern:
 
     def is_in(self, value: str) -> bool:
         """Return True if it is found in a value; raises Refusal if that might take long."""
-        if len(value) ** (self._repetitions + 1) << self._choices > _MOST_STEPS:
+        if max(len(value), 1) ** (self._repetitions + 1) << self._choices > _MOST_STEPS:
             raise _refused(self._compiled.pattern, f"what may take long in {len(value)} characters")
         return self._compiled.search(value) is not None
 
