@@ -35,6 +35,8 @@ def check_likeness(pid: int) -> None:
     for name, value in own.items():
         if other[name] != value:
             raise Differs(f"{name}: {other[name]}, not {value}")
+    if own["NoNewPrivs"] != "0":
+        raise Differs("NoNewPrivs: by what such processes are confined, /proc does not tell (landlock(7))")
 
 
 def take_over(pid: int) -> None:

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 
 from imgfs import syscalls
 from imgfs.forkserver.caller import Differs, check_likeness, take_over
@@ -86,8 +86,7 @@ def _receive(connection: socket.socket) -> tuple[CommandRequest, list[int]]:
 
 def _refuse(connection: socket.socket, pid: int, reason: str) -> None:
     log.info("pid %d is not served: %s", pid, reason)
-    with ExitStack() as stack:
-        stack.callback(connection.close)
+    with connection, suppress(OSError):  # it may be gone
         connection.sendall(REFUSED)
 
 

@@ -46,8 +46,10 @@ class CommandRequest:
                 raise ValueError(f"{name}: {theirs!r}, not {ours!r}")
         streams, (name, count, *rest) = fields[len(own) :][:_STREAMS], fields[len(own) + _STREAMS :]
         words, entries = rest[: int(count)], rest[int(count) :]
-        pairs = (entry.partition("=") for entry in entries)
-        return cls(name, words, {key: value for key, _, value in pairs}, streams)
+        variables = {key: value for key, _, value in (entry.partition("=") for entry in entries)}
+        if "" in variables:
+            raise ValueError("a variable without a name, which cannot be set")
+        return cls(name, words, variables, streams)
 
 
 _INTERPRETER = ("version", "package", "Python", "file system encoding")

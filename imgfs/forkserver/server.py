@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _BACKLOG = 64
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _HIGHEST = 1 << 20  # descriptor
+_PAUSE = 0.5  # seconds before a client is accepted that could not be
 _OUTDATED = 75  # the exit code of a forked process that has found another imgfs installed
 
 
@@ -64,13 +66,19 @@ class ForkServer:
         return not self._is_outdated
 
     def _accept(self) -> None:
-        with suppress(BlockingIOError, ConnectionAbortedError):
+        try:
             connection, _ = self._listening.accept()
-            with connection:
-                try:
-                    self._fork(partial(self._carry_out, connection))
-                except OSError as error:  # no more processes: the client does without
-                    log.warning("no process can be forked: %s", describe(error))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no more files or memory: it waits in line
+            log.warning("no client can be answered: %s", describe(error))
+            time.sleep(_PAUSE)
+            return
+        with connection:
+            try:
+                self._fork(partial(self._carry_out, connection))
+            except OSError as error:  # no more processes: the client does without
+                log.warning("no process can be forked: %s", describe(error))
 
     def _carry_out(self, connection: socket.socket) -> None:
         """In the forked process: serve a client. What is the server's, or a companion's, is closed."""

@@ -103,10 +103,13 @@ def test_a_command_that_is_not_like_the_server_does_all_of_it_by_itself(server: 
 
 def test_errors_and_exit_codes_are_the_commands(server: Server) -> None:
     at = server.imgfs.mountpoint()
+    closed = 'exec "$@" <&-'
+    words = [sys.executable, "-m", "imgfs", "mount", "oci:/nowhere:x", str(at)]
+    assert "/nowhere" in server.imgfs.program("sh", "-c", closed, "sh", *words).complaint(2)
     said = server.mount("oci:/nowhere:x", at)
     assert "/nowhere" in said.complaint(2)
     assert server.mount("oci:/nowhere:x", "/nowhere").code == 1
-    assert server.said(": imgfs mount") == 2
+    assert server.said(": imgfs mount") == 3
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])

@@ -44,14 +44,31 @@ def test_a_process_with_fewer_rights_is_not_like_this_one() -> None:
         other.communicate(b"\n")
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x01\0\0\0", b"\xff\xff\xff\xff", b"\x04\0\0\0\0\0\0\0"])
+def test_a_process_that_may_be_confined_by_what_cannot_be_seen_is_like_no_other() -> None:
+    code = "import os; from imgfs.forkserver.caller import check_likeness as c; c(os.getppid())"
+    words = ["setpriv", "--no-new-privs", "sh", "-c", f"{sys.executable} -c '{code}'; exit"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False).stderr
+    assert "Differs: NoNewPrivs: by what such processes are confined" in said
+
+
+NAMELESS = CommandRequest("imgfs", ["mount"], {"": "x"}, STREAMS).encode()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x01\0\0\0", b"\xff\xff\xff\xff", b"\x04\0\0\0\0\0\0\0", NAMELESS])
 def test_what_is_no_request_is_refused_and_nothing_is_run(sent: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.sendall(sent)
+        socket.send_fds(ours, [sent or b"\0"], [0, 1, 2, 0])
         ours.shutdown(socket.SHUT_WR)
         assert carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: True)
         assert ours.recv(9) == REFUSED
+
+
+def test_a_client_that_has_gone_is_refused_in_silence() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    assert carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: True)
+    assert theirs.fileno() < 0
 
 
 def test_another_imgfs_is_refused_and_told(tmp_path: Path) -> None:
