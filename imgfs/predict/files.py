@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 
+from imgfs.layer.limits import PATH_LIMIT
 from imgfs.tree.database import Node
 from imgfs.tree.reader import Listed, Tree
 
 _LISTED = 4096  # names of a directory that are looked at
 _LOOKS = 500_000  # names that are looked at for a mount: a few seconds of CPU; numpy takes some 5,000
-_A_PATH = 20  # a path costs as many
+_A_PATH, _DEEPEST = 20, 64  # a path costs as many, and may lead over so many
 
 
 class FilesByPath:
@@ -61,7 +62,7 @@ class FilesByPath:
 
     def _resolve(self, path: bytes) -> Node | None:
         self.left -= _A_PATH
-        if self.left > 0:
+        if self.left > 0 and len(path) <= PATH_LIMIT:
             with suppress(OSError):
-                return self._tree.resolve(path)
+                return self._tree.resolve(path, most=_DEEPEST)
         return None

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 
 from imgfs.content.stats import Cause
+from imgfs.layer.limits import PATH_LIMIT
 from imgfs.predict.elf import HEAD, Dynamic, Elf, read_dynamic, read_elf, string_at
 from imgfs.predict.files import FilesByPath
 from imgfs.predict.guess import LARGEST_LOOK, Also, Guess, Look, Rank, Step, Want, Watch
@@ -88,7 +89,8 @@ class Libraries:
         names = yield from _names(ino, dynamic)
         origin = self._files.path(ino).rpartition(b"/")[0]
         texts = [names[offset] for offset in dynamic.paths]
-        own = [_expanded(path, origin) for text in texts for path in text.split(b":")[:_PATHS] if path]
+        expanded = (_expanded(path, origin) for text in texts for path in text.split(b":")[:_PATHS] if path)
+        own = [path for path in expanded if len(path) <= PATH_LIMIT]
         for name in filter(None, (names[offset] for offset in dynamic.needed)):
             found = self._first([*own, *self._usual], name)
             if found is None:

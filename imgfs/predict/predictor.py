@@ -180,7 +180,9 @@ class Predictor:
         return b"".join(parts)
 
     def _fetch_for(self, look: Look, guess: Guess) -> None:
-        """Fetch what a guess must see; then it goes on."""
+        """Fetch what a guess must see; then it goes on. It ends if that is more than guesses may cost."""
+        if not self._wants.may_look:
+            return
         spans = self._spans(look.ino, look.start, min(look.end, look.start + LARGEST_LOOK))
         layers = {layer for layer, _ in spans}
         self._wants.note_requested(spans)

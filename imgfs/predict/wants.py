@@ -2,7 +2,8 @@
 
 A request is of 1 MiB at most, and so many are under way as keep the link busy: what is wanted later may be
 more urgent, and a reader's next miss shares the link with them. In all so many compressed bytes are wanted,
-and a multiple of those that readers have used of what has come before.
+and a multiple of those that readers have used of what has come before; and as many more are fetched for
+guesses to go on, since an image may have them look at all of it.
 """
 
 from __future__ import annotations
@@ -92,13 +93,18 @@ class Wants:
         return not self._queue
 
     @property
+    def may_look(self) -> bool:
+        """Return True if guesses may have something fetched that they must see."""
+        return self.requested < self._most() + self.first
+
+    @property
     def has_room_for_last(self) -> bool:
         """Return True if nothing is wanted, and little is under way."""
         return not self._queue and self._under_way < self._window()
 
     def fetch(self) -> None:
         """Request what is wanted most, as much as may be under way and as is worth it."""
-        while self._queue and self._under_way < self._window() and self._is_worth_it():
+        while self._queue and self._under_way < self._window() and self.requested < self._most():
             layer, cause = self._queue[0].layer, self._queue[0].cause
             content, batch = self._layers[layer], list(self._batch(layer, cause))
             for request in requests_for(batch, content.table, SIZES._replace(largest=REQUEST)):
@@ -129,10 +135,10 @@ class Wants:
         if has_failed or has_room:
             self._ended(has_failed)
 
-    def _is_worth_it(self) -> bool:
-        """Return True if what has been fetched, and was not used, is no more than it may be."""
+    def _most(self) -> int:
+        """Return the compressed bytes that may be requested, by what readers have used of them."""
         used = sum(layer.counts.brought(cause).bytes_used for layer in self._layers for cause in _CAUSES)
-        return self.requested < self.first + (1 + _FACTOR) * used
+        return self.first + (1 + _FACTOR) * used
 
     def _window(self) -> int:
         """Return the compressed bytes that may be under way: the link is to be busy, and no more."""

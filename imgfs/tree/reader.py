@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from operator import index
@@ -244,16 +245,19 @@ class Tree(AbstractContextManager["Tree"]):
             parts.append(name)
         return b"/".join(reversed(parts))
 
-    def resolve(self, path: bytes, *, follow: bool = True) -> Node:
+    def resolve(self, path: bytes, *, follow: bool = True, most: int = sys.maxsize) -> Node:
         """Return the node at `path`, relative to the root, with symlinks resolved inside the tree.
 
         Without `follow` a symlink in the last component is not followed. Raises OSError: ENOENT, ENOTDIR,
-        ELOOP.
+        ELOOP, and ENAMETOOLONG if it leads over more than `most` names.
         """
         root = self._at(ROOT)
         nodes, ahead, links = [root], path.split(b"/")[::-1], 0
         while ahead:
             name = ahead.pop()
+            most -= 1
+            if most < 0:
+                raise _error(errno.ENAMETOOLONG, path)
             if not stat.S_ISDIR(nodes[-1].mode):
                 raise _error(errno.ENOTDIR, path)
             if name in (b"", b".", b".."):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from imgfs.predict.files import FilesByPath
 from imgfs.predict.guess import Rank
 from imgfs.predict.libraries import Libraries
+from imgfs.tree.database import Node
+from imgfs.tree.reader import Tree
 from tests.support import elfmake
 from tests.support.guesses import Played
 from tests.support.layers import merged
@@ -106,6 +108,23 @@ def test_all_guesses_of_a_mount_look_at_so_many_names_and_no_more(tmp_path: Path
         found = Played(tree, flat, Libraries(files).of_file(b"lib/libx.so", node))
         assert found.paths() == {"lib/libx.so", "lib/lib0.so"}
         assert files.left <= 0
+
+
+def test_a_path_costs_no_more_than_it_counts_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    lookup = Tree.lookup
+
+    def counted(tree: Tree, parent: int, name: bytes) -> Node | None:
+        looked.append(name)
+        return lookup(tree, parent, name)
+
+    monkeypatch.setattr(Tree, "lookup", counted)
+    deep = "d/" * 1000
+    names = [b"lib%d.so" % number for number in range(20)]
+    program = elfmake.program(names, runpath=b"/%s:%s" % (deep.encode(), b"$ORIGIN" * 200))
+    found = played(tmp_path, "a/x.so", file("a/x.so", program.body), file(f"{deep}lib0.so", b""))
+    assert found.paths() == {"a/x.so"}
+    assert len(looked) < 20 * (64 + 40)
 
 
 def test_libraries_that_need_each_other_come_to_an_end(tmp_path: Path) -> None:

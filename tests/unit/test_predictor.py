@@ -106,6 +106,16 @@ def test_what_is_not_used_is_fetched_up_to_a_limit(image: Followed, monkeypatch:
     assert image.rig.content.snapshot().brought["library"].bytes < most
 
 
+def test_what_guesses_must_see_is_fetched_up_to_a_limit_too(
+    image: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image.predictor._wants, "first", 0)
+    image.open(b"bin/app")
+    until(image.predictor._events.empty, "it has heard of it")
+    image.predictor.stop()
+    assert not image.rig.source.ranges
+
+
 def test_a_registry_that_is_away_is_asked_once_and_then_left_alone(image: Followed) -> None:
     image.rig.source.away = True
     image.open(b"bin/app")
