@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgfs import syscalls
 from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
 from imgfs.errors import UsageError
 
@@ -92,6 +93,7 @@ def serve(options: argparse.Namespace) -> int:
 
     if not options.room:  # the words of a process that is forked later are shown where those of this one are
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--room", " " * _ROOM])
+    syscalls.show_words(sys.orig_argv[:-2])  # without that room: systemctl status shows all of it
     log_to_stderr(options.log_level.upper())
     os.chdir("/")
     with ExitStack() as stack:

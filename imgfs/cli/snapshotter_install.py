@@ -147,8 +147,9 @@ def _difference(change: FileChange) -> Iterable[str]:
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    """Return the words that start the snapshotter: this command, where it is in the PATH."""
-    program = shutil.which("imgfs") or os.path.abspath(sys.argv[0])
+    """Return the words that start the snapshotter: this very command, not another in the PATH."""
+    called = os.path.abspath(sys.argv[0])
+    program = called if os.path.basename(called) == "imgfs" else shutil.which("imgfs") or called
     chosen = {"--address": (options.address, ADDRESS), "--root": (options.root, ROOT)}
     return [
         program,

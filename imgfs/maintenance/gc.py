@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +48,16 @@ def prunable(store: Store, *, keep: int, before: float, whole: bool, force: bool
     free = (cache for cache in free if force or not cache.in_use)
     layers = tuple(first_to_evict(free, sum(cache.size for cache in caches) - keep))
     trees = _trees_without({cache.layer.digest for cache in layers}, store) if whole else ()
-    logs = _ended_logs(store, before) if whole else ()
+    logs = ended_logs(store, before) if whole else ()
     return Prunable(layers, tuple(trees), tuple(logs))
 
 
-def _ended_logs(store: Store, before: float) -> Iterator[tuple[Path, int]]:
-    """The logs, not written to since `before`, of daemons that have ended: a live one has its log locked."""
-    for path in sorted(store.logs.glob("*.log")):
+def ended_logs(store: Store, before: float, of: str = "") -> Iterator[tuple[Path, int]]:
+    """Yield the logs, not written to since `before`, of daemons that have ended, with their sizes.
+
+    A live one has its log locked. `of` is how their names begin: with the short digest of a manifest.
+    """
+    for path in sorted(store.logs.glob(f"{of}*.log")):
         with suppress(OSError, StoreError), open(open_owned_file(path, os.O_RDONLY), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = os.fstat(file.fileno())
@@ -141,6 +144,22 @@ def layers_in_use(resolution: Resolution, store: Store) -> Iterator[StoredLayer]
     """Yield the layers of an image that a mount uses."""
     layers = (store.layer(digest) for digest in contents_of(resolution, store).layers)
     return (layer for layer in layers if layer.in_use())
+
+
+def refuse_mounted(
+    resolutions: Sequence[Resolution], store: Store, mounted: Mapping[Digest, Collection[Digest]]
+) -> None:
+    """Raise StoreError, before anything is removed, if one of the images is mounted.
+
+    `mounted` has the layers of the images whose mounts are visible, by manifest. A container's mount may not
+    be: locks of layers that no visible mount explains show it.
+    """
+    for resolution in resolutions:
+        if resolution.manifest in mounted:
+            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
+    explained = {digest for layers in mounted.values() for digest in layers}
+    for resolution in resolutions:
+        refuse_if_used(resolution, store, explained)
 
 
 def refuse_if_used(resolution: Resolution, store: Store, of_others: Collection[Digest] = ()) -> None:

@@ -24,6 +24,8 @@ from imgfs.engines.liveness import is_answering
 from imgfs.errors import RegistryError, Unavailable
 from imgfs.mounts import status_client
 from imgfs.mounts.table import Mount, imgfs_mounts
+from imgfs.oci.descriptor import Digest
+from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.cri import Cri
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
@@ -394,22 +396,35 @@ def test_random_calls_are_answered_as_by_overlayfs(
     assert ours == theirs
 
 
-def test_a_removed_image_leaves_no_row_directory_or_mount(node: Node) -> None:
+def test_a_removed_image_leaves_no_row_directory_mount_or_byte(node: Node) -> None:
+    """kubelet removes images to have space on the disk. What a pull that failed has left goes, too."""
     node.cri.pull(node.image)
     for namespace in ("k8s.io", "default"):
         node.engine.ctr("leases", "rm", "tests", namespace=namespace)
-    node.cri.remove_image(node.image)
-    collect_garbage(node)
-    until(lambda: node.mounts() == [], "every mount is gone")
-    direct = Snapshots(node.socket)
-    until(lambda: direct.all() == [], "no snapshot is left")
-    direct.clean_up()
-    left = [path for name in ("mnt", "snapshots") for path in (node.root / name).iterdir()]
-    assert left == []
+    store = Store(node.imgfs.store)
+    held = store.layer(Digest.parse(sha256(LAYERS[0].blob)))
+    with held.use():  # as by a mount that is not the snapshotter's
+        node.cri.remove_image(node.image)
+        collect_garbage(node)
+        until(lambda: node.mounts() == [], "every mount is gone")
+        direct = Snapshots(node.socket)
+        until(lambda: direct.all() == [], "no snapshot is left")
+        direct.clean_up()
+        left = [path for name in ("mnt", "snapshots") for path in (node.root / name).iterdir()]
+        assert left == []
+        assert held.cached() > 0
+    until(lambda: clean(direct) and list(store.layers()) == [], "no layer is left")
+    for kind in ("documents", "references", "trees"):
+        assert [path for path in (store.root / kind).rglob("*") if path.is_file()] == []
     before = len(node.requests())
     node.cri.pull(node.image)
-    layers = {sha256(layer.blob) for layer in LAYERS}
-    assert [line for line in node.requests()[before:] if line.split()[1].rpartition("/")[2] in layers] == []
+    asked = {line.split()[1].rpartition("/")[2] for line in node.requests()[before:]}
+    assert asked >= {sha256(layer.blob) for layer in LAYERS}
     node.cri.remove_image(node.image)
-    until(lambda: node.mounts() == [], "every mount is gone")
+    until(lambda: node.mounts() == [] and list(store.layers()) == [], "all of it is gone again")
     direct.close()
+
+
+def clean(direct: Snapshots) -> bool:
+    direct.clean_up()
+    return True

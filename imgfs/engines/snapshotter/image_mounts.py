@@ -107,6 +107,17 @@ class ImageMounts:
             finally:
                 slot.lock.release()
 
+    @contextmanager
+    def kept_away(self, chain: ImageChain) -> Iterator[bool]:
+        """Have a chain not be mounted within the block; yields False if it is mounted, or about to be."""
+        slot = self._slot(chain)
+        is_mine = slot.lock.acquire(blocking=False)
+        try:
+            yield is_mine and not slot.users and not (self._place / _name_of(chain)).exists()
+        finally:
+            if is_mine:
+                slot.lock.release()
+
     def _slot(self, chain: ImageChain) -> _Slot:
         with self._lock:
             return self._slots.setdefault(chain, _Slot())
@@ -129,16 +140,20 @@ class ImageMounts:
             raise Refusal(error.code, f"imgfs cannot mount {chain.image}: {error}") from error
 
 
+def mounted_reference(chain: ImageChain) -> str:
+    """Return the reference by which an image is mounted: as it was pulled, with what containerd resolved."""
+    return str(replace(parse_reference(chain.image), digest=Digest.parse(chain.manifest)))
+
+
 def _words(chain: ImageChain, policy: Policy) -> list[str]:
     """Return the words for `imgfs mount` that name a chain.
 
     The digest is what containerd has resolved a tag to, so that published indexes count as for the tag.
     """
-    reference = parse_reference(chain.image)
-    if policy is Policy.AUTO and not reference.digest:
+    if policy is Policy.AUTO and not parse_reference(chain.image).digest:
         policy = Policy.ANY
     part = ["--upto-layer", str(chain.depth)] if chain.depth else []
-    return ["--index", policy, *part, str(replace(reference, digest=Digest.parse(chain.manifest)))]
+    return ["--index", policy, *part, mounted_reference(chain)]
 
 
 def _name_of(chain: ImageChain) -> str:

@@ -6,6 +6,7 @@
                 mounted: `mounted` says of which
 
 A committed snapshot never changes but for its labels; one that is the parent of others cannot be removed.
+Images are written down when they are mounted, until what the store has of them is removed, too.
 Every change is one transaction, synced: containerd's own database, which is, must not know more than this.
 """
 
@@ -39,6 +40,8 @@ CREATE TABLE IF NOT EXISTS snapshots (
 );
 CREATE INDEX IF NOT EXISTS children ON snapshots (parent);
 CREATE INDEX IF NOT EXISTS mounted ON snapshots (manifest, depth) WHERE manifest IS NOT NULL;
+CREATE TABLE IF NOT EXISTS images (manifest TEXT, image TEXT, PRIMARY KEY (manifest, image));
+INSERT OR IGNORE INTO images SELECT manifest, image FROM snapshots WHERE manifest IS NOT NULL;
 """
 _COLUMNS = "id, name, parent, kind, created, updated, labels, size, inodes, image, manifest, depth"
 _LABELS = "labels"
@@ -158,6 +161,23 @@ class SnapshotRows:
         """Return True if there is a layer of this image."""
         return any(self._select("manifest = ?", manifest))
 
+    def note_image(self, image: ImageChain) -> None:
+        """Write an image down whose mount is about to be made: should that fail, the store has some of it."""
+        self._run("INSERT OR IGNORE INTO images VALUES (?, ?)", image.manifest, image.image)
+
+    def removed_images(self) -> list[ImageChain]:
+        """Return the images that were written down, and have no layers, or none any more."""
+        with self._lock, self._errors():
+            found = self._db.execute(
+                "SELECT manifest, image FROM images WHERE manifest NOT IN "
+                "(SELECT manifest FROM snapshots WHERE manifest IS NOT NULL)"
+            ).fetchall()
+        return [ImageChain(manifest, 0, image) for manifest, image in found]
+
+    def forget_image(self, image: ImageChain) -> None:
+        """Forget an image that is removed from the store, too."""
+        self._run("DELETE FROM images WHERE manifest = ? AND image = ?", image.manifest, image.image)
+
     def is_stood_upon(self, chain: ImageChain) -> bool:
         """Return True if a snapshot with a directory of its own has the chain as its parent."""
         layers = self._select("manifest = ? AND depth = ?", chain.manifest, chain.depth)
@@ -187,6 +207,8 @@ class SnapshotRows:
             *values,
             *more,
         )
+        if mounted:
+            self.note_image(mounted)
         return self.get(name)
 
     def commit(

@@ -18,7 +18,7 @@ from pathlib import Path
 from imgfs.engines.refusal import Code, Refusal, already_exists
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.filters import parse_filters
-from imgfs.engines.snapshotter.image_mounts import ImageMounts
+from imgfs.engines.snapshotter.image_mounts import ImageMounts, mounted_reference
 from imgfs.engines.snapshotter.labels import LAYER, TARGET, IdMaps, OfferedLayer, id_maps, offered_layer
 from imgfs.engines.snapshotter.messages import (
     CommitRequest,
@@ -27,10 +27,12 @@ from imgfs.engines.snapshotter.messages import (
     UpdateRequest,
 )
 from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
+from imgfs.engines.stored_image import remove_image
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
 
 _SWEEP = 60.0  # seconds
+_SOON = 1.0  # seconds in which a daemon that has just been unmounted may end
 _INDEX = "/sys/module/overlay/parameters/index"
 
 
@@ -45,6 +47,7 @@ class Snapshotter:
         self._mounts = mounts
         self._store = store
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
+        self._pause = _SOON
         self._removed = threading.Event()
         self._removed.set()  # perhaps: by a process before this one, which was killed then
 
@@ -100,27 +103,41 @@ class Snapshotter:
         return self._directories.usage(row) if row.kind == SnapshotKind.ACTIVE else row.usage
 
     def clean_up(self) -> None:
-        """Remove directories and mounts that no snapshot needs."""
+        """Remove directories, mounts and what the store has of images, where no snapshot needs them."""
         self._removed.clear()
         self._mounts.sweep(self._is_needed)
         with self._rows.changing():  # no row is being made, whose directory would be taken for one too many
             ids = {row.id for row in self._rows.all() if row.mounted is None}
             self._directories.set_aside(ids.__contains__)
         self._directories.remove_aside()
+        self._free_images()
 
     def clean_up_when_removed(self) -> None:
         """Wait until a snapshot is removed, or a mount that was begun is there, and clean up.
 
         After a minute it is done all the same: a mount that a killed process had begun may be there only now.
+        It is done again soon, and then ever later, while removed images are still in use.
         """
-        self._removed.wait(_SWEEP)
+        if self._removed.wait(self._pause):
+            self._pause = _SOON / 2
         self.clean_up()
+        self._pause = min(2 * self._pause, _SWEEP) if self._rows.removed_images() else _SWEEP
+
+    def _free_images(self) -> None:
+        """Remove from the store what containerd has removed: kubelet does that to have space on the disk."""
+        for image in self._rows.removed_images():
+            with self._mounts.kept_away(image) as is_away:
+                if not is_away or self._rows.has_layer_of(image.manifest):
+                    continue
+                if remove_image(mounted_reference(image), Digest.parse(image.manifest), self._store):
+                    self._rows.forget_image(image)
 
     def _show(self, offered: OfferedLayer, request: PrepareRequest) -> None:
         """Make a layer that is mounted, unless it is there, and refuse to have it fetched."""
         shown = self._rows.find_shown(TARGET, offered.target, request.parent)
         chain = shown.mounted if shown and shown.mounted else self._chain(offered, request.parent)
         if offered.is_topmost:
+            self._rows.note_image(chain)
             with self._mounts.used(chain):
                 self._add_shown(shown, offered, request, chain)
         else:
