@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.content.fetch import split
 from imgfs.content.layer import LayerContent
 from imgfs.content.profile import origin_of, published_profile
+from imgfs.content.storing import split
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.image.image import Image
 from imgfs.image.trust import Trust, open_index
@@ -26,6 +26,7 @@ from imgfs.layer.artifact import Windows, pack, write_shared, write_windows
 from imgfs.layer.codec.compress import seekable
 from imgfs.layer.codec.frames import FRAMED
 from imgfs.layer.codec.gzip import sparse_window
+from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Checkpoint, Span
 from imgfs.layer.flat_digests import flat_digests
 from imgfs.layer.index import LayerIndex
@@ -179,6 +180,9 @@ class _Layer:
         checkpoints: list[tuple[int, Checkpoint]] = []
         wants_ztoc = self._layer.size >= SOCI_LEAST
         if not self._index.checkpoints():
+            if not self._index.is_scanned():
+                for _ in self._sparsed(checkpoints):
+                    pass
             return None, list(self._index.spans()) if wants_ztoc else []
         merged = list(merge_spans(self._sparsed(checkpoints), SOCI_SPAN))
         path = self._stem.with_suffix(".windows")
@@ -189,7 +193,10 @@ class _Layer:
         return windows, merged if wants_ztoc else []
 
     def _sparsed(self, checkpoints: list[tuple[int, Checkpoint]]) -> Iterator[tuple[Span, bytes]]:
-        """Every span with its bytes, verified; its checkpoint, if it has one, is added to `checkpoints`."""
+        """Every span with its bytes, verified; decoded, too, if where it is was others' word.
+
+        Its checkpoint, if it has one, is added to `checkpoints`.
+        """
         ranges = [(start, end) for _, _, start, end in self._index.bounds()]
         chunks = self._source.blob(self._layer, ranges[0][0], ranges[-1][1])
         for number, pieces in enumerate(split(chunks, ranges, range(len(ranges)))):
@@ -198,6 +205,9 @@ class _Layer:
             if actual.digest() != span.digest:
                 what = f"layer {self._layer.digest.short}, span {number}"
                 raise IntegrityError(what, expected=span.digest.hex(), actual=actual.hexdigest())
+            if span.parts:
+                for _ in decode_span(span, (body,)):
+                    pass
             if span.checkpoint:
                 checkpoint = Checkpoint(span.checkpoint.bits, sparse_window(span, body))
                 checkpoints.append((number, checkpoint))

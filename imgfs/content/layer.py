@@ -222,14 +222,18 @@ class LayerContent:
         """Replace the index by another that cuts the layer into the same spans."""
         self.index = self.in_flight.fetcher.spans = index
 
+    def on_misplaced(self, act: Callable[[], None]) -> None:
+        """Call `act` once it turns out that spans are not where the index says."""
+        self.in_flight.fetcher.misplaced.on_found = act
+
     @property
     def is_refused(self) -> bool:
         """Return True if `refuse` has been called."""
-        return self.in_flight.fetcher.refused is not None
+        return self.in_flight.fetcher.store.refused is not None
 
     def refuse(self, error: ImgfsError) -> None:
         """Make all reads of the layer fail with `error`, from now on."""
-        self.in_flight.fetcher.refused = error  # first: what lands after the eviction has seen it
+        self.in_flight.fetcher.store.refused = error  # first: what lands after the eviction has seen it
         self.flat.evict()
         self.on_refuse()
 

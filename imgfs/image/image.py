@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 
 from imgfs.content.content import Content
 from imgfs.content.layer import LayerContent
 from imgfs.content.scheduler import FetchPool
 from imgfs.errors import StoreError
 from imgfs.image.resolve import Resolved
-from imgfs.image.trust import Readiness, Trust, open_index
-from imgfs.oci.descriptor import Descriptor
+from imgfs.image.trust import PEERS, Readiness, Trust, open_index, refutation
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.endpoint import Traffic
@@ -20,6 +22,8 @@ from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import Tree
+
+log = logging.getLogger(__name__)
 
 _READ_SIZE = 1 << 20  # bytes that `Image.read` reads at once
 
@@ -73,7 +77,10 @@ class Image(AbstractContextManager["Image"]):
         spans = index.span_count()
         flat = stored.flat(size=index.summary.flat_size, spans=spans, binding=index.binding())
         stack.callback(flat.close)
-        return LayerContent(layer, index, flat, self.source, fetch_pool)
+        content = LayerContent(layer, index, flat, self.source, fetch_pool)
+        if not index.is_scanned():
+            content.on_misplaced(partial(_forget_index, stored, self.resolved.layers[layer.digest][1]))
+        return content
 
     def tree_after(self, layers: int) -> Tree:
         """Open the tree as it was after so many of the layers, whose bytes this image has as well.
@@ -109,6 +116,15 @@ class Image(AbstractContextManager["Image"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _forget_index(stored: StoredLayer, diff_id: Digest) -> None:
+    """Have the layer indexed anew by the next mount, and not as peers say; this one has its files open."""
+    try:
+        with stored.lock():
+            stored.refute(refutation(PEERS, diff_id))
+    except StoreError as error:
+        log.warning("layer %s: its index stays: %s", stored.digest.short, error)
 
 
 def _open_tree(resolved: Resolved, store: Store) -> Tree:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, Unavailable
+from imgfs.errors import (
+    ImgfsError,
+    IntegrityError,
+    InvalidImage,
+    RegistryError,
+    StoreError,
+    Unavailable,
+)
 from imgfs.image.discover import IndexDiscovery
 from imgfs.image.import_index import import_published, import_toc, import_ztoc
+from imgfs.image.peer_stream import PeerStream, open_peer_stream
 from imgfs.image.scanners import Scanners
-from imgfs.image.trust import Trust, refutation
+from imgfs.image.trust import PEERS, Trust, refutation
 from imgfs.layer.flat_digests import add_flat_digests, flat_digests
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.scan import Bomb
@@ -22,6 +32,8 @@ from imgfs.store.partial import StoredPiece, UnreadablePartial
 from imgfs.store.staging import FlatWriter
 from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
+
+log = logging.getLogger(__name__)
 
 _ALLOWANCE = 1.1  # of the room that a layer takes: its index, and the guess
 _SMALL = 256 << 10  # bytes of a blob that is streamed without looking for its table of contents
@@ -81,6 +93,7 @@ class LayerIndexing:
         self._kept = 0  # bytes that an earlier download has left
         self._fetch_error: ImgfsError | None = None  # what ended a download, if it was not what it brought
         self._has_doubted = False
+        self._doubted: PeerStream | None = None  # what peers sent, if it was wrong
         self._read = self._decoded = 0  # bytes of the blob, and of the layer
 
     def import_existing(self, discovery: IndexDiscovery, *, tag: str | None, lean: bool) -> bool:
@@ -93,10 +106,52 @@ class LayerIndexing:
             self._layer.size > _SMALL and (self._import_toc(tag) or self._import_ztoc(discovery))
         )
 
+    def take_from_peers(self, cancelled: threading.Event) -> bool:
+        """Have peers send the flat layer, and say how the blob is cut; return False if it must be streamed.
+
+        They are asked nothing where every layer is to be streamed (Policy.NONE), or what they have said of
+        this one was wrong.
+        """
+        is_refuted = self._stored.is_refuted(refutation(PEERS, self._diff_id))
+        if is_refuted or not self._trust.in_digests:
+            return False
+
+        def advances(count: int) -> None:
+            if cancelled.is_set():
+                raise ImgfsError(f"layer {self._layer.digest.short}: cancelled")
+            self._reporter.layer_advances(self._layer, count)
+
+        new_writer = partial(self._stored.flat_writer, stays=True)
+        stream = open_peer_stream(self._layer, self._diff_id, self._source, new_writer, advances)
+        if stream is None:
+            return False
+        self._reporter.layer_begins(self._layer)
+        try:
+            stream.take(self._stored)
+        except (IntegrityError, InvalidImage) as error:
+            what = f"layer {self._layer.digest.short}"
+            self._reporter.warns(f"{what} is not as peers say, and comes from the registry: {error}")
+            self._doubted, stream = stream, None
+        except RegistryError as error:  # said by the registry's stream, if it goes on
+            log.info("layer %s: its stream from peers ends: %s", self._layer.digest.short, error)
+        else:
+            return True
+        finally:
+            if stream:
+                stream.close()
+        return False
+
     def stream(self, scanners: Scanners, cancelled: threading.Event) -> None:
         """Download the layer and have it scanned; if its bytes are wrong, once more without what was kept of
         it, and once from another endpoint.
         """
+        try:
+            self._stream(scanners, cancelled)
+        finally:
+            if self._doubted:
+                self._doubted.close()
+
+    def _stream(self, scanners: Scanners, cancelled: threading.Event) -> None:
         unkept: StoreError | None = None
         while True:
             try:
@@ -162,6 +217,8 @@ class LayerIndexing:
                     add_flat_digests(path, self._flat_digests(path, writer))
                 with LayerIndex(path) as written:
                     spans, binding = written.span_count(), written.binding()
+                    if self._doubted:
+                        self._doubted.judge(writer, written)
                 # Before the index can be seen: from then on the flat layer may be evicted.
                 writer.keep(size=size, spans=spans, binding=binding)
         finally:

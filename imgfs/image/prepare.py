@@ -189,7 +189,8 @@ class _Preparation:
                 indexing = LayerIndexing(
                     layer, diff_id, stored, self._source, self._trust, self._reporter, self._downloads
                 )
-                if not indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean):
+                has_index = indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean)
+                if not has_index and not indexing.take_from_peers(self._cancelled):
                     indexing.stream(self._scanners, self._cancelled)
                 stored.drop_part()
         self._reporter.layer_ends(layer)

@@ -169,6 +169,9 @@ class Readiness:
                 yield space
 
 
+PEERS = "peers"  # in the place of an origin: of how a blob is cut, which no index has an origin for
+
+
 def refutation(origin: str, diff_id: Digest) -> str:
     """Return what is recorded of a layer if the index that `origin` vouches for has another DiffID."""
     return f"{origin} {diff_id}"

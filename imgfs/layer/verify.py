@@ -11,15 +11,15 @@ bytes from a wrong range.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Protocol
 
 from imgfs.errors import IntegrityError, InvalidImage
 from imgfs.layer.entry import WINDOW, Checkpoint, ChunkDigest, Entry, Span
-from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.origin import TOC_DIGEST
 from imgfs.layer.scan import HeaderFeeder
-from imgfs.layer.schema import BLOB
+from imgfs.layer.schema import BLOB, ExternalBlob, Summary
 from imgfs.layer.tar.reader import ReadRequest, parse_tar
 from imgfs.layer.toc.toc import is_own
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -27,8 +27,29 @@ from imgfs.oci.descriptor import Descriptor, Digest
 Read = Callable[[int, int], Iterable[bytes]]  # the flat layer's bytes `[start, end)`, in pieces
 
 
+class CutIndex(Protocol):
+    """What of an index is taken over: how the blob is cut (`layer.index.LayerIndex`)."""
+
+    @property
+    def summary(self) -> Summary:
+        """The layer as a whole."""
+
+    @property
+    def blob(self) -> ExternalBlob | None:
+        """The blob that spans are cut from, None for the layer's own."""
+
+    def spans(self) -> Iterable[Span]:
+        """Yield all spans, in order, without their checkpoints."""
+
+    def checkpoint_bits(self) -> Mapping[int, int]:
+        """Return the `bits` of every checkpoint, by the number of its span."""
+
+    def flat_span(self, number: int) -> Span | None:
+        """Return a span with the digests of its flat bytes, None if these do not cover it."""
+
+
 def verify_index(
-    index: LayerIndex, layer: Descriptor, diff_id: Digest, read: Read, writer: IndexWriter
+    index: CutIndex, layer: Descriptor, diff_id: Digest, read: Read, writer: IndexWriter
 ) -> None:
     """Write to `writer` the verified index of `layer`, whose flat bytes, those of a tar, `read` yields.
 

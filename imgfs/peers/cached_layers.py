@@ -1,4 +1,5 @@
-"""What of the store is served to peers: flat layers, by their names, as far as they are present.
+"""What of the store is served to peers: flat layers, by their names, as far as they are present, and how
+their blobs are cut, by the digests of those.
 
 A layer is found by the index that the store has of it now, and only if that is the one its bytes were
 verified by. It is opened for a while: files that have been replaced meanwhile are let go of soon. Nothing
@@ -17,7 +18,9 @@ from itertools import pairwise
 
 from imgfs.errors import StoreError
 from imgfs.layer.index import LayerIndex
+from imgfs.oci.descriptor import Digest
 from imgfs.peers.flat_name import FlatName
+from imgfs.peers.layer_spans import format_spans
 from imgfs.peers.presence import Presence
 from imgfs.store.flat import FlatLayer
 from imgfs.store.flat_files import PRESENT, read_shape
@@ -109,6 +112,17 @@ class CachedLayers:
                     return None
                 self._open[name] = time.monotonic(), layer
             return self._open[name][1].take()
+
+    def spans(self, digest: Digest) -> bytes | None:
+        """Return how a blob is cut, as it is told; None if this store has not scanned it."""
+        try:
+            path = self._store.layer(digest).index
+            if path is None:
+                return None
+            with LayerIndex(path) as index:
+                return format_spans(index)
+        except StoreError:  # removed meanwhile, of another format, or damaged
+            return None
 
     def close(self) -> None:
         """Close all layers that are not in use."""

@@ -1,4 +1,4 @@
-"""One peer, asked over connections that are kept: what it has of a layer, and flat bytes.
+"""One peer, asked over connections that are kept: what it has of a layer, flat bytes, how a blob is cut.
 
 Everything has an end: a question, the head of an answer and a read as a whole. Redirects are not followed,
 proxies not used, encodings not accepted. The bytes that come are in no way trusted.
@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgfs.errors import NotFound, RegistryError, Unavailable, describe
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.peers.address import PeerAddress
-from imgfs.peers.flat_name import FLAT, PRESENCE, FlatName
+from imgfs.peers.flat_name import FLAT, PRESENCE, FlatName, spans_path
+from imgfs.peers.layer_spans import LARGEST_SPANS, LayerSpans, parse_spans
 from imgfs.peers.presence import LARGEST_TEXT, Presence
 from imgfs.registry.sockets import Deadline, PlainSocket, TlsSocket, dial, dial_unix
 from imgfs.registry.tls import context_of
@@ -53,14 +55,24 @@ class PeerClient:
 
     def presence(self, name: FlatName) -> Presence:
         """Ask what it has of a layer: nothing if it does not know it. Raises ImgfsError."""
+        body = self._json(name.path(PRESENCE), LARGEST_TEXT)
+        return Presence() if body is None else Presence.from_json(body)
+
+    def spans(self, layer: Descriptor, diff_id: Digest) -> LayerSpans | None:
+        """Ask how a layer's blob is cut; None if it has not scanned it. Raises ImgfsError."""
+        body = self._json(spans_path(layer.digest), LARGEST_SPANS)
+        return None if body is None else parse_spans(body, layer, diff_id)
+
+    def _json(self, path: str, largest: int) -> bytes | None:
+        """Ask for a text of at most so many bytes; None if there is none. Raises ImgfsError."""
         ends = time.monotonic() + ANSWER
-        with _PeerRequest(self, name.path(PRESENCE), {}, ends) as answer:
+        with _PeerRequest(self, path, {}, ends) as answer:
             if answer.status == http.client.NOT_FOUND:
-                return Presence()
-            if answer.status != http.client.OK or answer.length is None or answer.length > LARGEST_TEXT:
+                return None
+            if answer.status != http.client.OK or answer.length is None or answer.length > largest:
                 raise self.refusal(f"answers {answer.status}, or without a length in bounds")
             answer.extend(ends + answer.length / _LEAST_RATE)
-            return Presence.from_json(b"".join(answer.body()))
+            return b"".join(answer.body())
 
     def read(self, name: FlatName, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes `[start, end)` of a flat layer: so many, or it raises ImgfsError.

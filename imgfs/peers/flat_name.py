@@ -5,6 +5,10 @@ table of contents has another flat space: it is named by blob and space.
 
     /imgfs/v1/flat/DIFFID                      bytes, by Range        /imgfs/v1/presence/DIFFID
     /imgfs/v1/flat/DIGEST/SPACE                                       /imgfs/v1/presence/DIGEST/SPACE
+
+How a blob is cut into the spans of a tar (`layer_spans`) has the blob's digest for its name:
+
+    /imgfs/v1/spans/DIGEST
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ import re
 from typing import NamedTuple
 
 from imgfs.layer.schema import TAR, Summary
+from imgfs.oci.descriptor import Digest
 
 FLAT, PRESENCE = "flat", "presence"
+_ROOT = "/imgfs/v1"
 _DIGEST = r"(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
-_PATH = re.compile(rf"/imgfs/v1/({FLAT}|{PRESENCE})/({_DIGEST})(?:/toc:([0-9a-f]{{64}}))?")
+_SPANS = re.compile(rf"{_ROOT}/spans/({_DIGEST})")
+_PATH = re.compile(rf"{_ROOT}/({FLAT}|{PRESENCE})/({_DIGEST})(?:/toc:([0-9a-f]{{64}}))?")
 
 
 class FlatName(NamedTuple):
@@ -32,7 +39,7 @@ class FlatName(NamedTuple):
 
     def path(self, what: str) -> str:
         """Return the path of FLAT or PRESENCE."""
-        return f"/imgfs/v1/{what}/{self.digest}{'' if self.space == TAR else f'/{self.space}'}"
+        return f"{_ROOT}/{what}/{self.digest}{'' if self.space == TAR else f'/{self.space}'}"
 
 
 def parse_path(path: str) -> tuple[str, FlatName] | None:
@@ -42,6 +49,17 @@ def parse_path(path: str) -> tuple[str, FlatName] | None:
         return None
     what, digest, table = found.groups()
     return what, FlatName(digest, f"toc:{table}" if table else TAR)
+
+
+def spans_path(digest: Digest) -> str:
+    """Return the path of how the blob with this digest is cut."""
+    return f"{_ROOT}/spans/{digest}"
+
+
+def parse_spans_path(path: str) -> Digest | None:
+    """The inverse of `spans_path`; None for any other path."""
+    found = _SPANS.fullmatch(path)
+    return Digest.parse(found[1], where="peer") if found else None
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:

@@ -14,14 +14,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, IntegrityError, NotFound
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.peers.address import PeerAddress
 from imgfs.peers.client import ANSWER, PeerClient
 from imgfs.peers.flat_name import FlatName
+from imgfs.peers.layer_spans import LayerSpans
 from imgfs.peers.presence import Presence, shares
 from imgfs.registry.endpoint_state import BackOff, EndpointState
 from imgfs.registry.sockets import addresses_of
@@ -109,6 +112,26 @@ class PeerPool:
             for number, first, last in shares(ranges, presences)
         ]
 
+    def spans(self, layer: Descriptor, diff_id: Digest) -> tuple[LayerSpans, Peer] | None:
+        """Ask how a layer's blob is cut; return the first good answer, and whose it is. None without one."""
+        futures = {}
+        with suppress(RuntimeError):  # closed meanwhile
+            for peer in self._usable(FlatName(str(diff_id))):
+                futures[self._threads.submit(self._ask_spans, peer, layer, diff_id)] = peer
+        with suppress(TimeoutError):
+            for future in as_completed(futures, 2 * ANSWER):
+                found = future.result()
+                if found:
+                    return found, futures[future]
+        return None
+
+    def _ask_spans(self, peer: Peer, layer: Descriptor, diff_id: Digest) -> LayerSpans | None:
+        try:
+            return peer.client.spans(layer, diff_id)
+        except ImgfsError as error:
+            self.failed(peer, error)
+            return None
+
     def report(self) -> list[EndpointStatus]:
         """Return the state of each peer."""
         with self._lock:
@@ -143,18 +166,23 @@ class PeerPool:
             peer.client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _asked(self, name: FlatName) -> list[tuple[Peer, Presence]]:
-        """Return the usable peers that have any of a layer, in any order; waits for those never asked."""
+    def _usable(self, name: FlatName) -> list[Peer]:
+        """Return the peers that may be asked about a layer; waits for the first look-up."""
         self._look_up()
-        now = self._clock()
         with self._lock:
-            if self._closed:
-                return []
             usable = [peer for peer in self._peers.values() if peer.is_usable()]
             if len(usable) > _MOST:
                 knowing = [peer for peer in usable if name in peer.known]
                 others = [peer for peer in usable if name not in peer.known]
                 usable = (knowing + random.sample(others, len(others)))[:_MOST]
+            return [] if self._closed else usable
+
+    def _asked(self, name: FlatName) -> list[tuple[Peer, Presence]]:
+        """Return the usable peers that have any of a layer, in any order; waits for those never asked."""
+        usable, now = self._usable(name), self._clock()
+        with self._lock:
+            if self._closed:
+                return []
             awaited = [self._question(peer, name, now) for peer in usable]
         wait([future for future in awaited if future], ANSWER)
         with self._lock:

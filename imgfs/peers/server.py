@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError, UsageError, describe
 from imgfs.listening import LOOK, BoundedServer, ListenAddress, MakeHandler, UnixServer
+from imgfs.oci.descriptor import Digest
 from imgfs.peers.cached_layers import CachedLayers, PresentLayer
-from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range
+from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range, parse_spans_path
+from imgfs.peers.layer_spans import LARGEST_SPANS
 from imgfs.registry.urls import is_loopback_host
 from imgfs.store.store import Store
 
@@ -178,7 +180,11 @@ class _PeerHandler(BaseHTTPRequestHandler):
         super().handle_one_request()
 
     def do_GET(self) -> None:
-        """Send a presence, or a range of a flat layer."""
+        """Send a presence, a range of a flat layer, or how a blob is cut."""
+        blob = parse_spans_path(self.path)
+        if blob:
+            self._send_spans(blob)
+            return
         named = parse_path(self.path)
         layer = self._layers.find(named[1]) if named else None
         if named is None or layer is None:
@@ -196,8 +202,18 @@ class _PeerHandler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815  (named by http.server)
 
+    def _send_spans(self, blob: Digest) -> None:
+        body = self._layers.spans(blob)
+        if body is None or len(body) > LARGEST_SPANS:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        self._extend(IDLE + len(body) / _SLOWEST)
+        self._send_json(body)
+
     def _send_presence(self, layer: PresentLayer) -> None:
-        body = layer.presence().to_json(layer.size)
+        self._send_json(layer.presence().to_json(layer.size))
+
+    def _send_json(self, body: bytes) -> None:
         self._send_head(HTTPStatus.OK, len(body), {"Content-Type": "application/json"})
         if self.command != "HEAD":
             self.wfile.write(body)

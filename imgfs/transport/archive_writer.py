@@ -13,12 +13,11 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.errors import IntegrityError, InvalidImage, UsageError
-from imgfs.layer.codec.blob import MAGIC_LENGTH, decoder, sniff
+from imgfs.layer.codec.blob import unpacked
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.tar.header import BLOCK
 from imgfs.layer.tar.writer import header_of
@@ -224,7 +223,7 @@ class DockerArchiveDestination(_ArchiveDestination):
             self._configs[descriptor.digest] = b"".join(chunks)
             return
         hasher = hashlib.sha256()
-        member = self._writer.add_unknown(_hashed(_unpacked(chunks), hasher))
+        member = self._writer.add_unknown(_hashed(unpacked(chunks), hasher))
         self._layers[descriptor.digest] = Digest("sha256", hasher.hexdigest()), member
         self._count(descriptor.size)
 
@@ -264,17 +263,6 @@ class DockerArchiveDestination(_ArchiveDestination):
 
     def _names(self) -> list[str]:
         return [str(parse_reference(f"docker://{self._reference.tag}"))] if self._reference.tag else []
-
-
-def _unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of a layer's tar."""
-    head = b""
-    while len(head) < MAGIC_LENGTH and (chunk := next(chunks, b"")):
-        head += chunk
-    decode = decoder(sniff(head), lambda _: None)
-    for packed in chain((head,), chunks):
-        yield from map(bytes, decode.pieces(packed))
-    decode.finish()
 
 
 def _hashed(chunks: Iterator[bytes], hasher: _Hash) -> Iterator[bytes]:

@@ -134,15 +134,17 @@ def child_of(pid: int) -> int | None:
     return int(found[0]) if found else None
 
 
-def test_what_was_scanned_here_and_evicted_comes_back_from_a_peer(
+def test_what_is_not_published_comes_from_a_peer_and_once_evicted_comes_back_from_it(
     imgfs: Imgfs, second: Imgfs, server: FaultServer
 ) -> None:
-    """Nothing is published: the digests are of the scan, which makes them as peers are configured."""
+    """The first machine's scan serves both."""
     image = serve(server, "app", "v1", LAYERS)
     imgfs.umount(imgfs.mount(image))
+    server.log.clear()
     with serving(imgfs) as (place, pid):
         second.environment["IMGFS_PEERS"] = place
         second.umount(second.mount(image))
+        assert layer_requests(server, LAYERS) == 0
         second.evict(image)
         until(lambda: child_of(pid), "the process that answers peers")
         killed = child_of(pid)

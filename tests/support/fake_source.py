@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -155,9 +155,20 @@ class FakeSource:
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
-def add_image(source: FakeSource, layers: Sequence[bytes], *, diff_ids: Sequence[Digest] = ()) -> Descriptor:
+def gzipped(tar: bytes) -> bytes:
+    """Pack a layer."""
+    return gzip.compress(tar, 6, mtime=0)
+
+
+def add_image(
+    source: FakeSource,
+    layers: Sequence[bytes],
+    *,
+    diff_ids: Sequence[Digest] = (),
+    pack: Callable[[bytes], bytes] = gzipped,
+) -> Descriptor:
     """Have an image of `layers`, tar streams, the lowest first; it becomes the root. Returns its manifest."""
-    blobs = [source.add(gzip.compress(tar, 6, mtime=0), LAYER_GZIP) for tar in layers]
+    blobs = [source.add(pack(tar), LAYER_GZIP) for tar in layers]
     rootfs = {"type": "layers", "diff_ids": [str(name) for name in diff_ids or map(Digest.of, layers)]}
     config = _add_json(source, OCI_CONFIG, os="linux", architecture="amd64", rootfs=rootfs)
     fields = {"config": _fields(config), "layers": [_fields(blob) for blob in blobs]}

@@ -7,6 +7,7 @@ may begin. `span.decode_span` is its counterpart for one span.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from imgfs.errors import InvalidImage
@@ -97,6 +98,17 @@ def decoder(
     if format == "tar":
         return _TarDecoder(on_cut, step)
     return _FramesDecoder(on_cut, step, format)
+
+
+def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the flat bytes of a whole blob. Raises InvalidImage."""
+    head = b""
+    while len(head) < MAGIC_LENGTH and (chunk := next(chunks, b"")):
+        head += chunk
+    decode = decoder(sniff(head), lambda _: None)
+    for packed in chain((head,), chunks):
+        yield from map(bytes, decode.pieces(packed))
+    decode.finish()
 
 
 class _TarDecoder:
