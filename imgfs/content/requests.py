@@ -132,7 +132,7 @@ class Sizes(NamedTuple):
     near: int = 256 << 10  # a miss fetches so much, if its neighbours are missing, too: half a round trip
     gap: int = 128 << 10  # bytes between two spans of one request, at most, which are discarded
     largest: int = 4 << 20  # of a request that several spans share
-    much: float = 1 / 3  # the part of a blob that readers have used when the rest of it is wanted, too
+    much: float = 2 / 3  # the part of a blob that readers have used when the rest of it is wanted, too
 
 
 SIZES = Sizes()
