@@ -25,6 +25,7 @@
     K  node      containerd with imgfs, overlayfs, stargz-snapshotter and SOCI: from a pull to an application
                  that answers, memory and CPU of many images. Go builds containerd; for the programs of the
                  others see scripts/lab/go_programs.py
+    L  models    a model file of 1 GB, not compressed, over a slow link: in sequence, and mapped at random
 
 Absolute times move from machine to machine: the ratios are what to compare.
 """

@@ -23,6 +23,7 @@ from scripts.benchmark.looking import looking
 from scripts.benchmark.machine import machine
 from scripts.benchmark.material import FULL, QUICK
 from scripts.benchmark.memory import memory
+from scripts.benchmark.models import models
 from scripts.benchmark.node import costs, readiness
 from scripts.benchmark.reading import reading
 from scripts.benchmark.report import Table, write_json
@@ -33,10 +34,10 @@ from scripts.benchmark.warm import warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
-GROUPS = "ABCDEFGHIJK"
+GROUPS = "ABCDEFGHIJKL"
 USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shaped")
 ALL_APPLICATIONS = [name for name in APPLICATIONS if name != "torch"]  # 3 GB: only if it is asked for
-SLOW_LINKS = ("shaped", "gigabit")  # of group G; the first, of group H
+SLOW_LINKS = ("shaped", "gigabit")  # of groups G and L; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
 IMAGES, CONTAINERS = (1, 10, 60), 30  # of group K: so many images, then so many containers more of one
 
@@ -72,7 +73,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--links",
         type=some_of(SPEEDS),
-        help=_listed(SPEEDS) + " (default: the slow ones for G, else two); H takes one, the first or shaped",
+        help=_listed(SPEEDS)
+        + " (default: the slow ones for G, L; else two); H takes one, the first or shaped",
     )
     add("--peers", type=some_of(PEERS), default=list(PEERS), help=_listed(PEERS) + "; '' for none")
     add("--mount-options", type=shlex.split, default=[], metavar="WORDS", help="for every `imgfs mount`")
@@ -163,6 +165,7 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
             readiness(stage, names, SHAPED), costs(stage, IMAGES[: 2 if asked.quick else 3], CONTAINERS)
         ),
         "J": looking(stage, asked.sizes[:2][-1], names[0]),
+        "L": models(stage, slow),
     }
     return itertools.chain([machine()], *(groups[name] for name in sorted(asked.only)))
 

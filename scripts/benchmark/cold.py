@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed
-from scripts.benchmark.editions import EDITIONS, Place, plain
+from scripts.benchmark.editions import EDITIONS, Edition, Place, plain
 from scripts.benchmark.journey import Journey, Milestone, travel, typical
 from scripts.benchmark.journey import plain as as_json
 from scripts.benchmark.report import Cell, Table, ratio
@@ -46,15 +46,17 @@ def cold_starts(stage: Stage, names: Sequence[str], speeds: Sequence[Speed]) -> 
     for name in names:
         application = stage.application(name)
         notes: list[str] = []
-        ways = list(_ways(stage, application, notes))
+        found = list(ways(stage, application, notes))
         for speed in speeds:
-            yield from _tables(stage, application, speed, ways, notes)
+            yield from _tables(stage, application, speed, found, notes)
 
 
-def _ways(stage: Stage, application: Application, notes: list[str]) -> Iterator[Way]:
+def ways(
+    stage: Stage, application: Application, notes: list[str], editions: Sequence[Edition] = EDITIONS
+) -> Iterator[Way]:
     """Name the ways that can be gone; why others cannot is noted."""
-    for edition in EDITIONS:
-        say(f"G {application.name}: publishing for {edition.name}")
+    for edition in editions:
+        say(f"{application.name}: publishing for {edition.name}")
         try:
             yield Way(edition.name, stage.imgfs, edition.publish(stage, application))
         except CommandFailed as failed:
@@ -64,14 +66,14 @@ def _ways(stage: Stage, application: Application, notes: list[str]) -> Iterator[
 
 
 def _tables(
-    stage: Stage, application: Application, speed: Speed, ways: Sequence[Way], notes: Sequence[str]
+    stage: Stage, application: Application, speed: Speed, found: Sequence[Way], notes: Sequence[str]
 ) -> Iterator[Table]:
     size = application.image.size
     title = f"G. Cold start of {application.name} ({size / 1e6:.0f} MB), {speed}"
     times, counts = Table(title, TIMES, notes=list(notes)), Table(f"{title}: what crossed the link", COUNTS)
-    journeys = _measure(stage, application, speed, ways, times.notes)
-    times.raw |= {name: as_json(found) for name, found in journeys.items()}
-    middle = {name: typical(found) for name, found in journeys.items()}
+    journeys = _measure(stage, application, speed, found, times.notes)
+    times.raw |= {name: as_json(each) for name, each in journeys.items()}
+    middle = {name: typical(each) for name, each in journeys.items()}
     podman = middle[PodmanRun.name]["app"].seconds if PodmanRun.name in middle else None
     for name, journey in middle.items():
         reached = [journey[stop] for stop in STOPS]
@@ -106,18 +108,18 @@ def _judge(table: Table, name: str, middle: dict[str, Journey]) -> None:
 
 
 def _measure(
-    stage: Stage, application: Application, speed: Speed, ways: Sequence[Way], notes: list[str]
+    stage: Stage, application: Application, speed: Speed, found: Sequence[Way], notes: list[str]
 ) -> dict[str, list[Journey]]:
     journeys: dict[str, list[Journey]] = {}
     with stage.link(speed) as link:
         for number in range(1, stage.rounds + 1):
-            for way in ways:
+            for way in found:
                 say(f"G {application.name}, {speed}, round {number}: {way.name}")
                 try:
                     journeys.setdefault(way.name, []).append(_travel(stage, application, way, link))
                 except CommandFailed as failed:
                     notes.append(f"{way.name}: {failed}")
-    return {name: found for name, found in journeys.items() if found}
+    return {name: each for name, each in journeys.items() if each}
 
 
 def _travel(stage: Stage, application: Application, way: Way, link: Link) -> Journey:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -36,11 +37,16 @@ TO_THE_END = (*TO_APP, "everything")
 
 
 def travel(
-    application: Application, tool: Tool, reference: str, link: Link | None, stops: Sequence[str] = TO_APP
+    application: Application,
+    tool: Tool,
+    reference: str,
+    link: Link | None,
+    stops: Sequence[str] = TO_APP,
+    more: Mapping[str, Callable[[Path], float]] | None = None,
 ) -> Journey:
     """Go from nothing to a mount, and from there to one of the `stops` after the other.
 
-    They are "ls" of the root, the first "file", the "app", a "large" file read, "everything" read.
+    They are "ls" of the root, the first "file", the "app", a "large" file, "everything", and `more`.
     Without a link nothing is counted on the wire. CommandFailed if a step fails.
     """
     reached: Journey = {}
@@ -65,6 +71,7 @@ def travel(
         "app": lambda: run(tool.inside(reference, root, application.start)),
         "large": lambda: run(["dd", f"if={root / application.large}", "of=/dev/null", "bs=1M"]),
         "everything": lambda: read_everything(root),
+        **{stop: partial(action, root) for stop, action in (more or {}).items()},
     }
     for stop in stops:
         step(stop, actions[stop])

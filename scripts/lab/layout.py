@@ -1,4 +1,4 @@
-"""Write container images as OCI layouts, the way a plain builder does: tar, gzip level 6, JSON.
+"""Write container images as OCI layouts, the way a plain builder does: tar, gzip level 6 or none, JSON.
 
 Deliberately apart from `imgfs.oci` and `imgfs.layer`: what is measured or tested must not have been written
 by the code under test.
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MODIFIED = 1_700_000_000  # every file the recipes make themselves carries this time: builds repeat
@@ -37,6 +38,7 @@ class Layer:
     size: int
     tar_size: int
     entries: int = 0
+    media_type: str = LAYER
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ def blob_path(layout: Path, digest: str) -> Path:
     return layout / "blobs" / Path(*digest.split(":"))
 
 
-def pack_members(layout: Path, members: Iterable[Member]) -> Layer:
-    """Write `members`, in their order, as one gzip layer of `layout`."""
+def pack_members(layout: Path, members: Iterable[Member], *, is_plain: bool = False) -> Layer:
+    """Write `members`, in their order, as one layer of `layout`: gzip, or `is_plain`, the tar itself."""
     numbers = itertools.count()
-    layer = _pack(layout, _tar_of(member for member, _ in zip(members, numbers, strict=False)))
+    tar = _tar_of(member for member, _ in zip(members, numbers, strict=False))
+    layer = _pack(layout, tar, is_plain=is_plain)
     return replace(layer, entries=next(numbers))
 
 
@@ -103,8 +106,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield data
 
 
-def _pack(layout: Path, tar: Iterable[bytes]) -> Layer:
-    """Compress `tar` into a blob of `layout`, keeping both digests; entries are not counted."""
+def _pack(layout: Path, tar: Iterable[bytes], *, is_plain: bool = False) -> Layer:
+    """Compress `tar`, unless told not to, into a blob of `layout`; entries are not counted."""
     deflate = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 = the largest window, in a gzip wrapper
     diff_id, digest = hashlib.sha256(), hashlib.sha256()
     tar_size = 0
@@ -115,15 +118,16 @@ def _pack(layout: Path, tar: Iterable[bytes]) -> Layer:
         for data in tar:
             diff_id.update(data)
             tar_size += len(data)
-            packed = deflate.compress(data)
+            packed = data if is_plain else deflate.compress(data)
             digest.update(packed)
             blob.write(packed)
-        packed = deflate.flush()
+        packed = b"" if is_plain else deflate.flush()
         digest.update(packed)
         blob.write(packed)
         size = blob.tell()
     unfinished.rename(blobs / digest.hexdigest())
-    return Layer(f"sha256:{digest.hexdigest()}", f"sha256:{diff_id.hexdigest()}", size, tar_size)
+    digests = f"sha256:{digest.hexdigest()}", f"sha256:{diff_id.hexdigest()}"
+    return Layer(*digests, size, tar_size, media_type=PLAIN_LAYER if is_plain else LAYER)
 
 
 def tree_members(root: Path, at: str = "", *, parents: bool = True) -> Iterator[Member]:
@@ -202,7 +206,9 @@ def write_image(
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": _put_json(layout, config, CONFIG),
-        "layers": [{"mediaType": LAYER, "digest": each.digest, "size": each.size} for each in layers],
+        "layers": [
+            {"mediaType": each.media_type, "digest": each.digest, "size": each.size} for each in layers
+        ],
     }
     found = _put_json(layout, manifest, MANIFEST)
     named = found | {"annotations": {"org.opencontainers.image.ref.name": tag}}

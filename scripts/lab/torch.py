@@ -46,6 +46,8 @@ CUDA = (
 )
 CUDA_LARGE = ("libtorch_cuda_linalg.so", "libcusparseLt-*.so.*")  # loaded only when they are used
 WEIGHTS = 250_000_000  # bytes
+MODEL = 1_000_000_000  # bytes of a model file
+MODEL_PATH = "models/weights.safetensors"
 WEIGHT_DEVIATION = 0.02  # as a trained model's
 PIECE = 1 << 20  # bytes of weights made at once
 
@@ -58,7 +60,7 @@ def ml_app(cache: Path) -> Image:
             pack_debian(layout, ["python3"]),
             pack_pip(layout, SCIENCE),
             _pack_torch(layout),
-            _pack_weights(layout),
+            _pack_weights(layout, WEIGHTS),
         ]
         return write_image(layout, "latest", layers, ["python3"])
 
@@ -73,6 +75,15 @@ def torch_cuda(cache: Path) -> Image:
         return write_image(layout, "latest", layers, ["python3"])
 
     return cached_image(cache, "torch", build)
+
+
+def model(cache: Path) -> Image:
+    """Build one layer, not compressed, with a model file of 1 GB: as such artifacts are published."""
+
+    def build(layout: Path) -> Image:
+        return write_image(layout, "latest", [_pack_weights(layout, MODEL, is_plain=True)])
+
+    return cached_image(cache, "model", build)
 
 
 def _pack_torch(layout: Path) -> Layer:
@@ -153,14 +164,13 @@ def c_stubs(symbols: Iterable[str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _pack_weights(layout: Path) -> Layer:
+def _pack_weights(layout: Path, size: int, *, is_plain: bool = False) -> Layer:
     with tempfile.TemporaryDirectory(prefix="imgfs-weights-") as scratch:
         path = Path(scratch, "weights")
         with path.open("wb") as out:
-            out.writelines(weights(WEIGHTS))
-        name = "models/weights.safetensors"
-        members: list[Member] = [(directory("models"), None), (regular(name, WEIGHTS), path)]
-        return pack_members(layout, members)
+            out.writelines(weights(size))
+        members: list[Member] = [(directory("models"), None), (regular(MODEL_PATH, size), path)]
+        return pack_members(layout, members, is_plain=is_plain)
 
 
 def weights(size: int) -> Iterator[bytes]:
