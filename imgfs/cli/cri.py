@@ -53,4 +53,4 @@ def cri(options: argparse.Namespace) -> int:
     address, containerd = map(socket_path, (options.address, options.containerd))
     auth = Path(options.auth_file).absolute()
     passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, STREAMED)
-    run_server(address, lambda: [passed], options.log_level)
+    run_server(lambda: {address: [passed]}, options.log_level)

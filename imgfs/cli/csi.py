@@ -21,6 +21,7 @@ from imgfs.errors import UsageError
 
 _ROOT = Path("/run/imgfs-csi")
 _ENDPOINT = "unix:///run/imgfs/csi.sock"
+_REGISTRY = "/var/lib/kubelet/plugins_registry"
 
 
 def add_csi(commands: Commands) -> None:
@@ -36,7 +37,7 @@ and reads it at once. Volumes that are only read share one mount for each image;
 mount of its own, whose changes go with it. Volumes stay when this ends. (See: imgfs help engines.)
 
 Examples:
-  imgfs csi --node-id "$NODE_NAME"
+  imgfs csi --register                         on a node, by systemd: kubelet finds it
   imgfs csi --endpoint unix:///csi/csi.sock --node-id "$NODE_NAME" --driver fuse
 """,
     )
@@ -44,6 +45,14 @@ Examples:
         "--endpoint",
         metavar="unix://SOCKET",
         help=f"where to answer (default: $CSI_ENDPOINT, else {_ENDPOINT})",
+    )
+    command.add_argument(
+        "--register",
+        metavar="DIR",
+        nargs="?",
+        const=_REGISTRY,
+        help="register with the kubelet that looks into this directory, as node-driver-registrar does "
+        f"(default: {_REGISTRY})",
     )
     command.add_argument("--node-id", metavar="NAME", help="this node's name (default: the machine's)")
     command.add_argument(
@@ -62,6 +71,7 @@ def csi(options: argparse.Namespace) -> int:
     """Serve kubelet."""
     from imgfs import __version__
     from imgfs.config import csi_endpoint
+    from imgfs.engines.csi.registration import SOCKET, registration
     from imgfs.engines.csi.services import Driver
     from imgfs.engines.csi.volumes import Volumes
     from imgfs.engines.rpc import only_one
@@ -78,4 +88,7 @@ def csi(options: argparse.Namespace) -> int:
     with only_one(root), fork_server(root):
         volumes = Volumes(root, [*connection, *store], mounting, shared)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
-        run_server(address, driver.services, options.log_level)
+        offered = {address: driver.services()}
+        if options.register:
+            offered[Path(options.register).absolute() / SOCKET] = [registration(address)]
+        run_server(lambda: offered, options.log_level)

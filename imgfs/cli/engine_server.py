@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,14 @@ _IDLE = "300"  # seconds without a request, after which a mount's daemon ends un
 
 
 def run_server(
-    address: Path, services: Callable[[], Sequence[Service | Forwarded]], log_level: str
+    offered: Callable[[], Mapping[Path, Sequence[Service | Forwarded]]], log_level: str
 ) -> NoReturn:
-    """Answer at a socket until a signal comes, and end the process; systemd is told when it answers."""
+    """Answer at sockets until a signal comes, and end the process; systemd is told when it answers."""
     from imgfs.daemonize import run_in_foreground
     from imgfs.engines.rpc import serve
     from imgfs.systemd import tell_systemd
 
-    run_in_foreground(lambda _: serve(address, services(), tell_systemd), log_level.upper())
+    run_in_foreground(lambda _: serve(offered(), tell_systemd), log_level.upper())
 
 
 def socket_path(address: str) -> Path:

@@ -99,7 +99,7 @@ def snapshotter(options: argparse.Namespace) -> int:
             ),
             store,
         )
-        run_server(address, lambda: [service_of(made)], options.log_level)
+        run_server(lambda: {address: [service_of(made)]}, options.log_level)
 
 
 def checked_path(path: Path) -> Path:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _THREADS = 128  # calls at once; a thread that waits takes some ten kB
 _OPTIONS = [(f"grpc.max_{way}_message_length", 16 << 20) for way in ("send", "receive")]  # as kubelet's
 _FOR_EVER = 366 * 86_400.0  # seconds
+_LONGEST_PATH = 107  # bytes of a socket's path (unix(7), sun_path)
 _GRACE = 2.0  # seconds for calls that are under way when it is to end
 
 Operation = Callable[[bytes], bytes]
@@ -60,20 +61,21 @@ class Forwarded:
     streamed: Collection[str] = ()
 
 
-def serve(address: Path, services: Iterable[Service | Forwarded], notify: Callable[[bytes], None]) -> None:
-    """Answer calls until a signal comes. Raises UsageError, StoreError.
+def serve(offered: Mapping[Path, Iterable[Service | Forwarded]], notify: Callable[[bytes], None]) -> None:
+    """Answer calls until a signal comes: services, by the sockets that they are offered at.
 
-    `notify` is told of the states of sd_notify(3).
+    `notify` is told of the states of sd_notify(3). Raises UsageError, StoreError.
     """
-    server = _listen(address, services)
+    servers = [_listen(address, services) for address, services in offered.items()]
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    log.info("answers at %s", address)
+    log.info("answers at %s", ", ".join(map(str, offered)))
     notify(b"READY=1")
     ended.wait()
     notify(b"STOPPING=1")
-    server.stop(_GRACE).wait()
+    for stopping in [server.stop(_GRACE) for server in servers]:
+        stopping.wait()
 
 
 @contextmanager
@@ -114,7 +116,8 @@ def _listen(address: Path, services: Iterable[Service | Forwarded]) -> grpc.Serv
     try:
         server.add_insecure_port(f"unix:{address}")
     except RuntimeError as error:
-        raise StoreError(f"{address}: cannot be listened at") from error
+        why = f": longer than {_LONGEST_PATH} bytes" if len(os.fsencode(address)) > _LONGEST_PATH else ""
+        raise StoreError(f"{address}: cannot be listened at{why}") from error
     finally:
         os.umask(before)
     server.start()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,8 +48,8 @@ class Kubelet:
             lambda: connect_engine(socket, "containerd", "CONTAINERD_ADDRESS"), "csi", allowed(120)
         )
 
-    def ask(self, method: str, body: bytes = b"") -> ProtobufMessage:
-        (answer,) = self._channel.call(f"csi.v1.{method}", body, {}, 1 << 20)
+    def ask(self, method: str, body: bytes = b"", package: str = "csi.v1") -> ProtobufMessage:
+        (answer,) = self._channel.call(f"{package}.{method}", body, {}, 1 << 20)
         return ProtobufMessage(answer, method)
 
     def publish(
@@ -89,11 +90,22 @@ class Node:
         self.pods = directory / "pods"
         self.pods.mkdir()
         self.socket = directory / "csi.sock"
+        self.short = tempfile.TemporaryDirectory(dir="/tmp")  # a socket's path has 107 bytes at most
+        self.registry = Path(self.short.name) / "plugins_registry"
         self.process = self._start()
         self.kubelet = Kubelet(self.socket)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        words = ("--endpoint", f"unix://{self.socket}", "--root", self.root, "--node-id", "n1")
+        words = (
+            "--endpoint",
+            f"unix://{self.socket}",
+            "--root",
+            self.root,
+            "--node-id",
+            "n1",
+            "--register",
+            self.registry,
+        )
         log = (self.root.parent / "csi.log").open("ab")
         process = self.imgfs.start("csi", *words, stdout=log, stderr=log)
         log.close()
@@ -119,6 +131,7 @@ class Node:
         self.kubelet.close()
         self.process.terminate()
         assert self.process.wait(allowed(30)) == 0
+        self.short.cleanup()
 
 
 @pytest.fixture
@@ -169,6 +182,21 @@ def test_volumes_that_are_read_share_a_mount_until_the_last_is_gone(node: Node, 
         node.kubelet.take_down(targets[2])
         assert node.shared() == []
         assert list((node.root / "volumes").iterdir()) == list((node.root / "mnt").iterdir()) == []
+
+
+def test_kubelet_learns_of_the_driver_by_its_own_socket(node: Node) -> None:
+    asked = Kubelet(node.registry / "image.csi.imgfs.io-reg.sock")
+    found = asked.ask("Registration/GetInfo", package="pluginregistration")
+    assert [found.text(number) for number in (1, 2, 3)] == [
+        "CSIPlugin",
+        "image.csi.imgfs.io",
+        str(node.socket),
+    ]
+    assert found.texts(4) == ["1.0.0"]
+    said = encode_message((1, 0), (2, "no\nsuch"))
+    asked.ask("Registration/NotifyRegistrationStatus", said, "pluginregistration")
+    asked.close()
+    assert "kubelet has not registered image.csi.imgfs.io: no\\nsuch\n" in node.log()
 
 
 def test_a_volume_that_may_be_written_is_its_own(node: Node, tmp_path: Path) -> None:

@@ -3,4 +3,5 @@
 messages   requests and answers as bytes
 volumes    what is published: an image's mount shown at a pod's directory
 services   the operations of Identity, Controller and Node
+registration  how kubelet learns of the driver
 """
