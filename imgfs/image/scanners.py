@@ -1,7 +1,8 @@
 """Processes that scan layers, one for each core: under one interpreter's lock, threads keep one core busy.
 
-What of a large layer's scan needs no such lock (hashing, writing) is in threads of its process: an image
-often has one layer that is larger than all the others, and the other cores would wait for that.
+What of a scan needs no such lock (hashing, writing) is in threads of its process where cores would be idle
+otherwise: an image often has one layer that is larger than all the others, and at the end there are fewer
+layers left than cores.
 
 The processes are forked while this process has one thread, as the kernel counts them: then no lock can be
 held by another, and the fork is safe. Where that is not so, or processes would bring nothing (one core, an
@@ -51,10 +52,16 @@ _LINGER = 0.05  # seconds that threads may take to end whose work is done
 
 
 class Scanners:
-    """Scans layers in its `processes`, or, if there are none, in the caller's threads. Safe in threads."""
+    """Scans layers in its `processes`, or, if there are none, in the caller's threads. Safe in threads.
 
-    def __init__(self, processes: Iterable[ScanProcess] = ()) -> None:
+    `expected` is how many layers there are to scan, as far as that is known: the processes share `cores`.
+    """
+
+    def __init__(self, processes: Iterable[ScanProcess] = (), expected: int = 0, cores: int = 1) -> None:
         self.processes = tuple(processes)
+        self._left = expected  # layers whose scan has not begun
+        self._cores = cores
+        self._counting = threading.Lock()
         self._idle: queue.SimpleQueue[ScanProcess] = queue.SimpleQueue()
         for process in self.processes:
             self._idle.put(process)
@@ -80,9 +87,16 @@ class Scanners:
             return _scan_here(chunks, layer, diff_id, flat, index)
         process = self._idle.get()
         try:
-            return process.scan(chunks, Job(layer, diff_id, index, layer.size >= _LARGE), flat)
+            return process.scan(chunks, Job(layer, diff_id, index, self._takes_threads(layer.size)), flat)
         finally:
             self._idle.put(process)
+
+    def _takes_threads(self, size: int) -> bool:
+        """Return True if the scan that begins had better use threads, given the size of its blob in bytes."""
+        with self._counting:
+            self._left -= 1
+            are_cores_idle = self._left < self._cores - 1  # once the scans under way have ended
+        return size >= _LARGE or (are_cores_idle and size >= _WORTHWHILE)
 
     def close(self) -> None:
         """End the processes: they own nothing."""
@@ -94,8 +108,10 @@ class Scanners:
 def open_scanners(layers: Iterable[Descriptor]) -> Iterator[Scanners]:
     """Scanners for these layers, for the length of the block."""
     sizes = [layer.size for layer in layers]
-    count = min(len(sizes), _MOST, len(os.sched_getaffinity(0)))
-    scanners = Scanners(_forked(count) if count > 1 and sum(sizes) >= _WORTHWHILE else ())
+    cores = len(os.sched_getaffinity(0))
+    count = min(len(sizes), _MOST, cores)
+    processes = _forked(count) if count > 1 and sum(sizes) >= _WORTHWHILE else ()
+    scanners = Scanners(processes, len(sizes), cores)
     try:
         yield scanners
     finally:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -157,6 +158,36 @@ def test_a_process_that_is_killed_is_named_with_the_signal(impostor: Impostor, f
 
     with pytest.raises(ImgfsError, match="that scanned it was killed by signal 9"):
         impostor.process.scan(chunks(), JOB, flat)
+
+
+class Noting(ScanProcess):
+    """Scans nothing, but notes which layers it was to scan in threads."""
+
+    def __init__(self) -> None:
+        self.in_threads: list[bool] = []
+
+    def scan(self, chunks: Iterator[bytes | StoredPiece], job: Job, flat: FlatWriter) -> int:  # noqa: ARG002
+        self.in_threads.append(job.in_threads)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "sizes", "expected"),
+    [
+        (2, [40, 20, 20, 20], [True, False, False, True]),  # the large one, and the last one
+        (8, [20, 20, 20], [True, True, True]),
+        (3, [20, 20, 20, 20, 1], [False, False, False, True, False]),  # 1 MiB is done before threads are
+    ],
+)
+def test_threads_scan_what_is_large_or_what_is_left_for_fewer_processes_than_cores(
+    flat: FlatWriter, cores: int, sizes: list[int], expected: list[bool]
+) -> None:
+    process = Noting()
+    scanners = Scanners([process], len(sizes), cores)
+    for size in sizes:
+        layer = replace(LAYER, size=size << 20)
+        scanners.scan(iter([]), layer, JOB.diff_id, flat, Path("index"))
+    assert process.in_threads == expected
 
 
 # -- real ones: they are forked in a process with one thread -------------------------------------------------
