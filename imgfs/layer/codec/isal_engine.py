@@ -71,6 +71,7 @@ class _State(Structure):  # struct inflate_state, the same since version 2.20
 _SIZE = ctypes.sizeof(_State)
 _TABLES = _State.lit_huff_code.offset
 _TABLES_SIZE = 4096  # bytes of them that are compared
+_NOISE = 8192  # bytes that zlib puts into a stored block of their own
 
 
 @functools.cache
@@ -210,8 +211,9 @@ class IsalEngine:
 
 def _proves_itself() -> bool:
     """Inflate something with blocks of all kinds, and begin again at each boundary found, with zlib."""
-    texts = [b"".join(b"%d %d\n" % (n, n * n * step) for n in range(400)) for step in range(1, 30)]
-    texts += [b"".join(hashlib.sha512(b"%d" % n).digest() for n in range(at, at + 200)) for at in range(20)]
+    noise = hashlib.shake_128(b"").digest(10 * _NOISE)
+    texts = [noise[at : at + _NOISE] for at in range(0, len(noise), _NOISE)]
+    texts += [b"".join(b"%d %d\n" % (n, n * n * step) for n in range(300)) for step in range(1, 30)]
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
     stream = (
         b"".join(packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH) for text in texts) + packer.flush()
@@ -254,5 +256,5 @@ def _resumes(
 ) -> bool:
     engine = engine or ZlibEngine()
     engine.begin_at(checkpoint, stream[at - bool(checkpoint.bits) : at])
-    output = engine.step(stream, at, OUTPUT, False).output
+    output = engine.step(stream, at, WINDOW + 1, False).output
     return bytes(output) == rest[: len(output)] and len(output) > 0
