@@ -39,7 +39,7 @@ class IndexWriter:
         self._entries: list[tuple[object, ...]] = []
         self._weight = 0
         self._count = 0
-        self._packer = zstandard.ZstdCompressor(level=3)
+        self._packer = zstandard.ZstdCompressor(level=1)
 
     def add_entry(self, entry: Entry) -> None:
         """Append one entry, in the layer's own order."""
