@@ -81,7 +81,8 @@ def bundle(options: argparse.Namespace) -> int:
         if unbarred := unbarred_devices(request, host):
             warn(unbarred)
         host = replace(host, emulators=emulators_to_show(resolved.config.platform, Platform.host()))
-        made.write_config(settled(runtime_config(resolved.config, request, container, host), rootfs, host))
+        config = runtime_config(resolved.config, request, container, host)
+        made.write_config(settled(config, rootfs, host), indent=1)
     except BaseException:
         unmount(imgfs_mount_at(made.rootfs))
         raise

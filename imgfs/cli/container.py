@@ -125,7 +125,7 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         # First: a signal must not end this between a directory that is made and its removal.
         relay = stack.enter_context(SignalRelay(stopper, stopper.kill_later))
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
-        stack.enter_context(unmounting(bundle.rootfs))
+        stack.enter_context(unmounting(bundle.rootfs, _SHORT_LIVED))
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
         try:

@@ -15,6 +15,7 @@ RUNTIME = Path("/run/imgfs")  # has a directory for each mount of the kernel's o
 STATUS_SOCKET = "status"  # in that: a socket that answers the status
 REFERENCE = "reference"  # there, too: the full reference of the mounted image
 _KERNEL_FILESYSTEMS = ("erofs", "overlay")
+_OURS = b"imgfs"  # in each line of FILESYSTEM, and below RUNTIME
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -61,15 +62,18 @@ def mounts() -> list[Mount]:
 
 def imgfs_mounts() -> list[Mount]:
     """Return the mounts of imgfs, the latest last."""
-    return [mount for mount in mounts() if mount.is_imgfs]
+    with open("/proc/self/mountinfo", "rb") as lines:
+        found = [_parse(line) for line in lines if _OURS in line]  # a machine may have thousands of others
+    return [mount for mount in found if mount.is_imgfs]
 
 
 def mount_at(path: Path) -> Mount | None:
     """Return the topmost mount at exactly `path`, without touching it: it may be dead, or hang."""
     parent = Path(os.path.realpath(path.absolute().parent))
-    wanted = parent if path.name in ("", "..") else parent / path.name
-    at_path = [mount for mount in mounts() if mount.mountpoint == wanted]
-    return at_path[-1] if at_path else None
+    wanted = str(parent if path.name in ("", "..") else parent / path.name)
+    with open("/proc/self/mountinfo", "rb") as lines:
+        at_path = [line for line in lines if _unescaped(line.split(b" ", 5)[4]) == wanted]
+    return _parse(at_path[-1]) if at_path else None
 
 
 def imgfs_mount_at(path: Path) -> Mount:
@@ -117,4 +121,6 @@ def _parse(line: bytes) -> Mount:
 
 def _unescaped(field: bytes) -> str:
     """Decode the octal escapes of spaces and the like."""
+    if b"\\" not in field:
+        return os.fsdecode(field)
     return os.fsdecode(_ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field))

@@ -80,10 +80,11 @@ class Bundle:
             for place in (self.directory, self.rootfs):
                 os.close(open_owned_directory(place))
 
-    def write_config(self, config: RuntimeConfig) -> None:
-        """Write config.json; raises UsageError for words that are not UTF-8, StoreError."""
+    def write_config(self, config: RuntimeConfig, indent: int | None = None) -> None:
+        """Write config.json, for people with an `indent`; raises UsageError for words that are not UTF-8,
+        StoreError."""
         try:
-            body = json.dumps(config, indent=1, ensure_ascii=False).encode()
+            body = json.dumps(config, indent=indent, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise UsageError("a runtime takes UTF-8 only, in commands, variables and paths") from error
         with os_errors(self.directory):

@@ -178,11 +178,11 @@ def detach_other_mounts(needed: Iterable[Path]) -> None:
     Where `/` is a private mount they would stay here when they are unmounted outside, and their daemons with
     them (mount_namespaces(7)). An ordinary user cannot: for him they are locked.
     """
-    from imgfs.mounts.table import mounts  # here: the waiting parent needs none of it
+    from imgfs.mounts.table import imgfs_mounts  # here: the waiting parent needs none of it
 
     places = [Path(os.path.realpath(path)) for path in needed]
-    for mount in reversed(mounts()):
-        if mount.is_imgfs and not any(place.is_relative_to(mount.mountpoint) for place in places):
+    for mount in reversed(imgfs_mounts()):
+        if not any(place.is_relative_to(mount.mountpoint) for place in places):
             with contextlib.suppress(OSError):
                 syscalls.detach_mount(str(mount.mountpoint))
 

@@ -54,17 +54,20 @@ class Stopper:
 
 
 @contextlib.contextmanager
-def unmounting(rootfs: Path) -> Iterator[None]:
+def unmounting(rootfs: Path, holder_after: float) -> Iterator[None]:
     """After the block, unmount the image and wait for its daemon, the only other child, to have ended.
 
-    A daemon that does not hear of it, because another process still holds the mount, is told to end; one that
-    answers nothing at all is left behind: no wait is endless.
+    The mount has no holder (`mounts.holders`) for `holder_after` seconds: only then one is looked for, among
+    all processes of the machine. A daemon that does not hear of it, because another process still holds the
+    mount, is told to end; one that answers nothing at all is left behind: no wait is endless.
     """
+    due = time.monotonic() + holder_after
     try:
         yield
     finally:
         _settle(rootfs)
-        with awaiting_holder(rootfs, _UNMOUNT):  # of a successor of the daemon, which is no child
+        is_held = time.monotonic() >= due
+        with awaiting_holder(rootfs, _UNMOUNT) if is_held else contextlib.nullcontext():
             with contextlib.suppress(OSError):  # it was not mounted
                 syscalls.detach_mount(str(rootfs))
             if not _children_end(_UNMOUNT):

@@ -35,6 +35,7 @@ MANY = 1 << 24  # inos
 
 _MANY_ROWS = 4096  # small ones that are all read, fetched at once
 _FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
+_MOST_FOUND = 1024  # directories whose names are kept, of 150 bytes each
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
 _BY_INO = f"SELECT {NODE} FROM node n WHERE n.ino = ?"
@@ -76,7 +77,7 @@ class Listed(NamedTuple):
 class Tree(AbstractContextManager["Tree"]):
     """The tree in the file at `path`: a context manager. Raises StoreError if it is none of this format.
 
-    Any thread may use it: nothing is kept between calls (see `TreeDatabase`). A damaged file raises
+    Any thread may use it: no query is kept open between calls (see `TreeDatabase`). A damaged file raises
     StoreError. `origin` is what the tree is trusted by (`layer.origin`), "" if it was merged from verified
     indexes only.
     """
@@ -84,6 +85,7 @@ class Tree(AbstractContextManager["Tree"]):
     def __init__(self, path: Path) -> None:
         self._db = TreeDatabase(path)
         self._parents: Parents | None = None
+        self._found: dict[int, tuple[int, bytes]] = {}  # directories: where the last lookups have found them
         try:
             self.layer_count, self.node_count, self.total_size, self.origin = self._summary()
         except StoreError:
@@ -107,7 +109,14 @@ class Tree(AbstractContextManager["Tree"]):
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """Return the node that `name` leads to in the directory `parent`, or None."""
         row = self._db.row(_BY_NAME, (parent, name))
-        return node_of(row) if row else None
+        if row is None:
+            return None
+        node = node_of(row)
+        if stat.S_ISDIR(node.mode) and self._parents is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found = {}
+            self._found[node.ino] = parent, name
+        return node
 
     def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
         """Yield (position, name, node) of the children behind the position `after`, ordered by name.
@@ -230,9 +239,16 @@ class Tree(AbstractContextManager["Tree"]):
         return row[1] if row else None
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
-        """Return (directory, name) of a node's names; the root has none. The first call reads all names."""
+        """Return (directory, name) of a node's names; the root has none.
+
+        The first call reads all names, but for a directory that was looked up before: that has one name.
+        """
         if self._parents is None:
-            self._parents = self._read_parents()
+            if (found := self._found.get(ino)) is not None:
+                return [found]
+            if ino == ROOT:
+                return []
+            self._parents, self._found = self._read_parents(), {}
         parents = dict.fromkeys(self._parents.of(ino))
         query = "SELECT name FROM dirent WHERE parent = ? AND ino = ? ORDER BY name"
         return [(parent, row[0]) for parent in parents for row in self._db.rows(query, (parent, ino))]

@@ -52,6 +52,27 @@ def test_the_root_is_ino_1(tree: Tree) -> None:
     assert root.nlink == 3
 
 
+def test_the_way_up_from_a_directory_that_was_looked_up_is_known(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file that a container makes must not cost a reading of the whole tree."""
+    usr = tree.lookup(ROOT, b"usr")
+    assert usr
+    lib = tree.lookup(usr.ino, b"lib")
+    assert lib
+    file = tree.lookup(lib.ino, b"x")
+    assert file
+    with monkeypatch.context() as patched:
+        patched.setattr(Tree, "_read_parents", lambda _: pytest.fail("all names are read"))
+        assert (tree.names(ROOT), tree.names(lib.ino), tree.path(lib.ino)) == (
+            [],
+            [(usr.ino, b"lib")],
+            b"usr/lib",
+        )
+    assert tree.names(file.ino) == [(ROOT, b"hard"), (lib.ino, b"x")]
+    assert tree.names(lib.ino) == [(usr.ino, b"lib")]
+
+
 def test_lookup_finds_a_child_or_nothing(tree: Tree) -> None:
     lib = tree.lookup(ROOT, b"lib")
     assert lib is not None
