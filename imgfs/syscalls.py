@@ -3,7 +3,7 @@
     files       openat2(2), renameat2(2), syncfs(2), utimensat(2) of the access time alone, fallocate(2),
                 statx(2) of the time of birth
     mounts      fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2), umount2(2)
-    processes   unshare(2), setns(2) by a pidfd, prctl(2)
+    processes   unshare(2), setns(2) by a pidfd, prctl(2), ioprio_get(2), ioprio_set(2)
 
 Each raises OSError with the kernel's errno, as `os` does. Constants have the kernel's names.
 """
@@ -43,6 +43,15 @@ _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = (
 )  # the same on every architecture
 
 _SYS_OPENAT2 = 437
+_SYS_IOPRIO_SET = {  # by uname(2)'s name of the architecture; that of ioprio_get is the next
+    "x86_64": 251,
+    "aarch64": 30,
+    "riscv64": 30,
+    "ppc64le": 273,
+    "s390x": 282,
+    "armv7l": 314,
+}
+_IOPRIO_WHO_PROCESS = 1  # linux/ioprio.h
 
 MountParameters = Sequence[tuple[str, str | None]]  # of fsconfig(2); a flag has no value
 
@@ -125,6 +134,17 @@ def open_in_root(top: int, path: str, flags: int) -> int:
 def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process a signal when its parent ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl")
+
+
+def io_priority(pid: int) -> int:
+    """Return the priority of reads and writes of a process, of this one for 0; 0 is the usual one."""
+    number = _SYS_IOPRIO_SET.get(os.uname().machine)
+    return _syscall(number + 1, _IOPRIO_WHO_PROCESS, pid) if number else 0
+
+
+def set_io_priority(priority: int) -> None:
+    """Give this process a priority that another one has."""
+    _syscall(_SYS_IOPRIO_SET[os.uname().machine], _IOPRIO_WHO_PROCESS, 0, priority)
 
 
 def show_words(words: Sequence[str]) -> None:

@@ -35,9 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_files()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if is_served(words):
-        from imgfs.forkserver.client import run_in_server
+        from imgfs.forkserver.client import LOST, run_in_server
 
         served = run_in_server(words)
+        if served == LOST:
+            killed = "the process that `imgfs serve` has forked for this was killed"
+            return _complain(killed, _PODMANS if words[0] == "run" else FAILED)
         if served is not None:
             return served
     code = carry_out(words)
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def is_served(words: Sequence[str]) -> bool:
     """Return True if a fork server may carry a command out: one that does not stay."""
-    return words[:1] == ["mount"] and not {"-f", "--foreground", "--help", "-h"} & set(words)
+    return words[:1] in (["mount"], ["run"]) and not {"-f", "--foreground", "--help", "-h"} & set(words)
 
 
 def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:

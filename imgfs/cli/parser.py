@@ -103,7 +103,9 @@ COMMANDS = {
     "cri": Command("cri", "hear by which passwords kubelet pulls images"),
     "csi": Command("csi", "show images to Kubernetes as volumes (CSI)"),
     "podman": Command("podman", "show images to podman, buildah and CRI-O, lazily"),
-    "serve": Command("serve", "keep imgfs loaded, so that mounts begin at once and share memory"),
+    "serve": Command(
+        "serve", "keep imgfs loaded, so that mounts and containers begin at once and share memory"
+    ),
     "login": Command("login", "keep a user name and password for a registry"),
     "logout": Command("login", "forget what is kept for a registry"),
     "store": Command("store", "show, limit, prune or check what is kept in the cache directory"),

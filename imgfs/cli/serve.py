@@ -1,4 +1,4 @@
-"""imgfs serve: imgfs kept loaded, and a process forked from it for each mount."""
+"""imgfs serve: imgfs kept loaded, and a process forked from it for each mount and container."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 _ROOM = 4096  # bytes for a command's words, as ps(1) shows them
 _LOADED = (
+    "secrets",
+    "imgfs.cli.container",
+    "imgfs.cli.container_options",
+    "imgfs.cli.container_volumes",
     "imgfs.cli.mount",
+    "imgfs.cli.parser",
+    "imgfs.cli.run",
     "imgfs.cli.selection",
     "imgfs.image.prepare",
     "imgfs.image.profiles",
@@ -41,12 +47,13 @@ def add_serve(commands: Commands) -> None:
         commands,
         "serve",
         serve,
-        "keep imgfs loaded, so that mounts begin at once and share memory",
+        "keep imgfs loaded, so that mounts and containers begin at once and share memory",
         """\
-Waits for `imgfs mount` of the same user, and forks a process for each: what a mount takes is loaded already,
-and the daemons of all mounts share memory. A mount is as it is without that, and goes on when this ends.
-Where it does not run, or the caller's namespaces, groups, capabilities or version are others, `imgfs mount`
-does all of it by itself. It ends when another imgfs is installed.
+Waits for `imgfs mount` and `imgfs run` of the same user, and forks a process for each: what they take is
+loaded already, and the daemons of all mounts share memory. A mount or container is as it is without that, and
+goes on when this ends. Where it does not run, or the caller's namespaces, groups, capabilities or version are
+others, or its cgroups cannot be entered for a container, the command does all of it by itself. It ends when
+another imgfs is installed.
 
 Examples:
   imgfs serve
@@ -88,6 +95,7 @@ def _peer_options(command: argparse.ArgumentParser) -> None:
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from imgfs.daemonize import log_to_stderr
+    from imgfs.forkserver.command import Commands
     from imgfs.forkserver.server import ForkServer
     from imgfs.systemd import tell_systemd
 
@@ -100,18 +108,27 @@ def serve(options: argparse.Namespace) -> int:
         companions = [_peer_companion(options, stack)] if options.peer else []
         load()
         listening = stack.enter_context(_listening(options.socket))
-        goes_on = ForkServer(listening, _mount, companions).serve(lambda: tell_systemd(b"READY=1"))
+        goes_on = ForkServer(listening, Commands(_carry_out, _is_bound), companions).serve(
+            lambda: tell_systemd(b"READY=1")
+        )
     tell_systemd(b"STOPPING=1")
     return 0 if goes_on else 1
 
 
-def _mount(words: Sequence[str]) -> int:
-    """Carry out `imgfs mount`: its daemon is forked first, before anything is touched that all share."""
+def _carry_out(words: Sequence[str]) -> int:
+    """Carry out a command; the daemon of a mount is forked before anything is touched that all share."""
     from imgfs.cli import carry_out
     from imgfs.mount.daemon import Mounting
 
+    if words[0] != "mount":
+        return carry_out(words)
     with Mounting.fork(writable=True) as mounting:
         return carry_out(words, mounting)
+
+
+def _is_bound(words: Sequence[str]) -> bool:
+    """Return True for a container: the limits of its caller's cgroups hold for it."""
+    return words[0] == "run"
 
 
 def load() -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from contextlib import suppress
 from pathlib import Path
+
+from imgfs import syscalls
 
 # By which processes are confined, or see another machine (namespaces(7)); `/` beside them.
 _NAMESPACES = (
@@ -39,26 +42,59 @@ def check_likeness(pid: int) -> None:
         raise Differs("NoNewPrivs: by what such processes are confined, /proc does not tell (landlock(7))")
 
 
-def take_over(pid: int) -> None:
-    """Take over what a process inherits: the file mode mask, limits, priority, processors. Raises Differs.
+def take_over(pid: int, *, whole_cgroup: bool) -> None:
+    """Take over what a process inherits: the file mode mask, limits, priorities, processors, signals.
 
-    The cgroup too, where that is allowed; else the command stays in the server's.
+    The cgroups too, where that is allowed; else the command stays in the server's, which with `whole_cgroup`
+    it may not. Raises Differs.
     """
     try:
-        os.umask(int(_status(str(pid))["Umask"], 8))
+        status = _status(str(pid))
+        os.umask(int(status["Umask"], 8))
         for limit in set(_LIMITS):
             if (value := resource.prlimit(pid, limit)) != resource.getrlimit(limit):
                 resource.setrlimit(limit, value)
-        if (nice := os.getpriority(os.PRIO_PROCESS, pid)) != os.getpriority(os.PRIO_PROCESS, 0):
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if (processors := os.sched_getaffinity(pid)) != os.sched_getaffinity(0):
-            os.sched_setaffinity(0, processors)
-        adjustment = Path(f"/proc/{pid}/oom_score_adj").read_text()
-        if adjustment != Path("/proc/self/oom_score_adj").read_text():
-            Path("/proc/self/oom_score_adj").write_text(adjustment)
-    except (OSError, ValueError) as error:
+        _take_over_scheduling(pid)
+        _take_over_file(pid, "oom_score_adj")
+        _take_over_file(pid, "coredump_filter", base="0x")
+        _take_over_file(pid, "loginuid")  # the login that audit logs name
+        _take_over_signals(int(status["SigIgn"], 16), int(status["SigBlk"], 16))
+    except (OSError, ValueError, KeyError) as error:
         raise Differs(f"what it inherits: {error}") from error
-    _join_cgroup(pid)
+    if not _join_cgroups(pid) and whole_cgroup:
+        raise Differs("cgroup: the server may not enter the command's")
+
+
+def _take_over_scheduling(pid: int) -> None:
+    """Take over policy, priority, processors (sched(7)), and the priority of reads and writes."""
+    policy, wanted = os.sched_getscheduler(pid), os.sched_getparam(pid)
+    if (policy, wanted) != (os.sched_getscheduler(0), os.sched_getparam(0)):
+        os.sched_setscheduler(0, policy, wanted)
+    if (nice := os.getpriority(os.PRIO_PROCESS, pid)) != os.getpriority(os.PRIO_PROCESS, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if (processors := os.sched_getaffinity(pid)) != os.sched_getaffinity(0):
+        os.sched_setaffinity(0, processors)
+    if (priority := syscalls.io_priority(pid)) != syscalls.io_priority(0):
+        syscalls.set_io_priority(priority)
+
+
+def _take_over_file(pid: int, name: str, base: str = "") -> None:
+    """Take over the number in a file of /proc/PID (proc(5)), which is written with `base` before it."""
+    with suppress(FileNotFoundError):
+        value = Path(f"/proc/{pid}", name).read_text()
+        if value != Path("/proc/self", name).read_text():
+            Path("/proc/self", name).write_text(base + value)
+
+
+def _take_over_signals(ignored: int, blocked: int) -> None:
+    """Ignore and block these signals, and no others: bit 0 is for signal 1."""
+    for number in signal.valid_signals():
+        is_ignored = signal.getsignal(number) is signal.SIG_IGN
+        if bool(ignored & 1 << number - 1) is not is_ignored:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if is_ignored else signal.SIG_IGN)
+    masked = {number for number in signal.valid_signals() if blocked & 1 << number - 1}
+    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
 
 def _confinement(process: str) -> dict[str, str]:
@@ -71,6 +107,7 @@ def _confinement(process: str) -> dict[str, str]:
             with suppress(FileNotFoundError):  # an older kernel has fewer
                 found[name] = os.readlink(f"{place}/ns/{name}")
         found["security label"] = _label(place)
+        found["personality"] = Path(f"{place}/personality").read_text()
     except OSError as error:
         raise Differs(f"{error.filename}: {error.strerror}") from error
     return found | {"root": f"{root.st_dev}:{root.st_ino}"}
@@ -91,9 +128,25 @@ def _label(place: str) -> str:
         return ""
 
 
-def _join_cgroup(pid: int) -> None:
-    """Go into the caller's cgroup (version 2), which an ordinary user often may not."""
-    own, other = (Path(f"/proc/{process}/cgroup").read_text() for process in ("self", str(pid)))
-    if own != other and other.startswith("0::/"):
-        with suppress(OSError):
-            (_CGROUPS / other[4:].strip() / "cgroup.procs").write_text(str(os.getpid()))
+def _join_cgroups(pid: int) -> bool:
+    """Go into the caller's cgroups, which an ordinary user often may not; return True if that was done."""
+    own, other = _cgroups("self"), _cgroups(str(pid))
+    for hierarchy, path in other.items():
+        if own.get(hierarchy) != path:
+            with suppress(OSError):
+                (_place(hierarchy) / path[1:] / "cgroup.procs").write_text(str(os.getpid()))
+    return own == other or _cgroups("self") == other
+
+
+def _cgroups(process: str) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy, by its controllers; version 2 has no name (cgroups(7))."""
+    lines = Path(f"/proc/{process}/cgroup").read_text(errors="replace").splitlines()
+    return {name: path for _, name, path in (line.split(":", 2) for line in lines)}
+
+
+def _place(hierarchy: str) -> Path:
+    """Where a hierarchy of cgroups is mounted, as systemd does it."""
+    if hierarchy:
+        return _CGROUPS / hierarchy.removeprefix("name=")
+    beside = _CGROUPS / "unified"  # with those of version 1
+    return beside if beside.exists() else _CGROUPS

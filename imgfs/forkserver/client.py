@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from socket import socket
 
 _PATIENCE = 5.0  # seconds for the server to accept or refuse: it may be stopped
-_LOST = 1  # the exit code of a command that was killed without saying one
+LOST = -1  # in the place of an exit code
+_DESCRIPTORS = "/fd/"  # in the paths of files that only the process has which names them (proc(5))
 _UCRED = 12  # bytes of struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
 def run_in_server(words: Sequence[str]) -> int | None:
-    """Have the fork server carry a command out, and return its exit code.
+    """Have the fork server carry a command out, and return its exit code, LOST if it was killed.
 
-    None where there is no server, or it refuses: then the caller is to carry it out itself.
+    None where there is no server, or it refuses: then the caller is to carry it out itself. So it is for a
+    command that names files by descriptors of this process, as a shell's `<(…)` does.
     """
     path = server_socket(variables(), os.geteuid())
     if not path or not os.path.exists(path):
+        return None
+    if any(_DESCRIPTORS in text for text in (*words, *variables().values())):
         return None
     connection = _connect(path)
     if connection is None:
@@ -80,21 +84,52 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
 
 
 def _wait(connection: socket, pid: int) -> int:
-    """Wait for the exit code of the process group `pid`, passing on signals meanwhile."""
+    """Wait for the exit code of the process group `pid`, passing on signals meanwhile.
+
+    If it was killed, LOST is returned; or by a signal that was passed on, this process ends by that.
+    """
+    import select
     import signal
     from contextlib import suppress
 
     from imgfs.forkserver.request import WORD
 
+    passed: list[int] = []
+
     def pass_on(number: int, _: object) -> None:
+        passed.append(number)
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    # a handler runs between two of Python's instructions: one right before poll(2) would wait for its end
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    for number in relayed_signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    poll.register(woken, select.POLLIN)
+    while [woken] == [fd for fd, _ in poll.poll()]:
+        os.read(woken, 512)
     said = _read(connection, WORD)
-    return int.from_bytes(said, "little") if said else _LOST
+    signal.set_wakeup_fd(-1)
+    if said:
+        return int.from_bytes(said, "little")
+    if passed:
+        signal.signal(passed[-1], signal.SIG_DFL)
+        os.kill(os.getpid(), passed[-1])
+    return LOST
+
+
+def relayed_signals() -> tuple[int, ...]:
+    """Return the signals that a process passes on to the one that works for it."""
+    import signal
+
+    ending = signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM
+    more = signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT
+    # init systems are told to end by a real-time one
+    return (*ending, *more, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 
 
 def _read(connection: socket, length: int) -> bytes:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from imgfs import syscalls
 from imgfs.forkserver.caller import Differs, check_likeness, take_over
@@ -23,13 +24,23 @@ from imgfs.variables import set_variables
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[Sequence[str]], int]
+
+class Commands(NamedTuple):
+    """What a server does: it has `run` carry out a command's words, and return its exit code.
+
+    `is_bound` says of which commands the processes have to be in the cgroups of their callers.
+    """
+
+    run: Callable[[Sequence[str]], int]
+    is_bound: Callable[[Sequence[str]], bool]
+
+
 _PATIENCE = 10.0  # seconds for the client to send its request
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 
 
-def carry_out(connection: socket.socket, run: Run, is_current: Callable[[], bool]) -> bool:
+def carry_out(connection: socket.socket, commands: Commands, is_current: Callable[[], bool]) -> bool:
     """Carry out what a client asks for, and tell it the exit code; False if imgfs is not what it was."""
     connection.settimeout(_PATIENCE)
     pid = 0
@@ -40,7 +51,7 @@ def carry_out(connection: socket.socket, run: Run, is_current: Callable[[], bool
             _refuse(connection, pid, "another imgfs has been installed")
             return False
         check_likeness(pid)
-        take_over(pid)
+        take_over(pid, whole_cgroup=commands.is_bound(request.words))
         if select.select([alive], [], [], 0)[0]:
             return True  # the client has ended: what was read by its pid may be of another process
     except (Differs, OSError, ValueError) as error:
@@ -51,7 +62,7 @@ def carry_out(connection: socket.socket, run: Run, is_current: Callable[[], bool
     _die_with(connection)
     connection.sendall(ACCEPTED + os.getpid().to_bytes(WORD, "little"))
     os.register_at_fork(after_in_child=connection.close)
-    code = run(request.words)
+    code = commands.run(request.words)
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall((code & 0xFF).to_bytes(WORD, "little"))
@@ -119,4 +130,6 @@ def _die_with(connection: socket.socket) -> None:
 def _opened(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
     """Open a standard file for text, as Python does."""
     file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115 (as long as the process)
-    return io.TextIOWrapper(file, encoding, errors or None, line_buffering=number == 2 or file.isatty())
+    return io.TextIOWrapper(
+        file, encoding or None, errors or None, line_buffering=number == 2 or file.isatty()
+    )

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from imgfs.errors import StoreError, describe
-from imgfs.forkserver.command import Run, carry_out
+from imgfs.forkserver.command import Commands, carry_out
 from imgfs.forkserver.companions import Companion
 from imgfs.listening import remove_stale
 
@@ -34,11 +34,13 @@ _OUTDATED = 75  # the exit code of a forked process that has found another imgfs
 
 
 class ForkServer:
-    """Has `run` carry out the words of each client that connects to `listening`, in a process of its own."""
+    """Carries out the words of each client that connects to `listening`, in a process of its own."""
 
-    def __init__(self, listening: socket.socket, run: Run, companions: Sequence[Companion] = ()) -> None:
+    def __init__(
+        self, listening: socket.socket, commands: Commands, companions: Sequence[Companion] = ()
+    ) -> None:
         self._listening = listening
-        self._run = run
+        self._commands = commands
         self._companions = companions
         self._files = _files_of_imgfs()
         self._identity = _identity_of(self._files)
@@ -85,7 +87,7 @@ class ForkServer:
         number = connection.fileno()
         os.closerange(3, number)
         os.closerange(number + 1, _HIGHEST)
-        if not carry_out(connection, self._run, lambda: _identity_of(self._files) == self._identity):
+        if not carry_out(connection, self._commands, lambda: _identity_of(self._files) == self._identity):
             os._exit(_OUTDATED)
 
     def _fork(self, work: Callable[[], object]) -> int:

@@ -10,17 +10,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-_PASSED_ON = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-    signal.SIGCONT,
-    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),  # init systems are told to end by one
-)
+from imgfs.forkserver.client import relayed_signals
+
 _REAL_TIME = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -49,7 +40,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     def __enter__(self) -> SignalRelay:
         self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._woke_before = signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
-        for number in _PASSED_ON:
+        for number in relayed_signals():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._caught)
         return self

@@ -8,51 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
-from tests.support.mounted import Imgfs, Ran, gzipped, is_alive, serve, until, write_image
+from tests.support.mounted import Imgfs, gzipped, is_alive, serve, until, write_image
+from tests.support.served import Server, forked_from
 
 pytestmark = pytest.mark.kernel
 
 FURTHER = 24.0  # MiB that one of four idle mounts may take: 15 here, and 38 if nothing were shared
 
 
-class Server:
-    """`imgfs serve`, and commands that know where it is."""
-
-    def __init__(self, imgfs: Imgfs) -> None:
-        self.imgfs = imgfs
-        self.log = imgfs.directory / "serve.log"
-        self.socket = imgfs.directory / "serve.sock"
-        imgfs.environment["IMGFS_SERVE"] = str(self.socket)
-        with self.log.open("wb") as log:
-            words = [sys.executable, "-m", "imgfs", "serve"]
-            self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
-        until(self.socket.exists, "the server listens")
-
-    def mount(self, *words: str | Path, **more: Any) -> Ran:
-        """`imgfs mount WORDS…`, in a process of its own."""
-        return self.imgfs.program(sys.executable, "-m", "imgfs", "mount", "--driver", "fuse", *words, **more)
-
-    def said(self, words: str) -> int:
-        """How often it has logged this."""
-        return self.log.read_text().count(words)
-
-    def end(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(60) == 0, self.log.read_text()
-
-
 @pytest.fixture
 def server(imgfs: Imgfs) -> Iterator[Server]:
-    server = Server(imgfs)
-    yield server
-    server.process.kill()
-    server.process.wait()
+    with Server(imgfs) as server:
+        yield server
 
 
 @pytest.fixture
@@ -125,7 +97,3 @@ def test_a_command_ends_with_its_client(server: Server, number: signal.Signals, 
         client.send_signal(number)
         assert client.wait(60) == code
         until(lambda: not forked_from(server.process.pid), "the forked process has ended")
-
-
-def forked_from(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.forkserver import caller
 from imgfs.forkserver.caller import Differs, check_likeness
-from imgfs.forkserver.command import carry_out
+from imgfs.forkserver.command import Commands, carry_out
 from imgfs.forkserver.request import REFUSED, WORD, CommandRequest
 from imgfs.variables import server_socket
 
 STREAMS = ["utf-8", "strict"] * 3
+NOTHING = Commands(lambda _: pytest.fail("it was run"), lambda _: False)
 
 
 def test_a_request_is_read_as_it_was_written() -> None:
@@ -31,6 +35,38 @@ def test_a_request_is_read_as_it_was_written() -> None:
 def test_what_no_client_of_this_version_sends_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (whatever is wrong)
         CommandRequest.decode(body)
+
+
+def test_what_a_process_inherits_is_taken_over() -> None:
+    """umask, limits, priority, processors' turns, what is ignored; nothing that the server ignores."""
+    begun = "trap '' HUP USR1; umask 027; ulimit -n 99; exec chrt -b 0 nice -n 3 sh -c 'echo; read x'"
+    taking = (
+        "import os, resource, signal, sys; from imgfs.forkserver.caller import take_over;"
+        "signal.signal(signal.SIGUSR2, signal.SIG_IGN); take_over(int(sys.argv[1]), whole_cgroup=True);"
+        "ignored = [n for n in range(1, 32) if signal.getsignal(n) is signal.SIG_IGN];"
+        "print(oct(os.umask(0)), resource.getrlimit(resource.RLIMIT_NOFILE)[0], os.getpriority(0, 0),"
+        " os.sched_getscheduler(0) == os.SCHED_BATCH, *ignored)"
+    )
+    with subprocess.Popen(["sh", "-c", begun], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        words = [sys.executable, "-c", taking, str(other.pid)]
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        other.communicate(b"\n")
+    usual = {str(int(number)) for number in (signal.SIGPIPE, signal.SIGXFSZ)}  # Python's own, or this test's
+    assert said[:4] == ["0o27", "99", "3", "True"]
+    assert set(said[4:]) - usual == {"1", "10"}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cgroup_that_cannot_be_entered_is_in_the_way_of_a_container_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
+) -> None:
+    monkeypatch.setattr(caller, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(caller, "_cgroups", lambda process: {"": "/here" if process == "self" else "/there"})
+    expected = pytest.raises(Differs, match="cgroup") if whole else contextlib.nullcontext()
+    with expected:
+        caller.take_over(os.getpid(), whole_cgroup=whole)
 
 
 def test_a_process_with_fewer_rights_is_not_like_this_one() -> None:
@@ -60,14 +96,14 @@ def test_what_is_no_request_is_refused_and_nothing_is_run(sent: bytes) -> None:
     with ours, theirs:
         socket.send_fds(ours, [sent or b"\0"], [0, 1, 2, 0])
         ours.shutdown(socket.SHUT_WR)
-        assert carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: True)
+        assert carry_out(theirs, NOTHING, lambda: True)
         assert ours.recv(9) == REFUSED
 
 
 def test_a_client_that_has_gone_is_refused_in_silence() -> None:
     ours, theirs = socket.socketpair()
     ours.close()
-    assert carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: True)
+    assert carry_out(theirs, NOTHING, lambda: True)
     assert theirs.fileno() < 0
 
 
@@ -77,7 +113,7 @@ def test_another_imgfs_is_refused_and_told(tmp_path: Path) -> None:
     with ours, theirs:
         socket.send_fds(ours, [body[:WORD]], [0, 1, 2, os.open(tmp_path, os.O_PATH)])
         ours.sendall(body[WORD:])
-        assert not carry_out(theirs, lambda _: pytest.fail("it was run"), lambda: False)
+        assert not carry_out(theirs, NOTHING, lambda: False)
         assert ours.recv(9) == REFUSED
 
 

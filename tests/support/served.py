@@ -1,0 +1,48 @@
+"""`imgfs serve` for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.mounted import Imgfs, Ran, until
+
+
+class Server(contextlib.AbstractContextManager["Server"]):
+    """`imgfs serve`, and commands that know where it is; it is killed after its `with` block."""
+
+    def __init__(self, imgfs: Imgfs, name: str = "serve") -> None:
+        self.imgfs = imgfs
+        self.log = imgfs.directory / f"{name}.log"
+        self.socket = imgfs.directory / f"{name}.sock"
+        self._before = imgfs.environment["IMGFS_SERVE"]
+        imgfs.environment["IMGFS_SERVE"] = str(self.socket)
+        with self.log.open("wb") as log:
+            words = [sys.executable, "-m", "imgfs", "serve"]
+            self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
+        until(self.socket.exists, "the server listens")
+
+    def mount(self, *words: str | Path, **more: Any) -> Ran:
+        """`imgfs mount WORDS…`, in a process of its own."""
+        return self.imgfs.program(sys.executable, "-m", "imgfs", "mount", "--driver", "fuse", *words, **more)
+
+    def said(self, words: str) -> int:
+        """How often it has logged this."""
+        return self.log.read_text().count(words)
+
+    def end(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0, self.log.read_text()
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.imgfs.environment["IMGFS_SERVE"] = self._before
+
+
+def forked_from(pid: int) -> str:
+    """The pids of the processes that a server has forked and that have not ended."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
