@@ -1,9 +1,9 @@
 """One request: fetch a range of the blob, split it into spans, decode, verify and store each.
 
 What peers have of it comes from them, decoded already, if the index has digests of what spans decode to
-(`content.peer_fetch`). A request goes in, with a source to pull bytes from, and what became of its spans
-comes out, as they are stored (`content.storing`); readers wait elsewhere, and bytes are counted there
-(`content.inflight`).
+(`content.peer_fetch`), or, where they are slow, from the first of both (`content.race`). A request goes in,
+with a source to pull bytes from, and what became of its spans comes out, as they are stored
+(`content.storing`); readers wait elsewhere, and bytes are counted there (`content.inflight`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from imgfs.content.misplaced import MisplacedSpans
 from imgfs.content.peer_fetch import PeerFetcher
+from imgfs.content.race import Side, checked, race, timed
 from imgfs.content.requests import Request, SpanIndex, SpanTable, descriptor_of
 from imgfs.content.storing import SpanOutcome, SpanStore, split
 from imgfs.content.windows import FetchedWindows, RunInThread, WindowBlocks
@@ -66,7 +67,9 @@ class SpanFetcher:
         Bytes that came damaged are requested once more, from the span they were found in.
         """
         left = list(request.numbers)
-        yield from self._peers.fetch(left, self.spans, source.peers())
+        peers = source.peers()
+        if peers:
+            yield from self._race(left, source, peers)
         if self.misplaced.is_known:
             yield from self.misplaced.fetch(left, self.spans, source)
         doubted = -1
@@ -87,14 +90,46 @@ class SpanFetcher:
                 yield SpanOutcome(left, error)
                 return
 
-    def _fetch_rest_of(self, left: list[int], source: BlobSource) -> Iterator[SpanOutcome]:
+    def _race(self, left: list[int], source: BlobSource, peers: PeerPool) -> Iterator[SpanOutcome]:
+        """Fetch `left` from peers, joined by the registry when they take longer than that would have."""
+
+        def from_peers(numbers: list[int], side: Side) -> Iterator[SpanOutcome]:
+            return self._peers.fetch(numbers, self.spans, peers, side)
+
+        def from_registry(numbers: list[int], side: Side) -> Iterator[SpanOutcome]:
+            return self._fetch_rest_of(numbers, source, side)
+
+        pace = peers.registry
+        wanted = self._size_of(left)
+        for outcome in race(
+            left,
+            from_peers,
+            from_registry,
+            pace.patience(wanted),
+            lambda late: pace.allow(self._size_of(late)),
+        ):
+            size = self._size_of(outcome.numbers)
+            (pace.brought if outcome.by_peer else pace.spared)(size)
+            yield outcome
+
+    def _size_of(self, numbers: Sequence[int]) -> int:
+        return sum(map(self._table.size_of, numbers))
+
+    def _fetch_rest_of(
+        self, left: list[int], source: BlobSource, side: Side | None = None
+    ) -> Iterator[SpanOutcome]:
         if self.store.refused:
             raise self.store.refused
         starts, ends = self._table.starts, self._table.ends
         ranges = [(starts[number], ends[number]) for number in left]
         windows = self._windows(left, source)
         end = max(end for _, end in ranges)
-        with closing(chunk for chunk in source.blob(self.blob, ranges[0][0], end)) as chunks:
+        blob = source.blob(self.blob, ranges[0][0], end)
+        chunks = checked(blob, side) if side else (chunk for chunk in blob)
+        peers = source.peers()
+        if peers:
+            chunks = timed(chunks, end - ranges[0][0], peers.registry)
+        with closing(chunks):
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
             yield from self.store.store(
                 left, bodies, lambda number: self.spans.span(number, windows.window(number))

@@ -190,8 +190,8 @@ class InFlightRequest:
 
     def _count_received(self, size: int) -> None:
         in_flight = self._in_flight
-        self._received += size
         with in_flight.lock:
+            self._received += size
             in_flight.counts.received += size
             if self._awaits_first_byte and self.priority is Priority.MISS:
                 in_flight.counts.waited(time.monotonic() - self._began)

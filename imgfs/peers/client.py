@@ -23,7 +23,8 @@ from imgfs.peers.presence import LARGEST_TEXT, Presence
 from imgfs.registry.sockets import Deadline, PlainSocket, TlsSocket, dial, dial_unix
 from imgfs.registry.tls import context_of
 
-ANSWER = 0.5  # seconds for a connection and the head of an answer: a registry is not much further away
+CONNECT = 0.5  # seconds for a connection: a registry is not much further away
+ANSWER = 3.0  # seconds for the head of an answer, of a busy machine, too: readers wait less (`content.race`)
 _LEAST_RATE = 8e6  # bytes per second of a read that is worth waiting for
 _HEAD = 16 << 10  # bytes of an answer's head
 _PIECE = 256 << 10  # bytes that are asked of a socket at once
@@ -103,7 +104,7 @@ class PeerClient:
                 if time.monotonic() - kept.since < _IDLE:
                     return kept
                 kept.http.close()
-        return self._connected(max(0.001, ends - time.monotonic()))
+        return self._connected(min(CONNECT, max(0.001, ends - time.monotonic())))
 
     def keep(self, connection: _Connection) -> None:
         """Keep a connection that is between two requests."""

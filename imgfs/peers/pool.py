@@ -25,6 +25,7 @@ from imgfs.peers.address import PeerAddress
 from imgfs.peers.client import ANSWER, PeerClient
 from imgfs.peers.flat_name import FlatName
 from imgfs.peers.layer_spans import LayerSpans
+from imgfs.peers.pace import RegistryPace
 from imgfs.peers.presence import Presence, shares
 from imgfs.registry.endpoint_state import BackOff, EndpointState
 from imgfs.registry.sockets import addresses_of
@@ -85,6 +86,10 @@ class PeerRead:
             self._pool.failed(self._peer, error)
             raise
 
+    def late(self) -> None:
+        """Say that the registry was quicker: the peer is left alone for a while."""
+        self._pool.failed(self._peer, self._peer.client.refusal("is slower than the registry"))
+
     def doubt(self, error: IntegrityError) -> None:
         """Say that what came is wrong: the peer is not asked again."""
         self._pool.expel(self._peer, error)
@@ -102,6 +107,7 @@ class PeerPool:
         self._looking: Future[None] | None = None
         self._threads = ThreadPoolExecutor(_ASKING, "imgfs-peers")
         self._closed = False
+        self.registry = RegistryPace()
 
     def plan(self, name: FlatName, ranges: Sequence[tuple[int, int]]) -> list[PeerRead]:
         """Return the reads that bring those of `ranges`, which ascend, that any peer has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.parallel import begun
 from imgfs.peers import client as asking
 from imgfs.peers import pool as pools
 from imgfs.peers.address import PeerAddress, parse_peer
+from imgfs.peers.pace import RegistryPace
 from imgfs.peers.pool import PeerPool
 from imgfs.registry.sockets import DnsAddress
 from tests.support.content_rig import Rig, tar_of
@@ -32,6 +35,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for peers: nothing here is about time."""
     monkeypatch.setattr(asking, "ANSWER", LONG)
     monkeypatch.setattr(pools, "ANSWER", LONG)
+    monkeypatch.setattr(RegistryPace, "patience", lambda *_: LONG)
 
 
 @contextmanager
@@ -168,7 +172,12 @@ def test_a_bad_peer_harms_no_read_and_is_not_asked_again(
 
 
 @pytest.mark.parametrize("when", ["asked", "read"])
-def test_a_slow_peer_delays_one_read_by_no_more_than_an_answer_may_take(tmp_path: Path, when: str) -> None:
+def test_a_slow_peer_delays_one_read_by_no_more_than_an_answer_may_take(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "ANSWER", 0.5)
+    monkeypatch.setattr(pools, "ANSWER", 0.5)
+
     def dripping(connection: Connection) -> None:
         if (when == "asked") or b"/flat/" in connection.head:
             connection.drip((b"H", *[b"T"] * 1000), 0.05)
@@ -216,3 +225,70 @@ def test_without_a_digest_of_its_flat_bytes_a_span_comes_from_the_registry(
         monkeypatch.setattr(rig.content.index, "flat_span", lambda number: None)  # noqa: ARG005
         read_all(rig)
         assert rig.content.snapshot().from_peers == 0
+
+
+def stalling(connection: Connection) -> None:
+    """A peer that says that it has everything, and sends half of what it is asked for."""
+
+    def half(connection: Connection, start: int, end: int) -> None:
+        connection.send(partial(start, end, TAR[start : (start + end) // 2]))
+        connection.drip([b""] * 1000, 0.05)
+
+    hostile(half)(connection)
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_registry_joins_a_peer_that_is_slower_than_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The read ends though the peer's does not; then that peer is left alone."""
+    monkeypatch.setattr(RegistryPace, "patience", lambda *_: 0.1)
+    caplog.set_level(logging.INFO)
+    with RawServer(stalling) as server, reader(tmp_path, server.url) as rig:
+        read_all(rig)
+        assert rig.content.snapshot().from_peers == 0
+        assert len(rig.source.ranges) == len(rig.spans)
+        assert len([line for line in server.lines if b"/flat/" in line]) == 1
+    assert any("is slower than the registry" in record.message for record in caplog.records)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("may_ask", [True, False])
+def test_a_peer_may_be_slow_where_the_registry_is_slower_or_is_asked_no_more(
+    tmp_path: Path, may_ask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the allowance, the first of both wins; beyond it the registry alone is asked, later."""
+    monkeypatch.setattr(RegistryPace, "patience", lambda *_: 0.1)
+    held = threading.Event()
+
+    def late(connection: Connection, start: int, end: int) -> None:
+        held.wait(allowed(20))
+        connection.send(partial(start, end, TAR[start:end]))
+
+    with RawServer(hostile(late)) as server, reader(tmp_path, server.url) as rig:
+        assert rig.source.pool
+        monkeypatch.setattr(rig.source.pool.registry, "allow", lambda _: may_ask)
+        if may_ask:
+            rig.source.gate.clear()
+            begun(lambda: held.set() if rig.source.waiting.wait(20) else None, "held")
+        rig.read_span(8)
+        assert (rig.content.snapshot().from_peers > 0) is may_ask
+        assert len(rig.source.ranges) == 1
+        held.set()
+        rig.source.gate.set()
+
+
+def test_what_the_registry_sends_for_nothing_is_bounded() -> None:
+    pace = RegistryPace()
+    assert 1.0 < pace.patience(1 << 20) < 1.1
+    for _ in range(64):
+        pace.note(1 << 20, 0.3, 0.8)
+    assert pace.patience(1 << 20) == pytest.approx(0.8)
+    for _ in range(3):
+        pace.note(1 << 20, 5.0, 9.0)
+    assert pace.patience(1 << 20) < 1, "few are slow"
+    asked = sum(1 for _ in range(100) if pace.allow(1 << 20))
+    assert asked == 8
+    pace.brought(20 << 20)
+    assert pace.allow(1 << 20)
+    assert not pace.allow(1 << 20)
