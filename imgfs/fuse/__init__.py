@@ -11,6 +11,7 @@ imgfs reads and writes /dev/fuse itself, because pyfuse3, by which libfuse mount
 opcodes        opcodes, flags and limits (linux/fuse.h)
 protocol       bodies of requests parsed, bodies of answers packed
 session        /dev/fuse: reads requests, has them answered, writes the answers
+busy_poll      waits for the next request, awake as long as that pays
 tasks          requests that wait, by trio: work in threads that is abandoned or undone
 interrupts     FUSE_INTERRUPT: which callers get EINTR
 errors         the one place where an exception becomes an errno

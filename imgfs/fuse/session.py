@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from imgfs.buffers import buffer
 from imgfs.errors import MountError
+from imgfs.fuse.busy_poll import BusyPoll
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import fills_page_cache
 from imgfs.fuse.opcodes import (
@@ -189,8 +190,9 @@ class Session:
 
     def _answer_at_once(self) -> bool:
         """Answer until it is unmounted, or is to end, or a request has to wait."""
+        poll = BusyPoll(self._poll.poll)
         while not self.is_ending:
-            for descriptor, _ in self._poll.poll(self._patience()):
+            for descriptor, _ in poll.wait(self._patience()):
                 if descriptor != self.descriptor:
                     self.watched[descriptor]()
                 elif not self.answer_next():

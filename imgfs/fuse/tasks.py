@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
+from imgfs.fuse.busy_poll import BusyPoll
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import GiveUp, is_killed
 
@@ -117,11 +118,12 @@ class Tasks:
         """Have all requests answered until it is unmounted."""
         poll, row = select.poll(), 0
         poll.register(self._session.descriptor, select.POLLIN)
+        busy = BusyPoll(poll.poll)
         while True:
             if waiting := self._session.take_waiting():
                 self._start(waiting)
                 row = _MOST  # let it begin
-            if row >= _MOST or not poll.poll(0 if self._under_way else _PATIENCE):
+            if row >= _MOST or not (poll.poll(0) if self._under_way else busy.wait(_PATIENCE)):
                 row = 0
                 await trio.lowlevel.wait_readable(self._session.descriptor)
             row += 1
