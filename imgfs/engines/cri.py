@@ -3,6 +3,8 @@
 containerd tells a snapshotter none. So kubelet's requests for images come here first and go on to containerd;
 those of a pull say the user, a password or a token. They are kept as podman keeps them, for each repository
 the last ones, in a file that mounts read whenever the registry wants credentials: below /run, for root alone.
+A pull needs them before it is answered, for it is what mounts. If it is refused, those before count again: a
+pod with a wrong password does not take the right one from the mounts of others.
 """
 
 from __future__ import annotations
@@ -10,11 +12,19 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from imgfs.errors import ImgfsError
 from imgfs.oci.reference import RegistryReference, parse_reference
-from imgfs.registry.config.credentials import Credentials, keep_credentials
+from imgfs.registry.config.credentials import (
+    Credentials,
+    forget_credentials,
+    keep_credentials,
+    kept_credentials,
+)
 from imgfs.transport.protobuf import ProtobufMessage
 
 SERVICE = "runtime.v1.ImageService"
@@ -30,17 +40,42 @@ class PulledCredentials:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def hear(self, method: str, body: bytes) -> None:
-        """Take a request of kubelet's; what cannot be kept is logged, and the pull goes on without it."""
-        if method != PULL:
-            return
+    def hear(self, method: str, body: bytes) -> Callable[[], None]:
+        """Take a request of kubelet's; return what is to be called if it is refused.
+
+        What cannot be kept is logged, and the pull goes on without it.
+        """
+        if method == PULL:
+            with self._errors():
+                image, credentials = decode_pull(body)
+                reference = parse_reference(image)
+                if credentials and isinstance(reference, RegistryReference):
+                    name = reference.registry, reference.repository
+                    before = kept_credentials(self._path, *name)
+                    keep_credentials(self._path, *name, credentials)
+                    return partial(self._put_back, name, credentials, before)
+        return _nothing
+
+    def _put_back(self, name: tuple[str, str], refused: Credentials, before: Credentials | None) -> None:
+        """Have those before count again, if none have come since."""
+        with self._errors():
+            if kept_credentials(self._path, *name) != refused:
+                return
+            if before:
+                keep_credentials(self._path, *name, before)
+            else:
+                forget_credentials(self._path, *name)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            image, credentials = decode_pull(body)
-            reference = parse_reference(image)
-            if credentials and isinstance(reference, RegistryReference):
-                keep_credentials(self._path, reference.registry, reference.repository, credentials)
+            yield
         except ImgfsError as error:
             log.warning("the credentials of a pull are not kept: %s", error)
+
+
+def _nothing() -> None:
+    """Nothing was kept."""
 
 
 def decode_pull(body: bytes) -> tuple[str, Credentials | None]:

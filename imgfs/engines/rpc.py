@@ -51,13 +51,13 @@ class Service:
 class Forwarded:
     """A service whose calls go on to another socket, and their answers back.
 
-    `hear` is told of each request before that: the method, and its body. The answers of methods in `streamed`
-    are several messages.
+    `hear` is told of each request before that: the method, and its body; what it returns is called if that is
+    refused. The answers of methods in `streamed` are several messages.
     """
 
     name: str
     address: Path
-    hear: Callable[[str, bytes], None]
+    hear: Callable[[str, bytes], Callable[[], None]]
     streamed: Collection[str] = ()
 
 
@@ -162,34 +162,33 @@ def _forwarding(service: Forwarded) -> grpc.GenericRpcHandler:
 
 def _hand_on(
     ask: grpc.UnaryUnaryMultiCallable[bytes, bytes],
-    hear: Callable[[bytes], None],
+    hear: Callable[[bytes], Callable[[], None]],
     body: bytes,
     context: grpc.ServicerContext,
 ) -> bytes:
-    hear(body)
-    with _as_it_is(context):
+    with _as_it_is(context, hear(body)):
         return ask(body, timeout=_deadline(context), metadata=_metadata(context))
 
 
 def _hand_on_stream(
     ask: grpc.UnaryStreamMultiCallable[bytes, bytes],
-    hear: Callable[[bytes], None],
+    hear: Callable[[bytes], Callable[[], None]],
     body: bytes,
     context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
-    hear(body)
-    with _as_it_is(context):
+    with _as_it_is(context, hear(body)):
         yield from ask(body, timeout=_deadline(context), metadata=_metadata(context))
 
 
 @contextmanager
-def _as_it_is(context: grpc.ServicerContext) -> Iterator[None]:
-    """Refuse what was refused there, by the same words."""
+def _as_it_is(context: grpc.ServicerContext, refused: Callable[[], None]) -> Iterator[None]:
+    """Refuse what was refused there, by the same words, and call `refused`."""
     import grpc
 
     try:
         yield
     except grpc.RpcError as error:
+        refused()
         context.abort(error.code(), error.details() or "")
 
 

@@ -115,10 +115,16 @@ def test_a_pull_leaves_its_password_to_mounts_and_the_next_its_own(node: tuple[N
     with pytest.raises(RegistryError, match=r"401|nauthorized|authorization"):  # containerd's own words
         made.ask("PullImage", pull_request(image))
     assert not made.auth.exists()
+    wrong = pull_request(image, (1, "ann"), (2, "wrong"))
+    with pytest.raises(RegistryError):
+        made.ask("PullImage", wrong)
+    assert find_credentials([made.auth], host, "team/app") is None
     assert made.ask("PullImage", pull_request(image, (1, "ann"), (2, OLD))).text(1).startswith("sha256:")
     listed = [name for one in made.ask("ListImages").messages(1) for name in one.texts(2)]
     assert image in listed
     assert made.auth.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(RegistryError):
+        made.ask("PullImage", wrong)
     assert find_credentials([made.auth], host, "team/app") == Credentials("ann", OLD)
     assert find_credentials([made.auth], host, "other/app") is None
     at = made.imgfs.mount(image)

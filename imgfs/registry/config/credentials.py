@@ -140,6 +140,13 @@ def keep_credentials(path: Path, registry: str, namespace: str, credentials: Cre
     return program_of(helper.name) if helper else str(path)
 
 
+def kept_credentials(path: Path, registry: str, namespace: str) -> Credentials | None:
+    """Return what a file itself has under just that name. Raises UsageError as `keep_credentials`."""
+    auths = _object(_there(path), "auths", path)
+    found = (_decode_auth(auths[key], f"{path}: {key!r}") for key in _same_keys(auths, registry, namespace))
+    return next(filter(None, found), None)
+
+
 def forget_credentials(path: Path, registry: str, namespace: str = "") -> bool:
     """Remove credentials that imgfs, docker or podman kept under that name; return True if there were any.
 
