@@ -50,6 +50,11 @@ class PresentLayer:
         bounds = zip(pairwise(self._starts), marks, strict=True)
         return Presence.of_spans(range_ for range_, mark in bounds if mark & PRESENT)
 
+    def has(self, start: int, end: int) -> bool:
+        """Return True if all of a range is present: by its own spans, however many the layer has."""
+        first, last = self._holding(start, end)
+        return first >= 0 and all(mark & PRESENT for mark in self._flat.marks(first, last))
+
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes `[start, end)` as long as they are present; it ends early if they are no more."""
         for at in range(start, end, _PIECE):

@@ -193,7 +193,7 @@ class PeerPool:
         wait([future for future in awaited if future], ANSWER)
         with self._lock:
             found = [(peer, peer.known[name][1]) for peer in usable if name in peer.known]
-        found = [(peer, presence) for peer, presence in found if presence.ranges]
+        found = [(peer, presence) for peer, presence in found if presence]
         random.shuffle(found)
         return found
 

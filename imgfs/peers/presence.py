@@ -6,6 +6,7 @@ A peer's presence is the ranges that it has, as JSON: `{"size": 1000, "present":
 from __future__ import annotations
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -23,13 +24,24 @@ class Presence:
     """The ranges of a flat layer that are present: they ascend and do not touch."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self.ranges = list(ranges)
-        self._starts = [start for start, _ in self.ranges]
+        self._starts, self._ends = array("q"), array("q")  # a twelfth of what tuples of numbers take
+        for start, end in ranges:
+            self._starts.append(start)
+            self._ends.append(end)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return the ranges."""
+        return list(zip(self._starts, self._ends, strict=True))
+
+    def __bool__(self) -> bool:
+        """Return True if anything is present."""
+        return bool(self._starts)
 
     def has(self, start: int, end: int) -> bool:
         """Return True if all of a range is present."""
         at = bisect_right(self._starts, start) - 1
-        return at >= 0 and end <= self.ranges[at][1]
+        return at >= 0 and end <= self._ends[at]
 
     def to_json(self, size: int) -> bytes:
         """Return what is told of a flat layer of `size` bytes."""
@@ -47,6 +59,8 @@ class Presence:
             ranges = [(start, end) for start, end in fields["present"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidImage(f"a presence that makes no sense: {error}", where="peer") from error
+        if len(ranges) > MOST_RANGES:
+            raise InvalidImage(f"a presence of more than {MOST_RANGES} ranges", where="peer")
         numbers = [number for range_ in ranges for number in range_]
         if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
             raise InvalidImage("a presence with offsets that are none", where="peer")

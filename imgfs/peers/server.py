@@ -220,7 +220,7 @@ class _PeerHandler(BaseHTTPRequestHandler):
 
     def _send_range(self, layer: PresentLayer) -> None:
         wanted = parse_range(self.headers.get("Range"), layer.size)
-        if wanted is None or wanted[1] - wanted[0] > _LARGEST or not layer.presence().has(*wanted):
+        if wanted is None or wanted[1] - wanted[0] > _LARGEST or not layer.has(*wanted):
             refused = {"Content-Range": f"bytes */{layer.size}"}
             self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
             return

@@ -73,6 +73,7 @@ def test_of_many_ranges_the_longest_are_told() -> None:
         b'{"present": [[true, 5]]}',
         b'{"present": [["0", "5"]]}',
         json.dumps({"present": [[0, 1 << 62]]}).encode(),
+        json.dumps({"present": [[at, at] for at in range(MOST_RANGES + 1)]}).encode(),
     ],
 )
 def test_a_presence_that_makes_no_sense_is_refused(said: bytes) -> None:
