@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imgfs.errors import MountError, describe
+from imgfs.mounts.holders import holder_of
 from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
 from imgfs.mounts.table import Mount, mount_at, process_with_mount
 from imgfs.status import MountStatus
@@ -58,6 +59,19 @@ def detach_all(mountpoint: Path) -> None:
             detach_mount(str(mountpoint))
         except OSError as error:
             raise MountError(f"{mountpoint}: cannot be unmounted: {describe(error)}") from error
+
+
+def detach_and_wait(mountpoint: Path, patience: float) -> None:
+    """Do the same, and wait, so many seconds at most, until daemon and holder have ended, and use nothing."""
+    mount = mount_at(mountpoint)
+    pids = [daemon_of(mount), holder_of(mount)] if mount and mount.is_imgfs else []
+    with ExitStack() as stack:
+        held = [stack.enter_context(_held(pid)) for pid in pids]
+        detach_all(mountpoint)
+        end = time.monotonic() + patience
+        for process in held:
+            if process is not None:
+                select.select([process], [], [], max(0.0, end - time.monotonic()))
 
 
 @contextmanager

@@ -22,11 +22,12 @@ from imgfs.engines.liveness import is_answering
 from imgfs.engines.refusal import Refusal
 from imgfs.engines.snapshotter.rows import ImageChain
 from imgfs.errors import ImgfsError, StoreError, describe
-from imgfs.mounts.unmount import detach_all
+from imgfs.mounts.unmount import detach_all, detach_and_wait
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 
+_END = 5.0  # seconds for a daemon to end: what it has used can be removed then
 _AT_ONCE = 8  # images that are prepared at the same time
 
 log = logging.getLogger(__name__)
@@ -171,6 +172,6 @@ def _chain_of(name: str) -> ImageChain | None:
 
 def _take_down(path: Path) -> None:
     log.info("unmounting %s", path)
-    detach_all(path)
+    detach_and_wait(path, _END)
     with suppress(OSError):
         path.rmdir()

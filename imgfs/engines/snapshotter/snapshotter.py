@@ -48,6 +48,7 @@ class Snapshotter:
         self._store = store
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
         self._pause = _SOON
+        self._cleaning = threading.Lock()
         self._removed = threading.Event()
         self._removed.set()  # perhaps: by a process before this one, which was killed then
 
@@ -103,14 +104,18 @@ class Snapshotter:
         return self._directories.usage(row) if row.kind == SnapshotKind.ACTIVE else row.usage
 
     def clean_up(self) -> None:
-        """Remove directories, mounts and what the store has of images, where no snapshot needs them."""
-        self._removed.clear()
-        self._mounts.sweep(self._is_needed)
-        with self._rows.changing():  # no row is being made, whose directory would be taken for one too many
-            ids = {row.id for row in self._rows.all() if row.mounted is None}
-            self._directories.set_aside(ids.__contains__)
-        self._directories.remove_aside()
-        self._free_images()
+        """Remove directories, mounts and what the store has of images, where no snapshot needs them.
+
+        All of that is done when this ends, also by another thread: kubelet looks at the disk right after.
+        """
+        with self._cleaning:
+            self._removed.clear()
+            self._mounts.sweep(self._is_needed)
+            with self._rows.changing():  # no row is being made, whose directory would be one too many
+                ids = {row.id for row in self._rows.all() if row.mounted is None}
+                self._directories.set_aside(ids.__contains__)
+            self._directories.remove_aside()
+            self._free_images()
 
     def clean_up_when_removed(self) -> None:
         """Wait until a snapshot is removed, or a mount that was begun is there, and clean up.
