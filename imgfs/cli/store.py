@@ -16,7 +16,7 @@ from imgfs.cli.options import Commands, add_command, json_option, open_store, st
 from imgfs.cli.output import say
 from imgfs.cli.prune import add_limit, add_prune
 from imgfs.cli.store_list import add_ls
-from imgfs.errors import StoreError, UsageError
+from imgfs.errors import InvalidImage, MountError, StoreError, UsageError
 from imgfs.quoting import printable
 from imgfs.variables import account, store_directory, variables
 
@@ -96,8 +96,7 @@ Examples:
 
 def rm(options: argparse.Namespace) -> int:
     """Remove images, layers or cached bytes."""
-    from imgfs.maintenance.gc import contents_of, evict, refuse_mounted, remove_unreachable
-    from imgfs.mounts.mounted_images import mounted_images
+    from imgfs.maintenance.gc import contents_of, evict, remove_unreachable
 
     if bool(options.names) == options.all:
         raise UsageError("store rm: name what to remove, or say --all")
@@ -109,7 +108,7 @@ def rm(options: argparse.Namespace) -> int:
         say(f"{size(freed)} freed")
         return 0
     if not options.force:
-        refuse_mounted(resolutions, store, mounted_images(store.root))
+        _refuse_mounted(resolutions, store)
     for resolution in resolutions:
         store.forget(resolution)
     for layer in layers:
@@ -118,6 +117,40 @@ def rm(options: argparse.Namespace) -> int:
         layer.remove()
     remove_unreachable(store, force=options.force)
     return 0
+
+
+def _refuse_mounted(resolutions: Sequence[Resolution], store: Store) -> None:
+    """Raise StoreError, before anything is removed, if one of the images is mounted.
+
+    Mounts have their manifest in their status. A container's mount is not visible here: locks of layers that
+    no visible mount explains show it.
+    """
+    from imgfs.maintenance.gc import refuse_if_used
+
+    mounted = _mounted(store)
+    for resolution in resolutions:
+        if resolution.manifest in mounted:
+            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
+    explained = {digest for layers in mounted.values() for digest in layers}
+    for resolution in resolutions:
+        refuse_if_used(resolution, store, explained)
+
+
+def _mounted(store: Store) -> dict[Digest, list[Digest]]:
+    """Return the layers of each image that is mounted from this store, by its manifest."""
+    from imgfs.mounts.status_client import read_status
+    from imgfs.mounts.table import imgfs_mounts
+    from imgfs.oci.descriptor import Digest
+
+    found: dict[Digest, list[Digest]] = {}
+    for mount in imgfs_mounts():
+        # the daemon does not answer: its locks show what it uses
+        with suppress(MountError, InvalidImage):
+            status = read_status(mount)
+            if os.path.realpath(status.store) == os.path.realpath(store.root):
+                layers = [Digest.parse(layer.digest) for layer in status.layers]
+                found[Digest.parse(status.digest)] = layers
+    return found
 
 
 def _named(

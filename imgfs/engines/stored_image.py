@@ -6,8 +6,8 @@ import logging
 import math
 
 from imgfs.errors import StoreError
-from imgfs.maintenance.gc import ended_logs, refuse_mounted, remove_unreachable
-from imgfs.mounts.mounted_images import mounted_images
+from imgfs.maintenance.gc import ended_logs, refuse_if_used, remove_unreachable
+from imgfs.mounts.table import imgfs_mounts
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
 
@@ -15,10 +15,17 @@ log = logging.getLogger(__name__)
 
 
 def remove_image(reference: str, manifest: Digest, store: Store) -> bool:
-    """Remove an image, and the layers that only it has; False if it is mounted still. Raises StoreError."""
+    """Remove an image, and the layers that only it has; False if it is mounted still. Raises StoreError.
+
+    What is mounted by another reference has that in the store, which keeps what it needs. Of mounts that are
+    not visible here locks tell.
+    """
+    if any(mount.name == reference for mount in imgfs_mounts()):
+        return False
     found = [each for each in store.resolved(reference) if each.manifest == manifest]
     try:
-        refuse_mounted(found, store, mounted_images(store.root))
+        for resolution in found:
+            refuse_if_used(resolution, store)
     except StoreError as error:
         log.debug("stays in the store: %s", error)
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,22 +144,6 @@ def layers_in_use(resolution: Resolution, store: Store) -> Iterator[StoredLayer]
     """Yield the layers of an image that a mount uses."""
     layers = (store.layer(digest) for digest in contents_of(resolution, store).layers)
     return (layer for layer in layers if layer.in_use())
-
-
-def refuse_mounted(
-    resolutions: Sequence[Resolution], store: Store, mounted: Mapping[Digest, Collection[Digest]]
-) -> None:
-    """Raise StoreError, before anything is removed, if one of the images is mounted.
-
-    `mounted` has the layers of the images whose mounts are visible, by manifest. A container's mount may not
-    be: locks of layers that no visible mount explains show it.
-    """
-    for resolution in resolutions:
-        if resolution.manifest in mounted:
-            raise StoreError(f"{resolution.reference} is mounted: unmount it first, or use --force")
-    explained = {digest for layers in mounted.values() for digest in layers}
-    for resolution in resolutions:
-        refuse_if_used(resolution, store, explained)
 
 
 def refuse_if_used(resolution: Resolution, store: Store, of_others: Collection[Digest] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import select
 import shutil
@@ -18,6 +19,8 @@ from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_proce
 from imgfs.mounts.table import Mount, mount_at, process_with_mount
 from imgfs.status import MountStatus
 from imgfs.syscalls import detach_mount
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
@@ -69,9 +72,10 @@ def detach_and_wait(mountpoint: Path, patience: float) -> None:
         held = [stack.enter_context(_held(pid)) for pid in pids]
         detach_all(mountpoint)
         end = time.monotonic() + patience
-        for process in held:
-            if process is not None:
-                select.select([process], [], [], max(0.0, end - time.monotonic()))
+        for pid, process in zip(pids, held, strict=True):
+            left = max(0.0, end - time.monotonic())
+            if process is not None and not select.select([process], [], [], left)[0]:
+                log.info("%s: process %s goes on after %.0f s", mountpoint, pid, patience)
 
 
 @contextmanager

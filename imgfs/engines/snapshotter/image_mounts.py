@@ -27,7 +27,7 @@ from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 
-_END = 5.0  # seconds for a daemon to end: what it has used can be removed then
+_END = 2.0  # seconds for a daemon to end: what it has used can be removed then
 _AT_ONCE = 8  # images that are prepared at the same time
 
 log = logging.getLogger(__name__)
