@@ -18,6 +18,8 @@ _ORDERS = {1: "<", 2: ">"}  # EI_DATA
 _WIDE = 2  # EI_CLASS: 64 bits
 _SEGMENTS = 64  # at most: programs have about a dozen
 _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3  # p_type
+_RELRO = 0x6474E552  # p_type PT_GNU_RELRO: what is read-only once the dynamic linker has relocated it
+_DATA = 8 << 20  # bytes of a segment that can be written, all of which is likely to be relocated
 _EXECUTABLE, _WRITABLE = 1, 2  # p_flags
 _END, _NEEDED, _STRTAB, _STRSZ, _RPATH, _RUNPATH = 0, 1, 5, 10, 15, 29  # d_tag
 # Tables that the dynamic linker goes through to relocate a file: hash tables, symbols, relocations, versions.
@@ -136,7 +138,10 @@ def read_dynamic(elf: Elf, section: bytes) -> Dynamic | None:
 
 
 def _touched(elf: Elf, found: dict[int, int]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of tables, each up to the next if its size is not told, and of what can be written."""
+    """Yield the ranges of tables, each up to the next if its size is not told, and of what is relocated.
+
+    Of a large segment that is what will be read-only; the rest may be a hundred megabytes of code for GPUs.
+    """
     places = {tag: elf.offset_of(found[tag]) for tag in _TABLES if tag in found}
     starts = sorted(start for start in places.values() if start is not None)
     after = dict(pairwise(starts))
@@ -144,7 +149,9 @@ def _touched(elf: Elf, found: dict[int, int]) -> Iterator[tuple[int, int]]:
         if start is not None:
             size = found.get(_SIZES.get(tag, -1), 0)
             yield start, start + size if size else after.get(start, start + HEAD)
-    yield from elf.mapped(_WRITABLE)
+    yield from ((start, end) for start, end in elf.mapped(_WRITABLE) if end - start <= _DATA)
+    if relocated := elf.range_of(_RELRO):
+        yield relocated
 
 
 def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def test_what_the_linker_touches_is_all_but_the_code() -> None:
     assert dynamic
     assert dynamic.touched[-1] == made.dynamic
     assert all(end <= made.code[0] or start >= made.code[1] for start, end in dynamic.touched)
+
+
+@pytest.mark.parametrize(("size", "touched"), [(4 << 20, 4 << 20), (100 << 20, 3 << 20)])
+def test_of_much_that_can_be_written_the_linker_touches_what_it_protects(size: int, touched: int) -> None:
+    relro, data = 0x6474E552, 1 << 20
+    segments = [
+        Segment(1, 4, 0, 0, 4096),
+        Segment(1, 6, data, data, size),
+        Segment(relro, 4, data, data, 3 << 20),
+    ]
+    section = struct.pack("<qQqQ", 5, 64, 10, 100)  # the string table, and its size
+    dynamic = read_dynamic(Elf("<", True, tuple(segments)), section)
+    assert dynamic
+    assert dynamic.touched == ((64, 164), (data, data + touched))
 
 
 @pytest.mark.parametrize("head", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x02\x01" + bytes(57)])
