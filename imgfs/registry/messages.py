@@ -29,6 +29,8 @@ OpenAt = Callable[[int], Iterator[bytes]]  # a blob's bytes from an offset to it
 _PIECE = 64 << 10
 _MARK_EVERY = 4 << 20  # bytes between the places where the digest can be taken up again
 _READ = 256 << 10  # bytes asked of a socket at once
+_WAKING = 128 << 10  # bytes of a long body that its reader is woken for,
+_END = 64 << 10  # but for its end: so much of it may be in the buffers of TLS within TLS, and of the head
 _DRAIN = 0.25  # seconds for the end of a body that is not wanted: a new connection takes no longer
 
 
@@ -155,8 +157,10 @@ class Response:
     def _arriving(self, patience: Patience) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError
 
+        waking = _WAKING
         while True:
             self._deadline.begin(min(self._step, patience.left))
+            least = self._deadline.least = max(1, min(waking, (self._raw.length_remaining or 0) - _END))
             try:
                 chunk = self._raw.read1(_READ, decode_content=False)
             except (HTTPError, OSError) as error:
@@ -166,6 +170,8 @@ class Response:
                 ) from error
             if not chunk:
                 return
+            if self._deadline.least < least:  # they did not come in time: it is slow
+                waking = 1
             self._count(len(chunk))
             yield chunk
 
@@ -208,6 +214,7 @@ class Response:
             left = self._raw.length_remaining
             if not self._broken and left is not None and left <= MAX_ERROR_BODY:
                 self._deadline.begin(_DRAIN)
+                self._deadline.least = 1
                 with contextlib.suppress(HTTPError, OSError):
                     self._raw.read(MAX_ERROR_BODY, decode_content=False)
             self._raw.close()

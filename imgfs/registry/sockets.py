@@ -5,6 +5,9 @@ no bytes of a document has an absolute end as well, its `Deadline`: the way thro
 answer with all that comes before it (1xx), the framing of chunks, trailers. Python's ssl has one for a
 handshake.
 
+Of a long body a reader is woken once many bytes have come (SO_RCVLOWAT, socket(7)), not for each segment: a
+turn costs as much processor time as a hundred kilobytes.
+
 getaddrinfo(3) takes as long as resolv.conf(5) says, by itself five seconds twice for every server and every
 domain to be searched, and cannot be called off. So a thread of its own asks (`addresses_of`), and those who
 want to know the same wait for that one: there is never more than one for a name, and it ends when the
@@ -22,7 +25,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from imgfs.errors import RegistryError
 
@@ -43,6 +47,9 @@ _OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
 
+_NEARLY = 0.99  # of a step's time
+_AT_ONCE = 0.001  # seconds
+_T = TypeVar("_T")
 AddressHook = Callable[[str, str], None]  # told a host and the number of one of its addresses
 
 
@@ -103,9 +110,13 @@ def _ask(host: str, port: int, flags: int = 0) -> list[DnsAddress]:
 
 
 class Deadline:
-    """When what is being read has to be over, and how many bytes it may have."""
+    """When what is being read has to be over, and how many bytes it may have.
+
+    `least` are the bytes that a reader is woken for: there must be as many to come, or it waits in vain.
+    """
 
     def __init__(self) -> None:
+        self.least = 1
         self._ends = math.inf
         self._allowed = math.inf
 
@@ -135,34 +146,59 @@ class Deadline:
 
 
 class _Bounded(socket.socket):
-    """A socket whose steps end with its `deadline` at the latest."""
+    """A socket whose steps end with its `deadline` at the latest, but for a hundredth of what is left."""
 
     deadline: Deadline | None = None
     _usual: float | None = None  # seconds for one step
+    _current: float | None = None  # what the socket has
+    _least = 1
 
     def settimeout(self, value: float | None) -> None:
-        self._usual = value
+        self._usual = self._current = value
         super().settimeout(value)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        self._hurry()
-        body = super().recv(buflen, flags)
-        self._came(len(body))
-        return body
+        return self._in_time(partial(super().recv, buflen, flags), len)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
-        self._hurry()
-        count = super().recv_into(buffer, nbytes or memoryview(buffer).nbytes, flags)
-        self._came(count)
-        return count
+        size = nbytes or memoryview(buffer).nbytes
+        return self._in_time(partial(super().recv_into, buffer, size, flags), int)
 
-    def _hurry(self) -> None:
-        if self.deadline:
-            super().settimeout(self.deadline.step(self._usual))
+    def _in_time(self, receive: Callable[[], _T], count: Callable[[_T], int]) -> _T:
+        """Receive what comes in time; raises TimeoutError, and OSError if it is too much."""
+        deadline = self.deadline
+        self._wake_at(deadline.least if deadline else 1)
+        if deadline:
+            self._set_step(deadline.step(self._usual))
+        try:
+            received = receive()
+        except TimeoutError:
+            if self._least == 1:
+                raise
+            received = self._what_has_come(receive)
+        if deadline:
+            deadline.received(count(received))
+        return received
 
-    def _came(self, count: int) -> None:
+    def _what_has_come(self, receive: Callable[[], _T]) -> _T:
+        """Receive less than was to be waited for: it is slow, so all of it counts from now on."""
         if self.deadline:
-            self.deadline.received(count)
+            self.deadline.least = 1
+        self._wake_at(1)
+        self._set_step(_AT_ONCE)
+        return receive()
+
+    def _set_step(self, seconds: float | None) -> None:
+        """Set the time of the next step, unless it is nearly that: it would cost a system call."""
+        now = self._current
+        if seconds is None or now is None or not _NEARLY * seconds <= now <= seconds / _NEARLY:
+            self._current = seconds
+            super().settimeout(seconds)
+
+    def _wake_at(self, least: int) -> None:
+        if least != self._least:
+            self._least = least
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
 
 
 class PlainSocket(_Bounded):

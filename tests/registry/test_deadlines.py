@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -19,9 +20,10 @@ from imgfs.registry.adapter import MAX_HEAD, MAX_INTERIM
 from imgfs.registry.client import Client
 from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.retry import Patience, Timeouts
+from imgfs.registry.sockets import Deadline, bound, dial
 from tests.support.authority import Authority, needs_openssl
 from tests.support.clients import client_of
-from tests.support.raw_server import Connection, RawServer
+from tests.support.raw_server import OK, Connection, RawServer
 
 QUICK = Timeouts(connect=0.5, read=0.5, deadline=1.0, backoff=0.001, tries=2)
 LONGEST = 4.0  # seconds: the deadline, a step, and a machine that is busy
@@ -354,3 +356,43 @@ def test_the_end_of_a_body_that_is_not_wanted_is_not_waited_for(server: RawServe
     error = ended(lambda: client.manifest("v1", brief=True))
     assert isinstance(error, RegistryError)
     assert error.status == 404
+
+
+def test_a_reader_of_a_long_body_is_woken_once_many_bytes_have_come() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = dial("127.0.0.1", listener.getsockname()[1], 1.0)
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        deadline = Deadline()
+        bound(ours, deadline)
+        deadline.begin(0.05)
+        deadline.least = 100_000
+        buffer = bytearray(1 << 20)
+        theirs.sendall(bytes(60_000))
+        assert ours.recv_into(buffer) == 60_000  # no more came in time: it is taken, and that is no error
+        assert deadline.least == 1
+        deadline.begin(30.0)
+        deadline.least = 100_000
+        threading.Timer(0.05, theirs.sendall, [bytes(60_000)]).start()
+        theirs.sendall(bytes(60_000))
+        assert ours.recv_into(buffer) == 120_000
+        deadline.begin(0.05)
+        with pytest.raises(TimeoutError):
+            ours.recv_into(buffer)
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 1, 100_000])
+def test_a_document_after_a_long_body_is_not_waited_for(server: RawServer, client: Client, size: int) -> None:
+    body = bytes(size)
+    blob = Descriptor("", Digest.of(body), size)
+
+    def answer(connection: Connection) -> None:
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        connection.drip((body[at : at + 50_000] for at in range(0, size, 50_000)), 0.001)
+
+    for _ in range(2):
+        server.answer = answer
+        assert b"".join(client.blob(blob)) == body
+        server.answer = lambda connection: connection.send(OK)
+        assert client.blob_document(Digest.of(b"{}")) == b"{}"
+    assert server.connections == 1
