@@ -150,7 +150,9 @@ class Imgfs(Rooted):
             end(lambda: having(f"IMGFS_STORE={self.store}"))  # another mount namespace may still have one
 
     def serving_effort(self) -> Effort:
-        return effort_of(self.pid())
+        """Say what the daemon, the oldest process, has used: to ask imgfs would keep a core meanwhile."""
+        serving = having(f"IMGFS_STORE={self.store}")
+        return effort_of(min(serving)) if serving else Effort()
 
     def look(self, *words: str | Path) -> float:
         """Run a command that looks into images; one says by exit code 1 that it found, or found nothing."""
