@@ -1,8 +1,8 @@
 """Processes that scan layers, one for each core: under one interpreter's lock, threads keep one core busy.
 
 What of a scan needs no such lock (hashing, writing) is in threads of its process where cores would be idle
-otherwise: an image often has one layer that is larger than all the others, and at the end there are fewer
-layers left than cores.
+otherwise: an image often has one layer that is larger than all the others together, and in the end there are
+fewer layers left than cores.
 
 The processes are forked while this process has one thread, as the kernel counts them: then no lock can be
 held by another, and the fork is safe. Where that is not so, or processes would bring nothing (one core, an
@@ -45,7 +45,6 @@ from imgfs.store.partial import StoredPiece
 from imgfs.store.staging import FlatWriter
 
 _WORTHWHILE = 4 << 20  # bytes of blobs: less is scanned before processes are under way
-_LARGE = 32 << 20  # bytes of a blob: less is scanned in the time that threads wait for each other
 _MOST = 8  # processes: one connection to a registry seldom feeds more
 _GRACE = 1.0  # seconds that a process may take to end after its end of the socket was closed
 _LINGER = 0.05  # seconds that threads may take to end whose work is done
@@ -54,12 +53,12 @@ _LINGER = 0.05  # seconds that threads may take to end whose work is done
 class Scanners:
     """Scans layers in its `processes`, or, if there are none, in the caller's threads. Safe in threads.
 
-    `expected` is how many layers there are to scan, as far as that is known: the processes share `cores`.
+    `expected` is how many bytes of blobs there are to scan, as far as that is known: `cores` share them.
     """
 
     def __init__(self, processes: Iterable[ScanProcess] = (), expected: int = 0, cores: int = 1) -> None:
         self.processes = tuple(processes)
-        self._left = expected  # layers whose scan has not begun
+        self._left = expected  # bytes of blobs whose scan has not begun
         self._cores = cores
         self._counting = threading.Lock()
         self._idle: queue.SimpleQueue[ScanProcess] = queue.SimpleQueue()
@@ -92,11 +91,14 @@ class Scanners:
             self._idle.put(process)
 
     def _takes_threads(self, size: int) -> bool:
-        """Return True if the scan that begins had better use threads, given the size of its blob in bytes."""
+        """Return True if the scan that begins, of a blob of `size` bytes, had better use threads.
+
+        That is, if by itself it would go on when the other cores have done all else: in the threads of one
+        core's process its bytes only go from one to the next.
+        """
         with self._counting:
-            self._left -= 1
-            are_cores_idle = self._left < self._cores - 1  # once the scans under way have ended
-        return size >= _LARGE or (are_cores_idle and size >= _WORTHWHILE)
+            self._left -= size
+            return size >= _WORTHWHILE and size * (self._cores - 1) >= self._left
 
     def close(self) -> None:
         """End the processes: they own nothing."""
@@ -111,7 +113,7 @@ def open_scanners(layers: Iterable[Descriptor]) -> Iterator[Scanners]:
     cores = len(os.sched_getaffinity(0))
     count = min(len(sizes), _MOST, cores)
     processes = _forked(count) if count > 1 and sum(sizes) >= _WORTHWHILE else ()
-    scanners = Scanners(processes, len(sizes), cores)
+    scanners = Scanners(processes, sum(sizes), cores)
     try:
         yield scanners
     finally:

@@ -174,16 +174,17 @@ class Noting(ScanProcess):
 @pytest.mark.parametrize(
     ("cores", "sizes", "expected"),
     [
-        (2, [40, 20, 20, 20], [True, False, False, True]),  # the large one, and the last one
+        (2, [70, 20, 20, 20], [True, False, True, True]),  # one that outlasts all others, and the last two
+        (2, [40, 20, 20, 20, 20], [False, False, False, True, True]),
         (8, [20, 20, 20], [True, True, True]),
-        (3, [20, 20, 20, 20, 1], [False, False, False, True, False]),  # 1 MiB is done before threads are
+        (2, [3, 20], [False, True]),  # 3 MiB are done before threads are
     ],
 )
-def test_threads_scan_what_is_large_or_what_is_left_for_fewer_processes_than_cores(
+def test_threads_scan_what_would_keep_one_core_busy_when_the_others_have_nothing_left(
     flat: FlatWriter, cores: int, sizes: list[int], expected: list[bool]
 ) -> None:
     process = Noting()
-    scanners = Scanners([process], len(sizes), cores)
+    scanners = Scanners([process], sum(sizes) << 20, cores)
     for size in sizes:
         layer = replace(LAYER, size=size << 20)
         scanners.scan(iter([]), layer, JOB.diff_id, flat, Path("index"))
@@ -282,7 +283,7 @@ def process_is_gone(process: ScanProcess) -> bool:
 def test_processes_scan_as_threads_do_and_survive_what_is_wrong_with_a_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_threads: bool
 ) -> None:
-    monkeypatch.setattr("imgfs.image.scanners._LARGE", 0 if in_threads else 1 << 62)
+    monkeypatch.setattr(Scanners, "_takes_threads", lambda _, size: in_threads and size > 0)
     with Child(lambda: in_processes(tmp_path)) as child:
         assert child.join() == 0
 
