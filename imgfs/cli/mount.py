@@ -204,7 +204,6 @@ def _prepared(
     is_missing: Callable[[Source], None] = lambda source: None,  # noqa: ARG005
 ) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
-    from imgfs.image.profiles import profile_for
     from imgfs.store.store import NO_PROFILE
 
     resolved, name = image.prepare(options.upto_layer, is_missing=is_missing), options.replay
@@ -212,6 +211,8 @@ def _prepared(
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):
         return resolved
+    from imgfs.image.profiles import profile_for  # here: it loads what reads files, which the daemon does
+
     if profile_for(resolved, image.store, name) is None:
         known = image.store.profiles(resolved.digest)
         there = f"there are: {', '.join(sorted(known))}" if known else "there are none yet (see --record)"

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imgfs.errors import (
     ImgfsError,
@@ -20,7 +20,6 @@ from imgfs.errors import (
 )
 from imgfs.image.discover import IndexDiscovery
 from imgfs.image.import_index import import_published, import_toc, import_ztoc
-from imgfs.image.peer_stream import PeerStream, open_peer_stream
 from imgfs.image.scanners import Scanners
 from imgfs.image.trust import PEERS, Trust, refutation
 from imgfs.layer.flat_digests import add_flat_digests, flat_digests
@@ -32,6 +31,9 @@ from imgfs.store.partial import StoredPiece, UnreadablePartial
 from imgfs.store.staging import FlatWriter
 from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
+
+if TYPE_CHECKING:
+    from imgfs.image.peer_stream import PeerStream
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +115,9 @@ class LayerIndexing:
         this one was wrong.
         """
         is_refuted = self._stored.is_refuted(refutation(PEERS, self._diff_id))
-        if is_refuted or not self._trust.in_digests:
+        if is_refuted or not self._trust.in_digests or not self._source.peers():
             return False
+        from imgfs.image.peer_stream import open_peer_stream  # here: most have no peers
 
         def advances(count: int) -> None:
             if cancelled.is_set():
