@@ -43,12 +43,12 @@ class IndexWriter:
 
     def add_entry(self, entry: Entry) -> None:
         """Append one entry, in the layer's own order."""
+        path, kind, mode, uid, gid, size, mtime_ns, target, (major, minor), attributes, _ = entry
         flat, extents = stored_extents(entry)
-        head = (entry.path, int(entry.kind), entry.mode, entry.uid, entry.gid, entry.size)
-        xattrs = pack_xattrs(entry.xattrs)
-        tail = (pack_time(entry.mtime_ns), entry.target, *entry.device, xattrs)
-        self._entries.append((*head, *tail, flat, extents))
-        self._weight += len(entry.path) + len(entry.target) + len(xattrs or b"") + len(extents or b"")
+        xattrs = pack_xattrs(attributes)
+        head = (path, int(kind), mode, uid, gid, size, pack_time(mtime_ns), target)
+        self._entries.append((*head, major, minor, xattrs, flat, extents))
+        self._weight += len(path) + len(target) + len(xattrs or b"") + len(extents or b"")
         if len(self._entries) >= _BATCH or self._weight >= _WEIGHT:
             self._flush()
 

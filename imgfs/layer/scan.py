@@ -233,8 +233,11 @@ class HeaderFeeder:
             if offset + length > end:
                 self._held += piece[max(0, offset - start) :]
                 return
-            self._held += piece[max(0, offset + len(self._held) - start) : offset + length - start]
-            self._send_held()
+            if self._held:
+                self._held += piece[max(0, offset + len(self._held) - start) : offset + length - start]
+                self._send_held()
+            else:
+                self._send(bytes(piece[offset - start : offset + length - start]))
 
     def finish(self, size: int) -> None:
         """End the flat layer at `size`; raises InvalidImage if the reader needs more."""
@@ -248,6 +251,9 @@ class HeaderFeeder:
     def _send_held(self) -> None:
         body = bytes(self._held)
         self._held.clear()
+        self._send(body)
+
+    def _send(self, body: bytes) -> None:
         try:
             self._request = self._parser.send(body)
         except StopIteration as stop:

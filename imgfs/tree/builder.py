@@ -40,7 +40,7 @@ _CACHE_KIB = 16 * 1024  # of each of the two files
 _BATCH, _WEIGHT = 100, 4 << 20  # nodes, and bytes of what they hold packed, until they are written
 _KNOWN = 20_000  # paths
 _KNOWN_LENGTH = 1024  # bytes of a path
-_BILLION = 1_000_000_000
+_EARLIEST, _LATEST = -SECONDS * 1_000_000_000, SECONDS * 1_000_000_000  # nanoseconds
 
 _WORK = """
 CREATE TABLE work.name (parent INTEGER, name BLOB, ino INTEGER, type INTEGER,
@@ -219,7 +219,9 @@ class TreeBuilder:
         ino = self.next_ino
         row = _row(ino, entry, layer)
         self._rows.append(row)
-        self._weight += sum(len(packed) for packed in row[-3:] if isinstance(packed, bytes))
+        for packed in row[-3:]:
+            if isinstance(packed, bytes):
+                self._weight += len(packed)
         self.next_ino += 1
         if len(self._rows) >= _BATCH or self._weight >= _WEIGHT:
             self.flush()
@@ -288,7 +290,7 @@ def _check(entry: Entry) -> None:
 
 def check_time(mtime_ns: int) -> None:
     """Raise InvalidImage for a time that no inode can have."""
-    if not -SECONDS <= mtime_ns // _BILLION < SECONDS:
+    if not _EARLIEST <= mtime_ns < _LATEST:
         raise InvalidImage("a modification time is beyond the 64 bits of seconds that Linux has")
 
 

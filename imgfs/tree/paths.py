@@ -26,6 +26,7 @@ def clean(path: bytes) -> bytes:
     `..` removes the component before it, even a symlink, and stops at the root: as containerd and umoci do.
     Raises InvalidImage for a NUL and for paths longer than Linux allows (`layer.limits`).
     """
+    path = path.removeprefix(b"./").removesuffix(b"/")  # as they usually come
     if b"//" in path or b"/." in path or path[:1] in (b"", b".", b"/") or path[-1:] == b"/":
         path = b"/".join(_components(path))
     if b"\0" in path:

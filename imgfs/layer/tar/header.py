@@ -56,9 +56,9 @@ def parse_header(block: bytes) -> Header:
     return Header(
         path,
         typeflag,
-        _repeated(mode) & 0o7777,
-        check_owner(_repeated(uid)),
-        check_owner(_repeated(gid)),
+        _mode(mode),
+        _owner(uid),
+        _owner(gid),
         check_size(parse_number(size)),
         parse_number(mtime) * 1_000_000_000,
         target.partition(b"\0")[0],
@@ -91,9 +91,6 @@ def parse_number(field: bytes) -> int:
     return _unusual_number(field, digits)
 
 
-_repeated = lru_cache(maxsize=1024)(parse_number)  # a layer has few modes and owners
-
-
 def check_size(size: int) -> int:
     """`size`, a length in bytes, or InvalidImage if no file can have it."""
     if 0 <= size <= OFFSET_LIMIT:
@@ -108,6 +105,16 @@ def check_owner(owner: int) -> int:
     if -(1 << 31) <= owner < 0:
         return owner + (1 << 32)
     raise InvalidImage(f"owner {owner} is out of range")
+
+
+@lru_cache(maxsize=1024)  # a layer has few modes
+def _mode(field: bytes) -> int:
+    return parse_number(field) & 0o7777
+
+
+@lru_cache(maxsize=1024)  # and few owners
+def _owner(field: bytes) -> int:
+    return check_owner(parse_number(field))
 
 
 def _unusual_number(field: bytes, digits: bytes) -> int:
