@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -144,21 +144,27 @@ class LayerIndexing:
                 stream.close()
         return False
 
-    def stream(self, scanners: Scanners, cancelled: threading.Event) -> None:
+    def stream(
+        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
+    ) -> None:
         """Download the layer and have it scanned; if its bytes are wrong, once more without what was kept of
         it, and once from another endpoint.
+
+        `scanned` is given the index, and closes it: it is complete, though not synced, and so not stored yet.
         """
         try:
-            self._stream(scanners, cancelled)
+            self._stream(scanners, cancelled, scanned)
         finally:
             if self._doubted:
                 self._doubted.close()
 
-    def _stream(self, scanners: Scanners, cancelled: threading.Event) -> None:
+    def _stream(
+        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
+    ) -> None:
         unkept: StoreError | None = None
         while True:
             try:
-                self._stream_once(scanners, cancelled)
+                self._stream_once(scanners, cancelled, scanned)
             except (IntegrityError, InvalidImage, UnreadablePartial) as error:
                 if not self._may_try_again(error):
                     raise
@@ -204,7 +210,9 @@ class LayerIndexing:
             return error.expected != self._layer.digest
         return isinstance(error, InvalidImage) and not isinstance(error, Bomb)
 
-    def _stream_once(self, scanners: Scanners, cancelled: threading.Event) -> None:
+    def _stream_once(
+        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
+    ) -> None:
         self._fetch_error = None
         self._reporter.layer_begins(self._layer)
         writer = self._stored.flat_writer(stays=True)  # another image may need the present one
@@ -218,12 +226,14 @@ class LayerIndexing:
                         chunks.close()
                 if self._source.peers():  # whose bytes are checked by them, once these are evicted
                     add_flat_digests(path, self._flat_digests(path, writer))
-                with LayerIndex(path) as written:
-                    spans, binding = written.span_count(), written.binding()
+                with ExitStack() as stack:
+                    written = stack.enter_context(LayerIndex(path))
                     if self._doubted:
                         self._doubted.judge(writer, written)
-                # Before the index can be seen: from then on the flat layer may be evicted.
-                writer.keep(size=size, spans=spans, binding=binding)
+                    # Before the index can be seen: from then on the flat layer may be evicted.
+                    writer.keep(size=size, spans=written.span_count(), binding=written.binding())
+                    stack.pop_all()
+                    scanned(written)
         finally:
             self._decoded = writer.end
             writer.close()

@@ -90,10 +90,21 @@ class _Preparation:
         self._discovery = discovery
         self._scanners = Scanners()
         self._cancelled = threading.Event()
-        self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been indexed
+        self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been scanned, or indexed
+        self._indexes: dict[Digest, LayerIndex] = {}
+        self._opened = ExitStack()  # which closes them
 
     def run(self) -> None:
         """Do what is missing; if nothing is, no request is sent."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self._opened.pop_all()  # threads use them still, until the process ends
+            raise
+        finally:
+            self._opened.close()
+
+    def _run(self) -> None:
         for stored in map(self._store.layer, self._resolved.layers):
             if stored.index and stored.partial():  # killed between the one and the other
                 stored.drop_part()
@@ -163,11 +174,14 @@ class _Preparation:
         self._warn()
 
     def _merge(self) -> None:
-        """Merge the layers, each as soon as it and all below it have been indexed."""
+        """Merge the layers, each as soon as it and all below it have been scanned, or indexed otherwise."""
         merge_layers(self._resolved, self._store, self._indexed())
 
-    def _indexed(self) -> Iterator[Descriptor]:
-        """Yield the layers, lowest first, each once it is indexed. Raises ImgfsError when cancelled."""
+    def _indexed(self) -> Iterator[LayerIndex]:
+        """Yield the layers' indexes, the lowest first, each once it is complete.
+
+        Raises ImgfsError when cancelled.
+        """
         layers = self._resolved.manifest.layers
         for number, layer in enumerate(layers, start=1):
             awaited = self._awaited.get(layer.digest)
@@ -177,7 +191,15 @@ class _Preparation:
                 raise ImgfsError("the layers are not merged: cancelled")
             if number == len(layers):
                 self._reporter.merging()
-            yield layer
+            if layer.digest not in self._indexes:
+                self._take(layer, open_index(self._store.layer(layer.digest)))
+            yield self._indexes[layer.digest]
+
+    def _take(self, layer: Descriptor, index: LayerIndex) -> None:
+        """Have a layer merged by an index, which is closed in the end."""
+        self._indexes[layer.digest] = self._opened.enter_context(index)
+        if layer.digest in self._awaited:
+            self._awaited[layer.digest].set()
 
     def _index_layer(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> None:
         """Store an index of the layer."""
@@ -191,7 +213,7 @@ class _Preparation:
                 )
                 has_index = indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean)
                 if not has_index and not indexing.take_from_peers(self._cancelled):
-                    indexing.stream(self._scanners, self._cancelled)
+                    indexing.stream(self._scanners, self._cancelled, partial(self._take, layer))
                 stored.drop_part()
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
@@ -201,21 +223,23 @@ class _Preparation:
             self._reporter.warns(self._discovery.refused.pop())
 
 
-def merge_layers(resolved: Resolved, store: Store, layers: Iterable[Descriptor] | None = None) -> None:
-    """Merge an image's layers by their indexes in the store; the tree gets the vouchers of all indexes.
+def merge_layers(resolved: Resolved, store: Store, indexes: Iterable[LayerIndex] | None = None) -> None:
+    """Merge an image's layers by their indexes; the tree gets the vouchers of all of them.
 
-    `layers` yields the image's layers, each once the store has its index. Raises InvalidImage, StoreError.
+    `indexes` yields them, the lowest layer's first, each once it is complete; by default they are those in
+    the store. Raises InvalidImage, StoreError.
     """
     origins = set()
     with ExitStack() as stack:
         path = stack.enter_context(store.new_tree(resolved.tree))
+        stored = (store.layer(layer.digest) for layer in resolved.manifest.layers)
+        opened = (stack.enter_context(open_index(layer)) for layer in stored)
 
-        def indexes() -> Iterator[LayerIndex]:
-            for layer in resolved.manifest.layers if layers is None else layers:
-                index = stack.enter_context(open_index(store.layer(layer.digest)))
+        def noted() -> Iterator[LayerIndex]:
+            for index in opened if indexes is None else indexes:
                 origins.add(index.summary.origin)
                 yield index
 
-        merge(indexes(), path)
+        merge(noted(), path)
         if origins - {""}:
             set_origin(path, combined_origin(origins))

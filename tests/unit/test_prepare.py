@@ -284,6 +284,18 @@ def test_layers_are_merged_while_others_are_still_streamed(several: FakeSource, 
         assert body(image, b"/etc/passwd") == b"root\nann"
 
 
+def test_no_merge_waits_until_an_index_is_on_the_disk(
+    source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_image(source, [SMALL])
+    resolved, journal, is_merging = resolve("app:1", source, store, AMD64), Journal(), threading.Event()
+    monkeypatch.setattr(journal, "merging", is_merging.set)
+    synced: list[bool] = []
+    monkeypatch.setattr("imgfs.store.atomic._sync", lambda _: synced.append(is_merging.wait(10)))
+    prepare(resolved, source, store, journal)
+    assert synced == [True, True]  # the index and the tree
+
+
 def test_a_layer_that_fails_after_others_were_merged_leaves_no_tree_and_no_thread(
     several: FakeSource, store: Store
 ) -> None:
