@@ -8,6 +8,10 @@ It looks like a store of containers/storage, driver overlay, that is only read (
                                  topmost of these layers
     overlay/LAYER/diff, link     the mount, and a short name for it in overlay/l
 
+Manifest and config are those of an image with this one layer: buildah refuses to build upon an image whose
+history has another number of layers than the disk. The image's id stays that of its own config, and its own
+manifest is kept beside, so that its digest names it.
+
 The layer's `diff-digest` is the ChainID, too: podman takes a layer for another by that, and the DiffID of the
 topmost layer would have it take all of the image for that layer.
 """
@@ -25,6 +29,7 @@ from pathlib import Path
 
 from imgfs.errors import NotFound, StoreError
 from imgfs.oci.descriptor import Digest
+from imgfs.oci.image import DOCKER_MANIFEST
 from imgfs.owned.writing import os_errors
 from imgfs.store.atomic import atomic_write
 from imgfs.transport.containers_storage import big_data_file
@@ -33,6 +38,8 @@ Record = dict[str, object]
 _IMAGES, _LAYERS = "overlay-images/images.json", "overlay-layers/layers.json"
 _LOCKS = ("overlay-images/images.lock", "overlay-layers/layers.lock")
 _SHORT = 26  # characters of a link's name
+_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -181,12 +188,35 @@ def _names(record: Mapping[str, object]) -> list[str]:
 
 def _documents(image: PodmanImage) -> dict[str, bytes]:
     """Return what is kept of an image, by podman's names."""
-    manifest, config = image.manifest, image.config
+    manifest, config = _with_one_layer(image)
     return {
         "manifest": manifest,
-        f"manifest-{image.manifest_digest}": manifest,
-        str(image.config_digest): config,
+        f"manifest-{image.manifest_digest}": image.manifest,
+        str(Digest.of(config)): config,
     }
+
+
+def _with_one_layer(image: PodmanImage) -> tuple[bytes, bytes]:
+    """Return the manifest and config of the image as it is here: all its layers in one.
+
+    Of the history, the last entry that made a layer has that one, the others are said to have made none.
+    """
+    manifest, config = json.loads(image.manifest), json.loads(image.config)
+    if len(manifest["layers"]) == 1:
+        return image.manifest, image.config
+    history = [dict(entry) for entry in config.get("history") or ()]
+    made = [entry for entry in history if not entry.get("empty_layer")]
+    if not made:
+        made = [{"created": image.created or _EPOCH, "created_by": "imgfs: all layers, merged"}]
+        history += made
+    for entry in made[:-1]:
+        entry["empty_layer"] = True
+    config |= {"history": history, "rootfs": {"type": "layers", "diff_ids": [str(image.chain)]}}
+    body = json.dumps(config).encode()
+    kind = _DOCKER_LAYER if manifest.get("mediaType") == DOCKER_MANIFEST else _OCI_LAYER
+    layer = {"mediaType": kind, "digest": str(image.chain), "size": image.size}
+    named = {**manifest["config"], "digest": str(Digest.of(body)), "size": len(body)}
+    return json.dumps({**manifest, "config": named, "layers": [layer]}).encode(), body
 
 
 def _image_record(image: PodmanImage, names: list[str]) -> Record:

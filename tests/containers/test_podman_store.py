@@ -30,7 +30,12 @@ LOWER = archive(
     file("etc/name", b"lower"),
 )
 LAYERS = [gzipped(tar).blob for tar in (LOWER, archive(file("etc/name", b"upper")))]
-CONFIG = {"config": {"Cmd": ["cat", "/etc/name"], "Env": ["PATH=/bin"]}, "created": "2020-01-02T03:04:05Z"}
+HISTORY = [{"created_by": "first"}, {"created_by": "env", "empty_layer": True}, {"created_by": "second"}]
+CONFIG = {
+    "config": {"Cmd": ["cat", "/etc/name"], "Env": ["PATH=/bin"]},
+    "created": "2020-01-02T03:04:05Z",
+    "history": HISTORY,
+}
 
 
 @dataclass
@@ -83,11 +88,15 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     assert (ran.code, ran.text) == (0, "upper"), ran
     ran = rig.podman("run", *PODMAN, rig.image, "sh", "-c", "touch /etc/new && cat /etc/name")
     assert (ran.code, ran.text) == (0, "upper"), ran
-    (tmp_path / "Containerfile").write_text(f'FROM {rig.image}\nRUN ["touch", "/made"]\n')
+    (tmp_path / "Containerfile").write_text(
+        f'FROM {rig.image}\nRUN ["touch", "/made"]\nCOPY Containerfile /\n'
+    )
     words = "--isolation=chroot", "--network=host", "-q", "-t", "localhost/derived"
     built = rig.podman("build", *words, "-f", tmp_path / "Containerfile", tmp_path)
     assert built.code == 0, built
     assert rig.podman("run", *PODMAN, "localhost/derived", "cat", "/made", "/etc/name").text == "upper"
+    steps = rig.podman("history", "--format", "{{.CreatedBy}}", "localhost/derived").text.split("\n")
+    assert [step for step in steps if step in ("first", "env", "second")] == ["second", "env", "first"]
 
     complaint = rig.store("rm", rig.image).complaint()
     assert complaint == f"{rig.image}: podman has containers or images that stand upon it (--force)"
