@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import containers
-from tests.support.containers import first_line, first_pid, shell
+from tests.support.containers import busybox, first_line, first_pid, shell
 from tests.support.mounted import Imgfs, is_alive, until
 from tests.support.served import Server, forked_from
 
@@ -111,6 +112,21 @@ def test_a_container_is_in_the_cgroups_of_its_command(run: Imgfs, server: Server
     finally:
         until(lambda: not (own / "cgroup.procs").read_text(), "all have left it")
         own.rmdir()
+
+
+def test_an_ordinary_users_server_serves_his_mounts_and_containers_and_no_other_users(nobody: Imgfs) -> None:
+    image, at = busybox(nobody.directory / "layout", Cmd=["sh"]), nobody.mountpoint()
+    with Server(nobody) as server:
+        assert nobody.run("mount", "--driver", "fuse", image, at).code == 0
+        nobody.watch(at)
+        ran = shell(nobody, image, "id -u; touch /new; exit 5")
+        assert (ran.code, ran.text, ran.err) == (5, "0\n", "")
+        assert (server.said(": imgfs mount"), server.said(": imgfs run")) == (1, 1)
+        words = [sys.executable, "-m", "imgfs", "mount", "oci:/nowhere:x", str(at)]
+        roots = {**nobody.environment, "HOME": "/root", "IMGFS_STORE": str(nobody.directory / "roots")}
+        assert subprocess.run(words, env=roots, capture_output=True, check=False).returncode == 1
+        assert server.said(": imgfs mount") == 1
+    nobody.umount(at)
 
 
 def test_an_error_is_said_once_with_podmans_code(run: Imgfs, server: Server, image: str) -> None:

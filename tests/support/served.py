@@ -21,8 +21,11 @@ class Server(contextlib.AbstractContextManager["Server"]):
         self._before = imgfs.environment["IMGFS_SERVE"]
         imgfs.environment["IMGFS_SERVE"] = str(self.socket)
         with self.log.open("wb") as log:
-            words = [sys.executable, "-m", "imgfs", "serve"]
-            self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
+            if imgfs.user:
+                self.process = imgfs.start("serve", stderr=log)
+            else:  # a process that is forked for it would not begin with its own words
+                words = [sys.executable, "-m", "imgfs", "serve"]
+                self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
         until(self.socket.exists, "the server listens")
 
     def mount(self, *words: str | Path, **more: Any) -> Ran:
