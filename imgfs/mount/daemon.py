@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
+# What both take, a daemon and who has it forked: before the fork, it is loaded once.
+_BY_BOTH = ("imgfs.image.trust", "imgfs.mounts.mountpoint", "imgfs.store.store", "imgfs.transport.connect")
+_BY_BOTH_FOR_SCRATCHES = ("imgfs.overlay.scratch",)
 _ALWAYS = (
     "imgfs.fuse.operations",
     "imgfs.image.verify",
@@ -66,6 +69,8 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
     @classmethod
     def fork(cls, *, writable: bool, offline: bool = False, driver: str = "auto") -> Mounting:
         """Fork the daemon of a mount to be, which begins to load what it will need."""
+        for module in (*_BY_BOTH, *(_BY_BOTH_FOR_SCRATCHES if writable else ())):
+            importlib.import_module(module)
         more = _FOR_SCRATCHES if writable else ()
         load = partial(_load, more, by_kernel=driver != "fuse" and os.geteuid() == 0)
         child = _ForkedDaemon(offline=offline)

@@ -29,6 +29,7 @@ _CAPS = {
 }
 _LOADS_NOT = {"logging", "sqlite3", "subprocess", "urllib3", "requests"}  # commands of every day
 _DAEMON_CAP = 270  # of a mount's daemon before it knows its image: 251
+_TWICE = 8  # modules that `imgfs run` and its daemon load each by itself: 5
 _COUNT = """\
 import sys
 from imgfs.cli import main
@@ -87,6 +88,28 @@ def test_what_draws_on_terminals_is_not_loaded_without_one(
     monkeypatch.setenv("IMGFS_STORE", str(tmp_path))
     _, loaded = modules_after(line)
     assert not [name for name in loaded if name.startswith("rich") or name == "imgfs.cli.terminal"]
+
+
+def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
+    """Both go on from one process: what each would load by itself costs the processor twice."""
+    code = """\
+import importlib, sys
+from imgfs.mount import daemon
+for name in (*daemon._BY_BOTH, *daemon._BY_BOTH_FOR_SCRATCHES):
+    importlib.import_module(name)
+before = set(sys.modules)
+if sys.argv[1] == "daemon":
+    for _ in daemon._load(daemon._FOR_SCRATCHES, by_kernel=True):
+        pass
+else:
+    import imgfs.cli.container, imgfs.cli.container_options, imgfs.cli.container_request, imgfs.cli.parser
+print(*set(sys.modules) - before)
+"""
+    daemons, callers = (
+        set(subprocess.check_output([sys.executable, "-c", code, which], text=True).split())
+        for which in ("daemon", "caller")
+    )
+    assert len(daemons & callers) <= _TWICE, sorted(daemons & callers)
 
 
 def test_a_daemon_loads_what_fetches_and_scratches_only_where_there_is_some() -> None:
