@@ -71,6 +71,7 @@ def csi(options: argparse.Namespace) -> int:
     """Serve kubelet."""
     from imgfs import __version__
     from imgfs.config import csi_endpoint
+    from imgfs.engines.csi.grants import Grants
     from imgfs.engines.csi.registration import SOCKET, registration
     from imgfs.engines.csi.services import Driver
     from imgfs.engines.csi.volumes import Volumes
@@ -82,11 +83,12 @@ def csi(options: argparse.Namespace) -> int:
     address = socket_path(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
     root = Path(options.root).absolute()
     connection = connection_words(options)
-    store = ["--store", str(open_store(options).root)]
+    store = open_store(options).root
     mounting = ["--driver", options.driver, "--log-level", options.log_level]
     shared = words_for_survival()
     with only_one(root), fork_server(root):
-        volumes = Volumes(root, [*connection, *store], mounting, shared)
+        grants = Grants(store / "grants")
+        volumes = Volumes(root, [*connection, "--store", str(store)], mounting, shared, grants)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
         offered = {address: driver.services()}
         if options.register:

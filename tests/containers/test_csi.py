@@ -109,7 +109,8 @@ class Node:
         log = (self.root.parent / "csi.log").open("ab")
         process = self.imgfs.start("csi", *words, stdout=log, stderr=log)
         log.close()
-        until(lambda: self.socket.exists() or process.poll() is not None, "the driver answers")
+        last = self.registry / "image.csi.imgfs.io-reg.sock"
+        until(lambda: last.exists() or process.poll() is not None, "the driver answers")
         assert process.poll() is None, self.log()
         return process
 
@@ -121,6 +122,7 @@ class Node:
         self.process.wait(allowed(30))
         self.kubelet.close()
         self.socket.unlink()
+        next(self.registry.iterdir()).unlink()
         self.process = self._start()
         self.kubelet = Kubelet(self.socket)
 
@@ -231,6 +233,12 @@ def test_a_mount_that_has_died_is_made_again(node: Node, tmp_path: Path) -> None
         assert node.shared() == []
 
 
+def pushed_digest(directory: Path) -> str:
+    """The digest of the one manifest in a registry's storage."""
+    links = (directory / "registry").rglob("_manifests/revisions/sha256/*/link")
+    return next(path.read_text() for path in links)
+
+
 def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
     with registry(tmp_path, htpasswd=ANN) as host:
         pair = base64.b64encode(b"ann:canary-old").decode()
@@ -241,7 +249,12 @@ def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
         assert (good / "etc/name").read_bytes() == b"one"
         with pytest.raises(RegistryError, match=r"401|no credentials"):
             node.kubelet.publish(bad, attributes, volume="bad")
-        (kept,) = (node.root / "secrets").iterdir()
+        by_digest = {"image": f"{host}/team/app@{pushed_digest(tmp_path)}"}
+        with pytest.raises(RegistryError, match=r"401|no credentials"):
+            node.kubelet.publish(bad, by_digest, volume="bad")
+        with pytest.raises(RegistryError, match=r"401|no credentials"):
+            node.kubelet.publish(bad, by_digest, volume="bad", read_only=False, mode=WRITER)
+        kept = next((node.root / "secrets").glob(f"{node.shared()[0].name}.json"))
         assert kept.stat().st_mode & 0o777 == 0o600
         assert json.loads(kept.read_text()).keys() == {"auths"}  # no program that a pod names is run
         words = Path(f"/proc/{node.imgfs.pid(node.shared()[0])}/cmdline").read_text()
@@ -249,6 +262,12 @@ def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
         node.kubelet.take_down(good, "good")
         node.kubelet.take_down(bad, "bad")
         assert list((node.root / "secrets").iterdir()) == []
+    with pytest.raises(RegistryError, match=r"no answer|cannot be reached"):  # the registry is away
+        node.kubelet.publish(bad, attributes, volume="bad")
+    node.kubelet.publish(good, attributes, secret=secret, volume="good")
+    assert (good / "etc/name").read_bytes() == b"one"
+    for target, volume in ((good, "good"), (bad, "bad")):
+        node.kubelet.take_down(target, volume)
 
 
 def test_what_cannot_be_is_refused_with_a_reason(node: Node) -> None:

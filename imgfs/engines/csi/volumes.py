@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from imgfs import syscalls
 from imgfs.engines.command import run_imgfs
+from imgfs.engines.csi.grants import Grants
 from imgfs.engines.csi.messages import Unit, VolumeUsage
 from imgfs.engines.liveness import is_answering, statvfs_within
 from imgfs.engines.refusal import Code, Refusal
@@ -92,16 +94,23 @@ class Volumes:
     """The volumes of this node, below `root`.
 
     `options` are words for all commands of imgfs, `mounting` for `imgfs mount`, `sharing` for that of a
-    shared mount.
+    shared mount; `grants` say who may see what.
     """
 
     def __init__(
-        self, root: Path, options: Sequence[str], mounting: Sequence[str], sharing: Sequence[str]
+        self,
+        root: Path,
+        options: Sequence[str],
+        mounting: Sequence[str],
+        sharing: Sequence[str],
+        grants: Grants,
     ) -> None:
+        self._grants = grants
         self._options = options
         self._mounting = mounting
         self._sharing = sharing
         self._records, self._shared, self._secrets = (root / name for name in ("volumes", "mnt", "secrets"))
+        self._root = root
         self._locks = Locks()
         try:
             for directory in (root, self._records, self._shared, self._secrets):
@@ -157,29 +166,42 @@ class Volumes:
     def _mount_alone(self, wanted: Wanted) -> None:
         secret = self._keep_secret(wanted, _name_of(wanted.target))
         self._write(_published(wanted, ""))
+        self._granted(wanted, secret)
         words = ["-o", "nosuid,nodev", "--rw", *_platform(wanted), wanted.image, wanted.target]
         self._run(["mount", *self._options, *self._mounting, *words], secret)
 
     def _show_shared(self, wanted: Wanted) -> None:
         """Show the shared mount of an image: what its tag names now, by what the pod's secret opens."""
-        asked = self._keep_secret(wanted, _name_of(wanted.target))
-        words = ["inspect", "--json", *self._options, *_platform(wanted), wanted.image]
-        found = json.loads(self._run(words, asked))
-        name = _name_of(found["digest"], found["reference"], _name_of(wanted.secret))
+        image = self._granted(wanted, self._keep_secret(wanted, _name_of(wanted.target)))
+        name = _name_of(image, _name_of(wanted.secret))
         self._write(_published(wanted, name))
         with self._locks.holding(name):
             place = self._shared / name
             if not is_answering(place):
-                self._mount_shared(wanted, found["reference"], found["digest"], place)
+                self._mount_shared(wanted, image, place)
             syscalls.bind_mount(str(place), wanted.target)
             syscalls.remount(wanted.target, _BOUND)
         self._drop_secret(_name_of(wanted.target))
 
-    def _mount_shared(self, wanted: Wanted, reference: str, digest: str, place: Path) -> None:
+    def _granted(self, wanted: Wanted, secret: Path | None) -> str:
+        """Return the image with its digest; raises Refusal if the registry does not give it to the secret.
+
+        An empty store makes sure that the registry is asked.
+        """
+        words = ["inspect", "--json", *self._options, *_platform(wanted)]
+        found = json.loads(self._run([*words, wanted.image], secret))
+        reference, digest = found["reference"], found["digest"]
+        image = reference if "@" in reference else f"{reference}@{digest}"
+        if not self._grants.has(wanted.secret, f"{image} {digest}"):
+            with tempfile.TemporaryDirectory(dir=self._root) as empty:
+                self._run([*words, "--store", empty, image], secret)
+            self._grants.add(wanted.secret, f"{image} {digest}")
+        return str(image)
+
+    def _mount_shared(self, wanted: Wanted, image: str, place: Path) -> None:
         detach_all(place)
         place.mkdir(mode=0o700, exist_ok=True)
         secret = self._keep_secret(wanted, place.name)
-        image = reference if "@" in reference else f"{reference}@{digest}"
         index = "auto" if "@" in wanted.image else "any"  # what a tag named is asked for by its digest
         words = ["-o", "nosuid,nodev", "--index", index, *_platform(wanted), image, str(place)]
         self._run(["mount", *self._options, *self._mounting, *self._sharing, *words], secret)
