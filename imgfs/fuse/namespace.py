@@ -31,6 +31,7 @@ from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.xattrs import Owner
 
 UPPER_HANDLE, WRITING = 1, 2  # bits of a handle: it needs the descriptor of the upper half; it may write
+_NEW_HANDLE = open_out(UPPER_HANDLE | WRITING, OpenFlag.KEEP_CACHE)
 _DONE = b""
 
 
@@ -69,7 +70,7 @@ class NamespaceOperations:
 
     def create(self, caller: Head, name: bytes, mode: int, umask: int) -> bytes:
         """Make a file and open it."""
-        return self._created(self._entries.create(caller.ino, name, self._creator(mode, caller), umask))
+        return self._created(*self._entries.create(caller.ino, name, self._creator(mode, caller), umask))
 
     def tmpfile(self, caller: Head, mode: int, umask: int) -> bytes:
         """Make a file without a name, as if for a directory, and open it."""
@@ -122,15 +123,15 @@ class NamespaceOperations:
         self._overlay.remove_xattr(ino, name)
         return _DONE
 
-    def _created(self, node: UpperNode) -> bytes:
-        """Answer with a new file and a handle on it."""
+    def _created(self, node: UpperNode, found: os.stat_result | None = None) -> bytes:
+        """Answer with a new file, of which stat(2) says what was `found`, and a handle on it."""
         self._overlay.open(node, writes=True)
-        return self._entry(node) + open_out(UPPER_HANDLE | WRITING, OpenFlag.KEEP_CACHE)
+        return self._entry(node, found) + _NEW_HANDLE
 
-    def _entry(self, node: UpperNode) -> bytes:
+    def _entry(self, node: UpperNode, found: os.stat_result | None = None) -> bytes:
         """Answer with a file, to which the kernel then holds a reference more."""
         self._view.reference(node)
-        return entry(self._view.child_attributes(node), self._squash)
+        return entry(self._overlay.union.attributes(node, found), self._squash)
 
     def _creator(self, mode: int, caller: Head) -> Owner:
         """The owner of something new: an ordinary user is root in their own image."""

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 _SMALL = 128 << 10  # bytes of a file: the kernel reads them by one request or two
+_TIMES = SetattrMask.ATIME | SetattrMask.MTIME
 _BILLION = 1_000_000_000
 _DONE = b""
 
@@ -220,7 +221,7 @@ class WritableOperations:
             self._overlay.set_owner(ino, *self._new_owner(new))
         if new.changes & SetattrMask.MODE:
             self._overlay.set_mode(ino, new.mode)
-        if new.changes & (SetattrMask.ATIME | SetattrMask.MTIME):
+        if new.changes & _TIMES and not self._is_of_no_use(ino, new):
             atime_ns = new.atime * _BILLION + new.atime_ns if new.changes & SetattrMask.ATIME else None
             mtime_ns = new.mtime * _BILLION + new.mtime_ns if new.changes & SetattrMask.MTIME else None
             self._overlay.set_times(ino, atime_ns, mtime_ns)
@@ -232,6 +233,20 @@ class WritableOperations:
             node, ctimes = self._nodes[ino], self._union.ctimes
             ctimes.keep(node, ctimes.on_disk(node, shown.ctime_ns), new.ctime * _BILLION + new.ctime_ns)
         return attributes(shown, self._squash)
+
+    def _is_of_no_use(self, ino: int, new: NewAttributes) -> bool:
+        """Return True if the kernel hands on times of a file that has no name and is not open.
+
+        It does so after each unlink(2) of a file whose times it keeps, right before it forgets the file; what
+        it answers a program that still holds the file by O_PATH are its own times. A file that has never had
+        a name may be given one still (open(2), O_TMPFILE).
+        """
+        if new.changes != SetattrMask.MTIME | SetattrMask.CTIME or not self._writeback:
+            return False
+        node = self._nodes.get(ino)
+        if node is None or node.anchor is None or node.opens or node.kind != stat.S_IFREG:
+            return False
+        return bool(node.name) and os.fstat(node.anchor).st_nlink == 0
 
     async def _set_later(self, ino: int, node: UpperNode, new: NewAttributes) -> bytes:
         with self._fills.undoing(node):

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from imgfs import syscalls
 from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
@@ -38,6 +38,10 @@ class New(NamedTuple):
     acls: Sequence[tuple[bytes, bytes]] = ()
 
 
+# What was made; and what stat(2) says of it, if it still does
+Made: TypeAlias = tuple[UpperNode, os.stat_result | None]
+
+
 class Entries:
     """The names in the directories of `union`. Raises OSError."""
 
@@ -48,9 +52,9 @@ class Entries:
         # Told what a change is about, right before it is made: the inos that its names mean, 0 for nothing.
         self.before_change: Callable[[int, int], None] = _tell_nobody
 
-    def create(self, parent: int, name: bytes, owner: Owner, umask: int = 0) -> UpperNode:
+    def create(self, parent: int, name: bytes, owner: Owner, umask: int = 0) -> Made:
         """Make an empty file, open for reading and writing."""
-        node, fd = None, -1
+        made, fd = None, -1
 
         def make(at: At, mode: int) -> int:
             nonlocal fd
@@ -58,12 +62,12 @@ class Entries:
             return fd
 
         try:
-            node = self._add(parent, name, New(stat.S_IFREG, owner, umask), make)
+            made = self._add(parent, name, New(stat.S_IFREG, owner, umask), make)
         finally:
-            if node is None and fd >= 0:
+            if made is None and fd >= 0:
                 os.close(fd)
-        node.fd = fd
-        return node
+        made[0].fd = fd
+        return made
 
     def create_nameless(self, parent: int, owner: Owner, umask: int) -> UpperNode:
         """Make an empty file without a name, open likewise, as if for a directory; `link` may give it one."""
@@ -89,12 +93,12 @@ class Entries:
         if kind == stat.S_IFCHR and device == 0:
             raise error(errno.EPERM)  # would be a whiteout
         new = New(kind, owner, umask)
-        return self._add(parent, name, new, lambda at, mode: self._upper.make(at, kind | mode, device))
+        return self._add(parent, name, new, lambda at, mode: self._upper.make(at, kind | mode, device))[0]
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> UpperNode:
         """Make a symbolic link."""
         new = New(stat.S_IFLNK, owner)
-        return self._add(parent, name, new, lambda at, _: os.symlink(target, at.name, dir_fd=at.directory))
+        return self._add(parent, name, new, lambda at, _: os.symlink(target, at.name, dir_fd=at.directory))[0]
 
     def link(self, ino: int, parent: int, name: bytes) -> UpperNode:
         """Give a file another name."""
@@ -142,7 +146,7 @@ class Entries:
             raise no_entry()
         return found
 
-    def _add(self, parent: int, name: bytes, new: New, make: Callable[[At, int], int | None]) -> UpperNode:
+    def _add(self, parent: int, name: bytes, new: New, make: Callable[[At, int], int | None]) -> Made:
         """Put something new, that `make` makes with permission bits, and may open, under a free name."""
         _check_name(name)
         directory = self._copyup.up(parent)
@@ -164,7 +168,7 @@ class Entries:
         directory.changes += 1
         if node.is_directory and directory.links is not None:  # else counted, for each that is made
             directory.links += 1
-        return node
+        return node, None if covered else found
 
     def _vacancy(self, directory: UpperNode, name: bytes) -> tuple[At, bool]:
         """Where a new name goes, and whether a whiteout is there; raises EEXIST."""
@@ -198,21 +202,23 @@ class Entries:
         return New(new.kind, Owner(uid, gid, mode), acls=acls)
 
     def _set_attributes(self, at: At, new: New, fd: int | None = None) -> os.stat_result:
-        """Give something new, perhaps open, its owner and ACLs, if it has not got them by itself."""
+        """Give something new, perhaps open, its owner and ACLs, if it has not got them by itself.
+
+        Returns what stat(2) says of it after that.
+        """
         kind, owner = new.kind, new.owner
-        if fd is None:
-            found = os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
-        else:
-            found = os.fstat(fd)
+        found = _status(at, fd)
         is_so = (found.st_uid, found.st_gid) == owner[:2] and (
             kind == stat.S_IFLNK or stat.S_IMODE(found.st_mode) == owner.mode
         )
         if not is_so or self._upper.xattr_format.override:
             self._upper.set_owner(at, kind, owner)
-        if self._upper.xattr_format.can_hold(kind):
+            is_so = False
+        if new.acls and self._upper.xattr_format.can_hold(kind):
             for name, value in new.acls:
                 self._upper.set_shown_xattr(at, name, value)
-        return found
+            is_so = False
+        return found if is_so else _status(at, fd)
 
     def _remove(self, parent: int, name: bytes, found: File) -> UpperNode:
         """Take a name away; returns its directory."""
@@ -339,6 +345,12 @@ class Entries:
 
 def _tell_nobody(_ino: int, _other: int) -> None:
     """Do nothing before a change."""
+
+
+def _status(at: At, fd: int | None) -> os.stat_result:
+    if fd is not None:
+        return os.fstat(fd)
+    return os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
 
 
 def _check_name(name: bytes) -> None:

@@ -135,6 +135,15 @@ class UnionLookup:
         """The same for a call that takes a descriptor, too: that spares the kernel and Python the path."""
         return self.at(node) if node.fd is None else OpenFile(node.fd)
 
+    def held(self, node: UpperNode) -> int | None:
+        """Return a descriptor, perhaps of O_PATH, that a node's upper half has anyway; None if there is none.
+
+        By it a stat(2) takes half as long as by a name.
+        """
+        if node.fd is not None:
+            return node.fd
+        return self._directories.held(node) if node.anchor is None else node.anchor
+
     def directory_fd(self, node: UpperNode) -> int:
         """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
         return self._directories.fd(node)

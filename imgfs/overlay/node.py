@@ -220,6 +220,10 @@ class Directories:
             chain.append(chain[-1].parent)
         return self._open_chain(chain[::-1])
 
+    def held(self, node: UpperNode) -> int | None:
+        """The descriptor of a directory, if it is open."""
+        return self._fds.get(node)
+
     def drop(self, node: UpperNode) -> None:
         """Close a directory that is gone, if it is open."""
         fd = self._fds.pop(node, None)

@@ -82,7 +82,8 @@ class Union(UnionLookup):
 
     def _upper_attributes(self, node: UpperNode, found: os.stat_result | None) -> Attributes:
         if found is None:
-            found = self.upper.stat(self.at(node)) if node.fd is None else os.fstat(node.fd)
+            fd = self.held(node)
+            found = self.upper.stat(self.at(node)) if fd is None else os.fstat(fd)
         if found is None:
             raise error(errno.ESTALE)
         uid, gid, mode = self.upper.owner(self.place(node), found) if self._aside else _owner_on_disk(found)

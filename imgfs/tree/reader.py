@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import sys
@@ -36,6 +37,7 @@ MANY = 1 << 24  # inos
 _MANY_ROWS = 4096  # small ones that are all read, fetched at once
 _FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
 _MOST_FOUND = 1024  # directories whose names are kept, of 150 bytes each
+_KEPT = 256  # answers of each kind: more than a path has
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
 _BY_INO = f"SELECT {NODE} FROM node n WHERE n.ino = ?"
@@ -85,6 +87,10 @@ class Tree(AbstractContextManager["Tree"]):
     def __init__(self, path: Path) -> None:
         self._db = TreeDatabase(path)
         self._parents: Parents | None = None
+        # A copy-up asks for the same again and again, and files of one directory for what leads to it.
+        keep = functools.lru_cache(_KEPT)
+        self._last_nodes, self._last_lookups = keep(self._read_node), keep(self._read_lookup)
+        self._last_names = keep(self._read_names)
         self._found: dict[int, tuple[int, bytes]] = {}  # directories: where the last lookups have found them
         try:
             self.layer_count, self.node_count, self.total_size, self.origin = self._summary()
@@ -103,11 +109,17 @@ class Tree(AbstractContextManager["Tree"]):
 
     def node(self, ino: int) -> Node | None:
         """Return the node numbered `ino`, or None; the root is 1."""
+        return self._last_nodes(ino)
+
+    def _read_node(self, ino: int) -> Node | None:
         row = self._db.row(_BY_INO, (ino,))
         return node_of(row) if row else None
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """Return the node that `name` leads to in the directory `parent`, or None."""
+        return self._last_lookups(parent, name)
+
+    def _read_lookup(self, parent: int, name: bytes) -> Node | None:
         row = self._db.row(_BY_NAME, (parent, name))
         if row is None:
             return None
@@ -239,10 +251,13 @@ class Tree(AbstractContextManager["Tree"]):
         return row[1] if row else None
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
-        """Return (directory, name) of a node's names; the root has none.
+        """Return (directory, name) of a node's names; the root has none. They are not to be changed.
 
         The first call reads all names, but for a directory that was looked up before: that has one name.
         """
+        return self._last_names(ino)
+
+    def _read_names(self, ino: int) -> list[tuple[int, bytes]]:
         if self._parents is None:
             if (found := self._found.get(ino)) is not None:
                 return [found]
