@@ -19,6 +19,7 @@ from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
 from imgfs.registry.endpoint import Traffic
 from imgfs.store.layer import StoredLayer
+from imgfs.store.open_files import allow_open_layers
 from imgfs.store.store import Store
 from imgfs.transport.source import Source
 from imgfs.tree.reader import Tree
@@ -59,6 +60,7 @@ class Image(AbstractContextManager["Image"]):
             if not self._readiness.accepts_tree(self.tree):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             fetch_pool = FetchPool()
+            allow_open_layers(len(resolved.manifest.layers))
             layers = [self._open_layer(layer, store, fetch_pool, stack) for layer in resolved.manifest.layers]
             stack.callback(fetch_pool.close)
             self.content = Content(layers, self.tree.files_after, stats)

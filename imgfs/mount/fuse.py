@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import resource
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from imgfs.mount.serving import (
     wait_for_turn,
 )
 from imgfs.mounts.table import mount_at
+from imgfs.store.open_files import allow_open_scratch
 
 if TYPE_CHECKING:
     from imgfs.fuse.history_view import HistoryView
@@ -46,8 +46,7 @@ def serve_by_fuse(mount: ServedMount) -> None:
     with contextlib.ExitStack() as stack:
         overlay = None
         if mount.options.scratch:
-            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))  # all open files of a scratch
+            allow_open_scratch()
             os.umask(0)  # the kernel has applied the caller's
             if succession and succession.is_heir:  # until then another process changes the scratch
                 wait_for_turn(succession)
