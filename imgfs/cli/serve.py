@@ -120,7 +120,7 @@ def _carry_out(words: Sequence[str]) -> int:
     from imgfs.cli import carry_out
     from imgfs.mount.daemon import Mounting
 
-    if words[0] != "mount":
+    if words[:1] != ["mount"]:
         return carry_out(words)
     with Mounting.fork(writable=True) as mounting:
         return carry_out(words, mounting)
@@ -128,7 +128,7 @@ def _carry_out(words: Sequence[str]) -> int:
 
 def _is_bound(words: Sequence[str]) -> bool:
     """Return True for a container: the limits of its caller's cgroups hold for it."""
-    return words[0] == "run"
+    return words[:1] == ["run"]
 
 
 def load() -> None:

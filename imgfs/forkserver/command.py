@@ -57,7 +57,8 @@ def carry_out(connection: socket.socket, commands: Commands, is_current: Callabl
     except (Differs, OSError, ValueError) as error:
         _refuse(connection, pid, str(error))
         return True
-    log.info("for pid %d: imgfs %s", pid, " ".join(map(printable, request.words)))
+    # no more of its words: a container's variables may be passwords
+    log.info("for pid %d: imgfs %s", pid, " ".join(map(printable, request.words[:1])))
     _become(request, passed)
     _die_with(connection)
     connection.sendall(ACCEPTED + os.getpid().to_bytes(WORD, "little"))

@@ -44,6 +44,7 @@ def test_it_has_the_input_variables_directory_and_limits_of_its_command(
         check=False,
     )
     said = b"of the input\nof the directory\na word\n99\n0022\n"
+    assert server.said("WORD") == 0
     assert (done.returncode, done.stdout, done.stderr) == (7, said, b"5\n")
     assert server.said(": imgfs run") == 1
 
