@@ -3,7 +3,8 @@
 An interpreter that starts and imports is more than half of what a short command costs, and trio most of what
 a daemon does. So each process of pytest has a zygote, which has imported what commands import and only forks.
 A command's process begins in `runpy.run_module("imgfs")`, as with `python -m imgfs`, has the same
-descriptors, variables (/proc/PID/environ too), directory and session, and ends as any interpreter does.
+descriptors, variables (/proc/PID/environ too), directory and session, and ends as any interpreter does, but
+for freeing its objects: that is two thirds of the processor time of a short command.
 
 A command's first process in each process of pytest is a real one, as are those of ordinary users and those
 with unusual arguments for Popen: what only a fresh interpreter shows is seen there.
@@ -11,6 +12,7 @@ with unusual arguments for Popen: what only a fresh interpreter shows is seen th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -24,10 +26,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
@@ -224,7 +227,22 @@ def main() -> None:
     gc.freeze()
     request = _serve(requests)
     sys.argv = request.args[2:]
-    runpy.run_module("imgfs", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("imgfs", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        with contextlib.suppress(OSError):  # the interpreter says so as it ends
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if isinstance(error.code, int | None):
+                _end(error.code or 0)
+        raise
+
+
+def _end(code: int) -> NoReturn:
+    """End as an interpreter does, but for taking its objects apart: pages that have some would be copied."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":
