@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ROOT, ADDRESS = "/var/lib/imgfs/snapshotter", "/run/imgfs/snapshotter.sock"
 _CONTAINERD, _UNIT = "/etc/containerd/config.toml", "/etc/systemd/system/imgfs-snapshotter.service"
+_PULLS = """\
+kubelet pulls images for another snapshotter, unless it has the feature gate RuntimeClassInImageCriApi,
+or the pod the annotation io.containerd.cri.runtime-handler: imgfs (until containerd 2.5)."""
 _RUNTIME_CLASS = """\
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
@@ -181,4 +184,4 @@ Check:  systemctl status {NAME}
         ctr -n k8s.io snapshots --snapshotter imgfs ls     lists its layers"""
     )
     if options.runtime_class:
-        say(f"\nFor Kubernetes (kubectl apply -f -):\n\n{_RUNTIME_CLASS}", flush=True)
+        say(f"\n{_PULLS}\n\nFor Kubernetes (kubectl apply -f -):\n\n{_RUNTIME_CLASS}", flush=True)
