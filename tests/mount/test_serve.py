@@ -45,6 +45,7 @@ def test_mounts_are_forked_share_memory_and_outlive_the_server_and_each_other(
     for at in places:  # by a name in the command's own directory
         assert server.mount(image, at.name, cwd=at.parent) == (0, b"", "")
     assert server.said(": imgfs mount") == 4
+    assert Path(f"/proc/{server.process.pid}/cmdline").read_bytes().rstrip(b"\0").endswith(b"\0serve")
     pids = [imgfs.watch(at) for at in places]
     assert Path(f"/proc/{pids[0]}/cmdline").read_bytes().rstrip(b"\0").endswith(b"mnt0")
     assert max(map(shared, pids)) < FURTHER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -40,6 +41,24 @@ def test_systemd_finds_nothing_wrong_with_the_manuals_units(tmp_path: Path, kind
 def test_the_snapshotters_unit_is_the_one_that_is_installed() -> None:
     written = unit(["/usr/local/bin/imgfs", "snapshotter"]).removeprefix(MARK)
     assert [text for path, text in UNITS if path.endswith(NAME)] == [written]
+
+
+def test_the_unit_runs_what_has_written_it_and_not_another_in_the_path(tmp_path: Path) -> None:
+    other = tmp_path / "bin" / "imgfs"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    command = Path(sys.executable).with_name("imgfs")
+    config = ["--containerd", str(tmp_path / "c.toml"), "--unit", str(tmp_path / NAME)]
+    ran = subprocess.run(
+        [command, "snapshotter", "install", "--dry-run", *config],
+        env={**os.environ, "PATH": f"{other.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=allowed(60),
+    )
+    assert f"+ExecStart={command} snapshotter\n" in ran.stdout
 
 
 @pytest.mark.parametrize("place", ["/run/a b/s", "/run/100%/s", "/run/$HOME/s", '/run/"/s'])
