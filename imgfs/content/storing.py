@@ -5,6 +5,7 @@ Small ones are marked a few together, as marking costs more than decoding them (
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
@@ -153,15 +154,26 @@ def split(
         first = list(islice(chunks, 1))
         yield chain(first, chunks)
         return
-    held = bytearray()
-    base = ranges[0][0]  # offset of what is held
+    held: deque[bytes] = deque()
+    base = until = ranges[0][0]  # offsets of what is held
     for number, (start, end) in zip(list(numbers), ranges, strict=True):
-        while base + len(held) < end:
+        while until < end:
             chunk = next(chunks, None)
             if chunk is None:
-                raise IntegrityError(f"length of span {number}", expected=end - start, actual=len(held))
-            gone = min(len(held), max(0, start - base))
-            del held[:gone]
-            base += gone
-            held += chunk
-        yield (bytes(memoryview(held)[start - base : end - base]),)
+                come = max(0, until - start)
+                raise IntegrityError(f"length of span {number}", expected=end - start, actual=come)
+            held.append(chunk)
+            until += len(chunk)
+        while held and base + len(held[0]) <= start:
+            base += len(held.popleft())
+        yield _between(held, start - base, end - base)
+
+
+def _between(chunks: Iterable[bytes], start: int, end: int) -> list[bytes]:
+    """Return the bytes `[start, end)` of what chunks make up: whole chunks as they are, not copied."""
+    found, at = [], 0
+    for chunk in chunks:
+        if at < end and at + len(chunk) > start:
+            found.append(chunk[max(0, start - at) : end - at])
+        at += len(chunk)
+    return found
