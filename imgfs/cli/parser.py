@@ -224,7 +224,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     name = arguments[0] if arguments else "-"
     known = {**COMMANDS, **_HIDDEN}
     if name in known:
-        parser = describe({name: known[name]})
+        parser = _described.pop(name, None) or describe({name: known[name]})
         if arguments[1:2] not in (["--help"], ["-h"]):
             _configure(parser, name)
         return parser.parse_args(arguments)
@@ -278,6 +278,14 @@ def _read(path: str) -> bytes | None:
             return file.read(_LARGEST)
     finally:
         os.close(fd)
+
+
+_described: dict[str, Parser] = {}  # by command; one is used once, as a configuration file changes it
+
+
+def describe_ahead(*names: str) -> None:
+    """Have the parsers of these commands be there when they are wanted, once: in a process forked later."""
+    _described.update((name, describe({name: COMMANDS[name]})) for name in names)
 
 
 def describe(commands: Mapping[str, Command]) -> Parser:

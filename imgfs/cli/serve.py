@@ -9,14 +9,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs import syscalls
 from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
-from imgfs.errors import UsageError
+from imgfs.errors import ImgfsError, UsageError
 
 if TYPE_CHECKING:
     from imgfs.forkserver.companions import Companion
@@ -132,12 +132,18 @@ def _is_bound(words: Sequence[str]) -> bool:
 
 
 def load() -> None:
-    """Load what mounts take."""
+    """Load what mounts and containers take, and read what is the same for each."""
+    from imgfs.cli.parser import describe_ahead
     from imgfs.mount.daemon import load_what_serves
+    from imgfs.runtime.devices import find_profile
+    from imgfs.runtime.security import Security
 
     for module in _LOADED:
         importlib.import_module(module)
     load_what_serves()
+    describe_ahead("mount", "run")
+    with suppress(ImgfsError):  # told to the command that it is of
+        find_profile(Security())
 
 
 def _peer_companion(options: argparse.Namespace, stack: ExitStack) -> Companion:

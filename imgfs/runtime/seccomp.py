@@ -9,6 +9,7 @@ some architectures, kernels, or with or without some capabilities. What it means
 from __future__ import annotations
 
 import errno
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def built_in(machine: Machine) -> SeccompProfile:
     return SeccompProfile(settings, (always, *others))
 
 
+@functools.lru_cache(maxsize=1)  # a server that forks for each container has read the usual one
 def parse_profile(body: bytes, path: str, machine: Machine) -> SeccompProfile:
     """What a profile means on a machine; raises UsageError with its path and the place in it."""
     top = "profile"

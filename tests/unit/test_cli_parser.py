@@ -6,12 +6,13 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imgfs.cli import parser
 from imgfs.cli.inspect import _history
 from imgfs.cli.parser import COMMANDS, describe, parse
 from tests.support import tarmake as tar
@@ -88,6 +89,21 @@ def test_what_draws_on_terminals_is_not_loaded_without_one(
     monkeypatch.setenv("IMGFS_STORE", str(tmp_path))
     _, loaded = modules_after(line)
     assert not [name for name in loaded if name.startswith("rich") or name == "imgfs.cli.terminal"]
+
+
+def test_a_parser_that_was_made_ahead_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration file changes it: a second command must not begin with what the first was told."""
+    made: list[str] = []
+
+    def counted(commands: Mapping[str, parser.Command]) -> parser.Parser:
+        made.extend(commands)
+        return describe(commands)
+
+    monkeypatch.setattr(parser, "describe", counted)
+    parser.describe_ahead("mount")
+    for _ in range(2):
+        assert parse(["mount", "image", "/mnt"]).mountpoint == "/mnt"
+    assert made == ["mount", "mount"]  # ahead, and for the second
 
 
 def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
