@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, age, size
 from imgfs.cli.options import Commands, json_option, store_option
 from imgfs.cli.output import say, say_table
 from imgfs.errors import ImgfsError, MountError
-from imgfs.status import MountStatus
 
 if TYPE_CHECKING:
     from imgfs.mounts.table import Mount
@@ -46,8 +45,7 @@ Examples:
     command.set_defaults(run=ps)
 
 
-@dataclass(frozen=True, slots=True)
-class MountRow:
+class MountRow(NamedTuple):
     """A mount as `imgfs ps --json` shows it: its age in `seconds`, and the bytes `fetched` for it.
 
     What its daemon says is None if that does not answer.
@@ -132,8 +130,12 @@ def list_containers(options: argparse.Namespace) -> int:
 
 def _running(options: argparse.Namespace) -> list[str]:
     """The lines on containers that run, none if there is none."""
-    from imgfs.cli.container_list import rows_of, table
     from imgfs.cli.options import store_root
+    from imgfs.runtime.names import CONTAINERS
+
+    if not os.path.lexists(store_root(options) / CONTAINERS):
+        return []  # most machines have none: nothing more of this need be loaded
+    from imgfs.cli.container_list import rows_of, table
     from imgfs.runtime.container_record import containers_in
 
     try:
@@ -145,15 +147,14 @@ def _running(options: argparse.Namespace) -> list[str]:
 
 def _list_mounts(options: argparse.Namespace) -> int:
     """List the mounts."""
-    import json
-
-    from imgfs.mounts.status_client import ANSWER
     from imgfs.mounts.table import imgfs_mounts
 
-    end = time.monotonic() + ANSWER  # for all that do not answer together
-    rows = [_row(mount, max(_LEAST, end - time.monotonic())) for mount in imgfs_mounts()]
+    mounts = imgfs_mounts()
+    rows = _rows(mounts) if mounts else []
     if options.json:
-        say(json.dumps([asdict(row) for row in rows], indent=2))
+        import json
+
+        say(json.dumps([row._asdict() for row in rows], indent=2))
         return 0
     columns = (
         Column("MOUNTPOINT", folds=True),
@@ -186,9 +187,18 @@ def _list_mounts(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rows(mounts: list[Mount]) -> list[MountRow]:
+    """Return the mounts' rows, whose daemons have a time to answer in that is for all of them."""
+    from imgfs.mounts.status_client import ANSWER
+
+    end = time.monotonic() + ANSWER
+    return [_row(mount, max(_LEAST, end - time.monotonic())) for mount in mounts]
+
+
 def _row(mount: Mount, patience: float) -> MountRow:
     """Return a mount's row, with the pid and scratch of its daemon if that answers."""
     from imgfs.mounts.status_client import read_status
+    from imgfs.status import MountStatus
 
     status = MountStatus()
     with contextlib.suppress(MountError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import MountError
 
@@ -19,8 +19,7 @@ _OURS = b"imgfs"  # in each line of FILESYSTEM, and below RUNTIME
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A line of mountinfo."""
 
     mountpoint: Path

@@ -29,6 +29,7 @@ from imgfs.owned.opening import open_owned_directory, open_owned_file, open_regu
 from imgfs.owned.writing import new_directory, os_errors, sweep, write_all
 from imgfs.runtime.container_record import EXIT, RECORD, RUNNING, StoredContainer, is_held, is_to_stay
 from imgfs.runtime.mount_targets import check_volume
+from imgfs.runtime.names import CONTAINERS
 from imgfs.runtime.output_log import LOG, OLDER
 from imgfs.runtime.pasta import resolv_conf_for_pasta
 from imgfs.runtime.request import Bind, ContainerRequest, Network
@@ -153,7 +154,7 @@ class Bundle:
 
 def bundle_of(store_root: Path, name: str) -> Bundle:
     """Return the directory of the container of this name, which need not be there."""
-    return Bundle(store_root / "containers" / name)
+    return Bundle(store_root / CONTAINERS / name)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from imgfs.errors import StoreError
 from imgfs.owned.opening import open_owned_directory, open_owned_file, read_owned_file
 from imgfs.owned.writing import os_errors, write_all
+from imgfs.runtime.names import CONTAINERS
 from imgfs.runtime.process_id import ProcessId
 
 RECORD, RUNNING, EXIT = "container.json", "running.json", "exit.json"
@@ -258,7 +259,7 @@ def is_to_stay(directory: Path) -> bool:
 
 def containers_in(store_root: Path) -> Iterator[StoredContainer]:
     """Yield the containers of a store, in the order of their creation."""
-    place = store_root / "containers"
+    place = store_root / CONTAINERS
     try:
         os.close(open_owned_directory(place))
     except StoreError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+CONTAINERS = "containers"  # the directory of a store that has one for each container
 SHORT = 12  # digits of an id that lists show
 _ID = re.compile(r"[0-9a-f]{1,64}")
 _FIRST = (

@@ -25,7 +25,7 @@ _CAPS = {
     "mount --help": 125,  # 114, by Python 3.13 some more
     "store path": 92,  # 80
     "version": 89,  # 77
-    "ps": 145,  # 120, and some more where there are mounts
+    "ps": 130,  # 89, and 122 where there are mounts
     "status /": 130,  # 118
 }
 _LOADS_NOT = {"logging", "sqlite3", "subprocess", "urllib3", "requests"}  # commands of every day
