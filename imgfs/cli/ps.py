@@ -28,7 +28,8 @@ def add_ps(commands: Commands) -> None:
         description="""\
 Lists the mounts of imgfs, by either driver, with their daemons, how old they are, how many bytes they have
 fetched, the versions of their daemons and how often those were restarted (see: imgfs mount --restart), and
-their scratches; below them the containers that run, if there are any. The options of podman's
+their scratches; below them the containers that run, if there are any. A daemon that has ended because its
+mount is idle (--exit-idle) is not woken, so only its name is known. The options of podman's
 ps, and -c, list containers alone.
 
 Examples:
@@ -48,7 +49,7 @@ Examples:
 class MountRow(NamedTuple):
     """A mount as `imgfs ps --json` shows it: its age in `seconds`, and the bytes `fetched` for it.
 
-    What its daemon says is None if that does not answer.
+    What its daemon says is None if that does not answer, or has ended because the mount is `idle`.
     """
 
     mountpoint: str
@@ -60,6 +61,7 @@ class MountRow(NamedTuple):
     fetched: int | None
     version: str | None
     restarts: int | None
+    idle: bool = False
 
 
 def add_listing(command: argparse.ArgumentParser) -> None:
@@ -174,7 +176,7 @@ def _list_mounts(options: argparse.Namespace) -> int:
                 row.mountpoint,
                 row.image,
                 row.driver,
-                "?" if row.pid is None else str(row.pid),
+                "idle" if row.idle else "?" if row.pid is None else str(row.pid),
                 "?" if row.seconds is None else age(row.seconds),
                 "?" if row.fetched is None else size(row.fetched),
                 row.version or "?",
@@ -189,10 +191,20 @@ def _list_mounts(options: argparse.Namespace) -> int:
 
 def _rows(mounts: list[Mount]) -> list[MountRow]:
     """Return the mounts' rows, whose daemons have a time to answer in that is for all of them."""
+    from imgfs.mounts.holders import idle_mounts
     from imgfs.mounts.status_client import ANSWER
 
     end = time.monotonic() + ANSWER
-    return [_row(mount, max(_LEAST, end - time.monotonic())) for mount in mounts]
+    idle = idle_mounts(mounts)  # not asked: that would wake them, all of a node's
+    return [
+        _idle_row(mount) if mount.mountpoint in idle else _row(mount, max(_LEAST, end - time.monotonic()))
+        for mount in mounts
+    ]
+
+
+def _idle_row(mount: Mount) -> MountRow:
+    driver = "kernel" if mount.runtime else "fuse"
+    return MountRow(str(mount.mountpoint), mount.name, driver, None, None, None, None, None, None, idle=True)
 
 
 def _row(mount: Mount, patience: float) -> MountRow:

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,22 @@ _PATIENCE, _POLL = 120.0, 0.03  # seconds that an upgrade may take, and between 
 def holder_of(mount: Mount) -> int | None:
     """Return the pid of the holder of a mount, None if it has none."""
     return next((pid for pid in map(int, _processes()) if _holds(pid, mount)), None)
+
+
+def idle_mounts(mounts: Iterable[Mount]) -> set[Path]:
+    """Return the mountpoints of those whose daemon has ended, as nothing was read; it is not woken by this.
+
+    Their holders have no process (`imgfs mount --exit-idle`), or, for a moment, are starting one again.
+    """
+    held = {
+        words[1]: (words[_DEVICE], pid) for pid in map(int, _processes()) if (words := _words(pid))[_DEVICE:]
+    }
+    found = set()
+    for mount in mounts:
+        device, pid = held.get(str(mount.mountpoint), ("", 0))
+        if pid and (mount.runtime or device == mount.device) and _has_no_child(pid):
+            found.add(mount.mountpoint)
+    return found
 
 
 def is_holder(pid: int) -> bool:
@@ -90,6 +106,12 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def _has_no_child(pid: int) -> bool:
+    with suppress(OSError):
+        return not Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return False
 
 
 def hand_over(mount: Mount, protocol: str, holder: list[str], program: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -23,7 +24,9 @@ def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Img
     at = imgfs.mount(image, "--restart", "--exit-idle", "1")
     first = imgfs.pid(at)
     until(lambda: not is_alive(first), "the daemon has ended")
-    assert processes_of_tests(imgfs.store) == holders(imgfs)
+    (row,) = (row for row in json.loads(imgfs.ok("ps", "--json")) if row["mountpoint"] == str(at))
+    assert (row["idle"], row["pid"], bool(row["image"])) == (True, None, True)
+    assert processes_of_tests(imgfs.store) == holders(imgfs), "to be listed does not wake it"
     assert "is mounted" in imgfs.run("store", "rm", image).err
     assert contents(at) == FILES
     woken = imgfs.status(at)
