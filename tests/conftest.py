@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from imgfs import syscalls
 from imgfs.mounts.table import RUNTIME, mounts
+from tests.support.fault_server import FaultServer
 from tests.support.huge_pages import collapse
 from tests.support.mounted import NOBODY, Imgfs, processes_of_tests
 from tests.support.patience import allowed
@@ -112,6 +113,14 @@ def module_imgfs(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Itera
     command = Imgfs(tmp_path_factory.mktemp("module") / "imgfs", driver=driver)
     yield command
     command.close()
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A registry that does as it is told, and knows what refers to an image; many modules have their own."""
+    with FaultServer() as running:
+        running.referrers_api = True
+        yield running
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ by the code under test.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -236,20 +237,37 @@ def open_image(layout: Path) -> Image:
 def cached_image(cache: Path, name: str, build: Callable[[Path], Image]) -> Image:
     """Return the image `name` from `cache`, built there by `build(layout)` if it is not yet whole.
 
-    Two builders at once both build and one wins: the directory appears by one rename.
+    Of several builders in one cache one builds, and the others wait: what they want may be what it makes. The
+    directory appears by one rename.
     """
     layout = cache / name
     if not (layout / RECORD).exists():
         cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache))
+        lock = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            scratch.chmod(0o755)
-            build(scratch)
-            shutil.rmtree(layout, ignore_errors=True)  # the torso of an older format, never a whole image
-            scratch.rename(layout)
-        except OSError:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not (layout / RECORD).exists():
-                raise
+                _build(layout, build)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(lock)
     return open_image(layout)
+
+
+def _build(layout: Path, build: Callable[[Path], Image]) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=f"{layout.name}.", dir=layout.parent))
+    try:
+        scratch.chmod(0o755)
+        build(scratch)
+        shutil.rmtree(layout, ignore_errors=True)  # the torso of an older format, never a whole image
+        scratch.rename(layout)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copied_layer(image: Image, layout: Path) -> Layer:
+    """Copy the lowest layer of an image into a layout."""
+    layer = image.layers[0]
+    target = blob_path(layout, layer.digest)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image.blob(layer.digest), target)
+    return layer

@@ -23,8 +23,8 @@ from scripts.lab.layout import (
     Image,
     Layer,
     Member,
-    blob_path,
     cached_image,
+    copied_layer,
     directory,
     pack_members,
     pack_tar,
@@ -105,16 +105,19 @@ def pack_debian(layout: Path, include: Iterable[str] = ()) -> Layer:
         return pack_tar(layout, path)
 
 
-def pack_pip(layout: Path, requirements: Iterable[str]) -> Layer:
-    """Install exactly these requirements, for bookworm's Python, as a layer of `layout`."""
+def pack_pip(layout: Path, requirements: Iterable[str], *more: str) -> Layer:
+    """Install exactly these requirements as a layer of `layout`; `more` as for `pip_install`."""
     with tempfile.TemporaryDirectory(prefix="imgfs-pip-") as scratch:
-        pip_install(Path(scratch), requirements)
+        pip_install(Path(scratch), requirements, *more)
         return pack_members(layout, tree_members(Path(scratch), SITE))
 
 
-def pip_install(site: Path, requirements: Iterable[str]) -> None:
-    """Install exactly these requirements, for bookworm's Python, in the directory `site`."""
-    run([*_pip_words(), "--target", site, *requirements])
+def pip_install(site: Path, requirements: Iterable[str], *more: str) -> None:
+    """Install exactly these requirements, for bookworm's Python, in the directory `site`.
+
+    `more` are further options of `pip install`.
+    """
+    run([*_pip_words(), *more, "--target", site, *requirements])
 
 
 def _pip_words() -> list[str]:
@@ -154,15 +157,15 @@ def debian_minbase(cache: Path) -> Image:
     return cached_image(cache, "debian", lambda layout: write_image(layout, "latest", [pack_debian(layout)]))
 
 
-def python_app(cache: Path, name: str = "python-app", steps: Sequence[Sequence[str]] = PYTHON_APP) -> Image:
-    """Build Debian with Python below one layer for each of `steps`."""
+def python_app(cache: Path) -> Image:
+    """Build Debian with Python below one layer for each step of PYTHON_APP."""
 
     def build(layout: Path) -> Image:
         base = pack_debian(layout, ["python3"])
-        layers = [base, *(pack_pip(layout, step) for step in steps)]
+        layers = [base, *(pack_pip(layout, step) for step in PYTHON_APP)]
         return write_image(layout, "latest", layers, ["python3"])
 
-    return cached_image(cache, name, build)
+    return cached_image(cache, "python-app", build)
 
 
 SERVER = """
@@ -216,7 +219,7 @@ def one_of_many(cache: Path, number: int) -> Image:
             content.write_text(own_text(number))
             files = _synthetic_members(2_000, content)
             own = ((_moved(info, "own"), body) for info, body in files)
-            layers = [_copied_layer(base, layout), pack_members(layout, [(directory("own"), None), *own])]
+            layers = [copied_layer(base, layout), pack_members(layout, [(directory("own"), None), *own])]
         return write_image(layout, "latest", layers, ["sleep", "infinity"])
 
     return cached_image(cache, f"many-{number}", build)
@@ -256,19 +259,10 @@ def synthetic_changed(cache: Path, files: int) -> Image:
     below = synthetic(cache, files)
 
     def build(layout: Path) -> Image:
-        layers = [_copied_layer(below, layout), _pack_synthetic(layout, files, changes=True)]
+        layers = [copied_layer(below, layout), _pack_synthetic(layout, files, changes=True)]
         return write_image(layout, "latest", layers)
 
     return cached_image(cache, f"synthetic-{files}-changed", build)
-
-
-def _copied_layer(image: Image, layout: Path) -> Layer:
-    """Copy the lowest layer of an image into a layout."""
-    [layer] = image.layers
-    target = blob_path(layout, layer.digest)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(image.blob(layer.digest), target)
-    return layer
 
 
 def _pack_synthetic(layout: Path, files: int, *, changes: bool = False) -> Layer:

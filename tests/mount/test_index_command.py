@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,13 +58,6 @@ FORMATS = {
     "zstd:chunked, surplus": with_toc(chunked_layer(TAR, surplus=True), TAR),
 }
 EVERY_FORMAT = pytest.mark.parametrize("name", sorted(FORMATS))
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        running.referrers_api = True
-        yield running
 
 
 def contents(at: Path) -> dict[str, bytes]:

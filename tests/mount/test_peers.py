@@ -42,13 +42,6 @@ LAYERS = [
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        running.referrers_api = True
-        yield running
-
-
-@pytest.fixture
 def second(tmp_path: Path) -> Iterator[Imgfs]:
     """Another machine."""
     with closing(Imgfs(tmp_path / "second")) as other:

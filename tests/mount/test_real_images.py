@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
+from scripts.lab.layout import Image
 from scripts.lab.recipes import RecipeError
 from tests.support import images
-from tests.support.images import Built
 from tests.support.mounted import Imgfs, drop_caches, resident
 from tests.support.patience import allowed
 from tests.support.umoci_oracle import Seen, differences, undated, unpack_layout, walk_directory
@@ -36,12 +36,12 @@ class Real(NamedTuple):
 
     at: Path
     unpacked: Path
-    image: Built
+    image: Image
     imgfs: Imgfs
 
     @property
     def reference(self) -> str:
-        return f"oci:{self.image.layout}:{self.image.tag}"
+        return self.image.reference
 
     def program(self, *words: str | Path) -> str:
         """What a program writes; it must succeed and complain of nothing."""
@@ -50,7 +50,7 @@ class Real(NamedTuple):
         return done.text
 
 
-def real(build: Callable[[Path], Built], directory: Path) -> Iterator[Real]:
+def real(build: Callable[[Path], Image], directory: Path) -> Iterator[Real]:
     try:
         image = build(images.default_cache())
     except RecipeError as error:
@@ -140,7 +140,7 @@ def test_programs_run_in_a_chroot_of_it(debian: Real) -> None:
 
 
 def test_a_python_image_of_many_layers_is_what_umoci_unpacks(python: Real) -> None:
-    assert len(python.image.layer_sizes) >= 5
+    assert len(python.image.layers) >= 5
     assert len(compare(python)) > 10_000
 
 
@@ -150,7 +150,7 @@ def test_numpy_works_in_a_chroot_from_a_cold_cache(python: Real) -> None:
     words = ("chroot", python.at, "env", "-i", "PATH=/usr/bin", "python3", "-B", "-c", program)
     assert python.program(*words) == "45\n"
     status = python.imgfs.status(python.at)
-    assert 0 < status["bytes_fetched"] < sum(python.image.layer_sizes)
+    assert 0 < status["bytes_fetched"] < sum(layer.size for layer in python.image.layers)
     assert any(layer["bytes_fetched"] == 0 for layer in status["layers"]), "what nobody imported was fetched"
 
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lab.layout import Image, cached_image, write_image
-from scripts.lab.recipes import RecipeError, pack_debian
-from tests.support.images import default_cache
+from scripts.lab.recipes import RecipeError
+from tests.support import images
 from tests.support.mounted import Imgfs
 from tests.support.patience import allowed
 from tests.support.umoci_oracle import differences, unpack_layout, walk_directory
@@ -35,7 +34,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed"),
 ]
 
-PACKAGES = ("git", "libc6-dev", "make", "python3-pip", "python3-venv", "tcc")
 PATIENT = allowed(300.0)  # seconds for a program that does much
 DATE = "2020-02-02T02:02:02Z"
 ENVIRONMENT = {
@@ -106,18 +104,10 @@ class Work:
         return done.text
 
 
-def tools_image() -> Image:
-    """Debian with the tools; built once and kept. RecipeError if that fails."""
-    name = f"tools-{hashlib.sha256(repr(PACKAGES).encode()).hexdigest()[:8]}"
-    return cached_image(
-        default_cache(), name, lambda layout: write_image(layout, "latest", [pack_debian(layout, PACKAGES)])
-    )
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     try:
-        image = tools_image()
+        image = images.debian(images.default_cache())
     except RecipeError as error:
         pytest.skip(f"the image cannot be built here: {error}")
     directory = tmp_path_factory.mktemp("programs")

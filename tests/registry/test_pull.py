@@ -111,13 +111,6 @@ def offline(imgfs: Imgfs, image: str, *options: str) -> Iterator[Path]:
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        running.referrers_api = True
-        yield running
-
-
-@pytest.fixture
 def image(server: FaultServer) -> str:
     return serve(server, "app", "v1", STORED)
 

@@ -61,13 +61,6 @@ RATE = 12e6
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        running.referrers_api = True
-        yield running
-
-
-@pytest.fixture
 def wire(server: FaultServer) -> Iterator[Wire]:
     with Wire(server.host, RATE) as wire:
         yield wire

@@ -1,7 +1,7 @@
 """Real images for tests: Debian, Python and a large node_modules, built once and kept as OCI layouts.
 
-    built = python_image(default_cache())      # a minute or two the first time, milliseconds ever after
-    reference = f"oci:{built.layout}:{built.tag}"
+    image = python_image(default_cache())      # a minute or two the first time, milliseconds ever after
+    image.reference                            # oci:DIR:TAG
 
 A layout appears by one rename, so a build that is killed leaves nothing that looks whole. Its name carries a
 digest of its recipe: a changed recipe makes a new image. Needs root, mmdebstrap and a network.
@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from scripts.lab.layout import (
     MODIFIED,
@@ -29,12 +28,14 @@ from scripts.lab.layout import (
     Layer,
     Member,
     cached_image,
+    copied_layer,
     pack_members,
     tree_members,
     write_image,
 )
-from scripts.lab.recipes import debian_minbase, python_app, run
+from scripts.lab.recipes import pack_debian, pack_pip, run
 
+DEBIAN_PACKAGES = ("git", "libc6-dev", "make", "python3-pip", "python3-venv", "tcc")
 PYTHON_LAYERS = (
     ("numpy==1.26.4",),
     ("pandas==2.2.2", "python-dateutil==2.9.0.post0", "pytz==2024.1", "tzdata==2024.1", "six==1.16.0"),
@@ -51,34 +52,38 @@ NODE_LAYERS = (
 )
 
 
-class Built(NamedTuple):
-    """An image in an OCI layout; `layer_sizes` are its blobs' in bytes, from the lowest layer up."""
-
-    layout: Path
-    tag: str
-    manifest_digest: str
-    layer_sizes: tuple[int, ...]
-
-
 def default_cache() -> Path:
     """Say where the images are kept: `imgfs-tests` below $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgfs-tests"
 
 
-def debian(cache: Path) -> Built:
-    """Build Debian 12 minbase: one layer of 9,000 entries. RecipeError if a tool is missing or fails."""
-    return _built(debian_minbase(cache))
+def debian(cache: Path) -> Image:
+    """Build Debian 12 with tools for developers: one layer. RecipeError if a tool is missing or fails.
+
+    One for all tests: to make such a root takes some 30 s of a processor.
+    """
+
+    def build(layout: Path) -> Image:
+        return write_image(layout, "latest", [pack_debian(layout, DEBIAN_PACKAGES)])
+
+    return cached_image(cache, _named("debian", DEBIAN_PACKAGES), build)
 
 
-def python_image(cache: Path) -> Built:
+def python_image(cache: Path) -> Image:
     """Build Debian with Python 3.11 below a layer each of numpy, pandas and others; six layers in all.
 
     `chroot … python3 -c "import numpy"` works. RecipeError if a tool is missing or fails.
     """
-    return _built(python_app(cache, _named("python", PYTHON_LAYERS), PYTHON_LAYERS))
+    base = debian(cache)
+
+    def build(layout: Path) -> Image:
+        layers = [pack_pip(layout, step, "--no-compile") for step in PYTHON_LAYERS]
+        return write_image(layout, "latest", [copied_layer(base, layout), *layers])
+
+    return cached_image(cache, _named("python", (DEBIAN_PACKAGES, PYTHON_LAYERS)), build)
 
 
-def node_tree(cache: Path) -> Built:
+def node_tree(cache: Path) -> Image:
     """Build two node_modules, a layer each, of over 30,000 files in all.
 
     RecipeError if a tool is missing or fails.
@@ -89,15 +94,11 @@ def node_tree(cache: Path) -> Built:
             layers = [_pack_npm(layout, npm, at, packages) for at, packages in NODE_LAYERS]
         return write_image(layout, "latest", layers)
 
-    return _built(cached_image(cache, _named("node", NODE_LAYERS), build))
+    return cached_image(cache, _named("node", NODE_LAYERS), build)
 
 
 def _named(kind: str, recipe: object) -> str:
     return f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
-
-
-def _built(image: Image) -> Built:
-    return Built(image.layout, image.tag, image.digest, tuple(layer.size for layer in image.layers))
 
 
 @contextmanager
@@ -131,11 +132,11 @@ def _dated(members: Iterator[Member]) -> Iterator[Member]:
 def main(arguments: Sequence[str]) -> int:
     """Build all the images and print what there is."""
     cache = Path(arguments[0]).absolute() if arguments else default_cache()
-    builders: tuple[Callable[[Path], Built], ...] = (debian, python_image, node_tree)
+    builders: tuple[Callable[[Path], Image], ...] = (debian, python_image, node_tree)
     for build in builders:
         start = time.monotonic()
         built = build(cache)
-        sizes = " ".join(f"{size / 1e6:.1f}" for size in built.layer_sizes)
+        sizes = " ".join(f"{layer.size / 1e6:.1f}" for layer in built.layers)
         print(f"{time.monotonic() - start:6.1f} s  {built.layout.name}: layers of {sizes} MB")
     return 0
 

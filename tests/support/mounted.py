@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -43,6 +44,7 @@ from tests.support.zygote import ForkedCommand, is_forked
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SESSION = f"IMGFS_TEST_SESSION={os.getpid()}"  # in the environment of every process the tests start
+_ROUNDS = 5  # of daemons that end, before no more may begin
 TIMEOUT = allowed(120)  # seconds a command may take
 HANGS = allowed(180)  # seconds of one test after which its mounts' daemons are killed: none waits for ever
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
@@ -249,7 +251,12 @@ class Imgfs:
         for left in reversed(below):
             subprocess.run(["umount", "-l", str(left)], check=False, capture_output=True)
         assert below == [], f"mounts left behind: {below}"
-        until(lambda: not processes_of_tests(self.store), "every daemon has ended")
+        for _ in range(_ROUNDS):
+            if not (alive := processes_of_tests(self.store)):
+                break
+            until(partial(_have_ended, alive), "every daemon has ended")
+        else:
+            raise AssertionError(f"daemons begin again and again: {alive}")
         check_words("\n".join(self.logged()))
         unexpected = [line for line in self.logged() if not self._is_expected(line)]
         assert unexpected == [], f"in the daemons' logs: {unexpected}"
@@ -318,14 +325,19 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def _have_ended(pids: Sequence[int]) -> bool:
+    return not any(map(is_alive, pids))
+
+
 def processes_of_tests(store: Path | None = None) -> list[int]:
     """Processes these tests started, daemons included: those of `store`, or all."""
     marks = {SESSION.encode()} | ({f"IMGFS_STORE={store}".encode()} if store else set())
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if marks <= set(path.read_bytes().split(b"\0")):
-                found.append(int(path.parent.name))
+    for name in filter(str.isdecimal, os.listdir("/proc")):  # all of the machine's: it has to be quick
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb", 0) as file:
+            body = file.read()
+            if all(mark in body for mark in marks) and marks <= set(body.split(b"\0")):
+                found.append(int(name))
     return [pid for pid in found if is_alive(pid)]
 
 
