@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-_AWAKE = 50e-6  # seconds: what such a program, and waking it, takes between two requests
+_AWAKE = 100e-6  # seconds: what such a program, and waking it, takes between two requests
 _SELDOM = 63  # waits, at most, that are slept through after others have been in vain
 
 Ready: TypeAlias = list[tuple[int, int]]  # descriptors and their events, as poll(2) has them
@@ -47,7 +47,7 @@ class BusyPoll:
         until = time.monotonic() + _AWAKE
         while time.monotonic() < until:
             if found := self._poll(0):
-                self._penalty = 0
+                self._penalty //= 2
                 return found
         self._asleep = self._penalty = min(_SELDOM, 2 * self._penalty + 1)
         return []
