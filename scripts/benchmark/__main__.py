@@ -30,7 +30,7 @@ from scripts.benchmark.report import Table, write_json
 from scripts.benchmark.scratch import scratch
 from scripts.benchmark.stage import APPLICATIONS, SHAPED, SPEEDS, Stage, say
 from scripts.benchmark.tools import PEERS
-from scripts.benchmark.warm import warm_mounts
+from scripts.benchmark.warm import beside_podman, warm_mounts
 from scripts.lab.recipes import RecipeError
 from scripts.lab.registry import RegistryFailed
 
@@ -153,7 +153,11 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
     first = FirstMounts(stage, names)
     groups = {
         "A": first.times(speeds),
-        "B": itertools.chain(warm_mounts(stage, asked.sizes, names), memory(stage, asked.sizes[-1:], names)),
+        "B": itertools.chain(
+            beside_podman(stage, names[0]),
+            warm_mounts(stage, asked.sizes, names),
+            memory(stage, asked.sizes[-1:], names),
+        ),
         "C": reading(stage, names),
         "D": lazy(stage, names, speeds),
         "E": first.cpu(),

@@ -45,13 +45,18 @@ class Engine(Forgets, Protocol):
 class ImgfsRun:
     """imgfs run, with some options."""
 
-    def __init__(self, imgfs: Imgfs, *options: str, fetches: bool = True) -> None:
-        self._imgfs, self._options, self.fetches = imgfs, options, fetches
-        self.name = " ".join(("imgfs run", *options))
-        self.pull, self.forget = imgfs.pull, imgfs.forget
+    def __init__(self, imgfs: Imgfs, *options: str, fetches: bool = True, is_served: bool = False) -> None:
+        self._imgfs, self._options, self.fetches, self._is_served = imgfs, options, fetches, is_served
+        self.name = " ".join(("imgfs run", *options)) + is_served * ", served"
+        self.forget = imgfs.forget
+
+    def pull(self, reference: str) -> None:
+        self._imgfs.pull(reference)
+        if self._is_served:
+            self._imgfs.serve()
 
     def start(self, reference: str, command: Command) -> float:
-        return self._imgfs.run_container(self._options, reference, command)
+        return self._imgfs.run_container(self._options, reference, command, is_served=self._is_served)
 
     cold = start  # nothing needs to be pulled
 
@@ -126,11 +131,13 @@ class Runc:
 def engines(stage: Stage, application: Application) -> Iterator[Engine]:
     """Name the engines, the floor last; CommandFailed if the image cannot be unpacked for it.
 
-    imgfs asks the registry what a tag means, and podman does not: so there is imgfs --offline, too.
+    imgfs asks the registry what a tag means, and podman does not: so there is imgfs --offline, too; served,
+    it is carried out by a waiting `imgfs serve`.
     """
     for driver in DRIVERS:
         yield ImgfsRun(stage.imgfs, "--driver", driver)
         yield ImgfsRun(stage.imgfs, "--driver", driver, "--offline", fetches=False)
+        yield ImgfsRun(stage.imgfs, "--driver", driver, "--offline", fetches=False, is_served=True)
     if shutil.which("crun"):  # what imgfs takes where there is one; podman's wants other cgroups than these
         yield ImgfsRun(stage.imgfs, "--driver", "kernel", "--offline", "--runtime", "crun", fetches=False)
     yield from map(PulledByPodman, stage.containers)

@@ -64,12 +64,34 @@ class Imgfs(Rooted):
         self.mountpoint = scratch / f"{name.replace(' ', '')}-mnt"
         self.store = scratch / "imgfs-store"
         # An installation has its bytecode; empty means that a first run may write it.
-        self._env: Mapping[str, str] = {"IMGFS_STORE": str(self.store), "PYTHONDONTWRITEBYTECODE": ""}
+        self._env = {
+            "IMGFS_STORE": str(self.store),
+            "PYTHONDONTWRITEBYTECODE": "",
+            "IMGFS_SERVE": "none",
+        }
+        self._socket = scratch / f"{self.mountpoint.name}-serve.sock"
+        self._server: subprocess.Popen[bytes] | None = None
         self.mountpoint.mkdir(parents=True, exist_ok=True)
 
-    def show(self, reference: str) -> Path:
-        self._run("mount", *self._options, reference, self.mountpoint)
+    def show(self, reference: str, *, is_served: bool = False) -> Path:
+        self._run("mount", *self._options, reference, self.mountpoint, is_served=is_served)
         return self.mountpoint
+
+    def serve(self) -> None:
+        """Have an `imgfs serve` wait, until `forget` or `end_server`, for what is to be served."""
+        if self._server:
+            return
+        words = [*self._program, "serve", "--log-level", "warning"]
+        self._server = subprocess.Popen(words, env={**os.environ, **self._environment(is_served=True)})
+        while not self._socket.exists() and self._server.poll() is None:
+            time.sleep(0.1)
+
+    def end_server(self) -> None:
+        """End the `imgfs serve`; what is mounted stays."""
+        if self._server:
+            self._server.terminate()
+            self._server.wait()
+        self._server = None
 
     def hide(self) -> None:
         """Unmount; the store stays."""
@@ -91,9 +113,12 @@ class Imgfs(Rooted):
         """Bring everything of the image into the store."""
         self._run("pull", "--quiet", reference)
 
-    def run_container(self, options: Sequence[str], reference: str, command: Sequence[str]) -> float:
+    def run_container(
+        self, options: Sequence[str], reference: str, command: Sequence[str], *, is_served: bool = False
+    ) -> float:
         """Run a command in a container of the image; the seconds it took."""
-        return self._run("run", f"--runtime={RUNTIME}", "--network=none", *options, reference, *command)
+        words = ("run", f"--runtime={RUNTIME}", "--network=none", *options, reference, *command)
+        return self._run(*words, is_served=is_served)
 
     def _require(self, option: str, *command: str) -> None:
         """Raise CommandFailed unless this imgfs has a command, and the command an option."""
@@ -110,6 +135,7 @@ class Imgfs(Rooted):
         self._run("store", "rm", "--data", reference)
 
     def forget(self) -> None:
+        self.end_server()
         try:
             self.hide()
         except CommandFailed:
@@ -130,23 +156,17 @@ class Imgfs(Rooted):
     ) -> Iterator[Callable[[], list[int]]]:
         """Mount it so many times, by an `imgfs serve` or each by itself; yields what lists all processes."""
         places = [self.mountpoint.with_name(f"{self.mountpoint.name}{number}") for number in range(count)]
-        socket = self.mountpoint.with_name("serve.sock")
-        env = {**self._env, "IMGFS_SERVE": str(socket) if is_served else "none"}
-        serve = [*self._program, "serve", "--log-level", "warning"]
-        server = subprocess.Popen(serve, env={**os.environ, **env}) if is_served else None
-        while server and not socket.exists() and server.poll() is None:
-            time.sleep(0.1)
+        if is_served:
+            self.serve()
         try:
             for place in places:
                 place.mkdir(exist_ok=True)
-                run([*self._program, "mount", *self._options, *options, reference, place], env=env)
+                self._run("mount", *self._options, *options, reference, place, is_served=is_served)
             yield lambda: having(f"IMGFS_STORE={self.store}")
         finally:
             for place in mounts_below(self.mountpoint.parent):
                 run(["umount", place])
-            if server:
-                server.terminate()
-                server.wait()
+            self.end_server()
             end(lambda: having(f"IMGFS_STORE={self.store}"))  # another mount namespace may still have one
 
     def serving_effort(self) -> Effort:
@@ -159,8 +179,11 @@ class Imgfs(Rooted):
         accepting = 'rc=0; "$@" || rc=$?; test $rc -le 1'
         return run(["sh", "-c", accepting, "sh", *self._program, *words], env=self._env)
 
-    def _run(self, *words: str | Path) -> float:
-        return run([*self._program, *words], env=self._env)
+    def _run(self, *words: str | Path, is_served: bool = False) -> float:
+        return run([*self._program, *words], env=self._environment(is_served=is_served))
+
+    def _environment(self, *, is_served: bool) -> Mapping[str, str]:
+        return {**self._env, "IMGFS_SERVE": str(self._socket)} if is_served else self._env
 
 
 class Podman(Rooted):
@@ -189,7 +212,15 @@ class Podman(Rooted):
 
     def show(self, reference: str) -> Path:
         self.pull(reference)
+        return self.mount(reference)
+
+    def mount(self, reference: str) -> Path:
+        """Mount an image that has been pulled, and return where."""
         return Path(output_of([*self._podman, "image", "mount", reference]).strip())
+
+    def hide(self) -> None:
+        """Unmount all images; they stay."""
+        run([*self._podman, "image", "umount", "--all"])
 
     def serving_effort(self) -> Effort:
         return Effort()  # the kernel's overlayfs serves
@@ -197,7 +228,7 @@ class Podman(Rooted):
     def forget(self) -> None:
         if self._root.exists():
             with contextlib.suppress(CommandFailed):  # nothing was mounted
-                run([*self._podman, "image", "umount", "--all"])
+                self.hide()
             with contextlib.suppress(CommandFailed):
                 run([*self._podman, "image", "rm", "--all", "--force"])
             unmount_below(self._root)  # podman leaves its directory bound to itself
