@@ -100,6 +100,12 @@ class InFlight:
         """Add a span that failed for a reader to the negative cache. Under the lock."""
         self._failed[number] = time.monotonic() + _NEGATIVE_CACHE, error
 
+    def forget_failures(self, numbers: Iterable[int]) -> None:
+        """Take spans that are here out of the negative cache: they may be evicted at once. Under the lock."""
+        if self._failed:
+            for number in numbers:
+                self._failed.pop(number, None)
+
 
 class InFlightRequest:
     """One request, queued or under way. `done` is settled, with the first error, once all spans are.
@@ -204,6 +210,7 @@ class InFlightRequest:
             self._in_flight.remove(numbers)
             waits = {number: self._waits.pop(number) for number in numbers if number in self._waits}
             if error is None:
+                self._in_flight.forget_failures(numbers)
                 self._count(numbers)
             else:
                 self._fail(waits, error)

@@ -21,6 +21,9 @@ from hypothesis import strategies as st
 from imgfs.content import inflight as flight_room
 from imgfs.content import layer as layer_room
 from imgfs.content.content import FileSegment, segments_of
+from imgfs.content.requests import requests_for
+from imgfs.content.scheduler import Priority
+from imgfs.content.stats import Cause
 from imgfs.errors import IntegrityError, StoreError, Unavailable
 from imgfs.layer.entry import Extent
 from tests.support import tarmake
@@ -204,6 +207,18 @@ def test_what_has_just_failed_fails_again_at_once_and_nothing_else(rig: Rig) -> 
         rig.read_span(4)
     rig.read_span(6)
     assert rig.present() == [6]
+
+
+def test_what_has_failed_and_came_otherwise_is_fetched_again_once_it_is_evicted(rig: Rig) -> None:
+    rig.source.away = True
+    with pytest.raises(Unavailable, match="does not answer"):
+        rig.read_span(4)
+    rig.source.away = False
+    requests = requests_for([4], rig.content.table)
+    (fetched,) = rig.content.fetch_in_background(requests, Priority.REST_OF_LAYER, Cause.WHOLE)
+    fetched.result(10)
+    rig.flat.evict()
+    rig.read_span(4)
 
 
 def test_a_flipped_byte_is_healed_by_another_try(gzipped: Rig) -> None:
