@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from imgfs.runtime.process_id import held_process
 from imgfs.runtime.request import PortMapping
 
 _START = 30.0  # seconds that pasta may take to configure the namespace
+_PATIENCE = 2.0  # seconds that pasta may take to end
 _DNS = "169.254.1.1"  # where pasta answers for a name server that only this machine reaches; podman's
 _NOISE = re.compile(r"Failed to send \d+ bytes to syslog|No routable interface.*disabled")
 _NAMESERVER = re.compile(r"^\s*nameserver\s+(\S+)", re.MULTILINE)
@@ -39,7 +41,8 @@ def find_pasta() -> str:
 def pasta_network(pasta: str, namespace: Path, ports: Sequence[PortMapping]) -> Iterator[int]:
     """A connected network namespace at a new file `namespace` for the block; yields pasta's pid.
 
-    Raises MountError, with pasta's reason: a port that is taken, no /dev/net/tun.
+    Its ports are free again when the block ends. Raises MountError, with pasta's reason: a port that is
+    taken, no /dev/net/tun.
     """
     namespace.touch()
     _make_namespace(namespace)
@@ -51,11 +54,19 @@ def pasta_network(pasta: str, namespace: Path, ports: Sequence[PortMapping]) -> 
             try:
                 yield pid
             finally:
-                with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(fd, signal.SIGTERM)
+                _end(fd)
     finally:
         with contextlib.suppress(OSError):
             syscalls.detach_mount(str(namespace))
+
+
+def _end(fd: int) -> None:
+    """End the process that a pidfd leads to, and wait for that: it has its ports until then."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(fd, number)
+        if select.select([fd], [], [], _PATIENCE)[0]:
+            return
 
 
 def pasta_command(
