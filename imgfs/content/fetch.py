@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from imgfs.content.misplaced import MisplacedSpans
 from imgfs.content.requests import Request, SpanIndex, SpanTable, descriptor_of
-from imgfs.content.storing import SpanOutcome, SpanStore, split
+from imgfs.content.storing import SpanOutcome, SpanStore
 from imgfs.content.windows import FetchedWindows, RunInThread, WindowBlocks
 from imgfs.errors import IntegrityError
 from imgfs.oci.descriptor import Descriptor
@@ -125,9 +125,8 @@ class SpanFetcher:
         windows = self._windows(left, source)
         end = max(end for _, end in ranges)
         with closing(self._blob(ranges[0][0], end, source, side)) as chunks:
-            bodies = zip(list(left), split(chunks, ranges, left), strict=True)
             yield from self.store.store(
-                left, bodies, lambda number: self.spans.span(number, windows.window(number))
+                left, chunks, ranges, lambda number: self.spans.span(number, windows.window(number))
             )
             for _ in chunks:  # to its end: then the connection can be used again
                 pass

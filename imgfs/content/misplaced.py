@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from imgfs.content.requests import SpanIndex
-from imgfs.content.storing import SpanOutcome, SpanStore, split
+from imgfs.content.storing import SpanOutcome, SpanStore
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
 from imgfs.layer.codec.blob import unpacked
 from imgfs.layer.schema import TAR
@@ -75,8 +75,7 @@ class MisplacedSpans:
         ranges = [(span.start, span.end) for span in found.values()]
         chunks = _from(unpacked(source.blob(self._blob)), ranges[0][0])
         with closing(chunks):
-            bodies = zip(list(found), split(chunks, ranges, list(found)), strict=True)
-            yield from self._store.store(list(found), bodies, found.__getitem__)
+            yield from self._store.store(list(found), chunks, ranges, found.__getitem__)
 
     def _marks(self, first: int, last: int) -> bytes:
         return self._store.flat.marks(first, last)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.content.race import Overtaken, Side, checked
 from imgfs.content.requests import SpanIndex
-from imgfs.content.storing import SpanOutcome, SpanStore, split
+from imgfs.content.storing import SpanOutcome, SpanStore
 from imgfs.errors import IntegrityError
 from imgfs.layer.entry import Span
 from imgfs.peers.flat_name import FlatName
@@ -66,10 +66,8 @@ class PeerFetcher:
         numbers = [span.number for span in spans]
         by_number = dict(zip(numbers, spans, strict=True))
         with closing(checked(read.chunks(), side)) as chunks:
-            bodies = zip(
-                list(numbers), split(chunks, [(span.start, span.end) for span in spans], numbers), strict=True
-            )
-            for outcome in self._store.store(numbers, bodies, by_number.__getitem__):
+            ranges = [(span.start, span.end) for span in spans]
+            for outcome in self._store.store(numbers, chunks, ranges, by_number.__getitem__):
                 yield outcome._replace(by_peer=True)
             for _ in chunks:
                 pass

@@ -100,10 +100,15 @@ class SpanStore:
     def store(
         self,
         left: list[int],
-        bodies: Iterator[tuple[int, Iterable[bytes]]],
+        chunks: Iterator[bytes],
+        ranges: Sequence[tuple[int, int]],
         span_of: Callable[[int], Span],
     ) -> Iterator[SpanOutcome]:
-        """Store and mark the verified spans of `left`, and remove them from it."""
+        """Store and mark the verified spans of `left`, and remove them from it.
+
+        They are cut out of a stream, as `split` does; what comes behind the last is left in it.
+        """
+        bodies = zip(list(left), split(chunks, ranges, left), strict=True)
         for batch in list(batches(left, self.table, _BATCH)):
             yield from self._store_batch(batch, bodies, span_of, left)
 
