@@ -6,9 +6,7 @@ left is taken down here.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from imgfs.runtime.host_facts import IdMaps
 from imgfs.runtime.names import is_id_prefix
 from imgfs.runtime.namespace import NamespacedChild
 from imgfs.runtime.oci_runtime import OciRuntime
-from imgfs.runtime.process_id import ProcessId
+from imgfs.runtime.process_id import ProcessId, end_process
 from imgfs.runtime.signals import SignalRelay, signal_number
 
 _KILLED = 60.0  # seconds that a killed container may take to be taken down by its monitor
@@ -195,8 +193,6 @@ def _end(process: ProcessId | None) -> None:
     """Tell a process to end, and wait for that, for a while."""
     if process is None:
         return
-    with process.opened() as fd, contextlib.suppress(OSError):
+    with process.opened() as fd:
         if fd is not None:
-            signal.pidfd_send_signal(fd, signal.SIGTERM)
-            if not select.select([fd], [], [], _LOCK)[0]:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            end_process(fd, _LOCK)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import MountError, UsageError
-from imgfs.runtime.process_id import held_process
+from imgfs.runtime.process_id import end_process, held_process
 from imgfs.runtime.request import PortMapping
 
 _START = 30.0  # seconds that pasta may take to configure the namespace
@@ -54,19 +52,10 @@ def pasta_network(pasta: str, namespace: Path, ports: Sequence[PortMapping]) -> 
             try:
                 yield pid
             finally:
-                _end(fd)
+                end_process(fd, _PATIENCE)
     finally:
         with contextlib.suppress(OSError):
             syscalls.detach_mount(str(namespace))
-
-
-def _end(fd: int) -> None:
-    """End the process that a pidfd leads to, and wait for that: it has its ports until then."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(fd, number)
-        if select.select([fd], [], [], _PATIENCE)[0]:
-            return
 
 
 def pasta_command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,15 @@ def held_process(pid: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def end_process(fd: int, patience: float) -> None:
+    """Tell the process that a pidfd leads to to end, and wait for that; after so many seconds, kill it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(fd, number)
+        if select.select([fd], [], [], patience)[0]:
+            return
 
 
 @dataclass(frozen=True, slots=True)
