@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed
@@ -71,7 +72,8 @@ def _tables(
     size = application.image.size
     title = f"G. Cold start of {application.name} ({size / 1e6:.0f} MB), {speed}"
     times, counts = Table(title, TIMES, notes=list(notes)), Table(f"{title}: what crossed the link", COUNTS)
-    journeys = _measure(stage, application, speed, found, times.notes)
+    with stage.link(speed) as link:
+        journeys = measure(stage, application, f"G {application.name}, {speed}", found, link, times.notes)
     times.raw |= {name: as_json(each) for name, each in journeys.items()}
     middle = {name: typical(each) for name, each in journeys.items()}
     podman = middle[PodmanRun.name]["app"].seconds if PodmanRun.name in middle else None
@@ -107,29 +109,45 @@ def _judge(table: Table, name: str, middle: dict[str, Journey]) -> None:
             table.target(f"{way}: s to the application", middle[way]["app"].seconds, limit)
 
 
-def _measure(
-    stage: Stage, application: Application, speed: Speed, found: Sequence[Way], notes: list[str]
+def measure(
+    stage: Stage,
+    application: Application,
+    title: str,
+    found: Sequence[Way],
+    link: Link,
+    notes: list[str],
+    journeys: Sequence[Sequence[str]] = JOURNEYS,
+    more: Mapping[str, Callable[[Path], float]] | None = None,
 ) -> dict[str, list[Journey]]:
-    journeys: dict[str, list[Journey]] = {}
-    with stage.link(speed) as link:
-        for number in range(1, stage.rounds + 1):
-            for way in found:
-                say(f"G {application.name}, {speed}, round {number}: {way.name}")
-                try:
-                    journeys.setdefault(way.name, []).append(_travel(stage, application, way, link))
-                except CommandFailed as failed:
-                    notes.append(f"{way.name}: {failed}")
-    return {name: each for name, each in journeys.items() if each}
+    """Go all ways in turns, round after round; those that can be gone, by name. `more` are further stops."""
+    gone: dict[str, list[Journey]] = {}
+    for number in range(1, stage.rounds + 1):
+        for way in found:
+            say(f"{title}, round {number}: {way.name}")
+            try:
+                journey = _travel(stage, application, way, link, journeys, more)
+            except CommandFailed as failed:
+                notes.append(f"{way.name}: {failed}")
+            else:
+                gone.setdefault(way.name, []).append(journey)
+    return gone
 
 
-def _travel(stage: Stage, application: Application, way: Way, link: Link) -> Journey:
+def _travel(
+    stage: Stage,
+    application: Application,
+    way: Way,
+    link: Link,
+    journeys: Sequence[Sequence[str]],
+    more: Mapping[str, Callable[[Path], float]] | None,
+) -> Journey:
     """Go all journeys, each from an empty store, a cold page cache, and without a connection."""
     reached: Journey = {}
     reference = stage.seen_through(link, *way.place)
-    for stops in JOURNEYS:
+    for stops in journeys:
         stage.cool(application.image, way.place.repository)
         try:
-            reached |= travel(application, way.tool, reference, link, stops)
+            reached |= travel(application, way.tool, reference, link, stops, more)
         finally:
             forget_quietly(way.tool)
     return reached

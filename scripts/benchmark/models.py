@@ -6,15 +6,15 @@ The image has one layer that is not compressed, so what the daemon does for each
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.benchmark.clock import CommandFailed, run
-from scripts.benchmark.cold import Way, ways
+from scripts.benchmark.clock import run
+from scripts.benchmark.cold import Way, measure, ways
 from scripts.benchmark.editions import EDITIONS, profiled
-from scripts.benchmark.journey import Journey, Milestone, plain, travel, typical
+from scripts.benchmark.journey import Milestone, plain, typical
 from scripts.benchmark.report import Table, ratio
-from scripts.benchmark.stage import Application, Speed, Stage, forget_quietly, say
+from scripts.benchmark.stage import Application, Speed, Stage
 from scripts.lab.link import Link
 from scripts.lab.torch import MODEL_PATH, model
 
@@ -44,22 +44,16 @@ def models(stage: Stage, speeds: Sequence[Speed]) -> Iterator[Table]:
 def _measure(
     stage: Stage, application: Application, speed: Speed, found: Sequence[Way], link: Link, table: Table
 ) -> None:
-    journeys: dict[str, list[Journey]] = {}
-    for number in range(1, stage.rounds + 1):
-        for way in found:
-            say(f"L {speed}, round {number}: {way.name}")
-            try:
-                journeys.setdefault(way.name, []).append(_both(stage, application, way, link))
-            except CommandFailed as failed:
-                table.notes.append(f"{way.name}: {failed}")
+    more = {AT_RANDOM: lambda root: touch_mapped(root / MODEL_PATH)}
+    stops = ((IN_SEQUENCE,), (AT_RANDOM,))
+    journeys = measure(stage, application, f"L {speed}", found, link, table.notes, stops, more)
     for name, each in journeys.items():
-        if each:
-            table.raw[name] = plain(each)
-            middle = typical(each)
-            table.add(name, *_sequence(middle[IN_SEQUENCE], application, speed), *_random(middle[AT_RANDOM]))
-            wire = speed.seconds(application.image.size)
-            if wire and name.startswith("imgfs, index"):
-                table.target(f"{name}: dd / wire", middle[IN_SEQUENCE].seconds / wire, OF_WIRE)
+        table.raw[name] = plain(each)
+        middle = typical(each)
+        table.add(name, *_sequence(middle[IN_SEQUENCE], application, speed), *_random(middle[AT_RANDOM]))
+        wire = speed.seconds(application.image.size)
+        if wire and name.startswith("imgfs, index"):
+            table.target(f"{name}: dd / wire", middle[IN_SEQUENCE].seconds / wire, OF_WIRE)
 
 
 def _sequence(reached: Milestone, application: Application, speed: Speed) -> list[float | int | None]:
@@ -71,20 +65,6 @@ def _sequence(reached: Milestone, application: Application, speed: Speed) -> lis
 
 def _random(reached: Milestone) -> list[float | int | None]:
     return [reached.seconds, reached.fetched / 1e6, reached.requests, reached.cpu]
-
-
-def _both(stage: Stage, application: Application, way: Way, link: Link) -> Journey:
-    """Read it both ways, each from an empty store and a cold page cache."""
-    reached: Journey = {}
-    reference = stage.seen_through(link, *way.place)
-    more: dict[str, Callable[[Path], float]] = {AT_RANDOM: lambda root: touch_mapped(root / MODEL_PATH)}
-    for stop in (IN_SEQUENCE, AT_RANDOM):
-        stage.cool(application.image, way.place.repository)
-        try:
-            reached |= travel(application, way.tool, reference, link, (stop,), more)
-        finally:
-            forget_quietly(way.tool)
-    return reached
 
 
 def touch_mapped(path: Path) -> float:
