@@ -1,11 +1,16 @@
 """Holders (`mount.holder`): the processes that have a mount served again if its daemon dies or hangs.
 
 One is found by its command line, which says what device it holds. It takes orders by a pipe of its own, and
-answers in a file: both are opened by /proc, which only its user and root may.
+answers in a file in memory: both are opened by /proc, which only its user and root may.
+
+The rule: any process can say of itself what a holder says, and any user can run a program of root's with such
+words. So it counts only if all its ids are those of the mount's user, or root's; and what root opens of it
+is a pipe and memory of that user, and nothing else that a number, or a path in its place, may lead to.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -13,18 +18,52 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import MountError
 from imgfs.mounts.table import Mount, mount_at
 
 SCRIPT = "imgfs/mount/holder.py"
-_DEVICE, _ORDERS = 2, 5  # among its arguments
 _PATIENCE, _POLL = 120.0, 0.03  # seconds that an upgrade may take, and between looks
+_LARGEST_OUTCOME = 1 << 16  # bytes
+_PIPE, _MEMORY = "pipe:", "/memfd:"  # what /proc calls them: asked of no file system, which may not answer
+
+
+class HolderProcess(NamedTuple):
+    """A process that says that it holds a mount; `user` is its only uid. Its descriptors are as it says."""
+
+    pid: int
+    user: int
+    mountpoint: str
+    device: str  # major:minor
+    orders: str
+    outcome: str
+
+    @classmethod
+    def of(cls, pid: int) -> HolderProcess | None:
+        """Return what a process says; None if it says nothing such, or runs with the rights of two users."""
+        with suppress(OSError, ValueError):
+            words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+            script = next((at for at, word in enumerate(words) if word.endswith(SCRIPT)), None)
+            if script is not None and len(words) > script + 6:
+                mountpoint, device, _, _, orders, outcome = words[script + 1 : script + 7]
+                (user,) = set(_uids(pid))
+                return cls(pid, user, mountpoint, device, orders, outcome)
+        return None
+
+    def holds(self, mount: Mount) -> bool:
+        """Return True if it is the holder of a mount: of its device, and its user's, or root's."""
+        return self.device == mount.device and self.user in (0, mount.user)
 
 
 def holder_of(mount: Mount) -> int | None:
     """Return the pid of the holder of a mount, None if it has none."""
-    return next((pid for pid in map(int, _processes()) if _holds(pid, mount)), None)
+    found = _holder_of(mount)
+    return found.pid if found else None
+
+
+def _holder_of(mount: Mount) -> HolderProcess | None:
+    return next((one for one in _holders() if one.holds(mount)), None)
 
 
 def idle_mounts(mounts: Iterable[Mount]) -> set[Path]:
@@ -32,33 +71,21 @@ def idle_mounts(mounts: Iterable[Mount]) -> set[Path]:
 
     Their holders have no process (`imgfs mount --exit-idle`), or, for a moment, are starting one again.
     """
-    held = {
-        words[1]: (words[_DEVICE], pid) for pid in map(int, _processes()) if (words := _words(pid))[_DEVICE:]
+    held: dict[str, list[HolderProcess]] = {}
+    for holder in _holders():
+        held.setdefault(holder.mountpoint, []).append(holder)
+    return {
+        mount.mountpoint
+        for mount in mounts
+        for holder in held.get(str(mount.mountpoint), ())
+        if (holder.user in (0, mount.user) if mount.runtime else holder.holds(mount))
+        and _has_no_child(holder.pid)
     }
-    found = set()
-    for mount in mounts:
-        device, pid = held.get(str(mount.mountpoint), ("", 0))
-        if pid and (mount.runtime or device == mount.device) and _has_no_child(pid):
-            found.add(mount.mountpoint)
-    return found
 
 
 def is_holder(pid: int) -> bool:
     """Return True if a process is some mount's holder."""
-    return bool(held_device(pid))
-
-
-def held_device(pid: int) -> str:
-    """Return the device (major:minor) of the mount that a process holds, nothing if it is no holder."""
-    return next(iter(_words(pid)[_DEVICE:]), "")
-
-
-def _words(pid: int) -> list[str]:
-    """Return the arguments of a holder, its script first; none of any other process."""
-    with suppress(OSError, StopIteration):
-        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-        return words[next(number for number, word in enumerate(words) if word.endswith(SCRIPT)) :]
-    return []
+    return HolderProcess.of(pid) is not None
 
 
 @contextmanager
@@ -74,7 +101,8 @@ def awaiting_holder(path: Path, seconds: float) -> Iterator[None]:
 
 def end_held(mountpoint: Path, seconds: float) -> None:
     """End what serves a mount of another mount namespace, if it has a holder, and wait for that."""
-    pid = next((pid for pid in map(int, _processes()) if _words(pid)[1:2] == [str(mountpoint)]), None)
+    mine = (one.pid for one in _holders() if (one.mountpoint, one.user) == (str(mountpoint), os.geteuid()))
+    pid = next(mine, None)
     with _opened(pid) as fd:
         if pid is None or fd is None:
             return
@@ -119,40 +147,84 @@ def hand_over(mount: Mount, protocol: str, holder: list[str], program: list[str]
 
     Raises MountError: then its daemon serves on.
     """
-    pid = holder_of(mount)
-    if pid is None:
+    found = _holder_of(mount)
+    if found is None:
         raise MountError(f"{mount.mountpoint}: mounted without --restart, so it cannot be handed over")
     nonce = f"{os.getpid()}-{time.monotonic_ns()}"
     order = "".join(f"{word}\0" for word in (protocol, nonce, *holder, *program)) + "\0"
     try:
-        orders, outcome = _words(pid)[_ORDERS : _ORDERS + 2]
-        with open(f"/proc/{pid}/fd/{orders}", "wb", buffering=0) as pipe:
-            pipe.write(os.fsencode(order))
-        said = _outcome(Path(f"/proc/{pid}/fd/{outcome}"), nonce)
+        with (
+            _opened_of(found, found.orders, _PIPE, os.O_WRONLY) as orders,
+            _opened_of(found, found.outcome, _MEMORY, os.O_RDONLY) as outcome,
+        ):
+            os.write(orders, os.fsencode(order))
+            said = _outcome(outcome, nonce)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is of another version"
-        raise MountError(f"{mount.mountpoint}: its holder (pid {pid}) takes no orders: {reason}") from error
+        raise MountError(
+            f"{mount.mountpoint}: its holder (pid {found.pid}) takes no orders: {reason}"
+        ) from error
     if said:
         raise MountError(f"{mount.mountpoint}: {said}")
 
 
-def _outcome(path: Path, nonce: str) -> str:
+@contextmanager
+def _opened_of(holder: HolderProcess, number: str, kind: str, access: int) -> Iterator[int]:
+    """Open again what a holder has open: a pipe or memory (`kind`) of its user, and nothing else.
+
+    Raises OSError; ValueError if it is of another kind. It is looked at before it is opened: a device may act
+    on that.
+    """
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(number)
+    path = f"/proc/{holder.pid}/fd/{number}"
+    if not os.readlink(path).startswith(kind):
+        raise ValueError(number)
+    seen = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = os.fstat(seen)
+        if found.st_dev != _device_of(kind) or found.st_uid != holder.user:
+            raise PermissionError(errno.EPERM, "what it names is not its own")
+        opened = os.open(f"/proc/self/fd/{seen}", access | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(seen)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _device_of(kind: str) -> int:
+    """Return the device (st_dev) of all pipes, or of all memory: no file is on it that has a path."""
+    numbers = os.pipe() if kind == _PIPE else (os.memfd_create("imgfs"),)
+    try:
+        return os.fstat(numbers[0]).st_dev
+    finally:
+        for number in numbers:
+            os.close(number)
+
+
+def _outcome(outcome: int, nonce: str) -> str:
     """Wait for what becomes of an order; return why it could not be carried out, nothing if it was."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
-        found, _, said = path.read_text(errors="replace").partition(" ")
+        body = os.pread(outcome, _LARGEST_OUTCOME, 0).decode(errors="replace")
+        found, _, said = body.partition(" ")
         if found == nonce:
             return said.strip()
         time.sleep(_POLL)
     return f"it is not handed over within {_PATIENCE:.0f} s: see the log"
 
 
+def _holders() -> Iterator[HolderProcess]:
+    return filter(None, map(HolderProcess.of, map(int, _processes())))
+
+
+def _uids(pid: int) -> list[int]:
+    """Return the real, effective, saved and file system uid of a process (proc(5), status)."""
+    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    return [int(word) for line in lines if line.startswith("Uid:") for word in line.split()[1:]]
+
+
 def _processes() -> list[str]:
     return [name for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _holds(pid: int, mount: Mount) -> bool:
-    """Return True if a process is the holder of a mount, and its user's, or root's."""
-    with suppress(OSError):
-        return held_device(pid) == mount.device and os.stat(f"/proc/{pid}").st_uid in (0, mount.user)
-    return False

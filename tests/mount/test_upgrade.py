@@ -7,16 +7,20 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from imgfs import __version__
 from imgfs.cli import upgrade as upgrade_command
+from imgfs.errors import MountError
 from imgfs.mount.holder import PROTOCOL
 from imgfs.mounts import holders as mounts_holders
 from imgfs.mounts import table
@@ -25,6 +29,7 @@ from tests.support import restarted
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import (
     CHECKOUT,
+    NOBODY,
     Imgfs,
     Ran,
     Wire,
@@ -154,6 +159,62 @@ def test_a_user_upgrades_a_mount_and_what_cannot_be_is_said(nobody: Imgfs) -> No
     assert said == f"{plain}: mounted without --restart, so it cannot be handed over"
     nobody.umount(plain)
     nobody.umount(at)
+
+
+@contextmanager
+def pretended(
+    words: Sequence[str | Path | int], *kept: int, ids: tuple[int, int] = (NOBODY.uid,) * 2
+) -> Iterator[int]:
+    """Run a process that says what a holder says, with these real and effective uids; gives its pid."""
+    told = f"import os, time; os.setresuid(*{(*ids, ids[1])}); print(flush=True); time.sleep(60)"
+    said = [sys.executable, "-I", "-c", told, "/imgfs/mount/holder.py", *map(str, words)]
+    with subprocess.Popen(said, stdout=subprocess.PIPE, pass_fds=kept) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline()
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+def test_what_says_that_it_is_a_holder_leads_root_to_no_file(nobody: Imgfs, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"root's own")
+    at = nobody.mount(write_image(nobody.directory / "layout", [LAYER]))
+    name = at, table.imgfs_mount_at(at).device, 3, 4
+    pipe, memory = os.pipe(), os.memfd_create("imgfs-outcome")
+    with open(tmp_path / "mine", "rb") as file:
+        os.fchown(memory, NOBODY.uid, -1)
+        for orders, said in (
+            (f"../../..{tmp_path}/mine", "it is of another version"),  # a path
+            (file.fileno(), "it is of another version"),  # no pipe
+            (pipe[1], "what it names is not its own"),  # another user's
+        ):
+            with (
+                pretended([*name, orders, memory], file.fileno(), pipe[1], memory) as pid,
+                pytest.raises(MountError, match=rf" \(pid {pid}\) takes no orders: {said}"),
+            ):
+                mounts_holders.hand_over(table.imgfs_mount_at(at), PROTOCOL, ["holder"], ["program"])
+    assert (tmp_path / "mine").read_bytes() == b"root's own"
+    nobody.umount(at)
+    for number in (*pipe, memory):
+        os.close(number)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+def test_a_process_is_a_holder_of_no_other_user_than_its_own() -> None:
+    mount = Mount(Path("/a"), "fuse.imgfs", "a", "0:1", 0)
+    name = "/a", "0:1", 3, 4, 5, 6
+    with pretended(name, ids=(0, 0)) as roots:
+        with pretended(name), pretended(name, ids=(NOBODY.uid, 0)):  # the last as if by a set-uid program
+            assert mounts_holders.holder_of(mount) == roots
+            assert mounts_holders.idle_mounts([mount]) == {Path("/a")}
+        mounts_holders.end_held(Path("/a"), 10)
+        assert mounts_holders.holder_of(mount) is None
+    with pretended(name) as pid:
+        mounts_holders.end_held(Path("/a"), 10)
+        assert is_alive(pid)
+        assert mounts_holders.idle_mounts([mount]) == set()
 
 
 @pytest.mark.parametrize(("user", "named"), [(0, ["0:1", "0:2"]), (7, ["0:2"]), (8, [])])
