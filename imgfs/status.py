@@ -179,6 +179,7 @@ def decode(kind: type[T], found: object) -> T | None:
 
 
 _ABSENT = object()
+_LARGEST = 1 << 63  # of a number: a larger one is no size, count or time
 _HINTS: dict[type, dict[str, object]] = {}
 
 
@@ -207,7 +208,9 @@ def _value(hint: object, found: object) -> object:
         decoded = decode(hint, found)
         return _ABSENT if decoded is None else decoded
     if hint is float and isinstance(found, int) and not isinstance(found, bool):
-        return float(found)
+        return float(found) if abs(found) <= _LARGEST else _ABSENT
+    if hint is int and isinstance(found, int) and abs(found) > _LARGEST:
+        return _ABSENT
     return found if type(found) is hint else _ABSENT
 
 

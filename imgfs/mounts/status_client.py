@@ -31,6 +31,7 @@ ANSWER = 10.0  # seconds that a daemon may take to answer,
 _LEAST = 0.01  # seconds: with none a socket would not wait at all
 _POLL = 0.5  # seconds between checks whether it is stopped: then it is not waited for
 _LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
+_LARGEST = 16 << 20  # bytes of a status: an image of 500 layers has 1 MiB
 _READ_SIZE = 1 << 16
 _OK, _FAILED = b"\0", b"\1"  # first byte of the child's answer
 _CREDENTIALS = 12  # bytes: pid, uid and gid (unix(7), SO_PEERCRED)
@@ -75,7 +76,10 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
         reason = "its daemon has died" if dead else error.strerror
         hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
         raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
-    return decode_status(body)
+    try:
+        return decode_status(body)
+    except MountError as error:
+        raise MountError(f"{mount.mountpoint}: {error}") from error
 
 
 def daemon_of(mount: Mount) -> int | None:
@@ -195,10 +199,21 @@ def encode_status(status: Mapping[str, object]) -> bytes:
 
 
 def decode_status(body: bytes) -> Mapping[str, object]:
-    """Decode what `encode_status` has encoded."""
-    if not body.startswith(b"{"):
-        import bz2
+    """Decode what `encode_status` has encoded. Raises MountError for anything else.
 
-        body = bz2.decompress(body)
-    status: dict[str, object] = json.loads(body)
+    Another user's daemon may have sent it: of a few kilobytes bz2 makes gigabytes.
+    """
+    try:
+        if not body.startswith(b"{"):
+            import bz2
+
+            unpacked = bz2.BZ2Decompressor()
+            body = unpacked.decompress(body, _LARGEST)
+            if not unpacked.eof:
+                raise MountError("what its daemon answers is no status")
+        status = json.loads(body)
+    except (ValueError, OSError, EOFError, RecursionError) as error:
+        raise MountError("what its daemon answers is no status") from error
+    if not isinstance(status, dict):
+        raise MountError("what its daemon answers is no status")
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from imgfs.cli.format import sizes
 from imgfs.cli.status import report
 from imgfs.content.requests import SpanTable
 from imgfs.content.stats import Cause, Counts, Usage
+from imgfs.errors import MountError
 from imgfs.mounts.status_client import decode_status, encode_status
 from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, MountStatus, ScratchStatus
 from tests.support import tarmake as tar
@@ -253,6 +255,27 @@ def test_a_status_of_any_number_of_layers_fits_into_an_attribute() -> None:
     assert len(json.dumps(status)) > 64 << 10 > len(body)
     assert decode_status(body) == status
     assert json.loads(encode_status(a_status())) == a_status()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        bz2.compress(b'{"image": "%b"}' % (b"a" * (17 << 20))),  # in 100 bytes
+        bz2.compress(b'{"image": "app:1"}')[:-9],
+        b'{"image": ' + b"[" * 50_000,
+        b'{"image": "app:1"',
+        b"[1]",
+        b"",
+    ],
+)
+def test_what_is_no_status_is_said_within_bounds(body: bytes) -> None:
+    with pytest.raises(MountError, match="what its daemon answers is no status"):
+        decode_status(body)
+
+
+def test_numbers_that_are_none_of_a_mounts_do_not_count() -> None:
+    found = MountStatus.from_json({"pid": 10**400, "seconds": 10**400, "began": 7, "restarts": 2})
+    assert found == MountStatus(began=7.0, restarts=2)
 
 
 def test_a_status_is_read_as_it_was_written_and_of_another_version_as_far_as_it_goes() -> None:
