@@ -123,8 +123,13 @@ def published_profile(body: bytes) -> bytes:
 
 
 def vouched_profile(body: bytes, origin: str) -> bytes:
-    """Return an imported profile, which `from_json` has accepted, with the repository it comes from."""
-    return json.dumps({**json.loads(body), _ORIGIN: origin}, separators=(",", ":")).encode()
+    """Return a published profile with the repository it comes from. Raises InvalidImage.
+
+    What is published has no files: those of a stranger's may be made to be looked for without end.
+    """
+    return json.dumps(
+        {**json.loads(published_profile(body)), _ORIGIN: origin}, separators=(",", ":")
+    ).encode()
 
 
 def origin_of(body: bytes) -> str:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from imgfs.content.profile import MAX_JSON, AccessProfile, origin_of, vouched_profile
+from imgfs.content.profile import MAX_JSON, origin_of, vouched_profile
 from imgfs.errors import InvalidImage, UsageError
 from imgfs.layer.artifact import unpack
 from imgfs.layer.entry import Entry, Span
@@ -54,9 +54,9 @@ def import_profiles(
         if (known is None or origin_of(known) not in ("", origin)) and descriptor.size <= MAX_JSON:
             body = b"".join(source.blob(descriptor))
             descriptor.digest.verify(body, "digest of a profile")
-            AccessProfile.from_json(body)
+            vouched = vouched_profile(body, origin)
             try:
-                store.put_profile(name, profile, vouched_profile(body, origin))
+                store.put_profile(name, profile, vouched)
             except UsageError as error:
                 raise InvalidImage(str(error), where="profile") from error
 

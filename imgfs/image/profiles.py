@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +17,9 @@ from imgfs.layer.entry import Extent
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import RegistryReference, parse_reference
+from imgfs.predict.files import FilesByPath
 from imgfs.store.store import Store
+from imgfs.tree.reader import Tree
 
 AUTOMATIC = "auto"  # the profile that a mount records if it is given no name
 DEFAULT = "default"  # is replayed instead, if it exists
@@ -78,15 +79,17 @@ def _repository(text: str) -> str | None:
 def touches_of(profile: AccessProfile, image: Image) -> list[tuple[int, int]]:
     """Return a profile's touches as (layer, span) of an image."""
     layers = [ProfileLayer.of(layer.index.summary) for layer in image.content.layers]
-    return image.content.spans_in(profile.resolve(layers, lambda file: _found(file, image)))
+    files = FilesByPath(image.tree)  # bounded: the mount waits for this, and the image may be made for that
+    return image.content.spans_in(profile.resolve(layers, lambda file: ranges_of(file, files, image.tree)))
 
 
-def _found(file: ProfileFile, image: Image) -> Iterator[FlatRange]:
+def ranges_of(file: ProfileFile, files: FilesByPath, tree: Tree) -> Iterator[FlatRange]:
     """Yield where the bytes of a profile's file are in an image that has it; its size may be another."""
     with suppress(OSError, ImgfsError):
-        node = image.tree.resolve(file.path)
-        if stat.S_ISREG(node.mode):
-            layer, extents, size = image.tree.contents(node.ino)
+        node = files.file(file.path)
+        if node:
+            layer, extents, size = tree.contents(node.ino)
+            files.left -= len(extents)
             start = min(file.start, size)
             yield from _ranges(layer, extents, start, min(file.length, size - start))
 

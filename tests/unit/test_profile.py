@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,16 @@ from imgfs.content.profile import (
     ProfileLayer,
     ProfileRecorder,
     joined,
+    origin_of,
     published_profile,
+    vouched_profile,
 )
 from imgfs.errors import InvalidImage
+from imgfs.image.profiles import ranges_of
 from imgfs.oci.descriptor import Digest
+from imgfs.predict.files import FilesByPath
+from tests.support import tarmake as tar
+from tests.support.layers import merged
 
 LAYERS = tuple(ProfileLayer(str(Digest.of(bytes([n]))), "tar", 100 * (n + 1)) for n in range(3))
 FILE = ProfileFile(1, b"usr/bin/\xff\xe4", 10, 20, 500)
@@ -142,6 +149,30 @@ def test_of_a_layer_that_another_image_has_not_files_are_asked_for_in_order() ->
 @pytest.mark.parametrize("other", [LAYERS[0]._replace(space="toc"), LAYERS[0]._replace(size=101)])
 def test_a_layer_whose_flat_bytes_lie_otherwise_is_another(other: ProfileLayer) -> None:
     assert list(GOOD.resolve([other], nowhere)) == []
+
+
+def test_what_a_stranger_publishes_names_no_files_and_whose_it_is() -> None:
+    vouched = vouched_profile(GOOD.to_json(), "registry/app")
+    assert origin_of(vouched) == "registry/app"
+    assert AccessProfile.from_json(vouched) == GOOD._replace(files=())
+    with pytest.raises(InvalidImage):
+        vouched_profile(b"[]", "registry/app")
+
+
+def test_an_image_has_files_looked_for_within_bounds(tmp_path: Path) -> None:
+    """Its links may lead to each other over 80,000 names, and a file may have a million pieces."""
+    links = [tar.symlink(f"l{number}", f"{'d/../' * 700}l{number - 1}") for number in range(1, 30)]
+    with merged(
+        tmp_path, tar.archive(tar.directory("d"), tar.file("d/f", b"f"), tar.symlink("l0", "d/f"), *links)
+    ) as tree:
+        files = FilesByPath(tree)
+
+        def found(path: bytes) -> list[FlatRange]:
+            return list(ranges_of(ProfileFile(0, path, 0, 1, 1), files, tree))
+
+        assert [len(found(path)) for path in (b"d/f", b"l0", b"l1", b"l29")] == [1, 1, 0, 0]
+        files.left = 2000
+        assert sum(len(found(b"d/f")) for _ in range(2000)) < 100
 
 
 def test_touches_are_recorded_in_order() -> None:
