@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, add_command, image_options
 from imgfs.cli.output import warn
-from imgfs.cli.paths import PATHS, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="*", help="files of the image")
+    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help="files of the image")
     command.add_argument("destination", metavar="DEST", help="a file or directory, or `-`")
 
 
@@ -51,9 +51,10 @@ def cp(options: argparse.Namespace) -> int:
     if options.destination == "-" and sys.stdout.isatty():
         raise UsageError("a tar is not for a terminal: name a directory, or use a pipe")
     with open_files(options) as files:
-        found = [one for path in paths for one in files.matching(path)]
+        named = NamedFiles(files)
+        found = [*named.of(paths)]
         if options.destination == "-":
-            return _write_tar(files, found)
+            return _write_tar(files, found) or named.code
         destination = Path(options.destination)
         into = destination.is_dir()
         if len(found) > 1 and not into:
@@ -71,7 +72,7 @@ def cp(options: argparse.Namespace) -> int:
         warn(text)
     if len(told) > _WARNED:
         warn(f"and {len(told) - _WARNED} more")
-    return 0
+    return named.code
 
 
 def _write_tar(files: ImageFiles, found: list[Found]) -> int:

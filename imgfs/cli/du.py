@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imgfs.cli.format import size
 from imgfs.cli.options import Commands, count, json_option
 from imgfs.cli.output import say, say_line
-from imgfs.cli.paths import PATHS, add_look, named, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, add_look, named, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -44,17 +44,18 @@ def du(options: argparse.Namespace) -> int:
     """Sum sizes."""
     paths = take_paths(options)
     with open_files(options) as files:
-        tops = [one for path in paths for one in files.matching(path)]
+        named_files = NamedFiles(files)
+        tops = [*named_files.of(paths)]
         if options.layers:
             _say_layers(files, tops, options)
-            return 0
+            return named_files.code
         sums = [line for top in tops for line in _sums(files, top, 0 if options.summarize else options.depth)]
     if options.json:
         say(json.dumps([{**named(path), "size": total} for path, total in sums], indent=2))
     else:
         for path, total in sums:
             say_line(f"{_text(total, options)}\t".encode() + path)
-    return 0
+    return named_files.code
 
 
 def _sums(files: ImageFiles, top: Found, depth: int | None) -> list[tuple[bytes, int]]:

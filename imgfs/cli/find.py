@@ -9,14 +9,14 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from imgfs.cli.options import Commands, json_option
 from imgfs.cli.output import say_line
-from imgfs.cli.paths import PATHS, add_look, file_fields, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, add_look, file_fields, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -87,56 +87,51 @@ def find(options: argparse.Namespace) -> int:
     paths = take_paths(options)
     given = (getattr(options, name) for name in _TESTS)
     tests: list[Test] = [test for test in given if test is not None]
-    lines = _Lines(options)
-    search = _hidden if options.deleted else _shown
-    for files, found, hidden in search(options, paths):
-        if all(test(files, found) for test in tests):
-            lines.say(files, found, hidden)
+    lines = _Lines(options, tests)
+    code = (_find_hidden if options.deleted else _find_shown)(options, paths, lines)
     lines.end()
-    return 0
+    return code
 
 
-def _shown(options: argparse.Namespace, paths: list[bytes]) -> Iterator[_FoundFile]:
-    """Yield what the image shows below the paths."""
+def _find_shown(options: argparse.Namespace, paths: list[bytes], lines: _Lines) -> int:
+    """Write what the image shows below the paths."""
     with open_files(options) as files:
-        for path in paths:
-            for top in files.matching(path):
-                for found in files.below(top):
-                    yield _FoundFile(files, found, None)
+        named = NamedFiles(files)
+        for top in named.of(paths):
+            for found in files.below(top):
+                lines.say(files, found)
+        return named.code
 
 
-def _hidden(options: argparse.Namespace, paths: list[bytes]) -> Iterator[_FoundFile]:
-    """Yield what later layers hide below the paths. Raises OSError for a path that is in no layer."""
+def _find_hidden(options: argparse.Namespace, paths: list[bytes], lines: _Lines) -> int:
+    """Write what later layers hide below the paths."""
     from imgfs.cli.layers import open_versions
     from imgfs.image.hidden import hidden_below
 
     with open_versions(options) as versions:
+        named = NamedFiles(versions.files)
         for path in paths:
             is_empty = True
             for hidden, found in hidden_below(versions.tree, path):
                 is_empty = False
-                yield _FoundFile(versions.files, found, hidden)
+                lines.say(versions.files, found, hidden)
             if is_empty:
-                versions.files.matching(path)
-
-
-class _FoundFile(NamedTuple):
-    """A file that was found; `hidden` says by what it is hidden, None if the image shows it."""
-
-    files: ImageFiles
-    found: Found
-    hidden: HiddenFile | None
+                named.at(path)  # which tells if the path is in no layer
+        return named.code
 
 
 class _Lines:
-    """Writes files one by one: there may be a million."""
+    """Writes the files that pass some tests one by one: there may be a million."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, tests: list[Test]) -> None:
         self._options = options
+        self._tests = tests
         self._is_first = True
 
-    def say(self, files: ImageFiles, found: Found, hidden: HiddenFile | None) -> None:
-        """Write a file."""
+    def say(self, files: ImageFiles, found: Found, hidden: HiddenFile | None = None) -> None:
+        """Write a file; `hidden` says by what it is hidden, None if the image shows it."""
+        if not all(test(files, found) for test in self._tests):
+            return
         if self._options.json:
             fields = file_fields(files, found)
             if hidden:

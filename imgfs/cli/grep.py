@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, add_command, image_options
-from imgfs.cli.output import complain, say_line
-from imgfs.cli.paths import PATHS, open_files, take_paths
+from imgfs.cli.output import say_line
+from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from imgfs.image.files import Found, ImageFiles
+    from imgfs.image.files import Found
 
 _LONGEST = 16 << 20  # bytes of a line that are searched at once
 _HEAD = 32 << 10  # bytes in which a NUL makes a file binary, as for GNU grep
@@ -61,7 +60,7 @@ Examples:
     )
     command.add_argument("pattern", metavar="PATTERN")
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="*", help=PATHS)
+    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
     command.add_argument("-r", dest="recursive", action="store_true", help="search all files below PATH")
     command.add_argument("-i", dest="ignore_case", action="store_true", help="whatever the case")
     command.add_argument("-l", dest="names_only", action="store_true", help="only the names of the files")
@@ -80,12 +79,13 @@ def grep(options: argparse.Namespace) -> int:
     if options.all_layers:
         return _grep_versions(options, paths, pattern)
     with open_files(options) as files:
-        search = _LineSearch(files, pattern, options)
-        tops = [one for path in paths for one in files.matching(path, follow=True)]
-        search.shows_names = options.recursive or len(tops) > 1
+        named = NamedFiles(files, _TROUBLE)
+        search = _LineSearch(named, pattern, options)
+        tops = [*named.of(paths, follow=True)]
+        search.shows_names = options.recursive or len(paths) > 1 or len(tops) > 1
         for top in tops:
             search.below(top)
-    return search.code
+    return search.code()
 
 
 def _grep_versions(options: argparse.Namespace, paths: list[bytes], pattern: re.Pattern[bytes]) -> int:
@@ -94,31 +94,26 @@ def _grep_versions(options: argparse.Namespace, paths: list[bytes], pattern: re.
     from imgfs.image.hidden import hidden_below
 
     with open_versions(options) as versions:
-        search = _LineSearch(versions.files, pattern, options)
+        named = NamedFiles(versions.files, _TROUBLE)
+        search = _LineSearch(named, pattern, options)
         for path in paths:
             hidden = (each.found for each in hidden_below(versions.tree, path, follow=True))
             first = next(hidden, None)
-            try:
-                shown = versions.files.matching(path, follow=True)
-            except FileNotFoundError:
-                if first is None:
-                    raise
-                shown = []
-            for top in shown:
+            for top in named.at(path, follow=True, is_hidden=first is not None):
                 search.below(top)
             for found in chain([first] if first else [], hidden):
                 if options.recursive or found.depth == 0:
                     search.one(found)
-    return search.code
+    return search.code()
 
 
 class _LineSearch:
-    """A search of files; `code` is grep's exit code for what was found so far."""
+    """A search of files by a pattern."""
 
-    def __init__(self, files: ImageFiles, pattern: re.Pattern[bytes], options: argparse.Namespace) -> None:
-        self.code = 1
+    def __init__(self, named: NamedFiles, pattern: re.Pattern[bytes], options: argparse.Namespace) -> None:
         self.shows_names = True
-        self._files = files
+        self._has_found = False
+        self._named, self._files = named, named.files
         self._pattern = pattern
         # What matches within a line matches here, too; the reverse need not be: \s and [^x] match line ends.
         self._anywhere = re.compile(pattern.pattern, pattern.flags | re.MULTILINE)
@@ -127,17 +122,19 @@ class _LineSearch:
     def below(self, top: Found) -> None:
         """Search a file, or with -r a directory; say what is neither."""
         if not top.is_regular and not (self._options.recursive and top.is_directory):
-            number = errno.EISDIR if top.is_directory else errno.EINVAL
-            complain(f"{os.fsdecode(top.path)}: {os.strerror(number)}")
-            self.code = _TROUBLE
+            self._named.refuse(top)
             return
         for found in self._files.below(top):
             self.one(found)
 
     def one(self, found: Found) -> None:
         """Search one file, if it is a regular one."""
-        if found.is_regular and self._show(found) and self.code != _TROUBLE:
-            self.code = 0
+        if found.is_regular and self._show(found):
+            self._has_found = True
+
+    def code(self) -> int:
+        """Return grep's exit code for what was found so far."""
+        return self._named.code or (0 if self._has_found else 1)
 
     def _show(self, found: Found) -> bool:
         """Show the lines of a file that match; return whether any does."""

@@ -36,7 +36,7 @@ def help(options: argparse.Namespace) -> int:  # noqa: A001 (the name of the com
     if options.topic is None:
         say("Topics of the manual (imgfs help TOPIC):\n")
         for topic in manual.TOPICS:
-            say(f"  {topic:<13} {manual.title(topic)}")
+            say(f"  {topic:<14} {manual.title(topic)}")
         return 0
     try:
         text = manual.text(options.topic)

@@ -144,7 +144,9 @@ Examples:
 """,
     )
     _image_options(command)
-    command.add_argument("digests", metavar="DIGEST", nargs="*", help="as `imgfs index ls` shows them")
+    command.add_argument(
+        "digests", metavar="DIGEST", nargs="*", default=[], help="as `imgfs index ls` shows them"
+    )
 
 
 def _image_options(command: argparse.ArgumentParser) -> None:
@@ -178,8 +180,10 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         say(json.dumps([asdict(one) for one in found], indent=2))
     elif found:
-        columns = (Column("DIGEST"), Column("SIZE", right=True), Column("KIND"), Column("MADE"))
-        say_table(columns, [(one.digest, size(one.bytes), one.kind, one.created or one.by) for one in found])
+        columns = (Column("DIGEST"), Column("SIZE", right=True), Column("KIND"), Column("BY"), Column("MADE"))
+        say_table(
+            columns, [(one.digest, size(one.bytes), one.kind, one.by, one.created or "-") for one in found]
+        )
     return 0
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from imgfs.cli.copy import send_to
-from imgfs.cli.format import size
+from imgfs.cli.format import counted, size
 from imgfs.cli.index import TOOL, indexes_beside, made_by_imgfs
 from imgfs.cli.output import say
 from imgfs.cli.progress import Progress
@@ -149,11 +149,12 @@ def _summary(made: Publication, resolved: Resolved, new: list[Descriptor]) -> It
     whole = sum(layer.size for layer in _distinct(resolved))
     first = sum(layer.lean.size for layer in made.published.layers.values())
     first += made.published.tree.size if made.published.tree else 0
-    share = _share(made.size(), whole)
-    yield f"{new[0].digest}  {size(made.size())} beside layers of {size(whole)} ({share})"
+    soci = sum(ztoc.size for ztoc in made.ztocs.values())
+    own = made.size() - soci
+    yield f"{new[0].digest}  {size(own)} beside layers of {size(whole)} ({_share(own, whole)})"
     yield f"to be fetched before the first file is read: {size(first)} ({_share(first, whole)})"
     for one in new[1:]:
-        yield f"{one.digest}  SOCI index of {len(made.ztocs)} layers"
+        yield f"{one.digest}  {size(soci)}, a SOCI index of {counted(len(made.ztocs), 'layer')}"
     for layer in _distinct(resolved):
         if layer.digest in made.unsaid:
             yield f"no zTOC for layer {layer.digest.short}: {made.unsaid[layer.digest]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from imgfs.cli.format import long_line
 from imgfs.cli.options import Commands, add_command, count, image_options
 from imgfs.cli.output import say_line
-from imgfs.cli.paths import PATHS, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -38,7 +37,7 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="*", help=PATHS)
+    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
     command.add_argument("-l", dest="long", action="store_true", help="with mode, owner, size and time")
     command.add_argument("-R", dest="recursive", action="store_true", help="with everything below")
     command.add_argument(
@@ -65,7 +64,7 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="*", help=PATHS)
+    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
 
 
 def ls(options: argparse.Namespace) -> int:
@@ -74,15 +73,16 @@ def ls(options: argparse.Namespace) -> int:
     if options.layer is not None:
         return _list_layer(paths, options)
     with open_files(options) as files:
+        named = NamedFiles(files)
         tops = [
             (found if found.path != b"/" + path.strip(b"/") else found._replace(path=path))
             for path in paths
-            for found in files.matching(path, follow=not options.long or path.endswith(b"/"))
+            for found in named.at(path, follow=not options.long or path.endswith(b"/"))
         ]
         plain = [top for top in tops if not top.is_directory]
         for top in plain:
             _print_line(files, top, top.path, options.long)
-        names = options.recursive or len(tops) > 1
+        names = options.recursive or len(paths) > 1 or len(tops) > 1
         for number, top in enumerate(top for top in tops if top.is_directory):
             if names and not options.recursive and (number or plain):
                 say_line(b"")
@@ -93,7 +93,7 @@ def ls(options: argparse.Namespace) -> int:
                     _print_line(files, child, os.path.basename(child.path), options.long)
                 if options.recursive:
                     say_line(b"")
-    return 0
+    return named.code
 
 
 def _list_layer(paths: list[bytes], options: argparse.Namespace) -> int:
@@ -120,14 +120,14 @@ def cat(options: argparse.Namespace) -> int:
     """Write files of an image to standard output."""
     paths = take_paths(options, required=True)
     with open_files(options) as files:
-        for path in paths:
-            for found in files.matching(path, follow=True):
-                if not found.is_regular:
-                    number = errno.EISDIR if found.is_directory else errno.EINVAL
-                    raise OSError(number, os.strerror(number), os.fsdecode(path))
-                for piece in files.read(found):
-                    sys.stdout.buffer.write(piece)
-    return 0
+        named = NamedFiles(files)
+        for found in named.of(paths, follow=True):
+            if not found.is_regular:
+                named.refuse(found)
+                continue
+            for piece in files.read(found):
+                sys.stdout.buffer.write(piece)
+    return named.code
 
 
 def _listings(files: ImageFiles, top: Found, recursive: bool) -> Iterator[tuple[bytes, list[Found]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, Run, add_command, image_options
+from imgfs.cli.output import complain, words_of
 from imgfs.errors import UsageError
 from imgfs.oci.reference import ENGINES, FILE_TRANSPORTS
 
@@ -42,7 +44,7 @@ def add_look(
     """Add a command about paths of an image."""
     command = add_command(commands, name, run, summary, description)
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs=paths, help=PATHS)
+    command.add_argument("paths", metavar="PATH", nargs=paths, default=[], help=PATHS)
     return command
 
 
@@ -76,6 +78,43 @@ def open_files(options: argparse.Namespace) -> Iterator[ImageFiles]:
 
     with select_image(options).open() as image:
         yield ImageFiles(image)
+
+
+class NamedFiles:
+    """The files that paths of an image name.
+
+    What is wrong with one path is told, and the others are worked on, as cat(1) does it. `code` is
+    the command's exit code then: `failure` once something was wrong.
+    """
+
+    def __init__(self, files: ImageFiles, failure: int = 1) -> None:
+        self.code = 0
+        self.files = files
+        self._failure = failure
+
+    def at(self, path: bytes, *, follow: bool = False, is_hidden: bool = False) -> list[Found]:
+        """Return the files that a path names, none if it leads nowhere.
+
+        That is told, unless a file that was there `is_hidden` by a layer, and is not missed.
+        """
+        try:
+            return self.files.matching(path, follow=follow)
+        except OSError as error:
+            if not (is_hidden and isinstance(error, FileNotFoundError)):
+                complain(words_of(error))
+                self.code = self._failure
+            return []
+
+    def of(self, paths: list[bytes], *, follow: bool = False) -> Iterator[Found]:
+        """Yield the files that some paths name."""
+        for path in paths:
+            yield from self.at(path, follow=follow)
+
+    def refuse(self, found: Found) -> None:
+        """Tell that something is no file that can be read."""
+        number = errno.EISDIR if found.is_directory else errno.EINVAL
+        complain(f"{os.fsdecode(found.path)}: {os.strerror(number)}")
+        self.code = self._failure
 
 
 def file_fields(files: ImageFiles, found: Found) -> dict[str, object]:

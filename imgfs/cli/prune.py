@@ -99,10 +99,16 @@ def limit(options: argparse.Namespace) -> int:
         store.limit.put(None if options.size == NO_LIMIT else options.size)
         freed = store.limit.keep()
     count, taken = store.limit.read(), sum(one.size for one in cached(store.layers()))
+    kept = store.kept()
     if options.json:
-        say(json.dumps({"limit": count, "taken": taken, "freed": freed}))
+        say(json.dumps({"limit": count, "taken": taken, "kept": kept, "freed": freed}))
         return 0
-    say(f"limit {'none' if count is None else size(count)}, {size(taken)} taken, {size(freed)} freed")
+    parts = [f"limit {'none' if count is None else size(count)}", f"{size(taken)} taken by layers"]
+    parts += [
+        f"{size(kept)} by indexes and trees",
+        *([] if options.size is None else [f"{size(freed)} freed"]),
+    ]
+    say(", ".join(parts))
     return 0
 
 

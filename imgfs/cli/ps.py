@@ -15,6 +15,7 @@ from imgfs.errors import ImgfsError, MountError
 
 if TYPE_CHECKING:
     from imgfs.mounts.table import Mount
+    from imgfs.status import MountStatus
 
 
 _LEAST = 1.0  # seconds that a daemon has to answer, whatever others have taken
@@ -207,6 +208,13 @@ def _idle_row(mount: Mount) -> MountRow:
     return MountRow(str(mount.mountpoint), mount.name, driver, None, None, None, None, None, None, idle=True)
 
 
+def _scratch(status: MountStatus) -> str | None:
+    """Return how a mount's scratch is called; one that goes with it has no name that a user could use."""
+    if status.scratch is None:
+        return None
+    return status.scratch.name if status.scratch.kept else "(not kept)"
+
+
 def _row(mount: Mount, patience: float) -> MountRow:
     """Return a mount's row, with the pid and scratch of its daemon if that answers."""
     from imgfs.mounts.status_client import read_status
@@ -220,7 +228,7 @@ def _row(mount: Mount, patience: float) -> MountRow:
         image=mount.name,
         driver="kernel" if mount.runtime else "fuse",
         pid=status.pid or None,
-        scratch=status.scratch.name if status.scratch else None,
+        scratch=_scratch(status),
         seconds=status.seconds if status.pid else None,
         fetched=status.bytes_fetched if status.pid else None,
         version=status.version or None,

@@ -70,8 +70,9 @@ def sbom(options: argparse.Namespace) -> int:
             say(json.dumps([_fields(bill) for bill in bills], indent=2))
             return 0
         if not bills:
+            such = "such " if options.type or options.digest else ""
             raise NotFound(
-                f"{selection.reference}: no such bill of materials is attached (see: imgfs packages)"
+                f"{selection.reference}: no {such}bill of materials is attached (see: imgfs packages)"
             )
         if len(bills) > 1:
             return _list(bills, options)

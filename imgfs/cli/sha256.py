@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
-import os
 
 from imgfs.cli.options import Commands
 from imgfs.cli.output import say_line
-from imgfs.cli.paths import PATHS, add_look, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
 
 
 def add_sha256(commands: Commands) -> None:
@@ -35,18 +33,18 @@ def sha256(options: argparse.Namespace) -> int:
     """Show digests of files."""
     paths = take_paths(options, required=True)
     with open_files(options) as files:
-        for path in paths:
-            for top in files.matching(path, follow=True):
-                if not top.is_regular and not options.recursive:
-                    number = errno.EISDIR if top.is_directory else errno.EINVAL
-                    raise OSError(number, os.strerror(number), os.fsdecode(top.path))
-                for found in files.below(top):
-                    if found.is_regular:
-                        hasher = hashlib.sha256()
-                        for piece in files.read(found):
-                            hasher.update(piece)
-                        say_line(_line(hasher.hexdigest(), found.path))
-    return 0
+        named = NamedFiles(files)
+        for top in named.of(paths, follow=True):
+            if not top.is_regular and not options.recursive:
+                named.refuse(top)
+                continue
+            for found in files.below(top):
+                if found.is_regular:
+                    hasher = hashlib.sha256()
+                    for piece in files.read(found):
+                        hasher.update(piece)
+                    say_line(_line(hasher.hexdigest(), found.path))
+    return named.code
 
 
 def _line(digest: str, path: bytes) -> bytes:

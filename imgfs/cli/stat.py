@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, json_option
 from imgfs.cli.output import say
-from imgfs.cli.paths import KINDS, PATHS, add_look, file_fields, open_files, take_paths
+from imgfs.cli.paths import KINDS, PATHS, NamedFiles, add_look, file_fields, open_files, take_paths
 from imgfs.quoting import printable_path
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ def stat(options: argparse.Namespace) -> int:
     """Show what is said of files."""
     paths = take_paths(options, required=True)
     with open_files(options) as files:
-        found = [one for path in paths for one in files.matching(path)]
+        named = NamedFiles(files)
+        found = [*named.of(paths)]
         if options.json:
             say(json.dumps([file_fields(files, one) for one in found], indent=2))
-        else:
+        elif found:
             say("\n\n".join(_shown(files, one) for one in found))
-    return 0
+    return named.code
 
 
 def _shown(files: ImageFiles, found: Found) -> str:

@@ -130,7 +130,11 @@ def _all_option(command: argparse.ArgumentParser) -> None:
 def _names(command: argparse.ArgumentParser) -> None:
     store_option(command)
     command.add_argument(
-        "containers", metavar=_NAMES, nargs="*", help="their names, ids, or the beginnings of their ids"
+        "containers",
+        metavar=_NAMES,
+        nargs="*",
+        default=[],
+        help="their names, ids, or the beginnings of their ids",
     )
 
 

@@ -85,7 +85,9 @@ Examples:
   imgfs store rm --all
 """
     command = add_command(actions, "rm", rm, "remove images, layers or cached bytes", text)
-    command.add_argument("names", metavar="IMAGE|DIGEST", nargs="*", help="as `imgfs store ls` shows them")
+    command.add_argument(
+        "names", metavar="IMAGE|DIGEST", nargs="*", default=[], help="as `imgfs store ls` shows them"
+    )
     command.add_argument("--all", action="store_true", help="everything")
     command.add_argument(
         "--data", action="store_true", help="only cached bytes, which are fetched again when they are read"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imgfs.cli.format import counted
 from imgfs.cli.options import Commands, count
 from imgfs.cli.output import say, say_line
-from imgfs.cli.paths import PATHS, add_look, open_files, take_paths
+from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -39,12 +39,12 @@ def tree(options: argparse.Namespace) -> int:
     paths = take_paths(options)
     counts = [0, 0]
     with open_files(options) as files:
-        for path in paths:
-            for top in files.matching(path, follow=True):
-                say_line(top.path)
-                _show(files, top, options, counts)
+        named = NamedFiles(files)
+        for top in named.of(paths, follow=True):
+            say_line(top.path)
+            _show(files, top, options, counts)
     say(f"\n{counted(counts[0], 'directory', 'directories')}, {counted(counts[1], 'file')}")
-    return 0
+    return named.code
 
 
 def _show(files: ImageFiles, top: Found, options: argparse.Namespace, counts: list[int]) -> None:

@@ -34,7 +34,7 @@ Examples:
   imgfs umount --lazy /mnt             although a process still uses it
 """,
     )
-    command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*")
+    command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*", default=[])
     command.add_argument(
         "-a", "--all", action="store_true", help="all mounts of imgfs that this user has made (root: all)"
     )

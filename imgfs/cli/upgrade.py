@@ -36,7 +36,7 @@ Examples:
   imgfs upgrade --all                  after a new version was installed
 """,
     )
-    command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*")
+    command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*", default=[])
     command.add_argument(
         "-a", "--all", action="store_true", help="all of --restart that this user has mounted (root: all)"
     )

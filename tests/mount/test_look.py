@@ -291,6 +291,41 @@ def test_a_file_of_the_users_is_not_given_the_rights_of_another(
     assert stat.S_IMODE((tmp_path / "su").stat().st_mode) == 0o755
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ls"], 1),
+        (["cat"], 1),
+        (["stat"], 1),
+        (["sha256"], 1),
+        (["tree"], 1),
+        (["find"], 1),
+        (["du"], 1),
+        (["grep", "root"], 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_path_that_leads_nowhere_is_told_and_the_others_are_worked_on(
+    look: Look, words: list[str], code: int, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    command, *pattern = words
+    given = [command, "--store", look._store, *pattern, look.image]
+    assert main([*given, "/etc/passwd"]) == 0
+    alone = capfdbinary.readouterr().out
+    assert main([*given, "/nowhere", "/etc/passwd", "/etc/passwd/below"]) == code
+    out, err = capfdbinary.readouterr()
+    assert err.decode().splitlines() == [
+        "imgfs: /nowhere: No such file or directory",
+        "imgfs: /etc/passwd/below: Not a directory",
+    ]
+    assert out == (b"/etc/passwd:" if command == "grep" else b"") + alone  # several are named, as by grep(1)
+
+
+def test_cp_copies_what_there_is(look: Look, tmp_path: Path) -> None:
+    assert b"/nowhere: No such" in look("cp", f"{look.image}:/nowhere", "/etc/passwd", tmp_path, code=1)
+    assert (tmp_path / "passwd").exists()
+
+
 @pytest.mark.parametrize("command", ["cat", "stat", "sha256"])
 def test_what_needs_a_path_says_so(look: Look, command: str) -> None:
     assert b"say which file: IMAGE PATH, or IMAGE:PATH" in look(command, look.image, code=2)

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from imgfs.cli.format import size
 from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.mounted import Imgfs, drop_caches, gzipped, write_image
@@ -37,11 +38,14 @@ def taken(imgfs: Imgfs) -> int:
 
 
 def test_the_limit_is_shown_set_and_removed(imgfs: Imgfs, image: str) -> None:
-    assert imgfs.ok("store", "limit") == "limit none, 3 MB taken, 0 B freed\n"
-    assert imgfs.ok("store", "limit", "1.5G") == "limit 1.5 GB, 3 MB taken, 0 B freed\n"
+    kept = size(Store(imgfs.store).kept())
+    shown = f"3 MB taken by layers, {kept} by indexes and trees"
+    assert imgfs.ok("store", "limit") == f"limit none, {shown}\n"
+    assert imgfs.ok("store", "limit", "1.5G") == f"limit 1.5 GB, {shown}, 0 B freed\n"
     assert json.loads(imgfs.ok("store", "limit", "--json")) == {
         "limit": 1_500_000_000,
         "taken": taken(imgfs),
+        "kept": Store(imgfs.store).kept(),
         "freed": 0,
     }
     assert imgfs.ok("store", "limit", "none").startswith("limit none, ")

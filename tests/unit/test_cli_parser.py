@@ -314,3 +314,10 @@ def test_the_history_of_an_image_has_the_numbers_of_the_layers_that_its_steps_ma
         "   2  imported",
         "   3  not said",
     ]
+
+
+def test_what_may_be_left_out_is_never_said_to_be_missing() -> None:
+    """argparse counts a list that may be empty among what is required, unless it has a default."""
+    for each in every_parser(describe(COMMANDS)):
+        for action in each._actions:
+            assert not (action.nargs == "*" and action.required), f"{each.prog}: {action.dest}"
