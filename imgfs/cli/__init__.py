@@ -6,9 +6,9 @@ image; `scratch` has that to a scratch), `output`, `format`, `progress`, and `te
 but for `browser`, the screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make
 man pages and completions.
 
-Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted; commands that are podman's, for
-containers, have its codes: 125 for both kinds of failure. An error is one line on standard
-error.
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. `grep` and `diff` fail with 2:
+their 1 says that nothing was found, or that something differs. Commands that are podman's, for containers,
+have its codes: 125 for both kinds of failure. An error is one line on standard error.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from imgfs.mount.daemon import Mounting
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_ANSWERS = ("grep", "diff")  # exit code 1 is an answer, as of grep(1) and diff(1), and trouble is 2
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
 _PODMANS = 125  # podman's exit code for its own failures, options included
@@ -68,7 +69,7 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
         return run(words)
     from imgfs.cli.parser import parse
 
-    failed, misused = (_PODMANS, _PODMANS) if words[:1] and words[0] in _AS_PODMAN else (FAILED, MISUSED)
+    failed, misused = _codes(words)
     try:
         options = parse(words)
         options.mounting = mounting
@@ -85,7 +86,7 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
         return _complain(str(error), failed)
     except BrokenPipeError:  # the reader of the output has ended, as `head` does
         _drop_output()
-        return FAILED
+        return failed
     except OSError as error:
         _drop_output()
         return _complain(words_of(error), failed)
@@ -94,6 +95,14 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     return code
+
+
+def _codes(words: Sequence[str]) -> tuple[int, int]:
+    """Return a command's exit codes if it fails, and if its words are wrong."""
+    command = words[0] if words else ""
+    if command in _AS_PODMAN:
+        return _PODMANS, _PODMANS
+    return (MISUSED if command in _ANSWERS else FAILED), MISUSED
 
 
 def mount_helper() -> int:

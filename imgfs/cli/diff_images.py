@@ -8,9 +8,8 @@ import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from imgfs.cli.output import complain, say, say_line, words_of
+from imgfs.cli.output import say, say_line
 from imgfs.cli.paths import file_fields, named
-from imgfs.errors import ImgfsError, UsageError
 from imgfs.quoting import printable, printable_path
 
 if TYPE_CHECKING:
@@ -18,24 +17,11 @@ if TYPE_CHECKING:
     from imgfs.image.files import ImageFiles
     from imgfs.packages.compare import PackageChange
 
-_TROUBLE = 2  # diff's exit code
 _TEXT = 4 << 20  # bytes of a file whose lines are compared
 
 
 def diff_images(options: argparse.Namespace) -> int:
-    """Compare two images: exit code 0 if they are the same, 1 if not, 2 for trouble, as diff(1)."""
-    try:
-        return _diff(options)
-    except UsageError:
-        raise
-    except ImgfsError as error:
-        complain(error)
-    except OSError as error:
-        complain(words_of(error))
-    return _TROUBLE
-
-
-def _diff(options: argparse.Namespace) -> int:
+    """Compare two images: exit code 0 if they are the same, 1 if not."""
     from imgfs.cli.selection import select_image
     from imgfs.image.compare import compare
     from imgfs.image.files import ImageFiles

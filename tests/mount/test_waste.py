@@ -130,7 +130,7 @@ def test_grep_searches_every_version(run: Waste) -> None:
     assert run("grep", "--all-layers", "-l", "secret", run.image, "/settings/key") == "1:/etc/key\n"
     assert run("grep", "-r", "--all-layers", "-l", "secret", run.image, "/settings") == "1:/etc/key\n"
     run("grep", "--all-layers", "x", run.image, "/opt/old", code=1)  # no -r: what is in it is not searched
-    run("grep", "--all-layers", "x", run.image, "/nowhere", code=1)
+    run("grep", "--all-layers", "x", run.image, "/nowhere", code=2)
     assert "/nowhere" in run.complaint
     run("grep", "--all-layers", "secret", run.image, "/etc", code=2)
 
