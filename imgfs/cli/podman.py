@@ -77,7 +77,8 @@ def _add_rm(actions: Commands) -> argparse.ArgumentParser:
         rm,
         "unmount and forget images",
         """\
-Unmounts images and forgets them. Not one that containers and images of podman stand upon, but with --force.
+Unmounts images and forgets them. Not one that containers and images stand upon, but with --force: those in
+the stores of podman (storage.conf) and of CRI-O (crio.conf) are found, and what runs, wherever its store is.
 
 Examples:
   imgfs podman rm docker.io/library/debian:12
@@ -85,7 +86,7 @@ Examples:
     )
     command.add_argument("names", metavar="IMAGE", nargs="+", help="its name or id, as ls shows it")
     command.add_argument(
-        "-f", "--force", action="store_true", help="even if podman uses it: what does is broken"
+        "-f", "--force", action="store_true", help="even if an engine uses it: what does is broken"
     )
     return command
 
@@ -153,14 +154,13 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def _remove(store: PodmanStore, name: str, *, force: bool) -> None:
-    from imgfs.engines.podman_store import users_of
+    from imgfs.engines.podman_users import users_of
     from imgfs.mounts.unmount import detach_all
-    from imgfs.transport.containers_storage import usual_place
 
     image = store.find(name)
     layer = str(image["layer"])
-    if not force and users_of(layer, usual_place().root):
-        raise MountError(f"{name}: podman has containers or images that stand upon it (--force)")
+    if not force and (users := users_of(layer, store.link(layer))):
+        raise MountError(f"{name}: {users} (--force removes it all the same)")
     others = [one for one in store.images() if one["layer"] == layer and one["id"] != image["id"]]
     if not others:
         detach_all(store.diff(layer))

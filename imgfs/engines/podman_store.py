@@ -77,6 +77,10 @@ class PodmanStore:
         """Return where an image's layer is mounted."""
         return self.root / "overlay" / layer / "diff"
 
+    def link(self, layer: str) -> str:
+        """Return the short name of an image's layer, by which containers mount it."""
+        return layer[:_SHORT].upper()
+
     def prepare(self, image: PodmanImage) -> Path:
         """Make the directory to mount an image on, unless it is there."""
         diff = self.diff(image.layer)
@@ -84,7 +88,7 @@ class PodmanStore:
             diff.mkdir(mode=0o755, parents=True, exist_ok=True)
             links = self.root / "overlay" / "l"
             links.mkdir(mode=0o755, exist_ok=True)
-            short = image.layer[:_SHORT].upper()
+            short = self.link(image.layer)
             (diff.parent / "link").write_text(short)
             if not (links / short).is_symlink():
                 (links / short).symlink_to(f"../{image.layer}/diff")
@@ -125,7 +129,7 @@ class PodmanStore:
                 return
             self._write(_LAYERS, [one for one in self._read(_LAYERS) if one.get("id") != layer])
         with os_errors(self.root):
-            (self.root / "overlay" / "l" / layer[:_SHORT].upper()).unlink(missing_ok=True)
+            (self.root / "overlay" / "l" / self.link(layer)).unlink(missing_ok=True)
             self.diff(layer).rmdir()  # never what is below a mount
             shutil.rmtree(self.root / "overlay" / layer)
             shutil.rmtree(self.root / "overlay-images" / identity, ignore_errors=True)
@@ -165,20 +169,6 @@ class PodmanStore:
         with atomic_write(path) as aside, os_errors(path):
             aside.write_text(json.dumps(records))
             aside.chmod(0o644)
-
-
-def users_of(layer: str, graph_root: Path) -> list[str]:
-    """Return the layers in podman's own store that stand upon a layer: of containers, and of images."""
-    found = []
-    for name in ("layers.json", "volatile-layers.json"):
-        path = graph_root / "overlay-layers" / name
-        try:
-            listed = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        records = (one for one in listed or () if isinstance(one, dict))
-        found += [str(one.get("id")) for one in records if one.get("parent") == layer]
-    return found
 
 
 def _names(record: Mapping[str, object]) -> list[str]:

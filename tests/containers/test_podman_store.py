@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.engines.liveness import is_answering
+from imgfs.engines.podman_users import graph_roots, users_of
 from imgfs.mounts.table import imgfs_mounts
 from tests.support.containers import PODMAN
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
@@ -46,9 +47,9 @@ class Rig:
     place: Path
     image: str
 
-    def podman(self, *words: str | Path) -> Ran:
+    def podman(self, *words: str | Path, root: str = "root") -> Ran:
         """`podman WORDS…` with the store beside its own."""
-        options = [f"--root={self.place}/root", f"--runroot={self.place}/run", f"--tmpdir={self.place}/tmp"]
+        options = [f"--root={self.place}/{root}", f"--runroot={self.place}/run", f"--tmpdir={self.place}/tmp"]
         store = f"--storage-opt=additionalimagestore={self.place}/store"
         quiet = "env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"
         driver = "--storage-driver=overlay", "--cgroup-manager=cgroupfs"
@@ -99,8 +100,14 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     assert [step for step in steps if step in ("first", "env", "second")] == ["second", "env", "first"]
 
     complaint = rig.store("rm", rig.image).complaint()
-    assert complaint == f"{rig.image}: podman has containers or images that stand upon it (--force)"
+    assert f"{rig.image}: containers or images in {rig.place}/root stand upon it" in complaint
     rig.podman("rmi", "localhost/derived")
+    made = rig.podman(
+        "create", *PODMAN[1:], rig.image, root="other"
+    ).text.strip()  # storage.conf names it not
+    assert rig.podman("mount", made, root="other").code == 0
+    assert "a container has it mounted (process " in rig.store("rm", rig.image).complaint()
+    assert rig.podman("rm", made, root="other").code == 0
     assert rig.store("add", rig.image).text == f"{rig.image}\n"  # it is there already
     (listed,) = json.loads(rig.store("ls", "--json").text)
     assert (listed["names"], listed["mounted"]) == ([rig.image], True)
@@ -131,3 +138,18 @@ def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None
     (tmp_path / "overlay-images").mkdir()
     (tmp_path / "overlay-images" / "images.json").write_text("[")
     assert "is no list of podman's" in imgfs.run("podman", "ls", "--root", tmp_path).complaint()
+
+
+def test_the_stores_of_engines_are_those_that_their_files_name(tmp_path: Path) -> None:
+    crio = tmp_path / "crio.conf"
+    assert graph_roots(crio)[-1] == Path("/var/lib/containers/storage")
+    crio.write_text('[crio]\nroot = "/srv/crio"\n')
+    (tmp_path / "crio.conf.d").mkdir()
+    (tmp_path / "crio.conf.d/10-disk.conf").write_text(f'[crio]\nroot = "{tmp_path}"\n')
+    (tmp_path / "crio.conf.d/20-bad.conf").write_text("[")
+    os.mkfifo(tmp_path / "crio.conf.d/30-fifo.conf")
+    assert graph_roots(crio)[-2:] == [Path("/srv/crio"), tmp_path]
+    assert users_of("a" * 64, "no-link", crio) is None
+    (tmp_path / "overlay-layers").mkdir()
+    (tmp_path / "overlay-layers/layers.json").write_text(json.dumps([{"id": "b", "parent": "a" * 64}]))
+    assert users_of("a" * 64, "no-link", crio) == f"containers or images in {tmp_path} stand upon it"
