@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from imgfs.cli.engine_server import run_server, socket_path
-from imgfs.cli.options import Commands, add_command, log_level_option
+from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
 from imgfs.errors import UsageError
 
 _ADDRESS, _CONTAINERD = "/run/imgfs/cri.sock", "/run/containerd/containerd.sock"
@@ -25,7 +25,8 @@ def add_cri(commands: Commands) -> None:
 Stands between kubelet and containerd where images are asked for, and hands every request on. The credentials
 of pulls are kept in a file that `imgfs snapshotter` and its mounts read: containerd tells them none. Start
 kubelet with --image-service-endpoint=unix:///run/imgfs/cri.sock, and the snapshotter with
-REGISTRY_AUTH_FILE=/run/imgfs-cri/auth.json. (See: imgfs help engines.)
+REGISTRY_AUTH_FILE=/run/imgfs-cri/auth.json. Of the disks that images are on kubelet is told the fullest
+first: it looks at no other. (See: imgfs help engines.)
 
 Examples:
   imgfs cri
@@ -40,17 +41,20 @@ Examples:
     command.add_argument(
         "--auth-file", metavar="FILE", default=_AUTH, help=f"where credentials are kept (default: {_AUTH})"
     )
+    store_option(command)
     log_level_option(command)
 
 
 def cri(options: argparse.Namespace) -> int:
     """Stand between kubelet and containerd."""
     from imgfs.engines.cri import SERVICE, STREAMED, PulledCredentials
+    from imgfs.engines.image_disks import ImageDisks
     from imgfs.engines.rpc import Forwarded
 
     if os.geteuid():
         raise UsageError("kubelet and containerd are root's: what stands between them has to be root")
     address, containerd = map(socket_path, (options.address, options.containerd))
     auth = Path(options.auth_file).absolute()
-    passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, STREAMED)
+    told = ImageDisks(open_store(options)).answer
+    passed = Forwarded(SERVICE, containerd, PulledCredentials(auth).hear, told, STREAMED)
     run_server(lambda: {address: [passed]}, options.log_level)

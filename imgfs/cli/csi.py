@@ -6,7 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import fork_server, run_server, socket_path, words_for_survival
+from imgfs.cli.engine_server import (
+    fork_server,
+    keep_limit,
+    limit_option,
+    run_server,
+    socket_path,
+    words_for_survival,
+)
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -64,6 +71,7 @@ Examples:
     driver_option(command)
     connection_options(command)
     store_option(command)
+    limit_option(command)
     log_level_option(command)
 
 
@@ -83,12 +91,13 @@ def csi(options: argparse.Namespace) -> int:
     address = socket_path(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
     root = Path(options.root).absolute()
     connection = connection_words(options)
-    store = open_store(options).root
+    store = open_store(options)
     mounting = ["--driver", options.driver, "--log-level", options.log_level]
     shared = words_for_survival()
     with only_one(root), fork_server(root):
-        grants = Grants(store / "grants")
-        volumes = Volumes(root, [*connection, "--store", str(store)], mounting, shared, grants)
+        keep_limit(store, options.limit)
+        grants = Grants(store.root / "grants")
+        volumes = Volumes(root, [*connection, "--store", str(store.root)], mounting, shared, grants)
         driver = Driver(root, volumes, options.node_id or os.uname().nodename, __version__)
         offered = {address: driver.services()}
         if options.register:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from imgfs.errors import MountError, UsageError
+from imgfs.cli.prune import ChosenLimit, limit_value, set_limit
+from imgfs.errors import ImgfsError, MountError, UsageError, describe
 
 if TYPE_CHECKING:
-    from imgfs.engines.rpc import Forwarded, Service
+    import argparse
 
+    from imgfs.engines.rpc import Forwarded, Service
+    from imgfs.store.store import Store
+
+_SHARE = 80  # per cent of the disk: below where kubelet begins to remove images, and then evicts pods
+_LOOK = 10.0  # seconds between looks at the disk: as kubelet's
 _IDLE = "300"  # seconds without a request, after which a mount's daemon ends until the next
+
+log = logging.getLogger(__name__)
 
 
 def run_server(
@@ -81,3 +92,38 @@ def mounts_survive() -> bool:
     except MountError:
         return False
     return True
+
+
+def limit_option(command: argparse.ArgumentParser) -> None:
+    """Add how much the store of a node keeps."""
+    command.add_argument(
+        "--limit",
+        metavar="SIZE|SHARE|none",
+        type=limit_value,
+        help="how much of images is kept, as by `imgfs store limit` "
+        f"(default: what the store has been told, else {_SHARE}%% of its disk)",
+    )
+
+
+def keep_limit(store: Store, wanted: ChosenLimit | None) -> None:
+    """Give a node's store a limit, so that its disk does not fill; look at the disk from now on.
+
+    Writers keep a limit by themselves, but a disk is filled by others, too.
+    """
+    if wanted is not None or store.limit.read() is None:
+        set_limit(store, ChosenLimit(percent=_SHARE) if wanted is None else wanted)
+    threading.Thread(target=_keep_share, args=(store,), name="imgfs-disk", daemon=True).start()
+
+
+def _keep_share(store: Store) -> None:
+    said = ""
+    while True:
+        try:
+            if store.limit.share():
+                store.limit.keep()
+            said = ""
+        except (ImgfsError, OSError) as error:
+            if said != describe(error):
+                said = describe(error)
+                log.warning("the store's limit is not kept: %s", said)
+        time.sleep(_LOOK)

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from imgfs.oci.descriptor import Digest
     from imgfs.store.store import Store
 
-_LEAST = 64 * 10**6  # bytes of a limit: with less, readers would fetch the same again and again
-
-
-NO_LIMIT = 0
-
-
 _DAY = 86_400.0  # seconds
+
+
+class ChosenLimit(NamedTuple):
+    """A store's limit: bytes, or a share of its disk in per cent; neither for none."""
+
+    size: int = 0
+    percent: int = 0
 
 
 def add_limit(actions: Actions) -> argparse.ArgumentParser:
@@ -35,16 +36,20 @@ def add_limit(actions: Actions) -> argparse.ArgumentParser:
         description="""\
 Shows or sets how many bytes of layers the store keeps. Every mount and command that uses the store keeps to
 it: once there is more, layers are evicted whole, those used longest ago first, those that are mounted only if
-nothing else is left. What was evicted is fetched again when it is read. Indexes and trees do not count.
+nothing else is left. What was evicted is fetched again when it is read. A share is one of the disk: with
+80%, unmounted layers go once it is 80% full, by anything, mounted ones once it is 90% full.
 
 Examples:
   imgfs store limit                    the limit, and what is cached
   imgfs store limit 20G
+  imgfs store limit 80%
   imgfs store limit none
 """,
     )
     command.set_defaults(run=limit)
-    command.add_argument("size", metavar="SIZE|none", nargs="?", type=_limit, help="such as 500M, 20G, 1T")
+    command.add_argument(
+        "size", metavar="SIZE|SHARE|none", nargs="?", type=limit_value, help="such as 500M, 20G, 1T or 80%%"
+    )
     json_option(command)
     return command
 
@@ -94,22 +99,26 @@ def limit(options: argparse.Namespace) -> int:
     from imgfs.store.limit import cached
 
     store = open_store(options)
-    freed = 0
-    if options.size is not None:
-        store.limit.put(None if options.size == NO_LIMIT else options.size)
-        freed = store.limit.keep()
-    count, taken = store.limit.read(), sum(one.size for one in cached(store.layers()))
-    kept = store.kept()
+    freed = 0 if options.size is None else set_limit(store, options.size)
+    count, share = store.limit.read(), store.limit.share()
+    taken, kept = sum(one.size for one in cached(store.layers())), store.kept()
     if options.json:
-        say(json.dumps({"limit": count, "taken": taken, "kept": kept, "freed": freed}))
+        shown = {"limit": count, "taken": taken, "kept": kept, "freed": freed}
+        say(json.dumps({**shown, "disk_percent": share} if share else shown))
         return 0
-    parts = [f"limit {'none' if count is None else size(count)}", f"{size(taken)} taken by layers"]
-    parts += [
-        f"{size(kept)} by indexes and trees",
-        *([] if options.size is None else [f"{size(freed)} freed"]),
-    ]
-    say(", ".join(parts))
+    allowed = "none" if count is None else f"{share}% of the disk" if share else size(count)
+    parts = [f"limit {allowed}", f"{size(taken)} taken by layers", f"{size(kept)} by indexes and trees"]
+    say(", ".join([*parts, *([] if options.size is None else [f"{size(freed)} freed"])]))
     return 0
+
+
+def set_limit(store: Store, wanted: ChosenLimit) -> int:
+    """Set a store's limit, and evict what exceeds it at once; return the bytes of disk freed."""
+    if wanted.percent:
+        store.limit.put_share(wanted.percent)
+    else:
+        store.limit.put(wanted.size or None)
+    return store.limit.keep()
 
 
 def prune(options: argparse.Namespace) -> int:
@@ -211,15 +220,21 @@ def _cells(report: PruneReport) -> Iterator[tuple[str, ...]]:
         yield "tree", short(tree.digest), size(tree.disk), "", ", ".join(tree.images)
 
 
-def _limit(text: str) -> int:
-    """A limit in bytes, or NO_LIMIT."""
+def limit_value(text: str) -> ChosenLimit:
+    """A limit: a size, a share of the disk such as 80%, or none."""
+    from imgfs.store.limit import LEAST
 
     if text == "none":
-        return NO_LIMIT
+        return ChosenLimit()
+    if text.endswith("%"):
+        number = text.removesuffix("%")
+        if not (number.isascii() and number.isdecimal() and 0 < int(number) < 100):
+            raise argparse.ArgumentTypeError(f"{text!r} is no share of the disk, from 1% to 99%")
+        return ChosenLimit(percent=int(number))
     count = _bytes(text)
-    if count < _LEAST:
+    if count < LEAST:
         raise argparse.ArgumentTypeError(f"{text!r} is less than 64M, which one mount may need at once")
-    return count
+    return ChosenLimit(count)
 
 
 def _bytes(text: str) -> int:

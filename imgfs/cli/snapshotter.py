@@ -6,7 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from imgfs.cli.engine_server import fork_server, run_server, socket_path, words_for_survival
+from imgfs.cli.engine_server import (
+    fork_server,
+    keep_limit,
+    limit_option,
+    run_server,
+    socket_path,
+    words_for_survival,
+)
 from imgfs.cli.options import (
     Commands,
     add_command,
@@ -18,6 +25,7 @@ from imgfs.cli.options import (
     rate,
     store_option,
 )
+from imgfs.cli.output import warn
 from imgfs.cli.snapshotter_install import ADDRESS, ROOT, add_setup
 from imgfs.errors import UsageError
 from imgfs.oci.policy import Policy
@@ -71,12 +79,14 @@ Examples:
     driver_option(command)
     connection_options(command)
     store_option(command)
+    limit_option(command)
     log_level_option(command)
     add_setup(command.add_subparsers(metavar="[install|uninstall]"))
 
 
 def snapshotter(options: argparse.Namespace) -> int:
     """Serve containerd."""
+    from imgfs.engines.node.disks import unseen_disk
     from imgfs.engines.rpc import only_one
     from imgfs.engines.snapshotter.directories import SnapshotDirectories
     from imgfs.engines.snapshotter.image_mounts import ImageMounts
@@ -88,7 +98,10 @@ def snapshotter(options: argparse.Namespace) -> int:
         raise UsageError("containerd's snapshotter mounts for all users: it has to be root")
     root, address = checked_path(Path(options.root)), socket_path(options.address)
     store = open_store(options)
+    if said := unseen_disk(store.root, root):
+        warn(said)
     with only_one(root), fork_server(root):
+        keep_limit(store, options.limit)
         made = Snapshotter(
             SnapshotRows(root / "snapshots.db"),
             SnapshotDirectories(root / "snapshots"),

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.cli.options import Commands, add_command
-from imgfs.cli.output import say
+from imgfs.cli.options import Commands, add_command, store_option, store_root
+from imgfs.cli.output import say, warn
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ Examples:
     )
     command.add_argument("--address", metavar="SOCKET", default=ADDRESS, help="where the snapshotter answers")
     command.add_argument("--root", metavar="DIR", default=ROOT, help="where the snapshotter keeps snapshots")
+    store_option(command)
     command = add_command(
         actions,
         "uninstall",
@@ -106,6 +107,7 @@ def install(options: argparse.Namespace) -> int:
         changes.insert(0, FileChange(backup_of(config), None, before))
     if _carry_out(changes, options.dry_run):
         _show_next(options)
+    _warn_of_disks(options, before)
     return 0
 
 
@@ -153,12 +155,26 @@ def _command(options: argparse.Namespace) -> list[str]:
     """Return the words that start the snapshotter: this very command, not another in the PATH."""
     called = os.path.abspath(sys.argv[0])
     program = called if os.path.basename(called) == "imgfs" else shutil.which("imgfs") or called
-    chosen = {"--address": (options.address, ADDRESS), "--root": (options.root, ROOT)}
+    chosen = {
+        "--address": (options.address, ADDRESS),
+        "--root": (options.root, ROOT),
+        "--store": (options.store and os.path.abspath(options.store), None),
+    }
     return [
         program,
         "snapshotter",
         *(word for option, (value, usual) in chosen.items() if value != usual for word in (option, value)),
     ]
+
+
+def _warn_of_disks(options: argparse.Namespace, config: str | None) -> None:
+    """Say so if kubelet will not see how full the store's disk is."""
+    from imgfs.engines.node.containerd_config import root_of
+    from imgfs.engines.node.disks import unseen_disk
+
+    seen = root_of(config or "", options.containerd) if options.runtime_class else Path(options.root)
+    if said := unseen_disk(store_root(options), seen):
+        warn(said)
 
 
 def _containerds_version() -> int:

@@ -52,12 +52,14 @@ class Forwarded:
     """A service whose calls go on to another socket, and their answers back.
 
     `hear` is told of each request before that: the method, and its body; what it returns is called if that is
-    refused. The answers of methods in `streamed` are several messages.
+    refused. `answered` is given the method and the answer, and returns what goes back. The answers of methods
+    in `streamed` are several messages, which go back as they are.
     """
 
     name: str
     address: Path
     hear: Callable[[str, bytes], Callable[[], None]]
+    answered: Callable[[str, bytes], bytes]
     streamed: Collection[str] = ()
 
 
@@ -154,7 +156,8 @@ def _forwarding(service: Forwarded) -> grpc.GenericRpcHandler:
             if method in service.streamed:
                 many = partial(_hand_on_stream, channel.unary_stream(details.method), hear)
                 return grpc.unary_stream_rpc_method_handler(many)
-            one = partial(_hand_on, channel.unary_unary(details.method), hear)
+            answered = partial(service.answered, method)
+            one = partial(_hand_on, channel.unary_unary(details.method), hear, answered)
             return grpc.unary_unary_rpc_method_handler(one)
 
     return Forwarding()
@@ -163,11 +166,13 @@ def _forwarding(service: Forwarded) -> grpc.GenericRpcHandler:
 def _hand_on(
     ask: grpc.UnaryUnaryMultiCallable[bytes, bytes],
     hear: Callable[[bytes], Callable[[], None]],
+    answered: Callable[[bytes], bytes],
     body: bytes,
     context: grpc.ServicerContext,
 ) -> bytes:
     with _as_it_is(context, hear(body)):
-        return ask(body, timeout=_deadline(context), metadata=_metadata(context))
+        answer = ask(body, timeout=_deadline(context), metadata=_metadata(context))
+    return answered(answer)
 
 
 def _hand_on_stream(

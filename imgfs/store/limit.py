@@ -1,13 +1,14 @@
 """The limit of a store: how many bytes of disk its layers' bytes may take, whichever process fetches them.
 
-    limit        the number of bytes, as text; without the file there is none
+    limit        the number of bytes, as text, or a share of the disk (`80%`); without the file there is none
     limit.lock   held by the process that evicts
 
 Writers keep it. A process that has written a share of the limit adds up what all layers take;
 if that is too much, it evicts whole layers until there is room again: those that were used longest ago first,
 and those that are mounted only when nothing else is left. Readers of what was evicted fetch it again.
 Indexes and trees count, too, but are not evicted: cached bytes have what they leave, at least an eighth of
-the limit. An index or tree made elsewhere is not imported if it takes over half of it (`StoreLimit.admits`).
+the limit. Of a share of the disk `store.disk_share` says what has to go. An index or tree made elsewhere is
+not imported if it takes over half of the limit (`StoreLimit.admits`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NamedTuple
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.owned.opening import read_owned_file
 from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
+from imgfs.store.disk_share import disk_use, excess_of
 from imgfs.store.layer import StoredLayer
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ _UNLIMITED = 1 << 20  # and so much until it checks again for a limit, where the
 _BACK_OFF = 1.0  # seconds for which a mounted layer is not evicted again: its readers must make progress
 _ROOM = 8  # this part of the limit is free after an eviction, and left to bytes by indexes and trees
 _IMPORTED = 2  # this part of the limit may be taken by one imported index or tree
+LEAST = 64 * 10**6  # bytes of a limit: with less, readers would fetch the same again and again
 
 
 class CachedLayer(NamedTuple):
@@ -87,25 +90,48 @@ class StoreLimit:
         self._is_over = False  # after the last eviction, still
         self._thread: threading.Thread | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process has of it: a store goes to a mount's daemon, its thread does not."""
+        return {**self.__dict__, "_thread": None}
+
     def read(self) -> int | None:
-        """Return the limit in bytes, None if there is none. Raises StoreError."""
-        with store_errors(self._path):
-            try:
-                text = read_owned_file(self._path).decode(errors="replace")[:30].strip()
-            except FileNotFoundError:
-                return None
+        """Return the limit in bytes, None if there is none; of a share what that is. Raises StoreError."""
+        text = self._text()
+        if text is None:
+            return None
+        if percent := _percent(text):
+            with store_errors(self._path):
+                return disk_use(self._path.parent).capacity * percent // 100
         if not (text.isascii() and text.isdecimal()):
             raise StoreError(f"{self._path}: {text!r} is no number of bytes; set it with imgfs store limit")
         return int(text)
 
+    def share(self) -> int | None:
+        """Return the share of the disk in per cent, None if the limit is none. Raises StoreError."""
+        return _percent(self._text() or "")
+
+    def _text(self) -> str | None:
+        with store_errors(self._path):
+            try:
+                return read_owned_file(self._path).decode(errors="replace")[:30].strip()
+            except FileNotFoundError:
+                return None
+
     def put(self, count: int | None) -> None:
         """Set it, for every process, or remove it. Raises StoreError."""
         if count is not None:
-            with atomic_write(self._path) as path:
-                path.write_text(f"{count}\n")
+            self._write(f"{count}")
             return
         with store_errors(self._path):
             self._path.unlink(missing_ok=True)
+
+    def put_share(self, percent: int) -> None:
+        """Set it to so many per cent of the disk, from 1 to 99. Raises StoreError."""
+        self._write(f"{percent}%")
+
+    def _write(self, text: str) -> None:
+        with atomic_write(self._path) as path:
+            path.write_text(f"{text}\n")
 
     def admits(self, count: int) -> bool:
         """Return True if an index or tree of so many bytes may be imported. Raises StoreError."""
@@ -135,13 +161,15 @@ class StoreLimit:
 
     def keep(self) -> int:
         """Evict what exceeds the limit; return the bytes of disk freed. Raises StoreError."""
-        limit = self.read()
+        limit, percent = self.read(), self.share()
         if limit is None:
             return 0
         self._step = min(_MOST, limit // _SHARE)
         with locked_if_free(self._path.with_name("limit.lock")) as is_locked:
             self._is_over = False
-            return self._evict(limit) if is_locked else 0
+            if not is_locked:
+                return 0
+            return self._evict_above(percent) if percent else self._evict(limit)
 
     def _evict(self, limit: int) -> int:
         caches = [layer for layer in cached(self._layers()) if layer.size]
@@ -150,12 +178,43 @@ class StoreLimit:
         if taken <= limit:
             return 0
         free = (layer for layer in caches if _may_evict(layer))
-        victims = list(first_to_evict(free, taken - limit + limit // _ROOM))
-        freed = sum(victim.layer.evict() for victim in victims)
+        freed = _evicted(first_to_evict(free, taken - limit + limit // _ROOM), taken)
         self._is_over = taken - freed > limit
-        if victims:
-            log.info(
-                "the store's layers take %d bytes of %d: evicted %d layers, %d of them mounted, of %d bytes",
-                *(taken, limit, len(victims), sum(victim.in_use for victim in victims), freed),
-            )
         return freed
+
+    def _evict_above(self, percent: int) -> int:
+        """Evict until the disk is within its share, or nothing is left to evict.
+
+        What is mounted keeps `LEAST` bytes: where others fill the disk, its readers have to make progress.
+        """
+        with store_errors(self._path):
+            excess = excess_of(disk_use(self._path.parent), percent)
+        if not excess.idle:
+            return 0
+        caches = [layer for layer in cached(self._layers()) if layer.size]
+        free = [layer for layer in caches if _may_evict(layer)]
+        taken = sum(layer.size for layer in caches)
+        freed = _evicted(first_to_evict((one for one in free if not one.in_use), excess.idle), taken)
+        left = min(excess.mounted - freed, taken - freed - LEAST)
+        freed += _evicted(first_to_evict((one for one in free if one.in_use), left), taken)
+        self._is_over = min(excess.mounted - freed, taken - freed - LEAST) > 0
+        return freed
+
+
+def _percent(text: str) -> int | None:
+    """Return the share that a limit's text says, None if it says none."""
+    number = text.removesuffix("%")
+    is_share = number != text and number.isascii() and number.isdecimal() and 0 < int(number) < 100
+    return int(number) if is_share else None
+
+
+def _evicted(chosen: Iterable[CachedLayer], taken: int) -> int:
+    """Evict layers, of all that take so many bytes; return the bytes of disk freed."""
+    victims = list(chosen)
+    freed = sum(victim.layer.evict() for victim in victims)
+    if victims:
+        log.info(
+            "the store's layers take %d bytes: evicted %d layers, %d of them mounted, of %d bytes",
+            *(taken, len(victims), sum(victim.in_use for victim in victims), freed),
+        )
+    return freed

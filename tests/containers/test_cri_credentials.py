@@ -15,8 +15,11 @@ import grpc
 import pytest
 
 from imgfs.engines.cri import decode_pull
+from imgfs.engines.image_disks import ImageDisks
 from imgfs.errors import RegistryError
 from imgfs.registry.config.credentials import Credentials, find_credentials
+from imgfs.store.disk_share import DiskUse
+from imgfs.store.store import Store
 from imgfs.transport.engine_socket import connect_engine
 from imgfs.transport.grpc import GrpcChannel
 from imgfs.transport.protobuf import ProtobufMessage, encode_message
@@ -54,6 +57,46 @@ def pull_request(image: str, *auth: tuple[int, str]) -> bytes:
 )
 def test_credentials_of_a_pull(auth: list[tuple[int, str]], found: Credentials | None) -> None:
     assert decode_pull(pull_request("h.io/app", *auth)) == ("h.io/app", found)
+
+
+def disk_usage(mountpoint: Path, used: int) -> bytes:
+    """A FilesystemUsage of ten inodes, at time 1."""
+    values = (encode_message((1, number)) for number in (used, 10))
+    return encode_message(
+        (1, 1), (2, encode_message((1, str(mountpoint)))), *zip((3, 4), values, strict=True)
+    )
+
+
+def told_disks(store: Store, *disks: bytes, containers: bool = False) -> list[tuple[str, int, int]]:
+    """What kubelet is told of disks in containerd's answer: mountpoint, bytes and inodes."""
+    lists = (1, 2) if containers else (1,)
+    body = encode_message(*((field, disk) for field in lists for disk in disks))
+    told = ProtobufMessage(ImageDisks(store).answer("ImageFsInfo", body), "answer")
+    assert [told.bodies(field) for field in lists] == [told.bodies(1) for _ in lists]
+    assert all(one.has(3) and one.has(4) for one in told.messages(1))  # kubelet panics without them
+    return [
+        (one.message(2).text(1), one.message(3).number(1), one.message(4).number(1))
+        for one in told.messages(1)
+    ]
+
+
+def test_kubelet_is_told_of_the_fullest_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {str(tmp_path): 500, "/dev/shm": 300}  # of 1000
+    monkeypatch.setattr("imgfs.engines.image_disks.disk_use", lambda path: DiskUse(1000, left[str(path)]))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        left[place] = 300
+        here, there, gone = (disk_usage(path, 5) for path in (tmp_path, Path(place), tmp_path / "gone"))
+        left[str(tmp_path / "gone")] = 1000
+        near, far = Store(tmp_path), Store(Path(place))
+        assert told_disks(near, here, here) == [(str(tmp_path), 10, 20)]
+        assert told_disks(near, here, there) == [(place, 5, 10), (str(tmp_path), 5, 10)]
+        assert told_disks(far, here, containers=True) == [(place, 0, 0), (str(tmp_path), 5, 10)]
+        left[place] = 501
+        assert told_disks(far, here) == [(str(tmp_path), 5, 10), (place, 0, 0)]
+        assert told_disks(near, here, gone)[-1] == (str(tmp_path / "gone"), 5, 10)
+    assert ImageDisks(near).answer("ImageFsInfo", b"") == b""
+    assert ImageDisks(near).answer("ImageFsInfo", b"\xff") == b"\xff"
+    assert ImageDisks(near).answer("ListImages", b"\xff") == b"\xff"
 
 
 class Node:
@@ -122,6 +165,9 @@ def test_a_pull_leaves_its_password_to_mounts_and_the_next_its_own(node: tuple[N
     assert made.ask("PullImage", pull_request(image, (1, "ann"), (2, OLD))).text(1).startswith("sha256:")
     listed = [name for one in made.ask("ListImages").messages(1) for name in one.texts(2)]
     assert image in listed
+    (disk,) = made.ask("ImageFsInfo").messages(1)
+    assert disk.message(2).text(1).startswith(str(made.place))
+    assert disk.has(3)
     assert made.auth.stat().st_mode & 0o777 == 0o600
     with pytest.raises(RegistryError):
         made.ask("PullImage", wrong)

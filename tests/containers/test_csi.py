@@ -178,7 +178,10 @@ def test_volumes_that_are_read_share_a_mount_until_the_last_is_gone(node: Node, 
         for at in targets[:2]:
             node.kubelet.take_down(at)
             assert not at.exists()
+        assert node.imgfs.ok("store", "limit").startswith("limit 80% of the disk")  # nothing else bounds it
+        node.imgfs.ok("store", "limit", "1G")
         node.kill_and_start()
+        assert node.imgfs.ok("store", "limit").startswith("limit 1 GB, ")
         assert (targets[2] / "etc/name").read_bytes() == b"one"
         node.kubelet.take_down(targets[2])
         node.kubelet.take_down(targets[2])

@@ -48,6 +48,10 @@ def test_the_limit_is_shown_set_and_removed(imgfs: Imgfs, image: str) -> None:
         "kept": Store(imgfs.store).kept(),
         "freed": 0,
     }
+    assert imgfs.ok("store", "limit", "97%").startswith("limit 97% of the disk, 3 MB taken by layers, ")
+    assert json.loads(imgfs.ok("store", "limit", "--json"))["disk_percent"] == 97
+    for share in ("0%", "100%", "x%"):
+        assert "is no share of the disk" in imgfs.run("store", "limit", share).err
     assert imgfs.ok("store", "limit", "none").startswith("limit none, ")
     assert Store(imgfs.store).limit.read() is None
 
@@ -72,7 +76,7 @@ def test_what_is_above_a_new_limit_goes_at_once(imgfs: Imgfs, image: str) -> Non
 def test_what_is_no_limit_is_refused(imgfs: Imgfs, size: str) -> None:
     ran = imgfs.run("store", "limit", size)
     assert ran.code == 2
-    assert "SIZE|none" in ran.err or "expected one argument" in ran.err or "unrecognized" in ran.err
+    assert "SIZE|SHARE|none" in ran.err or "expected one argument" in ran.err or "unrecognized" in ran.err
 
 
 def test_prune_shows_what_goes_and_says_how_much(imgfs: Imgfs, image: str) -> None:

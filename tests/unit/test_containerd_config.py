@@ -125,11 +125,12 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
     config.chmod(0o640)
     before = config.read_text()
     words = "--containerd", config, "--unit", service
-    shown = imgfs.ok("snapshotter", "install", "--dry-run", *words)
+    here = *words, "--store", "/var/lib/imgfs-store"
+    shown = imgfs.ok("snapshotter", "install", "--dry-run", *here)
     assert '+snapshotter = "imgfs"' in shown
     assert (config.read_text(), service.exists()) == (before, False)
-    assert "systemctl enable --now imgfs-snapshotter.service" in imgfs.ok("snapshotter", "install", *words)
-    assert imgfs.ok("snapshotter", "install", *words) == "nothing to change\n"
+    assert "systemctl enable --now imgfs-snapshotter.service" in imgfs.ok("snapshotter", "install", *here)
+    assert imgfs.ok("snapshotter", "install", *here) == "nothing to change\n"
     found = tomllib.loads(containerd("--config", config, "config", "dump"))
     assert found["plugins"][CRI]["containerd"]["snapshotter"] == "imgfs"
     assert found["proxy_plugins"]["imgfs"]["address"] == "/run/imgfs/snapshotter.sock"
@@ -137,9 +138,19 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
         0o640,
         before,
     )
-    assert "handler: imgfs" in imgfs.ok("snapshotter", "install", "--runtime-class", *words)
+    assert "handler: imgfs" in imgfs.ok("snapshotter", "install", "--runtime-class", *here)
+    assert "ExecStart=" in service.read_text()
+    assert " snapshotter --store /var/lib/imgfs-store\n" in service.read_text()
+    other = imgfs.run("snapshotter", "install", "--dry-run", *words, "--store", "/dev/shm/store")
+    assert other.err.startswith(
+        "imgfs: warning: the store /dev/shm/store is not on the disk of /var/lib/imgfs/"
+    )
+    by_class = imgfs.run(
+        "snapshotter", "install", "--dry-run", "--runtime-class", *words, "--store", "/dev/shm/store"
+    )
+    assert "is not on the disk of /var/lib/containerd," in by_class.err
     imgfs.ok("snapshotter", "uninstall", *words)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["config.toml"]
     assert config.read_text() == before
     service.write_text("[Service]\n")
-    assert "not of imgfs" in imgfs.run("snapshotter", "install", *words).complaint(2)
+    assert "not of imgfs" in imgfs.run("snapshotter", "install", *here).complaint(2)

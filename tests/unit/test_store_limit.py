@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
+from imgfs.store.disk_share import DiskUse, excess_of
 from imgfs.store.layer import StoredLayer
 from imgfs.store.limit import cached
 from imgfs.store.store import Store
@@ -155,12 +157,58 @@ def test_a_scan_keeps_it_as_it_goes(store: Store) -> None:
         writer.close()
 
 
+def test_a_store_that_keeps_its_limit_goes_to_another_process(store: Store) -> None:
+    store.limit.put(4 * SIZE)
+    layer = fill(store, 1)  # and a thread looks at what there is
+    there = pickle.loads(pickle.dumps(store))
+    assert there.limit.read() == 4 * SIZE
+    assert there.layer(layer.digest).cached() >= SIZE
+
+
 def test_a_limit_set_while_others_write_counts_for_them(store: Store) -> None:
     other = Store(store.root)
     layers = [fill(other, number, used=1e9 + number) for number in range(20)]
     store.limit.put(4 * SIZE)
     layers += [fill(other, 100 + number) for number in range(20)]
     until(lambda: sum(one.size for one in cached(store.layers())) < 20 * SIZE, "it has been noticed")
+
+
+def test_a_share_of_the_disk_has_two_marks() -> None:
+    def excess(available: int) -> tuple[int, int]:
+        return excess_of(DiskUse(1000, available), 80)
+
+    assert excess(201) == (0, 0)
+    assert excess(150) == (100, 0)  # 50 above, and 50 of room
+    assert excess(60) == (190, 65)
+    assert DiskUse(0, 0).free_share == 1.0
+    assert excess_of(DiskUse(0, 0), 80) == (0, 0)
+
+
+def test_unmounted_layers_go_first_and_mounted_ones_when_the_disk_is_nearly_full(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 1000 * SIZE
+
+    def disk_use(_: Path) -> DiskUse:
+        return DiskUse(1000 * SIZE, left - sum(kept(layers)) * SIZE)
+
+    monkeypatch.setattr("imgfs.store.limit.disk_use", disk_use)
+    monkeypatch.setattr("imgfs.store.limit.LEAST", 3 * SIZE // 2)
+    layers = [fill(store, number, used=1e9 + number) for number in range(4)]
+    store.limit.put_share(80)
+    assert (store.limit.share(), store.limit.read()) == (80, 800 * SIZE)
+    with layers[0].use(), layers[1].use():
+        assert store.limit.keep() == 0
+        left = 202 * SIZE  # too full, by two of the layers that are there
+        assert store.limit.keep() >= 2 * SIZE
+        assert kept(layers) == [True, True, False, False]
+        left = 150 * SIZE
+        assert store.limit.keep() == 0
+        left = 20 * SIZE
+        store.limit.keep()
+        assert kept(layers) == [False, True, False, False]  # the last bytes stay, or no reader would get on
+    store.limit.put(5)
+    assert store.limit.share() is None
 
 
 def test_a_limit_that_cannot_be_kept_is_said_and_stops_nobody(

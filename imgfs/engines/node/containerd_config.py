@@ -7,6 +7,7 @@ alone of pods whose RuntimeClass has the handler `imgfs`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from imgfs.engines.node.toml_edit import Keys, TomlEdit, Value, undone
 from imgfs.errors import UsageError
@@ -20,6 +21,7 @@ _RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes"
 _UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
 _RUNC = "io.containerd.runc.v2"
 _SNAPSHOTTER = "snapshotter"
+_ROOT = Path("/var/lib/containerd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ def with_imgfs(text: str, setup: NodeSetup, where: str) -> str:
     _set_plugin(edit, setup, exports=version > 2)
     (_set_images if version > 2 else _set_cri)(edit, setup)
     return edit.text
+
+
+def root_of(text: str, where: str) -> Path:
+    """Return where containerd keeps what it has, its own snapshotters' too. Raises UsageError."""
+    root = TomlEdit(text, where).document.get("root")
+    return Path(root) if isinstance(root, str) and root.startswith("/") else _ROOT
 
 
 def _set_plugin(edit: TomlEdit, setup: NodeSetup, *, exports: bool) -> None:
