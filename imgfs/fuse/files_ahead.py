@@ -4,17 +4,21 @@ Each file that is read costs a request, and that two waits: for the daemon to wa
 when such a reader asks for a file, the next ones are stored in the kernel's page cache with it
 (FUSE_NOTIFY_STORE). It takes files as directories list them, and so do the inos, for the most part.
 
-A thread stores them: the kernel keeps a page locked until its READ is answered, and a store waits for that.
-The request that it began with is held up until the thread is done, for else the two would race.
+A thread stores them: the kernel keeps a page locked until its READ is answered, and a store waits for that,
+in a way that no signal ends. So the request that it began with is held up until the thread is done, for else
+the two would race, and all others are answered meanwhile: several readers may be at the same files.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import ImgfsError
 from imgfs.layer.entry import Extent
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
     from imgfs.fuse.session import Session
     from imgfs.tree.reader import Tree
 
-_STEP = 16  # from one ino to the next: directories and symlinks are not read
+_STEP = (
+    16  # from one ino to the next: directories and symlinks are not read; of several readers one is behind
+)
 _EVIDENCE = 8  # such steps in a row, after which there is a reader of whole trees
 _FILES, _BYTES = 64, 2 << 20  # stored at once at most
 _LARGEST = 128 << 10  # bytes of a file that is stored: one request reads it
@@ -37,6 +43,15 @@ _NOW: Future[None] = Future()  # settled: nothing is waited for
 _NOW.set_result(None)
 
 
+class SmallFile(NamedTuple):
+    """A file of one extent: `size` bytes at `flat` of a layer."""
+
+    ino: int
+    layer: int
+    flat: int
+    size: int
+
+
 class FilesAhead:
     """Puts small files of an image's tree, whose bytes are in the store, into the kernel's page cache."""
 
@@ -46,44 +61,74 @@ class FilesAhead:
         self.session: Session | None = None
         self._first = self._last = 0  # inos between which all small files have been read or stored
         self._evidence = 0
-        self._thread: _Storing | None = None
+        self._storing: _Storing | None = None
 
-    def reads(self, ino: int) -> None:
-        """Note that the kernel reads the beginning of a file; always called from the same thread."""
-        if self._first <= ino <= self._last:  # a large one among them
-            return
+    def reads(self, ino: int) -> bool:
+        """Note that the kernel reads the beginning of a file; return True if the next are to be stored now.
+
+        Always called from the same thread.
+        """
+        is_free = self._storing is None or self._note_stored(self._storing)
+        if self._first - _STEP < ino <= self._last:  # a large one among them, or one who is behind
+            return False
         is_step = 0 < ino - self._last <= _STEP
         self._evidence = self._evidence + 1 if is_step else 0
         self._first = self._last = ino
-        if self._evidence >= _EVIDENCE:
-            self._thread = self._thread or _Storing(self._store_after)
-            self._last = self._thread.stored_after(ino)
+        return is_free and self._evidence >= _EVIDENCE
 
-    def _store_after(self, ino: int) -> int:
+    def store(self) -> None:
+        """Store the files that follow the last that was read, while other requests are answered."""
+        if self.session is None:
+            return
+        self._storing = self._storing or _Storing(partial(self._store_after, self.session))
+        self._storing.begin(self._last)
+        self.session.answer_until(self._storing.done, _PATIENCE)
+        self._note_stored(self._storing)
+
+    def _note_stored(self, storing: _Storing) -> bool:
+        """Note how far files have been stored; False if the thread is not done."""
+        if storing.is_idle:
+            return True
+        if (run := storing.take()) is None:
+            return False
+        began, stored = run
+        if stored == began:  # the kernel does not know the next, or they are not here
+            self._evidence = 0
+        elif self._first <= stored and began <= self._last:
+            self._first, self._last = min(began, self._first), max(stored, self._last)
+        return True
+
+    def _store_after(self, session: Session, ino: int) -> int:
         """Store the files that follow; return the last, or the one to go on from. For the thread."""
+        files: list[SmallFile] = []
         try:
-            files = list(self._run(ino))
-            if not files or self.session is None:
-                return ino
-            _, layer, start, _ = files[0]
-            _, _, last, size = files[-1]
-            run = (Extent(0, last + size - start, start),)
-            if self._content.is_here(layer, run, 0, run[0].length):
-                body = memoryview(self._content.read(layer, run, 0, run[0].length, _NOW))
-                for number, _, flat, size in files:
-                    if not self.session.store(number, body[flat - start : flat - start + size]):
-                        break  # the kernel has not met it
-                    ino = number
-            if self._content.is_refused(layer):  # since then
-                self.session.forget_pages_soon(number for number, _, _, _ in files)
+            files += self._run(ino)
+            for part in (files[:1], files[1:]):  # if the kernel has not met the first, no more is read
+                stored = list(takewhile(lambda file: session.store(*file), self._bodies(part)))
+                ino = stored[-1][0] if stored else ino
+                if len(stored) < len(part):
+                    break
         except (ImgfsError, OSError):  # a READ will tell
             log.debug("files after %d are not stored ahead", ino, exc_info=True)
+        if files and self._content.is_refused(files[0].layer):  # since then
+            session.forget_pages_soon(file.ino for file in files)
         return ino
 
-    def _run(self, ino: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (ino, layer, flat offset, size) of the next files, as far as they lie side by side."""
+    def _bodies(self, files: Sequence[SmallFile]) -> Iterator[tuple[int, memoryview]]:
+        """Yield the bytes of files that lie side by side, by ino; of none if not all are in the store."""
+        if not files:
+            return
+        layer, start, last = files[0].layer, files[0].flat, files[-1]
+        run = (Extent(0, last.flat + last.size - start, start),)
+        if self._content.is_here(layer, run, 0, run[0].length):
+            body = memoryview(self._content.read(layer, run, 0, run[0].length, _NOW))
+            for ino, _, flat, size in files:
+                yield ino, body[flat - start : flat - start + size]
+
+    def _run(self, ino: int) -> Iterator[SmallFile]:
+        """Yield the next files, as far as they lie side by side."""
         start = layer = end = -1
-        for file in self._tree.small_files_after(ino, _LARGEST, _FILES):
+        for file in map(SmallFile._make, self._tree.small_files_after(ino, _LARGEST, _FILES)):
             number, of, flat, size = file
             if start < 0:
                 layer, start, end = of, flat, flat
@@ -95,31 +140,33 @@ class FilesAhead:
 
 
 class _Storing:
-    """A thread that stores files by `store_after`, for ever."""
+    """A thread that stores files by `store_after`, for ever; `done` can be read once it has, until `take`."""
 
     def __init__(self, store_after: Callable[[int], int]) -> None:
         from queue import SimpleQueue  # here: many a mount has no such reader
 
         self._store_after = store_after
-        self._wanted, self._stored = SimpleQueue[int](), SimpleQueue[int]()
-        self._is_busy = False
+        self._wanted, self._stored = SimpleQueue[int](), SimpleQueue[tuple[int, int]]()
+        self.is_idle = True
+        self.done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         threading.Thread(target=self._store, name="imgfs-files-ahead", daemon=True).start()
 
-    def stored_after(self, ino: int) -> int:
-        """Have files stored; return the last that has been within _PATIENCE, or `ino`."""
-        from queue import Empty
+    def begin(self, ino: int) -> None:
+        """Have the files after `ino` stored; it must be idle."""
+        self.is_idle = False
+        self._wanted.put(ino)
 
+    def take(self) -> tuple[int, int] | None:
+        """Return after which file it has begun, and how far it has come; None if it is not done."""
         try:
-            if self._is_busy:
-                self._stored.get_nowait()
-            self._wanted.put(ino)
-            self._is_busy = True
-            stored = self._stored.get(timeout=_PATIENCE)
-        except Empty:
-            return ino
-        self._is_busy = False
-        return stored
+            os.eventfd_read(self.done)
+        except BlockingIOError:
+            return None
+        self.is_idle = True
+        return self._stored.get()
 
     def _store(self) -> None:
         while True:
-            self._stored.put(self._store_after(self._wanted.get()))
+            ino = self._wanted.get()
+            self._stored.put((ino, self._store_after(ino)))
+            os.eventfd_write(self.done, 1)

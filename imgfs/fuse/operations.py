@@ -183,13 +183,16 @@ class Operations(Generic[F]):
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
         """Exactly the bytes asked for, or up to the end of the file, or EIO."""
-        if self._ahead and not offset:
-            self._ahead.reads(ino)
         found = self._view.read(ino, offset, size)
-        if not isinstance(found, PendingRead):
-            return found
-        at_once = self._disk.read(found) if found.is_local and size <= _SMALL_READ else None
-        return self._wait(found) if at_once is None else at_once
+        if isinstance(found, PendingRead):
+            at_once = self._disk.read(found) if found.is_local and size <= _SMALL_READ else None
+            if at_once is None:
+                return self._wait(found)
+            found = at_once
+        if self._ahead and not offset and self._ahead.reads(ino):
+            found = bytes(found)  # the buffer is that of other reads meanwhile
+            self._ahead.store()
+        return found
 
     def lseek(self, ino: int, offset: int, whence: int) -> bytes | Later:
         """Where a file's next data or hole is."""

@@ -244,6 +244,20 @@ class Session:
             self._take(length)
         return True
 
+    def answer_until(self, done: int, seconds: float) -> None:
+        """Answer further requests while one is held up: until `done` can be read, or so many seconds.
+
+        It ends before that if one of them has to wait, or it is unmounted.
+        """
+        poll = select.poll()
+        for descriptor in (done, self.descriptor):
+            poll.register(descriptor, select.POLLIN)
+        end = time.monotonic() + seconds
+        while not self._waiting and (left := end - time.monotonic()) > 0:
+            ready = [descriptor for descriptor, _ in poll.poll(1000 * left)]
+            if done in ready or not ready or not self.answer_next():
+                return
+
     def last_request(self) -> int | None:
         """Return the number of the last request, None while any waits for its answer."""
         if self._waiting or (self.tasks and self.tasks.any_waits()):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,10 @@ def test_a_file_that_was_read_is_opened_and_read_again_without_the_daemon_though
         assert read_once(at / "old") == b"old"
 
 
+def read_bytes(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 def read_once(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)  # open() would ask whether it is a terminal
     try:
@@ -141,7 +146,8 @@ def test_a_reader_of_a_listing_that_changes_misses_nothing_that_stays(imgfs: Img
     assert set(seen) >= set(NAMES) - {NAMES[1500]}
 
 
-def test_one_who_reads_a_whole_tree_is_given_several_files_at_once(imgfs: Imgfs) -> None:
+@pytest.mark.parametrize("readers", [1, 4])
+def test_those_who_read_a_whole_tree_are_given_several_files_at_once(imgfs: Imgfs, readers: int) -> None:
     contents = {f"d/{number:03}": bytes([number % 251]) * (number * 53) for number in range(300)}
     contents["d/100"] = bytes(300_000)  # more than is stored ahead
     contents["d/200"] = b""
@@ -150,7 +156,7 @@ def test_one_who_reads_a_whole_tree_is_given_several_files_at_once(imgfs: Imgfs)
     at = imgfs.mount(image, "--driver", "fuse")
     with caches_kept():
         os.listdir(at / "d")  # else the kernel does not know the files
-        for name, body in contents.items():
-            assert (at / name).read_bytes() == body, name
+        with ThreadPoolExecutor(readers) as threads:
+            assert list(threads.map(read_bytes, map(at.joinpath, contents))) == list(contents.values())
         reads = imgfs.status(at)["layers"][0]["hits"]
-    assert 8 < reads < 60  # of 299 files: the first ones, then two for each 64
+    assert 8 < reads < 60 + 40 * (readers - 1)  # of 299 files: the first ones, then some for each 64
