@@ -27,6 +27,10 @@ has been asked whether it understands PROTOCOL: with no further argument it ends
 A beat proves that the thread which reads /dev/fuse has come round to it: requests that wait for a registry
 wait in other threads. A daemon without a beat is killed if it cannot be merely slow (`Server.is_stuck`).
 
+While a daemon is idle, the holder takes what the kernel says without wanting an answer: that it has forgotten
+files, which means nothing to a daemon that starts anew. Any other request has one started, to which the
+kernel sends the request again.
+
 While no process serves, readers wait. The holder gives up after so many successors, one after the other, that
 ended without serving, or were killed before they could: then the connection ends, and readers get ENOTCONN,
 as without a holder.
@@ -59,6 +63,8 @@ STARTING = 20  # or that has not served yet, before it is killed
 _PATIENCE = 20.0  # seconds that another version has to say whether it understands this one
 _SIGKILL = 9
 _RESEND = (16).to_bytes(4, sys.byteorder) + (7).to_bytes(12, sys.byteorder)  # fuse_out_header: length, code
+_FORGETS = 2, 42  # FUSE_FORGET, FUSE_BATCH_FORGET
+REQUEST = (1 << 20) + 4096  # bytes of a request at most, less than which the kernel does not hand out
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -74,6 +80,7 @@ class Server:
         self._is_serving = serves
         self._hung_up = False
         self._silences = self._stopped = self._asleep = 0
+        self._is_dying = False
         self._heard = time.monotonic()
         self._used = _processor_time(pid)
         os.set_blocking(control, False)  # a process that it has forked may have it open, and say nothing
@@ -121,8 +128,8 @@ class Server:
         return [self.fd] if self._hung_up else [self.fd, self.control]
 
     def has_ended(self) -> bool:
-        """Return whether it has ended."""
-        return self.fd < 0 or bool(select.select([self.fd], [], [], 0)[0])
+        """Return whether it has ended, or all that would still be served by it."""
+        return self.fd < 0 or self._is_dying or bool(select.select([self.fd], [], [], 0)[0])
 
     def is_silent(self, seconds: float) -> bool:
         """Return whether it has said nothing for so long, since it was asked last."""
@@ -138,9 +145,13 @@ class Server:
         A process that waits for a disk (D) is not judged, nor one that is traced (t). One that wants to run
         and does not get the processor, on a machine that has too much to do, cannot be told from one that
         loops but by the time it has used: a beat takes less than a thousandth of LOOPING.
+
+        Of one that was killed a thread may be left, with what it has open: it waits in the kernel for a page
+        that a READ is to fill, which only a successor will answer.
         """
         self._silences += 1
         state = _state(self.pid)
+        self._is_dying = state == "Z"
         if state == "T":
             self._stopped += 1
         elif state == "S":
@@ -163,7 +174,7 @@ class Server:
         if self.fd >= 0:
             os.close(self.fd)
         try:
-            return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
+            return os.WIFSIGNALED(os.waitpid(self.pid, os.WNOHANG if self._is_dying else 0)[1])
         except ChildProcessError:  # the first daemon is no child of the holder
             return False
 
@@ -200,7 +211,7 @@ class Holder:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
         while True:
             order = self._wait(orders)
-            if self._wakers and select.select(self._wakers, [], [], 0)[0]:
+            if self._wakers and self._is_asked():
                 if self._is_unmounted():
                     return 0
                 self._wakers = []
@@ -232,6 +243,12 @@ class Holder:
                 self._log(f"the daemon (pid {server.pid}) is stuck, state {state}: it is killed")
                 server.kill()
         return orders.read() if orders.fd in ready else None
+
+    def _is_asked(self) -> bool:
+        """Return whether a process has to answer; drop what wants no answer."""
+        ready = select.select(self._wakers, [], [], 0)[0]
+        fuse = self._descriptors[0]
+        return any(waker != fuse for waker in ready) or (fuse in ready and _is_asked_by(fuse))
 
     def _bury(self, server: Server) -> int | None:
         """Do what the end of a process asks for; return what the holder ends with, if it is to end."""
@@ -423,6 +440,26 @@ def _is_understood(holder: list[str]) -> bool:
         os.kill(pid, _SIGKILL)
     os.close(child)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def _is_asked_by(fuse: int) -> bool:
+    """Read requests from /dev/fuse, all but the first that wants an answer; return whether there is one.
+
+    That one is as one that a killed process has left unanswered. Return True also if it is unmounted.
+    """
+    from mmap import mmap  # here: few daemons are idle
+
+    os.set_blocking(fuse, False)
+    with mmap(-1, REQUEST) as room:  # of which only what is read takes memory
+        while True:
+            try:
+                os.readv(fuse, (room,))
+            except BlockingIOError:
+                return False
+            except OSError:  # unmounted; or the request was aborted: then there may be another
+                return True
+            if int.from_bytes(room[4:8], sys.byteorder) not in _FORGETS:  # fuse_in_header: length, opcode
+                return True
 
 
 def _write(fd: int, words: bytes) -> bool:

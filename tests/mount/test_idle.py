@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 
 import pytest
 
-from tests.support.mounted import Imgfs, is_alive, processes_of_tests, until, write_image
+from tests.support.mounted import Imgfs, drop_caches, is_alive, processes_of_tests, until, write_image
 from tests.support.restarted import FILES, LAYER, contents, holders, successors
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
@@ -37,3 +38,14 @@ def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Img
     imgfs.program("umount", at)
     imgfs.gone(at)
     until(lambda: not holders(imgfs), "the holder has ended")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop caches")
+def test_what_the_kernel_forgets_wakes_no_daemon(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image, "--restart", "--exit-idle", "1")
+    assert contents(at) == FILES
+    until(lambda: processes_of_tests(imgfs.store) == holders(imgfs), "the daemon has ended")
+    drop_caches()
+    time.sleep(0.5)  # in which a daemon would be started
+    assert processes_of_tests(imgfs.store) == holders(imgfs)
+    assert contents(at) == FILES

@@ -53,6 +53,26 @@ pytestmark = pytest.mark.kernel
 image = restarted.image
 
 
+ENDS_BUT_FOR_A_THREAD = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_daemon_of_which_but_a_thread_is_left_that_waits_for_a_successor_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDS_BUT_FOR_A_THREAD]) as process:
+        try:
+            server = holder.Server(process.pid, *os.pipe(), serves=True)
+            status = Path(f"/proc/{process.pid}/task/{process.pid}/status")
+            until(lambda: "\nState:\tZ" in status.read_text(), "its first thread has ended")
+            assert not server.has_ended()
+            assert (server.is_stuck(), server.has_ended()) == (False, True)
+            server.close()
+        finally:
+            process.kill()
+
+
 @pytest.mark.drivers("fuse", "kernel")
 def test_readers_notice_nothing_of_a_storm_of_kills(imgfs: Imgfs) -> None:
     imgfs.expected.append(RESTARTED)
