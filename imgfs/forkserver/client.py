@@ -92,6 +92,7 @@ def _wait(connection: socket, pid: int) -> int:
     import signal
     from contextlib import suppress
 
+    from imgfs.forkserver.relaying import WakeUps, relayed_signals
     from imgfs.forkserver.request import WORD
 
     passed: list[int] = []
@@ -101,35 +102,23 @@ def _wait(connection: socket, pid: int) -> int:
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
 
-    # a handler runs between two of Python's instructions: one right before poll(2) would wait for its end
-    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    woken = WakeUps()
     for number in relayed_signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    poll.register(woken, select.POLLIN)
-    while [woken] == [fd for fd, _ in poll.poll()]:
-        os.read(woken, 512)
+    poll.register(woken.fd, select.POLLIN)
+    while [woken.fd] == [fd for fd, _ in poll.poll()]:
+        woken.clear()
     said = _read(connection, WORD)
-    signal.set_wakeup_fd(-1)
+    woken.close()
     if said:
         return int.from_bytes(said, "little")
     if passed:
         signal.signal(passed[-1], signal.SIG_DFL)
         os.kill(os.getpid(), passed[-1])
     return LOST
-
-
-def relayed_signals() -> tuple[int, ...]:
-    """Return the signals that a process passes on to the one that works for it."""
-    import signal
-
-    ending = signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM
-    more = signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT
-    # init systems are told to end by a real-time one
-    return (*ending, *more, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 
 
 def _read(connection: socket, length: int) -> bytes:

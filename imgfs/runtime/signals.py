@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from imgfs.forkserver.client import relayed_signals
+from imgfs.forkserver.relaying import WakeUps, relayed_signals
 
 _REAL_TIME = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -38,8 +38,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
     def __enter__(self) -> SignalRelay:
-        self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._woke_before = signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        self._woken = WakeUps()
         for number in relayed_signals():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._caught)
@@ -48,9 +47,7 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what it gave us
-        signal.set_wakeup_fd(self._woke_before)
-        os.close(self._woken)
-        os.close(self._wakes)
+        self._woken.close()
 
     @contextlib.contextmanager
     def to(self, pid: int) -> Iterator[None]:
@@ -68,16 +65,14 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     def wait_for_end(self, *others: int) -> list[int]:
         """Wait until the process that signals are passed to has ended, or one of `others` can be read.
 
-        Returns those that can. Python runs a signal's handler between two of its instructions: a signal that
-        comes right before waitpid(2) would be passed on after it only, when the process has ended.
+        Returns those that can.
         """
         assert self._target is not None  # only inside `to`
         while True:
-            ready = select.select([self._woken, self._target, *others], [], [])[0]
-            if self._woken in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._woken, 512)
-            if ready != [self._woken]:
+            ready = select.select([self._woken.fd, self._target, *others], [], [])[0]
+            if self._woken.fd in ready:
+                self._woken.clear()
+            if ready != [self._woken.fd]:
                 return [fd for fd in ready if fd in others]
 
     def _caught(self, number: int, _: FrameType | None) -> None:
