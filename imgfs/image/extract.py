@@ -108,15 +108,12 @@ class Extraction:
                 self._warn(found, "its other names become other files", error)
 
     def _fill(self, found: Found, fd: int) -> None:
-        """Write a file's bytes, pieces of zeros as holes."""
-        end = 0
-        for piece in self._files.read(found):
-            if piece.count(0) == len(piece):
-                os.lseek(fd, len(piece), os.SEEK_CUR)
-            else:
+        """Write a file's bytes, holes and pieces of zeros as holes."""
+        for offset, piece in self._files.data(found):
+            if piece.count(0) < len(piece):
+                os.lseek(fd, offset, os.SEEK_SET)
                 write_all(fd, piece)
-            end += len(piece)
-        os.ftruncate(fd, end)
+        os.ftruncate(fd, found.node.size)
 
     def _link(self, found: Found, parent: int, name: bytes) -> bool:
         """Give a file that has been written another name; return False if it was not."""

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from imgfs.image.image import Image
-from imgfs.layer.entry import KIND_OF, Entry, Kind
+from imgfs.layer.entry import KIND_OF, Entry, Extent, Kind
 from imgfs.layer.schema import TAR
 from imgfs.tree.database import Node
 from imgfs.tree.reader import Tree, leads_nowhere
@@ -144,6 +144,13 @@ class ImageFiles:
         for offset in range(0, found.node.size, _READ_SIZE):
             yield read(offset, _READ_SIZE)
 
+    def data(self, found: Found) -> Iterator[tuple[int, bytes]]:
+        """Yield the bytes of a regular file that are in its layer, and where they are in it: no holes."""
+        read = self.reader(found)
+        for start, end in _joined(self._tree.contents(found.node.ino)[1]):
+            for offset in range(start, end, _READ_SIZE):
+                yield offset, read(offset, min(_READ_SIZE, end - offset))
+
     def reader(self, found: Found) -> Callable[[int, int], bytes]:
         """Return what reads a regular file from an offset, at most so many bytes; any thread may call it."""
         layer, extents, size = self._tree.contents(found.node.ino)
@@ -200,3 +207,14 @@ def is_match(name: bytes, pattern: bytes) -> bool:
     """Return True if a name matches a shell's pattern, in which `*` matches no leading dot."""
     hidden = name.startswith(b".") and not pattern.startswith(b".")
     return not hidden and fnmatch.fnmatchcase(name, pattern)
+
+
+def _joined(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that its extents fill, those that follow each other as one."""
+    start = end = 0
+    for extent in extents:
+        if extent.offset != end:
+            yield start, end
+            start = extent.offset
+        end = extent.offset + extent.length
+    yield start, end

@@ -8,6 +8,7 @@ the directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTRS = ("user.", "security.capability", "system.posix_acl_")  # those that mean something in a container
-_ZEROS = bytes(_PIECE)
 
 
 def fill(volume: Path, image: Path) -> None:
@@ -82,13 +82,32 @@ class _Copying:
 
 
 def _copy_bytes(source: int, sink: int) -> None:
-    """Copy a file's bytes; where it is only zeros it has holes."""
-    while piece := os.read(source, _PIECE):
-        if piece == _ZEROS:
-            os.lseek(sink, len(piece), os.SEEK_CUR)
-            continue
-        write_all(sink, piece)
-    os.ftruncate(sink, os.lseek(sink, 0, os.SEEK_CUR))
+    """Copy a file's bytes; where it has a hole, or is only zeros, the copy has one.
+
+    Holes are not read: an image's file may have exabytes of them.
+    """
+    for start, end in _data_of(source):
+        os.lseek(source, start, os.SEEK_SET)
+        while start < end and (piece := os.read(source, min(_PIECE, end - start))):
+            if piece.count(0) < len(piece):
+                os.lseek(sink, start, os.SEEK_SET)
+                write_all(sink, piece)
+            start += len(piece)
+    os.ftruncate(sink, os.fstat(source).st_size)
+
+
+def _data_of(file: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that are no holes (lseek(2), SEEK_DATA)."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more
+                return
+            raise
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def _keep_attributes(source: int, sink: int) -> None:

@@ -85,6 +85,18 @@ def test_no_device_of_an_image_gets_into_a_volume(run: Imgfs, layout: Path) -> N
     run.ok("volume", "rm", "devices")
 
 
+def test_a_volume_costs_the_bytes_of_its_files_and_not_their_holes(run: Imgfs, layout: Path) -> None:
+    """Read through, a file of a terabyte would keep the container from starting for an hour."""
+    huge = tar.sparse_pax("1.0", "data/huge", 1 << 40, [(0, b"first"), (1 << 39, b"last")])
+    layers = [busybox_layer(), gzipped(tar.archive(tar.directory("data"), huge))]
+    image = write_image(layout, layers, {"config": {"Env": ["PATH=/bin"], "Volumes": {"/data": {}}}}, "huge")
+    look = f"stat -c %s,%b /data/huge; head -c 5 /data/huge; dd if=/data/huge bs=4 count=1 skip={1 << 37}"
+    size, _, rest = shell(run, image, look).text.partition(",")
+    blocks, _, read = rest.partition("\n")
+    assert (int(size), read) == (1 << 40, "firstlast")
+    assert int(blocks) < 100
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_volume_without_a_name_goes_with_its_container(run: Imgfs, image: str, runtime: str) -> None:
     options = ("--runtime", runtime, "--read-only", "-v", "/srv", "--mount", "type=volume,dst=/new,ro")

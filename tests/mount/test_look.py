@@ -228,6 +228,19 @@ def test_cp_keeps_all_that_a_file_has(look: Look, tmp_path: Path) -> None:
     assert (tmp_path / "out/etc").stat().st_mtime_ns == 10**18
 
 
+def test_cp_of_a_terabyte_of_holes_writes_what_the_layer_has(tmp_path: Path) -> None:
+    pieces = [(0, b"first"), (5, b"second"), (1 << 39, NOISE)]
+    layer = gzipped(tar.archive(tar.sparse_pax("1.0", "huge", 1 << 40, pieces)))
+    image = write_image(tmp_path / "layout", [layer])
+    main(["cp", "--store", str(tmp_path / "store"), f"{image}:/huge", str(tmp_path / "huge")])
+    found = (tmp_path / "huge").stat()
+    assert (found.st_size, found.st_blocks < len(NOISE) // 256) == (1 << 40, True)
+    with open(tmp_path / "huge", "rb") as file:
+        assert file.read(14) == b"firstsecond\0\0\0"
+        file.seek(1 << 39)
+        assert file.read(len(NOISE) + 2) == NOISE + b"\0\0"
+
+
 @pytest.mark.parametrize("command", [["export"], ["cp", "/", "-"]])
 def test_the_merged_files_go_out_as_a_tar(look: Look, command: list[str]) -> None:
     body = look(command[0], look.image, *command[1:])
