@@ -248,6 +248,13 @@ def podman_storage(environ: Mapping[str, str], euid: int) -> tuple[tuple[Path, .
     return (Path(explicit),) if explicit else tuple(files), root
 
 
+def podman_images(environ: Mapping[str, str], euid: int) -> Path:
+    """Return where images for podman are mounted: root's, or of the user who began `podman unshare`."""
+    if account(environ, euid) == 0:
+        return Path("/var/lib/imgfs/podman")
+    return (_absolute(environ, "XDG_DATA_HOME") or _home(environ) / ".local/share") / "imgfs/podman"
+
+
 def docker_sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Where docker may listen: $DOCKER_HOST alone, or the system's socket, then that of a rootless docker."""
     if explicit := environ.get("DOCKER_HOST"):

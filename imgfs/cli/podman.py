@@ -26,8 +26,9 @@ def add_podman(commands: Commands) -> None:
         "podman",
         help="show images to podman, buildah and CRI-O, lazily",
         description=f"""\
-Keeps a store of images for podman, each a mount: podman has them at once, and reads what it needs. As root.
-podman is told of the store by --storage-opt, or for ever in /etc/containers/storage.conf:
+Keeps a store of images for podman, each a mount: podman has them at once, and reads what it needs. As root,
+or as an ordinary user inside `podman unshare`, where podman has its mounts. podman is told of the store by
+--storage-opt, or for ever in /etc/containers/storage.conf:
 
   [storage.options]
   additionalimagestores = ["{_ROOT}"]
@@ -37,11 +38,16 @@ Examples:
   podman --storage-opt additionalimagestore={_ROOT} run --rm docker.io/library/debian:12 ls
   imgfs podman ls
   imgfs podman rm docker.io/library/debian:12
+  podman unshare imgfs podman add docker.io/library/debian:12      as an ordinary user
 """,
     )
     actions = command.add_subparsers(metavar="add|ls|rm", required=True)
     for action in (_add_add(actions), _add_ls(actions), _add_rm(actions)):
-        action.add_argument("--root", metavar="DIR", default=_ROOT, help=f"the store (default: {_ROOT})")
+        action.add_argument(
+            "--root",
+            metavar="DIR",
+            help=f"the store (default: {_ROOT}, inside `podman unshare` ~/.local/share/imgfs/podman)",
+        )
 
 
 def _add_add(actions: Commands) -> argparse.ArgumentParser:
@@ -170,11 +176,16 @@ def _remove(store: PodmanStore, name: str, *, force: bool) -> None:
 
 def _store(options: argparse.Namespace) -> PodmanStore:
     from imgfs.cli.snapshotter import checked_path
+    from imgfs.config import podman_images
     from imgfs.engines.podman_store import PodmanStore
+    from imgfs.variables import variables
 
     if os.geteuid():
-        raise UsageError("the store for podman is root's")
-    return PodmanStore(checked_path(Path(options.root)))
+        raise UsageError(
+            "an ordinary user's podman sees mounts of its own namespace: podman unshare imgfs podman …"
+        )
+    root = options.root or podman_images(variables(), os.geteuid())
+    return PodmanStore(checked_path(Path(root)))
 
 
 def _shown(resolved: Resolved, store: Store) -> PodmanImage:

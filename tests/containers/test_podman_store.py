@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.config import podman_images
 from imgfs.engines.liveness import is_answering
 from imgfs.engines.podman_users import graph_roots, users_of
 from imgfs.mounts.table import imgfs_mounts
@@ -134,7 +135,10 @@ def test_what_is_not_mounted_any_more_is_mounted_again(rig: Rig) -> None:
 def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None:
     image = write_image(tmp_path / "layout", [gzipped(LOWER)])
     assert "copy it to one" in imgfs.run("podman", "add", "--root", tmp_path / "store", image).complaint(2)
-    assert "root's" in nobody.run("podman", "ls").complaint(2)
+    assert "podman unshare imgfs podman" in nobody.run("podman", "ls").complaint(2)
+    unshared = {"_CONTAINERS_ROOTLESS_UID": "1000", "HOME": "/home/ann"}
+    assert podman_images(unshared, 0) == Path("/home/ann/.local/share/imgfs/podman")
+    assert podman_images({}, 0) == Path("/var/lib/imgfs/podman")
     (tmp_path / "overlay-images").mkdir()
     (tmp_path / "overlay-images" / "images.json").write_text("[")
     assert "is no list of podman's" in imgfs.run("podman", "ls", "--root", tmp_path).complaint()
