@@ -8,10 +8,9 @@ it: control characters, signs that turn the direction of text, ends of lines, an
 from __future__ import annotations
 
 import os
-import re
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python has a byte of a path that is no UTF-8 (PEP 383)
+_ESCAPED_BYTES = range(0xDC80, 0xDD00)  # how Python has a byte of a path that is no UTF-8 (PEP 383)
 
 
 def printable(text: str) -> str:
@@ -28,7 +27,7 @@ def _escaped(sign: str) -> str:
     if sign.isprintable():
         return sign
     number = ord(sign)
-    if _ESCAPED_BYTE.match(sign):
+    if number in _ESCAPED_BYTES:
         return f"\\x{number - 0xDC00:02x}"
     if number < 0x80:
         return _SHORT.get(sign, f"\\x{number:02x}")

@@ -9,15 +9,14 @@ command that asks it: what it does not say has a default, what it says beyond is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
-from types import UnionType
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class BroughtStatus:
+class BroughtStatus(NamedTuple):
     """Spans and compressed bytes fetched for one cause, and how much of them has been read."""
 
     spans: int = 0
@@ -26,8 +25,7 @@ class BroughtStatus:
     bytes_used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class FirstByteStatus:
+class FirstByteStatus(NamedTuple):
     """How long requests that a reader waited for took until their first byte."""
 
     requests: int = 0
@@ -35,24 +33,21 @@ class FirstByteStatus:
     longest: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorStatus:
+class ErrorStatus(NamedTuple):
     """The last error: when it happened, and what it said."""
 
     time: float = 0.0
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FillStatus:
+class FillStatus(NamedTuple):
     """The state of the background fetch; `missing` in compressed bytes."""
 
     state: str = ""
     missing: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ScratchStatus:
+class ScratchStatus(NamedTuple):
     """The scratch over an image; it is `kept` when the mount ends, or goes with it."""
 
     directory: str = ""
@@ -60,8 +55,7 @@ class ScratchStatus:
     kept: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointStatus:
+class EndpointStatus(NamedTuple):
     """A registry or mirror; `since` when it has been failing, None if it answers."""
 
     endpoint: str = ""
@@ -72,8 +66,7 @@ class EndpointStatus:
     left_alone_until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LayerStatus:
+class LayerStatus(NamedTuple):
     """What serving one layer has cost, in compressed bytes, if not said otherwise.
 
     `index` is "verified", or the repository that is trusted for it. `needed` are the spans that readers have
@@ -87,7 +80,7 @@ class LayerStatus:
     format: str = ""
     size: int = 0
     flat_size: int = 0
-    index: str = "verified"
+    index: str = "verified"  # type: ignore[assignment]  # a name that tuples have, too
     bytes_fetched: int = 0
     hits: int = 0
     misses: int = 0
@@ -105,14 +98,13 @@ class LayerStatus:
     last_error: ErrorStatus | None = None
     failing_since: float | None = None
     first_byte: FirstByteStatus = FirstByteStatus()
-    brought: Mapping[str, BroughtStatus] = field(default_factory=dict)
+    brought: Mapping[str, BroughtStatus] = _NOTHING
     spans: int = 0
     spans_present: int = 0
     spans_touched: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineStatus:
+class TimelineStatus(NamedTuple):
     """Compressed bytes since the mount began, for each `stretch` of so many seconds.
 
     `read` are those that readers came to for the first time, `fetched` what came from the network, by cause.
@@ -120,11 +112,10 @@ class TimelineStatus:
 
     stretch: float = 0.0
     read: tuple[int, ...] = ()
-    fetched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fetched: Mapping[str, tuple[int, ...]] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class MountStatus:
+class MountStatus(NamedTuple):
     """A mount; `passthrough` counts the layers that the kernel reads itself, None by the FUSE driver.
 
     `restarts` counts how often its daemon was killed and has a successor; `version` is the daemon's imgfs.
@@ -161,14 +152,23 @@ class MountStatus:
 
     def to_json(self) -> dict[str, object]:
         """The status as JSON has it; without `passthrough` by the FUSE driver."""
-        found: dict[str, object] = asdict(self)
+        found: dict[str, object] = plain(self)
         if self.passthrough is None:
             del found["passthrough"]
         return found
 
 
+def plain(found: Any) -> Any:
+    """Return a value of the types above as JSON has it: tuples with names are objects."""
+    if isinstance(found, tuple):
+        names = getattr(found, "_fields", None)
+        values = [plain(each) for each in found]
+        return dict(zip(names, values, strict=True)) if names else values
+    return {name: plain(each) for name, each in found.items()} if isinstance(found, Mapping) else found
+
+
 def decode(kind: type[T], found: object) -> T | None:
-    """Make a `kind`, one of the dataclasses above, of what JSON has; None if that is no object.
+    """Make a `kind`, one of the types above, of what JSON has; None if that is no object.
 
     Fields that are not given, or are of another type, have their defaults.
     """
@@ -184,7 +184,7 @@ _HINTS: dict[type, dict[str, object]] = {}
 
 
 def _hints(kind: type[T]) -> dict[str, object]:
-    """Return the types of a dataclass's fields; reading them takes longer than all else here."""
+    """Return the types of a tuple's fields; reading them takes longer than all else here."""
     if kind not in _HINTS:
         _HINTS[kind] = get_type_hints(kind)
     return _HINTS[kind]
@@ -204,7 +204,7 @@ def _value(hint: object, found: object) -> object:
         return kept if isinstance(found, Mapping) else _ABSENT
     if not isinstance(hint, type):
         return _ABSENT
-    if is_dataclass(hint):
+    if issubclass(hint, tuple):
         decoded = decode(hint, found)
         return _ABSENT if decoded is None else decoded
     if hint is float and isinstance(found, int) and not isinstance(found, bool):

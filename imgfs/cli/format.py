@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections import namedtuple
 
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from imgfs.tree.database import Node
 
@@ -25,12 +26,8 @@ def size(count: float) -> str:
     return f"{count:.3g} {_UNITS[-1]}"
 
 
-class Column(NamedTuple):
-    """A column of a table; `right` for numbers, `folds` for names, which may be wider than a terminal."""
-
-    title: str
-    right: bool = False
-    folds: bool = False
+Column = namedtuple("Column", ("title", "right", "folds"), defaults=(False, False))
+"""A column of a table; `right` for numbers, `folds` for names, which may be wider than a terminal."""
 
 
 def sizes(*parts: int) -> list[str]:

@@ -8,12 +8,13 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
 
 from imgfs.errors import UsageError
 
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import TypeAlias
 
     from imgfs.config import Environment
     from imgfs.store.store import Store
@@ -26,7 +27,7 @@ Run: TypeAlias = Callable[[argparse.Namespace], int]
 _LONGEST_WAIT = 60  # seconds
 
 
-_SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)", re.IGNORECASE)
+_SIZE = r"([0-9]{1,15})([bkmgt]?)"
 
 
 def add_command(
@@ -203,7 +204,7 @@ def scaled(text: str, units: str) -> float:
 
 def memory(text: str) -> int:
     """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     found = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
     if not 0 < found < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, like 512m or 2g")

@@ -50,6 +50,15 @@ Each command has its own help: imgfs mount --help. The manual: imgfs help
 """
 
 
+def _untranslated(text: str) -> str:
+    return text
+
+
+# What argparse says is left in English, as all else here; it would look for each text's translation anew, in
+# up to eight files that are not there, which takes longer than to parse.
+setattr(argparse, "_", _untranslated)  # noqa: B010  (typeshed does not know it)
+
+
 Command = namedtuple("Command", ("module", "summary"))
 """The module of `imgfs.cli` whose function add_COMMAND describes a command, and the command's summary."""
 

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -320,4 +319,4 @@ def _rate(found: Counted, before: Counted | None, name: str, seconds: float) -> 
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -16,7 +16,6 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgfs.content.fetch import BlobSource, SpanFetcher
@@ -240,8 +239,7 @@ class LayerContent:
     def snapshot(self) -> LayerStatus:
         """Return what serving the layer has cost, and how much of it is present."""
         summary = self.index.summary
-        return replace(
-            self.counts.snapshot(),
+        return self.counts.snapshot()._replace(
             digest=str(self.layer.digest),
             format=summary.format,
             size=self.layer.size,

@@ -112,7 +112,7 @@ def _serve_by_kernel(mount: ServedMount) -> None:
         stack.callback(driver.close)
 
         def tell() -> MountStatus:
-            return replace(mount.tell(), driver="kernel", passthrough=passthrough.count)
+            return mount.tell()._replace(driver="kernel", passthrough=passthrough.count)
 
         below = FlatFilesServer(replace(mount, tell=tell), driver, directory, passthrough)
         try:

@@ -18,8 +18,8 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import StoreError
 from imgfs.owned.opening import random_name
@@ -79,8 +79,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldPath:
+class HeldPath(NamedTuple):
     """A new file or directory at `path`, held by the open `fd`: it may be renamed, and stays held."""
 
     path: Path

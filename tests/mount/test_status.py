@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from imgfs.content.requests import SpanTable
 from imgfs.content.stats import Cause, Counts, Usage
 from imgfs.errors import MountError
 from imgfs.mounts.status_client import decode_status, encode_status
-from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, MountStatus, ScratchStatus
+from imgfs.status import BroughtStatus, EndpointStatus, FillStatus, MountStatus, ScratchStatus, plain
 from tests.support import tarmake as tar
 from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, gzipped, on_terminal, serve, until, write_image
@@ -48,7 +47,7 @@ def server() -> Iterator[FaultServer]:
 
 def a_status(counts: Counts | None = None, **more: Any) -> dict[str, Any]:
     """A status of a mount of one layer."""
-    layer = asdict((counts or Counts()).snapshot()) | {
+    layer = plain((counts or Counts()).snapshot()) | {
         "digest": "sha256:" + "ab" * 32, "format": "gzip", "size": 4_000_000, "flat_size": 9_000_000,
         "index": "verified", "bytes_fetched": 1500, "spans": 9, "spans_present": 2, "spans_touched": 1,
         "hits": 0,

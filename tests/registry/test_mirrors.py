@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from imgfs.registry.endpoint import PULL, RESOLVE, RegistryEndpoint, Tls
 from imgfs.registry.endpoint_state import EndpointState
 from imgfs.registry.mirrors import Mirrored
 from imgfs.registry.retry import Busy, Timeouts
-from imgfs.status import EndpointStatus
+from imgfs.status import EndpointStatus, plain
 from tests.support.clients import endpoint_of
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.patience import allowed
@@ -503,7 +503,7 @@ def test_health_says_why_since_when_and_what_was_tried(
     assert f"{mirror.url}/v2/ns/app/blobs/{blob.digest}: 503" in (first.error or "")
     assert first.left_alone_until == pytest.approx(first.since + 1.0, abs=1.0)
     assert last.left_alone_until is None
-    json.dumps([asdict(record) for record in mirrored.health()])
+    json.dumps([plain(record) for record in mirrored.health()])
 
 
 def test_health_is_well_again_when_things_are(registry: FaultServer, opens: Opens) -> None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.schema import ExternalBlob, Summary
-from imgfs.status import FillStatus
+from imgfs.status import FillStatus, plain
 from tests.support import tarmake
 from tests.support.content_rig import EXACT, STEP, Rig, tar_of
 from tests.support.fake_source import FakeSource
@@ -51,7 +50,8 @@ def wide(make: Make) -> Rig:
 
 
 def counts(rig: Rig) -> dict[str, Any]:
-    return asdict(rig.content.snapshot())
+    found: dict[str, Any] = plain(rig.content.snapshot())
+    return found
 
 
 def test_a_small_layer_comes_whole_at_its_first_miss(make: Make) -> None:

@@ -11,7 +11,6 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from imgfs.errors import MountError
 from imgfs.metrics import endpoint as endpoints
 from imgfs.metrics.endpoint import AT_ONCE, MetricsAddress, MetricsEndpoint, parse_address
 from imgfs.metrics.exposition import CONTENT_TYPE, exposition
-from imgfs.status import MountStatus
+from imgfs.status import MountStatus, plain
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, gzipped, is_alive, until, write_image
 from tests.support.patience import allowed
@@ -95,7 +94,7 @@ def a_status(**more: Any) -> dict[str, Any]:
     counts.landed(Cause.AHEAD, 50, used=False)
     counts.waited(0.25)
     counts.failed(OSError("lost"))
-    layer = asdict(counts.snapshot()) | {
+    layer = plain(counts.snapshot()) | {
         "digest": "sha256:" + "a" * 64, "format": "gzip", "index": "verified", "size": 1000,
         "bytes_fetched": 150, "spans": 3, "spans_present": 2, "spans_touched": 1, "hits": 7,
         "flat_size": 3000,
