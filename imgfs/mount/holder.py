@@ -1,8 +1,7 @@
 """The holder of a mount: it keeps /dev/fuse open, and has the mount served again if its daemon dies or hangs.
 
-A process of its own, run as a script by an interpreter that loads no packages (`python -I -S`): few
-megabytes. It reads neither the store nor anything that comes from outside, and so outlives what its daemon
-dies of.
+A process of its own, run by an interpreter that loads no packages (`python -I -S`): three megabytes. It reads
+neither the store nor anything that comes from outside, and so outlives what its daemon dies of.
 
     holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME BEAT RESTARTS NONCE SERVERS PROGRAM [ARGUMENT…]
     holder.py PROTOCOL

@@ -34,5 +34,9 @@ class IdleExit:
             self._last, self._since = now, time.monotonic()
         elif time.monotonic() - self._since >= options.exit_idle:
             log.info("idle: %s", options.mountpoint)
+            if options.driver == "auto":
+                from imgfs.mount.kernel import write_for_next
+
+                write_for_next(self._mount)
             self._succession.rest()
             self._session.end()

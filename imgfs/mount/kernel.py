@@ -45,7 +45,8 @@ def served_by_kernel(mount: ServedMount) -> bool:
     """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to.
 
     To write the tree as EROFS takes longer than all else of a first mount: `auto` has it done beside that
-    one, which is by FUSE, for those to come. What another process has mounted is served as that did it.
+    one, which is by FUSE, for those to come; with `exit_idle` once nothing is asked of it (`write_for_next`).
+    What another process has mounted is served as that did it.
     """
     succession = mount.succession
     if succession and succession.is_taken_over:
@@ -54,12 +55,11 @@ def served_by_kernel(mount: ServedMount) -> bool:
         return succession.state.kernel is not None
     if mount.options.driver == "fuse":
         return False
-    from imgfs.kernel.erofs_image import sizes_of, spawn_writer
-
     try:
         if mount.options.driver == "auto" and not _is_written(mount):
-            log.info("by FUSE this time: what the kernel needs is written meanwhile")
-            spawn_writer(mount.image.resolved.tree, sizes_of(mount.image), mount.store)
+            log.info("by FUSE this time: what the kernel needs is written for the next")
+            if not mount.options.exit_idle:
+                _spawn_writer(mount)
             return False
         _serve_by_kernel(mount)
     except ImgfsError as error:
@@ -68,6 +68,19 @@ def served_by_kernel(mount: ServedMount) -> bool:
         log.info("by FUSE, not by EROFS: %s", error)
         return False
     return True
+
+
+def write_for_next(mount: ServedMount) -> None:
+    """Have what the kernel needs written, if that is missing, for the mounts to come: this one is idle."""
+    with contextlib.suppress(ImgfsError):  # the next one reports it
+        if mount.options.driver == "auto" and not _is_written(mount):
+            _spawn_writer(mount)
+
+
+def _spawn_writer(mount: ServedMount) -> None:
+    from imgfs.kernel.erofs_image import sizes_of, spawn_writer
+
+    spawn_writer(mount.image.resolved.tree, sizes_of(mount.image), mount.store)
 
 
 def _is_written(mount: ServedMount) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,25 @@ pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
 @pytest.fixture
 def image(imgfs: Imgfs) -> str:
     return write_image(imgfs.directory / "layout", [LAYER])
+
+
+def anonymous(pid: int) -> int:
+    """Return the memory of a process, in kB, that no file backs and no other process shares."""
+    (kilobytes,) = re.findall(r"^Pss_Anon:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    return int(kilobytes)
+
+
+@pytest.mark.drivers("fuse")
+def test_a_holder_takes_hardly_more_memory_than_an_interpreter(imgfs: Imgfs, image: str) -> None:
+    imgfs.mount(image, "--restart")
+    (holding,) = holders(imgfs)
+    wait = "import os, select, sys, time; print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-ISc", wait]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
+        assert bare.stdout
+        assert bare.stdout.readline() == b"\n"
+        assert anonymous(holding) <= 1.3 * anonymous(bare.pid)
+        bare.communicate()
 
 
 def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Imgfs, image: str) -> None:

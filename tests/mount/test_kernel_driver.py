@@ -295,6 +295,17 @@ def test_a_first_mount_may_end_before_that_is_written(imgfs: Imgfs, image: str) 
     assert (at / "noise").read_bytes() == NOISE
 
 
+def test_of_a_daemon_that_ends_while_idle_it_is_written_then(imgfs: Imgfs, image: str) -> None:
+    imgfs.driver = "auto"
+    imgfs.umount(imgfs.mount(image, "--restart", "--exit-idle", "1000"))
+    assert not (imgfs.store / "erofs").exists(), "no process has begun"
+    at = imgfs.mount(image, "--restart", "--exit-idle", "1")
+    assert not is_erofs(at)
+    wait_until_written(imgfs)
+    imgfs.umount(at)
+    assert is_erofs(imgfs.mount(image))
+
+
 def test_a_pulled_image_is_mounted_by_the_kernel_at_once(imgfs: Imgfs, image: str) -> None:
     imgfs.ok("pull", "--quiet", image)
     imgfs.driver = "auto"
