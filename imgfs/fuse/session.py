@@ -54,7 +54,6 @@ _OFFERS = (
     | InitFlag.ATOMIC_O_TRUNC
     | InitFlag.EXPORT_SUPPORT
     | InitFlag.BIG_WRITES
-    | InitFlag.AUTO_INVAL_DATA
     | InitFlag.DO_READDIRPLUS
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
@@ -67,6 +66,7 @@ _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
 _SMALL = 4096  # bytes of an answer's body: to copy it costs less than to have the kernel take two buffers
+_ONCE = InitFlag.AUTO_INVAL_DATA  # was agreed to by earlier versions, and asks nothing of a daemon
 _NO_PAGES = -1  # in place of the offset of an invalidation: of the attributes alone
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class Session:
 
     ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and
     after a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
+
+    AUTO_INVAL_DATA is not: it is this kernel that makes all changes. It would drop what it has just written,
+    for the time of modification that has moved by it (fs/fuse/inode.c, fuse_change_attributes).
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Session:
         self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
         self.offers |= _ACLS if acls else 0
         self.offers |= 0 if writable or stands_below else _IDMAP
+        self.understood = self.offers | _ONCE
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.FORGET: _nothing,

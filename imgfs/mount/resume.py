@@ -151,7 +151,7 @@ class Succession:
 
     def check(self, session: Session) -> None:
         """Raise MountError if this process would not do what another has agreed to with the kernel."""
-        lacking = self.state.agreed & ~session.offers
+        lacking = self.state.agreed & ~session.understood
         if lacking:
             raise MountError(f"imgfs {__version__} does not do what the kernel was told (INIT: {lacking:#x})")
 

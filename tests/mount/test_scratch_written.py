@@ -7,17 +7,20 @@ import errno
 import mmap
 import os
 import shutil
+import signal
 import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support import tarmake as tar
 from tests.support.children import Child
-from tests.support.mounted import Account, Imgfs, drop_caches, gzipped, write_image
+from tests.support.mounted import Account, Imgfs, caches_kept, drop_caches, gzipped, write_image
+from tests.support.patience import allowed
 from tests.support.posix_places import by, fails
 
 pytestmark = [
@@ -305,7 +308,11 @@ class Asynchronous:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
-def test_what_has_been_written_past_the_cache_is_what_is_read(at: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--write-through",)], ids=["gathered", "through"])
+def test_what_has_been_written_past_the_cache_is_what_is_read(
+    imgfs: Imgfs, mount: Mount, options: tuple[str, ...]
+) -> None:
+    at = mount(*options)
     path, writes = at / "direct", Asynchronous()
     path.write_bytes(bytes(mmap.PAGESIZE))
     body = mmap.mmap(-1, mmap.PAGESIZE)
@@ -322,3 +329,27 @@ def test_what_has_been_written_past_the_cache_is_what_is_read(at: Path) -> None:
             writes.write(fd, body, lambda: os.pread(reader.fileno(), 100, 0))
             assert os.pread(reader.fileno(), 100, 0) == body[:100], number
     os.close(fd)
+    imgfs.umount(at)
+
+
+# -- what the kernel keeps of it
+
+
+@pytest.mark.parametrize("options", [(), ("--write-through",)], ids=["gathered", "through"])
+def test_what_was_written_is_read_back_without_the_daemon(
+    imgfs: Imgfs, mount: Mount, options: tuple[str, ...]
+) -> None:
+    at = mount(*options)
+    body = os.urandom(64 * mmap.PAGESIZE)  # of a page that is written in part the rest is asked for
+    with caches_kept(), (at / "new").open("wb+", buffering=0) as file:
+        file.write(body)
+        os.fsync(file.fileno())
+        os.fstat(file.fileno())  # with a time that has moved
+        os.kill(pid := imgfs.pid(at), signal.SIGSTOP)
+        reading = ThreadPoolExecutor(1)
+        try:
+            assert reading.submit(os.pread, file.fileno(), len(body), 0).result(allowed(10)) == body
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            reading.shutdown()
+    imgfs.umount(at)
