@@ -35,8 +35,8 @@ class IdleExit:
         elif time.monotonic() - self._since >= options.exit_idle:
             log.info("idle: %s", options.mountpoint)
             if options.driver == "auto":
-                from imgfs.mount.kernel import write_for_next
+                from imgfs.mount.erofs_ahead import write_while_idle
 
-                write_for_next(self._mount)
+                write_while_idle(self._mount)
             self._succession.rest()
             self._session.end()

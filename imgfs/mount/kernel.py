@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.operations import Operations
+from imgfs.mount.erofs_ahead import is_written, write_beside
 from imgfs.mount.resume import KernelMount, leave
 from imgfs.mount.serving import (
     EndSignals,
@@ -45,8 +46,7 @@ def served_by_kernel(mount: ServedMount) -> bool:
     """Mount by the kernel's own file systems and serve, as `options.driver` says; False if FUSE has to.
 
     To write the tree as EROFS takes longer than all else of a first mount: `auto` has it done beside that
-    one, which is by FUSE, for those to come; with `exit_idle` once nothing is asked of it (`write_for_next`).
-    What another process has mounted is served as that did it.
+    one, which is by FUSE, for those to come. What another process has mounted is served as that did it.
     """
     succession = mount.succession
     if succession and succession.is_taken_over:
@@ -56,10 +56,9 @@ def served_by_kernel(mount: ServedMount) -> bool:
     if mount.options.driver == "fuse":
         return False
     try:
-        if mount.options.driver == "auto" and not _is_written(mount):
+        if mount.options.driver == "auto" and not is_written(mount):
             log.info("by FUSE this time: what the kernel needs is written for the next")
-            if not mount.options.exit_idle:
-                _spawn_writer(mount)
+            write_beside(mount)
             return False
         _serve_by_kernel(mount)
     except ImgfsError as error:
@@ -68,30 +67,6 @@ def served_by_kernel(mount: ServedMount) -> bool:
         log.info("by FUSE, not by EROFS: %s", error)
         return False
     return True
-
-
-def write_for_next(mount: ServedMount) -> None:
-    """Have what the kernel needs written, if that is missing, for the mounts to come: this one is idle."""
-    with contextlib.suppress(ImgfsError):  # the next one reports it
-        if mount.options.driver == "auto" and not _is_written(mount):
-            _spawn_writer(mount)
-
-
-def _spawn_writer(mount: ServedMount) -> None:
-    from imgfs.kernel.erofs_image import sizes_of, spawn_writer
-
-    spawn_writer(mount.image.resolved.tree, sizes_of(mount.image), mount.store)
-
-
-def _is_written(mount: ServedMount) -> bool:
-    """Whether the tree is there as EROFS; raises ImgfsError if that would be of no use."""
-    from imgfs.kernel.driver import check_host, mount_attributes
-    from imgfs.kernel.erofs_image import has_image, sizes_of
-
-    check_host(owner=mount.options.owner)
-    mount_attributes(mount.options.fuse)
-    image = mount.image
-    return has_image(image.tree, image.resolved.tree, sizes_of(image), mount.store)
 
 
 def _serve_by_kernel(mount: ServedMount) -> None:
