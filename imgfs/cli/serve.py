@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _ROOM = 4096  # bytes for a command's words, as ps(1) shows them
 _LOADED = (
+    "encodings.ascii",
+    "encodings.idna",  # by which `socket` looks every host up
     "secrets",
     "imgfs.cli.container",
     "imgfs.cli.container_options",
@@ -37,6 +39,8 @@ _LOADED = (
     "imgfs.mount.daemon",
     "imgfs.mount.successor",
     "imgfs.metrics.endpoint",
+    "imgfs.registry.config.resolver",
+    "imgfs.registry.config.shortnames",
     "imgfs.predict.predictor",
 )
 

@@ -107,6 +107,32 @@ def test_a_parser_that_was_made_ahead_is_used_once(monkeypatch: pytest.MonkeyPat
     assert made == ["mount", "mount"]  # ahead, and for the second
 
 
+def test_what_a_served_mount_takes_is_loaded_before_it_is_asked_for(tmp_path: Path) -> None:
+    """What a forked process loads by itself takes time, and memory of its own. Nothing listens there."""
+    code = """\
+import sys
+from imgfs.cli import carry_out, serve
+serve.load()
+before = set(sys.modules)
+assert carry_out(["mount", "--store", sys.argv[1], "127.0.0.1:1/app", sys.argv[2]]) == 1
+print(*set(sys.modules) - before)
+"""
+    (tmp_path / "mnt").mkdir()
+    words = [sys.executable, "-c", code, str(tmp_path / "store"), str(tmp_path / "mnt")]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "no answer: Connection refused" in ran.stderr
+    assert ran.stdout.split() == []
+
+
+@pytest.mark.parametrize("line", ["--help", "version"])
+def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(line: str) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "imgfs", line], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (ran.returncode, ran.stderr) == (1, "imgfs: No space left on device\n")
+
+
 def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
     """Both go on from one process: what each would load by itself costs the processor twice."""
     code = """\
