@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SHARE = 80  # per cent of the disk: below where kubelet begins to remove images, and then evicts pods
 _LOOK = 10.0  # seconds between looks at the disk: as kubelet's
+_BEGINNING, _PAUSE = 5.0, 0.02  # seconds for a fork server to listen, and between looks
 _IDLE = "300"  # seconds without a request, after which a mount's daemon ends until the next
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,15 @@ def socket_path(address: str) -> Path:
 def fork_server(root: Path) -> Iterator[None]:
     """Have the mounts of this server's commands forked from an `imgfs serve` of its own, at ROOT/serve.sock.
 
-    The kernel ends that with this process; the mounts go on.
+    The kernel ends that with this process; the mounts go on. It is waited for: after a restart of the machine
+    an engine wants all its containers' mounts at once, and each would load by itself what they could share.
     """
     from imgfs import syscalls
     from imgfs.variables import SERVER, set_variables, variables
 
-    mine = {**variables(), SERVER: str(root / "serve.sock")}
+    address = root / "serve.sock"
+    address.unlink(missing_ok=True)  # of a server that was killed
+    mine = {**variables(), SERVER: str(address)}
     for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS"):  # what systemd has told this process alone
         mine.pop(name, None)
     server = subprocess.Popen(
@@ -72,6 +76,9 @@ def fork_server(root: Path) -> Iterator[None]:
     )
     set_variables({**variables(), SERVER: mine[SERVER]})
     try:
+        end = time.monotonic() + _BEGINNING
+        while not address.exists() and server.poll() is None and time.monotonic() < end:
+            time.sleep(_PAUSE)
         yield
     finally:
         server.terminate()

@@ -306,6 +306,7 @@ def test_a_killed_snapshotter_goes_on_without_the_registry(node: Node, pulled: s
         node.registry.close()
         try:
             node.serve()
+            assert (node.root / "serve.sock").is_socket(), "the first mount is forked from what all share"
             assert direct.all() == before
             until(lambda: is_answered(asking, old), "containerd has connected to it again")
             assert pod.exec(pod.run(node.image), "cat", "/etc/name").out == "top"
