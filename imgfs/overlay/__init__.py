@@ -5,6 +5,7 @@ acl           POSIX ACLs: inherited, followed by the mode
 xattrs        what overlayfs and fuse-overlayfs write beside the files
 upper         the upper directory, and the work directory beside it
 node          a file that has an upper half, and how it is reached
+ctimes        times of change as programs have seen them, although the disk has others
 lookup        what a name or an ino means; union: attributes and listings of what both show together
 copyup        giving a file of the image an upper half; copyup_data: its data, now or later
 ranges        parts of files: allocated, searched for data and holes, copied

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 _A_DAY = 86_400
-_CTIMES = 65_536  # files whose time of change is shown otherwise than the disk has it
 UPPER_INO = 1 << 48  # added to the ino that a new file has in the upper directory; the image's are below
 _OPEN = 512  # directories whose descriptors are kept at hand
 _KEPT_ON_THE_WAY = 64  # a deeper path's directories are not all kept: that would close what is in use
@@ -136,35 +135,6 @@ class UpperNode:
             if fd is not None:
                 os.close(fd)
         self.anchor = self.fd = None
-
-
-class ShownCtimes:
-    """Times of change that are shown otherwise than the disk has them, of the last files, while mounted.
-
-    On disk the time of change cannot be set, and it moves with all that imgfs does: copying up, and setting
-    the times of what a kernel that gathers writes has written before.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[int, int]] = {}  # by ino of the upper directory: on disk, shown
-
-    def shown(self, node: UpperNode, on_disk_ns: int) -> int:
-        """Return the time that is shown of a file: the disk's, if that has moved since `keep`."""
-        on_disk, shown = self._kept.get(node.upper_ino, (0, 0))
-        return shown if on_disk == on_disk_ns else on_disk_ns
-
-    def on_disk(self, node: UpperNode, shown_ns: int) -> int:
-        """Return the disk's time of a file of which `shown_ns` is shown now."""
-        on_disk, shown = self._kept.get(node.upper_ino, (0, 0))
-        return on_disk if shown == shown_ns else shown_ns
-
-    def keep(self, node: UpperNode, on_disk_ns: int, shown_ns: int) -> None:
-        """Have `shown_ns` be shown while the disk has `on_disk_ns`: until a program changes the file."""
-        self._kept.pop(node.upper_ino, None)
-        if on_disk_ns != shown_ns:
-            self._kept[node.upper_ino] = on_disk_ns, shown_ns
-        if len(self._kept) > _CTIMES:
-            del self._kept[next(iter(self._kept))]
 
 
 def is_access_old(found: os.stat_result, ctime_ns: int) -> bool:

@@ -39,6 +39,7 @@ from imgfs.overlay.node import At
 from imgfs.overlay.overlay import Overlay
 from imgfs.overlay.scratch_dir import (
     ASIDE,
+    CTIMES,
     DESCRIPTION,
     ENDING,
     LOCK,
@@ -48,7 +49,9 @@ from imgfs.overlay.scratch_dir import (
     opened_scratch_directory,
     overlayfs_over,
     read_base,
+    read_ctimes,
     write_base,
+    write_ctimes,
 )
 from imgfs.overlay.scratch_dir import ScratchBase as ScratchBase
 from imgfs.overlay.union import Union
@@ -155,11 +158,23 @@ class Scratch:
                 self._merge_index(tree, content, ino_of)
             with self._opened(tree, content, upper, is_mounted=is_mounted) as overlay:
                 overlay.union.outlives = inheritance is not None
-                yield overlay
-                set_use(ENDING)
-                if self.is_shared:
-                    complete(overlay)
-                upper.discard_open()
+                with self._showing_ctimes(overlay.union):
+                    yield overlay
+                    set_use(ENDING)
+                    if self.is_shared:
+                        complete(overlay)
+                    upper.discard_open()
+
+    @contextlib.contextmanager
+    def _showing_ctimes(self, union: Union) -> Iterator[None]:
+        """Have the times of change be those that the last mount has shown, and keep them for the next."""
+        if self.volatile:
+            yield
+            return
+        with opened_scratch_directory(self.directory) as fd:
+            union.ctimes = read_ctimes(self.directory, fd)
+            yield
+            write_ctimes(fd, union.ctimes)
 
     @contextlib.contextmanager
     def for_kernel(
@@ -310,7 +325,7 @@ class Scratch:
         left = (self.directory.glob(f"{begin}*") for begin in begins)
         for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
             remove_tree(part)
-        for name in (DESCRIPTION, LOCK):
+        for name in (DESCRIPTION, LOCK, CTIMES):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other files are kept there
             self.directory.rmdir()

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from imgfs.errors import ImgfsError, StoreError
 from imgfs.oci.descriptor import Digest
+from imgfs.overlay.ctimes import LARGEST, ShownCtimes
 from imgfs.owned.inheritance import LockInheritance
 from imgfs.owned.opening import (
     check_owned,
@@ -39,7 +40,7 @@ from imgfs.owned.opening import (
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION, LOCK = "scratch.json", "lock"
+DESCRIPTION, LOCK, CTIMES = "scratch.json", "lock", "ctimes"
 ENDING = "being completed after its unmounting"
 ASIDE = ".scratch.json-"  # begins the name of a description that is being written
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -126,6 +127,26 @@ def write_base(directory: Path, fd: int, base: ScratchBase) -> None:
         if not is_same or error.errno not in _FULL:
             raise
         log.info("%s stays as it is: %s", directory / DESCRIPTION, error.strerror)
+
+
+def read_ctimes(directory: Path, fd: int) -> ShownCtimes:
+    """Return the times of change that the last mount of a scratch has shown; `fd` is its directory."""
+    try:
+        return ShownCtimes.load(read_owned_file(directory / CTIMES, directory=fd, largest=LARGEST))
+    except (FileNotFoundError, StoreError):
+        return ShownCtimes()
+
+
+def write_ctimes(fd: int, ctimes: ShownCtimes) -> None:
+    """Keep them for the next; not on a full disk."""
+    aside = random_name(ASIDE)
+    with contextlib.suppress(OSError):
+        try:
+            with open(_new_file(aside, fd), "wb") as file:
+                file.write(ctimes.dump())
+            os.rename(aside, CTIMES, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError:
+            os.unlink(aside, dir_fd=fd)
 
 
 def _new_file(name: str, fd: int) -> int:

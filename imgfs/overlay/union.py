@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 
 from imgfs import syscalls
 from imgfs.layer.entry import DEFAULT_ACL
+from imgfs.overlay.ctimes import ShownCtimes
 from imgfs.overlay.lookup import File, UnionLookup
-from imgfs.overlay.node import At, ShownCtimes, UpperNode, error
+from imgfs.overlay.node import At, UpperNode, error
 from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.database import ROOT, Attributes, Node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -294,6 +295,35 @@ def test_without_an_inode_left_it_is_emptied_by_fuse(imgfs: Imgfs, tmp_path: Pat
         (at / "f0").unlink()
         until(lambda: touched(at / "new"), "the kernel has forgotten the file, and its inode is free")
         imgfs.umount(at)
+
+
+@pytest.mark.kernel
+def test_numbers_and_times_of_files_are_the_same_in_the_next_mount(imgfs: Imgfs, tmp_path: Path) -> None:
+    image = write_image(imgfs.directory / "layout", [gzipped(LAYER)])
+    at = imgfs.mount(image, "--driver", "fuse", "--scratch", f"{tmp_path}/scratch/")
+    for number in range(20):
+        with (at / f"new{number}").open("wb") as file:
+            file.write(b"new")  # is with the kernel still, with its time
+            file.flush()
+            time.sleep(0.005)
+    (at / "a").chmod(0o700)
+    seen = [numbered(path) for path in sorted(at.iterdir())]
+    imgfs.umount(at)
+    for changed in (0, 1):
+        at = imgfs.mount(image, "--driver", "fuse", "--scratch", f"{tmp_path}/scratch/")
+        again = [numbered(path) for path in sorted(at.iterdir())]
+        assert sum(a != b for a, b in zip(seen, again, strict=True)) == changed
+        (at / "new7").chmod(0o700)
+        imgfs.umount(at)
+    (tmp_path / "scratch/ctimes").write_bytes(b"cut off")
+    at = imgfs.mount(image, "--driver", "fuse", "--scratch", f"{tmp_path}/scratch/")
+    assert (at / "new1").read_bytes() == b"new"
+    imgfs.umount(at)
+
+
+def numbered(path: Path) -> tuple[str, int, int, int]:
+    found = path.lstat()
+    return path.name, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 @needs_root
