@@ -9,6 +9,7 @@
     works        what is done in them                        material    what they take
     editions     an image plain, indexed, with a profile of what it reads, as eStargz, with SOCI's index
     snapshotters a containerd with imgfs, overlayfs, stargz-snapshotter or SOCI
+    pods         a pod on it, by CRI
 
     A  first     first mounts, from nothing, beside the other tools
     B  warm      warm mounts up to a million entries          memory     the daemon's resident memory
@@ -22,9 +23,9 @@
     I  drivers   find, tar, git, grep, reads: imgfs by FUSE and by the kernel, beside overlayfs,
                  fuse-overlayfs and the unpacked directory; the daemons' CPU and memory
     J  looking   diff, waste, grep, cp and an archive's mount, beside fetching and unpacking whole images
-    K  node      containerd with imgfs, overlayfs, stargz-snapshotter and SOCI: from a pull to an application
-                 that answers, memory and CPU of many images. Go builds containerd; for the programs of the
-                 others see scripts/lab/go_programs.py
+    K  node      containerd with imgfs, overlayfs, stargz-snapshotter and SOCI: from a pull by CRI to an
+                 application that answers, memory and CPU of many images and containers. Go builds containerd
+                 and crictl; for the programs of the others see scripts/lab/go_programs.py
     L  models    a model file of 1 GB, not compressed, over a slow link: in sequence, and mapped at random
 
 Absolute times move from machine to machine: the ratios are what to compare.

@@ -28,7 +28,7 @@ from scripts.benchmark.node import costs, readiness
 from scripts.benchmark.reading import reading
 from scripts.benchmark.report import Table, write_json
 from scripts.benchmark.scratch import scratch
-from scripts.benchmark.stage import APPLICATIONS, SHAPED, SPEEDS, Stage, say
+from scripts.benchmark.stage import APPLICATIONS, SPEEDS, Stage, say
 from scripts.benchmark.tools import PEERS
 from scripts.benchmark.warm import beside_podman, warm_mounts
 from scripts.lab.recipes import RecipeError
@@ -39,7 +39,7 @@ USUAL_APPLICATIONS, USUAL_LINKS = ("python-app", "node-app"), ("loopback", "shap
 ALL_APPLICATIONS = [name for name in APPLICATIONS if name != "torch"]  # 3 GB: only if it is asked for
 SLOW_LINKS = ("shaped", "gigabit")  # of groups G and L; the first, of group H
 SIZES = (10_000, 100_000, 1_000_000)
-IMAGES, CONTAINERS = (1, 10, 60), 30  # of group K: so many images, then so many containers more of one
+IMAGES, CONTAINERS = (1, 10, 60), 100  # of group K: so many images, then so many containers more of one
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--links",
         type=some_of(SPEEDS),
         help=_listed(SPEEDS)
-        + " (default: the slow ones for G, L; else two); H takes one, the first or shaped",
+        + " (default: the slow ones for G, L; else two); H and K take one, the first or shaped",
     )
     add("--peers", type=some_of(PEERS), default=list(PEERS), help=_listed(PEERS) + "; '' for none")
     add("--mount-options", type=shlex.split, default=[], metavar="WORDS", help="for every `imgfs mount`")
@@ -166,7 +166,7 @@ def _tables(asked: argparse.Namespace, stage: Stage) -> Iterable[Table]:
         "H": containers(stage, asked.apps or ALL_APPLICATIONS, slow[0]),
         "I": drivers(stage, names),
         "K": itertools.chain(
-            readiness(stage, names, SHAPED), costs(stage, IMAGES[: 2 if asked.quick else 3], CONTAINERS)
+            readiness(stage, names, slow[0]), costs(stage, IMAGES[: 2 if asked.quick else 3], CONTAINERS)
         ),
         "J": looking(stage, asked.sizes[:2][-1], names[0]),
         "L": models(stage, slow),

@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, cpu_with_children
 from scripts.benchmark.editions import Place
 from scripts.benchmark.memory import memory_of
+from scripts.benchmark.pods import Pod
 from scripts.benchmark.report import Table, ratio
 from scripts.benchmark.snapshotters import APART, OVERLAYFS, SNAPSHOTTERS, Node, Snapshotter, await_answer
 from scripts.benchmark.stage import Application, Speed, Stage, say
 from scripts.lab.link import Link
-from scripts.lab.recipes import one_of_many
-from scripts.lab.registry import free_port
+from scripts.lab.recipes import pause, shelf
+from scripts.lab.registry import RegistryFailed, free_port
+from scripts.lab.shelf import take_apart
 
 READY = (
     *("snapshotter", "pulled s", "ready s", "ready / overlayfs"),
     *("MB to ready", "requests", "CPU s", "PSS MiB"),
 )
-COSTS = ("snapshotter", "images", "containers", "PSS MiB", "CPU s", "s")
+COSTS = ("snapshotter", "images", "containers", "which", "PSS MiB", "CPU s", "s")
 OF_PEERS, NO_INDEX = 1.0, 1.5  # times the best other snapshotter, with an index beside the image and without
+PATIENCE = 400.0  # seconds for mounts to be idle, which they are after 300 without a request
 SERVER = """
 const app = require('/app/node_modules/express')()
 app.get('/', (request, response) => response.send('hello'))
@@ -78,25 +82,30 @@ def _published(
 def _get_ready(
     stage: Stage, application: Application, way: Snapshotter, place: Place, link: Link
 ) -> Readiness:
-    reference = stage.seen_through(link, *place)
-    with Node(stage.scratch / "node", stage.programs, way) as node:
+    reference, at = stage.seen_through(link, *place), stage.scratch / "node"
+    with (
+        Node(at, stage.programs, way, stage.reference(pause(stage.images))) as node,
+        Pod(node, stage.programs, at / "pod") as pod,
+    ):
         stage.cool(application.image, place.repository)
         before, used, began = link.traffic(), _cpu(node), time.perf_counter()
-        node.pull(reference)
+        pod.pull(reference)
         pulled = time.perf_counter() - began
-        _use(node, application, reference)
+        _use(pod, application, reference)
         ready, crossed = time.perf_counter() - began, link.traffic() - before
         effort = _cpu(node) - used
         return Readiness(pulled, ready, crossed.fetched / 1e6, crossed.requests, effort, _pss(node))
 
 
-def _use(node: Node, application: Application, reference: str) -> None:
-    """Start the application, and wait until it answers, or has ended if it is no server."""
+def _use(pod: Pod, application: Application, reference: str) -> None:
+    """Start the application, and wait until it answers, or says that it has imported what it needs."""
     if application.name != "node-app":
-        node.run(reference, application.start)
+        *python, program = application.start
+        pod.start(reference, "program", [*python, f"{program}; print('ready', flush=True)"])
+        pod.await_word("program", "ready")
         return
     port = free_port()
-    node.start(reference, "server", ["node", "-e", SERVER.format(port=port)])
+    pod.start(reference, "server", ["node", "-e", SERVER.format(port=port)])
     await_answer(port)
 
 
@@ -120,48 +129,71 @@ def tell(table: Table, found: dict[str, list[Readiness]]) -> None:
 def costs(stage: Stage, images: Sequence[int], containers: int) -> Iterator[Table]:
     """Measure what serves so many images, each with a container, and then many containers of one of them."""
     table = Table("K. containerd: what a node pays, beside the containers themselves", COSTS)
+    table.notes.append("an image: busybox and 10,000 tiny files in a layer that all share, 100 in its own")
     for way in APART:
         try:
             say(f"K costs: publishing {max(images)} images for {way.name}")
-            places = [way.publish(stage, _one_of_many(stage, number)) for number in range(max(images))]
-            references = [stage.seen_through(None, *place) for place in places]
+            references = _publish_many(stage, way, max(images))
             with Node(stage.scratch / "node", stage.programs, way) as node:
                 for row in _grow(node, references, images, containers):
                     say(f"K costs: {way.name}: {row[0]} images, {row[1]} containers")
                     table.add(way.name, *row)
-        except CommandFailed as failed:
+        except (CommandFailed, RegistryFailed) as failed:
             table.notes.append(f"{way.name}: {failed}")
     yield table
 
 
-def _one_of_many(stage: Stage, number: int) -> Application:
-    image = one_of_many(stage.images, number)
-    return Application(image.layout.name, image, ("true",), "", "")
+def _publish_many(stage: Stage, way: Snapshotter, count: int) -> list[str]:
+    """Publish so many images for a snapshotter, unless a run before this one has; their names."""
+    image = shelf(stage.images, count)
+    repository, tag = way.publish(stage, Application(image.layout.name, image, ("true",), "", ""))
+    tags = [f"{tag}-{number}" for number in range(count)]
+    if not stage.holds(repository, tags[-1]):
+        with stage.repository(repository) as opened:
+            take_apart(opened, tag, tags)
+    return [stage.seen_through(None, repository, tag) for tag in tags]
 
 
 def _grow(
     node: Node, references: Sequence[str], images: Sequence[int], containers: int
-) -> Iterator[tuple[int, int, float, float, float]]:
-    """Yield images, containers, PSS, CPU and seconds, each counted from the row before."""
-    started = 0
+) -> Iterator[tuple[int, int, str, float, float, float]]:
+    """Yield images, containers, what these do, PSS, CPU and seconds, the last two from the row before."""
+    have = started = 0
 
-    def row(count: int) -> tuple[int, int, float, float, float]:
-        return count, started, _pss(node), _cpu(node) - used, time.perf_counter() - began
+    def start(reference: str) -> None:
+        nonlocal started
+        node.start(reference, f"c{started}", ["sleep", "1000000"])
+        started += 1
 
-    have = 0
-    for count in images:
+    def measured(does: str, work: Callable[[], None]) -> tuple[int, int, str, float, float, float]:
         used, began = _cpu(node), time.perf_counter()
+        work()
+        taken = time.perf_counter() - began
+        return have, started, does, _pss(node), _cpu(node) - used, taken
+
+    def grow(count: int) -> None:
+        nonlocal have
         for reference in references[have:count]:
             node.pull(reference)
-            node.start(reference, f"c{started}", ["sleep", "1000000"])
-            started += 1
+            start(reference)
         have = count
-        yield row(count)
-    used, began = _cpu(node), time.perf_counter()
-    for _ in range(containers):
-        node.start(references[0], f"c{started}", ["sleep", "1000000"])
-        started += 1
-    yield row(have)
+
+    def more() -> None:
+        for _ in range(containers):
+            start(references[0])
+
+    for count in images:
+        yield measured("started", partial(grow, count))
+    yield measured("started", more)
+    if node.is_imgfs:  # whose daemons end
+        yield measured("idle", partial(_await_rest, node, have))
+
+
+def _await_rest(node: Node, mounts: int) -> None:
+    """Wait until the daemons of so many mounts have ended, as nothing is asked of them."""
+    ends, awake = time.monotonic() + PATIENCE, len(node.processes())
+    while len(node.processes()) > awake - mounts and time.monotonic() < ends:
+        time.sleep(1)
 
 
 def _pss(node: Node) -> float:

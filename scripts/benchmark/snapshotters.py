@@ -23,11 +23,19 @@ from scripts.benchmark.editions import Place, estargz, indexed, plain, profiled,
 from scripts.benchmark.stage import Application, Stage
 from scripts.benchmark.tools import end, having, unmount_below
 from scripts.lab.containerd import Containerd, answers
-from scripts.lab.go_programs import containerd_programs, program
+from scripts.lab.go_programs import node_programs, program
 from scripts.lab.recipes import RecipeError
 
 PATIENCE = 60.0  # seconds for an application to answer
 OWN = "overlayfs"
+KUBELETS = """
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "{plugin}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+"""
 OVERLAYFS = "containerd's overlayfs"
 PROXY = """
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
@@ -90,10 +98,14 @@ APART = (SNAPSHOTTERS[0], *SNAPSHOTTERS[3:])  # whose mounts are not served in t
 
 
 class Node:
-    """A containerd and a snapshotter that keep all in the directory `place`, while a `with` block lasts."""
+    """A containerd and a snapshotter that keep all in the directory `place`, while a `with` block lasts.
 
-    def __init__(self, place: Path, programs: Path, snapshotter: Snapshotter) -> None:
+    containerd answers kubelet, too, if told of an image `pause`.
+    """
+
+    def __init__(self, place: Path, programs: Path, snapshotter: Snapshotter, pause: str = "") -> None:
         self._place, self._programs, self._snapshotter = place, programs, snapshotter
+        self._pause = pause
         self._plugin = OWN if snapshotter.command is None else "lazy"
         self._mark = f"IMGFS_BENCH_NODE={place}"
         self._stack = ExitStack()
@@ -110,9 +122,11 @@ class Node:
                     stack.callback(unmount_below, self._place)
                     self._serve(self._snapshotter.command)
                     stack.callback(self._stop)
-                programs = containerd_programs(self._programs)
-                more = PROXY.format(socket=self._socket, root=self.kept) if self._serving else ""
-                self._containerd = stack.enter_context(Containerd(self._place / "c", programs, more))
+                programs = node_programs(self._programs)
+                containerd = Containerd(
+                    self._place / "c", programs, self._configuration(), has_cri=bool(self._pause)
+                )
+                self._containerd = stack.enter_context(containerd)
             except RecipeError as failed:
                 raise CommandFailed(str(failed)) from failed
             stack.callback(self.remove_containers)
@@ -171,6 +185,15 @@ class Node:
         return [self._containerd.pid, *(having(self._mark) if self._serving else [])]
 
     @property
+    def is_imgfs(self) -> bool:
+        return self._snapshotter.name.startswith("imgfs")
+
+    @property
+    def containerd(self) -> Path:
+        """containerd's socket."""
+        return self._containerd.socket
+
+    @property
     def _run(self) -> tuple[str, ...]:
         return "run", "--snapshotter", self._plugin, "--net-host"
 
@@ -188,6 +211,10 @@ class Node:
     @property
     def _socket(self) -> Path:
         return self._place / "s.sock"
+
+    def _configuration(self) -> str:
+        proxy = PROXY.format(socket=self._socket, root=self.kept) if self._serving else ""
+        return proxy + (KUBELETS.format(plugin=self._plugin, pause=self._pause) if self._pause else "")
 
     def _serve(self, command: Callable[[Path, Path, Path], Command]) -> None:
         name, _, value = self._mark.partition("=")

@@ -17,7 +17,7 @@ from scripts.benchmark.tools import PEERS, Forgets, Imgfs, PodmanRun, Tool, unmo
 from scripts.lab import recipes
 from scripts.lab.layout import Image
 from scripts.lab.link import Link
-from scripts.lab.registry import Registry
+from scripts.lab.registry import Registry, Repository
 from scripts.lab.torch import ml_app, torch_cuda
 
 
@@ -156,6 +156,10 @@ class Stage:
     def holds(self, repository: str, tag: str) -> bool:
         """Say whether the registry holds something of that name."""
         return self._registry.holds(repository, tag)
+
+    def repository(self, name: str) -> Repository:
+        """Open a repository of the registry, for documents."""
+        return Repository(self._registry.host, name)
 
     def cool(self, image: Image, repository: str = "") -> None:
         """Drop the page cache, but for the image in the registry: that has its own machine and memory."""

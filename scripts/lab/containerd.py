@@ -14,8 +14,9 @@ from types import TracebackType
 from scripts.lab.recipes import RecipeError, run
 
 PATIENCE = 20.0  # seconds for the daemon to answer
+CRI = "grpc.v1.cri"
 NOT_WANTED = (
-    *("grpc.v1.cri", "internal.v1.opt", "internal.v1.tracing", "tracing.processor.v1.otlp"),
+    *(CRI, "internal.v1.opt", "internal.v1.tracing", "tracing.processor.v1.otlp"),
     *(f"snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs")),
 )
 CONFIG = """version = 2
@@ -32,19 +33,22 @@ address = "{place}/ttrpc.sock"
 class Containerd:
     """A containerd that keeps everything in the directory `place`, while its `with` block lasts.
 
-    It is the one in the PATH, or that in the directory `programs`, with `more` of configuration. RecipeError
-    if it is not installed or does not start.
+    It is the one in the PATH, or that in the directory `programs`, with `more` of configuration, and answers
+    kubelet (CRI) if told. RecipeError if it is not installed or does not start.
     """
 
-    def __init__(self, place: Path, programs: Path | None = None, more: str = "") -> None:
+    def __init__(
+        self, place: Path, programs: Path | None = None, more: str = "", *, has_cri: bool = False
+    ) -> None:
         self._place, self._programs, self._more = place, programs, more
+        self._not_wanted = [name for name in NOT_WANTED if not (has_cri and name == CRI)]
         self.socket = place / "containerd.sock"
         self._stack = ExitStack()
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Containerd:
         self._place.mkdir(parents=True, exist_ok=True)
-        disabled = json.dumps([f"io.containerd.{name}" for name in NOT_WANTED])
+        disabled = json.dumps([f"io.containerd.{name}" for name in self._not_wanted])
         text = CONFIG.format(place=self._place, disabled=disabled) + self._more
         (self._place / "config.toml").write_text(text)
         with ExitStack() as stack:

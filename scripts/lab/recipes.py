@@ -214,15 +214,41 @@ def one_of_many(cache: Path, number: int) -> Image:
     base = cached_image(cache, "many-base", _build_shared)
 
     def build(layout: Path) -> Image:
-        with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
-            content = Path(scratch) / "content"
-            content.write_text(own_text(number))
-            files = _synthetic_members(2_000, content)
-            own = ((_moved(info, "own"), body) for info, body in files)
-            layers = [copied_layer(base, layout), pack_members(layout, [(directory("own"), None), *own])]
+        layers = [copied_layer(base, layout), _pack_own(layout, number, 2_000)]
         return write_image(layout, "latest", layers, ["sleep", "infinity"])
 
     return cached_image(cache, f"many-{number}", build)
+
+
+def shelf(cache: Path, count: int) -> Image:
+    """Build many images as one: the layer that they share, above it of each one of its own, 100 files.
+
+    It is converted, or indexed, as one, and taken apart in the registry (scripts/lab/shelf.py).
+    """
+    base = cached_image(cache, "many-base", _build_shared)
+
+    def build(layout: Path) -> Image:
+        own = [_pack_own(layout, number, 100) for number in range(count)]
+        return write_image(layout, "latest", [copied_layer(base, layout), *own], ["sleep", "infinity"])
+
+    return cached_image(cache, f"shelf-{count}", build)
+
+
+def pause(cache: Path) -> Image:
+    """Build what runs in a pod before its containers do: busybox, which sleeps."""
+
+    def build(layout: Path) -> Image:
+        return write_image(layout, "latest", [pack_members(layout, _busybox())], ["sleep", "infinity"])
+
+    return cached_image(cache, "pause", build)
+
+
+def _pack_own(layout: Path, number: int, files: int) -> Layer:
+    with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
+        content = Path(scratch) / "content"
+        content.write_text(own_text(number))
+        own = ((_moved(info, "own"), body) for info, body in _synthetic_members(files, content))
+        return pack_members(layout, [(directory("own"), None), *own])
 
 
 def own_text(number: int) -> str:
@@ -235,18 +261,20 @@ def shared_text() -> str:
     return "0123456789abcdef"
 
 
-def _build_shared(layout: Path) -> Image:
+def _busybox() -> list[Member]:
     busybox = shutil.which("busybox")
     if busybox is None:
         raise RecipeError("busybox is not installed")
+    program = (regular("bin/busybox", Path(busybox).stat().st_size, 0o755), Path(busybox))
+    return [(directory("bin"), None), program, (symlink("bin/sleep", "busybox"), None)]
+
+
+def _build_shared(layout: Path) -> Image:
     with tempfile.TemporaryDirectory(prefix="imgfs-many-") as scratch:
         content = Path(scratch) / "content"
         content.write_text(shared_text())
-        program = (regular("bin/busybox", Path(busybox).stat().st_size, 0o755), Path(busybox))
-        head = [(directory("bin"), None), program, (symlink("bin/sleep", "busybox"), None)]
-        return write_image(
-            layout, "latest", [pack_members(layout, [*head, *_synthetic_members(10_000, content)])]
-        )
+        members = [*_busybox(), *_synthetic_members(10_000, content)]
+        return write_image(layout, "latest", [pack_members(layout, members)])
 
 
 def _moved(info: tarfile.TarInfo, at: str) -> tarfile.TarInfo:

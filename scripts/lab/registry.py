@@ -8,7 +8,9 @@ As a program, for the quickstart:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
+import json
 import shutil
 import socket
 import subprocess
@@ -17,9 +19,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 
 from scripts.lab.layout import MANIFEST, Image, open_image
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+Document = dict[str, Any]  # JSON
 
 CONFIG = """version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -147,8 +153,65 @@ def push(image: Image, host: str, repository: str) -> str:
     return f"{host}/{repository}:{image.tag}"
 
 
+@dataclass
+class Repository:
+    """Documents of a repository in the plain-http registry `host`; RegistryFailed if it refuses."""
+
+    host: str
+    name: str
+
+    def __enter__(self) -> Repository:
+        self._connection = http.client.HTTPConnection(self.host, timeout=300)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def manifest(self, reference: str) -> Document:
+        """Read the manifest, or the image index, that a tag or a digest names."""
+        accepted = {"Accept": f"{MANIFEST}, {INDEX}, application/vnd.docker.distribution.manifest.v2+json"}
+        return self._read(f"manifests/{reference}", accepted)
+
+    def blob(self, digest: str) -> Document:
+        """Read a blob that is a document, like an image's config."""
+        return self._read(f"blobs/{digest}", {})
+
+    def put_blob(self, document: Document) -> Document:
+        """Upload a document as a blob; the digest and the size by which it is described."""
+        data, found = _packed(document)
+        _upload_blob(self._connection, self.name, found["digest"], data, len(data))
+        return found
+
+    def put_manifest(self, document: Document, tag: str = "") -> Document:
+        """Put a manifest, or an image index, as a tag or by its digest alone; how it is described."""
+        data, found = _packed(document)
+        place = f"/v2/{self.name}/manifests/{tag or found['digest']}"
+        _expect(self._connection, 201, "PUT", place, data, {"Content-Type": document["mediaType"]})
+        return {"mediaType": document["mediaType"], **found}
+
+    def _read(self, place: str, headers: dict[str, str]) -> Document:
+        self._connection.request("GET", f"/v2/{self.name}/{place}", None, headers)
+        answer = self._connection.getresponse()
+        said = answer.read()
+        if answer.status != 200:
+            raise RegistryFailed(f"GET {self.name}/{place}: {answer.status} {said[:500]!r}")
+        found: Document = json.loads(said)
+        return found
+
+
+def _packed(document: Document) -> tuple[bytes, Document]:
+    data = json.dumps(document, separators=(",", ":")).encode()
+    return data, {"digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
+
+
 def _push_blob(connection: http.client.HTTPConnection, repository: str, path: Path) -> None:
-    digest = f"sha256:{path.name}"
+    with path.open("rb") as stream:
+        _upload_blob(connection, repository, f"sha256:{path.name}", stream, path.stat().st_size)
+
+
+def _upload_blob(
+    connection: http.client.HTTPConnection, repository: str, digest: str, body: object, size: int
+) -> None:
     connection.request("HEAD", f"/v2/{repository}/blobs/{digest}")
     found = connection.getresponse()
     found.read()
@@ -157,9 +220,8 @@ def _push_blob(connection: http.client.HTTPConnection, repository: str, path: Pa
     started = _expect(connection, 202, "POST", f"/v2/{repository}/blobs/uploads/")
     upload = urlsplit(started["Location"])
     query = f"{upload.query}&digest={digest}" if upload.query else f"digest={digest}"
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
-    with path.open("rb") as stream:
-        _expect(connection, 201, "PUT", f"{upload.path}?{query}", stream, headers)
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+    _expect(connection, 201, "PUT", f"{upload.path}?{query}", body, headers)
 
 
 def _expect(

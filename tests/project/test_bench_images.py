@@ -30,7 +30,8 @@ from scripts.benchmark.stage import APPLICATIONS
 from scripts.benchmark.tools import PodmanRun, end, having
 from scripts.lab import layout, recipes
 from scripts.lab.containerd import Containerd
-from scripts.lab.registry import Registry
+from scripts.lab.registry import INDEX, Document, Registry, Repository
+from scripts.lab.shelf import SOCI_INDEX, SOCI_LAYER, SOCI_MANIFEST, take_apart
 from scripts.lab.torch import PIECE, WEIGHT_DEVIATION, leave_out_cuda, stub, weights
 from tests.support.mounted import until
 from tests.support.patience import allowed
@@ -121,6 +122,42 @@ def test_a_registry_tells_where_an_image_lies(tmp_path: Path) -> None:
         assert not registry.holds("ns/small", "v2")
         held = {path.parent.name for path in registry.blobs("ns/small")}
     assert held == {path.name for path in (image.layout / "blobs/sha256").iterdir()}
+
+
+def indexed(repository: Repository, image: Document, layers: list[str]) -> Document:
+    """Put what SOCI makes of an image: an index of it and of its layers' zTOCs, which may be any blobs."""
+    zones = [{"annotations": {SOCI_LAYER: one}, **repository.put_blob({"zone": one})} for one in layers]
+    index = {**image, "config": repository.put_blob({}), "layers": zones}
+    beside = {**repository.put_manifest(index), "annotations": {SOCI_MANIFEST: "sha256:0"}}
+    manifests = [repository.put_manifest(image), beside]
+    return {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+
+
+@pytest.mark.parts
+@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="no docker-registry")
+def test_many_images_are_one_that_is_taken_apart(tmp_path: Path) -> None:
+    def build(at: Path) -> layout.Image:
+        return layout.write_image(at, "v1", [recipes.pack_files(at, {name: name}) for name in "abc"])
+
+    image = layout.cached_image(tmp_path, "shelf", build)
+    digests = [layer.digest for layer in image.layers]
+    with Registry(tmp_path / "registry") as registry, Repository(registry.host, "shelf") as repository:
+        registry.push(image, "shelf")
+        take_apart(repository, "v1", ["one", "two"])
+        repository.put_manifest(indexed(repository, repository.manifest("v1"), digests), "soci")
+        take_apart(repository, "soci", ["soci-one", "soci-two"])
+        for number, name in enumerate(["one", "two"], 1):
+            own = repository.manifest(name)
+            assert [layer["digest"] for layer in own["layers"]] == [digests[0], digests[number]]
+            ids = repository.blob(own["config"]["digest"])["rootfs"]["diff_ids"]
+            assert ids == [image.layers[0].diff_id, image.layers[number].diff_id]
+            described, beside = repository.manifest(f"soci-{name}")["manifests"]
+            annotated, zones = map(repository.manifest, (described["digest"], beside["digest"]))
+            assert {**annotated, "annotations": None} == {**own, "annotations": None}
+            assert annotated["annotations"] == {SOCI_INDEX: beside["digest"]}
+            assert beside["annotations"] == {SOCI_MANIFEST: described["digest"]}
+            about = [zone["annotations"][SOCI_LAYER] for zone in zones["layers"]]
+            assert about == [digests[0], digests[number]]
 
 
 def test_a_containerd_that_is_not_installed_is_said_in_one_line(
