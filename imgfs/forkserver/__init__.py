@@ -15,6 +15,8 @@ server      listens, forks, notices the end
 companions  other processes that live as long as the server
 
     client ──── connect, request, descriptors 0, 1, 2 and of the directory ───► forked process
+           ◄─── PROVE: what a confined process cannot read ─────────────────────
+           ──── that ──────────────────────────────────────────────────────────►
            ◄─── ACCEPTED and its pid, or REFUSED and why ──────────────────────
            ◄─── the exit code (EXIT) ──────────────────────────────────────────
 

@@ -61,7 +61,7 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
     import _socket
     from array import array
 
-    from imgfs.forkserver.request import ACCEPTED, WORD, CommandRequest, streams_of_this_process
+    from imgfs.forkserver.request import ACCEPTED, PROVE, WORD, CommandRequest, streams_of_this_process
 
     try:
         directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,7 +72,11 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
         body, passed = request.encode(), array("i", [0, 1, 2, directory])
         connection.sendmsg([body[:WORD]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
         connection.sendall(body[WORD:])
-        if connection.recv(1) != ACCEPTED:
+        answer = connection.recv(1)
+        if answer == PROVE and (secret := _proof(_read(connection, 2 * WORD))):
+            connection.sendall(secret)
+            answer = connection.recv(1)
+        if answer != ACCEPTED:
             return None
         connection.settimeout(None)
         said = _read(connection, WORD)
@@ -81,6 +85,24 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
         return None
     finally:
         os.close(directory)
+
+
+def _proof(place: bytes) -> bytes:
+    """Return the secret in a process of the server's, by its pid and number; nothing if it is none.
+
+    Raises OSError if this process is confined and may not.
+    """
+    from imgfs.forkserver.request import SECRET, SECRET_NAME, WORD
+
+    pid, number = (int.from_bytes(place[at : at + WORD], "little") for at in (0, WORD))
+    path = f"/proc/{pid}/fd/{number}"
+    if not os.readlink(path).startswith(f"/memfd:{SECRET_NAME}"):
+        return b""
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(opened, SECRET)
+    finally:
+        os.close(opened)
 
 
 def _wait(connection: socket, pid: int) -> int:

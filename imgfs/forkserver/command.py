@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 from imgfs import syscalls
 from imgfs.forkserver.caller import Differs, check_likeness, take_over
-from imgfs.forkserver.request import ACCEPTED, LARGEST, PASSED, REFUSED, WORD, CommandRequest
+from imgfs.forkserver.request import (
+    ACCEPTED,
+    LARGEST,
+    PASSED,
+    PROVE,
+    REFUSED,
+    SECRET,
+    SECRET_NAME,
+    WORD,
+    CommandRequest,
+)
 from imgfs.quoting import printable
 from imgfs.variables import set_variables
 
@@ -51,6 +61,7 @@ def carry_out(connection: socket.socket, commands: Commands, is_current: Callabl
             _refuse(connection, pid, "another imgfs has been installed")
             return False
         check_likeness(pid)
+        _check_sight(connection)
         take_over(pid, whole_cgroup=commands.is_bound(request.words))
         if select.select([alive], [], [], 0)[0]:
             return True  # the client has ended: what was read by its pid may be of another process
@@ -94,6 +105,23 @@ def _receive(connection: socket.socket) -> tuple[CommandRequest, list[int]]:
             raise ValueError("it is cut off")
         body += more
     return CommandRequest.decode(bytes(body)), passed
+
+
+def _check_sight(connection: socket.socket) -> None:
+    """Have the client read what only a process that this one is open to can; raises Differs if it does not.
+
+    Of Landlock /proc says nothing, and root needs no `no_new_privs` for it. But a process may look into no
+    other that is not confined as it is (landlock(7), "Ptrace restrictions").
+    """
+    secret = os.urandom(SECRET)
+    number = os.memfd_create(SECRET_NAME)
+    try:
+        os.write(number, secret)
+        connection.sendall(PROVE + b"".join(each.to_bytes(WORD, "little") for each in (os.getpid(), number)))
+        if connection.recv(SECRET, socket.MSG_WAITALL) != secret:
+            raise Differs("it may not look into this process: confined, as by landlock(7)")
+    finally:
+        os.close(number)
 
 
 def _refuse(connection: socket.socket, pid: int, reason: str) -> None:

@@ -13,6 +13,8 @@ from imgfs import __path__ as _package
 from imgfs import __version__
 
 ACCEPTED, REFUSED = b"y", b"n"
+PROVE = b"p"  # what is open in the server's process, a pid and a number, is to be read and sent back
+SECRET, SECRET_NAME = 16, "imgfs-secret"  # bytes of that, and what the memory with it is called
 WORD = 4  # bytes of a length, a pid, an exit code; little-endian, as all of Linux's machines here
 LARGEST = 8 << 20  # bytes; the kernel lets a program have 6 MiB of words and variables at most (execve(2))
 PASSED = 4  # descriptors: standard input, output and error, and the directory

@@ -74,6 +74,27 @@ def test_a_command_that_is_not_like_the_server_does_all_of_it_by_itself(server: 
     server.imgfs.umount(at)
 
 
+CONFINED = """
+import ctypes, os, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+rules = call(444, (ctypes.c_uint64 * 1)(1 << 12), 8, 0)  # landlock_create_ruleset: no device files are made
+if rules < 0 or call(446, rules, 0):  # landlock_restrict_self
+    sys.exit(77)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users need no_new_privs for Landlock")
+def test_what_landlock_forbids_root_the_server_does_not_do_instead(server: Server, image: str) -> None:
+    """Of this confinement /proc tells nothing; one of its rules is that nothing is mounted."""
+    server.imgfs.expected.append(" ERROR imgfs.daemonize: .*: fusermount3: failed to access")
+    at = server.imgfs.mountpoint()
+    mount = "-m", "imgfs", "mount", "--driver", "fuse", image, at
+    assert server.imgfs.program(sys.executable, "-c", CONFINED, *mount).code == 1
+    assert server.said("is not served: it may not look into this process") == 1
+    assert not os.path.ismount(at)
+
+
 def test_errors_and_exit_codes_are_the_commands(server: Server) -> None:
     at = server.imgfs.mountpoint()
     closed = 'exec "$@" <&-'
