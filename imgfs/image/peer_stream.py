@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 
 from imgfs.content.storing import split
@@ -37,7 +37,8 @@ from imgfs.transport.source import Source
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 64 << 20  # flat bytes of the spans that are planned at once
+_AHEAD = 64 << 20  # flat bytes of the spans that are planned at once,
+_SPANS_AHEAD = 1024  # and how many at most: by a peer's word they may be of a byte each
 _REQUEST = 8 << 20  # bytes of the blob in one request to the registry
 _LEAST_PART = 2  # one of so many flat bytes is with peers, or the registry streams the blob
 
@@ -137,13 +138,9 @@ class PeerStream:
 
     def _wanted(self) -> list[tuple[int, int]]:
         """Return the ranges of the next spans; the first one's begins at the next byte."""
-        first = self._told.cut[self._number]
-        ranges = [(self._at, first.flat_end)]
-        for span in islice(self._told.cut, self._number + 1, None):
-            if span.flat_end - self._at > _AHEAD:
-                break
-            ranges.append((span.flat_start, span.flat_end))
-        return ranges
+        first, *others = self._told.cut[self._number : self._number + _SPANS_AHEAD]
+        ahead = takewhile(lambda span: span.flat_end - self._at <= _AHEAD, others)
+        return [(self._at, first.flat_end), *((span.flat_start, span.flat_end) for span in ahead)]
 
     def _from_peer(self, read: PeerRead) -> Iterator[bytes]:
         """Yield what a peer sends of one read: what it does not, is the next one's."""
@@ -164,7 +161,7 @@ class PeerStream:
     def _from_registry(self, count: int) -> Iterator[bytes]:
         """Yield the bytes of `count` spans, or of as many as are one request, from the blob."""
         spans = [self._told.cut[self._number]]
-        for span in islice(self._told.cut, self._number + 1, self._number + count):
+        for span in self._told.cut[self._number + 1 : self._number + count]:
             if span.end - spans[0].start > _REQUEST:
                 break
             spans.append(span)

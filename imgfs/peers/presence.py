@@ -110,7 +110,8 @@ def _run(ranges: Sequence[tuple[int, int]], first: int, presence: Presence) -> i
     if not presence.has(start, end):
         return 0
     count = 1
-    for after_start, after_end in ranges[first + 1 :]:
+    for number in range(first + 1, len(ranges)):  # no slice: it would be one of all for each range
+        after_start, after_end = ranges[number]
         if after_start - end > _NEAR or after_end - start > _LARGEST or not presence.has(start, after_end):
             break
         end = after_end

@@ -133,3 +133,18 @@ def test_a_peer_beyond_this_machine_has_tls() -> None:
     for wrong in ("http://node-1:7117", "node-1:7117", "https://node-1/layers", "unix:peer", "https://a@b"):
         with pytest.raises(UsageError, match="peer"):
             parse_peer(wrong)
+
+
+class Unsliced(list[tuple[int, int]]):
+    """Ranges of which none but single ones may be taken: each slice would be a copy of what is left."""
+
+    def __getitem__(self, at: object) -> tuple[int, int]:  # type: ignore[override]
+        assert isinstance(at, int)
+        return super().__getitem__(at)
+
+
+def test_of_many_ranges_each_is_looked_at_once_or_twice_whatever_a_peer_says() -> None:
+    """It may say that it has every other one of 200,000: copies of them took minutes."""
+    ranges = Unsliced((start, start + 4) for start in range(0, 4000, 4))
+    presence = Presence([(start, start + 4) for start in range(0, 4000, 8)])
+    assert len(shares(ranges, [presence])) == 500
