@@ -32,6 +32,7 @@ _BY_NUMBER = (  # linux/capability.h
 EVERY_CAPABILITY = tuple(f"CAP_{name}" for name in _BY_NUMBER.split())
 _MASKED = (
     "/proc/acpi",
+    "/proc/interrupts",  # by their moments keys typed elsewhere are guessed, as by the energy of powercap
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -40,6 +41,7 @@ _MASKED = (
     "/proc/timer_list",
     "/proc/timer_stats",
     "/sys/dev/block",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
     "/sys/fs/selinux",
 )
