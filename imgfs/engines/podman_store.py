@@ -82,9 +82,15 @@ class PodmanStore:
         return layer[:_SHORT].upper()
 
     def prepare(self, image: PodmanImage) -> Path:
-        """Make the directory to mount an image on, unless it is there."""
+        """Make the directory to mount an image on, unless it is there.
+
+        As in podman's own store no other user gets at what is mounted there: an image may have set-uid
+        programs of root's, and devices that all may open, and they count.
+        """
         diff = self.diff(image.layer)
         with os_errors(diff):
+            diff.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            diff.parent.parent.chmod(0o700)  # it may have been made before this rule
             diff.mkdir(mode=0o755, parents=True, exist_ok=True)
             links = self.root / "overlay" / "l"
             links.mkdir(mode=0o755, exist_ok=True)

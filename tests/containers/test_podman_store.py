@@ -81,6 +81,10 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     assert rig.store("add", rig.image).text == f"{rig.image}\n"
     (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
     rig.imgfs.watch(mount.mountpoint)
+    assert {"nosuid", "nodev"}.isdisjoint(mount.flags)
+    assert (
+        rig.place / "store/overlay"
+    ).stat().st_mode & 0o777 == 0o700  # so no other user runs what is there
     (shown,) = json.loads(rig.podman("images", "--format", "json").text)
     assert (shown["Names"], shown["ReadOnly"]) == ([rig.image], True)
     assert shown["CreatedAt"] == "2020-01-02T03:04:05Z"
