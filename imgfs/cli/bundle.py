@@ -86,4 +86,6 @@ def bundle(options: argparse.Namespace) -> int:
     except BaseException:
         unmount(imgfs_mount_at(made.rootfs))
         raise
+    if is_root and made.is_open_to_others():
+        warn(f"{made.directory}: other users may run the image's set-uid programs here: chmod go-x it")
     return 0

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,19 @@ class Bundle:
         return self.directory / "log"
 
     def begin(self) -> None:
-        """Have it be there, and be this user's own: what lies in it says what is run, as this user."""
+        """Have it be there, and be this user's own: what lies in it says what is run, as this user.
+
+        If it is made, no other user gets into it: its image may have set-uid programs of root's.
+        """
         with os_errors(self.directory):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.rootfs.mkdir(parents=True, exist_ok=True)
             for place in (self.directory, self.rootfs):
                 os.close(open_owned_directory(place))
+
+    def is_open_to_others(self) -> bool:
+        """Return True if other users may enter it: what is set-uid in its image is so for them, too."""
+        return bool(self.directory.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH))
 
     def write_config(self, config: RuntimeConfig, indent: int | None = None) -> None:
         """Write config.json, for people with an `indent`; raises UsageError for words that are not UTF-8,

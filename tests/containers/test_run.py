@@ -31,7 +31,7 @@ from tests.support.containers import (
     shell,
     traces,
 )
-from tests.support.mounted import NOBODY, Imgfs, Ran, is_alive, mount_of, until
+from tests.support.mounted import NOBODY, Imgfs, Ran, is_alive, mount_flags, mount_of, until
 from tests.support.patience import allowed
 
 pytestmark = containers.marks
@@ -454,6 +454,7 @@ def test_a_bundle_is_for_other_engines(run: Imgfs, layout: Path, tmp_path: Path)
         layout, "bundle", Cmd=["sh", "-c", "id -u; exit 6"], User="web", Labels={"run.oci.handler": "krun"}
     )
     assert run.ok("bundle", image, tmp_path / "box") == ""
+    assert (tmp_path / "box").stat().st_mode & 0o777 == 0o700
     config = json.loads((tmp_path / "box/config.json").read_text())
     assert "run.oci.handler" not in config["annotations"]
     done = run.program("runc", "--root", tmp_path / "state", "run", "-b", tmp_path / "box", "imgfs-test-box")
@@ -487,6 +488,15 @@ def test_a_bundle_goes_where_no_other_user_has_a_hand_in_it(
     assert said.startswith(f"{box / name}: ")
     assert [path.read_text() for path in precious.iterdir()] == ["precious"]
     assert mount_of(box / "rootfs") is None
+
+
+def test_a_bundle_that_others_may_enter_is_told(run: Imgfs, image: str, tmp_path: Path) -> None:
+    (tmp_path / "box").mkdir(mode=0o755)
+    ran = run.run("bundle", image, tmp_path / "box")
+    assert "nosuid" not in mount_flags(tmp_path / "box/rootfs")
+    words = f"{tmp_path}/box: other users may run the image's set-uid programs here: chmod go-x it"
+    assert (ran.code, ran.err) == (0, f"imgfs: warning: {words}\n")
+    run.ok("umount", tmp_path / "box/rootfs")
 
 
 def test_a_bundle_that_cannot_be_made_is_not_left_mounted(run: Imgfs, image: str, tmp_path: Path) -> None:
