@@ -252,6 +252,12 @@ def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
         assert (good / "etc/name").read_bytes() == b"one"
         with pytest.raises(RegistryError, match=r"401|no credentials"):
             node.kubelet.publish(bad, attributes, volume="bad")
+        wrong = secret.replace(pair, base64.b64encode(b"ann:wrong").decode())
+        for read_only, mode in ((True, READ_ONLY), (False, WRITER)):
+            with pytest.raises(RegistryError, match="401"):
+                node.kubelet.publish(
+                    bad, attributes, volume="bad", read_only=read_only, mode=mode, secret=wrong
+                )
         by_digest = {"image": f"{host}/team/app@{pushed_digest(tmp_path)}"}
         with pytest.raises(RegistryError, match=r"401|no credentials"):
             node.kubelet.publish(bad, by_digest, volume="bad")
@@ -262,8 +268,11 @@ def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
         assert json.loads(kept.read_text()).keys() == {"auths"}  # no program that a pod names is run
         words = Path(f"/proc/{node.imgfs.pid(node.shared()[0])}/cmdline").read_text()
         assert not any(trace in node.log() + words for trace in ("canary", pair))
+        assert not bad.exists()  # kubelet takes down only what was published
+        assert (
+            len(list((node.root / "volumes").iterdir())) == len(list((node.root / "secrets").iterdir())) == 1
+        )
         node.kubelet.take_down(good, "good")
-        node.kubelet.take_down(bad, "bad")
         assert list((node.root / "secrets").iterdir()) == []
     with pytest.raises(RegistryError, match=r"no answer|cannot be reached"):  # the registry is away
         node.kubelet.publish(bad, attributes, volume="bad")

@@ -62,15 +62,15 @@ def test_names_are_those_that_imgfs_has() -> None:
 
 def test_the_csi_driver_is_started_where_kubelet_finds_it() -> None:
     pod = DAEMONS["imgfs-csi"]["template"]["spec"]
-    driver, registrar = pod["containers"]
+    (driver,) = pod["containers"]
     words = [*driver["command"], *driver["args"]]
     options = parse(words[1:])
     paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
     at = {mount["name"]: mount["mountPath"] for mount in driver["volumeMounts"]}
     assert options.endpoint == f"unix://{at['plugin']}/csi.sock"
-    assert f"--csi-address={at['plugin']}/csi.sock" in registrar["args"]
-    assert f"--kubelet-registration-path={paths['plugin']}/csi.sock" in registrar["args"]
     assert paths["plugin"].endswith(f"/{DRIVER}")
+    assert options.register == at["registration"]
+    assert all(paths[name] == at[name] for name in ("plugin", "registration"))  # kubelet is told the path
     assert (options.root, options.store) == (at["run"], at["store"])
     shared = [mount for mount in driver["volumeMounts"] if mount.get("mountPropagation") == "Bidirectional"]
     assert all(

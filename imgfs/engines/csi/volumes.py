@@ -133,10 +133,14 @@ class Volumes:
             if known:
                 self._take_down(known)
             _make_target(Path(wanted.target))
-            if wanted.is_writable:
-                self._mount_alone(wanted)
-            else:
-                self._show_shared(wanted)
+            try:
+                if wanted.is_writable:
+                    self._mount_alone(wanted)
+                else:
+                    self._show_shared(wanted)
+            except BaseException:  # kubelet takes down only what was published
+                self._give_up(wanted.target)
+                raise
 
     def take_down(self, volume: str, target: str) -> None:
         """Have a volume be no longer at a target; nothing is there, and all is well, if it never was."""
@@ -219,6 +223,14 @@ class Volumes:
             detach_all(place)
             _remove_directory(place)
             self._drop_secret(known.shared)
+
+    def _give_up(self, target: str) -> None:
+        """Leave nothing of a volume that could not be published: no record, mount, directory or secret."""
+        if known := self._record(target):
+            self._take_down(known)
+        self._drop_secret(_name_of(target))
+        with suppress(OSError):
+            Path(target).rmdir()
 
     def _run(self, words: Sequence[str], secret: Path | None) -> str:
         return run_imgfs(words, {"REGISTRY_AUTH_FILE": str(secret)} if secret else {})
