@@ -30,6 +30,28 @@ def begun(work: Callable[[], T], name: str) -> Future[T]:
     return future
 
 
+class Countdown:
+    """Calls `act` once, after the last of `count` tasks, in the thread of that."""
+
+    def __init__(self, count: int, act: Callable[[], None]) -> None:
+        self._left = count
+        self._act = act
+        self._lock = threading.Lock()
+
+    def after(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return `work` as one of the tasks, which counts unless it raises."""
+
+        def counted() -> None:
+            work()
+            with self._lock:
+                self._left -= 1
+                is_last = self._left == 0
+            if is_last:
+                self._act()
+
+        return counted
+
+
 def run_parallel(
     works: Iterable[Callable[[], object]], workers: int, name: str, cancelled: threading.Event
 ) -> None:

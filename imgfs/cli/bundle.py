@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from imgfs.cli.container_options import container_options, image_and_command
@@ -68,7 +67,7 @@ def bundle(options: argparse.Namespace) -> int:
     maps: IdMaps | None = None if is_root else ((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
     with Mounting.fork(writable=True) as mounting:
         image = select_image(options)
-        resolved = image.prepare(is_missing=partial(mounting.expect_fetches, image.connect))
+        resolved = image.prepare(mounting=mounting)
         how = bundle_mount_options(
             made, scratch_of(options, image), (uid, gid) if maps else None, options, for_all=is_root
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,8 +73,7 @@ def run_container(start: Start, mounting: Mounting) -> int:
     plan = _Plan(start, image, runtime, host)
     guess = image.guess() if options.scratch is None else None
     if guess is None:
-        is_missing = partial(mounting.expect_fetches, image.connect)
-        return _contain(plan, image.prepare(is_missing=is_missing), mounting)
+        return _contain(plan, image.prepare(mounting=mounting), mounting)
     try:
         return _contain(plan, guess, mounting, is_guess=True)
     except _Outdated as outdated:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.image.resolve import Resolved
     from imgfs.metrics.endpoint import MetricsAddress
+    from imgfs.mount.daemon import Mounting
     from imgfs.mount.options import MountOptions
     from imgfs.overlay.scratch import Scratch
     from imgfs.store.store import Store
-    from imgfs.transport.source import Source
 
 # Options that libfuse 3 knows (lib/mount.c, fuse_mount_opts; lib/fuse_lowlevel.c, fuse_ll_opts), and imgfs's
 # own: with others it would refuse the mount after the image has been fetched.
@@ -192,7 +191,7 @@ def mount(options: argparse.Namespace) -> int:
         writable=writable, offline=options.offline, driver=options.driver
     )
     with begun as mounting, _plan(options) as (image, how):
-        resolved = _prepared(image, options, how, partial(mounting.expect_fetches, image.connect))
+        resolved = _prepared(image, options, how, mounting)
         mounting.mount(resolved, image.connect, image.store, how)
     return 0
 
@@ -201,12 +200,13 @@ def _prepared(
     image: ImageSelection,
     options: argparse.Namespace,
     how: MountOptions,
-    is_missing: Callable[[Source], None] = lambda source: None,  # noqa: ARG005
+    mounting: Mounting | None = None,
 ) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
     from imgfs.store.store import NO_PROFILE
 
-    resolved, name = image.prepare(options.upto_layer, is_missing=is_missing), options.replay
+    name = options.replay
+    resolved = image.prepare(options.upto_layer, mounting=mounting, replay=name)
     if how.history:
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):

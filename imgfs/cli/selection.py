@@ -30,6 +30,7 @@ from imgfs.transport.source import Source
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image
+    from imgfs.mount.daemon import Mounting
     from imgfs.registry.config.resolver import Resolver
     from imgfs.registry.retry import Timeouts
 
@@ -97,25 +98,36 @@ class ImageSelection:
         up_to: str | None = None,
         *,
         lean: bool = True,
-        is_missing: Callable[[Source], None] = lambda source: None,  # noqa: ARG005
+        mounting: Mounting | None = None,
+        replay: str | None = None,
     ) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
-        entries afterwards, although the tree has all that a mount needs. `is_missing` is called with the
-        source once that has told what the image is, if it is not ready, and again once the config has come.
+        entries afterwards, although the tree has all that a mount needs. If it is not ready, the daemon of
+        `mounting` is told of the source once that has told what the image is, and again once the config has
+        come; and of the spans once they are known: then it may begin to replay what `replay` names.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
             source = stack.enter_context(closing(self.connect()))
             discovery: IndexDiscovery | None = None
+
+            def tell_source(source: Source) -> None:
+                if mounting:
+                    mounting.expect_fetches(self.connect, source)
+
+            def tell_spans() -> None:
+                if mounting:
+                    mounting.replay_early(resolved, self.connect, self.store, self.trust, replay)
+
             if self.trust.in_registry and not self.store.resolved(str(self.reference)):
                 source.expect(_AT_ONCE)
 
             def look(digest: Digest, manifest: Manifest) -> None:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
-                    is_missing(source)
+                    tell_source(source)
                     from imgfs.image.discover import early_discovery
 
                     discovery = early_discovery(digest, manifest, source, self.store, self.trust)
@@ -129,9 +141,10 @@ class ImageSelection:
                 from imgfs.image.prepare import prepare
 
                 if not is_away:
-                    is_missing(source)
+                    tell_source(source)
                 with requiring_registry() if is_away else nullcontext():
-                    prepare(resolved, source, self.store, progress, self.trust, discovery, lean=lean)
+                    preparing = partial(prepare, lean=lean, on_spans=tell_spans)
+                    preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
 
     def prepare_states(self, resolved: Resolved) -> None:

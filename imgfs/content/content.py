@@ -117,6 +117,10 @@ class Content:
         received = sum(layer.counts.received + layer.counts.windows for layer in layers)
         self._before = max(self._words[_REQUESTS], requests), max(self._words[_BYTES], received)
 
+    def walk_by(self, files_after: FilesAfter) -> None:
+        """Know the tree by `files_after` from now on."""
+        self._tree_walk.files_after = files_after
+
     def opened(self, ino: int) -> None:
         """Note that a file is read from its beginning: cheap; always called from the same thread."""
         self._tree_walk.opened(ino)

@@ -44,7 +44,7 @@ class TreeWalkPrefetch:
 
     def __init__(self, layers: Sequence[LayerContent], files_after: FilesAfter) -> None:
         self._layers = layers
-        self._files_after = files_after
+        self.files_after = files_after
         self._last = 0
         self._opened = 0  # files
         self._evidence = 0
@@ -102,7 +102,7 @@ class TreeWalkPrefetch:
         opened = self._opened
         complete = {number for number, layer in enumerate(self._layers) if layer.is_complete()}
         coming = (
-            found for found in self._files_after(ino) if found[0] not in complete
+            found for found in self.files_after(ino) if found[0] not in complete
         )  # those may be read unseen
         for count, (layer, extents) in enumerate(coming):
             if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):

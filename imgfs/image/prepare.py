@@ -22,7 +22,7 @@ from imgfs.layer.sqlite import set_origin
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import RegistryReference, parse_reference
-from imgfs.parallel import run_parallel
+from imgfs.parallel import Countdown, run_parallel
 from imgfs.store.store import Store
 from imgfs.transport.resumable import ResumableDownloads
 from imgfs.transport.source import Source
@@ -44,13 +44,15 @@ def prepare(
     *,
     connections: int = 1,
     lean: bool = True,
+    on_spans: Callable[[], None] = lambda: None,
 ) -> None:
     """Index every layer and merge the tree, in the store.
 
     Published indexes are imported as far as `trust` allows, by default by the policy AUTO; layers without one
     are streamed, several at once, each by so many `connections`. `discovery` is the lookup of published
     indexes, if it has begun already. Unless `lean`, the indexes have the layers' entries, even if the tree is
-    there already.
+    there already. `on_spans` is called, in another thread, once published indexes of all layers are here, and
+    profiles, while the tree is still imported, which takes longer.
     Raises ImgfsError, the first that happens; what was fetched by then is kept, unless it is damaged.
     """
     trust = trust or Trust.of(parse_reference(resolved.reference), Policy.AUTO)
@@ -62,7 +64,7 @@ def prepare(
         trust = replace(trust, in_registry=False)
     if discovery is None or discovery.trust != trust:
         discovery = IndexDiscovery(resolved.digest, resolved.manifest, source, trust)
-    _Preparation(resolved, source, store, reporter, discovery, connections, lean).run()
+    _Preparation(resolved, source, store, reporter, discovery, connections, lean, on_spans).run()
 
 
 class _Preparation:
@@ -77,9 +79,11 @@ class _Preparation:
         discovery: IndexDiscovery,
         connections: int,
         lean: bool,
+        on_spans: Callable[[], None],
     ) -> None:
         is_remote = isinstance(parse_reference(resolved.reference), RegistryReference)
         self._lean = lean
+        self._on_spans = on_spans
         self._downloads = ResumableDownloads(connections) if is_remote else None
         self._resolved = resolved
         self._source = source
@@ -128,10 +132,12 @@ class _Preparation:
         self._warn()
         if not usable:
             return False
-        works: list[Callable[[], None]] = [self._import_profiles]
+        missing = self._readiness.missing(lean=True)
+        spans = Countdown(1 + len(missing), self._on_spans)
+        works = [spans.after(self._import_profiles)]
         if tree and not has_tree:
             works.append(partial(self._import_tree, tree))
-        self._index(self._readiness.missing(lean=True), lean=True, beside=works)
+        self._index(missing, lean=True, beside=works, each=spans.after)
         return self._readiness.has_tree()
 
     def _all_lean(self) -> bool:
@@ -156,9 +162,14 @@ class _Preparation:
             )
 
     def _index(
-        self, pairs: list[tuple[Descriptor, Digest]], *, lean: bool, beside: Sequence[Callable[[], None]]
+        self,
+        pairs: list[tuple[Descriptor, Digest]],
+        *,
+        lean: bool,
+        beside: Sequence[Callable[[], None]],
+        each: Callable[[Callable[[], None]], Callable[[], None]] = lambda work: work,
     ) -> None:
-        """Index these layers, and run the tasks `beside` at the same time.
+        """Index these layers, and run the tasks `beside` at the same time. `each` wraps a layer's task.
 
         Small layers come first, so that no merge waits for them, then the largest: it takes longest, and the
         others fill the gaps.
@@ -167,7 +178,7 @@ class _Preparation:
         self._awaited = {layer.digest: threading.Event() for layer, _ in pairs}
         self._reporter.expects(layer for layer, _ in pairs)
         works = list(beside)
-        works += (partial(self._index_layer, *pair, lean=lean) for pair in pairs)
+        works += (each(partial(self._index_layer, *pair, lean=lean)) for pair in pairs)
         # With processes one thread more: while one syncs an index, the next layer's scan has begun.
         threads = self._scanners.count + 1 if self._scanners.count else SCANNERS
         run_parallel(works, threads + len(beside), "imgfs-scan", self._cancelled)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 
-from imgfs.content.content import segments_of
-from imgfs.content.profile import AccessProfile, FlatRange, ProfileFile, ProfileLayer, origin_of
+from imgfs.content.content import Content, segments_of
+from imgfs.content.profile import AccessProfile, FindFile, FlatRange, ProfileFile, ProfileLayer, origin_of
 from imgfs.errors import ImgfsError, InvalidImage
 from imgfs.image.image import Image
 from imgfs.image.resolve import Resolved
@@ -78,9 +78,18 @@ def _repository(text: str) -> str | None:
 
 def touches_of(profile: AccessProfile, image: Image) -> list[tuple[int, int]]:
     """Return a profile's touches as (layer, span) of an image."""
-    layers = [ProfileLayer.of(layer.index.summary) for layer in image.content.layers]
     files = FilesByPath(image.tree)  # bounded: the mount waits for this, and the image may be made for that
-    return image.content.spans_in(profile.resolve(layers, lambda file: ranges_of(file, files, image.tree)))
+    return _touches(profile, image.content, lambda file: ranges_of(file, files, image.tree))
+
+
+def touches_without_tree(profile: AccessProfile, content: Content) -> list[tuple[int, int]]:
+    """Return those of a profile's touches that lie in its own layers, as far as an image has these."""
+    return _touches(profile, content, lambda _: ())
+
+
+def _touches(profile: AccessProfile, content: Content, find: FindFile) -> list[tuple[int, int]]:
+    layers = [ProfileLayer.of(layer.index.summary) for layer in content.layers]
+    return content.spans_in(profile.resolve(layers, find))
 
 
 def ranges_of(file: ProfileFile, files: FilesByPath, tree: Tree) -> Iterator[FlatRange]:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
-from imgfs.mount.options import MountOptions
+from imgfs.mount.options import MountOptions, ReplayOrder
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
+    from imgfs.image.trust import Trust
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
+    from imgfs.mount.early_replay import EarlyReplay
     from imgfs.mount.resume import MountState, Succession
     from imgfs.registry.auth import KnownAuth
     from imgfs.registry.endpoint import RegistryEndpoint
@@ -87,6 +89,17 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
 
         self._daemon.expect_more((pickle.dumps(connect), known_auth(source)))
 
+    def replay_early(
+        self,
+        resolved: Resolved,
+        connect: Callable[[], Source],
+        store: Store,
+        trust: Trust,
+        profile: str | None,
+    ) -> None:
+        """Have the daemon replay a profile, as `--replay` names it, of an image that has all but its tree."""
+        self._daemon.expect_more(ReplayOrder(resolved, pickle.dumps(connect), store, trust, profile))
+
     def mount(
         self, resolved: Resolved, connect: Callable[[], Source], store: Store, options: MountOptions
     ) -> None:
@@ -119,16 +132,27 @@ class _ForkedDaemon:
     def __init__(self, *, offline: bool) -> None:
         self._offline = offline
         self._opened: Source | None = None
+        self._replay: EarlyReplay | None = None
 
-    def get_more(self, known: tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None]) -> None:
-        """Load what fetches, and connect to a registry that its caller knows."""
+    def get_more(
+        self, known: ReplayOrder | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None]
+    ) -> None:
+        """Load what fetches, and connect to a registry that its caller knows; or begin to replay."""
         from imgfs.mount.resume import connector
-        from imgfs.transport.connect import open_informed
+        from imgfs.transport.connect import load_http, open_informed
 
-        load_what_fetches(http=not self._offline)
+        if isinstance(known, ReplayOrder):
+            from imgfs.mount.early_replay import EarlyReplay
+
+            self._replay = EarlyReplay.begin(known, self._opened)
+            return
+        if not self._offline:
+            load_http()
         connect, auth = known
         if auth:
             self._opened = open_informed(connector(connect), auth, self._opened)
+        load = partial(load_what_fetches, http=False)  # beside what comes next, which may be a replay
+        threading.Thread(target=load, name="imgfs-load", daemon=True).start()
 
     def serve_task(
         self, task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]
@@ -136,8 +160,10 @@ class _ForkedDaemon:
         """Serve what the caller has prepared."""
         from imgfs.mount.resume import MountState, Succession
 
-        state = MountState(*task, began=time.time())
-        serve(state, on_ready, Succession(state) if state.options.restart else None, self._opened)
+        replay = self._replay if self._replay and self._replay.serves(task[0]) else None
+        state = MountState(*task, began=time.time(), stats=replay.stats if replay else -1)
+        succession = Succession(state) if state.options.restart else None
+        serve(state, on_ready, succession, self._opened, replay)
 
 
 def mount_in_foreground(
@@ -204,10 +230,11 @@ def serve(
     on_ready: Callable[[], None],
     succession: Succession | None = None,
     opened: Source | None = None,
+    replay: EarlyReplay | None = None,
 ) -> None:
     """Mount, or take over, and answer the kernel until it is unmounted or a signal comes.
 
-    `opened` is the source if it is open already.
+    `opened` is the source if it is open already; a `replay` that has begun goes on.
     """
     # here, in the daemon: the caller has no use for all that
     from imgfs.image.image import Image
@@ -219,9 +246,10 @@ def serve(
     resolved, store, options = state.resolved, state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(DeferredSource(connector(state.connect), opened)))
-        stats = succession.state.stats if succession else -1
-        image = stack.enter_context(Image(resolved, source, store, options.trust, stats=stats))
+        source = replay.source if replay else DeferredSource(connector(state.connect), opened)
+        stack.enter_context(contextlib.closing(source))
+        stats, layers = succession.state.stats if succession else -1, replay.layers if replay else None
+        image = stack.enter_context(Image(resolved, source, store, options.trust, stats=stats, opened=layers))
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)

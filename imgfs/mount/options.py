@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imgfs.content.background import BackgroundFetchOptions
+    from imgfs.image.resolve import Resolved
     from imgfs.image.trust import Trust
     from imgfs.metrics.endpoint import MetricsAddress
     from imgfs.mounts.mountpoint import DirectoryId
     from imgfs.overlay.scratch import Scratch
+    from imgfs.store.store import Store
 
 _RESENDS = (6, 9)  # the kernel from which on FUSE_NOTIFY_RESEND is there
 
@@ -51,6 +53,20 @@ class MountOptions:
     restart: bool = False
     restart_after: float = 0.0
     exit_idle: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOrder:
+    """The profile to replay, as `--replay` names it, of an image that has all but its tree.
+
+    `connect` opens its source, and is pickled.
+    """
+
+    resolved: Resolved
+    connect: bytes
+    store: Store
+    trust: Trust
+    profile: str | None
 
 
 def can_resend() -> bool:

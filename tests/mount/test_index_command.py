@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.oci.published import TREE
 from tests.support import tarmake as tar
 from tests.support.blobs import prose
 from tests.support.docker_registry import docker_registry, push_image
-from tests.support.fault_server import FaultServer
+from tests.support.fault_server import Fault, FaultServer
 from tests.support.mounted import (
     Imgfs,
     Stored,
@@ -165,6 +166,61 @@ def test_what_is_recorded_travels_with_the_index_and_is_replayed(imgfs: Imgfs, s
     assert (at / "usr/share/noise").read_bytes() == NOISE
     replayed = imgfs.status(at)["layers"][0]["brought"]["replay"]
     assert replayed["spans"] == replayed["spans_used"] > 0
+
+
+def record_and_push(imgfs: Imgfs, image: str) -> None:
+    """Publish an image's index with a profile of its noise, and forget both here."""
+    at = imgfs.mount(image, "--record", "start")
+    assert (at / "usr/share/noise").read_bytes() == NOISE
+    imgfs.umount(at)
+    imgfs.ok("index", "push", "--soci", "none", image)
+    another_machine(imgfs)
+
+
+def tree_of(server: FaultServer) -> str:
+    """The digest of the tree that is published with an image."""
+    manifests = [json.loads(body) for _, body in server.manifests.values()]
+    parts = [part for manifest in manifests for part in manifest.get("layers", ())]
+    (tree,) = {part["digest"] for part in parts if part["mediaType"] == TREE}
+    return str(tree)
+
+
+def test_a_profile_is_replayed_while_the_tree_is_on_its_way(imgfs: Imgfs, server: FaultServer) -> None:
+    layer = FORMATS["gzip"]
+    image = serve(server, "app", "v1", [layer])
+    record_and_push(imgfs, image)
+    tree = tree_of(server)
+    begun: list[bool] = []
+
+    def replay_begins() -> None:
+        until(lambda: any("range" in one.headers for one in server.seen(sha256(layer.blob))), "the replay")
+        begun.append(True)
+
+    server.inject(Fault(meanwhile=replay_begins), on=tree)
+    at = imgfs.mount(image, "--replay", "start", "--no-predict")
+    assert begun
+    assert contents(at) == EXPECTED
+    found = imgfs.status(at)["layers"][0]
+    replayed = found["brought"]["replay"]
+    assert replayed["spans"] == replayed["spans_used"] > 0
+    fetched = sum(brought["spans"] for brought in found["brought"].values())
+    assert fetched == found["spans"] == found["spans_present"]  # none twice, all counted
+
+
+def test_a_replay_that_has_begun_is_given_up_if_another_index_is_used(
+    imgfs: Imgfs, server: FaultServer
+) -> None:
+    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    record_and_push(imgfs, image)
+    tree = tree_of(server)
+    server.blobs[tree] = server.blobs[tree][:-1] + bytes([server.blobs[tree][-1] ^ 0xFF])
+    at = imgfs.mountpoint()
+    ran = imgfs.run("mount", "--replay", "start", image, at)
+    imgfs.watch(at)
+    assert (ran.code, ran.err.count("the tree published with the image is not used: ")) == (0, 1)
+    assert contents(at) == EXPECTED
+    found = imgfs.status(at)["layers"][0]
+    assert found["spans_present"] == found["spans"]
 
 
 def test_a_profile_that_is_not_there_is_told(imgfs: Imgfs, server: FaultServer) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from imgfs.parallel import ReadAheadThread, WriteBehindThread
+from imgfs.parallel import Countdown, ReadAheadThread, WriteBehindThread, run_parallel
 from tests.support.mounted import until
 
 COUNTS = [0, 1, 3, 4, 5, 15, 16, 17, 100]
@@ -120,3 +121,23 @@ def test_a_thread_whose_items_end_while_it_waits_for_room_ends_when_it_is_closed
     time.sleep(0.05)  # and wait for room, behind those of which none was asked for
     ahead.close()
     until(lambda: threading.active_count() == before, "the thread has ended")
+
+
+@pytest.mark.parametrize(("failing", "acted"), [(0, [8]), (1, [])])
+def test_a_countdown_acts_once_after_the_last_task_and_never_if_one_fails(
+    failing: int, acted: list[int]
+) -> None:
+    begun: list[int] = []
+    acts: list[int] = []
+
+    def work() -> None:
+        begun.append(1)
+
+    def fail() -> None:
+        raise ConnectionError("the wire is cut")
+
+    countdown = Countdown(8, lambda: acts.append(len(begun)))
+    works = [countdown.after(each) for each in [fail] * failing + [work] * (8 - failing)]
+    with pytest.raises(ConnectionError) if failing else nullcontext():
+        run_parallel(works, 3, "countdown", threading.Event())
+    assert acts == acted
