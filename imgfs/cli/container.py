@@ -34,7 +34,7 @@ from imgfs.runtime.output_log import LARGEST, LogWriter
 from imgfs.runtime.pasta import find_pasta, pasta_network
 from imgfs.runtime.request import ContainerRequest, ImageDefaults, Network
 from imgfs.runtime.rootfs import Refused, Rootfs, check_command
-from imgfs.runtime.signals import SignalRelay
+from imgfs.runtime.signals import Ended, SignalRelay
 from imgfs.runtime.spec import RuntimeConfig, runtime_config
 from imgfs.runtime.stdio import StdioPipes
 from imgfs.runtime.teardown import Stopper, unmounting
@@ -136,7 +136,10 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
             start = replace(start, request=with_exposed_ports(start.request, defaults))
             network = stack.enter_context(_network(start.request, bundle))
             joined = replace(host, network=str(bundle.network)) if network else host
-            config, user = _write(start, resolved, bundle, joined)
+            with relay.ends_work():  # volumes are filled
+                config, user = _write(start, resolved, bundle, joined)
+        except Ended:
+            return 128 + (relay.ending or 0)
         except Refused as refused:
             complain(refused)
             return refused.code

@@ -25,6 +25,7 @@ from imgfs.runtime.volumes import fill
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _EMPTY = "empty"  # a file beside the data of a volume that has not been filled yet
+_BEGUN = b"begun"  # what is in it from when that begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,11 @@ class NamedVolume:
         """Begin with what an image has at a directory, unless it has begun; raises StoreError.
 
         One process at a time: what is copied into is no container's yet, which would change paths meanwhile.
+        What a process has begun with and not finished, since it was killed, is begun anew.
         """
         mark = self.directory / _EMPTY
         try:
-            fd = open_owned_file(mark, os.O_RDONLY)
+            fd = open_owned_file(mark, os.O_RDWR)
         except FileNotFoundError:
             return
         try:
@@ -83,7 +85,10 @@ class NamedVolume:
             with os_errors(self.directory):
                 if not mark.exists():
                     return
+                if os.pread(fd, 1, 0):
+                    empty_directory(self.data)
                 if image.is_dir() and not any(self.data.iterdir()):
+                    os.pwrite(fd, _BEGUN, 0)
                     fill(self.data, image)
                 mark.unlink(missing_ok=True)
         finally:

@@ -16,6 +16,10 @@ _REAL_TIME = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
+class Ended(Exception):
+    """A signal asks for an end."""
+
+
 class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
     """Catches signals while it is entered, but for those that are ignored, as after nohup(1).
 
@@ -48,6 +52,21 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what it gave us
         self._woken.close()
+
+    @contextlib.contextmanager
+    def ends_work(self) -> Iterator[None]:
+        """Have a signal that asks for an end raise Ended in the block, which may take as long as it likes."""
+
+        def end() -> None:
+            raise Ended
+
+        before, self.ending_caught = self.ending_caught, end
+        try:
+            if self.ending:
+                end()
+            yield
+        finally:
+            self.ending_caught = before
 
     @contextlib.contextmanager
     def to(self, pid: int) -> Iterator[None]:

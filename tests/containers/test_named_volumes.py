@@ -58,6 +58,21 @@ def test_one_process_at_a_time_fills_a_volume(tmp_path: Path) -> None:
     assert list(volume.data.iterdir()) == []
 
 
+def test_a_volume_that_was_being_filled_when_its_process_was_killed_is_filled_anew(tmp_path: Path) -> None:
+    """Half of the files are not taken for all of them; but what was put there by hand before stays alone."""
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / "first").write_text("of the image")
+    half, by_hand = NamedVolume.make(tmp_path, "half"), NamedVolume.make(tmp_path, "by-hand")
+    (half.directory / "empty").write_bytes(b"begun")
+    for volume in (half, by_hand):
+        (volume.data / "left").write_text("half")
+        volume.fill(image)
+        volume.fill(image)
+    assert [path.name for path in half.data.iterdir()] == ["first"]
+    assert [path.name for path in by_hand.data.iterdir()] == ["left"]
+
+
 def test_however_deep_a_container_made_it_what_it_has_left_is_removed(tmp_path: Path) -> None:
     """Deeper than Python calls, and than a path is long."""
     volume = NamedVolume.make(tmp_path, "data")

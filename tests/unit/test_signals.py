@@ -6,7 +6,9 @@ import signal
 import subprocess
 import threading
 
-from imgfs.runtime.signals import SignalRelay
+import pytest
+
+from imgfs.runtime.signals import Ended, SignalRelay
 
 
 def test_a_signal_is_passed_on_though_no_call_is_interrupted_by_it() -> None:
@@ -26,3 +28,15 @@ def test_a_signal_is_passed_on_though_no_call_is_interrupted_by_it() -> None:
         taker.join()
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_ends_work_that_may_take_long_and_no_other() -> None:
+    with SignalRelay() as relay:
+        with relay.ends_work():
+            signal.raise_signal(signal.SIGWINCH)
+        with pytest.raises(Ended), relay.ends_work():
+            signal.raise_signal(signal.SIGINT)
+        assert relay.ending == signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)  # only kept, for the process that the work was for
+        with pytest.raises(Ended), relay.ends_work():
+            pytest.fail("it begins")
