@@ -32,12 +32,21 @@ class Differs(Exception):
     """The caller is not like the server: `str()` says in what."""
 
 
+def check_rights(pid: int) -> None:
+    """Raise Differs if ids, capabilities or filters of a process are others than this one's.
+
+    One file tells that, so it is asked before anything is forked: a sandbox may connect as often as it likes.
+    """
+    try:
+        _compare(_rights(_status("self")), _rights(_status(str(pid))))
+    except OSError as error:
+        raise Differs(f"{error.filename}: {error.strerror}") from error
+
+
 def check_likeness(pid: int) -> None:
     """Raise Differs if the process `pid` may do, or sees, anything else than this one."""
-    own, other = _confinement("self"), _confinement(str(pid))
-    for name, value in own.items():
-        if other[name] != value:
-            raise Differs(f"{name}: {other[name]}, not {value}")
+    own = _confinement("self")
+    _compare(own, _confinement(str(pid)))
     if own["NoNewPrivs"] != "0":
         raise Differs("NoNewPrivs: by what such processes are confined, /proc does not tell (landlock(7))")
 
@@ -97,12 +106,22 @@ def _take_over_signals(ignored: int, blocked: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
 
+def _compare(own: dict[str, str], other: dict[str, str]) -> None:
+    for name, value in own.items():
+        if other[name] != value:
+            raise Differs(f"{name}: {other[name]}, not {value}")
+
+
+def _rights(status: dict[str, str]) -> dict[str, str]:
+    return {name: status.get(name, "") for name in _RIGHTS}
+
+
 def _confinement(process: str) -> dict[str, str]:
     """What a process may do and sees. Raises Differs if this one may not know."""
     place = f"/proc/{process}"
     try:
         root, status = os.stat(f"{place}/root"), _status(process)
-        found = {name: status.get(name, "") for name in _RIGHTS}
+        found = _rights(status)
         for name in _NAMESPACES:
             with suppress(FileNotFoundError):  # an older kernel has fewer
                 found[name] = os.readlink(f"{place}/ns/{name}")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from imgfs import syscalls
-from imgfs.forkserver.caller import Differs, check_likeness, take_over
+from imgfs.forkserver.caller import Differs, check_likeness, check_rights, take_over
 from imgfs.forkserver.request import (
     ACCEPTED,
     LARGEST,
@@ -78,6 +78,20 @@ def carry_out(connection: socket.socket, commands: Commands, is_current: Callabl
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall((code & 0xFF).to_bytes(WORD, "little"))
+    return True
+
+
+def is_worth_a_fork(connection: socket.socket) -> bool:
+    """Return False for a client that would be refused by its rights, and refuse it."""
+    pid = 0
+    try:
+        pid, alive = _peer(connection)
+        os.close(alive)
+        check_rights(pid)
+    except (Differs, OSError) as error:
+        connection.setblocking(False)
+        _refuse(connection, pid, str(error))
+        return False
     return True
 
 

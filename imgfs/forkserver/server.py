@@ -1,6 +1,7 @@
 """The fork server: it listens, and forks a process for each client before a byte of the request is read.
 
-It has one thread and no locks, and stays as it was when everything was loaded.
+A client with other rights is refused without one. The server has one thread and no locks, and stays as it was
+when everything was loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from imgfs.errors import StoreError, describe
-from imgfs.forkserver.command import Commands, carry_out
+from imgfs.forkserver.command import Commands, carry_out, is_worth_a_fork
 from imgfs.forkserver.companions import Companion
 from imgfs.listening import remove_stale
 
@@ -77,6 +78,8 @@ class ForkServer:
             time.sleep(_PAUSE)
             return
         with connection:
+            if not is_worth_a_fork(connection):
+                return
             try:
                 self._fork(partial(self._carry_out, connection))
             except OSError as error:  # no more processes: the client does without

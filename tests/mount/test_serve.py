@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.forkserver.request import REFUSED
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.mounted import Imgfs, gzipped, is_alive, serve, until, write_image
@@ -72,6 +73,14 @@ def test_a_command_that_is_not_like_the_server_does_all_of_it_by_itself(server: 
         return
     server.imgfs.watch(at)
     server.imgfs.umount(at)
+
+
+def test_a_client_with_fewer_rights_costs_no_process(server: Server) -> None:
+    """It is refused before it has sent anything: a sandbox could have any number of processes wait for it."""
+    silent = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1))"
+    words = "setpriv", "--no-new-privs", sys.executable, "-c", silent, server.socket
+    assert server.imgfs.program(*words).text == f"{REFUSED!r}\n"
+    assert server.said("is not served: NoNewPrivs: 1, not 0") == 1
 
 
 CONFINED = """
