@@ -2,12 +2,15 @@
 
 To hand a read to a thread takes longer than an SSD needs for it. So the event loop itself waits for the disk,
 as it does for the tree's, until the disk has been slow: then threads read for a while, each of which holds up
-its own reader only.
+its own reader only. The disk is not to blame for what the thread waits for a processor: on a busy machine a
+thread more would wait for one, too.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from imgfs.fuse.interrupts import GiveUp
@@ -25,6 +28,7 @@ class DiskReads:
     """Reads what is local, as long as that is quick. For one thread."""
 
     def __init__(self) -> None:
+        self._run_delay = run_delay_of_thread()
         self._lost = 0.0  # seconds beyond what quick reads take, paid back by quicker ones
         self._again = 0.0  # when the disk is tried again, by the monotonic clock
 
@@ -33,14 +37,32 @@ class DiskReads:
         began = time.monotonic()
         if began < self._again:
             return None
+        delayed = self._run_delay()
         try:
             body = pending.read(_NOW)
         except InterruptedError:  # evicted since
             return None
-        self._note(time.monotonic(), began)
+        now = time.monotonic()
+        self._note(now, now - began - (self._run_delay() - delayed))
         return body
 
-    def _note(self, now: float, began: float) -> None:
-        self._lost = max(0.0, self._lost + now - began - _QUICK)
+    def _note(self, now: float, took: float) -> None:
+        self._lost = max(0.0, self._lost + took - _QUICK)
         if self._lost > _MOST:
             self._lost, self._again = 0.0, now + _PAUSE
+
+
+def run_delay_of_thread() -> Callable[[], float]:
+    """Return what tells the seconds that the calling thread has waited for a processor; 0 if nothing does."""
+    fd = -1
+
+    def run_delay() -> float:
+        nonlocal fd
+        try:
+            if fd < 0:
+                fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(fd, 100, 0).split()[1]) / 1e9  # on a processor, waiting for one: nanoseconds
+        except (OSError, LookupError, ValueError):
+            return 0.0
+
+    return run_delay

@@ -7,21 +7,24 @@ import errno
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.fuse.disk_reads import DiskReads
+from imgfs.fuse.disk_reads import DiskReads, run_delay_of_thread
 from imgfs.fuse.interrupts import GiveUp
 from imgfs.fuse.views import PendingRead
 
 
 class Disk:
-    """A disk whose reads take `seconds` of a clock that nothing else moves."""
+    """A disk whose reads take `seconds` of its clock, of which they wait `waited` for a processor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.seconds, self.reads = 1000.0, 0.0, 0
+        self.waited = self._delay = 0.0
         monkeypatch.setattr("imgfs.fuse.disk_reads.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("imgfs.fuse.disk_reads.run_delay_of_thread", lambda: lambda: self._delay)
 
     def read(self, given_up: GiveUp) -> bytes:
         assert given_up.done()
         self.now += self.seconds
+        self._delay += self.waited
         self.reads += 1
         return b"bytes"
 
@@ -51,6 +54,18 @@ def test_a_slow_disk_is_left_to_threads_and_tried_again_after_a_while(disk: Disk
     assert reads_at_once(reads, disk, 100, 1.0) == 1
     disk.now += 1.1
     assert reads_at_once(reads, disk, 100, 50e-6) == 100
+
+
+def test_on_a_busy_machine_a_quick_disk_is_read_at_once(disk: Disk) -> None:
+    disk.waited = 8e-3
+    assert reads_at_once(DiskReads(), disk, 100, 8e-3 + 50e-6) == 100
+    assert reads_at_once(DiskReads(), disk, 100, 8e-3 + 8e-3) < 5
+
+
+def test_what_a_thread_has_waited_for_a_processor_is_known_and_only_grows() -> None:
+    run_delay = run_delay_of_thread()
+    seen = [run_delay() for _ in range(3)]
+    assert 0 <= seen[0] <= seen[1] <= seen[2]
 
 
 def test_what_is_gone_from_the_disk_is_not_waited_for(disk: Disk) -> None:
