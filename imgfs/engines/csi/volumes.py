@@ -233,7 +233,12 @@ class Volumes:
             Path(target).rmdir()
 
     def _run(self, words: Sequence[str], secret: Path | None) -> str:
-        return run_imgfs(words, {"REGISTRY_AUTH_FILE": str(secret)} if secret else {})
+        """Run a command; what it says reaches the pod's owner as an event, who has no shell on the node."""
+        try:
+            return run_imgfs(words, {"REGISTRY_AUTH_FILE": str(secret)} if secret else {})
+        except Refusal as error:
+            reason = str(error).replace("see: imgfs login", "the pod can name some: nodePublishSecretRef")
+            raise Refusal(error.code, reason) from error
 
     # What is written down
 
