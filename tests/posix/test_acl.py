@@ -19,7 +19,7 @@ from tests.support.mounted import NOBODY
 from tests.support.posix_places import Place, anyone, by, fails, only_root
 from tests.support.posix_tree import SHARED, SOMEBODY
 
-place, grounds, pytestmark = posix.place, posix.grounds, posix.marks
+pytestmark = posix.marks
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32  # linux/posix_acl.h

@@ -12,7 +12,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails, only_root, tick
 from tests.support.posix_tree import HOLES, MEMBERS, SMALL, TEXT, Kind, large_body, mtime_of
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 @anyone

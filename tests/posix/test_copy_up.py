@@ -14,7 +14,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, not_by_overlayfs, only_root
 from tests.support.posix_tree import HEAD, HOLES, SMALL, TAIL, TEXT, WIDE, large_body, mtime_of
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 class Shown(NamedTuple):

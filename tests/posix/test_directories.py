@@ -13,7 +13,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails, not_by_overlayfs
 from tests.support.posix_tree import SMALL, WIDE
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 @anyone

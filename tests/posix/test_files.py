@@ -11,7 +11,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails
 from tests.support.posix_tree import SMALL, TEXT, large_body
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 def contents(path: Path) -> bytes:

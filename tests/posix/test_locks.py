@@ -14,7 +14,7 @@ from tests.support.children import Child
 from tests.support.posix_calls import F_RDLCK, F_UNLCK, F_WRLCK, lock_kind, pack_lock
 from tests.support.posix_places import Place, anyone, fails
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 BUSY = (errno.EAGAIN, errno.EACCES)
 

@@ -18,7 +18,7 @@ from tests.support.posix_calls import syncfs
 from tests.support.posix_places import Place, anyone, not_by_overlayfs
 from tests.support.posix_tree import HOLES, TEXT, large_body
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 def mapped(path: Path | str, writable: bool, length: int = 0, private: bool = False) -> mmap.mmap:

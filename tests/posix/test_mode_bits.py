@@ -12,7 +12,7 @@ from tests.support import posix_places as posix
 from tests.support.mounted import NOBODY, Account
 from tests.support.posix_places import Place, anyone, by, fails, only_root, only_users
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 STRANGER = Account(70_000, 70_000)
 

@@ -13,7 +13,7 @@ from tests.support.posix_calls import AT_EACCESS, faccessat
 from tests.support.posix_places import Place, anyone, by, fails, only_root, only_users
 from tests.support.posix_tree import SMALL
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 STRANGER = Account(70_000, 70_000)
 

@@ -18,7 +18,7 @@ from tests.support.posix_calls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLO
 from tests.support.posix_places import Place, anyone, by, fails, not_by_overlayfs, only_root
 from tests.support.posix_tree import HEAD, HOLES, TAIL, TEXT, large_body
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 FALLOC_COLLAPSE_RANGE = 8  # linux/falloc.h
 BLOCK = 4096

@@ -16,7 +16,7 @@ from tests.support.posix_calls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLO
 from tests.support.posix_places import Place, at
 from tests.support.posix_tree import HOLES
 
-place, grounds, pytestmark = posix.place, posix.grounds, posix.marks
+pytestmark = posix.marks
 
 MOST = 300_000  # bytes: some pages of a file, and beyond its end
 Do = Callable[[int, int, int], object]  # to an open file, at an offset, with a length

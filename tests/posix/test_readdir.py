@@ -14,7 +14,7 @@ from tests.support.posix_calls import DirectoryStream
 from tests.support.posix_places import Place, anyone
 from tests.support.posix_tree import MEMBERS, WIDE
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 MANY = 2000
 

@@ -14,7 +14,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails
 from tests.support.posix_tree import SMALL, TEXT, WIDE, large_body, mtime_of
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 def paths_below(path: Path) -> list[str]:

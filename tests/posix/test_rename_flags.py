@@ -11,7 +11,7 @@ from tests.support.posix_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, renamea
 from tests.support.posix_places import Place, anyone, fails
 from tests.support.posix_tree import SMALL, TEXT
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 @anyone

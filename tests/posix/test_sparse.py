@@ -10,7 +10,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails
 from tests.support.posix_tree import HEAD, HOLES, SMALL, TAIL, TEXT, large_body
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 @anyone

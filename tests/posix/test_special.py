@@ -16,7 +16,7 @@ from tests.support import posix_places as posix
 from tests.support.children import Child
 from tests.support.posix_places import Place, anyone, at, fails, only_root, only_users
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 @anyone

@@ -12,7 +12,7 @@ from tests.support.posix_calls import AT_SYMLINK_NOFOLLOW, UTIME_NOW, UTIME_OMIT
 from tests.support.posix_places import Place, anyone, fails, not_by_overlayfs, only_users
 from tests.support.posix_tree import mtime_of
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 SECOND = 1_000_000_000
 

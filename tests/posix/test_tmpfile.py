@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails
 
-place, grounds, pytestmark = posix.place, posix.grounds, posix.marks
+pytestmark = posix.marks
 
 
 def link_open(fd: int, target: Path | str) -> None:

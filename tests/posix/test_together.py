@@ -14,7 +14,7 @@ from tests.support.children import Child
 from tests.support.posix_places import Place, anyone
 from tests.support.posix_tree import TEXT, WIDE, large_body
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 HANDS = 4  # processes
 

@@ -11,7 +11,7 @@ from tests.support import posix_places as posix
 from tests.support.posix_places import Place, anyone, fails, not_by_overlayfs, only_root
 from tests.support.posix_tree import SMALL, TEXT, large_body, mtime_of
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 
 def nameless(path: Path, flags: int = os.O_RDWR) -> int:

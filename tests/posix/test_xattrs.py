@@ -13,7 +13,7 @@ from tests.support.mounted import NOBODY
 from tests.support.posix_places import Place, anyone, become, fails, in_child, only_root, only_users
 from tests.support.posix_tree import SMALL, TEXT
 
-place, grounds, large, pytestmark = posix.place, posix.grounds, posix.large, posix.marks
+pytestmark = posix.marks
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 MARKS = [

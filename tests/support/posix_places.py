@@ -1,6 +1,6 @@
 """Where POSIX is asked for: a plain directory, which proves the test, and writable mounts, by root and users.
 
-    place, grounds, pytestmark = posix.place, posix.grounds, posix.marks
+    place, pytestmark = posix.place, posix.marks
 
     @anyone
     def test_a_new_file_is_empty(place: Place) -> None:
@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -45,6 +45,7 @@ Where = Literal["plain", "mount", "kernel", "plain-user", "mount-user", "own-mou
 EVERYWHERE: tuple[Where, ...] = get_args(Where)
 _CLOCK_REALTIME_COARSE = 5  # linux/time.h
 _MOUNTS: tuple[tuple[Where, ...], ...] = (("mount", "mount-user"), ("kernel",), ("own-mount",))
+_TREES = {False: 50, True: 5}  # of each kind of place in an image, without and with `large`
 _SKIPPED = b"\0"  # begins the report of a child that skipped its test
 
 marks = [
@@ -54,15 +55,14 @@ marks = [
 
 
 class Case(NamedTuple):
-    """A test at one kind of place; its files are in a directory of that name."""
+    """A kind of place, and whether the tree there has `large`."""
 
-    name: str
     where: Where
     large: bool
 
     @property
     def account(self) -> Account:
-        """Who runs it."""
+        """Who runs a test there."""
         return ROOT if self.where in ("plain", "mount", "kernel") else NOBODY
 
 
@@ -83,49 +83,55 @@ class Place:
 
 @dataclass
 class Grounds:
-    """The places of one module: a directory, and the mounts, made when the first test asks for them."""
+    """The places of a worker's tests: a directory, and mounts, made when a test asks for one.
+
+    An image has many trees, and each test gets one that no other has had; once all are taken it is mounted
+    again.
+    """
 
     directory: Path
-    cases: list[Case]
-    _mounts: dict[tuple[Where, ...], Path] = field(default_factory=dict)  # by the kinds of places there
-    _open: list[Imgfs] = field(default_factory=list)
+    _free: dict[Case, list[Path]] = field(default_factory=dict)
+    _images: dict[tuple[Where, ...], tuple[Imgfs, str]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def place(self, case: Case) -> Place:
-        """The place of one test, with the tree in it."""
+        """A place for one test, with the tree in it."""
         if case.where.startswith("plain"):
-            above = self.directory / case.name
+            above = self.directory / f"{case.where}-{next(self._numbers)}"
             lay_out(above, case.account, case.large)
         else:
-            above = self._mount(next(kinds for kinds in _MOUNTS if case.where in kinds)) / case.name
+            if not self._free.get(case):
+                self._mount(next(kinds for kinds in _MOUNTS if case.where in kinds))
+            above = self._free[case].pop(0)
         return Place(above / "new", above / "tree", case.where, case.account)
 
     def close(self) -> None:
         """Take the mounts down; fails if their daemons have anything to complain of."""
         with contextlib.ExitStack() as stack:
-            for imgfs in self._open:
+            for imgfs, _ in self._images.values():
                 stack.callback(imgfs.close)
 
-    def _mount(self, wheres: tuple[Where, ...]) -> Path:
-        if wheres not in self._mounts:
-            own, driver = wheres == ("own-mount",), "kernel" if wheres == ("kernel",) else "fuse"
+    def _mount(self, wheres: tuple[Where, ...]) -> None:
+        own, driver = wheres == ("own-mount",), "kernel" if wheres == ("kernel",) else "fuse"
+        if own and _trouble_of_users():
+            pytest.skip(f"an ordinary user cannot run the command: {_trouble_of_users()}")
+        names = {Case(where, large): _names(where, large) for where in wheres for large in _TREES}
+        if wheres not in self._images:
             imgfs = Imgfs(self.directory / wheres[0], user=NOBODY if own else None, driver=driver)
-            self._open.append(imgfs)
-            if own and _trouble_of_users():
-                pytest.skip(f"an ordinary user cannot run the command: {_trouble_of_users()}")
-            cases = [case for case in self.cases if case.where in wheres]
-            # suid, dev: what set-id programs and devices do is tested too
-            self._mounts[wheres] = imgfs.mount(_write_image(imgfs, cases), "--rw", "-o", "suid,dev")
-        return self._mounts[wheres]
+            self._images[wheres] = imgfs, _write_image(imgfs, names)
+        imgfs, image = self._images[wheres]
+        # suid, dev: what set-id programs and devices do is tested too
+        at = imgfs.mount(image, "--rw", "-o", "suid,dev", at=imgfs.mountpoint(f"mnt-{next(self._numbers)}"))
+        for case in names:
+            self._free.setdefault(case, []).extend(at / name for name in names[case])
 
 
-@pytest.fixture(scope="module")
-def grounds(request: pytest.FixtureRequest) -> Iterator[Grounds]:
-    """Where the tests of a module run: below a directory that every user can get to."""
-    items = [item for item in request.session.items if item.path == request.path]
-    cases = [_case(item) for item in items]
+@pytest.fixture(scope="package")
+def grounds() -> Iterator[Grounds]:
+    """Where all tests of a worker run: below a directory that every user can get to."""
     with tempfile.TemporaryDirectory(prefix=f"imgfs-test-{os.getpid()}-") as directory:
         os.chmod(directory, 0o755)
-        made = Grounds(Path(directory), [case for case in cases if case])
+        made = Grounds(Path(directory))
         yield made
         made.close()
 
@@ -133,9 +139,7 @@ def grounds(request: pytest.FixtureRequest) -> Iterator[Grounds]:
 @pytest.fixture
 def place(request: pytest.FixtureRequest, grounds: Grounds) -> Place:
     """Where this test runs."""
-    case = _case(request.node)
-    assert case is not None, "not a test at a place"
-    return grounds.place(case)
+    return grounds.place(Case(request.param, "large" in request.fixturenames))
 
 
 @pytest.fixture
@@ -233,17 +237,18 @@ def _report(writing: int, work: Callable[[], object]) -> None:
     os.write(writing, told[:60_000])
 
 
-def _case(item: pytest.Item) -> Case | None:
-    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
-    where = params.get("place")
-    if where is None or not isinstance(item, pytest.Function):
-        return None
-    return Case(re.sub(r"[^\w-]+", ".", item.name).strip("."), where, "large" in item.fixturenames)
+def _names(where: Where, large: bool) -> list[str]:
+    """The directories of an image that have a tree for a test at such a place each."""
+    return [f"{where}-{'large' if large else 'small'}-{number}" for number in range(_TREES[large])]
 
 
-def _write_image(imgfs: Imgfs, cases: Iterable[Case]) -> str:
-    owners = {case: ROOT if case.where == "own-mount" else case.account for case in cases}
-    members = (member for case in cases for member in as_members(case.name, owners[case], case.large))
+def _write_image(imgfs: Imgfs, names: Mapping[Case, Iterable[str]]) -> str:
+    members = (
+        member
+        for case in names
+        for name in names[case]
+        for member in as_members(name, ROOT if case.where == "own-mount" else case.account, case.large)
+    )
     return write_image(imgfs.directory / "layout", [gzipped(tar.archive(*members))])
 
 
