@@ -51,10 +51,7 @@ Examples:
 """,
     )
     command.add_argument(
-        "--address",
-        metavar="SOCKET",
-        default=ADDRESS,
-        help=f"where to answer (default: {ADDRESS})",
+        "--address", metavar="SOCKET", default=ADDRESS, help=f"where to answer (default: {ADDRESS})"
     )
     command.add_argument(
         "--root", metavar="DIR", default=ROOT, help=f"where snapshots are kept (default: {ROOT})"

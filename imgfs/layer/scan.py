@@ -100,11 +100,7 @@ def scan(
     layer.digest.check(blob_hash, "layer blob")
     diff_id.check(flat_hash, f"uncompressed layer {layer.digest.short} (DiffID)")
     index.finish(
-        digest=str(layer.digest),
-        diff_id=str(diff_id),
-        format=format_name,
-        size=layer.size,
-        flat_size=size,
+        digest=str(layer.digest), diff_id=str(diff_id), format=format_name, size=layer.size, flat_size=size
     )
     return size
 

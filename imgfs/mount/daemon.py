@@ -274,11 +274,17 @@ def serve(
             serve_by_fuse(mount)
         image.content.sync()
         _keep_recorded(image, store, options)
+    _say_ended(options.mountpoint, succession)
+
+
+def _say_ended(mountpoint: Path, succession: Succession | None) -> None:
+    """Tell the holder, if there is one, and the log, that a mount has ended, or is another daemon's now."""
     if succession:
         succession.ended()
-    if not (succession and succession.is_idle):  # which has been said
-        is_handed_over = succession and not succession.has_turn
-        log.info("%s %s", "handed over" if is_handed_over else "unmounted", options.mountpoint)
+        if succession.is_idle:  # which has been said
+            return
+    is_handed_over = succession and not succession.has_turn
+    log.info("%s %s", "handed over" if is_handed_over else "unmounted", mountpoint)
 
 
 def _begin_fetching(image: Image, store: Store, options: MountOptions, stack: contextlib.ExitStack) -> None:

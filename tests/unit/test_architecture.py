@@ -62,7 +62,7 @@ OF_MANY = {
     "prose",
     "umoci",
 }
-LONGEST = 60  # lines of a function
+LONGEST = 50  # lines of a function
 VAGUE = {"utils", "util", "common", "types", "constants", "interfaces", "helpers", "misc", "base"}
 
 
