@@ -128,15 +128,12 @@ class ImageSelection:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
                     tell_source(source)
-                    from imgfs.image.discover import early_discovery
-
-                    discovery = early_discovery(digest, manifest, source, self.store, self.trust)
+                    discovery = self._discovery(digest, manifest, source)
 
             resolved, is_away = self._resolve(source, progress, look)
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
-            if up_to is not None:
-                resolved = resolved.up_to(up_to)
+            resolved = resolved if up_to is None else resolved.up_to(up_to)
             if not is_ready(resolved, self.store, self.trust, lean=lean):
                 from imgfs.image.prepare import prepare
 
@@ -146,6 +143,12 @@ class ImageSelection:
                     preparing = partial(prepare, lean=lean, on_spans=tell_spans)
                     preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
+
+    def _discovery(self, digest: Digest, manifest: Manifest, source: Source) -> IndexDiscovery:
+        """Begin to ask what indexes there are of an image."""
+        from imgfs.image.discover import early_discovery
+
+        return early_discovery(digest, manifest, source, self.store, self.trust)
 
     def prepare_states(self, resolved: Resolved) -> None:
         """Merge the trees of a prepared image as it was after each of its layers; shows progress."""
