@@ -14,6 +14,7 @@ session        /dev/fuse: reads requests, has them answered, writes the answers
 busy_poll      waits for the next request, awake as long as that pays
 tasks          requests that wait, by trio: work in threads that is abandoned or undone
 interrupts     FUSE_INTERRUPT: which callers get EINTR
+callers        who asks: what is told of a mount is not for containers
 errors         the one place where an exception becomes an errno
 views          the View of an image's tree              union_view     that of its union with a scratch
 disk_reads     reads of a quick disk, without a thread

@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from imgfs.fuse.callers import is_contained
 from imgfs.fuse.disk_reads import DiskReads
 from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.opcodes import ROOT_INO, InitFlag, Opcode, OpenFlag
@@ -131,7 +132,7 @@ class Operations(Generic[F]):
             Opcode.READDIRPLUS: lambda head, body: self.readdir(head.ino, *readdir_in(body)),
             Opcode.RELEASEDIR: lambda _, body: self.releasedir(*handle_in(body)),
             Opcode.STATFS: lambda *_: self.statfs(),
-            Opcode.GETXATTR: lambda head, body: self.getxattr(head.ino, *getxattr_in(body)),
+            Opcode.GETXATTR: lambda head, body: self.getxattr(head.ino, *getxattr_in(body), head.pid),
             Opcode.LISTXATTR: lambda head, body: self.listxattr(head.ino, listxattr_in(body)),
             Opcode.LSEEK: lambda head, body: self.lseek(head.ino, *lseek_in(body)),
             Opcode.STATX: lambda head, _: self.statx(head.ino),
@@ -233,9 +234,9 @@ class Operations(Generic[F]):
         """Close a directory: there are no handles."""
         return b""
 
-    def getxattr(self, ino: int, name: bytes, room: int) -> bytes | int | Later:
-        """An extended attribute; on the root also the mount's status."""
-        if name == _STATUS and ino == ROOT_INO and self._status:
+    def getxattr(self, ino: int, name: bytes, room: int, caller: int) -> bytes | int | Later:
+        """An extended attribute; on the root also the mount's status, which says where it all is."""
+        if name == _STATUS and ino == ROOT_INO and self._status and not is_contained(caller):
             return xattr_out(encode_status(self._status().to_json()), room)
         value = self._view.xattr(ino, name)
         if value is None:

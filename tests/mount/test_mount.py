@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -275,6 +276,17 @@ def test_the_status_attribute_is_the_roots_and_not_listed(torture: Mounted) -> N
     assert os.getxattr(torture.at, "user.imgfs.status").startswith(b"{")
     assert os.listxattr(torture.at) == []
     assert errno_of(lambda: os.getxattr(torture.at / "data", "user.imgfs.status")) == errno.ENODATA
+
+
+@pytest.mark.drivers("fuse")
+@pytest.mark.skipif(os.geteuid() != 0, reason="as an ordinary user, the root of a namespace does not see it")
+def test_no_container_is_told_the_status(torture: Mounted) -> None:
+    """It names the store, the mountpoint and the registries of the machine."""
+    asking = "import os, sys; os.getxattr(sys.argv[1], 'user.imgfs.status')"
+    words = sys.executable, "-c", asking, torture.at
+    ask = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
+    assert ask(words).stderr == ""
+    assert "[Errno 61] No data available: " in ask(["unshare", "--pid", "--fork", *words]).stderr
 
 
 def test_statfs_shows_a_full_file_system_of_the_images_size(torture: Mounted) -> None:
