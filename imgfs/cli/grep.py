@@ -142,7 +142,7 @@ class _LineSearch:
         label = b"%d:" % self._files.layer(found) if self._options.all_layers else b""
         label += found.path
         number = 0
-        for block in _blocks(self._files.read(found)):
+        for block in _blocks(self._files.searchable(found)):
             if not self._may_match(block):
                 number += block.count(b"\n") + (not block.endswith(b"\n"))
                 is_binary = is_binary or b"\0" in block

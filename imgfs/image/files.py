@@ -151,6 +151,15 @@ class ImageFiles:
             for offset in range(start, end, _READ_SIZE):
                 yield offset, read(offset, min(_READ_SIZE, end - offset))
 
+    def searchable(self, found: Found) -> Iterator[bytes]:
+        """Yield the same bytes alone, and one NUL for each hole: no text is in it, however long it is."""
+        end = 0
+        for offset, piece in self.data(found):
+            yield b"\0" + piece if offset > end else piece
+            end = offset + len(piece)
+        if end < found.node.size:
+            yield b"\0"
+
     def reader(self, found: Found) -> Callable[[int, int], bytes]:
         """Return what reads a regular file from an offset, at most so many bytes; any thread may call it."""
         layer, extents, size = self._tree.contents(found.node.ino)

@@ -228,7 +228,9 @@ def test_cp_keeps_all_that_a_file_has(look: Look, tmp_path: Path) -> None:
     assert (tmp_path / "out/etc").stat().st_mtime_ns == 10**18
 
 
-def test_cp_of_a_terabyte_of_holes_writes_what_the_layer_has(tmp_path: Path) -> None:
+def test_of_a_terabyte_of_holes_cp_and_grep_take_what_the_layer_has(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pieces = [(0, b"first"), (5, b"second"), (1 << 39, NOISE)]
     layer = gzipped(tar.archive(tar.sparse_pax("1.0", "huge", 1 << 40, pieces)))
     image = write_image(tmp_path / "layout", [layer])
@@ -239,6 +241,8 @@ def test_cp_of_a_terabyte_of_holes_writes_what_the_layer_has(tmp_path: Path) -> 
         assert file.read(14) == b"firstsecond\0\0\0"
         file.seek(1 << 39)
         assert file.read(len(NOISE) + 2) == NOISE + b"\0\0"
+    main(["grep", "--store", str(tmp_path / "store"), "firstsecond", image, "/huge"])
+    assert capfd.readouterr().out == "Binary file /huge matches\n"
 
 
 @pytest.mark.parametrize("command", [["export"], ["cp", "/", "-"]])
