@@ -144,8 +144,8 @@ class ImageSelection:
                     preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
 
-    def _discovery(self, digest: Digest, manifest: Manifest, source: Source) -> IndexDiscovery:
-        """Begin to ask what indexes there are of an image."""
+    def _discovery(self, digest: Digest, manifest: Manifest, source: Source) -> IndexDiscovery | None:
+        """Begin to ask what indexes there are of an image; None if that is not needed."""
         from imgfs.image.discover import early_discovery
 
         return early_discovery(digest, manifest, source, self.store, self.trust)

@@ -28,7 +28,8 @@ from imgfs.layer.sqlite import (
 )
 from imgfs.tree.builder import check_time
 from imgfs.tree.database import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
-from imgfs.tree.reader import MANY, SPARSEST, Tree
+from imgfs.tree.names import MANY, SPARSEST
+from imgfs.tree.reader import Tree
 
 _FORM = DatabaseForm("a tree", SCHEMA, f"{MILESTONES};", RULES)
 _DIRECTORY, _CHARACTER, _BLOCK = stat.S_IFDIR >> 12, stat.S_IFCHR >> 12, stat.S_IFBLK >> 12

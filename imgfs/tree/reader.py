@@ -25,19 +25,14 @@ from imgfs.tree.database import (
     ROOT,
     STRIDE,
     Node,
-    Parents,
     TreeDatabase,
     node_of,
 )
+from imgfs.tree.names import KEPT, NodeNames
 from imgfs.tree.paths import LINK_LIMIT
-
-SPARSEST = 1000  # inos for each node at most, in a tree with more than MANY: each takes memory
-MANY = 1 << 24  # inos
 
 _MANY_ROWS = 4096  # small ones that are all read, fetched at once
 _FEW = 16  # rows with their content fetched at once: a sparse file's extents may be megabytes
-_MOST_FOUND = 1024  # directories whose names are kept, of 150 bytes each
-_KEPT = 256  # answers of each kind: more than a path has
 _DEPTH = 4096  # directories in a path: bounds an imported tree with cycles
 
 _BY_INO = f"SELECT {NODE} FROM node n WHERE n.ino = ?"
@@ -86,12 +81,10 @@ class Tree(AbstractContextManager["Tree"]):
 
     def __init__(self, path: Path) -> None:
         self._db = TreeDatabase(path)
-        self._parents: Parents | None = None
         # A copy-up asks for the same again and again, and files of one directory for what leads to it.
-        keep = functools.lru_cache(_KEPT)
+        keep = functools.lru_cache(KEPT)
         self._last_nodes, self._last_lookups = keep(self._read_node), keep(self._read_lookup)
-        self._last_names = keep(self._read_names)
-        self._found: dict[int, tuple[int, bytes]] = {}  # directories: where the last lookups have found them
+        self._names = NodeNames(self._db)
         try:
             self.layer_count, self.node_count, self.total_size, self.origin = self._summary()
         except StoreError:
@@ -124,10 +117,8 @@ class Tree(AbstractContextManager["Tree"]):
         if row is None:
             return None
         node = node_of(row)
-        if stat.S_ISDIR(node.mode) and self._parents is None:
-            if len(self._found) >= _MOST_FOUND:
-                self._found = {}
-            self._found[node.ino] = parent, name
+        if stat.S_ISDIR(node.mode):
+            self._names.note(node.ino, parent, name)
         return node
 
     def children(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Node]]:
@@ -255,18 +246,7 @@ class Tree(AbstractContextManager["Tree"]):
 
         The first call reads all names, but for a directory that was looked up before: that has one name.
         """
-        return self._last_names(ino)
-
-    def _read_names(self, ino: int) -> list[tuple[int, bytes]]:
-        if self._parents is None:
-            if (found := self._found.get(ino)) is not None:
-                return [found]
-            if ino == ROOT:
-                return []
-            self._parents, self._found = self._read_parents(), {}
-        parents = dict.fromkeys(self._parents.of(ino))
-        query = "SELECT name FROM dirent WHERE parent = ? AND ino = ? ORDER BY name"
-        return [(parent, row[0]) for parent in parents for row in self._db.rows(query, (parent, ino))]
+        return self._names.of(ino)
 
     def path(self, ino: int) -> bytes:
         """Return a path from the root to a node."""
@@ -338,16 +318,6 @@ class Tree(AbstractContextManager["Tree"]):
         if row is None:
             raise _error(errno.ENOENT)
         return row
-
-    def _read_parents(self) -> Parents:
-        largest, count = self._db.row("SELECT max(ino), count(*) FROM node") or (ROOT, 1)
-        names = self._db.rows("SELECT ino, parent FROM dirent")
-        if count and largest > max(MANY, SPARSEST * count):
-            raise self._db.damaged(ValueError(f"a node numbered {largest} of {count}"))
-        try:
-            return Parents(names, largest or ROOT)
-        except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise self._db.damaged(error) from error
 
     def _unpacked(self, packed: bytes) -> tuple[Extent, ...]:
         try:

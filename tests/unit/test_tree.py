@@ -18,6 +18,7 @@ from imgfs.layer.entry import Entry, Extent, Kind
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.tree.database import ROOT, STRIDE
 from imgfs.tree.merge import merge
+from imgfs.tree.names import NodeNames
 from imgfs.tree.reader import Tree
 from tests.support.layers import merged, write_tree
 from tests.support.tarmake import archive, directory, file, hardlink, symlink
@@ -63,7 +64,7 @@ def test_the_way_up_from_a_directory_that_was_looked_up_is_known(
     file = tree.lookup(lib.ino, b"x")
     assert file
     with monkeypatch.context() as patched:
-        patched.setattr(Tree, "_read_parents", lambda _: pytest.fail("all names are read"))
+        patched.setattr(NodeNames, "_read_parents", lambda _: pytest.fail("all names are read"))
         assert (tree.names(ROOT), tree.names(lib.ino), tree.path(lib.ino)) == (
             [],
             [(usr.ino, b"lib")],
