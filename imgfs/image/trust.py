@@ -81,9 +81,13 @@ def _repository(reference: Reference) -> str:
 def is_ready(resolved: Resolved, store: Store, trust: Trust, *, lean: bool = True) -> bool:
     """Return True if nothing has to be prepared, or warned of (see `prepare`). Raises IntegrityError."""
     readiness = Readiness(resolved, store, trust)
-    if readiness.refuted():
+    if readiness.refuted() or (spaces := readiness.tree_spaces()) is None:
         return False
-    return readiness.has_tree() and not readiness.missing(lean=lean)
+    layers = resolved.layers
+    return all(
+        readiness.is_indexed(*layers[layer.digest], lean=lean, space=space)
+        for layer, space in zip(resolved.manifest.layers, spaces, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,8 @@ class Readiness:
         pairs = self.resolved.layers.values()
         return [pair for pair in pairs if not self.is_indexed(*pair, lean=lean)]
 
-    def is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool) -> bool:
-        """Return True if the store has a usable index of a layer.
+    def is_indexed(self, layer: Descriptor, diff_id: Digest, *, lean: bool, space: str | None = None) -> bool:
+        """Return True if the store has a usable index of a layer, of this flat `space` if one is given.
 
         Raises IntegrityError if a scan has found another DiffID of the layer's blob. If only an imported
         index says so, that may be wrong: the layer is indexed anew.
@@ -116,7 +120,8 @@ class Readiness:
             return False
         try:
             with LayerIndex(path) as index:
-                return self.accepts_index(index, layer, diff_id) and (lean or not index.summary.is_lean)
+                is_usable = self.accepts_index(index, layer, diff_id) and (lean or not index.summary.is_lean)
+                return is_usable and space in (None, index.summary.space)
         except StoreError:  # of another format, or damaged: made anew
             return False
 
@@ -141,17 +146,21 @@ class Readiness:
 
     def has_tree(self) -> bool:
         """Return True if the tree is stored, and its extents fit the flat layers of the stored indexes."""
-        path = self.store.tree(self.resolved.tree)
-        if path is None:
-            return False
-        try:
-            with Tree(path) as tree:
-                spaces = tree.spaces() if self.accepts_tree(tree) else None
-        except StoreError:
-            return False
+        spaces = self.tree_spaces()
         return spaces is not None and all(
             known in (None, space) for known, space in zip(self._spaces(), spaces, strict=True)
         )
+
+    def tree_spaces(self) -> list[str] | None:
+        """Return the flat spaces of the layers that the stored tree is of; None if there is no usable one."""
+        path = self.store.tree(self.resolved.tree)
+        if path is None:
+            return None
+        try:
+            with Tree(path) as tree:
+                return tree.spaces() if self.accepts_tree(tree) else None
+        except StoreError:
+            return None
 
     def _spaces(self) -> Iterator[str | None]:
         """Yield the flat spaces of the layers' indexes, None for a layer without an index."""
