@@ -305,7 +305,7 @@ def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
     if seconds is None:
         return usual
     connect, read = min(usual.connect, seconds), min(usual.read, seconds / _STEPS)
-    return replace(usual, connect=connect, read=read, deadline=seconds, helper=min(usual.helper, seconds))
+    return usual._replace(connect=connect, read=read, deadline=seconds, helper=min(usual.helper, seconds))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from functools import partial
 
 from imgfs.content.content import Content
@@ -143,7 +142,7 @@ class Image(AbstractContextManager["Image"]):
         part = self.resolved.up_to(str(layers))
         tree = self._stack.enter_context(_open_tree(part, self._store))
         spaces = [layer.index.summary.space for layer in self.content.layers[:layers]]
-        if not replace(self._readiness, resolved=part).accepts_tree(tree) or tree.spaces() != spaces:
+        if not self._readiness._replace(resolved=part).accepts_tree(tree) or tree.spaces() != spaces:
             raise StoreError(f"{part.reference}: the tree of layer {layers} is another's by now")
         return tree
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from imgfs.errors import IntegrityError, InvalidImage, StoreError
 from imgfs.image.resolve import Resolved
@@ -90,8 +91,7 @@ def is_ready(resolved: Resolved, store: Store, trust: Trust, *, lean: bool = Tru
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Readiness:
+class Readiness(NamedTuple):
     """Checks what the store holds of an image; indexes and trees count as far as `trust` allows."""
 
     resolved: Resolved

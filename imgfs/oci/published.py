@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.oci.artifact import Artifact
@@ -47,8 +48,7 @@ CREATED = "org.opencontainers.image.created"  # annotations.md
 INDEX_DIGEST = "com.amazon.soci.index-digest"  # on an image's manifest: its SOCI index, version 2
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedLayer:
+class PublishedLayer(NamedTuple):
     """What is published of one layer."""
 
     lean: Descriptor

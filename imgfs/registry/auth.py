@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -68,8 +67,7 @@ class _Token(NamedTuple):
 Flow = Generator[TokenRequest, TokenReply, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
+class _Grant(NamedTuple):
     """What a Bearer challenge asks for: the key of a token."""
 
     realm: str
@@ -78,7 +76,7 @@ class _Grant:
 
     def widened(self, scope: str) -> _Grant:
         """The same grant for `scope` as well; as it is if there is nothing to add."""
-        return replace(self, scope=join_scopes(self.scope, scope)) if scope else self
+        return self._replace(scope=join_scopes(self.scope, scope)) if scope else self
 
 
 class KnownAuth(NamedTuple):

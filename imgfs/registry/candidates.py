@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
@@ -79,8 +78,7 @@ class Attempts:
 
 def short_timeouts(timeouts: Timeouts) -> Timeouts:
     """Return the time-outs for an endpoint that is not the last: one try, and a few seconds."""
-    return replace(
-        timeouts,
+    return timeouts._replace(
         connect=min(timeouts.connect, _CONNECT),
         read=min(timeouts.read, _READ),
         deadline=min(timeouts.deadline, _DEADLINE),

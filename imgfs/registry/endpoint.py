@@ -22,8 +22,7 @@ PULL, RESOLVE, PUSH = "pull", "resolve", "push"
 ALL = frozenset({PULL, RESOLVE, PUSH})
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
+class Tls(NamedTuple):
     """TLS settings. `authorities` are PEM files trusted beside the usual ones, `clients` pairs
     of a certificate and its key, PEM files too; without `verify` any certificate is accepted. `stamps`
     are those of the files (inode, modification, size): a renewed certificate makes another Tls."""
@@ -51,7 +50,7 @@ class RegistryEndpoint:
     capabilities: frozenset[str] = ALL
     namespace: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    tls: Tls = Tls()
+    tls: Tls = Tls()  # noqa: RUF009 - frozen
     is_mirror: bool = False
     dial_timeout: float | None = None
     guessed: bool = field(default=False, compare=False)

@@ -6,8 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, IntegrityError, Unavailable
 
@@ -20,8 +20,7 @@ _PROGRESS = 64 << 10
 _SECONDS_WORTH = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """How long to wait, in seconds.
 
     `connect` bounds a connection, and again what has to be said before the first request (a proxy, TLS);

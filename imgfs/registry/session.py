@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +58,7 @@ class HttpSession:
         self._host = self._origin.host
         self._credentials = credentials
         if endpoint.dial_timeout:
-            timeouts = replace(timeouts, connect=endpoint.dial_timeout)
+            timeouts = timeouts._replace(connect=endpoint.dial_timeout)
         self.timeouts = timeouts
         self._noted = noted
         self._transport = Transport(timeouts, tls=endpoint.tls, ca_bundle=ca_bundle)

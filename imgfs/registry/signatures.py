@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +82,7 @@ class SignatureClient:
         except UrlError as error:
             raise UsageError(f"the lookaside store {shown(base)}: a URL {error}") from error
         is_own = url.origin == parse_url(redact(endpoint.url)).origin
-        tls = endpoint.tls if is_own else replace(endpoint.tls, clients=())
+        tls = endpoint.tls if is_own else endpoint.tls._replace(clients=())
         place = RegistryEndpoint(f"{url.scheme}://{url.netloc}", url.netloc, "", tls=tls)
         with closing(self._session(place, lambda: None, self._timeouts)) as session:
 

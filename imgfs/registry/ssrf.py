@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import replace
 
 from imgfs.errors import RegistryError, Unauthorized
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, resolve_url, shown
@@ -190,7 +189,7 @@ def upload_target(url: str, location: str, *, verify: bool) -> str:
     here, there = _target(url, location)
     is_itself = here.is_secure and not there.is_secure and there.host == here.host
     if is_itself and there.port in (80, here.port):
-        return str(replace(here, target=there.target))
+        return str(here._replace(target=there.target))
     return led_to(url, location, verify=verify)
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import ssl
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from imgfs.errors import RegistryError, UsageError
@@ -69,7 +68,7 @@ def checked_tls(reader: Reader, tls: Tls) -> Tls:
         _check_authorities(path)
     for certificate, key in tls.clients:
         _check_client(certificate, key)
-    return replace(tls, stamps=tuple(stamp for stamp in stamps if stamp))
+    return tls._replace(stamps=tuple(stamp for stamp in stamps if stamp))
 
 
 def _check_authorities(path: Path) -> None:

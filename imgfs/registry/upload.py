@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
@@ -31,16 +31,14 @@ _LONGEST_MINIMUM = 1 << 30  # bytes; a larger minimum for chunks is nonsense
 _NO_CHUNKS = (400, 405, 411, 413, 415, 416)
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSizes:
+class ChunkSizes(NamedTuple):
     """How many bytes go in one request: a blob of up to `whole` bytes, or `chunk` bytes of a larger one."""
 
     whole: int = 32 << 20
     chunk: int = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class UploadLocation:
+class UploadLocation(NamedTuple):
     """An upload that has been begun: where its next bytes go, and how many it has got.
 
     `minimum` is the size in bytes that all chunks but the last must have ("OCI-Chunk-Min-Length").
@@ -96,7 +94,7 @@ class Upload:
         *,
         scope: str,
         exists: Callable[[], bool],
-        sizes: ChunkSizes = ChunkSizes(),
+        sizes: ChunkSizes = ChunkSizes(),  # noqa: B008 - frozen
     ) -> None:
         self._session = session
         self._begin_url = begin_url

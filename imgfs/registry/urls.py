@@ -18,7 +18,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MAX_URL = 16 << 10  # characters: signatures and the state of uploads have some thousand
@@ -46,8 +45,7 @@ class Origin(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Url:
+class Url(NamedTuple):
     """An absolute URL: where it goes to, and the `target` there, a path and perhaps a query."""
 
     scheme: str
@@ -101,11 +99,11 @@ def resolve_url(base: Url, text: str) -> Url:
     if text.startswith("//"):
         return parse_url(f"{base.scheme}:{text}")
     if text.startswith("/") or not text:
-        return replace(base, target=text or base.target)
+        return base._replace(target=text or base.target)
     path, mark, query = text.partition("?")
     own = base.target.partition("?")[0]
     merged = _without_dots(f"{own.rpartition('/')[0]}/{path}") if path else own
-    return replace(base, target=f"{merged}{mark}{query}")
+    return base._replace(target=f"{merged}{mark}{query}")
 
 
 def origin(text: str) -> Origin:

@@ -8,9 +8,9 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
@@ -29,8 +29,7 @@ _EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of what an engine exported, and of who
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(NamedTuple):
     """A reference that was resolved: to `digest` (a manifest or an index) and, by platform, `manifest`."""
 
     reference: str

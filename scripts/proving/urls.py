@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -82,7 +81,7 @@ def _dialled(found: Url) -> str:
         None, 1, check_address=check_address, on_connect=lambda *address: connected.append(address)
     )
     with suppress(RegistryError):
-        adapter.send("GET", replace(found, scheme="http"), {}, None, proxy="", timeouts=(1.0, 1.0))
+        adapter.send("GET", found._replace(scheme="http"), {}, None, proxy="", timeouts=(1.0, 1.0))
     if asked != [(found.host, number)]:
         raise AssertionError(f"{found}: {found.host} is judged, {asked} would be connected to")
     return "taken"

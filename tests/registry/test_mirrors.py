@@ -153,7 +153,7 @@ def test_a_mirror_that_cannot_be_connected_to_ahead_is_passed_over_when_it_is_as
 def test_a_mirror_that_dies_in_mid_read_is_taken_over_from_at_that_byte(
     mirror: FaultServer, registry: FaultServer, opens: Opens, fault: Fault
 ) -> None:
-    mirrored = opens(timeouts=replace(FAST, read=0.4))
+    mirrored = opens(timeouts=FAST._replace(read=0.4))
     blob = add_blob(BODY, mirror, registry)
     mirror.inject(replace(fault, cut_after=300_000), on="/blobs/", times=9)
     assert read(mirrored, blob, 1000) == BODY[1000:]
@@ -427,7 +427,7 @@ def test_a_mirror_that_does_not_connect_holds_up_nobody_but_the_first(
     with nobody_accepts() as host:
         mirror = endpoint_of(host, APP, is_mirror=True)
         mirrored = opens(
-            mirror, endpoint_of(registry.host, APP), timeouts=replace(FAST, connect=0.5), clock=time.monotonic
+            mirror, endpoint_of(registry.host, APP), timeouts=FAST._replace(connect=0.5), clock=time.monotonic
         )
         began = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
@@ -470,7 +470,7 @@ def test_endpoints_may_change_between_two_reads(
 
 def test_closing_ends_what_is_being_read(mirror: FaultServer, registry: FaultServer, opens: Opens) -> None:
     blob = add_blob(BODY, registry)
-    mirrored = opens(timeouts=replace(FAST, backoff=60.0, deadline=600.0))
+    mirrored = opens(timeouts=FAST._replace(backoff=60.0, deadline=600.0))
     registry.inject(Fault(drop=True), times=9)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read, mirrored, blob)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -457,7 +456,7 @@ def test_no_more_requests_than_agreed_are_under_way_at_once(server: FaultServer,
 def test_a_token_is_fetched_even_if_everybody_waits_for_it(server: FaultServer, stack: ExitStack) -> None:
     """Those who wait for the token hold all the turns there are."""
     server.token_server = server.url
-    client = client_of(server.host, "ns/app", timeouts=replace(FAST, deadline=5.0))
+    client = client_of(server.host, "ns/app", timeouts=FAST._replace(deadline=5.0))
     stack.callback(client.close)
     blob = server.add_blob(BODY)
     server.inject(Fault(pause=0.2), on="/blobs/", times=CONNECTIONS)
@@ -467,7 +466,7 @@ def test_a_token_is_fetched_even_if_everybody_waits_for_it(server: FaultServer, 
 
 
 def test_a_turn_that_does_not_come_is_unavailable(server: FaultServer, stack: ExitStack) -> None:
-    client = client_of(server.host, "ns/app", timeouts=replace(FAST, deadline=0.3, tries=1))
+    client = client_of(server.host, "ns/app", timeouts=FAST._replace(deadline=0.3, tries=1))
     stack.callback(client.close)
     blob = server.add_blob(BODY)
     held = [client.blob(blob) for _ in range(CONNECTIONS)]
@@ -531,7 +530,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
     proxy = stack.enter_context(ForwardProxy({}, password="user:right"))
     proxied.setenv(variable, f"http://user:hunter2@{proxy.host}")
     endpoint = RegistryEndpoint(f"{scheme}://registry.test/v2", "registry.test", "ns/app")
-    client = Client(endpoint, timeouts=replace(FAST, tries=1))
+    client = Client(endpoint, timeouts=FAST._replace(tries=1))
     stack.callback(client.close)
     with pytest.raises(RegistryError, match="407") as raised:
         client.head_manifest("v1")
@@ -544,7 +543,7 @@ def test_a_proxy_that_is_away_is_named(proxied: pytest.MonkeyPatch, stack: ExitS
     with ForwardProxy({}) as gone:
         url = gone.url
     proxied.setenv("HTTP_PROXY", url)
-    client = plain("registry.test", timeouts=replace(FAST, tries=1))
+    client = plain("registry.test", timeouts=FAST._replace(tries=1))
     stack.callback(client.close)
     with pytest.raises(Unavailable, match=rf"Connection refused \(through the proxy {url}\)"):
         client.head_manifest("v1")
@@ -571,7 +570,7 @@ def test_no_proxy_is_asked_for_what_needs_none(
     proxied.setenv("HTTP_PROXY", proxy.url)
     here = client_of(server.host, "ns/app", timeouts=FAST)  # this machine needs no proxy to reach itself
     proxied.setenv("NO_PROXY", "registry.invalid")
-    there = plain("registry.invalid", timeouts=replace(FAST, tries=1))
+    there = plain("registry.invalid", timeouts=FAST._replace(tries=1))
     for client in (here, there):
         stack.callback(client.close)
     with pytest.raises(NotFound):

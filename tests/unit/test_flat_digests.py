@@ -100,7 +100,7 @@ def falsified(made: Offering, body: bytes) -> None:
     ((digest, layer),) = made.published.layers.items()
     assert layer.digests
     other = replace(made.source.add(body, DIGESTS), annotations=layer.digests.annotations)
-    made.refer(replace(made.published, layers={digest: replace(layer, digests=other)}))
+    made.refer(replace(made.published, layers={digest: layer._replace(digests=other)}))
 
 
 @pytest.mark.parametrize("length", [0, 31, 32, 3200])

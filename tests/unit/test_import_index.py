@@ -294,7 +294,7 @@ def test_an_index_that_lies_is_never_another_exception_and_never_believed_for_go
                 lie.told_in(path)
             except sqlite3.Error:
                 return
-            layer = replace(layer, **{kind: repacked(descriptor, path, made.source)})
+            layer = layer._replace(**{kind: repacked(descriptor, path, made.source)})
         made.published = replace(made.published, layers={made.layers[0].digest: layer})
         if not tree:
             made.published = replace(made.published, tree=None)

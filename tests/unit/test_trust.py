@@ -181,7 +181,7 @@ def test_an_index_that_unpacks_to_far_more_than_it_is_is_not_even_fetched(
     layer = honest.published.layers[honest.layers[0].digest]
     claimed = {**layer.lean.annotations, SIZE_OF: str(100 * layer.lean.size + (1 << 20) + 1)}
     lean = replace(layer.lean, annotations=claimed)
-    honest.refer(Published(honest.published.tree, {honest.layers[0].digest: replace(layer, lean=lean)}))
+    honest.refer(Published(honest.published.tree, {honest.layers[0].digest: layer._replace(lean=lean)}))
     _, told = prepared(honest.source, store, T)
     assert told.streamed == {honest.layers[0].digest}
     assert any("is no size of at most" in text for text in told.warned)

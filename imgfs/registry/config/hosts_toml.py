@@ -15,8 +15,8 @@ import logging
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.registry.config.reload import Reader, Table
 from imgfs.registry.endpoint import ALL, Tls
@@ -32,8 +32,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """A host to ask. `scheme`, `host` and `path` are "" for the registry itself, if the file does not name
     it; the path is the API's root, usually `/v2`."""
 
@@ -46,8 +45,7 @@ class Host:
     dial_timeout: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HostsFile:
+class HostsFile(NamedTuple):
     """The hosts to be asked in order, and at last the `server`."""
 
     mirrors: tuple[Host, ...]
@@ -61,10 +59,10 @@ def parse_hosts(path: Path, body: bytes) -> HostsFile:
     hosts = root.table("host")
     named = [(url, url.rpartition("@")[2]) for url in hosts.fields]  # the second is fit to be shown
     mirrors = tuple(
-        _host(url, replace(hosts.table(url), at=f"host.{key}."), hosts, key) for url, key in named
+        _host(url, hosts.table(url)._replace(at=f"host.{key}."), hosts, key) for url, key in named
     )
     others = root.table("peer")
-    peers = tuple((url, _tls(replace(others.table(url), at=f"peer.{url}."))) for url in others.fields)
+    peers = tuple((url, _tls(others.table(url)._replace(at=f"peer.{url}."))) for url in others.fields)
     return HostsFile(mirrors, _host(root.text("server"), root, root, "server"), peers)
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.config import RegistriesConf
 from imgfs.errors import UsageError
@@ -28,8 +29,7 @@ _MIRRORED = {"": (True, True), "all": (True, True), "tag-only": (True, False), "
 _MODES = ("", "enforcing", "permissive", "disabled")
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where the images of a prefix may be; the `place` "" is where they are named. If `insecure`, it may be
     without TLS or with an unverified certificate. `by_tag` and `by_digest`: the references it may be used
     for."""
@@ -46,7 +46,7 @@ class Registry:
 
     prefix: str
     where: str = field(compare=False)
-    location: Location = Location()
+    location: Location = Location()  # noqa: RUF009 - frozen
     mirrors: tuple[Location, ...] = ()
     blocked: bool = False
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.config import RegistryFiles
 from imgfs.errors import UsageError
@@ -27,8 +28,7 @@ _HUB_ADDRESS = "registry-1.docker.io"
 _HUB_NAMES = (DOCKER_HUB, "index.docker.io", _HUB_ADDRESS)
 
 
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
+class TlsOptions(NamedTuple):
     """TLS options of the command line.
 
     `plain_http` is for the registry of the reference: True for plain HTTP, False for TLS, None for plain HTTP
@@ -40,8 +40,7 @@ class TlsOptions:
     ca_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(NamedTuple):
     """A reference, in parts."""
 
     registry: str
@@ -60,7 +59,7 @@ class Resolver:
     def __init__(
         self,
         files: RegistryFiles = RegistryFiles(),  # noqa: B008 - frozen
-        options: TlsOptions = TlsOptions(),
+        options: TlsOptions = TlsOptions(),  # noqa: B008 - frozen
     ) -> None:
         self._files = files
         self._options = options
