@@ -61,6 +61,7 @@ MILESTONES = f"CREATE INDEX milestone ON dirent (parent, position) WHERE positio
 # Pages of the file that SQLite keeps. A private cache and no mmap: mapped pages would count as the daemon's
 # memory too, without bound, and a failing disk would be a SIGBUS.
 _CACHE_KIB = 16 * 1024
+_SCAN_KIB = 64  # and of one that is read through once, whose pages are not asked for again
 _BATCH = 128  # rows fetched at once: as many as one READDIRPLUS reply has room for
 
 _DAMAGE = (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError)  # what SQLite raises for a damaged file
@@ -115,7 +116,7 @@ class TreeDatabase:
         self._lock = threading.Lock()  # SQLite must not be closed under a query
         self._db = open_database(path)
         try:
-            self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            self._keep(_CACHE_KIB)
         except _DAMAGE as error:
             self._db.close()
             raise self.damaged(error) from error
@@ -141,6 +142,22 @@ class TreeDatabase:
         except _DAMAGE as error:
             raise self.damaged(error) from error
         return row
+
+    def scan(self, query: str, values: tuple[object, ...]) -> Row | None:
+        """Return the first row of a query that reads much of the file: what it has read is not kept."""
+        try:
+            with self._lock:
+                self._keep(_SCAN_KIB)
+                try:
+                    row: Row | None = self._db.execute(query, values).fetchone()
+                finally:
+                    self._keep(_CACHE_KIB)
+        except _DAMAGE as error:
+            raise self.damaged(error) from error
+        return row
+
+    def _keep(self, kib: int) -> None:
+        self._db.execute(f"PRAGMA cache_size = -{kib}")
 
     def damaged(self, error: Exception) -> StoreError:
         """Return the error for a value that no tree has, described by `error`."""

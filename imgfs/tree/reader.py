@@ -143,7 +143,7 @@ class Tree(AbstractContextManager["Tree"]):
     def has_xattr(self, prefix: bytes) -> bool:
         """Return True if a file may have an extended attribute so named; one with it in its value counts."""
         query = "SELECT ino FROM node WHERE xattrs IS NOT NULL AND instr(xattrs, ?) LIMIT 1"
-        return self._db.row(query, (prefix,)) is not None
+        return self._db.scan(query, (prefix,)) is not None
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """Return the extended attributes, by name with its prefix (`user.…`); raises OSError: ENOENT."""

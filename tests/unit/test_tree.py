@@ -84,6 +84,15 @@ def test_lookup_finds_a_child_or_nothing(tree: Tree) -> None:
     assert tree.node(999) is None
 
 
+def test_of_nodes_that_are_all_read_once_no_pages_are_kept(tree: Tree) -> None:
+    said: list[str] = []
+    tree._db._db.set_trace_callback(said.append)
+    assert not tree.has_xattr(b"user.none")
+    kept = [int(line.partition("cache_size = -")[2]) for line in said if "cache_size" in line]
+    assert len(said) == 3
+    assert kept[0] < 100 < 10_000 < kept[1]  # KiB: while they are read, and afterwards
+
+
 def test_only_what_has_xattrs_says_so(tree: Tree) -> None:
     node = tree.resolve(b"usr/lib/x")
     assert node.has_xattrs is True
