@@ -7,11 +7,13 @@ read only if that is the same, too.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
 from typing import NamedTuple
 
 from imgfs.image.files import Found, ImageFiles
+
+_PIECE = 1 << 20  # bytes that are compared at once
 
 
 class Difference(NamedTuple):
@@ -102,4 +104,15 @@ def same_content(before: ImageFiles, old: Found, after: ImageFiles, new: Found) 
         return False
     if not old.node.size or before.origin(old) == after.origin(new):
         return True
-    return all(ours == theirs for ours, theirs in zip_longest(before.read(old), after.read(new)))
+    ours, theirs = before.reader(old), after.reader(new)
+    pieces = _pieces(before.filled(old), after.filled(new))
+    return all(ours(*piece) == theirs(*piece) for piece in pieces)
+
+
+def _pieces(*filled: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of what is in any of several lots of ranges, each in order, once."""
+    end = 0
+    for start, stop in merge(*filled):
+        for offset in range(max(start, end), stop, _PIECE):
+            yield offset, min(_PIECE, stop - offset)
+        end = max(end, stop)

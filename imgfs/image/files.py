@@ -147,9 +147,13 @@ class ImageFiles:
     def data(self, found: Found) -> Iterator[tuple[int, bytes]]:
         """Yield the bytes of a regular file that are in its layer, and where they are in it: no holes."""
         read = self.reader(found)
-        for start, end in _joined(self._tree.contents(found.node.ino)[1]):
+        for start, end in self.filled(found):
             for offset in range(start, end, _READ_SIZE):
                 yield offset, read(offset, min(_READ_SIZE, end - offset))
+
+    def filled(self, found: Found) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of a regular file that are no holes, in order."""
+        return _joined(self._tree.contents(found.node.ino)[1])
 
     def searchable(self, found: Found) -> Iterator[bytes]:
         """Yield the same bytes alone, and one NUL for each hole: no text is in it, however long it is."""

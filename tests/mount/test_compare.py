@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,8 @@ UPPER = tar.archive(
 )
 SQUASHED = tar.archive(tar.directory("etc"), tar.file("etc/same", b"same", mtime_ns=10**9))
 TINY = tar.archive(tar.directory("etc"), tar.file("etc/same", b"sane"))
+
+Pieces = list[tuple[int, bytes]]
 
 
 class Images:
@@ -79,15 +81,35 @@ def test_the_same_files_in_other_layers_are_the_same_but_for_their_times(images:
 
 
 def test_what_is_of_the_same_layer_is_not_read(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, whole = [], ImageFiles.read
+    read, reader = [], ImageFiles.reader
 
-    def record(files: ImageFiles, found: Found) -> Iterator[bytes]:
+    def record(files: ImageFiles, found: Found) -> Callable[[int, int], bytes]:
         read.append(found.path)
-        return whole(files, found)
+        return reader(files, found)
 
-    monkeypatch.setattr(ImageFiles, "read", record)
+    monkeypatch.setattr(ImageFiles, "reader", record)
     images("diff", images.old, images.new)
     assert read == [b"/etc/mode"] * 2  # another layer has it, too; /etc/text has another size
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "differs"),
+    [
+        ([(0, b"a"), (1 << 39, b"b")], [(1 << 39, b"b"), ((1 << 40) - 1, b"\0")], True),
+        ([(0, b"\0a"), (1 << 39, b"b")], [(1, b"a"), (1 << 39, b"b")], False),
+        ([(7, b"ab")], [(8, b"bc")], True),
+        ([], [(1 << 39, b"\0")], False),
+    ],
+)
+def test_of_files_of_a_terabyte_what_their_layers_have_is_compared(
+    images: Images, tmp_path: Path, ours: Pieces, theirs: Pieces, differs: bool
+) -> None:
+    old, new = (
+        write_image(tmp_path / "layout", [plain(tar.sparse_pax("1.0", "huge", 1 << 40, pieces))], tag=tag)
+        for tag, pieces in (("ours", ours), ("theirs", theirs))
+    )
+    said = images("diff", old, new, code=int(differs))
+    assert said == ("C /huge (content)\n" if differs else "")
 
 
 def test_trouble_has_an_exit_code_of_its_own(images: Images) -> None:
