@@ -10,6 +10,7 @@ imgfs reads and writes /dev/fuse itself, because pyfuse3, by which libfuse mount
 
 opcodes        opcodes, flags and limits (linux/fuse.h)
 protocol       bodies of requests parsed, bodies of answers packed
+agreement      what a session and the kernel agree on: features, limits
 session        /dev/fuse: reads requests, has them answered, writes the answers
 busy_poll      waits for the next request, awake as long as that pays
 tasks          requests that wait, by trio: work in threads that is abandoned or undone

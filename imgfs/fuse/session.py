@@ -20,18 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from imgfs.buffers import buffer
 from imgfs.errors import MountError
+from imgfs.fuse.agreement import ONCE, agree, offers_of
 from imgfs.fuse.busy_poll import BusyPoll
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import fills_page_cache
 from imgfs.fuse.opcodes import (
-    MAJOR,
-    MAX_PAGES,
-    MAX_WRITE,
-    MINOR,
-    NEEDED_MINOR,
     READ_BUFFER,
     RESENT,
-    InitFlag,
     NotifyCode,
     Opcode,
 )
@@ -39,34 +34,17 @@ from imgfs.fuse.protocol import (
     ANSWER_HEAD,
     HEAD,
     HEAD_SIZE,
-    INIT_IN,
-    INIT_MORE,
-    INIT_OUT,
     INTERRUPT_IN,
     INVALIDATE_INODE_OUT,
     STORE_OUT,
     Head,
 )
 
-IN_BACKGROUND = 512  # reads past its cache that the kernel may have under way; of itself it allows 12
-_OFFERS = (
-    InitFlag.ASYNC_READ
-    | InitFlag.ATOMIC_O_TRUNC
-    | InitFlag.EXPORT_SUPPORT
-    | InitFlag.BIG_WRITES
-    | InitFlag.DO_READDIRPLUS
-    | InitFlag.PARALLEL_DIROPS
-    | InitFlag.MAX_PAGES
-    | InitFlag.CACHE_SYMLINKS
-)
-_ACLS = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
-_IDMAP = InitFlag.INIT_EXT | InitFlag.ALLOW_IDMAP
 _INIT, _INTERRUPT = int(Opcode.INIT), int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)  # unmounted; connection aborted (linux: fs/fuse/dev.c)
 _NOT_TAKEN = (errno.ENOENT, errno.ENODEV)  # request aborted, or inode forgotten; unmounted
 _SMALL = 4096  # bytes of an answer's body: to copy it costs less than to have the kernel take two buffers
-_ONCE = InitFlag.AUTO_INVAL_DATA  # was agreed to by earlier versions, and asks nothing of a daemon
 _NO_PAGES = -1  # in place of the offset of an invalidation: of the attributes alone
 
 if TYPE_CHECKING:
@@ -98,19 +76,8 @@ class Session:
     ENOSYS: most of those the kernel does not send again. `greeted` is told what the kernel can do, once it
     has been answered.
 
-    `writable`: set-id bits are taken away by the handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
-    gathers what is written, with `acls` it obeys files' ACLs. `stands_below`: another file system reads, and
-    makes EIO of EINTR.
-
-    ALLOW_IDMAP is not agreed to if it is `writable`: with it the kernel tells whose process asks for new
-    files alone (fs/fuse/dev.c, fuse_get_req). It needs `default_permissions`, as every mount has, but the one
-    that stands below.
-
-    ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and
-    after a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
-
-    AUTO_INVAL_DATA is not: it is this kernel that makes all changes. It would drop what it has just written,
-    for the time of modification that has moved by it (fs/fuse/inode.c, fuse_change_attributes).
+    What it agrees on with the kernel is said in `fuse.agreement`. `stands_below`: another file system reads,
+    and makes EIO of EINTR.
     """
 
     def __init__(
@@ -126,11 +93,8 @@ class Session:
     ) -> None:
         self.descriptor = descriptor
         self._greeted = greeted
-        self.offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
-        self.offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
-        self.offers |= _ACLS if acls else 0
-        self.offers |= 0 if writable or stands_below else _IDMAP
-        self.understood = self.offers | _ONCE
+        self.offers = offers_of(writable=writable, writeback=writeback, acls=acls, stands_below=stands_below)
+        self.understood = self.offers | ONCE
         self._stands_below = stands_below
         self._handlers: dict[int, Handler] = {
             Opcode.FORGET: _nothing,
@@ -381,17 +345,11 @@ class Session:
 
     def _greet(self, head: Head, body: memoryview) -> None:
         """Agree with the kernel on what both can do."""
-        major, minor, read_ahead, offered = INIT_IN.unpack_from(body)
-        if (major, minor) < (MAJOR, NEEDED_MINOR):
+        try:
+            offered, answer = agree(body, self.offers)
+        except MountError:
             self.send(head.unique, errno.EPROTO)
-            raise MountError(
-                f"this kernel speaks FUSE {major}.{minor}; imgfs needs {MAJOR}.{NEEDED_MINOR} (Linux 5.1)"
-            )
-        if offered & InitFlag.INIT_EXT and len(body) >= INIT_MORE.size:
-            offered |= INIT_MORE.unpack_from(body)[0] << 32
-        agreed = offered & self.offers
-        limits = IN_BACKGROUND, IN_BACKGROUND * 3 // 4, MAX_WRITE, 1, MAX_PAGES, 0
-        answer = INIT_OUT.pack(MAJOR, MINOR, read_ahead, agreed & 0xFFFFFFFF, *limits, agreed >> 32)
+            raise
         self.send(head.unique, 0, answer)
         self.offered = offered
         self._greeted(offered)
