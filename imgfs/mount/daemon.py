@@ -267,7 +267,8 @@ def serve(
             on_ready()
             _load_beside(image, source)
 
-        mount = ServedMount(image, store, options, tell, ready, succession, before_heir=metrics.close)
+        at_end = stack.enter_context(contextlib.ExitStack())
+        mount = ServedMount(image, store, options, tell, ready, succession, metrics.close, at_end)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
 

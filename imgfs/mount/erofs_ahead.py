@@ -1,17 +1,24 @@
 """What the kernel's own file systems need of an image, written beside a mount by FUSE, for the next mounts.
 
-With `exit_idle` it is written once nothing is read any more: an engine's container has the processor then.
+It is written once a program has started, which needs the processor more: when nothing was fetched for a
+moment, or at the mount's end. With `exit_idle` it is written once nothing is read any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError
 
 if TYPE_CHECKING:
     from imgfs.mount.serving import ServedMount
+
+
+_SETTLED = 1.0  # seconds without a byte fetched after which a program is taken to have started,
+_LATEST = 20.0  # or after which it is not waited for: all of the image may be fetched
 
 
 def is_written(mount: ServedMount) -> bool:
@@ -26,9 +33,38 @@ def is_written(mount: ServedMount) -> bool:
 
 
 def write_beside(mount: ServedMount) -> None:
-    """Have the tree written by another process, unless that waits for the mount to be idle."""
+    """Have the tree written by another process in a while, unless that waits for the mount to be idle."""
     if not mount.options.exit_idle:
-        _spawn_writer(mount)
+        writer = _LaterWriter(mount)
+        mount.at_end.callback(writer.end)
+        threading.Thread(target=writer.wait, name="imgfs-erofs", daemon=True).start()
+
+
+class _LaterWriter:
+    """Has the tree written once: when nothing is fetched any more, or at the end."""
+
+    def __init__(self, mount: ServedMount) -> None:
+        self._mount = mount
+        self._ended = threading.Event()
+        self._first = threading.Lock()  # held from when it has begun
+
+    def wait(self) -> None:
+        """Begin when nothing has been fetched for a moment."""
+        before, latest = None, time.monotonic() + _LATEST
+        while (now := self._mount.image.source.traffic()) != before and time.monotonic() < latest:
+            before = now
+            if self._ended.wait(_SETTLED):
+                return
+        self._begin()
+
+    def end(self) -> None:
+        """Begin, if that has not been."""
+        self._ended.set()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._first.acquire(blocking=False):
+            _spawn_writer(self._mount)
 
 
 def write_while_idle(mount: ServedMount) -> None:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,8 @@ class ServedMount:
     """An image of `store` that is mounted as `options` say, and served by this process.
 
     `tell` gives its status; `on_ready` is called once it answers. With a `succession` another process serves
-    it if this one is killed; `before_heir` lets go of what an heir has to have.
+    it if this one is killed; `before_heir` lets go of what an heir has to have. `at_end` is closed before the
+    image is.
     """
 
     image: Image
@@ -64,6 +65,7 @@ class ServedMount:
     on_ready: Callable[[], None]
     succession: Succession | None = None
     before_heir: Callable[[], None] = lambda: None
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def scratch_terms(
         self,
