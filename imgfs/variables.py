@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SYSTEM_CONFIG = "/etc"
 _SYSTEM_STORE = "/var/cache/imgfs"

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from imgfs.cli.output import complain, prepare_logging, prepare_output, words_of, words_of_unicode
 from imgfs.errors import ImgfsError, UsageError
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from imgfs.mount.daemon import Mounting

@@ -10,13 +10,13 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-from collections.abc import Iterable, Sequence
 
 from imgfs.errors import describe
 from imgfs.quoting import printable, printable_path
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import TextIO
 
     from imgfs.cli.format import Column

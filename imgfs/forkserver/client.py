@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from imgfs.variables import server_socket, variables
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from socket import socket
 
 _PATIENCE = 5.0  # seconds for the server to accept or refuse: it may be stopped
 LOST = -1  # in the place of an exit code
 _DESCRIPTORS = "/fd/"  # in the paths of files that only the process has which names them (proc(5))
+_INT = 4  # bytes of a descriptor (unix(7), SCM_RIGHTS)
 _UCRED = 12  # bytes of struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -59,7 +60,6 @@ def _connect(path: str) -> socket | None:
 def _ask(connection: socket, words: Sequence[str]) -> int | None:
     """Send the request; return the pid of the process that carries it out, None if that is refused."""
     import _socket
-    from array import array
 
     from imgfs.forkserver.request import ACCEPTED, PROVE, WORD, CommandRequest, streams_of_this_process
 
@@ -69,7 +69,10 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
         return None
     try:
         request = CommandRequest(sys.argv[0], words, variables(), streams_of_this_process())
-        body, passed = request.encode(), array("i", [0, 1, 2, directory])
+        body, passed = (
+            request.encode(),
+            b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in (0, 1, 2, directory)),
+        )
         connection.sendmsg([body[:WORD]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
         connection.sendall(body[WORD:])
         answer = connection.recv(1)

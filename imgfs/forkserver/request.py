@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
 
 from imgfs import __path__ as _package
 from imgfs import __version__
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ACCEPTED, REFUSED = b"y", b"n"
 PROVE = b"p"  # what is open in the server's process, a pid and a number, is to be read and sent back

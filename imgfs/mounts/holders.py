@@ -24,6 +24,7 @@ from imgfs.errors import MountError
 from imgfs.mounts.table import Mount, mount_at
 
 SCRIPT = "imgfs/mount/holder.py"
+_SCRIPT = os.fsencode(SCRIPT)
 _PATIENCE, _POLL = 120.0, 0.03  # seconds that an upgrade may take, and between looks
 _LARGEST_OUTCOME = 1 << 16  # bytes
 _PIPE, _MEMORY = "pipe:", "/memfd:"  # what /proc calls them: asked of no file system, which may not answer
@@ -43,7 +44,10 @@ class HolderProcess(NamedTuple):
     def of(cls, pid: int) -> HolderProcess | None:
         """Return what a process says; None if it says nothing such, or runs with the rights of two users."""
         with suppress(OSError, ValueError):
-            words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+            said = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if _SCRIPT not in said:  # as of nearly all
+                return None
+            words = os.fsdecode(said).split("\0")
             script = next((at for at, word in enumerate(words) if word.endswith(SCRIPT)), None)
             if script is not None and len(words) > script + 6:
                 mountpoint, device, _, _, orders, outcome = words[script + 1 : script + 7]

@@ -133,6 +133,17 @@ def test_a_client_without_a_server_carries_on_and_loads_next_to_nothing(tmp_path
         assert len(ran.stdout.split()) <= most, ran.stdout
 
 
+def test_what_hands_a_command_over_loads_no_more_than_it_takes() -> None:
+    """It is in the way of each served command: `re` and `collections` would take longer than all it does."""
+    code = (
+        "import sys; before = set(sys.modules); import imgfs.cli, imgfs.forkserver.client, _socket;"
+        "import imgfs.forkserver.request; print(*set(sys.modules) - before)"
+    )
+    loaded = subprocess.check_output([sys.executable, "-I", "-c", code], text=True).split()
+    assert len(loaded) <= 14, loaded  # 11
+    assert not {"re", "enum", "typing", "collections", "contextlib", "signal"} & set(loaded)
+
+
 def test_where_the_socket_is() -> None:
     assert server_socket({}, 0) == server_socket({"XDG_RUNTIME_DIR": "/run/user/7"}, 0)
     assert server_socket({"XDG_RUNTIME_DIR": "/x"}, 7) == "/x/imgfs/serve.sock"
