@@ -73,8 +73,9 @@ class Imgfs(Rooted):
         self._server: subprocess.Popen[bytes] | None = None
         self.mountpoint.mkdir(parents=True, exist_ok=True)
 
-    def show(self, reference: str, *, is_served: bool = False) -> Path:
-        self._run("mount", *self._options, reference, self.mountpoint, is_served=is_served)
+    def show(self, reference: str, *, is_served: bool = False, is_offline: bool = False) -> Path:
+        more = ["--offline"] if is_offline else []
+        self._run("mount", *self._options, *more, reference, self.mountpoint, is_served=is_served)
         return self.mountpoint
 
     def serve(self) -> None:

@@ -83,8 +83,9 @@ def beside_podman(stage: Stage, name: str) -> Iterator[Table]:
             each.pull(reference)
             each.serve()
             ways += [
-                _way(each, driver, reference, is_served=False),
-                _way(each, driver, reference, is_served=True),
+                _way(each, driver, reference, is_served=is_served, is_offline=is_offline)
+                for is_served in (False, True)
+                for is_offline in (False, True)
             ]
         _take_turns(ways, table)
     except CommandFailed as failed:
@@ -96,9 +97,14 @@ def beside_podman(stage: Stage, name: str) -> Iterator[Table]:
     yield table
 
 
-def _way(imgfs: Imgfs, driver: str, reference: str, *, is_served: bool) -> Way:
-    name = f"imgfs {driver}{is_served * ', served'}"
-    return Way(name, lambda: imgfs.show(reference, is_served=is_served), imgfs.hide, 2 if is_served else 4)
+def _way(imgfs: Imgfs, driver: str, reference: str, *, is_served: bool, is_offline: bool) -> Way:
+    """Mount by imgfs; podman asks no registry what a tag means now, as imgfs does not if `is_offline`."""
+    name = f"imgfs {driver}{is_offline * ', --offline'}{is_served * ', served'}"
+
+    def show() -> Path:
+        return imgfs.show(reference, is_served=is_served, is_offline=is_offline)
+
+    return Way(name, show, imgfs.hide, 2 if is_served else 4)
 
 
 def _take_turns(ways: Sequence[Way], table: Table) -> None:
