@@ -538,7 +538,8 @@ def test_the_environment_alone_asks_for_no_package_and_links_nothing(installatio
     (installation.checkout / "pyproject.toml").write_text("new")
     said = installation.install("--environment")
     assert (said.returncode, said.stderr) == (0, "")
-    assert installation.called() == ("python -m pip install --quiet --disable-pip-version-check -e .[test]\n")
+    asked = "python -m pip install --quiet --disable-pip-version-check"
+    assert installation.called() == f"{asked} pip>=25\n{asked} -e .[test]\n"
     assert not (installation.home / ".local").exists()
     assert installation.install("--environment").stdout == ""
 
