@@ -267,8 +267,7 @@ def serve(
             on_ready()
             _load_beside(image, source)
 
-        at_end = stack.enter_context(contextlib.ExitStack())
-        mount = ServedMount(image, store, options, tell, ready, succession, metrics.close, at_end)
+        mount = ServedMount(image, store, options, tell, ready, succession, metrics.close, stack)
         if not served_by_kernel(mount):
             from imgfs.mount.fuse import serve_by_fuse
 
