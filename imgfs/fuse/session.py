@@ -110,7 +110,7 @@ class Session:
         self.period, self.beat = math.inf, _nothing_else  # seconds from one call to the next
         self._due = math.inf
         self.offered = 0  # what the kernel can do (InitFlag), once it has greeted
-        self._newest = 0  # the number of the last request
+        self._newest = 0  # the number of the last request that a program waits for
         self._invalidating: set[int] = set()  # inodes whose attributes a thread invalidates
         self.is_ending = self.is_aborted = False
         self.at_stop: list[Callable[[], None]] = []  # called once no more requests are taken
@@ -244,7 +244,8 @@ class Session:
         if handler is None:
             self._take_own(head, self._room[HEAD_SIZE:length])
             return
-        self._newest = head.unique
+        if handler is not _nothing:  # to forget a name is the kernel's own doing: nobody asks for anything
+            self._newest = head.unique
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
         except Exception as error:  # noqa: BLE001  (the mount lives)

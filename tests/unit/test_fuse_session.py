@@ -88,6 +88,22 @@ def test_what_nobody_handles_is_refused_and_a_forget_is_not_answered() -> None:
         pass
 
 
+def test_a_name_that_the_kernel_forgets_is_no_request_by_which_a_mount_is_in_use() -> None:
+    def asking() -> None:
+        kernel.ask(2, 999)
+        kernel.answer()
+        asked = session.last_request()
+        kernel.ask(4, Opcode.FORGET, bytes(8))
+        kernel.ask(6, Opcode.BATCH_FORGET, bytes(8))
+        kernel.ask(8, Opcode.INIT, struct.pack("<5I", 7, 45, 131072, 0, 0) + bytes(44))
+        kernel.answer()
+        assert session.last_request() == asked == 2
+
+    with connection() as (end, kernel):
+        session = Session(end, {}, lambda _: None)
+        serve_while(session, asking)
+
+
 def test_the_greeting_agrees_to_what_both_can_and_tells_what_is_offered() -> None:
     more = InitFlag.ALLOW_IDMAP >> 32 | 1 << 7
     offer = InitFlag.CACHE_SYMLINKS | InitFlag.NO_OPENDIR_SUPPORT | InitFlag.INIT_EXT
