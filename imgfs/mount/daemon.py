@@ -237,19 +237,13 @@ def serve(
     `opened` is the source if it is open already; a `replay` that has begun goes on.
     """
     # here, in the daemon: the caller has no use for all that
-    from imgfs.image.image import Image
     from imgfs.mount.kernel import served_by_kernel
-    from imgfs.mount.resume import connector
     from imgfs.mount.serving import ServedMount, status
-    from imgfs.transport.connect import DeferredSource
 
-    resolved, store, options = state.resolved, state.store, state.options
+    store, options = state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source = replay.source if replay else DeferredSource(connector(state.connect), opened)
-        stack.enter_context(contextlib.closing(source))
-        stats, layers = succession.state.stats if succession else -1, replay.layers if replay else None
-        image = stack.enter_context(Image(resolved, source, store, options.trust, stats=stats, opened=layers))
+        source, image = _open_image(state, succession, opened, replay, stack)
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)
@@ -275,6 +269,25 @@ def serve(
         image.content.sync()
         _keep_recorded(image, store, options)
     _say_ended(options.mountpoint, succession)
+
+
+def _open_image(
+    state: MountState,
+    succession: Succession | None,
+    opened: Source | None,
+    replay: EarlyReplay | None,
+    stack: contextlib.ExitStack,
+) -> tuple[DeferredSource, Image]:
+    """Open the image and its source; `stack` closes both."""
+    from imgfs.image.image import Image
+    from imgfs.mount.resume import connector
+    from imgfs.transport.connect import DeferredSource
+
+    source = replay.source if replay else DeferredSource(connector(state.connect), opened)
+    stack.enter_context(contextlib.closing(source))
+    stats, layers = succession.state.stats if succession else -1, replay.layers if replay else None
+    image = Image(state.resolved, source, state.store, state.options.trust, stats=stats, opened=layers)
+    return source, stack.enter_context(image)
 
 
 def _say_ended(mountpoint: Path, succession: Succession | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,15 +31,30 @@ from tests.support.tocmake import Made, chunked_layer, estargz_layer
 pytestmark = pytest.mark.kernel
 
 NOISE = random.Random(3).randbytes(600_000)
-FILES = {
-    "etc/hostname": b"here\n",
-    "usr/share/noise": NOISE,
-    "usr/share/prose": prose(5_000_000, 1),
-    **{f"usr/lib/{number}": prose(3000 + number, number) for number in range(200)},
-}
-TAR = tar.archive(
-    *(tar.file(name, body) for name, body in FILES.items()), tar.hardlink("link", "etc/hostname")
+EVERY_FORMAT = pytest.mark.parametrize(
+    "name",
+    [
+        "estargz",
+        "gzip",
+        "gzip members",
+        "tar",
+        "zstd",
+        "zstd frames",
+        "zstd:chunked",
+        "zstd:chunked, surplus",
+    ],
 )
+
+
+@cache
+def files() -> dict[str, bytes]:
+    """What is in the layer, by path; made when a test first asks, as all of this: collecting does without."""
+    return {
+        "etc/hostname": b"here\n",
+        "usr/share/noise": NOISE,
+        "usr/share/prose": prose(5_000_000, 1),
+        **{f"usr/lib/{number}": prose(3000 + number, number) for number in range(200)},
+    }
 
 
 def with_toc(made: Made, flat: bytes) -> Stored:
@@ -47,18 +63,29 @@ def with_toc(made: Made, flat: bytes) -> Stored:
     return Stored(made.blob, sha256(flat), layer.media_type, annotations=layer.annotations)
 
 
-ESTARGZ = estargz_layer(TAR, chunk=1 << 20)
-FORMATS = {
-    "tar": plain(TAR),
-    "gzip": gzipped(TAR, 6),
-    "gzip members": gzipped_in_members(TAR),
-    "zstd": zstd(TAR),
-    "zstd frames": zstd(TAR, 300_000),
-    "estargz": with_toc(ESTARGZ, gzip.decompress(ESTARGZ.blob)),
-    "zstd:chunked": with_toc(chunked_layer(TAR, chunk=1 << 20), TAR),
-    "zstd:chunked, surplus": with_toc(chunked_layer(TAR, surplus=True), TAR),
-}
-EVERY_FORMAT = pytest.mark.parametrize("name", sorted(FORMATS))
+@cache
+def layer_in(name: str) -> Stored:
+    """The layer in one of the formats."""
+    members = (tar.file(path, body) for path, body in files().items())
+    flat = tar.archive(*members, tar.hardlink("link", "etc/hostname"))
+    match name:
+        case "tar":
+            return plain(flat)
+        case "gzip":
+            return gzipped(flat, 6)
+        case "gzip members":
+            return gzipped_in_members(flat)
+        case "zstd":
+            return zstd(flat)
+        case "zstd frames":
+            return zstd(flat, 300_000)
+        case "estargz":
+            made = estargz_layer(flat, chunk=1 << 20)
+            return with_toc(made, gzip.decompress(made.blob))
+        case "zstd:chunked":
+            return with_toc(chunked_layer(flat, chunk=1 << 20), flat)
+        case _:
+            return with_toc(chunked_layer(flat, surplus=True), flat)
 
 
 def contents(at: Path) -> dict[str, bytes]:
@@ -66,7 +93,9 @@ def contents(at: Path) -> dict[str, bytes]:
     return {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
 
 
-EXPECTED = {**FILES, "link": FILES["etc/hostname"]}
+def expected() -> dict[str, bytes]:
+    """What a mount of the layer shows, by path."""
+    return {**files(), "link": files()["etc/hostname"]}
 
 
 def another_machine(imgfs: Imgfs) -> None:
@@ -76,45 +105,45 @@ def another_machine(imgfs: Imgfs) -> None:
 
 @EVERY_FORMAT
 def test_a_layer_of_any_format_shows_the_same_files(imgfs: Imgfs, server: FaultServer, name: str) -> None:
-    image = serve(server, "app", "v1", [FORMATS[name]])
-    assert contents(imgfs.mount(image)) == EXPECTED
+    image = serve(server, "app", "v1", [layer_in(name)])
+    assert contents(imgfs.mount(image)) == expected()
 
 
 @EVERY_FORMAT
 def test_a_published_index_spares_streaming_and_shows_the_same_files(
     imgfs: Imgfs, server: FaultServer, name: str
 ) -> None:
-    image = serve(server, "app", "v1", [FORMATS[name]])
+    image = serve(server, "app", "v1", [layer_in(name)])
     imgfs.ok("index", "push", "--repack", image)
     another_machine(imgfs)
     at = imgfs.mount(image)
     layer = imgfs.status(at)["layers"][0]
     assert (layer["index"], layer["spans_present"]) == (f"{server.host}/app", 0)
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
 
 
 @pytest.mark.parametrize("name", ["estargz", "zstd:chunked"])
 def test_a_table_of_contents_spares_streaming(imgfs: Imgfs, server: FaultServer, name: str) -> None:
-    image = serve(server, "app", "v1", [FORMATS[name]])
+    image = serve(server, "app", "v1", [layer_in(name)])
     at = imgfs.mount(image)
     layer = imgfs.status(at)["layers"][0]
     assert (layer["format"], layer["index"], layer["spans_present"]) == (name, "verified", 0)
     assert (at / "etc/hostname").read_bytes() == b"here\n"
-    assert imgfs.status(at)["layers"][0]["bytes_fetched"] < len(FORMATS[name].blob) * 3 / 4
+    assert imgfs.status(at)["layers"][0]["bytes_fetched"] < len(layer_in(name).blob) * 3 / 4
 
 
 def test_no_index_of_others_is_used_if_nobody_wants_one(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["estargz"]])
+    image = serve(server, "app", "v1", [layer_in("estargz")])
     imgfs.ok("index", "push", image)
     another_machine(imgfs)
     at = imgfs.mount(image, "--index", "none")
     layer = imgfs.status(at)["layers"][0]
     assert layer["spans_present"] == layer["spans"]
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
 
 
 def test_a_digest_trusts_the_registry_only_if_told_to(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     imgfs.ok("index", "push", image)
     digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
     pinned = f"{server.host}/app@{digest}"
@@ -126,19 +155,19 @@ def test_a_digest_trusts_the_registry_only_if_told_to(imgfs: Imgfs, server: Faul
 
 
 def test_an_index_taken_on_trust_does_not_count_for_a_digest_later(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     imgfs.ok("index", "push", image)
     another_machine(imgfs)
     digest = json.loads(imgfs.ok("inspect", "--json", image))["digest"]
     imgfs.umount(imgfs.mount(image))
     at = imgfs.mount(f"{server.host}/app@{digest}")
     assert imgfs.status(at)["layers"][0]["index"] == "verified"
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 def test_a_damaged_published_index_is_done_without(imgfs: Imgfs, server: FaultServer, place: str) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     before = dict(server.blobs)
     imgfs.ok("index", "push", "--soci", "none", image)
     for digest in server.blobs.keys() - before.keys():
@@ -151,11 +180,11 @@ def test_a_damaged_published_index_is_done_without(imgfs: Imgfs, server: FaultSe
     imgfs.watch(at)
     assert ran.code == 0
     assert "imgfs: warning: the tree published with the image is not used: " in ran.err
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
 
 
 def test_what_is_recorded_travels_with_the_index_and_is_replayed(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     at = imgfs.mount(image, "--record", "start")
     assert (at / "usr/share/noise").read_bytes() == NOISE
     imgfs.umount(at)
@@ -186,7 +215,7 @@ def tree_of(server: FaultServer) -> str:
 
 
 def test_a_profile_is_replayed_while_the_tree_is_on_its_way(imgfs: Imgfs, server: FaultServer) -> None:
-    layer = FORMATS["gzip"]
+    layer = layer_in("gzip")
     image = serve(server, "app", "v1", [layer])
     record_and_push(imgfs, image)
     tree = tree_of(server)
@@ -199,7 +228,7 @@ def test_a_profile_is_replayed_while_the_tree_is_on_its_way(imgfs: Imgfs, server
     server.inject(Fault(meanwhile=replay_begins), on=tree)
     at = imgfs.mount(image, "--replay", "start", "--no-predict")
     assert begun
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
     found = imgfs.status(at)["layers"][0]
     replayed = found["brought"]["replay"]
     assert replayed["spans"] == replayed["spans_used"] > 0
@@ -210,7 +239,7 @@ def test_a_profile_is_replayed_while_the_tree_is_on_its_way(imgfs: Imgfs, server
 def test_a_replay_that_has_begun_is_given_up_if_another_index_is_used(
     imgfs: Imgfs, server: FaultServer
 ) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     record_and_push(imgfs, image)
     tree = tree_of(server)
     server.blobs[tree] = server.blobs[tree][:-1] + bytes([server.blobs[tree][-1] ^ 0xFF])
@@ -218,13 +247,13 @@ def test_a_replay_that_has_begun_is_given_up_if_another_index_is_used(
     ran = imgfs.run("mount", "--replay", "start", image, at)
     imgfs.watch(at)
     assert (ran.code, ran.err.count("the tree published with the image is not used: ")) == (0, 1)
-    assert contents(at) == EXPECTED
+    assert contents(at) == expected()
     found = imgfs.status(at)["layers"][0]
     assert found["spans_present"] == found["spans"]
 
 
 def test_a_profile_that_is_not_there_is_told(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
 
     def warned(*options: str) -> str:
         at = imgfs.mountpoint()
@@ -244,7 +273,7 @@ def test_a_profile_that_is_not_there_is_told(imgfs: Imgfs, server: FaultServer) 
 
 
 def test_fill_brings_everything(imgfs: Imgfs, server: FaultServer) -> None:
-    image = serve(server, "app", "v1", [FORMATS["gzip"]])
+    image = serve(server, "app", "v1", [layer_in("gzip")])
     imgfs.ok("index", "push", image)
     another_machine(imgfs)
     at = imgfs.mount(image, "--fill", "--limit-rate", "100M")
@@ -254,7 +283,7 @@ def test_fill_brings_everything(imgfs: Imgfs, server: FaultServer) -> None:
 
 def test_indexes_are_listed_and_removed(imgfs: Imgfs, tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as registry:
-        push_image(registry, "app", "v1", [FORMATS["gzip"].blob])
+        push_image(registry, "app", "v1", [layer_in("gzip").blob])
         image = f"{registry}/app:v1"
         imgfs.ok("index", "push", image)
         listed = json.loads(imgfs.ok("index", "ls", "--json", image))

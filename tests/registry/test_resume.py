@@ -52,12 +52,24 @@ from tests.unit.test_prepare import AMD64, Journal, left_in
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 
-FILES = {"noise": noise(21, 11_000_000), "prose": prose(3_000_000, 21)}
-TAR = packed(FILES)
-BIG = gzipped(TAR)
-SIZE = len(BIG.blob)
 SLACK = 2 << 20  # bytes that a kill may cost: what is in sockets, and less than two units
 RATE = 12e6
+
+
+@cache
+def files() -> dict[str, bytes]:
+    """What is in the layer, by name; made when a test first asks, as the layer: collecting does without."""
+    return {"noise": noise(21, 11_000_000), "prose": prose(3_000_000, 21)}
+
+
+@cache
+def big() -> Stored:
+    return gzipped(packed(files()))
+
+
+def blob_size() -> int:
+    """Bytes of the blob."""
+    return len(big().blob)
 
 
 @pytest.fixture
@@ -68,7 +80,7 @@ def wire(server: FaultServer) -> Iterator[Wire]:
 
 @pytest.fixture
 def image(server: FaultServer, wire: Wire) -> str:
-    return serve(server, "app", "v1", [BIG], wire.host)
+    return serve(server, "app", "v1", [big()], wire.host)
 
 
 def stop(imgfs: Imgfs, wire: Wire, count: int, words: Sequence[str | Path], how: int = signal.SIGKILL) -> str:
@@ -85,8 +97,8 @@ def finish(imgfs: Imgfs, image: str) -> None:
     """Whatever is missing is fetched, and all is as it should be."""
     ran = imgfs.run("ls", "-R", image)
     assert ran.code == 0, ran
-    assert imgfs.run("cat", "--offline", image, "noise").out == FILES["noise"]
-    assert imgfs.run("cat", "--offline", image, "prose").out == FILES["prose"]
+    assert imgfs.run("cat", "--offline", image, "noise").out == files()["noise"]
+    assert imgfs.run("cat", "--offline", image, "prose").out == files()["prose"]
     assert not list(imgfs.store.glob("layers/*/*/part*"))
 
 
@@ -108,13 +120,13 @@ def test_what_a_killed_first_use_has_fetched_is_not_fetched_again(
 ) -> None:
     twin = Imgfs(tmp_path / "twin")
     with docker_registry(tmp_path / "registry") as host, Wire(host, RATE) as wire:
-        push_image(host, "app", "v1", [BIG.blob])
+        push_image(host, "app", "v1", [big().blob])
         image = f"{wire.host}/app:v1"
         words = [first, image, *([str(imgfs.mountpoint())] if first == "mount" else [])]
         finish(twin, image)
         before, wire.received = wire.received, 0
         for share in (0.3, 0.8):
-            stop(imgfs, wire, int(share * SIZE), words)
+            stop(imgfs, wire, int(share * blob_size()), words)
         finish(imgfs, image)
         assert wire.received <= before + 2 * SLACK
         assert index_of(imgfs.store) == index_of(twin.store)
@@ -126,12 +138,12 @@ def test_a_mount_goes_on_where_a_pull_was_killed(
     imgfs: Imgfs, server: FaultServer, wire: Wire, image: str
 ) -> None:
     """Its several ranges leave holes."""
-    stop(imgfs, wire, SIZE // 2, ["pull", image])
+    stop(imgfs, wire, blob_size() // 2, ["pull", image])
     here = kept(imgfs)
-    assert here > SIZE // 2 - 4 * SLACK
+    assert here > blob_size() // 2 - 4 * SLACK
     wire.received = 0
     finish(imgfs, image)
-    assert wire.received <= SIZE - here + UNIT
+    assert wire.received <= blob_size() - here + UNIT
 
 
 def kept(imgfs: Imgfs) -> int:
@@ -141,7 +153,7 @@ def kept(imgfs: Imgfs) -> int:
 
 
 def test_the_line_of_a_layer_says_where_the_next_goes_on(imgfs: Imgfs, wire: Wire, image: str) -> None:
-    said = stop(imgfs, wire, SIZE // 2, ["mount", image, imgfs.mountpoint()], signal.SIGINT)
+    said = stop(imgfs, wire, blob_size() // 2, ["mount", image, imgfs.mountpoint()], signal.SIGINT)
     assert "interrupted" in said
     (layer,) = json.loads(imgfs.ok("store", "ls", "--json"))["layers"]
     assert (layer["state"], layer["partial"] >= kept(imgfs)) == ("incomplete", True)
@@ -149,14 +161,14 @@ def test_the_line_of_a_layer_says_where_the_next_goes_on(imgfs: Imgfs, wire: Wir
     said = on_terminal(imgfs.command("ls", image), imgfs.environment).err
     _, found, at = said.partition("  going on at ")
     assert found, said
-    assert abs(float(at.partition(" MB")[0]) - SIZE / 2e6) < 2
+    assert abs(float(at.partition(" MB")[0]) - blob_size() / 2e6) < 2
 
 
 def test_two_processes_go_on_with_one_download(imgfs: Imgfs, wire: Wire, image: str) -> None:
-    stop(imgfs, wire, SIZE // 2, ["ls", image])
+    stop(imgfs, wire, blob_size() // 2, ["ls", image])
     processes = [imgfs.start("ls", image) for _ in range(2)]
     assert [process.wait(allowed(60)) for process in processes] == [0, 0]
-    assert wire.received <= SIZE + SLACK
+    assert wire.received <= blob_size() + SLACK
     finish(imgfs, image)
 
 
@@ -165,22 +177,22 @@ def test_two_processes_go_on_with_one_download(imgfs: Imgfs, wire: Wire, image: 
 
 def test_a_registry_that_goes_away_costs_nothing_that_has_come(imgfs: Imgfs, wire: Wire, image: str) -> None:
     process = imgfs.start("ls", "--read-timeout", "1", image)
-    until(lambda: wire.received >= SIZE // 2, "half of it has come")
+    until(lambda: wire.received >= blob_size() // 2, "half of it has come")
     wire.cut()
     assert process.wait(allowed(60)) == 1
     wire.mend()
     finish(imgfs, image)
-    assert wire.received <= SIZE + SLACK
+    assert wire.received <= blob_size() + SLACK
 
 
 def test_a_registry_that_ignores_ranges_sends_all_of_it_once_more(
     imgfs: Imgfs, server: FaultServer, wire: Wire, image: str
 ) -> None:
-    stop(imgfs, wire, SIZE // 2, ["ls", image])
+    stop(imgfs, wire, blob_size() // 2, ["ls", image])
     wire.received, wire.rate = 0, None
     server.inject(Fault(ignore_range=True), on="/blobs/sha256", times=100)
     finish(imgfs, image)
-    assert wire.received <= SIZE + SLACK
+    assert wire.received <= blob_size() + SLACK
 
 
 def test_a_pull_from_a_registry_that_ignores_ranges_receives_each_layer_once(
@@ -188,18 +200,20 @@ def test_a_pull_from_a_registry_that_ignores_ranges_receives_each_layer_once(
 ) -> None:
     server.inject(Fault(ignore_range=True), on="/blobs/sha256", times=100)
     assert imgfs.run("pull", image).code == 0
-    assert wire.received <= SIZE + SLACK
+    assert wire.received <= blob_size() + SLACK
     finish(imgfs, image)
 
 
 def test_a_pull_with_holes_goes_on_at_a_registry_that_ignores_ranges(
     imgfs: Imgfs, server: FaultServer, wire: Wire, image: str
 ) -> None:
-    stop(imgfs, wire, SIZE // 2, ["pull", image])
+    stop(imgfs, wire, blob_size() // 2, ["pull", image])
     wire.received = 0
     server.inject(Fault(ignore_range=True), on="/blobs/sha256", times=100)
     assert imgfs.run("pull", image).code == 0
-    assert wire.received <= SIZE + SIZE // 2 + SLACK  # up to its first hole before it shows what it does
+    assert (
+        wire.received <= blob_size() + blob_size() // 2 + SLACK
+    )  # up to its first hole before it shows what it does
     finish(imgfs, image)
 
 
@@ -209,16 +223,16 @@ def test_a_pull_with_holes_goes_on_at_a_registry_that_ignores_ranges(
 def test_a_wrong_answer_to_the_rest_costs_nothing_that_has_come(
     imgfs: Imgfs, server: FaultServer, wire: Wire, image: str, fault: Fault
 ) -> None:
-    stop(imgfs, wire, SIZE // 2, ["ls", image])
+    stop(imgfs, wire, blob_size() // 2, ["ls", image])
     here = kept(imgfs)
-    server.inject(fault, on=sha256(BIG.blob), times=100)
+    server.inject(fault, on=sha256(big().blob), times=100)
     wire.rate = None
     imgfs.run("ls", "--read-timeout", "2", image).complaint()
     assert kept(imgfs) == here
     server.behave()
     wire.received = 0
     finish(imgfs, image)
-    assert wire.received <= SIZE - here + SLACK
+    assert wire.received <= blob_size() - here + SLACK
 
 
 @needs_root
@@ -236,7 +250,7 @@ def test_what_has_come_before_a_disk_was_full_is_not_fetched_again(
         subprocess.run(["mount", "-o", "remount,size=200m", imgfs.store], check=True)
         wire.received = 0
         finish(imgfs, image)
-        assert wire.received <= SIZE - here + SLACK
+        assert wire.received <= blob_size() - here + SLACK
     finally:
         imgfs.close()
         subprocess.run(["umount", "-l", imgfs.store], check=True)
@@ -246,7 +260,7 @@ def test_what_has_come_before_a_disk_was_full_is_not_fetched_again(
 def test_a_disk_with_room_for_the_layer_only_keeps_nothing_beside_it(
     imgfs: Imgfs, server: FaultServer
 ) -> None:
-    stored = plain(packed({"noise": FILES["noise"]}))
+    stored = plain(packed({"noise": files()["noise"]}))
     image = serve(server, "app", "v1", [stored])
     imgfs.store.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=15m", "none", imgfs.store], check=True)
@@ -254,7 +268,7 @@ def test_a_disk_with_room_for_the_layer_only_keeps_nothing_beside_it(
         ran = imgfs.run("ls", image)
         assert (ran.code, ran.text) == (0, "noise\n")
         assert "no room to keep" in ran.err
-        assert imgfs.run("cat", "--offline", image, "noise").out == FILES["noise"]
+        assert imgfs.run("cat", "--offline", image, "noise").out == files()["noise"]
     finally:
         imgfs.close()
         subprocess.run(["umount", "-l", imgfs.store], check=True)
@@ -269,33 +283,33 @@ def test_what_a_liar_has_sent_costs_a_fetch_and_nothing_else(
 ) -> None:
     """Of the same digest, at another registry; broken off before it could be found out."""
     with FaultServer() as liar, Wire(liar.host, RATE) as line:
-        lying = serve(liar, "app", "v1", [BIG], line.host)
-        liar.blobs[sha256(BIG.blob)] = BIG.blob[:at] + b"?" * 10 + BIG.blob[at + 10 :]
-        stop(imgfs, line, SIZE // 2, [command, lying])
-    honest = serve(server, "app", "v1", [BIG], wire.host)
+        lying = serve(liar, "app", "v1", [big()], line.host)
+        liar.blobs[sha256(big().blob)] = big().blob[:at] + b"?" * 10 + big().blob[at + 10 :]
+        stop(imgfs, line, blob_size() // 2, [command, lying])
+    honest = serve(server, "app", "v1", [big()], wire.host)
     wire.rate = None
     ran = imgfs.run("ls", honest)
     assert ran.code == 0
     assert "what was here of a layer is fetched again" in ran.err
-    assert sha256(BIG.blob) in ran.err
+    assert sha256(big().blob) in ran.err
     finish(imgfs, honest)
-    assert wire.received <= 2 * SIZE + SLACK
+    assert wire.received <= 2 * blob_size() + SLACK
 
 
 def test_what_an_image_has_wrong_itself_is_not_fetched_again(imgfs: Imgfs, server: FaultServer) -> None:
-    stored = BIG._replace(diff_id=sha256(b"another"))
+    stored = big()._replace(diff_id=sha256(b"another"))
     with Wire(server.host, RATE) as wire:
         image = serve(server, "app", "v1", [stored], wire.host)
-        stop(imgfs, wire, SIZE // 2, ["ls", image])
+        stop(imgfs, wire, blob_size() // 2, ["ls", image])
         assert "DiffID" in imgfs.run("ls", image).complaint()
-        assert wire.received <= SIZE + SLACK
+        assert wire.received <= blob_size() + SLACK
 
 
 # -- the store -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_kept_counts_in_the_store_and_goes_with_prune(imgfs: Imgfs, wire: Wire, image: str) -> None:
-    stop(imgfs, wire, SIZE // 2, ["ls", image])
+    stop(imgfs, wire, blob_size() // 2, ["ls", image])
     assert imgfs.ok("store", "check").endswith("everything is what it was\n")
     here = kept(imgfs)
     (layer,) = json.loads(imgfs.ok("store", "prune", "--dry-run", "--json"))["layers"]
@@ -317,7 +331,12 @@ def test_what_is_kept_counts_for_the_limit_as_it_is_written(tmp_path: Path) -> N
 
 # -- every format, wherever it breaks off --------------------------------------------------------------------
 
-SMALLER = packed({"a": noise(22, 1_500_000), "b": prose(2_000_000, 22), "c": b""})
+
+@cache
+def smaller() -> bytes:
+    return packed({"a": noise(22, 1_500_000), "b": prose(2_000_000, 22), "c": b""})
+
+
 NAMES = ["gzip", "gzip members", "zstd", "zstd frames", "tar", "xz", "bzip2"]
 
 
@@ -326,13 +345,13 @@ def made(name: str) -> Stored:
     """The smaller layer in one of the formats."""
     of_type = "application/vnd.oci.image.layer.v1.tar+"
     makers: dict[str, Callable[[], Stored]] = {
-        "gzip": lambda: gzipped(SMALLER),
-        "gzip members": lambda: gzipped_in_members(SMALLER),
-        "zstd": lambda: zstd(SMALLER),
-        "zstd frames": lambda: zstd(SMALLER, 300_000),
-        "tar": lambda: plain(SMALLER),
-        "xz": lambda: Stored(lzma.compress(SMALLER, preset=0), sha256(SMALLER), f"{of_type}xz"),
-        "bzip2": lambda: Stored(bz2.compress(SMALLER, 1), sha256(SMALLER), f"{of_type}bzip2"),
+        "gzip": lambda: gzipped(smaller()),
+        "gzip members": lambda: gzipped_in_members(smaller()),
+        "zstd": lambda: zstd(smaller()),
+        "zstd frames": lambda: zstd(smaller(), 300_000),
+        "tar": lambda: plain(smaller()),
+        "xz": lambda: Stored(lzma.compress(smaller(), preset=0), sha256(smaller()), f"{of_type}xz"),
+        "bzip2": lambda: Stored(bz2.compress(smaller(), 1), sha256(smaller()), f"{of_type}bzip2"),
     }
     return makers[name]()
 

@@ -16,8 +16,6 @@ from tests.support.fault_server import FaultServer
 from tests.support.mounted import Imgfs, Wire, gzipped, is_alive, serve, until
 from tests.support.patience import allowed
 
-LAYERS = [gzipped(packed({f"file{number}": noise(number, 3_000_000)})) for number in range(3)]
-
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no processes")
 
 
@@ -25,7 +23,8 @@ pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one co
 def wire() -> Iterator[Wire]:
     with FaultServer() as server, Wire(server.host, 1e6) as wire:
         server.referrers_api = True
-        serve(server, "app", "v1", LAYERS)
+        layers = [gzipped(packed({f"file{number}": noise(number, 3_000_000)})) for number in range(3)]
+        serve(server, "app", "v1", layers)
         yield wire
 
 
