@@ -244,7 +244,7 @@ class Session:
         if handler is None:
             self._take_own(head, self._room[HEAD_SIZE:length])
             return
-        if handler is not _nothing:  # to forget a name is the kernel's own doing: nobody asks for anything
+        if handler is not _nothing:  # what the kernel forgets by itself, no program has asked for
             self._newest = head.unique
         try:
             answer = handler(head, self._room[HEAD_SIZE:length])
