@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 1 << 19  # linux/mount.h, as everything below
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW = 1, 2, 4, 8, 0x20, 0x100
 MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 0x400, 0x800, 1 << 21, 1 << 24
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x10, 0x20, 0x80
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
@@ -197,6 +197,15 @@ def remount(path: str, flags: int) -> None:
 def detach_mount(path: str) -> None:
     """Unmount the topmost mount at `path` lazily: it ends once no process uses it. No symlink is followed."""
     _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
+
+
+def force_unmount(path: str) -> None:
+    """Unmount the topmost mount at `path`, a FUSE file system's: what waits for its server fails first.
+
+    Raises OSError (EBUSY) if it is in use, also then only after the connection was aborted. No symlink is
+    followed.
+    """
+    _check(_libc.umount2(os.fsencode(path), MNT_FORCE | UMOUNT_NOFOLLOW), path)
 
 
 def can_mount(filesystem: str) -> bool:

@@ -138,7 +138,8 @@ def umount_arguments(arguments: Sequence[str]) -> list[str]:
             names.append(argument)
     if len(names) != 1 or not flags <= set("flnrv"):
         raise UsageError("usage: umount.fuse.imgfs MOUNTPOINT [-flnrv]")
-    return ["umount", *(["--lazy"] if "l" in flags else []), "--", *names]
+    given = [long for short, long in (("f", "--force"), ("l", "--lazy")) if short in flags]
+    return ["umount", *given, "--", *names]
 
 
 def is_mounted(arguments: Sequence[str]) -> bool:

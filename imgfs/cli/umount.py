@@ -32,6 +32,7 @@ Examples:
   imgfs umount /mnt/a /mnt/b
   imgfs umount --all                   all that imgfs has mounted
   imgfs umount --lazy /mnt             although a process still uses it
+  imgfs umount --force /mnt            although its daemon does not answer: readers that wait get an error
 """,
     )
     command.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*", default=[])
@@ -40,6 +41,12 @@ Examples:
     )
     command.add_argument(
         "-l", "--lazy", action="store_true", help="detach now; the daemon ends when no process uses it"
+    )
+    command.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="have all that waits for the daemon fail, then unmount; not by the kernel's driver",
     )
 
 
@@ -60,11 +67,14 @@ def umount(options: argparse.Namespace) -> int:
 def _unmount(path: Path, options: argparse.Namespace) -> None:
     """Unmount one; with --all, what has gone meanwhile is no failure."""
     from imgfs.mounts.table import imgfs_mount_at, mount_at
-    from imgfs.mounts.unmount import unmount
+    from imgfs.mounts.unmount import end_connection, unmount
 
     if options.all and mount_at(path) is None:
         return
-    unmount(imgfs_mount_at(path), lazy=options.lazy)
+    mount = imgfs_mount_at(path)
+    if options.force and end_connection(mount):
+        return
+    unmount(mount, lazy=options.lazy, ask=not options.force)
 
 
 def _all() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -18,10 +19,11 @@ from imgfs.mounts.holders import holder_of
 from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
 from imgfs.mounts.table import Mount, mount_at, process_with_mount
 from imgfs.status import MountStatus
-from imgfs.syscalls import detach_mount
+from imgfs.syscalls import detach_mount, force_unmount
 
 log = logging.getLogger(__name__)
 
+_CONNECTIONS = Path("/sys/fs/fuse/connections")  # of fusectl: each by its device's minor number
 _PATIENCE = 20.0  # seconds for the daemon to end once its mount is gone,
 _PATIENCE_WITH_SCRATCH = 600.0  # or has files to complete or to remove
 _HELD = 5.0  # seconds that another mount namespace may have it still: a container's lets go of it at once
@@ -29,12 +31,12 @@ _POLL = 1.0  # seconds between checks whether it is stopped
 _TRIES_MORE, _BUSY = 3, 0.25  # at unmounting what is busy, and seconds before each
 
 
-def unmount(mount: Mount, *, lazy: bool = False) -> None:
-    """Unmount, and wait until the daemon has ended; if `lazy`, neither ask it nor wait.
+def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
+    """Unmount, and wait until the daemon has ended; if `lazy` or not to `ask` it, do not wait.
 
     Raises MountError, for example when the mount is busy or its daemon does not answer.
     """
-    status = MountStatus() if lazy else _status(mount)
+    status = _status(mount) if ask and not lazy else MountStatus()
     pid = daemon_of(mount) if status.pid else None
     if status.pid and pid is None and mount.runtime is None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
@@ -50,6 +52,29 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
             _remove_if_left(mount.runtime)
         if pid and daemon is not None:
             _wait_for_end(pid, daemon, mount, _PATIENCE_WITH_SCRATCH if status.scratch else _PATIENCE)
+
+
+def end_connection(mount: Mount) -> bool:
+    """Have all that waits for the daemon of a FUSE mount fail, now and later; return whether it is unmounted.
+
+    What is in use is not. Root does that by MNT_FORCE (umount(2)), others by fusectl (linux:
+    Documentation/filesystems/fuse.rst, "Aborting a filesystem connection"). Raises MountError.
+    """
+    if mount.runtime:
+        pid = daemon_of(mount)
+        todo = f"kill -9 {pid}" if pid else f"imgfs umount -l {mount.mountpoint}"
+        raise MountError(f"{mount.mountpoint}: by the kernel's driver there is nothing to be forced: {todo}")
+    try:
+        if os.geteuid():
+            (_CONNECTIONS / mount.device.partition(":")[2] / "abort").write_bytes(b"1")
+            return False
+        force_unmount(str(mount.mountpoint))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        hint = "" if os.geteuid() == 0 else f"; as root: umount -f {mount.mountpoint}"
+        raise MountError(f"{mount.mountpoint}: cannot be forced: {describe(error)}{hint}") from error
+    return True
 
 
 def detach_all(mountpoint: Path) -> None:

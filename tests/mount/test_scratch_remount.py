@@ -119,6 +119,7 @@ def test_a_remount_changes_the_flags_that_it_names_alone(shown: str, given: str,
     [
         (["/mnt"], ["umount", "--", "/mnt"]),
         (["/mnt", "-l"], ["umount", "--lazy", "--", "/mnt"]),
+        (["-f", "-l", "/mnt"], ["umount", "--force", "--lazy", "--", "/mnt"]),
         (["-nrv", "-t", "fuse.imgfs", "-N", "/proc/1/ns/mnt", "/mnt"], ["umount", "--", "/mnt"]),
     ],
 )

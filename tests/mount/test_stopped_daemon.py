@@ -54,7 +54,7 @@ def test_every_command_says_within_seconds_that_the_daemon_is_stopped(
             said = imgfs.run(*words, timeout=BOUND).complaint()
             assert f"its daemon (pid {pid}) is stopped: kill -CONT {pid}, or imgfs umount -l {at}" in said
             assert time.monotonic() - began < BOUND
-        assert imgfs.run("diff", at, timeout=BOUND).code == 1
+        assert imgfs.run("diff", at, timeout=BOUND).code == 2
     assert (at / "a").read_bytes() == b"1"
     assert imgfs.status(at)["pid"] == pid
     imgfs.umount(at)
@@ -75,6 +75,47 @@ def test_a_stopped_daemons_mount_is_taken_away_lazily(
     until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
     imgfs.gone(at)
     imgfs.umount(imgfs.mount(image))
+
+
+@pytest.mark.drivers("fuse")
+def test_a_reader_that_waits_for_a_daemon_is_freed_by_force(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    pid = imgfs.pid(at)
+    with stopped(pid):
+        drop_caches()
+        words = ["env", "LC_ALL=C", "cat", str(at / "a")]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as reader:
+            waits = Path(f"/proc/{reader.pid}/wchan")
+            until(lambda: "request_wait" in waits.read_text(), "it waits for the daemon")
+            imgfs.run("umount", "--force", at, timeout=BOUND)  # it may still be busy
+            _, said = reader.communicate(timeout=BOUND)
+            assert "connect" in said  # Transport endpoint is not connected, or: connection abort
+        if mount_at(at):
+            assert imgfs.ok("umount", "--force", at, timeout=BOUND) == ""
+        assert mount_at(at) is None
+    until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
+    imgfs.gone(at)
+
+
+@pytest.mark.drivers("kernel")
+def test_what_the_kernel_serves_itself_is_not_forced(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    said = imgfs.run("umount", "--force", at).complaint()
+    assert said == f"{at}: by the kernel's driver there is nothing to be forced: kill -9 {imgfs.pid(at)}"
+    assert (at / "a").read_bytes() == b"1"
+
+
+def test_an_ordinary_user_without_fusectl_is_told_what_root_can_do(nobody: Imgfs) -> None:
+    if nobody.driver != "fuse":
+        pytest.skip("ordinary users have FUSE only")
+    image = write_image(nobody.directory / "layout", [gzipped(tar.archive(tar.file("a", b"1")))])
+    at = nobody.mount(image)
+    ran = nobody.run("umount", "--force", at)
+    if ran.code:
+        assert ran.complaint().endswith(f"; as root: umount -f {at}")
+        nobody.umount(at)
+    else:
+        nobody.gone(at)
 
 
 def test_an_ordinary_user_is_told_the_same(nobody: Imgfs, tmp_path: Path) -> None:
