@@ -27,6 +27,7 @@ READY = (
 )
 COSTS = ("snapshotter", "images", "containers", "which", "PSS MiB", "CPU s", "s")
 OF_PEERS, NO_INDEX = 1.0, 1.5  # times the best other snapshotter, with an index beside the image and without
+_SILENCE = 0.2  # seconds without a byte after which a link is taken to be silent
 PATIENCE = 400.0  # seconds for mounts to be idle, which they are after 300 without a request
 SERVER = """
 const app = require('/app/node_modules/express')()
@@ -88,6 +89,7 @@ def _get_ready(
         Pod(node, stage.programs, at / "pod") as pod,
     ):
         stage.cool(application.image, place.repository)
+        _await_silence(link)
         before, used, began = link.traffic(), _cpu(node), time.perf_counter()
         pod.pull(reference)
         pulled = time.perf_counter() - began
@@ -95,6 +97,14 @@ def _get_ready(
         ready, crossed = time.perf_counter() - began, link.traffic() - before
         effort = _cpu(node) - used
         return Readiness(pulled, ready, crossed.fetched / 1e6, crossed.requests, effort, _pss(node))
+
+
+def _await_silence(link: Link) -> None:
+    """Wait until nothing crosses the link that a node before this one had asked for."""
+    before = None
+    while (now := link.traffic().fetched) != before:
+        before = now
+        time.sleep(_SILENCE)
 
 
 def _use(pod: Pod, application: Application, reference: str) -> None:
