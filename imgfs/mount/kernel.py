@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.operations import Operations
-from imgfs.mount.erofs_ahead import is_written, write_beside
 from imgfs.mount.resume import KernelMount, leave
 from imgfs.mount.serving import (
     EndSignals,
@@ -55,6 +54,8 @@ def served_by_kernel(mount: ServedMount) -> bool:
         return succession.state.kernel is not None
     if mount.options.driver == "fuse":
         return False
+    from imgfs.mount.erofs_ahead import is_written, write_beside  # here: a successor does without
+
     try:
         if mount.options.driver == "auto" and not is_written(mount):
             log.info("by FUSE this time: what the kernel needs is written for the next")

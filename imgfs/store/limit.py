@@ -24,7 +24,6 @@ from typing import NamedTuple
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.owned.opening import read_owned_file
 from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
-from imgfs.store.disk_share import disk_use, excess_of
 from imgfs.store.layer import StoredLayer
 
 log = logging.getLogger(__name__)
@@ -100,6 +99,8 @@ class StoreLimit:
         if text is None:
             return None
         if percent := _percent(text):
+            from imgfs.store.disk_share import disk_use  # here and below: few stores have a share
+
             with store_errors(self._path):
                 return disk_use(self._path.parent).capacity * percent // 100
         if not (text.isascii() and text.isdecimal()):
@@ -187,6 +188,8 @@ class StoreLimit:
 
         What is mounted keeps `LEAST` bytes: where others fill the disk, its readers have to make progress.
         """
+        from imgfs.store.disk_share import disk_use, excess_of
+
         with store_errors(self._path):
             excess = excess_of(disk_use(self._path.parent), percent)
         if not excess.idle:

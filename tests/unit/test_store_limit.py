@@ -192,7 +192,7 @@ def test_unmounted_layers_go_first_and_mounted_ones_when_the_disk_is_nearly_full
     def disk_use(_: Path) -> DiskUse:
         return DiskUse(1000 * SIZE, left - sum(kept(layers)) * SIZE)
 
-    monkeypatch.setattr("imgfs.store.limit.disk_use", disk_use)
+    monkeypatch.setattr("imgfs.store.disk_share.disk_use", disk_use)
     monkeypatch.setattr("imgfs.store.limit.LEAST", 3 * SIZE // 2)
     layers = [fill(store, number, used=1e9 + number) for number in range(4)]
     store.limit.put_share(80)
