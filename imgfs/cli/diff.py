@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import stat
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,17 @@ from imgfs.cli.options import (
 )
 from imgfs.cli.output import say
 from imgfs.cli.paths import KINDS, named
-from imgfs.cli.scratch import scratch_options
+from imgfs.cli.scratch import ScratchSelection, scratch_options
+from imgfs.errors import StoreError
 from imgfs.quoting import printable_path
 
 if TYPE_CHECKING:
+    from imgfs.image.image import Image
     from imgfs.overlay.diff import DiffEntry
     from imgfs.tree.database import Attributes, Node
+
+_GONE = (errno.ENOENT, errno.ESTALE)
+_TRIES = 5  # at reading a scratch whose programs remove files meanwhile
 
 
 def add_diff(commands: Commands) -> None:
@@ -72,15 +78,28 @@ def diff(options: argparse.Namespace) -> int:
 
         return diff_images(options)
     selected = select_scratch(options)
-    with selected.open() as image, selected.changes(image) as changes:
-        if options.json:
-            say(json.dumps([_fields(change) for change in changes], indent=2))
-        elif options.stat:
-            say("\n".join(_statistics(list(changes))))
-        else:
-            for change in changes:
-                say(f"{change.kind.value} /{printable_path(change.path)}")
+    with selected.open() as image:
+        changes = _changes(selected, image)
+    if options.json:
+        say(json.dumps([_fields(change) for change in changes], indent=2))
+    elif options.stat:
+        say("\n".join(_statistics(changes)))
+    else:
+        for change in changes:
+            say(f"{change.kind.value} /{printable_path(change.path)}")
     return 0
+
+
+def _changes(selected: ScratchSelection, image: Image) -> list[DiffEntry]:
+    """List the changes; anew if a program removes what is being read. Raises StoreError, OSError."""
+    for _ in range(_TRIES):
+        try:
+            with selected.changes(image) as changes:
+                return list(changes)
+        except OSError as error:
+            if error.errno not in _GONE or selected.scratch.holder() is None:
+                raise
+    raise StoreError(f"scratch {selected.scratch.name}: its files change while they are read: try again")
 
 
 def _fields(change: DiffEntry) -> dict[str, object]:

@@ -92,7 +92,8 @@ def statement(digest: str, predicate: object) -> dict[str, Any]:
 
 
 def test_without_one_the_way_to_another_answer_is_said(repository: Repository) -> None:
-    assert "no such bill of materials is attached (see: imgfs packages)" in repository.run(code=1)[1]
+    assert "no bill of materials is attached (see: imgfs packages)" in repository.run(code=1)[1]
+    assert "no such bill of materials is attached" in repository.run("--type", "spdx", code=1)[1]
     assert repository.listed() == []
 
 

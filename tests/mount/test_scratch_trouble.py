@@ -115,6 +115,9 @@ def test_a_read_only_place_is_named(imgfs: Imgfs, image: str, tmp_path: Path) ->
         assert refused(imgfs, image, place / "scratch") == f"{place}/scratch: Read-only file system"
 
 
+CHANGING = "scratch work: its files change while they are read: try again"
+
+
 def test_ls_and_diff_bear_a_mount_that_is_at_work(imgfs: Imgfs, image: str) -> None:
     at, done = imgfs.mount(image, "--scratch", "work"), threading.Event()
 
@@ -131,8 +134,7 @@ def test_ls_and_diff_bear_a_mount_that_is_at_work(imgfs: Imgfs, image: str) -> N
     try:
         for words in (["scratch", "ls"], ["diff", "--stat", "work"], ["diff", str(at)]) * 3:
             ran = imgfs.run(*words)
-            assert ran.code == 0 or ran.complaint()
-            assert "Traceback" not in ran.err
+            assert ran.code == 0 or ran.complaint(2) == CHANGING
     finally:
         done.set()
         thread.join()
