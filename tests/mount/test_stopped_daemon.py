@@ -139,7 +139,7 @@ def test_who_listens_and_says_nothing_is_not_waited_for_long(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "one/status"))
         listener.listen()
-        mount = Mount(tmp_path / "mnt", "erofs", str(tmp_path / "one/image"), "0:1")
+        mount = Mount(tmp_path / "mnt", "erofs", str(tmp_path / "one/image"), "0:1048575")
         with pytest.raises(DaemonSilent, match=f"pid {os.getpid()}.* does not answer: imgfs umount -l"):
             read_status(mount)
 
