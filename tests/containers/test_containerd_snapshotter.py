@@ -30,7 +30,16 @@ from tests.support import tarmake
 from tests.support.cri import Cri
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.engines import Containerd, containerd, needs_containerd
-from tests.support.mounted import Imgfs, errno_of, gzipped, processes_of_tests, sha256, until, write_image
+from tests.support.mounted import (
+    NO_LIMIT,
+    Imgfs,
+    errno_of,
+    gzipped,
+    processes_of_tests,
+    sha256,
+    until,
+    write_image,
+)
 from tests.support.snapshots import COMMITTED, MountWords, Snapshots, mounted
 
 pytestmark = [needs_containerd, needs_docker_registry, pytest.mark.kernel, pytest.mark.parts]
@@ -95,7 +104,7 @@ class Node:
         """Start the snapshotter."""
         self.socket.unlink(missing_ok=True)
         with (self.place / "snapshotter.log").open("ab") as log:
-            words = "--root", self.root, "--address", self.socket
+            words = "--root", self.root, "--address", self.socket, *NO_LIMIT
             self.process = self.imgfs.start("snapshotter", *words, stdout=log, stderr=log)
         until(self.socket.exists, "the snapshotter listens")
 

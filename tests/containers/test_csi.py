@@ -243,6 +243,7 @@ def pushed_digest(directory: Path) -> str:
 
 
 def test_each_secret_opens_what_it_opens(node: Node, tmp_path: Path) -> None:
+    node.imgfs.ok("store", "limit", "none")  # else a full disk of this machine evicts what is to be here
     with registry(tmp_path, htpasswd=ANN) as host:
         pair = base64.b64encode(b"ann:canary-old").decode()
         secret = json.dumps({"auths": {host: {"auth": pair}}, "credsStore": "touch-" + "x" * 9})

@@ -47,6 +47,10 @@ SESSION = f"IMGFS_TEST_SESSION={os.getpid()}"  # in the environment of every pro
 _ROUNDS = 5  # of daemons that end, before no more may begin
 TIMEOUT = allowed(120)  # seconds a command may take
 HANGS = allowed(180)  # seconds of one test after which its mounts' daemons are killed: none waits for ever
+NO_LIMIT = (
+    "--limit",
+    "none",
+)  # of a node's store: else a full disk of this machine evicts what a test has cached
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 _QUIET_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
 _PROGRESS = re.compile(r"imgfs: \w+(?:, going on at [^:]+)?: [\d.]+ \w?B of [\d.]+ \w?B, .*")

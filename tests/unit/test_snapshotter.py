@@ -23,7 +23,7 @@ from imgfs.engines.snapshotter.rows import ImageChain, SnapshotRows
 from imgfs.errors import RegistryError, StoreError
 from imgfs.oci.policy import Policy
 from tests.support import tarmake
-from tests.support.mounted import Imgfs, gzipped, until, write_image
+from tests.support.mounted import NO_LIMIT, Imgfs, gzipped, until, write_image
 from tests.support.snapshots import (
     ACTIVE,
     ALREADY_EXISTS,
@@ -56,7 +56,7 @@ class Served:
             systemd.bind(str(told))
             systemd.settimeout(60)
             self.imgfs.environment["NOTIFY_SOCKET"] = str(told)
-            words = "--root", self.root, "--address", self.socket
+            words = "--root", self.root, "--address", self.socket, *NO_LIMIT
             self.process = self.imgfs.start("snapshotter", *words, stderr=subprocess.DEVNULL)
             assert systemd.recv(100) == b"READY=1"
         told.unlink()
