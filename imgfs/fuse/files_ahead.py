@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from imgfs.fuse.session import Session
     from imgfs.tree.reader import Tree
 
-_STEP = (
-    16  # from one ino to the next: directories and symlinks are not read; of several readers one is behind
-)
+# From one ino to the next: directories and symlinks are not read, and of several readers one is behind.
+_STEP = 16
 _EVIDENCE = 8  # such steps in a row, after which there is a reader of whole trees
 _FILES, _BYTES = 64, 2 << 20  # stored at once at most
 _LARGEST = 128 << 10  # bytes of a file that is stored: one request reads it

@@ -16,7 +16,6 @@ from imgfs.errors import ImgfsError
 if TYPE_CHECKING:
     from imgfs.mount.serving import ServedMount
 
-
 _SETTLED = 1.0  # seconds without a byte fetched after which a program is taken to have started,
 _LATEST = 20.0  # or after which it is not waited for: all of the image may be fetched
 
