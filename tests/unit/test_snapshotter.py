@@ -226,9 +226,55 @@ def test_rows_of_a_newer_imgfs_are_left_alone(tmp_path: Path) -> None:
     SnapshotRows(tmp_path / "a").close()
     SnapshotRows(tmp_path / "a").close()
     with closing(sqlite3.connect(tmp_path / "a")) as db:
-        db.execute("PRAGMA user_version=2")
-    with pytest.raises(StoreError, match="a: of format 2, this imgfs knows 1"):
+        db.execute("PRAGMA user_version=3")
+    with pytest.raises(StoreError, match="a: of format 3, this imgfs knows 2"):
         SnapshotRows(tmp_path / "a")
+
+
+OLD_ROWS = """
+PRAGMA user_version=1;
+CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
+    parent TEXT NOT NULL, kind INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL,
+    labels TEXT NOT NULL, size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0,
+    image TEXT, manifest TEXT, depth INTEGER);
+CREATE INDEX children ON snapshots (parent);
+CREATE INDEX mounted ON snapshots (manifest, depth) WHERE manifest IS NOT NULL;
+CREATE TABLE images (manifest TEXT, image TEXT, PRIMARY KEY (manifest, image));
+INSERT INTO snapshots VALUES (7, 'base', '', 3, 1, 2, '{"a": "b"}', 4096, 1, NULL, NULL, NULL);
+INSERT INTO snapshots VALUES (9, 'made', 'base', 2, 3, 4, '{}', 0, 0, NULL, NULL, NULL);
+"""
+
+
+def test_rows_from_before_plugins_were_told_apart_are_the_first_ones_that_asks(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a")) as db:
+        db.executescript(OLD_ROWS)
+    rows = SnapshotRows(tmp_path / "a")
+    rows.claim("imgfs-nydus")
+    rows.claim("imgfs")
+    assert [(row.id, row.name, row.labels) for row in rows.of_plugin("imgfs-nydus")] == [
+        (7, "base", {"a": "b"}),
+        (9, "made", {}),
+    ]
+    assert list(rows.of_plugin("imgfs")) == []
+    rows.close()
+
+
+def test_plugins_of_one_socket_see_and_name_only_their_own(served: Served, asked: Snapshots) -> None:
+    """containerd has each remove what it does not know, and counts the names of each by itself."""
+    other = Snapshots(served.socket, "imgfs-nydus")
+    layer(asked, "base")
+    asked.prepare("a", "base")
+    layer(other, "base")
+    assert [one.name for one in other.all()] == ["base"]
+    assert refused(lambda: other.stat("a")) == NOT_FOUND
+    assert refused(lambda: other.remove("a")) == NOT_FOUND
+    other.remove("base")
+    other.clean_up()
+    assert [one.name for one in asked.all()] == ["a", "base"]
+    (words,) = asked.mounts("a")
+    upper = next(option for option in words.options if option.startswith("upperdir="))
+    assert Path(upper.partition("=")[2]).is_dir()
+    other.close()
 
 
 def test_what_cannot_be_served_is_one_line(imgfs: Imgfs, nobody: Imgfs) -> None:

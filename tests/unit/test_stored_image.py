@@ -55,14 +55,14 @@ def test_images_without_layers_are_known_until_they_are_forgotten(tmp_path: Path
     """Also after a kill, and if the rows were written by an imgfs that did not write images down."""
     rows, image = SnapshotRows(tmp_path / "rows"), ImageChain(DIGEST, 0, "app:v1")
     with rows.changing():
-        rows.add("low", "", SnapshotKind.COMMITTED, {}, ImageChain(DIGEST, 1, "app:v1"))
-        rows.add("top", "low", SnapshotKind.COMMITTED, {}, image)
+        rows.add("imgfs", "low", "", SnapshotKind.COMMITTED, {}, ImageChain(DIGEST, 1, "app:v1"))
+        rows.add("imgfs", "top", "low", SnapshotKind.COMMITTED, {}, image)
         rows._run("DELETE FROM images")
     rows.close()
     rows = SnapshotRows(tmp_path / "rows")
-    rows.remove("top")
+    rows.remove("imgfs", "top")
     assert rows.removed_images() == []
-    rows.remove("low")
+    rows.remove("imgfs", "low")
     rows.close()
     rows = SnapshotRows(tmp_path / "rows")
     assert rows.removed_images() == [image]

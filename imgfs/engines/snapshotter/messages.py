@@ -1,7 +1,7 @@
 """Requests and answers of containerd's snapshots service as bytes (api/services/snapshots/v1, api/types).
 
-The numbers are those of the messages' fields. Every request begins with the snapshotter's name (1), which is
-of no interest: a socket has one snapshotter.
+The numbers are those of the messages' fields. Every request begins with the name (1) that containerd's
+configuration has for the plugin: a socket may have several, whose snapshots are apart.
 """
 
 from __future__ import annotations
@@ -24,19 +24,27 @@ class MountWord(NamedTuple):
     options: list[str]
 
 
+def plugin_of(body: bytes) -> str:
+    """Return the plugin's name of any request."""
+    return ProtobufMessage(body, _REQUEST).text(1)
+
+
 class NamedRequest(NamedTuple):
     """The request of Mounts, Remove, Stat and Usage: a snapshot's key."""
 
+    plugin: str
     key: str
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        return cls(ProtobufMessage(body, _REQUEST).text(2))
+        message = ProtobufMessage(body, _REQUEST)
+        return cls(message.text(1), message.text(2))
 
 
 class PrepareRequest(NamedTuple):
     """The request of Prepare and View."""
 
+    plugin: str
     key: str
     parent: str
     labels: Mapping[str, str]
@@ -44,12 +52,13 @@ class PrepareRequest(NamedTuple):
     @classmethod
     def decode(cls, body: bytes) -> Self:
         message = ProtobufMessage(body, _REQUEST)
-        return cls(message.text(2), message.text(3), message.map(4))
+        return cls(message.text(1), message.text(2), message.text(3), message.map(4))
 
 
 class CommitRequest(NamedTuple):
     """The request of Commit; the parent is for engines that unpack layers in parallel."""
 
+    plugin: str
     name: str
     key: str
     labels: Mapping[str, str]
@@ -58,12 +67,13 @@ class CommitRequest(NamedTuple):
     @classmethod
     def decode(cls, body: bytes) -> Self:
         message = ProtobufMessage(body, _REQUEST)
-        return cls(message.text(2), message.text(3), message.map(4), message.text(5))
+        return cls(message.text(1), message.text(2), message.text(3), message.map(4), message.text(5))
 
 
 class UpdateRequest(NamedTuple):
     """The request of Update: an Info, of which the labels count, and a field mask."""
 
+    plugin: str
     name: str
     labels: Mapping[str, str]
     paths: list[str]
@@ -72,17 +82,19 @@ class UpdateRequest(NamedTuple):
     def decode(cls, body: bytes) -> Self:
         message = ProtobufMessage(body, _REQUEST)
         info = message.message(2)
-        return cls(info.text(1), info.map(6), message.message(3).texts(1))
+        return cls(message.text(1), info.text(1), info.map(6), message.message(3).texts(1))
 
 
 class ListRequest(NamedTuple):
     """The request of List: filters, of which a snapshot has to pass one."""
 
+    plugin: str
     filters: list[str]
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        return cls(ProtobufMessage(body, _REQUEST).texts(2))
+        message = ProtobufMessage(body, _REQUEST)
+        return cls(message.text(1), message.texts(2))
 
 
 def encode_mounts(mounts: Iterable[MountWord]) -> bytes:

@@ -6,6 +6,8 @@
                 mounted: `mounted` says of which
 
 A committed snapshot never changes but for its labels; one that is the parent of others cannot be removed.
+Each belongs to a plugin of containerd's, by its name: containerd may know one socket by several, and has each
+remove the snapshots that it does not know (core/metadata, garbageCollect).
 Images are written down when they are mounted, until what the store has of them is removed, too.
 Every change is one transaction, synced: containerd's own database, which is, must not know more than this.
 """
@@ -26,28 +28,41 @@ from typing import NamedTuple, TypeAlias
 from imgfs.engines.refusal import Code, Refusal, already_exists, not_found
 from imgfs.errors import StoreError
 
-_FORMAT = 1  # of the file, in its user_version
-_SCHEMA = f"""
-PRAGMA user_version={_FORMAT};
-PRAGMA journal_mode=WAL;
-PRAGMA synchronous=FULL;
+_FORMAT = 2  # of the file, in its user_version
+_WITHOUT_PLUGINS = 1
+_COLUMNS = "id, name, parent, kind, created, updated, labels, size, inodes, image, manifest, depth"
+_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+_SNAPSHOTS = """
 CREATE TABLE IF NOT EXISTS snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE, parent TEXT NOT NULL, kind INTEGER NOT NULL,
+    name TEXT NOT NULL, parent TEXT NOT NULL, kind INTEGER NOT NULL,
     created INTEGER NOT NULL, updated INTEGER NOT NULL, labels TEXT NOT NULL,
     size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0,
-    image TEXT, manifest TEXT, depth INTEGER
+    image TEXT, manifest TEXT, depth INTEGER,
+    plugin TEXT NOT NULL DEFAULT '', UNIQUE (name, plugin)
 );
+"""
+_ADD_PLUGINS = f"""
+BEGIN;
+ALTER TABLE snapshots RENAME TO before;
+{_SNAPSHOTS}
+INSERT INTO snapshots ({_COLUMNS}) SELECT {_COLUMNS} FROM before;
+DROP TABLE before;
+PRAGMA user_version={_FORMAT};
+COMMIT;
+"""
+_SCHEMA = f"""
+PRAGMA user_version={_FORMAT};
+{_SNAPSHOTS}
 CREATE INDEX IF NOT EXISTS children ON snapshots (parent);
 CREATE INDEX IF NOT EXISTS mounted ON snapshots (manifest, depth) WHERE manifest IS NOT NULL;
 CREATE TABLE IF NOT EXISTS images (manifest TEXT, image TEXT, PRIMARY KEY (manifest, image));
 INSERT OR IGNORE INTO images SELECT manifest, image FROM snapshots WHERE manifest IS NOT NULL;
 """
-_COLUMNS = "id, name, parent, kind, created, updated, labels, size, inodes, image, manifest, depth"
 _LABELS = "labels"
 Row: TypeAlias = tuple[
-    int, str, str, int, int, int, str, int, int, str | None, str | None, int | None
-]  # of _COLUMNS
+    int, str, str, int, int, int, str, int, int, str | None, str | None, int | None, str
+]  # of _COLUMNS, and the plugin
 
 
 class SnapshotKind(IntEnum):
@@ -90,6 +105,7 @@ class Snapshot:
     labels: Mapping[str, str]
     usage: SnapshotUsage
     mounted: ImageChain | None
+    plugin: str
 
 
 class SnapshotRows:
@@ -104,11 +120,15 @@ class SnapshotRows:
         with self._errors():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found not in (0, _FORMAT):
+            if found > _FORMAT:
                 raise StoreError(
                     f"{path}: of format {found}, this imgfs knows {_FORMAT}: it is a newer one's"
                 )
+            self._db.executescript(_PRAGMAS)
+            if found == _WITHOUT_PLUGINS:
+                self._db.executescript(_ADD_PLUGINS)
             self._db.executescript(_SCHEMA)
+            self._has_unclaimed = any(self._select("plugin = ''"))
 
     def close(self) -> None:
         """Close the file."""
@@ -126,30 +146,40 @@ class SnapshotRows:
                 raise
             self._db.execute("COMMIT")
 
-    def get(self, name: str) -> Snapshot:
-        """Return a snapshot; raises Refusal if there is none of that name."""
-        found = self.find(name)
+    def claim(self, plugin: str) -> None:
+        """Give a plugin what was written before plugins were told apart: to the first that asks."""
+        if self._has_unclaimed:
+            self._run("UPDATE snapshots SET plugin = ? WHERE plugin = ''", plugin)
+            self._has_unclaimed = False
+
+    def get(self, plugin: str, name: str) -> Snapshot:
+        """Return a snapshot; raises Refusal if the plugin has none of that name."""
+        found = self.find(plugin, name)
         if found is None:
             raise not_found(name)
         return found
 
-    def find(self, name: str) -> Snapshot | None:
-        """Return a snapshot, None if there is none of that name."""
-        return next(self._select("name = ?", name), None)
+    def find(self, plugin: str, name: str) -> Snapshot | None:
+        """Return a snapshot, None if the plugin has none of that name."""
+        return next(self._select("name = ? AND plugin = ?", name, plugin), None)
 
-    def find_shown(self, label: str, target: str, parent: str) -> Snapshot | None:
-        """Return the layer upon `parent` that is shown by a mount and has this label."""
-        found = self._select("parent = ? AND manifest IS NOT NULL", parent)
+    def find_shown(self, plugin: str, label: str, target: str, parent: str) -> Snapshot | None:
+        """Return the plugin's layer upon `parent` that is shown by a mount and has this label."""
+        found = self._select("parent = ? AND plugin = ? AND manifest IS NOT NULL", parent, plugin)
         return next((row for row in found if row.labels.get(label) == target), None)
 
     def all(self) -> Iterator[Snapshot]:
-        """Yield every snapshot."""
+        """Yield every snapshot, of all plugins."""
         return self._select("1")
 
-    def ancestors(self, parent: str) -> Iterator[Snapshot]:
+    def of_plugin(self, plugin: str) -> Iterator[Snapshot]:
+        """Yield every snapshot of a plugin."""
+        return self._select("plugin = ?", plugin)
+
+    def ancestors(self, plugin: str, parent: str) -> Iterator[Snapshot]:
         """Yield the snapshot `parent`, its own parent, and so on; none if it is ""."""
         while parent:
-            found = self.get(parent)
+            found = self.get(plugin, parent)
             yield found
             parent = found.parent
 
@@ -181,12 +211,11 @@ class SnapshotRows:
     def is_stood_upon(self, chain: ImageChain) -> bool:
         """Return True if a snapshot with a directory of its own has the chain as its parent."""
         layers = self._select("manifest = ? AND depth = ?", chain.manifest, chain.depth)
-        return any(
-            child.mounted is None for layer in layers for child in self._select("parent = ?", layer.name)
-        )
+        return any(child.mounted is None for layer in layers for child in self._children(layer))
 
     def add(
         self,
+        plugin: str,
         name: str,
         parent: str,
         kind: SnapshotKind,
@@ -194,35 +223,35 @@ class SnapshotRows:
         mounted: ImageChain | None = None,
     ) -> Snapshot:
         """Add a snapshot, and return it. Raises Refusal as containerd's own snapshotters do."""
-        if parent and self.get(parent).kind != SnapshotKind.COMMITTED:
+        if parent and self.get(plugin, parent).kind != SnapshotKind.COMMITTED:
             raise Refusal(Code.INVALID_ARGUMENT, f"parent {parent}: is not committed")
-        if self.find(name):
+        if self.find(plugin, name):
             raise already_exists(name)
         now = time.time_ns()
-        values = name, parent, kind, now, now, _as_json(labels)
+        values = plugin, name, parent, kind, now, now, _as_json(labels)
         more = (mounted.image, mounted.manifest, mounted.depth) if mounted else (None, None, None)
         self._run(
-            "INSERT INTO snapshots (name, parent, kind, created, updated, labels, image, manifest, depth) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO snapshots "
+            "(plugin, name, parent, kind, created, updated, labels, image, manifest, depth) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *values,
             *more,
         )
         if mounted:
             self.note_image(mounted)
-        return self.get(name)
+        return self.get(plugin, name)
 
     def commit(
-        self, key: str, name: str, labels: Mapping[str, str], usage: SnapshotUsage, parent: str = ""
+        self, row: Snapshot, name: str, labels: Mapping[str, str], usage: SnapshotUsage, parent: str = ""
     ) -> None:
-        """Make the active snapshot `key` the committed `name`; its labels are replaced.
+        """Make an active snapshot the committed `name`; its labels are replaced.
 
         One without a parent is put upon `parent`.
         """
-        row = self.get(key)
-        if self.find(name):
+        if self.find(row.plugin, name):
             raise already_exists(name)
         if row.kind != SnapshotKind.ACTIVE:
-            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {key}: is not active")
+            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {row.name}: is not active")
         if parent and parent != row.parent:
             self._check_new_parent(row, parent)
         now = time.time_ns()
@@ -237,12 +266,12 @@ class SnapshotRows:
     def _check_new_parent(self, row: Snapshot, parent: str) -> None:
         if row.parent:
             raise Refusal(Code.INVALID_ARGUMENT, f"snapshot {row.name}: has another parent, {row.parent}")
-        if self.get(parent).kind != SnapshotKind.COMMITTED:
+        if self.get(row.plugin, parent).kind != SnapshotKind.COMMITTED:
             raise Refusal(Code.FAILED_PRECONDITION, f"parent {parent}: is not committed")
 
-    def update(self, name: str, labels: Mapping[str, str], paths: list[str]) -> Snapshot:
+    def update(self, plugin: str, name: str, labels: Mapping[str, str], paths: list[str]) -> Snapshot:
         """Replace the labels that the field mask `paths` names, all if it is empty, and return the row."""
-        row = self.get(name)
+        row = self.get(plugin, name)
         kept = dict(row.labels)
         for path in paths or [_LABELS]:
             if path == _LABELS:
@@ -254,22 +283,25 @@ class SnapshotRows:
                 raise Refusal(Code.INVALID_ARGUMENT, f"snapshot {name}: {path} cannot be changed")
         values = _as_json(kept), time.time_ns(), row.id
         self._run("UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?", *values)
-        return self.get(name)
+        return self.get(plugin, name)
 
-    def remove(self, name: str) -> Snapshot:
+    def remove(self, plugin: str, name: str) -> Snapshot:
         """Remove a snapshot, and return what it was; raises Refusal if it is the parent of another."""
-        row = self.get(name)
-        if any(self._select("parent = ?", name)):
+        row = self.get(plugin, name)
+        if any(self._children(row)):
             raise Refusal(
                 Code.FAILED_PRECONDITION, f"snapshot {name}: cannot be removed: it is the parent of another"
             )
         self._run("DELETE FROM snapshots WHERE id = ?", row.id)
         return row
 
+    def _children(self, row: Snapshot) -> Iterator[Snapshot]:
+        return self._select("parent = ? AND plugin = ?", row.name, row.plugin)
+
     def _select(self, where: str, *values: str | int) -> Iterator[Snapshot]:
+        statement = f"SELECT {_COLUMNS}, plugin FROM snapshots WHERE {where} ORDER BY id"
         with self._lock, self._errors():
-            found = self._db.execute(f"SELECT {_COLUMNS} FROM snapshots WHERE {where} ORDER BY id", values)
-            rows = found.fetchall()
+            rows = self._db.execute(statement, values).fetchall()
         return map(_snapshot, rows)
 
     def _run(self, statement: str, *values: str | int | None) -> None:
@@ -285,7 +317,7 @@ class SnapshotRows:
 
 
 def _snapshot(row: Row) -> Snapshot:
-    number, name, parent, kind, created, updated, labels, size, inodes, image, manifest, depth = row
+    number, name, parent, kind, created, updated, labels, size, inodes, image, manifest, depth, plugin = row
     mounted = ImageChain(manifest, depth or 0, image or "") if manifest is not None else None
     found = json.loads(labels)
     return Snapshot(
@@ -298,6 +330,7 @@ def _snapshot(row: Row) -> Snapshot:
         found,
         SnapshotUsage(size, inodes),
         mounted,
+        plugin,
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 from imgfs.engines.rpc import Service
 from imgfs.engines.snapshotter.messages import (
@@ -18,11 +19,14 @@ from imgfs.engines.snapshotter.messages import (
     encode_list,
     encode_mounts,
     encode_usage,
+    plugin_of,
 )
 from imgfs.engines.snapshotter.snapshotter import Snapshotter
 from imgfs.errors import ImgfsError
 
 _NAME = "containerd.services.snapshots.v1.Snapshots"
+
+_Answer = TypeVar("_Answer", bytes, Iterable[bytes])
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +34,15 @@ log = logging.getLogger(__name__)
 def service_of(snapshotter: Snapshotter) -> Service:
     """Return the service; what is removed is cleaned up from now on, beside the calls."""
     threading.Thread(target=_clean_up_always, args=(snapshotter,), daemon=True).start()
-    operations = {name: partial(operate, snapshotter) for name, operate in _OPERATIONS.items()}
-    return Service(_NAME, operations, {"List": partial(_list, snapshotter)})
+    operations = {name: partial(_operate, operate, snapshotter) for name, operate in _OPERATIONS.items()}
+    return Service(_NAME, operations, {"List": partial(_operate, _list, snapshotter)})
+
+
+def _operate(
+    operate: Callable[[Snapshotter, bytes], _Answer], snapshotter: Snapshotter, body: bytes
+) -> _Answer:
+    snapshotter.claim(plugin_of(body))
+    return operate(snapshotter, body)
 
 
 def _prepare(snapshotter: Snapshotter, body: bytes) -> bytes:
@@ -43,7 +54,7 @@ def _view(snapshotter: Snapshotter, body: bytes) -> bytes:
 
 
 def _mounts(snapshotter: Snapshotter, body: bytes) -> bytes:
-    return encode_mounts(snapshotter.mounts(NamedRequest.decode(body).key))
+    return encode_mounts(snapshotter.mounts(NamedRequest.decode(body)))
 
 
 def _commit(snapshotter: Snapshotter, body: bytes) -> bytes:
@@ -52,12 +63,12 @@ def _commit(snapshotter: Snapshotter, body: bytes) -> bytes:
 
 
 def _remove(snapshotter: Snapshotter, body: bytes) -> bytes:
-    snapshotter.remove(NamedRequest.decode(body).key)
+    snapshotter.remove(NamedRequest.decode(body))
     return b""
 
 
 def _stat(snapshotter: Snapshotter, body: bytes) -> bytes:
-    return encode_info(snapshotter.stat(NamedRequest.decode(body).key))
+    return encode_info(snapshotter.stat(NamedRequest.decode(body)))
 
 
 def _update(snapshotter: Snapshotter, body: bytes) -> bytes:
@@ -65,11 +76,11 @@ def _update(snapshotter: Snapshotter, body: bytes) -> bytes:
 
 
 def _list(snapshotter: Snapshotter, body: bytes) -> Iterable[bytes]:
-    return encode_list(snapshotter.matching(ListRequest.decode(body).filters))
+    return encode_list(snapshotter.matching(ListRequest.decode(body)))
 
 
 def _usage(snapshotter: Snapshotter, body: bytes) -> bytes:
-    return encode_usage(snapshotter.usage(NamedRequest.decode(body).key))
+    return encode_usage(snapshotter.usage(NamedRequest.decode(body)))
 
 
 def _clean_up(snapshotter: Snapshotter, _body: bytes) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from imgfs.engines.snapshotter.image_mounts import ImageMounts, mounted_referenc
 from imgfs.engines.snapshotter.labels import LAYER, TARGET, IdMaps, OfferedLayer, id_maps, offered_layer
 from imgfs.engines.snapshotter.messages import (
     CommitRequest,
+    ListRequest,
     MountWord,
+    NamedRequest,
     PrepareRequest,
     UpdateRequest,
 )
@@ -52,6 +54,10 @@ class Snapshotter:
         self._removed = threading.Event()
         self._removed.set()  # perhaps: by a process before this one, which was killed then
 
+    def claim(self, plugin: str) -> None:
+        """Hear the name by which containerd asks: what was made before names were told apart is its own."""
+        self._rows.claim(plugin)
+
     def prepare(self, request: PrepareRequest) -> list[MountWord]:
         """Make an active snapshot, and return what to mount for it. A layer that is shown: ALREADY_EXISTS."""
         if offered := offered_layer(request.labels):
@@ -62,43 +68,44 @@ class Snapshotter:
         """Make a read-only snapshot, and return what to mount for it."""
         return self._create(SnapshotKind.VIEW, request)
 
-    def mounts(self, key: str) -> list[MountWord]:
+    def mounts(self, request: NamedRequest) -> list[MountWord]:
         """Return the same as when it was made; a mount that has died meanwhile is replaced."""
-        row = self._rows.get(key)
+        row = self._rows.get(*request)
         if row.kind == SnapshotKind.COMMITTED:
-            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {key}: is neither active nor a view")
-        with self._below(row.parent) as below:
+            raise Refusal(Code.FAILED_PRECONDITION, f"snapshot {row.name}: is neither active nor a view")
+        with self._below(row.plugin, row.parent) as below:
             return self._words(row, below, id_maps(row.labels))
 
     def commit(self, request: CommitRequest) -> None:
         """Make an active snapshot a layer."""
-        row = self._rows.get(request.key)
+        row = self._rows.get(request.plugin, request.key)
         usage = self._directories.usage(row) if row.mounted is None else SnapshotUsage()
         with self._rows.changing():
-            self._rows.commit(request.key, request.name, request.labels, usage, request.parent)
+            row = self._rows.get(request.plugin, request.key)
+            self._rows.commit(row, request.name, request.labels, usage, request.parent)
 
-    def remove(self, key: str) -> None:
+    def remove(self, request: NamedRequest) -> None:
         """Remove a snapshot; what it took is freed in a sweep."""
         with self._rows.changing():
-            self._rows.remove(key)
+            self._rows.remove(*request)
         self._removed.set()
 
-    def stat(self, key: str) -> Snapshot:
+    def stat(self, request: NamedRequest) -> Snapshot:
         """Return a snapshot."""
-        return self._rows.get(key)
+        return self._rows.get(*request)
 
     def update(self, request: UpdateRequest) -> Snapshot:
         """Change labels."""
         with self._rows.changing():
-            return self._rows.update(request.name, request.labels, request.paths)
+            return self._rows.update(*request)
 
-    def matching(self, filters: Sequence[str]) -> list[Snapshot]:
-        """Return the snapshots that pass one of the filters, or all if there are none."""
-        return list(filter(parse_filters(filters), self._rows.all()))
+    def matching(self, request: ListRequest) -> list[Snapshot]:
+        """Return the plugin's snapshots that pass one of the filters, or all if there are none."""
+        return list(filter(parse_filters(request.filters), self._rows.of_plugin(request.plugin)))
 
-    def usage(self, key: str) -> SnapshotUsage:
+    def usage(self, request: NamedRequest) -> SnapshotUsage:
         """Return what a snapshot takes itself; of a layer that is mounted what is cached of it."""
-        row = self._rows.get(key)
+        row = self._rows.get(*request)
         if row.mounted:
             return self._cached(row.labels)
         return self._directories.usage(row) if row.kind == SnapshotKind.ACTIVE else row.usage
@@ -139,8 +146,8 @@ class Snapshotter:
 
     def _show(self, offered: OfferedLayer, request: PrepareRequest) -> None:
         """Make a layer that is mounted, unless it is there, and refuse to have it fetched."""
-        shown = self._rows.find_shown(TARGET, offered.target, request.parent)
-        chain = shown.mounted if shown and shown.mounted else self._chain(offered, request.parent)
+        shown = self._rows.find_shown(request.plugin, TARGET, offered.target, request.parent)
+        chain = shown.mounted if shown and shown.mounted else self._chain(offered, request)
         if offered.is_topmost:
             self._rows.note_image(chain)
             with self._mounts.used(chain):
@@ -156,29 +163,31 @@ class Snapshotter:
     ) -> None:
         if shown is None:
             with self._rows.changing():
-                taken = self._rows.find(offered.target) is not None  # upon another layer, unpacked
+                plugin, parent, labels = request.plugin, request.parent, request.labels
+                taken = self._rows.find(plugin, offered.target)  # upon another layer, unpacked
                 name = f"{offered.target} {request.key}" if taken else offered.target
-                self._rows.add(name, request.parent, SnapshotKind.COMMITTED, request.labels, chain)
+                self._rows.add(plugin, name, parent, SnapshotKind.COMMITTED, labels, chain)
 
-    def _chain(self, offered: OfferedLayer, parent: str) -> ImageChain:
+    def _chain(self, offered: OfferedLayer, request: PrepareRequest) -> ImageChain:
         """Return what shows a layer. It is counted: the digest of a layer may be in an image twice."""
-        depth = 0 if offered.is_topmost else 1 + sum(1 for _ in self._rows.ancestors(parent))
+        below = self._rows.ancestors(request.plugin, request.parent)
+        depth = 0 if offered.is_topmost else 1 + sum(1 for _ in below)
         return ImageChain(offered.manifest, depth, offered.image)
 
     def _create(self, kind: SnapshotKind, request: PrepareRequest) -> list[MountWord]:
         maps = id_maps(request.labels)
-        with self._below(request.parent) as below:
+        with self._below(request.plugin, request.parent) as below:
             with self._rows.changing():
-                row = self._rows.add(request.key, request.parent, kind, request.labels)
+                row = self._rows.add(request.plugin, request.key, request.parent, kind, request.labels)
                 owner = maps.root() if maps else None
                 self._directories.make(row, below[0] if below else None, owner)
             return self._words(row, below, maps)
 
     @contextmanager
-    def _below(self, parent: str) -> Iterator[list[Path]]:
+    def _below(self, plugin: str, parent: str) -> Iterator[list[Path]]:
         """Yield the directories below a snapshot upon `parent`, the uppermost first; mounts stay so long."""
         directories: list[Path] = []
-        for row in self._rows.ancestors(parent):
+        for row in self._rows.ancestors(plugin, parent):
             if row.mounted:
                 with self._mounts.used(row.mounted) as mounted:
                     yield [*directories, mounted]
