@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from imgfs.engines.node.changed_files import FileChange
 
 ROOT, ADDRESS = "/var/lib/imgfs/snapshotter", "/run/imgfs/snapshotter.sock"
-_CONTAINERD, _UNIT = "/etc/containerd/config.toml", "/etc/systemd/system/imgfs-snapshotter.service"
+_UNIT = "/etc/systemd/system/imgfs-snapshotter.service"
 _PULLS = """\
 kubelet pulls images for another snapshotter, unless it has the feature gate RuntimeClassInImageCriApi,
 or the pod the annotation io.containerd.cri.runtime-handler: imgfs (until containerd 2.5)."""
@@ -78,8 +78,8 @@ def _file_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--containerd",
         metavar="FILE",
-        default=_CONTAINERD,
-        help=f"containerd's configuration (default: {_CONTAINERD})",
+        help="containerd's configuration (default: /etc/containerd/config.toml, or that of k3s, RKE2 or "
+        "MicroK8s; beside one that is written anew at each start goes a file that it imports)",
     )
     command.add_argument("--unit", metavar="FILE", default=_UNIT, help=f"the unit (default: {_UNIT})")
     command.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
@@ -88,36 +88,43 @@ def _file_options(command: argparse.ArgumentParser) -> None:
 def install(options: argparse.Namespace) -> int:
     """Add imgfs to this machine's containerd."""
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
+    from imgfs.engines.node.config_places import drop_in_of
     from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
+    from imgfs.engines.node.toml_edit import undone
     from imgfs.engines.node.unit import MARK, unit
     from imgfs.oci.descriptor import Platform
 
-    config, service = Path(options.containerd), Path(options.unit)
+    main, service = _config(options), Path(options.unit)
     setup = NodeSetup(
         options.address, options.root, str(Platform.host()), options.runtime_class, _containerds_version()
     )
+    importing = text_of(main)
+    drop_in = drop_in_of(importing, main)
+    config, importing = (drop_in, importing or "") if drop_in else (main, "")
     before, known = text_of(config), text_of(service)
     if known is not None and not known.startswith(MARK):
         raise UsageError(f"{service}: is there, and not of imgfs: move it away, or name another --unit")
     changes = [
-        FileChange(config, before, with_imgfs(before or "", setup, str(config))),
+        FileChange(config, before, with_imgfs(before or "", setup, str(config), importing)),
         FileChange(service, known, unit(_command(options))),
     ]
-    if changes[0].is_change and before is not None and not backup_of(config).exists():
+    if changes[0].is_change and before and undone(before) and not backup_of(config).exists():
         changes.insert(0, FileChange(backup_of(config), None, before))
     if _carry_out(changes, options.dry_run):
-        _show_next(options)
-    _warn_of_disks(options, before)
+        _show_next(options, main)
+    _warn_of_disks(options, importing or before, main)
     return 0
 
 
 def uninstall(options: argparse.Namespace) -> int:
     """Take imgfs out of this machine's containerd."""
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
+    from imgfs.engines.node.config_places import drop_in_of, service_of
     from imgfs.engines.node.toml_edit import undone
     from imgfs.engines.node.unit import MARK, NAME
 
-    config, service = Path(options.containerd), Path(options.unit)
+    main, service = _config(options), Path(options.unit)
+    config = drop_in_of(text_of(main), main) or main
     before, known, backup = text_of(config), text_of(service), backup_of(config)
     after = None if before is None else undone(before)
     changes = [FileChange(config, before, after or (after if backup.exists() else None))]
@@ -126,8 +133,17 @@ def uninstall(options: argparse.Namespace) -> int:
     if backup.exists() and text_of(backup) == after:
         changes.append(FileChange(backup, after, None))
     if _carry_out(changes, options.dry_run):
-        say(f"Next: systemctl disable --now {NAME}; systemctl daemon-reload; systemctl restart containerd")
+        say(
+            f"Next: systemctl disable --now {NAME}; systemctl daemon-reload; "
+            f"systemctl restart {service_of(main)}"
+        )
     return 0
+
+
+def _config(options: argparse.Namespace) -> Path:
+    from imgfs.engines.node.config_places import usual_config
+
+    return Path(options.containerd) if options.containerd else usual_config()
 
 
 def _carry_out(changes: Iterable[FileChange], is_dry: bool) -> bool:
@@ -167,12 +183,12 @@ def _command(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _warn_of_disks(options: argparse.Namespace, config: str | None) -> None:
+def _warn_of_disks(options: argparse.Namespace, config: str | None, path: Path) -> None:
     """Say so if kubelet will not see how full the store's disk is."""
     from imgfs.engines.node.containerd_config import root_of
     from imgfs.engines.node.disks import unseen_disk
 
-    seen = root_of(config or "", options.containerd) if options.runtime_class else Path(options.root)
+    seen = root_of(config or "", str(path)) if options.runtime_class else Path(options.root)
     if said := unseen_disk(store_root(options), seen):
         warn(said)
 
@@ -188,12 +204,13 @@ def _containerds_version() -> int:
     return 2 if " v1." in said or " 1." in said else 3
 
 
-def _show_next(options: argparse.Namespace) -> None:
+def _show_next(options: argparse.Namespace, config: Path) -> None:
+    from imgfs.engines.node.config_places import service_of
     from imgfs.engines.node.unit import NAME
 
     say(
         f"""
-Next:   systemctl daemon-reload && systemctl enable --now {NAME} && systemctl restart containerd
+Next:   systemctl daemon-reload && systemctl enable --now {NAME} && systemctl restart {service_of(config)}
 Check:  systemctl status {NAME}
         ctr plugins ls | grep imgfs                        has to say ok
         crictl pull debian:12 && imgfs ps                  shows the image as a mount

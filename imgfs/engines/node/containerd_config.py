@@ -20,7 +20,9 @@ _IMAGES = ("plugins", "io.containerd.cri.v1.images")
 _RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
 _UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
 _RUNC = "io.containerd.runc.v2"
-_SNAPSHOTTER = "snapshotter"
+_SNAPSHOTTER, _NO_LABELS = "snapshotter", "disable_snapshot_annotations"
+_ONLY_BY_ITSELF = "use_local_image_pull", "discard_unpacked_layers", "image_pull_with_sync_fs"
+_DOWNLOADS = 3  # at once, unless told
 _ROOT = Path("/var/lib/containerd")
 
 
@@ -38,14 +40,15 @@ class NodeSetup:
     version: int
 
 
-def with_imgfs(text: str, setup: NodeSetup, where: str) -> str:
+def with_imgfs(text: str, setup: NodeSetup, where: str, importing: str = "") -> str:
     """Return a configuration that has imgfs; one that has it already comes back as it is.
 
-    Raises UsageError, naming `where`, for one that cannot be changed.
+    `importing` is the text of another one, which imports this. Raises UsageError, naming `where`, for one
+    that cannot be changed.
     """
-    edit = TomlEdit(undone(text), where)
-    version = edit.document.get("version", setup.version)
-    if edit.document and "version" not in edit.document:
+    edit = TomlEdit(undone(text), where, importing)
+    version = edit.known().get("version", setup.version)
+    if edit.known() and "version" not in edit.known():
         raise UsageError(f"{where}: has no version, so it is of version 1: see `containerd config migrate`")
     if not isinstance(version, int) or version not in VERSIONS:
         raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
@@ -57,7 +60,7 @@ def with_imgfs(text: str, setup: NodeSetup, where: str) -> str:
 
 def root_of(text: str, where: str) -> Path:
     """Return where containerd keeps what it has, its own snapshotters' too. Raises UsageError."""
-    root = TomlEdit(text, where).document.get("root")
+    root = TomlEdit(text, where).known().get("root")
     return Path(root) if isinstance(root, str) and root.startswith("/") else _ROOT
 
 
@@ -79,12 +82,28 @@ def _set_images(edit: TomlEdit, setup: NodeSetup) -> None:
         edit.set((*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME)
     else:
         edit.set(_IMAGES, _SNAPSHOTTER, NAME)
-    known = edit.table(_UNPACK[:-1]).get(_UNPACK[-1])
+    if _pulls_by_itself(edit):
+        edit.set(_IMAGES, _NO_LABELS, False)
+    known = edit.known(*_UNPACK[:-1]).get(_UNPACK[-1])
     entries = [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
     if any(one.get(_SNAPSHOTTER) == NAME for one in entries):
         return
     for name in (NAME, *(() if entries else (_OTHERS,))):  # what is listed replaces the default
         edit.append(_UNPACK, {"platform": setup.platform, _SNAPSHOTTER: name})
+
+
+def _pulls_by_itself(edit: TomlEdit) -> bool:
+    """Return True if CRI is to pull without containerd's transfer service, and by itself says no labels.
+
+    It does so if told, and for what that service cannot do (internal/cri/config, CheckLocalImagePullConfigs).
+    """
+    images, registry = edit.known(*_IMAGES), edit.known(*_IMAGES, "registry")
+    return (
+        any(images.get(key) is True for key in _ONLY_BY_ITSELF)
+        or images.get(_NO_LABELS) is False
+        or images.get("max_concurrent_downloads", _DOWNLOADS) != _DOWNLOADS
+        or any(registry.get(key) for key in ("mirrors", "configs", "auths"))
+    )
 
 
 def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
@@ -93,12 +112,12 @@ def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
         _set_runtime(edit, (*_CRI, "runtimes"))
     else:
         edit.set(_CRI, _SNAPSHOTTER, NAME)
-    edit.set(_CRI, "disable_snapshot_annotations", False)
+    edit.set(_CRI, _NO_LABELS, False)
 
 
 def _set_runtime(edit: TomlEdit, runtimes: Keys) -> None:
     """Add a runtime like runc's, options included: how cgroups are made is among them."""
-    ours, runc = (*runtimes, NAME), edit.table((*runtimes, "runc"))
+    ours, runc = (*runtimes, NAME), edit.known(*runtimes, "runc")
     kind = runc.get("runtime_type")
     edit.set(ours, "runtime_type", kind if isinstance(kind, str) and kind else _RUNC)
     edit.set(ours, _SNAPSHOTTER, NAME)

@@ -26,13 +26,17 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class TomlEdit:
-    """The text of a TOML file, and the document it is to be in the end. Raises UsageError, naming `where`."""
+    """The text of a TOML file, and the document it is to be in the end. Raises UsageError, naming `where`.
 
-    def __init__(self, text: str, where: str) -> None:
+    Another file, whose text is `importing`, may import it, and is not changed.
+    """
+
+    def __init__(self, text: str, where: str, importing: str = "") -> None:
         self._where = where
         self._lines = text.splitlines()
         try:
-            self.document: Document = tomllib.loads(text)
+            self._document: Document = tomllib.loads(text)
+            self._importing: Document = tomllib.loads(importing)
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{where}: {error}") from error
 
@@ -41,20 +45,18 @@ class TomlEdit:
         """Return the text; raises UsageError if it does not say what was set."""
         text = "".join(f"{line}\n" for line in self._lines)
         with suppress(tomllib.TOMLDecodeError):
-            if tomllib.loads(text) == self.document:
+            if tomllib.loads(text) == self._document:
                 return text
         raise UsageError(f"{self._where}: is written in a way that imgfs cannot add to: do it by hand")
 
-    def table(self, keys: Keys) -> Mapping[str, object]:
-        """Return a table's values, none if it is not there."""
-        found: object = self.document
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else {}
+    def known(self, *keys: str) -> Mapping[str, object]:
+        """Return a table's values, or those in the file that imports this one; none if it is in neither."""
+        return {**_table(self._importing, keys), **_table(self._document, keys)}
 
     def set(self, keys: Keys, key: str, value: Value) -> None:
         """Set a value in a table, unless it is that already."""
-        if self.table(keys).get(key) == value and key in self.table(keys):
+        found = _table(self._document, keys)
+        if key in found and found[key] == value:
             return
         line = f"{_word(key)} = {_literal(value)}{_ADDED}"
         at = self._line_of((*keys, key))
@@ -79,7 +81,7 @@ class TomlEdit:
 
     def _inner(self, keys: Keys) -> Document:
         """Return a table of the document, made if it is not there."""
-        found = self.document
+        found = self._document
         for key in keys:
             inner = found.setdefault(key, {})
             if not isinstance(inner, dict):
@@ -111,6 +113,13 @@ class TomlEdit:
             elif table is not None and (found := _KEY.match(line)) and (*table, *_keys(found[1])) == wanted:
                 return at
         return None
+
+
+def _table(document: Document, keys: Keys) -> Mapping[str, object]:
+    found: object = document
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def undone(text: str) -> str:

@@ -11,7 +11,7 @@ _UNIT = """\
 [Unit]
 Description=Images for containerd, mounted by imgfs
 Documentation=man:imgfs-snapshotter(1)
-Before=containerd.service
+Before=containerd.service k3s.service k3s-agent.service rke2-server.service rke2-agent.service
 
 [Service]
 Type=notify
