@@ -39,6 +39,7 @@ class HolderProcess(NamedTuple):
     device: str  # major:minor
     orders: str
     outcome: str
+    servers: frozenset[str] = frozenset()  # pids of the daemons that it was told of when it was started
 
     @classmethod
     def of(cls, pid: int) -> HolderProcess | None:
@@ -52,7 +53,9 @@ class HolderProcess(NamedTuple):
             if script is not None and len(words) > script + 6:
                 mountpoint, device, _, _, orders, outcome = words[script + 1 : script + 7]
                 (user,) = set(_uids(pid))
-                return cls(pid, user, mountpoint, device, orders, outcome)
+                told = "".join(words[script + 10 : script + 11]).split(",")  # PID:…, each
+                servers = frozenset(one.partition(":")[0] for one in told)
+                return cls(pid, user, mountpoint, device, orders, outcome, servers)
         return None
 
     def holds(self, mount: Mount) -> bool:
@@ -73,7 +76,8 @@ def _holder_of(mount: Mount) -> HolderProcess | None:
 def idle_mounts(mounts: Iterable[Mount]) -> set[Path]:
     """Return the mountpoints of those whose daemon has ended, as nothing was read; it is not woken by this.
 
-    Their holders have no process (`imgfs mount --exit-idle`), or, for a moment, are starting one again.
+    Their holders have no daemon (`imgfs mount --exit-idle`), or, for a moment, are starting one again: as
+    their child, while the first one of a mount is their parent.
     """
     held: dict[str, list[HolderProcess]] = {}
     for holder in _holders():
@@ -83,7 +87,7 @@ def idle_mounts(mounts: Iterable[Mount]) -> set[Path]:
         for mount in mounts
         for holder in held.get(str(mount.mountpoint), ())
         if (holder.user in (0, mount.user) if mount.runtime else holder.holds(mount))
-        and _has_no_child(holder.pid)
+        and not _has_daemon(holder)
     }
 
 
@@ -140,10 +144,14 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _has_no_child(pid: int) -> bool:
+def _has_daemon(holder: HolderProcess) -> bool:
     with suppress(OSError):
-        return not Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return False
+        if Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text():
+            return True
+        lines = Path(f"/proc/{holder.pid}/status").read_text(errors="replace").splitlines()
+        parent = next(line.split()[1] for line in lines if line.startswith("PPid:"))
+        return parent in holder.servers
+    return True
 
 
 def hand_over(mount: Mount, protocol: str, holder: list[str], program: list[str]) -> None:

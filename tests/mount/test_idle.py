@@ -45,8 +45,10 @@ def test_a_holder_takes_hardly_more_memory_than_an_interpreter(imgfs: Imgfs, ima
 
 def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Imgfs, image: str) -> None:
     imgfs.expected.append(r" WARNING .* restart 1 of the daemon")
-    at = imgfs.mount(image, "--restart", "--exit-idle", "1")
+    at = imgfs.mount(image, "--restart", "--exit-idle", "3")
     first = imgfs.pid(at)
+    (row,) = (row for row in json.loads(imgfs.ok("ps", "--json")) if row["mountpoint"] == str(at))
+    assert (row["idle"], row["pid"]) == (False, first)
     until(lambda: not is_alive(first), "the daemon has ended")
     (row,) = (row for row in json.loads(imgfs.ok("ps", "--json")) if row["mountpoint"] == str(at))
     assert (row["idle"], row["pid"], bool(row["image"])) == (True, None, True)
