@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,12 +17,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="as root, where both drivers are"),
     pytest.mark.skipif(not has_static_busybox(), reason="there is no static busybox"),
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def publish(server: FaultServer, version: bytes) -> str:

@@ -39,13 +39,10 @@ from imgfs.registry.endpoint import MAX_MANIFEST, RegistryEndpoint
 from imgfs.registry.errors import refusal
 from imgfs.registry.retry import Busy, Patience, Timeouts, retry_after
 from imgfs.registry.urls import is_loopback, redact
-from tests.support import clients
 from tests.support.clients import FAST, client_of
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.patience import allowed
-
-server, other, client = clients.server, clients.other, clients.client
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 ALICE = Credentials("alice", "secret:with:colons")

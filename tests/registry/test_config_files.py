@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,6 @@ from tests.support.nginx import needs_nginx, nginx
 NOWHERE = "registry.invalid"  # never resolves (RFC 6761, 6.4)
 LAYER = gzipped(tar.archive(tar.file("name", b"one")))
 OTHER = gzipped(tar.archive(tar.file("name", b"two")))
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def other() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def write(imgfs: Imgfs, name: str, text: str) -> Path:

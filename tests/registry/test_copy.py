@@ -112,12 +112,6 @@ def images() -> Images:
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
 def destination(server: FaultServer) -> Iterator[Destination]:
     destination = open_destination(parse_reference(f"{server.host}/ns/app:v1"), timeouts=FAST)
     yield destination

@@ -180,12 +180,6 @@ def test_an_age_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
 def wire(server: FaultServer) -> Iterator[Wire]:
     with Wire(server.host) as line:
         yield line

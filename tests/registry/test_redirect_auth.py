@@ -23,12 +23,6 @@ MANIFEST = b'{"schemaVersion": 2, "layers": []}'
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
 def other() -> Iterator[FaultServer]:
     """A registry that gives its own tokens to anybody."""
     with FaultServer() as other:

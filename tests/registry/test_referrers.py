@@ -90,13 +90,6 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-@pytest.fixture
-def client(server: FaultServer) -> Iterator[Client]:
-    client = client_of(server.host, "ns/app", timeouts=FAST)
-    yield client
-    client.close()
-
-
 @contextmanager
 def source_of(place: str) -> Iterator[Source]:
     source = open_source(parse_reference(f"{place}:v1"), timeouts=FAST)

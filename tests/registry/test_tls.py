@@ -40,12 +40,6 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 HERE = "127.0.0.1"
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "ca")

@@ -20,12 +20,9 @@ from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.messages import Body, CheckedBlob
 from imgfs.registry.session import HttpSession
 from imgfs.registry.upload import ChunkSizes, Upload, location_of, received, with_query
-from tests.support import clients
 from tests.support.clients import FAST, client_of, endpoint_of
 from tests.support.fault_server import LAYER, Fault, FaultServer
 from tests.support.mounted import until
-
-server, other, client = clients.server, clients.other, clients.client
 
 SMALL = ChunkSizes(whole=100_000, chunk=300_000)
 BODY = random.Random(1).randbytes(1 << 20)

@@ -88,12 +88,6 @@ TARGETS = [
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
 def raw() -> Iterator[RawServer]:
     with RawServer() as raw:
         yield raw
