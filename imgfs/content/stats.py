@@ -45,14 +45,6 @@ class Brought(NamedTuple):
     bytes_used: int = 0
 
 
-class FirstByte(NamedTuple):
-    """The seconds that requests for misses waited for their first byte."""
-
-    requests: int = 0
-    seconds: float = 0.0
-    longest: float = 0.0
-
-
 class _Word:
     """A counter of Counts: a word of its memory."""
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from imgfs.errors import ImgfsError
+from imgfs.mounts.table import pids
 from imgfs.registry.config.reload import Table
 from imgfs.transport.containers_storage import usual_place
 from imgfs.transport.files import open_regular
@@ -64,7 +65,7 @@ def _stand_upon(layer: str, root: Path) -> bool:
 def _mounting(link: bytes) -> Iterator[int]:
     """Yield a process of each mount namespace that has `link` among an overlay's lower directories."""
     seen = set()
-    for process in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+    for process in pids():
         place = Path("/proc") / str(process)
         with suppress(OSError):  # it has ended
             namespace = os.readlink(place / "ns/mnt")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgfs.errors import MountError
-from imgfs.mounts.table import Mount, mount_at
+from imgfs.mounts.table import Mount, mount_at, pids
 
 SCRIPT = "imgfs/mount/holder.py"
 _SCRIPT = os.fsencode(SCRIPT)
@@ -229,14 +229,10 @@ def _outcome(outcome: int, nonce: str) -> str:
 
 
 def _holders() -> Iterator[HolderProcess]:
-    return filter(None, map(HolderProcess.of, map(int, _processes())))
+    return filter(None, map(HolderProcess.of, pids()))
 
 
 def _uids(pid: int) -> list[int]:
     """Return the real, effective, saved and file system uid of a process (proc(5), status)."""
     lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     return [int(word) for line in lines if line.startswith("Uid:") for word in line.split()[1:]]
-
-
-def _processes() -> list[str]:
-    return [name for name in os.listdir("/proc") if name.isdecimal()]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.errors import MountError
 from imgfs.mounts.holders import holder_of, is_holder
-from imgfs.mounts.table import STATUS_SOCKET, Mount
+from imgfs.mounts.table import STATUS_SOCKET, Mount, pids
 from imgfs.owned.writing import write_all
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def daemon_of(mount: Mount) -> int | None:
             return int.from_bytes(credentials[:4], sys.byteorder) or None  # in this PID namespace
         return None
     minor = mount.device.partition(":")[2]
-    serving = (pid for pid in _own_processes() if _serves(pid, minor))
+    serving = (pid for pid in reversed(pids()) if _serves(pid, minor))
     return next((pid for pid in serving if not is_holder(pid)), None)
 
 
@@ -103,11 +103,6 @@ def is_stopped_process(pid: int) -> bool:
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
     return False
-
-
-def _own_processes() -> Iterator[int]:
-    """Yield the pids of all processes, the newest first."""
-    return (int(name) for name in reversed(os.listdir("/proc")) if name.isdecimal())
 
 
 def _serves(pid: int, minor: str) -> bool:

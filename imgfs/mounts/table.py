@@ -92,15 +92,20 @@ def process_with_mount(device: str) -> int | None:
     """
     seen = {os.readlink("/proc/self/ns/mnt")}
     wanted = os.fsencode(device)
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in pids():
         with suppress(OSError):  # it has ended, or is another user's
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in seen:
                 seen.add(namespace)
                 lines = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
                 if any(line.split()[2] == wanted for line in lines):
-                    return int(pid)
+                    return pid
     return None
+
+
+def pids() -> list[int]:
+    """Return the pids of all processes that are seen here, the oldest first."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def _parse(line: bytes) -> Mount:

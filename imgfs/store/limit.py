@@ -19,12 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.owned.opening import read_owned_file
 from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
 from imgfs.store.layer import StoredLayer
+
+if TYPE_CHECKING:
+    from imgfs.store.disk_share import DiskUse
 
 log = logging.getLogger(__name__)
 
@@ -96,20 +99,24 @@ class StoreLimit:
     def read(self) -> int | None:
         """Return the limit in bytes, None if there is none; of a share what that is. Raises StoreError."""
         text = self._text()
-        if text is None:
-            return None
-        if percent := _percent(text):
-            from imgfs.store.disk_share import disk_use  # here and below: few stores have a share
-
-            with store_errors(self._path):
-                return disk_use(self._path.parent).capacity * percent // 100
-        if not (text.isascii() and text.isdecimal()):
-            raise StoreError(f"{self._path}: {text!r} is no number of bytes; set it with imgfs store limit")
-        return int(text)
+        return None if text is None else self._bytes(text)
 
     def share(self) -> int | None:
         """Return the share of the disk in per cent, None if the limit is none. Raises StoreError."""
         return _percent(self._text() or "")
+
+    def _bytes(self, text: str) -> int:
+        if percent := _percent(text):
+            return self._disk().capacity * percent // 100
+        if not (text.isascii() and text.isdecimal()):
+            raise StoreError(f"{self._path}: {text!r} is no number of bytes; set it with imgfs store limit")
+        return int(text)
+
+    def _disk(self) -> DiskUse:
+        from imgfs.store.disk_share import disk_use  # here and below: few stores have a share
+
+        with store_errors(self._path):
+            return disk_use(self._path.parent)
 
     def _text(self) -> str | None:
         with store_errors(self._path):
@@ -162,9 +169,10 @@ class StoreLimit:
 
     def keep(self) -> int:
         """Evict what exceeds the limit; return the bytes of disk freed. Raises StoreError."""
-        limit, percent = self.read(), self.share()
-        if limit is None:
+        text = self._text()
+        if text is None:
             return 0
+        limit, percent = self._bytes(text), _percent(text)
         self._step = min(_MOST, limit // _SHARE)
         with locked_if_free(self._path.with_name("limit.lock")) as is_locked:
             self._is_over = False
@@ -188,10 +196,9 @@ class StoreLimit:
 
         What is mounted keeps `LEAST` bytes: where others fill the disk, its readers have to make progress.
         """
-        from imgfs.store.disk_share import disk_use, excess_of
+        from imgfs.store.disk_share import excess_of
 
-        with store_errors(self._path):
-            excess = excess_of(disk_use(self._path.parent), percent)
+        excess = excess_of(self._disk(), percent)
         if not excess.idle:
             return 0
         caches = [layer for layer in cached(self._layers()) if layer.size]

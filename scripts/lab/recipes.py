@@ -152,11 +152,6 @@ def pack_files(layout: Path, files: dict[str, str]) -> Layer:
         return pack_members(layout, tree_members(Path(scratch)))
 
 
-def debian_minbase(cache: Path) -> Image:
-    """Build Debian minbase: one layer."""
-    return cached_image(cache, "debian", lambda layout: write_image(layout, "latest", [pack_debian(layout)]))
-
-
 def python_app(cache: Path) -> Image:
     """Build Debian with Python below one layer for each step of PYTHON_APP."""
 

@@ -20,7 +20,6 @@ from tests.support.posix_tree import HEAD, HOLES, TAIL, TEXT, large_body
 
 pytestmark = posix.marks
 
-FALLOC_COLLAPSE_RANGE = 8  # linux/falloc.h
 BLOCK = 4096
 
 
