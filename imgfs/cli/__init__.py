@@ -13,6 +13,7 @@ have its codes: 125 for both kinds of failure. An error is one line on standard 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -30,6 +31,12 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _ANSWERS = ("grep", "diff")  # exit code 1 is an answer, as of grep(1) and diff(1), and trouble is 2
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
+_OF_OUTPUT = (
+    errno.EBADF,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOSPC,
+)  # where no file is named
 _PODMANS = 125  # podman's exit code for its own failures, options included
 
 
@@ -66,7 +73,7 @@ def _end(code: int) -> NoReturn:
     except OSError as error:
         code = code or FAILED
         if not isinstance(error, BrokenPipeError):
-            complain(words_of(error))
+            complain(f"standard output: {words_of(error)}")
     os._exit(code)
 
 
@@ -106,7 +113,8 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
         return failed
     except OSError as error:
         _drop_output()
-        return _complain(words_of(error), failed)
+        is_output = error.filename is None and error.errno in _OF_OUTPUT
+        return _complain(f"{'standard output: ' if is_output else ''}{words_of(error)}", failed)
     except UnicodeError as error:  # words of the command line may be any bytes
         return _complain(words_of_unicode(error), misused)
     except KeyboardInterrupt:
@@ -149,12 +157,17 @@ def umount_helper() -> int:
 
 
 def _open_standard_files() -> None:
-    """Open /dev/null for standard files that are closed: the next file opened would get their numbers."""
+    """Open /dev/null for standard files that are closed: the next file opened would get their numbers.
+
+    What is written to a standard output that is closed is an error (EBADF), as for other programs.
+    """
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+    if sys.stdout is None:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (as long as the process)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (likewise)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 (likewise)

@@ -45,6 +45,7 @@ Examples:
   runc run -b ./box name
   imgfs bundle --scratch work debian:12 ./box bash -c 'echo hello >/greeting'
 """,
+        own_h=True,
     )
     command.usage = "imgfs bundle [OPTIONS] IMAGE DIR [CMD…]"
     container_options(command)

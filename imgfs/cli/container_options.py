@@ -42,6 +42,7 @@ Examples:
   imgfs run --cap-drop ALL --security-opt no-new-privileges --memory 512m --pids-limit 64 app:v2
   imgfs run --device /dev/fuse --cap-add SYS_ADMIN --ulimit nofile=4096 debian:12 bash
 """,
+        own_h=True,
     )
     command.usage = "imgfs run [OPTIONS] IMAGE [CMD…]"
     container_options(command)
@@ -53,7 +54,7 @@ Examples:
         metavar="NAME",
         help="its name, and its host name (default: two words; twelve digits of its id)",
     )
-    command.add_argument("--runtime", metavar="NAME|PATH", help="the OCI runtime (default: crun, else runc)")
+    _start_options(command)
     _detach_options(command)
     command.add_argument(
         "--stop-timeout",
@@ -104,12 +105,12 @@ def container_options(command: argparse.ArgumentParser) -> None:
         metavar="CMD",
         help="instead of the image's; several words as a JSON array; '' for none",
     )
-    add("--hostname", metavar="NAME", type=_hostname, help="its host name (default: its name)")
+    add("-h", "--hostname", metavar="NAME", type=_hostname, help="its host name (default: its name)")
     add(
         "--network",
+        "--net",
         choices=[network.value for network in Network],
-        help="share this machine's network (host, the default), have one connected by pasta (the default"
-        " with -p), or a loopback only (none)",
+        help="this machine's (host, the default), one by pasta (the default with -p), or a loopback alone",
     )
     limit_options(command)
     rights_options(command)
@@ -171,6 +172,18 @@ class _Refused(argparse.Action):
         parser.error(f"{rest[-1]}: {self.const}")
 
 
+def _start_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runtime", metavar="NAME|PATH", help="the OCI runtime (default: crun, else runc)")
+    command.add_argument(
+        "--pull",
+        metavar="POLICY",
+        dest="offline",
+        type=_asks_none,
+        default=argparse.SUPPRESS,
+        help="always, newer or missing: ask what a tag means, as without; never: as --offline",
+    )
+
+
 def _detach_options(command: argparse.ArgumentParser) -> None:
     """Add --detach, and what has a use with it."""
     add = command.add_argument
@@ -230,6 +243,12 @@ def _note(text: str) -> tuple[str, str]:
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return name, value
+
+
+def _asks_none(text: str) -> bool:
+    if text not in ("always", "newer", "missing", "never"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not always, newer, missing or never")
+    return text == "never"
 
 
 def _truth(text: str) -> bool:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.cli.options import Commands, accepted, add_command, image_options
 from imgfs.cli.output import warn
 from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 from imgfs.errors import UsageError
@@ -41,6 +41,7 @@ Examples:
     image_options(command)
     command.add_argument("paths", metavar="PATH", nargs="*", default=[], help="files of the image")
     command.add_argument("destination", metavar="DEST", help="a file or directory, or `-`")
+    accepted(command, "-a", "-p", "-r", "-R")
 
 
 def cp(options: argparse.Namespace) -> int:

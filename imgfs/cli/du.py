@@ -28,14 +28,15 @@ Sums the sizes of the files below PATH (default: /), for each directory. Sizes a
 bytes; a file with several names counts once. {PATHS}
 
 Examples:
-  imgfs du -H -d 1 debian:12 /usr
+  imgfs du -h -d 1 debian:12 /usr
   imgfs du -s debian:12:/var/*
   imgfs du --layers registry.example.com/team/app:v1
 """,
+        own_h=True,
     )
     command.add_argument("-s", dest="summarize", action="store_true", help="only the sum of each PATH")
     command.add_argument("-d", dest="depth", metavar="N", type=count, help="directories so many levels below")
-    command.add_argument("-H", "--human", action="store_true", help="sizes in kB, MB, …")
+    command.add_argument("-h", "-H", "--human", action="store_true", help="sizes in kB, MB, …")
     command.add_argument("--layers", action="store_true", help="by the layer that brought the files")
     json_option(command)
 

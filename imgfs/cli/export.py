@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from imgfs.cli.options import Commands, add_command, image_options
+from imgfs.cli.options import Commands, add_command, image_options, output_option
+from imgfs.cli.output import output_file
 from imgfs.cli.paths import open_files
 from imgfs.errors import UsageError
 
@@ -28,23 +28,16 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("-o", "--output", metavar="FILE", help="write to FILE (default: standard output)")
+    output_option(command)
 
 
 def export(options: argparse.Namespace) -> int:
     """Write the files as a tar."""
     from imgfs.layer.tar.writer import tar_of
-    from imgfs.store.atomic import atomic_write
 
-    if options.output is None and sys.stdout.isatty():
+    if options.output == "-" and sys.stdout.isatty():
         raise UsageError("a tar is not for a terminal: use -o FILE, or a pipe")
-    with open_files(options) as files:
-        pieces = tar_of(files.members(files.matching(b"/")))
-        if options.output is None:
-            for piece in pieces:
-                sys.stdout.buffer.write(piece)
-            return 0
-        with atomic_write(Path(options.output).absolute()) as path, path.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+    with open_files(options) as files, output_file(options.output) as file:
+        for piece in tar_of(files.members(files.matching(b"/"))):
+            file.write(piece)
     return 0

@@ -33,7 +33,21 @@ _TYPES = {
     "p": stat.S_IFIFO,
 }
 _SIZE = re.compile(r"([+-]?)([0-9]{1,18})([ckMG]?)")
-_TESTS = ("name", "iname", "path", "type", "size", "newer", "older", "mode", "uid", "gid", "layer", "xattr")
+_TESTS = (
+    "name",
+    "iname",
+    "path",
+    "type",
+    "size",
+    "newer",
+    "older",
+    "mode",
+    "uid",
+    "gid",
+    "layer",
+    "xattr",
+    "depth",
+)
 _UNITS = {"": 1, "c": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _MODE = re.compile(r"([-/]?)([0-7]{1,5})")
 
@@ -53,31 +67,29 @@ With --deleted it lists the files that later layers hide instead, each with the 
 one that deleted it (D) or overwrote it (C). `imgfs which --restore` writes one out.
 
 Examples:
-  imgfs find debian:12 /usr --name '*.so*' --type f
-  imgfs find debian:12 --mode /6000                    set-user-ID and set-group-ID files
+  imgfs find debian:12 /usr -name '*.so*' -type f
+  imgfs find debian:12 -perm /6000                     set-user-ID and set-group-ID files
   imgfs find --size +10M --json app:v2
   imgfs find app:v2 --layer 3 -0 | xargs -0 …
   imgfs find app:v2 --deleted --name '*.key'           what later layers hide
 """,
     )
-    tests = command.add_argument_group("tests")
-    tests.add_argument("--name", metavar="PATTERN", type=_glob, help="the last part of the path matches")
-    tests.add_argument("--iname", metavar="PATTERN", type=iglob, help="the same, whatever the case")
-    tests.add_argument("--path", metavar="PATTERN", type=_path_glob, help="the whole path matches")
-    tests.add_argument("--type", metavar="LETTERS", type=_type, help="f, d, l, c, b or p; several: fl")
-    tests.add_argument("--size", metavar="[+-]N[kMG]", type=_size, help="bytes: more than +N, less than -N")
-    tests.add_argument("--newer", metavar="DATE", type=_newer, help="changed after a date, like 2024-05-01")
-    tests.add_argument("--older", metavar="DATE", type=_older, help="changed before a date")
-    tests.add_argument(
-        "--mode", metavar="OCTAL", type=_mode, help="that mode; =-OCTAL: all these bits; /OCTAL: any of them"
-    )
-    tests.add_argument("--uid", metavar="N", type=_uid, help="the owner's number")
-    tests.add_argument("--gid", metavar="N", type=_gid, help="the group's number")
-    tests.add_argument("--xattr", metavar="NAME", type=_xattr, help="has an attribute whose name matches")
-    tests.add_argument(
-        "--layer", metavar="N", type=_layer, help="brought by the layer of that number, from 1"
-    )
-    command.add_argument("-0", "--print0", action="store_true", help="end each path by a NUL")
+    add = command.add_argument_group("tests").add_argument
+    add("-name", "--name", metavar="PATTERN", type=_glob, help="the last part of the path matches")
+    add("-iname", "--iname", metavar="PATTERN", type=iglob, help="the same, whatever the case")
+    add("-path", "--path", metavar="PATTERN", type=_path_glob, help="the whole path matches")
+    add("-type", "--type", metavar="LETTERS", type=_type, help="f, d, l, c, b or p; several: fl")
+    add("-size", "--size", metavar="[+-]N[kMG]", type=_size, help="bytes: more than +N, less than -N")
+    add("--newer", metavar="DATE", type=_newer, help="changed after a date, like 2024-05-01")
+    add("--older", metavar="DATE", type=_older, help="changed before a date")
+    bits = "that mode; -OCTAL: all these bits; /OCTAL: any of them"
+    add("-perm", "--mode", metavar="OCTAL", type=_mode, help=bits)
+    add("-uid", "--uid", metavar="N", type=_uid, help="the owner's number")
+    add("-gid", "--gid", metavar="N", type=_gid, help="the group's number")
+    add("--xattr", metavar="NAME", type=_xattr, help="has an attribute whose name matches")
+    add("--layer", metavar="N", type=_layer, help="brought by the layer of that number, from 1")
+    add("-maxdepth", "--depth", metavar="N", type=_depth, help="at most N levels below PATH")
+    command.add_argument("-0", "-print0", "--print0", action="store_true", help="end each path by a NUL")
     command.add_argument("--deleted", action="store_true", help="list what later layers delete or overwrite")
     json_option(command)
 
@@ -241,6 +253,11 @@ def _gid(text: str) -> Test:
 def _layer(text: str) -> Test:
     number = _number(text)
     return lambda files, found: files.layer(found) == number
+
+
+def _depth(text: str) -> Test:
+    number = _number(text)
+    return lambda _, found: found.depth <= number
 
 
 def _number(text: str) -> int:

@@ -26,8 +26,8 @@ def size(count: float) -> str:
     return f"{count:.3g} {_UNITS[-1]}"
 
 
-Column = namedtuple("Column", ("title", "right", "folds"), defaults=(False, False))
-"""A column of a table; `right` for numbers, `folds` for names, which may be wider than a terminal."""
+Column = namedtuple("Column", ("title", "right"), defaults=(False,))
+"""A column of a table; `right` for numbers."""
 
 
 def sizes(*parts: int) -> list[str]:
@@ -69,10 +69,11 @@ def short(digest: str) -> str:
     return digest.partition(":")[2][:12]
 
 
-def long_line(node: Node, name: bytes, target: bytes | None) -> bytes:
-    """A line as `ls -ln` writes it."""
+def long_line(node: Node, name: bytes, target: bytes | None, *, human: bool = False) -> bytes:
+    """A line as `ls -ln` writes it; `human` sizes are in kB, MB, …."""
     device = f"{os.major(node.device)}, {os.minor(node.device)}"
-    number = device if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode) else str(node.size)
+    is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
+    number = device if is_device else size(node.size) if human else str(node.size)
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(node.mtime_ns // 1_000_000_000))
     head = f"{stat.filemode(node.mode)} {node.nlink:3} {node.uid:5} {node.gid:5} {number:>10} {when} "
     return head.encode() + name + (b" -> " + target if target is not None else b"")

@@ -61,11 +61,16 @@ Examples:
     command.add_argument("pattern", metavar="PATTERN")
     image_options(command)
     command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
-    command.add_argument("-r", dest="recursive", action="store_true", help="search all files below PATH")
+    command.add_argument(
+        "-r", "-R", dest="recursive", action="store_true", help="search all files below PATH"
+    )
     command.add_argument("-i", dest="ignore_case", action="store_true", help="whatever the case")
     command.add_argument("-l", dest="names_only", action="store_true", help="only the names of the files")
     command.add_argument("-n", dest="numbers", action="store_true", help="with line numbers")
     command.add_argument("-v", dest="invert", action="store_true", help="the lines that do not match")
+    command.add_argument("-w", dest="whole_words", action="store_true", help="only whole words")
+    command.add_argument("-c", dest="count", action="store_true", help="only how many lines of each file")
+    command.add_argument("-q", dest="quiet", action="store_true", help="only the exit code")
     command.add_argument("--all-layers", action="store_true", help="also what later layers hide")
     kinds = command.add_mutually_exclusive_group()
     kinds.add_argument("-E", dest="kind", action="store_const", const="E", help="an extended expression")
@@ -74,7 +79,9 @@ Examples:
 
 def grep(options: argparse.Namespace) -> int:
     """Search files."""
-    pattern = compiled(options.pattern, options.kind, ignore_case=options.ignore_case)
+    pattern = compiled(
+        options.pattern, options.kind, ignore_case=options.ignore_case, whole_words=options.whole_words
+    )
     paths = take_paths(options)
     if options.all_layers:
         return _grep_versions(options, paths, pattern)
@@ -138,7 +145,7 @@ class _LineSearch:
 
     def _show(self, found: Found) -> bool:
         """Show the lines of a file that match; return whether any does."""
-        matches, is_binary = False, False
+        matches, is_binary = 0, False
         label = b"%d:" % self._files.layer(found) if self._options.all_layers else b""
         label += found.path
         number = 0
@@ -152,13 +159,19 @@ class _LineSearch:
                 is_binary = is_binary or b"\0" in line
                 if (self._pattern.search(line) is None) != self._options.invert:
                     continue
-                matches = True
+                matches += 1
+                if self._options.quiet:
+                    return True
+                if self._options.count and not self._options.names_only:
+                    continue
                 if self._options.names_only or is_binary:
                     say_line(label if self._options.names_only else b"Binary file " + label + b" matches")
                     return True
                 name = label + b":" if self.shows_names else b""
                 say_line(name + (b"%d:" % number if self._options.numbers else b"") + line)
-        return matches
+        if self._options.count and not (self._options.names_only or self._options.quiet):
+            say_line((label + b":" if self.shows_names else b"") + b"%d" % matches)
+        return matches > 0
 
     def _may_match(self, block: bytes) -> bool:
         """Return False if no line of a block matches: one search is faster than one for each line."""
@@ -183,12 +196,16 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def compiled(text: str, kind: str | None, *, ignore_case: bool = False) -> re.Pattern[bytes]:
+def compiled(
+    text: str, kind: str | None, *, ignore_case: bool = False, whole_words: bool = False
+) -> re.Pattern[bytes]:
     """Return a POSIX expression, basic, or extended (kind "E"), or a plain text ("F"), as Python's.
 
     Raises UsageError.
     """
     translated = re.escape(text) if kind == "F" else _translated(text, extended=kind == "E")
+    if whole_words:
+        translated = rf"(?<!\w)(?:{translated})(?!\w)"
     try:
         return re.compile(os.fsencode(translated), re.IGNORECASE if ignore_case else 0)
     except (re.error, OverflowError, RecursionError) as error:

@@ -48,7 +48,7 @@ def history(options: argparse.Namespace) -> int:
             Column("DIGEST"),
             Column("SIZE", right=True),
             Column("CREATED"),
-            Column("STEP", folds=True),
+            Column("STEP"),
         ),
         [
             (

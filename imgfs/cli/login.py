@@ -46,8 +46,14 @@ Examples:
     command.add_argument(
         "--password-stdin", action="store_true", help="read the password from standard input, one line"
     )
+    command.add_argument("--password", "-p", type=_refused, help=argparse.SUPPRESS)
     _scope_options(command)
     connection_options(command, peers=False)
+
+
+def _refused(_: str) -> str:
+    """Refuse a password, and do not repeat it."""
+    raise argparse.ArgumentTypeError("every user can read it there, by ps: use --password-stdin")
 
 
 def add_logout(commands: Commands) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from imgfs.cli.format import long_line
-from imgfs.cli.options import Commands, add_command, count, image_options
+from imgfs.cli.options import Commands, accepted, add_command, count, image_options
 from imgfs.cli.output import say_line
 from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 
@@ -35,11 +35,17 @@ Examples:
   imgfs ls -R debian:12 /usr/share/doc
   imgfs ls -l --layer 2 app:v2
 """,
+        own_h=True,
     )
     image_options(command)
     command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
     command.add_argument("-l", dest="long", action="store_true", help="with mode, owner, size and time")
     command.add_argument("-R", dest="recursive", action="store_true", help="with everything below")
+    command.add_argument(
+        "-d", dest="itself", action="store_true", help="a directory itself, not what is in it"
+    )
+    command.add_argument("-h", dest="human", action="store_true", help="sizes in kB, MB, …")
+    accepted(command, "-a", "-A", "-1")
     command.add_argument(
         "--layer",
         metavar="N",
@@ -77,20 +83,20 @@ def ls(options: argparse.Namespace) -> int:
         tops = [
             (found if found.path != b"/" + path.strip(b"/") else found._replace(path=path))
             for path in paths
-            for found in named.at(path, follow=not options.long or path.endswith(b"/"))
+            for found in named.at(path, follow=not (options.long or options.itself) or path.endswith(b"/"))
         ]
-        plain = [top for top in tops if not top.is_directory]
+        plain = [top for top in tops if options.itself or not top.is_directory]
         for top in plain:
-            _print_line(files, top, top.path, options.long)
+            _print_line(files, top, top.path, options)
         names = options.recursive or len(paths) > 1 or len(tops) > 1
-        for number, top in enumerate(top for top in tops if top.is_directory):
+        for number, top in enumerate(top for top in tops if top not in plain):
             if names and not options.recursive and (number or plain):
                 say_line(b"")
             for directory, children in _listings(files, top, options.recursive):
                 if names:
                     say_line(directory + b":")
                 for child in children:
-                    _print_line(files, child, os.path.basename(child.path), options.long)
+                    _print_line(files, child, os.path.basename(child.path), options)
                 if options.recursive:
                     say_line(b"")
     return named.code
@@ -112,7 +118,7 @@ def _list_layer(paths: list[bytes], options: argparse.Namespace) -> int:
             assert found is not None
             files = after if one.after or below is None else below
             name = f"{one.change[0].upper()} ".encode() + one.path
-            say_line(long_line(found.node, name, files.target(found)) if options.long else name)
+            _print_line(files, found, name, options)
     return 0
 
 
@@ -141,8 +147,6 @@ def _listings(files: ImageFiles, top: Found, recursive: bool) -> Iterator[tuple[
             ahead += [child for child in reversed(children) if child.is_directory]
 
 
-def _print_line(files: ImageFiles, found: Found, name: bytes, long: bool) -> None:
-    if not long:
-        say_line(name)
-        return
-    say_line(long_line(found.node, name, files.target(found)))
+def _print_line(files: ImageFiles, found: Found, name: bytes, options: argparse.Namespace) -> None:
+    node = found.node
+    say_line(long_line(node, name, files.target(found), human=options.human) if options.long else name)

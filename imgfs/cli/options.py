@@ -31,10 +31,12 @@ _SIZE = r"([0-9]{1,15})([bkmgt]?)"
 
 
 def add_command(
-    commands: Commands, name: str, run: Run, summary: str, description: str
+    commands: Commands, name: str, run: Run, summary: str, description: str, *, own_h: bool = False
 ) -> argparse.ArgumentParser:
-    """Add a command, which `run` carries out."""
-    command = commands.add_parser(name, help=summary, description=description)
+    """Add a command, which `run` carries out; with `own_h` it has another meaning for -h than --help."""
+    command = commands.add_parser(name, help=summary, description=description, add_help=not own_h)
+    if own_h:
+        command.add_argument("--help", action="help", help="show this help message and exit")
     command.set_defaults(run=run)
     return command
 
@@ -164,6 +166,18 @@ def store_root(options: argparse.Namespace, environment: Environment | None = No
 
     named = getattr(options, "store", None)  # of commands that hardly need one it is the usual one
     return Path(named).absolute() if named else (environment or Environment.read()).store_root
+
+
+def accepted(command: argparse.ArgumentParser, *options: str) -> None:
+    """Take options that another program's users type, and that change nothing here."""
+    command.add_argument(*options, dest="_accepted", action="store_true", help=argparse.SUPPRESS)
+
+
+def output_option(command: argparse.ArgumentParser) -> None:
+    """Add -o."""
+    command.add_argument(
+        "-o", "--output", metavar="FILE", default="-", help="write it to FILE (default: -, standard output)"
+    )
 
 
 def json_option(command: argparse.ArgumentParser) -> None:

@@ -8,18 +8,23 @@ always quoted, a line each.
 from __future__ import annotations
 
 import codecs
+import errno
 import io
+import os
 import sys
+from contextlib import contextmanager
 
 from imgfs.errors import describe
 from imgfs.quoting import printable, printable_path
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import TextIO
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import BinaryIO, TextIO
 
     from imgfs.cli.format import Column
+
+_ASIDE = ".imgfs-output-"  # a file of results that is not complete
 
 
 def prepare_output() -> None:
@@ -74,12 +79,7 @@ def draws_on(stream: TextIO) -> bool:
 
 
 def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: on a terminal by Rich, else aligned by spaces."""
-    if draws_on(sys.stdout):
-        from imgfs.cli.terminal import show_table
-
-        show_table(columns, rows)
-        return
+    """Print a table, aligned by spaces: no cell is cut or folded, even where the terminal is narrower."""
     lines = [[column.title for column in columns], *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
@@ -92,7 +92,11 @@ def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
 
 def words_of(error: OSError) -> str:
     """Return what an OSError says, with the file it is about, without Python's "[Errno 2]"."""
-    return f"{error.filename}: {describe(error)}" if error.filename else describe(error)
+    if error.filename:
+        return f"{os.fsdecode(error.filename)}: {describe(error)}"
+    if error.errno == errno.ENOENT and not os.stat(".").st_nlink:
+        return "the directory that this was started in has been removed"
+    return describe(error)
 
 
 def words_of_unicode(error: UnicodeError) -> str:
@@ -102,6 +106,44 @@ def words_of_unicode(error: UnicodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{error.object[:200]!r}: not UTF-8"
     return str(error)
+
+
+@contextmanager
+def output_file(name: str) -> Iterator[BinaryIO]:
+    """Open what `-o FILE` names: standard output for `-`. A file is replaced once the block has succeeded.
+
+    A device or a pipe, /dev/stdout as well, is written to. Raises ImgfsError.
+    """
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    from imgfs.owned.writing import os_errors
+
+    with os_errors(name), _opened(name) as file:
+        yield file
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    from pathlib import Path
+
+    from imgfs.owned.writing import new_file, sweep
+
+    path = Path(name).resolve()
+    if name.startswith(("/dev/", "/proc/")) or (path.exists() and not path.is_file()):
+        with open(name, "wb") as file:
+            yield file
+        return
+    sweep(path.parent, _ASIDE, Path.unlink)
+    held = new_file(path.parent, _ASIDE)
+    try:
+        with open(held.fd, "wb", closefd=False) as file:
+            yield file
+        held.put_in_place(path)
+    except BaseException:
+        held.path.unlink(missing_ok=True)
+        held.release()
+        raise
 
 
 def ask(text: str) -> None:

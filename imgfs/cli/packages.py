@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from imgfs.packages.package import Package
 
 _COLUMNS = (
-    Column("NAME", folds=True),
+    Column("NAME"),
     Column("VERSION"),
     Column("TYPE"),
     Column("LAYER", right=True),
-    Column("PATH", folds=True),
+    Column("PATH"),
 )
 
 

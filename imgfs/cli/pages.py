@@ -105,7 +105,8 @@ def _completions() -> Iterator[tuple[str, str]]:
         functions = {kind: _function(shell, kind) for kind in KINDS}
         _mark(parser, shell, functions)
         preamble = "\n".join(body for _, body in functions.values())
-        yield path, shtab.complete(parser, shell, preamble=preamble)
+        script = shtab.complete(parser, shell, preamble=preamble)
+        yield path, re.sub(r" -s (\w\w)", r" -o \1", script) if shell == "fish" else script  # as find's -name
 
 
 def _function(shell: str, kind: str) -> tuple[str, str]:
@@ -120,10 +121,12 @@ def _function(shell: str, kind: str) -> tuple[str, str]:
 
 
 def _mark(parser: argparse.ArgumentParser, shell: str, functions: Mapping[str, tuple[str, str]]) -> None:
-    """Say of each argument whose values imgfs knows how they are completed."""
+    """Say of each argument whose values imgfs knows how they are completed, and what commands are for."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
+            summaries = {choice.dest: choice.help for choice in action._choices_actions}
+            for name, command in action.choices.items():
+                command.description = summaries.get(name)  # which shells show: a line each
                 _mark(command, shell, functions)
             continue
         for kind, metavars in KINDS.items():

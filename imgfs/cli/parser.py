@@ -123,10 +123,34 @@ COMMANDS = {
 }  # in the order of the help
 _TOLERANT = ("umount", "help", "version", "complete")  # of a wrong configuration file
 _HIDDEN = {"complete": Command("complete", "")}  # for shells
+_ELSEWHERE = {  # what docker, podman, skopeo and crane call it
+    **dict.fromkeys(("images", "df"), "store ls"),
+    **dict.fromkeys(("rmi", "prune"), "store prune, store rm"),
+    **dict.fromkeys(("manifest", "config", "digest"), "inspect"),
+    **dict.fromkeys(("save", "load", "tag"), "copy"),
+    "attach": "logs -f",
+}
+_OWN_H = ("ls", "du", "run", "bundle")  # commands whose -h means what ls(1), du(1) and podman mean by it
+_FEW = 4  # options that a usage lists
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs at the terminal's width; lines that are indented are examples, and stay as typed."""
+    """Wraps paragraphs at the terminal's width; lines that are indented are examples, and stay as typed.
+
+    A usage has no list of many options: it is a line above an error, and the help has them below it.
+    """
+
+    def _format_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: str | None
+    ) -> str:
+        words = [action for action in actions if not action.option_strings]
+        if usage is not None or len([*actions]) - len(words) <= _FEW:
+            return super()._format_usage(usage, actions, groups, prefix)
+        whole, self._prog = self._prog, f"{self._prog} [OPTIONS]"
+        try:
+            return super()._format_usage(None, words, (), prefix)
+        finally:
+            self._prog = whole
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         import textwrap
@@ -152,7 +176,8 @@ def _width() -> int:
 class Parser(argparse.ArgumentParser):
     """Parses a command's arguments; an error prints the usage of that command, and what may be meant.
 
-    Options are not abbreviated: what `--re` means would change with the next option.
+    Options are not abbreviated: what `--re` means would change with the next option. A word that begins with
+    a minus and a digit is no option, unless there is just that one: `--size -1k`.
     """
 
     def __init__(self, **more: Any) -> None:
@@ -177,7 +202,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error, in text that a terminal does not obey: it quotes what was typed."""
+        message = re.sub(r"argument (-\w)\b.*: ignored explicit argument '(.+)'", r"there is no -\2", message)
         super().error(printable(message))
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        if re.match("-[0-9]", arg_string) and arg_string not in self._option_string_actions:
+            return None
+        return super()._parse_optional(arg_string)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse what this parser does not know here, not in the parser above, which has another usage."""
@@ -230,18 +261,27 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; `run` of the result carries it out. Exits by itself for --help and errors."""
-    name = arguments[0] if arguments else "-"
+    name = arguments[0] if arguments else "--help"
     known = {**COMMANDS, **_HIDDEN}
     if name in known:
         parser = _described.pop(name, None) or describe({name: known[name]})
-        if arguments[1:2] not in (["--help"], ["-h"]):
+        asks_help = "--help" if name in _OWN_H else ("--help", "-h")
+        if not arguments[1:] or arguments[1] not in asks_help:
             _configure(parser, name)
         return parser.parse_args(arguments)
     parser = describe({})
     _list(parser)
-    if not name.startswith("-"):
-        parser.error(f"there is no command {name!r}{meant(name, COMMANDS)} (see: imgfs --help)")
-    return parser.parse_args(arguments)
+    if name in ("-h", "--help", "--version"):
+        return parser.parse_args(arguments)
+    parser.error(f"{_no_command(name)} (see: imgfs --help)")
+    raise AssertionError  # `error` ends the program
+
+
+def _no_command(name: str) -> str:
+    if name.startswith("-"):
+        return f"{name}: options stand behind the command: imgfs COMMAND {name} …"
+    hint = f"; it is called {_ELSEWHERE[name]}" if name in _ELSEWHERE else meant(name, COMMANDS)
+    return f"there is no command {name!r}{hint}"
 
 
 def _configure(parser: Parser, name: str) -> None:

@@ -39,10 +39,17 @@ PATHS = "PATH may have the signs *, ? and [ of a shell; IMAGE:PATH is the same a
 
 
 def add_look(
-    commands: Commands, name: str, run: Run, summary: str, description: str, *, paths: str = "*"
+    commands: Commands,
+    name: str,
+    run: Run,
+    summary: str,
+    description: str,
+    *,
+    paths: str = "*",
+    own_h: bool = False,
 ) -> argparse.ArgumentParser:
     """Add a command about paths of an image."""
-    command = add_command(commands, name, run, summary, description)
+    command = add_command(commands, name, run, summary, description, own_h=own_h)
     image_options(command)
     command.add_argument("paths", metavar="PATH", nargs=paths, default=[], help=PATHS)
     return command

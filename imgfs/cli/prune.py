@@ -207,7 +207,7 @@ _COLUMNS = (
     Column("DIGEST"),
     Column("ON DISK", right=True),
     Column("LAST USED"),
-    Column("IMAGES", folds=True),
+    Column("IMAGES"),
 )
 
 

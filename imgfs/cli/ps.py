@@ -160,15 +160,15 @@ def _list_mounts(options: argparse.Namespace) -> int:
         say(json.dumps([row._asdict() for row in rows], indent=2))
         return 0
     columns = (
-        Column("MOUNTPOINT", folds=True),
-        Column("IMAGE", folds=True),
+        Column("MOUNTPOINT"),
+        Column("IMAGE"),
         Column("DRIVER"),
         Column("PID", right=True),
         Column("AGE"),
         Column("FETCHED", right=True),
         Column("VERSION"),
         Column("RESTARTS", right=True),
-        Column("SCRATCH", folds=True),
+        Column("SCRATCH"),
     )
     say_table(
         columns,

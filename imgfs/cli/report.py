@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgfs.cli.options import Commands, add_command, image_options
-from imgfs.errors import ImgfsError, MountError
+from imgfs.cli.options import Commands, add_command, image_options, output_option
+from imgfs.cli.output import output_file
+from imgfs.errors import MountError
 
 if TYPE_CHECKING:
     from imgfs.cli.layers import AllVersions
@@ -38,9 +38,7 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument(
-        "-o", "--output", metavar="FILE", default="-", help="write it there (default: standard output)"
-    )
+    output_option(command)
     command.add_argument(
         "--without-packages", action="store_true", help="leave packages out: then no file is fetched"
     )
@@ -54,10 +52,8 @@ def report(options: argparse.Namespace) -> int:
     status = _status(options)
     with open_versions(options) as versions:
         page = page_of(_facts(versions, status, with_packages=not options.without_packages)).encode()
-    if options.output == "-":
-        sys.stdout.buffer.write(page)
-    else:
-        _write(Path(options.output), page)
+    with output_file(options.output) as file:
+        file.write(page)
     return 0
 
 
@@ -98,10 +94,3 @@ def _facts(versions: AllVersions, status: MountStatus | None, *, with_packages: 
         "accesses": access_facts(resolved, store),
         "mount": mount_facts(status, str(resolved.digest)) if status else None,
     }
-
-
-def _write(path: Path, page: bytes) -> None:
-    try:
-        path.write_bytes(page)
-    except OSError as error:
-        raise ImgfsError(f"{path}: {error.strerror}") from error

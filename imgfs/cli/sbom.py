@@ -6,12 +6,11 @@ import argparse
 import json
 import sys
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.cli.format import Column, size
-from imgfs.cli.options import Commands, add_command, image_options, json_option
-from imgfs.cli.output import complain, say, say_table
+from imgfs.cli.options import Commands, add_command, image_options, json_option, output_option
+from imgfs.cli.output import complain, output_file, say, say_table
 from imgfs.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ _COLUMNS = (
     Column("SIZE", right=True),
     Column("DIGEST"),
     Column("FOUND AS"),
-    Column("MEDIA TYPE", folds=True),
+    Column("MEDIA TYPE"),
 )
 _SHORTEST = 6  # digits of a digest
 
@@ -51,7 +50,7 @@ Examples:
     image_options(command, offline=False)
     command.add_argument("--type", choices=["spdx", "cyclonedx", "syft"], help="only of this type")
     command.add_argument("--digest", metavar="DIGEST", help="the one with this digest; some digits will do")
-    command.add_argument("-o", "--output", metavar="FILE", help="write it to FILE")
+    output_option(command)
     json_option(command)
 
 
@@ -66,7 +65,7 @@ def sbom(options: argparse.Namespace) -> int:
         named = source.resolve(whole=True)
         resolved = fetch_documents(str(selection.reference), source, selection.platform, named)
         bills = [bill for bill in bills_of(source, resolved.digest, named) if _is_asked(bill, options)]
-        if options.json and not options.output:
+        if options.json and options.output == "-":
             say(json.dumps([_fields(bill) for bill in bills], indent=2))
             return 0
         if not bills:
@@ -91,7 +90,7 @@ def _is_asked(bill: Bill, options: argparse.Namespace) -> bool:
 
 def _list(bills: list[Bill], options: argparse.Namespace) -> int:
     """Show what there is; raises UsageError if one was to be written to a file."""
-    if options.output:
+    if options.output != "-":
         raise UsageError(f"{len(bills)} bills of materials are attached: choose by --type or --digest")
     say_table(_COLUMNS, [_row(bill) for bill in bills])
     complain("several are attached: choose by --type or --digest")
@@ -130,10 +129,9 @@ def _voucher(bill: Bill, reference: Reference) -> str:
     )
 
 
-def _write(body: bytes, path: str | None) -> None:
-    if path:
-        Path(path).write_bytes(body)
-    elif sys.stdout.isatty():
+def _write(body: bytes, name: str) -> None:
+    if name == "-" and sys.stdout.isatty():
         say(body.decode(errors="replace").rstrip("\n"))
-    else:
-        sys.stdout.buffer.write(body)
+        return
+    with output_file(name) as file:
+        file.write(body)

@@ -102,9 +102,9 @@ def ls(options: argparse.Namespace) -> int:
         say(json.dumps([asdict(one) for one in found], indent=2))
         return 0
     columns = (
-        Column("SCRATCH", folds=True),
+        Column("SCRATCH"),
         Column("ON DISK", right=True),
-        Column("IMAGE", folds=True),
+        Column("IMAGE"),
         Column("IN USE"),
     )
     images = ["(damaged)" if one.damaged else one.image or "-" for one in found]

@@ -136,7 +136,7 @@ def _layer(layer: StoredLayer) -> LayerRow:
 
 
 _IMAGE_COLUMNS = (
-    Column("IMAGE", folds=True),
+    Column("IMAGE"),
     Column("DIGEST"),
     Column("LAYERS", right=True),
     Column("ON DISK", right=True),

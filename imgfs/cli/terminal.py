@@ -1,4 +1,4 @@
-"""What is drawn on terminals alone, by Rich: tables, bars of progress, pages of the manual.
+"""What is drawn on terminals alone, by Rich: bars of progress, pages of the manual.
 
 Imported where it is drawn: Rich takes longer to load than most commands take. It obeys NO_COLOR and the
 terminal's width. Names come from images and registries, so all text goes through `Text`, which knows no
@@ -7,8 +7,7 @@ markup, and has been quoted by `imgfs.quoting`.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TextIO
 
 from rich.console import Console
@@ -18,23 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imgfs.cli.format import Column
 from imgfs.quoting import printable
 
 _REDRAWS = 10  # a second
 _WIDEST_BAR, _NARROWEST_BAR = 20, 4
 _BESIDE_BAR = 72  # columns for the rest of a line: 12 name, 18 amount, 9 rate, 25 state, 8 between them
-
-
-def show_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on standard output; names too wide for the terminal are folded: none is cut."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        justify = "right" if column.right else "left"
-        table.add_column(Text(column.title), justify=justify, overflow="fold", no_wrap=not column.folds)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    _console(sys.stdout).print(table)
 
 
 def show_page(markdown: str) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from imgfs.cli.format import counted
-from imgfs.cli.options import Commands, count
+from imgfs.cli.options import Commands, accepted, count
 from imgfs.cli.output import say, say_line
 from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
 
@@ -32,6 +32,7 @@ Examples:
     )
     command.add_argument("-L", dest="depth", metavar="N", type=count, help="so many levels deep")
     command.add_argument("-d", dest="only_directories", action="store_true", help="directories only")
+    accepted(command, "-a")
 
 
 def tree(options: argparse.Namespace) -> int:

@@ -181,4 +181,4 @@ def _say(found: Waste, lost: int, equal: _Equal | None) -> None:
     if rows:
         say("")
         columns = (Column("SIZE", right=True), Column("LAYER", right=True), Column("LOST"))
-        say_table((*columns, Column("FILE", folds=True)), rows)
+        say_table((*columns, Column("FILE")), rows)

@@ -24,13 +24,14 @@ from typing import NamedTuple
 from imgfs.errors import StoreError
 from imgfs.owned.opening import random_name
 
+_MODE = 0o666  # of a file that a user has named: what is left of it by the umask
 _TRIES = 100  # at making one that no sweep removes before it is locked
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @contextmanager
-def os_errors(path: Path) -> Iterator[None]:
+def os_errors(path: Path | str) -> Iterator[None]:
     """Raise StoreError, naming the file, where the block raises OSError; `path` if the error names none."""
     try:
         yield
@@ -88,6 +89,14 @@ class HeldPath(NamedTuple):
     def release(self) -> None:
         """Unlock it: from now on a sweep removes it, if it has its name still."""
         os.close(self.fd)
+
+    def put_in_place(self, path: Path) -> None:
+        """Have a complete file replace what is at `path`, on the disk, and release it. Raises OSError."""
+        os.fchmod(self.fd, _MODE & ~_umask())
+        os.fsync(self.fd)
+        self.path.rename(path)
+        sync_directory(path.parent)
+        self.release()
 
 
 def new_directory(parent: Path, prefix: str) -> HeldPath:
@@ -148,3 +157,11 @@ def leads_to(path: Path, fd: int) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(fd))
     return False
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it; /proc tells it otherwise."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o077

@@ -24,7 +24,7 @@ from imgfs.layer.tar.writer import header_of
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, OCI_INDEX, Manifest, parse_config, parse_document
 from imgfs.oci.reference import FileReference, parse_reference
-from imgfs.owned.writing import HeldPath, new_file, os_errors, pwrite_all, sweep, sync_directory
+from imgfs.owned.writing import HeldPath, new_file, os_errors, pwrite_all, sweep
 from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.messages import CheckedBlob, OpenAt
 from imgfs.transport.destination import NO_BLOBS, Addressed, tag_of
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _ASIDE = ".imgfs-archive-"
 _LARGEST_OCTAL = 1 << 33  # bytes: eleven octal digits
-_MODE = 0o666  # what is left of it by the umask
 
 
 class ArchiveWriter:
@@ -83,11 +82,7 @@ class ArchiveWriter:
         with os_errors(self._path), self._lock:
             held = self._open_held()
             os.ftruncate(held.fd, self._end + 2 * BLOCK)  # two zero blocks end it (POSIX pax, ustar)
-            os.fchmod(held.fd, _MODE & ~_umask())
-            os.fsync(held.fd)
-            held.path.rename(self._path)
-            sync_directory(self._path.parent)
-            held.release()
+            held.put_in_place(self._path)
             self._held = None
 
     def close(self) -> None:
@@ -280,11 +275,3 @@ def _header(name: str, size: int) -> bytes:
     block[148:156] = b" " * 8  # the checksum counts its own field as spaces
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it; /proc tells it otherwise."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o077

@@ -199,7 +199,26 @@ def test_output_to_a_full_disk_is_one_line(module_imgfs: Imgfs, image: str) -> N
     with open("/dev/full", "wb") as full:
         for words in (("cat", image, "/binary"), ("ls", image), ("inspect", image)):
             ran = module_imgfs.run(*words, stdout=full)
-            assert "No space left on device" in ran.complaint()
+            assert ran.complaint() == "standard output: No space left on device"
+
+
+def test_what_cannot_be_written_to_a_closed_output_is_an_error(module_imgfs: Imgfs, image: str) -> None:
+    for words in (
+        ("cat", image, "/binary"),
+        ("export", image),
+        ("ps",),
+        ("grep", "-q", "", image, "/etc/motd"),
+    ):
+        line = " ".join(f"'{word}'" for word in module_imgfs.command(*words))
+        ran = module_imgfs.program("sh", "-c", f"{line} >&-")
+        said = "imgfs: standard output: Bad file descriptor\n"
+        assert (ran.code, ran.err) == ((0, "") if words[0] == "grep" else (1, said))
+
+
+def test_a_working_directory_that_is_gone_is_named(module_imgfs: Imgfs, image: str) -> None:
+    line = " ".join(f"'{word}'" for word in module_imgfs.command("ls", "--store", "here", image))
+    ran = module_imgfs.program("sh", "-c", f"mkdir gone && cd gone && rmdir ../gone && {line}")
+    assert ran.complaint() == "the directory that this was started in has been removed"
 
 
 # -- inspect -------------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def test_find_lists_what_find_lists(look: Look, unpacked: Path) -> None:
         (["--name", "[np]*"], ["-name", "[np]*"]),
         (["--mode=-4000"], ["-perm", "-4000"]),
         (["--uid", "3", "--newer", "2017-01-01"], ["-uid", "3", "-newermt", "2017-01-01"]),
+        *((same, same) for same in (["-perm", "-4000"], ["-size", "-9c", "-type", "f"], ["-maxdepth", "1"])),
     ]:
         found = look("find", "-0", look.image, *ours).split(b"\0")
         expected = output("find", ".", "-print0", cwd=unpacked) if not theirs else (
@@ -138,6 +139,8 @@ def test_sha256_grep_and_du_say_what_their_models_say(look: Look, unpacked: Path
         ["-i", "-l", "ROOT"],
         ["-F", "x:0"],
         ["-v", "root"],
+        ["-w", "[ro]*t"],
+        ["-c", "root"],
     ):
         theirs = output("grep", "-r", *words, "etc", cwd=unpacked)
         ours = look("grep", *words, "-r", look.image, "/etc")

@@ -141,7 +141,7 @@ def test_the_command_writes_a_page_about_an_image(tmp_path: Path, capfd: pytest.
     assert [step["layer"] for step in facts["steps"]] == [1, 2]
     assert facts["mount"] is None
     assert main(["report", "--store", str(tmp_path / "store"), image, "-o", f"{tmp_path}/no/where"]) == 1
-    assert capfd.readouterr().err == f"imgfs: {tmp_path}/no/where: No such file or directory\n"
+    assert capfd.readouterr().err == f"imgfs: {tmp_path}/no: No such file or directory\n"
 
 
 def test_no_file_is_fetched_without_packages(

@@ -130,6 +130,14 @@ def test_completions_have_every_option(path: str, generated: dict[str, str]) -> 
     assert missing == []
 
 
+@pytest.mark.parametrize("path", ["zsh/site-functions/_imgfs", "fish/vendor_completions.d/imgfs.fish"])
+def test_completions_say_what_commands_are_for_in_a_few_words(path: str, generated: dict[str, str]) -> None:
+    script = generated[f"share/{path}"]
+    assert all(command.summary.replace("'", "'\"'\"'") in script for command in COMMANDS.values())
+    assert "Mounts IMAGE at MOUNTPOINT" not in script
+    assert not re.search(r" -s \w\w", script)  # fish: an option of one minus and several letters is -o
+
+
 def test_fish_completes_every_command_and_option(generated: dict[str, str]) -> None:
     script = generated["share/fish/vendor_completions.d/imgfs.fish"]
     lines = [line.split() for line in script.splitlines()]

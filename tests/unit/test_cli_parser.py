@@ -130,7 +130,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(line: str) -
         ran = subprocess.run(
             [sys.executable, "-m", "imgfs", line], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert (ran.returncode, ran.stderr) == (1, "imgfs: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (1, "imgfs: standard output: No space left on device\n")
 
 
 def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
@@ -205,6 +205,10 @@ def test_the_table_of_commands_says_what_the_commands_say() -> None:
         ("zzz", "imgfs", "there is no command 'zzz' (see: imgfs --help)"),
         ("bundle --network hst debian box", "imgfs bundle", "did you mean host?"),
         ("bundle debian", "imgfs bundle", "required: DIR\n"),
+        ("images", "imgfs", "there is no command 'images'; it is called store ls (see: imgfs --help)"),
+        ("--store x ls debian", "imgfs", "imgfs COMMAND --store …"),
+        ("login -p geheim reg.io", "imgfs login", "argument --password/-p: every user can read it there"),
+        ("ls -lx debian", "imgfs ls", "imgfs ls: error: there is no -x\n"),
     ],
 )
 def test_a_mistyped_line_prints_the_usage_of_its_command_and_what_may_be_meant(
@@ -213,6 +217,30 @@ def test_a_mistyped_line_prints_the_usage_of_its_command_and_what_may_be_meant(
     said = error_of(line, capsys)
     assert re.match(rf"usage: {usage} \[", said)
     assert hint in said
+    assert len(said.splitlines()) == 2  # the usage hides no message
+    assert "geheim" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "value"),
+    [
+        ("ls -la1A debian", "long", True),
+        ("ls -lh debian", "human", True),
+        ("du -sh debian /etc", "human", True),
+        ("cp -rp debian /etc etc", "destination", "etc"),
+        ("cp -a debian /etc etc", "destination", "etc"),
+        ("tree -a debian", "image", "debian"),
+        ("grep -R x debian", "recursive", True),
+        ("run -h web debian", "hostname", "web"),
+        ("run --net none debian", "network", "none"),
+        ("run --pull never debian", "offline", True),
+        ("run --pull=always debian", "offline", False),
+    ],
+)
+def test_options_of_the_programs_that_people_know_are_understood(
+    line: str, option: str, value: object
+) -> None:
+    assert getattr(parse(line.split()), option) == value
 
 
 def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -8,7 +8,7 @@ import pty
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,9 +17,9 @@ import pytest
 from imgfs.cli.engine_server import socket_path
 from imgfs.cli.format import Column, long_line, size
 from imgfs.cli.fstab import mount_arguments
-from imgfs.cli.output import say_table
+from imgfs.cli.output import output_file, say_table
 from imgfs.cli.progress import Progress
-from imgfs.errors import UsageError
+from imgfs.errors import StoreError, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.tree.database import Node
 
@@ -309,7 +309,7 @@ def table(rows: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TERM", "xterm")
     with terminal() as (stream, reading):
         monkeypatch.setattr("sys.stdout", stream)
-        say_table((Column("IMAGE", folds=True), Column("SIZE", right=True)), rows)
+        say_table((Column("IMAGE"), Column("SIZE", right=True)), rows)
         stream.write("the end")
         stream.flush()
         return read_until(reading, "the end")
@@ -324,14 +324,35 @@ def test_a_table_on_a_terminal_obeys_no_markup_and_no_control_characters(
     ]  # fmt: skip
 
 
-def test_a_name_that_is_wider_than_the_terminal_is_folded_and_not_cut(
+def test_a_table_that_is_wider_than_the_terminal_is_neither_folded_nor_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "registry.example.com/team/" + "x" * 60
-    lines = screen(table([(name, "12 kB")], monkeypatch))[1:-1]
-    assert lines[0].endswith("12 kB")
-    assert "".join(line[:33].strip() for line in lines) == name
-    assert max(map(len, lines)) <= 40
+    name = "registry.example.com/team/" + "x" * 40
+    assert screen(table([(name, "12 kB")], monkeypatch))[1:-1] == [f"{name}  12 kB"]
+
+
+def test_a_file_of_results_is_replaced_whole_and_what_is_no_file_is_written_to(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    plain, link, pipe = tmp_path / "plain", tmp_path / "link", tmp_path / "pipe"
+    plain.write_bytes(b"before")
+    link.symlink_to(plain)
+    os.mkfifo(pipe)
+    with suppress(ValueError), output_file(str(link)) as file:
+        file.write(b"half")
+        raise ValueError
+    assert plain.read_bytes() == b"before"
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in (link, pipe, Path("-")):
+        with output_file(str(target)) as file:
+            file.write(b"whole")
+    assert (plain.read_bytes(), os.read(reader, 9)) == (b"whole", b"whole")
+    os.close(reader)
+    assert capfdbinary.readouterr().out == b"whole"
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe, plain]
+    with pytest.raises(StoreError, match="none: No such file"), output_file(str(tmp_path / "none/x")):
+        pass
 
 
 def test_a_table_in_a_pipe_is_aligned_and_quoted(capsys: pytest.CaptureFixture[str]) -> None:
