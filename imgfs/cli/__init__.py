@@ -23,8 +23,10 @@ from imgfs.errors import ImgfsError, UsageError
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from typing import NoReturn
 
+    from imgfs.cli.tag_question import TagQuestion
     from imgfs.mount.daemon import Mounting
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -94,13 +96,14 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
         from imgfs.cli.run import run
 
         return run(words)
-    from imgfs.cli.parser import parse
-
     failed, misused = _codes(words)
     try:
-        options = parse(words)
-        options.mounting = mounting
-        code: int = options.run(options)
+        with _question(words, mounting) as question:
+            from imgfs.cli.parser import parse
+
+            options = parse(words)
+            options.mounting, options.question = mounting, question
+            code: int = options.run(options)
         sys.stdout.flush()
     except SystemExit as error:  # argparse's
         return misused if error.code == MISUSED else int(error.code or 0)
@@ -120,6 +123,20 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     return code
+
+
+def _question(words: Sequence[str], mounting: Mounting | None) -> AbstractContextManager[TagQuestion | None]:
+    """Have a process get ready to ask a registry for a mount, which is felt where it is small; a guess.
+
+    In a process that a fork server has forked, which has `mounting`, what speaks HTTP is loaded already.
+    """
+    from contextlib import nullcontext
+
+    if words[:1] != ["mount"] or mounting or not is_served(words) or "--offline" in words:
+        return nullcontext()
+    from imgfs.cli.tag_question import TagQuestion
+
+    return TagQuestion.fork()
 
 
 def _codes(words: Sequence[str]) -> tuple[int, int]:

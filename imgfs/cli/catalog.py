@@ -40,7 +40,7 @@ Examples:
 
 def catalog(options: argparse.Namespace) -> int:
     """List repositories."""
-    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.cli.connection import options_for, resolver_of, timeouts_of
     from imgfs.config import Environment
     from imgfs.registry.catalog import list_repositories
     from imgfs.registry.config.credentials import find_credentials

@@ -134,7 +134,7 @@ def _copy(options: argparse.Namespace, target: Reference) -> int:
 
 def _select_source(options: argparse.Namespace) -> Reference:
     """Return the image to copy; of a short name's candidates, the first that exists."""
-    from imgfs.cli.selection import connect_to
+    from imgfs.cli.connection import connect_to
     from imgfs.config import Environment
     from imgfs.registry.config.shortnames import candidates, first_found
 
@@ -149,7 +149,7 @@ def _select_source(options: argparse.Namespace) -> Reference:
 
 def _open(options: argparse.Namespace, named: Reference, target: Reference) -> tuple[Source, Destination]:
     """Open both ends of the copy, as the options and the environment say."""
-    from imgfs.cli.selection import connect_to
+    from imgfs.cli.connection import connect_to
     from imgfs.config import Environment
 
     environment = Environment.read()
@@ -158,7 +158,7 @@ def _open(options: argparse.Namespace, named: Reference, target: Reference) -> t
 
 def send_to(reference: Reference, options: argparse.Namespace, environment: Environment) -> Destination:
     """Open the destination of an image as the options of its command say."""
-    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.cli.connection import options_for, resolver_of, timeouts_of
     from imgfs.oci.reference import RegistryReference
     from imgfs.transport.open_destination import open_destination
 

@@ -97,7 +97,7 @@ class _Scope(NamedTuple):
 
 def login(options: argparse.Namespace) -> int:
     """Check credentials and keep them."""
-    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.cli.connection import options_for, resolver_of, timeouts_of
     from imgfs.config import Environment
     from imgfs.registry.client import check_login
     from imgfs.registry.config.credentials import keep_credentials

@@ -185,7 +185,8 @@ def mount(options: argparse.Namespace) -> int:
         raise UsageError("--fill fetches everything, --offline nothing: say one of them")
     if options.foreground:
         with _plan(options) as (image, how):
-            mount_in_foreground(_prepared(image, options, how), image.connect, image.store, how)
+            resolved = _prepared(image, options, how)
+            mount_in_foreground(resolved, image.connect, image.store, how)
     writable = options.rw or options.scratch is not None
     begun = options.mounting or Mounting.fork(
         writable=writable, offline=options.offline, driver=options.driver
@@ -206,7 +207,7 @@ def _prepared(
     from imgfs.store.store import NO_PROFILE
 
     name = options.replay
-    resolved = image.prepare(options.upto_layer, mounting=mounting, replay=name)
+    resolved = image.prepare(options.upto_layer, mounting=mounting, replay=name, question=options.question)
     if how.history:
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):

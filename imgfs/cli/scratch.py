@@ -214,8 +214,8 @@ class ScratchSelection:
     @contextmanager
     def open(self) -> Iterator[Image]:
         """Open the image, indexed and merged."""
+        from imgfs.cli.connection import connect_to
         from imgfs.cli.progress import Progress
-        from imgfs.cli.selection import connect_to
         from imgfs.image.image import Image
         from imgfs.image.prepare import prepare
         from imgfs.image.resolve import resolve

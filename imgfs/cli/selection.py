@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imgfs.cli.connection import Connection, connect_to, connect_to_registry
 from imgfs.cli.format import ago
 from imgfs.cli.options import open_store
 from imgfs.cli.progress import Progress
@@ -18,25 +18,22 @@ from imgfs.config import Environment
 from imgfs.errors import NotFound, Unavailable
 from imgfs.image.resolve import Earlier, Resolved, resolve, resolve_earlier
 from imgfs.image.trust import Trust, is_ready
-from imgfs.oci.descriptor import Digest, Platform
+from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import EngineReference, Reference, RegistryReference
 from imgfs.oci.select import is_for, runs
 from imgfs.store.store import Store
-from imgfs.transport.connect import OfflineSource, open_source
+from imgfs.transport.connect import DeferredSource, OfflineSource
 from imgfs.transport.source import Source
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
+    from imgfs.cli.tag_question import TagQuestion
     from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image
     from imgfs.mount.daemon import Mounting
-    from imgfs.registry.config.resolver import Resolver
-    from imgfs.registry.retry import Timeouts
 
-_STEPS = 3  # that may fail one after the other before a read does
 _AT_ONCE = 3  # requests for an image's config and, by API and by tag, for what refers to it
-_HURRY = 3.0  # seconds for each step of asking a registry that something can stand in for
 
 
 class _Resolution(NamedTuple):
@@ -100,37 +97,36 @@ class ImageSelection:
         lean: bool = True,
         mounting: Mounting | None = None,
         replay: str | None = None,
+        question: TagQuestion | None = None,
     ) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
         entries afterwards, although the tree has all that a mount needs. If it is not ready, the daemon of
         `mounting` is told of the source once that has told what the image is, and again once the config has
-        come; and of the spans once they are known: then it may begin to replay what `replay` names.
+        come; and of the spans once they are known: then it may begin to replay what `replay` names. What the
+        tag was resolved to last it opens while the registry is asked, by `question` if there is one.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
-            source = stack.enter_context(closing(self.connect()))
+            source: Source = stack.enter_context(closing(DeferredSource(self.connect)))
             discovery: IndexDiscovery | None = None
+            early = _Early(self, mounting, question, lean=lean, is_part=up_to is not None)
 
-            def tell_source(source: Source) -> None:
-                if mounting:
-                    mounting.expect_fetches(self.connect, source)
-
-            def tell_spans() -> None:
-                if mounting:
-                    mounting.replay_early(resolved, self.connect, self.store, self.trust, replay)
-
-            if self.trust.in_registry and not self.store.resolved(str(self.reference)):
-                source.expect(_AT_ONCE)
+            if not self.store.resolved(str(self.reference)):
+                early.expects_more()
+                if self.trust.in_registry:
+                    source.expect(_AT_ONCE)
 
             def look(digest: Digest, manifest: Manifest) -> None:
                 nonlocal discovery
                 if self.store.tree(digest) is None:  # else nothing of this need be loaded
-                    tell_source(source)
+                    early.tell_source(source)
                     discovery = self._discovery(digest, manifest, source)
 
-            resolved, is_away = self._resolve(source, progress, look)
+            resolved, is_away = self._resolve(source, progress, look, early.ask)
+            if resolved == early.ready:
+                return resolved
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
             resolved = resolved if up_to is None else resolved.up_to(up_to)
@@ -138,9 +134,10 @@ class ImageSelection:
                 from imgfs.image.prepare import prepare
 
                 if not is_away:
-                    tell_source(source)
+                    early.tell_source(source)
                 with requiring_registry() if is_away else nullcontext():
-                    preparing = partial(prepare, lean=lean, on_spans=tell_spans)
+                    replay_early = partial(early.replay, resolved, replay)
+                    preparing = partial(prepare, lean=lean, on_spans=replay_early)
                     preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
 
@@ -174,13 +171,17 @@ class ImageSelection:
 
     def resolve_with(self, source: Source, reporter: Progress) -> _Resolution:
         """Resolve it; if its registry is away, as it was resolved last, with a warning."""
-        return self._resolve(source, reporter, lambda digest, manifest: None)  # noqa: ARG005
+        return self._resolve(source, reporter, lambda digest, manifest: None, self.ask)  # noqa: ARG005
 
     def _resolve(
-        self, source: Source, reporter: Progress, meanwhile: Callable[[Digest, Manifest], None]
+        self,
+        source: Source,
+        reporter: Progress,
+        meanwhile: Callable[[Digest, Manifest], None],
+        ask: Callable[[Resolved], Descriptor],
     ) -> _Resolution:
         """Resolve it, and see whether it is for the platform that is wanted."""
-        resolution = self._resolve_documents(reporter, source, meanwhile)
+        resolution = self._resolve_documents(reporter, source, meanwhile, ask)
         platform = resolution.resolved.config.platform
         if self.must_run:
             from imgfs.runtime.emulation import check_platform
@@ -193,9 +194,16 @@ class ImageSelection:
         return resolution
 
     def _resolve_documents(
-        self, reporter: Progress, source: Source, meanwhile: Callable[[Digest, Manifest], None]
+        self,
+        reporter: Progress,
+        source: Source,
+        meanwhile: Callable[[Digest, Manifest], None],
+        ask: Callable[[Resolved], Descriptor],
     ) -> _Resolution:
-        """Resolve it; a tag whose registry is away as it was resolved last, with a warning."""
+        """Resolve it; a tag whose registry is away as it was resolved last, with a warning.
+
+        `ask` returns what the tag names now; it is given what that was resolved to last.
+        """
         self._have_exported()
         earlier = self._last_resolved()
         resolve_now = partial(
@@ -204,9 +212,13 @@ class ImageSelection:
         if earlier is None:
             return _Resolution(resolve_now(), is_away=False)
         try:
-            with closing(self.connect(hurried=True)) as hurried:
-                named = hurried.resolve()
-            return _Resolution(resolve_now(named=named), is_away=False)
+            named = ask(earlier.resolved)
+            if named.digest != earlier.resolved.named:
+                return _Resolution(resolve_now(named=named), is_away=False)
+            same = earlier.resolved
+            meanwhile(same.digest, same.manifest)
+            self.store.put_resolution(same.reference, same.named, same.digest)
+            return _Resolution(same, is_away=False)
         except Unavailable as error:
             when = f"{self.reference} as resolved {ago(time.time() - earlier.moment)}"
             if self.is_offline:
@@ -214,6 +226,11 @@ class ImageSelection:
             else:
                 reporter.warns(f"its registry cannot be reached ({error}); using {when}")
             return _Resolution(earlier.resolved, is_away=not self.is_offline)
+
+    def ask(self, _earlier: Resolved | None = None) -> Descriptor:
+        """Ask the registry, by one short attempt, what the tag names now."""
+        with closing(self.connect(hurried=True)) as hurried:
+            return hurried.resolve()
 
     def _have_exported(self) -> None:
         """Have an engine without ranges export the image, if it is not here, and show how far that is."""
@@ -245,6 +262,60 @@ class ImageSelection:
             yield image
 
 
+class _Early:
+    """What a mount's daemon is told while its image is prepared.
+
+    While a registry is asked about a tag, it opens what that was resolved to last: `ready`, if it is. That is
+    all of an image, so nothing where one `is_part`.
+    """
+
+    def __init__(
+        self,
+        image: ImageSelection,
+        mounting: Mounting | None,
+        question: TagQuestion | None,
+        *,
+        lean: bool,
+        is_part: bool,
+    ) -> None:
+        self._image = image
+        self._mounting = mounting
+        self._question = question
+        self._lean = lean
+        self._is_part = is_part
+        self.ready: Resolved | None = None
+
+    def expects_more(self) -> None:
+        """Ask nothing by another process: this one will have to know more of the registry."""
+        if self._question:
+            self._question.close()
+
+    def tell_source(self, source: Source) -> None:
+        """Have it get ready to fetch."""
+        if self._mounting:
+            self._mounting.expect_fetches(self._image.connect, source)
+
+    def replay(self, resolved: Resolved, profile: str | None) -> None:
+        """Have it replay a profile."""
+        image = self._image
+        if self._mounting:
+            self._mounting.replay_early(resolved, image.connect, image.store, image.trust, profile)
+
+    def ask(self, earlier: Resolved) -> Descriptor:
+        """Return what the tag names now. Raises ImgfsError."""
+        image, reference, question = self._image, self._image.reference, self._question
+        if image.is_offline or not isinstance(reference, RegistryReference):
+            return image.ask()
+        if question:
+            how = Connection.of(image.options, reference.registry)
+            question.begin(partial(connect_to_registry, reference, how, image.environment, hurried=True))
+        mounting = None if self._is_part else self._mounting
+        if mounting and is_ready(earlier, image.store, image.trust, lean=self._lean):
+            mounting.open_early(earlier, image.connect, image.store, image.trust)
+            self.ready = earlier
+        return (question and question.answer()) or image.ask()
+
+
 def select_image(options: argparse.Namespace, environment: Environment | None = None) -> ImageSelection:
     """Select the image that the options name; raises ImgfsError."""
     from imgfs.registry.config.shortnames import candidates, first_found
@@ -260,52 +331,6 @@ def select_image(options: argparse.Namespace, environment: Environment | None = 
             references, lambda reference: replace(first, reference=reference).check_exists()
         ),
     )
-
-
-def connect_to(
-    reference: Reference, options: argparse.Namespace, environment: Environment, *, hurried: bool = False
-) -> Source:
-    """Open the source of an image as the options of its command say; `hurried`: for one short attempt."""
-    if not isinstance(reference, RegistryReference):
-        return open_source(reference, open_store=partial(open_store, options, environment))
-    options = options_for(options, reference.registry)
-    return open_source(
-        reference,
-        resolver=resolver_of(options, environment),
-        auth_files=environment.auth_sources,
-        timeouts=timeouts_of(options.read_timeout, hurried=hurried),
-        ca_bundle=environment.ca_bundle,
-        peers=environment.peers._replace(urls=(*environment.peers.urls, *getattr(options, "peers", ()))),
-    )
-
-
-def options_for(options: argparse.Namespace, registry: str) -> argparse.Namespace:
-    """Return the options as they are for a registry of which configuration files say how to connect to it."""
-    said = getattr(options, "registries", {}).get(registry, {})
-    return argparse.Namespace(**{**vars(options), **said}) if said else options
-
-
-def resolver_of(options: argparse.Namespace, environment: Environment) -> Resolver:
-    """Return the resolver of registries' endpoints, by the options and the configuration files."""
-    from imgfs.registry.config.resolver import Resolver, TlsOptions
-
-    ca_file = Path(options.tls_ca).absolute() if options.tls_ca else None
-    asked = TlsOptions(plain_http=options.plain_http or None, insecure=options.insecure, ca_file=ca_file)
-    return Resolver(environment.registry_files, asked)
-
-
-def timeouts_of(seconds: float | None, *, hurried: bool = False) -> Timeouts:
-    """Return the timeouts for --read-timeout: no step takes longer than the whole."""
-    from imgfs.registry.retry import Timeouts
-
-    usual = Timeouts()
-    if hurried:
-        wait = min(_HURRY, seconds or _HURRY)
-        return Timeouts(connect=wait, read=wait, deadline=wait, tries=1)
-    if seconds is None:
-        return usual
-    connect, read = min(usual.connect, seconds), min(usual.read, seconds / _STEPS)
-    return usual._replace(connect=connect, read=read, deadline=seconds, helper=min(usual.helper, seconds))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ Examples:
 
 def tags(options: argparse.Namespace) -> int:
     """List tags."""
-    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.cli.connection import options_for, resolver_of, timeouts_of
     from imgfs.config import Environment
     from imgfs.oci.kind import is_artifact_tag
     from imgfs.oci.reference import RegistryReference

@@ -230,7 +230,7 @@ def _ask_policy(
 
 
 def _finder(selection: ImageSelection) -> SignatureFinder:
-    from imgfs.cli.selection import options_for, resolver_of, timeouts_of
+    from imgfs.cli.connection import options_for, resolver_of, timeouts_of
     from imgfs.registry.config.credentials import find_credentials
     from imgfs.registry.signatures import SignatureClient
     from imgfs.signatures.stored import SignatureFinder

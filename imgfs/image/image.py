@@ -131,6 +131,7 @@ class Image(AbstractContextManager["Image"]):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             layers = opened or stack.enter_context(OpenLayers(resolved, source, store, trust, stats))
             self.locks, self.content, self.use_index = layers.locks, layers.content, layers.use_index
+            self.is_current = layers.are_current
             self.content.walk_by(self.tree.files_after)
             self._stack = stack.pop_all()
 

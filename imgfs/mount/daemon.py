@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
-from imgfs.mount.options import MountOptions, ReplayOrder
+from imgfs.mount.options import MountOptions, OpenOrder, ReplayOrder
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
     from imgfs.image.resolve import Resolved
     from imgfs.image.trust import Trust
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
+    from imgfs.mount.early_image import EarlyImage
     from imgfs.mount.early_replay import EarlyReplay
     from imgfs.mount.resume import MountState, Succession
     from imgfs.registry.auth import KnownAuth
@@ -48,7 +49,13 @@ _ALWAYS = (
 )
 _BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
-_LATER = ("imgfs.image.image", "imgfs.image.profiles", "imgfs.predict.predictor", "imgfs.store.store")
+_LATER = (
+    "imgfs.image.image",
+    "imgfs.image.profiles",
+    "imgfs.mount.early_image",
+    "imgfs.predict.predictor",
+    "imgfs.store.store",
+)
 _MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
 _SWITCH = 0.0005  # seconds until a thread that computes makes way for another
 _FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
@@ -88,6 +95,12 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
         from imgfs.transport.connect import known_auth
 
         self._daemon.expect_more((pickle.dumps(connect), known_auth(source)))
+
+    def open_early(
+        self, resolved: Resolved, connect: Callable[[], Source], store: Store, trust: Trust
+    ) -> None:
+        """Have the daemon open a prepared image that it may be told to mount; it shows nothing of it."""
+        self._daemon.expect_more(OpenOrder(resolved, pickle.dumps(connect), store, trust))
 
     def replay_early(
         self,
@@ -132,19 +145,27 @@ class _ForkedDaemon:
     def __init__(self, *, offline: bool) -> None:
         self._offline = offline
         self._opened: Source | None = None
-        self._replay: EarlyReplay | None = None
+        self._early: EarlyImage | EarlyReplay | None = None
 
     def get_more(
-        self, known: ReplayOrder | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None]
+        self,
+        known: OpenOrder | ReplayOrder | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None],
     ) -> None:
-        """Load what fetches, and connect to a registry that its caller knows; or begin to replay."""
+        """Load what fetches, and connect to a registry that its caller knows; or open an image, or replay."""
         from imgfs.mount.resume import connector
         from imgfs.transport.connect import load_http, open_informed
 
+        if isinstance(known, OpenOrder):
+            from imgfs.mount.early_image import EarlyImage
+
+            self._early = EarlyImage.open(known, self._opened)
+            return
         if isinstance(known, ReplayOrder):
             from imgfs.mount.early_replay import EarlyReplay
 
-            self._replay = EarlyReplay.begin(known, self._opened)
+            if self._early:  # another image's
+                self._early.close()
+            self._early = EarlyReplay.begin(known, self._opened)
             return
         if not self._offline:
             load_http()
@@ -160,10 +181,10 @@ class _ForkedDaemon:
         """Serve what the caller has prepared."""
         from imgfs.mount.resume import MountState, Succession
 
-        replay = self._replay if self._replay and self._replay.serves(task[0]) else None
-        state = MountState(*task, began=time.time(), stats=replay.stats if replay else -1)
+        early = self._early if self._early and self._early.serves(task[0]) else None
+        state = MountState(*task, began=time.time(), stats=early.stats if early else -1)
         succession = Succession(state) if state.options.restart else None
-        serve(state, on_ready, succession, self._opened, replay)
+        serve(state, on_ready, succession, self._opened, early)
 
 
 def mount_in_foreground(
@@ -230,11 +251,12 @@ def serve(
     on_ready: Callable[[], None],
     succession: Succession | None = None,
     opened: Source | None = None,
-    replay: EarlyReplay | None = None,
+    early: EarlyImage | EarlyReplay | None = None,
 ) -> None:
     """Mount, or take over, and answer the kernel until it is unmounted or a signal comes.
 
-    `opened` is the source if it is open already; a `replay` that has begun goes on.
+    `opened` is the source if it is open already; what is open `early`, all of the image or layers that a
+    profile is replayed of, is gone on with.
     """
     # here, in the daemon: the caller has no use for all that
     from imgfs.mount.kernel import served_by_kernel
@@ -243,7 +265,7 @@ def serve(
     store, options = state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source, image = _open_image(state, succession, opened, replay, stack)
+        source, image = _open_image(state, succession, opened, early, stack)
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)
@@ -275,7 +297,7 @@ def _open_image(
     state: MountState,
     succession: Succession | None,
     opened: Source | None,
-    replay: EarlyReplay | None,
+    early: EarlyImage | EarlyReplay | None,
     stack: contextlib.ExitStack,
 ) -> tuple[DeferredSource, Image]:
     """Open the image and its source; `stack` closes both."""
@@ -283,10 +305,12 @@ def _open_image(
     from imgfs.mount.resume import connector
     from imgfs.transport.connect import DeferredSource
 
-    source = replay.source if replay else DeferredSource(connector(state.connect), opened)
+    source = early.source if early else DeferredSource(connector(state.connect), opened)
     stack.enter_context(contextlib.closing(source))
-    stats, layers = succession.state.stats if succession else -1, replay.layers if replay else None
-    image = Image(state.resolved, source, state.store, state.options.trust, stats=stats, opened=layers)
+    if early:
+        return source, stack.enter_context(early.image_of(state))
+    stats = succession.state.stats if succession else -1
+    image = Image(state.resolved, source, state.store, state.options.trust, stats=stats)
     return source, stack.enter_context(image)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError
-from imgfs.image.image import OpenLayers
+from imgfs.image.image import Image, OpenLayers
 from imgfs.image.profiles import profile_for, touches_without_tree
 from imgfs.mount.options import ReplayOrder
 from imgfs.mount.resume import connector
@@ -16,6 +16,7 @@ from imgfs.transport.connect import DeferredSource
 
 if TYPE_CHECKING:
     from imgfs.image.resolve import Resolved
+    from imgfs.mount.resume import MountState
     from imgfs.transport.source import Source
 
 
@@ -47,10 +48,18 @@ class EarlyReplay:
         layers.content.start(touches_without_tree(profile, layers.content))
         return cls(layers, source, stats)
 
+    def image_of(self, state: MountState) -> Image:
+        """Return the image that a mount is of, once its tree is here. Raises StoreError."""
+        return Image(state.resolved, self.source, state.store, state.options.trust, opened=self.layers)
+
     def serves(self, resolved: Resolved) -> bool:
         """Return True if a mount of an image, prepared by now, may go on with this; else it is closed."""
         if resolved == self.layers.resolved and self.layers.are_current():
             return True
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """End it."""
         self.layers.close()
         os.close(self.stats)
-        return False

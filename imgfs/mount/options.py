@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from imgfs.content.background import BackgroundFetchOptions
@@ -55,8 +55,16 @@ class MountOptions:
     exit_idle: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayOrder:
+class OpenOrder(NamedTuple):
+    """An image to be opened before it is known to be the one to mount; `connect` is as for a replay."""
+
+    resolved: Resolved
+    connect: bytes
+    store: Store
+    trust: Trust
+
+
+class ReplayOrder(NamedTuple):
     """The profile to replay, as `--replay` names it, of an image that has all but its tree.
 
     `connect` opens its source, and is pickled.

@@ -63,6 +63,8 @@ def open_source(
 def load_http() -> None:
     """Load what speaks HTTP, while there is time: it takes long, and an image that is here does without."""
     import imgfs.registry.adapter
+    import imgfs.registry.config.credentials
+    import imgfs.registry.config.resolver
     import imgfs.registry.proxies
     import imgfs.transport.registry  # noqa: F401
 
@@ -107,6 +109,7 @@ def _open_peers(named: Sequence[tuple[str, Tls]], more: Peers) -> PeerPool | Non
 def known_auth(source: Source) -> Sequence[tuple[RegistryEndpoint, KnownAuth]] | None:
     """Return what a registry is known to want, for another process: secret. None for all other sources."""
     module = sys.modules.get("imgfs.transport.registry")  # not loaded: then `source` is none of its
+    source = source.opened if isinstance(source, DeferredSource) and source.opened else source
     return source.known_auth() if module and isinstance(source, module.RegistrySource) else None
 
 
@@ -138,6 +141,11 @@ class DeferredSource(WrappedSource):
         self._connect = connect
         self._lock = threading.Lock()
         self._opened = opened
+
+    @property
+    def opened(self) -> Source | None:
+        """Return what was opened, None if nothing was yet."""
+        return self._opened
 
     @property
     def _source(self) -> Source:

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +171,24 @@ def test_a_tag_that_has_not_moved_costs_one_head(imgfs: Imgfs, server: FaultServ
     assert (at / "noise").read_bytes() == NOISE
     imgfs.umount(at)
     assert [(one.method, one.path) for one in server.log] == [("HEAD", "/v2/app/manifests/v1")]
+
+
+def test_a_mount_of_what_is_here_loads_nothing_that_speaks_http(
+    imgfs: Imgfs, server: FaultServer, tmp_path: Path
+) -> None:
+    """Another process asks what the tag means, while this one loads what else a mount takes."""
+    image, at = serve(server, "app", "v1", [gzipped(LAYER)]), imgfs.mountpoint()
+    imgfs.ok("ls", image)
+    code = (
+        "import sys; from imgfs.cli import main; main(sys.argv[1:]);"
+        "print(*sys.modules.keys() & {'ssl', 'http.client', 'urllib3'}, len(sys.modules))"
+    )
+    words = [sys.executable, "-c", code, *imgfs.command("mount", image, at)[3:]]
+    said = subprocess.check_output(words, env=imgfs.environment, text=True).split()
+    imgfs.watch(at)
+    imgfs.umount(at)
+    assert len(said) == 1, said
+    assert int(said[0]) <= 210
 
 
 def test_a_digest_that_is_in_the_store_needs_no_registry(imgfs: Imgfs, server: FaultServer) -> None:

@@ -111,10 +111,10 @@ def test_what_a_served_mount_takes_is_loaded_before_it_is_asked_for(tmp_path: Pa
     """What a forked process loads by itself takes time, and memory of its own. Nothing listens there."""
     code = """\
 import sys
-from imgfs.cli import carry_out, serve
+from imgfs.cli import serve
 serve.load()
 before = set(sys.modules)
-assert carry_out(["mount", "--store", sys.argv[1], "127.0.0.1:1/app", sys.argv[2]]) == 1
+assert serve._carry_out(["mount", "--store", sys.argv[1], "127.0.0.1:1/app", sys.argv[2]]) == 1
 print(*set(sys.modules) - before)
 """
     (tmp_path / "mnt").mkdir()

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.cli.config_file import ConfigFile, configure
+from imgfs.cli.connection import options_for
 from imgfs.cli.parser import COMMANDS, describe, parse
-from imgfs.cli.selection import options_for
 from imgfs.errors import UsageError
 
 

@@ -1,0 +1,103 @@
+"""What a tag names now, asked by a child process: its parent loads meanwhile what else the command takes.
+
+What speaks HTTP takes as long to load as all the rest of a mount of an image that is here, and such a mount
+has no other use for it. So the child is forked first of all. It asks nothing before it is told to; the answer
+is that of `Source.resolve`, or its error; if there is neither, as when it was killed, its parent asks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import AbstractContextManager, closing, suppress
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgfs.oci.descriptor import Descriptor
+    from imgfs.transport.source import Source
+
+
+class TagQuestion(AbstractContextManager["TagQuestion"]):
+    """A child process that gets ready to ask, asks when it is told to, and has ended when the block does."""
+
+    def __init__(self, pid: int, about: int, answer: int) -> None:
+        self.pid = pid
+        self._is_open = True
+        self._about = about  # the pipe that the child is told by what to ask,
+        self._answer = answer  # and the one that it answers in
+
+    @classmethod
+    def fork(cls) -> TagQuestion:
+        """Fork the child, which loads what speaks HTTP, and waits."""
+        told, about = os.pipe()
+        read_answer, answer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(about)
+            os.close(read_answer)
+            _answer(told, answer)
+        os.close(told)
+        os.close(answer)
+        return cls(pid, about, read_answer)
+
+    def begin(self, connect: Callable[[], Source]) -> None:
+        """Have the child ask what `connect` opens, which is pickled."""
+        import pickle
+
+        with suppress(BrokenPipeError), open(self._about, "wb", closefd=False) as pipe:  # it was killed
+            pickle.dump(connect, pipe)
+
+    def answer(self) -> Descriptor | None:
+        """Wait for what the tag names; None if the child has no answer. Raises RegistryError."""
+        import pickle
+
+        from imgfs.errors import RegistryError
+
+        with open(self._answer, "rb", closefd=False) as pipe:
+            body = pipe.read()
+        found: Descriptor | RegistryError | None = pickle.loads(body) if body else None
+        if isinstance(found, RegistryError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End the child."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        os.close(self._about)
+        os.close(self._answer)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(told: int, answer: int) -> NoReturn:
+    """In the child: ask once told what, and write what came of it; nothing for any error but a registry's."""
+    try:
+        import gc
+        import pickle
+
+        gc.disable()  # it ends soon, and loads much
+        from imgfs.errors import RegistryError
+        from imgfs.transport.connect import load_http
+
+        load_http()
+        import imgfs.cli.connection  # noqa: F401  (by name in what is pickled)
+
+        found: Descriptor | RegistryError
+        with open(told, "rb") as asked:
+            connect = pickle.load(asked)
+        try:
+            with closing(connect()) as source:
+                found = source.resolve()
+        except RegistryError as error:
+            found = error
+        with open(answer, "wb") as pipe:
+            pickle.dump(found, pipe)
+    finally:
+        os._exit(0)

@@ -1,0 +1,91 @@
+"""A registry asked by a child process: its answer, its errors, and what becomes of the child."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from imgfs.cli.tag_question import TagQuestion
+from imgfs.errors import ImgfsError, NotFound, RegistryError, Unavailable
+from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.transport.connect import OfflineSource
+from imgfs.transport.source import Source
+
+NAMED = Descriptor("", Digest("sha256", "7" * 64), 1)
+
+
+class _Registry(OfflineSource):
+    """Says that a tag names `answer`, or raises it."""
+
+    def __init__(self, answer: Descriptor | BaseException) -> None:
+        self._answer = answer
+
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        assert not whole
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+
+def connect(answer: Descriptor | BaseException) -> Source:
+    return _Registry(answer)
+
+
+def refuse() -> Source:
+    raise Unavailable("no way there", url="https://example.com")
+
+
+def test_the_answer_is_the_registrys() -> None:
+    with TagQuestion.fork() as question:
+        question.begin(partial(connect, NAMED))
+        assert question.answer() == NAMED
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away", status=503), NotFound("no such tag", status=404, code="MANIFEST_UNKNOWN")]
+)
+def test_an_error_of_the_registry_is_raised_as_it_was(error: RegistryError) -> None:
+    with TagQuestion.fork() as question:
+        question.begin(partial(connect, error))
+        with pytest.raises(type(error)) as raised:
+            question.answer()
+    assert (str(raised.value), raised.value.status, raised.value.code) == (
+        str(error),
+        error.status,
+        error.code,
+    )
+
+
+def test_a_registry_that_cannot_be_connected_to_is_one_of_them() -> None:
+    with TagQuestion.fork() as question:
+        question.begin(refuse)
+        with pytest.raises(Unavailable, match="no way there") as raised:
+            question.answer()
+    assert raised.value.url == "https://example.com"
+
+
+@pytest.mark.parametrize("error", [ImgfsError("a wrong file"), ValueError("a fault"), KeyboardInterrupt()])
+def test_whatever_else_happens_there_is_no_answer_and_nothing_is_printed(
+    error: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with TagQuestion.fork() as question:
+        question.begin(partial(connect, error))
+        assert question.answer() is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_child_that_is_killed_has_no_answer() -> None:
+    with TagQuestion.fork() as question:
+        os.kill(question.pid, signal.SIGKILL)
+        question.begin(partial(connect, NAMED))
+        assert question.answer() is None
+
+
+def test_a_child_that_is_never_asked_ends_with_the_block() -> None:
+    with TagQuestion.fork() as question:
+        question.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(question.pid, 0)
