@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from imgfs.image.import_index import import_published, import_toc, import_ztoc
 from imgfs.image.scanners import Scanners
 from imgfs.image.trust import PEERS, Trust, refutation
 from imgfs.layer.flat_digests import add_flat_digests, flat_digests
+from imgfs.layer.growing import GrowingIndex, growing_index
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.scan import Bomb
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -67,6 +68,17 @@ class PrepareReporter(Protocol):
 
     def warns(self, text: str) -> None:
         """An index or profile is not used; `text` says why."""
+
+
+class ScanFollower(Protocol):
+    """What is told of a layer's scans, in the thread that streams the layer."""
+
+    def scanning(self, index: GrowingIndex) -> None:
+        """A scan is about to begin: an index that grows."""
+
+    def scanned(self, index: LayerIndex) -> None:
+        """The scan has ended: the index is complete, though not synced, and so not stored yet. It is the
+        follower's to close."""
 
 
 class LayerIndexing:
@@ -144,27 +156,21 @@ class LayerIndexing:
                 stream.close()
         return False
 
-    def stream(
-        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
-    ) -> None:
+    def stream(self, scanners: Scanners, cancelled: threading.Event, follower: ScanFollower) -> None:
         """Download the layer and have it scanned; if its bytes are wrong, once more without what was kept of
         it, and once from another endpoint.
-
-        `scanned` is given the index, and closes it: it is complete, though not synced, and so not stored yet.
         """
         try:
-            self._stream(scanners, cancelled, scanned)
+            self._stream(scanners, cancelled, follower)
         finally:
             if self._doubted:
                 self._doubted.close()
 
-    def _stream(
-        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
-    ) -> None:
+    def _stream(self, scanners: Scanners, cancelled: threading.Event, follower: ScanFollower) -> None:
         unkept: StoreError | None = None
         while True:
             try:
-                self._stream_once(scanners, cancelled, scanned)
+                self._stream_once(scanners, cancelled, follower)
             except (IntegrityError, InvalidImage, UnreadablePartial) as error:
                 if not self._may_try_again(error):
                     raise
@@ -210,14 +216,17 @@ class LayerIndexing:
             return error.expected != self._layer.digest
         return isinstance(error, InvalidImage) and not isinstance(error, Bomb)
 
-    def _stream_once(
-        self, scanners: Scanners, cancelled: threading.Event, scanned: Callable[[LayerIndex], None]
-    ) -> None:
+    def _stream_once(self, scanners: Scanners, cancelled: threading.Event, follower: ScanFollower) -> None:
         self._fetch_error = None
         self._reporter.layer_begins(self._layer)
         writer = self._stored.flat_writer(stays=True)  # another image may need the present one
         try:
-            with _where(f"layer {self._layer.digest.short}"), self._stored.new_index() as path:
+            with (
+                _where(f"layer {self._layer.digest.short}"),
+                self._stored.new_index() as path,
+                growing_index(path) as growing,
+            ):
+                follower.scanning(growing)
                 chunks = self._chunks(cancelled)
                 try:
                     size = scanners.scan(chunks, self._layer, self._diff_id, writer, path)
@@ -233,7 +242,8 @@ class LayerIndexing:
                     # Before the index can be seen: from then on the flat layer may be evicted.
                     writer.keep(size=size, spans=written.span_count(), binding=written.binding())
                     stack.pop_all()
-                    scanned(written)
+                    follower.scanned(written)
+                    growing.complete(written)
         finally:
             self._decoded = writer.end
             writer.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from imgfs.errors import ImgfsError
 from imgfs.image.discover import SMALL, IndexDiscovery
@@ -16,6 +17,7 @@ from imgfs.image.indexing import LayerIndexing, PrepareReporter, doing_without
 from imgfs.image.resolve import Resolved
 from imgfs.image.scanners import Scanners, open_scanners
 from imgfs.image.trust import Readiness, Trust, open_index
+from imgfs.layer.growing import GrowingIndex, LayerEntries, Withdrawn
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.origin import combined_origin
 from imgfs.layer.sqlite import set_origin
@@ -96,6 +98,7 @@ class _Preparation:
         self._cancelled = threading.Event()
         self._awaited: Mapping[Digest, threading.Event] = {}  # set once a layer has been scanned, or indexed
         self._indexes: dict[Digest, LayerIndex] = {}
+        self._growing: dict[Digest, GrowingIndex] = {}  # of the layers that are being scanned
         self._opened = ExitStack()  # which closes them
 
     def run(self) -> None:
@@ -185,28 +188,50 @@ class _Preparation:
         self._warn()
 
     def _merge(self) -> None:
-        """Merge the layers, each as soon as it and all below it have been scanned, or indexed otherwise."""
-        merge_layers(self._resolved, self._store, self._indexed())
+        """Merge the layers, each once all below it are merged: while it is scanned, if that goes well."""
+        while True:
+            try:
+                return merge_layers(self._resolved, self._store, self._indexed())
+            except Withdrawn:  # by the layer that was merged last: the next time it is waited for
+                pass
 
-    def _indexed(self) -> Iterator[LayerIndex]:
-        """Yield the layers' indexes, the lowest first, each once it is complete.
+    def _indexed(self) -> Iterator[LayerEntries]:
+        """Yield the layers' indexes, the lowest first; of a layer that is being scanned one that grows.
 
-        Raises ImgfsError when cancelled.
+        Each of those is yielded once: the next time its layer is waited for. Raises ImgfsError when
+        cancelled.
         """
         layers = self._resolved.manifest.layers
-        for number, layer in enumerate(layers, start=1):
-            awaited = self._awaited.get(layer.digest)
-            while awaited and not awaited.wait(_POLL) and not self._cancelled.is_set():
-                pass
-            if self._cancelled.is_set():
-                raise ImgfsError("the layers are not merged: cancelled")
-            if number == len(layers):
-                self._reporter.merging()
-            if layer.digest not in self._indexes:
-                self._take(layer, open_index(self._store.layer(layer.digest)))
-            yield self._indexes[layer.digest]
+        for layer in layers[:-1]:
+            yield self._growing_of(layer) or self._whole(layer)
+        for layer in layers[-1:]:
+            if growing := self._growing_of(layer):
+                yield growing
+            self._reporter.merging()
+            if not growing:
+                yield self._whole(layer)
 
-    def _take(self, layer: Descriptor, index: LayerIndex) -> None:
+    def _growing_of(self, layer: Descriptor) -> GrowingIndex | None:
+        """Wait for a layer's index; return one that grows if it comes first."""
+        awaited = self._awaited.get(layer.digest)
+        while awaited and not awaited.wait(_POLL) and not self._cancelled.is_set():
+            if growing := self._growing.pop(layer.digest, None):
+                return growing
+        if self._cancelled.is_set():
+            raise ImgfsError("the layers are not merged: cancelled")
+        return None
+
+    def _whole(self, layer: Descriptor) -> LayerIndex:
+        """Return the index of a layer that has been waited for; it is closed in the end."""
+        if layer.digest not in self._indexes:
+            self.take(layer, open_index(self._store.layer(layer.digest)))
+        return self._indexes[layer.digest]
+
+    def take_growing(self, layer: Descriptor, index: GrowingIndex) -> None:
+        """Have a layer merged while it is scanned, if its turn comes before it is complete."""
+        self._growing[layer.digest] = index
+
+    def take(self, layer: Descriptor, index: LayerIndex) -> None:
         """Have a layer merged by an index, which is closed in the end."""
         self._indexes[layer.digest] = self._opened.enter_context(index)
         if layer.digest in self._awaited:
@@ -224,7 +249,7 @@ class _Preparation:
                 )
                 has_index = indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean)
                 if not has_index and not indexing.take_from_peers(self._cancelled):
-                    indexing.stream(self._scanners, self._cancelled, partial(self._take, layer))
+                    indexing.stream(self._scanners, self._cancelled, _Follower(self, layer))
                 stored.drop_part()
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
@@ -234,23 +259,39 @@ class _Preparation:
             self._reporter.warns(self._discovery.refused.pop())
 
 
-def merge_layers(resolved: Resolved, store: Store, indexes: Iterable[LayerIndex] | None = None) -> None:
+class _Follower(NamedTuple):
+    """Has the layers of a `preparation` merged while one of them is scanned."""
+
+    preparation: _Preparation
+    layer: Descriptor
+
+    def scanning(self, index: GrowingIndex) -> None:
+        """See `ScanFollower`."""
+        self.preparation.take_growing(self.layer, index)
+
+    def scanned(self, index: LayerIndex) -> None:
+        """See `ScanFollower`."""
+        self.preparation.take(self.layer, index)
+
+
+def merge_layers(resolved: Resolved, store: Store, indexes: Iterable[LayerEntries] | None = None) -> None:
     """Merge an image's layers by their indexes; the tree gets the vouchers of all of them.
 
-    `indexes` yields them, the lowest layer's first, each once it is complete; by default they are those in
-    the store. Raises InvalidImage, StoreError.
+    `indexes` yields them, the lowest layer's first; by default they are those in the store. Raises
+    InvalidImage, StoreError, and Withdrawn as `merge` does.
     """
-    origins = set()
+    merged: list[LayerEntries] = []
     with ExitStack() as stack:
         path = stack.enter_context(store.new_tree(resolved.tree))
         stored = (store.layer(layer.digest) for layer in resolved.manifest.layers)
         opened = (stack.enter_context(open_index(layer)) for layer in stored)
 
-        def noted() -> Iterator[LayerIndex]:
+        def noted() -> Iterator[LayerEntries]:
             for index in opened if indexes is None else indexes:
-                origins.add(index.summary.origin)
+                merged.append(index)
                 yield index
 
         merge(noted(), path)
+        origins = {index.summary.origin for index in merged}
         if origins - {""}:
             set_origin(path, combined_origin(origins))

@@ -255,7 +255,7 @@ class _Scan:
     def _scan(self) -> int:
         job = self._job
         with store_errors(job.path):
-            index = IndexWriter(job.path)
+            index = IndexWriter(job.path, shared=True)
             try:
                 return scan(self._chunks(), job.layer, job.diff_id, self, index, inline=not job.in_threads)
             finally:

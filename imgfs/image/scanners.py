@@ -123,7 +123,7 @@ def open_scanners(layers: Iterable[Descriptor]) -> Iterator[Scanners]:
 def _scan_here(
     chunks: Iterator[bytes | StoredPiece], layer: Descriptor, diff_id: Digest, flat: FlatWriter, path: Path
 ) -> int:
-    index = IndexWriter(path)
+    index = IndexWriter(path, shared=True)
     try:
         bodies = (chunk if isinstance(chunk, bytes) else chunk.read() for chunk in chunks)
         return scan(bodies, layer, diff_id, flat, index)

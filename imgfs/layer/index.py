@@ -47,12 +47,12 @@ _MADE_OF = (
 _PROVED = "SELECT EXISTS (SELECT 1 FROM span WHERE parts IS NOT NULL)"
 _CUT = ("SELECT flat_start,flat_end FROM span ORDER BY number",)
 _KINDS = {int(kind): kind for kind in Kind}  # Kind(number) takes five times as long
-_DAMAGE = (sqlite3.DatabaseError, struct.error, LookupError, TypeError, ValueError)
+DAMAGE = (sqlite3.DatabaseError, struct.error, LookupError, TypeError, ValueError)
 _ELSEWHERE = "SELECT what,digest,size FROM elsewhere"
 _UNKNOWN_WINDOW = (
     "SELECT EXISTS (SELECT 1 FROM checkpoint WHERE window IS NULL)"  # without its digest, as once
 )
-_ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
+SELECT_ENTRY = "SELECT path,kind,mode,uid,gid,size,mtime_ns,target,major,minor,xattrs,flat,extents FROM entry"
 
 
 class LayerIndex(AbstractContextManager["LayerIndex"]):
@@ -99,18 +99,18 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
             f"{self._path}: a layer index of another format; remove it to index the layer again"
         )
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield all entries, in the layer's own order."""
-        return self._each(_entry, f"{_ENTRY} ORDER BY seq")
+    def entries(self, after: int = 0) -> Iterator[Entry]:
+        """Yield all entries but the first so many, in the layer's own order."""
+        return self._each(entry_of, f"{SELECT_ENTRY} WHERE seq > {after:d} ORDER BY seq")
 
     def whiteout_candidates(self) -> Iterator[Entry]:
         """Yield the entries with `.wh.` anywhere in their path, in order: every whiteout is among them."""
         where = "WHERE instr(path, CAST('.wh.' AS BLOB)) > 0 ORDER BY seq"
-        return self._each(_entry, f"{_ENTRY} {where}")
+        return self._each(entry_of, f"{SELECT_ENTRY} {where}")
 
     def hardlinks(self) -> Iterator[Entry]:
         """Yield the hard links, in order."""
-        return self._each(_entry, f"{_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq")
+        return self._each(entry_of, f"{SELECT_ENTRY} WHERE kind = {Kind.HARDLINK:d} ORDER BY seq")
 
     def directories(self) -> Iterator[bytes]:
         """Yield the paths of the layer's own directory entries, as stored."""
@@ -210,7 +210,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
         """Turn errors of SQLite, and of values in rows, into StoreError."""
         try:
             yield
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise StoreError(
                 f"{self._path}: no layer index, or damaged ({error}); remove it to index the layer again"
             ) from error
@@ -218,7 +218,7 @@ class LayerIndex(AbstractContextManager["LayerIndex"]):
     def check_rows(self) -> None:
         """Unpack all packed values, which no SQL rule can check; raises StoreError."""
         odd = "WHERE xattrs IS NOT NULL OR extents IS NOT NULL OR typeof(mtime_ns) = 'blob'"
-        for _ in self._each(_entry, f"{_ENTRY} {odd}"):
+        for _ in self._each(entry_of, f"{SELECT_ENTRY} {odd}"):
             pass
         for _ in self._each(_span, "SELECT * FROM span WHERE parts IS NOT NULL"):
             pass
@@ -308,7 +308,8 @@ def _span(row: tuple[int, int, int, int, int, int, bytes, bytes | None]) -> Span
     return Span(number, flat_start, flat_end, start, end, Codec(codec), digest, None, known)
 
 
-def _entry(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, bytes, int, bytes]) -> Entry:
+def entry_of(row: tuple[bytes, int, int, int, int, int, int, bytes, int, int, bytes, int, bytes]) -> Entry:
+    """Return the entry of a row that SELECT_ENTRY finds."""
     path, kind, mode, uid, gid, size, mtime_ns, target, major, minor, xattrs, flat, extents = row
     if flat is not None:
         pieces: tuple[Extent, ...] = (Extent(0, size, flat),)

@@ -31,11 +31,15 @@ _BATCH, _WEIGHT = 1000, 4 << 20  # entries, and their bytes, held in memory unti
 
 
 class IndexWriter:
-    """Writes a layer index to a new file at `path`, which is complete once `finish` returns."""
+    """Writes a layer index to a new file at `path`, which is complete once `finish` returns.
 
-    def __init__(self, path: Path) -> None:
+    If it is `shared`, its entries can be read before that, as `layer.growing` does.
+    """
+
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         self._path = path
-        self._db = create_database(path, SCHEMA)
+        self._shared = shared
+        self._db = create_database(path, SCHEMA, shared=shared)
         self._entries: list[tuple[object, ...]] = []
         self._weight = 0
         self._count = 0
@@ -110,6 +114,9 @@ class IndexWriter:
         self._count += len(self._entries)
         self._entries.clear()
         self._weight = 0
+        if self._shared:
+            self._db.execute("COMMIT")
+            self._db.execute("BEGIN")
 
 
 _FORM = DatabaseForm("a layer index", SCHEMA, SHORTCUTS, RULES)

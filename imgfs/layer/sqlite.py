@@ -55,11 +55,15 @@ _SMALL = 256 << 10  # bytes of a file whose tables are checked in less time than
 LARGEST = 1 << 62  # bytes: sums of two still fit into what the kernel takes for an offset
 
 
-def create_database(path: Path, schema: str) -> sqlite3.Connection:
-    """Create a SQLite file for one writer: no journal, no syncs; the store syncs and renames it later."""
+def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3.Connection:
+    """Create a SQLite file for one writer: no journal, no syncs; the store syncs and renames it later.
+
+    If it is `shared`, others may read what has been committed.
+    """
     path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
     db = sqlite3.connect(file_uri(path), uri=True, isolation_level=None, check_same_thread=False)
-    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
+    locking = "NORMAL" if shared else "EXCLUSIVE"
+    db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};")
     db.executescript(f"{schema}BEGIN;")
     return db
 

@@ -16,26 +16,26 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError, describe
 from imgfs.layer.entry import Entry, Kind
-from imgfs.layer.index import LayerIndex
+from imgfs.layer.growing import GrowingIndex, LayerEntries, Withdrawn
 from imgfs.tree.builder import CHARACTER, DIRECTORY, Dirent, TreeBuilder
 from imgfs.tree.database import ROOT
 from imgfs.tree.merge_state import MergeState
-from imgfs.tree.paths import OPAQUE, Budget, clean, is_reserved, parse_whiteout, shown
+from imgfs.tree.paths import OPAQUE, WHITEOUT_PREFIX, Budget, clean, is_reserved, parse_whiteout, shown
 from imgfs.tree.walk import PathWalk
 
 
-def merge(layers: Iterable[LayerIndex], path: Path) -> None:
+def merge(layers: Iterable[LayerEntries], path: Path) -> None:
     """Merge `layers`, the lowest first, into a tree: a new file at `path`, complete on return.
 
     Takes each layer from `layers` when those below it have been merged, so the iterator may wait for the next
     one. The same layers give the same inos. Memory is bounded, whatever the layers' size. After an exception
     the file at `path` is not a tree. Raises InvalidImage, naming layer and path, StoreError, and what
-    `layers` raises.
+    `layers` raises; Withdrawn if an index that grows cannot be merged before it is whole.
     """
     merge_by(TreeBuilder, layers, path)
 
 
-def merge_by(kind: type[TreeBuilder], layers: Iterable[LayerIndex], path: Path) -> None:
+def merge_by(kind: type[TreeBuilder], layers: Iterable[LayerEntries], path: Path) -> None:
     """Merge as `merge` does, by a builder of this `kind`."""
     spaces, budget = [], Budget()
     try:
@@ -54,27 +54,36 @@ _NOTHING = Dirent(0, CHARACTER)  # the target of a hard link to a whiteout: no n
 
 
 class _Layer:
-    """One layer that is merged into the tree."""
+    """One layer that is merged into the tree.
 
-    def __init__(self, builder: TreeBuilder, index: LayerIndex, number: int, budget: Budget) -> None:
+    Of one that still grows the whiteouts are not known, which count before any entry: at the first that would
+    hide names it is Withdrawn.
+    """
+
+    def __init__(self, builder: TreeBuilder, index: LayerEntries, number: int, budget: Budget) -> None:
         self._budget = budget
         self._builder = builder
         self._index = index
         self._number = number
+        self._is_early = isinstance(index, GrowingIndex) and not index.is_complete
         self._state = MergeState(builder)
         self._walk = PathWalk(builder, self._state, index, budget)
 
     def apply(self) -> None:
         """Merge the layer."""
-        if self._number:
+        if self._number and not self._is_early:
             self._hide()
         path = b""
         try:
             for entry in self._index.entries():
                 path = entry.path
+                if self._is_early and self._number and WHITEOUT_PREFIX in path:
+                    raise Withdrawn
                 self._budget.add_entry()
                 self._add(entry)
         except InvalidImage as error:
+            if self._is_early:  # it may be the transport's fault, or be different behind whiteouts
+                raise Withdrawn from error
             raise self._located(error, path) from error
         self._link_later()
         self._state.end()

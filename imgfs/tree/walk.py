@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imgfs.errors import InvalidImage
-from imgfs.layer.index import LayerIndex
+from imgfs.layer.growing import LayerEntries
 from imgfs.layer.limits import NAME_LIMIT
 from imgfs.tree.builder import DIRECTORY, SYMLINK, Dirent, TreeBuilder
 from imgfs.tree.database import ROOT
@@ -22,7 +22,7 @@ class PathWalk:
     followed unless the layer has a directory entry of its own at that path, anywhere in the layer.
     """
 
-    def __init__(self, builder: TreeBuilder, state: MergeState, index: LayerIndex, budget: Budget) -> None:
+    def __init__(self, builder: TreeBuilder, state: MergeState, index: LayerEntries, budget: Budget) -> None:
         self._budget = budget
         self._builder = builder
         self._state = state

@@ -4,6 +4,8 @@ import random
 import sqlite3
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from imgfs.errors import StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
+from imgfs.layer.growing import Withdrawn, growing_index
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.schema import Summary
@@ -29,6 +32,11 @@ def write(path: Path, entries: Iterable[Entry] = (), spans: Iterable[Span] = ())
         writer.add_entry(entry)
     for span in spans:
         writer.add_span(span)
+    finish(writer)
+    return path
+
+
+def finish(writer: IndexWriter) -> None:
     writer.finish(
         digest=SUMMARY.digest,
         diff_id=SUMMARY.diff_id,
@@ -36,7 +44,6 @@ def write(path: Path, entries: Iterable[Entry] = (), spans: Iterable[Span] = ())
         size=SUMMARY.size,
         flat_size=SUMMARY.flat_size,
     )
-    return path
 
 
 def entries_of(path: Path) -> list[Entry]:
@@ -280,6 +287,29 @@ def test_an_index_of_another_format_is_a_store_error(statement: str, tmp_path: P
     change(path, statement)
     with pytest.raises(StoreError, match=f"^{path}: .*; remove it to index the layer again$"):
         LayerIndex(path)
+
+
+def test_entries_are_read_while_others_are_still_written(tmp_path: Path) -> None:
+    path, entries = tmp_path / "index", many_entries(2500)
+    writer = IndexWriter(path, shared=True)
+    for entry in entries:
+        writer.add_entry(entry)
+    with growing_index(path) as growing:
+        read = growing.entries()
+        assert list(islice(read, 2000)) == entries[:2000]
+        finish(writer)
+        with LayerIndex(path) as index:
+            growing.complete(index)
+            assert list(read) == entries[2000:]
+            assert growing.summary == index.summary
+
+
+def test_what_a_scan_that_fails_has_written_is_withdrawn(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    with closing(IndexWriter(path, shared=True)) as writer, growing_index(path) as growing:
+        writer.add_entry(PLAIN)
+    with pytest.raises(Withdrawn):
+        list(growing.entries())
 
 
 def test_an_index_that_nobody_finished_is_a_store_error(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from imgfs.errors import IntegrityError, InvalidImage, NotFound, StoreError, Una
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
+from imgfs.layer.entry import Entry
 from imgfs.layer.index import LayerIndex
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.store.atomic import sweep_temporaries
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
+from imgfs.tree.builder import TreeBuilder
 from tests.support import tarmake
 from tests.support.children import Child
 from tests.support.fake_source import FakeSource, add_image, add_index
@@ -323,6 +325,65 @@ def test_layers_that_cannot_be_merged_end_the_streaming(source: FakeSource, stor
     assert journal.told["merging"] == 0
 
 
+def many(*last: bytes, first: bytes = b"") -> bytes:
+    """A layer of many files, behind `first`, then of one that does not compress, then of `last`."""
+    files = (tarmake.file(f"many/{number}") for number in range(3000))
+    return tarmake.archive(first, *files, tarmake.file("noise", NOISE[:1_500_000]), *last)
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The names that merges have added so far."""
+    names: list[bytes] = []
+    add = TreeBuilder.add
+
+    def noted(builder: TreeBuilder, parent: int, name: bytes, entry: Entry, layer: int) -> bool:
+        names.append(name)
+        return add(builder, parent, name, entry, layer)
+
+    monkeypatch.setattr(TreeBuilder, "add", noted)
+    return names
+
+
+def test_a_layer_is_merged_while_it_is_streamed(source: FakeSource, store: Store, added: list[bytes]) -> None:
+    add_image(source, [SMALL, many()])
+    resolved = resolve("app:1", source, store, AMD64)
+    late = LateSource(source, resolved.manifest.layers[1], lambda: len(added) > 1000, held=1_000_000)
+    journal = Journal()
+    prepare(resolved, late, store, journal)
+    assert (late.was_met, journal.told["merging"], len(added)) == (True, 1, 3002)
+    with Image(resolved, source, store) as image:
+        assert body(image, b"/noise") == NOISE[:1_500_000]
+        assert image.tree.node_count == 3004
+
+
+def test_a_whiteout_that_comes_late_hides_what_is_below(
+    source: FakeSource, store: Store, added: list[bytes]
+) -> None:
+    add_image(source, [SMALL, many(tarmake.whiteout("file"))])
+    resolved = resolve("app:1", source, store, AMD64)
+    late = LateSource(source, resolved.manifest.layers[1], lambda: len(added) > 1000, held=1_000_000)
+    prepare(resolved, late, store, Journal())
+    assert late.was_met
+    with Image(resolved, source, store) as image:
+        assert {name for _, name, _ in image.tree.children(1)} == {b"many", b"noise"}
+
+
+def test_entries_that_cannot_be_merged_do_not_count_before_their_digest_does(
+    source: FakeSource, store: Store, added: list[bytes]
+) -> None:
+    wrong = [tarmake.directory("many"), tarmake.hardlink("link", "many")]
+    add_image(source, [SMALL, many(first=b"".join(wrong))])
+    resolved = resolve("app:1", source, store, AMD64)
+    upper = resolved.manifest.layers[1]
+    flip(upper, source)
+    late = LateSource(source, upper, lambda: added.count(b"file") == 2, held=1_000_000)
+    with pytest.raises(IntegrityError, match="layer blob"):
+        prepare(resolved, late, store, Journal())
+    assert late.was_met
+    assert store.tree(resolved.digest) is None
+
+
 def is_read(layer: StoredLayer) -> bool:
     """Whether this process has the index of a layer open."""
     links = set()
@@ -333,20 +394,33 @@ def is_read(layer: StoredLayer) -> bool:
 
 
 class LateSource(FakeSource):
-    """Another source, but for one layer that comes only once something `is_met`, or after seconds."""
+    """Another source, but for one layer that comes only once something `is_met`, or after seconds.
 
-    def __init__(self, other: FakeSource, late: Descriptor, is_met: Callable[[], bool]) -> None:
+    Its first `held` bytes, or some more, come at once.
+    """
+
+    def __init__(
+        self, other: FakeSource, late: Descriptor, is_met: Callable[[], bool], *, held: int = 0
+    ) -> None:
         super().__init__(other.root)
         self.bodies = other.bodies
         self.was_met = False
-        self._late, self._is_met = late, is_met
+        self._late, self._is_met, self._held = late, is_met, held
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        at = start
+        self._wait(descriptor, at)
+        for chunk in super().blob(descriptor, start, end):
+            self._wait(descriptor, at)
+            yield chunk
+            at += len(chunk)
+
+    def _wait(self, descriptor: Descriptor, at: int) -> None:
         deadline = time.monotonic() + 120
-        while descriptor == self._late and not self.was_met and time.monotonic() < deadline:
+        is_held = descriptor == self._late and at >= self._held
+        while is_held and not self.was_met and time.monotonic() < deadline:
             time.sleep(0.01)
             self.was_met = self._is_met()
-        return super().blob(descriptor, start, end)
 
 
 class SlowSource(FakeSource):
