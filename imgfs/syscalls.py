@@ -217,6 +217,15 @@ def can_mount(filesystem: str) -> bool:
     return True
 
 
+def is_in_user_namespace() -> bool:
+    """Return True if this process is in a user namespace of its own (user_namespaces(7), uid_map)."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return file.read().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
+
+
 def new_mount(filesystem: str, parameters: MountParameters, attributes: int) -> int:
     """Make a mount that is attached nowhere and return its descriptor; `attributes` are MOUNT_ATTR_*.
 

@@ -56,9 +56,12 @@ def config_files(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def account(environ: Mapping[str, str], euid: int) -> int:
-    """Return whose files count: inside `podman unshare` root is the user who began that."""
-    began = environ.get("_CONTAINERS_ROOTLESS_UID", "")
-    return int(began) if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11 else euid
+    """Return whose files count: inside `podman unshare`, or rootlesskit, root is the user who began that."""
+    for name in ("_CONTAINERS_ROOTLESS_UID", "ROOTLESSKIT_PARENT_EUID"):
+        began = environ.get(name, "")
+        if euid == 0 and began.isascii() and began.isdecimal() and len(began) < 11:
+            return int(began)
+    return euid
 
 
 def store_directory(environ: Mapping[str, str], euid: int) -> str:

@@ -63,21 +63,13 @@ def mount_attributes(options: Iterable[str]) -> int:
 
 def check_host(*, owner: tuple[int, int] | None) -> None:
     """Raise Unsuitable if it is clear beforehand that this process may not mount so, or the kernel cannot."""
-    if os.geteuid() or _is_root_in_user_namespace():
+    if os.geteuid() or syscalls.is_in_user_namespace():
         raise Unsuitable("only root may mount EROFS")
     if owner is not None:
         raise Unsuitable("--squash-owner is for FUSE")
     for filesystem in _FILE_SYSTEMS:
         if not syscalls.can_mount(filesystem):
             raise Unsuitable(f"this kernel offers us no {filesystem}")
-
-
-def _is_root_in_user_namespace() -> bool:
-    """Whether this process is root in a user namespace only (user_namespaces(7), uid_map)."""
-    try:
-        return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
-    except OSError:
-        return False
 
 
 class RuntimeDirectory(NamedTuple):

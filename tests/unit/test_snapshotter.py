@@ -17,11 +17,15 @@ from pathlib import Path
 import pytest
 
 from imgfs.engines.liveness import is_answering
+from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
+from imgfs.engines.snapshotter.messages import CommitRequest, PrepareRequest
 from imgfs.engines.snapshotter.rows import ImageChain, SnapshotRows
+from imgfs.engines.snapshotter.snapshotter import Snapshotter
 from imgfs.errors import RegistryError, StoreError
 from imgfs.oci.policy import Policy
+from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.mounted import NO_LIMIT, Imgfs, gzipped, until, write_image
 from tests.support.snapshots import (
@@ -203,6 +207,21 @@ def test_a_user_namespaces_root_owns_what_it_may_write_to(asked: Snapshots) -> N
     for wrong in ("0:1", "5:70000:9", "a:b:c"):
         bad = {**maps, uids: wrong}
         assert refused(lambda bad=bad: asked.prepare("b", "base", bad)) == INVALID_ARGUMENT  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("is_rootless", [False, True])
+def test_in_a_user_namespace_overlayfs_keeps_what_it_needs_in_attributes_of_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_rootless: bool
+) -> None:
+    monkeypatch.setattr("imgfs.syscalls.is_in_user_namespace", lambda: is_rootless)
+    rows, store = SnapshotRows(tmp_path / "rows"), Store(tmp_path / "store")
+    directories, mounts = SnapshotDirectories(tmp_path / "snapshots"), ImageMounts(tmp_path / "mnt", [])
+    made = Snapshotter(rows, directories, mounts, store)
+    made.prepare(PrepareRequest("imgfs", "key", "", {}))
+    made.commit(CommitRequest("imgfs", "base", "key", {}, ""))
+    (words,) = made.prepare(PrepareRequest("imgfs", "made", "base", {}))
+    assert (words.type, "userxattr" in words.options) == ("overlay", is_rootless)
+    rows.close()
 
 
 def test_all_is_there_after_a_kill_and_a_second_process_is_refused(imgfs: Imgfs) -> None:

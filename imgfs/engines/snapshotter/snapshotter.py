@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.engines.refusal import Code, Refusal, already_exists
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.filters import parse_filters
@@ -49,6 +50,10 @@ class Snapshotter:
         self._mounts = mounts
         self._store = store
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
+        if (
+            syscalls.is_in_user_namespace()
+        ):  # whose root may write no trusted.*: no directory could be replaced
+            self._more.append("userxattr")
         self._pause = _SOON
         self._cleaning = threading.Lock()
         self._removed = threading.Event()
