@@ -23,7 +23,7 @@ UTIME_OMIT = (1 << 30) - 2  # sys/stat.h: in place of the nanoseconds
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4  # linux/fs.h
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # linux/sched.h
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
-RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
+RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x04, 0x10  # linux/openat2.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 1 << 19  # linux/mount.h, as everything below
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOSYMFOLLOW = 1, 2, 4, 8, 0x20, 0x100
@@ -124,11 +124,12 @@ def setns(fd: int, kinds: int) -> None:
 
 def open_in_root(top: int, path: str, flags: int) -> int:
     """Open a path as a process chrooted to the open directory `top` would; it leads nowhere out of it."""
-    how = _OpenHow(flags, 0, RESOLVE_IN_ROOT)
-    arguments = top, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-    fd: int = _libc.syscall(ctypes.c_long(_SYS_OPENAT2), *arguments)
-    _check(min(fd, 0), path)
-    return fd
+    return _openat2(top, path, _OpenHow(flags, 0, RESOLVE_IN_ROOT))
+
+
+def open_without_links(path: str, flags: int) -> int:
+    """Open a path on which no part is a symbolic link; ELOOP if any is."""
+    return _openat2(AT_FDCWD, path, _OpenHow(flags, 0, RESOLVE_NO_SYMLINKS))
 
 
 def set_parent_death_signal(number: int) -> None:
@@ -194,18 +195,28 @@ def remount(path: str, flags: int) -> None:
     _check(_libc.mount(None, os.fsencode(path), None, MS_REMOUNT | flags, None), path)
 
 
-def detach_mount(path: str) -> None:
-    """Unmount the topmost mount at `path` lazily: it ends once no process uses it. No symlink is followed."""
-    _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
+def unmount(path: str, flags: int = 0) -> None:
+    """Unmount the topmost mount at `path` as the kernel lists it (proc(5), mountinfo); `flags` are MNT_*.
 
-
-def force_unmount(path: str) -> None:
-    """Unmount the topmost mount at `path`, a FUSE file system's: what waits for its server fails first.
-
-    Raises OSError (EBUSY) if it is in use, also then only after the connection was aborted. No symlink is
-    followed.
+    With MNT_DETACH it ends once no process uses it. With MNT_FORCE, of a FUSE file system, what waits for its
+    server fails first, even if it then is in use (EBUSY). No symbolic link on the path is followed: it may
+    lead to a mount of the machine's by now, if another user owns a directory of it.
     """
-    _check(_libc.umount2(os.fsencode(path), MNT_FORCE | UMOUNT_NOFOLLOW), path)
+    above, _, name = path.rpartition("/")
+    parent = open_without_links(above or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        at = f"/proc/self/fd/{parent}/{name}"
+        _check(_libc.umount2(os.fsencode(at), flags | UMOUNT_NOFOLLOW), path)
+    finally:
+        os.close(parent)
+
+
+def detach_mount(path: str) -> None:
+    """Unmount the topmost mount at `path` lazily: it ends once no process uses it.
+
+    For a path that is this process's own: a symbolic link is followed, but as its last part.
+    """
+    _check(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
 
 
 def can_mount(filesystem: str) -> bool:
@@ -263,6 +274,13 @@ def _context_messages(context: int) -> str:
         while len(lines) < 8:
             lines.append(os.read(context, 1024).decode(errors="replace").strip().partition(" ")[2])
     return "; ".join(lines)
+
+
+def _openat2(directory: int, path: str, how: _OpenHow) -> int:
+    arguments = directory, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+    fd: int = _libc.syscall(ctypes.c_long(_SYS_OPENAT2), *arguments)
+    _check(min(fd, 0), path)
+    return fd
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:

@@ -210,7 +210,7 @@ class KernelDriver:
         mine = [mount for mount in mounts() if mount.source == str(self._link)]
         for mount in mine:
             with contextlib.suppress(OSError):
-                syscalls.detach_mount(str(mount.mountpoint))
+                syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
 
     def close(self) -> None:
         """Let go of the flat files: they stay as long as EROFS uses them."""

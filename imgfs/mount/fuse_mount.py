@@ -149,7 +149,7 @@ def _detach(descriptor: int, device: str | None) -> None:
     if not _has_let_go(descriptor):
         for mount in [mount for mount in mounts() if mount.device == device]:
             with contextlib.suppress(OSError):
-                syscalls.detach_mount(str(mount.mountpoint))
+                syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
     os.close(descriptor)
 
 

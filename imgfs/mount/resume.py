@@ -187,7 +187,7 @@ class Succession:
         for mount in [mount for mount in mounts() if mount.device == self.state.device]:
             if os.geteuid() == 0:
                 with contextlib.suppress(OSError):
-                    syscalls.detach_mount(str(mount.mountpoint))
+                    syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
             else:
                 import subprocess  # here and below: few mounts have a successor
 

@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -67,7 +67,7 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
     """
     end = time.monotonic() + (ANSWER if patience is None else patience)
     try:
-        body = _ask_socket(mount, end) if mount.runtime else _ask_root(mount, end)
+        body = _ask_socket(mount, end) if mount.runtime else ask_in_child(_status_of(mount), mount, end)
     except TimeoutError as error:
         raise DaemonSilent(mount) from error
     except OSError as error:
@@ -116,12 +116,20 @@ def _serves(pid: int, minor: str) -> bool:
     return False
 
 
-def _ask_root(mount: Mount, end: float) -> bytes:
-    """Read the status attribute of a FUSE mount's root in a child process. Raises OSError."""
+def _status_of(mount: Mount) -> Callable[[], bytes]:
+    return lambda: os.getxattr(mount.mountpoint, STATUS_XATTR)
+
+
+def ask_in_child(ask: Callable[[], bytes], mount: Mount, end: float) -> bytes:
+    """Return what `ask` returns in a child process: it may wait for the mount's daemon in the kernel.
+
+    Raises the OSError that it raises; TimeoutError, and leaves the child there, at the time `end`, or sooner
+    if the daemon is stopped.
+    """
     answer, sink = os.pipe()
     child = os.fork()
     if child == 0:
-        _answer_status(mount.mountpoint, sink)
+        _answer(ask, sink)
     os.close(sink)
     try:
         body = b"".join(_chunks(answer, mount, end))
@@ -137,8 +145,8 @@ def _ask_root(mount: Mount, end: float) -> bytes:
     return body[1:]
 
 
-def _answer_status(mountpoint: Path, sink: int) -> NoReturn:
-    """In the child: write _OK and the status, or _FAILED and the errno.
+def _answer(ask: Callable[[], bytes], sink: int) -> NoReturn:
+    """In the child: write _OK and what was asked for, or _FAILED and the errno.
 
     It closes the standard files: their readers wait for the end of all writers.
     """
@@ -146,7 +154,7 @@ def _answer_status(mountpoint: Path, sink: int) -> NoReturn:
         for fd in {0, 1, 2} - {sink}:
             os.close(fd)
         try:
-            answer = _OK + os.getxattr(mountpoint, STATUS_XATTR)
+            answer = _OK + ask()
         except OSError as error:
             answer = _FAILED + (error.errno or 0).to_bytes(4, "big")
         write_all(sink, answer)

@@ -1,4 +1,8 @@
-"""Ending a mount, and waiting for its daemon to end."""
+"""Ending a mount, and waiting for its daemon to end.
+
+The rule: root unmounts what it has found in the mount table, at the path there, without a symbolic link on it
+(`syscalls.unmount`). Another user's daemon is asked in between, and its user may change the path meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from imgfs import syscalls
 from imgfs.errors import MountError, describe
 from imgfs.mounts.holders import holder_of
-from imgfs.mounts.status_client import DaemonSilent, daemon_of, is_stopped_process, read_status
+from imgfs.mounts.status_client import (
+    DaemonSilent,
+    ask_in_child,
+    daemon_of,
+    is_stopped_process,
+    read_status,
+)
 from imgfs.mounts.table import Mount, mount_at, process_with_mount
 from imgfs.status import MountStatus
-from imgfs.syscalls import detach_mount, force_unmount
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +50,8 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
     pid = daemon_of(mount) if status.pid else None
     if status.pid and pid is None and mount.runtime is None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
-    # -i: umount(8) would call umount.fuse.imgfs, which calls this
-    command = ["umount", "-i"] if os.geteuid() == 0 else ["fusermount3", "-u"]
-    if lazy:
-        command.append("-l" if os.geteuid() == 0 else "-z")
-    if shutil.which(command[0]) is None:
-        raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")
     with _held(pid) as daemon:  # while it serves the mount: later its pid may be another process's
-        _take_down([*command, str(mount.mountpoint)], mount)
+        _take_down(mount, lazy=lazy)
         if mount.runtime and not status.pid:
             _remove_if_left(mount.runtime)
         if pid and daemon is not None:
@@ -68,7 +72,7 @@ def end_connection(mount: Mount) -> bool:
         if os.geteuid():
             (_CONNECTIONS / mount.device.partition(":")[2] / "abort").write_bytes(b"1")
             return False
-        force_unmount(str(mount.mountpoint))
+        syscalls.unmount(str(mount.mountpoint), syscalls.MNT_FORCE)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
@@ -82,9 +86,9 @@ def detach_all(mountpoint: Path) -> None:
 
     Raises MountError.
     """
-    while mount_at(mountpoint):
+    while mount := mount_at(mountpoint):
         try:
-            detach_mount(str(mountpoint))
+            syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
         except OSError as error:
             raise MountError(f"{mountpoint}: cannot be unmounted: {describe(error)}") from error
 
@@ -129,27 +133,47 @@ def _status(mount: Mount) -> MountStatus:
         return MountStatus()  # dead already: there is nothing to wait for
 
 
-def _take_down(command: list[str], mount: Mount) -> None:
-    """Run umount(8), again if the mount is busy for a moment: another imgfs may ask for its status."""
-    code, output = _run(command, mount)
+def _take_down(mount: Mount, *, lazy: bool) -> None:
+    """Have it unmounted, again if it is busy for a moment: another imgfs may ask for its status."""
+    reason = _try(mount, lazy=lazy)
     for _ in range(_TRIES_MORE):
-        if "busy" not in output:
+        if "busy" not in reason:
             break
         time.sleep(_BUSY)
-        code, output = _run(command, mount)
-    if code:
-        reason = output.strip().splitlines()[-1:] or [f"{command[0]} failed"]
-        busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason[0] else ""
-        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason[0]}{busy}")
+        reason = _try(mount, lazy=lazy)
+    if reason:
+        busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason else ""
+        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason}{busy}")
 
 
-def _run(command: list[str], mount: Mount) -> tuple[int, str]:
-    """Run a program that unmounts; return its exit code and its error output.
+def _try(mount: Mount, *, lazy: bool) -> str:
+    """Unmount it, and return why that cannot be done, nothing if it is.
 
     It may wait for the daemon in the kernel. Raises DaemonSilent, and leaves it there, if the daemon is
     stopped, or takes longer than a daemon may.
     """
     end = time.monotonic() + _PATIENCE_WITH_SCRATCH
+    if os.geteuid():
+        return _by_fusermount(mount, end, lazy=lazy)
+    try:
+        ask_in_child(lambda: _by_kernel(mount, lazy=lazy), mount, end)
+    except TimeoutError:
+        raise DaemonSilent(mount) from None
+    except OSError as error:
+        return "target is busy" if error.errno == errno.EBUSY else describe(error)
+    return ""
+
+
+def _by_kernel(mount: Mount, *, lazy: bool) -> bytes:
+    syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH if lazy else 0)
+    return b""
+
+
+def _by_fusermount(mount: Mount, end: float, *, lazy: bool) -> str:
+    """Have fusermount3 unmount, which only unmounts what this user has mounted, likewise."""
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mount.mountpoint)]
+    if shutil.which(command[0]) is None:
+        raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")
     running = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -162,7 +186,8 @@ def _run(command: list[str], mount: Mount) -> tuple[int, str]:
                 running.kill()  # not waited for: it may stay until the daemon goes on
                 raise DaemonSilent(mount) from None
         else:
-            return running.returncode, output
+            said = output.strip().splitlines()[-1:] or ["fusermount3 failed"]
+            return said[0] if running.returncode else ""
 
 
 def _remove_if_left(runtime: Path) -> None:

@@ -184,7 +184,7 @@ def detach_other_mounts(needed: Iterable[Path]) -> None:
     for mount in reversed(imgfs_mounts()):
         if not any(place.is_relative_to(mount.mountpoint) for place in places):
             with contextlib.suppress(OSError):
-                syscalls.detach_mount(str(mount.mountpoint))
+                syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
 
 
 def _has_single_id(maps: IdMaps) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.cli import main
+from imgfs.mounts import table
 from imgfs.mounts.table import mounts
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
@@ -77,3 +79,35 @@ def test_a_link_to_a_directory_is_mounted_on_and_unmounted_by_a_signal(
         end(imgfs.pid(at))
         until(lambda: mount_of(imgfs.directory / "real") is None, "it is unmounted")
         imgfs.gone(at)
+
+
+@pytest.mark.parametrize("words", [[], ["--lazy"]])
+def test_what_a_path_leads_to_once_its_daemon_was_asked_is_not_unmounted(
+    imgfs: Imgfs,
+    tmp_path: Path,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Another user, whose directory it is, has put a link there meanwhile."""
+    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    precious, path = tmp_path / "system/mnt", tmp_path / "theirs/mnt"
+    for place in (precious, path):
+        place.mkdir(parents=True)
+        imgfs.mount(image, at=place)
+    real = table.imgfs_mount_at
+
+    def exchanged(at: Path) -> table.Mount:
+        found = real(at)
+        path.parent.rename(tmp_path / "away")
+        path.parent.symlink_to(precious.parent)
+        return found
+
+    monkeypatch.setattr(table, "imgfs_mount_at", exchanged)
+    assert main(["umount", *words, str(path)]) == 1
+    assert str(path) in capfd.readouterr().err
+    assert (precious / "a").read_text() == "a"
+    path.parent.unlink()
+    (tmp_path / "away").rename(path.parent)
+    for place in (precious, path):
+        imgfs.umount(place)
