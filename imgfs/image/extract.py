@@ -1,7 +1,8 @@
 """Files of an image, written to a directory of this machine: owners, modes, times, links and attributes kept.
 
-Everything is made by descriptors of directories that were opened without following links, so no name and no
-symlink of the image leads what is written elsewhere. What was there under a name is replaced, but a
+Everything is made by descriptors of directories that were opened without following links, and described by
+those of the files: so nothing that is written is led elsewhere, by the image's names and symlinks, or by
+another user who may change the directory meanwhile. What was there under a name is replaced, but a
 directory, which is filled. A user cannot give files away, as with `cp -a`, or make devices: devices,
 attributes and set-ID bits that are left out are reported.
 """
@@ -22,6 +23,7 @@ from imgfs.owned.writing import write_all
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL = stat.S_ISUID | stat.S_ISGID
 
 
@@ -29,9 +31,16 @@ class _Level(NamedTuple):
     """A directory that is being written."""
 
     found: Found
-    name: bytes
     parent: os.stat_result
     children: Iterator[Found]
+
+
+class _Written(NamedTuple):
+    """A file of several names that has been written: the directory and the name it has, and which it is."""
+
+    directory: str
+    name: bytes
+    status: os.stat_result
 
 
 class Extraction:
@@ -40,8 +49,7 @@ class Extraction:
     def __init__(self, files: ImageFiles, warns: Callable[[str], None]) -> None:
         self._files = files
         self._warns = warns
-        # of files with several names: the first directory, and the name there
-        self._first: dict[int, tuple[str, bytes]] = {}
+        self._first: dict[int, _Written] = {}  # of files with several names, by ino
 
     def write(self, top: Found, directory: Path, name: bytes) -> None:
         """Write a file, and what is below it, to a directory under a name. Raises OSError."""
@@ -73,7 +81,7 @@ class Extraction:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
-        levels.append(_Level(found, name, os.fstat(parent), iter(self._files.children(found))))
+        levels.append(_Level(found, os.fstat(parent), iter(self._files.children(found))))
         os.close(parent)
         return fd
 
@@ -83,9 +91,9 @@ class Extraction:
         parent = os.open("..", _DIRECTORY, dir_fd=fd)
         if not os.path.samestat(os.fstat(parent), level.parent):
             os.close(parent)
-            raise OSError(errno.ESTALE, "it was moved while it was written", os.fsdecode(level.found.path))
+            raise _moved(level.found)
+        self._set_attributes(level.found, fd)
         os.close(fd)
-        self._set_attributes(level.found, parent, level.name)
         return parent
 
     def _write_file(self, found: Found, parent: int, name: bytes) -> None:
@@ -94,18 +102,36 @@ class Extraction:
         if found.node.nlink > 1 and self._link(found, parent, name):
             return
         if stat.S_ISREG(mode):
-            with _opened(os.open(name, _NEW, 0o600, dir_fd=parent)) as fd:
+            made = os.open(name, _NEW, 0o600, dir_fd=parent)
+        else:
+            if stat.S_ISLNK(mode):
+                os.symlink(self._files.target(found) or b"", name, dir_fd=parent)
+            elif not self._make_special(found, parent, name):
+                return
+            made = self._open_made(found, parent, name)
+        with _opened(made) as fd:
+            if stat.S_ISREG(mode):
                 self._fill(found, fd)
-        elif stat.S_ISLNK(mode):
-            os.symlink(self._files.target(found) or b"", name, dir_fd=parent)
-        elif not self._make_special(found, parent, name):
-            return
-        self._set_attributes(found, parent, name)
-        if found.node.nlink > 1:
-            try:
-                self._first.setdefault(found.node.ino, (os.readlink(f"/proc/self/fd/{parent}"), name))
-            except OSError as error:  # ENAMETOOLONG
-                self._warn(found, "its other names become other files", error)
+            self._set_attributes(found, fd)
+            if found.node.nlink > 1:
+                self._note_first(found, parent, name, fd)
+
+    def _open_made(self, found: Found, parent: int, name: bytes) -> int:
+        """Open, as a place only, what was just made. Raises OSError if another user has exchanged it."""
+        fd = os.open(name, _PLACE, dir_fd=parent)
+        status = os.fstat(fd)
+        if stat.S_IFMT(status.st_mode) == stat.S_IFMT(found.node.mode) and status.st_nlink == 1:
+            return fd
+        os.close(fd)
+        raise _moved(found)
+
+    def _note_first(self, found: Found, parent: int, name: bytes, fd: int) -> None:
+        try:
+            directory = os.readlink(f"/proc/self/fd/{parent}")
+        except OSError as error:  # ENAMETOOLONG
+            self._warn(found, "its other names become other files", error)
+        else:
+            self._first[found.node.ino] = _Written(directory, name, os.fstat(fd))
 
     def _fill(self, found: Found, fd: int) -> None:
         """Write a file's bytes, holes and pieces of zeros as holes."""
@@ -120,8 +146,13 @@ class Extraction:
         first = self._first.get(found.node.ino)
         if first is None:
             return False
-        with _opened(os.open(first[0], _DIRECTORY)) as directory:
-            os.link(first[1], name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
+        with (
+            _opened(os.open(first.directory, _DIRECTORY)) as directory,
+            _opened(os.open(first.name, _PLACE, dir_fd=directory)) as fd,
+        ):
+            if not os.path.samestat(os.fstat(fd), first.status):
+                raise _moved(found)
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent)
         return True
 
     def _make_special(self, found: Found, parent: int, name: bytes) -> bool:
@@ -140,29 +171,32 @@ class Extraction:
         except (IsADirectoryError, PermissionError) as error:
             raise OSError(errno.EISDIR, "a directory is in the way", os.fsdecode(name)) from error
 
-    def _set_attributes(self, found: Found, parent: int, name: bytes) -> None:
-        """Set owner, mode, attributes and time, in the order in which none undoes another."""
-        node, path = found.node, b"/proc/self/fd/%d/%s" % (parent, name)
-        is_link = stat.S_ISLNK(node.mode)
+    def _set_attributes(self, found: Found, fd: int) -> None:
+        """Set owner, mode, attributes and time of an open file, in the order in which none undoes another."""
+        node, path = found.node, f"/proc/self/fd/{fd}"  # what is open, even if only as a place
         mode = stat.S_IMODE(node.mode)
         try:
-            os.chown(name, node.uid, node.gid, dir_fd=parent, follow_symlinks=False)
+            os.chown(path, node.uid, node.gid)
         except PermissionError as error:
             if mode & _SPECIAL:  # they would give the rights of another owner than the image's
                 mode &= ~_SPECIAL
                 self._warn(found, f"set-ID bits left out: is yours, not of {node.uid}:{node.gid}", error)
-        if not is_link:
+        if not stat.S_ISLNK(node.mode):
             os.chmod(path, mode)
         for key, value in self._files.xattrs(found).items():
             try:
-                os.setxattr(path, key, value, follow_symlinks=False)
+                os.setxattr(path, key, value)
             except OSError as error:
                 self._warn(found, f"without attribute {os.fsdecode(key)}", error)
         with suppress(OverflowError):  # beyond what time_t of this machine holds
-            os.utime(name, ns=(node.mtime_ns, node.mtime_ns), dir_fd=parent, follow_symlinks=False)
+            os.utime(path, ns=(node.mtime_ns, node.mtime_ns))
 
     def _warn(self, found: Found, what: str, error: OSError) -> None:
         self._warns(f"{os.fsdecode(found.path)}: {what}: {describe(error)}")
+
+
+def _moved(found: Found) -> OSError:
+    return OSError(errno.ESTALE, "it was moved while it was written", os.fsdecode(found.path))
 
 
 @contextmanager

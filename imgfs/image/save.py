@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from imgfs.image.extract import Extraction
 from imgfs.image.files import Found, ImageFiles
+from imgfs.overlay import fdtree
+from imgfs.owned.opening import open_owned_directory
 
 _NAME = b"saved"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)  # of file systems without hard links
@@ -31,26 +32,40 @@ def save(
     """
     directory = Path(tempfile.mkdtemp(prefix=".imgfs-", dir=target.parent))
     try:
-        Extraction(files, warns).write(found, directory, _NAME)
-        made = directory / os.fsdecode(_NAME)
-        if os.path.lexists(made):  # else it was a device that only root may make: the warning says so
-            _place(made, target, is_directory=found.is_directory, replace=replace)
+        fd = open_owned_directory(directory)
+        try:
+            held = Path(f"/proc/self/fd/{fd}")  # it, even if another user has moved it away meanwhile
+            Extraction(files, warns).write(found, held, _NAME)
+            made = held / os.fsdecode(_NAME)
+            if os.path.lexists(made):  # else it was a device that only root may make: the warning says so
+                _place(made, target, is_directory=found.is_directory, replace=replace)
+        finally:
+            fdtree.remove(fd, _NAME, fdtree.spares(fd, b"removed-"))
+            os.close(fd)
     finally:
-        _remove(directory)
+        directory.rmdir()
 
 
 def _place(made: Path, target: Path, *, is_directory: bool, replace: bool) -> None:
     if is_directory:
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "is there already", str(target))
-        mode = made.lstat().st_mode
-        made.chmod(0o700)  # rename(2): a directory whose parent changes has to be writable
-        made.rename(target)
-        target.chmod(stat.S_IMODE(mode))
+        _place_directory(made, target)
     elif replace:
         made.replace(target)
     else:
         _link(made, target)
+
+
+def _place_directory(made: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "is there already", str(target))
+    fd = os.open(made, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        itself, mode = f"/proc/self/fd/{fd}", os.fstat(fd).st_mode
+        os.chmod(itself, 0o700)  # rename(2): a directory whose parent changes has to be writable
+        made.rename(target)
+        os.chmod(itself, stat.S_IMODE(mode))
+    finally:
+        os.close(fd)
 
 
 def _link(made: Path, target: Path) -> None:
@@ -65,14 +80,3 @@ def _link(made: Path, target: Path) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "is there already", str(target)) from error
         made.rename(target)
-
-
-def _remove(directory: Path) -> None:
-    """Remove what was written, directories included that the image makes read-only."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if directory.exists():
-        for top, names, _ in os.walk(directory):
-            for path in (Path(top, name) for name in names):
-                if not path.is_symlink():
-                    path.chmod(0o700)
-        shutil.rmtree(directory, ignore_errors=True)

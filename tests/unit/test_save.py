@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from imgfs.cli.browser.opened import open_image
 from imgfs.cli.parser import parse
+from imgfs.image.extract import Extraction
 from imgfs.image.files import Found, ImageFiles
 from imgfs.image.save import save
 from tests.support import tarmake as tar
@@ -102,20 +103,22 @@ def test_what_is_given_up_leaves_nothing(files: ImageFiles, place: Path) -> None
 
 
 _AS_USER = """
+import os
 import sys
 from pathlib import Path
 from tests.unit.test_save import found
 from imgfs.cli.browser.opened import open_image
 from imgfs.cli.parser import parse
-from imgfs.image.save import _remove, save
+from imgfs.image.save import save
 with open_image(parse(["browse", "--store", sys.argv[1] + "/s", sys.argv[2]])) as image:
     target = Path(sys.argv[1], "tree")
     save(image.files, found(image.files, b"/tree"), target, print)
     assert (target / "deep/file").stat().st_size == 100
     assert target.stat().st_mode & 0o777 == 0o555
-    target.chmod(0o755)
-    _remove(target)
-    assert not target.exists()
+    try:
+        save(image.files, found(image.files, b"/tree"), target, print)
+    except FileExistsError:
+        assert sorted(os.listdir(sys.argv[1])) == ["layout", "s", "tree"]
 """
 
 
@@ -129,3 +132,60 @@ def test_a_user_saves_directories_that_are_read_only(users_place: Path) -> None:
     ran = subprocess.run(words, env=environment, cwd=users_place, capture_output=True, check=False, **account)
     assert ran.returncode == 0, ran.stderr.decode()
     assert ran.stdout == b""
+
+
+class Meanwhile:
+    """Files of an image; when the bytes of one are read, or what is in a directory, `act` is called."""
+
+    def __init__(self, files: ImageFiles, act: Callable[[], None]) -> None:
+        self._files = files
+        self._act = act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def data(self, one: Found) -> Iterator[tuple[int, bytes]]:
+        yield from self._files.data(one)
+        self._act()
+
+    def children(self, one: Found) -> Iterator[Found]:
+        yield from self._files.children(one)
+        self._act()
+
+
+@pytest.mark.parametrize("path", [b"/file", b"/tree"])
+def test_what_another_user_puts_in_the_place_of_a_file_gets_nothing_of_it(
+    path: bytes, files: ImageFiles, place: Path, tmp_path: Path
+) -> None:
+    """The directory that is copied to is that user's."""
+    precious, mine = tmp_path / "precious", place / "mine"
+    precious.mkdir(mode=0o700)
+
+    def exchange() -> None:
+        if not mine.is_symlink():
+            mine.rename(place / "away")
+            mine.symlink_to(precious)
+
+    before = precious.stat()
+    Extraction(Meanwhile(files, exchange), print).write(found(files, path), place, b"mine")  # type: ignore[arg-type]
+    after = precious.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert (place / "away").stat().st_mode & 0o777 == found(files, path).node.mode & 0o777
+
+
+def test_another_name_is_not_given_to_what_another_user_has_put_there(
+    tmp_path: Path, files: ImageFiles, place: Path
+) -> None:
+    two = tar.archive(tar.directory("d"), tar.file("d/a", b"a"), tar.hardlink("d/b", "d/a"))
+    name = write_image(tmp_path / "two", [plain(two)])
+
+    def exchange() -> None:
+        if (place / "d/a").exists():
+            (place / "d/a").rename(place / "away")
+            (place / "d/a").write_bytes(b"precious")
+
+    with open_image(parse(["browse", "--store", str(tmp_path / "store"), name])) as image:
+        extraction = Extraction(Meanwhile(image.files, exchange), print)  # type: ignore[arg-type]
+        with pytest.raises(OSError, match="moved while it was written"):
+            extraction.write(found(image.files, b"/d"), place, b"d")
+    assert sorted(os.listdir(place / "d")) == ["a"]
