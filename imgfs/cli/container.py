@@ -127,7 +127,7 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
         try:
-            meant = image.prepare() if is_guess else resolved
+            meant = image.prepare(ready=resolved) if is_guess else resolved
         finally:
             mounting.wait()
         if meant.digest != resolved.digest:

@@ -98,6 +98,7 @@ class ImageSelection:
         mounting: Mounting | None = None,
         replay: str | None = None,
         question: TagQuestion | None = None,
+        ready: Resolved | None = None,
     ) -> Resolved:
         """Resolve it, index its layers and merge them; shows progress.
 
@@ -105,7 +106,8 @@ class ImageSelection:
         entries afterwards, although the tree has all that a mount needs. If it is not ready, the daemon of
         `mounting` is told of the source once that has told what the image is, and again once the config has
         come; and of the spans once they are known: then it may begin to replay what `replay` names. What the
-        tag was resolved to last it opens while the registry is asked, by `question` if there is one.
+        tag was resolved to last it opens while the registry is asked, by `question` if there is one; what is
+        known to be `ready` is not looked at again.
         """
         with ExitStack() as stack:
             progress = stack.enter_context(closing(self.progress()))
@@ -114,9 +116,7 @@ class ImageSelection:
             early = _Early(self, mounting, question, lean=lean, is_part=up_to is not None)
 
             if not self.store.resolved(str(self.reference)):
-                early.expects_more()
-                if self.trust.in_registry:
-                    source.expect(_AT_ONCE)
+                early.expect_more(source)
 
             def look(digest: Digest, manifest: Manifest) -> None:
                 nonlocal discovery
@@ -125,7 +125,7 @@ class ImageSelection:
                     discovery = self._discovery(digest, manifest, source)
 
             resolved, is_away = self._resolve(source, progress, look, early.ask)
-            if resolved == early.ready:
+            if resolved in (early.ready, ready):
                 return resolved
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
@@ -135,9 +135,8 @@ class ImageSelection:
 
                 if not is_away:
                     early.tell_source(source)
+                preparing = partial(prepare, lean=lean, on_spans=partial(early.replay, resolved, replay))
                 with requiring_registry() if is_away else nullcontext():
-                    replay_early = partial(early.replay, resolved, replay)
-                    preparing = partial(prepare, lean=lean, on_spans=replay_early)
                     preparing(resolved, source, self.store, progress, self.trust, discovery)
             return resolved
 
@@ -285,10 +284,12 @@ class _Early:
         self._is_part = is_part
         self.ready: Resolved | None = None
 
-    def expects_more(self) -> None:
-        """Ask nothing by another process: this one will have to know more of the registry."""
+    def expect_more(self, source: Source) -> None:
+        """Ask nothing by another process, as this one will have to know more than it would."""
         if self._question:
             self._question.close()
+        if self._image.trust.in_registry:
+            source.expect(_AT_ONCE)
 
     def tell_source(self, source: Source) -> None:
         """Have it get ready to fetch."""

@@ -40,7 +40,9 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
             _answer(told, answer)
         os.close(told)
         os.close(answer)
-        return cls(pid, about, read_answer)
+        question = cls(pid, about, read_answer)
+        os.register_at_fork(after_in_child=question.let_go)
+        return question
 
     def begin(self, connect: Callable[[], Source]) -> None:
         """Have the child ask what `connect` opens, which is pickled."""
@@ -50,13 +52,14 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
             pickle.dump(connect, pipe)
 
     def answer(self) -> Descriptor | None:
-        """Wait for what the tag names; None if the child has no answer. Raises RegistryError."""
+        """Wait for what the tag names; None if the child does not know. It ends. Raises RegistryError."""
         import pickle
 
         from imgfs.errors import RegistryError
 
         with open(self._answer, "rb", closefd=False) as pipe:
             body = pipe.read()
+        self.close()
         found: Descriptor | RegistryError | None = pickle.loads(body) if body else None
         if isinstance(found, RegistryError):
             raise found
@@ -64,13 +67,17 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
 
     def close(self) -> None:
         """End the child."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        os.close(self._about)
-        os.close(self._answer)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if self._is_open:
+            self.let_go()
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def let_go(self) -> None:
+        """Close the pipes, as every other process does that is forked from this one."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._about)
+            os.close(self._answer)
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -89,3 +89,20 @@ def test_a_child_that_is_never_asked_ends_with_the_block() -> None:
         question.close()
     with pytest.raises(ChildProcessError):
         os.waitpid(question.pid, 0)
+
+
+def test_no_other_process_holds_its_pipes() -> None:
+    """A daemon that is forked meanwhile lives on."""
+    with TagQuestion.fork() as question:
+        before = os.listdir("/proc/self/fd")
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(write, str(len(os.listdir("/proc/self/fd"))).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert int(os.read(read, 9)) == len(before) + 2 - 2  # those of this test, not those of the question
+        os.close(read)
+        os.close(write)
+        question.begin(partial(connect, NAMED))
+        assert question.answer() == NAMED
