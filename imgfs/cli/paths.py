@@ -117,10 +117,10 @@ class NamedFiles:
         for path in paths:
             yield from self.at(path, follow=follow)
 
-    def refuse(self, found: Found) -> None:
+    def refuse(self, found: Found, reason: str = "") -> None:
         """Tell that something is no file that can be read."""
         number = errno.EISDIR if found.is_directory else errno.EINVAL
-        complain(f"{os.fsdecode(found.path)}: {os.strerror(number)}")
+        complain(f"{os.fsdecode(found.path)}: {reason or os.strerror(number)}")
         self.code = self._failure
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Iterable
 
 from imgfs.cli.options import Commands
 from imgfs.cli.output import say_line
 from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
+from imgfs.errors import InvalidImage
 
 
 def add_sha256(commands: Commands) -> None:
@@ -40,11 +42,20 @@ def sha256(options: argparse.Namespace) -> int:
                 continue
             for found in files.below(top):
                 if found.is_regular:
-                    hasher = hashlib.sha256()
-                    for piece in files.read(found):
-                        hasher.update(piece)
-                    say_line(_line(hasher.hexdigest(), found.path))
+                    try:
+                        digest = _digest(files.whole(found))
+                    except InvalidImage as error:
+                        named.refuse(found, str(error))
+                    else:
+                        say_line(_line(digest, found.path))
     return named.code
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    hasher = hashlib.sha256()
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _line(digest: str, path: bytes) -> bytes:

@@ -11,16 +11,20 @@ directories only (xattr(7)). What a layer itself says by such a name is what is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 from functools import partial
 
 from imgfs.content.content import Content
+from imgfs.errors import InvalidImage
+from imgfs.fuse.errors import FUSEError
 from imgfs.fuse.interrupts import GiveUp
 from imgfs.fuse.views import VIRTUAL_XATTRS, PendingRead
 from imgfs.image.resolve import Resolved
 from imgfs.image.versions import steps_of
 from imgfs.layer.entry import Extent
+from imgfs.layer.limits import HolesBudget
 from imgfs.tree.reader import Tree
 
 _PIECE = 1 << 20  # bytes that are hashed at once
@@ -59,7 +63,14 @@ class Provenance:
         return node is not None and stat.S_ISREG(node.mode)
 
     def _hash(self, ino: int, layer: int, extents: tuple[Extent, ...], size: int, given_up: GiveUp) -> bytes:
-        """Return the digest of a file's contents, which is kept. Raises ImgfsError, InterruptedError."""
+        """Return the digest of a file's contents, which is kept. Raises ImgfsError, InterruptedError.
+
+        EFBIG for holes without end.
+        """
+        try:
+            HolesBudget().take(size, sum(extent.length for extent in extents))
+        except InvalidImage as error:
+            raise FUSEError(errno.EFBIG) from error
         hasher = hashlib.sha256()
         for offset in range(0, size, _PIECE):
             length = min(_PIECE, size - offset)

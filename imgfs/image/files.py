@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from imgfs.image.image import Image
 from imgfs.layer.entry import KIND_OF, Entry, Extent, Kind
+from imgfs.layer.limits import HolesBudget
 from imgfs.layer.schema import TAR
 from imgfs.tree.database import Node
 from imgfs.tree.reader import Tree, leads_nowhere
@@ -54,6 +55,7 @@ class ImageFiles:
         self._tree = tree or image.tree
         self._spaces = self._tree.spaces()
         self._given_up = given_up
+        self._holes = HolesBudget()
 
     def until(self, given_up: Future[None]) -> ImageFiles:
         """Return the same files, to be read and listed until `given_up` is settled."""
@@ -144,6 +146,12 @@ class ImageFiles:
         for offset in range(0, found.node.size, _READ_SIZE):
             yield read(offset, _READ_SIZE)
 
+    def whole(self, found: Found) -> Iterator[bytes]:
+        """Yield the same, for what has to read all of them. Raises InvalidImage for endless holes."""
+        filled = sum(end - start for start, end in self.filled(found))
+        self._holes.take(found.node.size, filled)
+        yield from self.read(found)
+
     def data(self, found: Found) -> Iterator[tuple[int, bytes]]:
         """Yield the bytes of a regular file that are in its layer, and where they are in it: no holes."""
         read = self.reader(found)
@@ -188,7 +196,7 @@ class ImageFiles:
                 several = found.node.nlink > 1 and not found.is_directory
                 if several and first.setdefault(found.node.ino, name) != name:
                     kind = Kind.HARDLINK
-                body = self.read(found) if kind is Kind.FILE else ()
+                body = self.whole(found) if kind is Kind.FILE else ()
                 yield self._entry(found, name, kind, first.get(found.node.ino, b"")), body
 
     def _entry(self, found: Found, name: bytes, kind: Kind, first: bytes) -> Entry:

@@ -58,11 +58,16 @@ What an index of others may cost:
 | reading that            | 64 steps of SQLite for each of its bytes, and 10 million; 64 MiB for a record   |
 | a profile               | `content.profile.MAX_JSON`                                                      |
 
+What a command or an attribute reads in holes, to hash them or to write them as zeros, is 1 TiB in all: a
+layer says of a file in a few bytes that it is 2^63 long.
+
 What is guessed of files that are opened (`predict`) is bounded where it is read, and in all by
 `predict.wants`.
 """
 
 from __future__ import annotations
+
+from imgfs.errors import InvalidImage
 
 # -- what Linux can hold -----------------------------------------------------------------------------------
 NAME_LIMIT = 255  # bytes of one component: NAME_MAX (linux/limits.h)
@@ -114,3 +119,26 @@ LAYERS_LIMIT = 500  # of an image: OVL_MAX_STACK (linux, fs/overlayfs/params.h)
 def largest_unpacked(packed: int) -> int:
     """Return the bytes that a published index or tree of `packed` bytes may unpack to."""
     return min(DATABASE_LIMIT, DATABASE_RATIO * packed + DATABASE_MORE)
+
+
+# -- what the holes of its files may cost ------------------------------------------------------------------
+HOLES_LIMIT = 1 << 40  # bytes: zeros are hashed in half an hour; the disk of a virtual machine is smaller
+
+
+class HolesBudget:
+    """The bytes of holes that may still be read as zeros."""
+
+    def __init__(self) -> None:
+        self._left = HOLES_LIMIT
+
+    def take(self, size: int, stored: int) -> None:
+        """Note that a file of `size` bytes, of which so many are no holes, is read as a whole.
+
+        Raises InvalidImage if that is too much.
+        """
+        holes = max(0, size - stored)
+        if holes > self._left:
+            raise InvalidImage(
+                f"is {size} bytes long, nearly all of them holes: no more than 1 TiB of those is read"
+            )
+        self._left -= holes

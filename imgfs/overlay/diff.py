@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import KIND_OF, Entry, Kind
+from imgfs.layer.limits import HolesBudget
 from imgfs.overlay.copyup_data import ImageData
 from imgfs.overlay.lookup import File, is_directory
 from imgfs.overlay.node import UpperNode
@@ -23,6 +24,7 @@ from imgfs.tree.database import ROOT, Attributes, Node
 from imgfs.tree.paths import WHITEOUT_PREFIX, shown
 
 _CHUNK = 1 << 20  # bytes read at a time
+_SECTOR = 512  # bytes: st_blocks (stat(2))
 
 
 class ChangeKind(enum.Enum):
@@ -63,6 +65,7 @@ class Diff:
         self._union = union
         self._tree = union.tree
         self._content = content
+        self._holes = HolesBudget()
         self.left_out: dict[bytes, str] = {}  # by path: what was met that no layer holds
 
     def __iter__(self) -> Iterator[DiffEntry]:
@@ -208,18 +211,23 @@ class Diff:
         if data == before.ino:
             return False
         pairs = zip(self._bytes(file, before.size), self._bytes(before, before.size), strict=True)
-        return any(one != other for one, other in pairs)
+        try:
+            return any(one != other for one, other in pairs)
+        except InvalidImage:  # endless holes: it was written to
+            return True
 
     def _bytes(self, file: File, size: int) -> Iterator[bytes]:
-        """A file's bytes, in pieces of 1 MiB."""
+        """A file's bytes, in pieces of 1 MiB. Raises InvalidImage for endless holes."""
         data = file.data if isinstance(file, UpperNode) else file.ino
         if data is not None:
             layer, extents = self._tree.extents(data)
+            self._holes.take(size, sum(extent.length for extent in extents))
             for offset in range(0, size, _CHUNK):
                 yield self._content.read(layer, extents, offset, min(_CHUNK, size - offset))
         elif isinstance(file, UpperNode):
             fd = self._union.upper.open(self._union.at(file), os.O_RDONLY)
             with open(fd, "rb") as opened:
+                self._holes.take(size, os.fstat(fd).st_blocks * _SECTOR)
                 while piece := opened.read(_CHUNK):
                     yield piece
 

@@ -168,6 +168,18 @@ def test_a_destination_that_fails_is_named_and_nothing_is_left(
     assert [path.name for path in imgfs.store.glob(".commit-*")] == []
 
 
+def test_endless_holes_are_refused_by_name_and_others_are_zeros(
+    imgfs: Imgfs, at: Path, tmp_path: Path
+) -> None:
+    for name, size in (("endless", 2 << 40), ("hole", 4 << 20)):
+        (at / name).touch()
+        os.truncate(at / name, size)
+    said = imgfs.run("commit", at, f"oci:{tmp_path}/made:v1").complaint()
+    assert "endless: is 2199023255552 bytes long, nearly all of them holes" in said
+    (at / "endless").unlink()
+    commit(imgfs, at, f"oci:{tmp_path}/made:v1")
+
+
 def test_a_read_only_mount_cannot_be_committed(imgfs: Imgfs, image: str) -> None:
     at = imgfs.mount(image)
     said = imgfs.run("commit", at, "oci:new:v1").complaint()

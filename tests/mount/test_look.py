@@ -248,6 +248,20 @@ def test_of_a_terabyte_of_holes_cp_and_grep_take_what_the_layer_has(
     assert capfd.readouterr().out == "Binary file /huge matches\n"
 
 
+def test_of_endless_holes_no_digest_or_tar_is_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sizes = {"huge": 1 << 62, "hole": 4 << 20}
+    members = (tar.sparse_pax("1.0", name, size, [(0, b"first")]) for name, size in sizes.items())
+    image = write_image(tmp_path / "layout", [gzipped(tar.archive(*members))])
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["sha256", *store, image, "/huge", "/hole"]) == 1
+    out, err = capfd.readouterr()
+    assert out == f"{hashlib.sha256(b'first'.ljust(4 << 20, bytes(1))).hexdigest()}  /hole\n"
+    assert err.startswith(f"imgfs: /huge: is {1 << 62} bytes long, nearly all of them holes")
+    assert main(["export", *store, "-o", str(tmp_path / "tar"), image]) == 1
+    assert "huge: is 4611686018427387904 bytes long" in capfd.readouterr().err
+    assert not (tmp_path / "tar").exists()
+
+
 @pytest.mark.parametrize("command", [["export"], ["cp", "/", "-"]])
 def test_the_merged_files_go_out_as_a_tar(look: Look, command: list[str]) -> None:
     body = look(command[0], look.image, *command[1:])
