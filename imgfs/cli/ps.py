@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, age, size
 from imgfs.cli.options import Commands, json_option, store_option
 from imgfs.cli.output import say, say_table
-from imgfs.errors import ImgfsError, MountError
+from imgfs.errors import ImgfsError
 
 if TYPE_CHECKING:
     from imgfs.mounts.table import Mount
     from imgfs.status import MountStatus
-
-
-_LEAST = 1.0  # seconds that a daemon has to answer, whatever others have taken
 
 
 def add_ps(commands: Commands) -> None:
@@ -191,16 +186,13 @@ def _list_mounts(options: argparse.Namespace) -> int:
 
 
 def _rows(mounts: list[Mount]) -> list[MountRow]:
-    """Return the mounts' rows, whose daemons have a time to answer in that is for all of them."""
+    """Return the mounts' rows."""
     from imgfs.mounts.holders import idle_mounts
-    from imgfs.mounts.status_client import ANSWER
+    from imgfs.mounts.status_client import read_statuses
 
-    end = time.monotonic() + ANSWER
     idle = idle_mounts(mounts)  # not asked: that would wake them, all of a node's
-    return [
-        _idle_row(mount) if mount.mountpoint in idle else _row(mount, max(_LEAST, end - time.monotonic()))
-        for mount in mounts
-    ]
+    statuses = read_statuses([mount for mount in mounts if mount.mountpoint not in idle])
+    return [_idle_row(mount) if mount.mountpoint in idle else _row(mount, next(statuses)) for mount in mounts]
 
 
 def _idle_row(mount: Mount) -> MountRow:
@@ -215,14 +207,8 @@ def _scratch(status: MountStatus) -> str | None:
     return status.scratch.name if status.scratch.kept else "(not kept)"
 
 
-def _row(mount: Mount, patience: float) -> MountRow:
-    """Return a mount's row, with the pid and scratch of its daemon if that answers."""
-    from imgfs.mounts.status_client import read_status
-    from imgfs.status import MountStatus
-
-    status = MountStatus()
-    with contextlib.suppress(MountError):
-        status = read_status(mount, patience)
+def _row(mount: Mount, status: MountStatus) -> MountRow:
+    """Return a mount's row, with what its daemon says, which is empty if that does not answer."""
     return MountRow(
         mountpoint=str(mount.mountpoint),
         image=mount.name,

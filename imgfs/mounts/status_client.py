@@ -13,8 +13,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 
 STATUS_XATTR = "user.imgfs.status"  # on a mount's root: answered by the daemon, never listed
 ANSWER = 10.0  # seconds that a daemon may take to answer,
+_LEAST_OF_MANY = 1.0  # seconds that each of several has, whatever others have taken
 _LEAST = 0.01  # seconds: with none a socket would not wait at all
 _POLL = 0.5  # seconds between checks whether it is stopped: then it is not waited for
 _LARGEST_PLAIN = 48 << 10  # bytes: an attribute has 64 KiB at most (xattr(7)), an image over a hundred layers
 _LARGEST = 16 << 20  # bytes of a status: an image of 500 layers has 1 MiB
 _READ_SIZE = 1 << 16
 _OK, _FAILED = b"\0", b"\1"  # first byte of the child's answer
+_NUMBER = 4  # bytes of each number in the child's answer about several mounts
 _CREDENTIALS = 12  # bytes: pid, uid and gid (unix(7), SO_PEERCRED)
 
 
@@ -65,9 +68,62 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
     Raises DaemonSilent if it does not answer within so many seconds (by default `ANSWER`), sooner if it is
     stopped; MountError if it has died.
     """
-    end = time.monotonic() + (ANSWER if patience is None else patience)
+    return _status(mount, time.monotonic() + (ANSWER if patience is None else patience))
+
+
+def read_statuses(mounts: Sequence[Mount]) -> Iterator[MountStatus]:
+    """Yield the status of each mount; an empty one if its daemon does not answer, or has died.
+
+    All have `ANSWER` together, and each has a second still, whatever others have taken. One child asks all
+    that are by FUSE; if a daemon keeps it waiting, each of them is asked by another.
+    """
+    from imgfs.status import MountStatus
+
+    end = time.monotonic() + ANSWER
+    served = [mount for mount in mounts if not mount.runtime]
+    known: dict[Mount, bytes | OSError] = {}
+    with suppress(OSError):
+        if served:
+            body = ask_in_child(partial(_answers, served), served[0], time.monotonic() + _LEAST_OF_MANY)
+            known = dict(zip(served, _parsed(body), strict=True))
+    for mount in mounts:
+        try:
+            found = _status(mount, max(end, time.monotonic() + _LEAST_OF_MANY), known.get(mount))
+            yield MountStatus.from_json(found)
+        except MountError:
+            yield MountStatus()
+
+
+def _answers(mounts: Sequence[Mount]) -> bytes:
+    """Return for each mount an errno, 0 for none, the length of what its daemon answers, and that."""
+    found = b""
+    for mount in mounts:
+        number, answer = 0, b""
+        try:
+            answer = _status_of(mount)()
+        except OSError as error:
+            number = error.errno or errno.EIO
+        found += number.to_bytes(_NUMBER, "big") + len(answer).to_bytes(_NUMBER, "big") + answer
+    return found
+
+
+def _parsed(answers: bytes) -> Iterator[bytes | OSError]:
+    """Yield what `_answers` has of each mount."""
+    at = 0
+    while at < len(answers):
+        number = int.from_bytes(answers[at : at + _NUMBER], "big")
+        begin = at + 2 * _NUMBER
+        at = begin + int.from_bytes(answers[at + _NUMBER : begin], "big")
+        yield OSError(number, os.strerror(number)) if number else answers[begin:at]
+
+
+def _status(mount: Mount, end: float, answer: bytes | OSError | None = None) -> Mapping[str, object]:
+    """Read a status until the time `end`, if its `answer` is not known. Raises as `read_status_json`."""
     try:
-        body = _ask_socket(mount, end) if mount.runtime else ask_in_child(_status_of(mount), mount, end)
+        if isinstance(answer, OSError):
+            raise answer
+        if answer is None:
+            answer = _ask_socket(mount, end) if mount.runtime else ask_in_child(_status_of(mount), mount, end)
     except TimeoutError as error:
         raise DaemonSilent(mount) from error
     except OSError as error:
@@ -77,7 +133,7 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
         hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
         raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
     try:
-        return decode_status(body)
+        return decode_status(answer)
     except MountError as error:
         raise MountError(f"{mount.mountpoint}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.mounts import status_client as asking_module
-from imgfs.mounts.status_client import DaemonSilent, read_status
-from imgfs.mounts.table import Mount, mount_at
+from imgfs.mounts.status_client import DaemonSilent, read_status, read_statuses
+from imgfs.mounts.table import Mount, imgfs_mount_at, mount_at
 from tests.support import tarmake as tar
 from tests.support.mounted import Imgfs, drop_caches, gzipped, is_alive, until, write_image
 
@@ -59,6 +60,27 @@ def test_every_command_says_within_seconds_that_the_daemon_is_stopped(
     assert imgfs.status(at)["pid"] == pid
     imgfs.umount(at)
     assert not is_alive(pid)
+
+
+def test_one_daemon_that_does_not_answer_hides_no_other(imgfs: Imgfs, image: str) -> None:
+    """Of several mounts that are asked together; by the kernel's driver each is asked by itself."""
+    places = [imgfs.mount(image, at=imgfs.mountpoint(name)) for name in ("first", "silent", "last")]
+    pids = [imgfs.pid(at) for at in places]
+
+    def listed() -> list[int | None]:
+        rows = {row["mountpoint"]: row["pid"] for row in json.loads(imgfs.ok("ps", "--json", timeout=BOUND))}
+        return [rows[str(at)] for at in places]
+
+    assert listed() == pids
+    forks: list[None] = []
+    os.register_at_fork(before=lambda: forks.append(None))
+    found = read_statuses([imgfs_mount_at(at) for at in places])
+    assert [status.pid for status in found] == pids
+    assert len(forks) <= 1
+    with stopped(pids[1]):
+        assert listed() == [pids[0], None, pids[2]]
+    for at in places:
+        imgfs.umount(at)
 
 
 @pytest.mark.parametrize("options", [(), ("--rw",)])
