@@ -16,7 +16,7 @@ from imgfs.config import podman_images
 from imgfs.engines.liveness import is_answering
 from imgfs.engines.podman_users import graph_roots, users_of
 from imgfs.mounts.table import imgfs_mounts
-from tests.support.containers import PODMAN
+from tests.support.containers import LIMITS, PODMAN
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
 from tests.support.engines import needs_podman
 from tests.support.mounted import Imgfs, Ran, gzipped, write_image
@@ -97,7 +97,7 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     (tmp_path / "Containerfile").write_text(
         f'FROM {rig.image}\nRUN ["touch", "/made"]\nCOPY Containerfile /\n'
     )
-    words = "--isolation=chroot", "--network=host", "-q", "-t", "localhost/derived"
+    words = "--isolation=chroot", "--network=host", *LIMITS, "-q", "-t", "localhost/derived"
     built = rig.podman("build", *words, "-f", tmp_path / "Containerfile", tmp_path)
     assert built.code == 0, built
     assert rig.podman("run", *PODMAN, "localhost/derived", "cat", "/made", "/etc/name").text == "upper"

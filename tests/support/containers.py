@@ -27,13 +27,8 @@ from tests.support.mounted import Imgfs, Ran, Stored, gzipped, until, write_imag
 COMMANDS = "sh cat chmod chown echo env false grep hostname id ls pwd rm sleep sort stat touch true tty"
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/sh\n"
 GROUP = b"root:x:0:\nadm:x:4:root\nweb:x:34:\nextra:x:44:web\n"
-PODMAN = (  # what podman must be told where it may not raise its own limits
-    "--rm",
-    "--runtime=runc",
-    "--network=none",
-    "--ulimit=nofile=1000:1000",
-    "--ulimit=nproc=1000:1000",
-)
+LIMITS = "--ulimit=nofile=1000:1000", "--ulimit=nproc=1000:1000"  # where podman may not raise its own
+PODMAN = "--rm", "--runtime=runc", "--network=none", *LIMITS
 
 
 def has_static_busybox() -> bool:
