@@ -18,7 +18,7 @@ from imgfs.engines.snapshotter.rows import Snapshot, SnapshotKind, SnapshotUsage
 
 
 def snapshot(name: str, kind: SnapshotKind, parent: str, labels: Mapping[str, str]) -> Snapshot:
-    return Snapshot(0, name, parent, kind, 0, 0, labels, SnapshotUsage(), None)
+    return Snapshot(0, name, parent, kind, 0, 0, labels, SnapshotUsage(), None, "imgfs")
 
 
 ROOT = {"containerd.io/gc.root": "x", 'a "b" \\': "too complex, yo"}

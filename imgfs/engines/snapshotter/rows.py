@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -117,18 +117,23 @@ class SnapshotRows:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
-        with self._errors():
+        with self._errors(), ExitStack() as failed:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found > _FORMAT:
-                raise StoreError(
-                    f"{path}: of format {found}, this imgfs knows {_FORMAT}: it is a newer one's"
-                )
-            self._db.executescript(_PRAGMAS)
-            if found == _WITHOUT_PLUGINS:
-                self._db.executescript(_ADD_PLUGINS)
-            self._db.executescript(_SCHEMA)
-            self._has_unclaimed = any(self._select("plugin = ''"))
+            failed.callback(self._db.close)
+            self._prepare()
+            failed.pop_all()
+
+    def _prepare(self) -> None:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > _FORMAT:
+            raise StoreError(
+                f"{self._path}: of format {found}, this imgfs knows {_FORMAT}: it is a newer one's"
+            )
+        self._db.executescript(_PRAGMAS)
+        if found == _WITHOUT_PLUGINS:
+            self._db.executescript(_ADD_PLUGINS)
+        self._db.executescript(_SCHEMA)
+        self._has_unclaimed = any(self._select("plugin = ''"))
 
     def close(self) -> None:
         """Close the file."""
