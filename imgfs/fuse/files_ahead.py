@@ -91,27 +91,32 @@ class FilesAhead:
         if (run := storing.take()) is None:
             return False
         began, stored = run
-        if stored == began:  # the kernel does not know the next, or they are not here
+        if not stored:  # the kernel does not know the next, or they are not here
             self._evidence = 0
-        elif self._first <= stored and began <= self._last:
-            self._first, self._last = min(began, self._first), max(stored, self._last)
+        elif self._first <= stored[-1] and began <= self._last:
+            self._first, self._last = min(began, self._first), max(stored[-1], self._last)
+        for ino in stored:  # no READ will tell
+            self._content.opened(ino)
         return True
 
-    def _store_after(self, session: Session, ino: int) -> int:
-        """Store the files that follow; return the last, or the one to go on from. For the thread."""
+    def _store_after(self, session: Session, ino: int) -> list[int]:
+        """Store the files that follow; return them. For the thread."""
         files: list[SmallFile] = []
+        stored: list[int] = []
         try:
             files += self._run(ino)
             for part in (files[:1], files[1:]):  # if the kernel has not met the first, no more is read
-                stored = list(takewhile(lambda file: session.store(*file), self._bodies(part)))
-                ino = stored[-1][0] if stored else ino
-                if len(stored) < len(part):
+                before = len(stored)
+                stored += (
+                    file[0] for file in takewhile(lambda file: session.store(*file), self._bodies(part))
+                )
+                if len(stored) < before + len(part):
                     break
         except (ImgfsError, OSError):  # a READ will tell
             log.debug("files after %d are not stored ahead", ino, exc_info=True)
         if files and self._content.is_refused(files[0].layer):  # since then
             session.forget_pages_soon(file.ino for file in files)
-        return ino
+        return stored
 
     def _bodies(self, files: Sequence[SmallFile]) -> Iterator[tuple[int, memoryview]]:
         """Yield the bytes of files that lie side by side, by ino; of none if not all are in the store."""
@@ -141,11 +146,11 @@ class FilesAhead:
 class _Storing:
     """A thread that stores files by `store_after`, for ever; `done` can be read once it has, until `take`."""
 
-    def __init__(self, store_after: Callable[[int], int]) -> None:
+    def __init__(self, store_after: Callable[[int], list[int]]) -> None:
         from queue import SimpleQueue  # here: many a mount has no such reader
 
         self._store_after = store_after
-        self._wanted, self._stored = SimpleQueue[int](), SimpleQueue[tuple[int, int]]()
+        self._wanted, self._stored = SimpleQueue[int](), SimpleQueue[tuple[int, list[int]]]()
         self.is_idle = True
         self.done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         threading.Thread(target=self._store, name="imgfs-files-ahead", daemon=True).start()
@@ -155,8 +160,8 @@ class _Storing:
         self.is_idle = False
         self._wanted.put(ino)
 
-    def take(self) -> tuple[int, int] | None:
-        """Return after which file it has begun, and how far it has come; None if it is not done."""
+    def take(self) -> tuple[int, list[int]] | None:
+        """Return after which file it has begun, and what it has stored; None if it is not done."""
         try:
             os.eventfd_read(self.done)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -160,3 +161,21 @@ def test_those_who_read_a_whole_tree_are_given_several_files_at_once(imgfs: Imgf
             assert list(threads.map(read_bytes, map(at.joinpath, contents))) == list(contents.values())
         reads = imgfs.status(at)["layers"][0]["hits"]
     assert 8 < reads < 60 + 40 * (readers - 1)  # of 299 files: the first ones, then some for each 64
+
+
+def test_what_readers_of_a_whole_tree_are_given_counts_as_read_for_what_is_fetched_ahead(
+    imgfs: Imgfs,
+) -> None:
+    chance = random.Random(4)
+    names = [f"d/{number:04}" for number in range(4000)]
+    layer = gzipped(
+        tar.archive(tar.directory("d"), *(tar.file(name, chance.randbytes(2000)) for name in names))
+    )
+    image = write_image(imgfs.directory / "layout", [layer])
+    imgfs.umount(imgfs.mount(image))
+    imgfs.evict(image)
+    at = imgfs.mount(image, "--driver", "fuse", "--replay", "none")
+    with caches_kept():
+        os.listdir(at / "d")
+        assert all(len(read_bytes(at / name)) == 2000 for name in names)
+    assert imgfs.status(at)["layers"][0]["brought"]["sweep"]["bytes_used"] > len(layer) * 2 / 3
