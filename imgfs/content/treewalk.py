@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from imgfs.content.layer import LayerContent
-from imgfs.content.readahead import DEEPEST
 from imgfs.content.requests import SIZES, requests_for
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
@@ -29,11 +28,14 @@ FilesAfter = Callable[
 
 _STEP = 16  # from one ino to the next: directories and symlinks are not opened
 _EVIDENCE = 32  # such steps, less what speaks against it
-_FIRST = 2 << 20  # compressed bytes ahead of the reader at first
+# Compressed bytes ahead of the reader at first, and at most: small files take a reader longer than the wire,
+# so what comes meanwhile is there for the large ones. It grows by what the reader has passed, no faster.
+_FIRST, _DEEPEST = 2 << 20, 128 << 20
 _REQUESTS = 8  # that what is ahead is cut into
-_FILES = 1000  # of the tree examined beyond the reader
+_FILES = 1000  # of the tree examined at once; twice as many beyond the reader, and as many as it has opened
 _POLL = 0.02  # seconds between checks where the reader is
 _LOST = 5.0  # seconds without a step of the reader after which there is none
+_NOWHERE = -1, 0, 0  # no span, and its place
 
 
 class TreeWalkPrefetch:
@@ -98,22 +100,26 @@ class TreeWalkPrefetch:
 
     def _missing_after(self, ino: int) -> Iterator[tuple[int, int]]:
         """Yield (layer, span) of what follows a file and is neither present nor in flight."""
-        seen: dict[int, int] = {}  # the span that was last in each layer: files follow each other in it
+        # The span that was last in each layer, and where it is: files follow each other in it.
+        seen: dict[int, tuple[int, int, int]] = {}
         opened = self._opened
         complete = {number for number, layer in enumerate(self._layers) if layer.is_complete()}
         coming = (
             found for found in self.files_after(ino) if found[0] not in complete
         )  # those may be read unseen
         for count, (layer, extents) in enumerate(coming):
-            if count % _FILES == 0 and not self._reader_comes(opened + count - 2 * _FILES):
+            if count % _FILES == 0 and not self._reader_comes(opened + count // 2 - _FILES):
                 return
-            table = self._layers[layer].table
             for extent in extents:
+                before, start, end = seen.get(layer, _NOWHERE)
+                if start <= extent.flat and extent.flat + extent.length <= end:
+                    continue
+                table = self._layers[layer].table
                 first, last = table.holding(extent.flat, extent.length)
                 for span in range(first, last + 1):
-                    if seen.get(layer) != span and self._layers[layer].is_missing(span):
+                    if before != span and self._layers[layer].is_missing(span):
                         yield layer, span
-                    seen[layer] = span
+                seen[layer] = last, table.flat_starts[last], table.flat_starts[last + 1]
 
     def _reader_comes(self, opened: int) -> bool:
         """Wait until so many files have been opened, so as not to examine the tree far ahead; else False."""
@@ -155,7 +161,7 @@ class _Prefetched:
     @property
     def depth(self) -> int:
         """Return the compressed bytes that may be ahead of the reader: they grow with what it has read."""
-        return min(DEEPEST, _FIRST + 2 * self._passed)
+        return min(_DEEPEST, _FIRST + self._passed)
 
     def extend(self, touches: Iterable[tuple[int, int]]) -> None:
         """Add spans that have been requested."""
