@@ -37,11 +37,12 @@ class Priority(IntEnum):
     BACKGROUND = 5  # the whole image is being fetched
 
 
-# How many requests of this priority and lower ones may be under way.
+# How many requests of this priority and lower ones may be under way. Where many are wanted, so many are that
+# some are always on the wire while others are decoded.
 _AT_MOST = {
     Priority.MISS: FETCH_THREADS,
-    Priority.READAHEAD: 8,
-    Priority.REPLAY: 6,
+    Priority.READAHEAD: 9,
+    Priority.REPLAY: 9,
     Priority.GUESS: 5,
     Priority.REST_OF_LAYER: 4,
     Priority.BACKGROUND: 2,

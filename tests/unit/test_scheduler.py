@@ -85,7 +85,7 @@ def test_what_has_the_same_urgency_begins_in_order(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("priority", "most"),
-    [(Priority.READAHEAD, 8), (Priority.REPLAY, 6), (Priority.REST_OF_LAYER, 4), (Priority.BACKGROUND, 2)],
+    [(Priority.READAHEAD, 9), (Priority.REPLAY, 9), (Priority.REST_OF_LAYER, 4), (Priority.BACKGROUND, 2)],
 )
 def test_the_background_leaves_threads_to_readers(desk: Desk, priority: Priority, most: int) -> None:
     background = desk.submit(priority, FETCH_THREADS)
