@@ -8,6 +8,7 @@ mounted and, for an ordinary user, where it is root.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,13 +24,14 @@ from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.container_record import ContainerRecord, SpecProcess, StoredContainer
 from imgfs.runtime.host import RuntimeCommand, cgroups_of_this_machine
 from imgfs.runtime.oci_runtime import OciRuntime, start_failure
-from imgfs.runtime.rootfs import check_modes, command_places
+from imgfs.runtime.rootfs import NOT_EXECUTABLE, NOT_FOUND, Refused, check_modes, command_places
 from imgfs.runtime.signals import SignalRelay
 from imgfs.runtime.stdio import StdioPipes
 from imgfs.runtime.user import User, find_user
 
 _LARGEST = 4 << 20  # bytes of a passwd or group
 _EXEC = "exec-"
+_LED_ASTRAY = (errno.ELOOP, errno.EXDEV)  # by /proc's links to what is open (openat2(2), RESOLVE_IN_ROOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +127,28 @@ def look_up(top: int, text: str | None) -> User | None:
 
 
 def check_exec(top: int, process: SpecProcess) -> None:
-    """Raise Refused if the command of a Process cannot be run: the runtime's words are not for people."""
+    """Raise Refused if the command of a Process cannot be run: the runtime's words are not for people.
+
+    Nor does it begin in a directory that the kernel finds only for the runtime: the container may have a path
+    lead to one that is open there (`mount_targets.make_workdir`).
+    """
+    _check_workdir(top, process["cwd"])
     command: str = process["args"][0]
     modes = [_mode(top, place) for place in command_places(command, process["cwd"], process["env"])]
     check_modes(command, modes, "container")
+
+
+def _check_workdir(top: int, path: str) -> None:
+    try:
+        os.close(syscalls.open_in_root(top, path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except PermissionError:  # the process may be of a user who may go there
+        return
+    except OSError as error:
+        where = f"the working directory {path} of the container"
+        if error.errno in _LED_ASTRAY:
+            raise Refused(f"{where}: it is a process's, or leads in circles", NOT_EXECUTABLE) from error
+        code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+        raise Refused(f"{where}: {error.strerror}", code) from error
 
 
 def _mode(top: int, path: str) -> int | None:

@@ -124,6 +124,17 @@ def test_exec_reads_the_passwd_that_the_container_has_now(run: Imgfs, image: str
         assert run.ok("exec", "-u", "me", "box", "sh", "-c", "id -u; id -g; echo $HOME") == "55\n66\n/me\n"
 
 
+def test_exec_begins_in_no_directory_of_a_process(run: Imgfs, image: str) -> None:
+    """The container has its working directory lead to what a runtime has open (CVE-2024-21626)."""
+    links = "busybox ln -s /proc/self/fd/3 /its; busybox ln -s /proc/1/cwd /first; busybox ln -s etc /good"
+    with detached(run, image, f"{links}; {GOES_ON}"):
+        logged(run, 2)
+        said = "the working directory /its of the container: No such file or directory"
+        assert run.run("exec", "-w", "/its", "box", "true").complaint(127) == said
+        assert "it is a process's" in run.run("exec", "-w", "/first", "box", "true").complaint(126)
+        assert run.ok("exec", "-w", "/good", "box", "sh", "-c", "pwd -P") == "/etc\n"
+
+
 def test_a_terminal_of_a_detached_container_is_logged(run: Imgfs, image: str) -> None:
     with detached(run, image, f"tty; {GOES_ON}", "-t"):
         logged(run, 3)
