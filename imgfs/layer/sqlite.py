@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.limits import RECORD_LIMIT, STEPS_EACH, STEPS_MORE
 
 Row: TypeAlias = tuple[Any, ...]
+Check: TypeAlias = Callable[[Path], None]  # of a file whose rows may break rules yet
 _OBJECTS = "SELECT type, name, tbl_name, sql FROM {}sqlite_master ORDER BY type, name"
 _LOOK = 10_000  # steps between looks at the budget
 _PAGE = 4096  # bytes of a page of the copy: SQLite's default
@@ -106,22 +107,32 @@ def _has_objects(path: Path, count: int) -> bool:
     return len(head) == _FILE_HEADER + _PAGE_HEADER and (head[_FILE_HEADER], rows) == (_LEAF, count)
 
 
-def first_invalid_table(path: Path, rules: Mapping[str, str]) -> str | None:
+def first_invalid_table(path: Path, rules: Mapping[str, str], checks: Sequence[Check] = ()) -> str | None:
     """Return a table with a row against its rule, an SQL expression; `has_schema` must be True of the file.
 
-    None if all rows obey. SQLite does not enforce a column's type, so a rule checks types too.
+    None if all rows obey. SQLite does not enforce a column's type, so a rule checks types too. The `checks`
+    are run at the same time; what they raise is raised if all rows obey.
     """
+    look = partial(_has_invalid_row, path)
+    others: list[Callable[[], None]] = []
     try:
         if path.stat().st_size <= _SMALL:
-            found = list(map(partial(_has_invalid_row, path), rules, rules.values()))
+            found = list(map(look, rules, rules.values()))
+            others += (partial(check, path) for check in checks)
         else:
             from concurrent.futures import ThreadPoolExecutor  # here: most commands check no file
 
             with ThreadPoolExecutor(_ABREAST) as pool:
-                found = list(pool.map(partial(_has_invalid_row, path), rules, rules.values()))
+                others += [pool.submit(check, path).result for check in checks]
+                found = list(pool.map(look, rules, rules.values()))
     except (sqlite3.Error, UnicodeDecodeError, StoreError) as error:
         return str(error)
-    return next((table for table, is_invalid in zip(rules, found, strict=True) if is_invalid), None)
+    for table, is_invalid in zip(rules, found, strict=True):
+        if is_invalid:
+            return table
+    for other in others:
+        other()
+    return None
 
 
 def _has_invalid_row(path: Path, table: str, rule: str) -> bool:
@@ -190,10 +201,11 @@ class DatabaseForm(NamedTuple):
     rules: Mapping[str, str]
 
 
-def rewrite_database(path: Path, form: DatabaseForm) -> None:
+def rewrite_database(path: Path, form: DatabaseForm, checks: Sequence[Check] = ()) -> None:
     """Replace the file at `path` by a copy with the same rows, if all of them obey the form's rules.
 
-    Raises InvalidImage if it is of another form, damaged, or too much work for its size; StoreError.
+    The `checks` look at the copy, too. Raises InvalidImage if it is of another form, damaged, or too much
+    work for its size; StoreError; and what the checks raise.
     """
     copy = path.with_name(f"{path.name}.anew")
     copy.unlink(missing_ok=True)
@@ -201,7 +213,7 @@ def rewrite_database(path: Path, form: DatabaseForm) -> None:
         with closing(create_database(copy, form.schema)) as db:
             _copy(db, path, form)
             db.executescript(form.indexes)
-        if wrong := first_invalid_table(copy, form.rules):
+        if wrong := first_invalid_table(copy, form.rules, checks):
             raise InvalidImage(f"{form.name} with rows that make no sense: {wrong}", where=str(path))
         copy.replace(path)
     except (

@@ -10,7 +10,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -107,43 +106,57 @@ def export_tree(path: Path, copy: Path) -> None:
 
 def _rewrite(path: Path) -> None:
     """Rewrite the file and check all its rows; raises InvalidImage, StoreError."""
-    rewrite_database(path, _FORM)
-    try:
-        with (
-            ThreadPoolExecutor(1) as aside,
-            closing(sqlite3.connect(file_uri(path), uri=True, isolation_level=None)) as db,
-        ):
-            db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
-            rows = aside.submit(_check_each, path)  # SQLite runs without the interpreter's lock
-            db.executescript(_NAMED)
-            _check_shape(db)
-            rows.result()  # before any row is changed
-            db.executescript(_COUNTED)
-    except InvalidImage as error:
-        raise InvalidImage(f"a tree with rows that make no sense: {error}", where=str(path)) from error
-    except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from error
+    with closing(_Shape()) as shape:
+        try:
+            rewrite_database(path, _FORM, (shape.check, _check_order))  # SQLite runs without Python's lock
+            with closing(open_database(path)) as db:
+                for row in db.execute(_ODD):
+                    _check_node(*row)
+            shape.count()
+        except InvalidImage as error:
+            if error.where:
+                raise
+            raise InvalidImage(f"a tree with rows that make no sense: {error}", where=str(path)) from error
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from error
 
 
-def _check_each(path: Path) -> None:
-    """Raise InvalidImage for a name out of its order, or a node that no merge makes."""
+def _check_order(path: Path) -> None:
+    """Raise InvalidImage for a name out of its order."""
     with closing(open_database(path)) as db:
         if db.execute(_DISORDER).fetchone()[0]:
             raise InvalidImage("dirent: names that are not counted in their order")
-        for row in db.execute(_ODD):
-            _check_node(*row)
 
 
-def _check_shape(db: sqlite3.Connection) -> None:
-    """Raise InvalidImage unless the names make a tree of the nodes."""
-    for fault, query in _FAULTS.items():
-        if db.execute(query).fetchone()[0]:
-            raise InvalidImage(f"dirent: {fault}")
-    reached, length = db.execute(_REACHED).fetchone()
-    if reached != db.execute(_DIRECTORIES).fetchone()[0]:
-        raise InvalidImage("dirent: directories that go in circles")
-    if length - 1 > PATH_LIMIT:
-        raise InvalidImage(f"dirent: a path longer than {PATH_LIMIT} bytes")
+class _Shape:
+    """What the names make of the nodes: checked, and counted once all rows are known to be right."""
+
+    def __init__(self) -> None:
+        self._db: sqlite3.Connection | None = None
+
+    def check(self, path: Path) -> None:
+        """Raise InvalidImage unless the names make a tree of the nodes; changes nothing."""
+        self._db = sqlite3.connect(file_uri(path), uri=True, isolation_level=None, check_same_thread=False)
+        self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+        self._db.executescript(_NAMED)
+        for fault, query in _FAULTS.items():
+            if self._db.execute(query).fetchone()[0]:
+                raise InvalidImage(f"dirent: {fault}")
+        reached, length = self._db.execute(_REACHED).fetchone()
+        if reached != self._db.execute(_DIRECTORIES).fetchone()[0]:
+            raise InvalidImage("dirent: directories that go in circles")
+        if length - 1 > PATH_LIMIT:
+            raise InvalidImage(f"dirent: a path longer than {PATH_LIMIT} bytes")
+
+    def count(self) -> None:
+        """Write link counts and totals into what has been checked."""
+        assert self._db is not None
+        self._db.executescript(_COUNTED)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._db:
+            self._db.close()
 
 
 def _check_node(
