@@ -84,10 +84,11 @@ def is_served(words: Sequence[str]) -> bool:
     return words[:1] in (["mount"], ["run"]) and not {"-f", "--foreground", "--help", "-h"} & set(words)
 
 
-def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
+def carry_out(words: Sequence[str], mounting: Mounting | None = None, *, has_loaded: bool = False) -> int:
     """Run `imgfs WORDS…` in this process and return its exit code.
 
-    `mounting` is the daemon of the mount that `imgfs mount` is to make, if that was forked before.
+    `mounting` is the daemon of the mount that `imgfs mount` is to make, if that was forked before. A process
+    that `has_loaded` what commands take asks registries by itself.
     """
     prepare_output()
     if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
@@ -95,10 +96,10 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
     if words[:1] == ["run"]:
         from imgfs.cli.run import run
 
-        return run(words)
+        return run(words, has_loaded=has_loaded)
     failed, misused = _codes(words)
     try:
-        with _question(words, mounting) as question:
+        with _question([] if has_loaded else words) as question:
             from imgfs.cli.parser import parse
 
             options = parse(words)
@@ -125,18 +126,15 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None) -> int:
     return code
 
 
-def _question(words: Sequence[str], mounting: Mounting | None) -> AbstractContextManager[TagQuestion | None]:
-    """Have a process get ready to ask a registry for a mount, which is felt where it is small; a guess.
+def _question(words: Sequence[str]) -> AbstractContextManager[TagQuestion | None]:
+    """Have another process get ready to ask a registry for a mount, which is short if the image is here."""
+    if words[:1] != ["mount"] or not is_served(words):
+        from contextlib import nullcontext
 
-    In a process that a fork server has forked, which has `mounting`, what speaks HTTP is loaded already.
-    """
-    from contextlib import nullcontext
-
-    if words[:1] != ["mount"] or mounting or not is_served(words) or "--offline" in words:
         return nullcontext()
-    from imgfs.cli.tag_question import TagQuestion
+    from imgfs.cli.tag_question import question_of
 
-    return TagQuestion.fork()
+    return question_of(words)
 
 
 def _codes(words: Sequence[str]) -> tuple[int, int]:

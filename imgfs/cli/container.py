@@ -13,6 +13,7 @@ from imgfs.cli.container_request import Start
 from imgfs.cli.container_setup import bundle_mount_options, container_in, scratch_of, settled
 from imgfs.cli.output import complain, warn
 from imgfs.cli.selection import ImageSelection, select_image
+from imgfs.cli.tag_question import TagQuestion
 from imgfs.errors import UsageError
 from imgfs.image.resolve import Resolved
 from imgfs.mount.daemon import Mounting
@@ -53,29 +54,30 @@ def _network(request: ContainerRequest, bundle: Bundle) -> Iterator[int | None]:
         yield pid
 
 
-def run_container(start: Start, mounting: Mounting) -> int:
+def run_container(start: Start, mounting: Mounting, question: TagQuestion | None) -> int:
     """Run a container to its end; return its exit code, or the one for a command that could not be run.
 
-    What a tag resolved to the last time is mounted while the registry is asked whether it still does. The
-    container only begins once that is known.
+    What a tag resolved to the last time is mounted while the registry is asked whether it still does, by
+    `question` if there is one. The container only begins once that is known.
     """
     request, options = start.request, start.options
     if request.network is Network.PASTA:
         find_pasta()
     runtime = OciRuntime(find_runtime(options.runtime), cgroups_of_this_machine())
+    image = replace(select_image(options, start.environment), must_run=True)
+    ready = image.open_early(mounting)
     host = _host_facts(start, runtime)
     for warning in unmet_requests(request, host, runtime.cgroups):
         warn(warning)
-    image = replace(select_image(options, start.environment), must_run=True)
     request = replace(request, binds=tuple(placed(one, image.store.root) for one in request.binds))
     start = replace(start, request=request)
     detach_other_mounts(_needed(image, request, host))
-    plan = _Plan(start, image, runtime, host)
-    guess = image.guess() if options.scratch is None else None
-    if guess is None:
-        return _contain(plan, image.prepare(mounting=mounting), mounting)
+    plan = _Plan(start, image, runtime, host, question)
+    if ready is None or options.scratch is not None:
+        resolved = image.prepare(mounting=mounting, question=question, ready=ready)
+        return _contain(plan, resolved, mounting)
     try:
-        return _contain(plan, guess, mounting, is_guess=True)
+        return _contain(plan, ready, mounting, is_guess=True)
     except _Outdated as outdated:
         with Mounting.fork(writable=True) as another:
             return _contain(plan, outdated.meant, another)
@@ -100,6 +102,7 @@ class _Plan(NamedTuple):
     image: ImageSelection
     runtime: OciRuntime
     host: HostFacts
+    question: TagQuestion | None
 
 
 class _Outdated(Exception):
@@ -112,7 +115,7 @@ class _Outdated(Exception):
 
 def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: bool = False) -> int:
     """Mount `resolved` and run a container in it; if it was a guess, and wrong, raise _Outdated instead."""
-    start, image, _, host = plan
+    start, image, host = plan.start, plan.image, plan.host
     with contextlib.ExitStack() as stack:
         defaults = ImageDefaults.parse(resolved.config.config)
         stopper = Stopper(
@@ -127,7 +130,7 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
         try:
-            meant = image.prepare(ready=resolved) if is_guess else resolved
+            meant = image.prepare(question=plan.question, ready=resolved) if is_guess else resolved
         finally:
             mounting.wait()
         if meant.digest != resolved.digest:

@@ -19,16 +19,20 @@ from imgfs.runtime.namespace import NamespacedChild
 from imgfs.runtime.signals import SignalRelay
 
 if TYPE_CHECKING:
+    from imgfs.cli.tag_question import TagQuestion
     from imgfs.runtime.host_facts import IdMaps
 
 OUR_FAULT, INTERRUPTED = 125, 130  # podman's exit code for its own failures, and the shell's for SIGINT
 
 
-def run(words: Sequence[str]) -> int:
-    """Run `imgfs WORDS…`, of which the first is `run`; the exit code of the container's command."""
+def run(words: Sequence[str], *, has_loaded: bool = False) -> int:
+    """Run `imgfs WORDS…`, of which the first is `run`; the exit code of the container's command.
+
+    A process that `has_loaded` what commands take asks registries by itself.
+    """
     maps = lent_ids()
     told, tell = os.pipe()
-    child = NamespacedChild.fork(lambda enter: _inside(enter, words, maps, tell), maps)
+    child = NamespacedChild.fork(lambda enter: _inside(enter, words, maps, tell, has_loaded), maps)
     os.close(tell)
     try:
         with terminal_as_it_was(), SignalRelay() as relay:
@@ -50,10 +54,15 @@ def lent_ids() -> IdMaps | None:
     return id_maps()
 
 
-def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, tell: int) -> int:
+def _inside(
+    enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, tell: int, has_loaded: bool
+) -> int:
     """Run the child's part, in its own mount namespace; it prints its errors itself."""
+    from imgfs.cli.tag_question import question_of
+
     try:
-        return _run(enter, words, maps, tell)
+        with contextlib.nullcontext() if has_loaded else question_of(words) as question:
+            return _run(enter, words, maps, tell, question)
     except ImgfsError as error:
         from imgfs.runtime.rootfs import Refused
 
@@ -68,7 +77,13 @@ def _inside(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None
         return INTERRUPTED
 
 
-def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, tell: int) -> int:
+def _run(
+    enter: Callable[[], None],
+    words: Sequence[str],
+    maps: IdMaps | None,
+    tell: int,
+    question: TagQuestion | None,
+) -> int:
     from imgfs.config import Environment
 
     environment, refused = Environment.read(), None  # in the user namespace, the user is root
@@ -86,7 +101,7 @@ def _run(enter: Callable[[], None], words: Sequence[str], maps: IdMaps | None, t
         start = start_of(parse(words), maps, environment, tell)
         if refused:
             raise refused
-        return run_container(start, mounting)
+        return run_container(start, mounting, question)
 
 
 @contextlib.contextmanager

@@ -107,13 +107,14 @@ class ImageSelection:
         `mounting` is told of the source once that has told what the image is, and again once the config has
         come; and of the spans once they are known: then it may begin to replay what `replay` names. What the
         tag was resolved to last it opens while the registry is asked, by `question` if there is one; what is
-        known to be `ready` is not looked at again.
+        known to be `ready`, and open already, is not looked at again.
         """
         with ExitStack() as stack:
+            stack.enter_context(question or nullcontext())
             progress = stack.enter_context(closing(self.progress()))
             source: Source = stack.enter_context(closing(DeferredSource(self.connect)))
             discovery: IndexDiscovery | None = None
-            early = _Early(self, mounting, question, lean=lean, is_part=up_to is not None)
+            early = _Early(self, mounting, question, ready, lean=lean, is_part=up_to is not None)
 
             if not self.store.resolved(str(self.reference)):
                 early.expect_more(source)
@@ -125,7 +126,7 @@ class ImageSelection:
                     discovery = self._discovery(digest, manifest, source)
 
             resolved, is_away = self._resolve(source, progress, look, early.ask)
-            if resolved in (early.ready, ready):
+            if resolved == early.ready:
                 return resolved
             if is_away:
                 source = stack.enter_context(closing(self.connect(hurried=True)))
@@ -157,11 +158,16 @@ class ImageSelection:
                 for part in missing:
                     prepare(part, source, self.store, progress, self.trust)
 
-    def guess(self) -> Resolved | None:
-        """Return what the reference resolved to last, if it is ready and has to be confirmed."""
+    def open_early(self, mounting: Mounting) -> Resolved | None:
+        """Have a daemon open what the tag was resolved to last, which is to be confirmed, and return it.
+
+        None if there is no such image, or if it is not ready.
+        """
         earlier = None if self.is_offline else self._last_resolved()
-        ready = earlier is not None and is_ready(earlier.resolved, self.store, self.trust)
-        return earlier.resolved if earlier and ready else None
+        if earlier is None or not is_ready(earlier.resolved, self.store, self.trust):
+            return None
+        mounting.open_early(earlier.resolved, self.connect, self.store, self.trust)
+        return earlier.resolved
 
     @property
     def trust(self) -> Trust:
@@ -273,6 +279,7 @@ class _Early:
         image: ImageSelection,
         mounting: Mounting | None,
         question: TagQuestion | None,
+        ready: Resolved | None,
         *,
         lean: bool,
         is_part: bool,
@@ -282,7 +289,7 @@ class _Early:
         self._question = question
         self._lean = lean
         self._is_part = is_part
-        self.ready: Resolved | None = None
+        self.ready = ready
 
     def expect_more(self, source: Source) -> None:
         """Ask nothing by another process, as this one will have to know more than it would."""
@@ -311,7 +318,8 @@ class _Early:
             how = Connection.of(image.options, reference.registry)
             question.begin(partial(connect_to_registry, reference, how, image.environment, hurried=True))
         mounting = None if self._is_part else self._mounting
-        if mounting and is_ready(earlier, image.store, image.trust, lean=self._lean):
+        is_known = earlier == self.ready
+        if mounting and not is_known and is_ready(earlier, image.store, image.trust, lean=self._lean):
             mounting.open_early(earlier, image.connect, image.store, image.trust)
             self.ready = earlier
         return (question and question.answer()) or image.ask()

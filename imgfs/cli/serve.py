@@ -34,6 +34,7 @@ _LOADED = (
     "imgfs.cli.parser",
     "imgfs.cli.run",
     "imgfs.cli.selection",
+    "imgfs.cli.tag_question",
     "imgfs.image.prepare",
     "imgfs.image.profiles",
     "imgfs.mount.daemon",
@@ -125,9 +126,9 @@ def _carry_out(words: Sequence[str]) -> int:
     from imgfs.mount.daemon import Mounting
 
     if words[:1] != ["mount"]:
-        return carry_out(words)
+        return carry_out(words, has_loaded=True)
     with Mounting.fork(writable=True) as mounting:
-        return carry_out(words, mounting)
+        return carry_out(words, mounting, has_loaded=True)
 
 
 def _is_bound(words: Sequence[str]) -> bool:

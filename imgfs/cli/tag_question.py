@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from imgfs.errors import RegistryError
     from imgfs.oci.descriptor import Descriptor
     from imgfs.transport.source import Source
+
+# Beginnings of names (`oci.reference`) that no registry is asked about, and what is in a digest.
+_ELSEWHERE = (
+    "oci:",
+    "oci-archive:",
+    "docker-archive:",
+    "dir:",
+    "tar:",
+    "containers-storage:",
+    "docker-daemon:",
+    "containerd:",
+)
+_PINNED = "@sha256:"
 
 
 class TagQuestion(AbstractContextManager["TagQuestion"]):
@@ -83,6 +97,14 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
         self.close()
 
 
+def question_of(words: Sequence[str]) -> AbstractContextManager[TagQuestion | None]:
+    """Have a process get ready to ask a registry for `imgfs WORDS…`; a guess, which costs only time."""
+    asks_nothing = "--offline" in words or any(
+        word.startswith(_ELSEWHERE) or _PINNED in word for word in words
+    )
+    return nullcontext() if asks_nothing else TagQuestion.fork()
+
+
 def _answer(told: int, answer: int) -> NoReturn:
     """In the child: ask once told what, and write what came of it; nothing for any error but a registry's."""
     try:
@@ -103,8 +125,17 @@ def _answer(told: int, answer: int) -> NoReturn:
             with closing(connect()) as source:
                 found = source.resolve()
         except RegistryError as error:
-            found = error
+            found = _plain(error)
         with open(answer, "wb") as pipe:
             pickle.dump(found, pipe)
     finally:
         os._exit(0)
+
+
+def _plain(error: RegistryError) -> RegistryError:
+    """Return an error as one of those in `errors`: what is made of others may take more than they keep."""
+    from imgfs import errors
+
+    kinds = errors.Unauthorized, errors.NotFound, errors.Unavailable
+    kind = next((kind for kind in kinds if isinstance(error, kind)), errors.RegistryError)
+    return kind(str(error), status=error.status, code=error.code, url=error.url)

@@ -8,9 +8,11 @@ from functools import partial
 
 import pytest
 
-from imgfs.cli.tag_question import TagQuestion
+from imgfs.cli.tag_question import TagQuestion, question_of
 from imgfs.errors import ImgfsError, NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.reference import ENGINES, FILE_TRANSPORTS
+from imgfs.registry.retry import Busy
 from imgfs.transport.connect import OfflineSource
 from imgfs.transport.source import Source
 
@@ -32,6 +34,10 @@ class _Registry(OfflineSource):
 
 def connect(answer: Descriptor | BaseException) -> Source:
     return _Registry(answer)
+
+
+def be_busy() -> Source:
+    return _Registry(Busy("later", after=9, status=429, code=None, url="https://example.com"))
 
 
 def refuse() -> Source:
@@ -65,6 +71,15 @@ def test_a_registry_that_cannot_be_connected_to_is_one_of_them() -> None:
         with pytest.raises(Unavailable, match="no way there") as raised:
             question.answer()
     assert raised.value.url == "https://example.com"
+
+
+def test_an_error_of_a_narrower_kind_is_raised_as_the_kind_that_commands_know() -> None:
+    """One that takes more to be made than it keeps cannot be unpickled."""
+    with TagQuestion.fork() as question:
+        question.begin(be_busy)
+        with pytest.raises(Unavailable, match="later") as raised:
+            question.answer()
+    assert (raised.value.status, raised.value.url) == (429, "https://example.com")
 
 
 @pytest.mark.parametrize("error", [ImgfsError("a wrong file"), ValueError("a fault"), KeyboardInterrupt()])
@@ -101,8 +116,26 @@ def test_no_other_process_holds_its_pipes() -> None:
             os.write(write, str(len(os.listdir("/proc/self/fd"))).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        assert int(os.read(read, 9)) == len(before) + 2 - 2  # those of this test, not those of the question
+        assert int(os.read(read, 9)) == len(before)  # its own two, not those of the question
         os.close(read)
         os.close(write)
         question.begin(partial(connect, NAMED))
         assert question.answer() == NAMED
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mount", "--offline", "app", "/mnt"],
+        ["mount", f"app@sha256:{'7' * 64}", "/mnt"],
+        *(["mount", f"{transport}:x", "/mnt"] for transport in ("oci", *FILE_TRANSPORTS, *ENGINES)),
+    ],
+)
+def test_no_process_gets_ready_where_no_registry_is_asked_about_a_tag(words: list[str]) -> None:
+    with question_of(words) as question:
+        assert question is None
+
+
+def test_a_process_gets_ready_for_a_tag() -> None:
+    with question_of(["run", "-e", "A=b", "docker.io/app:v1"]) as question:
+        assert question
