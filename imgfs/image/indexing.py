@@ -123,11 +123,10 @@ class LayerIndexing:
     def take_from_peers(self, cancelled: threading.Event) -> bool:
         """Have peers send the flat layer, and say how the blob is cut; return False if it must be streamed.
 
-        They are asked nothing where every layer is to be streamed (Policy.NONE), or what they have said of
-        this one was wrong.
+        They are asked nothing if what they have said of this one was wrong.
         """
         is_refuted = self._stored.is_refuted(refutation(PEERS, self._diff_id))
-        if is_refuted or not self._trust.in_digests or not self._source.peers():
+        if is_refuted or not self._source.peers():
             return False
         from imgfs.image.peer_stream import open_peer_stream  # here: most have no peers
 

@@ -11,4 +11,4 @@ class Policy(StrEnum):
     AUTO = "auto"  # those that the registry vouches for, unless the reference has a digest
     ANY = "any"  # those that the registry vouches for
     VERIFIED = "verified"  # those alone that the image's own digest covers
-    NONE = "none"  # none: stream every layer once
+    NONE = "none"  # none: stream every layer once, from the registry or from peers

@@ -48,9 +48,7 @@ def test_roots_store_is_the_systems() -> None:
     assert store_root({"XDG_CACHE_HOME": "/cache", **HOME}, 0) == Path("/var/cache/imgfs")
 
 
-def test_inside_podman_unshare_and_rootlesskit_root_is_the_user_who_began_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_inside_podman_unshare_or_rootlesskit_root_is_who_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"HOME": "/home/u", "_CONTAINERS_ROOTLESS_UID": "1000"}
     assert account(environ, 0) == account({"ROOTLESSKIT_PARENT_EUID": "1000"}, 0) == 1000
     assert account(environ, 1001) == 1001  # who is no root keeps their own

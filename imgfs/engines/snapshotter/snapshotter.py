@@ -50,9 +50,7 @@ class Snapshotter:
         self._mounts = mounts
         self._store = store
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
-        if (
-            syscalls.is_in_user_namespace()
-        ):  # whose root may write no trusted.*: no directory could be replaced
+        if syscalls.is_in_user_namespace():  # else no directory could be removed: trusted.* is not its root's
             self._more.append("userxattr")
         self._pause = _SOON
         self._cleaning = threading.Lock()
