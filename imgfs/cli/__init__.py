@@ -2,7 +2,7 @@
 
 `parser` has the table of commands; each command's module has its options, its work and its printing. Shared:
 `options` (those of several commands), `config_file` (what files say of them), `selection` (from options to an
-image; `scratch` has that to a scratch), `output`, `format`, `progress`, and `terminal`, which alone draws,
+image; `scratch` has that to a scratch), `output`, `output_file`, `format`, `progress`, and `terminal`, which alone draws,
 but for `browser`, the screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make
 man pages and completions.
 

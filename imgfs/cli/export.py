@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from imgfs.cli.options import Commands, add_command, image_options, output_option
-from imgfs.cli.output import output_file
+from imgfs.cli.output_file import output_file
 from imgfs.cli.paths import open_files
 from imgfs.errors import UsageError
 

@@ -12,19 +12,16 @@ import errno
 import io
 import os
 import sys
-from contextlib import contextmanager
 
 from imgfs.errors import describe
 from imgfs.quoting import printable, printable_path
 
 TYPE_CHECKING = False  # as that of `typing`, which takes long to load
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from typing import BinaryIO, TextIO
+    from collections.abc import Iterable, Sequence
+    from typing import TextIO
 
     from imgfs.cli.format import Column
-
-_ASIDE = ".imgfs-output-"  # a file of results that is not complete
 
 
 def prepare_output() -> None:
@@ -106,44 +103,6 @@ def words_of_unicode(error: UnicodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{error.object[:200]!r}: not UTF-8"
     return str(error)
-
-
-@contextmanager
-def output_file(name: str) -> Iterator[BinaryIO]:
-    """Open what `-o FILE` names: standard output for `-`. A file is replaced once the block has succeeded.
-
-    A device or a pipe, /dev/stdout as well, is written to. Raises ImgfsError.
-    """
-    if name == "-":
-        yield sys.stdout.buffer
-        return
-    from imgfs.owned.writing import os_errors
-
-    with os_errors(name), _opened(name) as file:
-        yield file
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[BinaryIO]:
-    from pathlib import Path
-
-    from imgfs.owned.writing import new_file, sweep
-
-    path = Path(name).resolve()
-    if name.startswith(("/dev/", "/proc/")) or (path.exists() and not path.is_file()):
-        with open(name, "wb") as file:
-            yield file
-        return
-    sweep(path.parent, _ASIDE, Path.unlink)
-    held = new_file(path.parent, _ASIDE)
-    try:
-        with open(held.fd, "wb", closefd=False) as file:
-            yield file
-        held.put_in_place(path)
-    except BaseException:
-        held.path.unlink(missing_ok=True)
-        held.release()
-        raise
 
 
 def ask(text: str) -> None:

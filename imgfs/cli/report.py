@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, add_command, image_options, output_option
-from imgfs.cli.output import output_file
+from imgfs.cli.output_file import output_file
 from imgfs.errors import MountError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.format import Column, size
 from imgfs.cli.options import Commands, add_command, image_options, json_option, output_option
-from imgfs.cli.output import complain, output_file, say, say_table
+from imgfs.cli.output import complain, say, say_table
+from imgfs.cli.output_file import output_file
 from imgfs.errors import NotFound, UsageError
 
 if TYPE_CHECKING:

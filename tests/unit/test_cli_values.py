@@ -17,7 +17,8 @@ import pytest
 from imgfs.cli.engine_server import socket_path
 from imgfs.cli.format import Column, long_line, size
 from imgfs.cli.fstab import mount_arguments
-from imgfs.cli.output import output_file, say_table
+from imgfs.cli.output import say_table
+from imgfs.cli.output_file import output_file
 from imgfs.cli.progress import Progress
 from imgfs.errors import StoreError, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
