@@ -2,9 +2,10 @@
 
 `parser` has the table of commands; each command's module has its options, its work and its printing. Shared:
 `options` (those of several commands), `config_file` (what files say of them), `selection` (from options to an
-image; `scratch` has that to a scratch), `output`, `output_file`, `format`, `progress`, and `terminal`, which alone draws,
-but for `browser`, the screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make
-man pages and completions.
+image; `scratch` has that to a scratch), `connection` (to its registry), `tag_question` (asked of that),
+`output`, `output_file`, `format`, `progress`, and `terminal`, which alone draws, but for `browser`, the
+screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make man pages
+and completions.
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. `grep` and `diff` fail with 2:
 their 1 says that nothing was found, or that something differs. Commands that are podman's, for containers,
