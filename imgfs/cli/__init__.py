@@ -91,15 +91,15 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None, *, has_loa
     `mounting` is the daemon of the mount that `imgfs mount` is to make, if that was forked before. A process
     that `has_loaded` what commands take asks registries by itself.
     """
-    prepare_output()
-    if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
-        prepare_logging()
-    if words[:1] == ["run"]:
-        from imgfs.cli.run import run
-
-        return run(words, has_loaded=has_loaded)
     failed, misused = _codes(words)
     try:
+        prepare_output()
+        if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
+            prepare_logging()
+        if words[:1] == ["run"]:
+            from imgfs.cli.run import run
+
+            return run(words, has_loaded=has_loaded)
         with _question([] if has_loaded else words) as question:
             from imgfs.cli.parser import parse
 

@@ -39,7 +39,7 @@ Examples:
   imgfs login -u ann --password-stdin registry.example.com < token
   imgfs login -u ann registry.example.com/team     for that namespace only
   imgfs login --docker docker.io                   where docker looks: ~/.docker/config.json
-  imgfs login -u '<token>' --password-stdin reg.io an identity token, traded for access tokens
+  imgfs login -u '<token>' --password-stdin reg.io  an identity token, traded for access tokens
 """,
     )
     command.add_argument("--username", "-u", metavar="USER", help="asked for on the terminal otherwise")

@@ -265,8 +265,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     known = {**COMMANDS, **_HIDDEN}
     if name in known:
         parser = _described.pop(name, None) or describe({name: known[name]})
-        asks_help = "--help" if name in _OWN_H else ("--help", "-h")
-        if not arguments[1:] or arguments[1] not in asks_help:
+        asks_help = ["--help"] if name in _OWN_H else ["--help", "-h"]
+        if not set(asks_help).intersection(arguments[1:2]):
             _configure(parser, name)
         return parser.parse_args(arguments)
     parser = describe({})

@@ -52,9 +52,13 @@ class Extraction:
         self._first: dict[int, _Written] = {}  # of files with several names, by ino
 
     def write(self, top: Found, directory: Path, name: bytes) -> None:
-        """Write a file, and what is below it, to a directory under a name. Raises OSError."""
+        """Write a file, and what is below it, to a directory under a name. Raises OSError, naming a file."""
         with _opened(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            self._write(top, fd, name)
+            try:
+                self._write(top, fd, name)
+            except OSError as error:
+                error.filename = error.filename or directory / os.fsdecode(name)
+                raise
 
     def _write(self, top: Found, parent: int, name: bytes) -> None:
         """Write a file, or a directory of any depth, with one directory open at a time."""

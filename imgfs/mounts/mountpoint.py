@@ -120,9 +120,7 @@ def _check_directory(path: Path, fd: int, nonempty: bool) -> None:
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from error
     if names and not nonempty:
-        raise MountError(
-            f"{path}: not empty: its {len(names)} entries would be hidden (-o nonempty to do it)"
-        )
+        raise MountError(f"{path}: not empty: what is in it would be hidden (-o nonempty to do it)")
     if os.geteuid() and not os.access(path, os.W_OK):
         raise MountError(f"{path}: you may not write to it, so you may not mount on it")
 

@@ -33,6 +33,18 @@ _ARCHITECTURES = {
     "i386": ("386", None),
     "loongarch64": ("loong64", None),
 }
+_OF_LINUX = {
+    "386",
+    "amd64",
+    "arm",
+    "arm64",
+    "loong64",
+    "mips64le",
+    "ppc64le",
+    "riscv64",
+    "s390x",
+    *_ARCHITECTURES,
+}
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
 
 
@@ -98,8 +110,8 @@ class Platform:
 
     @classmethod
     def from_text(cls, text: str) -> Platform:
-        """Read what people write, `os/arch[/variant]`; raises UsageError."""
-        parts = text.split("/")
+        """Read what people write, `os/arch[/variant]`, or of Linux `arch`; raises UsageError."""
+        parts = ["linux", text] if text.lower() in _OF_LINUX else text.split("/")
         if len(parts) not in (2, 3) or not all(parts):
             raise UsageError(f"platform {text!r} is not os/arch[/variant], like linux/amd64 or linux/arm/v7")
         return cls(parts[0], parts[1], parts[2] if len(parts) == 3 else None).normalized()

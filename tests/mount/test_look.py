@@ -262,6 +262,16 @@ def test_of_endless_holes_no_digest_or_tar_is_made(tmp_path: Path, capfd: pytest
     assert not (tmp_path / "tar").exists()
 
 
+def test_a_copy_that_cannot_be_written_names_it(look: Look, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # EFBIG: Python ignores SIGXFSZ
+    try:
+        said = look("cp", f"{look.image}:/etc/passwd", f"{look.image}:/usr/bin/su", tmp_path, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert f"{tmp_path}".encode() in said
+
+
 @pytest.mark.parametrize("command", [["export"], ["cp", "/", "-"]])
 def test_the_merged_files_go_out_as_a_tar(look: Look, command: list[str]) -> None:
     body = look(command[0], look.image, *command[1:])

@@ -194,7 +194,7 @@ def test_a_mount_does_not_hide_files_unless_asked_to(imgfs: Imgfs, image: str) -
     at = imgfs.mountpoint()
     (at / "mine").touch()
     said = imgfs.run("mount", image, at).complaint()
-    assert said == f"{at}: not empty: its 1 entries would be hidden (-o nonempty to do it)"
+    assert said == f"{at}: not empty: what is in it would be hidden (-o nonempty to do it)"
     imgfs.mount(image, "-o", "nonempty")
     assert sorted(os.listdir(at)) == ["d", "small"]
     imgfs.umount(at)

@@ -7,19 +7,21 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from imgfs import __version__, manual
 from imgfs.cli.pages import pages
-from imgfs.cli.parser import COMMANDS, describe
-from tests.support.mounted import CHECKOUT, Imgfs, write_image
+from imgfs.cli.parser import COMMANDS, describe, parse
+from tests.support import tarmake as tar
+from tests.support.mounted import CHECKOUT, Imgfs, plain, write_image
 
 BOOK = Path(manual.__file__).parent
 
@@ -258,3 +260,73 @@ def test_what_contributing_says_is_where_it_says() -> None:
     named = [name for name in named if not name.startswith(("tests/", "imgfs/"))]
     assert len(named) > 15
     assert [name for name in named if not (BOOK.parent / name).is_file()] == []
+
+
+def commands_in(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The words of each `imgfs COMMAND …` in lines of shell; what stands behind two spaces is said of it."""
+    for line in lines:
+        shell = re.sub(r"^(\w+=\S+ )+", "", re.split(r" {2,}", line.strip())[0])
+        words = shlex.shlex(shell, posix=True, punctuation_chars="|&;<>")
+        words.commenters, words.whitespace_split = "#", True
+        parts: list[list[str]] = [[]]
+        for word in words:
+            if set(word) <= set("|&;<>"):
+                parts.append([])
+            else:
+                parts[-1].append(word)
+        yield from (part[1:] for part in parts if part[:1] == ["imgfs"] and "COMMAND" not in part)
+
+
+def examples_of(topic: str) -> list[list[str]]:
+    """The commands that a topic shows as typed, or README, if it is that."""
+    text = (CHECKOUT / "README.md").read_text() if topic == "README" else manual.text(topic)
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = (line.removeprefix("$ ") for block in blocks for line in block.splitlines())
+    return [*commands_in(line for line in lines if re.match(r"(\w+=\S+ )*imgfs ", line))]
+
+
+@pytest.mark.parametrize("topic", ["README", *manual.TOPICS])
+def test_the_examples_of_the_book_are_command_lines(topic: str) -> None:
+    assert all(callable(parse(words).run) for words in examples_of(topic))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_command_are_command_lines(name: str) -> None:
+    for parser in every_parser(describe({name: COMMANDS[name]})):
+        shown = f"{parser.description}\n{parser.epilog}".splitlines()
+        examples = commands_in(line for line in shown if line.startswith("  imgfs "))
+        assert all(callable(parse(words).run) for words in examples if "…" not in words)
+
+
+LOWER = tar.archive(
+    tar.directory("etc"),
+    tar.file("etc/os-release", b"ID=debian\n"),
+    tar.file("etc/passwd", b"root:x:0:0\n"),
+    tar.directory("etc/apt"),
+    tar.file("usr/bin/app", b"#!/bin/sh\n", mode=0o755),
+    tar.file("usr/share/note", b"TODO: nothing\n"),
+    tar.file("key", b"PRIVATE KEY\n"),
+)
+UPPER = tar.archive(tar.whiteout("key"), tar.file("usr/share/note", b"TODO: all\n"))
+ELSEWHERE = ("catalog", "browse", "verify", "sbom", "mount")  # want a registry, a terminal, a signature, root
+
+
+def test_the_examples_of_looking_do_what_they_say(imgfs: Imgfs, tmp_path: Path) -> None:
+    old = write_image(tmp_path / "v1", [plain(LOWER)])
+    new = write_image(tmp_path / "v2", [plain(LOWER), plain(UPPER)])
+    names = {"debian:12": old, "debian": old, "app:v1": old, "app:v2": new}
+    ran = 0
+    for words in examples_of("looking"):
+        if words[0] not in ELSEWHERE:
+            meant = [
+                re.sub(r"^(debian:12|debian|app:v[12])(?=$|:/)", lambda m: names[m[1]], word)
+                for word in words
+            ]
+            done = imgfs.run(
+                *(str(tmp_path / word) if word in ("apt", "app.html") else word for word in meant)
+            )
+            assert (done.code, done.err) == (int(words[0] == "diff"), ""), words
+            ran += bool(done.out)
+    assert ran > 15
+    assert (tmp_path / "apt").is_dir()
+    assert (tmp_path / "app.html").is_file()

@@ -318,6 +318,7 @@ def test_a_platform_is_os_and_architecture(text: str) -> None:
 
 def test_a_platform_is_normalised() -> None:
     assert str(Platform.from_text("Linux/x86_64")) == "linux/amd64"
+    assert str(Platform.from_text("aarch64")) == "linux/arm64/v8"  # docker's and podman's short form
     assert str(Platform.from_text("linux/arm64")) == "linux/arm64/v8"
     assert str(Platform.from_text("linux/arm/6")) == "linux/arm/v6"
     assert Platform.host().os == "linux"

@@ -36,15 +36,19 @@ from imgfs.quoting import printable, printable_path
 _FOUND = 1000  # files that a search lists
 _REST = 0.25  # seconds that the cursor rests on a file before it is fetched
 _HELP = """\
-up, down, PgUp, PgDn   move                  right, left   open, close a directory
-Enter                  open; more of a directory           Tab  to the preview and back
-/                      search names          l   what one layer does, or all layers
-v                      versions of a file    s   save a file or directory
-d                      with two images: what differs, the one, the other
-Esc                    give up what is under way           q    quit
+up, down, PgUp, PgDn   move
+right, left            open, close a directory
+Enter                  open; more of a directory
+Tab                    to the preview and back
+/                      search names
+l                      what one layer does, or all layers
+v                      versions of a file
+s                      save a file or directory
+d                      of two images: what differs, or one of them
+Esc, q                 give up what is under way, quit
 
-A added, C changed, D deleted. Directories are read when they are opened; a file's first
-64 kB are fetched when the cursor rests on it."""
+A added, C changed, D deleted. A directory is read when it is
+opened, a file's first 64 kB when the cursor rests on it."""
 
 
 class Browser(TreeWalker):
