@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from imgfs.cli.output import say, say_table
 from imgfs.errors import NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from imgfs.image.resolve import Resolved
     from imgfs.oci.descriptor import Descriptor
     from imgfs.store.store import Store
@@ -176,7 +178,7 @@ def ls(options: argparse.Namespace) -> int:
     image = select_image(options)
     resolved = image.resolve()
     with closing(image.connect()) as source:
-        found = [_row(one, source) for one in indexes_beside(resolved, source)]
+        found = list(_rows(indexes_beside(resolved, source), source))
     if options.json:
         say(json.dumps([asdict(one) for one in found], indent=2))
     elif found:
@@ -238,8 +240,14 @@ class IndexRow:
     profiles: list[str]
 
 
+def _rows(listed: Iterable[Descriptor], source: Source) -> Iterator[IndexRow]:
+    """Yield what `index ls` prints, without the indexes that a list names and that are gone."""
+    for one in listed:
+        with suppress(NotFound):
+            yield _row(one, source)
+
+
 def _row(one: Descriptor, source: Source) -> IndexRow:
-    """Return what `index ls` prints of an index."""
     from imgfs.oci.artifact import parse_artifact
     from imgfs.oci.published import ARTIFACT_TYPE, CREATED, published_in
     from imgfs.oci.soci import BUILD_TOOL

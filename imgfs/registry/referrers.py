@@ -100,15 +100,22 @@ class Referrers:
             return []
 
     def _change(self, subject: Digest, change: _Change) -> None:
-        """Change the list under a tag until it is, when read again, as `change` would have it."""
+        """Change the list under a tag until it is, when read again, as `change` would have it.
+
+        go-containerregistry's registry deletes a list by its digest, and has it by its tag all the same.
+        """
         tag = referrers_tag(subject)
+        before: Fetched | None = None
         with self._writing:
             for left in reversed(range(_ROUNDS)):
                 kept = self._kept(tag)
                 body = change(kept.body if kept else None)
                 if body is None or (kept and kept.body == body):
                     return
-                self._write(tag, kept, body, _unchanged(kept) if left else {})
+                stayed = kept is not None and before is not None and kept.body == before.body
+                if stayed or kept is None or not is_empty(body) or not self._deleted(kept):
+                    self._write(tag, body, _unchanged(kept) if left else {})
+                before = kept
 
     def _kept(self, tag: str) -> Fetched | None:
         try:
@@ -116,16 +123,18 @@ class Referrers:
         except NotFound:
             return None
 
-    def _write(self, tag: str, kept: Fetched | None, body: bytes, conditions: Mapping[str, str]) -> None:
-        """Write a list, unless another was faster and the registry says so; an empty one is deleted."""
+    def _deleted(self, kept: Fetched) -> bool:
+        """Delete a list; False where nothing may be deleted: an empty one says the same."""
         try:
-            if kept and is_empty(body):
-                self._manifests.delete(kept.descriptor.digest)
-                return
+            self._manifests.delete(kept.descriptor.digest)
         except Unavailable:
             raise
-        except RegistryError:  # no deletion here: an empty list says the same
-            pass
+        except RegistryError:
+            return False
+        return True
+
+    def _write(self, tag: str, body: bytes, conditions: Mapping[str, str]) -> None:
+        """Write a list, unless another was faster and the registry says so."""
         try:
             self._manifests.push(tag, OCI_INDEX, body, conditions)
         except RegistryError as error:

@@ -281,6 +281,15 @@ def test_fill_brings_everything(imgfs: Imgfs, server: FaultServer) -> None:
     assert all(layer["spans_present"] == layer["spans"] for layer in imgfs.status(at)["layers"])
 
 
+def test_an_index_that_a_list_outlived_is_not_listed(imgfs: Imgfs, server: FaultServer) -> None:
+    server.referrers_api = False
+    image = serve(server, "app", "v1", [layer_in("gzip")])
+    imgfs.ok("index", "push", image)
+    (listed,) = json.loads(imgfs.ok("index", "ls", "--json", image))
+    del server.manifests["app", listed["digest"]]
+    assert json.loads(imgfs.ok("index", "ls", "--json", image)) == []
+
+
 def test_indexes_are_listed_and_removed(imgfs: Imgfs, tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as registry:
         push_image(registry, "app", "v1", [layer_in("gzip").blob])

@@ -502,6 +502,14 @@ def test_a_list_that_becomes_empty_goes(server: FaultServer) -> None:
     assert ("ns/app", str(entry.digest)) not in server.manifests
 
 
+def test_a_list_that_stays_under_its_tag_becomes_empty(server: FaultServer) -> None:
+    server.keeps_tags = True
+    entry = put(server)
+    remove(server, entry)
+    assert listed(server) == []
+    assert ("ns/app", str(entry.digest)) not in server.manifests
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 405])
 def test_a_registry_without_deletion_is_said_to_be_one(server: FaultServer, status: int) -> None:
     entry = put(server)

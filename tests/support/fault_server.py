@@ -99,7 +99,8 @@ class FaultServer(WebServer):
     so many bytes; `stuck_range`: what a PATCH is answered with in place of the truth; `forgetful`: an upload
     that is cut is gone.
     `referrers_api`: whether there is one, and `OCI-Subject`; `referrers_filter`: whether it filters;
-    `referrers_page`: how many it gives at once. `deletes`: whether manifests can be deleted; `conditional`:
+    `referrers_page`: how many it gives at once. `deletes`: whether manifests can be deleted;
+    `keeps_tags`: whether their tags stay, and serve them, as those of `crane registry serve`; `conditional`:
     whether there are ETags, and conditions with them are minded; `strict`: whether an index must not name
     what is not there.
     """
@@ -132,6 +133,7 @@ class FaultServer(WebServer):
         self.referrers_filter = True
         self.referrers_page: int | None = None
         self.deletes = True
+        self.keeps_tags = False
         self.conditional = False
         self.strict = False
         self.uploads: dict[str, Begun] = {}
@@ -529,7 +531,8 @@ def _delete_manifest(registry: FaultServer, path: str) -> Reply:
     if found is None:
         return registry_error(404, "MANIFEST_UNKNOWN")
     for key in [key for key, value in registry.manifests.items() if key[0] == repository and value == found]:
-        del registry.manifests[key]
+        if key[1] == digest or not registry.keeps_tags:
+            del registry.manifests[key]
     return Reply(202)
 
 
