@@ -370,6 +370,11 @@ def test_the_schily_form_of_an_xattr_is_preferred_to_libarchive_s() -> None:
     assert only(pax(records), header(b"x")).xattrs == {b"user.a": b"raw"}
 
 
+def test_a_name_that_bsdtar_encodes_in_both_forms_is_one_attribute() -> None:
+    records = [(b"LIBARCHIVE.xattr.user.%C3%A9", b"dg"), (b"SCHILY.xattr.user.%C3%A9", b"v")]
+    assert only(pax(records), header(b"x")).xattrs == {b"user.%C3%A9": b"v"}
+
+
 def test_posix_acls_and_unknown_records_are_ignored() -> None:
     records = {b"SCHILY.acl.access": b"user::rw-", b"hdrcharset": b"BINARY", b"VENDOR.x": b"1"}
     assert only(pax({**records, b"path": b"\xff\xfe"}), header(b"x"))[:1] == (b"\xff\xfe",)

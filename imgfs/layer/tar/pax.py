@@ -104,12 +104,12 @@ def parse_xattrs(records: Records) -> dict[bytes, bytes]:
     """The extended attributes among the records; raises InvalidImage.
 
     `SCHILY.xattr.NAME` holds the value as it is (star(5)); `LIBARCHIVE.xattr.NAME` a URL-encoded name and a
-    base64 value (libarchive tar(5)), and yields to the former where both are there. Names of the former are
-    not decoded, like in Go's archive/tar.
+    base64 value (libarchive tar(5)). Names of the former are not decoded, like in Go's archive/tar. Where both
+    are there, as bsdtar writes them, the former counts.
     """
     xattrs = {}
     for key, value in records.items():
-        if key.startswith(_LIBARCHIVE):
+        if key.startswith(_LIBARCHIVE) and _SCHILY + key[len(_LIBARCHIVE) :] not in records:
             name = unquote_to_bytes(key[len(_LIBARCHIVE) :])
             xattrs[_xattr_name(name)] = _base64(value)
     for key, value in records.items():
