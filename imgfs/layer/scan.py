@@ -88,11 +88,13 @@ def scan(
         size, format_name = _decode(source, sink, layer, index, limit, (step, engine))
     except Bomb:
         raise
-    except InvalidImage:  # a wrong digest is the transport's fault, a right one the image's
+    except InvalidImage as error:  # a wrong digest is the transport's fault, a right one the image's
         for _ in source:
             pass
         layer.digest.check(blob_hash, "layer blob")
-        raise
+        if "tar" in layer.media_type:
+            raise
+        raise InvalidImage(f"{error}; a blob of type {layer.media_type[:100]!r}") from error
     finally:
         source.close()
         sink.close()

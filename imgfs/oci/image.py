@@ -91,13 +91,11 @@ def parse_config(body: bytes, media_type: str | None = None) -> ImageConfig:
     foreign = media_type is not None and media_type not in CONFIG_TYPES
     try:
         fields = object_at(parse_json(body, "config"), "config")
-        rootfs = object_at(fields.get("rootfs"), "config.rootfs")
+        rootfs = _rootfs(fields)
     except InvalidImage as error:
         if foreign:
             raise InvalidImage(f"not a container image but an artifact of type {media_type!r}") from error
         raise
-    if text_in(rootfs, "type", "config.rootfs", default="layers") != "layers":
-        raise InvalidImage("expected 'layers'", where="config.rootfs.type")
     where = "config.rootfs.diff_ids"
     diff_ids = list_in(rootfs, "diff_ids", "config.rootfs")
     history = list_in(fields, "history", "config")
@@ -112,6 +110,13 @@ def parse_config(body: bytes, media_type: str | None = None) -> ImageConfig:
         config=object_at(fields.get("config") or {}, "config.config"),
         raw=fields,
     )
+
+
+def _rootfs(config: Mapping[str, object]) -> Mapping[str, object]:
+    rootfs = object_at(config.get("rootfs"), "config.rootfs")
+    if text_in(rootfs, "type", "config.rootfs", default="layers") != "layers":
+        raise InvalidImage("expected 'layers'", where="config.rootfs.type")
+    return rootfs
 
 
 def check_formats(manifest: Manifest) -> None:

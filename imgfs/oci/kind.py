@@ -60,9 +60,20 @@ _KINDS = (  # how media types and artifact types begin
     ("a Tekton bundle", ("application/vnd.cdf.tekton.",)),
     ("a policy", ("application/vnd.cncf.openpolicyagent.",)),
     ("a Compose project", ("application/vnd.docker.compose.",)),
-    ("a model", ("application/vnd.cncf.model.", "application/vnd.ollama.image.")),
+    (
+        "a model",
+        (
+            "application/vnd.cncf.model.",
+            "application/vnd.docker.ai.",
+            "application/vnd.kitops.modelkit.",
+            "application/vnd.ollama.image.",
+        ),
+    ),
     ("a build cache", ("application/vnd.buildkit.cacheconfig.",)),
-    ("a WebAssembly module", ("application/vnd.wasm.", "application/wasm")),
+    (
+        "a WebAssembly module",
+        ("application/vnd.wasm.", "application/wasm", "application/vnd.bytecodealliance.wasm."),
+    ),
     ("a SOCI index", ("application/vnd.amazon.soci.index.",)),
     ("an index made by imgfs", ("application/vnd.imgfs.index.",)),
     ("an artifact", (EMPTY_TYPE, "application/vnd.unknown.")),  # ORAS and its older configs

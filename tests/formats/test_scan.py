@@ -67,6 +67,7 @@ def scanned(
     digest: Digest | None = None,
     size: int | None = None,
     chunks: Iterable[bytes] | None = None,
+    media_type: str = "application/vnd.oci.image.layer.v1.tar",
     flat: FlatBytes | None = None,
     step: int = STEP,
     plausible: int = 1 << 30,
@@ -74,7 +75,7 @@ def scanned(
 ) -> Scanned:
     """Scan a blob and read its index again; by default its digest and size are as promised."""
     digest, size = digest or Digest.of(blob), len(blob) if size is None else size
-    layer = Descriptor("application/vnd.oci.image.layer.v1.tar", digest, size)
+    layer = Descriptor(media_type, digest, size)
     flat = flat or FlatBytes()
     given_chunks = iter([blob] if chunks is None else chunks)
     with TemporaryDirectory() as directory:
@@ -393,6 +394,11 @@ def test_a_layer_whose_last_member_is_cut_short_is_an_invalid_image(
 def test_what_is_no_layer_is_an_invalid_image(garbage: bytes) -> None:
     with pytest.raises(InvalidImage, match=r"^tar offset 0: "):
         scanned(garbage, diff_id=Digest.of(garbage))
+
+
+def test_a_blob_that_does_not_call_itself_a_tar_is_refused_with_its_type() -> None:
+    with pytest.raises(InvalidImage, match=r"tar offset 0: .*; a blob of type 'x/qcow2'"):
+        scanned(b"QFI\xfb" * 150, diff_id=Digest.of(b""), media_type="x/qcow2")
 
 
 @pytest.mark.parametrize("chunks", [[b"PK", b"\x03\x04\x14"], [b"\x04", b"\x22\x4d\x18"]])

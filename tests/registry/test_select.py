@@ -258,6 +258,13 @@ def test_other_artifacts_in_an_index_are_never_chosen(world: World) -> None:
         ("x/yaml", {"config": "application/vnd.docker.compose.project"}, "a Compose project (config of"),
         ("application/vnd.ollama.image.model", {}, "a model (layers of type"),
         ("application/vnd.cncf.model.weight.v1.tar", {}, "a model (layers of type"),
+        ("application/vnd.docker.ai.gguf.v3", {}, "a model (layers of type"),
+        ("application/vnd.kitops.modelkit.model.v1.tar+gzip", {}, "a model (layers of type"),
+        (
+            "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+            {},
+            "a WebAssembly module (layers of type",
+        ),
         ("application/x-tar", {"config": "application/vnd.buildkit.cacheconfig.v0"}, "a build cache"),
     ],
 )

@@ -227,7 +227,7 @@ def test_malformed_configs_are_invalid_with_their_json_path(document: object, sa
     assert says in str(raised.value)
 
 
-@pytest.mark.parametrize("body", [b"{}", b"not json", b"[]"])
+@pytest.mark.parametrize("body", [b"{}", b"not json", b"[]", b'{"rootfs": {"type": "rootfs"}}'])
 def test_an_artifact_is_named_by_its_type(body: bytes) -> None:
     with pytest.raises(InvalidImage, match=r"artifact of type 'application/vnd\.cncf\.helm"):
         parse_config(body, "application/vnd.cncf.helm.config.v1+json")

@@ -104,8 +104,8 @@ def parse_xattrs(records: Records) -> dict[bytes, bytes]:
     """The extended attributes among the records; raises InvalidImage.
 
     `SCHILY.xattr.NAME` holds the value as it is (star(5)); `LIBARCHIVE.xattr.NAME` a URL-encoded name and a
-    base64 value (libarchive tar(5)). Names of the former are not decoded, like in Go's archive/tar. Where both
-    are there, as bsdtar writes them, the former counts.
+    base64 value (libarchive tar(5)). Names of the former are not decoded, like in Go's archive/tar. It counts
+    where both are there, as bsdtar writes them.
     """
     xattrs = {}
     for key, value in records.items():
