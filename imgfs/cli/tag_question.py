@@ -83,8 +83,9 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
         """End the child."""
         if self._is_open:
             self.let_go()
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            with suppress(ProcessLookupError, ChildProcessError):  # reaped by the kernel: SIGCHLD is ignored
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
 
     def let_go(self) -> None:
         """Close the pipes, as every other process does that is forked from this one."""
@@ -98,11 +99,16 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
 
 
 def question_of(words: Sequence[str]) -> AbstractContextManager[TagQuestion | None]:
-    """Have a process get ready to ask a registry for `imgfs WORDS…`; a guess, which costs only time."""
+    """Have a process get ready to ask a registry for `imgfs WORDS…`; a guess, which costs only time.
+
+    On a single processor it would be in the way of what it is to run beside.
+    """
     asks_nothing = "--offline" in words or any(
         word.startswith(_ELSEWHERE) or _PINNED in word for word in words
     )
-    return nullcontext() if asks_nothing else TagQuestion.fork()
+    if asks_nothing or len(os.sched_getaffinity(0)) < 2:
+        return nullcontext()
+    return TagQuestion.fork()
 
 
 def _answer(told: int, answer: int) -> NoReturn:

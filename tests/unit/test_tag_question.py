@@ -136,6 +136,24 @@ def test_no_process_gets_ready_where_no_registry_is_asked_about_a_tag(words: lis
         assert question is None
 
 
-def test_a_process_gets_ready_for_a_tag() -> None:
+def test_a_process_gets_ready_for_a_tag_where_it_has_a_processor_of_its_own() -> None:
+    processors = os.sched_getaffinity(0)
     with question_of(["run", "-e", "A=b", "docker.io/app:v1"]) as question:
-        assert question
+        assert (question is not None) is (len(processors) > 1)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        with question_of(["run", "docker.io/app:v1"]) as question:
+            assert question is None
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+def test_a_caller_that_ignores_the_ends_of_children_is_answered() -> None:
+    """As a program does whose own caller has SIGCHLD ignored: the kernel reaps its children."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with TagQuestion.fork() as question:
+            question.begin(partial(connect, NAMED))
+            assert question.answer() == NAMED
+    finally:
+        signal.signal(signal.SIGCHLD, before)
