@@ -108,7 +108,10 @@ def question_of(words: Sequence[str]) -> AbstractContextManager[TagQuestion | No
     )
     if asks_nothing or len(os.sched_getaffinity(0)) < 2:
         return nullcontext()
-    return TagQuestion.fork()
+    try:
+        return TagQuestion.fork()
+    except OSError:  # no more processes
+        return nullcontext()
 
 
 def _answer(told: int, answer: int) -> NoReturn:

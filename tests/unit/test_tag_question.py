@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -157,3 +159,13 @@ def test_a_caller_that_ignores_the_ends_of_children_is_answered() -> None:
             assert question.answer() == NAMED
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, whose processes are counted")
+def test_where_no_process_can_be_forked_none_gets_ready() -> None:
+    code = (
+        "import os, resource; from imgfs.cli.tag_question import question_of;"
+        "os.setuid(65534); resource.setrlimit(resource.RLIMIT_NPROC, (0, 0));"
+        "print(question_of(['mount', 'app', '/mnt']).__enter__())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "None\n"
