@@ -21,24 +21,38 @@ REMOVED = ".removed-"  # begins the names of what is on its way out
 def walk(directory: int) -> Iterator[tuple[int, list[bytes]]]:
     """(descriptor, names of all that is no directory) of a directory and all below it, parents first.
 
-    A descriptor is good until the next one comes. As many are open as the tree is deep. Raises OSError.
+    A descriptor is good until the next one comes: one is open, however deep the tree is. A directory that
+    vanishes meanwhile is left out. Raises OSError, ESTALE if one was moved away while this was in it.
     """
-    stack = [os.open(b"/proc/self/fd/%d" % directory, _DIRECTORY & ~os.O_NOFOLLOW)]
-    below: list[list[bytes]] = []
+    fd = os.open(b"/proc/self/fd/%d" % directory, _DIRECTORY & ~os.O_NOFOLLOW)
+    above: list[tuple[os.stat_result, list[bytes]]] = []  # what each is, and the directories it has still
     try:
-        while stack:
-            if len(below) < len(stack):
-                names, directories = _contents(stack[-1])
-                below.append(directories)
-                yield stack[-1], names
-            elif below[-1]:
-                stack.append(os.open(below[-1].pop(), _DIRECTORY, dir_fd=stack[-1]))
-            else:
-                below.pop()
-                os.close(stack.pop())
+        names, ahead = _contents(fd)
+        yield fd, names
+        while ahead or above:
+            status = os.fstat(fd)
+            if ahead:
+                try:
+                    fd = _go(fd, ahead.pop())
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                above.append((status, ahead))
+                names, ahead = _contents(fd)
+                yield fd, names
+                continue
+            fd = _go(fd, b"..")
+            status, ahead = above.pop()
+            if not os.path.samestat(os.fstat(fd), status):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     finally:
-        for fd in stack:
-            os.close(fd)
+        os.close(fd)
+
+
+def _go(fd: int, name: bytes) -> int:
+    """Open a directory in the place of the one that it is in, or whose parent it is."""
+    there = os.open(name, _DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return there
 
 
 def remove(directory: int, name: bytes, spare: Spare) -> None:
@@ -63,7 +77,7 @@ def spares(directory: int, prefix: bytes) -> Spare:
 def _contents(fd: int) -> tuple[list[bytes], list[bytes]]:
     names: list[bytes] = []
     directories: list[bytes] = []
-    with os.scandir(fd) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(fd) as entries:  # it was removed meanwhile
         for entry in entries:
             kind = directories if entry.is_dir(follow_symlinks=False) else names
             kind.append(os.fsencode(entry.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -21,7 +22,7 @@ from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
 from imgfs.engines.snapshotter.messages import CommitRequest, PrepareRequest
-from imgfs.engines.snapshotter.rows import ImageChain, SnapshotRows
+from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
 from imgfs.engines.snapshotter.snapshotter import Snapshotter
 from imgfs.errors import RegistryError, StoreError
 from imgfs.oci.policy import Policy
@@ -222,6 +223,28 @@ def test_in_a_user_namespace_overlayfs_keeps_what_it_needs_in_attributes_of_user
     (words,) = made.prepare(PrepareRequest("imgfs", "made", "base", {}))
     assert (words.type, "userxattr" in words.options) == ("overlay", is_rootless)
     rows.close()
+
+
+def test_directories_of_any_depth_are_counted_and_removed(tmp_path: Path) -> None:
+    """A container makes them: deeper than a path is long, Python calls, and than files may be open."""
+    directories, limits = SnapshotDirectories(tmp_path), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    snapshot = Snapshot(7, "key", "", SnapshotKind.ACTIVE, 0, 0, {}, SnapshotUsage(), None, "imgfs")
+    directories.make(snapshot, None, None)
+    deepest = os.open(directories.upper(snapshot), os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("d" * 10, dir_fd=deepest)
+            below = os.open("d" * 10, os.O_RDONLY, dir_fd=deepest)
+            os.close(deepest)
+            deepest = below
+        assert directories.usage(snapshot).inodes == 1501
+        directories.set_aside(lambda _: False)
+        directories.remove_aside()
+        assert os.listdir(tmp_path) == []
+    finally:
+        os.close(deepest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_all_is_there_after_a_kill_and_a_second_process_is_refused(imgfs: Imgfs) -> None:

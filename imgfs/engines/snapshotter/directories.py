@@ -6,13 +6,16 @@ row belongs to nothing: what is removed goes in a sweep, and so does what a kill
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from imgfs.engines.snapshotter.rows import Snapshot, SnapshotKind, SnapshotUsage
+from imgfs.errors import StoreError
+from imgfs.overlay.fdtree import REMOVED, opened_directory, remove_tree, walk
 from imgfs.owned.writing import os_errors
 
 _ASIDE = "removed-"
@@ -43,7 +46,7 @@ class SnapshotDirectories:
         """
         upper = self.upper(snapshot)
         with os_errors(upper):
-            shutil.rmtree(upper.parent, ignore_errors=True)  # of a row that a crash has taken back
+            remove_tree(upper.parent)  # of a row that a crash has taken back
             upper.mkdir(mode=0o755, parents=True)
             if snapshot.kind == SnapshotKind.ACTIVE:
                 self.work(snapshot).mkdir(mode=0o711)
@@ -55,8 +58,9 @@ class SnapshotDirectories:
     def usage(self, snapshot: Snapshot) -> SnapshotUsage:
         """Sum what a snapshot's own files take of the disk; a file with several names counts once."""
         upper = self.upper(snapshot)
-        with os_errors(upper):
-            blocks = {(found.st_dev, found.st_ino): found.st_blocks for found in _files(upper)}
+        with os_errors(upper), opened_directory(upper) as fd:
+            found = () if fd is None else _files(fd)
+            blocks = {(one.st_dev, one.st_ino): one.st_blocks for one in found}
         return SnapshotUsage(sum(blocks.values()) * _BLOCK, len(blocks))
 
     def set_aside(self, belongs: Callable[[int], bool]) -> None:
@@ -67,26 +71,28 @@ class SnapshotDirectories:
                     os.rename(self._place / name, self._place / f"{_ASIDE}{time.time_ns():x}-{name}")
 
     def remove_aside(self) -> None:
-        """Remove what was set aside."""
+        """Remove what was set aside, as deep as a container has made it; of what cannot go the rest goes."""
         for name in self._names():
-            if name.startswith(_ASIDE):
-                shutil.rmtree(self._place / name, ignore_errors=True)
+            if name.startswith((_ASIDE, REMOVED)):
+                with suppress(StoreError):
+                    remove_tree(self._place / name)
 
     def _names(self) -> list[str]:
         with os_errors(self._place):
             return os.listdir(self._place)
 
 
-def _files(top: Path) -> Iterator[os.stat_result]:
-    """Yield the stat results of a directory and everything in it; what vanishes meanwhile is left out."""
-    yield os.lstat(top)
-    ahead = [os.fspath(top)]
-    while ahead:
-        try:
-            with os.scandir(ahead.pop()) as entries:
-                for entry in entries:
-                    yield entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        ahead.append(entry.path)
-        except FileNotFoundError:
-            continue
+def _files(top: int) -> Iterator[os.stat_result]:
+    """Yield the stat results of an open directory and everything in it; what vanishes meanwhile is left out.
+
+    The container may change it meanwhile: it ends where the container moves the directory that it is in.
+    """
+    try:
+        for directory, names in walk(top):
+            yield os.fstat(directory)
+            for name in names:
+                with suppress(FileNotFoundError):
+                    yield os.lstat(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
