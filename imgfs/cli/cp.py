@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, accepted, add_command, image_options
 from imgfs.cli.output import warn
+from imgfs.cli.output_file import is_stream, output_file
 from imgfs.cli.paths import PATHS, NamedFiles, open_files, take_paths
 from imgfs.errors import UsageError
 
@@ -60,6 +61,8 @@ def cp(options: argparse.Namespace) -> int:
         into = destination.is_dir()
         if len(found) > 1 and not into:
             raise UsageError(f"{destination}: not a directory, and there are {len(found)} files to copy")
+        if is_stream(options.destination):
+            return _write_to(options.destination, files, found) or named.code
         told: list[str] = []
         extraction = Extraction(files, told.append)
         for one in found:
@@ -74,6 +77,17 @@ def cp(options: argparse.Namespace) -> int:
     if len(told) > _WARNED:
         warn(f"and {len(told) - _WARNED} more")
     return named.code
+
+
+def _write_to(name: str, files: ImageFiles, found: list[Found]) -> int:
+    """Write one file to a device or a pipe."""
+    for one in found:
+        if not one.is_regular:
+            raise UsageError(f"{name}: not a directory, and what is to be copied is not one file")
+        with output_file(name) as file:
+            for piece in files.read(one):
+                file.write(piece)
+    return 0
 
 
 def _write_tar(files: ImageFiles, found: list[Found]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,18 @@ def output_file(name: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def is_stream(name: str) -> bool:
+    """Return True for what is written to and never replaced: a device, a pipe, an open file (/dev/stdout)."""
+    if not os.path.exists(name) or os.path.isdir(name):
+        return False
+    is_open_file = os.path.islink(name) and name.startswith(("/dev/", "/proc/"))
+    return is_open_file or not os.path.isfile(name)
+
+
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     path = Path(name).resolve()
-    if name.startswith(("/dev/", "/proc/")) or (path.exists() and not path.is_file()):
+    if is_stream(name):
         with open(name, "wb") as file:
             yield file
         return

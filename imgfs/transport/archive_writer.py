@@ -43,7 +43,9 @@ class ArchiveWriter:
     """Writes a tar file. Safe in threads. Raises StoreError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = (
+            path.resolve()
+        )  # behind a link, /dev/stdout as well: what is renamed to it takes its place
         self._lock = threading.Lock()
         self._held: HeldPath | None = None
         self._end = 0

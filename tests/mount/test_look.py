@@ -262,6 +262,19 @@ def test_of_endless_holes_no_digest_or_tar_is_made(tmp_path: Path, capfd: pytest
     assert not (tmp_path / "tar").exists()
 
 
+def test_a_copy_to_a_pipe_or_an_open_file_is_written_to_it(look: Look, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with open(tmp_path / "open", "w+b") as file:
+        for target in (pipe, f"/proc/self/fd/{file.fileno()}"):
+            main(["cp", "--store", look._store, f"{look.image}:/etc/passwd", str(target)])
+        assert os.read(reader, 100) == file.read() == look("cat", look.image, "/etc/passwd")
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert b"not a directory" in look("cp", f"{look.image}:/etc", pipe, code=2)
+
+
 def test_a_copy_that_cannot_be_written_names_it(look: Look, tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # EFBIG: Python ignores SIGXFSZ

@@ -284,6 +284,16 @@ def test_a_written_archive_is_read_again(
     assert [path.name for path in world.path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
+def test_an_archive_is_written_behind_a_link_which_stays(world: World, transport: str) -> None:
+    """/dev/stdout is one."""
+    link = world.path / "link"
+    link.symlink_to("w.tar")
+    assert copied(world.layout, f"{transport}:{link}:app:v1") == 0
+    assert link.is_symlink()
+    assert world.files(f"{transport}:{world.path / 'w.tar'}:app:v1") == CONTENTS
+
+
 @needs_skopeo
 def test_skopeo_reads_what_is_written(world: World) -> None:
     for transport in ("oci-archive", "docker-archive"):
