@@ -101,17 +101,35 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
 def question_of(words: Sequence[str]) -> AbstractContextManager[TagQuestion | None]:
     """Have a process get ready to ask a registry for `imgfs WORDS…`; a guess, which costs only time.
 
-    On a single processor it would be in the way of what it is to run beside.
+    On a single processor it would be in the way of what it is to run beside. A store without any image has
+    none that could be confirmed: all of it has to be asked for, by this process.
     """
     asks_nothing = "--offline" in words or any(
         word.startswith(_ELSEWHERE) or _PINNED in word for word in words
     )
-    if asks_nothing or len(os.sched_getaffinity(0)) < 2:
+    if asks_nothing or len(os.sched_getaffinity(0)) < 2 or not _may_know_images(words):
         return nullcontext()
     try:
         return TagQuestion.fork()
     except OSError:  # no more processes
         return nullcontext()
+
+
+def _may_know_images(words: Sequence[str]) -> bool:
+    """Return False if the store is the usual one, and nothing has been resolved in it."""
+    from imgfs.variables import account, store_directory, variables
+
+    if any(word.startswith("--store") for word in words):
+        return True
+    environ = variables()
+    store = store_directory(environ, account(environ, os.geteuid()))
+    try:
+        with os.scandir(f"{store}/references") as resolved:
+            return any(resolved)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _answer(told: int, answer: int) -> NoReturn:

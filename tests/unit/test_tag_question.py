@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -138,6 +139,26 @@ def test_no_process_gets_ready_where_no_registry_is_asked_about_a_tag(words: lis
         assert question is None
 
 
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of what the store has resolved: one image."""
+    monkeypatch.setenv("IMGFS_STORE", str(tmp_path))
+    place = tmp_path / "references"
+    place.mkdir()
+    (place / "app.json").touch()
+    return place
+
+
+def test_no_process_gets_ready_where_the_store_knows_no_image(known: Path) -> None:
+    (known / "app.json").unlink()
+    for _ in range(2):
+        with question_of(["mount", "app:v1", "/mnt"]) as question:
+            assert question is None
+        if known.exists():
+            known.rmdir()
+
+
+@pytest.mark.usefixtures("known")
 def test_a_process_gets_ready_for_a_tag_where_it_has_a_processor_of_its_own() -> None:
     processors = os.sched_getaffinity(0)
     with question_of(["run", "-e", "A=b", "docker.io/app:v1"]) as question:
