@@ -43,9 +43,7 @@ class ArchiveWriter:
     """Writes a tar file. Safe in threads. Raises StoreError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        self._path = (
-            path.resolve()
-        )  # behind a link, /dev/stdout as well: what is renamed to it takes its place
+        self._path = path
         self._lock = threading.Lock()
         self._held: HeldPath | None = None
         self._end = 0
@@ -102,6 +100,7 @@ class ArchiveWriter:
         if self._held is None:
             if self._path.exists() and not stat.S_ISREG(self._path.stat().st_mode):
                 raise UsageError(f"{self._path}: not a regular file, and an archive is renamed to it")
+            self._path = self._path.resolve()  # a link, as /dev/stdout is, stays
             sweep(self._path.parent, _ASIDE, Path.unlink)
             self._held = new_file(self._path.parent, _ASIDE)
         return self._held

@@ -286,12 +286,19 @@ def test_a_written_archive_is_read_again(
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
 def test_an_archive_is_written_behind_a_link_which_stays(world: World, transport: str) -> None:
-    """/dev/stdout is one."""
+    """/dev/stdout is one, which may lead to a pipe."""
     link = world.path / "link"
     link.symlink_to("w.tar")
     assert copied(world.layout, f"{transport}:{link}:app:v1") == 0
     assert link.is_symlink()
     assert world.files(f"{transport}:{world.path / 'w.tar'}:app:v1") == CONTENTS
+    link.unlink()
+    reader, writer = os.pipe()
+    link.symlink_to(f"/proc/self/fd/{writer}")
+    assert copied(world.layout, f"{transport}:{link}:app:v1") == 2
+    assert link.is_symlink()
+    os.close(reader)
+    os.close(writer)
 
 
 @needs_skopeo
