@@ -106,7 +106,7 @@ def sizes_of(image: Image) -> list[int]:
 def spawn_writer(digest: Digest, sizes: Sequence[int], store: Store) -> None:
     """Have the tree that the store keeps under `digest` written, whatever becomes of this process."""
     ours = Path(imgfs.__file__).parent.parent
-    words = [sys.executable, "-c", _PROGRAM, ours, store.root.absolute(), digest, *sizes]
+    words = [sys.executable, "-I", "-c", _PROGRAM, ours, store.root.absolute(), digest, *sizes]
     with contextlib.suppress(OSError):  # then the next mount will be as this one
         pid = os.posix_spawn(
             sys.executable,

@@ -8,6 +8,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from imgfs.errors import InvalidImage, StoreError
 from imgfs.kernel import erofs_format
 from imgfs.kernel.chunk_index import AssembledDevice, AssembledRange, Chunks, chunks_of
 from imgfs.kernel.erofs_format import FORMAT
-from imgfs.kernel.erofs_image import image_uuid, make_image
+from imgfs.kernel.erofs_image import image_uuid, make_image, spawn_writer
 from imgfs.kernel.mkfs import write_image
 from imgfs.kernel.passthrough import drop_cached_pages_now
 from imgfs.layer.entry import Entry, Extent, Kind
@@ -37,6 +38,19 @@ from tests.support.union_sights import TarBytes
 UUID = bytes(range(16))
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount EROFS")
 ODD_NAMES = [b"!before-the-dots", b"-", b".", b"..", b"...", b".hidden", b"\x01", b"\xff\xfe", b"n" * 255]
+
+
+def test_the_process_that_writes_loads_nothing_from_where_the_mount_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of root's `imgfs mount --foreground` in another user's directory."""
+    (tmp_path / "contextlib.py").write_text(f"open({str(tmp_path / 'loaded')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    before = set(threading.enumerate())
+    spawn_writer(Digest.of(b"none"), [], Store(tmp_path / "store"))
+    for thread in set(threading.enumerate()) - before:  # which waits for the process
+        thread.join()
+    assert sorted(os.listdir(tmp_path)) == ["contextlib.py", "store"]
 
 
 def image_of(tree: Tree, *layers: bytes, block_bits: int = 9) -> bytes:

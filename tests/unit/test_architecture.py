@@ -209,6 +209,19 @@ def test_only_one_module_reads_the_environment(modules: list[Module]) -> None:
     assert found == {"variables"}
 
 
+def test_no_interpreter_that_is_started_looks_for_modules_where_the_caller_is(modules: list[Module]) -> None:
+    """There another user's may be."""
+    lists = [node for _, code in modules for node in ast.walk(code) if isinstance(node, ast.List)]
+    words = [node.elts[1] for node in lists if _begins_with(node, "sys.executable") and len(node.elts) > 1]
+    options = [str(word.value) for word in words if isinstance(word, ast.Constant)]
+    assert [option for option in options if not option.startswith(("-I", "-P"))] == []
+    assert len(options) > 4
+
+
+def _begins_with(node: ast.List, text: str) -> bool:
+    return bool(node.elts) and ast.unparse(node.elts[0]) == text
+
+
 def test_only_the_command_line_prints(modules: list[Module]) -> None:
     assert {room_of(name) for name, code in modules if "print" in names_in(code)} == {"cli"}
 
