@@ -32,6 +32,7 @@ from imgfs.tree.merge import merge
 
 # Layers streamed at once in threads: a scan keeps more than one core busy, so more only slow each other down.
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
+_IMPORTERS = 8  # lean indexes imported at once: each waits for the registry, and for the disk
 _BRIEF = 4 << 20  # bytes of a layer that goes before larger ones
 _POLL = 0.1  # seconds between checks whether a merge that waits for a layer is cancelled
 
@@ -184,6 +185,7 @@ class _Preparation:
         works += (each(partial(self._index_layer, *pair, lean=lean)) for pair in pairs)
         # With processes one thread more: while one syncs an index, the next layer's scan has begun.
         threads = self._scanners.count + 1 if self._scanners.count else SCANNERS
+        threads = _IMPORTERS if lean else threads
         run_parallel(works, threads + len(beside), "imgfs-scan", self._cancelled)
         self._warn()
 

@@ -6,6 +6,8 @@ import gzip
 import random
 import sqlite3
 import tempfile
+import threading
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -369,6 +371,34 @@ def test_a_tree_merged_from_somebodys_word_is_somebodys_word(
     assert path
     with Tree(path) as tree:
         assert tree.origin == ""
+
+
+class _Together(FakeSource):
+    """Another source, which sends some blobs only once all of them are asked for."""
+
+    def __init__(self, other: FakeSource, blobs: set[Digest]) -> None:
+        super().__init__(other.root)
+        self.bodies, self.referring = other.bodies, other.referring
+        self._blobs, self._asked = blobs, threading.Barrier(len(blobs))
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        if descriptor.digest in self._blobs:
+            self._asked.wait(10)
+        return super().blob(descriptor, start, end)
+
+
+def test_the_indexes_of_an_images_layers_are_asked_for_at_once(tmp_path: Path) -> None:
+    noise = random.Random(3)
+    tars = [tar.archive(tar.file(f"{number}", noise.randbytes(100_000))) for number in range(6)]
+    made = offering(tmp_path / "theirs", [gzipped(body) for body in tars])
+    apart = {
+        layer: each._replace(lean=replace(each.lean, data=None))
+        for layer, each in made.published.layers.items()
+    }
+    made.refer(replace(made.published, layers=apart))
+    source = _Together(made.source, {each.lean.digest for each in apart.values()})
+    _, told = prepared(source, Store(tmp_path / "ours"))
+    assert (told.warned, told.streamed) == ([], set())
 
 
 def test_a_tree_of_another_number_of_layers_is_done_without(published: Offering, tmp_path: Path) -> None:
