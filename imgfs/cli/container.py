@@ -133,6 +133,8 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
             meant = image.prepare(question=plan.question, ready=resolved) if is_guess else resolved
         finally:
             mounting.wait()
+        if plan.question:
+            plan.question.close()
         if meant.digest != resolved.digest:
             raise _Outdated(meant)
         try:

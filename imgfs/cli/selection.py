@@ -110,7 +110,7 @@ class ImageSelection:
         known to be `ready`, and open already, is not looked at again.
         """
         with ExitStack() as stack:
-            stack.enter_context(question or nullcontext())
+            stack.callback(question.end if question else lambda: None)
             progress = stack.enter_context(closing(self.progress()))
             source: Source = stack.enter_context(closing(DeferredSource(self.connect)))
             discovery: IndexDiscovery | None = None
@@ -294,7 +294,7 @@ class _Early:
     def expect_more(self, source: Source) -> None:
         """Ask nothing by another process, as this one will have to know more than it would."""
         if self._question:
-            self._question.close()
+            self._question.end()
         if self._image.trust.in_registry:
             source.expect(_AT_ONCE)
 

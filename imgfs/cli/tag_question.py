@@ -66,26 +66,30 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
             pickle.dump(connect, pipe)
 
     def answer(self) -> Descriptor | None:
-        """Wait for what the tag names; None if the child does not know. It ends. Raises RegistryError."""
+        """Wait for what the tag names; None if the child does not know. Raises RegistryError."""
         import pickle
 
         from imgfs.errors import RegistryError
 
         with open(self._answer, "rb", closefd=False) as pipe:
             body = pipe.read()
-        self.close()
         found: Descriptor | RegistryError | None = pickle.loads(body) if body else None
         if isinstance(found, RegistryError):
             raise found
         return found
 
-    def close(self) -> None:
-        """End the child."""
+    def end(self) -> None:
+        """Have the child end; `close` waits for that, by when it has let go of all that it loaded."""
         if self._is_open:
             self.let_go()
-            with suppress(ProcessLookupError, ChildProcessError):  # reaped by the kernel: SIGCHLD is ignored
+            with suppress(ProcessLookupError):  # reaped by the kernel: SIGCHLD is ignored
                 os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+
+    def close(self) -> None:
+        """Wait for the child's end."""
+        self.end()
+        with suppress(ChildProcessError):  # likewise, or closed before
+            os.waitpid(self.pid, 0)
 
     def let_go(self) -> None:
         """Close the pipes, as every other process does that is forked from this one."""
