@@ -117,7 +117,7 @@ class SpanTable:
         return self.by_start[bisect_left(self._sorted, start) : bisect_left(self._sorted, end)]
 
     def in_blob_order(self, numbers: Iterable[int]) -> list[int]:
-        """The same numbers, sorted as the blob has them."""
+        """Return numbers of spans, sorted by where the spans begin in the blob."""
         return sorted(numbers, key=self.starts.__getitem__)
 
 

@@ -71,7 +71,7 @@ class Once:
         overlay.entries.before_change = self._begin
 
     def handlers(self, given: Mapping[Opcode, Handler]) -> dict[Opcode, Handler]:
-        """The same, each of which makes its change once."""
+        """Return handlers that call the `given` ones, and change nothing twice for a request sent again."""
         return {opcode: self._wrapped(opcode, handler) for opcode, handler in given.items()}
 
     def _wrapped(self, opcode: Opcode, handler: Handler) -> Handler:

@@ -288,7 +288,7 @@ class Session:
         self._notify_invalid(ino, _NO_PAGES)
 
     def invalidate_attributes_soon(self, ino: int) -> None:
-        """The same for any file, in a thread."""
+        """Do so for any file, open or not, in another thread."""
         if ino not in self._invalidating:
             self._invalidating.add(ino)
             threading.Thread(target=self._invalidate, args=(ino,), daemon=True).start()

@@ -115,7 +115,7 @@ class UpperNode:
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is one."""
+        """Return True for a directory."""
         return self.kind == stat.S_IFDIR
 
     def is_called(self, parent: UpperNode, name: bytes) -> bool:

@@ -220,7 +220,7 @@ def holder_of(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def opened_scratch_directory(directory: Path) -> Iterator[int]:
-    """The same for a block."""
+    """Open a scratch's directory for a block, as `open_scratch_directory` does, and close it."""
     fd = open_scratch_directory(directory)
     try:
         yield fd

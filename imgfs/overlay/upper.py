@@ -79,7 +79,7 @@ class Upper:
         return At(self.work, b"%d" % next(self._serial))
 
     def stat(self, at: Place) -> os.stat_result | None:
-        """What is there, if anything is."""
+        """Return lstat(2) of a place, None if nothing is there."""
         try:
             return os.stat(at.name, dir_fd=at.directory, follow_symlinks=at.anchored)
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class Upper:
         return self.open(at, os.O_PATH)
 
     def keep_open(self, at: At, ino: int) -> None:
-        """Give a file that is losing its name one in the work directory, which says its ino of the union."""
+        """Link an open file whose name is to go into the work directory, named by its inode number."""
         target = self.place_for_open(ino)
         os.link(
             at.name,

@@ -152,7 +152,7 @@ class _Place:
     where: str
 
     def fields(self, known: str) -> _Place:
-        """Itself, an object with no other fields than these words; nothing at all is an empty one."""
+        """Return this place, if its value is an object with `known` fields alone; null counts as {}."""
         if self.value is None:
             return _Place({}, self.where)
         if not isinstance(self.value, dict):

@@ -40,7 +40,7 @@ class NoSuchContainer(MountError):
 
 
 class ContainerRuns(MountError):
-    """A container that runs, where only one that does not is meant."""
+    """A container runs, and what was asked for is only done to containers that have ended."""
 
 
 def find_container(store_root: Path, text: str) -> StoredContainer:

@@ -63,7 +63,7 @@ def capabilities() -> frozenset[str]:
 
 
 def bounding(status: str) -> frozenset[str]:
-    """The same, from proc(5)'s status."""
+    """Return the capabilities of the bounding set (CapBnd) in the text of proc(5)'s status."""
     mask = next((line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:")), "0")
     held = int(mask, 16)
     return frozenset(name for number, name in enumerate(EVERY_CAPABILITY) if held & (1 << number))

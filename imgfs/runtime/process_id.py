@@ -43,7 +43,7 @@ class ProcessId(NamedTuple):
         return None
 
     def to_json(self) -> dict[str, object]:
-        """The same for a file."""
+        """Return its fields, to be written to a file."""
         return self._asdict()
 
     @property

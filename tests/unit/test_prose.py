@@ -31,3 +31,8 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", [*CODE, *TEXTS], ids=lambda path: str(path.relative_to(CHECKOUT)))
 def test_the_actor_is_named(path: Path) -> None:
     assert [(line, text.strip()) for line, text in prose(path) if NAMELESS.search(text)] == []
+
+
+def test_a_docstring_is_read_without_the_one_above_it() -> None:
+    riddle = re.compile(r'"""(?:The same|Likewise|Itself)\b[^`"]{0,30}"""')
+    assert [(str(path), found) for path in CODE if (found := riddle.findall(path.read_text()))] == []

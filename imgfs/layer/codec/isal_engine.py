@@ -174,7 +174,7 @@ class IsalEngine:
         return at, False
 
     def _creep(self, start: int, at: int, end: int, limit: int) -> tuple[int, bool]:
-        """The same in crumbs, up to `end`."""
+        """Inflate up to `end` in pieces of `_CRUMB` bytes, so as to stop at the first checkpoint."""
         while at < end and self._filled < limit and not self._ended():
             at = self._run(start, at, min(_CRUMB, end - at), OUTPUT + _CRUMB * _RATIO - self._filled)
             if self._in_header() and self._state.avail_out:

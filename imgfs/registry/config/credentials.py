@@ -187,7 +187,7 @@ def _credentials_in(
 
 
 def _in_auths(fields: Mapping[str, object], where: str, registry: str, repository: str) -> Credentials | None:
-    """What is kept in a file itself."""
+    """Return the credentials that a file has in `auths`; raises UsageError."""
     auths = _object(fields, "auths", where)
     for key in _keys(registry, repository):
         for spelled in [key, *(other for other in auths if other != key and _host_of(other) == key)]:
