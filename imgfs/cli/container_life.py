@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgfs.owned.opening import open_owned_file
 from imgfs.owned.writing import os_errors
 from imgfs.runtime.container_record import ContainerRecord, ExitRecord, RunningRecord
 from imgfs.runtime.host import capabilities
@@ -79,8 +80,7 @@ class ContainerLife:
         network = ProcessId.of(self._network) if self._network else None
         RunningRecord(time.time(), init, *others, network).write(self._directory)
         if self._start.options.pidfile and pid:
-            with os_errors(Path(self._start.options.pidfile)):
-                Path(self._start.options.pidfile).write_text(str(pid))
+            _write(Path(self._start.options.pidfile), str(pid))
         if self._start.options.detach:
             go_on_alone()
             with contextlib.suppress(OSError):  # it waits no more
@@ -99,6 +99,12 @@ def _capabilities(security: Security) -> dict[str, dict[str, list[str]]]:
         who: security.capabilities(held, is_root=is_root)
         for who, is_root in (("root", True), ("user", False))
     }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is this user's, or not there; raises StoreError."""
+    with os_errors(path), open(open_owned_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+        file.write(text)
 
 
 def _write_new(path: str, text: str) -> None:

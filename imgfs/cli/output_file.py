@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from imgfs.owned.opening import follow_own_links
 from imgfs.owned.writing import new_file, os_errors, sweep
 
 _ASIDE = ".imgfs-output-"  # a file of results that is not complete
@@ -18,7 +19,8 @@ _ASIDE = ".imgfs-output-"  # a file of results that is not complete
 def output_file(name: str) -> Iterator[BinaryIO]:
     """Open what `-o FILE` names: standard output for `-`. A file is replaced once the block has succeeded.
 
-    A device or a pipe, /dev/stdout as well, is written to. Raises ImgfsError.
+    A device or a pipe, /dev/stdout as well, is written to. A link is followed if this user or root has made
+    it: in /tmp another user's may be in the way, and lead anywhere. Raises ImgfsError.
     """
     if name == "-":
         yield sys.stdout.buffer
@@ -31,15 +33,22 @@ def is_stream(name: str) -> bool:
     """Return True for what is written to and never replaced: a device, a pipe, an open file (/dev/stdout)."""
     if not os.path.exists(name) or os.path.isdir(name):
         return False
-    is_open_file = os.path.islink(name) and name.startswith(("/dev/", "/proc/"))
-    return is_open_file or not os.path.isfile(name)
+    return _is_open_file(name) or not os.path.isfile(name)
+
+
+def _is_open_file(name: str) -> bool:
+    return os.path.islink(name) and name.startswith(("/dev/", "/proc/"))
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags if _is_open_file(path) else flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
-    path = Path(name).resolve()
+    path = follow_own_links(Path(name))
     if is_stream(name):
-        with open(name, "wb") as file:
+        with open(name if _is_open_file(name) else path, "wb", opener=_open_no_link) as file:
             yield file
         return
     sweep(path.parent, _ASIDE, Path.unlink)

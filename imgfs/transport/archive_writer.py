@@ -24,6 +24,7 @@ from imgfs.layer.tar.writer import header_of
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, OCI_INDEX, Manifest, parse_config, parse_document
 from imgfs.oci.reference import FileReference, parse_reference
+from imgfs.owned.opening import follow_own_links
 from imgfs.owned.writing import HeldPath, new_file, os_errors, pwrite_all, sweep
 from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.messages import CheckedBlob, OpenAt
@@ -100,7 +101,7 @@ class ArchiveWriter:
         if self._held is None:
             if self._path.exists() and not stat.S_ISREG(self._path.stat().st_mode):
                 raise UsageError(f"{self._path}: not a regular file, and an archive is renamed to it")
-            self._path = self._path.resolve()  # a link, as /dev/stdout is, stays
+            self._path = follow_own_links(self._path)  # a link, as /dev/stdout is, stays
             sweep(self._path.parent, _ASIDE, Path.unlink)
             self._held = new_file(self._path.parent, _ASIDE)
         return self._held

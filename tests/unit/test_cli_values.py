@@ -22,6 +22,7 @@ from imgfs.cli.output_file import output_file
 from imgfs.cli.progress import Progress
 from imgfs.errors import StoreError, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.transport.archive_writer import ArchiveWriter
 from imgfs.tree.database import Node
 
 LAYER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"layer"), 2_000_000)
@@ -354,6 +355,24 @@ def test_a_file_of_results_is_replaced_whole_and_what_is_no_file_is_written_to(
     assert sorted(tmp_path.iterdir()) == [link, pipe, plain]
     with pytest.raises(StoreError, match="none: No such file"), output_file(str(tmp_path / "none/x")):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a link another user's")
+@pytest.mark.parametrize("precious", ["file", "pipe"])
+def test_no_result_goes_where_another_users_link_leads(tmp_path: Path, precious: str) -> None:
+    """As one in /tmp; with fs.protected_symlinks the kernel follows none there either (proc_sys_fs(5))."""
+    target, link = tmp_path / precious, tmp_path / "link"
+    target.write_bytes(b"precious") if precious == "file" else os.mkfifo(target)
+    link.symlink_to(target)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    said = "a symbolic link of uid 65534's, which is not followed"
+    with pytest.raises(StoreError, match=said), output_file(str(link)):
+        pass
+    if precious == "file":
+        with pytest.raises(StoreError, match=said):
+            ArchiveWriter(link)._open()
+    assert precious == "pipe" or target.read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == sorted([precious, "link"])
 
 
 def test_a_table_in_a_pipe_is_aligned_and_quoted(capsys: pytest.CaptureFixture[str]) -> None:
