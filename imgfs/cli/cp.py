@@ -28,10 +28,10 @@ def add_cp(commands: Commands) -> None:
         "cp",
         cp,
         "copy files out of an image",
-        f"""\
+        """\
 Copies files and directories of IMAGE to DEST, as `cp -a`: links stay links, and owners, modes, times and
 attributes are kept, as far as you may set them. A DEST that is a directory gets them under their names. With
-`-` for DEST a tar of them is written to standard output. {PATHS}
+`-` for DEST a tar of them is written to standard output.
 
 Examples:
   imgfs cp debian:12:/bin/busybox .
@@ -40,7 +40,7 @@ Examples:
 """,
     )
     image_options(command)
-    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help="files of the image")
+    command.add_argument("paths", metavar="PATH", nargs="*", default=[], help=PATHS)
     command.add_argument("destination", metavar="DEST", help="a file or directory, or `-`")
     accepted(command, "-a", "-p", "-r", "-R")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imgfs.cli.format import size
 from imgfs.cli.options import Commands, count, json_option
 from imgfs.cli.output import say, say_line
-from imgfs.cli.paths import PATHS, NamedFiles, add_look, named, open_files, take_paths
+from imgfs.cli.paths import NamedFiles, add_look, named, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -23,9 +23,9 @@ def add_du(commands: Commands) -> None:
         "du",
         du,
         "sum the sizes of files of an image",
-        f"""\
+        """\
 Sums the sizes of the files below PATH (default: /), for each directory. Sizes are what the files hold, in
-bytes; a file with several names counts once. {PATHS}
+bytes; a file with several names counts once.
 
 Examples:
   imgfs du -h -d 1 debian:12 /usr

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from imgfs.cli.options import Commands, json_option
 from imgfs.cli.output import say_line
-from imgfs.cli.paths import PATHS, NamedFiles, add_look, file_fields, open_files, take_paths
+from imgfs.cli.paths import NamedFiles, add_look, file_fields, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -59,9 +59,9 @@ def add_find(commands: Commands) -> None:
         "find",
         find,
         "find files of an image",
-        f"""\
+        """\
 Lists what is below PATH (default: /) and passes all tests, directories before what is in them. Patterns are a
-shell's; that of --path also matches slashes. {PATHS}
+shell's; that of --path also matches slashes.
 
 With --deleted it lists the files that later layers hide instead, each with the layer that brought it and the
 one that deleted it (D) or overwrote it (C). `imgfs which --restore` writes one out.

@@ -46,9 +46,9 @@ def add_grep(commands: Commands) -> None:
         "grep",
         grep,
         "search files of an image for lines",
-        f"""\
+        """\
 Shows the lines of files of IMAGE that match PATTERN, a basic regular expression as grep(1) has it. Of a
-binary file it says that it matches. Exit code: 0 found, 1 not found, 2 trouble. {PATHS}
+binary file it says that it matches. Exit code: 0 found, 1 not found, 2 trouble.
 
 With --all-layers it also searches the files that later layers hide; each name then has its layer before it.
 

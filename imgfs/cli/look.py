@@ -26,7 +26,7 @@ def add_ls(commands: Commands) -> None:
         ls,
         "list files of an image without mounting it",
         """\
-Lists PATH (default: /) of IMAGE; IMAGE:PATH is the same as IMAGE PATH.
+Lists PATH (default: /) of IMAGE.
 
 Examples:
   imgfs ls debian:12

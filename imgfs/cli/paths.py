@@ -35,7 +35,7 @@ KINDS = {
     stat.S_IFSOCK: "socket",
 }
 _TRANSPORTS = {"oci", "docker", *FILE_TRANSPORTS, *ENGINES}
-PATHS = "PATH may have the signs *, ? and [ of a shell; IMAGE:PATH is the same as IMAGE PATH."
+PATHS = "may have the signs *, ? and [ of a shell; IMAGE:PATH is the same as IMAGE PATH"
 
 
 def add_look(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from imgfs.cli.options import Commands
 from imgfs.cli.output import say_line
-from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
+from imgfs.cli.paths import NamedFiles, add_look, open_files, take_paths
 from imgfs.errors import InvalidImage
 
 
@@ -19,8 +19,8 @@ def add_sha256(commands: Commands) -> None:
         "sha256",
         sha256,
         "show digests of files of an image",
-        f"""\
-Shows the SHA-256 of files of IMAGE, in the form of sha256sum(1). {PATHS}
+        """\
+Shows the SHA-256 of files of IMAGE, in the form of sha256sum(1).
 
 Examples:
   imgfs sha256 debian:12 /bin/bash

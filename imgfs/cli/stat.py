@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.cli.options import Commands, json_option
 from imgfs.cli.output import say
-from imgfs.cli.paths import KINDS, PATHS, NamedFiles, add_look, file_fields, open_files, take_paths
+from imgfs.cli.paths import KINDS, NamedFiles, add_look, file_fields, open_files, take_paths
 from imgfs.quoting import printable_path
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def add_stat(commands: Commands) -> None:
         "stat",
         stat,
         "show what an image says of files",
-        f"""\
-Shows kind, size, mode, owner, time, links, attributes and layer of PATH; a symbolic link itself. {PATHS}
+        """\
+Shows kind, size, mode, owner, time, links, attributes and layer of PATH; a symbolic link itself.
 
 Examples:
   imgfs stat debian:12 /etc/passwd

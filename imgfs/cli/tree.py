@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imgfs.cli.format import counted
 from imgfs.cli.options import Commands, accepted, count
 from imgfs.cli.output import say, say_line
-from imgfs.cli.paths import PATHS, NamedFiles, add_look, open_files, take_paths
+from imgfs.cli.paths import NamedFiles, add_look, open_files, take_paths
 
 if TYPE_CHECKING:
     from imgfs.image.files import Found, ImageFiles
@@ -22,8 +22,8 @@ def add_tree(commands: Commands) -> None:
         "tree",
         tree,
         "show the files of an image as a tree",
-        f"""\
-Shows what is below PATH (default: /) of IMAGE. {PATHS}
+        """\
+Shows what is below PATH (default: /) of IMAGE.
 
 Examples:
   imgfs tree -L 2 debian:12 /etc
