@@ -125,7 +125,8 @@ _TOLERANT = ("umount", "help", "version", "complete")  # of a wrong configuratio
 _HIDDEN = {"complete": Command("complete", "")}  # for shells
 _ELSEWHERE = {  # what docker, podman, skopeo and crane call it
     **dict.fromkeys(("images", "df"), "store ls"),
-    **dict.fromkeys(("rmi", "prune"), "store prune, store rm"),
+    "rmi": "store rm",
+    "prune": "store prune",
     **dict.fromkeys(("manifest", "config", "digest"), "inspect"),
     **dict.fromkeys(("save", "load", "tag"), "copy"),
     "attach": "logs -f",

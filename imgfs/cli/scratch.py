@@ -245,7 +245,8 @@ def select_scratch(options: argparse.Namespace) -> ScratchSelection:
     store = open_store(options, environment)
     scratch = find_scratch(options.scratch, store.root)
     if not scratch.exists():
-        raise UsageError(f"{options.scratch}: no mount and no scratch (see: imgfs scratch ls)")
+        hint = f"; a directory is ./{options.scratch}" if os.path.isdir(f"./{options.scratch}/upper") else ""
+        raise UsageError(f"{options.scratch}: no mount and no scratch{hint} (see: imgfs scratch ls)")
     base = scratch.base()
     if base is None:
         raise UsageError(

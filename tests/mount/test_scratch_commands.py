@@ -229,6 +229,9 @@ def test_rm_removes_and_reset_empties(imgfs: Imgfs, image: str) -> None:
     assert imgfs.run("diff", "work").complaint(2) == "work: no mount and no scratch (see: imgfs scratch ls)"
     said = imgfs.run("commit", "work", f"{image}2").complaint(2)
     assert said == "work: no mount and no scratch (see: imgfs scratch ls)"
+    (imgfs.directory / "there/upper").mkdir(parents=True)
+    said = imgfs.run("diff", "there", cwd=imgfs.directory).complaint(2)
+    assert said == "there: no mount and no scratch; a directory is ./there (see: imgfs scratch ls)"
 
 
 def test_of_several_names_nothing_is_removed_if_one_is_not_there_or_in_use(imgfs: Imgfs, image: str) -> None:
