@@ -56,12 +56,18 @@ snapshotter = "native"
     assert [one["snapshotter"] for one in unpacking] == ["native", "imgfs"]
 
 
-def test_version_2_has_labels_switched_on_and_no_capabilities() -> None:
+def test_version_2_has_labels_switched_on_and_what_containerd_2_reads_of_it() -> None:
     text = f'version = 2\n[plugins."{CRI}".containerd]\nsnapshotter = "overlayfs"\n'
     found = tomllib.loads(with_imgfs(text, SETUP, "f"))
-    wanted = {"snapshotter": "imgfs", "disable_snapshot_annotations": False}
-    assert found["plugins"][CRI]["containerd"] == wanted
-    assert found["proxy_plugins"]["imgfs"] == {"type": "snapshot", "address": "/run/s.sock"}
+    assert found["plugins"][CRI]["containerd"] == {
+        "snapshotter": "imgfs",
+        "disable_snapshot_annotations": False,
+        "runtimes": {"runc": {"runtime_type": "io.containerd.runc.v2"}},
+    }
+    assert found["proxy_plugins"] == tomllib.loads(with_imgfs("", SETUP, "f"))["proxy_plugins"]
+    text = RUNC.format(version=2, cri=CRI)
+    found = tomllib.loads(with_imgfs(text, SETUP, "f"))["plugins"][CRI]["containerd"]
+    assert found["runtimes"] == tomllib.loads(text)["plugins"][CRI]["containerd"]["runtimes"]
 
 
 @pytest.mark.parametrize(("version", "cri"), [(2, CRI), (3, RUNTIME)])

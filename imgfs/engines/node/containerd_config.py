@@ -53,7 +53,7 @@ def with_imgfs(text: str, setup: NodeSetup, where: str, importing: str = "") -> 
     if not isinstance(version, int) or version not in VERSIONS:
         raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
     edit.set((), "version", version)
-    _set_plugin(edit, setup, exports=version > 2)
+    _set_plugin(edit, setup)
     (_set_images if version > 2 else _set_cri)(edit, setup)
     return edit.text
 
@@ -64,15 +64,15 @@ def root_of(text: str, where: str) -> Path:
     return Path(root) if isinstance(root, str) and root.startswith("/") else _ROOT
 
 
-def _set_plugin(edit: TomlEdit, setup: NodeSetup, *, exports: bool) -> None:
+def _set_plugin(edit: TomlEdit, setup: NodeSetup) -> None:
+    """Set the plugin, for 2.x with a file of version 2 too: containerd 1.x passes over what it lacks."""
     plugin = ("proxy_plugins", NAME)
     edit.set(plugin, "type", "snapshot")
     edit.set(plugin, "address", setup.address)
-    if exports:
-        edit.set(plugin, "capabilities", ["remap-ids"])
-        # else containerd passes no labels, from 2.1 on; and where the kubelet looks for free space
-        edit.set((*plugin, "exports"), "enable_remote_snapshot_annotations", "true")
-        edit.set((*plugin, "exports"), "root", setup.root)
+    edit.set(plugin, "capabilities", ["remap-ids"])
+    # else containerd passes no labels, from 2.1 on; and where the kubelet looks for free space
+    edit.set((*plugin, "exports"), "enable_remote_snapshot_annotations", "true")
+    edit.set((*plugin, "exports"), "root", setup.root)
 
 
 def _set_images(edit: TomlEdit, setup: NodeSetup) -> None:
@@ -107,11 +107,14 @@ def _pulls_by_itself(edit: TomlEdit) -> bool:
 
 
 def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
-    """Version 2."""
+    """Version 2. containerd 2.x reads none of it without a runtime (plugins/cri/images, migrateConfig)."""
+    runtimes = (*_CRI, "runtimes")
     if setup.by_runtime_class:  # containerd 1.7
-        _set_runtime(edit, (*_CRI, "runtimes"))
+        _set_runtime(edit, runtimes)
     else:
         edit.set(_CRI, _SNAPSHOTTER, NAME)
+        if not edit.known(*runtimes):
+            edit.set((*runtimes, "runc"), "runtime_type", _RUNC)
     edit.set(_CRI, _NO_LABELS, False)
 
 
