@@ -7,6 +7,7 @@ that was copied up but is what it was is no change.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Set
@@ -225,11 +226,19 @@ class Diff:
             for offset in range(0, size, _CHUNK):
                 yield self._content.read(layer, extents, offset, min(_CHUNK, size - offset))
         elif isinstance(file, UpperNode):
-            fd = self._union.upper.open(self._union.at(file), os.O_RDONLY)
-            with open(fd, "rb") as opened:
-                self._holes.take(size, os.fstat(fd).st_blocks * _SECTOR)
+            with open(self._open(file), "rb") as opened:
+                self._holes.take(size, os.fstat(opened.fileno()).st_blocks * _SECTOR)
                 while piece := opened.read(_CHUNK):
                     yield piece
+
+    def _open(self, file: UpperNode) -> int:
+        """Open a regular file: a container that runs may have put a FIFO or a device in its place by now."""
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+        fd = self._union.upper.open(self._union.at(file), flags)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), shown(self._union.path(file.ino)))
 
     def _xattrs(self, file: File) -> dict[bytes, bytes]:
         if isinstance(file, Node):

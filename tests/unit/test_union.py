@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.overlay.diff import Diff
 from imgfs.overlay.node import UPPER_INO
 from imgfs.overlay.upper import Upper
 from imgfs.overlay.xattrs import METACOPY, OPAQUE, TRUSTED, Owner
@@ -307,3 +308,15 @@ def test_what_a_file_system_has_no_room_for_stops_no_copy_up(tmp_path: Path) -> 
             overlay.set_xattr(number, b"user.new", b"3")
             found = set(overlay.xattrs(number)) - {b"user.large"}
             assert found == {*kept, b"user.new"}
+
+
+@pytest.mark.timeout(20)
+def test_what_is_put_in_the_place_of_a_file_is_not_read_as_its_bytes(tree: Tree, upper: Path) -> None:
+    """A container may put a FIFO or a device there, while its scratch is committed."""
+    (upper / "new").write_bytes(b"new")
+    with overlay_of(tree, CONTENT, upper.parent) as overlay:
+        [body] = [body for entry, body in Diff(overlay.union, CONTENT).members() if entry.path == b"new"]
+        (upper / "new").unlink()
+        os.mkfifo(upper / "new")
+        with pytest.raises(OSError, match="Stale file handle: 'new'"):
+            list(body)
