@@ -105,9 +105,11 @@ class GrowingIndex:
 
     def _written(self, count: int) -> list[Entry]:
         """Return entries that have been written behind the first `count`; none if it cannot be said now."""
-        with suppress(*DAMAGE), closing(sqlite3.connect(f"{file_uri(self._path)}?mode=ro", uri=True)) as db:
-            query = f"{SELECT_ENTRY} WHERE seq > ? ORDER BY seq LIMIT {_BATCH}"
-            return [entry_of(row) for row in db.execute(query, (count,))]
+        query = f"{SELECT_ENTRY} WHERE seq > ? ORDER BY seq LIMIT {_BATCH}"
+        with suppress(*DAMAGE):
+            with closing(sqlite3.connect(f"{file_uri(self._path)}?mode=ro", timeout=0, uri=True)) as db:
+                rows = db.execute(query, (count,)).fetchall()  # all at once: the scan waits for it
+            return list(map(entry_of, rows))
         return []
 
 

@@ -36,6 +36,7 @@ _FILE_HEADER, _PAGE_HEADER, _LEAF = (
     8,
     0x0D,
 )  # fileformat2.html, 1.3 and 1.6: bytes, bytes, a table's leaf
+_READING = 3600.0  # seconds for which a commit waits for a reader: it may be stopped
 _ROOM = 8 << 20  # bytes: a disk with less than that may be what is full
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: RECORD_LIMIT,
@@ -59,10 +60,10 @@ LARGEST = 1 << 62  # bytes: sums of two still fit into what the kernel takes for
 def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3.Connection:
     """Create a SQLite file for one writer: no journal, no syncs; the store syncs and renames it later.
 
-    If it is `shared`, others may read what has been committed.
+    If it is `shared`, others may read what has been committed; a commit waits for those who do just then.
     """
     path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
-    db = sqlite3.connect(file_uri(path), uri=True, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(file_uri(path), _READING, uri=True, isolation_level=None, check_same_thread=False)
     locking = "NORMAL" if shared else "EXCLUSIVE"
     db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};")
     db.executescript(f"{schema}BEGIN;")

@@ -19,6 +19,7 @@ from imgfs.layer.growing import Withdrawn, growing_index
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.schema import Summary
+from imgfs.parallel import begun
 from tests.support.blobs import prose
 
 SUMMARY = Summary("sha256:" + "a" * 64, "sha256:" + "b" * 64, "gzip", 1234, 5678, 0)
@@ -302,6 +303,23 @@ def test_entries_are_read_while_others_are_still_written(tmp_path: Path) -> None
             growing.complete(index)
             assert list(read) == entries[2000:]
             assert growing.summary == index.summary
+
+
+def test_a_scan_waits_until_what_it_has_written_is_read(tmp_path: Path) -> None:
+    path, entries = tmp_path / "index", many_entries(2000)
+    writer = IndexWriter(path, shared=True)
+    for entry in entries[:1000]:
+        writer.add_entry(entry)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader, growing_index(path) as growing:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entry").fetchone()
+        writing = begun(lambda: list(map(writer.add_entry, entries[1000:])), "writing")
+        with pytest.raises(TimeoutError):
+            writing.result(0.2)
+        reader.execute("COMMIT")
+        writing.result(30)
+        assert list(islice(growing.entries(), 2000)) == entries
+    writer.close()
 
 
 def test_what_a_scan_that_fails_has_written_is_withdrawn(tmp_path: Path) -> None:
