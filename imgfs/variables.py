@@ -13,6 +13,11 @@ _SYSTEM_STORE = "/var/cache/imgfs"
 _ROOTS_SERVER = "/run/imgfs/serve.sock"
 SERVER = "IMGFS_SERVE"  # the name of the variable that names the socket of `imgfs serve`
 _NONE = "none"  # in the place of a socket's path
+_OF_A_START = {
+    *("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "TERM"),  # by a shell, in a terminal
+    *("INVOCATION_ID", "JOURNAL_STREAM", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID"),  # by systemd.exec(5)
+    *("MAINPID", "MANAGERPID", "NOTIFY_SOCKET", "SYSTEMD_EXEC_PID", "WATCHDOG_PID", "WATCHDOG_USEC"),
+}
 
 
 def variables() -> Mapping[str, str]:
@@ -37,6 +42,17 @@ def server_socket(environ: Mapping[str, str], euid: int) -> str | None:
     if euid == 0:  # $XDG_RUNTIME_DIR may be that of the user who has become root
         return _ROOTS_SERVER
     return f"{absolute(environ, 'XDG_RUNTIME_DIR') or f'/run/user/{euid}'}/imgfs/serve.sock"
+
+
+def pool_socket(environ: Mapping[str, str], euid: int) -> str | None:
+    """Return where the processes of that server answer that serve many mounts each."""
+    server = server_socket(environ, euid)
+    return f"{server}.pool" if server else None
+
+
+def lasting_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say more of a process than how it was started."""
+    return {name: value for name, value in environ.items() if name not in _OF_A_START}
 
 
 def notify_socket(environ: Mapping[str, str]) -> str | None:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from imgfs import syscalls
 from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
-from imgfs.errors import ImgfsError, UsageError
+from imgfs.cli.output import warn
+from imgfs.errors import ImgfsError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from imgfs.forkserver.companions import Companion
     from imgfs.peers.server import PeerServer
 
+_POOL = 4  # processes at most, one for each core, that serve the mounts which were idle
 _ROOM = 4096  # bytes for a command's words, as ps(1) shows them
 _LOADED = (
     "encodings.ascii",
@@ -113,6 +115,7 @@ def serve(options: argparse.Namespace) -> int:
         companions = [_peer_companion(options, stack)] if options.peer else []
         load()
         listening = stack.enter_context(_listening(options.socket))
+        companions += _pool(options.socket, stack)
         goes_on = ForkServer(listening, Commands(_carry_out, _is_bound), companions).serve(
             lambda: tell_systemd(b"READY=1")
         )
@@ -179,6 +182,25 @@ def _peer_companion(options: argparse.Namespace, stack: ExitStack) -> Companion:
         raise UsageError("--peer-ca and --peer-cert belong together")
     server = stack.enter_context(closing(PeerServer(open_store(options, environment), address, certificates)))
     return Companion("the process that answers peers", partial(_answer_peers, server))
+
+
+def _pool(place: str | None, stack: ExitStack) -> list[Companion]:
+    """Take the address that idle mounts are handed over at; return what serves them."""
+    from imgfs.forkserver.companions import Companion
+    from imgfs.forkserver.server import listening_at
+    from imgfs.mount.pool import MountPool
+    from imgfs.variables import SERVER, pool_socket, variables
+
+    address = pool_socket({**variables(), **({SERVER: place} if place else {})}, os.geteuid())
+    if address is None:
+        return []
+    try:
+        pool = MountPool(stack.enter_context(listening_at(Path(address))))
+    except StoreError as error:  # as where the path is too long for a socket (unix(7))
+        warn(f"mounts that were idle will share no process: {error}")
+        return []
+    count = min(_POOL, len(os.sched_getaffinity(0)))
+    return [Companion("a process that serves mounts", pool.serve) for _ in range(count)]
 
 
 def _answer_peers(server: PeerServer) -> None:

@@ -30,7 +30,7 @@ def run_in_server(words: Sequence[str]) -> int | None:
         return None
     if any(_DESCRIPTORS in text for text in (*words, *variables().values())):
         return None
-    connection = _connect(path)
+    connection = connect(path)
     if connection is None:
         return None
     try:
@@ -40,7 +40,7 @@ def run_in_server(words: Sequence[str]) -> int | None:
         connection.close()
 
 
-def _connect(path: str) -> socket | None:
+def connect(path: str) -> socket | None:
     """Connect to the server, if it is this user's: it is told variables, and so passwords."""
     import _socket  # `socket` takes longer to load than all else here
 
@@ -76,7 +76,7 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
         connection.sendmsg([body[:WORD]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
         connection.sendall(body[WORD:])
         answer = connection.recv(1)
-        if answer == PROVE and (secret := _proof(_read(connection, 2 * WORD))):
+        if answer == PROVE and (secret := proof(_read(connection, 2 * WORD))):
             connection.sendall(secret)
             answer = connection.recv(1)
         if answer != ACCEPTED:
@@ -90,7 +90,7 @@ def _ask(connection: socket, words: Sequence[str]) -> int | None:
         os.close(directory)
 
 
-def _proof(place: bytes) -> bytes:
+def proof(place: bytes) -> bytes:
     """Return the secret in a process of the server's, by its pid and number; nothing if it is none.
 
     Raises OSError if this process is confined and may not.

@@ -55,13 +55,13 @@ def carry_out(connection: socket.socket, commands: Commands, is_current: Callabl
     connection.settimeout(_PATIENCE)
     pid = 0
     try:
-        pid, alive = _peer(connection)
+        pid, alive = peer_of(connection)
         request, passed = _receive(connection)
         if not is_current():
             _refuse(connection, pid, "another imgfs has been installed")
             return False
         check_likeness(pid)
-        _check_sight(connection)
+        check_sight(connection)
         take_over(pid, whole_cgroup=commands.is_bound(request.words))
         if select.select([alive], [], [], 0)[0]:
             return True  # the client has ended: what was read by its pid may be of another process
@@ -85,7 +85,7 @@ def is_worth_a_fork(connection: socket.socket) -> bool:
     """Return False for a client that would be refused by its rights, and refuse it."""
     pid = 0
     try:
-        pid, alive = _peer(connection)
+        pid, alive = peer_of(connection)
         os.close(alive)
         check_rights(pid)
     except (Differs, OSError) as error:
@@ -95,7 +95,7 @@ def is_worth_a_fork(connection: socket.socket) -> bool:
     return True
 
 
-def _peer(connection: socket.socket) -> tuple[int, int]:
+def peer_of(connection: socket.socket) -> tuple[int, int]:
     """Return the client's pid, and a descriptor of it. Raises Differs if it is another user's."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if uid != os.geteuid():
@@ -121,7 +121,7 @@ def _receive(connection: socket.socket) -> tuple[CommandRequest, list[int]]:
     return CommandRequest.decode(bytes(body)), passed
 
 
-def _check_sight(connection: socket.socket) -> None:
+def check_sight(connection: socket.socket) -> None:
     """Have the client read what only a process that this one is open to can; raises Differs if it does not.
 
     Of Landlock /proc says nothing, and root needs no `no_new_privs` for it. But a process may look into no

@@ -1,4 +1,7 @@
-"""Processes beside the server: forked from it, started again when they end, and gone with it."""
+"""Processes beside the server: forked from it, started again when they end, and gone with it.
+
+One that ends with 0 has nothing to do any more, and is to begin anew.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,10 @@ class Companion:
         if pid != self._pid:
             return False
         code = os.waitstatus_to_exitcode(status)
-        log.warning("%s has ended (%d): it is started again", self._name, code)
-        self._pid, self._due = 0, time.monotonic() + _PAUSE
+        self._pid, self._due = 0, time.monotonic()
+        if code:
+            log.warning("%s has ended (%d): it is started again", self._name, code)
+            self._due += _PAUSE
         return True
 
     def stop(self) -> None:

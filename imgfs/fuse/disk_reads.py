@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from imgfs.fuse.interrupts import GiveUp
@@ -28,7 +27,7 @@ class DiskReads:
     """Reads what is local, as long as that is quick. For one thread."""
 
     def __init__(self) -> None:
-        self._run_delay = run_delay_of_thread()
+        self._run_delay = RunDelay()
         self._lost = 0.0  # seconds beyond what quick reads take, paid back by quicker ones
         self._again = 0.0  # when the disk is tried again, by the monotonic clock
 
@@ -37,13 +36,13 @@ class DiskReads:
         began = time.monotonic()
         if began < self._again:
             return None
-        delayed = self._run_delay()
+        delayed = self._run_delay.seconds()
         try:
             body = pending.read(_NOW)
         except InterruptedError:  # evicted since
             return None
         now = time.monotonic()
-        self._note(now, now - began - (self._run_delay() - delayed))
+        self._note(now, now - began - (self._run_delay.seconds() - delayed))
         return body
 
     def _note(self, now: float, took: float) -> None:
@@ -52,17 +51,22 @@ class DiskReads:
             self._lost, self._again = 0.0, now + _PAUSE
 
 
-def run_delay_of_thread() -> Callable[[], float]:
-    """Return what tells the seconds that the calling thread has waited for a processor; 0 if nothing does."""
-    fd = -1
+class RunDelay:
+    """Tells how long the thread that asks first has waited for a processor."""
 
-    def run_delay() -> float:
-        nonlocal fd
+    def __init__(self) -> None:
+        self._fd = -1
+
+    def seconds(self) -> float:
+        """Return the seconds; 0 if nothing tells."""
         try:
-            if fd < 0:
-                fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-            return int(os.pread(fd, 100, 0).split()[1]) / 1e9  # on a processor, waiting for one: nanoseconds
+            if self._fd < 0:
+                self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            # on a processor, waiting for one: nanoseconds
+            return int(os.pread(self._fd, 100, 0).split()[1]) / 1e9
         except (OSError, LookupError, ValueError):
             return 0.0
 
-    return run_delay
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)

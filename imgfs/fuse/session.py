@@ -27,6 +27,7 @@ from imgfs.fuse.interrupts import fills_page_cache
 from imgfs.fuse.opcodes import (
     READ_BUFFER,
     RESENT,
+    ROOT_INO,
     NotifyCode,
     Opcode,
 )
@@ -231,6 +232,12 @@ class Session:
         if self._waiting or (self.tasks and self.tasks.any_waits()):
             return None
         return self._newest & ~RESENT
+
+    def answer_of_root(self, opcode: Opcode) -> bytes:
+        """Return what is answered if something is asked of the root, of which no body says more."""
+        answer = self._handlers[opcode](Head(opcode, 0, ROOT_INO, 0, 0, 0), memoryview(b""))
+        assert isinstance(answer, bytes)
+        return answer
 
     def take_waiting(self) -> Waiting | None:
         """Return the request that was just read, if it has to wait; the caller has it answered."""

@@ -12,6 +12,7 @@ import errno
 import math
 import select
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -40,6 +41,8 @@ def limiter(threads: int) -> trio.CapacityLimiter:
 
 def serve_by_tasks(session: Session) -> bool:
     """Go on with a session in which a request waits, as `Session.serve` does."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has to do with signals
+        return trio.run(_serve, session)
     before = signal.set_wakeup_fd(-1)  # trio has its own, and warns of another
     try:
         return trio.run(_serve, session)

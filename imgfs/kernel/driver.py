@@ -114,14 +114,9 @@ def runtime_directory(reference: str, image: Path) -> Iterator[RuntimeDirectory]
         yield RuntimeDirectory(link, lock)
 
 
-@contextlib.contextmanager
-def inherited_directory(directory: RuntimeDirectory) -> Iterator[RuntimeDirectory]:
-    """The same, made by another process, for what is left of the mount."""
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory.path, ignore_errors=True)
-        os.close(directory.lock)
+def remove_inherited(directory: RuntimeDirectory) -> None:
+    """Remove one that another process has made, at the end of the mount."""
+    shutil.rmtree(directory.path, ignore_errors=True)
 
 
 def _parts(reference: str) -> list[str]:

@@ -18,5 +18,6 @@ A mount that outlives its daemon (--restart):
 holder     keeps /dev/fuse open, notices the end of the daemon, or that it hangs, and starts another
 successor  that other process, also the one that takes over on an upgrade
 idle       a daemon that nothing is asked of ends, until something is
+pool       a process that serves many such mounts from then on; courier hands them over
 resume     what is handed on: the mount's state, descriptors, pipes to the holder
 """

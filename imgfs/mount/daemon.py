@@ -49,6 +49,7 @@ _ALWAYS = (
 )
 _BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
 _BY_FUSE = ("imgfs.mount.fuse",)
+_BY_FETCHES = {"imgfs.fuse.tasks", "imgfs.registry.adapter", "imgfs.transport.registry"}
 _LATER = (
     "imgfs.image.image",
     "imgfs.image.profiles",
@@ -228,7 +229,7 @@ def load_what_serves() -> None:
 
 def _load_beside(image: Image, source: DeferredSource) -> None:
     """Load what fetches beside the first requests, which come first, if bytes of the image are not here."""
-    if image.content.is_complete():
+    if image.content.is_complete() or sys.modules.keys() >= _BY_FETCHES:
         return
 
     from imgfs.oci.reference import RegistryReference, parse_reference
@@ -265,7 +266,8 @@ def serve(
     store, options = state.store, state.options
     _never_import_from(options.mountpoint)
     with contextlib.ExitStack() as stack:
-        source, image = _open_image(state, succession, opened, early, stack)
+        to_close = succession.keep() if succession and succession.is_pooled else stack
+        source, image = _open_image(state, succession, opened, early, to_close)
 
         def tell() -> MountStatus:
             return status(image, store, options, state.began, succession.restarts if succession else 0)

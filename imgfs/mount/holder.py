@@ -3,16 +3,20 @@
 A process of its own, run by an interpreter that loads no packages (`python -I -S`): three megabytes. It reads
 neither the store nor anything that comes from outside, and so outlives what its daemon dies of.
 
-    holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME BEAT RESTARTS NONCE SERVERS PROGRAM [ARGUMENT…]
+    holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME BEAT RESTARTS NONCE SERVERS POOL PROGRAM [ARG…]
     holder.py PROTOCOL
 
 MOUNTPOINT and DEVICE (major:minor) say in ps(1) what it holds. FUSE (the open /dev/fuse) and STATE (a file
 in memory) are descriptors that each successor of a daemon inherits, as it does others that are open here.
-SERVERS are the daemons that live, PID:CONTROL:TOLD:SAID each; the first of them serves. CONTROL is the
-reading end of its pipe, by which it says that it SERVES, and that the mount has ENDED, and gives a sign of
-life every BEAT seconds; TOLD is the writing end of the one by which it is told; it has SAID so much already.
-PROGRAM is run as the successor, with further arguments: PROTOCOL, FUSE, STATE, its ends of two such pipes,
-how often it was restarted, its role.
+SERVERS are the daemons that live, PID/THREAD:CONTROL:TOLD:SAID each; the first of them serves, in that
+thread. CONTROL is the reading end of its pipe, by which it says that it SERVES, and that the mount has ENDED,
+and gives a sign of life every BEAT seconds; TOLD is the writing end of the one by which it is told; it has
+SAID so much already. PROGRAM is run as the successor, with further arguments: PROTOCOL, FUSE, STATE, its ends
+of two such pipes, how often it was restarted, its role. Its own last word is where imgfs is.
+
+POOL is the socket of processes that serve many mounts each (`pool`), or `-`. Where an idle mount is asked for
+something, one of them is given the descriptors, in the place of PROGRAM. If it dies, the mount is as an idle
+one again, and the next request is PROGRAM's, which so cannot take others with it.
 
 ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `Orders`. It names
 another program, which is run as heir. Once that is READY, the daemon is told to HAND_OVER; when it has
@@ -27,8 +31,9 @@ A beat proves that the thread which reads /dev/fuse has come round to it: reques
 wait in other threads. A daemon without a beat is killed if it cannot be merely slow (`Server.is_stuck`).
 
 While a daemon is idle, the holder takes what the kernel says without wanting an answer: that it has forgotten
-files, which means nothing to a daemon that starts anew. Any other request has one started, to which the
-kernel sends the request again.
+files, which means nothing to a daemon that starts anew. It answers what is the same for ever, as the daemon
+has told it: so whatever looks at all mounts, as df(1) does, has none started. Any other request has, and the
+kernel sends it again.
 
 While no process serves, readers wait. The holder gives up after so many successors, one after the other, that
 ended without serving, or were killed before they could: then the connection ends, and readers get ENOTCONN,
@@ -42,10 +47,13 @@ import select
 import sys
 import time
 
-PROTOCOL = "3"  # of all that is said here, of arguments, and of orders
+PROTOCOL = "4"  # of all that is said here, of arguments, and of orders
 BEATS, READY, SERVES, STOPPED_READING, DONE, ENDED = b"b", b"r", b"s", b"q", b"d", b"e"
-NO_ORDER = "-"  # in the place of a nonce
-IDLE = b"i"  # it ends until something is asked: by FUSE, or at one of the sockets whose numbers follow
+NO_ORDER = NO_POOL = "-"  # in the place of a nonce, of a socket
+# It ends until something is asked: by FUSE, or at a socket. Words follow (none from a process of the pool, as
+# they stay the same): NUMBER of such a socket, +NUMBER of what else a successor has open, OPCODE:ANSWER to
+# such requests of the root, in hexadecimal digits (STATFS: of any file).
+IDLE = b"i"
 REFUSES = b"!"  # and why, as text, to the end
 HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
 SUCCESSOR, HEIR, WOKEN = "successor", "heir", "woken"  # roles
@@ -59,10 +67,12 @@ STOPPED = 2  # silences of a process that a signal has stopped,
 ASLEEP = 5  # or that sleeps although its beat is due, or runs,
 LOOPING = 2.0  # and has used so many seconds of the processor since its last beat,
 STARTING = 20  # or that has not served yet, before it is killed
-_PATIENCE = 20.0  # seconds that another version has to say whether it understands this one
+_PATIENCE = 20.0  # seconds that another version has to say whether it understands this one,
+_TAKING = 10.0  # and a pool to take a mount
 _SIGKILL = 9
 _RESEND = (16).to_bytes(4, sys.byteorder) + (7).to_bytes(12, sys.byteorder)  # fuse_out_header: length, code
 _FORGETS = 2, 42  # FUSE_FORGET, FUSE_BATCH_FORGET
+_STATFS, _ROOT = 17, 1  # FUSE_STATFS, FUSE_ROOT_ID
 REQUEST = (1 << 20) + 4096  # bytes of a request at most, less than which the kernel does not hand out
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -70,8 +80,18 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Server:
     """A process that serves the mount, or will, and what it says by a pipe. Times are in seconds."""
 
-    def __init__(self, pid: int, control: int, told: int, said: bytes = b"", *, serves: bool = False) -> None:
+    def __init__(
+        self,
+        pid: int,
+        control: int,
+        told: int,
+        said: bytes = b"",
+        *,
+        thread: int | None = None,
+        serves: bool = False,
+    ) -> None:
         self.pid = pid
+        self._thread = pid if thread is None else thread
         self.control = control
         self._told = told
         self.said = said  # all but beats,
@@ -81,7 +101,7 @@ class Server:
         self._silences = self._stopped = self._asleep = 0
         self._is_dying = False
         self._heard = time.monotonic()
-        self._used = _processor_time(pid)
+        self._used = self._processor_time()
         os.set_blocking(control, False)  # a process that it has forked may have it open, and say nothing
         try:
             self.fd = os.pidfd_open(pid)
@@ -91,16 +111,17 @@ class Server:
     @classmethod
     def handed_on(cls, text: str) -> Server:
         """Return the process that another holder has described by `hand_on`."""
-        pid, control, told, said = text.split(":")
+        place, control, told, said = text.split(":")
         for number in (control, told):
             os.set_inheritable(int(number), False)
-        return cls(int(pid), int(control), int(told), said.encode(), serves=True)
+        pid, thread = map(int, place.split("/"))
+        return cls(pid, int(control), int(told), said.encode(), thread=thread, serves=True)
 
     def hand_on(self) -> str:
         """Describe it to the program that this process is about to execute."""
         for number in (self.control, self._told):
             os.set_inheritable(number, True)
-        return f"{self.pid}:{self.control}:{self._told}:{self.said.decode()}"
+        return f"{self.pid}/{self._thread}:{self.control}:{self._told}:{self.said.decode()}"
 
     def listen(self) -> None:
         """Take what it has said."""
@@ -112,7 +133,7 @@ class Server:
         if words:
             self._heard = time.monotonic()
             self._silences = self._stopped = self._asleep = 0
-            self._used = _processor_time(self.pid)
+            self._used = self._processor_time()
             words, refuses, reason = words.partition(REFUSES)
             self.said += words.replace(BEATS, b"") + refuses
             self.reason += reason
@@ -126,9 +147,15 @@ class Server:
         """Return what is readable once it has said something, or has ended."""
         return [self.fd] if self._hung_up else [self.fd, self.control]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a thread of a process that serves other mounts, too."""
+        return self._thread != self.pid
+
     def has_ended(self) -> bool:
         """Return whether it has ended, or all that would still be served by it."""
-        return self.fd < 0 or self._is_dying or bool(select.select([self.fd], [], [], 0)[0])
+        is_gone = self.fd < 0 or self._is_dying or (self.is_shared and self._hung_up)
+        return is_gone or bool(select.select([self.fd], [], [], 0)[0])
 
     def is_silent(self, seconds: float) -> bool:
         """Return whether it has said nothing for so long, since it was asked last."""
@@ -149,7 +176,7 @@ class Server:
         that a READ is to fill, which only a successor will answer.
         """
         self._silences += 1
-        state = _state(self.pid)
+        state = self.state()
         self._is_dying = state == "Z"
         if state == "T":
             self._stopped += 1
@@ -157,13 +184,30 @@ class Server:
             self._asleep += 1
         if not self._is_serving:
             return max(self._stopped, self._asleep) >= STARTING
-        loops = self._silences >= ASLEEP and _processor_time(self.pid) - self._used >= LOOPING
+        loops = self._silences >= ASLEEP and self._processor_time() - self._used >= LOOPING
         return self._stopped >= STOPPED or self._asleep >= ASLEEP or loops
 
     def kill(self) -> None:
         """End it, whatever it does."""
         if not self.has_ended():
             __import__("_signal").pidfd_send_signal(self.fd, _SIGKILL)  # `signal` takes 0.8 MB
+
+    def state(self) -> str:
+        """Return the state of its thread as proc(5) has it, `?` if there is none."""
+        return (self._stat() or ["?"])[0]
+
+    def _processor_time(self) -> float:
+        """Return the seconds of the processor that the thread which reads /dev/fuse has used."""
+        fields = self._stat()
+        return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+
+    def _stat(self) -> list[str]:
+        """Return the fields of proc(5)'s stat of that thread, from the third on."""
+        try:
+            with open(f"/proc/{self.pid}/task/{self._thread}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].decode().split()
+        except OSError:
+            return []
 
     def close(self) -> bool:
         """Close what was open for a process that has ended; return whether a signal has ended it."""
@@ -190,6 +234,7 @@ class Holder:
         descriptors: tuple[int, int],
         beat: float,
         servers: list[Server],
+        pool: str,
         words: list[str],
         restarts: int = 0,
     ) -> None:
@@ -197,6 +242,7 @@ class Holder:
         self._descriptors = descriptors
         self._beat = beat
         self._silence = beat * _LATE
+        self._pool = pool
         self._words = words
         self._failures = self._kills = 0
         self._restarts = restarts
@@ -205,6 +251,8 @@ class Holder:
         self._serving: Server | None = servers[0]
         self._upgrade: Upgrade | None = None
         self._wakers: list[int] = []  # what can be read once something is asked, while no process serves
+        self._idle: list[str] = []  # the words of the last process that was not of a pool
+        self._has_died_in_pool = False
 
     def hold(self, orders: Orders) -> int:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
@@ -214,7 +262,7 @@ class Holder:
                 if self._is_unmounted():
                     return 0
                 self._wakers = []
-                self._serving = self._start(self._words, WOKEN)
+                self._serving = self._start_pooled() or self._start(self._words, WOKEN)
             for server in [server for server in self._servers if server.has_ended()]:
                 code = self._bury(server)
                 if code is not None:
@@ -238,8 +286,7 @@ class Holder:
             if server.control in ready:
                 server.listen()
             elif server.is_silent(self._silence) and server.is_stuck():
-                state = _state(server.pid)
-                self._log(f"the daemon (pid {server.pid}) is stuck, state {state}: it is killed")
+                self._log(f"the daemon (pid {server.pid}) is stuck, state {server.state()}: it is killed")
                 server.kill()
         return orders.read() if orders.fd in ready else None
 
@@ -247,7 +294,7 @@ class Holder:
         """Return whether a process has to answer; drop what wants no answer."""
         ready = select.select(self._wakers, [], [], 0)[0]
         fuse = self._descriptors[0]
-        return any(waker != fuse for waker in ready) or (fuse in ready and _is_asked_by(fuse))
+        return any(waker != fuse for waker in ready) or (fuse in ready and _is_asked_by(fuse, self._idle))
 
     def _bury(self, server: Server) -> int | None:
         """Do what the end of a process asks for; return what the holder ends with, if it is to end."""
@@ -256,8 +303,9 @@ class Holder:
         if ENDED in server.said or self._is_unmounted():
             return 0
         if server is self._serving and IDLE in server.said and not self._upgrade:
-            self._serving = None
-            self._wakers = [self._descriptors[0], *map(int, server.said.partition(IDLE)[2].split())]
+            self._has_died_in_pool &= server.is_shared
+            self._idle = server.said.partition(IDLE)[2].decode().split() or self._idle
+            self._rest()
             return None
         self._go_on()  # by its last words
         upgrade = self._upgrade
@@ -272,9 +320,18 @@ class Holder:
                 return 1
         elif not is_heir and DONE not in server.said:
             self._resend()
-        if self._serving is None and self._upgrade is None:
+        if self._serving is None and self._upgrade is None and server.is_shared:
+            self._has_died_in_pool = True
+            self._rest()
+            self._resend()
+        elif self._serving is None and self._upgrade is None:
             self._serving = self._start(self._words, SUCCESSOR)
         return None
+
+    def _rest(self) -> None:
+        """Have the mount served by no process, until something is asked."""
+        self._serving = None
+        self._wakers = [self._descriptors[0], *(int(word) for word in self._idle if word.isdecimal())]
 
     def _gives_up(self, server: Server, was_killed: bool) -> bool:
         """Count how the process that served has ended; return whether that was once too often."""
@@ -321,7 +378,7 @@ class Holder:
         given = [*self._descriptors, *upgrade.orders.hand_on(), self._beat, self._restarts, upgrade.nonce]
         try:
             handed_on = ",".join(server.hand_on() for server in servers)
-            words = [*upgrade.holder, *self._name, *map(str, given), handed_on, *self._words]
+            words = [*upgrade.holder, *self._name, *map(str, given), handed_on, self._pool, *self._words]
             os.execv(words[0], words)
         except OSError as error:
             self._log(f"the holder stays what it is: {error.strerror}")
@@ -361,6 +418,39 @@ class Holder:
         os.close(written)
         os.close(read)
         server = Server(pid, control, told)
+        self._servers.append(server)
+        return server
+
+    def _start_pooled(self) -> Server | None:
+        """Have a process of the pool serve; None if there is none that does."""
+        if self._pool == NO_POOL or self._has_died_in_pool:
+            return None
+        control, written = os.pipe()
+        read, told = os.pipe()
+        answer, said = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sys.path.insert(0, self._words[-1])
+                from imgfs.mount.courier import deliver  # here: this process is of no use afterwards
+
+                more = [int(word.lstrip("+")) for word in self._idle if ":" not in word]
+                given = [*self._descriptors, written, read, *more]
+                os.write(said, deliver(self._pool, PROTOCOL, self._restarts, given))
+            finally:
+                os._exit(0)
+        for number in (written, read, said):
+            os.close(number)
+        place = os.read(answer, 64) if select.select([answer], [], [], _TAKING)[0] else b""
+        os.close(answer)
+        os.kill(pid, _SIGKILL)
+        os.waitpid(pid, 0)
+        if not place or not _write(told, GO):
+            os.close(control)
+            os.close(told)
+            return None
+        number, thread = map(int, place.split(b"/"))
+        server = Server(number, control, told, thread=thread)
         self._servers.append(server)
         return server
 
@@ -441,13 +531,16 @@ def _is_understood(holder: list[str]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _is_asked_by(fuse: int) -> bool:
-    """Read requests from /dev/fuse, all but the first that wants an answer; return whether there is one.
+def _is_asked_by(fuse: int, words: list[str]) -> bool:
+    """Read requests from /dev/fuse until one wants an answer that `words` do not have (IDLE).
 
-    That one is as one that a killed process has left unanswered. Return True also if it is unmounted.
+    Return whether there is one: it is as one that a killed process has left unanswered. Return True also if
+    it is unmounted.
     """
     from mmap import mmap  # here: few daemons are idle
 
+    told = [word.partition(":") for word in words]
+    answers = {int(opcode): bytes.fromhex(body) for opcode, is_answer, body in told if is_answer}
     os.set_blocking(fuse, False)
     with mmap(-1, REQUEST) as room:  # of which only what is read takes memory
         while True:
@@ -457,7 +550,12 @@ def _is_asked_by(fuse: int) -> bool:
                 return False
             except OSError:  # unmounted; or the request was aborted: then there may be another
                 return True
-            if int.from_bytes(room[4:8], sys.byteorder) not in _FORGETS:  # fuse_in_header: length, opcode
+            # fuse_in_header: length, opcode, the request's number, the file's
+            opcode, ino = (int.from_bytes(room[at:end], sys.byteorder) for at, end in ((4, 8), (16, 24)))
+            answer = answers.get(opcode) if ino == _ROOT or opcode == _STATFS else None
+            if answer:  # fuse_out_header: length, no errno, the request's number
+                _write(fuse, (16 + len(answer)).to_bytes(4, sys.byteorder) + bytes(4) + room[8:16] + answer)
+            elif opcode not in _FORGETS:
                 return True
 
 
@@ -469,39 +567,20 @@ def _write(fd: int, words: bytes) -> bool:
         return False
 
 
-def _state(pid: int) -> str:
-    """Return the state of a process as proc(5) has it, `?` if there is none."""
-    return (_stat(pid) or ["?"])[0]
-
-
-def _processor_time(pid: int) -> float:
-    """Return the seconds of the processor that the first thread of a process has used: it reads /dev/fuse."""
-    fields = _stat(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of proc(5)'s stat of the first thread of a process, from the third on."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
-    except OSError:
-        return []
-
-
 def main() -> int:
     """Hold what the arguments say."""
     if len(sys.argv) == 2:
         return int(sys.argv[1] != PROTOCOL)
     mountpoint, device, *numbers = sys.argv[1:7]
     fuse, state, *pipes = map(int, numbers)
-    beat, restarts, nonce, handed_on, *words = sys.argv[7:]
+    beat, restarts, nonce, handed_on, pool, *words = sys.argv[7:]
     servers = [Server.handed_on(text) for text in handed_on.split(",")]
     orders = Orders(*pipes)
     if nonce != NO_ORDER:
         orders.answer(nonce, "")
     descriptors = fuse, state
-    return Holder((mountpoint, device), descriptors, float(beat), servers, words, int(restarts)).hold(orders)
+    holder = Holder((mountpoint, device), descriptors, float(beat), servers, pool, words, int(restarts))
+    return holder.hold(orders)
 
 
 if __name__ == "__main__":

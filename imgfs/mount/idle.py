@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from typing import TYPE_CHECKING
+
+from imgfs.fuse.opcodes import Opcode
+from imgfs.variables import pool_socket, variables
 
 if TYPE_CHECKING:
     from imgfs.fuse.session import Session
@@ -13,9 +18,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
+_LASTING = (Opcode.STATFS, Opcode.GETATTR, Opcode.STATX)  # of an image's root nothing of it ever changes
+
+
+_SOON = 5.0  # seconds, where another process serves it again within some hundredths of one
+
 
 class IdleExit:
-    """Ends a session once nothing was asked of a mount, and nothing fetched for it, for a while."""
+    """Ends a session once nothing was asked of a mount, and nothing fetched for it, for a while.
+
+    That comes soon for a process of its own if one of the pool will take the mount, where it costs little.
+    """
 
     def __init__(self, mount: ServedMount, session: Session, succession: Succession) -> None:
         self._mount = mount
@@ -23,6 +36,8 @@ class IdleExit:
         self._succession = succession
         self._last: tuple[int | None, object] | None = None  # the last request, and what was fetched by then
         self._since = 0.0
+        has_pool = not succession.is_pooled and os.path.exists(pool_socket(variables(), os.geteuid()) or "")
+        self._seconds = min(mount.options.exit_idle, _SOON if has_pool else math.inf)
 
     def look(self) -> None:
         """End the session if it is time; to be called now and then."""
@@ -30,13 +45,14 @@ class IdleExit:
         request = self._session.last_request()
         now = request, self._mount.image.traffic()
         is_filling = options.fill is not None and not content.is_complete()
-        if request is None or is_filling or now != self._last or not self._succession.has_turn:
+        is_quiet = now == self._last or self._succession.is_leaving()
+        if request is None or is_filling or not is_quiet or not self._succession.has_turn:
             self._last, self._since = now, time.monotonic()
-        elif time.monotonic() - self._since >= options.exit_idle:
+        elif time.monotonic() - self._since >= self._seconds or self._succession.is_leaving():
             log.info("idle: %s", options.mountpoint)
             if options.driver == "auto":
                 from imgfs.mount.erofs_ahead import write_while_idle
 
                 write_while_idle(self._mount)
-            self._succession.rest()
+            self._succession.rest({opcode: self._session.answer_of_root(opcode) for opcode in _LASTING})
             self._session.end()

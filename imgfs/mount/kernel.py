@@ -78,8 +78,8 @@ def _serve_by_kernel(mount: ServedMount) -> None:
     from imgfs.kernel.driver import (
         KernelDriver,
         check_host,
-        inherited_directory,
         mount_attributes,
+        remove_inherited,
         runtime_directory,
     )
     from imgfs.kernel.erofs_image import make_image, sizes_of
@@ -91,8 +91,11 @@ def _serve_by_kernel(mount: ServedMount) -> None:
     sizes = sizes_of(image)
     erofs = make_image(image.tree, image.resolved.tree, sizes, mount.store)
     with contextlib.ExitStack() as stack:
-        made = runtime_directory(image.resolved.reference, erofs.path)
-        directory = stack.enter_context(inherited_directory(mounted.directory) if mounted else made)
+        if mounted:
+            directory = mounted.directory
+            stack.callback(remove_inherited, directory)
+        else:
+            directory = stack.enter_context(runtime_directory(image.resolved.reference, erofs.path))
         if options.scratch:
             stack.enter_context(options.scratch.for_kernel(*mount.scratch_terms()))
         passthrough = _passthrough(mount, mounted)
@@ -153,7 +156,8 @@ class FlatFilesServer:
             with self._listener() as listener:
                 return self._serve(session, listener)
         finally:
-            os.close(descriptor)
+            if not is_taken_over:
+                os.close(descriptor)
 
     def _serve(self, session: Session, listener: socket.socket) -> bool:
         """Serve them until the kernel has let go of them.
@@ -174,7 +178,7 @@ class FlatFilesServer:
                 listener.listen()  # from now on it is this process that answers (unix(7), SO_PEERCRED)
                 self._announce(session, listener)
             else:
-                attachment.start()
+                attachment.begin()
                 session.watch(attachment.tried, partial(self._attached, attachment, session, listener))
             session.watch(listener.fileno(), partial(_answer, listener, self.mount.tell))
             session.at_stop.append(partial(session.unwatch, listener.fileno()))
@@ -201,7 +205,8 @@ class FlatFilesServer:
         """The socket that tells the status; another process may have made it."""
         path = self.directory.status_socket
         mounted = self.mount.succession.state.kernel if self.mount.succession else None
-        with socket.socket(fileno=mounted.listener) if mounted else socket.socket(socket.AF_UNIX) as listener:
+        number = os.dup(mounted.listener) if mounted else None
+        with socket.socket(socket.AF_UNIX, fileno=number) as listener:
             try:
                 if not mounted:
                     listener.bind(str(path))
@@ -222,8 +227,13 @@ class _Attachment(threading.Thread):
         super().__init__(name="imgfs-attach", daemon=True)
         self._scratch = mount.options.scratch
         self._driver = driver
-        self.tried, self._done = os.pipe()
+        self.tried = self._done = -1
         self.error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Start it."""
+        self.tried, self._done = os.pipe()
+        self.start()
 
     def run(self) -> None:
         try:

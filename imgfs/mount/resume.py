@@ -13,7 +13,7 @@ import os
 import pickle
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +24,12 @@ from imgfs.mount import holder
 from imgfs.mount.options import MountOptions, can_resend
 from imgfs.mounts.table import mount_at, mounts
 from imgfs.owned.inheritance import LockInheritance
+from imgfs.variables import pool_socket, variables
 
 if TYPE_CHECKING:
     import subprocess
 
+    from imgfs.fuse.opcodes import Opcode
     from imgfs.fuse.session import Session
     from imgfs.image.resolve import Resolved
     from imgfs.kernel.driver import RuntimeDirectory
@@ -108,6 +110,9 @@ class Succession:
     is_heir: bool = False
     has_turn: bool = True
     is_idle: bool = False  # it ends, until the holder hears of a request
+    is_pooled: bool = False  # this process serves other mounts, too,
+    is_leaving: Callable[[], bool] = lambda: False  # and is to end, as soon as none waits for it
+    answers: Mapping[Opcode, bytes] = field(default_factory=dict)  # that the holder may give meanwhile
     resends: bool = True  # whether the kernel is to send again what was left unanswered
     lock: LockInheritance = field(init=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -160,14 +165,42 @@ class Succession:
         if self.control < 0:
             return
         if self.is_idle:
-            sockets = [self.state.kernel.listener] if self.state.kernel else []
-            self.say(holder.IDLE + b"".join(b"%d " % number for number in sockets))
+            self.say(holder.IDLE + b" ".join(() if self.is_pooled else self._words_while_idle()))
         else:
             self.say(holder.ENDED if self.has_turn else holder.DONE)
 
-    def rest(self) -> None:
-        """Have the holder serve the mount again when something is asked, after the end of this process."""
-        self.is_idle, self.has_turn = True, False
+    def _words_while_idle(self) -> Iterator[bytes]:
+        """Yield what the holder has to know (`holder.IDLE`)."""
+        if self.state.kernel:
+            yield b"%d" % self.state.kernel.listener
+            yield b"+%d" % self.state.kernel.directory.lock
+        yield b"+%d" % self.state.stats
+        for opcode, body in self.answers.items():
+            yield b"%d:%s" % (opcode, body.hex().upper().encode())
+
+    def rest(self, answers: Mapping[Opcode, bytes]) -> None:
+        """Have the holder give these answers, and the mount served again when something else is asked.
+
+        That is after the end of this process, or of what it does for this mount.
+        """
+        self.is_idle, self.has_turn, self.answers = True, False, answers
+
+    def keep(self) -> contextlib.ExitStack:
+        """Return what is closed with the process: what a thread of this mount may use until then."""
+        _LEFT.append(contextlib.ExitStack())
+        return _LEFT[-1]
+
+    def close(self) -> None:
+        """Let go, in a process that goes on, of what the holder has open, too.
+
+        The number of /dev/fuse stays in use: a thread may be about to write to it.
+        """
+        kernel = self.state.kernel
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self.descriptor, inheritable=False)
+        more = (kernel.listener, kernel.directory.lock) if kernel else ()
+        for number in (null, self.state.stats, self.told, self.control, *more):
+            os.close(number)
 
     def say(self, words: bytes) -> None:
         """Tell the holder something."""
@@ -193,6 +226,11 @@ class Succession:
 
                 subprocess.run(["fusermount3", "-u", "-z", "--", mount.mountpoint], check=False)
 
+    def _pool(self) -> str:
+        """Return where processes that serve many mounts may be found, for one that is idle at times."""
+        place = pool_socket(variables(), os.geteuid()) if self.state.options.exit_idle else None
+        return place or holder.NO_POOL
+
     def _start_holder(self, descriptor: int) -> None:
         import subprocess
 
@@ -205,8 +243,8 @@ class Succession:
         orders = os.open(f"/proc/self/fd/{read}", os.O_RDWR)  # so that it never lacks a writer
         os.set_blocking(self.control, False)
         numbers = (descriptor, state, orders, outcome)
-        server = f"{os.getpid()}:{control}:{told}:"
-        given = *numbers, self.state.beat, 0, holder.NO_ORDER, server
+        server = f"{os.getpid()}/{os.getpid()}:{control}:{told}:"
+        given = *numbers, self.state.beat, 0, holder.NO_ORDER, server, self._pool()
         name = str(self.state.options.mountpoint), self.state.device
         self._holder = subprocess.Popen(
             [*holder_program(), *name, *map(str, given), *successor_program()],
@@ -216,6 +254,15 @@ class Succession:
         )
         for number in (*numbers[1:], control, told, read, written):
             os.close(number)
+
+
+def renumbered(state: MountState, numbers: Mapping[int, int]) -> MountState:
+    """Return a state whose descriptors have other numbers in this process."""
+    kernel = state.kernel
+    if kernel:
+        directory = kernel.directory._replace(lock=numbers[kernel.directory.lock])
+        kernel = replace(kernel, directory=directory, listener=numbers[kernel.listener])
+    return replace(state, kernel=kernel, stats=numbers[state.stats], locks=())
 
 
 def holder_program() -> list[str]:

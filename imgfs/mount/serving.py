@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgfs import __version__
 from imgfs.errors import MountError, StoreError, describe
@@ -89,7 +89,8 @@ class ServedMount:
 class EndSignals(contextlib.AbstractContextManager["EndSignals"]):
     """Has SIGTERM, SIGINT and SIGHUP end a session: `terminate` begins that, and it has _GRACE seconds.
 
-    They are caught while this is entered, but noticed only once the session serves.
+    They are caught while this is entered, but noticed only once the session serves. In another thread than
+    the first nothing is caught: what ends the process is no concern of one mount.
     """
 
     def __init__(self, session: Session, terminate: Callable[[], None]) -> None:
@@ -100,13 +101,19 @@ class EndSignals(contextlib.AbstractContextManager["EndSignals"]):
 
     def __enter__(self) -> EndSignals:
         self.woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Python runs a handler between two of its instructions: one right before poll(2) would come after it
-        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._catch) for number in _ENDING}
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            # Python runs a handler between two of its instructions: one right before poll(2) would come after
+            signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._catch) for number in _ENDING}
         self._session.watch(self.woken, self.act)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._before:  # nothing can write to it any more
+            os.close(self.woken)
+            os.close(self._wakes)
+            return
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)

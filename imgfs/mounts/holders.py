@@ -53,8 +53,8 @@ class HolderProcess(NamedTuple):
             if script is not None and len(words) > script + 6:
                 mountpoint, device, _, _, orders, outcome = words[script + 1 : script + 7]
                 (user,) = set(_uids(pid))
-                told = "".join(words[script + 10 : script + 11]).split(",")  # PID:…, each
-                servers = frozenset(one.partition(":")[0] for one in told)
+                told = "".join(words[script + 10 : script + 11]).split(",")  # PID/…, each
+                servers = frozenset(one.partition("/")[0] for one in told)
                 return cls(pid, user, mountpoint, device, orders, outcome, servers)
         return None
 
@@ -145,13 +145,21 @@ def _children(pid: int) -> list[int]:
 
 
 def _has_daemon(holder: HolderProcess) -> bool:
+    """Return whether a holder has a process that serves: its child, its parent, or one that it watches."""
     with suppress(OSError):
         if Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text():
             return True
         lines = Path(f"/proc/{holder.pid}/status").read_text(errors="replace").splitlines()
         parent = next(line.split()[1] for line in lines if line.startswith("PPid:"))
-        return parent in holder.servers
+        return parent in holder.servers or _watches_process(holder.pid)
     return True
+
+
+def _watches_process(pid: int) -> bool:
+    """Return whether a process has another one open (pidfd_open(2)), as far as this one may know."""
+    with suppress(PermissionError):
+        return any("pidfd" in os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def hand_over(mount: Mount, protocol: str, holder: list[str], program: list[str]) -> None:

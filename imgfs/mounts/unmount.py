@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs import syscalls
@@ -50,7 +50,8 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
     pid = daemon_of(mount) if status.pid else None
     if status.pid and pid is None and mount.runtime is None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
-    with _held(pid) as daemon:  # while it serves the mount: later its pid may be another process's
+    # while it serves the mount: later its pid may be another process's
+    with _held((pid and holder_of(mount)) or pid) as daemon:
         _take_down(mount, lazy=lazy)
         if mount.runtime and not status.pid:
             _remove_if_left(mount.runtime)
@@ -94,17 +95,16 @@ def detach_all(mountpoint: Path) -> None:
 
 
 def detach_and_wait(mountpoint: Path, patience: float) -> None:
-    """Do the same, and wait, so many seconds at most, until daemon and holder have ended, and use nothing."""
+    """Do the same, and wait, so many seconds at most, until its daemon has ended, and uses nothing.
+
+    One with a holder may serve other mounts, too: the holder ends once it is done with this one.
+    """
     mount = mount_at(mountpoint)
-    pids = [daemon_of(mount), holder_of(mount)] if mount and mount.is_imgfs else []
-    with ExitStack() as stack:
-        held = [stack.enter_context(_held(pid)) for pid in pids]
+    pid = (holder_of(mount) or daemon_of(mount)) if mount and mount.is_imgfs else None
+    with _held(pid) as process:
         detach_all(mountpoint)
-        end = time.monotonic() + patience
-        for pid, process in zip(pids, held, strict=True):
-            left = max(0.0, end - time.monotonic())
-            if process is not None and not select.select([process], [], [], left)[0]:
-                log.info("%s: process %s goes on after %.0f s", mountpoint, pid, patience)
+        if process is not None and not select.select([process], [], [], patience)[0]:
+            log.info("%s: process %s goes on after %.0f s", mountpoint, pid, patience)
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def _remove_if_left(runtime: Path) -> None:
 
 
 def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float) -> None:
-    """Wait for a daemon, open at `fd`, to end.
+    """Wait for a daemon, or its holder, open at `fd`, to end: a holder does once its daemon has.
 
     Raises MountError if it is stopped, takes too long, or has to go on: another process may have the mount in
     a mount namespace of its own (unshare -m where `/` is private), for as long as that lives.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,14 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from imgfs.mounts.holders import idle_mounts
+from imgfs.mounts.table import imgfs_mount_at
 from tests.support.mounted import Imgfs, drop_caches, is_alive, processes_of_tests, until, write_image
 from tests.support.restarted import FILES, LAYER, contents, holders, successors
+from tests.support.served import Server, forked_from
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drivers("fuse", "kernel")]
+
+
+@pytest.fixture
+def server(imgfs: Imgfs) -> Iterator[Server]:
+    with Server(imgfs, "s") as server:  # a short name: that of a socket has 107 bytes at most
+        yield server
 
 
 @pytest.fixture
@@ -66,11 +77,58 @@ def test_an_idle_daemon_ends_and_the_next_reader_has_it_started_again(imgfs: Img
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop caches")
-def test_what_the_kernel_forgets_wakes_no_daemon(imgfs: Imgfs, image: str) -> None:
+def test_what_the_kernel_forgets_and_what_looks_at_all_mounts_wake_no_daemon(
+    imgfs: Imgfs, image: str
+) -> None:
     at = imgfs.mount(image, "--restart", "--exit-idle", "1")
     assert contents(at) == FILES
+    before = os.statvfs(at), imgfs.program("stat", at).out
     until(lambda: processes_of_tests(imgfs.store) == holders(imgfs), "the daemon has ended")
+    assert (os.statvfs(at), imgfs.program("stat", at).out) == before
+    assert imgfs.program("df", at).code == 0
     drop_caches()
+    assert (os.statvfs(at), imgfs.program("stat", at).out) == before
     time.sleep(0.5)  # in which a daemon would be started
     assert processes_of_tests(imgfs.store) == holders(imgfs)
     assert contents(at) == FILES
+
+
+def serves(pid: int) -> bool:
+    """Return whether a process serves a mount, or did since it was started."""
+    return any("/dev/fuse" in os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_idle_mounts_share(server: Server, image: str) -> None:
+    """A process serves several that were idle, ends with the last, and takes none with it."""
+
+    def sharing() -> list[int]:
+        return [int(pid) for pid in forked_from(server.process.pid).split()]
+
+    def are_idle() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # it ends just now
+            waiting = [pid for pid in sharing() if not serves(pid)]
+            return set(processes_of_tests(imgfs.store)) == {server.process.pid, *holders(imgfs), *waiting}
+        return False
+
+    imgfs = server.imgfs
+    places = [imgfs.mountpoint(f"mnt{number}") for number in range(3)]
+    for at in places:
+        if at == places[2]:
+            imgfs.environment["OTHER"] = "1"
+        assert server.mount("--driver", imgfs.driver, "--restart", "--exit-idle", "2", image, at).code == 0
+        imgfs.watch(at)
+    for _ in range(2):
+        until(are_idle, "all are idle")
+        assert [contents(at) for at in places] == [FILES] * 3
+        pids = list(map(imgfs.pid, places))
+        assert set(pids[:2]) <= set(sharing())
+        assert pids[2] not in sharing(), "other variables: other registries and secrets"
+    imgfs.umount(places[0])
+    until(lambda: len(holders(imgfs)) == 2, "its holder has ended")
+    killed = imgfs.pid(places[1])
+    assert killed in sharing()
+    assert idle_mounts([imgfs_mount_at(places[1])]) == set()
+    os.kill(killed, signal.SIGKILL)
+    assert contents(places[1]) == FILES
+    alone = imgfs.status(places[1])
+    assert (alone["pid"] in [killed, *sharing()], alone["restarts"]) == (False, 1)

@@ -373,13 +373,13 @@ def test_what_counts_as_stuck(
 ) -> None:
     used = 0.0
 
-    def processor_time(_pid: int) -> float:
+    def processor_time(_: holder.Server) -> float:
         nonlocal used
         used += seconds
         return used
 
-    monkeypatch.setattr(holder, "_state", lambda _pid: state)
-    monkeypatch.setattr(holder, "_processor_time", processor_time)
+    monkeypatch.setattr(holder.Server, "state", lambda _: state)
+    monkeypatch.setattr(holder.Server, "_processor_time", processor_time)
     read, written = os.pipe()
     with open(read, "rb"), open(written, "wb", buffering=0) as pipe:
         server = holder.Server(os.getpid(), read, written, serves=True)
@@ -408,8 +408,8 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
     program.chmod(0o755)
     with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
         fds = [null.fileno(), null.fileno(), orders, null.fileno()]
-        numbers = *fds, 0.2, 0, holder.NO_ORDER, f"{daemon.pid}:{pipe.fileno()}:{told}:"
-        given = ["/mnt", "0:99", *map(str, numbers), str(program), "word"]
+        numbers = *fds, 0.2, 0, holder.NO_ORDER, f"{daemon.pid}/{daemon.pid}:{pipe.fileno()}:{told}:"
+        given = ["/mnt", "0:99", *map(str, numbers), holder.NO_POOL, str(program), "word"]
         return subprocess.run(
             [sys.executable, "-I", "-S", *options, holder.__file__, *given],
             pass_fds=(*fds, pipe.fileno(), told),

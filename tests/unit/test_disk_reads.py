@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from imgfs.errors import StoreError
-from imgfs.fuse.disk_reads import DiskReads, run_delay_of_thread
+from imgfs.fuse.disk_reads import DiskReads, RunDelay
 from imgfs.fuse.interrupts import GiveUp
 from imgfs.fuse.views import PendingRead
 
@@ -19,7 +19,7 @@ class Disk:
         self.now, self.seconds, self.reads = 1000.0, 0.0, 0
         self.waited = self._delay = 0.0
         monkeypatch.setattr("imgfs.fuse.disk_reads.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("imgfs.fuse.disk_reads.run_delay_of_thread", lambda: lambda: self._delay)
+        monkeypatch.setattr(RunDelay, "seconds", lambda _: self._delay)
 
     def read(self, given_up: GiveUp) -> bytes:
         assert given_up.done()
@@ -63,8 +63,8 @@ def test_on_a_busy_machine_a_quick_disk_is_read_at_once(disk: Disk) -> None:
 
 
 def test_what_a_thread_has_waited_for_a_processor_is_known_and_only_grows() -> None:
-    run_delay = run_delay_of_thread()
-    seen = [run_delay() for _ in range(3)]
+    run_delay = RunDelay()
+    seen = [run_delay.seconds() for _ in range(3)]
     assert 0 <= seen[0] <= seen[1] <= seen[2]
 
 

@@ -1,0 +1,160 @@
+"""A process that serves many mounts, each in a thread: a further one takes 0.4 MB, where a process takes ten.
+
+It takes mounts whose daemons were idle from their holders, when something is asked of them (`courier`), and
+goes by the same rules as the fork server: the same user, rights and namespaces; and the same variables. What
+it is told is not read before the holder has shown that it may look into this process.
+
+    holder ──── PROTOCOL, restarts, numbers; the descriptors of these ───► pool
+           ◄─── PROVE: what a confined process cannot read ───────────────
+           ──── that ─────────────────────────────────────────────────────►
+           ◄─── PID/THREAD ───────────────────────────────────────────────
+           ──── GO, by the pipe that a daemon is told by ─────────────────►
+
+A mount leaves when it is idle again, unmounted or handed to another version. What it has open stays so: a
+thread of it may wait for a registry or in the kernel, and must not find another file by its number. So the
+process ends when no mount is left, or after so many (`_LEAVES`) once no reader waits for it. If it dies, too,
+all its mounts go on: their holders have each served, by a process of its own, once something is asked of it.
+
+Locks: `MountPool._lock` guards the counts, and is held while a mount is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from imgfs import syscalls
+from imgfs.errors import ImgfsError, MountError, describe
+from imgfs.forkserver.caller import Differs, check_likeness
+from imgfs.forkserver.command import check_sight, peer_of
+from imgfs.mount import holder
+from imgfs.mount.daemon import serve
+from imgfs.mount.resume import Succession, load_state, renumbered
+from imgfs.variables import lasting_variables, variables
+
+log = logging.getLogger("imgfs.mount")
+
+_PATIENCE = 5.0  # seconds for a holder to say what it has to say
+_LOOK = 1.0  # seconds between looks whether it is to end
+_LEAVES = 16  # mounts
+_LONGEST, _MOST = 1024, 16  # bytes of that, and descriptors
+
+
+class MountPool:
+    """Serves the mounts that holders hand over at `listening`."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._lock = threading.Lock()
+        self._serving = self._left = 0  # mounts
+
+    def serve(self) -> None:
+        """Serve until the parent ends, or the last mount has left."""
+        syscalls.set_parent_death_signal(signal.SIGTERM)
+        self._listening.setblocking(False)
+        while not self._is_leaving():
+            if select.select([self._listening], [], [], _LOOK)[0]:
+                with suppress(BlockingIOError), self._lock:  # another process was quicker
+                    connection, _ = self._listening.accept()
+                    with connection:
+                        self._take(connection)
+        while True:  # the last mount ends it
+            time.sleep(_LOOK)
+
+    def _is_leaving(self) -> bool:
+        return self._left >= _LEAVES
+
+    def _take(self, connection: socket.socket) -> None:
+        """Take a mount, and begin to serve it; or leave it to a process of its own."""
+        try:
+            succession = _taken(connection)
+        except (Differs, ImgfsError, OSError, ValueError) as error:
+            log.info("a mount is left to a process of its own: %s", describe(error))
+            return
+        succession.is_leaving = self._is_leaving
+        thread = threading.Thread(target=self._serve, args=(succession,), name="imgfs-mount", daemon=True)
+        thread.start()
+        self._serving += 1
+        with suppress(OSError):  # the holder did not wait: the thread will notice
+            connection.sendall(f"{os.getpid()}/{thread.native_id}".encode())
+
+    def _serve(self, succession: Succession) -> None:
+        """Serve a mount until it leaves; end the process with the last one."""
+        try:
+            _serve_in_turn(succession)
+        finally:
+            with self._lock:
+                self._serving -= 1
+                self._left += 1
+                succession.close()
+                if not self._serving:
+                    logging.shutdown()
+                    os._exit(0)
+
+
+def _taken(connection: socket.socket) -> Succession:
+    """Return what a holder hands over. Raises Differs, MountError, OSError, ValueError."""
+    connection.settimeout(_PATIENCE)
+    pid, alive = peer_of(connection)
+    os.close(alive)
+    said, passed, _, _ = socket.recv_fds(connection, _LONGEST, _MOST)
+    given = list(passed)
+    try:
+        check_likeness(pid)
+        _check_variables(pid)
+        check_sight(connection)
+        return _succession(said.decode().split(), given)
+    except BaseException:
+        for number in given:
+            os.close(number)
+        raise
+
+
+def _check_variables(pid: int) -> None:
+    """Raise Differs if a process has other variables: by them registries, proxies and secrets are found."""
+    body = Path(f"/proc/{pid}/environ").read_bytes()
+    entries = (os.fsdecode(entry).partition("=") for entry in body.split(b"\0") if entry)
+    theirs = lasting_variables({name: value for name, _, value in entries})
+    own = lasting_variables(variables())
+    if other := {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}:
+        raise Differs(f"variables: {min(other)}")
+
+
+def _succession(words: Sequence[str], given: list[int]) -> Succession:
+    """Return what is to be served, whose descriptors are `given` by other numbers in their holder."""
+    protocol, *numbers = words
+    if protocol != holder.PROTOCOL:
+        raise MountError("the holder is of another version")
+    restarts, *there = map(int, numbers)
+    here = dict(zip(there, given, strict=True))
+    descriptor, memory, control, told, *_ = given
+    for number in given:
+        os.set_inheritable(number, False)
+    state = load_state(os.pread(memory, os.fstat(memory).st_size, 0))
+    state = renumbered(state, here)
+    os.set_blocking(control, False)
+    os.close(memory)
+    given.remove(memory)
+    return Succession(state, descriptor, control, told, restarts, is_pooled=True)
+
+
+def _serve_in_turn(succession: Succession) -> None:
+    """Serve a mount until it leaves, unless its holder has not waited for that."""
+    mountpoint = succession.state.options.mountpoint
+    if succession.take_word() != holder.GO:
+        return
+    log.info("asked for again: %s", mountpoint)
+    try:
+        serve(succession.state, lambda: None, succession)
+    except ImgfsError as error:
+        log.error("%s: %s", mountpoint, error)  # noqa: TRY400  (a line for a person)
+    except BaseException:
+        log.exception("%s: its service ends", mountpoint)
