@@ -21,6 +21,7 @@ _RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes"
 _UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
 _RUNC = "io.containerd.runc.v2"
 _SNAPSHOTTER, _NO_LABELS = "snapshotter", "disable_snapshot_annotations"
+_PULLS_FOR_RUNTIME = (*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME
 _ONLY_BY_ITSELF = "use_local_image_pull", "discard_unpacked_layers", "image_pull_with_sync_fs"
 _DOWNLOADS = 3  # at once, unless told
 _ROOT = Path("/var/lib/containerd")
@@ -79,7 +80,7 @@ def _set_images(edit: TomlEdit, setup: NodeSetup) -> None:
     """Versions 3 and 4."""
     if setup.by_runtime_class:
         _set_runtime(edit, _RUNTIMES)
-        edit.set((*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME)
+        edit.set(*_PULLS_FOR_RUNTIME)
     else:
         edit.set(_IMAGES, _SNAPSHOTTER, NAME)
     if _pulls_by_itself(edit):
@@ -111,6 +112,7 @@ def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
     runtimes = (*_CRI, "runtimes")
     if setup.by_runtime_class:  # containerd 1.7
         _set_runtime(edit, runtimes)
+        edit.set(*_PULLS_FOR_RUNTIME)  # of which 2.x makes nothing out of the runtime's own snapshotter there
     else:
         edit.set(_CRI, _SNAPSHOTTER, NAME)
         if not edit.known(*runtimes):
