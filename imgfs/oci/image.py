@@ -22,6 +22,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # json, or prettyjws
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,16 @@ def chain_id(diff_ids: Sequence[Digest]) -> Digest:
     return chain
 
 
+def refuse_schema_1_type(media_type: str) -> None:
+    """Raise InvalidImage for a manifest of Docker's schema 1: its digest is not that of all its bytes."""
+    if media_type.startswith(_SCHEMA_1):
+        raise InvalidImage("a Docker schema 1 image, a format given up in 2017; pull and push it again")
+
+
 def _refuse_schema_1(fields: Mapping[str, object]) -> None:
     version = 2 if fields.get("schemaVersion") is None else fields["schemaVersion"]
     if version == 1 or fields.get("fsLayers"):
-        raise InvalidImage("a Docker schema 1 image, a format given up in 2017; pull and push it again")
+        refuse_schema_1_type(_SCHEMA_1)
     if version != 2:
         raise InvalidImage(f"expected 2, got {version!r:.40}", where="document.schemaVersion")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage
 from imgfs.oci.artifact import EMPTY_TYPE, is_referrers_tag
 from imgfs.oci.descriptor import Descriptor, Platform
-from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Manifest
+from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Index, Manifest
 
 _REFERENCE_TYPE = "vnd.docker.reference.type"  # BuildKit, attestation-storage.md
 _COSIGN_KIND = (
@@ -94,6 +94,14 @@ def artifact_kind(manifest: Manifest) -> str | None:
         if kind:
             return f"{kind} ({field} {_type(manifest) or media_type})"
     return None
+
+
+def index_kind(index: Index) -> str | None:
+    """Return what an index is, if its `artifactType` says that it is no image's; else None."""
+    named = index.artifact_type
+    if named is None or _is_images(named):
+        return None
+    return f"{_kind(named) or 'an artifact'} (artifactType {named})"
 
 
 def is_artifact_entry(entry: Descriptor) -> bool:

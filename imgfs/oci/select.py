@@ -14,7 +14,7 @@ from typing import NamedTuple
 from imgfs.errors import InvalidImage, NotFound, Unavailable
 from imgfs.oci.descriptor import Descriptor, Platform
 from imgfs.oci.image import Index, Manifest, parse_config
-from imgfs.oci.kind import foreign_format, is_artifact_entry
+from imgfs.oci.kind import foreign_format, index_kind, is_artifact_entry
 
 _NESTING = 4  # indexes inside indexes
 _LOOKS = (
@@ -57,6 +57,9 @@ def select_manifest(
         return found
     if search.unavailable:
         raise search.unavailable
+    kind = index_kind(document)
+    if kind and not search.platforms:
+        raise InvalidImage(f"this is {kind}, no image")
     among = f" among the first {_LOOKS} documents that it names" if search.looks > _LOOKS else ""
     raise InvalidImage(f"no image for {wanted}{among}; {_offered(search.platforms)}")
 

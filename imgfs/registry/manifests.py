@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES, refuse_schema_1_type
 from imgfs.oci.kind import is_artifact_tag
 from imgfs.registry.endpoint import MAX_MANIFEST
 from imgfs.registry.errors import delete_refusal, push_refusal
@@ -92,6 +92,7 @@ class Manifests:
             return name if isinstance(name, Digest) else _digest_in(answer.headers) or Digest.of(answer.body)
 
         def check(answer: Answer) -> None:
+            refuse_schema_1_type(media_type_in(answer.headers))
             promised(answer).verify(answer.body, f"digest of the manifest {self._name} {name}")
 
         answer = self._session.ask("GET", self._url(name), _ACCEPT, limit=MAX_MANIFEST, check=check)

@@ -107,6 +107,16 @@ def test_a_manifest_that_does_not_match_its_digest_is_an_error(
     assert len(server.log) == 3
 
 
+def test_a_schema_1_manifest_is_named_whatever_its_digest_is_of(server: FaultServer, client: Client) -> None:
+    schema_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    signed = {"Content-Type": schema_1, "Docker-Content-Digest": str(Digest.of(b"without signatures"))}
+    server.add_manifest("ns/app", "v1", b"{}", schema_1)
+    server.inject(Fault(headers=signed), on="/manifests/", times=9)
+    with pytest.raises(InvalidImage, match="Docker schema 1"):
+        client.manifest("v1")
+    assert len(server.log) == 1
+
+
 def test_a_document_that_was_damaged_on_its_way_is_asked_for_again(
     server: FaultServer, client: Client
 ) -> None:

@@ -279,6 +279,14 @@ def test_an_image_with_the_type_of_its_config_for_an_artifact_type_is_one(world:
     assert artifact_kind(world.select(world.artifact(layer)).manifest) is None
 
 
+def test_an_index_that_calls_itself_an_artifact_is_named(world: World) -> None:
+    document = {"schemaVersion": 2, "manifests": [], "artifactType": "application/vnd.docker.ai.model"}
+    with pytest.raises(InvalidImage, match=r"this is a model \(artifactType .*\), no image"):
+        world.select(world.add(document, OCI_INDEX))
+    with pytest.raises(InvalidImage, match="offers no image"):
+        world.select(world.add(document | {"artifactType": OCI_CONFIG}, OCI_INDEX))
+
+
 @pytest.mark.parametrize("end", ["", ".sig", ".att", ".sbom"])
 def test_tags_made_of_a_digest_are_those_of_artifacts(end: str) -> None:
     assert is_artifact_tag(f"sha256-{'a' * 64}{end}")
