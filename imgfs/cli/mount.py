@@ -146,8 +146,8 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
         "--exit-idle",
         metavar="SECONDS",
         type=_idle_seconds,
-        help="with --restart: end the daemon, which frees its memory, once nothing was read for so long; "
-        "the next reader has it started again",
+        help="with --restart: end the daemon, which frees its memory, once nothing was read for so long, or "
+        "5 seconds where `imgfs serve` runs; the next reader has it started again",
     )
     driver_option(command)
     command.add_argument(

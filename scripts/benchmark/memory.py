@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ MEBIBYTES = 100  # resident, at a million files
 MOUNTS = (1, 10, 60)
 PATIENCE = 300.0  # seconds for idle daemons to end: each has been started again by the reader
 IDLE = 5  # seconds without a request, after which a daemon ends
+SERVER = 1 + min(4, len(os.sched_getaffinity(0)))  # processes of `imgfs serve`, with those that mounts share
 WAYS = (  # each with the options of `imgfs mount`, and whether `imgfs serve` runs
     ("each by itself", ("--driver", "fuse"), False),
     ("imgfs serve", ("--driver", "fuse"), True),
@@ -55,7 +57,7 @@ def idle_mounts(stage: Stage, image: Image) -> Table:
             with imgfs.shown_often(reference, count, options, is_served=is_served) as processes:
                 for place in mounts_below(imgfs.mountpoint.parent):
                     run(["ls", place])
-                settle(processes, count + is_served if "--exit-idle" in options else None)
+                settle(processes, count + SERVER if "--exit-idle" in options else None)
                 sums.append(round(sum(map(_shared, processes())), 1))
         table.add(count, *sums)
     forget_quietly(imgfs)
