@@ -6,17 +6,22 @@ import posixpath
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind
+from imgfs.layer.growing import GrowingIndex, Withdrawn
+from imgfs.layer.index import LayerIndex
 from imgfs.tree.database import ROOT
+from imgfs.tree.merge import merge
 from imgfs.tree.reader import Tree
-from tests.support.layers import merged
+from tests.support.layers import merged, write_index
 
 # A path, or a link's target, as a stack of layers uses them: few names, so that they meet.
 _NAMES = st.sampled_from(["a", "b", "c"])
@@ -266,6 +271,52 @@ def test_random_stacks_merge_as_the_model_says(layers: list[list[Entry]]) -> Non
                 assert tree.node_count == 1 + len(distinct)
         except InvalidImage:
             assert expected == []
+
+
+class _Late(GrowingIndex):
+    """An index that is whole once all its entries have been read as they came, or all of it is needed."""
+
+    def __init__(self, path: Path, whole: LayerIndex) -> None:
+        super().__init__(path)
+        self._late = whole
+
+    def _written(self, count: int) -> list[Entry]:
+        if not (found := super()._written(count)):
+            self.complete(self._late)
+        return found
+
+    def _wait(self) -> LayerIndex:
+        self.complete(self._late)
+        return super()._wait()
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYERS.map(accepted) | LAYERS)
+def test_layers_merged_while_they_grow_are_as_the_model_says_or_withdrawn(layers: list[list[Entry]]) -> None:
+    try:
+        expected = Model(layers).rows()
+    except Refused:
+        expected = []
+    hides = any(b".wh." in entry.path for layer in layers[1:] for entry in layer)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ExitStack() as stack,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("imgfs.layer.growing._POLL", 0.0)
+        paths = [Path(scratch, f"{number}") for number in range(len(layers))]
+        for path, entries in zip(paths, layers, strict=True):
+            write_index(path, entries)
+        late = [_Late(path, stack.enter_context(LayerIndex(path))) for path in paths]
+        try:
+            merge(late, Path(scratch, "tree"))
+        except Withdrawn:
+            assert hides or not expected
+        except InvalidImage:
+            assert not expected
+        else:
+            with Tree(Path(scratch, "tree")) as tree:
+                assert sorted(tree_rows(tree)) == expected
 
 
 def _everything(tree: Tree, ino: int) -> Iterator[tuple[int, bytes, int]]:
