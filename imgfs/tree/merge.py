@@ -134,7 +134,7 @@ class _Layer:
         head, _, name = path.rpartition(b"/")
         parent = self._builder.known.get(head) or self._walk.directory(head)
         if entry.kind is Kind.DIRECTORY:
-            self._builder.remember(path, self._add_directory(parent, name, entry))
+            self._add_directory(parent, path, entry)
         elif entry.kind is Kind.HARDLINK:
             self._link(parent, path, entry)
         elif _is_whiteout_device(entry):
@@ -172,15 +172,20 @@ class _Layer:
             self._builder.pin(_linkable(found, entry.target)[0])
             self._state.put_aside(path, found)
 
-    def _add_directory(self, parent: int, name: bytes, entry: Entry) -> int:
-        """Add a directory, or give the one of that name the entry's attributes; return its ino."""
+    def _add_directory(self, parent: int, path: bytes, entry: Entry) -> None:
+        """Add a directory, or give the one of that name the entry's attributes."""
+        name = path.rpartition(b"/")[2]
         taken = self._builder.find(parent, name)
         if taken and taken.type == DIRECTORY:
             self._builder.describe(taken.ino, entry)
-            return taken.ino
-        if taken:
+            self._builder.remember(path, taken.ino)
+        elif taken:
             self._builder.remove(parent, name, taken)
-        return self._builder.add_directory(parent, name, entry)
+            self._builder.add_directory(
+                parent, name, entry
+            )  # if it was a symlink, `path` may have led through it
+        else:
+            self._builder.remember(path, self._builder.add_directory(parent, name, entry))
 
     def _link(self, parent: int, path: bytes, entry: Entry) -> None:
         """Make a hard link; the entry's own attributes do not count, its target's do, as in umoci."""
@@ -224,9 +229,14 @@ class _Layer:
     def _link_if_free(self, path: bytes, found: Dirent) -> None:
         """Make a link, unless a later entry of the layer has its name."""
         head, _, name = path.rpartition(b"/")
+        if found == _NOTHING:
+            self._walk.directory(head)
+            return
+        self._builder.pin(found.ino)  # a directory that is made on the way may take its place
         parent = self._walk.directory(head)
-        if self._builder.find(parent, name) is None and found != _NOTHING:
+        if self._builder.find(parent, name) is None:
             self._builder.link(parent, name, found)
+        self._builder.unpin(found.ino)
 
     @contextmanager
     def _locating(self, path: bytes) -> Iterator[None]:

@@ -451,6 +451,12 @@ def test_a_directory_of_the_layer_itself_replaces_a_non_directory(tmp_path: Path
         assert at(tree, b"f").mode == stat.S_IFDIR | 0o700
 
 
+def test_a_directory_may_replace_the_symlink_that_led_to_it(tmp_path: Path) -> None:
+    layer = archive(symlink("c", ".."), directory("c/c"), file("c/c/a"))
+    with merged(tmp_path, layer) as tree:
+        assert names(tree) == {"c/", "c/c/", "c/c/a"}
+
+
 # --- hard links
 
 
@@ -549,6 +555,13 @@ def test_a_hard_link_in_place_of_a_directory_may_save_a_file_of_it(tmp_path: Pat
     with merged(tmp_path, archive(file("d/a", b"x"), file("d/b")), archive(hardlink("d", "d/a"))) as tree:
         assert names(tree) == {"d"}
         assert (at(tree, b"d").nlink, at(tree, b"d").size, tree.node_count) == (1, 1, 2)
+
+
+def test_a_waiting_link_below_its_own_target_keeps_it(tmp_path: Path) -> None:
+    layer = archive(directory("c"), hardlink("c/a", "a/c"), file("c", b"x"), symlink("a", ".."))
+    with merged(tmp_path, layer) as tree:
+        assert names(tree) == {"a", "c/", "c/a"}
+        assert (at(tree, b"c/a").nlink, at(tree, b"c/a").size, tree.node_count) == (1, 1, 4)
 
 
 @pytest.mark.parametrize("layer", [[directory("t")], [], [symlink("loop", "loop")]])
