@@ -199,8 +199,12 @@ def _pool(place: str | None, stack: ExitStack) -> list[Companion]:
     except StoreError as error:  # as where the path is too long for a socket (unix(7))
         warn(f"mounts that were idle will share no process: {error}")
         return []
-    count = min(_POOL, len(os.sched_getaffinity(0)))
-    return [Companion("a process that serves mounts", pool.serve) for _ in range(count)]
+    return [Companion("a process that serves mounts", pool.serve) for _ in range(pool_size())]
+
+
+def pool_size() -> int:
+    """Return how many processes serve the mounts that were idle."""
+    return min(_POOL, len(os.sched_getaffinity(0)))
 
 
 def _answer_peers(server: PeerServer) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support import containers
 from tests.support.containers import busybox, first_line, first_pid, shell
 from tests.support.mounted import Imgfs, is_alive, until
-from tests.support.served import Server, forked_from
+from tests.support.served import Server
 
 pytestmark = containers.marks
 layout, image, run = containers.layout, containers.image, containers.run
@@ -56,7 +56,7 @@ def test_signals_reach_it_and_its_exit_code_is_the_commands(run: Imgfs, server: 
     assert first_line(process) == "one"
     process.terminate()
     assert process.wait(60) == 42
-    until(lambda: not forked_from(server.process.pid), "the forked process has ended")
+    until(lambda: not server.forked(), "the forked process has ended")
 
 
 def test_it_ends_with_its_command_and_not_with_the_server(
@@ -104,7 +104,7 @@ def test_a_container_is_in_the_cgroups_of_its_command(run: Imgfs, server: Server
             ["sh", "-c", script, "sh", *words], env=run.environment, stdout=subprocess.PIPE
         )
         assert first_line(process) == "up"
-        forked = forked_from(server.process.pid).split()
+        forked = server.forked()
         process.terminate()
         cgroups = [Path(f"/proc/{pid}/cgroup").read_text() for pid in forked]
         process.communicate()

@@ -102,7 +102,7 @@ def test_idle_mounts_share(server: Server, image: str) -> None:
     """A process serves several that were idle, ends with the last, and takes none with it."""
 
     def sharing() -> list[int]:
-        return [int(pid) for pid in forked_from(server.process.pid).split()]
+        return forked_from(server.process.pid)
 
     def are_idle() -> bool:
         with contextlib.suppress(FileNotFoundError):  # it ends just now

@@ -15,7 +15,7 @@ from imgfs.forkserver.request import REFUSED
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.mounted import Imgfs, gzipped, is_alive, serve, until, write_image
-from tests.support.served import Server, forked_from
+from tests.support.served import Server
 
 pytestmark = pytest.mark.kernel
 
@@ -127,4 +127,4 @@ def test_a_command_ends_with_its_client(server: Server, number: signal.Signals, 
         until(lambda: registry.seen("/manifests/"), "it waits for the registry")
         client.send_signal(number)
         assert client.wait(60) == code
-        until(lambda: not forked_from(server.process.pid), "the forked process has ended")
+        until(lambda: not server.forked(), "the forked process has ended")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from imgfs.cli.serve import pool_size
 from tests.support.mounted import Imgfs, Ran, until
 
 
@@ -36,6 +37,10 @@ class Server(contextlib.AbstractContextManager["Server"]):
         """How often it has logged this."""
         return self.log.read_text().count(words)
 
+    def forked(self) -> list[int]:
+        """The processes that it has forked for commands and that have not ended."""
+        return forked_from(self.process.pid)[pool_size() :]
+
     def end(self) -> None:
         self.process.terminate()
         assert self.process.wait(60) == 0, self.log.read_text()
@@ -46,6 +51,6 @@ class Server(contextlib.AbstractContextManager["Server"]):
         self.imgfs.environment["IMGFS_SERVE"] = self._before
 
 
-def forked_from(pid: int) -> str:
-    """The pids of the processes that a server has forked and that have not ended."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+def forked_from(pid: int) -> list[int]:
+    """The processes that a server has forked and that have not ended: first those that serve idle mounts."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
