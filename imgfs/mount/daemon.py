@@ -148,6 +148,15 @@ class _ForkedDaemon:
         self._opened: Source | None = None
         self._early: EarlyImage | EarlyReplay | None = None
 
+    def _begin(self, order: OpenOrder | ReplayOrder) -> EarlyImage | EarlyReplay | None:
+        if isinstance(order, OpenOrder):
+            from imgfs.mount.early_image import EarlyImage
+
+            return EarlyImage.open(order, self._opened)
+        from imgfs.mount.early_replay import EarlyReplay
+
+        return EarlyReplay.begin(order, self._opened)
+
     def get_more(
         self,
         known: OpenOrder | ReplayOrder | tuple[bytes, Sequence[tuple[RegistryEndpoint, KnownAuth]] | None],
@@ -156,17 +165,10 @@ class _ForkedDaemon:
         from imgfs.mount.resume import connector
         from imgfs.transport.connect import load_http, open_informed
 
-        if isinstance(known, OpenOrder):
-            from imgfs.mount.early_image import EarlyImage
-
-            self._early = EarlyImage.open(known, self._opened)
-            return
-        if isinstance(known, ReplayOrder):
-            from imgfs.mount.early_replay import EarlyReplay
-
+        if isinstance(known, OpenOrder | ReplayOrder):
             if self._early:  # another image's
                 self._early.close()
-            self._early = EarlyReplay.begin(known, self._opened)
+            self._early = self._begin(known)
             return
         if not self._offline:
             load_http()

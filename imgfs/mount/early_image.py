@@ -33,7 +33,7 @@ class EarlyImage:
         stats = os.memfd_create("imgfs-stats")
         try:
             image = Image(order.resolved, source, order.store, order.trust, stats=stats)
-        except ImgfsError:  # raised again when it is opened to be mounted
+        except (ImgfsError, OSError):  # raised again when it is opened to be mounted
             os.close(stats)
             return None
         return cls(image, source, stats)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("imgfs.mount")
 
 _LASTING = (Opcode.STATFS, Opcode.GETATTR, Opcode.STATX)  # of an image's root nothing of it ever changes
-
-
 _SOON = 5.0  # seconds, where another process serves it again within some hundredths of one
 
 

@@ -76,6 +76,7 @@ def test_mounts_are_handed_over_and_back_while_they_are_read(imgfs: Imgfs, newer
     with FaultServer() as server, ThreadPoolExecutor(2) as readers:
         image = serve(server, "app", "v1", [LAYER])
         at = imgfs.mount(image, "--restart", "--metrics", "0")
+        until(lambda: holders(imgfs), "the holder has its own words")
         first, (held_by,) = imgfs.pid(at), holders(imgfs)
         imgfs.evict(image)
         reads = [readers.submit(contents, at)]
