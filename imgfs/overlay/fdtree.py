@@ -12,6 +12,7 @@ from pathlib import Path
 from imgfs.owned.opening import random_name
 from imgfs.owned.writing import os_errors
 
+_BLOCK = 512  # bytes: the unit of st_blocks (stat(2))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Spare = Callable[[], tuple[int, bytes]]
 """Gives (directory, name) of places on the same file system where nothing is yet."""
@@ -53,6 +54,31 @@ def _go(fd: int, name: bytes) -> int:
     there = os.open(name, _DIRECTORY, dir_fd=fd)
     os.close(fd)
     return there
+
+
+def disk_usage(directory: Path) -> tuple[int, int]:
+    """Return what a directory and everything in it take: bytes of disk, and inodes. Raises StoreError.
+
+    A file with several names counts once. A program may change it meanwhile: what vanishes is left out, and
+    the rest is, too, where the directory moves that is being looked at.
+    """
+    blocks: dict[tuple[int, int], int] = {}
+    with os_errors(directory), opened_directory(directory) as fd:
+        for found in () if fd is None else _statuses(fd):
+            blocks[found.st_dev, found.st_ino] = found.st_blocks
+    return sum(blocks.values()) * _BLOCK, len(blocks)
+
+
+def _statuses(top: int) -> Iterator[os.stat_result]:
+    try:
+        for directory, names in walk(top):
+            yield os.fstat(directory)
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    yield os.lstat(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
 
 
 def remove(directory: int, name: bytes, spare: Spare) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import fdtree
 from imgfs.overlay.copyup_data import ImageData
-from imgfs.overlay.fdtree import REMOVED, make_directory, opened_directory, remove_tree
+from imgfs.overlay.fdtree import REMOVED, make_directory, remove_tree
 from imgfs.overlay.interchange import (
     INDEX,
     KERNELS_ORIGIN,
@@ -311,13 +311,8 @@ class Scratch:
                 remove_tree(part)
 
     def disk_usage(self) -> int:
-        """Bytes of disk the changes take."""
-        with opened_directory(self.upper) as fd:
-            return sum(
-                os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
-                for directory, names in (fdtree.walk(fd) if fd is not None else ())
-                for name in names
-            )
+        """Return how many bytes of disk the changes take."""
+        return fdtree.disk_usage(self.upper)[0]
 
     def remove(self) -> None:
         """Remove all of it that imgfs has made."""

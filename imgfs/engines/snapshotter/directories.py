@@ -6,20 +6,18 @@ row belongs to nothing: what is removed goes in a sweep, and so does what a kill
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from imgfs.engines.snapshotter.rows import Snapshot, SnapshotKind, SnapshotUsage
 from imgfs.errors import StoreError
-from imgfs.overlay.fdtree import REMOVED, opened_directory, remove_tree, walk
+from imgfs.overlay.fdtree import REMOVED, disk_usage, remove_tree
 from imgfs.owned.writing import os_errors
 
 _ASIDE = "removed-"
-_BLOCK = 512  # bytes: the unit of st_blocks
 
 
 class SnapshotDirectories:
@@ -57,11 +55,7 @@ class SnapshotDirectories:
 
     def usage(self, snapshot: Snapshot) -> SnapshotUsage:
         """Sum what a snapshot's own files take of the disk; a file with several names counts once."""
-        upper = self.upper(snapshot)
-        with os_errors(upper), opened_directory(upper) as fd:
-            found = () if fd is None else _files(fd)
-            blocks = {(one.st_dev, one.st_ino): one.st_blocks for one in found}
-        return SnapshotUsage(sum(blocks.values()) * _BLOCK, len(blocks))
+        return SnapshotUsage(*disk_usage(self.upper(snapshot)))
 
     def set_aside(self, belongs: Callable[[int], bool]) -> None:
         """Rename the directories whose ids belong to no snapshot: their numbers are free then."""
@@ -80,19 +74,3 @@ class SnapshotDirectories:
     def _names(self) -> list[str]:
         with os_errors(self._place):
             return os.listdir(self._place)
-
-
-def _files(top: int) -> Iterator[os.stat_result]:
-    """Yield the stat results of an open directory and everything in it; what vanishes meanwhile is left out.
-
-    The container may change it meanwhile: it ends where the container moves the directory that it is in.
-    """
-    try:
-        for directory, names in walk(top):
-            yield os.fstat(directory)
-            for name in names:
-                with suppress(FileNotFoundError):
-                    yield os.lstat(name, dir_fd=directory)
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
