@@ -66,8 +66,8 @@ def _add_action(
 def inspect(options: argparse.Namespace) -> int:
     """Show what is known of containers."""
     from imgfs.cli.container_inspect import inspected
-    from imgfs.cli.container_list import dumped, filled
     from imgfs.cli.options import open_store
+    from imgfs.cli.template import dumped, filled
     from imgfs.runtime.containers import find_container
 
     root = open_store(options).root

@@ -1,19 +1,13 @@
-"""Containers as podman lists them: rows, their filters, and templates.
-
---format is `json`, or a simple Go template (`{{.Names}}`, `{{json .State}}`).
-"""
+"""Containers as podman lists them: rows, and their filters."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from imgfs.cli.format import ago
-from imgfs.errors import UsageError
 from imgfs.runtime.container_record import (
     ContainerRecord,
     ExitRecord,
@@ -33,9 +27,6 @@ _HEADS = {
 }
 _COMMAND = 17  # characters of a command that lists show, and "..."
 _NEVER = -62135596800  # Go's zero time in seconds, which podman prints
-_ACTION = re.compile(r"\{\{(.*?)\}\}")
-_FIELD = re.compile(r"\s*(json\s+)?\.([A-Za-z]\w*(?:\.[A-Za-z]\w*)*)?\s*")
-_ESCAPES = {r"\t": "\t", r"\n": "\n"}
 
 
 def container_filter(text: str) -> tuple[str, str]:
@@ -129,6 +120,7 @@ class ContainerRow:
             "Status": self.status,
             "Ports": ", ".join(map(str, map(PublishedPort.parse, record.ports))),
             "Names": record.name,
+            "Networks": "",
             "Labels": ",".join(f"{name}={value}" for name, value in record.labels.items()),
         }
 
@@ -192,41 +184,3 @@ def table(rows: Sequence[ContainerRow], *, whole: bool = False) -> list[str]:
         lines.append(tuple(shown[name] for name in _HEADS))
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADS))]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-
-
-def check_format(template: str) -> None:
-    """Raise UsageError for a --format that nothing can fill."""
-    if template.count("{{") != template.count("}}"):
-        raise UsageError(f"--format: {template!r} has an action without an end")
-
-
-def dumped(found: object) -> str:
-    """JSON as podman prints it."""
-    return json.dumps(found, indent=4, ensure_ascii=False)
-
-
-def filled(template: str, found: Mapping[str, object]) -> str:
-    """A template with the fields of one thing; raises UsageError for a field there is not."""
-    text = template.removeprefix("table ")
-    for escape, character in _ESCAPES.items():
-        text = text.replace(escape, character)
-    return _ACTION.sub(lambda action: _value(action[1], found), text)
-
-
-def _value(action: str, found: Mapping[str, object]) -> str:
-    match = _FIELD.fullmatch(action)
-    if not match:
-        raise UsageError(f"--format: {{{{{action}}}}} is neither {{{{.Field}}}} nor {{{{json .Field}}}}")
-    value: object = found
-    for name in match[2].split(".") if match[2] else []:
-        if not isinstance(value, Mapping) or name not in value:
-            known = ", ".join(sorted(value)) if isinstance(value, Mapping) else "none"
-            raise UsageError(f"--format: there is no field {name!r}; there are: {known}")
-        value = value[name]
-    if match[1] or isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)

@@ -42,10 +42,18 @@ has the steps that made them, `-` for steps that made none.
 Examples:
   imgfs inspect debian:12
   imgfs inspect --json --platform linux/arm64 debian:12 | jq .config.Env
+  imgfs inspect --format '{{index .RepoDigests 0}} {{json .Config.Cmd}}' debian:12
 """,
     )
     image_options(command)
     json_option(command)
+    command.add_argument(
+        "-f",
+        "--format",
+        metavar="TEMPLATE",
+        help="a Go template of the fields that docker and podman show: Id, Digest, RepoTags, RepoDigests, "
+        "Created, Architecture, Os, Config, RootFS, Labels, Size; or json",
+    )
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -53,8 +61,15 @@ def inspect(options: argparse.Namespace) -> int:
     import json
 
     from imgfs.cli.selection import select_image
+    from imgfs.cli.template import check_format, dumped, filled
 
+    if options.format:
+        check_format(options.format)
     resolved = select_image(options).resolve()
+    if options.format:
+        fields = _fields(resolved)
+        say(dumped(fields) if options.format == "json" else filled(options.format, fields))
+        return 0
     say(json.dumps(_document(resolved), indent=2) if options.json else _text(resolved))
     return 0
 
@@ -81,6 +96,32 @@ def _document(resolved: Resolved) -> dict[str, object]:
             }
             for layer, diff_id in layers
         ],
+    }
+
+
+def _fields(resolved: Resolved) -> dict[str, object]:
+    """Return it by the names of `docker image inspect` and `podman image inspect`; sizes are compressed."""
+    from imgfs.oci.reference import RegistryReference, parse_reference
+
+    reference, config = parse_reference(resolved.reference), resolved.config
+    is_named = isinstance(reference, RegistryReference)
+    name = f"{reference.registry}/{reference.repository}" if isinstance(reference, RegistryReference) else ""
+    return {
+        "Id": str(resolved.manifest.config.digest),
+        "Digest": str(resolved.digest),
+        "RepoTags": [f"{name}:{resolved.tag}"] if is_named and resolved.tag else [],
+        "RepoDigests": [f"{name}@{resolved.named}"] if is_named else [],
+        "Created": config.created or "",
+        "Author": config.raw.get("author", ""),
+        "Architecture": config.platform.architecture,
+        "Variant": config.platform.variant or "",
+        "Os": config.platform.os,
+        "Size": sum(layer.size for layer in resolved.manifest.layers),
+        "Labels": config.config.get("Labels") or {},
+        "Config": dict(config.config),
+        "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in config.diff_ids]},
+        "History": [dict(entry) for entry in config.history],
+        "ManifestType": resolved.media_type,
     }
 
 

@@ -101,8 +101,9 @@ def ps(options: argparse.Namespace) -> int:
 
 def list_containers(options: argparse.Namespace) -> int:
     """List containers, as podman does."""
-    from imgfs.cli.container_list import check_format, dumped, filled, rows_of, table
+    from imgfs.cli.container_list import rows_of, table
     from imgfs.cli.options import store_root
+    from imgfs.cli.template import check_format, dumped, filled
     from imgfs.runtime.container_record import containers_in
 
     every = options.all or options.latest

@@ -105,6 +105,24 @@ def test_a_path_begins_behind_the_image(text: str, image: str, path: str | None)
     assert split_image(text) == (image, path)
 
 
+FIND_EXPRESSIONS = (
+    "-perm -4000",
+    "-size -9c -type f",
+    "-maxdepth 1",
+    "-mindepth 2 -maxdepth 2",
+    "! -type d",
+    "-not -type f,l",
+    "-name e* -o -type l",
+    "-type f -name p* -o -uid 3",
+    "-type f ( -name p* -o -uid +0 ) ! -size +99c",
+    "! ( -type d -o -type p )",
+    "! ! -empty -a -type f",
+    "-mtime +1000 -links +1 -mmin +99",
+    "! -mtime -1000 -type f",
+    "-group 4 -user 3",
+)
+
+
 @needs_umoci
 def test_find_lists_what_find_lists(look: Look, unpacked: Path) -> None:
     for ours, theirs in [
@@ -113,11 +131,11 @@ def test_find_lists_what_find_lists(look: Look, unpacked: Path) -> None:
         (["--name", "[np]*"], ["-name", "[np]*"]),
         (["--mode=-4000"], ["-perm", "-4000"]),
         (["--uid", "3", "--newer", "2017-01-01"], ["-uid", "3", "-newermt", "2017-01-01"]),
-        *((same, same) for same in (["-perm", "-4000"], ["-size", "-9c", "-type", "f"], ["-maxdepth", "1"])),
+        *((words.split(), words.split()) for words in FIND_EXPRESSIONS),
     ]:
         found = look("find", "-0", look.image, *ours).split(b"\0")
         expected = output("find", ".", "-print0", cwd=unpacked) if not theirs else (
-            output("find", ".", *theirs, "-print0", cwd=unpacked)
+            output("find", ".", "(", *theirs, ")", "-print0", cwd=unpacked)
         )  # fmt: skip
         assert sorted(found) == sorted(b"/" if name == b"." else name[1:] for name in expected.split(b"\0"))
 
@@ -305,6 +323,44 @@ def test_stat_and_find_say_it_to_programs(look: Look) -> None:
     assert {"/usr/empty", "/usr/pipe"} <= {one["path"] for one in found}
     assert json.loads(look("find", "--json", look.image, "--name", "none")) == []
     assert look.lines("find", look.image, "--xattr", "user.*") == ["/etc/new", "\x1b[31m"]
+
+
+def test_inspect_fills_templates_of_the_fields_that_docker_shows(look: Look) -> None:
+    shown = json.loads(look("inspect", "--json", look.image))
+    template = "{{.Digest}} {{.Id}} {{.Os}}/{{.Architecture}} {{index .RootFS.Layers 1}}"
+    assert look("inspect", "-f", template, look.image).decode().split() == [
+        shown["digest"],
+        shown["config_digest"],
+        shown["platform"],
+        shown["layers"][1]["diff_id"],
+    ]
+    assert json.loads(look("inspect", "--format", "json", look.image))["Config"] == shown["config"]
+    assert b"no field 'Nope'" in look("inspect", "-f", "{{.Nope}}", look.image, code=2)
+
+
+def test_find_knows_the_images_users_and_times(look: Look) -> None:
+    assert look.lines("find", look.image, "-type", "f", "!", "-user", "root") == [
+        "/usr/bin/other",
+        "/usr/bin/su",
+    ]
+    assert look.lines("find", look.image, "-newer", "/etc/passwd") == ["/usr/bin/other", "/usr/bin/su"]
+    assert b"'sync2' is not in the image" in look("find", look.image, "-user", "sync2", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("!", "a test is missing at the end"),
+        ("-name a -o", "a test is missing at the end"),
+        ("-o -name a", "a test is missing before '-o'"),
+        ("( -name a", "there is no ')' for a '('"),
+        ("-name a )", "there is no '(' for a ')'"),
+        ("( )", "a test is missing before ')'"),
+        ("! " * 300, "more than 200 tests"),
+    ],
+)
+def test_find_says_what_is_wrong_with_an_expression(look: Look, words: str, reason: str) -> None:
+    assert look("find", look.image, *words.split(), code=2).decode().strip() == f"imgfs: {reason}"
 
 
 def test_names_may_be_patterns(look: Look) -> None:

@@ -24,7 +24,7 @@ from imgfs.cli.browser.jobs import BrowserJob
 from imgfs.cli.browser.opened import Detail, OpenedImage, details_of
 from imgfs.cli.browser.tree import FileSlot, FileTree, slot_of
 from imgfs.cli.browser.walk import SAVE, SHOW, TreeWalker
-from imgfs.cli.find import iglob
+from imgfs.cli.find_tests import iglob
 from imgfs.cli.format import counted, size
 from imgfs.cli.history import shortened
 from imgfs.image.files import Found, ImageFiles
