@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from imgfs.cli.format import Column, age, size
 from imgfs.cli.options import Commands, json_option, store_option
 from imgfs.cli.output import say, say_table
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, MountError
 
 if TYPE_CHECKING:
     from imgfs.mounts.table import Mount
     from imgfs.status import MountStatus
+
+_IN_PLACE_OF_PID = {"served": "?", "unknown": "?"}  # a served mount tells no pid in another PID namespace
 
 
 def add_ps(commands: Commands) -> None:
@@ -24,8 +26,9 @@ def add_ps(commands: Commands) -> None:
         description="""\
 Lists the mounts of imgfs, by either driver, with their daemons, how old they are, how many bytes they have
 fetched, the versions of their daemons and how often those were restarted (see: imgfs mount --restart), and
-their scratches; below them the containers that run, if there are any. A daemon that has ended because its
-mount is idle (--exit-idle) is not woken, so only its name is known. The options of podman's
+their scratches; below them the containers that run, if there are any. In place of a daemon's pid stands
+`idle` if it has ended as nothing was read (--exit-idle: it is not woken), `dead` if it was killed, `silent`
+if it is stopped or does not answer, `?` if it is another user's and tells nothing. The options of podman's
 ps, and -c, list containers alone.
 
 Examples:
@@ -45,7 +48,8 @@ Examples:
 class MountRow(NamedTuple):
     """A mount as `imgfs ps --json` shows it: its age in `seconds`, and the bytes `fetched` for it.
 
-    What its daemon says is None if that does not answer, or has ended because the mount is `idle`.
+    Its `state` is served, idle (its daemon has ended, the next reader has it started), dead, silent or
+    unknown (another user's). What its daemon says is None unless it is served.
     """
 
     mountpoint: str
@@ -57,7 +61,8 @@ class MountRow(NamedTuple):
     fetched: int | None
     version: str | None
     restarts: int | None
-    idle: bool = False
+    idle: bool
+    state: str
 
 
 def add_listing(command: argparse.ArgumentParser) -> None:
@@ -173,7 +178,7 @@ def _list_mounts(options: argparse.Namespace) -> int:
                 row.mountpoint,
                 row.image,
                 row.driver,
-                "idle" if row.idle else "?" if row.pid is None else str(row.pid),
+                str(row.pid) if row.pid else _IN_PLACE_OF_PID.get(row.state, row.state),
                 "?" if row.seconds is None else age(row.seconds),
                 "?" if row.fetched is None else size(row.fetched),
                 row.version or "?",
@@ -193,12 +198,7 @@ def _rows(mounts: list[Mount]) -> list[MountRow]:
 
     idle = idle_mounts(mounts)  # not asked: that would wake them, all of a node's
     statuses = read_statuses([mount for mount in mounts if mount.mountpoint not in idle])
-    return [_idle_row(mount) if mount.mountpoint in idle else _row(mount, next(statuses)) for mount in mounts]
-
-
-def _idle_row(mount: Mount) -> MountRow:
-    driver = "kernel" if mount.runtime else "fuse"
-    return MountRow(str(mount.mountpoint), mount.name, driver, None, None, None, None, None, None, idle=True)
+    return [_row(mount, None if mount.mountpoint in idle else next(statuses)) for mount in mounts]
 
 
 def _scratch(status: MountStatus) -> str | None:
@@ -208,16 +208,32 @@ def _scratch(status: MountStatus) -> str | None:
     return status.scratch.name if status.scratch.kept else "(not kept)"
 
 
-def _row(mount: Mount, status: MountStatus) -> MountRow:
-    """Return a mount's row, with what its daemon says, which is empty if that does not answer."""
+def _row(mount: Mount, found: MountStatus | MountError | None) -> MountRow:
+    """Return a mount's row, with what its daemon says, or why it says nothing; None if the mount is idle."""
+    status = None if found is None or isinstance(found, MountError) else found
     return MountRow(
         mountpoint=str(mount.mountpoint),
         image=mount.name,
         driver="kernel" if mount.runtime else "fuse",
-        pid=status.pid or None,
-        scratch=_scratch(status),
-        seconds=status.seconds if status.pid else None,
-        fetched=status.bytes_fetched if status.pid else None,
-        version=status.version or None,
-        restarts=status.restarts if status.pid else None,
+        pid=(status.pid or None) if status else None,
+        scratch=_scratch(status) if status else None,
+        seconds=status.seconds if status else None,
+        fetched=status.bytes_fetched if status else None,
+        version=status.version if status else None,
+        restarts=status.restarts if status else None,
+        idle=found is None,
+        state="idle" if found is None else "served" if status else _state(found),
+    )
+
+
+def _state(found: object) -> str:
+    """Return why a mount's daemon says nothing."""
+    from imgfs.mounts.status_client import DaemonDead, DaemonSilent
+
+    return (
+        "dead"
+        if isinstance(found, DaemonDead)
+        else "silent"
+        if isinstance(found, DaemonSilent)
+        else "unknown"
     )

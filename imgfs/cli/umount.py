@@ -10,7 +10,7 @@ from imgfs.cli.options import (
     Commands,
     add_command,
 )
-from imgfs.cli.output import complain, words_of
+from imgfs.cli.output import complain, warn, words_of
 from imgfs.errors import MountError, UsageError
 
 _FAILED = 1  # exit code
@@ -25,7 +25,8 @@ def add_umount(commands: Commands) -> None:
         "unmount",
         """\
 Unmounts each MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well. If one
-cannot be unmounted, that is told, the others are all the same, and the exit code is 1.
+cannot be unmounted, that is told, the others are all the same, and the exit code is 1. Where a process has
+the mount in another mount namespace, as a container may, a warning says that its daemon goes on until then.
 
 Examples:
   imgfs umount /mnt
@@ -67,14 +68,17 @@ def umount(options: argparse.Namespace) -> int:
 def _unmount(path: Path, options: argparse.Namespace) -> None:
     """Unmount one; with --all, what has gone meanwhile is no failure."""
     from imgfs.mounts.table import imgfs_mount_at, mount_at
-    from imgfs.mounts.unmount import end_connection, unmount
+    from imgfs.mounts.unmount import HeldElsewhere, end_connection, unmount
 
     if options.all and mount_at(path) is None:
         return
     mount = imgfs_mount_at(path)
     if options.force and end_connection(mount):
         return
-    unmount(mount, lazy=options.lazy, ask=not options.force)
+    try:
+        unmount(mount, lazy=options.lazy, ask=not options.force)
+    except HeldElsewhere as error:
+        warn(f"{path}: {error}")
 
 
 def _all() -> list[Path]:

@@ -63,7 +63,10 @@ def _id(fd: int) -> DirectoryId:
 
 def _check_machine() -> None:
     if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse)")
+        raise MountError(
+            "/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give this container the "
+            "device (--device /dev/fuse)"
+        )
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise MountError(
             "/dev/fuse: you may not open it: as root, chmod 0666 /dev/fuse, as distributions have it"
@@ -128,12 +131,14 @@ def _check_directory(path: Path, fd: int, nonempty: bool) -> None:
 def _what_to_do(mounted: Mount) -> str:
     """Return what to do about a mount that is in the way; its daemon may be dead, or not answer."""
     if mounted.is_imgfs:
-        from imgfs.mounts.status_client import DaemonSilent, read_status
+        from imgfs.mounts.status_client import DaemonDead, DaemonSilent, read_status
 
         try:
             read_status(mounted)
         except DaemonSilent as error:
             return f", and {error.why}"
+        except DaemonDead:
+            return f", and its daemon has died: imgfs umount {mounted.mountpoint}"
         except MountError:
             pass
     return f" (imgfs umount {mounted.mountpoint})"

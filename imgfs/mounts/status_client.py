@@ -55,6 +55,14 @@ class DaemonSilent(MountError):
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 
+class DaemonDead(MountError):
+    """A mount's daemon has died, and nothing starts it again."""
+
+    def __init__(self, mount: Mount) -> None:
+        hint = f"clear it with: imgfs umount {mount.mountpoint}"
+        super().__init__(f"{mount.mountpoint}: no status: its daemon has died; {hint}")
+
+
 def read_status(mount: Mount, patience: float | None = None) -> MountStatus:
     """Return the status that the daemon of `mount` answers. Raises as `read_status_json`."""
     from imgfs.status import MountStatus  # here: daemons, which know this module, only tell it
@@ -66,13 +74,13 @@ def read_status_json(mount: Mount, patience: float | None = None) -> Mapping[str
     """Return the same as the daemon, which may be of another version, has it in JSON.
 
     Raises DaemonSilent if it does not answer within so many seconds (by default `ANSWER`), sooner if it is
-    stopped; MountError if it has died.
+    stopped; DaemonDead if it has died; MountError if it cannot be asked.
     """
     return _status(mount, time.monotonic() + (ANSWER if patience is None else patience))
 
 
-def read_statuses(mounts: Sequence[Mount]) -> Iterator[MountStatus]:
-    """Yield the status of each mount; an empty one if its daemon does not answer, or has died.
+def read_statuses(mounts: Sequence[Mount]) -> Iterator[MountStatus | MountError]:
+    """Yield the status of each mount, or what `read_status` would raise.
 
     All have `ANSWER` together, and each has a second still, whatever others have taken. One child asks all
     that are by FUSE; if a daemon keeps it waiting, each of them is asked by another.
@@ -90,8 +98,8 @@ def read_statuses(mounts: Sequence[Mount]) -> Iterator[MountStatus]:
         try:
             found = _status(mount, max(end, time.monotonic() + _LEAST_OF_MANY), known.get(mount))
             yield MountStatus.from_json(found)
-        except MountError:
-            yield MountStatus()
+        except MountError as error:
+            yield error
 
 
 def _answers(mounts: Sequence[Mount]) -> bytes:
@@ -129,9 +137,9 @@ def _status(mount: Mount, end: float, answer: bytes | OSError | None = None) -> 
     except OSError as error:
         dead = error.errno in (errno.ENOTCONN, errno.ECONNREFUSED)
         dead |= mount.runtime is not None and error.errno == errno.ENOENT  # its directory was swept
-        reason = "its daemon has died" if dead else error.strerror
-        hint = f"; clear it with: imgfs umount {mount.mountpoint}" if dead else ""
-        raise MountError(f"{mount.mountpoint}: no status: {reason}{hint}") from error
+        if dead:
+            raise DaemonDead(mount) from error
+        raise MountError(f"{mount.mountpoint}: no status: {error.strerror}") from error
     try:
         return decode_status(answer)
     except MountError as error:

@@ -41,10 +41,14 @@ _POLL = 1.0  # seconds between checks whether it is stopped
 _TRIES_MORE, _BUSY = 3, 0.25  # at unmounting what is busy, and seconds before each
 
 
+class HeldElsewhere(MountError):
+    """A mount is gone here, as after umount(8), but a process has it in another mount namespace still."""
+
+
 def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
     """Unmount, and wait until the daemon has ended; if `lazy` or not to `ask` it, do not wait.
 
-    Raises MountError, for example when the mount is busy or its daemon does not answer.
+    Raises HeldElsewhere, or MountError, for example when the mount is busy or its daemon does not answer.
     """
     status = _status(mount) if ask and not lazy else MountStatus()
     pid = daemon_of(mount) if status.pid else None
@@ -208,16 +212,15 @@ def _remove_if_left(runtime: Path) -> None:
 def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float) -> None:
     """Wait for a daemon, or its holder, open at `fd`, to end: a holder does once its daemon has.
 
-    Raises MountError if it is stopped, takes too long, or has to go on: another process may have the mount in
-    a mount namespace of its own (unshare -m where `/` is private), for as long as that lives.
+    Raises MountError if it is stopped or takes too long, HeldElsewhere if it has to go on: another process
+    may have the mount in a namespace of its own (unshare -m where `/` is private), for as long as it lives.
     """
     began, daemon = time.monotonic(), f"its daemon (pid {pid})"
     end, held = began + patience, began + _HELD
     while not select.select([fd], [], [], _POLL)[0]:
         if time.monotonic() > held and (other := process_with_mount(mount.device)):
-            raise MountError(
-                f"unmounted, but {daemon} goes on: process {other} has the mount in another mount namespace"
-            )
+            holds = f"process {other} has the mount in another mount namespace"
+            raise HeldElsewhere(f"unmounted here, but {daemon} goes on: {holds}")
         if is_stopped_process(pid):
             raise MountError(f"unmounted, but {daemon} is stopped: kill -CONT {pid}")
         if time.monotonic() > end:

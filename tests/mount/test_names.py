@@ -76,6 +76,7 @@ def test_ps_lists_and_umount_takes_several(imgfs: Imgfs, image: str) -> None:
             "pid": imgfs.pid(at),
             "scratch": scratch,
             "idle": False,
+            "state": "served",
         }
         assert str(at) in imgfs.ok("ps")
     absent, loop = imgfs.mountpoint("three"), imgfs.directory / "loop"
