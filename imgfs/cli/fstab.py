@@ -13,7 +13,8 @@ from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import imgfs_mount_at, mount_at
 from imgfs.oci.reference import parse_reference
 
-# Options of imgfs, with a value and without. Only `scratch` makes a scratch: mount(8) adds `rw` by itself.
+# Options of `imgfs mount`, with a value and without; dashes may stand for underscores. Only `scratch` makes a
+# scratch: mount(8) adds `rw` by itself.
 _VALUES = {
     "platform",
     "store",
@@ -28,6 +29,8 @@ _VALUES = {
     "metrics",
     "tls_ca",
     "driver",
+    "exit_idle",
+    "peers",
 }
 _FLAGS = {
     "plain_http",
@@ -182,16 +185,20 @@ def _check_flags(argument: str) -> None:
         raise UsageError(f"mount.fuse.imgfs does not know {argument}")
 
 
+def is_option(name: str) -> bool:
+    """Return True for an option of `imgfs mount` that -o of mount(8) takes."""
+    name = name.replace("-", "_")
+    return name in _VALUES or name in _FLAGS or name.removeprefix("no_") in _FLAGS
+
+
 def _translated(options: Sequence[str]) -> Iterator[str]:
     for option in options:
-        name, _, value = option.partition("=")
+        name, has_value, value = option.partition("=")
         if not option or name in _FOR_OTHERS or name.startswith(("x-", "comment")):
             continue
         if option == "scratch":
             yield "--rw"
-        elif name in _VALUES:
-            yield f"--{name.replace('_', '-')}={value}"
-        elif name in _FLAGS or name.removeprefix("no_") in _FLAGS:
-            yield f"--{name.replace('_', '-')}"
+        elif is_option(name):
+            yield f"--{name.replace('_', '-')}{has_value}{value}"
         else:
             yield f"-o{option}"

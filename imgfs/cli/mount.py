@@ -318,5 +318,8 @@ def _fuse_options(given: list[str]) -> frozenset[str]:
         word, has_value, _ = name.partition("=")
         known = _FUSE_SETTINGS if has_value else _FUSE_FLAGS
         if word not in known:
-            raise UsageError(f"-o {name}: FUSE has no such option{meant(word, known)}")
+            from imgfs.cli.fstab import is_option  # here: it loads the mount table
+
+            hint = f"; here it is --{word.replace('_', '-')}" if is_option(word) else meant(word, known)
+            raise UsageError(f"-o {name}: FUSE has no such option{hint}")
     return frozenset(names | ({"allow_other"} if os.geteuid() == 0 else set()))

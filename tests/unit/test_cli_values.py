@@ -16,9 +16,10 @@ import pytest
 
 from imgfs.cli.engine_server import socket_path
 from imgfs.cli.format import Column, long_line, size
-from imgfs.cli.fstab import mount_arguments
+from imgfs.cli.fstab import is_option, mount_arguments
 from imgfs.cli.output import say_table
 from imgfs.cli.output_file import output_file
+from imgfs.cli.parser import COMMANDS, describe, options_of
 from imgfs.cli.progress import Progress
 from imgfs.errors import StoreError, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -70,6 +71,18 @@ OTHER = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"ot
 def test_an_fstab_line_becomes_our_arguments(asked: str, ours: list[str]) -> None:
     translated = mount_arguments(asked.split())
     assert translated == ["mount", *ours]
+
+
+def test_fstab_takes_every_option_of_mount_but_those_that_mean_nothing_there() -> None:
+    (mount,) = (action for action in describe({"mount": COMMANDS["mount"]})._actions if action.choices)
+    assert isinstance(mount.choices, dict)
+    options = options_of(mount.choices["mount"])
+    assert {name for name in options if not is_option(name)} == {"foreground", "o", "rw"}
+    takes_value = {name for name, action in options.items() if action.nargs is None}
+    for name in filter(is_option, options):
+        value = "=1" if name in takes_value else ""
+        dashed = name.replace("-", "_")
+        assert mount_arguments(["app:1", "/mnt", "-o", f"{dashed}{value}"])[1] == f"--{name}{value}"
 
 
 @pytest.mark.parametrize("asked", ["", "app:1", "app:1 /mnt more", "app:1 /mnt -o", "app:1 /mnt --help"])
