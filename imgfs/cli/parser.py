@@ -125,6 +125,13 @@ _TOLERANT = ("umount", "help", "version", "complete")  # of a wrong configuratio
 _HIDDEN = {"complete": Command("complete", "")}  # for shells
 _ELSEWHERE = {  # what docker, podman, skopeo and crane call it
     **dict.fromkeys(("images", "df"), "store ls"),
+    **dict.fromkeys(("mounts", "list", "top", "stats"), "ps"),
+    **dict.fromkeys(("create", "start"), "run -d"),
+    **dict.fromkeys(("system", "cache"), "store"),
+    **dict.fromkeys(("unpack", "extract"), "export"),
+    "info": "version",
+    "search": "catalog",
+    "layers": "inspect",
     "rmi": "store rm",
     "prune": "store prune",
     **dict.fromkeys(("manifest", "config", "digest"), "inspect"),

@@ -214,7 +214,7 @@ _COLUMNS = (
 def _cells(report: PruneReport) -> Iterator[tuple[str, ...]]:
     now = time.time()
     for layer in report.layers:
-        used = "in use" if layer.in_use else ago(now - layer.last_used)
+        used = "in use" if layer.in_use else ago(now - layer.last_used) if layer.last_used else "never"
         yield "layer", short(layer.digest), size(layer.disk), used, ", ".join(layer.images)
     for tree in report.trees:
         yield "tree", short(tree.digest), size(tree.disk), "", ", ".join(tree.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from imgfs.store.limit import StoreLimit
 LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
 _OPTIONAL = ("erofs", "scratch", "containers", "archives")  # made when they are needed
+_ELSEWHERE = (errno.EACCES, errno.EROFS)  # what another directory may do without
 NO_PROFILE = "none"  # of access profiles: what the user says to have none
 _EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of what an engine exported, and of who makes that
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -44,6 +46,13 @@ def check_profile_name(name: str) -> None:
         raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
 
 
+def _not_writable(root: Path) -> str:
+    """Return why this process cannot write to a directory, nothing if it can."""
+    if os.access(root, os.W_OK):
+        return ""
+    return os.strerror(errno.EROFS if os.statvfs(root).f_flag & os.ST_RDONLY else errno.EACCES)
+
+
 class Store:
     """The cache directory at `root`, created if it does not exist.
 
@@ -55,12 +64,26 @@ class Store:
         self.root = root
         self.limit = StoreLimit(root, self.layers, self.kept)
         self._checksums = ChecksumCache()
-        for path in (root, *(root / name for name in _DIRECTORIES)):
+        self._make_root()
+        for path in (root / name for name in _DIRECTORIES):
             os.close(open_owned_directory(path, make=True))
         for path in (root / name for name in _OPTIONAL):
             if os.path.lexists(path):
                 os.close(open_owned_directory(path))
         self._check_version()
+
+    def _make_root(self) -> None:
+        """Make the directory, or find it writable; raises StoreError that says what else can be done."""
+        try:
+            os.close(open_owned_directory(self.root, make=True))
+            reason = _not_writable(self.root)
+        except StoreError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _ELSEWHERE:
+                raise
+            reason = os.strerror(error.__cause__.errno)
+        if reason:
+            another = "name another directory: --store DIR, or $IMGFS_STORE"
+            raise StoreError(f"{self.root}: {reason}: no store can be here; {another}")
 
     def _check_version(self) -> None:
         version = self.root / "version"

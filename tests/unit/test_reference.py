@@ -83,6 +83,8 @@ def test_a_digest_pins_and_leaves_no_default_tag() -> None:
         ("h.io/-a", "not a repository"),
         ("h_o.io/a", "host[:port]"),
         ("h.io:port/a", "host[:port]"),
+        ("h.io:65536/a", "no port 65536"),
+        ("[::1]:0/a", "no port 0"),
         ("alpine\n", "not a repository"),
         ("docker-archive:", "docker-archive:FILE[:NAME:TAG]"),
         ("oci-archive::v1", "names no file"),
