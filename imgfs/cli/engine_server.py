@@ -34,12 +34,15 @@ log = logging.getLogger(__name__)
 def run_server(
     offered: Callable[[], Mapping[Path, Sequence[Service | Forwarded]]], log_level: str
 ) -> NoReturn:
-    """Answer at sockets until a signal comes, and end the process; systemd is told when it answers."""
+    """Answer at sockets until a signal comes, and end the process; systemd is told when it answers.
+
+    At one of them systemd may listen already.
+    """
     from imgfs.daemonize import run_in_foreground
     from imgfs.engines.rpc import serve
-    from imgfs.systemd import tell_systemd
+    from imgfs.systemd import given_socket, tell_systemd
 
-    run_in_foreground(lambda _: serve(offered(), tell_systemd), log_level.upper())
+    run_in_foreground(lambda _: serve(offered(), tell_systemd, given_socket()), log_level.upper())
 
 
 def socket_path(address: str) -> Path:

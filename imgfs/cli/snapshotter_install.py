@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgfs.cli.engine_server import socket_path
 from imgfs.cli.options import Commands, add_command, store_option, store_root
 from imgfs.cli.output import say, warn
 from imgfs.errors import UsageError
@@ -41,7 +42,7 @@ def add_setup(actions: Commands) -> None:
         install,
         "have containerd use the snapshotter",
         """\
-Adds the snapshotter to containerd's configuration, and writes a unit for systemd. What is there stays; the
+Adds the snapshotter to containerd's configuration, and writes units for systemd. What is there stays; the
 first state of the configuration is kept beside it. Nothing is started: what to do next is shown.
 
 Examples:
@@ -63,7 +64,7 @@ Examples:
         uninstall,
         "take out what install has added",
         """\
-Takes out of containerd's configuration what was added, and removes the unit. Images that were pulled through
+Takes out of containerd's configuration what was added, and removes the units. Images that were pulled through
 imgfs have to be removed before: no other snapshotter has their layers.
 
 Examples:
@@ -81,7 +82,12 @@ def _file_options(command: argparse.ArgumentParser) -> None:
         help="containerd's configuration (default: /etc/containerd/config.toml, or that of k3s, RKE2 or "
         "MicroK8s; beside one that is written anew at each start goes a file that it imports)",
     )
-    command.add_argument("--unit", metavar="FILE", default=_UNIT, help=f"the unit (default: {_UNIT})")
+    command.add_argument(
+        "--unit",
+        metavar="FILE",
+        default=_UNIT,
+        help=f"the unit, and beside it its socket's (default: {_UNIT})",
+    )
     command.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
 
 
@@ -91,22 +97,21 @@ def install(options: argparse.Namespace) -> int:
     from imgfs.engines.node.config_places import drop_in_of
     from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
     from imgfs.engines.node.toml_edit import undone
-    from imgfs.engines.node.unit import MARK, unit
+    from imgfs.engines.node.unit import socket_unit, unit
     from imgfs.oci.descriptor import Platform
 
-    main, service = _config(options), Path(options.unit)
+    main, (service, listening) = _config(options), _units(options)
     setup = NodeSetup(
         options.address, options.root, str(Platform.host()), options.runtime_class, _containerds_version()
     )
     importing = text_of(main)
     drop_in = drop_in_of(importing, main)
     config, importing = (drop_in, importing or "") if drop_in else (main, "")
-    before, known = text_of(config), text_of(service)
-    if known is not None and not known.startswith(MARK):
-        raise UsageError(f"{service}: is there, and not of imgfs: move it away, or name another --unit")
+    before = text_of(config)
     changes = [
         FileChange(config, before, with_imgfs(before or "", setup, str(config), importing)),
-        FileChange(service, known, unit(_command(options))),
+        FileChange(service, _own_text(service), unit(_command(options), listening.name)),
+        FileChange(listening, _own_text(listening), socket_unit(str(socket_path(options.address)))),
     ]
     if changes[0].is_change and before and undone(before) and not backup_of(config).exists():
         changes.insert(0, FileChange(backup_of(config), None, before))
@@ -121,20 +126,21 @@ def uninstall(options: argparse.Namespace) -> int:
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
     from imgfs.engines.node.config_places import drop_in_of, service_of
     from imgfs.engines.node.toml_edit import undone
-    from imgfs.engines.node.unit import MARK, NAME
+    from imgfs.engines.node.unit import MARK, NAME, SOCKET
 
-    main, service = _config(options), Path(options.unit)
+    main = _config(options)
     config = drop_in_of(text_of(main), main) or main
-    before, known, backup = text_of(config), text_of(service), backup_of(config)
+    before, backup = text_of(config), backup_of(config)
     after = None if before is None else undone(before)
     changes = [FileChange(config, before, after or (after if backup.exists() else None))]
-    if known is not None and known.startswith(MARK):
-        changes.append(FileChange(service, known, None))
+    for path in _units(options):
+        if (known := text_of(path)) and known.startswith(MARK):
+            changes.append(FileChange(path, known, None))
     if backup.exists() and text_of(backup) == after:
         changes.append(FileChange(backup, after, None))
     if _carry_out(changes, options.dry_run):
         say(
-            f"Next: systemctl disable --now {NAME}; systemctl daemon-reload; "
+            f"Next: systemctl disable --now {SOCKET} {NAME}; systemctl daemon-reload; "
             f"systemctl restart {service_of(main)}"
         )
     return 0
@@ -144,6 +150,23 @@ def _config(options: argparse.Namespace) -> Path:
     from imgfs.engines.node.config_places import usual_config
 
     return Path(options.containerd) if options.containerd else usual_config()
+
+
+def _units(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return where the service's unit is, and its socket's."""
+    service = Path(options.unit)
+    return service, service.with_suffix(".socket")
+
+
+def _own_text(path: Path) -> str | None:
+    """Return what a unit of imgfs says; None if there is none. Raises UsageError if it is of another."""
+    from imgfs.engines.node.changed_files import text_of
+    from imgfs.engines.node.unit import MARK
+
+    known = text_of(path)
+    if known is not None and not known.startswith(MARK):
+        raise UsageError(f"{path}: is there, and not of imgfs: move it away, or name another --unit")
+    return known
 
 
 def _carry_out(changes: Iterable[FileChange], is_dry: bool) -> bool:

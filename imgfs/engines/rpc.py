@@ -10,15 +10,17 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from imgfs.engines.passing import passing
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import ImgfsError, RegistryError, StoreError, UsageError, describe
 
@@ -63,21 +65,40 @@ class Forwarded:
     streamed: Collection[str] = ()
 
 
-def serve(offered: Mapping[Path, Iterable[Service | Forwarded]], notify: Callable[[bytes], None]) -> None:
+def serve(
+    offered: Mapping[Path, Iterable[Service | Forwarded]],
+    notify: Callable[[bytes], None],
+    given: socket.socket | None = None,
+) -> None:
     """Answer calls until a signal comes: services, by the sockets that they are offered at.
 
-    `notify` is told of the states of sd_notify(3). Raises UsageError, StoreError.
+    systemd may listen at one of these already, by the socket `given`. `notify` is told of the states of
+    sd_notify(3). Raises UsageError, StoreError.
     """
-    servers = [_listen(address, services) for address, services in offered.items()]
+    places = {address: address for address in offered}
+    if given:
+        address = _place_of(given, offered)
+        places[address] = address.with_name(f"{address.name}.own")
+    servers = [_listen(places[address], services) for address, services in offered.items()]
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    log.info("answers at %s", ", ".join(map(str, offered)))
-    notify(b"READY=1")
-    ended.wait()
+    with passing(given, places[address]) if given else nullcontext():
+        log.info("answers at %s", ", ".join(map(str, offered)))
+        notify(b"READY=1")
+        ended.wait()
     notify(b"STOPPING=1")
     for stopping in [server.stop(_GRACE) for server in servers]:
         stopping.wait()
+
+
+def _place_of(given: socket.socket, offered: Iterable[Path]) -> Path:
+    """Return which of the addresses systemd listens at. Raises UsageError if it is another."""
+    listening = given.getsockname()
+    for address in offered:
+        if os.path.realpath(address) == os.path.realpath(listening):
+            return address
+    raise UsageError(f"systemd's socket unit listens at {listening}, not at {', '.join(map(str, offered))}")
 
 
 @contextmanager

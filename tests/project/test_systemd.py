@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgfs import manual
-from imgfs.engines.node.unit import MARK, NAME, unit
+from imgfs.engines.node.unit import MARK, NAME, SOCKET, socket_unit, unit
 from tests.support.patience import allowed
 
 SHOWN = manual.text("mounting") + manual.text("engines")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 
 
 def test_there_are_units_of_each_kind() -> None:
-    assert {Path(path).suffix for path, _ in UNITS} == {".mount", ".automount", ".service"}
+    assert {Path(path).suffix for path, _ in UNITS} == {".mount", ".automount", ".service", ".socket"}
 
 
 @pytest.mark.parametrize("kind", ["system", "user"])
@@ -38,9 +38,10 @@ def test_systemd_finds_nothing_wrong_with_the_manuals_units(tmp_path: Path, kind
     assert (verified.returncode, complaints(verified, written)) == (0, [])
 
 
-def test_the_snapshotters_unit_is_the_one_that_is_installed() -> None:
-    written = unit(["/usr/local/bin/imgfs", "snapshotter"]).removeprefix(MARK)
-    assert [text for path, text in UNITS if path.endswith(NAME)] == [written]
+def test_the_snapshotters_units_are_those_that_are_installed() -> None:
+    shown = {Path(path).name: MARK + text for path, text in UNITS}
+    assert shown[NAME] == unit(["/usr/local/bin/imgfs", "snapshotter"])
+    assert shown[SOCKET] == socket_unit("/run/imgfs/snapshotter.sock")
 
 
 def test_the_unit_runs_what_has_written_it_and_not_another_in_the_path(tmp_path: Path) -> None:
@@ -66,7 +67,9 @@ def test_systemd_reads_a_path_as_it_was_given(tmp_path: Path, place: str) -> Non
     command = Path(sys.executable).with_name("imgfs")
     path = tmp_path / NAME
     path.write_text(unit([str(command), "snapshotter", "--address", place]))
-    assert complaints(verify("system", [path], tmp_path), [path]) == []
+    listening = tmp_path / SOCKET
+    listening.write_text(socket_unit(place))
+    assert complaints(verify("system", [path, listening], tmp_path), [path, listening]) == []
 
 
 def test_systemd_would_find_something_wrong(tmp_path: Path) -> None:

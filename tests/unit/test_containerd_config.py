@@ -227,6 +227,8 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
     assert "handler: imgfs" in imgfs.ok("snapshotter", "install", "--runtime-class", *here)
     assert "ExecStart=" in service.read_text()
     assert " snapshotter --store /var/lib/imgfs-store\n" in service.read_text()
+    assert "Wants=a.socket\n" in service.read_text()
+    assert "ListenStream=/run/imgfs/snapshotter.sock\n" in service.with_suffix(".socket").read_text()
     other = imgfs.run("snapshotter", "install", "--dry-run", *words, "--store", "/dev/shm/store")
     assert other.err.startswith(
         "imgfs: warning: the store /dev/shm/store is not on the disk of /var/lib/imgfs/"

@@ -1,0 +1,76 @@
+"""A socket that another process listens at for a server: it stays when the server is started anew.
+
+gRPC can listen at a path only, so what connects there is passed on, byte by byte, to a path of gRPC's own. A
+client that comes while no server runs waits in the kernel's queue, and is not refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from imgfs.errors import describe
+
+_PIECE = 1 << 16  # bytes
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def passing(given: socket.socket, own: Path) -> Iterator[None]:
+    """Have a listening socket's clients answered at the path `own`, while the block lasts.
+
+    Those that are connected stay so after it; `given` is not shut down, as others hold it too.
+    """
+    read, ending = os.pipe()
+    thread = threading.Thread(target=_accept, args=(given, own, read), name="imgfs-passing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(ending)
+        thread.join()
+        os.close(read)
+
+
+def _accept(given: socket.socket, own: Path, ended: int) -> None:
+    given.setblocking(False)
+    while ended not in select.select([given.fileno(), ended], [], [])[0]:
+        try:
+            client, _ = given.accept()
+        except BlockingIOError:  # the client has gone, or another process was quicker
+            continue
+        client.setblocking(True)
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(own))
+        except OSError as error:
+            log.warning("%s: cannot be reached: %s", own, describe(error))
+            client.close()
+            server.close()
+            continue
+        threading.Thread(target=_converse, args=(client, server), name="imgfs-passed", daemon=True).start()
+
+
+def _converse(client: socket.socket, server: socket.socket) -> None:
+    """Hand on what both say until one of them ends; what was sent by then is still read."""
+    with client, server:
+        back = threading.Thread(target=_hand_on, args=(server, client), name="imgfs-passed", daemon=True)
+        back.start()
+        _hand_on(client, server)
+        back.join()
+
+
+def _hand_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while body := source.recv(_PIECE):
+            target.sendall(body)
+    for ending in (source, target):
+        with suppress(OSError):
+            ending.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,114 @@
+"""A server for engines at a socket that systemd holds: what asks while it is started anew is not refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounted import NO_LIMIT, Imgfs, Ran, until
+from tests.support.patience import allowed
+from tests.support.snapshots import Info, Snapshots
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the snapshotter is root's")
+
+GIVING = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+
+
+class Systemd:
+    """Holds a listening socket, as by a socket unit, and starts the snapshotter with it."""
+
+    def __init__(self, imgfs: Imgfs, place: Path) -> None:
+        self.imgfs, self.root = imgfs, place / "root"
+        self.path, self._told = place / "s", place / "notify"
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(str(self.path))
+        self.listening.listen()
+
+    def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
+        """Start it with the socket as its descriptor 3."""
+        command = self.imgfs.command("snapshotter", "--root", self.root, *words, *NO_LIMIT)
+        return subprocess.Popen(
+            ["bash", "-c", GIVING, "bash", str(self.listening.fileno()), *command],
+            env={**self.imgfs.environment, "NOTIFY_SOCKET": str(self._told)},
+            pass_fds=[self.listening.fileno()],
+            stderr=subprocess.PIPE,
+        )
+
+    def serve(self, stack: ExitStack) -> subprocess.Popen[bytes]:
+        """Start it, and wait until it is ready; it ends with `stack`."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
+            hearing.bind(str(self._told))
+            hearing.settimeout(allowed(20))
+            process = self.start("--address", self.path)
+            stack.callback(end, process)
+            assert hearing.recv(100) == b"READY=1"
+        self._told.unlink()
+        return process
+
+
+def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+
+@pytest.fixture
+def systemd(imgfs: Imgfs) -> Iterator[Systemd]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        made = Systemd(imgfs, Path(short))
+        with made.listening:
+            yield made
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_call_while_the_snapshotter_is_away_waits_for_the_next(systemd: Systemd, number: int) -> None:
+    with ExitStack() as stack:
+        first = systemd.serve(stack)
+        asked, other = (stack.enter_context(closing(Snapshots(systemd.path))) for _ in range(2))
+        for key in range(40):  # an answer of more bytes than are passed on at once
+            asked.prepare(f"key {key:02}", "", {"padding": "x" * 4000})
+        before = asked.all()
+        end(first, number)
+        assert systemd.path.is_socket()
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(other.all)
+            until(lambda: is_connected(systemd.path), "a client waits")
+            assert not waiting.done()
+            systemd.serve(stack)
+            assert waiting.result(60) == before
+        assert (asked.all(), len(before)) == (before, 40)
+
+
+def test_many_clients_at_once_are_all_answered(systemd: Systemd) -> None:
+    with ExitStack() as stack:
+        systemd.serve(stack)
+        askers = [stack.enter_context(closing(Snapshots(systemd.path))) for _ in range(20)]
+
+        def ask(number: int) -> list[Info]:
+            askers[number].prepare(f"key {number}", "")
+            return askers[number].all()
+
+        with ThreadPoolExecutor(20) as pool:
+            assert all(pool.map(ask, range(20)))
+        assert len(askers[0].all()) == 20
+
+
+def test_a_socket_elsewhere_is_an_error(systemd: Systemd) -> None:
+    process = systemd.start("--address", "/run/imgfs-elsewhere/s")
+    _, said = process.communicate(timeout=60)
+    complaint = Ran(process.returncode, b"", said.decode()).complaint(2)
+    assert complaint == f"systemd's socket unit listens at {systemd.path}, not at /run/imgfs-elsewhere/s"
+
+
+def is_connected(path: Path) -> bool:
+    """Whether a client of a listening socket is in its queue (unix(7); /proc/net/unix, state 2)."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(str(path)) and line.split()[5] == "02" for line in lines)
