@@ -9,7 +9,7 @@ from typing import NamedTuple
 from scripts.benchmark.clock import CommandFailed, run
 from scripts.benchmark.stage import Application, Stage, forget_quietly, say
 from scripts.lab.containerd import Containerd
-from scripts.lab.go_programs import program
+from scripts.lab.go_programs import node_programs, program
 from scripts.lab.recipes import RecipeError
 
 SOCI_MINIMUM = 10 << 20  # bytes of a layer for SOCI to index it, and it wants one at least
@@ -66,7 +66,8 @@ def estargz(stage: Stage, application: Application) -> Place:
     if not stage.holds(*place):
         say(f"converting {application.name} to eStargz")
         try:
-            with Containerd(stage.scratch / "containerd") as containerd:
+            programs = node_programs(stage.programs)
+            with Containerd(stage.scratch / "containerd", programs) as containerd:
                 containerd.to_estargz(stage.reference(image), stage.seen_through(None, *place))
         except RecipeError as failed:
             raise CommandFailed(str(failed)) from failed

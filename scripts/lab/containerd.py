@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from scripts.lab.go_programs import program
 from scripts.lab.recipes import RecipeError, run
 
 PATIENCE = 20.0  # seconds for the daemon to answer
@@ -116,7 +117,7 @@ class Containerd:
                 self._daemon.wait()
 
     def _run(self, *words: str) -> None:
-        run(["ctr-remote", "--address", self.socket, *words])
+        run([program(self._programs or Path(), "ctr-remote"), "--address", self.socket, *words])
 
 
 def answers(path: Path) -> bool:

@@ -1,9 +1,9 @@
 """Programs of containerd's world that Debian lacks or has too old: built by Go, once, or found.
 
 containerd and crictl come as Go modules. stargz-snapshotter and SOCI keep their programs in modules within
-modules, which `go install` does not build: from a checkout, `cd cmd && go build -o DIR` and
-`./containerd-stargz-grpc` (`./soci`, `./soci-snapshotter-grpc`), where DIR is `programs` beside the bench's
-images, or in the PATH.
+modules, which `go install` does not build: from a checkout, `cd cmd && go build -o DIR/` and
+`./containerd-stargz-grpc ./ctr-remote` (`./soci ./soci-snapshotter-grpc`), where DIR is `programs` beside
+the bench's images, or in the PATH.
 """
 
 from __future__ import annotations
