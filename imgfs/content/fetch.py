@@ -32,6 +32,9 @@ class BlobSource(Protocol):
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield exactly the bytes `[start, end)`, in chunks."""
 
+    def ignores_ranges(self, descriptor: Descriptor) -> bool:
+        """Return True if a range of this blob was answered with all of it, so that each range costs that."""
+
     def doubt(self, descriptor: Descriptor) -> object:
         """Note that a blob's bytes were wrong: the next request goes to another endpoint, if there is one."""
 

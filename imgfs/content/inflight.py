@@ -47,6 +47,7 @@ class InFlight:
         self.source = source
         self.fetcher = fetcher
         self.fetch_pool = fetch_pool
+        self.is_rangeless = False  # whether the last range was answered with the whole blob
         self._by_span: dict[int, InFlightRequest] = {}
         self._failed: dict[int, tuple[float, Unavailable]] = {}  # by span: until when, and why
 
@@ -153,6 +154,10 @@ class InFlightRequest:
         chunks = self._in_flight.source.blob(descriptor, start, end)
         return self._metered(chunks) if descriptor == self._in_flight.fetcher.blob else self._windows(chunks)
 
+    def ignores_ranges(self, descriptor: Descriptor) -> bool:
+        """Return what the layer's source says of it."""
+        return self._in_flight.source.ignores_ranges(descriptor)
+
     def doubt(self, descriptor: Descriptor) -> object:
         """Note that a blob's bytes were wrong."""
         return self._in_flight.source.doubt(descriptor)
@@ -173,6 +178,7 @@ class InFlightRequest:
         with self._in_flight.lock:
             self._in_flight.counts.requests += 1
         for chunk in chunks:
+            self._in_flight.is_rangeless = self.ignores_ranges(self._in_flight.fetcher.blob)
             self._received_more(len(chunk))
             yield chunk
 

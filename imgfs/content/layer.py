@@ -14,7 +14,7 @@ import errno
 import os
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING
 
@@ -192,7 +192,7 @@ class LayerContent:
         with self._lock:
             absent = self._absent(numbers)
             queued = self.in_flight.fetching(absent)
-            requests = requests_for(self.in_flight.not_in_flight(absent), self.table, self._sizes)
+            requests = self._requests_for(absent, self._sizes)
             started = [self.in_flight.start(request, priority, cause) for request in requests]
             awaited = self.in_flight.wait_for(absent)
         self.in_flight.raise_priority(queued, priority)
@@ -209,10 +209,10 @@ class LayerContent:
         started: list[InFlightRequest] = []
         with self._lock:
             for request in requests:
-                wanted = self.in_flight.not_in_flight(self._absent(request.numbers))
+                absent = self._absent(request.numbers)
                 started += [
                     self.in_flight.start(again, priority, cause)
-                    for again in requests_for(wanted, self.table, self._sizes)
+                    for again in self._requests_for(absent, self._sizes)
                 ]
         self.in_flight.submit(started)
         return [request.done for request in started]
@@ -309,14 +309,27 @@ class LayerContent:
     def _requests(self, needed: Sequence[int]) -> tuple[Cause, list[Request]]:
         """Return the requests for a miss, and the cause of what they fetch beyond it."""
         if needed and self.in_flight.fetcher.blob.size <= self._sizes.whole:
-            everything = self.in_flight.not_in_flight(self._missing(0, len(self.table) - 1))
-            return Cause.WHOLE, list(
-                requests_for(everything, self.table, self._sizes._replace(gap=self._sizes.whole))
-            )
-        requests = list(requests_for(needed, self.table, self._sizes))
+            everything = self._missing(0, len(self.table) - 1)
+            sizes = self._sizes._replace(gap=self._sizes.whole)
+            return Cause.WHOLE, list(self._requests_for(everything, sizes))
+        requests = list(self._requests_for(needed, self._sizes))
+        if self.in_flight.is_rangeless:
+            return Cause.WHOLE, requests
         if len(requests) == 1 and not self.fetch_pool.is_replaying:
             requests = [widen(requests[0], self.table, self._is_fetchable, self._sizes)]
         return Cause.NEAR, requests
+
+    def _requests_for(self, absent: Sequence[int], sizes: Sizes) -> Iterator[Request]:
+        """Return requests for those of `absent` that are in none. Under the lock.
+
+        Where each range costs the whole blob, one request is for all of it that is missing.
+        """
+        wanted = self.in_flight.not_in_flight(absent)
+        if wanted and self.in_flight.is_rangeless:
+            wanted = self.in_flight.not_in_flight(self._missing(0, len(self.table) - 1))
+            size = self.in_flight.fetcher.blob.size
+            sizes = sizes._replace(gap=size, largest=size)
+        return requests_for(wanted, self.table, sizes)
 
     def _fetch_ahead(self, window: ReadaheadWindow | None) -> None:
         if window is None:
@@ -325,7 +338,7 @@ class LayerContent:
             absent = self._absent(self.table.between(window.start, window.end))
             queued = self.in_flight.fetching(absent)
             sizes = self._sizes._replace(largest=min(self._sizes.largest, window.request_size))
-            requests = requests_for(self.in_flight.not_in_flight(absent), self.table, sizes)
+            requests = self._requests_for(absent, sizes)
             priority = Priority.REST_OF_LAYER if self.fetch_pool.is_replaying else Priority.READAHEAD
             started = [self.in_flight.start(request, priority, Cause.AHEAD) for request in requests]
         self.in_flight.raise_priority(queued, Priority.READAHEAD)

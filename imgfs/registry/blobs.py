@@ -138,7 +138,7 @@ class Blobs:
         self._targets.pop(self._url(digest), None)
 
     def ignores_ranges(self, digest: Digest) -> bool:
-        """Return True if a range of this blob was answered with all of it, so that each range costs that."""
+        """Return True if the last range of this blob was answered with all of it: each range costs that."""
         return digest in self._rangeless
 
     def read(
@@ -193,8 +193,8 @@ class Blobs:
             except IntegrityError:
                 self._targets.pop(url, None)
                 raise
-            if headers and response.status == 200:
-                self._rangeless.add(digest)
+            if headers:
+                (self._rangeless.add if response.status == 200 else self._rangeless.discard)(digest)
             yield from cut_out(response.chunks(patience), body_slice, what)
 
     def _open_blob(self, url: str, headers: Mapping[str, str], patience: Patience) -> Response:

@@ -283,6 +283,9 @@ def test_a_200_to_a_range_is_cut_to_what_was_asked(server: FaultServer, client: 
     blob = server.add_blob(BODY)
     server.inject(Fault(ignore_range=True), on="/blobs/")
     assert read(client, blob, 300_000, 300_010) == BODY[300_000:300_010]
+    assert client.ignores_ranges(blob.digest)
+    read(client, blob, 10, 20)
+    assert not client.ignores_ranges(blob.digest)
 
 
 def test_a_shorter_range_than_asked_is_completed(server: FaultServer, client: Client) -> None:

@@ -24,7 +24,7 @@ class FakeSource:
     `ranges` are the byte ranges asked for, in order, `documents_asked` the documents. Faults, until changed:
     `flips` counts, by blob offset, how many more times that byte is sent inverted; `cut_at` is a blob offset
     before which answers end in silence; while `away`, everything is Unavailable; while `gate` is clear,
-    blobs wait.
+    blobs wait; while `rangeless`, ranges are said to cost as much as the whole blob.
     """
 
     def __init__(self, root: Descriptor | None = None) -> None:
@@ -37,6 +37,7 @@ class FakeSource:
         self.flips: dict[int, int] = {}
         self.cut_at: int | None = None
         self.away = False
+        self.rangeless = False
         self.tags: dict[str, Descriptor] = {}
         self.referring: dict[Digest, list[Descriptor]] = {}  # what refers to a manifest
         self.referrers_asked: list[Digest] = []
@@ -103,8 +104,8 @@ class FakeSource:
         return [entry for entry in found if artifact_type in (None, entry.artifact_type)]
 
     def ignores_ranges(self, _descriptor: Descriptor) -> bool:
-        """Ranges are answered."""
-        return False
+        """What `rangeless` says."""
+        return self.rangeless
 
     def doubt(self, descriptor: Descriptor) -> bool:
         """Note the blob in `doubted`."""

@@ -137,6 +137,21 @@ def test_what_is_there_already_is_not_asked_for_again(rig: Rig) -> None:
     assert sorted(rig.source.ranges) == ranges
 
 
+def test_where_each_range_costs_the_whole_blob_the_second_request_is_for_all_of_it(
+    rig: Rig,
+) -> None:
+    rig.source.rangeless = True
+    rig.read_span(2)
+    assert rig.present() == [2]
+    rig.read_span(5)
+    rig.settle()
+    assert rig.present() == list(range(len(rig.spans)))
+    assert len(rig.source.ranges) == 2
+    for number in range(len(rig.spans)):
+        rig.read_span(number)
+    assert len(rig.source.ranges) == 2
+
+
 def test_a_request_is_no_larger_than_its_limit(make: Make) -> None:
     flat = tar_of(205_000)
     rig = make(flat, flat, sizes=EXACT._replace(largest=3 * STEP))
