@@ -101,17 +101,21 @@ def awaiting_holder(path: Path, seconds: float) -> Iterator[None]:
     """Wait after the block for the holder of the mount at a path to end, if it has one; so long at most."""
     mount = mount_at(path)
     pid = holder_of(mount) if mount else None
-    with _opened(pid) as fd:
+    with opened_process(pid) as fd:
         yield
         if fd is not None:
             select.select([fd], [], [], seconds)
 
 
 def end_held(mountpoint: Path, seconds: float) -> None:
-    """End what serves a mount of another mount namespace, if it has a holder, and wait for that."""
+    """End the holder that this user has of a mount in another mount namespace, if any: SIGTERM, then SIGKILL.
+
+    Its daemons get each signal first: once they have ended, the holder ends of itself. It is signalled, too,
+    if it has not within `seconds`.
+    """
     mine = (one.pid for one in _holders() if (one.mountpoint, one.user) == (str(mountpoint), os.geteuid()))
     pid = next(mine, None)
-    with _opened(pid) as fd:
+    with opened_process(pid) as fd:
         if pid is None or fd is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -125,8 +129,8 @@ def end_held(mountpoint: Path, seconds: float) -> None:
 
 
 @contextmanager
-def _opened(pid: int | None) -> Iterator[int | None]:
-    """Open a process for waiting (pidfd_open(2)); None if there is none."""
+def opened_process(pid: int | None) -> Iterator[int | None]:
+    """Open a process for waiting (pidfd_open(2)); None if it has ended, or is in another PID namespace."""
     try:
         fd = None if pid is None else os.pidfd_open(pid)
     except OSError:

@@ -14,13 +14,11 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import MountError, describe
-from imgfs.mounts.holders import holder_of
+from imgfs.mounts.holders import holder_of, opened_process
 from imgfs.mounts.status_client import (
     DaemonSilent,
     ask_in_child,
@@ -55,7 +53,7 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
     if status.pid and pid is None and mount.runtime is None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
     # while it serves the mount: later its pid may be another process's
-    with _held((pid and holder_of(mount)) or pid) as daemon:
+    with opened_process((pid and holder_of(mount)) or pid) as daemon:
         _take_down(mount, lazy=lazy)
         if mount.runtime and not status.pid:
             _remove_if_left(mount.runtime)
@@ -105,27 +103,10 @@ def detach_and_wait(mountpoint: Path, patience: float) -> None:
     """
     mount = mount_at(mountpoint)
     pid = (holder_of(mount) or daemon_of(mount)) if mount and mount.is_imgfs else None
-    with _held(pid) as process:
+    with opened_process(pid) as process:
         detach_all(mountpoint)
         if process is not None and not select.select([process], [], [], patience)[0]:
             log.info("%s: process %s goes on after %.0f s", mountpoint, pid, patience)
-
-
-@contextmanager
-def _held(pid: int | None) -> Iterator[int | None]:
-    """Open a process for waiting (pidfd_open(2)); None if there is none."""
-    if pid is None:
-        yield None
-        return
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:  # it has ended, or is in another PID namespace
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _status(mount: Mount) -> MountStatus:
