@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from typing import TYPE_CHECKING
@@ -34,8 +33,6 @@ class IdleExit:
         self._succession = succession
         self._last: tuple[int | None, object] | None = None  # the last request, and what was fetched by then
         self._since = 0.0
-        has_pool = not succession.is_pooled and os.path.exists(pool_socket(variables(), os.geteuid()) or "")
-        self._seconds = min(mount.options.exit_idle, _SOON if has_pool else math.inf)
 
     def look(self) -> None:
         """End the session if it is time; to be called now and then."""
@@ -46,7 +43,7 @@ class IdleExit:
         is_quiet = now == self._last or self._succession.is_leaving()
         if request is None or is_filling or not is_quiet or not self._succession.has_turn:
             self._last, self._since = now, time.monotonic()
-        elif time.monotonic() - self._since >= self._seconds or self._succession.is_leaving():
+        elif time.monotonic() - self._since >= self._patience() or self._succession.is_leaving():
             log.info("idle: %s", options.mountpoint)
             if options.driver == "auto":
                 from imgfs.mount.erofs_ahead import write_while_idle
@@ -54,3 +51,10 @@ class IdleExit:
                 write_while_idle(self._mount)
             self._succession.rest({opcode: self._session.answer_of_root(opcode) for opcode in _LASTING})
             self._session.end()
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing is asked before it ends; a pool may have begun meanwhile."""
+        seconds = self._mount.options.exit_idle
+        if not self._succession.is_pooled and os.path.exists(pool_socket(variables(), os.geteuid()) or ""):
+            return min(seconds, _SOON)
+        return seconds

@@ -132,3 +132,17 @@ def test_idle_mounts_share(server: Server, image: str) -> None:
     assert contents(places[1]) == FILES
     alone = imgfs.status(places[1])
     assert (alone["pid"] in [killed, *sharing()], alone["restarts"]) == (False, 1)
+
+
+@pytest.mark.drivers("fuse")
+def test_a_daemon_of_its_own_ends_soon_once_a_server_has_begun_that_would_serve_the_mount(
+    imgfs: Imgfs, image: str
+) -> None:
+    imgfs.environment["IMGFS_SERVE"] = str(imgfs.directory / "s.sock")
+    at = imgfs.mount(image, "--restart", "--exit-idle", "600")
+    first = imgfs.pid(at)
+    with Server(imgfs, "s") as server:
+        until(lambda: not is_alive(first), "the daemon has ended")
+        assert contents(at) == FILES
+        assert imgfs.pid(at) in forked_from(server.process.pid)
+        imgfs.umount(at)
