@@ -232,8 +232,3 @@ class VersionsTree(Tree):
             f"WHERE h.path > ? AND h.path < ? AND h.hider = ? AND {_IS_FILE})"
         )
         return int(next(self._db.rows(query, (path + b"/", path + b"0", hider - 1)))[0])
-
-
-def is_below(path: bytes, top: bytes) -> bool:
-    """Return True if a path is `top`, or below it."""
-    return path == top or path.startswith(top.rstrip(b"/") + b"/")
