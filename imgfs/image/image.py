@@ -69,7 +69,7 @@ class OpenLayers(AbstractContextManager["OpenLayers"]):
             content.on_misplaced(partial(_forget_index, stored, self.resolved.layers[layer.digest][1]))
         return content
 
-    def are_current(self) -> bool:
+    def is_current(self) -> bool:
         """Return True if the store still has the indexes that they were opened by."""
         return self._indexes == [self._index_file(layer) for layer in self.resolved.manifest.layers]
 
@@ -131,7 +131,7 @@ class Image(AbstractContextManager["Image"]):
                 raise StoreError(f"{resolved.reference}: the tree is another's by now; mount it again")
             layers = opened or stack.enter_context(OpenLayers(resolved, source, store, trust, stats))
             self.locks, self.content, self.use_index = layers.locks, layers.content, layers.use_index
-            self.is_current = layers.are_current
+            self.is_current = layers.is_current
             self.content.walk_by(self.tree.files_after)
             self._stack = stack.pop_all()
 

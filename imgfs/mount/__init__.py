@@ -7,8 +7,8 @@ what the daemon could not do. Nothing open crosses the fork: the daemon opens th
 daemon   the daemon's life: forked, loaded, mounted, unmounted
 fuse     an image mounted by FUSE; fuse_mount makes and unmakes the mount
 kernel   an image mounted by EROFS and overlayfs, over flat layers that the daemon serves
-early_image  an image opened while its registry is asked whether it is the one to mount
-early_replay  its profile replayed while its tree is still imported
+early    an image opened while its registry is asked whether it is the one to mount, or a profile replayed
+         while its tree is still imported
 erofs_ahead  what that needs, written beside a mount by FUSE, for the next ones
 options  how to mount: what the caller tells the daemon
 serving  what both have in common: signals, syncs, the status, the kernel's read-ahead

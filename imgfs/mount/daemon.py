@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from imgfs.image.resolve import Resolved
     from imgfs.image.trust import Trust
     from imgfs.metrics.endpoint import MetricsAddress, MetricsEndpoint
-    from imgfs.mount.early_image import EarlyImage
-    from imgfs.mount.early_replay import EarlyReplay
+    from imgfs.mount.early import OpenedEarly
     from imgfs.mount.resume import MountState, Succession
     from imgfs.registry.auth import KnownAuth
     from imgfs.registry.endpoint import RegistryEndpoint
@@ -53,7 +52,7 @@ _BY_FETCHES = {"imgfs.fuse.tasks", "imgfs.registry.adapter", "imgfs.transport.re
 _LATER = (
     "imgfs.image.image",
     "imgfs.image.profiles",
-    "imgfs.mount.early_image",
+    "imgfs.mount.early",
     "imgfs.predict.predictor",
     "imgfs.store.store",
 )
@@ -146,16 +145,7 @@ class _ForkedDaemon:
     def __init__(self, *, offline: bool) -> None:
         self._offline = offline
         self._opened: Source | None = None
-        self._early: EarlyImage | EarlyReplay | None = None
-
-    def _begin(self, order: OpenOrder | ReplayOrder) -> EarlyImage | EarlyReplay | None:
-        if isinstance(order, OpenOrder):
-            from imgfs.mount.early_image import EarlyImage
-
-            return EarlyImage.open(order, self._opened)
-        from imgfs.mount.early_replay import EarlyReplay
-
-        return EarlyReplay.begin(order, self._opened)
+        self._early: OpenedEarly | None = None
 
     def get_more(
         self,
@@ -166,9 +156,11 @@ class _ForkedDaemon:
         from imgfs.transport.connect import load_http, open_informed
 
         if isinstance(known, OpenOrder | ReplayOrder):
+            from imgfs.mount.early import OpenedEarly
+
             if self._early:  # another image's
                 self._early.close()
-            self._early = self._begin(known)
+            self._early = OpenedEarly.open(known, self._opened)
             return
         if not self._offline:
             load_http()
@@ -254,7 +246,7 @@ def serve(
     on_ready: Callable[[], None],
     succession: Succession | None = None,
     opened: Source | None = None,
-    early: EarlyImage | EarlyReplay | None = None,
+    early: OpenedEarly | None = None,
 ) -> None:
     """Mount, or take over, and answer the kernel until it is unmounted or a signal comes.
 
@@ -301,7 +293,7 @@ def _open_image(
     state: MountState,
     succession: Succession | None,
     opened: Source | None,
-    early: EarlyImage | EarlyReplay | None,
+    early: OpenedEarly | None,
     stack: contextlib.ExitStack,
 ) -> tuple[DeferredSource, Image]:
     """Open the image and its source; `stack` closes both."""
@@ -312,7 +304,7 @@ def _open_image(
     source = early.source if early else DeferredSource(connector(state.connect), opened)
     stack.enter_context(contextlib.closing(source))
     if early:
-        return source, stack.enter_context(early.image_of(state))
+        return source, stack.enter_context(early.image(state))
     stats = succession.state.stats if succession else -1
     image = Image(state.resolved, source, state.store, state.options.trust, stats=stats)
     return source, stack.enter_context(image)
