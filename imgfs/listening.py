@@ -35,7 +35,7 @@ class ListenAddress(NamedTuple):
     path: Path | None = None
 
     def __str__(self) -> str:
-        """As a client is told it, but for the scheme."""
+        """Return what a client connects to: HOST:PORT, or unix:PATH."""
         if self.path:
             return f"unix:{self.path}"
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
@@ -123,7 +123,7 @@ class BoundedServer(ThreadingMixIn, TCPServer):
 
 
 class UnixServer(BoundedServer):
-    """The same, at a path; only the owner of this process may connect."""
+    """A `BoundedServer` at a socket in the file system, to which only this process's user may connect."""
 
     def __init__(
         self, address: ListenAddress, handler: MakeHandler, *, at_once: int, deadline: float

@@ -158,7 +158,7 @@ def show_words(words: Sequence[str]) -> None:
 
 
 def show_variables(variables: Mapping[str, str]) -> None:
-    """Show other variables likewise."""
+    """Show other variables in /proc than this process was started with, as `show_words` does words."""
     _, _, start, end = _start_region()
     _overwrite(start, end, [f"{name}={value}" for name, value in variables.items()])
 

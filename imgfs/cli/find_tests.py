@@ -198,7 +198,7 @@ def days(text: str) -> Test:
 
 
 def minutes(text: str) -> Test:
-    """Test the same in minutes."""
+    """Test for how many whole minutes ago the file was changed."""
     return _ago(text, _MINUTE)
 
 
@@ -227,7 +227,7 @@ def user(text: str) -> Test:
 
 
 def group(text: str) -> Test:
-    """Test the group, likewise."""
+    """Test the group: a number, or a name that the image has; else UsageError once it is asked."""
     gid = cache(lambda files: find_user(f"0:{text}", b"", _body(files, b"/etc/group")).gid)
     return lambda files, found: found.node.gid == gid(files)
 

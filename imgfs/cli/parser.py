@@ -204,7 +204,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def format_usage(self) -> str:
-        """Return the usage, likewise."""
+        """Return the usage, as wide as the terminal."""
         self._is_shown = True
         return super().format_usage()
 

@@ -75,7 +75,7 @@ class PulledCredentials:
 
 
 def _nothing() -> None:
-    """Nothing was kept."""
+    """Remove nothing: no credentials were kept for this request."""
 
 
 def decode_pull(body: bytes) -> tuple[str, Credentials | None]:

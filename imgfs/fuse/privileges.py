@@ -44,7 +44,7 @@ class Privileges:
             self._overlay.drop_capability(self._overlay.copyup.up(ino))
 
     def drop_for(self, caller: Head, ino: int) -> None:
-        """The same by a caller of which the kernel has not told what they may."""
+        """Drop them for a caller whose CAP_FSETID the request does not tell: /proc says whether bits stay."""
         has_bits = self._view.attributes(ino).mode & (stat.S_ISUID | stat.S_ISGID)
         self.drop(ino, kill=bool(has_bits) and not keeps_set_id(caller.pid))
 

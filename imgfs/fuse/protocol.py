@@ -257,7 +257,7 @@ def xattr_out(value: bytes, room: int) -> bytes:
 
 
 def xattr_names_out(names: Iterable[bytes], room: int) -> bytes:
-    """Pack the names of extended attributes likewise."""
+    """Pack the names of extended attributes; without any room, only their length. Raises ERANGE."""
     return xattr_out(b"".join(name + b"\0" for name in names), room)
 
 

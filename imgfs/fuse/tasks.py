@@ -182,7 +182,7 @@ async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
 
 
 async def done_in_part(work: Callable[[GiveUp], T]) -> T:
-    """The same of work that may return what it has done until it was told to give up: that is the answer."""
+    """Return what `work` returns, also what it had done when it was cancelled, and gave up."""
     given_up: GiveUp = Future()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 

@@ -256,7 +256,7 @@ class ScanProcess:
         raise Broken(f"an answer of kind {kind}")
 
     def _fate(self, error: Broken) -> str:
-        """End it, if it has not ended by itself; say why it cannot be spoken to."""
+        """End the scanner, if it runs on after a broken answer; return what became of it, for an error."""
         status = self._wait(_GRACE)
         if status is None:
             self.end()

@@ -145,7 +145,7 @@ class _ImageWriter:
                 numbers.extend([0] * _MORE)
 
     def _checked_names(self, directory: int, names: Iterator[_Name]) -> Iterator[_Name]:
-        """The same names, noted and checked, and with the two dots."""
+        """Yield the names of a directory with `.` and `..`, each checked, and note whose child it is."""
         for name, ino in _with_dots(names, directory, directory):
             if name not in _DOTS:
                 self._check_name(name, ino)

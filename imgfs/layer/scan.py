@@ -190,7 +190,7 @@ def _hashed(chunks: Iterator[bytes], hasher: _Hash) -> Iterator[bytes]:
 
 
 def _even(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """The same bytes in pieces of one size: then a layer is cut into the same spans, however it arrives."""
+    """Cut chunks into pieces of one size: a layer gets the same spans however its bytes arrive."""
     parts: list[bytes] = []
     size = 0
     for chunk in chunks:

@@ -32,7 +32,7 @@ class MetricsAddress(ListenAddress):
     __slots__ = ()
 
     def __str__(self) -> str:
-        """As a client is told it."""
+        """Return the URL that Prometheus asks, or unix:PATH."""
         where = super().__str__()
         return where if self.path else f"http://{where}{PATH}"
 

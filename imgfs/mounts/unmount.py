@@ -97,7 +97,7 @@ def detach_all(mountpoint: Path) -> None:
 
 
 def detach_and_wait(mountpoint: Path, patience: float) -> None:
-    """Do the same, and wait, so many seconds at most, until its daemon has ended, and uses nothing.
+    """Detach all mounts at a path, and wait `patience` seconds at most for the last one's daemon to end.
 
     One with a holder may serve other mounts, too: the holder ends once it is done with this one.
     """
@@ -155,7 +155,7 @@ def _by_kernel(mount: Mount, *, lazy: bool) -> bytes:
 
 
 def _by_fusermount(mount: Mount, end: float, *, lazy: bool) -> str:
-    """Have fusermount3 unmount, which only unmounts what this user has mounted, likewise."""
+    """Have fusermount3 unmount, which refuses what this user has not mounted; return what failed."""
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mount.mountpoint)]
     if shutil.which(command[0]) is None:
         raise MountError(f"{command[0]} is not installed (Debian: apt install fuse3)")

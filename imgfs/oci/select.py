@@ -167,7 +167,7 @@ def runs(machine: Platform, image: Platform) -> bool:
 
 
 def is_for(wanted: Platform, image: Platform) -> bool:
-    """Return True if an image for `image` is one for `wanted`, likewise."""
+    """Return True if an image for `image` is one for `wanted`, as far as it says what it is for."""
     want, offer = wanted.normalized(), image.normalized()
     if offer.os in _UNKNOWN or offer.architecture in _UNKNOWN:
         return True

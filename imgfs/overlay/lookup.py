@@ -53,7 +53,7 @@ class UnionLookup:
         return self.find_with_status(parent, name)[0]
 
     def find_with_status(self, parent: int, name: bytes) -> tuple[File | None, os.stat_result | None]:
-        """The same, and what stat(2) says of the upper half, if there is one."""
+        """Return what a name in a directory means, and the status of its upper half, if there is one."""
         directory = self.nodes.get(parent)
         if directory is None:
             return self.tree.lookup(parent, name), None
@@ -132,7 +132,7 @@ class UnionLookup:
         return self._directories.at(node)
 
     def place(self, node: UpperNode) -> Place:
-        """The same for a call that takes a descriptor, too: that spares the kernel and Python the path."""
+        """Return a node's upper half for a system call: its descriptor if it is open, else its path."""
         return self.at(node) if node.fd is None else OpenFile(node.fd)
 
     def held(self, node: UpperNode) -> int | None:

@@ -186,7 +186,7 @@ class Scratch:
         ino_of: HandleLookup = no_handles,
         inheritance: LockInheritance | None = None,
     ) -> Iterator[None]:
-        """The same for overlayfs, which meanwhile is the only one to change it. Raises ImgfsError.
+        """Hold the scratch over an image for overlayfs, which alone changes it meanwhile. Raises ImgfsError.
 
         Overlayfs may have an index: what is in it is linked to its names when the mount has ended. With a
         lock by `inheritance` it is mounted already.

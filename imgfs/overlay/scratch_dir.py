@@ -76,7 +76,7 @@ def open_scratch_directory(directory: Path) -> int:
 
 
 def _unsticky(found: os.stat_result) -> os.stat_result:
-    """The same without the sticky bit: where others make files, they could make `upper` first."""
+    """Drop the sticky bit of a status: where others make files, they could make `upper` first."""
     return os.stat_result((found.st_mode & ~stat.S_ISVTX, *found[1:]))
 
 

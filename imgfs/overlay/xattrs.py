@@ -126,7 +126,7 @@ def is_whiteout(found: os.stat_result) -> bool:
 
 
 def is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
-    """The same of what a directory lists, mostly without another look at it."""
+    """Return True if a directory's entry is a whiteout; most are known not to be without a stat(2)."""
     if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
         return False
     return is_whiteout(entry.stat(follow_symlinks=False))

@@ -89,7 +89,7 @@ def cut_out(chunks: Iterable[bytes], body_slice: BodySlice, what: str) -> Iterat
 
 
 def gather(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes in chunks of at least `size`, but for the last.
+    """Join chunks until each has at least `size` bytes, but for the last.
 
     What came before Unavailable is handed out before it is raised.
     """

@@ -109,7 +109,7 @@ class OciRuntime:
     def exec(
         self, bundle: Bundle, place: Bundle, name: str, relay: SignalRelay, pipes: StdioPipes | None
     ) -> int:
-        """Run the process.json in `place` in a container to its end, likewise."""
+        """Run the process.json in `place` in a running container; return its exit code. Raises as `run`."""
         words = [*self.exec_words(bundle, place), name]
         return self._attend(words, place.pid_file, relay, pipes, lambda _: None, lambda: None)
 

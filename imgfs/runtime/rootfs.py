@@ -43,7 +43,7 @@ class Rootfs:
         return self.top / self.resolve(path)[1:]
 
     def resolve(self, path: str, covered: Collection[str] = ()) -> str:
-        """The same in the image, from its root; what is below a `covered` place stays as it is, too."""
+        """Return `path` in the image without symlinks; what is missing, or below a `covered` place, stays."""
         left, found, links = _parts(path), list[str](), 0
         while left:
             part = left.pop()

@@ -122,7 +122,7 @@ class FlatLayer(FlatFiles):
         return body
 
     def read_now(self, offset: int, into: memoryview, marks: bytes, first: int) -> bool:
-        """Fill a buffer likewise; return False also if that would have to wait for the disk."""
+        """Fill a buffer with present bytes; return False if some are not, or would come from the disk."""
         if not all(mark & PRESENT for mark in marks):
             return False
         try:

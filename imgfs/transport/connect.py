@@ -201,7 +201,7 @@ class OfflineSource:
         yield body[start:end]
 
     def tagged(self, tag: str) -> Descriptor:
-        """Nothing."""
+        """Raise Unavailable: no registry is asked."""
         raise self._absent(f"what its tag {tag!r} names is")
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
@@ -214,14 +214,14 @@ class OfflineSource:
         return False
 
     def doubt(self, _descriptor: Descriptor) -> bool:
-        """Nothing came of it."""
+        """Return False: there is no other place to ask."""
         return False
 
     def peers(self) -> None:
         """Return None: no registry is asked, and no peer either."""
 
     def traffic(self) -> Traffic:
-        """None."""
+        """Return zeros: no registry is asked."""
         return Traffic(0, 0)
 
     def health(self) -> list[EndpointStatus]:

@@ -16,7 +16,7 @@ _MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What becomes of a file: `after` is its text, None if it is removed; `before` likewise."""
+    """What becomes of a file: `before` and `after` are its text, None without the file."""
 
     path: Path
     before: str | None

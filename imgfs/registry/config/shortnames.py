@@ -97,7 +97,7 @@ def _aliased(alias: Alias, reference: RegistryReference) -> Reference:
 
 
 def _at(host: str, name: str, reference: RegistryReference) -> Reference:
-    """The same name at a registry that is searched."""
+    """Return a short name's reference at a registry that is searched."""
     return reference if host in _HUB_NAMES else replace(reference, registry=host, repository=name)
 
 
