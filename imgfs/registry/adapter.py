@@ -13,7 +13,9 @@ import errno
 import http.client
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from queue import Empty
 from typing import Any
@@ -119,14 +121,20 @@ class Adapter:
         )
         return answer, deadline
 
-    def connect_ahead(self, url: Url, count: int, seconds: float) -> Iterator[Callable[[], None]]:
+    def connect_ahead(
+        self, url: Url, count: int, seconds: float, dialled: Sequence[Future[PlainSocket]] = ()
+    ) -> Iterator[Callable[[], None]]:
         """Yield what makes one of `count` connections each, for requests to come; perhaps fewer.
 
-        Each may be called in a thread of its own; it raises as `send`.
+        Each must be called, in a thread of its own: requests wait for it. It raises as `send`. Sockets that
+        are `dialled` already are taken first.
         """
         pool = self._manager("").connection_from_host(url.host, url.port, url.scheme)
         assert isinstance(pool, _ConnectsAhead)
-        return (partial(pool.connect_ahead, connection, seconds) for connection in pool.unconnected(count))
+        connections = pool.unconnected(count)
+        for connection, socket_ in zip(connections, dialled, strict=False):
+            connection.dialled = socket_
+        return (partial(pool.connect_ahead, connection, seconds) for connection in connections)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -189,22 +197,22 @@ class _Dialer:
         assert isinstance(seconds, int | float), "every request has a time"
         if self._socks:
             return self._socks.dial(connection.host, connection.port or 0, float(seconds))
-        host = connection.host.strip("[]")
-        made = dial(
-            host,
-            connection.port or 0,
-            float(seconds),
-            check_address=self._check_address,
-            on_connect=self._on_connect,
-        )
+        assert isinstance(connection, _Exchange)
+        dialled, connection.dialled = connection.dialled, None
+        made = dialled.result() if dialled else self._dial(connection, float(seconds))
         made.deadline = Deadline()
         made.deadline.begin(float(seconds), MAX_HEAD)
         return made
+
+    def _dial(self, connection: HTTPConnection, seconds: float) -> PlainSocket:
+        hooks = {"check_address": self._check_address, "on_connect": self._on_connect}
+        return dial(connection.host.strip("[]"), connection.port or 0, seconds, **hooks)
 
 
 class _Exchange(HTTPConnection):
     """A connection whose requests are written as they were ordered, and whose answers' heads have an end."""
 
+    dialled: Future[PlainSocket] | None = None  # a socket for it, made before it
     _opening: Deadline | None = None  # of what is said to a proxy
     _deadline: Deadline | None = None
     _head: _Answer | None = None
@@ -241,26 +249,63 @@ class _Exchange(HTTPConnection):
 
 
 class _ConnectsAhead(HTTPConnectionPool):
-    """A pool that can have connections made before there is a request for them."""
+    """A pool that can have connections made before there is a request for them.
+
+    A request without an idle connection waits for one of those: it was begun earlier than one of its own.
+    """
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._ahead_lock = threading.Lock()
+        # By connection: what a request may wait for, and whether one does.
+        self._ahead: dict[Any, tuple[Future[Any], bool]] = {}
 
     def unconnected(self, count: int) -> list[Any]:
         """Take up to `count` places for new connections: as many as are wanted beside those that lie idle."""
-        taken = [self._get_conn() for _ in range(count)]
+        taken = [super(_ConnectsAhead, self)._get_conn() for _ in range(count)]
         for connected in [each for each in taken if not each.is_closed]:
             taken.remove(connected)
             self._put_conn(connected)
+        with self._ahead_lock:
+            self._ahead.update((each, (Future(), False)) for each in taken)
         return taken
 
     def connect_ahead(self, connection: Any, seconds: float) -> None:
-        """Connect, with TLS if there is any, and leave the connection to the next request."""
+        """Connect, with TLS if there is any, and leave the connection to a request, which may wait for it.
+
+        What fails then is raised there, too; nothing is tried again.
+        """
         connection.timeout = seconds
         try:
             connection.connect()
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            self._leave(connection, error)
             raise
-        finally:
-            self._put_conn(connection)  # a closed one is connected by who takes it
+        self._leave(connection)
+
+    def _leave(self, connection: Any, error: BaseException | None = None) -> None:
+        """Leave a connection to the request that waits for it, else to any; a closed one is connected."""
+        with self._ahead_lock:
+            waiting, is_awaited = self._ahead.pop(connection)
+            if not is_awaited:
+                self._put_conn(connection)
+            elif error:
+                waiting.set_exception(error)
+            else:
+                waiting.set_result(connection)
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        """See urllib3: a connection, perhaps one that is still to be connected."""
+        with self._ahead_lock:
+            connection = super()._get_conn(timeout)
+            free = [each for each, (_, is_awaited) in self._ahead.items() if not is_awaited]
+            if not connection.is_closed or not free:
+                return connection
+            self._put_conn(connection)
+            waiting, _ = self._ahead[free[0]]
+            self._ahead[free[0]] = waiting, True
+        return waiting.result()
 
 
 def _pools(dialer: _Dialer) -> dict[str, type[HTTPConnectionPool]]:

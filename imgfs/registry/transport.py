@@ -13,11 +13,13 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs import __version__
 from imgfs.errors import RegistryError, Unavailable
+from imgfs.parallel import begun
 from imgfs.registry.endpoint import Tls, Traffic
 from imgfs.registry.errors import no_answer, not_asked
 from imgfs.registry.messages import Body, Response, Slot
@@ -26,8 +28,10 @@ from imgfs.registry.tls import context_of
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, shown
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from imgfs.registry.adapter import Adapter
-    from imgfs.registry.sockets import AddressHook
+    from imgfs.registry.sockets import AddressHook, PlainSocket
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +136,30 @@ class Transport:
         where = _read(url)
         if proxy_for(where):
             return
-        adapter = self._adapter(
-            where, with_client_certificate=with_client_certificate, check_address=check_address
-        )
-        for connect in adapter.connect_ahead(where, min(count, CONNECTIONS // 2), self._timeouts.connect):
+        count = min(count, CONNECTIONS // 2)
+        # To load urllib3, and certificates, takes as long as a round trip: so sockets are dialled first.
+        dialled = self._dialled(where, 0 if self._adapters else count, check_address)
+        connects: list[Callable[[], None]] = []
+        try:
+            adapter = self._adapter(
+                where, with_client_certificate=with_client_certificate, check_address=check_address
+            )
+            connects += adapter.connect_ahead(where, count, self._timeouts.connect, dialled)
+        finally:
+            for unused in dialled[len(connects) :]:
+                unused.add_done_callback(_hang_up)
+        for connect in connects:
             threading.Thread(target=_quietly, args=(connect,), name="imgfs-connect", daemon=True).start()
+
+    def _dialled(
+        self, where: Url, count: int, check_address: AddressHook | None
+    ) -> list[Future[PlainSocket]]:
+        """Dial so many sockets in threads, as the adapter does."""
+        from imgfs.registry.sockets import dial
+
+        hooks = {"check_address": check_address, "on_connect": self._peers.__setitem__}
+        dialling = partial(dial, where.host.strip("[]"), where.port, self._timeouts.connect, **hooks)
+        return [begun(dialling, "imgfs-dial") for _ in range(count)]
 
     def speaks_tls(self, host: str, port: int) -> bool:
         """Return True if a TLS handshake succeeds, with any certificate; no request is sent."""
@@ -233,6 +256,11 @@ def _quietly(connect: Callable[[], None]) -> None:
 
     with suppress(HTTPError, OSError, RegistryError):
         connect()
+
+
+def _hang_up(dialled: Future[PlainSocket]) -> None:
+    if not dialled.exception():
+        dialled.result().close()
 
 
 def _read(url: str) -> Url:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,30 @@ def test_connections_made_ahead_are_those_that_requests_take(
             assert list(readers.map(lambda blob: read(mirrored, blob), blobs)) == [b"\0", b"\1", b"\2"]
         mirrored.connect_ahead(3)  # which lie idle now
     assert (mirror.connections, registry.connections) == (3, 0)
+
+
+def test_a_request_takes_a_connection_that_is_still_being_made(
+    mirror: FaultServer, mirrored: Mirrored
+) -> None:
+    blobs = [add_blob(bytes([number]), mirror) for number in range(3)]
+    mirrored.connect_ahead(3)
+    assert read(mirrored, blobs[0]) == b"\0"
+    met = threading.Barrier(3)
+    mirror.inject(Fault(meanwhile=lambda: met.wait(allowed(10))), on="/blobs/", times=3)
+    with ThreadPoolExecutor(3) as readers:
+        assert list(readers.map(lambda blob: read(mirrored, blob), blobs)) == [b"\0", b"\1", b"\2"]
+    assert mirror.connections == 3
+
+
+def test_what_is_not_reached_ahead_is_not_reached_by_requests_and_another_endpoint_is(
+    registry: FaultServer, opens: Opens
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+    mirrored = opens(endpoint_of(host, APP, is_mirror=True), endpoint_of(registry.host, APP))
+    manifest = add_manifest("v1", b"{}", registry)
+    mirrored.connect_ahead(3)
+    assert mirrored.manifest("v1") == (manifest, b"{}")
 
 
 def test_a_mirror_that_cannot_be_connected_to_ahead_is_passed_over_when_it_is_asked(
