@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,20 @@ def _add_rm(actions: Commands) -> argparse.ArgumentParser:
         "unmount and forget images",
         """\
 Unmounts images and forgets them. Not one that containers and images stand upon, but with --force: those in
-the stores of podman (storage.conf) and of CRI-O (crio.conf) are found, and what runs, wherever its store is.
+the stores of podman (storage.conf) and of CRI-O (crio.conf) are found, and what runs, wherever its store is;
+what does not run, in a store that only `podman --root DIR` names, with --podman-root DIR.
 
 Examples:
   imgfs podman rm docker.io/library/debian:12
+  imgfs podman rm --podman-root /srv/ci/storage docker.io/library/debian:12
 """,
+    )
+    command.add_argument(
+        "--podman-root",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a further store of podman's to look into, as `podman --root` has it; may be repeated",
     )
     command.add_argument("names", metavar="IMAGE", nargs="+", help="its name or id, as ls shows it")
     command.add_argument(
@@ -150,22 +160,30 @@ def ls(options: argparse.Namespace) -> int:
 def rm(options: argparse.Namespace) -> int:
     """Unmount and forget images: all are tried, and each that fails is told."""
     code = 0
+    further = [_podmans_store(Path(place).absolute()) for place in options.podman_root]
     for name in options.names:
         try:
-            _remove(_store(options), name, force=options.force)
+            _remove(_store(options), name, further, force=options.force)
         except ImgfsError as error:
             complain(error)
             code = 1
     return code
 
 
-def _remove(store: PodmanStore, name: str, *, force: bool) -> None:
+def _podmans_store(place: Path) -> Path:
+    """Return a store that is one: a path that is none would be taken for one that uses nothing."""
+    if not (place / "overlay-layers").is_dir():
+        raise UsageError(f"--podman-root: {place} is no store of podman's: it has no overlay-layers")
+    return place
+
+
+def _remove(store: PodmanStore, name: str, further: Iterable[Path], *, force: bool) -> None:
     from imgfs.engines.podman_users import users_of
     from imgfs.mounts.unmount import detach_all
 
     image = store.find(name)
     layer = str(image["layer"])
-    if not force and (users := users_of(layer, store.link(layer))):
+    if not force and (users := users_of(layer, store.link(layer), further)):
         raise MountError(f"{name}: {users} (--force removes it all the same)")
     others = [one for one in store.images() if one["layer"] == layer and one["id"] != image["id"]]
     if not others:

@@ -2,15 +2,15 @@
 
 Each engine writes down its containers and images in its own store (containers/storage), which may be
 anywhere. The usual ones are looked into: storage.conf's, root's default, and that of CRI-O's configuration
-(crio.conf(5)). A container that runs is found wherever its engine's store is: overlayfs says its lower
-directories in mountinfo (proc(5)), fuse-overlayfs in its command line.
+(crio.conf(5)); and those that the caller names. A container that runs is found wherever its engine's store
+is: overlayfs says its lower directories in mountinfo (proc(5)), fuse-overlayfs in its command line.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,9 +25,12 @@ _CRIO = Path("/etc/crio/crio.conf")
 _LARGEST = 64 << 20  # bytes of a file that is read
 
 
-def users_of(layer: str, link: str, crio: Path = _CRIO) -> str | None:
-    """Return who stands upon a layer, which containers mount by `link`, in words; None if none is found."""
-    for root in graph_roots(crio):
+def users_of(layer: str, link: str, further: Iterable[Path] = (), crio: Path = _CRIO) -> str | None:
+    """Return who stands upon a layer, which containers mount by `link`, in words; None if none is found.
+
+    `further` are stores beside the usual ones.
+    """
+    for root in (*graph_roots(crio), *further):
         if _stand_upon(layer, root):
             return f"containers or images in {root} stand upon it"
     for process in _mounting(f"/l/{link}".encode()):

@@ -112,11 +112,17 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     ).text.strip()  # storage.conf names it not
     assert rig.podman("mount", made, root="other").code == 0
     assert "a container has it mounted (process " in rig.store("rm", rig.image).complaint()
+    assert rig.podman("umount", made, root="other").code == 0
+    other = "--podman-root", f"{rig.place}/other"
+    assert f"images in {rig.place}/other stand upon it" in rig.store("rm", *other, rig.image).complaint()
+    assert "is no store of podman's" in rig.store("rm", "--podman-root", str(tmp_path), rig.image).complaint(
+        2
+    )
     assert rig.podman("rm", made, root="other").code == 0
     assert rig.store("add", rig.image).text == f"{rig.image}\n"  # it is there already
     (listed,) = json.loads(rig.store("ls", "--json").text)
     assert (listed["names"], listed["mounted"]) == ([rig.image], True)
-    assert rig.store("rm", listed["id"][:12]).code == 0
+    assert rig.store("rm", *other, listed["id"][:12]).code == 0
     rig.imgfs.gone(mount.mountpoint)
     assert [one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place)] == []
     assert rig.store("ls").text == ""
@@ -157,7 +163,7 @@ def test_the_stores_of_engines_are_those_that_their_files_name(tmp_path: Path) -
     (tmp_path / "crio.conf.d/20-bad.conf").write_text("[")
     os.mkfifo(tmp_path / "crio.conf.d/30-fifo.conf")
     assert graph_roots(crio)[-2:] == [Path("/srv/crio"), tmp_path]
-    assert users_of("a" * 64, "no-link", crio) is None
+    assert users_of("a" * 64, "no-link", crio=crio) is None
     (tmp_path / "overlay-layers").mkdir()
     (tmp_path / "overlay-layers/layers.json").write_text(json.dumps([{"id": "b", "parent": "a" * 64}]))
-    assert users_of("a" * 64, "no-link", crio) == f"containers or images in {tmp_path} stand upon it"
+    assert users_of("a" * 64, "no-link", crio=crio) == f"containers or images in {tmp_path} stand upon it"
