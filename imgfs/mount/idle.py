@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("imgfs.mount")
 
 _LASTING = (Opcode.STATFS, Opcode.GETATTR, Opcode.STATX)  # of an image's root nothing of it ever changes
-_SOON = 5.0  # seconds, where another process serves it again within some hundredths of one
+_SOON = 2.0  # seconds, where another process serves it again within some hundredths of one
 
 
 class IdleExit:
@@ -43,7 +43,7 @@ class IdleExit:
         is_quiet = now == self._last or self._succession.is_leaving()
         if request is None or is_filling or not is_quiet or not self._succession.has_turn:
             self._last, self._since = now, time.monotonic()
-        elif time.monotonic() - self._since >= self._patience() or self._succession.is_leaving():
+        elif time.monotonic() - self._since >= self.patience() or self._succession.is_leaving():
             log.info("idle: %s", options.mountpoint)
             if options.driver == "auto":
                 from imgfs.mount.erofs_ahead import write_while_idle
@@ -52,7 +52,7 @@ class IdleExit:
             self._succession.rest({opcode: self._session.answer_of_root(opcode) for opcode in _LASTING})
             self._session.end()
 
-    def _patience(self) -> float:
+    def patience(self) -> float:
         """Return for how many seconds nothing is asked before it ends; a pool may have begun meanwhile."""
         seconds = self._mount.options.exit_idle
         if not self._succession.is_pooled and os.path.exists(pool_socket(variables(), os.geteuid()) or ""):

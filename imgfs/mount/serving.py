@@ -200,11 +200,12 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
     `hand_over`.
     """
 
-    idle_exit = None
+    idle_exit, period = None, succession.state.beat
     if mount.options.exit_idle:
         from imgfs.mount.idle import IdleExit  # here: few mounts end when they are idle
 
         idle_exit = IdleExit(mount, session, succession)
+        period = min(period, idle_exit.patience() / 2)
 
     def beat() -> None:
         succession.say(holder.BEATS)
@@ -213,7 +214,7 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
             idle_exit.look()
 
     _hand_over_when_told(mount, succession, session, drains=drains)
-    session.every(min(succession.state.beat, mount.options.exit_idle or succession.state.beat), beat)
+    session.every(period, beat)
 
 
 def resume(succession: Succession, session: Session, signals: EndSignals) -> None:
