@@ -140,7 +140,7 @@ def uninstall(options: argparse.Namespace) -> int:
         changes.append(FileChange(backup, after, None))
     if _carry_out(changes, options.dry_run):
         say(
-            f"Next: systemctl disable --now {SOCKET} {NAME}; systemctl daemon-reload; "
+            f"Next: systemctl stop {SOCKET} {NAME}; systemctl disable {SOCKET} {NAME}; systemctl daemon-reload; "
             f"systemctl restart {service_of(main)}"
         )
     return 0

@@ -28,7 +28,8 @@ READY = (
 COSTS = ("snapshotter", "images", "containers", "which", "PSS MiB", "CPU s", "s")
 OF_PEERS, NO_INDEX = 1.0, 1.5  # times the best other snapshotter, with an index beside the image and without
 _SILENCE = 0.2  # seconds without a byte after which a link is taken to be silent
-PATIENCE = 400.0  # seconds for mounts to be idle, which they are after 300 without a request
+PATIENCE = 120.0  # seconds for mounts to be idle,
+_REST = 15.0  # which they are if no process has ended for so long: a daemon ends after two without a request
 SERVER = """
 const app = require('/app/node_modules/express')()
 app.get('/', (request, response) => response.send('hello'))
@@ -196,13 +197,15 @@ def _grow(
         yield measured("started", partial(grow, count))
     yield measured("started", more)
     if node.is_imgfs:  # whose daemons end
-        yield measured("idle", partial(_await_rest, node, have))
+        yield measured("idle", partial(_await_rest, node))
 
 
-def _await_rest(node: Node, mounts: int) -> None:
-    """Wait until the daemons of so many mounts have ended, as nothing is asked of them."""
-    ends, awake = time.monotonic() + PATIENCE, len(node.processes())
-    while len(node.processes()) > awake - mounts and time.monotonic() < ends:
+def _await_rest(node: Node) -> None:
+    """Wait until the daemons of mounts have ended, as nothing is asked of them: no process ends any more."""
+    ends, before, since = time.monotonic() + PATIENCE, -1, 0.0
+    while time.monotonic() < ends and (before != len(node.processes()) or time.monotonic() < since + _REST):
+        if before != len(node.processes()):
+            before, since = len(node.processes()), time.monotonic()
         time.sleep(1)
 
 
