@@ -139,9 +139,10 @@ def uninstall(options: argparse.Namespace) -> int:
     if backup.exists() and text_of(backup) == after:
         changes.append(FileChange(backup, after, None))
     if _carry_out(changes, options.dry_run):
+        units = f"{SOCKET} {NAME}"
         say(
-            f"Next: systemctl stop {SOCKET} {NAME}; systemctl disable {SOCKET} {NAME}; systemctl daemon-reload; "
-            f"systemctl restart {service_of(main)}"
+            f"Next: systemctl stop {units}; systemctl disable {units}; "
+            f"systemctl daemon-reload; systemctl restart {service_of(main)}"
         )
     return 0
 
