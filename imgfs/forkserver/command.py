@@ -12,8 +12,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from imgfs import syscalls
@@ -53,21 +53,18 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 def carry_out(connection: socket.socket, commands: Commands, is_current: Callable[[], bool]) -> bool:
     """Carry out what a client asks for, and tell it the exit code; False if imgfs is not what it was."""
     connection.settimeout(_PATIENCE)
-    pid = 0
+    pid, is_outdated = 0, False
     try:
-        pid, alive = peer_of(connection)
-        request, passed = _receive(connection)
-        if not is_current():
-            _refuse(connection, pid, "another imgfs has been installed")
-            return False
-        check_likeness(pid)
-        check_sight(connection)
-        take_over(pid, whole_cgroup=commands.is_bound(request.words))
-        if select.select([alive], [], [], 0)[0]:
-            return True  # the client has ended: what was read by its pid may be of another process
+        with peer_of(connection) as pid:
+            request, passed = _receive(connection)
+            if is_outdated := not is_current():
+                raise Differs("another imgfs has been installed")  # noqa: TRY301  (as what is called does)
+            check_likeness(pid)
+            check_sight(connection)
+            take_over(pid, whole_cgroup=commands.is_bound(request.words))
     except (Differs, OSError, ValueError) as error:
         _refuse(connection, pid, str(error))
-        return True
+        return not is_outdated
     # no more of its words: a container's variables may be passwords
     log.info("for pid %d: imgfs %s", pid, " ".join(map(printable, request.words[:1])))
     _become(request, passed)
@@ -85,9 +82,8 @@ def is_worth_a_fork(connection: socket.socket) -> bool:
     """Return False for a client that would be refused by its rights, and refuse it."""
     pid = 0
     try:
-        pid, alive = peer_of(connection)
-        os.close(alive)
-        check_rights(pid)
+        with peer_of(connection) as pid:
+            check_rights(pid)
     except (Differs, OSError) as error:
         connection.setblocking(False)
         _refuse(connection, pid, str(error))
@@ -95,15 +91,28 @@ def is_worth_a_fork(connection: socket.socket) -> bool:
     return True
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Return the client's pid, and a descriptor of it. Raises Differs if it is another user's."""
+@contextmanager
+def peer_of(connection: socket.socket) -> Iterator[int]:
+    """Yield the client's pid, to look it up in /proc. Raises Differs if it is another user's.
+
+    At the end of the block too, if the client has ended: what /proc said may have been of another process,
+    which has got its pid.
+    """
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if uid != os.geteuid():
         raise Differs(f"user {uid}, not {os.geteuid()}")
     try:
-        return pid, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        alive = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:
-        return pid, os.pidfd_open(pid)
+        alive = os.pidfd_open(pid)
+    try:
+        yield pid
+        poll = select.poll()  # select(2) has no descriptors over 1,023
+        poll.register(alive, select.POLLIN)
+        if poll.poll(0):
+            raise Differs("it has ended")
+    finally:
+        os.close(alive)
 
 
 def _receive(connection: socket.socket) -> tuple[CommandRequest, list[int]]:

@@ -28,7 +28,7 @@ from imgfs.mount.serving import (
     wait_for_turn,
 )
 from imgfs.mounts.table import mount_at
-from imgfs.store.open_files import allow_open_scratch
+from imgfs.store.open_files import allow_all_files
 
 if TYPE_CHECKING:
     from imgfs.fuse.history_view import HistoryView
@@ -46,7 +46,7 @@ def serve_by_fuse(mount: ServedMount) -> None:
     with contextlib.ExitStack() as stack:
         overlay = None
         if mount.options.scratch:
-            allow_open_scratch()
+            allow_all_files()
             os.umask(0)  # the kernel has applied the caller's
             if succession and succession.is_heir:  # until then another process changes the scratch
                 wait_for_turn(succession)

@@ -38,11 +38,13 @@ from imgfs.forkserver.command import check_sight, peer_of
 from imgfs.mount import holder
 from imgfs.mount.daemon import serve
 from imgfs.mount.resume import Succession, load_state, renumbered
+from imgfs.store.open_files import allow_all_files
 from imgfs.variables import lasting_variables, variables
 
 log = logging.getLogger("imgfs.mount")
 
 _PATIENCE = 5.0  # seconds for a holder to say what it has to say
+_PAUSE = 0.5  # seconds before a mount is taken that could not be
 _LOOK = 1.0  # seconds between looks whether it is to end
 _LEAVES = 16  # mounts
 _LONGEST, _MOST = 1024, 16  # bytes of that, and descriptors
@@ -59,18 +61,29 @@ class MountPool:
     def serve(self) -> None:
         """Serve until the parent ends, or the last mount has left."""
         syscalls.set_parent_death_signal(signal.SIGTERM)
+        allow_all_files()  # of how many mounts is not known
         self._listening.setblocking(False)
         while not self._is_leaving():
             if select.select([self._listening], [], [], _LOOK)[0]:
-                with suppress(BlockingIOError), self._lock:  # another process was quicker
-                    connection, _ = self._listening.accept()
-                    with connection:
-                        self._take(connection)
+                with self._lock:
+                    self._accept()
         while True:  # the last mount ends it
             time.sleep(_LOOK)
 
     def _is_leaving(self) -> bool:
         return self._left >= _LEAVES
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except BlockingIOError:  # another process was quicker
+            return
+        except OSError as error:  # no more files or memory: what it serves is not ended by that
+            log.warning("no mount can be taken: %s", describe(error))
+            time.sleep(_PAUSE)
+            return
+        with connection:
+            self._take(connection)
 
     def _take(self, connection: socket.socket) -> None:
         """Take a mount, and begin to serve it; or leave it to a process of its own."""
@@ -103,14 +116,14 @@ class MountPool:
 def _taken(connection: socket.socket) -> Succession:
     """Return what a holder hands over. Raises Differs, MountError, OSError, ValueError."""
     connection.settimeout(_PATIENCE)
-    pid, alive = peer_of(connection)
-    os.close(alive)
-    said, passed, _, _ = socket.recv_fds(connection, _LONGEST, _MOST)
-    given = list(passed)
+    given: list[int] = []
     try:
-        check_likeness(pid)
-        _check_variables(pid)
-        check_sight(connection)
+        with peer_of(connection) as pid:
+            check_likeness(pid)  # first of all: a sandbox with the socket keeps no holder waiting
+            _check_variables(pid)
+            said, passed, _, _ = socket.recv_fds(connection, _LONGEST, _MOST)
+            given += passed
+            check_sight(connection)
         return _succession(said.decode().split(), given)
     except BaseException:
         for number in given:

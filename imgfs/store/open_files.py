@@ -1,4 +1,4 @@
-"""How many files this process may have open: the soft limit is raised where layers or a scratch need more."""
+"""How many files this process may have open: the soft limit is raised where a mount, or many, need more."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def allow_open_layers(count: int) -> None:
     _allow(_OTHERS + _OF_A_LAYER * count)
 
 
-def allow_open_scratch() -> None:
-    """Raise the soft limit to the hard one: every file that is open in a scratch is open here."""
+def allow_all_files() -> None:
+    """Raise the soft limit to the hard one: for a scratch, whose open files are open here, or many mounts."""
     _allow(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from imgfs.store.open_files import allow_open_layers, allow_open_scratch
+from imgfs.store.open_files import allow_all_files, allow_open_layers
 from tests.support.children import Child
 
 FILES = resource.RLIMIT_NOFILE
@@ -20,7 +20,7 @@ def test_the_limit_is_raised_to_what_is_needed_and_never_lowered() -> None:
         allow_open_layers(500)
         assert resource.getrlimit(FILES) == (2000, 2000)
         resource.setrlimit(FILES, (300, 2000))
-        allow_open_scratch()
+        allow_all_files()
         assert resource.getrlimit(FILES) == (2000, 2000)
 
     with Child(work) as child:
