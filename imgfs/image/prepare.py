@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from imgfs.tree.merge import merge
 SCANNERS = min(4, max(2, os.cpu_count() or 2))
 _IMPORTERS = 8  # lean indexes imported at once: each waits for the registry, and for the disk
 _BRIEF = 4 << 20  # bytes of a layer that goes before larger ones
+_EARLY_MERGES = 4  # of layers that are scanned meanwhile, before each is waited for
 _POLL = 0.1  # seconds between checks whether a merge that waits for a layer is cancelled
 
 
@@ -190,35 +191,38 @@ class _Preparation:
         self._warn()
 
     def _merge(self) -> None:
-        """Merge the layers, each once all below it are merged: while it is scanned, if that goes well."""
-        while True:
-            try:
-                return merge_layers(self._resolved, self._store, self._indexed())
-            except Withdrawn:  # by the layer that was merged last: the next time it is waited for
-                pass
+        """Merge the layers, each once all below it are merged: while it is scanned, if that goes well.
 
-    def _indexed(self) -> Iterator[LayerEntries]:
-        """Yield the layers' indexes, the lowest first; of a layer that is being scanned one that grows.
+        A merge that does not begins with the lowest layer again, and so each layer could cost as much as all
+        below it: after so many its layers are waited for.
+        """
+        for _ in range(_EARLY_MERGES):
+            with suppress(Withdrawn):  # by the layer that was merged last: the next time it is waited for
+                return merge_layers(self._resolved, self._store, self._indexed(self._growing))
+        return merge_layers(self._resolved, self._store, self._indexed({}))
+
+    def _indexed(self, growing: dict[Digest, GrowingIndex]) -> Iterator[LayerEntries]:
+        """Yield the layers' indexes, the lowest first; of one that is being scanned that which is `growing`.
 
         Each of those is yielded once: the next time its layer is waited for. Raises ImgfsError when
         cancelled.
         """
         layers = self._resolved.manifest.layers
         for layer in layers[:-1]:
-            yield self._growing_of(layer) or self._whole(layer)
+            yield self._awaited_of(layer, growing) or self._whole(layer)
         for layer in layers[-1:]:
-            if growing := self._growing_of(layer):
-                yield growing
+            if found := self._awaited_of(layer, growing):
+                yield found
             self._reporter.merging()
-            if not growing:
+            if not found:
                 yield self._whole(layer)
 
-    def _growing_of(self, layer: Descriptor) -> GrowingIndex | None:
-        """Wait for a layer's index; return one that grows if it comes first."""
+    def _awaited_of(self, layer: Descriptor, growing: dict[Digest, GrowingIndex]) -> GrowingIndex | None:
+        """Wait for a layer's index; return one that is `growing` if it comes first."""
         awaited = self._awaited.get(layer.digest)
         while awaited and not awaited.wait(_POLL) and not self._cancelled.is_set():
-            if growing := self._growing.pop(layer.digest, None):
-                return growing
+            if found := growing.pop(layer.digest, None):
+                return found
         if self._cancelled.is_set():
             raise ImgfsError("the layers are not merged: cancelled")
         return None

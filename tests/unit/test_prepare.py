@@ -18,6 +18,7 @@ from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.layer.entry import Entry
+from imgfs.layer.growing import Withdrawn
 from imgfs.layer.index import LayerIndex
 from imgfs.maintenance.gc import evict
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
@@ -367,6 +368,21 @@ def test_a_whiteout_that_comes_late_hides_what_is_below(
     assert late.was_met
     with Image(resolved, source, store) as image:
         assert {name for _, name, _ in image.tree.children(1)} == {b"many", b"noise"}
+
+
+def test_merges_that_are_begun_again_for_what_layers_say_late_are_counted(
+    several: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merges = []
+
+    def withdrawn(*_: object) -> None:
+        merges.append(1)
+        assert len(merges) < 20
+        raise Withdrawn
+
+    monkeypatch.setattr("imgfs.image.prepare.merge_layers", withdrawn)
+    with pytest.raises(Withdrawn):  # which of layers that are waited for none is
+        prepared(several, store)
 
 
 def test_entries_that_cannot_be_merged_do_not_count_before_their_digest_does(
