@@ -191,8 +191,17 @@ def bind_mount(source: str, target: str) -> None:
 
 
 def remount(path: str, flags: int) -> None:
-    """Give a mount, and its superblock, these flags (MS_*) and no others; a file system's options stay."""
-    _check(_libc.mount(None, os.fsencode(path), None, MS_REMOUNT | flags, None), path)
+    """Give the topmost mount at `path`, as the kernel lists it, these flags (MS_*) and no others.
+
+    Its superblock gets them, too, without MS_BIND; a file system's options stay. No symbolic link on the path
+    is followed, as by `unmount`.
+    """
+    fd = open_without_links(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        at = f"/proc/self/fd/{fd}"
+        _check(_libc.mount(None, os.fsencode(at), None, MS_REMOUNT | flags, None), path)
+    finally:
+        os.close(fd)
 
 
 def unmount(path: str, flags: int = 0) -> None:

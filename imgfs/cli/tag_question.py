@@ -73,7 +73,9 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
 
         with open(self._answer, "rb", closefd=False) as pipe:
             body = pipe.read()
-        found: Descriptor | RegistryError | None = pickle.loads(body) if body else None
+        found: Descriptor | RegistryError | None = None
+        with suppress(EOFError, pickle.UnpicklingError):  # there is none, or a part: it was killed
+            found = pickle.loads(body)
         if isinstance(found, RegistryError):
             raise found
         return found

@@ -183,10 +183,24 @@ def test_volumes_that_are_read_share_a_mount_until_the_last_is_gone(node: Node, 
         node.kill_and_start()
         assert node.imgfs.ok("store", "limit").startswith("limit 1 GB, ")
         assert (targets[2] / "etc/name").read_bytes() == b"one"
+        node.kubelet.take_down(targets[2], "another")
+        assert (targets[2] / "etc/name").read_bytes() == b"one"
         node.kubelet.take_down(targets[2])
         node.kubelet.take_down(targets[2])
         assert node.shared() == []
         assert list((node.root / "volumes").iterdir()) == list((node.root / "mnt").iterdir()) == []
+
+
+def test_what_is_no_mount_of_imgfs_is_not_taken_down(node: Node) -> None:
+    at = node.pods / "theirs"
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", at], check=True)
+    try:
+        with pytest.raises(RegistryError, match="busy"):
+            node.kubelet.take_down(at)
+        assert mount_at(at)
+    finally:
+        subprocess.run(["umount", at], check=True)
 
 
 def test_kubelet_learns_of_the_driver_by_its_own_socket(node: Node) -> None:

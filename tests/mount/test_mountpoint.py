@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from imgfs.cli import main
+from imgfs.cli import fstab, main
+from imgfs.cli.fstab import flags_after, remount
+from imgfs.errors import MountError
 from imgfs.mounts import table
-from imgfs.mounts.table import mounts
+from imgfs.mounts.table import imgfs_mount_at, mounts
 from tests.support import tarmake as tar
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.mounted import Imgfs, gzipped, mount_of, serve, until, write_image
@@ -107,6 +109,33 @@ def test_what_a_path_leads_to_once_its_daemon_was_asked_is_not_unmounted(
     assert main(["umount", *words, str(path)]) == 1
     assert str(path) in capfd.readouterr().err
     assert (precious / "a").read_text() == "a"
+    path.parent.unlink()
+    (tmp_path / "away").rename(path.parent)
+    for place in (precious, path):
+        imgfs.umount(place)
+
+
+def test_what_a_path_leads_to_by_then_is_not_mounted_with_other_flags(
+    imgfs: Imgfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    precious, path = tmp_path / "system/mnt", tmp_path / "theirs/mnt"
+    for place in (precious, path):
+        place.mkdir(parents=True)
+        imgfs.mount(image, at=place)
+    shown = imgfs_mount_at(precious).flags
+    assert remount([image, str(path), "-o", "remount,noexec"])
+    assert "noexec" in imgfs_mount_at(path).flags
+
+    def exchanged(*given: Iterable[str]) -> set[str]:
+        path.parent.rename(tmp_path / "away")
+        path.parent.symlink_to(precious.parent)
+        return flags_after(*given)
+
+    monkeypatch.setattr(fstab, "flags_after", exchanged)
+    with pytest.raises(MountError, match="symbolic links"):
+        remount([image, str(path), "-o", "remount,noexec"])
+    assert imgfs_mount_at(precious).flags == shown
     path.parent.unlink()
     (tmp_path / "away").rename(path.parent)
     for place in (precious, path):

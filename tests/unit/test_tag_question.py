@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def test_the_answer_is_the_registrys() -> None:
     with TagQuestion.fork() as question:
         question.begin(partial(connect, NAMED))
         assert question.answer() == NAMED
+
+
+@pytest.mark.parametrize("length", [0, 1, 40])
+def test_a_part_of_an_answer_is_none(length: int) -> None:
+    read, written = os.pipe()
+    os.write(written, pickle.dumps(NAMED)[:length])
+    os.close(written)
+    question = TagQuestion(os.getpid(), os.open(os.devnull, os.O_RDONLY), read)
+    assert question.answer() is None
+    question.let_go()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -143,12 +144,19 @@ class Volumes:
                 raise
 
     def take_down(self, volume: str, target: str) -> None:
-        """Have a volume be no longer at a target; nothing is there, and all is well, if it never was."""
+        """Have a volume be no longer at a target; nothing is there, and all is well, if it never was.
+
+        What is there is another's if it is another volume, or no mount of imgfs: then it stays. Raises
+        Refusal, as a directory stays that cannot be removed.
+        """
         with self._locks.holding(target):
             known = self._record(target)
-            if known and known.volume == volume:
+            if known and known.volume != volume:
+                return
+            mount = mount_at(Path(target))
+            if known:
                 self._take_down(known)
-            elif mount_at(Path(target)):  # its record is lost: /run of another container
+            elif mount and mount.is_imgfs:  # its record is lost: /run of another container
                 detach_all(Path(target))
             with suppress(FileNotFoundError, NotADirectoryError):
                 _remove_directory(Path(target))
@@ -184,7 +192,7 @@ class Volumes:
             if not is_answering(place):
                 self._mount_shared(wanted, image, place)
             syscalls.bind_mount(str(place), wanted.target)
-            syscalls.remount(wanted.target, _BOUND)
+            syscalls.remount(os.path.realpath(wanted.target), _BOUND)  # kubelet's directory may be a link
         self._drop_secret(_name_of(wanted.target))
 
     def _granted(self, wanted: Wanted, secret: Path | None) -> str:
