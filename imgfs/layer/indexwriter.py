@@ -23,7 +23,7 @@ from imgfs.layer.schema import (
     pack_xattrs,
     stored_extents,
 )
-from imgfs.layer.sqlite import DatabaseForm, create_database, note_import, rewrite_database
+from imgfs.layer.sqlite import LARGEST, DatabaseForm, create_database, note_import, rewrite_database
 
 _INSERT_ENTRY = "INSERT INTO entry VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _INSERT_SPAN = "INSERT INTO span VALUES (?,?,?,?,?,?,?,?)"
@@ -95,8 +95,11 @@ class IndexWriter:
     ) -> None:
         """Write the summary and close the file; it is complete from here on.
 
-        One that `is_published` counts as of unknown origin, whatever `origin` is.
+        One that `is_published` counts as of unknown origin, whatever `origin` is. Raises InvalidImage for sizes
+        (bytes) that no index may have: once it is in the store, it could only be removed by hand.
         """
+        if not 0 <= size <= LARGEST or not 0 <= flat_size <= LARGEST:
+            raise InvalidImage(f"{max(size, flat_size)} bytes are more than a layer can have")
         self._flush()
         number = PUBLISHED_FORMAT if is_published else FORMAT
         row = (number, digest, diff_id, format, size, flat_size, self._count, space, is_lean, origin)

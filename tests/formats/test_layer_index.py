@@ -13,12 +13,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgfs.errors import StoreError
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import WINDOW, Checkpoint, Codec, Entry, Extent, Kind, Span
 from imgfs.layer.growing import Withdrawn, growing_index
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.schema import Summary
+from imgfs.layer.sqlite import LARGEST
 from imgfs.parallel import begun
 from tests.support.blobs import prose
 
@@ -328,6 +329,12 @@ def test_what_a_scan_that_fails_has_written_is_withdrawn(tmp_path: Path) -> None
         writer.add_entry(PLAIN)
     with pytest.raises(Withdrawn):
         list(growing.entries())
+
+
+@pytest.mark.parametrize(("size", "flat_size"), [(1, LARGEST + 1), (LARGEST + 1, 1)])
+def test_no_index_is_written_that_would_not_be_read(tmp_path: Path, size: int, flat_size: int) -> None:
+    with closing(IndexWriter(tmp_path / "index")) as writer, pytest.raises(InvalidImage, match="more than"):
+        writer.finish(digest="", diff_id="", format="gzip", size=size, flat_size=flat_size)
 
 
 def test_an_index_that_nobody_finished_is_a_store_error(tmp_path: Path) -> None:
