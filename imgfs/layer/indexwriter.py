@@ -95,8 +95,8 @@ class IndexWriter:
     ) -> None:
         """Write the summary and close the file; it is complete from here on.
 
-        One that `is_published` counts as of unknown origin, whatever `origin` is. Raises InvalidImage for sizes
-        (bytes) that no index may have: once it is in the store, it could only be removed by hand.
+        One that `is_published` counts as of unknown origin, whatever `origin` is. Raises InvalidImage for
+        sizes (bytes) that no reader takes: such an index could only be removed from the store by hand.
         """
         if not 0 <= size <= LARGEST or not 0 <= flat_size <= LARGEST:
             raise InvalidImage(f"{max(size, flat_size)} bytes are more than a layer can have")
