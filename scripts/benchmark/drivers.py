@@ -18,7 +18,7 @@ from scripts.benchmark.memory import resident
 from scripts.benchmark.overlays import FuseOverlayfs
 from scripts.benchmark.reading import Measure, measures
 from scripts.benchmark.report import Table, ratio
-from scripts.benchmark.stage import Application, Stage, forget_quietly, say
+from scripts.benchmark.stage import Application, Stage, attempt, forget_quietly, say
 from scripts.benchmark.tools import Imgfs, Podman
 
 PODMAN, FLOOR = "podman overlayfs", "unpacked"
@@ -75,14 +75,9 @@ def drivers(stage: Stage, names: Sequence[str]) -> Iterator[Table]:
         found: Found = {}
         notes: list[str] = []
         memory = Table(f"I. Memory of the daemons that {name} was read from", MEMORY)
-        try:
-            with _roots(stage, application, notes) as roots:
-                _measure(stage, application, roots, found, notes)
-                _memory(memory, roots, found)
-        except CommandFailed as failed:
-            notes.append(str(failed))
-        finally:
-            forget_quietly(stage.imgfs)
+        with attempt(stage.imgfs, notes), _roots(stage, application, notes) as roots:
+            _measure(stage, application, roots, found, notes)
+            _memory(memory, roots, found)
         yield from tables(name, found, notes)
         yield memory
 

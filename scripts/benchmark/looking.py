@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from scripts.benchmark.clock import CommandFailed, run
 from scripts.benchmark.report import Table, ratio
-from scripts.benchmark.stage import Application, Stage, forget_quietly, say
+from scripts.benchmark.stage import Application, Stage, attempt, forget_quietly, say
 from scripts.benchmark.tools import PodmanRun
 from scripts.lab import recipes
 
@@ -57,13 +57,9 @@ def looking(stage: Stage, files: int, name: str) -> Iterator[Table]:
 
 def _table(stage: Stage, title: str, works: Iterator[Work]) -> Table:
     table = Table(title, COLUMNS)
-    try:
+    with attempt(stage.imgfs, table.notes):
         for work in works:
             _measure(stage, work, table)
-    except CommandFailed as failed:
-        table.notes.append(str(failed))
-    finally:
-        forget_quietly(stage.imgfs)
     return table
 
 

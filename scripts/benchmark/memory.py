@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scripts.benchmark.clock import CommandFailed, run
+from scripts.benchmark.clock import run
 from scripts.benchmark.journey import read_everything
 from scripts.benchmark.report import Table
-from scripts.benchmark.stage import Stage, forget_quietly, say
+from scripts.benchmark.stage import Stage, attempt, forget_quietly, say
 from scripts.benchmark.tools import mounts_below
 from scripts.lab.layout import Image
 
@@ -34,12 +34,8 @@ def memory(stage: Stage, sizes: Sequence[int], names: Sequence[str]) -> Iterator
     """Measure the daemon of a warm mount: the synthetic images listed, the applications also read whole."""
     table = Table("B. Memory of the daemon", COLUMNS)
     for image in [*map(stage.synthetic, sizes), *(stage.application(name).image for name in names)]:
-        try:
+        with attempt(stage.imgfs, table.notes):
             _measure(stage, image, table)
-        except CommandFailed as failed:
-            table.notes.append(str(failed))
-        finally:
-            forget_quietly(stage.imgfs)
     yield table
     for name in names[:1]:
         yield idle_mounts(stage, stage.application(name).image)

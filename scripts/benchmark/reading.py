@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from scripts.benchmark.clock import CommandFailed, drop_page_cache, output_of, run
+from scripts.benchmark.clock import drop_page_cache, output_of, run
 from scripts.benchmark.journey import read_everything
 from scripts.benchmark.report import Table, ratio
-from scripts.benchmark.stage import Stage, forget_quietly, say
+from scripts.benchmark.stage import Stage, attempt, say
 
 COLUMNS = ("what", "cold s", "native cold s", "cold ratio", "warm s", "native warm s", "warm ratio")
 READS = 2_000  # random reads of 4 KiB
@@ -25,16 +25,12 @@ def reading(stage: Stage, names: Sequence[str]) -> Iterator[Table]:
     for name in names:
         image = stage.application(name).image
         table = Table(f"C. Reading {name}: imgfs, all data in its store, beside the unpacked tree", COLUMNS)
-        try:
+        with attempt(stage.imgfs, table.notes):
             native = stage.unpacked(image)
             mounted = stage.imgfs.show(stage.reference(image))
             for what, measure in measures(native):
                 say(f"C {name}: {what}")
                 _compare(stage, table, what, measure, (mounted, native))
-        except CommandFailed as failed:
-            table.notes.append(str(failed))
-        finally:
-            forget_quietly(stage.imgfs)
         yield table
 
 

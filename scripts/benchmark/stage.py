@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -193,6 +193,17 @@ class Stage:
             ImgfsOverlay(imgfs("imgfs kernel --rw", "--rw", driver="kernel"), reference, judged=False),
             ImgfsOverlay(imgfs("imgfs"), reference, writes=False),
         ]
+
+
+@contextmanager
+def attempt(tool: Forgets, notes: list[str]) -> Iterator[None]:
+    """Note that a command of the block has failed, which ends the block, and clear up after the tool."""
+    try:
+        yield
+    except CommandFailed as failed:
+        notes.append(str(failed))
+    finally:
+        forget_quietly(tool)
 
 
 def forget_quietly(tool: Forgets) -> None:

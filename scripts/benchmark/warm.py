@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scripts.benchmark.clock import CommandFailed, run
 from scripts.benchmark.engines import DRIVERS
 from scripts.benchmark.report import Table, ratio
-from scripts.benchmark.stage import Stage, forget_quietly, say
+from scripts.benchmark.stage import Stage, attempt, forget_quietly, say
 from scripts.benchmark.tools import Forgets, Imgfs, Podman
 from scripts.lab.layout import Image
 
@@ -27,12 +27,8 @@ def warm_mounts(stage: Stage, sizes: Sequence[int], names: Sequence[str]) -> Ite
     """Measure `imgfs mount` to the first `ls`, of ever more tiny files, and of applications."""
     table = Table("B. Mount to the first ls", COLUMNS)
     for image in [*map(stage.synthetic, sizes), *(stage.application(name).image for name in names)]:
-        try:
+        with attempt(stage.imgfs, table.notes):
             _measure(stage, image, table)
-        except CommandFailed as failed:
-            table.notes.append(str(failed))
-        finally:
-            forget_quietly(stage.imgfs)
     yield table
 
 
