@@ -64,7 +64,7 @@ OF_MANY = {
 }
 LONGEST = 50  # lines of a function
 LARGEST = 400  # lines of a module,
-ONE_SCRIPT = {"mount.holder"}  # but for what is started as a script, and loads nothing: its memory is counted
+ONE_SCRIPT = {"mount.holder"}  # but for a script that loads no other module: each mount has a process of it
 VAGUE = {"utils", "util", "common", "types", "constants", "interfaces", "helpers", "misc", "base"}
 
 
