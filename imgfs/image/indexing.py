@@ -92,6 +92,7 @@ class LayerIndexing:
         layer: Descriptor,
         diff_id: Digest,
         stored: StoredLayer,
+        *,
         source: Source,
         trust: Trust,
         reporter: PrepareReporter,

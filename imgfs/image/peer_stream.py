@@ -55,6 +55,7 @@ class PeerStream:
         diff_id: Digest,
         told: LayerSpans,
         teller: Peer,
+        *,
         source: Source,
         pool: PeerPool,
         writer: FlatWriter,
@@ -213,7 +214,9 @@ def open_peer_stream(
     found = pool.spans(layer, diff_id) if pool else None
     if pool is None or found is None:
         return None
-    stream = PeerStream(layer, diff_id, *found, source, pool, new_writer(), advances)
+    stream = PeerStream(
+        layer, diff_id, *found, source=source, pool=pool, writer=new_writer(), advances=advances
+    )
     if stream.is_worthwhile():
         return stream
     stream.close()

@@ -68,7 +68,16 @@ def prepare(
         trust = replace(trust, in_registry=False)
     if discovery is None or discovery.trust != trust:
         discovery = IndexDiscovery(resolved.digest, resolved.manifest, source, trust)
-    _Preparation(resolved, source, store, reporter, discovery, connections, lean, on_spans).run()
+    _Preparation(
+        resolved,
+        source,
+        store,
+        reporter,
+        discovery,
+        connections=connections,
+        lean=lean,
+        on_spans=on_spans,
+    ).run()
 
 
 class _Preparation:
@@ -81,6 +90,7 @@ class _Preparation:
         store: Store,
         reporter: PrepareReporter,
         discovery: IndexDiscovery,
+        *,
         connections: int,
         lean: bool,
         on_spans: Callable[[], None],
@@ -251,7 +261,13 @@ class _Preparation:
         with stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
             if not self._readiness.is_indexed(layer, diff_id, lean=lean):
                 indexing = LayerIndexing(
-                    layer, diff_id, stored, self._source, self._trust, self._reporter, self._downloads
+                    layer,
+                    diff_id,
+                    stored,
+                    source=self._source,
+                    trust=self._trust,
+                    reporter=self._reporter,
+                    downloads=self._downloads,
                 )
                 has_index = indexing.import_existing(self._discovery, tag=self._resolved.tag, lean=lean)
                 if not has_index and not indexing.take_from_peers(self._cancelled):

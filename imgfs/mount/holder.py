@@ -232,6 +232,7 @@ class Holder:
         self,
         name: tuple[str, str],
         descriptors: tuple[int, int],
+        *,
         beat: float,
         servers: list[Server],
         pool: str,
@@ -578,8 +579,15 @@ def main() -> int:
     orders = Orders(*pipes)
     if nonce != NO_ORDER:
         orders.answer(nonce, "")
-    descriptors = fuse, state
-    holder = Holder((mountpoint, device), descriptors, float(beat), servers, pool, words, int(restarts))
+    holder = Holder(
+        (mountpoint, device),
+        (fuse, state),
+        beat=float(beat),
+        servers=servers,
+        pool=pool,
+        words=words,
+        restarts=int(restarts),
+    )
     return holder.hold(orders)
 
 

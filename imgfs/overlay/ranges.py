@@ -56,11 +56,22 @@ class Ranges:
         out = os.dup(self._overlay.data(target))
         if isinstance(source, UpperNode) and source.data is None:
             back = os.dup(self._overlay.data(source))
-            step = partial(_copy_own, back, offset, out, at)
-            return partial(_in_steps, step, length, (back, out))
+
+            def copy_own(done: int, count: int, _given_up: Future[None]) -> int:
+                return copy_range(back, offset + done, out, at + done, count)
+
+            return partial(_in_steps, copy_own, length, (back, out))
         layer, extents, size = self._in_image(source)
-        step = partial(self._copy_of_image, layer, extents, offset, out, at)
-        return partial(_in_steps, step, min(length, size - offset), (out,))
+
+        def copy_of_image(done: int, count: int, given_up: Future[None]) -> int:
+            for begin, end, is_data in _runs(extents, offset + done, offset + done + count):
+                if is_data:
+                    self._content.copy(layer, extents, begin, end - begin, out, at + begin - offset, given_up)
+                else:
+                    _zero(out, at + begin - offset, end - begin)
+            return count
+
+        return partial(_in_steps, copy_of_image, min(length, size - offset), (out,))
 
     def _in_image(self, file: File) -> tuple[int, Sequence[Extent], int]:
         """Return layer and extents of a file whose data is the image's, and the size that it has now."""
@@ -68,26 +79,6 @@ class Ranges:
             return self._tree.contents(file.ino)
         layer, extents = self._tree.extents(file.data or 0)
         return layer, extents, os.fstat(self._overlay.data(file)).st_size
-
-    def _copy_of_image(
-        self,
-        layer: int,
-        extents: Sequence[Extent],
-        offset: int,
-        out: int,
-        at: int,
-        done: int,
-        length: int,
-        given_up: Future[None],
-    ) -> int:
-        start = offset + done
-        for begin, end, is_data in _runs(extents, start, start + length):
-            target = at + begin - offset
-            if is_data:
-                self._content.copy(layer, extents, begin, end - begin, out, target, given_up)
-            else:
-                _zero(out, target, end - begin)
-        return length
 
 
 def _runs(extents: Sequence[Extent], start: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -119,12 +110,6 @@ def _in_steps(
         for fd in fds:
             os.close(fd)
     return done
-
-
-def _copy_own(
-    back: int, offset: int, out: int, at: int, done: int, length: int, _given_up: Future[None]
-) -> int:
-    return copy_range(back, offset + done, out, at + done, length)
 
 
 def _zero(fd: int, offset: int, length: int) -> None:

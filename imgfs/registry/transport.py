@@ -113,7 +113,7 @@ class Transport:
             adapter = self._adapter(
                 where, with_client_certificate=with_client_certificate, check_address=check_address
             )
-            return self._answer(adapter, method, where, headers, form, within, slot)
+            return self._answer(adapter, method, where, headers, form, within=within, slot=slot)
         except BaseException:
             slot.give_back()
             raise
@@ -189,6 +189,7 @@ class Transport:
         url: Url,
         headers: Mapping[str, str],
         form: str | bytes | Body | None,
+        *,
         within: float,
         slot: Slot,
     ) -> Response:

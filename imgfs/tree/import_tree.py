@@ -111,7 +111,7 @@ def _rewrite(path: Path) -> None:
             rewrite_database(path, _FORM, (shape.check, _check_order))  # SQLite runs without Python's lock
             with closing(open_database(path)) as db:
                 for row in db.execute(_ODD):
-                    _check_node(*row)
+                    _check_node(row)
             shape.count()
         except InvalidImage as error:
             if error.where:
@@ -159,16 +159,9 @@ class _Shape:
             self._db.close()
 
 
-def _check_node(
-    ino: int,
-    mode: int,
-    size: int,
-    mtime: int | bytes,
-    device: int,
-    extents: bytes | None,
-    xattrs: bytes | None,
-) -> None:
-    """Raise InvalidImage for what a merge would have refused or left out: see `layer.limits`."""
+def _check_node(row: tuple[int, int, int, int | bytes, int, bytes | None, bytes | None]) -> None:
+    """Raise InvalidImage for a row of _ODD that a merge would have refused, or left out (`layer.limits`)."""
+    ino, mode, size, mtime, device, extents, xattrs = row
     kind = KIND_OF[stat.S_IFMT(mode)]
     check_time(unpack_time(mtime))
     found = unpack_xattrs(xattrs)
