@@ -50,7 +50,7 @@ class Entries:
         self._upper = union.upper
         self._copyup = copyup
         # Told what a change is about, right before it is made: the inos that its names mean, 0 for nothing.
-        self.before_change: Callable[[int, int], None] = _tell_nobody
+        self.before_change: Callable[[int, int], None] = _ignore_change
 
     def create(self, parent: int, name: bytes, owner: Owner, umask: int = 0) -> Made:
         """Make an empty file, open for reading and writing."""
@@ -343,8 +343,8 @@ class Entries:
                 directory.links = None
 
 
-def _tell_nobody(_ino: int, _other: int) -> None:
-    """Do nothing before a change."""
+def _ignore_change(_ino: int, _other: int) -> None:
+    """Do nothing before a change: the default of `before_change`."""
 
 
 def _status(at: At, fd: int | None) -> os.stat_result:

@@ -102,7 +102,7 @@ class UnionLookup:
         return node
 
     def add(self, node: UpperNode) -> None:
-        """Know a node from now on."""
+        """Have a node found by its ino, and by its upper half's."""
         self.nodes[node.ino] = node
         self._by_upper[node.upper_ino] = node
 

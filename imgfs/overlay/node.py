@@ -123,7 +123,7 @@ class UpperNode:
         return self.parent is parent and self.name == name
 
     def move(self, parent: UpperNode, name: bytes) -> None:
-        """Be reached by another name."""
+        """Note the name by which the upper half is reached from now on; an anchor is not needed any more."""
         self.parent, self.name = parent, name
         if self.anchor is not None:
             os.close(self.anchor)
