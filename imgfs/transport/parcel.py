@@ -116,7 +116,13 @@ def _all(source: Source, named: Descriptor) -> Iterator[_Read]:
         if depth > _NESTING or len(done) > _MANIFESTS:
             limit = f"{_NESTING} deep" if depth > _NESTING else f"than {_MANIFESTS} manifests"
             raise InvalidImage(f"indexes of more {limit}", where=str(named.digest))
-        read = _read(source, descriptor)
+        try:
+            read = _read(source, descriptor)
+        except NotFound as error:
+            if descriptor is named:
+                raise
+            what = f"the image for {descriptor.platform}" if descriptor.platform else "an image"
+            raise NotFound(f"{error}; so {what} is missing: say which to copy (--platform)") from error
         if isinstance(read[1], Index):
             for entry in read[1].manifests:
                 yield from below(entry, depth + 1)

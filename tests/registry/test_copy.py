@@ -183,6 +183,18 @@ def test_a_platform_is_copied_alone(images: Images, server: FaultServer, destina
     assert len(server.blobs) == 2
 
 
+def test_an_index_of_which_images_are_missing_says_which_and_what_to_do(
+    images: Images, server: FaultServer, destination: Destination
+) -> None:
+    amd, arm = images.image(images.layer()), images.image(images.layer())
+    images.index((arm, platform("arm64")), (amd, platform("amd64")))  # as `docker save` writes it
+    images.broken.add(arm.digest)
+    with pytest.raises(NotFound, match=r"; so the image for linux/arm64 is missing: .*--platform"):
+        send(images, destination)
+    assert not server.blobs
+    assert send(images, destination, "linux/amd64") == amd.digest
+
+
 def test_a_platform_that_is_not_there_is_an_error(images: Images, destination: Destination) -> None:
     images.index((images.image(images.layer()), platform("amd64")))
     with pytest.raises(InvalidImage, match="no image for linux/s390x"):

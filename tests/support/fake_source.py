@@ -41,7 +41,7 @@ class FakeSource:
         self.tags: dict[str, Descriptor] = {}
         self.referring: dict[Digest, list[Descriptor]] = {}  # what refers to a manifest
         self.referrers_asked: list[Digest] = []
-        self.broken: set[Digest] = set()  # blobs that are not there
+        self.broken: set[Digest] = set()  # blobs and documents that are not there
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Event()  # a blob has been asked for
@@ -68,6 +68,8 @@ class FakeSource:
         """A document, as it was added."""
         self._check_there()
         self.documents_asked.append(descriptor.digest)
+        if descriptor.digest in self.broken:
+            raise NotFound(f"no document {descriptor.digest.short}")
         return self.bodies[descriptor.digest]
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
