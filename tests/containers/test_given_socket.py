@@ -33,14 +33,14 @@ class Systemd:
         self.listening.bind(str(self.path))
         self.listening.listen()
 
-    def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
+    def start(self, *words: str | Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start it with the socket as its descriptor 3."""
         command = self.imgfs.command("snapshotter", "--root", self.root, *words, *NO_LIMIT)
         return subprocess.Popen(
             ["bash", "-c", GIVING, "bash", str(self.listening.fileno()), *command],
             env={**self.imgfs.environment, "NOTIFY_SOCKET": str(self._told)},
             pass_fds=[self.listening.fileno()],
-            stderr=subprocess.PIPE,
+            stderr=stderr,
         )
 
     def serve(self, stack: ExitStack) -> subprocess.Popen[bytes]:
@@ -57,7 +57,7 @@ class Systemd:
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.wait(allowed(60))
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_many_clients_at_once_are_all_answered(systemd: Systemd) -> None:
 
 
 def test_a_socket_elsewhere_is_an_error(systemd: Systemd) -> None:
-    process = systemd.start("--address", "/run/imgfs-elsewhere/s")
-    _, said = process.communicate(timeout=60)
+    process = systemd.start("--address", "/run/imgfs-elsewhere/s", stderr=subprocess.PIPE)
+    _, said = process.communicate(timeout=allowed(60))
     complaint = Ran(process.returncode, b"", said.decode()).complaint(2)
     assert complaint == f"systemd's socket unit listens at {systemd.path}, not at /run/imgfs-elsewhere/s"
 
