@@ -132,9 +132,11 @@ def open_without_links(path: str, flags: int) -> int:
     return _openat2(AT_FDCWD, path, _OpenHow(flags, 0, RESOLVE_NO_SYMLINKS))
 
 
-def set_parent_death_signal(number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends."""
+def set_parent_death_signal(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent ends, or has, if that was `parent`."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0), "prctl")
+    if parent is not None and os.getppid() != parent:  # before the kernel was told
+        os.kill(os.getpid(), number)
 
 
 def io_priority(pid: int) -> int:

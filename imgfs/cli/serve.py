@@ -181,7 +181,7 @@ def _peer_companion(options: argparse.Namespace, stack: ExitStack) -> Companion:
     elif authority or certificate or key:
         raise UsageError("--peer-ca and --peer-cert belong together")
     server = stack.enter_context(closing(PeerServer(open_store(options, environment), address, certificates)))
-    return Companion("the process that answers peers", partial(_answer_peers, server))
+    return Companion("the process that answers peers", partial(_answer_peers, server, os.getpid()))
 
 
 def _pool(place: str | None, stack: ExitStack) -> list[Companion]:
@@ -207,11 +207,11 @@ def pool_size() -> int:
     return min(_POOL, len(os.sched_getaffinity(0)))
 
 
-def _answer_peers(server: PeerServer) -> None:
+def _answer_peers(server: PeerServer, parent: int) -> None:
     """Answer peers, in a process of its own, for as long as its parent lives."""
     from imgfs.syscalls import set_parent_death_signal
 
-    set_parent_death_signal(signal.SIGTERM)
+    set_parent_death_signal(signal.SIGTERM, parent)
     server.serve()
 
 

@@ -55,12 +55,13 @@ class MountPool:
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
+        self._parent = os.getpid()  # of the processes that are forked to serve
         self._lock = threading.Lock()
         self._serving = self._left = 0  # mounts
 
     def serve(self) -> None:
         """Serve until the parent ends, or the last mount has left."""
-        syscalls.set_parent_death_signal(signal.SIGTERM)
+        syscalls.set_parent_death_signal(signal.SIGTERM, self._parent)
         allow_all_files()  # of how many mounts is not known
         self._listening.setblocking(False)
         while not self._is_leaving():

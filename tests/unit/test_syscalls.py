@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,9 @@ def test_no_kernel_mounts_an_invented_file_system() -> None:
     with pytest.raises(OSError, match=r"such device|not permitted") as raised:
         syscalls.new_mount("imgfs-invented", [], 0)
     assert raised.value.errno in (errno.ENODEV, errno.EPERM)
+
+
+def test_the_signal_comes_too_if_the_parent_had_ended_before_it_was_asked_for() -> None:
+    script = "import os, signal, sys; from imgfs import syscalls; syscalls.set_parent_death_signal(15, {})"
+    for parent, code in ((os.getpid(), 0), (1, -signal.SIGTERM)):
+        assert subprocess.run([sys.executable, "-c", script.format(parent)], check=False).returncode == code
