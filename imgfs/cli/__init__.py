@@ -1,6 +1,7 @@
 """The command line: arguments in, text and an exit code out. Only this package prints.
 
-`parser` has the table of commands; each command's module has its options, its work and its printing. Shared:
+`commands` is the table of them; each command's module has its options, its work and its printing. `plain_line`
+reads most lines, `parser` the others, by argparse. Shared:
 `options` (those of several commands), `config_file` (what files say of them), `selection` (from options to an
 image; `scratch` has that to a scratch), `connection` (to its registry), `tag_question` (asked of that),
 `output`, `output_file`, `format`, `progress`, and `terminal`, which alone draws, but for `browser`, the
@@ -101,7 +102,7 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None, *, has_loa
 
             return run(words, has_loaded=has_loaded)
         with _question([] if has_loaded else words) as question:
-            from imgfs.cli.parser import parse
+            from imgfs.cli.plain_line import parse
 
             options = parse(words)
             options.mounting, options.question = mounting, question

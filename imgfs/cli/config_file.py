@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
+from imgfs.cli.commands import COMMANDS
 from imgfs.cli.options import connection_options
-from imgfs.cli.parser import COMMANDS, Parser, describe, meant, options_of
+from imgfs.cli.parser import Parser, describe, meant, options_of
 from imgfs.errors import UsageError
 
 Values = Mapping[str, object]  # of options, by the names that they have in a parsed command line

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+from collections.abc import Iterator
 
-from imgfs.cli.options import checked, memory
+from imgfs.cli.options import memory
+from imgfs.errors import UsageError
 from imgfs.runtime.cdi_names import gpu_names, is_cdi_name
 from imgfs.runtime.resources import ULIMITS, UNLIMITED, Resources, Ulimit
 from imgfs.runtime.security import DeviceRequest, Security, capability
@@ -17,6 +20,15 @@ _ACCESS = re.compile(r"[rwm]{1,3}")
 
 
 _AS_IT_IS = ("apparmor=unconfined", "label=disable")  # there are no labels and no profiles of AppArmor's
+
+
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    """Turn a UsageError into argparse's error for a value."""
+    try:
+        yield
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def rights_options(command: argparse.ArgumentParser) -> None:

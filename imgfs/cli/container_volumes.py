@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
-from imgfs.cli.options import checked, in_image, memory
+from imgfs.cli.container_security import checked
+from imgfs.cli.options import in_image, memory
 from imgfs.runtime.named_volumes import check_volume_name
 from imgfs.runtime.request import Bind, Tmpfs
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import importlib
-import re
-from collections.abc import Callable, Iterator
-from functools import partial
 
-from imgfs.errors import UsageError
+from imgfs.cli.plain_line import SUPPRESS
 
-TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load, as `argparse` does
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
     from pathlib import Path
     from typing import TypeAlias
 
     from imgfs.config import Environment
     from imgfs.store.store import Store
 
+Run: TypeAlias = "Callable[[argparse.Namespace], int]"
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 IMAGE_HELP = "an image's name, or oci:DIR[:TAG], docker-archive:FILE, … (see: imgfs --help)"
-Run: TypeAlias = Callable[[argparse.Namespace], int]
 _LONGEST_WAIT = 60  # seconds
 
 
@@ -43,6 +40,8 @@ def add_command(
 
 def lazily(module: str, name: str) -> Run:
     """The function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
+    from functools import partial  # here: few commands have any; and pickle knows it, for a mount's daemon
+
     return partial(_carry_out, module, name)
 
 
@@ -170,7 +169,7 @@ def store_root(options: argparse.Namespace, environment: Environment | None = No
 
 def accepted(command: argparse.ArgumentParser, *options: str) -> None:
     """Take options that another program's users type, and that change nothing here."""
-    command.add_argument(*options, dest="_accepted", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument(*options, dest="_accepted", action="store_true", help=SUPPRESS)
 
 
 def output_option(command: argparse.ArgumentParser) -> None:
@@ -187,27 +186,29 @@ def json_option(command: argparse.ArgumentParser) -> None:
 
 def _seconds(text: str) -> float:
     """A time to wait; `content.PATIENCE` is never exceeded."""
-    with contextlib.suppress(ValueError):
+    try:
         if 0 < float(text) <= _LONGEST_WAIT:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
+    except ValueError:
+        pass
+    raise refusal(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
 
 
 def rate(text: str) -> int:
     """Bytes per second: a number, with k, M or G for powers of 1000."""
-    with contextlib.suppress(ValueError, OverflowError):
+    try:
         if (per_second := int(scaled(text, "kmg"))) > 0:
             return per_second
-    raise argparse.ArgumentTypeError(f"{text!r} is no rate, like 500k or 2M")
+    except (ValueError, OverflowError):
+        pass
+    raise refusal(f"{text!r} is no rate, like 500k or 2M")
 
 
-@contextlib.contextmanager
-def checked() -> Iterator[None]:
-    """Turn a UsageError into argparse's error for a value."""
-    try:
-        yield
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def refusal(text: str) -> argparse.ArgumentTypeError:
+    """Return argparse's error for a value, to be raised."""
+    import argparse  # here: most values are right
+
+    return argparse.ArgumentTypeError(text)
 
 
 def scaled(text: str, units: str) -> float:
@@ -218,10 +219,12 @@ def scaled(text: str, units: str) -> float:
 
 def memory(text: str) -> int:
     """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
+    import re  # here: few commands have such an option
+
     match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     found = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
     if not 0 < found < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, like 512m or 2g")
+        raise refusal(f"{text!r} is no amount of memory, like 512m or 2g")
     return found
 
 
@@ -229,11 +232,11 @@ def count(text: str) -> int:
     """A number of things, from 0."""
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number, like 2")
+    raise refusal(f"{text!r} is no number, like 2")
 
 
 def in_image(text: str) -> str:
     """A path from the image's root."""
     if not text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not begin with a slash")
+        raise refusal(f"{text!r} does not begin with a slash")
     return text

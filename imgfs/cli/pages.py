@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imgfs import __version__
+from imgfs.cli.commands import COMMANDS
 from imgfs.cli.complete import KINDS
-from imgfs.cli.parser import COMMANDS, describe
+from imgfs.cli.parser import describe
 from imgfs.config import Environment
 
 _SHELLS = {

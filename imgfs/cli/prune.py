@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 from collections import defaultdict
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, ago, counted, short, size
 from imgfs.cli.options import Commands as Actions
-from imgfs.cli.options import json_option, open_store, scaled
+from imgfs.cli.options import json_option, open_store, refusal, scaled
 from imgfs.cli.output import say, say_table
 
 if TYPE_CHECKING:
+    import argparse
+
     from imgfs.maintenance.gc import Prunable
     from imgfs.oci.descriptor import Digest
     from imgfs.store.store import Store
@@ -229,11 +230,11 @@ def limit_value(text: str) -> ChosenLimit:
     if text.endswith("%"):
         number = text.removesuffix("%")
         if not (number.isascii() and number.isdecimal() and 0 < int(number) < 100):
-            raise argparse.ArgumentTypeError(f"{text!r} is no share of the disk, from 1% to 99%")
+            raise refusal(f"{text!r} is no share of the disk, from 1% to 99%")
         return ChosenLimit(percent=int(number))
     count = _bytes(text)
     if count < LEAST:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 64M, which one mount may need at once")
+        raise refusal(f"{text!r} is less than 64M, which one mount may need at once")
     return ChosenLimit(count)
 
 
@@ -242,11 +243,11 @@ def _bytes(text: str) -> int:
     with contextlib.suppress(ValueError, OverflowError):
         if (count := scaled(text, "kmgt")) >= 0:
             return int(count)
-    raise argparse.ArgumentTypeError(f"{text!r} is no size, like 500M or 20G")
+    raise refusal(f"{text!r} is no size, like 500M or 20G")
 
 
 def _days(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < 100_000:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of days")
+    raise refusal(f"{text!r} is no number of days")

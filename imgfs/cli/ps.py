@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +11,8 @@ from imgfs.cli.output import say, say_table
 from imgfs.errors import ImgfsError, MountError
 
 if TYPE_CHECKING:
+    import argparse
+
     from imgfs.mounts.table import Mount
     from imgfs.status import MountStatus
 

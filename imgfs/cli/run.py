@@ -96,7 +96,7 @@ def _run(
     with Mounting.fork(writable=True, offline="--offline" in words) as mounting:  # a guess costs only time
         from imgfs.cli.container import run_container
         from imgfs.cli.container_request import start_of
-        from imgfs.cli.parser import parse
+        from imgfs.cli.plain_line import parse
 
         start = start_of(parse(words), maps, environment, tell)
         if refused:

@@ -6,20 +6,22 @@ pure; with an earlier status of the same mount it also says how fast the numbers
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from imgfs.cli.format import counted, size, sizes
 from imgfs.cli.options import Commands
 from imgfs.cli.output import say
 from imgfs.quoting import printable
 from imgfs.status import BroughtStatus, EndpointStatus, LayerStatus, MountStatus
+
+if TYPE_CHECKING:
+    import argparse
 
 _EVERY = 2.0  # seconds
 _OFTENEST, _SELDOMEST = 0.1, 86_400.0

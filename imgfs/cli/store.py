@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,8 @@ from imgfs.quoting import printable
 from imgfs.variables import account, store_directory, variables
 
 if TYPE_CHECKING:
+    import argparse
+
     from imgfs.maintenance.fsck import Fault
     from imgfs.oci.descriptor import Digest
     from imgfs.store.layer import StoredLayer

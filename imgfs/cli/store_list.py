@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,8 @@ from imgfs.cli.options import Commands, add_command, json_option, open_store
 from imgfs.cli.output import say, say_table
 
 if TYPE_CHECKING:
+    import argparse
+
     from imgfs.store.layer import StoredLayer
     from imgfs.store.store import Resolution, Store
 

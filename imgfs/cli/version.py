@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
 from imgfs import __version__
 from imgfs.cli.options import Commands, add_command
 from imgfs.cli.output import say
+
+TYPE_CHECKING = False  # as that of `typing`, which takes long to load
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_version(commands: Commands) -> None:

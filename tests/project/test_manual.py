@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from imgfs import __version__, manual
+from imgfs.cli.commands import COMMANDS
 from imgfs.cli.pages import pages
-from imgfs.cli.parser import COMMANDS, describe, parse
+from imgfs.cli.parser import describe, parse
 from tests.support import tarmake as tar
 from tests.support.mounted import CHECKOUT, Imgfs, plain, write_image
 

@@ -14,12 +14,13 @@ from typing import TextIO
 
 import pytest
 
+from imgfs.cli.commands import COMMANDS
 from imgfs.cli.engine_server import socket_path
 from imgfs.cli.format import Column, long_line, size
 from imgfs.cli.fstab import is_option, mount_arguments
 from imgfs.cli.output import say_table
 from imgfs.cli.output_file import output_file
-from imgfs.cli.parser import COMMANDS, describe, options_of
+from imgfs.cli.parser import describe, options_of
 from imgfs.cli.progress import Progress
 from imgfs.errors import StoreError, UsageError
 from imgfs.oci.descriptor import Descriptor, Digest

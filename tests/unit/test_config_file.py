@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgfs.cli.commands import COMMANDS
 from imgfs.cli.config_file import ConfigFile, configure
 from imgfs.cli.connection import options_for
-from imgfs.cli.parser import COMMANDS, describe, parse
+from imgfs.cli.parser import describe, parse
 from imgfs.errors import UsageError
 
 

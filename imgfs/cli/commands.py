@@ -1,0 +1,68 @@
+"""The table of commands. It has their summaries, so `imgfs --help` imports no command."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+Command = namedtuple("Command", ("module", "summary"))
+"""The module of `imgfs.cli` whose function add_COMMAND describes a command, and the command's summary."""
+
+COMMANDS = {
+    "mount": Command("mount", "mount an image"),
+    "umount": Command("umount", "unmount"),
+    "ps": Command("ps", "list the mounts and the containers"),
+    "status": Command("status", "show what a mount has fetched and served"),
+    "upgrade": Command("upgrade", "hand mounts to this version of imgfs, while they are read"),
+    "run": Command("container_options", "run a container of an image"),
+    "bundle": Command("bundle", "make an OCI runtime bundle of an image, for another engine"),
+    "exec": Command("exec", "run a command in a container that runs"),
+    "logs": Command("logs", "show what a detached container has said"),
+    "stop": Command("stop", "end containers by their stop signal"),
+    "kill": Command("stop", "send a signal to containers"),
+    "wait": Command("stop", "wait for the end of containers, and show their exit codes"),
+    "rm": Command("stop", "remove containers"),
+    "container": Command("container_group", "list and inspect containers"),
+    "volume": Command("volume", "list, make and remove volumes with names"),
+    "pull": Command("pull", "fetch an image whole, to use it offline"),
+    "ls": Command("look", "list files of an image without mounting it"),
+    "cat": Command("look", "write files of an image to standard output"),
+    "tree": Command("tree", "show the files of an image as a tree"),
+    "stat": Command("stat", "show what an image says of files"),
+    "find": Command("find", "find files of an image"),
+    "du": Command("du", "sum the sizes of files of an image"),
+    "grep": Command("grep", "search files of an image for lines"),
+    "sha256": Command("sha256", "show digests of files of an image"),
+    "cp": Command("cp", "copy files out of an image"),
+    "export": Command("export", "write the files of an image as one tar"),
+    "history": Command("history", "show the steps that made an image, and their layers"),
+    "which": Command("which", "show which layers brought, changed and deleted a file"),
+    "sbom": Command("sbom", "show the bill of materials that is attached to an image"),
+    "verify": Command("verify", "check an image against its digests, a policy and its signatures"),
+    "packages": Command("packages", "list the packages that are installed in an image"),
+    "shared": Command("shared", "show what images have in common"),
+    "waste": Command("waste", "show what the layers of an image store for nothing"),
+    "platforms": Command("platforms", "list the platforms of an image"),
+    "tags": Command("tags", "list the tags of a repository, a layout or an archive"),
+    "catalog": Command("catalog", "list the repositories of a registry, if it allows that"),
+    "browse": Command("browse", "look around in an image, or in what differs in two, on the terminal"),
+    "report": Command("report", "write a page of HTML about an image or a mount"),
+    "inspect": Command("inspect", "show digest, platform, config, layers and history of an image"),
+    "diff": Command("diff", "list what a scratch has changed, or how two images differ"),
+    "commit": Command("commit", "make an image of what a scratch shows"),
+    "scratch": Command("scratch", "list, remove or reset scratches"),
+    "copy": Command("copy", "copy an image to a registry, an OCI layout or an archive"),
+    "push": Command("copy", "copy an image to a registry"),
+    "index": Command("index", "index images, and publish the indexes beside them"),
+    "snapshotter": Command("snapshotter", "show images to containerd and Kubernetes, lazily"),
+    "cri": Command("cri", "hear by which passwords kubelet pulls images"),
+    "csi": Command("csi", "show images to Kubernetes as volumes (CSI)"),
+    "podman": Command("podman", "show images to podman, buildah and CRI-O, lazily"),
+    "serve": Command(
+        "serve", "keep imgfs loaded, so that mounts and containers begin at once and share memory"
+    ),
+    "login": Command("login", "keep a user name and password for a registry"),
+    "logout": Command("login", "forget what is kept for a registry"),
+    "store": Command("store", "show, limit, prune or check what is kept in the cache directory"),
+    "help": Command("help", "show the manual"),
+    "version": Command("version", "show imgfs's version and the machine's FUSE"),
+}  # in the order of the help
