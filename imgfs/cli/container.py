@@ -25,7 +25,7 @@ from imgfs.runtime.bundle import Bundle, bundle_of, new_bundle
 from imgfs.runtime.devices import complete_host_facts
 from imgfs.runtime.emulation import emulators_to_show
 from imgfs.runtime.exposed_ports import with_exposed_ports
-from imgfs.runtime.host import cgroups_of_this_machine, find_runtime, unmet_requests
+from imgfs.runtime.host import RuntimeCommand, cgroups_of_this_machine, find_runtime, unmet_requests
 from imgfs.runtime.host_facts import HostFacts, has_single_id
 from imgfs.runtime.named_volumes import NamedVolume, placed
 from imgfs.runtime.names import SHORT
@@ -142,7 +142,7 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
             network = stack.enter_context(_network(start.request, bundle))
             joined = replace(host, network=str(bundle.network)) if network else host
             with relay.ends_work():  # volumes are filled
-                config, user = _write(start, resolved, bundle, joined)
+                config, user = _write(start, resolved, bundle, joined, plan.runtime.command)
         except Ended:
             return 128 + (relay.ending or 0)
         except Refused as refused:
@@ -176,7 +176,9 @@ def _run(plan: _Plan, bundle: Bundle, relay: SignalRelay, user: User, life: Cont
         return plan.runtime.run(bundle, start.name, relay, pipes, life.started)
 
 
-def _write(start: Start, resolved: Resolved, bundle: Bundle, host: HostFacts) -> tuple[RuntimeConfig, User]:
+def _write(
+    start: Start, resolved: Resolved, bundle: Bundle, host: HostFacts, runtime: RuntimeCommand
+) -> tuple[RuntimeConfig, User]:
     """Complete a bundle; return its config.json, and the user it runs as. Raises Refused."""
     rootfs, request = Rootfs(bundle.rootfs), start.request
     defaults = ImageDefaults.parse(resolved.config.config)
@@ -192,7 +194,7 @@ def _write(start: Start, resolved: Resolved, bundle: Bundle, host: HostFacts) ->
     host = replace(host, emulators=emulators_to_show(resolved.config.platform, Platform.host()))
     config = runtime_config(resolved.config, request, replace(found, files=(*files, *volumes)), host)
     check_command(rootfs, config, request, is_covered=bool(host.edits.mounts))
-    config = settled(config, rootfs, host)
+    config = settled(config, rootfs, host, runtime)
     bundle.write_config(config)
     return config, found.user
 

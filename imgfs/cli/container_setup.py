@@ -11,6 +11,7 @@ from imgfs.mount.options import MountOptions, can_resend
 from imgfs.overlay.scratch import Scratch
 from imgfs.overlay.scratches import find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle
+from imgfs.runtime.host import RuntimeCommand
 from imgfs.runtime.host_facts import HostFacts, IdMaps, has_id, has_single_id
 from imgfs.runtime.mount_targets import make_workdir, read_accounts, resolve_mounts
 from imgfs.runtime.request import ContainerRequest, ImageDefaults
@@ -53,10 +54,17 @@ def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:
     return volatile_scratch(image.store.root)
 
 
-def settled(config: RuntimeConfig, rootfs: Rootfs, host: HostFacts) -> RuntimeConfig:
-    """A config.json as the mounted image needs it."""
+def settled(
+    config: RuntimeConfig, rootfs: Rootfs, host: HostFacts, runtime: RuntimeCommand | None = None
+) -> RuntimeConfig:
+    """A config.json as the mounted image, and the `runtime` that is to run it, need it.
+
+    A hook costs a start two programs more, so a runtime has none that leaves the image's mount `nodev`.
+    """
     config = {**config, "mounts": resolve_mounts(rootfs, config["mounts"])}
-    return with_nodev_root(config, rootfs.top, host.mount_program) if host.mount_program else config
+    if host.mount_program is None or (runtime and runtime.binds_as_mounted(config)):
+        return config
+    return with_nodev_root(config, rootfs.top, host.mount_program)
 
 
 def container_in(

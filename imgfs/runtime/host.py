@@ -10,12 +10,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgfs.errors import MountError
 from imgfs.runtime.host_facts import HostFacts
 from imgfs.runtime.request import ContainerRequest
 from imgfs.runtime.resources import capped_ulimits
 from imgfs.runtime.security import EVERY_CAPABILITY
+
+if TYPE_CHECKING:
+    from imgfs.runtime.spec import RuntimeConfig
 
 _RUNTIMES = ("crun", "runc")  # the faster one first
 _MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # users' PATHs lack the first
@@ -31,6 +35,14 @@ class RuntimeCommand:
     def is_crun(self) -> bool:
         """Whether it takes crun's options."""
         return Path(self.path).name == "crun"
+
+    def binds_as_mounted(self, config: RuntimeConfig) -> bool:
+        """Return True if the root that it binds for a config.json keeps the flags that it is mounted with.
+
+        runc (libcontainer/rootfs_linux.go, prepareRoot, setReadonly) sets flags of its own only for a root
+        that is read-only; crun always does, and others may.
+        """
+        return Path(self.path).name == "runc" and not config["root"]["readonly"]
 
 
 @dataclass(frozen=True, slots=True)
