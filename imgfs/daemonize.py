@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import pickle
@@ -29,6 +30,7 @@ GetReady = Callable[[], Iterator[None]]
 ServeTask = Callable[[Any, Callable[[], None]], None]  # is given the task that `start` has sent, too
 GetMore = Callable[[Any], None]  # is given what `expect_more` has sent
 _READY = b"\0"
+_GARBAGE = 700, 10, 10  # Python's thresholds (gc.set_threshold), which who forks a daemon may have raised
 
 
 def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
@@ -131,6 +133,8 @@ def _daemon(
             os.chdir("/")
             _redirect(_open_log(log_file))
             log_to_stderr(log_level)
+            gc.freeze()  # what is loaded stays, and is shared with the caller as long as nothing looks at it
+            gc.set_threshold(*_GARBAGE)
             serve(task, lambda: tell(_READY))
         status = 0
     except ImgfsError as error:

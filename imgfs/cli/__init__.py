@@ -1,12 +1,11 @@
 """The command line: arguments in, text and an exit code out. Only this package prints.
 
-`commands` is the table of them; each command's module has its options, its work and its printing. `plain_line`
-reads most lines, `parser` the others, by argparse. Shared:
-`options` (those of several commands), `config_file` (what files say of them), `selection` (from options to an
-image; `scratch` has that to a scratch), `connection` (to its registry), `tag_question` (asked of that),
-`output`, `output_file`, `format`, `progress`, and `terminal`, which alone draws, but for `browser`, the
-screens of `browse`. `fstab` translates what mount(8) asks; `pages` and `build` make man pages
-and completions.
+`commands` is their table; each command's module has its options, its work and its printing. `plain_line`
+reads most lines, `parser` the others, by argparse. Shared: `options` (those of several commands),
+`config_file` (what files say of them), `selection` (from options to an image; `scratch` has that to a
+scratch), `connection` (to its registry), `tag_question` (asked of that), `output`, `output_file`, `format`,
+`progress`, and `terminal`, which alone draws, but for `browser`, the screens of `browse`. `fstab` translates
+what mount(8) asks; `pages` and `build` make man pages and completions.
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. `grep` and `diff` fail with 2:
 their 1 says that nothing was found, or that something differs. Commands that are podman's, for containers,
@@ -16,6 +15,7 @@ have its codes: 125 for both kinds of failure. An error is one line on standard 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 
@@ -35,6 +35,7 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _ANSWERS = ("grep", "diff")  # exit code 1 is an answer, as of grep(1) and diff(1), and trouble is 2
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
+_GARBAGE = 50_000  # objects made until it is looked for (Python: 700): modules that are being loaded are none
 _OF_OUTPUT = (
     errno.EBADF,
     errno.EFBIG,
@@ -93,9 +94,12 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None, *, has_loa
     that `has_loaded` what commands take asks registries by itself.
     """
     failed, misused = _codes(words)
+    is_silent = any(words[: len(silent)] == list(silent) for silent in _SILENT)
+    if is_silent or is_served(words):  # the daemon of a mount looks as usual
+        gc.set_threshold(_GARBAGE)
     try:
         prepare_output()
-        if not any(words[: len(silent)] == list(silent) for silent in _SILENT):
+        if not is_silent:
             prepare_logging()
         if words[:1] == ["run"]:
             from imgfs.cli.run import run
