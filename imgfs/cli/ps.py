@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.format import Column, age, size
@@ -138,7 +139,10 @@ def _running(options: argparse.Namespace) -> list[str]:
     from imgfs.cli.options import store_root
     from imgfs.runtime.names import CONTAINERS
 
-    if not os.path.lexists(store_root(options) / CONTAINERS):
+    names: list[str] = []
+    with suppress(OSError):  # another user's: mounts are listed all the same
+        names = os.listdir(store_root(options) / CONTAINERS)
+    if not names:
         return []  # most machines have none: nothing more of this need be loaded
     from imgfs.cli.container_list import rows_of, table
     from imgfs.runtime.container_record import containers_in

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ SCRIPT = "imgfs/mount/holder.py"
 _SCRIPT = os.fsencode(SCRIPT)
 _PATIENCE, _POLL = 120.0, 0.03  # seconds that an upgrade may take, and between looks
 _LARGEST_OUTCOME = 1 << 16  # bytes
+_LONGEST_LINE = 1 << 17  # bytes of a command line that are read: a holder's has far fewer
 _PIPE, _MEMORY = "pipe:", "/memfd:"  # what /proc calls them: asked of no file system, which may not answer
 
 
@@ -45,7 +45,7 @@ class HolderProcess(NamedTuple):
     def of(cls, pid: int) -> HolderProcess | None:
         """Return what a process says; None if it says nothing such, or runs with the rights of two users."""
         with suppress(OSError, ValueError):
-            said = Path(f"/proc/{pid}/cmdline").read_bytes()
+            said = _command_line(pid)
             if _SCRIPT not in said:  # as of nearly all
                 return None
             words = os.fsdecode(said).split("\0")
@@ -113,6 +113,8 @@ def end_held(mountpoint: Path, seconds: float) -> None:
     Its daemons get each signal first: once they have ended, the holder ends of itself. It is signalled, too,
     if it has not within `seconds`.
     """
+    import signal  # here: a list of mounts has no use for it
+
     mine = (one.pid for one in _holders() if (one.mountpoint, one.user) == (str(mountpoint), os.geteuid()))
     pid = next(mine, None)
     with opened_process(pid) as fd:
@@ -242,6 +244,15 @@ def _outcome(outcome: int, nonce: str) -> str:
 
 def _holders() -> Iterator[HolderProcess]:
     return filter(None, map(HolderProcess.of, pids()))
+
+
+def _command_line(pid: int) -> bytes:
+    """Return a process's command line (proc(5)), by as few calls as can be: each of the machine's is read."""
+    fd = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _LONGEST_LINE)
+    finally:
+        os.close(fd)
 
 
 def _uids(pid: int) -> list[int]:

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,9 +148,9 @@ def _status(mount: Mount, end: float, answer: bytes | OSError | None = None) -> 
 def daemon_of(mount: Mount) -> int | None:
     """Return the pid of a mount's daemon, without asking it; None if it cannot be determined."""
     if mount.runtime:
-        import socket  # here and below: where there is one
+        import _socket as socket  # here and below: where there is one; `socket` loads four times as much
 
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
+        with suppress(OSError), closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as asking:
             asking.settimeout(_POLL)
             asking.connect(str(mount.runtime / STATUS_SOCKET))
             credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
@@ -198,6 +197,8 @@ def ask_in_child(ask: Callable[[], bytes], mount: Mount, end: float) -> bytes:
     try:
         body = b"".join(_chunks(answer, mount, end))
     except TimeoutError:
+        import signal
+
         os.kill(child, signal.SIGKILL)  # not waited for: the kernel may keep it until the daemon goes on
         raise
     finally:
@@ -228,9 +229,9 @@ def _answer(ask: Callable[[], bytes], sink: int) -> NoReturn:
 
 def _ask_socket(mount: Mount, end: float) -> bytes:
     """Read the status from a mount's socket. Raises OSError."""
-    import socket
+    import _socket as socket
 
-    with socket.socket(socket.AF_UNIX) as asking:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as asking:
         asking.settimeout(max(_LEAST, end - time.monotonic()))
         asking.connect(str((mount.runtime or Path()) / STATUS_SOCKET))
         body = b"".join(_chunks(asking.fileno(), mount, end))
