@@ -286,7 +286,7 @@ print("tomllib" in sys.modules, "imgfs.cli.config_file" in sys.modules)
 
 def test_an_option_with_several_spellings_is_said_by_its_long_name(files: Files) -> None:
     files.write('[find]\nmode = "755"\ndepth = 1\n[ls]\nl = true\n[run]\npull = "never"\n')
-    assert parsed("find debian").mode is not None
+    assert parsed("find debian").expression
     assert parsed("find debian").depth is not None
     assert parsed("ls -h debian").long
     assert parsed("run debian").offline
