@@ -157,6 +157,7 @@ class Lock:
     """A scratch's lock, open: the file `lock` in its directory `fd`. Raises StoreError."""
 
     def __init__(self, directory: Path, fd: int, inheritance: LockInheritance | None = None) -> None:
+        self._inheritance = inheritance
         if inheritance and inheritance.fd >= 0:
             self._fd = inheritance.fd
             return
@@ -189,8 +190,10 @@ class Lock:
                 raise
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it: the driver that is tried next opens its own."""
         os.close(self._fd)
+        if self._inheritance:
+            self._inheritance.fd = -1
 
     def _try(self) -> bool:
         try:
