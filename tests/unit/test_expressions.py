@@ -24,7 +24,7 @@ UNBOUNDED = 1000  # repetitions
 CODES = frozenset(range(256))
 LINE_END = frozenset(b"\n")
 ALLOWED = {
-    "imgfs.cli.container_list._ACTION": "the user's own words",
+    "imgfs.cli.template._ACTION": "the user's own words",
     "imgfs.cli.container_volumes._HOST": "the user's own words",
     "imgfs.cli.logs._PART": "the user's own words",
     "imgfs.oci.instruction._DURATION": "the user's own words",
