@@ -215,30 +215,36 @@ def _scratch(status: MountStatus) -> str | None:
 
 def _row(mount: Mount, found: MountStatus | MountError | None) -> MountRow:
     """Return a mount's row, with what its daemon says, or why it says nothing; None if the mount is idle."""
-    status = None if found is None or isinstance(found, MountError) else found
-    return MountRow(
+    row = MountRow(
         mountpoint=str(mount.mountpoint),
         image=mount.name,
         driver="kernel" if mount.runtime else "fuse",
-        pid=(status.pid or None) if status else None,
-        scratch=_scratch(status) if status else None,
-        seconds=status.seconds if status else None,
-        fetched=status.bytes_fetched if status else None,
-        version=status.version if status else None,
-        restarts=status.restarts if status else None,
+        pid=None,
+        scratch=None,
+        seconds=None,
+        fetched=None,
+        version=None,
+        restarts=None,
         idle=found is None,
-        state="idle" if found is None else "served" if status else _state(found),
+        state=_state(found),
+    )
+    if found is None or isinstance(found, MountError):
+        return row
+    return row._replace(
+        pid=found.pid or None,
+        scratch=_scratch(found),
+        seconds=found.seconds,
+        fetched=found.bytes_fetched,
+        version=found.version,
+        restarts=found.restarts,
     )
 
 
 def _state(found: object) -> str:
-    """Return why a mount's daemon says nothing."""
+    """Return how a mount is served, or why its daemon says nothing."""
     from imgfs.mounts.status_client import DaemonDead, DaemonSilent
 
-    return (
-        "dead"
-        if isinstance(found, DaemonDead)
-        else "silent"
-        if isinstance(found, DaemonSilent)
-        else "unknown"
-    )
+    if found is None:
+        return "idle"
+    kinds = ((DaemonDead, "dead"), (DaemonSilent, "silent"), (MountError, "unknown"))
+    return next((state for kind, state in kinds if isinstance(found, kind)), "served")
