@@ -104,13 +104,12 @@ def _fields(resolved: Resolved) -> dict[str, object]:
     from imgfs.oci.reference import RegistryReference, parse_reference
 
     reference, config = parse_reference(resolved.reference), resolved.config
-    is_named = isinstance(reference, RegistryReference)
     name = f"{reference.registry}/{reference.repository}" if isinstance(reference, RegistryReference) else ""
     return {
         "Id": str(resolved.manifest.config.digest),
         "Digest": str(resolved.digest),
-        "RepoTags": [f"{name}:{resolved.tag}"] if is_named and resolved.tag else [],
-        "RepoDigests": [f"{name}@{resolved.named}"] if is_named else [],
+        "RepoTags": [f"{name}:{resolved.tag}"] if name and resolved.tag else [],
+        "RepoDigests": [f"{name}@{resolved.named}"] if name else [],
         "Created": config.created or "",
         "Author": config.raw.get("author", ""),
         "Architecture": config.platform.architecture,
