@@ -38,12 +38,11 @@ class OpenedEarly:
 
         Return None if there is nothing to replay, or if it fails: the mount opens it again, and raises that.
         """
-        if isinstance(order, ReplayOrder) and order.profile == NO_PROFILE:
-            return None
         profile, stats = None, -1
         try:
             if isinstance(order, ReplayOrder):
-                profile = profile_for(order.resolved, order.store, order.profile)
+                is_wanted = order.profile != NO_PROFILE
+                profile = profile_for(order.resolved, order.store, order.profile) if is_wanted else None
                 if profile is None:
                     return None
             deferred = DeferredSource(connector(order.connect), source)
