@@ -193,8 +193,10 @@ class Blobs:
             except IntegrityError:
                 self._targets.pop(url, None)
                 raise
-            if headers:
-                (self._rangeless.add if response.status == 200 else self._rangeless.discard)(digest)
+            if headers and response.status == 200:
+                self._rangeless.add(digest)
+            elif headers:
+                self._rangeless.discard(digest)
             yield from cut_out(response.chunks(patience), body_slice, what)
 
     def _open_blob(self, url: str, headers: Mapping[str, str], patience: Patience) -> Response:
