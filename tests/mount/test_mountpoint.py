@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -83,60 +84,69 @@ def test_a_link_to_a_directory_is_mounted_on_and_unmounted_by_a_signal(
         imgfs.gone(at)
 
 
+@dataclass(frozen=True)
+class TheirDirectory:
+    """An image mounted at a `path` in another user's directory, and at a `precious` one of the system."""
+
+    image: str
+    path: Path
+    precious: Path
+    aside: Path
+
+    def exchange(self) -> None:
+        """Put a link to the system's directory in the place of theirs."""
+        self.path.parent.rename(self.aside)
+        self.path.parent.symlink_to(self.precious.parent)
+
+
+@pytest.fixture
+def theirs(imgfs: Imgfs, tmp_path: Path) -> Iterator[TheirDirectory]:
+    """Both mounts; the directory is theirs again in the end."""
+    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
+    found = TheirDirectory(image, tmp_path / "theirs/mnt", tmp_path / "system/mnt", tmp_path / "away")
+    for place in (found.precious, found.path):
+        place.mkdir(parents=True)
+        imgfs.mount(image, at=place)
+    yield found
+    found.path.parent.unlink()
+    found.aside.rename(found.path.parent)
+    for place in (found.precious, found.path):
+        imgfs.umount(place)
+
+
 @pytest.mark.parametrize("words", [[], ["--lazy"]])
 def test_what_a_path_leads_to_once_its_daemon_was_asked_is_not_unmounted(
-    imgfs: Imgfs,
-    tmp_path: Path,
+    theirs: TheirDirectory,
     words: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Another user, whose directory it is, has put a link there meanwhile."""
-    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
-    precious, path = tmp_path / "system/mnt", tmp_path / "theirs/mnt"
-    for place in (precious, path):
-        place.mkdir(parents=True)
-        imgfs.mount(image, at=place)
     real = table.imgfs_mount_at
 
     def exchanged(at: Path) -> table.Mount:
         found = real(at)
-        path.parent.rename(tmp_path / "away")
-        path.parent.symlink_to(precious.parent)
+        theirs.exchange()
         return found
 
     monkeypatch.setattr(table, "imgfs_mount_at", exchanged)
-    assert main(["umount", *words, str(path)]) == 1
-    assert str(path) in capfd.readouterr().err
-    assert (precious / "a").read_text() == "a"
-    path.parent.unlink()
-    (tmp_path / "away").rename(path.parent)
-    for place in (precious, path):
-        imgfs.umount(place)
+    assert main(["umount", *words, str(theirs.path)]) == 1
+    assert str(theirs.path) in capfd.readouterr().err
+    assert (theirs.precious / "a").read_text() == "a"
 
 
 def test_what_a_path_leads_to_by_then_is_not_mounted_with_other_flags(
-    imgfs: Imgfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    theirs: TheirDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = write_image(tmp_path / "layout", [gzipped(LAYER)])
-    precious, path = tmp_path / "system/mnt", tmp_path / "theirs/mnt"
-    for place in (precious, path):
-        place.mkdir(parents=True)
-        imgfs.mount(image, at=place)
-    shown = imgfs_mount_at(precious).flags
-    assert remount([image, str(path), "-o", "remount,noexec"])
-    assert "noexec" in imgfs_mount_at(path).flags
+    shown = imgfs_mount_at(theirs.precious).flags
+    assert remount([theirs.image, str(theirs.path), "-o", "remount,noexec"])
+    assert "noexec" in imgfs_mount_at(theirs.path).flags
 
     def exchanged(*given: Iterable[str]) -> set[str]:
-        path.parent.rename(tmp_path / "away")
-        path.parent.symlink_to(precious.parent)
+        theirs.exchange()
         return flags_after(*given)
 
     monkeypatch.setattr(fstab, "flags_after", exchanged)
     with pytest.raises(MountError, match="symbolic links"):
-        remount([image, str(path), "-o", "remount,noexec"])
-    assert imgfs_mount_at(precious).flags == shown
-    path.parent.unlink()
-    (tmp_path / "away").rename(path.parent)
-    for place in (precious, path):
-        imgfs.umount(place)
+        remount([theirs.image, str(theirs.path), "-o", "remount,noexec"])
+    assert imgfs_mount_at(theirs.precious).flags == shown
