@@ -19,7 +19,7 @@ from imgfs import syscalls
 from imgfs.mounts.table import RUNTIME, mounts
 from tests.support.fault_server import FaultServer
 from tests.support.huge_pages import collapse
-from tests.support.mounted import NOBODY, Imgfs, processes_of_tests
+from tests.support.mounted import NOBODY, Imgfs, command_line, processes_of_tests
 from tests.support.patience import allowed
 
 # How long an example takes is a matter of what else the machine does, such as the tests of another worker.
@@ -78,10 +78,10 @@ def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     left = [path for path in (str(mount.mountpoint) for mount in mounts()) if path.startswith(roots)]
     for path in reversed(left):
         subprocess.run(["umount", "-l", path], check=False)
-    alive = processes_of_tests()
+    alive = {pid: command_line(pid) for pid in processes_of_tests()}
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
-    assert (left, alive) == ([], [])
+    assert (left, alive) == ([], {})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

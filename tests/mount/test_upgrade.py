@@ -33,6 +33,7 @@ from tests.support.mounted import (
     Imgfs,
     Ran,
     Wire,
+    command_line,
     errno_of,
     is_alive,
     processes_of_tests,
@@ -40,7 +41,7 @@ from tests.support.mounted import (
     until,
     write_image,
 )
-from tests.support.restarted import FILES, LAYER, NOISE, RESTARTED, command_line, contents, holders
+from tests.support.restarted import FILES, LAYER, NOISE, RESTARTED, contents, holders
 
 pytestmark = pytest.mark.kernel
 image = restarted.image

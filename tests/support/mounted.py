@@ -329,6 +329,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def command_line(pid: int) -> bytes:
+    """The words of a process, each with a NUL after it; none once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def _have_ended(pids: Sequence[int]) -> bool:
     return not any(map(is_alive, pids))
 

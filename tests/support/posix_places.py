@@ -258,4 +258,4 @@ def _trouble_of_users() -> str:
     words, environment = [sys.executable, "-m", "imgfs", "version"], {"PYTHONPATH": str(CHECKOUT)}
     who: dict[str, Any] = {"user": NOBODY.uid, "group": NOBODY.gid, "extra_groups": [], "cwd": "/"}
     done = subprocess.run(words, env=environment, capture_output=True, check=False, **who)
-    return os.fsdecode(done.stderr)
+    return os.fsdecode(done.stderr) if done.returncode else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tarmake as tar
-from tests.support.mounted import Imgfs, gzipped, processes_of_tests, write_image
+from tests.support.mounted import Imgfs, command_line, gzipped, processes_of_tests, write_image
 from tests.support.patience import allowed
 
 NOISE = random.Random(17).randbytes(3_000_000)
@@ -74,13 +74,6 @@ def successors(imgfs: Imgfs) -> list[int]:
 def holders(imgfs: Imgfs) -> list[int]:
     """The pids of the holders."""
     return [pid for pid in processes_of_tests(imgfs.store) if b"holder.py\0" in command_line(pid)]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,13 @@ print(len(sys.modules), *sys.modules, file=sys.stderr)
 
 
 def modules_after(line: str) -> tuple[int, list[str]]:
-    """Return how many modules are there after `imgfs LINE`, and their names."""
+    """Return how many modules are there after `imgfs LINE` in an empty store, and their names."""
     code = _COUNT.format(words=line.split())
-    environment = os.environ | {"IMGFS_STORE": "/nonexistent"}  # in which no containers are to be listed
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
+    with tempfile.TemporaryDirectory() as above:
+        environment = os.environ | {"IMGFS_STORE": f"{above}/store"}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
     count, *ours = ran.stderr.splitlines()[-1].split()
     return int(count), ours
 
@@ -89,10 +91,7 @@ def test_a_command_imports_nothing_that_prepares_an_image_which_is_here(
 
 
 @pytest.mark.parametrize("line", ["--help", "help", "store path", "store ls", "ps", "scratch ls", "version"])
-def test_what_draws_on_terminals_is_not_loaded_without_one(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IMGFS_STORE", str(tmp_path))
+def test_what_draws_on_terminals_is_not_loaded_without_one(line: str) -> None:
     _, loaded = modules_after(line)
     assert not [name for name in loaded if name.startswith("rich") or name == "imgfs.cli.terminal"]
 
