@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imgfs import __version__
-from imgfs.cli.commands import COMMANDS
+from imgfs.cli.commands import COMMANDS, HEADINGS
 from imgfs.cli.complete import KINDS
 from imgfs.cli.parser import describe
 from imgfs.config import Environment
@@ -126,6 +126,8 @@ def _mark(parser: argparse.ArgumentParser, shell: str, functions: Mapping[str, t
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help for choice in action._choices_actions}
+            if action.choices.keys() == COMMANDS.keys():
+                summaries |= _under_headings()
             for name, command in action.choices.items():
                 command.description = summaries.get(name)  # which shells show: a line each
                 _mark(command, shell, functions)
@@ -133,6 +135,15 @@ def _mark(parser: argparse.ArgumentParser, shell: str, functions: Mapping[str, t
         for kind, metavars in KINDS.items():
             if action.metavar in metavars:
                 action.complete = {shell: functions[kind][0]}  # type: ignore[attr-defined]
+
+
+def _under_headings() -> dict[str, str]:
+    """Return the summary of each command, behind its heading: shells list commands by their names alone."""
+    return {
+        name: f"{heading}: {command.summary}"
+        for heading, commands in HEADINGS.items()
+        for name, command in commands.items()
+    }
 
 
 def _date() -> str:

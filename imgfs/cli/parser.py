@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from imgfs import __version__
-from imgfs.cli.commands import COMMANDS, Command
+from imgfs.cli.commands import COMMANDS, HEADINGS, Command
 from imgfs.errors import UsageError
 from imgfs.quoting import printable
 from imgfs.variables import config_files, variables
@@ -216,6 +216,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         return parser.parse_args(arguments)
     parser = describe({})
     _list(parser)
+    if not arguments:
+        parser.error("name a command (see: imgfs --help)")
     if name in ("-h", "--help", "--version"):
         return parser.parse_args(arguments)
     parser.error(f"{_no_command(name)} (see: imgfs --help)")
@@ -299,6 +301,8 @@ def describe(commands: Mapping[str, Command]) -> Parser:
         actions = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
         for name, command in commands.items():
             getattr(importlib.import_module(f"imgfs.cli.{command.module}"), f"add_{name}")(actions)
+        if len(commands) > 1:
+            _add_headings(parser, actions)
     return parser
 
 
@@ -307,3 +311,15 @@ def _list(parser: Parser) -> None:
     actions = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
     for name, command in COMMANDS.items():
         actions.add_parser(name, help=command.summary, add_help=False)
+    _add_headings(parser, actions)
+
+
+def _add_headings(parser: Parser, actions: argparse._SubParsersAction[Any]) -> None:
+    """Have the help list the commands under their headings, before the options, which come last."""
+    summaries = {choice.dest: choice for choice in actions._choices_actions}
+    parser._positionals._group_actions.remove(actions)
+    before = list(parser._action_groups)
+    for heading, commands in HEADINGS.items():
+        group = parser.add_argument_group(heading)
+        group._group_actions += [summaries[name] for name in commands if name in summaries]
+    parser._action_groups = [*parser._action_groups[len(before) :], *before]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from imgfs import __version__, manual
-from imgfs.cli.commands import COMMANDS
+from imgfs.cli.commands import COMMANDS, HEADINGS
 from imgfs.cli.pages import pages
 from imgfs.cli.parser import describe, parse
 from tests.support import tarmake as tar
@@ -95,6 +95,13 @@ def test_each_command_has_a_man_page(generated: dict[str, str]) -> None:
     assert ".BR fuse.imgfs" in generated["share/man/man8/mount.fuse.imgfs.8"]
 
 
+def test_the_first_man_page_lists_the_commands_under_their_headings(generated: dict[str, str]) -> None:
+    page = generated["share/man/man1/imgfs.1"]
+    for heading, commands in HEADINGS.items():
+        (section,) = re.findall(rf"^\.SH {heading.upper()}\n(.*?)^\.SH ", page, re.DOTALL | re.MULTILINE)
+        assert re.findall(r"^\\fB(.*)\\fR$", section, re.MULTILINE) == [*commands]
+
+
 def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """The parsers of all commands, and of their actions."""
     for action in parser._actions:
@@ -137,6 +144,9 @@ def test_completions_have_every_option(path: str, generated: dict[str, str]) -> 
 def test_completions_say_what_commands_are_for_in_a_few_words(path: str, generated: dict[str, str]) -> None:
     script = generated[f"share/{path}"]
     assert all(command.summary.replace("'", "'\"'\"'") in script for command in COMMANDS.values())
+    for heading, commands in HEADINGS.items():
+        said = [f"{heading}: {command.summary}".replace("'", "'\"'\"'") for command in commands.values()]
+        assert all(text in script for text in said)
     assert "Mounts IMAGE at MOUNTPOINT" not in script
     assert not re.search(r" -s \w\w", script)  # fish: an option of one minus and several letters is -o
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from imgfs.cli import parser
-from imgfs.cli.commands import COMMANDS, Command
+from imgfs.cli.commands import COMMANDS, HEADINGS, Command
 from imgfs.cli.inspect import _history
 from imgfs.cli.parser import describe, parse
 from tests.support import tarmake as tar
@@ -197,9 +197,22 @@ def test_the_table_of_commands_says_what_the_commands_say() -> None:
     assert said == {name: command.summary for name, command in COMMANDS.items()}
 
 
+def test_the_help_lists_each_command_once_under_its_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = capsys.readouterr().out
+    assert len(COMMANDS) == sum(map(len, HEADINGS.values()))
+    for heading, commands in HEADINGS.items():
+        (section,) = re.findall(rf"^{heading}:\n((?:  .*\n)+)", said, re.MULTILINE)
+        assert re.findall(r"^  (\w\S*)", section, re.MULTILINE) == [*commands]
+    assert "COMMAND ..." in said.splitlines()[0]
+    assert not re.search(r"^positional arguments:", said, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("line", "usage", "hint"),
     [
+        ("", "imgfs", "imgfs: error: name a command (see: imgfs --help)\n"),
         ("mont debian /mnt", "imgfs", "did you mean mount?"),
         ("index psuh debian", "imgfs index", "did you mean push?"),
         ("mount --drivr fuse debian /mnt", "imgfs mount", "did you mean --driver?"),
