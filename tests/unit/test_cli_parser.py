@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from imgfs.cli.commands import COMMANDS, HEADINGS, Command
 from imgfs.cli.inspect import _history
 from imgfs.cli.parser import describe, parse
 from tests.support import tarmake as tar
-from tests.support.mounted import plain, write_image
+from tests.support.mounted import CHECKOUT, plain, write_image
 
 # Modules in sys.modules once a command line has been carried out, and how many there are today. A module that
 # every start imports is felt in every start: what raises a cap has to be worth it.
@@ -181,6 +182,45 @@ show("trio.", "urllib3.")
     assert with_scratch[1] > 5
     assert bare[2:] == by_kernel[2:] == with_scratch[2:] == [0] * 7
     assert min(with_all[1:]) > 10
+
+
+SCRIPTS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
+_INTERRUPTED_WHILE_LOADING = """\
+import os, runpy, signal, sys
+from importlib import import_module
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test may be run with it ignored
+sys.meta_path.insert(0, Interrupts())
+_, wanted, start, *sys.argv[1:] = sys.argv
+module, _, function = start.partition(":")
+if function:
+    sys.exit(getattr(import_module(module), function)())
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("loaded", ["imgfs.cli", "imgfs.cli.output", "imgfs.cli.plain_line"])
+@pytest.mark.parametrize("start", ["imgfs", SCRIPTS["imgfs"]])
+def test_ctrl_c_while_a_command_is_loaded_shows_no_traceback(loaded: str, start: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_WHILE_LOADING, loaded, start, "version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (130, "")
+    assert ran.stderr in ("", "imgfs: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["mount.fuse.imgfs", "umount.fuse.imgfs"])
+def test_ctrl_c_while_a_helper_of_mount_is_loaded_shows_no_traceback(name: str) -> None:
+    test_ctrl_c_while_a_command_is_loaded_shows_no_traceback("imgfs.cli.fstab", SCRIPTS[name])
 
 
 def test_help_imports_no_command() -> None:
