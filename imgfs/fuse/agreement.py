@@ -1,14 +1,14 @@
-"""What a session and the kernel agree on when the kernel greets (FUSE_INIT): features of both, and limits.
+"""What a session and the kernel agree on in FUSE_INIT: features and limits.
 
-ALLOW_IDMAP is not agreed to for what is writable: with it the kernel tells whose process asks for new files
-alone (fs/fuse/dev.c, fuse_get_req). It needs `default_permissions`, as every mount has, but the one that
-stands below another file system.
+ALLOW_IDMAP is not agreed to by a writable mount: with it the kernel gives the caller's uid and gid only with
+requests that create files (fs/fuse/dev.c, fuse_get_req). It needs `default_permissions`, which every mount
+has except one that stands below another file system.
 
-ASYNC_DIO is not agreed to: with it the kernel waits for direct reads in a way that no signal ends, and after
-a direct write does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
+ASYNC_DIO is not agreed to: with it no signal ends the kernel's wait for a direct read, and after a direct
+write the kernel does not drop what it had cached of those bytes (fs/fuse/file.c, fuse_direct_IO).
 
-AUTO_INVAL_DATA is not: it is this kernel that makes all changes. It would drop what it has just written, for
-the time of modification that has moved by it (fs/fuse/inode.c, fuse_change_attributes).
+AUTO_INVAL_DATA is not agreed to: all changes come through this kernel. It would drop the pages of each write,
+because the write has moved the time of modification (fs/fuse/inode.c, fuse_change_attributes).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _IDMAP = InitFlag.INIT_EXT | InitFlag.ALLOW_IDMAP
 
 
 def offers_of(*, writable: bool, writeback: bool, acls: bool, stands_below: bool) -> int:
-    """Return what a session offers (InitFlag).
+    """Return the features that a session asks for (InitFlag).
 
-    `writable`: set-id bits are taken away by its handlers (HANDLE_KILLPRIV_V2). With `writeback` the kernel
-    gathers what is written, with `acls` it obeys files' ACLs. `stands_below`: another file system reads.
+    `writable`: its handlers take set-id bits away (HANDLE_KILLPRIV_V2). `writeback`: the kernel caches
+    writes; `acls`: it enforces files' ACLs. `stands_below`: another file system reads from the mount.
     """
     offers = _OFFERS | (InitFlag.HANDLE_KILLPRIV_V2 if writable else 0)
     offers |= InitFlag.WRITEBACK_CACHE if writeback else 0
@@ -47,7 +47,7 @@ def offers_of(*, writable: bool, writeback: bool, acls: bool, stands_below: bool
 
 
 def agree(greeting: memoryview, offers: int) -> tuple[int, bytes]:
-    """Return what the kernel offers in its `greeting`, and the answer's body; MountError if it is too old."""
+    """Return the kernel's features and the answer to its FUSE_INIT. MountError if the kernel is too old."""
     major, minor, read_ahead, offered = INIT_IN.unpack_from(greeting)
     if (major, minor) < (MAJOR, NEEDED_MINOR):
         raise MountError(

@@ -1,9 +1,9 @@
-"""Waits for the next request: awake for some microseconds, while that pays, before the thread sleeps.
+"""Waits for the next request: polls for some microseconds, while that pays, before the thread sleeps.
 
-A program that works on many small files waits for each answer and asks again at once. If both sleep while
-they wait, each request wakes two processors from idle: on a virtual machine that takes longer than the answer
-does, and more processor time than looking for so long. Whatever the machine is busy with otherwise, the next
-request comes late: then only one wait in some dozens begins awake, to see whether that has changed.
+A program that works on many small files waits for each answer and asks again at once. If both sides sleep
+while they wait, each request wakes two processors from idle: on a virtual machine that takes longer than the
+answer, and more processor time than polling. On a busy machine the next request comes late: then only one
+wait in some dozens begins by polling, to see whether that has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ready: TypeAlias = list[tuple[int, int]]  # descriptors and their events, as pol
 
 
 class BusyPoll:
-    """Waits by `poll`, for so many milliseconds at most; sleeps at once where there is but one processor."""
+    """Waits by `poll`, which takes milliseconds; sleeps at once where there is one processor only."""
 
     def __init__(self, poll: Callable[[float | None], Ready]) -> None:
         self._poll = poll
@@ -29,7 +29,7 @@ class BusyPoll:
         self._asleep = 0  # of them, those that are left
 
     def wait(self, patience: float | None) -> Ready:
-        """Return what is ready, within so many milliseconds, or whenever that is."""
+        """Return what is ready within so many milliseconds; None: wait until something is."""
         return self._poll(patience) if self._sleeps() else self._look() or self._poll(patience)
 
     def _sleeps(self) -> bool:
@@ -41,7 +41,7 @@ class BusyPoll:
         return False
 
     def _look(self) -> Ready:
-        """Look again and again, for _AWAKE, and learn from it: nothing from what has been there before."""
+        """Poll for _AWAKE, and note whether it was of use; a request that was there at once tells nothing."""
         if found := self._poll(0):
             return found
         until = time.monotonic() + _AWAKE

@@ -1,4 +1,4 @@
-"""Who asks, by /proc: what is told of a mount is for this machine, not for containers that it is shown to."""
+"""The callers of requests, by /proc: a mount's status is for the host, not for containers that see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 def is_contained(thread: int) -> bool:
     """Return True if a thread is in a PID namespace below this process's, as a container's are.
 
-    One without a number here (0) is above or beside; of another user's thread nothing may be known.
+    A thread without a number here (0) is in a namespace above or beside; /proc may hide another user's
+    threads.
     """
     if not thread:
         return False

@@ -1,7 +1,7 @@
 """Copying the data of files up while their callers wait: in threads, one caller for each file.
 
-Every caller that writes to a file or cuts it waits for the one that copies. If that one is interrupted, or
-finds the disk full or the registry away, its copy is undone, and the next of them does it anew.
+All callers that write to a file or truncate it wait for the one that copies. If its copy is interrupted, or
+the disk is full, or the registry away, the copy is undone, and the next of them starts anew.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from imgfs.overlay.overlay import Overlay
 class Fills:
     """The copies under way of the data of files in `overlay`, as many as `limiter` allows: each has a lock.
 
-    A caller that waits here may be cancelled. One that returns has not been: what it does next, without
-    waiting, is answered as done.
+    A caller that waits here may be cancelled. A caller that returns has not been: what it then does without
+    waiting is reported as done.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Fills:
         self._locks = locks
 
     async def truncate(self, node: UpperNode, size: int) -> None:
-        """Cut or lengthen a file; of the image's data only what stays is copied up."""
+        """Set a file's size; of the image's data only what stays is copied up."""
         async with self._alone_with(node):
             if node.data is not None and size:
                 await self._copy(node, size)
@@ -51,7 +51,7 @@ class Fills:
 
     @contextlib.contextmanager
     def undoing(self, node: UpperNode) -> Iterator[None]:
-        """Around what needs a file's data: if it fails, and is the last that does, its copy-up is undone."""
+        """Undo a file's copy-up if the body fails, unless other callers still wait for its data."""
         try:
             yield
         except BaseException:

@@ -1,9 +1,9 @@
-"""Reads of bytes that are on the disk and not in memory, made at once while the disk is quick.
+"""Reads of bytes that are on the disk and not in memory: by the event loop while the disk is quick.
 
-To hand a read to a thread takes longer than an SSD needs for it. So the event loop itself waits for the disk,
-as it does for the tree's, until the disk has been slow: then threads read for a while, each of which holds up
-its own reader only. The disk is not to blame for what the thread waits for a processor: on a busy machine a
-thread more would wait for one, too.
+Handing a read to a thread takes longer than an SSD needs for it. So the event loop itself waits for the disk,
+as it does when it reads the tree, until the disk has been slow: then threads read for a while, each of which
+holds up its own reader only. Time spent waiting for a processor does not count as the disk's: on a busy
+machine another thread would wait for one, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOW.set_result(None)
 
 
 class DiskReads:
-    """Reads what is local, as long as that is quick. For one thread."""
+    """Reads from the disk as long as that is quick. For one thread."""
 
     def __init__(self) -> None:
         self._run_delay = RunDelay()
@@ -52,13 +52,13 @@ class DiskReads:
 
 
 class RunDelay:
-    """Tells how long the thread that asks first has waited for a processor."""
+    """The time that a thread, the first that asks, has spent waiting for a processor."""
 
     def __init__(self) -> None:
         self._fd = -1
 
     def seconds(self) -> float:
-        """Return the seconds; 0 if nothing tells."""
+        """Return the seconds; 0 if the kernel does not count them."""
         try:
             if self._fd < 0:
                 self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)

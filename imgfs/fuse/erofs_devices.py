@@ -1,13 +1,13 @@
-"""The flat layers of an image as files: the block devices that a file system of the kernel's stands on.
+"""The flat layers of an image as files: the devices of the EROFS that the kernel driver mounts.
 
-Files are named by number: the layers', the lowest first, then the one of chunks. Only the kernel opens them,
-so they are read in the pieces that it takes for its own page cache.
+Files are named by number: the layers, the lowest first, then the file of chunks. Only the kernel opens them,
+and reads them in the pieces that it takes for its own page cache.
 
-`FlatReads` tells which files of the image are being read. Readers of whole trees are noticed by the files
-they open (`content.treewalk`), but of those a file system of the kernel says nothing. Only a reader of piece
-after piece of a layer, each a little further on, may be one: then the extents of all files are read out of
-the tree, once, and from then on reads count as reads of their files. Where what is read next is guessed from
-the files that are opened (`predict`), that is done at once.
+`FlatReads` finds out which files of the image are being read. Readers of whole trees are recognised by the
+files that they open (`content.treewalk`), which EROFS does not tell. So once a layer is read piece after
+piece, each a little further on, the extents of all files are loaded from the tree, and from then on reads
+count as reads of their files. Where the next reads are guessed from opened files (`predict`), the extents are
+loaded at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RECENT = 64  # reads that are told afterwards
 
 
 class _FileStarts:
-    """Where the files of one layer begin; those out of the order of their inos are left out."""
+    """Where the files of one layer begin; without files that do not lie in the order of their inos."""
 
     def __init__(self) -> None:
         self.starts, self.inos = array("Q"), array("Q")
@@ -53,15 +53,15 @@ class _FileStarts:
             self.inos.append(ino)
 
     def file_at(self, flat: int) -> int:
-        """The ino of the file that begins there, or last before; 0 if none does."""
+        """Return the ino of the last file that begins at or before an offset; 0 if there is none."""
         number = bisect_right(self.starts, flat)
         return self.inos[number - 1] if number else 0
 
 
 class FlatReads:
-    """Tells `opened` the inos of files whose bytes are read, as soon as that may be of use.
+    """Calls `opened` with the inos of files whose bytes are read, once that may be of use.
 
-    All but the reading of the tree is for one thread.
+    All but the loading of the extents is for one thread.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FlatReads:
             self._begin_to_load()
 
     def read(self, layer: int, offset: int, length: int) -> None:
-        """Note a read of a flat file. Costs next to nothing."""
+        """Note a read of a flat layer. Costs next to nothing."""
         if self._files:
             while self._recent:
                 self._tell(*self._recent.popleft())
@@ -98,7 +98,7 @@ class FlatReads:
         self._thread.start()
 
     def file_at(self, layer: int, offset: int) -> int:
-        """The ino of the file that is read there; 0 if that is not known (yet)."""
+        """Return the ino of the file that has the byte at an offset; 0 if that is not known (yet)."""
         return self._files[layer].file_at(offset) if self._files else 0
 
     def _tell(self, layer: int, offset: int) -> None:
@@ -136,10 +136,10 @@ class ChunkDevice(Protocol):
 
     @property
     def size(self) -> int:
-        """Of the device, in bytes."""
+        """The size of the device, in bytes."""
 
     def parts(self, offset: int, length: int) -> Iterable[FileChunk]:
-        """The files that the bytes `[offset, offset+length)` are of."""
+        """Return the pieces of files that make up the bytes `[offset, offset+length)`."""
 
 
 class FlatView:
@@ -198,8 +198,9 @@ class FlatView:
     def open(self, ino: int) -> int:
         """Open a flat file, which the kernel does once, when it mounts.
 
-        Of a layer that is all cached and verified the kernel may read ahead and keep pages. Else it is to ask
-        for what is read and no more: a reader of cached bytes must not wait for what lies beside them.
+        The kernel may read ahead and keep pages of a layer that is all cached and verified. Of any other it
+        has to ask for exactly what is read: a reader of cached bytes must not wait for missing bytes beside
+        them.
         """
         if ino == self._last:
             return OpenFlag.DIRECT_IO
@@ -233,7 +234,7 @@ class FlatView:
         """See View."""
 
     def files_of(self, layer: int) -> Iterable[int]:
-        """Return none: what is not sure is read past the page cache (`open`)."""
+        """Return none: bytes that are not verified bypass the page cache (`open`)."""
         return ()
 
     def statfs(self) -> Statfs:
@@ -247,7 +248,7 @@ class FlatView:
         return size + -size % BLOCK
 
     def _wait(self, ino: int, offset: int, length: int, given_up: GiveUp) -> bytes:
-        """Read bytes of a flat file; an error names the image's file that they are of, for the log."""
+        """Read bytes of a flat layer; an error names the image's file that has them, for the log."""
         try:
             if ino == self._last:
                 parts = self._chunks.parts(offset, length)
@@ -266,11 +267,11 @@ class FlatView:
         return body + bytes(chunk.length - len(body))
 
     def _path_within(self, ino: int, offset: int, length: int) -> bytes | None:
-        """A path of what a read is of: it may begin at a whole page, before the file that is read."""
+        """Return a path of the file that a read is for; the read may begin before it, at a whole page."""
         return self._paths(ino, offset) or self._paths(ino, offset + length - 1)
 
     def _path_at(self, ino: int, offset: int) -> bytes | None:
-        """A path of the image's file that has the byte at `offset` of a flat file, if it is easily found."""
+        """Return a path of the image's file that has the byte at `offset` of a flat layer, if found fast."""
         if ino == self._last:
             found = next((chunk.ino for chunk in self._chunks.parts(offset, 1)), None)
         else:

@@ -1,12 +1,12 @@
-"""Readers of whole trees, such as `tar` and `grep -r`: small files are in the page cache when they ask.
+"""Small files are put into the page cache ahead of readers of whole trees, such as `tar` and `grep -r`.
 
-Each file that is read costs a request, and that two waits: for the daemon to wake up, and for the reader. So
-when such a reader asks for a file, the next ones are stored in the kernel's page cache with it
-(FUSE_NOTIFY_STORE). It takes files as directories list them, and so do the inos, for the most part.
+Each file read costs a request, and with it two wake-ups: the daemon's and the reader's. So when such a reader
+asks for a file, the next ones are stored in the kernel's page cache as well (FUSE_NOTIFY_STORE). Such readers
+take files in the order of the directories' listings, which is mostly that of the inos.
 
-A thread stores them: the kernel keeps a page locked until its READ is answered, and a store waits for that,
-in a way that no signal ends. So the request that it began with is held up until the thread is done, for else
-the two would race, and all others are answered meanwhile: several readers may be at the same files.
+A thread stores them: the kernel keeps a page locked until its READ is answered, and a store waits for that
+lock, which no signal ends. The request that set it off is held up until the thread is done, as the two would
+race otherwise; all other requests are answered meanwhile, as several readers may be at the same files.
 """
 
 from __future__ import annotations

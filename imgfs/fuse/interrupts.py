@@ -1,12 +1,12 @@
-"""Requests that the kernel takes back (FUSE_INTERRUPT): which callers get EINTR.
+"""FUSE_INTERRUPT: which callers get EINTR.
 
-The kernel names a request by its number when a signal reaches its caller. What then waits for the network or
-for another's copy-up is cancelled, and answered with EINTR. The answer tells the truth: either the work has
-been done, or it has been undone.
+The kernel sends the number of a request when a signal reaches its caller. A request that waits for the
+network or for another caller's copy-up is then cancelled and answered with EINTR. The answer is true: its
+work has either been done, or undone.
 
-A call that may be begun anew is interrupted by every signal. A read that fills the page cache is not: it
-may be a page fault, which cannot fail with EINTR (the program would get SIGBUS), or stand below another file
-system, which would make EIO of it. A caller that is being killed hears of neither, so only that ends it.
+A call that can be restarted is interrupted by every signal. A read that fills the page cache is not: it may
+be a page fault, which cannot fail with EINTR (the program would get SIGBUS), or come from another file system
+on top, which would turn it into EIO. Only the caller's death cancels such a read: it sees neither.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ GiveUp = Future[None]
 
 
 def fills_page_cache(head: Head, body: memoryview) -> bool:
-    """Return True if a request reads for the page cache, so that a page fault may be its caller."""
+    """Return True if a request fills the page cache, so that its caller may be in a page fault."""
     if head.opcode != Opcode.READ or len(body) < READ_FLAGS.size:
         return False
     return not READ_FLAGS.unpack_from(body)[0] & READ_LOCKOWNER
 
 
 def is_killed(thread: int) -> bool:
-    """Return True if a thread is about to die: what ends a process is SIGKILL to its threads (proc(5)).
+    """Return True if SIGKILL is pending for a thread, which is what ends each thread of a process (proc(5)).
 
-    One that is not seen, as in another PID namespace, is not known to be.
+    False for a thread that /proc does not show, such as one in another PID namespace.
     """
     try:
         found = _PENDING.search(Path(f"/proc/{thread}/status").read_bytes())

@@ -1,8 +1,9 @@
-"""Changes of names are made once, although a request may come twice: from a process that was killed.
+"""Changes of names happen once, even if a killed daemon's successor gets the request again.
 
-The kernel sends again what has not been answered (FUSE_NOTIFY_RESEND), and cannot know whether it was done.
-One at a time is: so what its names meant before is written to memory that outlives the process, with the
-number of the request. When that comes again, what they mean now tells how far it had come.
+The kernel resends unanswered requests (FUSE_NOTIFY_RESEND), and cannot know whether they were carried out.
+They are carried out one at a time: before each, the inos that its names lead to are written to memory that
+outlives the process, with the number of the request. If that number comes again, the inos that the names lead
+to now tell how far the killed process had come.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ _REMOVES = (Opcode.UNLINK, Opcode.RMDIR)
 
 
 class Once:
-    """Wraps the handlers of `overlay` that change names; `memory` is a file that outlives the process.
+    """Wraps the handlers of `overlay` that change names; `memory` is a descriptor of `new_memory`.
 
-    `lookup` answers with a directory's entry.
+    `lookup` returns a directory's entry, packed.
     """
 
     def __init__(self, memory: int, overlay: Overlay, lookup: Callable[[int, bytes], bytes]) -> None:
@@ -71,7 +72,7 @@ class Once:
         overlay.entries.before_change = self._begin
 
     def handlers(self, given: Mapping[Opcode, Handler]) -> dict[Opcode, Handler]:
-        """Return handlers that call the `given` ones, and change nothing twice for a request sent again."""
+        """Return handlers that call the `given` ones, and change nothing twice for a resent request."""
         return {opcode: self._wrapped(opcode, handler) for opcode, handler in given.items()}
 
     def _wrapped(self, opcode: Opcode, handler: Handler) -> Handler:
@@ -93,7 +94,7 @@ class Once:
         return handle
 
     def _begin(self, ino: int, other: int) -> None:
-        """Write down what the request is about: the number last, so that no other's inos go with it."""
+        """Record a request: its number last, so that it never stands beside another request's inos."""
         if self._unique:
             _NUMBER.pack_into(self._memory, 0, 0)
             _RECORD.pack_into(self._memory, 0, 0, ino, other)
@@ -101,12 +102,12 @@ class Once:
             self._unique = 0
 
     def _begun(self, unique: int) -> list[int] | None:
-        """Return what the names of a request meant before another process had it, if that has begun it."""
+        """Return the inos before a request that a killed process had begun; None if it had not."""
         number, *inos = _RECORD.unpack_from(self._memory)
         return inos if number == unique & ~RESENT else None
 
     def _done(self, opcode: Opcode, names: Names, before: list[int], now: list[int]) -> bytes | None:
-        """Return the answer if all is done; None if it is to be done, perhaps anew. Raises OSError."""
+        """Return the answer if the request had been carried out; None if it has to be. Raises OSError."""
         if opcode in _MAKES:
             if now[0] and not before[0]:  # perhaps not complete, and no program has seen it
                 self._remove(*names[0])
@@ -123,7 +124,7 @@ class Once:
             (self._entries.rmdir if is_directory(found) else self._entries.unlink)(parent, name)
 
     def _ino(self, name: tuple[int, bytes]) -> int:
-        """Return what a name means now, 0 for nothing."""
+        """Return the ino that a name leads to now; 0 if there is no such name."""
         try:
             found = self._union.find(*name)
         except OSError:  # the handler will say so
@@ -132,7 +133,7 @@ class Once:
 
 
 def new_memory() -> int:
-    """Return the descriptor of memory for `Once`, which other processes may have open, too."""
+    """Return a descriptor of memory for `Once`, which other processes may hold open, too."""
     memory = os.memfd_create("imgfs-once")
     os.truncate(memory, SIZE)
     return memory

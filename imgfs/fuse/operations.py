@@ -4,10 +4,10 @@ Everything here runs on the event loop and answers within microseconds: the tree
 bytes are a `pread`. Only a read that must wait for the network or the disk goes to a thread; the two kinds
 have limits of their own, so a dead registry never holds up what is cached.
 
-There is no state for each inode: a node's ino is its name in the tree, for ever, so lookups need not be
-counted, forget has nothing to do, and directories need no handles.
+There is no state for each inode: a node keeps its ino in the tree for ever, so lookups need not be counted,
+FORGET has nothing to do, and directories need no handles.
 
-A handler has the protocol parse the body of its request. What it calls returns the body of the answer, or a
+A handler parses the body of its request (`protocol`), and calls a method that returns the answer's body, or a
 coroutine for it, and raises OSError or ImgfsError.
 """
 
@@ -71,9 +71,9 @@ Later: TypeAlias = Coroutine[object, object, bytes]
 class Operations(Generic[F]):
     """The files of `view`, to be read.
 
-    With `squash` (uid, gid) every file is shown as theirs. `on_ready` is called when the kernel has greeted;
-    `status` gives what `imgfs status` shows, as an extended attribute of the root. With
-    `acls` files have ACLs, which count. `ahead` is told what is read.
+    With `squash` (uid, gid) every file is shown as theirs. `on_ready` is called after FUSE_INIT; `status`
+    returns what `imgfs status` shows, served as an extended attribute of the root. With `acls` the kernel
+    enforces the files' ACLs. `ahead` is told what is read.
     """
 
     def __init__(
@@ -98,20 +98,20 @@ class Operations(Generic[F]):
 
     @cached_property
     def fetches(self) -> trio.CapacityLimiter:
-        """What lets so many threads at once wait for the network."""
+        """The limiter of the threads that wait for the network."""
         from imgfs.fuse.tasks import limiter  # here and below: many a mount never waits
 
         return limiter(_FETCHES)
 
     @cached_property
     def disk_reads(self) -> trio.CapacityLimiter:
-        """What lets so many threads at once wait for the disk."""
+        """The limiter of the threads that wait for the disk."""
         from imgfs.fuse.tasks import limiter
 
         return limiter(_DISK_READS)
 
     def session(self, descriptor: int, *, stands_below: bool = False) -> Session:
-        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
+        """Return a session on `descriptor`, an open /dev/fuse."""
         session = Session(
             descriptor, self.handlers(), self.greeted, stands_below=stands_below, acls=self._acls
         )
@@ -120,7 +120,7 @@ class Operations(Generic[F]):
         return session
 
     def handlers(self) -> dict[Opcode, Handler]:
-        """What answers which request."""
+        """Return the handlers by opcode."""
         return {
             Opcode.LOOKUP: lambda head, body: self.lookup(head.ino, name_in(body)),
             Opcode.GETATTR: lambda head, _: self.getattr(head.ino),
@@ -141,17 +141,17 @@ class Operations(Generic[F]):
         }
 
     def refused(self, layer: int, session: Session) -> None:
-        """Bytes of a layer have been found to be wrong: no reader keeps its pages. For any thread."""
+        """Drop the pages of all files of a layer whose bytes turned out to be wrong. For any thread."""
         session.forget_pages_soon(self._view.files_of(layer))
 
     def greeted(self, offered: int) -> None:
-        """Note what the kernel can do (InitFlag), once it has been answered."""
+        """Note the kernel's features (InitFlag), after FUSE_INIT has been answered."""
         self._needs_handles = not offered & InitFlag.NO_OPENDIR_SUPPORT
         self._goes_without_opens = not self._view.needs_opens and bool(offered & InitFlag.NO_OPEN_SUPPORT)
         self._on_ready()
 
     def lookup(self, parent: int, name: bytes) -> bytes:
-        """A directory's entry; the kernel remembers for ever that a name is absent."""
+        """Return a directory's entry, or a negative one, which the kernel caches for ever."""
         if name in DOTS:  # by a file handle, as of NFS (FUSE_EXPORT_SUPPORT)
             return entry(self._view.attributes(parent), self._squash)
         if len(name) > NAME_MAX:  # the kernel lets longer ones through to FUSE
@@ -160,21 +160,21 @@ class Operations(Generic[F]):
         return entry(found, self._squash) if found else ABSENT
 
     def getattr(self, ino: int) -> bytes:
-        """A file's attributes."""
+        """Return a file's attributes."""
         return attributes(self._view.attributes(ino), self._squash)
 
     def statx(self, ino: int) -> bytes:
-        """A file's attributes and its time of birth."""
+        """Return a file's attributes and its time of birth."""
         return statx_out(self._view.attributes(ino), self._view.birth_ns(ino), self._squash)
 
     def readlink(self, ino: int) -> bytes:
-        """A symlink's target."""
+        """Return a symlink's target."""
         return self._view.readlink(ino)
 
     def open(self, ino: int, flags: int, more: int = 0) -> bytes:
-        """A handle on a file, with what the kernel may keep of its pages.
+        """Return a handle on a file, and whether the kernel may keep its pages.
 
-        ENOSYS unless the view has to see opens: from then on the kernel opens and closes files by itself.
+        ENOSYS unless the view has to see opens: the kernel then sends no OPEN and no RELEASE any more.
         """
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
@@ -183,7 +183,7 @@ class Operations(Generic[F]):
         return open_out(0, self._view.open(ino))
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | Later:
-        """Exactly the bytes asked for, or up to the end of the file, or EIO."""
+        """Return exactly the bytes asked for, or those up to the end of the file, or fail with EIO."""
         found = self._view.read(ino, offset, size)
         if isinstance(found, PendingRead):
             at_once = self._disk.read(found) if found.is_local and size <= _SMALL_READ else None
@@ -196,25 +196,28 @@ class Operations(Generic[F]):
         return found
 
     def lseek(self, ino: int, offset: int, whence: int) -> bytes | Later:
-        """Where a file's next data or hole is."""
+        """Return where a file's next data or hole begins."""
         return position_out(self._view.seek(ino, offset, whence))
 
     def ioctl(self) -> bytes:
-        """Refuse a control that the kernel does not have for every file: there are none here (ioctl(2))."""
+        """Refuse with ENOTTY: files have no ioctls but those that the kernel implements itself (ioctl(2))."""
         raise FUSEError(errno.ENOTTY)
 
     def release(self, ino: int, handle: int) -> bytes:
-        """Close a handle: nothing is kept for it."""
+        """Answer RELEASE: there is no state for a handle."""
         return b""
 
     def opendir(self, ino: int) -> bytes:
-        """No handle: the kernel never asks again, and keeps all listings (Linux 5.1)."""
+        """Refuse with ENOSYS: the kernel sends no OPENDIR again, and caches all listings (Linux 5.1).
+
+        A kernel that lacks this (FUSE_NO_OPENDIR_SUPPORT) gets a handle that means nothing.
+        """
         if self._needs_handles:
             return open_out(0, KEPT_LISTING)
         raise FUSEError(errno.ENOSYS)
 
     def readdir(self, ino: int, handle: int, position: int, room: int) -> bytes:
-        """The listing behind `position`, with attributes, as much as there is room for."""
+        """Return the entries after `position` with their attributes, as many as fit."""
         listing = self._listings.pop((ino, position), None) or Listing(self._view.children(ino), ino)
         body = listing.reply(self._view, position, room, self._squash)
         if body:
@@ -222,7 +225,7 @@ class Operations(Generic[F]):
         return body
 
     def _keep(self, listing: Listing[F]) -> None:
-        """Keep a listing for the request that continues it, unless a newer one has got as far."""
+        """Keep a listing for the request that continues it, unless a newer one stands at that position."""
         place = listing.directory, listing.position
         other = self._listings.get(place)
         if other is None or other.began < listing.began:
@@ -231,11 +234,11 @@ class Operations(Generic[F]):
                 self._listings.popitem(last=False)
 
     def releasedir(self, handle: int) -> bytes:
-        """Close a directory: there are no handles."""
+        """Answer RELEASEDIR: directories have no handles."""
         return b""
 
     def getxattr(self, ino: int, name: bytes, room: int, caller: int) -> bytes | int | Later:
-        """An extended attribute; on the root also the mount's status, which says where it all is."""
+        """Return an extended attribute; of the root also the mount's status, which has paths of the host."""
         if name == _STATUS and ino == ROOT_INO and self._status and not is_contained(caller):
             return xattr_out(encode_status(self._status().to_json()), room)
         value = self._view.xattr(ino, name)
@@ -244,11 +247,11 @@ class Operations(Generic[F]):
         return self._xattr_later(value, room) if isinstance(value, PendingRead) else xattr_out(value, room)
 
     def listxattr(self, ino: int, room: int) -> bytes:
-        """The names of the extended attributes."""
+        """Return the names of the extended attributes."""
         return xattr_names_out(self._view.xattrs(ino), room)
 
     def statfs(self) -> bytes:
-        """The size of the file system."""
+        """Return the size of the file system."""
         return statfs_out(self._view.statfs())
 
     async def _xattr_later(self, pending: PendingRead, room: int) -> bytes:
@@ -261,10 +264,10 @@ class Operations(Generic[F]):
 
 
 class Listing(Generic[F]):
-    """A directory being listed: where the kernel is, and the rest of the query.
+    """A directory being listed: the kernel's position, and the rest of the query.
 
-    Positions: `.` is 1, `..` is 2, then the tree's own positions moved up by two. What an iterator has given
-    but the reply had no room for is put back and comes first the next time.
+    Positions: `.` is 1, `..` is 2, then the tree's own positions plus two. An entry that did not fit into a
+    reply is put back, and comes first in the next.
     """
 
     def __init__(self, children: Children[F], directory: int) -> None:
@@ -277,7 +280,7 @@ class Listing(Generic[F]):
         self._before = -1  # of the one before that
 
     def read_from(self, position: int) -> Iterator[tuple[int, bytes, F | None]]:
-        """The entries behind `position`; the child is None for `.` and `..`."""
+        """Yield the entries after `position`; the child is None for `.` and `..`."""
         if position != self.position:
             self._rest, self._held, self.position = self._start(position), None, position
         while entry := self._take():
@@ -290,7 +293,7 @@ class Listing(Generic[F]):
         self.position = self._before
 
     def reply(self, view: View[F], position: int, room: int, squash: Squash) -> bytes:
-        """The entries behind `position` with their attributes, as many as `room` bytes hold."""
+        """Return the entries after `position` with their attributes, as many as `room` bytes hold."""
         entries = []
         for number, name, child in self.read_from(position):
             entry = self._entry(view, number, name, child, squash)

@@ -1,7 +1,7 @@
-"""What a file loses when its bytes change: set-id bits, and capabilities (capabilities(7), inode(7)).
+"""Set-id bits and capabilities, which a file loses when its bytes change (capabilities(7), inode(7)).
 
-With FUSE_HANDLE_KILLPRIV_V2 that is the daemon's work. With most requests the kernel says whether the caller
-may keep the set-id bits (CAP_FSETID); a FALLOCATE and a COPY_FILE_RANGE do not say it, so the daemon looks.
+With FUSE_HANDLE_KILLPRIV_V2 the daemon takes them away. Most requests say whether the caller keeps the set-id
+bits (CAP_FSETID); FALLOCATE and COPY_FILE_RANGE do not, so the daemon looks at the caller in /proc.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode in nsfs (linux/proc_ns.h, PROC_U
 
 
 class Privileges:
-    """Takes privileges from files of `overlay`, which `view` shows; `session` is told what has changed."""
+    """Takes privileges from files of `overlay`, which `view` shows; `session` tells the kernel."""
 
     def __init__(self, view: UnionView, overlay: Overlay) -> None:
         self._view = view
@@ -31,7 +31,7 @@ class Privileges:
         self.session: Session | None = None
 
     def drop(self, ino: int, *, kill: int) -> None:
-        """Have a file whose bytes are changed without set-id bits, if `kill`, and without capabilities."""
+        """Take capabilities and, if `kill`, set-id bits from a file whose bytes are about to change."""
         file = self._view.attributes(ino)
         if (
             kill
@@ -44,15 +44,15 @@ class Privileges:
             self._overlay.drop_capability(self._overlay.copyup.up(ino))
 
     def drop_for(self, caller: Head, ino: int) -> None:
-        """Drop them for a caller whose CAP_FSETID the request does not tell: /proc says whether bits stay."""
+        """Do as `drop` for a request that does not say whether its caller has CAP_FSETID: /proc says it."""
         has_bits = self._view.attributes(ino).mode & (stat.S_ISUID | stat.S_ISGID)
         self.drop(ino, kill=bool(has_bits) and not keeps_set_id(caller.pid))
 
 
 def keeps_set_id(thread: int) -> bool:
-    """Return True if what a thread changes keeps its set-id bits: CAP_FSETID in the first user namespace.
+    """Return True if files that a thread changes keep set-id bits: by CAP_FSETID in the initial namespace.
 
-    One that is not seen, as in another PID namespace, is not known to have it.
+    False for a thread that /proc does not show, such as one in another PID namespace.
     """
     try:
         found = _EFFECTIVE.search(Path(f"/proc/{thread}/status").read_bytes())

@@ -1,8 +1,8 @@
 """The operations on ranges of a writable mount's files: allocate, find data and holes, copy.
 
-Before a FALLOCATE and a COPY_FILE_RANGE the kernel writes what it has gathered of the range
-(fs/fuse/file.c, fuse_writeback_range). Before an LSEEK it does not: it is made to, if a program has the file
-open to write.
+Before FALLOCATE and COPY_FILE_RANGE the kernel writes back the range's dirty pages (fs/fuse/file.c,
+fuse_writeback_range). Before LSEEK it does not: if a program has the file open to write, the daemon has it do
+so.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MOST = (1 << 30) - 4096  # bytes copied by one request: an answer to COPY_FILE_
 class RangeOperations:
     """Changes and searches ranges of the files of `overlay`, which `view` shows.
 
-    `reading` bounds the threads that copy; `fills` copies data up. With `writeback` the kernel gathers what
-    is written, and keeps the times of what it changes.
+    `reading` has the limiter of the threads that copy; `fills` copies data up. With `writeback` the kernel
+    caches writes, and keeps the times of the files that it changes.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RangeOperations:
         self._writeback = writeback
 
     def handlers(self) -> dict[Opcode, Handler]:
-        """What answers which request on a range of a file."""
+        """Return the handlers of requests on a range of a file."""
         return {
             Opcode.FALLOCATE: lambda head, body: self.fallocate(head, *fallocate_in(body)),
             Opcode.LSEEK: lambda head, body: self.lseek(head.ino, *lseek_in(body)),
@@ -75,7 +75,7 @@ class RangeOperations:
         }
 
     async def fallocate(self, caller: Head, offset: int, length: int, mode: int) -> bytes:
-        """Allocate a range, or punch or zero it."""
+        """Allocate a range, punch a hole into it, or zero it."""
         from imgfs.fuse.tasks import undone_or_done  # here and below: most mounts have nothing that waits
 
         node = await self._about_to_change(caller, caller.ino)
@@ -85,7 +85,7 @@ class RangeOperations:
         return _DONE
 
     def lseek(self, ino: int, offset: int, whence: int) -> bytes | Later:
-        """Where the next data or hole is."""
+        """Return where the next data or hole begins."""
         node = self._nodes.get(ino)
         if self._writeback and node is not None and node.writers:
             return self._lseek_later(node, offset, whence)
@@ -99,7 +99,7 @@ class RangeOperations:
         return position_out(self._view.seek(node.ino, offset, whence))
 
     async def _copy(self, caller: Head, wanted: RangeToCopy, pack: Callable[[int], bytes]) -> bytes:
-        """Copy a range to another file, or as much of it as there is before a signal comes."""
+        """Copy a range to another file, as far as it comes before a signal."""
         from imgfs.fuse.tasks import done_in_part
 
         target = await self._about_to_change(caller, wanted.target)
@@ -109,7 +109,7 @@ class RangeOperations:
             return pack(await done_in_part(copy))
 
     async def _about_to_change(self, caller: Head, ino: int) -> UpperNode:
-        """The node of a file that is open to be written, with data of its own and without its privileges."""
+        """Return the node of a file open for writing, its data copied up and its privileges dropped."""
         node = self._nodes[ino]
         await self._fills().fill(node)
         self._privileges.drop_for(caller, ino)

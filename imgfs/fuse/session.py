@@ -1,9 +1,9 @@
-"""The conversation with the kernel: requests come out of /dev/fuse one by one, answers go back in any order.
+"""The FUSE session: requests are read from /dev/fuse one by one, answers are written in any order.
 
-Most requests are answered within some microseconds and without waiting for anything, so one thread takes them
-one after the other. What has to wait for the network or the disk is a coroutine: from the first of them on
-the session is served by `tasks`, where it holds no other request up. Until then trio, which has tasks, is not
-loaded: a third of a daemon's time to start, and of its memory. Many a mount never needs it.
+Most requests are answered within some microseconds and without waiting, so one thread answers them in turn. A
+request that has to wait for the network or the disk is a coroutine: from the first of them on the session is
+served by `tasks`, where it holds up no other request. Only that loads trio, which takes a third of a daemon's
+time to start and of its memory; many mounts never need it.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ Handler: TypeAlias = Callable[[Head, memoryview], Answer | Coroutine[object, obj
 
 
 class Waiting(NamedTuple):
-    """A request whose answer takes time: `answer` is a coroutine for its body.
+    """A request whose answer takes time: `answer` is a coroutine that returns the answer's body.
 
-    If the caller may be a page fault, which must not fail with EINTR, it is waited for `until_killed`.
+    `until_killed`: only the caller's death cancels it, not every signal. The caller may be a page fault,
+    which must not fail with EINTR.
     """
 
     head: Head
@@ -70,15 +71,14 @@ class Waiting(NamedTuple):
 
 
 class Session:
-    """Has `handlers`, by opcode, answer the requests that come from `descriptor`: an open /dev/fuse, mounted.
+    """Reads requests from `descriptor`, a mount's /dev/fuse, and answers each by the handler of its opcode.
 
-    A handler is given a request's head and body, good until it returns, and returns the answer, or a
-    coroutine for it. What it raises becomes an errno. An opcode without a handler is refused with
-    ENOSYS: most of those the kernel does not send again. `greeted` is told what the kernel can do, once it
-    has been answered.
+    A handler gets a request's head and body, valid until it returns, and returns the answer's body, or a
+    coroutine for it. An exception becomes an errno. An opcode without a handler is refused with ENOSYS: the
+    kernel does not send most of those again. `greeted` is called with the kernel's features (InitFlag) after
+    FUSE_INIT has been answered; `fuse.agreement` says what is agreed on.
 
-    What it agrees on with the kernel is said in `fuse.agreement`. `stands_below`: another file system reads,
-    and makes EIO of EINTR.
+    `stands_below`: another file system reads from this one, and makes EIO of EINTR.
     """
 
     def __init__(
@@ -118,27 +118,27 @@ class Session:
         self.tasks: Tasks | None = None  # the requests that wait, once one has to
 
     def watch(self, descriptor: int, act: Callable[[], None]) -> None:
-        """Have `act` called, by the thread that serves, whenever a descriptor can be read."""
+        """Have the serving thread call `act` whenever a descriptor can be read."""
         self.watched[descriptor] = act
         self._poll.register(descriptor, select.POLLIN)
         if self.tasks:
             self.tasks.watch(descriptor)
 
     def unwatch(self, descriptor: int) -> None:
-        """Look at a descriptor no longer."""
+        """Undo `watch`."""
         del self.watched[descriptor]
         self._poll.unregister(descriptor)
 
     def every(self, period: float, beat: Callable[[], None]) -> None:
-        """Have `beat` called, by the thread that serves, now and every `period` seconds."""
+        """Have the serving thread call `beat` now and every `period` seconds."""
         self.period, self.beat, self._due = period, beat, time.monotonic()
         if self.tasks:
             self.tasks.go_on_beating()
 
     def serve(self) -> bool:
-        """Answer until it is unmounted: True; or until `end` or `abort` is called: False.
+        """Answer requests. Return True once it is unmounted, False once `end` or `abort` has been called.
 
-        What `greeted` and `watch`ing calls raise ends it, too, and with MountError a kernel that is too old.
+        Raises what `greeted` and the functions given to `watch` raise; MountError if the kernel is too old.
         """
         os.set_blocking(self.descriptor, False)  # what has been asked may be taken back before it is read
         try:
@@ -153,12 +153,12 @@ class Session:
         return serve_by_tasks(self)
 
     def stopped(self) -> None:
-        """Do what is to be done once no more requests are taken."""
+        """Call the functions of `at_stop`: no more requests are read."""
         while self.at_stop:
             self.at_stop.pop()()
 
     def _answer_at_once(self) -> bool:
-        """Answer until it is unmounted, or is to end, or a request has to wait."""
+        """Answer requests until the mount is gone, the session ends, or a request has to wait."""
         poll = BusyPoll(self._poll.poll)
         while not self.is_ending:
             for descriptor, _ in poll.wait(self._patience()):
@@ -183,9 +183,10 @@ class Session:
         return max(1, 1000 * (self._due - now))
 
     def resume(self, offered: int, *, resend: bool) -> None:
-        """Go on in the place of a process that the kernel has greeted.
+        """Take over from a process that has answered FUSE_INIT.
 
-        `offered` is what the kernel can do. It is to `resend` what a killed one has left unanswered.
+        `offered` are the kernel's features (InitFlag). `resend`: that process was killed, so the kernel is
+        asked to send its unanswered requests again.
         """
         self.offered = offered
         self._greeted(offered)
@@ -193,15 +194,15 @@ class Session:
             self._write(ANSWER_HEAD.pack(ANSWER_HEAD.size, NotifyCode.RESEND, 0), b"")
 
     def end(self) -> None:
-        """Take no more requests; those under way are answered still."""
+        """Read no more requests; those under way are still answered."""
         self.is_ending = True
 
     def abort(self) -> None:
-        """Take no more requests, and leave those under way."""
+        """Read no more requests, and leave those under way unanswered."""
         self.is_ending = self.is_aborted = True
 
     def answer_next(self) -> bool:
-        """Read a request, if there is one, and answer it, unless it has to wait; False if it is unmounted."""
+        """Read a request, if there is one, and answer it unless it has to wait. False once unmounted."""
         try:
             length = os.readv(self.descriptor, self._rooms)
         except OSError as error:
@@ -214,9 +215,9 @@ class Session:
         return True
 
     def answer_until(self, done: int, seconds: float) -> None:
-        """Answer further requests while one is held up: until `done` can be read, or so many seconds.
+        """Answer further requests while one is held up, until `done` can be read, for `seconds` at most.
 
-        It ends before that if one of them has to wait, or it is unmounted.
+        Return early if one of them has to wait, or the mount is gone.
         """
         poll = select.poll()
         for descriptor in (done, self.descriptor):
@@ -234,13 +235,13 @@ class Session:
         return self._newest & ~RESENT
 
     def answer_of_root(self, opcode: Opcode) -> bytes:
-        """Return what is answered if something is asked of the root, of which no body says more."""
+        """Return the answer to a request about the root whose body is empty, such as STATFS."""
         answer = self._handlers[opcode](Head(opcode, 0, ROOT_INO, 0, 0, 0), memoryview(b""))
         assert isinstance(answer, bytes)
         return answer
 
     def take_waiting(self) -> Waiting | None:
-        """Return the request that was just read, if it has to wait; the caller has it answered."""
+        """Return the request just read if it has to wait, else None; the caller runs its coroutine."""
         waiting, self._waiting = self._waiting, None
         return waiting
 
@@ -267,7 +268,7 @@ class Session:
             self._waiting = Waiting(head, until_killed, answer)
 
     def _take_own(self, head: Head, body: memoryview) -> None:
-        """Answer what the session itself does, and refuse what has no handler."""
+        """Answer the requests of the protocol itself, and refuse those without a handler."""
         if head.opcode == _INTERRUPT:
             self._interrupt(head, INTERRUPT_IN.unpack_from(body)[0])
         elif head.opcode == _INIT:
@@ -277,25 +278,25 @@ class Session:
             self.send(head.unique, errno.ENOSYS)
 
     def _interrupt(self, head: Head, unique: int) -> None:
-        """Have a request that its caller does not wait for taken back, if it is not done by then.
+        """Cancel a request that its caller no longer waits for, if it has not been answered.
 
-        None that is answered is ever looked for again. One that has not been read yet is asked for once more
-        (EAGAIN, linux/fuse.h): one thread reads all, so it does not happen; libfuse allows for it too.
+        An interrupt may come before its request: EAGAIN asks the kernel to send it again (linux/fuse.h). One
+        thread reads all requests, so that does not happen today; libfuse allows for it, too.
         """
         is_taken_back = self.tasks and self.tasks.take_back(unique)
         if not is_taken_back and unique & ~RESENT > self._newest & ~RESENT:
             self.send(head.unique, errno.EAGAIN)
 
     def invalidate_attributes(self, ino: int) -> None:
-        """Have the kernel ask for a file's attributes when it next needs them; it keeps what it has gathered.
+        """Have the kernel ask for a file's attributes when it next needs them; its dirty pages stay.
 
-        Only for a file that a caller under way has open: if one is being let go of, the kernel waits for
-        that, which may wait for answers.
+        Only for a file that the caller of a request under way has open: if its inode is being evicted, the
+        kernel waits for that here, and the eviction may wait for our answers.
         """
         self._notify_invalid(ino, _NO_PAGES)
 
     def invalidate_attributes_soon(self, ino: int) -> None:
-        """Do so for any file, open or not, in another thread."""
+        """Do as `invalidate_attributes` for any file, open or not, in another thread."""
         if ino not in self._invalidating:
             self._invalidating.add(ino)
             threading.Thread(target=self._invalidate, args=(ino,), daemon=True).start()
@@ -305,7 +306,7 @@ class Session:
         self.invalidate_attributes(ino)
 
     def forget_pages_soon(self, inos: Iterable[int]) -> None:
-        """Have the kernel forget the pages of files, those that programs have mapped, too; in a thread."""
+        """Have the kernel drop the pages of files, mapped ones too, in another thread."""
         threading.Thread(target=self._forget_pages, args=(inos,), name="imgfs-pages", daemon=True).start()
 
     def _forget_pages(self, inos: Iterable[int]) -> None:
@@ -313,16 +314,16 @@ class Session:
             self.write_back(ino)
 
     def write_back(self, ino: int) -> None:
-        """Have the kernel write what it has gathered of a file, and forget its pages; in a thread of its own.
+        """Have the kernel write back a file's dirty pages and drop all its pages. For a thread of its own.
 
-        It waits for pages that are being read, too: requests must be answered meanwhile.
+        The kernel waits for pages that are being read: requests must be answered meanwhile.
         """
         self._notify_invalid(ino, 0)
 
     def store(self, ino: int, body: bytes | memoryview) -> bool:
-        """Put the first bytes of a file into the kernel's page cache; False if the kernel does not know it.
+        """Put the first bytes of a file into the kernel's page cache; False if the kernel has no such inode.
 
-        It waits for pages that are being read: in a thread of its own.
+        The kernel waits for pages that are being read. For a thread of its own.
         """
         head = ANSWER_HEAD.pack(ANSWER_HEAD.size + STORE_OUT.size + len(body), NotifyCode.STORE, 0)
         try:
@@ -364,7 +365,7 @@ class Session:
 
 
 def _nothing(_head: Head, _body: memoryview) -> None:
-    """Nothing is kept for a file, so nothing can be forgotten."""
+    """Answer FORGET: no state is kept for an inode."""
 
 
 def _nothing_else() -> None:

@@ -1,9 +1,9 @@
-"""Requests that wait: each is a task, its work a thread. Alone loads trio.
+"""Requests that wait: each is a trio task whose work runs in a thread. The only module here that loads trio.
 
-One task reads the requests, as `session` does until the first has to wait. It asks the kernel itself whether
-there is another, or comes one within a millisecond; only if not, or after many, does it wait in trio, where
-everything else gets its turn. A request may be taken back while it waits (see `interrupts`): its work is then
-abandoned, or undone.
+One task reads the requests, as `session` does until the first has to wait. It polls /dev/fuse itself for up
+to a millisecond; only if no request comes, or after many in a row, does it wait in trio, where the other
+tasks get their turn. A request may be interrupted while it waits (see `interrupts`): its work is then
+abandoned or undone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def limiter(threads: int) -> trio.CapacityLimiter:
-    """Return what lets so many threads at once work."""
+    """Return a limiter that lets so many threads work at once."""
     return trio.CapacityLimiter(threads)
 
 
@@ -77,7 +77,7 @@ class UnderWay(NamedTuple):
 
 
 class Tasks:
-    """The requests of `session` that wait, in a nursery; what else it does is in that of `others`."""
+    """The requests of `session` that wait, as tasks of `nursery`; its watches and beats are in `others`."""
 
     def __init__(self, session: Session, nursery: trio.Nursery, others: trio.Nursery) -> None:
         self._session = session
@@ -88,7 +88,7 @@ class Tasks:
         self.reading = trio.CancelScope()
 
     def watch(self, descriptor: int) -> None:
-        """Have done what the session does when a descriptor can be read."""
+        """Call the function that the session has for a descriptor, each time it can be read."""
         self._others.start_soon(self._watch, descriptor)
 
     async def _watch(self, descriptor: int) -> None:
@@ -103,7 +103,7 @@ class Tasks:
                 self.reading.cancel()
 
     def go_on_beating(self) -> None:
-        """Give signs of life as the session does now."""
+        """Call the session's `beat` every `period` seconds from now on."""
         self._beating.cancel()
         if self._session.period < math.inf:
             self._beating = trio.CancelScope()
@@ -118,7 +118,7 @@ class Tasks:
                 await trio.sleep(self._session.period)
 
     async def read_all(self) -> None:
-        """Have all requests answered until it is unmounted."""
+        """Answer requests until the mount is gone."""
         poll, row = select.poll(), 0
         poll.register(self._session.descriptor, select.POLLIN)
         busy = BusyPoll(poll.poll)
@@ -138,7 +138,7 @@ class Tasks:
         return bool(self._under_way)
 
     def take_back(self, unique: int) -> bool:
-        """Have a request answered with EINTR, if it is not done by then; False if it does not wait."""
+        """Interrupt a waiting request: it fails with EINTR unless it is done first. False if none waits."""
         found = self._under_way.get(unique)
         if found is None:
             return False
@@ -165,7 +165,7 @@ class Tasks:
         self._session.send(head.unique, number, body)
 
     async def _cancel_when_killed(self, found: UnderWay) -> None:
-        """Cancel it when its caller is being killed, if that comes before it is answered."""
+        """Cancel a request once its caller is being killed, unless it is answered before that."""
         head = found.waiting.head
         while head.unique in self._under_way:
             if is_killed(head.pid):
@@ -175,14 +175,14 @@ class Tasks:
 
 
 async def undone_or_done(work: Callable[[GiveUp], T]) -> T:
-    """What `work` returns, done in a thread; on cancellation tell it to give up, and wait for its end."""
+    """Return the result of `work` in a thread. When cancelled, tell it to give up, and wait until it has."""
     result = await done_in_part(work)
     await trio.lowlevel.checkpoint_if_cancelled()
     return result
 
 
 async def done_in_part(work: Callable[[GiveUp], T]) -> T:
-    """Return what `work` returns, also what it had done when it was cancelled, and gave up."""
+    """Run `work` in a thread and return its result, even if it was cancelled and gave up in the middle."""
     given_up: GiveUp = Future()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
@@ -199,7 +199,7 @@ async def done_in_part(work: Callable[[GiveUp], T]) -> T:
 
 
 async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityLimiter) -> T:
-    """What `work` returns, done in a thread; on cancellation tell it to give up, and do not wait."""
+    """Return the result of `work` in a thread. When cancelled, tell it to give up, and do not wait."""
     given_up: GiveUp = Future()
     try:
         return await trio.to_thread.run_sync(work, given_up, limiter=limiter, abandon_on_cancel=True)
@@ -209,5 +209,5 @@ async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityL
 
 
 async def abandoned(work: Callable[[], None]) -> None:
-    """Do work in a thread; on cancellation do not wait for it."""
+    """Run `work` in a thread. When cancelled, do not wait for it."""
     await trio.to_thread.run_sync(work, abandon_on_cancel=True)

@@ -60,8 +60,8 @@ _DONE = b""
 class WritableOperations:
     """Changes of the files of `view`, which go to its `overlay`; `reading` answers all else.
 
-    The kernel gathers what is written, and keeps sizes and times of files meanwhile; with `write_through` it
-    hands each write on. `once` is memory for `Once`, if another process may go on.
+    The kernel caches writes (FUSE_WRITEBACK_CACHE), and keeps sizes and times of files meanwhile; with
+    `write_through` it passes each write on. `once` is memory for `Once`, if another process may take over.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class WritableOperations:
         self._privileges = Privileges(view, overlay)
 
     def session(self, descriptor: int) -> Session:
-        """The conversation with the kernel by `descriptor`, an open /dev/fuse."""
+        """Return a session on `descriptor`, an open /dev/fuse."""
         names = NamespaceOperations(self._view, self._overlay, self._squash)
         ranges = RangeOperations(
             self._view,
@@ -114,7 +114,7 @@ class WritableOperations:
         self._reading.refused(layer, session)
 
     def handlers(self) -> dict[Opcode, Handler]:
-        """What answers which request that changes files, or that a writable mount answers otherwise."""
+        """Return the handlers of changes of files, and of what a writable mount answers in its own way."""
         return {
             Opcode.FORGET: lambda head, body: self.forget(head.ino, *forget_in(body)),
             Opcode.BATCH_FORGET: lambda _, body: self.forget_all(batch_forget_in(body)),
@@ -128,10 +128,10 @@ class WritableOperations:
         }
 
     def getattr(self, ino: int, flags: int = 0) -> bytes:
-        """A file's attributes.
+        """Return a file's attributes.
 
-        Asked about an open file, the kernel is about to write to it: then it is told, once, of what it had
-        gathered before and could not be written.
+        A GETATTR with a handle comes before a write(2): then an earlier failure to write back is reported,
+        once.
         """
         node = self._nodes.get(ino) if flags & GETATTR_FH else None
         if node is not None and node.failed:
@@ -149,7 +149,7 @@ class WritableOperations:
         return self._set_rest(ino, new)
 
     def open(self, ino: int, flags: int, more: int = 0) -> bytes | Later:
-        """A handle on a file. One to write to has the file copied up: what hinders that is told now."""
+        """Return a handle on a file. Opening it to write copies it up: errors of that are reported here."""
         if flags & os.O_TRUNC:
             if self._truncates(ino, 0):
                 node = self._overlay.copyup.up(ino, with_data=False)
@@ -164,7 +164,7 @@ class WritableOperations:
         return self._reading.open(ino, flags & ~_WRITING)
 
     def write(self, ino: int, data: memoryview, offset: int, flags: int) -> bytes | Later:
-        """Write all of it, or, of what a program has just written, as much as there is room for."""
+        """Write data: write-back pages whole or not at all, a program's write as far as there is room."""
         node = self._nodes.get(ino)
         if node is None:
             raise FUSEError(errno.ESTALE)
@@ -173,14 +173,14 @@ class WritableOperations:
         return self._write(node, data, offset, flags)
 
     def fsync(self, ino: int) -> bytes | Later:
-        """Get a file, or a directory's names, to the disk; what goes with the mount need not get there."""
+        """Sync a file, or a directory's names; nothing to do for a scratch that goes with the mount."""
         node = self._nodes.get(ino)
         if node is None or not self._overlay.durable:
             return _DONE
         return self._sync_later(node)
 
     def release(self, ino: int, handle: int) -> bytes:
-        """A handle is closed."""
+        """Note that a handle is closed."""
         node = self._nodes.get(ino)
         if node is not None:
             self._overlay.release(node, opened=bool(handle & UPPER_HANDLE), writes=bool(handle & WRITING))
@@ -206,7 +206,7 @@ class WritableOperations:
         return node in self._copied or (node.data is not None and size > 0)
 
     def _new_owner(self, new: NewAttributes) -> tuple[int | None, int | None]:
-        """The uid and gid to set. An ordinary user is shown as the owner of all, and stays so."""
+        """Return the uid and gid to set. With `squash` all files are shown as the user's, and stay so."""
         uid = new.uid if new.changes & SetattrMask.UID else None
         gid = new.gid if new.changes & SetattrMask.GID else None
         if not self._overlay.keeps_owners_aside or os.geteuid() == 0:
@@ -235,7 +235,7 @@ class WritableOperations:
         return attributes(shown, self._squash)
 
     def _is_of_no_use(self, ino: int, new: NewAttributes) -> bool:
-        """Return True if the kernel hands on times of a file that has no name and is not open.
+        """Return True if the kernel flushes the times of a file that has no name and is not open.
 
         It does so after each unlink(2) of a file whose times it keeps, right before it forgets the file; what
         it answers a program that still holds the file by O_PATH are its own times. A file that has never had
@@ -263,17 +263,18 @@ class WritableOperations:
         return self._handle(node)
 
     def _handle(self, node: UpperNode, *, is_read: bool = False) -> bytes:
-        """A handle, and what the kernel may keep of the file's pages."""
+        """Return a handle, and what the kernel may keep of the file's pages."""
         self._overlay.open(node, writes=not is_read)
         if is_read:
             return open_out(UPPER_HANDLE, self._kept_by_reader(node))
         return open_out(UPPER_HANDLE | WRITING, OpenFlag.KEEP_CACHE)
 
     def _kept_by_reader(self, node: UpperNode) -> int:
-        """Say what pages a reader keeps, who is to move the access time: the kernel leaves it to the daemon.
+        """Return whether the kernel keeps the file's pages; see that its access time moves as by relatime.
 
-        Where the time is about to move, the kernel drops a small file's pages, and so reads the file below,
-        which moves it. A large file's pages are worth more: it is moved now, as if all who open it read it.
+        Access times are the daemon's work. If this file's is due, the kernel drops a small file's pages, so
+        that reading them from the upper file moves it. A large file keeps its pages, and is touched at the
+        open.
         """
         fd = self._overlay.data(node)
         found = os.fstat(fd)
@@ -287,7 +288,7 @@ class WritableOperations:
         return OpenFlag.KEEP_CACHE
 
     def _write(self, node: UpperNode, data: bytes | memoryview, offset: int, flags: int) -> bytes:
-        """Write. What the kernel has gathered is written whole or fails: it does not look at the count."""
+        """Write data. Write-back pages are written whole or fail: the kernel ignores the count for them."""
         fd, shown_ns = self._overlay.data(node), None
         try:
             found = os.fstat(fd)
@@ -309,11 +310,11 @@ class WritableOperations:
         return write_out(count)
 
     def _failed(self, node: UpperNode, error: OSError) -> None:
-        """Report at the next write(2) to a file that what was written to it before is lost.
+        """Report at the next write(2) to a file that earlier writes are lost.
 
-        Of its own a kernel that gathers writes tells of that only at fsync(2) and close(2): a program that
-        writes on and on would never hear it. Before each write the kernel wants to know the mode; with that
-        out of date it asks, and hears the error (fs/fuse/file.c, fuse_cache_write_iter).
+        With a write-back cache the kernel itself reports that only at fsync(2) and close(2): a program that
+        goes on writing would not learn of it. Before each write the kernel checks the mode; with that
+        invalidated it asks by GETATTR, which fails (fs/fuse/file.c, fuse_cache_write_iter).
         """
         node.failed = error.errno or errno.EIO
         if self._privileges.session:
@@ -332,5 +333,5 @@ class WritableOperations:
         return _DONE
 
     def _truncates(self, ino: int, size: int) -> bool:
-        """Return True if that changes anything; if not, a kernel that gathers writes keeps the times."""
+        """Return True if `size` differs from the file's; if not, a kernel with write-back keeps the times."""
         return not self._writeback or size != self._view.attributes(ino).size
