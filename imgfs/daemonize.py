@@ -113,7 +113,7 @@ def _daemon(
     task_pipe: int,
     answer: int,
 ) -> NoReturn:
-    """The forked process: serve, and tell `answer` how it began. Ends without the caller's clean-up."""
+    """Serve, in the forked process, and tell `answer` how it began. Exits without the caller's clean-up."""
     status, log_file = 1, Path(os.devnull)
 
     def tell(message: bytes | str) -> None:

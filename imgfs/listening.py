@@ -95,7 +95,7 @@ class BoundedServer(ThreadingMixIn, TCPServer):
                 self._open[request] = time.monotonic() + seconds
 
     def shutdown_request(self, request: _Connection) -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
         assert isinstance(request, socket.socket)
         with self._lock:
             self._open.pop(request, None)

@@ -57,25 +57,25 @@ class Progress:
         self._next_line = self._began + _LINE_EVERY
 
     def expects(self, layers: Iterable[Descriptor]) -> None:
-        """These layers are to be done: they count in the total."""
+        """Note the layers that are to be done: they count in the total."""
         with self._lock:
             self._expected.update((layer.digest, layer.size) for layer in layers)
 
     def skips(self, layer: Descriptor) -> None:
-        """Nothing has to be done to an expected layer."""
+        """Note that nothing has to be done to an expected layer."""
         with self._lock:
             self._expected.pop(layer.digest, None)
 
     def layer_begins(self, layer: Descriptor) -> None:
-        """A layer is about to be streamed."""
+        """Note that a layer is about to be streamed."""
         self._set(layer, self._doing)
 
     def layer_waits(self, layer: Descriptor) -> None:
-        """Another process streams it."""
+        """Note that another process streams it."""
         self._set(layer, "waiting for another imgfs")
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
-        """`count` more compressed bytes have arrived."""
+        """Note that `count` more compressed bytes have arrived."""
         if self._quiet:
             return
         with self._lock:
@@ -85,7 +85,7 @@ class Progress:
                 self._write_line(now)
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
-        """`count` bytes of it were here before: they do not count in its rate."""
+        """Note that `count` bytes of it were here before: they do not count in its rate."""
         with self._lock:
             one = self._under_way[layer.digest]
             one.done += count
@@ -94,7 +94,7 @@ class Progress:
                 one.doing = f"going on at {size(count)}"  # short: a terminal has 80 columns
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """That is done."""
+        """Note that a layer is done."""
         with self._lock:
             self._expected.pop(layer.digest, None)
             one = self._under_way.pop(layer.digest, None) or _LayerProgress(layer, self._done)
@@ -105,17 +105,17 @@ class Progress:
                 self._drawing().leave(_bar(one, one.ended))
 
     def merging(self) -> None:
-        """The layers are being merged: said if something was drawn before."""
+        """Say that the layers are being merged, if something was drawn before."""
         with self._lock:
             if self._bars:
                 self._bars.say("merging the layers")
 
     def warns(self, text: str) -> None:
-        """Something was not as it should be: said also where nothing is drawn."""
+        """Print a warning, also where nothing is drawn."""
         self._say(f"imgfs: warning: {printable(text)}")
 
     def notes(self, text: str) -> None:
-        """Something a person may want to know: said also where nothing is drawn."""
+        """Print a remark, also where nothing is drawn."""
         self._say(f"imgfs: {printable(text)}")
 
     def _say(self, line: str) -> None:

@@ -70,7 +70,7 @@ class _Arrivals(Progress):
         self._bytes = 0
 
     def arrived(self, blob: Descriptor, count: int) -> None:
-        """`count` bytes of a blob have come from the network: a layer's, or of what is beside it."""
+        """Note that `count` bytes of a layer, or of a document, have come from the network."""
         with self._lock:
             self._bytes += count
             has_line = blob.digest in self._under_way
@@ -78,10 +78,10 @@ class _Arrivals(Progress):
             super().layer_advances(blob, count)
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
-        """What is indexed has arrived before."""
+        """Ignore progress of indexing: its bytes have arrived before."""
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """A layer has been streamed or brought; one that has got an index only is still to begin."""
+        """Note that a layer is indexed. One without its bytes, by an imported index, is still to begin."""
         if layer.digest in self._under_way:
             super().layer_ends(layer)
 

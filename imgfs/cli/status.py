@@ -92,7 +92,7 @@ Examples:
 
 
 def _tell_apart(options: argparse.Namespace, command: argparse.ArgumentParser) -> None:
-    """What follows --watch may be its number, or, as the number may be left out, the mount point already."""
+    """Tell whether the word after --watch is its number or the mount point: the number may be left out."""
     if options.watch is not None and options.mountpoint is None and _seconds(options.watch) is None:
         options.watch, options.mountpoint = str(_EVERY), options.watch
     if options.mountpoint is None:

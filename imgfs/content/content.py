@@ -48,10 +48,10 @@ class Follower(Protocol):
     """What is told of readers, so as to guess what they read next; it must not wait."""
 
     def missed(self, ino: int) -> None:
-        """A file is read of which not all is here."""
+        """Note a read of a file that is not all in the store."""
 
     def touched(self, layer: int, span: int) -> None:
-        """A span is read for the first time. Called under the layer's lock."""
+        """Note the first read of a span. Called under the layer's lock."""
 
 
 class FileSegment(NamedTuple):

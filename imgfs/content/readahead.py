@@ -79,10 +79,10 @@ class SequentialReaders:
     def touched(
         self, start: int, end: int, file_end: int, now: float, *, in_profile: bool = False
     ) -> ReadaheadWindow | None:
-        """A reader of a file that ends at `file_end` has come to the spans at `[start, end)`.
+        """Return the window to fetch ahead of a reader that has come to the spans at `[start, end)`, if any.
 
-        Offsets are the blob's, `now` is in seconds. Return the window to fetch ahead of it, if any: none for
-        spans of a profile that is replayed, which names what was read behind them, too.
+        Its file ends at `file_end`. Offsets are the blob's, `now` is in seconds. There is no window for spans
+        of a profile that is replayed: the profile names what was read after them, too.
         """
         reader = self._continuing_at(start)
         if reader is None:

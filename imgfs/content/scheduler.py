@@ -55,10 +55,10 @@ class Task(Protocol):
     priority: Priority
 
     def run(self) -> None:
-        """Fetch; must not raise."""
+        """Make the request; must not raise."""
 
     def refuse(self, error: ImgfsError) -> None:
-        """The request will not be made."""
+        """Fail the request: it will not be made."""
 
 
 class FetchPool:

@@ -46,39 +46,38 @@ class PrepareReporter(Protocol):
     """Progress of a long preparation; its methods are called from several threads."""
 
     def expects(self, layers: Iterable[Descriptor]) -> None:
-        """These layers are to be indexed, one after the other."""
+        """Note the layers that are to be indexed, one after the other."""
 
     def layer_begins(self, layer: Descriptor) -> None:
-        """A layer without an index is about to be streamed."""
+        """Note that a layer without an index is about to be streamed."""
 
     def layer_has(self, layer: Descriptor, count: int) -> None:
-        """`count` bytes of a layer that has begun are here from before."""
+        """Note that `count` bytes of a layer that has begun were here before."""
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
-        """`count` more compressed bytes of it have arrived."""
+        """Note that `count` more compressed bytes of it have arrived."""
 
     def layer_waits(self, layer: Descriptor) -> None:
-        """Another process streams it; this one waits for its index."""
+        """Note that another process streams it, and that this one waits for its index."""
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """It has an index."""
+        """Note that a layer has an index."""
 
     def merging(self) -> None:
-        """The layers are being merged."""
+        """Note that the layers are being merged."""
 
     def warns(self, text: str) -> None:
-        """An index or profile is not used; `text` says why."""
+        """Warn that an index or profile is not used; `text` says why."""
 
 
 class ScanFollower(Protocol):
     """What is told of a layer's scans, in the thread that streams the layer."""
 
     def scanning(self, index: GrowingIndex) -> None:
-        """A scan is about to begin: an index that grows."""
+        """Follow a scan that is about to begin, by its growing index."""
 
     def scanned(self, index: LayerIndex) -> None:
-        """The scan has ended: the index is complete, though not synced, and so not stored yet. It is the
-        follower's to close."""
+        """Take, and close, the complete index of a scan that has ended; it is not synced or stored yet."""
 
 
 class LayerIndexing:

@@ -146,7 +146,7 @@ def write(digest: Digest, sizes: Sequence[int], store: Store) -> None:
 
 
 def main() -> None:
-    """What the process does: its arguments are those of `spawn_writer`."""
+    """Write an EROFS image, as the process of `spawn_writer`, whose words are its arguments."""
     with contextlib.suppress(OSError):  # among sessions it counts as one (sched(7), autogroup)
         Path("/proc/self/autogroup").write_text(str(_NICENESS))
     _, root, name, *sizes = sys.argv[1:]

@@ -234,7 +234,7 @@ class _ImageWriter:
         return _Inode(CHUNKED, chunk_tag(chunks.bits), xattrs, pack_chunks(device, chunks.starts))
 
     def _check_extents(self, stored: NodeRecord) -> None:
-        """What lies beyond the end of a flat file, the kernel would read as anything."""
+        """Raise if extents reach beyond the end of a flat layer: the kernel would read anything there."""
         at = 0
         flat_size = self._sizes[stored.layer] if 0 <= stored.layer < len(self._sizes) else 0
         if flat_size >> self._bits >= MOST_BLOCKS:

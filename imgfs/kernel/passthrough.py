@@ -78,7 +78,7 @@ class Passthrough:
         return sum(file is not None for file in self.files)
 
     def release(self) -> None:
-        """The kernel reads them no more."""
+        """Unpin the layers: the kernel reads them no more."""
         for file in self.files:
             if file:
                 file.unlink(missing_ok=True)

@@ -180,7 +180,7 @@ def _devices() -> set[int]:
 
 
 def _escaped(text: str) -> str:
-    """A comma would end the option; pyfuse3 takes ASCII only."""
+    """Escape commas, which would end the option, and what is not ASCII, which pyfuse3 does not take."""
     ascii_text = text.encode("ascii", "backslashreplace").decode("ascii")
     return ascii_text.replace("\\", "\\\\").replace(",", "\\,")
 

@@ -85,12 +85,12 @@ def _type_field(artifact: Artifact) -> dict[str, str]:
 
 
 def encode(fields: Mapping[str, object]) -> bytes:
-    """The one way to write a document here."""
+    """Return a document as JSON: the one way to write it here."""
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _subject_fields(subject: Descriptor) -> dict[str, object]:
-    """The subject as plain as can be: what else a descriptor says is of the place it was found in."""
+    """Return type, digest and size of a subject: its other fields belong to the place it was found in."""
     if subject.size < 0 or not subject.media_type:
         raise InvalidImage("its media type and size are not known", where="artifact.subject")
     return descriptor_fields(Descriptor(subject.media_type, subject.digest, subject.size))

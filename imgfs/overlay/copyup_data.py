@@ -106,13 +106,13 @@ class DataCopyUp:
         return copy
 
     def filled(self, node: UpperNode) -> None:
-        """The data has been copied: from now on it is the file's own."""
+        """Make the copied data the file's own."""
         self.restore_time(node)
         self._give_back(node)
         self.clear_metacopy(node)
 
     def not_filled(self, node: UpperNode) -> None:
-        """Copying has failed: the data stays the image's, and what there is of it makes room."""
+        """Leave the data the image's, and discard what has been copied of it."""
         at = self._union.at(node)
         found = self._upper.stat(at)
         if found is not None:
@@ -143,7 +143,7 @@ class DataCopyUp:
         node.frozen_mtime = None
 
     def clear_metacopy(self, node: UpperNode) -> None:
-        """The image's data is not this file's any more."""
+        """Take the metacopy mark off a file, whose data is its own now."""
         ctime_ns = self._union.ctime(node)
         self._upper.remove_overlay_xattrs(self._union.at(node), METACOPY, REDIRECT)
         self._union.keep_ctime(node, ctime_ns)

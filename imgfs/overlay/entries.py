@@ -330,7 +330,7 @@ class Entries:
             other.move(before, old[1])
 
     def _make_whole(self, node: UpperNode) -> None:
-        """A directory that moves takes all of the image's with it: at its new place the image has nothing."""
+        """Copy up all of a directory that is about to move: at its new place the image has nothing."""
         if node.is_directory and node.lower is not None:
             self._copyup.up_tree(node)
 
@@ -354,7 +354,7 @@ def _status(at: At, fd: int | None) -> os.stat_result:
 
 
 def _check_name(name: bytes) -> None:
-    """Names that are too long, and those that a layer cannot say: they would be whiteouts there."""
+    """Refuse names that are too long, and names that would be whiteouts in a layer."""
     if len(name) > _NAME_MAX:
         raise error(errno.ENAMETOOLONG)
     if name.startswith(WHITEOUT_PREFIX):

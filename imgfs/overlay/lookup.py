@@ -116,7 +116,7 @@ class UnionLookup:
         node.close()
 
     def forget(self, ino: int, count: int) -> None:
-        """The kernel has let go of `count` references."""
+        """Drop `count` references that the kernel held to a file."""
         node = self.nodes.get(ino)
         if node is None:
             if self._links.get(ino) == 0:

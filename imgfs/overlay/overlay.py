@@ -74,7 +74,7 @@ class Overlay(AbstractContextManager["Overlay"]):
             node.frozen_mtime = (found or os.fstat(self.data(node))).st_mtime_ns
 
     def release(self, node: UpperNode, *, opened: bool, writes: bool = False) -> None:
-        """A handle is done with; `opened` if it came from `open`."""
+        """Close a handle on a file; `opened` if it came from `open`."""
         node.opens = max(0, node.opens - opened)  # it may have been opened before this process began
         node.writers = max(0, node.writers - writes)
         if node.opens == 0 and node.fd is not None:

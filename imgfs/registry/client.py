@@ -116,7 +116,7 @@ class Client:
         return self._blobs.ignores_ranges(digest)
 
     def doubt(self, digest: Digest) -> None:
-        """What came of a blob was wrong: where it was redirected to last is not asked again."""
+        """Note that a blob's bytes were wrong: the last target of its redirects is not asked again."""
         self._blobs.doubt(digest)
 
     def has_blob(self, digest: Digest) -> bool:

@@ -259,7 +259,7 @@ def _node(place: _Place) -> DeviceNode:
 
 
 def _mount(place: _Place) -> EditMount:
-    """A mount without a type is a bind, whatever its options say."""
+    """Return a mount; without a type it is a bind, whatever its options say."""
     mount = place.fields("hostPath containerPath options type")
     source, target = mount.text("hostPath"), mount.path("containerPath")
     options, kind = mount.texts("options"), mount.text("type")

@@ -159,7 +159,7 @@ class DeferredSource(WrappedSource):
         return isinstance(self._source, OfflineSource)
 
     def traffic(self) -> Traffic:
-        """None, until it is opened."""
+        """Return no traffic until the source is opened."""
         return self._opened.traffic() if self._opened else Traffic(0, 0)
 
     def health(self) -> list[EndpointStatus]:
@@ -179,7 +179,7 @@ class OfflineSource:
         self._reference = reference
 
     def resolve(self, *, whole: bool = False) -> Descriptor:  # noqa: ARG002  (no document is to be had)
-        """A digest needs no asking; what a tag names is not known here."""
+        """Return the digest that a reference has; what a tag names is not known here."""
         digest = self._reference.digest
         if digest is None:
             raise self._absent("what it names is")

@@ -92,7 +92,7 @@ class DockerDaemonSource(WrappedSource):
         return self._with(descriptor.digest).blob(descriptor, start, end)
 
     def ignores_ranges(self, _descriptor: Descriptor) -> bool:
-        """An export is read anywhere."""
+        """Return False: an export is a file, which is read at any offset."""
         return False
 
     def doubt(self, descriptor: Descriptor) -> bool:

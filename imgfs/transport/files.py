@@ -200,7 +200,7 @@ class FilesSource:
         return body
 
     def ignores_ranges(self, _descriptor: Descriptor) -> bool:
-        """A file is read anywhere."""
+        """Return False: a file is read at any offset."""
         return False
 
     def doubt(self, _descriptor: Descriptor) -> bool:

@@ -197,5 +197,5 @@ class _FramesDecoder:
 
 
 def _is_skippable(head: bytes) -> bool:
-    """A skippable frame's magic is 0x184D2A50 to 0x184D2A5F (RFC 8878, section 3.1.2)."""
+    """Return True for a skippable frame: magic 0x184D2A50 to 0x184D2A5F (RFC 8878, section 3.1.2)."""
     return len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50

@@ -93,7 +93,7 @@ def parse_time(value: bytes) -> int:
 
 
 def _value(digits: bytes) -> int:
-    """The limits are on values, not on characters: Go's and star's writers pad with zeros."""
+    """Return a number; its value is limited, not its digits: Go's and star's writers pad with zeros."""
     digits = digits.lstrip(b"0")
     if len(digits) > _DIGITS:
         raise InvalidImage(f"{digits[:40]!r} in a PAX record is more than 64 bits hold")

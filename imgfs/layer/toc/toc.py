@@ -144,7 +144,7 @@ def _wanted(file: _File) -> list[TocChunk]:
 
 
 def _prefetch_end(hidden: Mapping[str, _File]) -> int | None:
-    """The landmark is a file of one byte behind all that is to be prefetched."""
+    """Return where the landmark is: a file of one byte behind all that is to be prefetched."""
     if _PREFETCH in hidden and hidden[_PREFETCH].chunks:
         return hidden[_PREFETCH].chunks[0].start
     return 0 if _NO_PREFETCH in hidden else None
