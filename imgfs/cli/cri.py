@@ -6,12 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
+from imgfs.cli.cri_install import add_setup, server_options
 from imgfs.cli.engine_server import run_server, socket_path
-from imgfs.cli.options import Commands, add_command, log_level_option, open_store, store_option
+from imgfs.cli.options import Commands, add_command, log_level_option, open_store
 from imgfs.errors import UsageError
-
-_ADDRESS, _CONTAINERD = "/run/imgfs/cri.sock", "/run/containerd/containerd.sock"
-_AUTH = "/run/imgfs-cri/auth.json"
 
 
 def add_cri(commands: Commands) -> None:
@@ -29,20 +27,14 @@ REGISTRY_AUTH_FILE=/run/imgfs-cri/auth.json. Of the disks that images are on kub
 first: it looks at no other. (See: imgfs help engines.)
 
 Examples:
+  imgfs cri install
   imgfs cri
   imgfs cri --address /run/imgfs/cri.sock --containerd /run/k3s/containerd/containerd.sock
 """,
     )
-    for name, default, what in (
-        ("--address", _ADDRESS, "where to answer"),
-        ("--containerd", _CONTAINERD, "where containerd answers"),
-    ):
-        command.add_argument(name, metavar="SOCKET", default=default, help=f"{what} (default: {default})")
-    command.add_argument(
-        "--auth-file", metavar="FILE", default=_AUTH, help=f"where credentials are kept (default: {_AUTH})"
-    )
-    store_option(command)
+    server_options(command)
     log_level_option(command)
+    add_setup(command.add_subparsers(metavar="[install|uninstall]"))
 
 
 def cri(options: argparse.Namespace) -> int:

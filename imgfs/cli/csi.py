@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from imgfs.cli.csi_install import ENDPOINT, add_setup, server_options
 from imgfs.cli.engine_server import (
     fork_server,
     keep_limit,
@@ -22,13 +23,8 @@ from imgfs.cli.options import (
     driver_option,
     log_level_option,
     open_store,
-    store_option,
 )
 from imgfs.errors import UsageError
-
-_ROOT = Path("/run/imgfs-csi")
-_ENDPOINT = "unix:///run/imgfs/csi.sock"
-_REGISTRY = "/var/lib/kubelet/plugins_registry"
 
 
 def add_csi(commands: Commands) -> None:
@@ -44,35 +40,16 @@ and reads it at once. Volumes that are only read share one mount for each image;
 mount of its own, whose changes go with it. Volumes stay when this ends. (See: imgfs help engines.)
 
 Examples:
-  imgfs csi --register                         on a node, by systemd: kubelet finds it
+  imgfs csi install                            on a node, by systemd: kubelet finds it
   imgfs csi --endpoint unix:///csi/csi.sock --node-id "$NODE_NAME" --driver fuse
 """,
     )
-    command.add_argument(
-        "--endpoint",
-        metavar="unix://SOCKET",
-        help=f"where to answer (default: $CSI_ENDPOINT, else {_ENDPOINT})",
-    )
-    command.add_argument(
-        "--register",
-        metavar="DIR",
-        nargs="?",
-        const=_REGISTRY,
-        help="register with the kubelet that looks into this directory, as node-driver-registrar does "
-        f"(default: {_REGISTRY})",
-    )
-    command.add_argument("--node-id", metavar="NAME", help="this node's name (default: the machine's)")
-    command.add_argument(
-        "--root",
-        metavar="DIR",
-        default=str(_ROOT),
-        help=f"where shared mounts are, and what is published is written down (default: {_ROOT})",
-    )
+    server_options(command)
     driver_option(command)
     connection_options(command)
-    store_option(command)
     limit_option(command)
     log_level_option(command)
+    add_setup(command.add_subparsers(metavar="[install|uninstall]"))
 
 
 def csi(options: argparse.Namespace) -> int:
@@ -88,7 +65,7 @@ def csi(options: argparse.Namespace) -> int:
 
     if os.geteuid():
         raise UsageError("kubelet's volumes are mounted for all users: the driver has to be root")
-    address = socket_path(options.endpoint or csi_endpoint(variables()) or _ENDPOINT)
+    address = socket_path(options.endpoint or csi_endpoint(variables()) or ENDPOINT)
     root = Path(options.root).absolute()
     connection = connection_words(options)
     store = open_store(options)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from imgfs.cli.engine_server import socket_path
+from imgfs.cli.node_units import (
+    absolute,
+    carry_out,
+    command_words,
+    removed_units,
+    say_how_to_stop,
+    unit_options,
+    written_units,
+)
 from imgfs.cli.options import Commands, add_command, store_option, store_root
 from imgfs.cli.output import say, warn
-from imgfs.errors import UsageError
-
-if TYPE_CHECKING:
-    from imgfs.engines.node.changed_files import FileChange
 
 ROOT, ADDRESS = "/var/lib/imgfs/snapshotter", "/run/imgfs/snapshotter.sock"
-_UNIT = "/etc/systemd/system/imgfs-snapshotter.service"
 _PULLS = """\
 kubelet pulls images for another snapshotter, unless it has the feature gate RuntimeClassInImageCriApi,
 or the pod the annotation io.containerd.cri.runtime-handler: imgfs (until containerd 2.5)."""
@@ -82,25 +80,19 @@ def _file_options(command: argparse.ArgumentParser) -> None:
         help="containerd's configuration (default: /etc/containerd/config.toml, or that of k3s, RKE2 or "
         "MicroK8s; beside one that is written anew at each start goes a file that it imports)",
     )
-    command.add_argument(
-        "--unit",
-        metavar="FILE",
-        default=_UNIT,
-        help=f"the unit, and beside it its socket's (default: {_UNIT})",
-    )
-    command.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    unit_options(command, "imgfs-snapshotter")
 
 
 def install(options: argparse.Namespace) -> int:
     """Add imgfs to this machine's containerd."""
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
-    from imgfs.engines.node.config_places import drop_in_of
+    from imgfs.engines.node.config_places import drop_in_of, read_after
     from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
     from imgfs.engines.node.toml_edit import undone
-    from imgfs.engines.node.unit import socket_unit, unit
+    from imgfs.engines.node.unit import SNAPSHOTTER
     from imgfs.oci.descriptor import Platform
 
-    main, (service, listening) = _config(options), _units(options)
+    main = _config(options)
     setup = NodeSetup(
         options.address, options.root, str(Platform.host()), options.runtime_class, _containerds_version()
     )
@@ -108,14 +100,15 @@ def install(options: argparse.Namespace) -> int:
     drop_in = drop_in_of(importing, main)
     config, importing = (drop_in, importing or "") if drop_in else (main, "")
     before = text_of(config)
+    after = with_imgfs(before or "", setup, str(config), importing, read_after(config, main))
     changes = [
-        FileChange(config, before, with_imgfs(before or "", setup, str(config), importing)),
-        FileChange(service, _own_text(service), unit(_command(options), listening.name)),
-        FileChange(listening, _own_text(listening), socket_unit(str(socket_path(options.address)))),
+        FileChange(config, before, after),
+        *written_units(SNAPSHOTTER, options.unit, _command(options), socket_path(options.address)),
     ]
-    if changes[0].is_change and before and undone(before) and not backup_of(config).exists():
-        changes.insert(0, FileChange(backup_of(config), None, before))
-    if _carry_out(changes, options.dry_run):
+    is_first = before is not None and before == undone(before) != after
+    if is_first and not backup_of(config).exists():
+        changes.insert(0, FileChange(backup_of(config), None, before, like=config))
+    if carry_out(changes, is_dry=options.dry_run):
         _show_next(options, main)
     _warn_of_disks(options, importing or before, main)
     return 0
@@ -126,24 +119,20 @@ def uninstall(options: argparse.Namespace) -> int:
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
     from imgfs.engines.node.config_places import drop_in_of, service_of
     from imgfs.engines.node.toml_edit import undone
-    from imgfs.engines.node.unit import MARK, NAME, SOCKET
+    from imgfs.engines.node.unit import SNAPSHOTTER
 
     main = _config(options)
     config = drop_in_of(text_of(main), main) or main
     before, backup = text_of(config), backup_of(config)
     after = None if before is None else undone(before)
-    changes = [FileChange(config, before, after or (after if backup.exists() else None))]
-    for path in _units(options):
-        if (known := text_of(path)) and known.startswith(MARK):
-            changes.append(FileChange(path, known, None))
+    changes = [
+        FileChange(config, before, after or (after if backup.exists() or before == after else None)),
+        *removed_units(SNAPSHOTTER, options.unit),
+    ]
     if backup.exists() and text_of(backup) == after:
         changes.append(FileChange(backup, after, None))
-    if _carry_out(changes, options.dry_run):
-        units = f"{SOCKET} {NAME}"
-        say(
-            f"Next: systemctl stop {units}; systemctl disable {units}; "
-            f"systemctl daemon-reload; systemctl restart {service_of(main)}"
-        )
+    if carry_out(changes, is_dry=options.dry_run):
+        say_how_to_stop(SNAPSHOTTER, service_of(main))
     return 0
 
 
@@ -153,58 +142,15 @@ def _config(options: argparse.Namespace) -> Path:
     return Path(options.containerd) if options.containerd else usual_config()
 
 
-def _units(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Return where the service's unit is, and its socket's."""
-    service = Path(options.unit)
-    return service, service.with_suffix(".socket")
-
-
-def _own_text(path: Path) -> str | None:
-    """Return what a unit of imgfs says; None if there is none. Raises UsageError if it is of another."""
-    from imgfs.engines.node.changed_files import text_of
-    from imgfs.engines.node.unit import MARK
-
-    known = text_of(path)
-    if known is not None and not known.startswith(MARK):
-        raise UsageError(f"{path}: is there, and not of imgfs: move it away, or name another --unit")
-    return known
-
-
-def _carry_out(changes: Iterable[FileChange], is_dry: bool) -> bool:
-    """Make the changes, or show them; return True if any was made."""
-    found = [change for change in changes if change.is_change]
-    for change in found:
-        if is_dry:
-            say("\n".join(_difference(change)))
-        else:
-            change.apply()
-            say(f"{'removed' if change.after is None else 'wrote'} {change.path}")
-    if not found:
-        say("nothing to change")
-    return bool(found) and not is_dry
-
-
-def _difference(change: FileChange) -> Iterable[str]:
-    if change.is_backup:
-        return [f"{'remove' if change.after is None else 'write'} {change.path}"]
-    before, after = ((text or "").splitlines() for text in (change.before, change.after))
-    return difflib.unified_diff(before, after, str(change.path), str(change.path), lineterm="")
-
-
 def _command(options: argparse.Namespace) -> list[str]:
-    """Return the words that start the snapshotter: this very command, not another in the PATH."""
-    called = os.path.abspath(sys.argv[0])
-    program = called if os.path.basename(called) == "imgfs" else shutil.which("imgfs") or called
-    chosen = {
-        "--address": (options.address, ADDRESS),
-        "--root": (options.root, ROOT),
-        "--store": (options.store and os.path.abspath(options.store), None),
-    }
-    return [
-        program,
+    return command_words(
         "snapshotter",
-        *(word for option, (value, usual) in chosen.items() if value != usual for word in (option, value)),
-    ]
+        {
+            "--address": (options.address, ADDRESS),
+            "--root": (options.root, ROOT),
+            "--store": (absolute(options.store), None),
+        },
+    )
 
 
 def _warn_of_disks(options: argparse.Namespace, config: str | None, path: Path) -> None:
@@ -230,12 +176,13 @@ def _containerds_version() -> int:
 
 def _show_next(options: argparse.Namespace, config: Path) -> None:
     from imgfs.engines.node.config_places import service_of
-    from imgfs.engines.node.unit import NAME
+    from imgfs.engines.node.unit import SNAPSHOTTER
 
+    name, _ = SNAPSHOTTER.units
     say(
         f"""
-Next:   systemctl daemon-reload && systemctl enable --now {NAME} && systemctl restart {service_of(config)}
-Check:  systemctl status {NAME}
+Next:   systemctl daemon-reload && systemctl enable --now {name} && systemctl restart {service_of(config)}
+Check:  systemctl status {name}
         ctr plugins ls | grep imgfs                        has to say ok
         crictl pull debian:12 && imgfs ps                  shows the image as a mount
         ctr -n k8s.io snapshots --snapshotter imgfs ls     lists its layers"""

@@ -13,6 +13,7 @@ import pytest
 
 from imgfs import manual
 from imgfs.cli.snapshotter_install import ADDRESS, ROOT
+from imgfs.engines.node.config_places import read_after
 from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
 from imgfs.engines.node.toml_edit import undone
 from imgfs.errors import UsageError
@@ -185,11 +186,103 @@ def test_the_second_time_changes_nothing_and_all_is_undone(version: int, by_clas
     assert with_imgfs(once, other, "f") == with_imgfs(text, other, "f")
 
 
+@pytest.mark.parametrize("head", ["", "version = 1\n"])
+def test_version_1_has_plugins_of_short_names_and_need_not_say_what_it_is(head: str) -> None:
+    """docker's packages bring such a file, with CRI disabled."""
+    text = f'{head}disabled_plugins = ["cri"]\n[plugins.cri.containerd]\nsnapshotter = "overlayfs"\n'
+    once = with_imgfs(text, replace(SETUP, version=2), "f")
+    found = tomllib.loads(once)
+    assert found.get("version") == (1 if head else None)
+    assert found["plugins"] == {
+        "cri": {
+            "containerd": {
+                "snapshotter": "imgfs",
+                "disable_snapshot_annotations": False,
+                "runtimes": {"runc": {"runtime_type": "io.containerd.runc.v2"}},
+            }
+        }
+    }
+    assert with_imgfs(once, replace(SETUP, version=2), "f") == once
+    assert undone(once) == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"version = 2\r\n# a comment\r\n[plugins]\r\n",
+        b"version = 2\n[plugins] # and no newline",
+        "version = 2\n# one\u2028line\x85\n".encode(),
+        b"",
+    ],
+)
+def test_a_configuration_comes_back_byte_for_byte_and_its_first_state_is_as_secret(
+    imgfs: Imgfs, tmp_path: Path, body: bytes
+) -> None:
+    """It may have passwords of registries."""
+    config, first = tmp_path / "config.toml", tmp_path / "config.toml.before-imgfs"
+    config.write_bytes(body)
+    config.chmod(0o600)
+    words = "--containerd", config, "--unit", tmp_path / "a.service"
+    imgfs.ok("snapshotter", "install", *words, "--store", "/var/lib/imgfs-store")
+    assert tomllib.loads(config.read_bytes().decode())["proxy_plugins"]
+    assert (first.read_bytes(), first.stat().st_mode & 0o777) == (body, 0o600)
+    imgfs.ok("snapshotter", "install", "--runtime-class", *words, "--store", "/var/lib/imgfs-store")
+    assert first.read_bytes() == body
+    imgfs.ok("snapshotter", "uninstall", *words)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["config.toml"]
+    assert (config.read_bytes(), config.stat().st_mode & 0o777) == (body, 0o600)
+
+
+MAIN = 'version = 2\nimports = ["conf.d/*.toml"]\n'
+OTHER = f'version = 2\n[plugins."{CRI}".containerd.runtimes.other]\nruntime_type = "x"\n'
+
+
+@pytest.mark.parametrize(
+    ("version", "imported", "lost"),
+    [
+        (2, OTHER, f"plugins.{CRI}"),  # 1.x takes the whole section
+        (3, OTHER, ""),
+        (3, f'[plugins."{CRI}".containerd]\nsnapshotter = "overlayfs"\n', f"plugins.{CRI}"),
+        (3, '[proxy_plugins.imgfs]\ntype = "snapshot"\n', "proxy_plugins.imgfs"),
+        (2, '[proxy_plugins.other]\ntype = "snapshot"\n[debug]\nlevel = "info"\n', ""),
+        (2, 'imports = ["../further.toml", "../none.toml"]\n', f"plugins.{CRI}"),
+    ],
+)
+def test_what_an_import_would_undo_is_not_written(
+    tmp_path: Path, version: int, imported: str, lost: str
+) -> None:
+    config, other = tmp_path / "config.toml", tmp_path / "conf.d" / "9.toml"
+    other.parent.mkdir()
+    config.write_text(MAIN)
+    other.write_text(imported)
+    (tmp_path / "further.toml").write_text(OTHER)
+    later = read_after(config, config)
+    setup = replace(SETUP, version=version)
+    if not lost:
+        assert with_imgfs(MAIN, setup, "f", later=later)
+        return
+    with pytest.raises(UsageError, match=re.escape(f"is read after f, and what it says of {lost} counts")):
+        with_imgfs(MAIN, setup, "f", later=later)
+    text = next(body for path, body in reversed(later.items()) if "imports" not in body)
+    assert with_imgfs(text if "version" in text else f"version = 2\n{text}", setup, "g")
+
+
+def test_a_drop_in_is_read_after_those_before_it_by_name(tmp_path: Path) -> None:
+    config, directory = tmp_path / "config.toml", tmp_path / "conf.d"
+    directory.mkdir()
+    config.write_text('imports = ["conf.d/*.toml", "config.toml", "/no-such.toml"]\n')
+    for name in ("a.toml", ".hidden.toml", "z.toml", "other"):
+        (directory / name).write_text("")
+    assert list(read_after(directory / "imgfs.toml", config)) == [directory / "z.toml"]
+    assert read_after(tmp_path / "elsewhere.toml", config) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('root = "/x"\n', "f: has no version, so it is of version 1"),
-        ("version = 9\n", "f: version 9; imgfs knows 2, 3, 4"),
+        (f'[plugins."{CRI}"]\na = 1\n', "f: has no version, so containerd knows none of its plugins' long"),
+        ("version = 9\n", "f: version 9; imgfs knows 1, 2, 3, 4"),
+        ("version = true\n", "f: version True; imgfs knows"),
         ('version = "2"\n', "f: version 2; imgfs knows"),
         ("version = 2\nproxy_plugins = 5\n", "f: proxy_plugins.imgfs is no table"),
     ],

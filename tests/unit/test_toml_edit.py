@@ -32,15 +32,22 @@ l = [
 ]
   a   =  'y'  # why
 """.splitlines()
-LINES = st.lists(st.sampled_from(PIECES), max_size=12)
+COMMENT = "# a comment of one line\u2028, \x85 or not"
+LINES = st.lists(st.sampled_from([*PIECES, COMMENT]), max_size=12)
+ENDS = st.sampled_from(["\n", "\r\n"])
 KEYS = st.lists(st.sampled_from(["a", "t", "u", "a.b c"]), max_size=3).map(tuple)
 
 
-@given(LINES, KEYS, st.sampled_from(["a", "b", "é"]), st.sampled_from(["x", 5, True, ["y", "z"]]))
+@given(LINES, ENDS, st.booleans(), KEYS, st.sampled_from(["a", "b", "é"]))
 def test_a_value_is_set_or_refused_and_taken_back(
-    lines: list[str], keys: tuple[str, ...], key: str, value: str | bool | list[str]
+    lines: list[str], end: str, is_ended: bool, keys: tuple[str, ...], key: str
 ) -> None:
-    text = "".join(f"{line}\n" for line in lines)
+    text = end.join([*lines, ""] if is_ended else lines)
+    for value in ("x", 5, True, ["y", "z"]):
+        set_and_take_back(text, keys, key, value)
+
+
+def set_and_take_back(text: str, keys: tuple[str, ...], key: str, value: str | int | list[str]) -> None:
     with suppress(UsageError):
         edit = TomlEdit(text, "f")
         edit.set(keys, key, value)

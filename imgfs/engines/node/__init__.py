@@ -1,7 +1,7 @@
-"""How a machine is told of imgfs: containerd's configuration is changed, and systemd gets a unit.
+"""How a machine is told of imgfs: containerd's configuration is changed, and systemd gets units.
 
 toml_edit          values set in a TOML file line by line: all else stays, and what was set is undone
-config_places      which file that is: some nodes write theirs themselves
+config_places      which file that is: some nodes write theirs themselves; and which are read after it
 containerd_config  what containerd has to be told, by the version of its configuration
-unit               the snapshotter's unit     changed_files  what is written, and kept of before
+unit               the servers' units     changed_files  what is written, and kept of before
 """

@@ -16,11 +16,15 @@ _MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What becomes of a file: `before` and `after` are its text, None without the file."""
+    """What becomes of a file: `before` and `after` are its text, None without the file.
+
+    A new file gets the owner and the mode of the file `like`, if that is there.
+    """
 
     path: Path
     before: str | None
     after: str | None
+    like: Path | None = None
 
     @property
     def is_backup(self) -> bool:
@@ -39,10 +43,10 @@ class FileChange:
             if self.after is None:
                 path.unlink(missing_ok=True)
                 return
-            found = path.stat() if path.exists() else None
+            found = next((one.stat() for one in (path, self.like) if one and one.exists()), None)
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with atomic_write(path) as aside, os_errors(path):
-            aside.write_text(self.after)
+            aside.write_bytes(self.after.encode())
             aside.chmod(found.st_mode & 0o7777 if found else _MODE)
             if found:
                 os.chown(aside, found.st_uid, found.st_gid)
@@ -54,9 +58,12 @@ def backup_of(path: Path) -> Path:
 
 
 def text_of(path: Path) -> str | None:
-    """Return a file's text, None if it is not there. Raises StoreError, UsageError."""
+    """Return a file's text, its line ends as they are; None if it is not there.
+
+    Raises StoreError, UsageError.
+    """
     try:
-        return path.read_text()
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:

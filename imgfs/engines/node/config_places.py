@@ -2,13 +2,19 @@
 
 k3s and RKE2 make theirs of a template, whose tables cannot be set a second time, and import what lies in a
 directory beside it. MicroK8s makes its own of a template too, which is TOML itself: that is to be changed.
+Any configuration may import others, which containerd reads after it, and what they say counts.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 import re
+from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
+from imgfs.engines.node.changed_files import text_of
 from imgfs.engines.node.toml_edit import TomlEdit
 from imgfs.errors import UsageError
 
@@ -53,3 +59,33 @@ def drop_in_of(text: str | None, config: Path) -> Path | None:
         f"{config}: is written anew by {found[1]} at each start, and imports nothing: have a newer one, "
         "or add to its template by hand (`imgfs help engines`)"
     )
+
+
+def read_after(config: Path, main: Path) -> dict[Path, str]:
+    """Return what containerd reads after `config` if it is started with `main`: files, with their text.
+
+    Those are what `main` imports, and what they import in turn (containerd, LoadConfig). `config` may be one
+    of them, and is not there yet. Raises StoreError, UsageError.
+    """
+    read: dict[Path, str] = {}
+    pending = [main]
+    while pending:
+        path = pending.pop(0)
+        text = "" if path in read else text_of(path)
+        if path not in read and (text is not None or path == config):
+            read[path] = text or ""
+            pending += _imports(path, read[path], config)
+    later = list(dropwhile(lambda path: path != config, read))[1:]
+    return {path: read[path] for path in later}
+
+
+def _imports(path: Path, text: str, expected: Path) -> Iterator[Path]:
+    """Yield the files that a configuration imports; a pattern has the one that is `expected`, too."""
+    found = TomlEdit(text, str(path)).known().get("imports")
+    for name in map(str, found if isinstance(found, list) else ()):
+        wanted = Path(os.path.normpath(path.parent / name))
+        if "*" not in name:
+            yield wanted
+            continue
+        matching = set(map(Path, glob.glob(str(wanted), include_hidden=True)))
+        yield from sorted(matching | ({expected} if expected.match(str(wanted)) else set()))

@@ -1,11 +1,13 @@
 """What containerd's configuration has to say of imgfs, by the version of its format.
 
-Versions 3 and 4 are containerd's 2.x, version 2 that of 1.6 and 1.7. Either all images are imgfs's, or those
-alone of pods whose RuntimeClass has the handler `imgfs`.
+Versions 3 and 4 are containerd's 2.x, versions 1 and 2 those of 1.6 and 1.7. A file without a version is of
+version 1, whose plugins have short names. Either all images are imgfs's, or those alone of pods whose
+RuntimeClass has the handler `imgfs`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from imgfs.engines.node.toml_edit import Keys, TomlEdit, Value, undone
 from imgfs.errors import UsageError
 
 NAME = "imgfs"  # of the plugin, and of the runtime's handler
-VERSIONS = (2, 3, 4)
+VERSIONS = (1, 2, 3, 4)
 _OTHERS = "overlayfs"
-_CRI = ("plugins", "io.containerd.grpc.v1.cri", "containerd")  # version 2
+_CRI = {1: "cri", 2: "io.containerd.grpc.v1.cri"}  # the plugin's name, by the version
 _IMAGES = ("plugins", "io.containerd.cri.v1.images")
 _RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
 _UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
@@ -25,13 +27,15 @@ _PULLS_FOR_RUNTIME = (*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME
 _ONLY_BY_ITSELF = "use_local_image_pull", "discard_unpacked_layers", "image_pull_with_sync_fs"
 _DOWNLOADS = 3  # at once, unless told
 _ROOT = Path("/var/lib/containerd")
+NOTHING: Mapping[Path, str] = {}
+_PLUGINS, _PROXIES = "plugins", "proxy_plugins"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSetup:
     """How this machine is to use imgfs: where its snapshotter answers and keeps what it has, for which pods.
 
-    `platform` is the machine's, like linux/amd64; `version` the format of a configuration that does not say.
+    `platform` is the machine's, like linux/amd64; `version` the format that its containerd writes.
     """
 
     address: str
@@ -41,21 +45,33 @@ class NodeSetup:
     version: int
 
 
-def with_imgfs(text: str, setup: NodeSetup, where: str, importing: str = "") -> str:
+def with_imgfs(
+    text: str, setup: NodeSetup, where: str, importing: str = "", later: Mapping[Path, str] = NOTHING
+) -> str:
     """Return a configuration that has imgfs; one that has it already comes back as it is.
 
-    `importing` is the text of another one, which imports this. Raises UsageError, naming `where`, for one
-    that cannot be changed.
+    `importing` is the text of another one, which imports this; `later` are the files that containerd reads
+    after this one. Raises UsageError, naming `where`, for one that cannot be changed, or would not count.
     """
     edit = TomlEdit(undone(text), where, importing)
-    version = edit.known().get("version", setup.version)
-    if edit.known() and "version" not in edit.known():
-        raise UsageError(f"{where}: has no version, so it is of version 1: see `containerd config migrate`")
-    if not isinstance(version, int) or version not in VERSIONS:
+    is_new = not edit.known()
+    version = edit.known().get("version", setup.version if is_new else 1)
+    if type(version) is not int or version not in VERSIONS:  # no bool
         raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
-    edit.set((), "version", version)
+    if "version" not in edit.known() and any("." in name for name in edit.known(_PLUGINS)):
+        raise UsageError(f"{where}: has no version, so containerd knows none of its plugins' long names")
+    if is_new or importing:
+        edit.set((), "version", version)
     _set_plugin(edit, setup)
-    (_set_images if version > 2 else _set_cri)(edit, setup)
+    if version in _CRI:
+        _set_cri(edit, setup, ("plugins", _CRI[version], "containerd"))
+    else:
+        _set_images(edit, setup)
+    for path, body in later.items():
+        if lost := _lost_to(TomlEdit(body, str(path)), edit, replaces=setup.version == 2):
+            raise UsageError(
+                f"{path}: is read after {where}, and what it says of {lost} counts: name it by --containerd"
+            )
     return edit.text
 
 
@@ -65,9 +81,23 @@ def root_of(text: str, where: str) -> Path:
     return Path(root) if isinstance(root, str) and root.startswith("/") else _ROOT
 
 
+def _lost_to(other: TomlEdit, edit: TomlEdit, *, replaces: bool) -> str | None:
+    """Return the section in a file that is read later by which something that was set is lost.
+
+    Of a file that is imported, a plugin's section takes the place of the one before as a whole (containerd
+    1.x: then it `replaces`), or value by value (2.x); that of a proxy plugin always as a whole.
+    """
+    for keys, key, value in edit.settings:
+        section = keys[:2]
+        is_replaced = bool(keys and other.known(*section)) and (replaces or keys[0] == _PROXIES)
+        if keys and other.known(*keys).get(key, None if is_replaced else value) != value:
+            return ".".join(section)
+    return None
+
+
 def _set_plugin(edit: TomlEdit, setup: NodeSetup) -> None:
     """Set the plugin, for 2.x with a file of version 2 too: containerd 1.x passes over what it lacks."""
-    plugin = ("proxy_plugins", NAME)
+    plugin = (_PROXIES, NAME)
     edit.set(plugin, "type", "snapshot")
     edit.set(plugin, "address", setup.address)
     edit.set(plugin, "capabilities", ["remap-ids"])
@@ -107,17 +137,20 @@ def _pulls_by_itself(edit: TomlEdit) -> bool:
     )
 
 
-def _set_cri(edit: TomlEdit, setup: NodeSetup) -> None:
-    """Version 2. containerd 2.x reads none of it without a runtime (plugins/cri/images, migrateConfig)."""
-    runtimes = (*_CRI, "runtimes")
+def _set_cri(edit: TomlEdit, setup: NodeSetup, cri: Keys) -> None:
+    """Set it for versions 1 and 2.
+
+    containerd 2.x reads none of it without a runtime (plugins/cri/images, migrateConfig).
+    """
+    runtimes = (*cri, "runtimes")
     if setup.by_runtime_class:  # containerd 1.7
         _set_runtime(edit, runtimes)
         edit.set(*_PULLS_FOR_RUNTIME)  # of which 2.x makes nothing out of the runtime's own snapshotter there
     else:
-        edit.set(_CRI, _SNAPSHOTTER, NAME)
+        edit.set(cri, _SNAPSHOTTER, NAME)
         if not edit.known(*runtimes):
             edit.set((*runtimes, "runc"), "runtime_type", _RUNC)
-    edit.set(_CRI, _NO_LABELS, False)
+    edit.set(cri, _NO_LABELS, False)
 
 
 def _set_runtime(edit: TomlEdit, runtimes: Keys) -> None:

@@ -1,8 +1,9 @@
 """Values set in the text of a TOML file: every other line stays as it is, and what was set can be taken back.
 
-A line that was added ends in a mark; one that was replaced is kept behind another. Of TOML this knows tables
-by their headers and keys of one line. So the result is parsed, and has to be what was asked for: a file that
-is written in another way is refused.
+A line that was added ends in a mark; one that was replaced is kept behind another. Lines are what newlines
+part: so each byte of the others stays, also carriage returns, and a last line that has no newline. Of TOML
+this knows tables by their headers and keys of one line. So the result is parsed, and has to be what was asked
+for: a file that is written in another way is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class TomlEdit:
 
     def __init__(self, text: str, where: str, importing: str = "") -> None:
         self._where = where
-        self._lines = text.splitlines()
+        self.settings: list[tuple[Keys, str, Value]] = []  # what was set: table, key, value
+        self._lines = text.split("\n")  # the last one is empty if the text ends with a newline
         try:
             self._document: Document = tomllib.loads(text)
             self._importing: Document = tomllib.loads(importing)
@@ -43,7 +45,7 @@ class TomlEdit:
     @property
     def text(self) -> str:
         """Return the text; raises UsageError if it does not say what was set."""
-        text = "".join(f"{line}\n" for line in self._lines)
+        text = "\n".join(self._lines)
         with suppress(tomllib.TOMLDecodeError):
             if tomllib.loads(text) == self._document:
                 return text
@@ -55,6 +57,7 @@ class TomlEdit:
 
     def set(self, keys: Keys, key: str, value: Value) -> None:
         """Set a value in a table, unless it is that already."""
+        self.settings.append((keys, key, value))
         found = _table(self._document, keys)
         if key in found and found[key] == value:
             return
@@ -67,17 +70,24 @@ class TomlEdit:
         elif (header := self._header_of(keys)) is not None:
             self._lines.insert(self._end_of_added(header), line)
         else:
-            self._lines += [f"[{_name(keys)}]{_ADDED}", line]
+            self._add(f"[{_name(keys)}]{_ADDED}", line)
         self._inner(keys)[key] = value
 
     def append(self, keys: Keys, values: Mapping[str, Value]) -> None:
         """Append a table to an array of tables."""
-        self._lines += [f"[[{_name(keys)}]]{_ADDED}"]
-        self._lines += [f"{_word(key)} = {_literal(value)}{_ADDED}" for key, value in values.items()]
+        self._add(
+            f"[[{_name(keys)}]]{_ADDED}",
+            *(f"{_word(key)} = {_literal(value)}{_ADDED}" for key, value in values.items()),
+        )
         array = self._inner(keys[:-1]).setdefault(keys[-1], [])
         if not isinstance(array, list):
             raise UsageError(f"{self._where}: {_name(keys)} is no array of tables")
         array.append(dict(values))
+
+    def _add(self, *lines: str) -> None:
+        """Add lines at the end."""
+        end = len(self._lines) - (not self._lines[-1])
+        self._lines[end:end] = lines
 
     def _inner(self, keys: Keys) -> Document:
         """Return a table of the document, made if it is not there."""
@@ -123,9 +133,9 @@ def _table(document: Document, keys: Keys) -> Mapping[str, object]:
 
 
 def undone(text: str) -> str:
-    """Return the text as it was before values were set in it."""
-    kept = [line for line in text.splitlines() if not line.endswith(_ADDED)]
-    return "".join(f"{line.removeprefix(_REPLACED)}\n" for line in kept)
+    """Return the text as it was before values were set in it, byte for byte."""
+    kept = [line for line in text.split("\n") if not line.rstrip("\r").endswith(_ADDED)]
+    return "\n".join(line.removeprefix(_REPLACED) for line in kept)
 
 
 def _keys(text: str) -> Keys:
