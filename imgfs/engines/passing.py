@@ -12,12 +12,13 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from imgfs.errors import describe
 
 _PIECE = 1 << 16  # bytes
+_PAUSE = 0.5  # seconds before a client is taken after one that could not be
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +41,28 @@ def passing(given: socket.socket, own: Path) -> Iterator[None]:
 
 
 def _accept(given: socket.socket, own: Path, ended: int) -> None:
+    """Take clients until `ended` can be read; one that cannot be passed on does not end that."""
     given.setblocking(False)
     while ended not in select.select([given.fileno(), ended], [], [])[0]:
         try:
-            client, _ = given.accept()
+            _pass_on(given, own)
         except BlockingIOError:  # the client has gone, or another process was quicker
             continue
+        except (OSError, RuntimeError) as error:  # no more files or threads, until some clients have ended
+            log.warning("%s: a client cannot be passed on: %s", own, describe(error))
+            select.select([ended], [], [], _PAUSE)
+
+
+def _pass_on(given: socket.socket, own: Path) -> None:
+    """Take a client, and have threads hand on what it and the server say. Raises OSError, RuntimeError."""
+    client, _ = given.accept()
+    with ExitStack() as unanswered:
+        unanswered.enter_context(client)
         client.setblocking(True)
-        server = socket.socket(socket.AF_UNIX)
-        try:
-            server.connect(str(own))
-        except OSError as error:
-            log.warning("%s: cannot be reached: %s", own, describe(error))
-            client.close()
-            server.close()
-            continue
+        server = unanswered.enter_context(socket.socket(socket.AF_UNIX))
+        server.connect(str(own))
         threading.Thread(target=_converse, args=(client, server), name="imgfs-passed", daemon=True).start()
+        unanswered.pop_all()
 
 
 def _converse(client: socket.socket, server: socket.socket) -> None:

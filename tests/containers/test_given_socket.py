@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.engines.passing import passing
 from tests.support.mounted import NO_LIMIT, Imgfs, Ran, until
 from tests.support.patience import allowed
 from tests.support.snapshots import Info, Snapshots
@@ -99,6 +101,44 @@ def test_many_clients_at_once_are_all_answered(systemd: Systemd) -> None:
         with ThreadPoolExecutor(20) as pool:
             assert all(pool.map(ask, range(20)))
         assert len(askers[0].all()) == 20
+
+
+class Full(socket.socket):
+    """A socket at which the first client cannot be taken."""
+
+    is_full = True
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.is_full:
+            self.is_full = False
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_client_that_cannot_be_taken_ends_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where no more files may be open: those that come later are answered."""
+    monkeypatch.setattr("imgfs.engines.passing._PAUSE", 0.0)
+    monkeypatch.chdir(tmp_path)  # the path of a socket has 107 bytes at most
+    with ExitStack() as stack:
+        given, own = (stack.enter_context(kind(socket.AF_UNIX)) for kind in (Full, socket.socket))
+        for listening, name in ((given, "given"), (own, "own")):
+            listening.bind(name)
+            listening.listen()
+        stack.enter_context(passing(given, Path("own")))
+        Path("own").rename("away")
+        with socket.socket(socket.AF_UNIX) as refused:
+            refused.connect("given")
+            assert refused.recv(1) == b""
+        Path("away").rename("own")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("given")
+            client.sendall(b"asked")
+            server = stack.enter_context(own.accept()[0])
+            assert server.recv(9) == b"asked"
+    said = [record.message.rpartition(": ")[2] for record in caplog.records]
+    assert said == ["Too many open files", "No such file or directory"]
 
 
 def test_a_socket_elsewhere_is_an_error(systemd: Systemd) -> None:
