@@ -192,7 +192,9 @@ def _hand_on(
     context: grpc.ServicerContext,
 ) -> bytes:
     with _as_it_is(context, hear(body)):
-        answer = ask(body, timeout=_deadline(context), metadata=_metadata(context))
+        call = ask.future(body, timeout=_deadline(context), metadata=_metadata(context))
+        _end_with(context, call)
+        answer = call.result()
     return answered(answer)
 
 
@@ -203,7 +205,19 @@ def _hand_on_stream(
     context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
     with _as_it_is(context, hear(body)):
-        yield from ask(body, timeout=_deadline(context), metadata=_metadata(context))
+        call = ask(body, timeout=_deadline(context), metadata=_metadata(context))
+        _end_with(context, call)
+        yield from call
+
+
+def _end_with(context: grpc.ServicerContext, call: grpc.RpcContext) -> None:
+    """Have a call that was handed on end when its client gives up: as a pull that would go on without it."""
+
+    def end() -> None:
+        call.cancel()
+
+    if not context.add_callback(end):
+        end()
 
 
 @contextmanager
@@ -213,6 +227,9 @@ def _as_it_is(context: grpc.ServicerContext, refused: Callable[[], None]) -> Ite
 
     try:
         yield
+    except grpc.FutureCancelledError:
+        refused()
+        context.abort(grpc.StatusCode.CANCELLED, "its client has given up")
     except grpc.RpcError as error:
         refused()
         context.abort(error.code(), error.details() or "")

@@ -7,15 +7,18 @@ import json
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 
-from imgfs.engines.cri import decode_pull
+from imgfs.engines.cri import SERVICE, decode_pull
 from imgfs.engines.image_disks import ImageDisks
+from imgfs.engines.rpc import Forwarded, _listen
 from imgfs.errors import RegistryError
 from imgfs.registry.config.credentials import Credentials, find_credentials
 from imgfs.store.disk_share import DiskUse
@@ -97,6 +100,38 @@ def test_kubelet_is_told_of_the_fullest_disk_first(tmp_path: Path, monkeypatch: 
     assert ImageDisks(near).answer("ImageFsInfo", b"") == b""
     assert ImageDisks(near).answer("ImageFsInfo", b"\xff") == b"\xff"
     assert ImageDisks(near).answer("ListImages", b"\xff") == b"\xff"
+
+
+def test_what_kubelet_gives_up_containerd_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull that nobody waits for does not go on; and what was kept for it does not count."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket has 107 bytes at most
+    begun, ended, put_back = (threading.Event() for _ in range(3))
+
+    def pull(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.add_callback(ended.set)
+        begun.set()
+        ended.wait(allowed(60))
+        return b""
+
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "PullImage": grpc.unary_unary_rpc_method_handler(pull)
+    }
+    handler = grpc.method_handlers_generic_handler(SERVICE, methods)
+    with ThreadPoolExecutor() as threads, ExitStack() as stack:
+        engine = grpc.server(threads, handlers=[handler])
+        engine.add_insecure_port("unix:engine")
+        engine.start()
+        stack.callback(lambda: engine.stop(None).wait())
+        forwarded = Forwarded(SERVICE, Path("engine"), lambda *_: put_back.set, lambda _, answer: answer)
+        server = _listen(Path("s"), [forwarded])
+        stack.callback(lambda: server.stop(None).wait())
+        channel = stack.enter_context(grpc.insecure_channel("unix:s"))
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/PullImage")
+        asked = ask.future(b"")
+        assert begun.wait(allowed(60))
+        asked.cancel()
+        assert ended.wait(allowed(60))
+        assert put_back.wait(allowed(60))
 
 
 class Node:
