@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +62,11 @@ class Kubelet:
         read_only: bool = True,
         secret: str = "",
         block: bool = False,
+        flags: Sequence[str] = (),
     ) -> None:
         access = encode_message((1, mode))
-        kind = (b"\x0a\x00", b"\x12\x00")[not block]  # an empty message: `block` or `mount`
+        how = encode_message(*((2, flag) for flag in flags))
+        kind = bytes([0x0A if block else 0x12, len(how)]) + how  # `block` or `mount`, and be it empty
         body = encode_message((1, volume), (4, str(target)), (5, kind + encode_message((3, access))))
         body += encode_message((6, int(read_only)))
         body += encode_map(7, {".dockerconfigjson": secret} if secret else NONE) + encode_map(8, context)
@@ -233,6 +235,39 @@ def test_a_volume_that_may_be_written_is_its_own(node: Node, tmp_path: Path) -> 
         for at in (one, other):
             node.kubelet.take_down(at, at.name)
             assert not at.exists()
+
+
+@pytest.mark.parametrize("is_read_only", [True, False])
+def test_a_volume_is_mounted_as_its_mount_options_say(node: Node, tmp_path: Path, is_read_only: bool) -> None:
+    with registry(tmp_path) as host:
+        at, attributes = node.pods / "a", {"image": f"{host}/team/app:v1"}
+        how = (READ_ONLY if is_read_only else WRITER), is_read_only
+
+        def publish(*flags: str, **more: str) -> None:
+            node.kubelet.publish(at, {**attributes, **more}, mode=how[0], read_only=how[1], flags=flags)
+
+        with pytest.raises(RegistryError, match="mount_flags: 'suid' is not known: there are noatime, "):
+            publish("suid")
+        assert not at.exists()
+        publish("noexec", "noatime")
+        mount = mount_at(at)
+        assert mount
+        assert {"noexec", "noatime", "nosuid", "nodev"} <= set(mount.flags)
+        assert ("ro" in mount.flags) is is_read_only
+        publish("noatime", "noexec")
+        for flags, platform in ((("noexec",), ""), (("noexec", "noatime"), "linux/arm64")):
+            with pytest.raises(RegistryError, match="another volume is published there") as refused:
+                publish(*flags, **({"platform": platform} if platform else {}))
+            assert refused.value.code == "6"  # ALREADY_EXISTS
+        record = next((node.root / "volumes").iterdir())
+        known = json.loads(record.read_text())
+        record.write_text(json.dumps({key: value for key, value in known.items() if key != "how"}))
+        publish()  # what an earlier version has written does not say how
+        node.kubelet.take_down(at)
+        if not is_read_only:
+            publish("ro")
+            assert errno_of((at / "new").touch) == errno.EROFS
+            node.kubelet.take_down(at)
 
 
 def test_a_mount_that_has_died_is_made_again(node: Node, tmp_path: Path) -> None:

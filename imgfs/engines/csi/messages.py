@@ -40,17 +40,19 @@ class Unit(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """How a volume is to be used (VolumeCapability); `body` is the message itself."""
+    """How a volume is to be used (VolumeCapability); `body` is the message itself, `flags` are mount(8)'s."""
 
     body: bytes
     is_block: bool
     is_mount: bool
     mode: int
+    flags: tuple[str, ...]
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         message = ProtobufMessage(body, _REQUEST)
-        return cls(body, message.has(1), message.has(2), message.message(3).number(1))
+        flags = tuple(message.message(2).texts(2))
+        return cls(body, message.has(1), message.has(2), message.message(3).number(1), flags)
 
 
 class CreateRequest(NamedTuple):

@@ -33,7 +33,7 @@ from imgfs.engines.csi.messages import (
     encode_volume,
     volume_of,
 )
-from imgfs.engines.csi.volumes import Volumes, Wanted, keep_file
+from imgfs.engines.csi.volumes import MOUNT_FLAGS, Volumes, Wanted, keep_file
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.engines.rpc import Operation, Service
 from imgfs.errors import StoreError, UsageError, describe
@@ -133,9 +133,12 @@ class Driver:
         if reason := _unsupported(request.capability):
             raise _invalid(f"volume_capability: {reason}")
         image, platform = _check_image(request.context, "volume_context")
-        is_writable = not request.is_read_only and request.capability.mode not in READ_ONLY_MODES
+        flags = frozenset(request.capability.flags) - {"rw"}
+        is_read_only = request.is_read_only or request.capability.mode in READ_ONLY_MODES or "ro" in flags
         secret = _auths_of(request.secrets.get(_SECRET, ""))
-        self._volumes.publish(Wanted(request.volume, request.target, image, platform, is_writable, secret))
+        self._volumes.publish(
+            Wanted(request.volume, request.target, image, platform, not is_read_only, secret, flags - {"ro"})
+        )
         return b""
 
     def _unpublish(self, body: bytes) -> bytes:
@@ -157,6 +160,8 @@ def _unsupported(capability: Capability) -> str:
     """Return why a volume cannot be used so, "" if it can."""
     if capability.is_block or not capability.is_mount:
         return "an image is a file system, no block device"
+    if unknown := set(capability.flags) - {"ro", "rw", *MOUNT_FLAGS}:
+        return f"mount_flags: {min(unknown)!r:.60} is not known: there are {', '.join(sorted(MOUNT_FLAGS))}"
     return ""
 
 

@@ -15,9 +15,11 @@ after two minutes and asks again: the second call waits for what the first has b
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import logging
+import operator
 import os
 import tempfile
 import threading
@@ -39,6 +41,14 @@ from imgfs.mounts.unmount import detach_all
 from imgfs.store.atomic import atomic_write
 
 _BOUND = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_BIND
+MOUNT_FLAGS = {  # what a volume's mount may be restricted by, beside ro: always nosuid and nodev
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
+}
 _ANSWER = 5.0  # seconds that a file system has to say how large it is
 _MOST = (1 << 63) - 1  # what an int64 of a message holds
 
@@ -47,7 +57,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a pod asks for: an image, a platform or "", a file of credentials in docker's format or ""."""
+    """What a pod asks for: an image, a platform or "", a file of credentials in docker's format or "".
+
+    `flags` are of MOUNT_FLAGS.
+    """
 
     volume: str
     target: str
@@ -55,16 +68,31 @@ class Wanted:
     platform: str
     is_writable: bool
     secret: str
+    flags: frozenset[str]
+
+    @property
+    def how(self) -> str:
+        """Return what of it distinguishes volumes of one image, but for who may write."""
+        return f"{self.platform} {','.join(sorted(self.flags))}"
 
 
 class PublishedVolume(NamedTuple):
-    """What is written down of a volume; `shared` is the shared mount's name, "" for one of its own."""
+    """What is written down of a volume; `shared` is the shared mount's name, "" for one of its own.
+
+    `how` is that of what was wanted; None in what an earlier version has written.
+    """
 
     volume: str
     target: str
     image: str
     is_writable: bool
     shared: str
+    how: str | None = None
+
+    def is_like(self, wanted: Wanted) -> bool:
+        """Return True if this is what is wanted at its target."""
+        known, other = ((one.volume, one.image, one.is_writable) for one in (self, wanted))
+        return known == other and self.how in (None, wanted.how)
 
 
 class Locks:
@@ -123,11 +151,7 @@ class Volumes:
         """Show an image at a target. Raises Refusal."""
         with self._locks.holding(wanted.target):
             known = self._record(wanted.target)
-            if known and (known.volume, known.image, known.is_writable) != (
-                wanted.volume,
-                wanted.image,
-                wanted.is_writable,
-            ):
+            if known and not known.is_like(wanted):
                 raise Refusal(Code.ALREADY_EXISTS, f"{wanted.target}: another volume is published there")
             if known and is_answering(Path(known.target)):
                 return
@@ -179,7 +203,8 @@ class Volumes:
         secret = self._keep_secret(wanted, _name_of(wanted.target))
         self._write(_published(wanted, ""))
         self._granted(wanted, secret)
-        words = ["-o", "nosuid,nodev", "--rw", *_platform(wanted), wanted.image, wanted.target]
+        flags = ",".join(sorted({"nosuid", "nodev", *wanted.flags}))
+        words = ["-o", flags, "--rw", *_platform(wanted), wanted.image, wanted.target]
         self._run(["mount", *self._options, *self._mounting, *words], secret)
 
     def _show_shared(self, wanted: Wanted) -> None:
@@ -192,7 +217,8 @@ class Volumes:
             if not is_answering(place):
                 self._mount_shared(wanted, image, place)
             syscalls.bind_mount(str(place), wanted.target)
-            syscalls.remount(os.path.realpath(wanted.target), _BOUND)  # kubelet's directory may be a link
+            flags = functools.reduce(operator.or_, (MOUNT_FLAGS[flag] for flag in wanted.flags), _BOUND)
+            syscalls.remount(os.path.realpath(wanted.target), flags)  # kubelet's directory may be a link
         self._drop_secret(_name_of(wanted.target))
 
     def _granted(self, wanted: Wanted, secret: Path | None) -> str:
@@ -284,7 +310,7 @@ def keep_file(path: Path, body: bytes) -> None:
 
 
 def _published(wanted: Wanted, shared: str) -> PublishedVolume:
-    return PublishedVolume(wanted.volume, wanted.target, wanted.image, wanted.is_writable, shared)
+    return PublishedVolume(wanted.volume, wanted.target, wanted.image, wanted.is_writable, shared, wanted.how)
 
 
 def _read(path: Path) -> PublishedVolume | None:
