@@ -84,9 +84,10 @@ def _add_rm(actions: Commands) -> argparse.ArgumentParser:
         rm,
         "unmount and forget images",
         """\
-Unmounts images and forgets them. Not one that containers and images stand upon, but with --force: those in
-the stores of podman (storage.conf) and of CRI-O (crio.conf) are found, and what runs, wherever its store is;
-what does not run, in a store that only `podman --root DIR` names, with --podman-root DIR.
+Unmounts images and forgets them; of one that has other names it forgets that name alone. Not one that
+containers and images stand upon, but with --force: those in the stores of podman (storage.conf) and of CRI-O
+(crio.conf) are found, and what runs, wherever its store is; what does not run, in a store that only
+`podman --root DIR` names, with --podman-root DIR.
 
 Examples:
   imgfs podman rm docker.io/library/debian:12
@@ -182,6 +183,9 @@ def _remove(store: PodmanStore, name: str, further: Iterable[Path], *, force: bo
     from imgfs.mounts.unmount import detach_all
 
     image = store.find(name)
+    if store.forget_name(image, name):
+        say(name)
+        return
     layer = str(image["layer"])
     if not force and (users := users_of(layer, store.link(layer), further)):
         raise MountError(f"{name}: {users} (--force removes it all the same)")

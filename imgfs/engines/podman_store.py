@@ -125,6 +125,18 @@ class PodmanStore:
                 return one
         raise NotFound(f"{wanted}: is not in {self.root}")
 
+    def forget_name(self, image: Record, name: str) -> bool:
+        """Take one of several names from an image, as `podman rmi` does; False if it is not that."""
+        with self._locked():
+            images = self._read(_IMAGES)
+            known = next((one for one in images if one.get("id") == image["id"]), {})
+            names = _names(known)
+            if name not in names or len(names) == 1:
+                return False
+            known["names"] = [one for one in names if one != name]
+            self._write(_IMAGES, images)
+        return True
+
     def remove(self, image: Record) -> None:
         """Forget an image that is not mounted any more."""
         identity, layer = str(image["id"]), str(image["layer"])

@@ -142,6 +142,21 @@ def test_what_is_not_mounted_any_more_is_mounted_again(rig: Rig) -> None:
     assert rig.store("rm", rig.image).code == 0
 
 
+def test_one_of_several_names_is_taken_away_and_the_image_stays(rig: Rig) -> None:
+    host = rig.image.partition("/")[0]
+    push_image(host, "app", "v2", LAYERS, config=CONFIG)
+    other = f"{host}/app:v2"
+    for image in (rig.image, other):
+        assert rig.store("add", image).code == 0
+    (mount,) = (one for one in imgfs_mounts() if one.mountpoint.is_relative_to(rig.place))
+    rig.imgfs.watch(mount.mountpoint)
+    assert rig.store("rm", rig.image).text == f"{rig.image}\n"
+    assert rig.podman("run", "--pull=never", *PODMAN, other).text == "upper"
+    assert "is not in" in rig.store("rm", rig.image).complaint()
+    assert rig.store("rm", other).code == 0
+    rig.imgfs.gone(mount.mountpoint)
+
+
 def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None:
     image = write_image(tmp_path / "layout", [gzipped(LOWER)])
     assert "copy it to one" in imgfs.run("podman", "add", "--root", tmp_path / "store", image).complaint(2)
