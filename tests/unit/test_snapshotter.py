@@ -128,6 +128,12 @@ def test_a_name_is_taken_once_and_a_parent_has_to_be_a_layer(asked: Snapshots) -
     assert refused(lambda: asked.view("base", "")) == ALREADY_EXISTS
     assert refused(lambda: asked.prepare("b", "none")) == NOT_FOUND
     assert refused(lambda: asked.prepare("b", "a")) == INVALID_ARGUMENT
+    for nameless in (
+        lambda: asked.prepare("", ""),
+        lambda: asked.view("", ""),
+        lambda: asked.commit("", "a"),
+    ):
+        assert refused(nameless) == INVALID_ARGUMENT
     assert [one.name for one in asked.all()] == ["a", "base"]
     assert [one.name for one in asked.all("kind==committed", "name~=^b")] == ["base"]
 

@@ -228,6 +228,7 @@ class SnapshotRows:
         mounted: ImageChain | None = None,
     ) -> Snapshot:
         """Add a snapshot, and return it. Raises Refusal as containerd's own snapshotters do."""
+        _check_name(name)
         if parent and self.get(plugin, parent).kind != SnapshotKind.COMMITTED:
             raise Refusal(Code.INVALID_ARGUMENT, f"parent {parent}: is not committed")
         if self.find(plugin, name):
@@ -253,6 +254,7 @@ class SnapshotRows:
 
         One without a parent is put upon `parent`.
         """
+        _check_name(name)
         if self.find(row.plugin, name):
             raise already_exists(name)
         if row.kind != SnapshotKind.ACTIVE:
@@ -319,6 +321,11 @@ class SnapshotRows:
             yield
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from error
+
+
+def _check_name(name: str) -> None:
+    if not name:  # it would be the parent of all that have none
+        raise Refusal(Code.INVALID_ARGUMENT, "a snapshot without a name")
 
 
 def _snapshot(row: Row) -> Snapshot:
