@@ -15,7 +15,8 @@ serving  what both have in common: signals, syncs, the status, the kernel's read
 
 A mount that outlives its daemon (--restart):
 
-holder     keeps /dev/fuse open, notices the end of the daemon, or that it hangs, and starts another
+holder     keeps /dev/fuse open, notices the end of the daemon, or that it hangs, and starts another; of its
+           process are watched_server, holder_orders, idle_requests and holder_protocol, too
 successor  that other process, also the one that takes over on an upgrade
 idle       a daemon that nothing is asked of ends, until something is
 pool       a process that serves many such mounts from then on; courier hands them over

@@ -1,43 +1,39 @@
 """The holder of a mount: it keeps /dev/fuse open, and has the mount served again if its daemon dies or hangs.
 
-A process of its own, run by an interpreter that loads no packages (`python -I -S`): three megabytes. It reads
-neither the store nor anything that comes from outside, and so outlives what its daemon dies of.
+A process of its own, run by an interpreter that loads no packages: three megabytes. It reads neither the
+store nor anything that comes from outside, and so outlives what its daemon dies of. It loads four modules of
+this directory and no others (`resume.holder_program`): each mount's holder has them in memory.
+
+    watched_server   a process that serves the mount: what it has said, whether it hangs
+    holder_orders    an upgrade, ordered by another process
+    idle_requests    what is asked of a mount that no daemon serves
+    holder_protocol  the words that go between all of these
+
+Its arguments:
 
     holder.py MOUNTPOINT DEVICE FUSE STATE ORDERS OUTCOME BEAT RESTARTS NONCE SERVERS POOL PROGRAM [ARG…]
-    holder.py PROTOCOL
+    holder.py PROTOCOL      ends at once, with 0 if it understands that version
 
-MOUNTPOINT and DEVICE (major:minor) say in ps(1) what it holds. FUSE (the open /dev/fuse) and STATE (a file
-in memory) are descriptors that each successor of a daemon inherits, as it does others that are open here.
-SERVERS are the daemons that live, PID/THREAD:CONTROL:TOLD:SAID each; the first of them serves, in that
-thread. CONTROL is the reading end of its pipe, by which it says that it SERVES, and that the mount has ENDED,
-and gives a sign of life every BEAT seconds; TOLD is the writing end of the one by which it is told; it has
-SAID so much already. PROGRAM is run as the successor, with further arguments: PROTOCOL, FUSE, STATE, its ends
-of two such pipes, how often it was restarted, its role. Its own last word is where imgfs is.
+    MOUNTPOINT, DEVICE  what it holds, for ps(1) and `mounts.holders`; DEVICE is major:minor
+    FUSE, STATE         descriptors of /dev/fuse, and of a file in memory, that each successor inherits, as it
+                        does others that are open here
+    ORDERS, OUTCOME     descriptors of a pipe, and of the file that answers are written to (`holder_orders`)
+    BEAT                seconds between a daemon's signs of life
+    RESTARTS            how often the mount was restarted before
+    NONCE               the order that is to be answered first of all, after an upgrade, or `-`
+    SERVERS             the daemons that live, PID/THREAD:CONTROL:TOLD:SAID each (`Server.hand_on`); the first
+                        of them serves, in that thread
+    POOL                the socket of processes that serve many mounts each (`pool`), or `-`
+    PROGRAM, ARG…       is run as a successor, with further arguments: PROTOCOL, FUSE, STATE, its ends of two
+                        pipes, RESTARTS, its role; the last ARG is the directory that imgfs is imported from
 
-POOL is the socket of processes that serve many mounts each (`pool`), or `-`. Where an idle mount is asked for
-something, one of them is given the descriptors, in the place of PROGRAM. If it dies, the mount is as an idle
-one again, and the next request is PROGRAM's, which so cannot take others with it.
-
-ORDERS is a pipe that processes of the same user (or root) open by /proc, for an upgrade: `Orders`. It names
-another program, which is run as heir. Once that is READY, the daemon is told to HAND_OVER; when it has
-STOPPED to read, the heir is told to GO, while the daemon answers what it has under way, and then is DONE. If
-the heir ends before it is ready, the daemon serves on. What came of it is written to the file OUTCOME.
-
-At the end of an upgrade the holder executes that of the other version, in its own place: it stays the parent
-of the daemons, and keeps its descriptors. NONCE is the order that is to be answered then. Before all that it
-has been asked whether it understands PROTOCOL: with no further argument it ends at once, with 0 if so.
-
-A beat proves that the thread which reads /dev/fuse has come round to it: requests that wait for a registry
-wait in other threads. A daemon without a beat is killed if it cannot be merely slow (`Server.is_stuck`).
-
-While a daemon is idle, the holder takes what the kernel says without wanting an answer: that it has forgotten
-files, which means nothing to a daemon that starts anew. It answers what is the same for ever, as the daemon
-has told it: so whatever looks at all mounts, as df(1) does, has none started. Any other request has, and the
-kernel sends it again.
+Where an idle mount is asked for something, a process of the pool is given the descriptors, in the place of
+PROGRAM. If it dies, the mount is as an idle one again, and the next request is PROGRAM's, which so cannot
+take other mounts with it.
 
 While no process serves, readers wait. The holder gives up after so many successors, one after the other, that
-ended without serving, or were killed before they could: then the connection ends, and readers get ENOTCONN,
-as without a holder.
+ended without serving (`TRIES`), or were killed before they could (`KILLS`): then the connection ends, and
+readers get ENOTCONN, as without a holder.
 """
 
 from __future__ import annotations
@@ -47,179 +43,35 @@ import select
 import sys
 import time
 
-PROTOCOL = "4"  # of all that is said here, of arguments, and of orders
-BEATS, READY, SERVES, STOPPED_READING, DONE, ENDED = b"b", b"r", b"s", b"q", b"d", b"e"
-NO_ORDER = NO_POOL = "-"  # in the place of a nonce, of a socket
-# It ends until something is asked: by FUSE, or at a socket. Words follow (none from a process of the pool, as
-# they stay the same): NUMBER of such a socket, +NUMBER of what else a successor has open, OPCODE:ANSWER to
-# such requests of the root, in hexadecimal digits (STATFS: of any file).
-IDLE = b"i"
-REFUSES = b"!"  # and why, as text, to the end
-HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
-SUCCESSOR, HEIR, WOKEN = "successor", "heir", "woken"  # roles
-BEAT = 4.0  # seconds from one beat to the next,
-_LATE = 1.5  # times that without a word are a silence
+from imgfs.mount.holder_orders import Orders, Upgrade, is_understood
+from imgfs.mount.holder_protocol import (
+    DONE,
+    ENDED,
+    GO,
+    GO_AGAIN,
+    HAND_OVER,
+    HEIR,
+    IDLE,
+    NO_ORDER,
+    NO_POOL,
+    PROTOCOL,
+    READY,
+    SERVES,
+    STOPPED_READING,
+    SUCCESSOR,
+    WOKEN,
+    write_words,
+)
+from imgfs.mount.watched_server import Server
+
 TRIES = 5  # successors that end without serving,
 KILLS = 40  # or are killed before they serve, one after the other
+_LATE = 1.5  # times BEAT without a word are a silence
 _AT_ONCE, _PERIOD = 40, 60.0  # restarts in so many seconds without a pause before each further one,
 _PAUSE = 1.0  # of so many seconds: what kills the daemon may be a request that is sent again
-STOPPED = 2  # silences of a process that a signal has stopped,
-ASLEEP = 5  # or that sleeps although its beat is due, or runs,
-LOOPING = 2.0  # and has used so many seconds of the processor since its last beat,
-STARTING = 20  # or that has not served yet, before it is killed
-_PATIENCE = 20.0  # seconds that another version has to say whether it understands this one,
-_TAKING = 10.0  # and a pool to take a mount
+_TAKING = 10.0  # seconds that a pool has to take a mount
 _SIGKILL = 9
 _RESEND = (16).to_bytes(4, sys.byteorder) + (7).to_bytes(12, sys.byteorder)  # fuse_out_header: length, code
-_FORGETS = 2, 42  # FUSE_FORGET, FUSE_BATCH_FORGET
-_STATFS, _ROOT = 17, 1  # FUSE_STATFS, FUSE_ROOT_ID
-REQUEST = (1 << 20) + 4096  # bytes of a request at most, less than which the kernel does not hand out
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class Server:
-    """A process that serves the mount, or will, and what it says by a pipe. Times are in seconds."""
-
-    def __init__(
-        self,
-        pid: int,
-        control: int,
-        told: int,
-        said: bytes = b"",
-        *,
-        thread: int | None = None,
-        serves: bool = False,
-    ) -> None:
-        self.pid = pid
-        self._thread = pid if thread is None else thread
-        self.control = control
-        self._told = told
-        self.said = said  # all but beats,
-        self.reason = b""  # and why it refuses, which comes last
-        self._is_serving = serves
-        self._hung_up = False
-        self._silences = self._stopped = self._asleep = 0
-        self._is_dying = False
-        self._heard = time.monotonic()
-        self._used = self._processor_time()
-        os.set_blocking(control, False)  # a process that it has forked may have it open, and say nothing
-        try:
-            self.fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self.fd = -1
-
-    @classmethod
-    def handed_on(cls, text: str) -> Server:
-        """Return the process that another holder has described by `hand_on`."""
-        place, control, told, said = text.split(":")
-        for number in (control, told):
-            os.set_inheritable(int(number), False)
-        pid, thread = map(int, place.split("/"))
-        return cls(pid, int(control), int(told), said.encode(), thread=thread, serves=True)
-
-    def hand_on(self) -> str:
-        """Describe it to the program that this process is about to execute."""
-        for number in (self.control, self._told):
-            os.set_inheritable(number, True)
-        return f"{self.pid}/{self._thread}:{self.control}:{self._told}:{self.said.decode()}"
-
-    def listen(self) -> None:
-        """Take what it has said."""
-        try:
-            words = os.read(self.control, 4096)
-        except BlockingIOError:
-            return
-        self._hung_up = not words
-        if words:
-            self._heard = time.monotonic()
-            self._silences = self._stopped = self._asleep = 0
-            self._used = self._processor_time()
-            words, refuses, reason = words.partition(REFUSES)
-            self.said += words.replace(BEATS, b"") + refuses
-            self.reason += reason
-            self._is_serving |= SERVES in words or READY in words
-
-    def tell(self, word: bytes) -> None:
-        """Tell it something; if it has ended, that will be noticed."""
-        _write(self._told, word)
-
-    def descriptors(self) -> list[int]:
-        """Return what is readable once it has said something, or has ended."""
-        return [self.fd] if self._hung_up else [self.fd, self.control]
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it is a thread of a process that serves other mounts, too."""
-        return self._thread != self.pid
-
-    def has_ended(self) -> bool:
-        """Return whether it has ended, or all that would still be served by it."""
-        is_gone = self.fd < 0 or self._is_dying or (self.is_shared and self._hung_up)
-        return is_gone or bool(select.select([self.fd], [], [], 0)[0])
-
-    def is_silent(self, seconds: float) -> bool:
-        """Return whether it has said nothing for so long, since it was asked last."""
-        now = time.monotonic()
-        if now - self._heard < seconds:
-            return False
-        self._heard = now
-        return True
-
-    def is_stuck(self) -> bool:
-        """Note a silence; return True if the process does not come round to what it has to do.
-
-        A process that waits for a disk (D) is not judged, nor one that is traced (t). One that wants to run
-        and does not get the processor, on a machine that has too much to do, cannot be told from one that
-        loops but by the time it has used: a beat takes less than a thousandth of LOOPING.
-
-        Of one that was killed a thread may be left, with what it has open: it waits in the kernel for a page
-        that a READ is to fill, which only a successor will answer.
-        """
-        self._silences += 1
-        state = self.state()
-        self._is_dying = state == "Z"
-        if state == "T":
-            self._stopped += 1
-        elif state == "S":
-            self._asleep += 1
-        if not self._is_serving:
-            return max(self._stopped, self._asleep) >= STARTING
-        loops = self._silences >= ASLEEP and self._processor_time() - self._used >= LOOPING
-        return self._stopped >= STOPPED or self._asleep >= ASLEEP or loops
-
-    def kill(self) -> None:
-        """End it, whatever it does."""
-        if not self.has_ended():
-            __import__("_signal").pidfd_send_signal(self.fd, _SIGKILL)  # `signal` takes 0.8 MB
-
-    def state(self) -> str:
-        """Return the state of its thread as proc(5) has it, `?` if there is none."""
-        return (self._stat() or ["?"])[0]
-
-    def _processor_time(self) -> float:
-        """Return the seconds of the processor that the thread which reads /dev/fuse has used."""
-        fields = self._stat()
-        return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
-
-    def _stat(self) -> list[str]:
-        """Return the fields of proc(5)'s stat of that thread, from the third on."""
-        try:
-            with open(f"/proc/{self.pid}/task/{self._thread}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].decode().split()
-        except OSError:
-            return []
-
-    def close(self) -> bool:
-        """Close what was open for a process that has ended; return whether a signal has ended it."""
-        self.listen()
-        os.close(self.control)
-        os.close(self._told)
-        if self.fd >= 0:
-            os.close(self.fd)
-        try:
-            return os.WIFSIGNALED(os.waitpid(self.pid, os.WNOHANG if self._is_dying else 0)[1])
-        except ChildProcessError:  # the first daemon is no child of the holder
-            return False
 
 
 class Holder:
@@ -295,7 +147,11 @@ class Holder:
         """Return whether a process has to answer; drop what wants no answer."""
         ready = select.select(self._wakers, [], [], 0)[0]
         fuse = self._descriptors[0]
-        return any(waker != fuse for waker in ready) or (fuse in ready and _is_asked_by(fuse, self._idle))
+        if ready != [fuse]:
+            return bool(ready)
+        from imgfs.mount.idle_requests import wants_daemon  # here: few daemons are idle
+
+        return wants_daemon(fuse, self._idle)
 
     def _bury(self, server: Server) -> int | None:
         """Do what the end of a process asks for; return what the holder ends with, if it is to end."""
@@ -350,7 +206,7 @@ class Holder:
         serves = self._wakers or (self._serving and SERVES in self._serving.said)
         if self._upgrade or not serves:
             upgrade.tell("it is just being restarted, or upgraded: try again")
-        elif not (upgrade.words and _is_understood(upgrade.holder)):
+        elif not (upgrade.words and is_understood(upgrade.holder)):
             upgrade.tell("its holder is of another version, which does not understand this one")
         else:
             self._upgrade, self._wakers = upgrade, []
@@ -391,7 +247,7 @@ class Holder:
 
     def _resend(self) -> None:
         """Have the kernel send again what a process has left unanswered while another one serves."""
-        _write(self._descriptors[0], _RESEND)
+        write_words(self._descriptors[0], _RESEND)
 
     def _is_unmounted(self) -> bool:
         """Return whether the kernel has let go of the mount."""
@@ -446,7 +302,7 @@ class Holder:
         os.close(answer)
         os.kill(pid, _SIGKILL)
         os.waitpid(pid, 0)
-        if not place or not _write(told, GO):
+        if not place or not write_words(told, GO):
             os.close(control)
             os.close(told)
             return None
@@ -459,113 +315,6 @@ class Holder:
         """Add a line to the daemon's log."""
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name[0]}: {text}\n".encode())
-
-
-class Orders:
-    """What other processes ask for by the pipe `fd`, and the file `outcome` that they are answered in.
-
-    An order is words that end with NUL, and another NUL: PROTOCOL, a nonce, the HOLDER words that a holder
-    is run by, and the program to run. It is written at once, and is short enough for the kernel not to mix it
-    with others (pipe(7), PIPE_BUF).
-    """
-
-    HOLDER = 4
-
-    def __init__(self, fd: int, outcome: int) -> None:
-        self.fd = fd
-        self._outcome = outcome
-        os.set_blocking(fd, False)
-        for number in (fd, outcome):
-            os.set_inheritable(number, False)
-
-    def hand_on(self) -> tuple[int, int]:
-        """Return both descriptors, for the program that this process is about to execute."""
-        for number in (self.fd, self._outcome):
-            os.set_inheritable(number, True)
-        return self.fd, self._outcome
-
-    def read(self) -> tuple[str, list[str], list[str]] | None:
-        """Return the nonce, the holder and the program of an order; none if it is of another protocol."""
-        try:
-            orders = os.read(self.fd, 1 << 16).decode(errors="surrogateescape").split("\0\0")
-        except BlockingIOError:
-            return None
-        protocol, nonce, *words = [*orders[0].split("\0"), "", ""]
-        words = [word for word in words if word] if protocol == PROTOCOL else []
-        return nonce, words[: self.HOLDER], words[self.HOLDER :]
-
-    def answer(self, nonce: str, text: str) -> None:
-        """Tell what has become of an order; an empty text if it is done."""
-        body = f"{nonce} {text}\n".encode(errors="surrogateescape")
-        os.pwrite(self._outcome, body, 0)
-        os.ftruncate(self._outcome, len(body))
-
-
-class Upgrade:
-    """An order that is being carried out."""
-
-    def __init__(self, nonce: str, holder: list[str], words: list[str], orders: Orders) -> None:
-        self.nonce = nonce
-        self.holder = holder
-        self.words = words
-        self.orders = orders
-        self.heir: Server | None = None
-        self.is_asked = False  # whether the daemon was told to hand over
-
-    def tell(self, text: str) -> None:
-        """Tell the process that has given the order what has become of it."""
-        self.orders.answer(self.nonce, text)
-
-
-def _is_understood(holder: list[str]) -> bool:
-    """Return whether another version's holder, run by these words, says that it can go on from this one."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.execv(holder[0], [*holder, PROTOCOL])
-        finally:
-            os._exit(127)
-    child = os.pidfd_open(pid)
-    if not select.select([child], [], [], _PATIENCE)[0]:
-        os.kill(pid, _SIGKILL)
-    os.close(child)
-    return os.waitpid(pid, 0)[1] == 0
-
-
-def _is_asked_by(fuse: int, words: list[str]) -> bool:
-    """Read requests from /dev/fuse until one wants an answer that `words` do not have (IDLE).
-
-    Return whether there is one: it is as one that a killed process has left unanswered. Return True also if
-    it is unmounted.
-    """
-    from mmap import mmap  # here: few daemons are idle
-
-    told = [word.partition(":") for word in words]
-    answers = {int(opcode): bytes.fromhex(body) for opcode, is_answer, body in told if is_answer}
-    os.set_blocking(fuse, False)
-    with mmap(-1, REQUEST) as room:  # of which only what is read takes memory
-        while True:
-            try:
-                os.readv(fuse, (room,))
-            except BlockingIOError:
-                return False
-            except OSError:  # unmounted; or the request was aborted: then there may be another
-                return True
-            # fuse_in_header: length, opcode, the request's number, the file's
-            opcode, ino = (int.from_bytes(room[at:end], sys.byteorder) for at, end in ((4, 8), (16, 24)))
-            answer = answers.get(opcode) if ino == _ROOT or opcode == _STATFS else None
-            if answer:  # fuse_out_header: length, no errno, the request's number
-                _write(fuse, (16 + len(answer)).to_bytes(4, sys.byteorder) + bytes(4) + room[8:16] + answer)
-            elif opcode not in _FORGETS:
-                return True
-
-
-def _write(fd: int, words: bytes) -> bool:
-    """Write to a process that may have ended, or a mount that may be gone; return whether it was not."""
-    try:
-        return os.write(fd, words) == len(words)
-    except OSError:
-        return False
 
 
 def main() -> int:
@@ -589,7 +338,3 @@ def main() -> int:
         restarts=int(restarts),
     )
     return holder.hold(orders)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -35,8 +35,8 @@ from imgfs import syscalls
 from imgfs.errors import ImgfsError, MountError, describe
 from imgfs.forkserver.caller import Differs, check_likeness
 from imgfs.forkserver.command import check_sight, peer_of
-from imgfs.mount import holder
 from imgfs.mount.daemon import serve
+from imgfs.mount.holder_protocol import GO, PROTOCOL
 from imgfs.mount.resume import Succession, load_state, renumbered
 from imgfs.store.open_files import allow_all_files
 from imgfs.variables import lasting_variables, variables
@@ -145,7 +145,7 @@ def _check_variables(pid: int) -> None:
 def _succession(words: Sequence[str], given: list[int]) -> Succession:
     """Return what is to be served, whose descriptors are `given` by other numbers in their holder."""
     protocol, *numbers = words
-    if protocol != holder.PROTOCOL:
+    if protocol != PROTOCOL:
         raise MountError("the holder is of another version")
     restarts, *there = map(int, numbers)
     here = dict(zip(there, given, strict=True))
@@ -163,7 +163,7 @@ def _succession(words: Sequence[str], given: list[int]) -> Succession:
 def _serve_in_turn(succession: Succession) -> None:
     """Serve a mount until it leaves, unless its holder has not waited for that."""
     mountpoint = succession.state.options.mountpoint
-    if succession.take_word() != holder.GO:
+    if succession.take_word() != GO:
         return
     log.info("asked for again: %s", mountpoint)
     try:

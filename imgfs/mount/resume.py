@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from imgfs import __version__, syscalls
 from imgfs.errors import MountError
-from imgfs.mount import holder
+from imgfs.mount.holder_protocol import BEAT, DONE, ENDED, IDLE, NO_ORDER, NO_POOL, SERVES
 from imgfs.mount.options import MountOptions, can_resend
 from imgfs.mounts.table import mount_at, mounts
 from imgfs.owned.inheritance import LockInheritance
@@ -39,10 +39,13 @@ if TYPE_CHECKING:
 
 _LEFT: list[contextlib.ExitStack] = []  # to the end of the process: what nothing refers to is taken down
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successor import main; main()"
-# As a script its source would be compiled anew for each mount, which takes memory that stays: 1.3 MB.
+_HOLDER = Path(__file__).with_name("holder.py")
+# As a script its source would be compiled anew for each mount, which takes memory that stays: 1.3 MB. So it
+# is imported, from a package that stands for `imgfs.mount` and has its directory: `imgfs` is not loaded.
 _HOLD = (
-    "import sys; from _frozen_importlib_external import SourceFileLoader; del sys.argv[0]; "
-    'exec(SourceFileLoader("holder", sys.argv[0]).get_code("holder"))'
+    'import sys; del sys.argv[0]; package = type(sys)("imgfs.mount"); '
+    'package.__path__ = [sys.argv[0].rpartition("/")[0]]; sys.modules["imgfs.mount"] = package; '
+    "from imgfs.mount.holder import main; sys.exit(main())"
 )
 
 
@@ -82,7 +85,7 @@ class MountState:
     once: int = -1
     stats: int = -1
     locks: tuple[int, ...] = ()
-    beat: float = field(default_factory=lambda: holder.BEAT)
+    beat: float = BEAT
 
     @property
     def kept(self) -> list[int]:
@@ -152,7 +155,7 @@ class Succession:
                 locks=mount.image.locks,
             )
             self._start_holder(descriptor)
-        self.say(holder.SERVES)
+        self.say(SERVES)
 
     def check(self, session: Session) -> None:
         """Raise MountError if this process would not do what another has agreed to with the kernel."""
@@ -165,12 +168,12 @@ class Succession:
         if self.control < 0:
             return
         if self.is_idle:
-            self.say(holder.IDLE + b" ".join(() if self.is_pooled else self._words_while_idle()))
+            self.say(IDLE + b" ".join(() if self.is_pooled else self._words_while_idle()))
         else:
-            self.say(holder.ENDED if self.has_turn else holder.DONE)
+            self.say(ENDED if self.has_turn else DONE)
 
     def _words_while_idle(self) -> Iterator[bytes]:
-        """Yield what the holder has to know (`holder.IDLE`)."""
+        """Yield what the holder has to know (`holder_protocol.IDLE`)."""
         if self.state.kernel:
             yield b"%d" % self.state.kernel.listener
             yield b"+%d" % self.state.kernel.directory.lock
@@ -229,7 +232,7 @@ class Succession:
     def _pool(self) -> str:
         """Return where processes that serve many mounts may be found, for one that is idle at times."""
         place = pool_socket(variables(), os.geteuid()) if self.state.options.exit_idle else None
-        return place or holder.NO_POOL
+        return place or NO_POOL
 
     def _start_holder(self, descriptor: int) -> None:
         import subprocess
@@ -244,7 +247,7 @@ class Succession:
         os.set_blocking(self.control, False)
         numbers = (descriptor, state, orders, outcome)
         server = f"{os.getpid()}/{os.getpid()}:{control}:{told}:"
-        given = *numbers, self.state.beat, 0, holder.NO_ORDER, server, self._pool()
+        given = *numbers, self.state.beat, 0, NO_ORDER, server, self._pool()
         name = str(self.state.options.mountpoint), self.state.device
         self._holder = subprocess.Popen(
             [*holder_program(), *name, *map(str, given), *successor_program()],
@@ -267,12 +270,12 @@ def renumbered(state: MountState, numbers: Mapping[int, int]) -> MountState:
 
 def holder_program() -> list[str]:
     """Return the words that a holder of this imgfs is run by (`Orders.HOLDER`)."""
-    return [sys.executable, "-ISc", _HOLD, holder.__file__]
+    return [sys.executable, "-ISc", _HOLD, str(_HOLDER)]
 
 
 def successor_program() -> list[str]:
     """Return the program that serves in another's place: this imgfs, and this interpreter."""
-    return [sys.executable, "-I", "-c", _START, str(Path(holder.__file__).parents[2])]
+    return [sys.executable, "-I", "-c", _START, str(_HOLDER.parents[2])]
 
 
 def dump_state(state: MountState) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from imgfs import __version__
 from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
-from imgfs.mount import holder
+from imgfs.mount.holder_protocol import BEATS, GO, GO_AGAIN, HAND_OVER, READY, STOPPED_READING
 from imgfs.mount.options import MountOptions
 from imgfs.store.store import Store
 
@@ -208,7 +208,7 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
         period = min(period, idle_exit.patience() / 2)
 
     def beat() -> None:
-        succession.say(holder.BEATS)
+        succession.say(BEATS)
         mount.image.traffic()  # noted: the next daemon goes on with it
         if idle_exit:
             idle_exit.look()
@@ -231,18 +231,18 @@ def wait_for_turn(succession: Succession, woken: int | None = None) -> None:
     poll = select.poll()
     for descriptor in (succession.told, *([] if woken is None else [woken])):
         poll.register(descriptor, select.POLLIN)
-    succession.say(holder.READY)
+    succession.say(READY)
     ready: list[tuple[int, int]] = []
     while not ready:
-        succession.say(holder.BEATS)
+        succession.say(BEATS)
         ready = poll.poll(1000 * succession.state.beat)
     if ready[0][0] == woken:
         raise MountError("told to end before the predecessor stopped")
     word = succession.take_word()
-    if word not in (holder.GO, holder.GO_AGAIN):
+    if word not in (GO, GO_AGAIN):
         raise MountError("the holder has been killed")
     succession.has_turn = True
-    succession.resends = word == holder.GO_AGAIN
+    succession.resends = word == GO_AGAIN
     succession.restarts += succession.resends
 
 
@@ -253,7 +253,7 @@ def _hand_over_when_told(
 
     def stop() -> None:
         session.unwatch(succession.told)
-        if succession.take_word() == holder.HAND_OVER:
+        if succession.take_word() == HAND_OVER:
             succession.has_turn = False
             if not drains:
                 session.at_stop.append(partial(hand_over, mount, succession))
@@ -267,7 +267,7 @@ def hand_over(mount: ServedMount, succession: Succession) -> None:
     log.info("handing over %s", mount.options.mountpoint)
     mount.before_heir()
     mount.image.traffic()
-    succession.say(holder.STOPPED_READING)
+    succession.say(STOPPED_READING)
 
 
 def raise_read_ahead(device: str) -> None:

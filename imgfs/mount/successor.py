@@ -11,8 +11,8 @@ from typing import NoReturn
 from imgfs import __version__
 from imgfs.daemonize import log_to_stderr
 from imgfs.errors import ImgfsError, MountError, describe
-from imgfs.mount import holder
 from imgfs.mount.daemon import serve
+from imgfs.mount.holder_protocol import HEIR, PROTOCOL, REFUSES, WOKEN
 from imgfs.mount.resume import Succession, connector, load_state
 
 log = logging.getLogger("imgfs.mount")
@@ -34,9 +34,9 @@ def main() -> NoReturn:
         for number in state.kept:
             os.set_inheritable(number, False)
         log_to_stderr(state.options.log_level)
-        is_heir = role == holder.HEIR
+        is_heir = role == HEIR
         succession = Succession(state, descriptor, control, told, restarts, is_heir, has_turn=not is_heir)
-        _say_who_serves(succession, is_woken=role == holder.WOKEN)
+        _say_who_serves(succession, is_woken=role == WOKEN)
         serve(state, lambda: None, succession)
         code = 0
     except ImgfsError as error:
@@ -51,7 +51,7 @@ def main() -> NoReturn:
 
 
 def _check(protocol: str) -> None:
-    if protocol != holder.PROTOCOL:
+    if protocol != PROTOCOL:
         raise MountError(f"imgfs {__version__} does not understand the holder: it is of another version")
 
 
@@ -69,4 +69,4 @@ def _say_who_serves(succession: Succession, *, is_woken: bool) -> None:
 
 def _refuse(control: int, reason: str) -> None:
     with suppress(OSError):
-        os.write(control, holder.REFUSES + reason.encode(errors="replace"))
+        os.write(control, REFUSES + reason.encode(errors="replace"))

@@ -22,7 +22,7 @@ import pytest
 
 from imgfs.content.profile import AccessProfile
 from imgfs.errors import MountError
-from imgfs.mount import holder, resume
+from imgfs.mount import holder, holder_protocol, resume, watched_server
 from imgfs.mounts.table import mount_at
 from tests.support import restarted
 from tests.support.fault_server import FaultServer
@@ -63,7 +63,7 @@ ctypes.CDLL(None).pthread_exit(None)
 def test_a_daemon_of_which_but_a_thread_is_left_that_waits_for_a_successor_has_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", ENDS_BUT_FOR_A_THREAD]) as process:
         try:
-            server = holder.Server(process.pid, *os.pipe(), serves=True)
+            server = watched_server.Server(process.pid, *os.pipe(), serves=True)
             status = Path(f"/proc/{process.pid}/task/{process.pid}/status")
             until(lambda: "\nState:\tZ" in status.read_text(), "its first thread has ended")
             assert not server.has_ended()
@@ -271,8 +271,8 @@ def test_a_kernel_that_sends_nothing_again_is_refused(monkeypatch: pytest.Monkey
 BEAT = 0.2  # seconds
 KEEN = f"""
 import os, signal, sys, threading
-from imgfs.mount import holder
-holder.BEAT = {BEAT}
+from imgfs.mount import holder_protocol
+holder_protocol.BEAT = {BEAT}
 
 def loop(*_):
     while True:
@@ -349,7 +349,7 @@ def test_a_daemon_that_waits_for_a_registry_is_left_alone(imgfs: Imgfs) -> None:
         imgfs.evict(image)
         wire.stall()
         read = reader.submit((at / "noise").read_bytes)
-        time.sleep(1.5 * holder.ASLEEP * BEAT * 1.5)
+        time.sleep(1.5 * watched_server.ASLEEP * BEAT * 1.5)
         assert not read.done()
         wire.mend()
         assert read.result() == NOISE
@@ -360,9 +360,9 @@ def test_a_daemon_that_waits_for_a_registry_is_left_alone(imgfs: Imgfs) -> None:
 @pytest.mark.parametrize(
     ("state", "seconds", "silences"),
     [
-        ("T", 0.0, holder.STOPPED),
-        ("S", 0.0, holder.ASLEEP),
-        ("R", 9.0, holder.ASLEEP),  # loops
+        ("T", 0.0, watched_server.STOPPED),
+        ("S", 0.0, watched_server.ASLEEP),
+        ("R", 9.0, watched_server.ASLEEP),  # loops
         ("R", 0.01, None),  # gets no processor
         ("D", 0.0, None),  # waits for a disk
         ("t", 0.0, None),  # is looked at by a debugger
@@ -373,19 +373,19 @@ def test_what_counts_as_stuck(
 ) -> None:
     used = 0.0
 
-    def processor_time(_: holder.Server) -> float:
+    def processor_time(_: watched_server.Server) -> float:
         nonlocal used
         used += seconds
         return used
 
-    monkeypatch.setattr(holder.Server, "state", lambda _: state)
-    monkeypatch.setattr(holder.Server, "_processor_time", processor_time)
+    monkeypatch.setattr(watched_server.Server, "state", lambda _: state)
+    monkeypatch.setattr(watched_server.Server, "_processor_time", processor_time)
     read, written = os.pipe()
     with open(read, "rb"), open(written, "wb", buffering=0) as pipe:
-        server = holder.Server(os.getpid(), read, written, serves=True)
+        server = watched_server.Server(os.getpid(), read, written, serves=True)
         judged = [server.is_stuck() for _ in range(40)]
         assert (judged.index(True) + 1 if any(judged) else None) == silences
-        pipe.write(holder.BEATS)
+        pipe.write(holder_protocol.BEATS)
         server.listen()
         assert not server.is_stuck()
         assert server.said == b""
@@ -408,10 +408,11 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
     program.chmod(0o755)
     with open(os.devnull, "rb") as null, open(control, "rb") as pipe:
         fds = [null.fileno(), null.fileno(), orders, null.fileno()]
-        numbers = *fds, 0.2, 0, holder.NO_ORDER, f"{daemon.pid}/{daemon.pid}:{pipe.fileno()}:{told}:"
-        given = ["/mnt", "0:99", *map(str, numbers), holder.NO_POOL, str(program), "word"]
+        numbers = *fds, 0.2, 0, holder_protocol.NO_ORDER, f"{daemon.pid}/{daemon.pid}:{pipe.fileno()}:{told}:"
+        given = ["/mnt", "0:99", *map(str, numbers), holder_protocol.NO_POOL, str(program), "word"]
+        python, *words = resume.holder_program()
         return subprocess.run(
-            [sys.executable, "-I", "-S", *options, holder.__file__, *given],
+            [python, *options, *words, *given],
             pass_fds=(*fds, pipe.fileno(), told),
             cwd=tmp_path,
             capture_output=True,
@@ -432,9 +433,11 @@ def test_the_holder_counts_only_successors_that_do_not_serve_one_after_the_other
     assert (tmp_path / "started").read_text().splitlines() == [*started, f"word {3 + holder.TRIES}"]
 
 
-def test_the_holder_imports_no_package_and_nothing_of_imgfs(tmp_path: Path) -> None:
+def test_the_holder_imports_its_own_modules_and_no_package(tmp_path: Path) -> None:
     done = held(tmp_path, b"se", "", "-X", "importtime")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
-    assert not [name for name in loaded if name.startswith(("imgfs", "socket", "subprocess", "contextlib"))]
+    own = {f"imgfs.mount.{name}" for name in ("holder", "holder_orders", "holder_protocol", "watched_server")}
+    assert {name for name in loaded if name.startswith("imgfs")} == own
+    assert not [name for name in loaded if name.startswith(("socket", "subprocess", "contextlib", "typing"))]
     assert done.returncode == 0
     assert "select" in loaded

@@ -21,7 +21,7 @@ import pytest
 from imgfs import __version__
 from imgfs.cli import upgrade as upgrade_command
 from imgfs.errors import MountError
-from imgfs.mount.holder import PROTOCOL
+from imgfs.mount.holder_protocol import PROTOCOL
 from imgfs.mounts import holders as mounts_holders
 from imgfs.mounts import table
 from imgfs.mounts.table import Mount
@@ -131,9 +131,12 @@ def test_a_version_that_cannot_go_on_leaves_the_old_one_serving(
     said = upgrade(imgfs, newer, at).complaint()
     reason = "cannot go on with a mount of this imgfs"
     assert said.startswith(f"{at}: imgfs 99.1 {reason} {__version__}: imgfs.mount.options.MountOptions(")
-    fails = f'PROTOCOL = "{PROTOCOL}"\nif __name__ == "__main__":\n    raise SystemExit(1)\n'
-    for script in ('PROTOCOL = "99"\n', fails):
-        (newer / "imgfs/mount/holder.py").write_text(script)
+    protocol = newer / "imgfs/mount/holder_protocol.py"
+    known = protocol.read_text()
+    other = re.sub('PROTOCOL = ".*"', 'PROTOCOL = "99"', known)
+    for name, text in ("holder_protocol.py", other), ("holder.py", "def main():\n    return 1\n"):
+        protocol.write_text(known)
+        (newer / "imgfs/mount" / name).write_text(text)
         assert upgrade(imgfs, newer, at).complaint().startswith(f"{at}: its holder is of another version")
     assert (imgfs.pid(at), (at / "noise").read_bytes()) == (pid, NOISE)
     assert upgrade(imgfs, CHECKOUT, at) == (0, b"", "")
