@@ -27,7 +27,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from imgfs.forkserver.caller import Differs, check_likeness
 from imgfs.forkserver.command import check_sight, peer_of
 from imgfs.mount.daemon import serve
 from imgfs.mount.holder_protocol import GO, PROTOCOL
-from imgfs.mount.resume import Succession, load_state, renumbered
+from imgfs.mount.resume import HolderPipes, Succession, Takeover, load_state, renumbered
 from imgfs.store.open_files import allow_all_files
 from imgfs.variables import lasting_variables, variables
 
@@ -89,11 +89,10 @@ class MountPool:
     def _take(self, connection: socket.socket) -> None:
         """Take a mount, and begin to serve it; or leave it to a process of its own."""
         try:
-            succession = _taken(connection)
+            succession = _taken(connection, self._is_leaving)
         except (Differs, ImgfsError, OSError, ValueError) as error:
             log.info("a mount is left to a process of its own: %s", describe(error))
             return
-        succession.is_leaving = self._is_leaving
         thread = threading.Thread(target=self._serve, args=(succession,), name="imgfs-mount", daemon=True)
         thread.start()
         self._serving += 1
@@ -114,7 +113,7 @@ class MountPool:
                     os._exit(0)
 
 
-def _taken(connection: socket.socket) -> Succession:
+def _taken(connection: socket.socket, is_leaving: Callable[[], bool]) -> Succession:
     """Return what a holder hands over. Raises Differs, MountError, OSError, ValueError."""
     connection.settimeout(_PATIENCE)
     given: list[int] = []
@@ -125,7 +124,7 @@ def _taken(connection: socket.socket) -> Succession:
             said, passed, _, _ = socket.recv_fds(connection, _LONGEST, _MOST)
             given += passed
             check_sight(connection)
-        return _succession(said.decode().split(), given)
+        return _succession(said.decode().split(), given, is_leaving)
     except BaseException:
         for number in given:
             os.close(number)
@@ -142,7 +141,7 @@ def _check_variables(pid: int) -> None:
         raise Differs(f"variables: {min(other)}")
 
 
-def _succession(words: Sequence[str], given: list[int]) -> Succession:
+def _succession(words: Sequence[str], given: list[int], is_leaving: Callable[[], bool]) -> Succession:
     """Return what is to be served, whose descriptors are `given` by other numbers in their holder."""
     protocol, *numbers = words
     if protocol != PROTOCOL:
@@ -157,13 +156,14 @@ def _succession(words: Sequence[str], given: list[int]) -> Succession:
     os.set_blocking(control, False)
     os.close(memory)
     given.remove(memory)
-    return Succession(state, descriptor, control, told, restarts, is_pooled=True)
+    takeover = Takeover(descriptor, is_pooled=True, is_leaving=is_leaving)
+    return Succession(state, HolderPipes(control, told), takeover, restarts)
 
 
 def _serve_in_turn(succession: Succession) -> None:
     """Serve a mount until it leaves, unless its holder has not waited for that."""
     mountpoint = succession.state.options.mountpoint
-    if succession.take_word() != GO:
+    if succession.pipes.take_word() != GO:
         return
     log.info("asked for again: %s", mountpoint)
     try:

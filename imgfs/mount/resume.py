@@ -98,25 +98,54 @@ class MountState:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class HolderPipes:
+    """A daemon's ends of the pipes to and from its mount's holder (`holder_protocol`); -1 for none."""
+
+    control: int = -1  # is written to
+    told: int = -1  # is read from
+
+    def say(self, words: bytes) -> None:
+        """Tell the holder something."""
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):  # the holder is dead or stopped
+            os.write(self.control, words)
+
+    def take_word(self) -> bytes:
+        """Return what the holder has said; nothing if it is dead."""
+        return os.read(self.told, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """How this process serves a mount that another one has mounted: by its open /dev/fuse.
+
+    An heir takes over from a daemon that is alive, in an upgrade. A pooled process serves other mounts, too;
+    `is_leaving` says whether it is to end as soon as no reader waits for it.
+    """
+
+    descriptor: int
+    is_heir: bool = False
+    is_pooled: bool = False
+    is_leaving: Callable[[], bool] = lambda: False
+
+
 @dataclass(slots=True)
 class Succession:
     """Has another process serve a mount if this one is killed, or is to hand over.
 
-    `restarts` counts its predecessors that were killed. An heir has its turn once the daemon has stopped.
+    Without a `takeover` this process has mounted it itself. `restarts` counts its predecessors that were
+    killed; the kernel `resends` what the last one left unanswered. An heir `has_turn` once the daemon has
+    stopped; a daemon that hands over, or is idle, has it no more. While the mount is idle its holder may
+    answer requests by `idle_answers`.
     """
 
     state: MountState
-    descriptor: int = -1  # the open /dev/fuse that was taken over, -1 in the first daemon
-    control: int = -1  # the pipe to the holder,
-    told: int = -1  # and the one from it
+    pipes: HolderPipes = HolderPipes()
+    takeover: Takeover | None = None
     restarts: int = 0
-    is_heir: bool = False
+    resends: bool = True
     has_turn: bool = True
-    is_idle: bool = False  # it ends, until the holder hears of a request
-    is_pooled: bool = False  # this process serves other mounts, too,
-    is_leaving: Callable[[], bool] = lambda: False  # and is to end, as soon as none waits for it
-    answers: Mapping[Opcode, bytes] = field(default_factory=dict)  # that the holder may give meanwhile
-    resends: bool = True  # whether the kernel is to send again what was left unanswered
+    idle_answers: Mapping[Opcode, bytes] | None = None
     lock: LockInheritance = field(init=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -135,8 +164,32 @@ class Succession:
 
     @property
     def is_taken_over(self) -> bool:
-        """Return True if another process has mounted it."""
-        return self.descriptor >= 0
+        """Whether another process has mounted it."""
+        return self.takeover is not None
+
+    @property
+    def descriptor(self) -> int:
+        """The open /dev/fuse that was taken over, -1 in the process that has mounted it."""
+        return self.takeover.descriptor if self.takeover else -1
+
+    @property
+    def is_heir(self) -> bool:
+        """Whether this process takes over from a daemon that is alive."""
+        return self.takeover is not None and self.takeover.is_heir
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether this process serves other mounts, too."""
+        return self.takeover is not None and self.takeover.is_pooled
+
+    def is_leaving(self) -> bool:
+        """Return whether this process is to end as soon as no reader waits for it."""
+        return self.takeover is not None and self.takeover.is_leaving()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no process serves the mount any more, until something is asked of it."""
+        return self.idle_answers is not None
 
     def serves(
         self, descriptor: int, mount: ServedMount, session: Session, kernel: KernelMount | None = None
@@ -155,7 +208,7 @@ class Succession:
                 locks=mount.image.locks,
             )
             self._start_holder(descriptor)
-        self.say(SERVES)
+        self.pipes.say(SERVES)
 
     def check(self, session: Session) -> None:
         """Raise MountError if this process would not do what another has agreed to with the kernel."""
@@ -165,20 +218,21 @@ class Succession:
 
     def ended(self) -> None:
         """Tell the holder that this process is done: the mount has ended, or it has a successor."""
-        if self.control < 0:
+        if self.pipes.control < 0:
             return
-        if self.is_idle:
-            self.say(IDLE + b" ".join(() if self.is_pooled else self._words_while_idle()))
+        if self.idle_answers is None:
+            self.pipes.say(ENDED if self.has_turn else DONE)
         else:
-            self.say(ENDED if self.has_turn else DONE)
+            words = () if self.is_pooled else self._words_while_idle(self.idle_answers)
+            self.pipes.say(IDLE + b" ".join(words))
 
-    def _words_while_idle(self) -> Iterator[bytes]:
+    def _words_while_idle(self, answers: Mapping[Opcode, bytes]) -> Iterator[bytes]:
         """Yield what the holder has to know (`holder_protocol.IDLE`)."""
         if self.state.kernel:
             yield b"%d" % self.state.kernel.listener
             yield b"+%d" % self.state.kernel.directory.lock
         yield b"+%d" % self.state.stats
-        for opcode, body in self.answers.items():
+        for opcode, body in answers.items():
             yield b"%d:%s" % (opcode, body.hex().upper().encode())
 
     def rest(self, answers: Mapping[Opcode, bytes]) -> None:
@@ -186,7 +240,7 @@ class Succession:
 
         That is after the end of this process, or of what it does for this mount.
         """
-        self.is_idle, self.has_turn, self.answers = True, False, answers
+        self.has_turn, self.idle_answers = False, answers
 
     def keep(self) -> contextlib.ExitStack:
         """Return what is closed with the process: what a thread of this mount may use until then."""
@@ -202,17 +256,8 @@ class Succession:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, self.descriptor, inheritable=False)
         more = (kernel.listener, kernel.directory.lock) if kernel else ()
-        for number in (null, self.state.stats, self.told, self.control, *more):
+        for number in (null, self.state.stats, self.pipes.told, self.pipes.control, *more):
             os.close(number)
-
-    def say(self, words: bytes) -> None:
-        """Tell the holder something."""
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):  # the holder is dead or stopped
-            os.write(self.control, words)
-
-    def take_word(self) -> bytes:
-        """Return what the holder has said; nothing if it is dead."""
-        return os.read(self.told, 1)
 
     def unmount(self) -> None:
         """Detach a mount that was taken over, unless the kernel has let go of it already."""
@@ -240,11 +285,12 @@ class Succession:
         state, outcome = os.memfd_create("imgfs-mount"), os.memfd_create("imgfs-outcome")
         with open(state, "wb", closefd=False) as file:
             file.write(dump_state(self.state))
-        control, self.control = os.pipe()
-        self.told, told = os.pipe()
+        control, own_control = os.pipe()
+        own_told, told = os.pipe()
+        self.pipes = HolderPipes(own_control, own_told)
         read, written = os.pipe()
         orders = os.open(f"/proc/self/fd/{read}", os.O_RDWR)  # so that it never lacks a writer
-        os.set_blocking(self.control, False)
+        os.set_blocking(own_control, False)
         numbers = (descriptor, state, orders, outcome)
         server = f"{os.getpid()}/{os.getpid()}:{control}:{told}:"
         given = *numbers, self.state.beat, 0, NO_ORDER, server, self._pool()

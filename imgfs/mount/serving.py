@@ -208,7 +208,7 @@ def _follow(mount: ServedMount, succession: Succession, session: Session, *, dra
         period = min(period, idle_exit.patience() / 2)
 
     def beat() -> None:
-        succession.say(BEATS)
+        succession.pipes.say(BEATS)
         mount.image.traffic()  # noted: the next daemon goes on with it
         if idle_exit:
             idle_exit.look()
@@ -229,16 +229,16 @@ def wait_for_turn(succession: Succession, woken: int | None = None) -> None:
     if succession.has_turn:
         return
     poll = select.poll()
-    for descriptor in (succession.told, *([] if woken is None else [woken])):
+    for descriptor in (succession.pipes.told, *([] if woken is None else [woken])):
         poll.register(descriptor, select.POLLIN)
-    succession.say(READY)
+    succession.pipes.say(READY)
     ready: list[tuple[int, int]] = []
     while not ready:
-        succession.say(BEATS)
+        succession.pipes.say(BEATS)
         ready = poll.poll(1000 * succession.state.beat)
     if ready[0][0] == woken:
         raise MountError("told to end before the predecessor stopped")
-    word = succession.take_word()
+    word = succession.pipes.take_word()
     if word not in (GO, GO_AGAIN):
         raise MountError("the holder has been killed")
     succession.has_turn = True
@@ -252,14 +252,14 @@ def _hand_over_when_told(
     """Stop reading when the holder has an heir; what is under way is answered still."""
 
     def stop() -> None:
-        session.unwatch(succession.told)
-        if succession.take_word() == HAND_OVER:
+        session.unwatch(succession.pipes.told)
+        if succession.pipes.take_word() == HAND_OVER:
             succession.has_turn = False
             if not drains:
                 session.at_stop.append(partial(hand_over, mount, succession))
             session.end()
 
-    session.watch(succession.told, stop)
+    session.watch(succession.pipes.told, stop)
 
 
 def hand_over(mount: ServedMount, succession: Succession) -> None:
@@ -267,7 +267,7 @@ def hand_over(mount: ServedMount, succession: Succession) -> None:
     log.info("handing over %s", mount.options.mountpoint)
     mount.before_heir()
     mount.image.traffic()
-    succession.say(STOPPED_READING)
+    succession.pipes.say(STOPPED_READING)
 
 
 def raise_read_ahead(device: str) -> None:

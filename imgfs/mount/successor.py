@@ -13,7 +13,7 @@ from imgfs.daemonize import log_to_stderr
 from imgfs.errors import ImgfsError, MountError, describe
 from imgfs.mount.daemon import serve
 from imgfs.mount.holder_protocol import HEIR, PROTOCOL, REFUSES, WOKEN
-from imgfs.mount.resume import Succession, connector, load_state
+from imgfs.mount.resume import HolderPipes, Succession, Takeover, connector, load_state
 
 log = logging.getLogger("imgfs.mount")
 
@@ -35,7 +35,8 @@ def main() -> NoReturn:
             os.set_inheritable(number, False)
         log_to_stderr(state.options.log_level)
         is_heir = role == HEIR
-        succession = Succession(state, descriptor, control, told, restarts, is_heir, has_turn=not is_heir)
+        pipes, takeover = HolderPipes(control, told), Takeover(descriptor, is_heir=is_heir)
+        succession = Succession(state, pipes, takeover, restarts, has_turn=not is_heir)
         _say_who_serves(succession, is_woken=role == WOKEN)
         serve(state, lambda: None, succession)
         code = 0

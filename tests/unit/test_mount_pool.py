@@ -45,7 +45,7 @@ def test_a_confined_process_that_says_nothing_is_not_waited_for(listening: socke
     with client(listening, "sys.stdin.read()", "setpriv", "--no-new-privs") as other:
         connection, _ = listening.accept()
         with connection, pytest.raises(Differs, match="NoNewPrivs"):  # not TimeoutError
-            pool._taken(connection)
+            pool._taken(connection, lambda: False)
         other.communicate()
 
 
