@@ -27,8 +27,8 @@ from imgfs.oci.reference import FileReference, parse_reference
 from imgfs.owned.opening import follow_own_links
 from imgfs.owned.writing import HeldPath, new_file, os_errors, pwrite_all, sweep
 from imgfs.registry.endpoint import MAX_DOCUMENT
-from imgfs.registry.messages import CheckedBlob, OpenAt
-from imgfs.transport.destination import NO_BLOBS, Addressed, tag_of
+from imgfs.registry.messages import OpenAt
+from imgfs.transport.destination import NO_BLOBS, FileDestination, tag_of
 from imgfs.transport.layout_writer import LAYOUT_VERSION, entered
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Unnamed:
         self._writer.name(self._start, name, self._size)
 
 
-class _ArchiveDestination(Addressed[FileReference]):
+class _ArchiveDestination(FileDestination[FileReference]):
     """What both kinds of archive share: they are written whole, and nothing is added to one later."""
 
     def __init__(self, reference: FileReference) -> None:
@@ -156,18 +156,8 @@ class OciArchiveDestination(_ArchiveDestination):
         """Return True if it has been written."""
         return descriptor.digest in self._there
 
-    def put_blob(
-        self,
-        descriptor: Descriptor,
-        open_at: OpenAt,
-        *,
-        mount_from: str | None = None,  # noqa: ARG002 - a registry's
-    ) -> None:
-        """Write the blob; its digest is checked, and a wrong one ends the archive."""
-        blob = CheckedBlob(descriptor, open_at)
-        blob.check_empty()
-        self._put(descriptor.digest, descriptor.size, blob.read(0, descriptor.size))
-        self._count(descriptor.size)
+    def _write_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
+        self._put(descriptor.digest, descriptor.size, chunks)
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Write a manifest; with what the reference names the archive is complete."""
@@ -205,24 +195,14 @@ class DockerArchiveDestination(_ArchiveDestination):
         """Return True if it has been written."""
         return descriptor.digest in self._layers or descriptor.digest in self._configs
 
-    def put_blob(
-        self,
-        descriptor: Descriptor,
-        open_at: OpenAt,
-        *,
-        mount_from: str | None = None,  # noqa: ARG002 - a registry's
-    ) -> None:
-        """Unpack a layer into the archive, or keep a config for its end; both digests are checked."""
-        blob = CheckedBlob(descriptor, open_at)
-        blob.check_empty()
-        chunks = blob.read(0, descriptor.size)
+    def _write_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
+        """Unpack a layer into the archive, or keep a config for its end."""
         if descriptor.media_type in CONFIG_TYPES and descriptor.size <= MAX_DOCUMENT:
             self._configs[descriptor.digest] = b"".join(chunks)
             return
         hasher = hashlib.sha256()
         member = self._writer.add_unknown(_hashed(unpacked(chunks), hasher))
         self._layers[descriptor.digest] = Digest("sha256", hasher.hexdigest()), member
-        self._count(descriptor.size)
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Write what the archive says of its one image: it is complete then."""

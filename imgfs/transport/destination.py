@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -158,7 +159,28 @@ class RegistryDestination(Addressed[RegistryReference]):
         self._client.close()
 
 
-class LayoutDestination(Addressed[LayoutReference]):
+class FileDestination(Addressed[_Target], ABC):
+    """What destinations on this machine's disk share: the check of a blob while it is written."""
+
+    def put_blob(
+        self,
+        descriptor: Descriptor,
+        open_at: OpenAt,
+        *,
+        mount_from: str | None = None,  # noqa: ARG002 - a registry's
+    ) -> None:
+        """Write the blob; its digest is checked before its last byte is written."""
+        blob = CheckedBlob(descriptor, open_at)
+        blob.check_empty()
+        self._write_blob(descriptor, blob.read(0, descriptor.size))
+        self._count(descriptor.size)
+
+    @abstractmethod
+    def _write_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
+        """Write a blob; nothing is kept of it if `chunks` raises."""
+
+
+class LayoutDestination(FileDestination[LayoutReference]):
     """An OCI image layout directory, made when the first thing is put into it."""
 
     def __init__(self, reference: LayoutReference) -> None:
@@ -169,18 +191,8 @@ class LayoutDestination(Addressed[LayoutReference]):
         """Whether a file of that name and size is there."""
         return self._layout.has(descriptor)
 
-    def put_blob(
-        self,
-        descriptor: Descriptor,
-        open_at: OpenAt,
-        *,
-        mount_from: str | None = None,  # noqa: ARG002 - a registry's
-    ) -> None:
-        """Write the blob, its digest checked before it gets its name."""
-        blob = CheckedBlob(descriptor, open_at)
-        blob.check_empty()
-        self._layout.put_blob(descriptor.digest, blob.read(0, descriptor.size))
-        self._count(descriptor.size)
+    def _write_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
+        self._layout.put_blob(descriptor.digest, chunks)
 
     def put_manifest(self, descriptor: Descriptor, body: bytes, *, named: bool) -> None:
         """Write a manifest, and, if it is `named`, an entry for it to `index.json`."""
