@@ -93,7 +93,12 @@ class JoinedChild:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_child(lambda _: _bound_to(parent, work), lambda: None)
+
+            def work_while_parent_lives(_: Callable[[], None]) -> int:
+                _end_with(parent)
+                return work()
+
+            _run_child(work_while_parent_lives, lambda: None)
         return cls(pid)
 
     def wait(self, relay: SignalRelay) -> int:
@@ -103,12 +108,14 @@ class JoinedChild:
         return code if code >= 0 else 128 - code
 
 
-def _bound_to(parent: int, work: Callable[[], int]) -> int:
-    """Do the work in a child that is told to end when its parent dies."""
+def _end_with(parent: int) -> None:
+    """Have the kernel send this process SIGTERM when its parent ends; end at once if it has ended already.
+
+    Not by that signal, as `syscalls` would do it: this process may catch it by now, for a container.
+    """
     syscalls.set_parent_death_signal(signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(_FAILED)
-    return work()
 
 
 def _ended(relay: SignalRelay, pid: int) -> int:
@@ -167,9 +174,7 @@ def _enter(maps: IdMaps | None, parent: int, entered: int, going: int) -> None:
     if maps:
         _become_root(has_groups=not _has_single_id(maps))
     syscalls.make_mounts_slave()
-    syscalls.set_parent_death_signal(signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(_FAILED)
+    _end_with(parent)
 
 
 def detach_other_mounts(needed: Iterable[Path]) -> None:
