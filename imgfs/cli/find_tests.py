@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import Enum
 from functools import cache, partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from imgfs.errors import UsageError
@@ -239,22 +240,15 @@ def _body(files: ImageFiles, path: bytes) -> bytes:
     return b"".join(files.read(found)) if found and found.is_regular else b""
 
 
-def uid(text: str) -> Test:
-    """Test the owner's number."""
+def _numeric(value_of: Callable[[Found], int], text: str) -> Test:
+    """Test a number that a file has against N, +N or -N."""
     fits = _compared(text)
-    return lambda _, found: fits(found.node.uid)
+    return lambda _, found: fits(value_of(found))
 
 
-def gid(text: str) -> Test:
-    """Test the group's number."""
-    fits = _compared(text)
-    return lambda _, found: fits(found.node.gid)
-
-
-def links(text: str) -> Test:
-    """Test how many names the file has."""
-    fits = _compared(text)
-    return lambda _, found: fits(found.node.nlink)
+uid = partial(_numeric, attrgetter("node.uid"))
+gid = partial(_numeric, attrgetter("node.gid"))
+links = partial(_numeric, attrgetter("node.nlink"))
 
 
 def layer(text: str) -> Test:
