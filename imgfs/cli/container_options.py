@@ -8,12 +8,12 @@ import re
 from imgfs.cli.container_security import limit_options, rights_options
 from imgfs.cli.container_volumes import mount_options
 from imgfs.cli.options import Commands, add_command, driver_option, image_options, in_image, lazily, memory
+from imgfs.oci.reference import LAST_PORT
 from imgfs.runtime.exposed_ports import free_ports
 from imgfs.runtime.output_log import SMALLEST
 from imgfs.runtime.request import Network, PortMapping
 from imgfs.runtime.signals import find_signal
 
-_LAST_PORT = 65_535
 _PORTS = re.compile(
     r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9]+(?:\.[0-9]+){3}|):)?([0-9]{1,5}(?:-[0-9]{1,5})?|):)?"
     r"([0-9]{1,5}(?:-[0-9]{1,5})?)(?:/(tcp|udp))?"
@@ -291,6 +291,6 @@ def ports(text: str) -> list[PortMapping]:
 def _range(text: str, whole: str) -> list[int]:
     first, _, last = text.partition("-")
     found = list(range(int(first), int(last or first) + 1))
-    if not found or found[0] < 1 or found[-1] > _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{whole!r}: ports are from 1 to {_LAST_PORT}")
+    if not found or found[0] < 1 or found[-1] > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{whole!r}: ports are from 1 to {LAST_PORT}")
     return found

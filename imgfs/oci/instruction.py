@@ -18,6 +18,7 @@ from signal import Signals
 
 from imgfs.errors import UsageError
 from imgfs.oci.fields import object_at, text_in, texts_in
+from imgfs.oci.reference import LAST_PORT
 
 _WHERE = "config.config"
 _LAST_SIGNAL = 64  # signal(7)
@@ -205,7 +206,7 @@ def _duration(text: str) -> int:
 def _ports(text: str) -> Iterator[str]:
     match = _PORT.fullmatch(text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if match is None or not 0 < first <= last < 1 << 16:
+    if match is None or not 0 < first <= last <= LAST_PORT:
         raise UsageError(f"{text!r} is no port, like 80, 53/udp or 8000-8010/tcp")
     return (f"{port}/{(match[3] or 'tcp').lower()}" for port in range(first, last + 1))
 

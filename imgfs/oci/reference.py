@@ -24,7 +24,7 @@ from imgfs.oci.descriptor import Digest
 
 DOCKER_HUB = "docker.io"
 DEFAULT_TAG = "latest"
-_LAST_PORT = 65535
+LAST_PORT = 65535
 _MAX_REPOSITORY = 255  # reference.go, RepositoryNameTotalLengthMax
 
 # regexp.go, with its own names
@@ -309,8 +309,8 @@ def _check_registry(registry: str, text: str) -> None:
     if not _DOMAIN.fullmatch(registry):
         raise UsageError(f"{text!r}: {registry!r} is not a registry's host[:port]")
     _, colon, port = registry.rpartition(":")
-    if colon and port.isdecimal() and not 0 < int(port) <= _LAST_PORT:
-        raise UsageError(f"{text!r}: there is no port {port}: they are 1 to {_LAST_PORT}")
+    if colon and port.isdecimal() and not 0 < int(port) <= LAST_PORT:
+        raise UsageError(f"{text!r}: there is no port {port}: they are 1 to {LAST_PORT}")
 
 
 def _check_repository(repository: str, text: str) -> None:

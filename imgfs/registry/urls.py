@@ -20,6 +20,8 @@ import re
 import socket
 from typing import NamedTuple
 
+from imgfs.oci.reference import LAST_PORT
+
 MAX_URL = 16 << 10  # characters: signatures and the state of uploads have some thousand
 _SHOWN = 200  # characters of a refused URL in an error
 _VISIBLE = re.compile(r"[!-\[\]-~]*")  # ASCII without spaces, control characters and the backslash
@@ -163,7 +165,7 @@ def _authority(text: str) -> tuple[str, int | None]:
     if not match:
         raise UrlError("without a plain host, perhaps with a port")
     port = int(match[3]) if match[3] else None
-    if port is not None and port > 0xFFFF:
+    if port is not None and port > LAST_PORT:
         raise UrlError("with a port that is none")
     return (_ipv6(match[1]) if match[1] else _name(match[2].lower())), port
 

@@ -8,11 +8,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from imgfs.oci.reference import LAST_PORT
 from imgfs.runtime.request import ContainerRequest, ImageDefaults, Network, PortMapping
 from imgfs.runtime.rootfs import Refused
 
 _EXPOSED = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp))?", re.IGNORECASE)
-_LAST = 65_535
 _MOST = 1_024  # ports of an image that are published: each takes a socket of pasta's
 
 
@@ -48,7 +48,7 @@ def _parse(text: str) -> Iterator[tuple[int, str]]:
     match = _EXPOSED.fullmatch(text)
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
-    if not match or not 1 <= first <= last <= _LAST:
+    if not match or not 1 <= first <= last <= LAST_PORT:
         raise Refused(f"the image exposes {text!r}: that is no port of TCP or UDP (publish others with -p)")
     for port in range(first, last + 1):
         yield port, (match[3] or "tcp").lower()
