@@ -25,6 +25,7 @@ The rooms, from the bottom (a room imports only what stands above it in this lis
     variables   the environment, read
     errors      the exception tree            config      what the environment says
     buffers     large ones                    parallel    several tasks at once
+    garbage     how often Python looks for it
     quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
     program     another program asked something, within bounds

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imgfs.errors import ImgfsError, MountError, StoreError, describe
+from imgfs.garbage import collect_as_usual
 from imgfs.loglines import LineFormatter
 from imgfs.owned.opening import open_owned_file
 
@@ -30,7 +31,6 @@ GetReady = Callable[[], Iterator[None]]
 ServeTask = Callable[[Any, Callable[[], None]], None]  # is given the task that `start` has sent, too
 GetMore = Callable[[Any], None]  # is given what `expect_more` has sent
 _READY = b"\0"
-_GARBAGE = 700, 10, 10  # Python's thresholds (gc.set_threshold), which who forks a daemon may have raised
 
 
 def run_in_foreground(serve: Serve, log_level: str) -> NoReturn:
@@ -134,7 +134,7 @@ def _daemon(
             _redirect(_open_log(log_file))
             log_to_stderr(log_level)
             gc.freeze()  # what is loaded stays, and is shared with the caller as long as nothing looks at it
-            gc.set_threshold(*_GARBAGE)
+            collect_as_usual()
             serve(task, lambda: tell(_READY))
         status = 0
     except ImgfsError as error:

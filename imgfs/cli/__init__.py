@@ -15,7 +15,6 @@ have its codes: 125 for both kinds of failure. An error is one line on standard 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 
@@ -35,7 +34,6 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _ANSWERS = ("grep", "diff")  # exit code 1 is an answer, as of grep(1) and diff(1), and trouble is 2
 _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume")
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
-_GARBAGE = 50_000  # objects made until it is looked for (Python: 700): modules that are being loaded are none
 _OF_OUTPUT = (
     errno.EBADF,
     errno.EFBIG,
@@ -96,7 +94,9 @@ def carry_out(words: Sequence[str], mounting: Mounting | None = None, *, has_loa
     failed, misused = _codes(words)
     is_silent = any(words[: len(silent)] == list(silent) for silent in _SILENT)
     if is_silent or is_served(words):  # the daemon of a mount looks as usual
-        gc.set_threshold(_GARBAGE)
+        from imgfs.garbage import collect_seldom
+
+        collect_seldom()
     try:
         prepare_output()
         if not is_silent:

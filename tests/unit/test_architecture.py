@@ -15,7 +15,7 @@ ROOT = Path(imgfs.__file__).parent
 # From the bottom; rooms of one line do not import each other.
 RANKS = [
     {"variables"},
-    {"errors", "buffers", "config", "parallel", "program", "quoting", "status", "syscalls"},
+    {"errors", "buffers", "config", "garbage", "parallel", "program", "quoting", "status", "syscalls"},
     {"oci", "owned", "loglines", "listening", "systemd"},
     {"layer", "registry", "store"},
     {"peers"},
