@@ -97,7 +97,7 @@ def commit(
 def _extended(
     base: BaseImage, diff_id: Digest | None, record: Record, changes: Sequence[ConfigChange]
 ) -> bytes:
-    """The new config, of a base whose layers and DiffIDs agree."""
+    """Return the new config, of a base whose layers and DiffIDs agree."""
     manifest = _manifest(base.manifest)
     check_layers(manifest, parse_config(base.config, manifest.config.media_type))
     return extend_config(
@@ -121,7 +121,7 @@ def _manifest(body: bytes) -> Manifest:
 def _layer(
     members: Iterable[Member], codec: str, directory: Path
 ) -> tuple[Descriptor | None, Path | None, Digest | None]:
-    """(descriptor, file, DiffID) of the layer; nothing at all if there are no members."""
+    """Return (descriptor, file, DiffID) of the layer; nothing at all if there are no members."""
     remaining = iter(members)
     first = next(remaining, None)
     if first is None:

@@ -172,7 +172,7 @@ def credential_providers(environ: Mapping[str, str]) -> CredentialProviders | No
 
 
 def registry_files(environ: Mapping[str, str], euid: int = 1) -> RegistryFiles:
-    """Where mirrors, short names and certificates may be configured: the user's files, then the system's.
+    """Return where mirrors, short names and certificates are configured: the user's files, the system's.
 
     $IMGFS_ETC is where the system's are, /etc if it is not set. The names are those of containerd's hosts.md,
     containers-registries.conf(5) and .conf.d(5), containers-certs.d(5), and of rootless docker and nerdctl.
@@ -197,7 +197,7 @@ def peers(environ: Mapping[str, str]) -> Peers:
 
 
 def _registries(named: str | None, user: Path, system: Path) -> tuple[RegistriesConf, ...]:
-    """Which files may be the registries.conf: with the user's, what is added to the system's is left out."""
+    """Return the candidates for registries.conf; drop-ins of the system's do not go with the user's."""
     users, systems = (place / "containers/registries.conf" for place in (user, system))
     added = tuple(path.with_name("registries.conf.d") for path in (systems, users))
     if named:
@@ -206,19 +206,19 @@ def _registries(named: str | None, user: Path, system: Path) -> tuple[Registries
 
 
 def _aliases(environ: Mapping[str, str], euid: int) -> tuple[Path, ...]:
-    """Where podman keeps what was chosen for short names, root's in the system's cache."""
+    """Return where podman keeps what was chosen for short names, root's in the system's cache."""
     users = _absolute(environ, "XDG_CACHE_HOME") or _home(environ) / ".cache"
     places = (_SYSTEM_CACHE, users) if euid == 0 else (users,)
     return tuple(place / "containers/short-name-aliases.conf" for place in places)
 
 
 def store_root(environ: Mapping[str, str], euid: int) -> Path:
-    """The cache directory, of this user (`variables.store_directory`)."""
+    """Return the cache directory, of this user (`variables.store_directory`)."""
     return Path(store_directory(environ, euid))
 
 
 def policy_files(environ: Mapping[str, str]) -> tuple[Path, Path]:
-    """Where a policy.json may be, the first that is there counts (containers-policy.json(5))."""
+    """Return where a policy.json may be, the first that is there counts (containers-policy.json(5))."""
     system = _absolute(environ, "IMGFS_ETC") or _SYSTEM_CONFIG
     return _config_home(environ) / "containers/policy.json", system / "containers/policy.json"
 
@@ -256,7 +256,7 @@ def podman_images(environ: Mapping[str, str], euid: int) -> Path:
 
 
 def docker_sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Where docker may listen: $DOCKER_HOST alone, or the system's socket, then that of a rootless docker."""
+    """Return where docker may listen: $DOCKER_HOST, else the system's socket and a rootless docker's."""
     if explicit := environ.get("DOCKER_HOST"):
         return (explicit,)
     runtime = _absolute(environ, "XDG_RUNTIME_DIR")
@@ -276,7 +276,7 @@ def csi_endpoint(environ: Mapping[str, str]) -> str | None:
 
 
 def ca_bundle(environ: Mapping[str, str]) -> Path | None:
-    """The certificates to trust instead of the usual ones: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
+    """Return the certificates to trust instead of the usual: $SSL_CERT_FILE, else $REQUESTS_CA_BUNDLE."""
     named = environ.get("SSL_CERT_FILE") or environ.get("REQUESTS_CA_BUNDLE")
     return Path(named) if named else None
 

@@ -82,7 +82,7 @@ class Publication:
     unsaid: dict[Digest, str] = field(default_factory=dict)  # why a layer has no zTOC
 
     def size(self) -> int:
-        """Bytes of all that is to be pushed."""
+        """Return bytes of all that is to be pushed."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -176,7 +176,10 @@ class _Layer:
         return _Result(published, files, ztoc, unsaid)
 
     def _windows(self, files: list[Made]) -> tuple[Windows | None, list[Span]]:
-        """The windows, sparse, in a file; and the spans as SOCI would have them, made in the same pass."""
+        """Return the windows, sparse, in a file.
+
+        And the spans as SOCI would have them, made in the same pass.
+        """
         checkpoints: list[tuple[int, Checkpoint]] = []
         wants_ztoc = self._layer.size >= SOCI_LEAST
         if not self._index.checkpoints():
@@ -193,7 +196,7 @@ class _Layer:
         return windows, merged if wants_ztoc else []
 
     def _sparsed(self, checkpoints: list[tuple[int, Checkpoint]]) -> Iterator[tuple[Span, bytes]]:
-        """Every span with its bytes, verified; decoded, too, if where it is was others' word.
+        """Yield every span with its bytes, verified; decoded, too, if where it is was others' word.
 
         Its checkpoint, if it has one, is added to `checkpoints`.
         """
@@ -221,7 +224,7 @@ class _Layer:
         copy: tuple[ExternalBlob, list[Span]] | None,
         files: list[Made],
     ) -> Descriptor:
-        """The index in the form in which it travels."""
+        """Return the index in the form in which it travels."""
         path = self._stem.with_suffix(".lean" if lean else ".full")
         write_shared(self._index, path, lean=lean, windows=windows, copy=copy)
         made = _packed(
@@ -239,14 +242,14 @@ class _Layer:
             files.append(Made(Descriptor(DIGESTS, Digest.of(body), len(body), self._annotations), path))
 
     def _is_coarse(self) -> bool:
-        """Whether a file in the middle of the layer costs far more than itself."""
+        """Return whether a file in the middle of the layer costs far more than itself."""
         spans = self._index.spans()
         return any(
             span.codec in FRAMED.values() and span.flat_end - span.flat_start > _COARSE for span in spans
         )
 
     def _copy(self, files: list[Made]) -> tuple[ExternalBlob, list[Span]]:
-        """A copy of the layer in small zstd frames."""
+        """Return a copy of the layer in small zstd frames."""
         path = self._stem.with_suffix(".copy")
         flat_size = self._index.summary.flat_size
         with path.open("wb") as file:
@@ -255,7 +258,7 @@ class _Layer:
         return ExternalBlob(str(digest), size), spans
 
     def _ztoc(self, spans: list[Span], files: list[Made]) -> tuple[Descriptor | None, str]:
-        """The layer's zTOC, or why it has none."""
+        """Return the layer's zTOC, or why it has none."""
         summary = self._index.summary
         if summary.space != TAR or not spans:
             return None, "" if self._layer.size < SOCI_LEAST else "not cut as a tar stream is"
@@ -284,7 +287,7 @@ class _Layer:
 
 
 def _packed(path: Path, into: Path, media_type: str, annotations: Mapping[str, str]) -> Made:
-    """A file as it travels: compressed, and a small index within its descriptor."""
+    """Return a file as it travels: compressed, and a small index within its descriptor."""
     pack(path, into)
     body = into.read_bytes()
     noted = {**annotations, SIZE_OF: str(path.stat().st_size)}

@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def printable_path(path: bytes) -> str:
-    """A path as `printable` text from which it can be told again: `\\` is escaped, too."""
+    """Return a path as `printable` text from which it can be told again: `\\` is escaped, too."""
     return printable(os.fsdecode(path.replace(b"\\", b"\\\\")))
 
 

@@ -151,7 +151,7 @@ class MountStatus(NamedTuple):
         return decode(cls, found) or cls()
 
     def to_json(self) -> dict[str, object]:
-        """The status as JSON has it; without `passthrough` by the FUSE driver."""
+        """Return the status as JSON has it; without `passthrough` by the FUSE driver."""
         found: dict[str, object] = plain(self)
         if self.passthrough is None:
             del found["passthrough"]

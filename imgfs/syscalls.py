@@ -166,7 +166,7 @@ def show_variables(variables: Mapping[str, str]) -> None:
 
 
 def _start_region() -> list[int]:
-    """Where this process's words begin and end, and its variables."""
+    """Return where this process's words begin and end, and its variables."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     return list(map(int, fields[45:49]))  # arg_start, arg_end, env_start, env_end (proc(5))

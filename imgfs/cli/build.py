@@ -55,7 +55,7 @@ DEBIAN = "gcc libc6-dev libfuse3-dev pkg-config python3-dev"
 
 
 def missing_tools() -> list[str]:
-    """What compiling pyfuse3 needs and is not here: compiler, pkg-config, libfuse's and Python's headers."""
+    """Return what is missing to compile pyfuse3: compiler, pkg-config, libfuse's and Python's headers."""
     pkg_config = shutil.which("pkg-config")
     has_fuse = pkg_config and subprocess.run([pkg_config, "--exists", "fuse3"], check=False).returncode == 0
     there = {
@@ -68,5 +68,5 @@ def missing_tools() -> list[str]:
 
 
 def _has_pyfuse3() -> bool:
-    """Whether the environment that is installed into has it: an isolated build cannot import it."""
+    """Return whether the environment that is installed into has it: an isolated build cannot import it."""
     return any(Path(sysconfig.get_path("platlib")).glob("pyfuse3-*.dist-info"))

@@ -10,7 +10,7 @@ from imgfs.runtime.container_record import SpecMount, StoredContainer
 
 
 def inspected(container: StoredContainer) -> dict[str, object]:
-    """What all is known of a container, by the names of `podman inspect`."""
+    """Return what all is known of a container, by the names of `podman inspect`."""
     row = ContainerRow.of(container)
     record, running, ended = row.record, row.running, row.ended
     process, process_env = record.process, record.process.get("env", [])

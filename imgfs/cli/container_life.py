@@ -93,7 +93,7 @@ class ContainerLife:
 
 
 def _capabilities(security: Security) -> dict[str, dict[str, list[str]]]:
-    """The sets of capabilities of further processes, by who runs them."""
+    """Return the sets of capabilities of further processes, by who runs them."""
     held = capabilities()
     return {
         who: security.capabilities(held, is_root=is_root)

@@ -165,20 +165,20 @@ def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
 def rows_of(
     containers: Sequence[StoredContainer], filters: Sequence[tuple[str, str]], *, every: bool
 ) -> list[ContainerRow]:
-    """The rows of containers, the latest last: those that run, unless all are wanted or a filter says so."""
+    """Return the rows of the containers that run, of all if wanted or a filter says so, the latest last."""
     every = every or any(key in ("status", "exited") for key, _ in filters)
     rows = map(ContainerRow.of, containers)
     return [row for row in rows if _passes(row, filters) and (every or row.state == "running")]
 
 
 def _passes(row: ContainerRow, filters: Sequence[tuple[str, str]]) -> bool:
-    """Whether the filters let a row through: of several with one key any must, of several keys all."""
+    """Return whether the filters let a row through: of several with one key any must, of several keys all."""
     keys = dict.fromkeys(key for key, _ in filters)
     return all(any(_FILTERS[key](row, value) for name, value in filters if name == key) for key in keys)
 
 
 def table(rows: Sequence[ContainerRow], *, whole: bool = False) -> list[str]:
-    """The lines of `podman ps`."""
+    """Return the lines of `podman ps`."""
     lines: list[tuple[str, ...]] = [tuple(_HEADS.values())]
     for shown in (row.shown(whole=whole) for row in rows):
         lines.append(tuple(shown[name] for name in _HEADS))

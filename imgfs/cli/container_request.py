@@ -56,7 +56,7 @@ def _check_new(path: str | None, option: str) -> None:
 
 
 def request_of(options: argparse.Namespace) -> ContainerRequest:
-    """What the command line asks for; raises UsageError."""
+    """Return what the command line asks for; raises UsageError."""
     return ContainerRequest(
         command=tuple(options.command),
         entrypoint=_entrypoint(options.entrypoint),
@@ -83,7 +83,7 @@ def request_of(options: argparse.Namespace) -> ContainerRequest:
 
 
 def _network(options: argparse.Namespace) -> Network:
-    """The network asked for; ports need one of the container's own, unless the user says otherwise."""
+    """Return the network asked for; ports need one of the container's own, unless the user says otherwise."""
     published, publishes_all = getattr(options, "publish", ()), _publishes_all(options)
     if options.network is None:
         return Network.PASTA if published or publishes_all else Network.HOST
@@ -109,7 +109,7 @@ def _entrypoint(text: str | None) -> tuple[str, ...] | None:
 
 
 def variables_of(options: argparse.Namespace) -> dict[str, str]:
-    """The variables of --env-file, then those of --env; raises UsageError."""
+    """Return the variables of --env-file, then those of --env; raises UsageError."""
     lines = [line for path in options.env_file for line in _read_text(Path(path)).splitlines()]
     texts = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     here = variables()
@@ -141,7 +141,7 @@ def _existing(one: Bind) -> Bind:
 
 
 def _options(one: Bind, source: str) -> tuple[str, ...]:
-    """How a bind is mounted: a device, or what is in /dev, is shown to be opened."""
+    """Return how a bind is mounted: a device, or what is in /dev, is shown to be opened."""
     is_of_devices = Path("/dev") in (Path(source), *Path(source).parents)
     if is_of_devices or Path(source).is_char_device() or Path(source).is_block_device():
         return tuple(option for option in one.options if option != "nodev")

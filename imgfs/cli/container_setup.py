@@ -29,7 +29,7 @@ def bundle_mount_options(
     for_all: bool,
     restart_after: float = 0.0,
 ) -> MountOptions:
-    """How a container's image is mounted: at its bundle, changes to its scratch.
+    """Return how a container's image is mounted: at its bundle, changes to its scratch.
 
     It outlives its daemon, where the kernel can do that, from so many seconds on.
     """
@@ -48,7 +48,7 @@ def bundle_mount_options(
 
 
 def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:
-    """The scratch that is named, or one that goes with the mount."""
+    """Return the scratch that is named, or one that goes with the mount."""
     if options.scratch is not None:
         return find_scratch(options.scratch, image.store.root)
     return volatile_scratch(image.store.root)
@@ -57,7 +57,7 @@ def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:
 def settled(
     config: RuntimeConfig, rootfs: Rootfs, host: HostFacts, runtime: RuntimeCommand | None = None
 ) -> RuntimeConfig:
-    """A config.json as the mounted image, and the `runtime` that is to run it, need it.
+    """Return a config.json as the mounted image, and the `runtime` that is to run it, need it.
 
     A hook costs a start two programs more, so a runtime has none that leaves the image's mount `nodev`.
     """

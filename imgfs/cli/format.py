@@ -18,7 +18,7 @@ _PERIODS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def size(count: float) -> str:
-    """Bytes in powers of 1000, three digits."""
+    """Return bytes in powers of 1000, three digits."""
     for unit in _UNITS[:-1]:
         if count < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
@@ -52,12 +52,12 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was, in the largest unit of which that is at least one."""
+    """Return how long ago something was, in the largest unit of which that is at least one."""
     return "just now" if seconds < 1 else f"{age(seconds)} ago"
 
 
 def age(seconds: float) -> str:
-    """A time that has passed, in the largest unit of which that is at least one."""
+    """Return a time that has passed, in the largest unit of which that is at least one."""
     for name, length in _PERIODS:
         if seconds >= length:
             return counted(int(seconds // length), name)
@@ -70,7 +70,7 @@ def short(digest: str) -> str:
 
 
 def long_line(node: Node, name: bytes, target: bytes | None, *, human: bool = False) -> bytes:
-    """A line as `ls -ln` writes it; `human` sizes are in kB, MB, …."""
+    """Return a line as `ls -ln` writes it; `human` sizes are in kB, MB, …."""
     device = f"{os.major(node.device)}, {os.minor(node.device)}"
     is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
     number = device if is_device else size(node.size) if human else str(node.size)

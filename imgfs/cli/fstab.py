@@ -76,7 +76,7 @@ _BACK = {
 
 
 def mount_arguments(arguments: Sequence[str], *, privileged: bool = False) -> list[str]:
-    """The arguments of `imgfs mount` that do what mount(8) asks for; raises UsageError.
+    """Return the arguments of `imgfs mount` that do what mount(8) asks for; raises UsageError.
 
     mount(8) does not pass `suid` and `dev` on, its defaults: a `privileged` mount has
     them unless the options say `nosuid`, `nodev`, as with mount.fuse(8).
@@ -113,7 +113,7 @@ def remount(arguments: Sequence[str]) -> bool:
 
 
 def flags_after(shown: Iterable[str], given: Iterable[str]) -> set[str]:
-    """The kernel's flags of a mount that `shown` (mountinfo) had, once a remount has been `given` options."""
+    """Return the kernel's flags of a mount, `shown` by mountinfo, after a remount was `given` options."""
     flags = _KERNELS.keys() & set(shown)
     flags |= set() if flags & _ATIMES else {"strictatime"}  # which mountinfo does not name
     for name in given:
@@ -126,7 +126,7 @@ def flags_after(shown: Iterable[str], given: Iterable[str]) -> set[str]:
 
 
 def umount_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `imgfs umount` that do what umount(8) asks for; raises UsageError.
+    """Return the arguments of `imgfs umount` that do what umount(8) asks for; raises UsageError.
 
     It passes -f (force), -l (lazy), -n (no mtab), -r (read-only if busy), -v (verbose), -t and -N on.
     """
@@ -162,7 +162,7 @@ def is_mounted(arguments: Sequence[str]) -> bool:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names and the options among mount(8)'s arguments; raises UsageError."""
+    """Return the names and the options among mount(8)'s arguments; raises UsageError."""
     names: list[str] = []
     given: list[str] = []
     rest = iter(arguments)

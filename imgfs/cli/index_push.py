@@ -132,7 +132,7 @@ def _put_soci_v2(
 
 
 def _subject(resolved: Resolved, store: Store) -> Descriptor:
-    """The image's manifest as an artifact's subject."""
+    """Return the image's manifest as an artifact's subject."""
     body = store.document(resolved.digest)
     if body is None:
         raise StoreError(f"{resolved.reference}: its documents have been removed meanwhile; try again")
@@ -140,12 +140,12 @@ def _subject(resolved: Resolved, store: Store) -> Descriptor:
 
 
 def _distinct(resolved: Resolved) -> list[Descriptor]:
-    """The image's layers in their order, each once."""
+    """Return the image's layers in their order, each once."""
     return list({layer.digest: layer for layer in resolved.manifest.layers}.values())
 
 
 def _summary(made: Publication, resolved: Resolved, new: list[Descriptor]) -> Iterator[str]:
-    """What was pushed, and what it costs those who use it."""
+    """Yield what was pushed, and what it costs those who use it."""
     whole = sum(layer.size for layer in _distinct(resolved))
     first = sum(layer.lean.size for layer in made.published.layers.values())
     first += made.published.tree.size if made.published.tree else 0

@@ -142,7 +142,7 @@ def logout(options: argparse.Namespace) -> int:
 
 
 def _file(options: argparse.Namespace, environment: Environment) -> Path:
-    """The file to change: podman's first one, unless the options say otherwise."""
+    """Return the file to change: podman's first one, unless the options say otherwise."""
     if options.authfile:
         return Path(options.authfile).absolute()
     return environment.auth_files[-1 if options.docker else 0]
@@ -193,7 +193,7 @@ def _username(scope: _Scope) -> str:
 
 
 def _read_password() -> str:
-    """What standard input says, without the end of its line."""
+    """Return what standard input says, without the end of its line."""
     given = sys.stdin.buffer.read(_MAX_PASSWORD + 1)
     if len(given) > _MAX_PASSWORD:
         raise UsageError(f"the password has more than {_MAX_PASSWORD} bytes")

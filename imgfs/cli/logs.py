@@ -82,7 +82,7 @@ def _within(lines: Iterable[LogLine], since: float | None, until: float | None) 
 
 
 def _last(lines: Iterable[LogLine], count: int) -> Iterable[LogLine]:
-    """The last lines: a line may be in parts."""
+    """Return the last lines: a line may be in parts."""
     if count < 0:
         return lines
     kept: deque[list[LogLine]] = deque(maxlen=count)
@@ -123,7 +123,7 @@ def _count(text: str) -> int:
 
 
 def _time(text: str) -> float:
-    """Seconds since 1970 of a time, or of how long ago something was."""
+    """Return seconds since 1970 of a time, or of how long ago something was."""
     if _DURATION.fullmatch(text):
         with contextlib.suppress(ValueError):
             return time.time() - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))

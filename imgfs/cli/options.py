@@ -39,7 +39,7 @@ def add_command(
 
 
 def lazily(module: str, name: str) -> Run:
-    """The function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
+    """Return the function `name` of `imgfs.cli.MODULE`, imported when it is called: start-up time is felt."""
     from functools import partial  # here: few commands have any; and pickle knows it, for a mount's daemon
 
     return partial(_carry_out, module, name)
@@ -151,14 +151,14 @@ def store_option(command: argparse.ArgumentParser) -> None:
 
 
 def open_store(options: argparse.Namespace, environment: Environment | None = None) -> Store:
-    """The store that --store or the environment names."""
+    """Return the store that --store or the environment names."""
     from imgfs.store.store import Store
 
     return Store(store_root(options, environment))
 
 
 def store_root(options: argparse.Namespace, environment: Environment | None = None) -> Path:
-    """Where that store is, which need not be there yet."""
+    """Return where that store is, which need not be there yet."""
     from pathlib import Path
 
     from imgfs.config import Environment
@@ -185,7 +185,7 @@ def json_option(command: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    """A time to wait; `content.PATIENCE` is never exceeded."""
+    """Return a time to wait; `content.PATIENCE` is never exceeded."""
     try:
         if 0 < float(text) <= _LONGEST_WAIT:
             return float(text)
@@ -195,7 +195,7 @@ def _seconds(text: str) -> float:
 
 
 def rate(text: str) -> int:
-    """Bytes per second: a number, with k, M or G for powers of 1000."""
+    """Return bytes per second: a number, with k, M or G for powers of 1000."""
     try:
         if (per_second := int(scaled(text, "kmg"))) > 0:
             return per_second
@@ -212,13 +212,16 @@ def refusal(text: str) -> argparse.ArgumentTypeError:
 
 
 def scaled(text: str, units: str) -> float:
-    """A number, perhaps with one of `units`, a beginning of `kmgt`, for powers of 1000; raises ValueError."""
+    """Return a number, perhaps with one of `units`, a beginning of `kmgt`, for powers of 1000.
+
+    Raises ValueError.
+    """
     exponent = units.find(text[-1:].lower()) + 1 if text else 0
     return float(text[:-1] if exponent else text) * 1000.0**exponent
 
 
 def memory(text: str) -> int:
-    """Bytes: a number, with k, m or g for powers of 1024, as podman has it."""
+    """Return bytes: a number, with k, m or g for powers of 1024, as podman has it."""
     import re  # here: few commands have such an option
 
     match = re.fullmatch(_SIZE, text, re.IGNORECASE)
@@ -229,14 +232,14 @@ def memory(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """A number of things, from 0."""
+    """Return a number of things, from 0."""
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text)
     raise refusal(f"{text!r} is no number, like 2")
 
 
 def in_image(text: str) -> str:
-    """A path from the image's root."""
+    """Return a path from the image's root."""
     if not text.startswith("/"):
         raise refusal(f"{text!r} does not begin with a slash")
     return text

@@ -222,7 +222,7 @@ def _cells(report: PruneReport) -> Iterator[tuple[str, ...]]:
 
 
 def limit_value(text: str) -> ChosenLimit:
-    """A limit: a size, a share of the disk such as 80%, or none."""
+    """Return a limit: a size, a share of the disk such as 80%, or none."""
     from imgfs.store.limit import LEAST
 
     if text == "none":
@@ -239,7 +239,7 @@ def limit_value(text: str) -> ChosenLimit:
 
 
 def _bytes(text: str) -> int:
-    """A number of bytes, with k, M, G or T for powers of 1000."""
+    """Return a number of bytes, with k, M, G or T for powers of 1000."""
     with contextlib.suppress(ValueError, OverflowError):
         if (count := scaled(text, "kmgt")) >= 0:
             return int(count)

@@ -135,7 +135,7 @@ def list_containers(options: argparse.Namespace) -> int:
 
 
 def _running(options: argparse.Namespace) -> list[str]:
-    """The lines on containers that run, none if there is none."""
+    """Return the lines on containers that run, none if there is none."""
     from imgfs.cli.options import store_root
     from imgfs.runtime.names import CONTAINERS
 

@@ -86,7 +86,7 @@ class _Arrivals(Progress):
             super().layer_ends(layer)
 
     def summary(self, resolved: Resolved) -> str:
-        """What was fetched, and how fast."""
+        """Return what was fetched, and how fast."""
         seconds = max(1e-3, time.monotonic() - self._since)
         layers = resolved.layers.values()
         verb = "is" if len(layers) == 1 else "are"

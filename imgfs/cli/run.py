@@ -46,7 +46,7 @@ def run(words: Sequence[str], *, has_loaded: bool = False) -> int:
 
 
 def lent_ids() -> IdMaps | None:
-    """The ids of an ordinary user's user namespace; None for root."""
+    """Return the ids of an ordinary user's user namespace; None for root."""
     if not os.geteuid():
         return None
     from imgfs.runtime.host_facts import id_maps  # here: root needs none

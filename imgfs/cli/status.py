@@ -180,7 +180,7 @@ def _redraw(text: str, is_first: bool) -> None:
 
 
 def report(found: MountStatus, before: MountStatus | None = None) -> str:
-    """The text, without a newline at its end."""
+    """Return the text, without a newline at its end."""
     seconds = _seconds_between(found, before)
     earlier = before if seconds else None
     lines = [*_head(found), *_totals(found, earlier, seconds), "layers"]
@@ -234,7 +234,7 @@ def _totals(found: MountStatus, before: MountStatus | None, seconds: float) -> I
 
 
 def _layer(layer: LayerStatus, before: LayerStatus | None, seconds: float) -> Iterator[str]:
-    """A line that tells layers apart, then, indented, what there is to say of one that is in use."""
+    """Yield a line that tells layers apart, then, indented, what there is to say of one that is in use."""
     there = f"{layer.spans_present}/{layer.spans} spans here"
     fetched = f"{size(layer.bytes_fetched)} fetched{_rate(layer, before, 'bytes_fetched', seconds)}"
     short = layer.digest.partition(":")[2][:12]
@@ -247,7 +247,7 @@ def _layer(layer: LayerStatus, before: LayerStatus | None, seconds: float) -> It
 
 
 def _needed(layer: LayerStatus) -> str:
-    """The compressed bytes of the spans that readers have touched, by where those came from."""
+    """Return the compressed bytes of the spans that readers have touched, by where those came from."""
     if not layer.needed:
         return ""
     fetched, here = layer.needed_fetched, layer.needed_here
@@ -260,7 +260,7 @@ def _needed(layer: LayerStatus) -> str:
 
 
 def _fetched(layer: LayerStatus) -> str:
-    """The compressed bytes that came, by what became of them."""
+    """Return the compressed bytes that came, by what became of them."""
     if not layer.fetched:
         return ""
     used = sum(one.bytes_used for one in layer.brought.values())
@@ -273,7 +273,7 @@ def _fetched(layer: LayerStatus) -> str:
 
 
 def _reads(layers: Sequence[LayerStatus]) -> str:
-    """How many reads found what they wanted, and how long the others waited for a first byte."""
+    """Return how many reads found what they wanted, and how long the others waited for a first byte."""
     hits, misses = (sum(getattr(layer, name) for layer in layers) for name in ("hits", "misses"))
     if not hits + misses:
         return ""
@@ -287,7 +287,7 @@ def _reads(layers: Sequence[LayerStatus]) -> str:
 
 
 def _brought(brought: Mapping[str, BroughtStatus]) -> str:
-    """What was fetched for which reason, and how much of that has been read."""
+    """Return what was fetched for which reason, and how much of that has been read."""
     parts = [
         f"{size(one.bytes)} {_CAUSES.get(cause, cause)} ({100 * one.bytes_used // one.bytes} % read)"
         for cause, one in brought.items()
@@ -305,7 +305,10 @@ def _trouble(layer: LayerStatus) -> str:
 
 
 def _endpoint(endpoint: EndpointStatus) -> str:
-    """A place that is asked; if that fails, since when, how often it was tried, and what it last said."""
+    """Return a place that is asked.
+
+    If that fails, since when, how often it was tried, and what it last said.
+    """
     if endpoint.since is None:
         return f"{endpoint.endpoint}: {endpoint.state}"
     said = f"{endpoint.state} since {_time(endpoint.since)}, {counted(endpoint.tries, 'try', 'tries')}"

@@ -219,7 +219,7 @@ def _for_each(
 def _wanted(
     options: argparse.Namespace, *, running: bool
 ) -> Iterator[tuple[str, Callable[[], StoredContainer]]]:
-    """What each container is called, and how it is found."""
+    """Yield what each container is called, and how it is found."""
     from functools import partial
 
     from imgfs.cli.options import open_store

@@ -75,7 +75,7 @@ class AccessProfile(NamedTuple):
     files: tuple[ProfileFile, ...] = ()
 
     def to_json(self) -> bytes:
-        """The profile as a document.
+        """Return the profile as a document.
 
         {"version": 2, "layers": [{"diff_id", "space", "size"}, ...],
         "touches": [[layer, start, length], ...], "files": [[touch, path, start, length, size], ...]}

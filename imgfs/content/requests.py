@@ -32,10 +32,10 @@ class SpanIndex(Protocol):
     windows: ExternalBlob | None
 
     def bounds(self) -> Iterable[tuple[int, int, int, int]]:
-        """(flat_start, flat_end, start, end) of every span, in order."""
+        """Return (flat_start, flat_end, start, end) of every span, in order."""
 
     def remote_window(self, number: int) -> tuple[int, int] | None:
-        """Where in `windows` the span's window is, if it is not local."""
+        """Return where in `windows` the span's window is, if it is not local."""
 
     def span(self, number: int, window: bytes | None = None) -> Span:
         """One span; `window` are the bytes at `remote_window`, as they came."""
@@ -113,7 +113,7 @@ class SpanTable:
         return rank
 
     def between(self, start: int, end: int) -> Sequence[int]:
-        """The spans that begin in the blob's bytes `[start, end)`, in the blob's order."""
+        """Return the spans that begin in the blob's bytes `[start, end)`, in the blob's order."""
         return self.by_start[bisect_left(self._sorted, start) : bisect_left(self._sorted, end)]
 
     def in_blob_order(self, numbers: Iterable[int]) -> list[int]:

@@ -253,7 +253,10 @@ class Meter:
         self._bytes += count
 
     def speed(self) -> float:
-        """Bytes per second; 0 as long as too little is known. Safe while another thread calls `busy`."""
+        """Return bytes per second; 0 as long as too little is known.
+
+        Safe while another thread calls `busy`.
+        """
         seconds, since = self._seconds, self._busy_since
         if since is not None:
             seconds += self._clock() - since

@@ -117,7 +117,7 @@ def _rights(status: dict[str, str]) -> dict[str, str]:
 
 
 def _confinement(process: str) -> dict[str, str]:
-    """What a process may do and sees. Raises Differs if this one may not know."""
+    """Return what a process may do and sees. Raises Differs if this one may not know."""
     place = f"/proc/{process}"
     try:
         root, status = os.stat(f"{place}/root"), _status(process)
@@ -138,7 +138,7 @@ def _status(process: str) -> dict[str, str]:
 
 
 def _label(place: str) -> str:
-    """The label of SELinux or AppArmor; nothing where there is none."""
+    """Return the label of SELinux or AppArmor; nothing where there is none."""
     try:
         return Path(f"{place}/attr/current").read_text(errors="replace")
     except FileNotFoundError:
@@ -158,13 +158,16 @@ def _join_cgroups(pid: int) -> bool:
 
 
 def _cgroups(process: str) -> dict[str, str]:
-    """The cgroup of a process in each hierarchy, by its controllers; version 2 has no name (cgroups(7))."""
+    """Return the cgroup of a process in each hierarchy, by its controllers.
+
+    Version 2 has no name (cgroups(7)).
+    """
     lines = Path(f"/proc/{process}/cgroup").read_text(errors="replace").splitlines()
     return {name: path for _, name, path in (line.split(":", 2) for line in lines)}
 
 
 def _place(hierarchy: str) -> Path:
-    """Where a hierarchy of cgroups is mounted, as systemd does it."""
+    """Return where a hierarchy of cgroups is mounted, as systemd does it."""
     if hierarchy:
         return _CGROUPS / hierarchy.removeprefix("name=")
     beside = _CGROUPS / "unified"  # with those of version 1

@@ -171,13 +171,13 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
 
 
 def _files_of_imgfs() -> str:
-    """The files that imgfs and Python were loaded from, a line each: one object, that one look touches."""
+    """Return the files that imgfs and Python were loaded from, a line each, as one object."""
     ours = [module for name, module in sys.modules.items() if name.startswith("imgfs.")]
     return "\n".join([sys.executable, *(module.__file__ for module in ours if module.__file__)])
 
 
 def _identity_of(files: str) -> str:
-    """What tells these files from others of the same names: inode, size, time."""
+    """Return what tells these files from others of the same names: inode, size, time."""
     found = []
     for name in files.split("\n"):
         try:

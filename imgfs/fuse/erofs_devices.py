@@ -238,7 +238,7 @@ class FlatView:
         return ()
 
     def statfs(self) -> Statfs:
-        """The size of all flat files."""
+        """Return the size of all flat files."""
         return Statfs(sum(self._sizes) // BLOCK, 0, 0, len(self._sizes), 0, BLOCK, NAME_MAX, BLOCK)
 
     def _size(self, ino: int) -> int:

@@ -24,7 +24,7 @@ class FUSEError(OSError):
 
 
 def errno_of(error: Exception, request: object) -> int:
-    """What the kernel is told of an exception that a request met.
+    """Return what the kernel is told of an exception that a request met.
 
     OSError keeps its errno: it is what the tree says. ImgfsError is EIO, logged. Anything else is a bug: EIO,
     logged with its traceback.

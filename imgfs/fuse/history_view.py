@@ -124,7 +124,7 @@ class HistoryView:
             yield from (ino | (number << _SHIFT) for ino in view.files_of(layer))
 
     def statfs(self) -> Statfs:
-        """The size of the image itself."""
+        """Return the size of the image itself."""
         return self._top.statfs()
 
     def _children(self, directory: int, position: int) -> Iterator[tuple[int, bytes, Node]]:

@@ -50,7 +50,7 @@ class NamespaceOperations:
         self._setxattr_ext = bool(offered & InitFlag.SETXATTR_EXT)
 
     def handlers(self) -> dict[Opcode, Handler]:
-        """What answers which request that changes directories or extended attributes."""
+        """Return what answers which request that changes directories or extended attributes."""
         return {
             Opcode.MKNOD: lambda head, body: self.mknod(head, *mknod_in(body)),
             Opcode.MKDIR: lambda head, body: self.mkdir(head, *mkdir_in(body)),
@@ -134,7 +134,7 @@ class NamespaceOperations:
         return entry(self._overlay.union.attributes(node, found), self._squash)
 
     def _creator(self, mode: int, caller: Head) -> Owner:
-        """The owner of something new: an ordinary user is root in their own image."""
+        """Return the owner of something new: an ordinary user is root in their own image."""
         mode = stat.S_IMODE(mode)
         is_own = self._overlay.keeps_owners_aside and caller.uid == os.geteuid()
         return Owner(0, 0, mode) if is_own else Owner(caller.uid, caller.gid, mode)

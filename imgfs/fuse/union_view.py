@@ -83,7 +83,7 @@ class UnionView:
         return self._buffer[:count]
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
-        """Where a file's next data or hole is, of what has been written back; see `ranges`."""
+        """Return where a file's next data or hole is, of what has been written back; see `ranges`."""
         return self.ranges.seek(self._union.file(ino), offset, whence)
 
     def birth_ns(self, ino: int) -> int | None:
@@ -92,14 +92,14 @@ class UnionView:
         return None if node is None else self._union.birth_ns(node)
 
     def files_of(self, layer: int) -> Iterator[int]:
-        """The image's files, and copies of them whose bytes are the image's still."""
+        """Yield the image's files, and copies of them whose bytes are the image's still."""
         lower = set(self._image.files_of(layer))
         copies = [(node.ino, node.data) for node in list(self._nodes.values()) if not node.is_directory]
         yield from lower.difference(ino for ino, _ in copies)
         yield from (ino for ino, data in copies if data in lower)
 
     def statfs(self) -> Statfs:
-        """The room there is for changes."""
+        """Return the room there is for changes."""
         found = self._overlay.statfs()
         return Statfs(
             found.f_blocks,

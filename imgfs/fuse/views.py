@@ -57,35 +57,40 @@ class View(Protocol[F]):
         """Whether OPEN must be answered here."""
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
-        """The attributes of the file that a name leads to, to which the kernel then holds a reference more;
-        None if there is no such name."""
+        """Return the attributes of the file that a name leads to, None if there is no such name.
+
+        The kernel then holds one more reference to the file.
+        """
 
     def attributes(self, ino: int) -> Attributes:
-        """The attributes of a file. Raises ENOENT."""
+        """Return the attributes of a file. Raises ENOENT."""
 
     def children(self, directory: int) -> Children[F]:
-        """A query for the children of a directory, for one listing of it."""
+        """Return a query for the children of a directory, for one listing of it."""
 
     def child_attributes(self, child: F) -> Attributes:
-        """The attributes of a listed child, as they are now. Raises ESTALE if it has been removed."""
+        """Return the attributes of a listed child, as they are now. Raises ESTALE if it has been removed."""
 
     def reference(self, child: F) -> None:
         """Count a reference that the kernel holds to a listed child."""
 
     def readlink(self, ino: int) -> bytes:
-        """The target of a symbolic link."""
+        """Return the target of a symbolic link."""
 
     def xattr(self, ino: int, name: bytes) -> bytes | PendingRead | None:
-        """The value of an extended attribute, None if there is none."""
+        """Return the value of an extended attribute, None if there is none."""
 
     def xattrs(self, ino: int) -> Iterable[bytes]:
-        """The names of the extended attributes."""
+        """Return the names of the extended attributes."""
 
     def open(self, ino: int) -> int:
         """Note that a file is opened to be read; what the kernel may do with its pages (OpenFlag)."""
 
     def read(self, ino: int, offset: int, size: int) -> bytes | memoryview | PendingRead:
-        """Exactly these bytes, or up to the end of the file; a memoryview is good until the next call."""
+        """Return exactly these bytes, or up to the end of the file.
+
+        A memoryview is good until the next call.
+        """
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """Return where a file's next data or hole is (SEEK_DATA, SEEK_HOLE). Raises ENXIO."""
@@ -97,7 +102,7 @@ class View(Protocol[F]):
         """Return the inos of the files whose bytes are in a layer of the image. For any thread."""
 
     def statfs(self) -> Statfs:
-        """The size of the file system."""
+        """Return the size of the file system."""
 
 
 VirtualXattr: TypeAlias = Callable[[int, bytes], bytes | PendingRead | None]
@@ -194,7 +199,7 @@ class TreeView:
         return self._tree.files_of(layer)
 
     def statfs(self) -> Statfs:
-        """The image's own size: full, as nothing can be added."""
+        """Return the image's own size: full, as nothing can be added."""
         blocks = -(-self._tree.total_size // _BLOCK)
         return Statfs(blocks, 0, 0, self._tree.node_count, 0, _BLOCK, NAME_MAX, _BLOCK)
 

@@ -86,7 +86,7 @@ class IndexDiscovery:
         return tree
 
     def ztoc(self, layer: Digest) -> tuple[Descriptor, str] | None:
-        """A layer's zTOC, and who vouches for it (`layer.origin`)."""
+        """Return a layer's zTOC, and who vouches for it (`layer.origin`)."""
         with self._lock:
             for ztocs, origin in ((self._soci_v2, self._soci_v2_voucher), (self._soci_v1, self.trust.origin)):
                 if layer in ztocs:

@@ -64,7 +64,7 @@ class Trust:
         return frozenset(vouchers)
 
     def allows(self, origin: str, manifest: Manifest, layers: Iterable[Descriptor]) -> bool:
-        """Whether what `origin` (`layer.origin`) vouches for may be used for the image of `manifest`."""
+        """Return whether what `origin` (`layer.origin`) vouches for may be used for `manifest`'s image."""
         return not origin or self.vouchers(manifest, layers).issuperset(origins_in(origin))
 
     def reaches(self, index: Summary, manifest: Manifest, layer: Descriptor, *, needs_others: bool) -> bool:

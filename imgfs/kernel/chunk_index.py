@@ -40,7 +40,10 @@ def contiguous_chunks(start: int, size: int, block_bits: int) -> Chunks:
 
 
 def chunks_of(size: int, extents: Sequence[Extent], block_bits: int) -> Chunks | None:
-    """The chunks of a file of `size` bytes, which are not none; None if its extents do not allow any."""
+    """Return the chunks of a file of `size` bytes, which are not none.
+
+    None if its extents do not allow any.
+    """
     mask = (1 << block_bits) - 1
     if not extents:
         holes = contiguous_chunks(0, size, block_bits)
@@ -121,7 +124,7 @@ class AssembledDevice:
 
     @classmethod
     def read(cls, file: BinaryIO, block_bits: int) -> AssembledDevice:
-        """The table at the end of a file; raises StoreError."""
+        """Return the table at the end of a file; raises StoreError."""
         found = cls(block_bits)
         try:
             end = file.seek(-_END.size, 2)
@@ -136,7 +139,7 @@ class AssembledDevice:
         raise StoreError("the EROFS image is damaged: no table at its end")
 
     def parts(self, offset: int, length: int) -> Iterator[AssembledRange]:
-        """What the space's bytes `[offset, offset+length)` are; a part may reach beyond its file's end."""
+        """Yield what the bytes `[offset, offset+length)` are; a part may reach beyond its file's end."""
         number = bisect_right(self._starts, offset) - 1
         end = min(offset + length, self.size)
         while offset < end:

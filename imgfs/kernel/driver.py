@@ -54,7 +54,10 @@ _ODD = re.compile(r"[^A-Za-z0-9._:@+-]+")
 
 
 def mount_attributes(options: Iterable[str]) -> int:
-    """The kernel's attributes for the options of a mount, by default `nosuid,nodev`; raises Unsuitable."""
+    """Return the kernel's attributes for the options of a mount, by default `nosuid,nodev`.
+
+    Raises Unsuitable.
+    """
     attributes, others = attributes_of(set(options) - {"ro"})
     for option in sorted(others - _MEANINGLESS):
         raise Unsuitable(f"-o {option} is for FUSE")
@@ -120,7 +123,7 @@ def remove_inherited(directory: RuntimeDirectory) -> None:
 
 
 def _parts(reference: str) -> list[str]:
-    """An image's name as the parts of a path, of signs that mount tables take, and none of ours."""
+    """Return an image's name as the parts of a path, of signs that mount tables take, and none of ours."""
     parts = [_ODD.sub("_", part)[-_PART_LIMIT:] for part in reference.split("/")]
     parts = [part for part in parts if part not in ("", ".", "..")][-_PARTS_LIMIT:] or ["image"]
     ours = parts[0] in (REFERENCE, STATUS_SOCKET)
@@ -172,7 +175,10 @@ class KernelDriver:
         self._flat = -1
 
     def open_flat_files(self) -> int:
-        """A FUSE file system that is mounted nowhere: the descriptor to serve it by. Raises MountError."""
+        """Return a FUSE file system that is mounted nowhere: the descriptor to serve it by.
+
+        Raises MountError.
+        """
         with _as_mount_errors("FUSE"):
             fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             options = {"fd": str(fuse), "rootmode": "40000", "user_id": "0", "group_id": "0"}

@@ -88,7 +88,7 @@ class Superblock(NamedTuple):
 
 
 def pack_superblock(super_block: Superblock, devices: bytes) -> bytes:
-    """The superblock with the device slots behind it, as they stand at SUPERBLOCK, and zeros behind them."""
+    """Return the superblock at SUPERBLOCK, the device slots behind it, and zeros behind them."""
     block_bits, root_nid, inodes, blocks, count, uuid = super_block
     slot = (SUPERBLOCK + SUPERBLOCK_SIZE) // DEVICE_SIZE
     compat, incompat = _CHECKSUM | _MTIME, _CHUNKED_FILE | _DEVICE_TABLE
@@ -103,7 +103,7 @@ def pack_superblock(super_block: Superblock, devices: bytes) -> bytes:
 
 
 def read_uuid(head: bytes) -> bytes | None:
-    """The uuid in an image's first bytes, if they are one's."""
+    """Return the uuid in an image's first bytes, if they are one's."""
     if len(head) < SUPERBLOCK + SUPERBLOCK_SIZE:
         return None
     fields = _SUPER.unpack_from(head, SUPERBLOCK)
@@ -112,12 +112,15 @@ def read_uuid(head: bytes) -> bytes | None:
 
 
 def ino_resolver(tree: Digest, store: Store) -> Callable[[bytes], int | None]:
-    """What tells the ino of a handle's file, from the EROFS image that the store has of a tree."""
+    """Return what tells the ino of a handle's file, from the EROFS image that the store has of a tree."""
     return lambda handle: ino_of(handle, store.erofs(tree, FORMAT))
 
 
 def ino_of(handle: bytes, image: Path) -> int | None:
-    """The ino of the file that a handle names, in the tree written as `image`; None if it is none of its."""
+    """Return the ino of the file that a handle names, in the tree written as `image`.
+
+    None if it is none of its.
+    """
     if len(handle) != _HANDLE.size:
         return None
     version, magic, length, _, kind, uuid, upper, lower, _ = _HANDLE.unpack(handle)
@@ -134,12 +137,15 @@ def ino_of(handle: bytes, image: Path) -> int | None:
 
 
 def pack_device(blocks: int) -> bytes:
-    """The slot of a device of so many blocks."""
+    """Return the slot of a device of so many blocks."""
     return _DEVICE.pack(b"", blocks, 0)
 
 
 def pack_inode(file: Attributes, layout: int, tag: int, xattrs: bytes) -> bytes:
-    """An inode and its extended attributes (`pack_xattrs`), without the data behind them; `tag` is i_u."""
+    """Return an inode and its extended attributes (`pack_xattrs`), without the data behind them.
+
+    `tag` is i_u.
+    """
     ino, mode, uid, gid, size, mtime_ns, nlink = file[:7]
     seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
     count = (len(xattrs) - len(_XATTR_HEADER)) // 4 + 1 if xattrs else 0
@@ -154,18 +160,18 @@ def pack_blocks(length: int, block: int) -> Iterator[tuple[int, bytes]]:
 
 
 def device_number(device: int) -> int:
-    """A dev_t as inodes have it (new_encode_dev of the kernel): 12 bits of major, 20 of minor."""
+    """Return a dev_t as inodes have it (new_encode_dev of the kernel): 12 bits of major, 20 of minor."""
     major, minor = os.major(device), os.minor(device)
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
 def chunk_tag(bits: int) -> int:
-    """The i_u of a file in chunks of 1 << `bits` blocks."""
+    """Return the i_u of a file in chunks of 1 << `bits` blocks."""
     return bits | _CHUNK_INDEXES
 
 
 def pack_chunks(device: int, starts: Sequence[int | None]) -> bytes:
-    """The indexes of a file's chunks: at which block of a device each begins, HOLE for none."""
+    """Return the indexes of a file's chunks: at which block of a device each begins, HOLE for none."""
     return b"".join(
         b"\xff" * 8 if start is HOLE else _CHUNK.pack(start >> 32, device, start & 0xFFFFFFFF)
         for start in starts
@@ -192,12 +198,12 @@ def _pack_xattr(name: bytes, value: bytes) -> bytes:
 
 
 def _is_acl(name: bytes, prefix: bytes, value: bytes) -> bool:
-    """Whether it is an ACL as the kernel reads them: version 2, entries of 8 bytes (posix_acl_xattr.h)."""
+    """Return whether it is an ACL for the kernel: version 2, entries of 8 bytes (posix_acl_xattr.h)."""
     return name == prefix and len(value) % 8 == 4 and value.startswith(b"\2\0\0\0")
 
 
 def file_type(mode: int) -> int:
-    """How directories call a file's kind; raises Unsuitable."""
+    """Return how directories call a file's kind; raises Unsuitable."""
     kind = _TYPES.get(stat.S_IFMT(mode))
     if kind is None:
         raise Unsuitable(f"a file of mode {mode:o}")
@@ -205,7 +211,7 @@ def file_type(mode: int) -> int:
 
 
 def pack_directory(names: Iterable[tuple[bytes, int, int]], block: int) -> Iterator[bytes]:
-    """The blocks of a directory of (name, nid, type), sorted by name; all but the last are full ones.
+    """Yield the blocks of a directory of (name, nid, type), sorted by name; all but the last are full ones.
 
     A block has its entries, then their names; where the first name begins tells how many there are.
     """
@@ -231,7 +237,7 @@ def _pack_dirents(batch: Sequence[tuple[bytes, int, int]]) -> bytes:
 
 
 def directory_size(lengths: Iterable[int], block: int) -> int:
-    """How long a directory of names of these lengths will be: `pack_directory` without the bytes."""
+    """Return how long a directory of names of these lengths will be: `pack_directory` without the bytes."""
     full, room = 0, block
     for length in lengths:
         needed = _DIRENT.size + length

@@ -58,7 +58,7 @@ class ErofsImage(NamedTuple):
 
 
 def make_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> ErofsImage:
-    """The EROFS image of the tree that the store keeps under `digest`, written if it is not there.
+    """Return the EROFS image of the tree that the store keeps under `digest`, written if it is not there.
 
     `sizes` are those of the layers' flat files. Raises Unsuitable, InvalidImage, StoreError.
     """
@@ -78,7 +78,7 @@ def make_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -
 
 
 def has_image(tree: Tree, digest: Digest, sizes: Sequence[int], store: Store) -> bool:
-    """Whether that image is written already; raises StoreError."""
+    """Return whether that image is written already; raises StoreError."""
     return _is_written(store.erofs(digest, FORMAT), image_uuid(tree, sizes))
 
 
@@ -99,7 +99,7 @@ def _is_written(path: Path, uuid: bytes) -> bool:
 
 
 def sizes_of(image: Image) -> list[int]:
-    """Those of the flat files of an image's layers, in bytes."""
+    """Return those of the flat files of an image's layers, in bytes."""
     return [layer.index.summary.flat_size for layer in image.content.layers]
 
 

@@ -161,7 +161,7 @@ class _ImageWriter:
             raise InvalidImage(f"the tree has a directory of two names: {name!r}")
 
     def _directories(self) -> Iterator[tuple[int, Iterator[_Name]]]:
-        """Every directory that is not empty, with what is in it."""
+        """Yield every directory that is not empty, with what is in it."""
         for ino, names in groupby(self._tree.dirents(), itemgetter(0)):
             if not 0 < ino < len(self._kinds) or self._kinds[ino] != _DIRECTORY:
                 raise InvalidImage(f"the tree has names in node {ino}, which is no directory")
@@ -224,7 +224,7 @@ class _ImageWriter:
         return _Inode(PLAIN, device_number(node.device), xattrs)
 
     def _regular(self, stored: NodeRecord, xattrs: bytes) -> _Inode:
-        """The inode of a file with bytes, which may have no place as they are."""
+        """Return the inode of a file with bytes, which may have no place as they are."""
         node, device = stored.node, stored.layer + 1
         self._check_extents(stored)
         chunks = chunks_of(node.size, stored.extents, self._bits)

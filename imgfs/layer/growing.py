@@ -34,16 +34,16 @@ class LayerEntries(Protocol):
         """The layer as a whole."""
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, in the layer's own order."""
+        """Yield all entries, in the layer's own order."""
 
     def whiteout_candidates(self) -> Iterator[Entry]:
-        """The entries with `.wh.` anywhere in their path, in order."""
+        """Yield the entries with `.wh.` anywhere in their path, in order."""
 
     def hardlinks(self) -> Iterator[Entry]:
-        """The hard links, in order."""
+        """Yield the hard links, in order."""
 
     def directories(self) -> Iterator[bytes]:
-        """The paths of the layer's own directory entries."""
+        """Yield the paths of the layer's own directory entries."""
 
 
 class GrowingIndex:

@@ -170,7 +170,10 @@ def _decode(
 
 
 def _measured(chunks: Iterator[bytes], layer: Descriptor) -> Iterator[bytes]:
-    """The chunks, but for empty ones; IntegrityError once they are not as long in all as the layer's size."""
+    """Yield the chunks, but for empty ones.
+
+    Raises IntegrityError once they are not as long in all as the layer's size.
+    """
     size = 0
     for chunk in filter(None, chunks):
         size += len(chunk)
@@ -183,7 +186,7 @@ def _measured(chunks: Iterator[bytes], layer: Descriptor) -> Iterator[bytes]:
 
 
 def _hashed(chunks: Iterator[bytes], hasher: _Hash) -> Iterator[bytes]:
-    """The chunks, each added to `hasher` as it arrives, whole."""
+    """Yield the chunks, each added to `hasher` as it arrives, whole."""
     for chunk in chunks:
         hasher.update(chunk)
         yield chunk
@@ -207,7 +210,7 @@ def _even(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
 
 
 def _head(source: Iterator[bytes]) -> bytes:
-    """The blob's first chunk, or as many of them as `sniff` needs."""
+    """Return the blob's first chunk, or as many of them as `sniff` needs."""
     head = b""
     while len(head) < MAGIC_LENGTH and (chunk := next(source, b"")):
         head += chunk

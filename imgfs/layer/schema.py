@@ -99,7 +99,7 @@ def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def unpack_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
-    """The inverse of `pack_xattrs`."""
+    """Return the inverse of `pack_xattrs`."""
     xattrs, at = {}, 0
     while blob and at < len(blob):
         name_length = int.from_bytes(blob[at : at + 4], "little")
@@ -115,7 +115,7 @@ def pack_extents(extents: Iterable[Extent]) -> bytes:
 
 
 def unpack_extents(blob: bytes) -> tuple[Extent, ...]:
-    """The inverse of `pack_extents`; raises ValueError."""
+    """Return the inverse of `pack_extents`; raises ValueError."""
     if len(blob) % 24:
         raise ValueError(f"{len(blob)} bytes of extents")
     numbers = memoryview(blob).cast("Q")  # little-endian hosts only, like everything FUSE and zlib here
@@ -130,7 +130,9 @@ def pack_chunk_digests(parts: Iterable[ChunkDigest]) -> bytes | None:
 
 
 def unpack_chunk_digests(blob: bytes) -> tuple[ChunkDigest, ...]:
-    """The inverse of `pack_chunk_digests`; raises ValueError, also for chunks that overlap or do not ascend.
+    """Return the inverse of `pack_chunk_digests`.
+
+    Raises ValueError, also for chunks that overlap or do not ascend.
 
     Chunks that overlapped would have the same bytes hashed as often as an index's author likes.
     """
@@ -150,7 +152,7 @@ def pack_time(mtime_ns: int) -> int | bytes:
 
 
 def unpack_time(stored: int | bytes) -> int:
-    """The inverse of `pack_time`."""
+    """Return the inverse of `pack_time`."""
     return stored if isinstance(stored, int) else int.from_bytes(stored, "little", signed=True)
 
 

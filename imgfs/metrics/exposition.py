@@ -89,7 +89,7 @@ _BROUGHT = (
 
 
 def exposition(status: MountStatus) -> str:
-    """The whole text, ending in a newline."""
+    """Return the whole text, ending in a newline."""
     layers = [(_labels_of(layer, number), layer) for number, layer in enumerate(status.layers, 1)]
     brought = [
         ({**labels, "cause": cause}, counts)
@@ -153,7 +153,7 @@ def _layer_info(layers: Iterable[tuple[Mapping[str, str], LayerStatus]]) -> Iter
 
 
 def _first_byte(layers: Iterable[tuple[Mapping[str, str], LayerStatus]]) -> Iterator[str]:
-    """A summary without quantiles: how often readers' requests waited for a first byte, how long in all."""
+    """Yield a summary without quantiles: how often and how long readers waited for a first byte."""
     name = "layer_first_byte_seconds"
     yield from _family(name, "summary", "How long readers' requests waited for their first byte.", [])
     for labels, layer in layers:

@@ -361,7 +361,7 @@ def _never_import_from(mountpoint: Path) -> None:
 
 
 def _endpoint(address: MetricsAddress, tell: Callable[[], MountStatus]) -> MetricsEndpoint:
-    """The status of a mount, served to Prometheus; raises MountError if the address cannot be had."""
+    """Return the status of a mount, served to Prometheus; raises MountError if the address cannot be had."""
     from imgfs.metrics.endpoint import MetricsEndpoint
     from imgfs.metrics.exposition import exposition
 

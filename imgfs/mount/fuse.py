@@ -82,7 +82,7 @@ def _serve_image(mount: ServedMount, overlay: Overlay | None) -> None:
 def _operations(
     mount: ServedMount, overlay: Overlay | None, on_ready: Callable[[], None]
 ) -> Operations[Node] | WritableOperations:
-    """The operations of a mount: of the image's tree, or of its union with a scratch."""
+    """Return the operations of a mount: of the image's tree, or of its union with a scratch."""
     image, squash = mount.image, mount.options.owner
     tree = TreeView(image.tree, image.content, _provenance(image, image.tree))
     if overlay is None:
@@ -101,7 +101,7 @@ def _operations(
 
 
 def _with_history(top: TreeView, image: Image) -> HistoryView:
-    """An image with its earlier states, which have been prepared. Raises MountError, StoreError."""
+    """Return an image with its earlier states, which have been prepared. Raises MountError, StoreError."""
     from imgfs.fuse.history_view import HistoryView
 
     HistoryView.check(image.tree)
@@ -110,7 +110,10 @@ def _with_history(top: TreeView, image: Image) -> HistoryView:
 
 
 def _provenance(image: Image, tree: Tree) -> VirtualXattr:
-    """The virtual attributes of a tree's files; what they take is loaded when the first is asked for."""
+    """Return the virtual attributes of a tree's files.
+
+    What they take is loaded when the first is asked for.
+    """
 
     @functools.cache
     def loaded() -> Provenance:

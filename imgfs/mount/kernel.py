@@ -122,7 +122,7 @@ def _serve_by_kernel(mount: ServedMount) -> None:
 
 
 def _passthrough(mount: ServedMount, mounted: KernelMount | None) -> Passthrough:
-    """What the kernel is to read itself, or reads already."""
+    """Return what the kernel is to read itself, or reads already."""
     from imgfs.kernel.driver import NO_PASSTHROUGH
     from imgfs.kernel.passthrough import Passthrough
 

@@ -70,7 +70,7 @@ class ServedMount:
     def scratch_terms(
         self,
     ) -> tuple[Tree, Content, ScratchBase, str, HandleLookup, LockInheritance | None]:
-        """What a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
+        """Return what a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
         from imgfs.kernel.erofs_format import ino_resolver
         from imgfs.overlay.scratch import ScratchBase
 
@@ -295,7 +295,7 @@ def _set(setting: Path, value: int) -> None:
 
 
 def status(image: Image, store: Store, options: MountOptions, began: float, restarts: int = 0) -> MountStatus:
-    """The status of a mount that `began` at a time in seconds since 1970."""
+    """Return the status of a mount that `began` at a time in seconds since 1970."""
     from imgfs.status import MountStatus, ScratchStatus  # here: a mount answers before it is asked for that
 
     resolved, scratch = image.resolved, options.scratch

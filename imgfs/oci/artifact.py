@@ -57,7 +57,7 @@ def parse_artifact(body: bytes, media_type: str | None) -> Artifact:
 
 
 def artifact_manifest(artifact: Artifact) -> bytes:
-    """The manifest of an artifact: the same bytes for the same artifact.
+    """Return the manifest of an artifact: the same bytes for the same artifact.
 
     Raises InvalidImage for a subject of which the media type or the size is not known.
     """
@@ -76,7 +76,7 @@ def artifact_manifest(artifact: Artifact) -> bytes:
 
 
 def _type_field(artifact: Artifact) -> dict[str, str]:
-    """The type, but where the config's already says it (manifest.md, `artifactType`), as SOCI has it."""
+    """Return the type unless the config's media type says it, as SOCI does (manifest.md, `artifactType`)."""
     return (
         {}
         if artifact.config.media_type == artifact.artifact_type
@@ -97,17 +97,17 @@ def _subject_fields(subject: Descriptor) -> dict[str, object]:
 
 
 def referrers_tag(subject: Digest) -> str:
-    """The tag of the list kept for `subject`: the hex digits are cut at 64 ("Referrers Tag Schema")."""
+    """Return the tag of the list for `subject`: its hex digits are cut at 64 ("Referrers Tag Schema")."""
     return f"{subject.algorithm[:32]}-{subject.hex[:64]}"
 
 
 def is_referrers_tag(tag: str) -> bool:
-    """Whether `tag` can be that of a list."""
+    """Return whether `tag` can be that of a list."""
     return _TAG.fullmatch(tag) is not None
 
 
 def parse_referrers(body: bytes) -> list[Descriptor]:
-    """The referrers in a list, each once; entries that are no descriptors are passed over.
+    """Return the referrers in a list, each once; entries that are no descriptors are passed over.
 
     Raises InvalidImage unless `body` is an OCI image index.
     """
@@ -122,12 +122,12 @@ def parse_referrers(body: bytes) -> list[Descriptor]:
 
 
 def of_type(referrers: Iterable[Descriptor], artifact_type: str | None) -> list[Descriptor]:
-    """Those of one artifact type; all of them if that is None."""
+    """Return those of one artifact type; all of them if that is None."""
     return [entry for entry in referrers if artifact_type in (None, entry.artifact_type)]
 
 
 def referrer_in(body: bytes, descriptor: Descriptor) -> tuple[Digest | None, Descriptor]:
-    """The subject of a manifest or index, and the entry for it that a list has ("Listing Referrers").
+    """Return the subject of a manifest or index, and the entry for it that a list has ("Listing Referrers").
 
     `body` is what `descriptor` names. Raises InvalidImage.
     """
@@ -144,35 +144,35 @@ def referrer_in(body: bytes, descriptor: Descriptor) -> tuple[Digest | None, Des
 
 
 def with_referrer(body: bytes | None, entry: Descriptor) -> bytes:
-    """A list that has `entry`, once; None is the list that is not there yet. Raises InvalidImage."""
+    """Return a list that has `entry`, once; None is the list that is not there yet. Raises InvalidImage."""
     fields, entries = _entries(body) if body is not None else (dict(_NEW), [])
     return _changed(body, fields, entries, entered(entries, entry))
 
 
 def without_referrer(body: bytes, digest: Digest) -> bytes:
-    """A list that does not have `digest`. Raises InvalidImage."""
+    """Return a list that does not have `digest`. Raises InvalidImage."""
     fields, entries = _entries(body)
     return _changed(body, fields, entries, removed(entries, digest))
 
 
 def entered(entries: Sequence[object], entry: Descriptor) -> list[object]:
-    """The entries of an index, and `entry` if its digest is not among them."""
+    """Return the entries of an index, and `entry` if its digest is not among them."""
     known = any(_names(value, entry.digest) for value in entries)
     return [*entries] if known else [*entries, descriptor_fields(entry)]
 
 
 def removed(entries: Sequence[object], digest: Digest) -> list[object]:
-    """The entries of an index but those for `digest`."""
+    """Return the entries of an index but those for `digest`."""
     return [value for value in entries if not _names(value, digest)]
 
 
 def is_empty(body: bytes) -> bool:
-    """Whether a list has no entries, not even malformed ones. Raises InvalidImage."""
+    """Return whether a list has no entries, not even malformed ones. Raises InvalidImage."""
     return not _entries(body)[1]
 
 
 def _entries(body: bytes) -> tuple[dict[str, object], list[object]]:
-    """The fields of an OCI image index, and its entries as they are."""
+    """Return the fields of an OCI image index, and its entries as they are."""
     fields = object_at(parse_json(body, "referrers"), "referrers")
     if text_in(fields, "mediaType", "referrers", default=OCI_INDEX) != OCI_INDEX or "manifests" not in fields:
         raise InvalidImage("not an OCI image index", where="referrers")
@@ -182,7 +182,7 @@ def _entries(body: bytes) -> tuple[dict[str, object], list[object]]:
 def _changed(
     body: bytes | None, fields: Mapping[str, object], before: Sequence[object], after: Sequence[object]
 ) -> bytes:
-    """A list with other entries: byte for byte what it was if they are the same."""
+    """Return a list with other entries: byte for byte what it was if they are the same."""
     return body if body is not None and len(before) == len(after) else encode({**fields, "manifests": after})
 
 

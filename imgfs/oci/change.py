@@ -75,7 +75,7 @@ Fields = dict[str, object]
 
 
 def layer_type(codec: str) -> str:
-    """The OCI media type of a layer packed with `codec`, "gzip" or "zstd" (media-types.md)."""
+    """Return the OCI media type of a layer packed with `codec`, "gzip" or "zstd" (media-types.md)."""
     return f"{_OCI_LAYER}+{codec}"
 
 
@@ -89,7 +89,7 @@ def extend_config(
     author: str = "",
     message: str = "",
 ) -> bytes:
-    """The config `body` with one more layer, or with none but its own entry in the history (config.md).
+    """Return the config `body` with one more layer, or one more entry of the history only (config.md).
 
     `created` has a time zone; `author` replaces the image's too; texts that are empty are left out. Layers of
     the base that its history does not tell of get an empty entry each, or the entries would not belong to
@@ -115,7 +115,7 @@ def extend_config(
 def extend_manifest(
     body: bytes, config: Descriptor, layer: Descriptor | None, annotations: Mapping[str, str]
 ) -> bytes:
-    """The manifest `body` with this config and, unless it is None, with one more layer.
+    """Return the manifest `body` with this config and, unless it is None, with one more layer.
 
     Both come with their OCI media types and get the base's: a Docker manifest stays one, but a zstd layer,
     for which schema 2 has no name, makes an OCI manifest of it, with its config and layers. `annotations` go
@@ -133,7 +133,7 @@ def extend_manifest(
 
 
 def as_oci(body: bytes, media_type: str | None = None) -> bytes:
-    """The manifest `body` with OCI media types, for an OCI layout, where tools look for no others.
+    """Return the manifest `body` with OCI media types, for an OCI layout, where tools look for no others.
 
     An OCI manifest stays what it is, byte for byte. `media_type` is what its descriptor calls a manifest that
     does not say itself. Raises InvalidImage.
@@ -143,7 +143,7 @@ def as_oci(body: bytes, media_type: str | None = None) -> bytes:
 
 
 def index_as_oci(body: bytes, media_type: str, converted: Mapping[Digest, Descriptor]) -> bytes:
-    """The index `body` as an OCI index of manifests in `converted`: the new descriptor, by the old digest.
+    """Return the index `body` as an OCI index; `converted` has the new descriptors, by old digest.
 
     Of an entry only media type, digest and size change; its platform and annotations stay. An OCI index with
     none of these manifests stays what it is, byte for byte. Raises InvalidImage.
@@ -165,7 +165,7 @@ def _converted_entry(entry: Fields, converted: Mapping[Digest, Descriptor]) -> F
 
 
 def truncate(manifest_body: bytes, config_body: bytes, layers: int) -> tuple[bytes, bytes]:
-    """The (manifest, config) of the image as it was when it had `layers` layers, counted from the bottom.
+    """Return (manifest, config) of the image as it was when it had its lowest `layers` layers.
 
     The runtime config stays the image's own: nothing tells what it was then. With all layers, both are what
     they were. Raises UsageError for a number the image does not have, InvalidImage.
@@ -184,7 +184,10 @@ def truncate(manifest_body: bytes, config_body: bytes, layers: int) -> tuple[byt
 
 
 def _truncated(config: ImageConfig, layers: int) -> Fields:
-    """The config's fields for its first layers. Its date is that of the last entry left in the history."""
+    """Return the config's fields for its first layers.
+
+    Its date is that of the last entry left in the history.
+    """
     counts = list(accumulate(int(not entry.get("empty_layer")) for entry in config.history))
     history = config.history[: counts.index(layers) + 1 if layers in counts else None]
     fields: Fields = dict(config.raw)
@@ -196,13 +199,16 @@ def _truncated(config: ImageConfig, layers: int) -> Fields:
 
 
 def _missing_history(config: ImageConfig) -> list[Fields]:
-    """An empty entry for every layer that the history leaves out; all of an entry's fields are optional."""
+    """Return an empty entry for every layer that the history leaves out.
+
+    All of an entry's fields are optional.
+    """
     described = sum(not entry.get("empty_layer") for entry in config.history)
     return [{} for _ in range(len(config.diff_ids) - described)]
 
 
 def _manifest(body: bytes, media_type: str | None = None) -> tuple[Manifest, Fields]:
-    """A manifest and its fields, `mediaType` and `layers` among them, to be changed."""
+    """Return a manifest and its fields, `mediaType` and `layers` among them, to be changed."""
     manifest = parse_document(body, media_type)
     if not isinstance(manifest, Manifest):
         raise InvalidImage("an index, not the manifest of one image")
@@ -211,7 +217,7 @@ def _manifest(body: bytes, media_type: str | None = None) -> tuple[Manifest, Fie
 
 
 def _retyped(fields: Fields, types: Mapping[str, str]) -> Fields:
-    """A manifest's fields, the media types in them replaced by those of `types`."""
+    """Return a manifest's fields, the media types in them replaced by those of `types`."""
 
     def retyped(part: Fields) -> Fields:
         media_type = part.get("mediaType")
@@ -226,7 +232,7 @@ def _retyped(fields: Fields, types: Mapping[str, str]) -> Fields:
 
 
 def _own(fields: Fields, annotations: Mapping[str, str]) -> Fields:
-    """A manifest's fields, `annotations` added, without what is said of other bytes than these."""
+    """Return a manifest's fields, `annotations` added, without what is said of other bytes than these."""
     kept = _part(fields, "annotations")
     added = {name: text for name, text in kept.items() if not name.startswith(_OF_THESE_BYTES)}
     added.update(annotations)
@@ -244,7 +250,7 @@ def _fields_of(descriptor: Descriptor) -> Fields:
 
 
 def _part(fields: Fields, name: str) -> Fields:
-    """The object `fields[name]`, empty if absent or null; raises InvalidImage."""
+    """Return the object `fields[name]`, empty if absent or null; raises InvalidImage."""
     return object_at(fields.get(name) or {}, name)
 
 
@@ -258,7 +264,7 @@ def _time(when: datetime) -> str:
 
 
 def _encode(fields: Fields) -> bytes:
-    """The one way to write a document; raises UsageError if a text given for it was no text."""
+    """Return the one way to write a document; raises UsageError if a text given for it was no text."""
     try:
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:

@@ -70,11 +70,11 @@ class Digest:
 
     @classmethod
     def of(cls, body: bytes, algorithm: str = "sha256") -> Digest:
-        """The digest of `body`."""
+        """Return the digest of `body`."""
         return cls(algorithm, hashlib.new(algorithm, body).hexdigest())
 
     def hasher(self) -> _Hash:
-        """A fresh hash object of this digest's algorithm."""
+        """Return a fresh hash object of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
     def check(self, hasher: _Hash, what: str) -> None:
@@ -182,7 +182,10 @@ class Descriptor:
 
 
 def descriptor_fields(descriptor: Descriptor) -> dict[str, object]:
-    """A descriptor as JSON has it (descriptor.md), in the order in which Go writes it; without its URLs."""
+    """Return a descriptor as JSON has it (descriptor.md), in the order in which Go writes it.
+
+    Without its URLs.
+    """
     fields: dict[str, object] = {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),

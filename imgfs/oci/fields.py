@@ -105,7 +105,7 @@ def object_at(value: object, where: str) -> dict[str, object]:
 
 
 def list_in(fields: Mapping[str, object], name: str, where: str) -> list[object]:
-    """The array `fields[name]`, empty if absent or null, or InvalidImage."""
+    """Return the array `fields[name]`, empty if absent or null, or InvalidImage."""
     value = fields.get(name)
     if value is None:
         return []
@@ -115,13 +115,13 @@ def list_in(fields: Mapping[str, object], name: str, where: str) -> list[object]
 
 
 def objects_in(fields: Mapping[str, object], name: str, where: str) -> list[dict[str, object]]:
-    """The array of objects `fields[name]`, empty if absent or null, or InvalidImage."""
+    """Return the array of objects `fields[name]`, empty if absent or null, or InvalidImage."""
     values = list_in(fields, name, where)
     return [object_at(value, f"{where}.{name}[{number}]") for number, value in enumerate(values)]
 
 
 def text_in(fields: Mapping[str, object], name: str, where: str, *, default: str | None = None) -> str:
-    """The string `fields[name]`, `default` if absent or null, or InvalidImage."""
+    """Return the string `fields[name]`, `default` if absent or null, or InvalidImage."""
     value = fields.get(name)
     if value is None and default is not None:
         return default

@@ -137,7 +137,7 @@ def check_layers(manifest: Manifest, config: ImageConfig) -> None:
 
 
 def chain_id(diff_ids: Sequence[Digest]) -> Digest:
-    """The name of a stack of layers, the lowest first, at least one (config.md, "Layer ChainID")."""
+    """Return the name of a stack of layers, the lowest first, at least one (config.md, "Layer ChainID")."""
     chain = diff_ids[0]
     for diff_id in diff_ids[1:]:
         chain = Digest.of(f"{chain} {diff_id}".encode())

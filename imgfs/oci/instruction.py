@@ -80,7 +80,7 @@ def parse_change(text: str) -> ConfigChange:
 
 
 def apply_changes(config: Mapping[str, object], changes: Iterable[ConfigChange]) -> Config:
-    """The runtime config `config` after `changes`, in their order; it stays as it is.
+    """Return the runtime config `config` after `changes`, in their order; it stays as it is.
 
     A new ENTRYPOINT without a CMD drops the old one's CMD (Dockerfile reference, "Understand how CMD and
     ENTRYPOINT interact"). Raises UsageError naming the change, InvalidImage for fields of the wrong type.
@@ -193,7 +193,7 @@ def _health_option(name: str, value: str) -> tuple[str, int]:
 
 
 def _duration(text: str) -> int:
-    """Nanoseconds of a time as Go writes it, `1m30s`; Docker wants a millisecond or more, or 0."""
+    """Return nanoseconds of a time as Go writes it, `1m30s`; Docker wants a millisecond or more, or 0."""
     parts = list(_DURATION.finditer(text))
     if "".join(part[0] for part in parts) != text or not parts:
         raise UsageError(f"{text!r} is no time, like 30s or 1m30s")
@@ -212,13 +212,16 @@ def _ports(text: str) -> Iterator[str]:
 
 
 def _command(argument: str, config: Config) -> list[str]:
-    """A command's words; in the shell form the shell's and the line."""
+    """Return a command's words; in the shell form the shell's and the line."""
     listed = _json_form(argument)
     return [*(texts_in(config, "Shell", _WHERE) or _SHELL), argument] if listed is None else listed
 
 
 def _json_form(argument: str) -> list[str] | None:
-    """The words of a JSON array; None if it is none: a line for a shell may begin with a bracket too."""
+    """Return the words of a JSON array.
+
+    None if it is none: a line for a shell may begin with a bracket too.
+    """
     try:
         value = json.loads(argument) if argument.startswith("[") else None
     except (ValueError, RecursionError):
@@ -229,7 +232,7 @@ def _json_form(argument: str) -> list[str] | None:
 
 
 def _pairs(argument: str, environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The names and values, expanded."""
+    """Return the names and values, expanded."""
     pairs = [(expand(name, environment), expand(value, environment)) for name, value in _written(argument)]
     if not all(name for name, _ in pairs):
         raise UsageError("a name must not be empty")
@@ -260,7 +263,7 @@ def _environment(config: Config) -> dict[str, str]:
 
 
 def _object(config: Config, name: str) -> Config:
-    """The object `config[name]`, made if there is none, to be changed."""
+    """Return the object `config[name]`, made if there is none, to be changed."""
     found = config[name] = object_at(config.get(name) or {}, f"{_WHERE}.{name}")
     return found
 

@@ -125,7 +125,7 @@ def _type(manifest: Manifest) -> str | None:
 
 
 def _is_images(artifact_type: str) -> bool:
-    """Whether an `artifactType` says "an image": by a type of its documents, in any case (RFC 6838, 4.2)."""
+    """Return whether an `artifactType` is that of an image's document, in any case (RFC 6838, 4.2)."""
     media_type = artifact_type.partition(";")[0].strip().lower()
     return media_type in (*CONFIG_TYPES, *MANIFEST_TYPES, *INDEX_TYPES)
 
@@ -183,7 +183,7 @@ _FORMATS = (
 
 
 def foreign_format(platform: Platform) -> str | None:
-    """What an index's entry for `platform` is, if it is no image that imgfs reads: "a nydus image"."""
+    """Return what an index's entry for `platform` is, if it is no image that imgfs reads: "a nydus image"."""
     for form in _FORMATS:
         if not set(form.features).isdisjoint(platform.os_features):
             return form.name
@@ -198,7 +198,7 @@ def refuse_foreign(manifest: Manifest) -> None:
 
 
 def _signs(manifest: Manifest, form: _Format) -> Iterator[str]:
-    """Where in the manifest it shows that it is of a format."""
+    """Yield where in the manifest it shows that it is of a format."""
     if (manifest.artifact_type or "").startswith(form.types):
         yield "manifest.artifactType"
     if any(name.startswith(form.annotations) for name in manifest.annotations):

@@ -101,7 +101,7 @@ def published_in(artifact: Artifact) -> Published:
 
 
 def contents_of(published: Published) -> tuple[Descriptor, ...]:
-    """The layers of the artifact: the inverse of `published_in`."""
+    """Return the layers of the artifact: the inverse of `published_in`."""
     blobs = [published.tree] if published.tree else []
     for layer in published.layers.values():
         blobs += layer.blobs
@@ -109,7 +109,7 @@ def contents_of(published: Published) -> tuple[Descriptor, ...]:
 
 
 def tree_annotation(published: Published) -> dict[str, str]:
-    """What the artifact says of its tree where lists of referrers repeat it."""
+    """Return what the artifact says of its tree where lists of referrers repeat it."""
     tree = published.tree
     return {TREE_AT: f"{tree.digest} {tree.size}"} if tree else {}
 

@@ -287,7 +287,7 @@ def _split_digest(rest: str, text: str) -> tuple[str, Digest | None]:
 
 
 def _split_domain(named: str) -> tuple[str, str]:
-    """(registry, repository[:tag]), with Docker Hub and its `library/` filled in (normalize.go)."""
+    """Return (registry, repository[:tag]), with Docker Hub and its `library/` filled in (normalize.go)."""
     first, separator, rest = named.partition("/")
     if not separator or not _is_domain(first):
         first, rest = DOCKER_HUB, named

@@ -73,7 +73,7 @@ def parse_soci_index(body: bytes, media_type: str | None = None) -> SociIndex:
 
 
 def ztoc_descriptor(layer: Descriptor, ztoc: bytes, *, span_size: int | None = None) -> Descriptor:
-    """The descriptor, for a SOCI index, of a layer's zTOC."""
+    """Return the descriptor, for a SOCI index, of a layer's zTOC."""
     annotations = {LAYER_DIGEST: str(layer.digest), LAYER_TYPE: layer.media_type}
     if span_size is not None:
         annotations[SPAN_SIZE] = str(span_size)
@@ -81,7 +81,7 @@ def ztoc_descriptor(layer: Descriptor, ztoc: bytes, *, span_size: int | None = N
 
 
 def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor | None, tool: str) -> bytes:
-    """A SOCI index manifest: `ztocs` in the order of the image's layers, `subject` for version 1 only.
+    """Return a SOCI index manifest: `ztocs` in the order of the image's layers, `subject` for version 1 only.
 
     Its config is the blob CONFIG_BODY. The same input makes the same bytes.
     """
@@ -102,7 +102,7 @@ def soci_index(version: int, ztocs: Iterable[Descriptor], *, subject: Descriptor
 def with_soci_v2(
     manifest: bytes, ztocs: Iterable[Descriptor], *, platform: Platform, tool: str, index: bytes | None = None
 ) -> SociImage:
-    """An image bound to a SOCI index, version 2 (soci/soci_convert.go): a new manifest, and so another image.
+    """Return an image bound to a SOCI index, version 2 (soci/soci_convert.go), by a new manifest.
 
     `index` is the OCI index that `manifest` is in, if it is in one: the new manifest takes its place there,
     and the new SOCI index that of an older one for `platform`. A Docker manifest becomes an OCI one, a
@@ -128,7 +128,7 @@ def with_soci_v2(
 
 
 def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, object]:
-    """The fields of an OCI index that has `manifest` among its entries: the one given, or a new one."""
+    """Return the fields of an OCI index, the given or a new one, with `manifest` among its entries."""
     if index is None:
         return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"digest": str(manifest)}]}
     document = parse_document(index, None)
@@ -138,7 +138,7 @@ def _index_fields(index: bytes | None, manifest: Digest) -> dict[str, object]:
 
 
 def _kept(entry: Mapping[str, object]) -> dict[str, object]:
-    """What an entry of an index says that stays true when its manifest becomes another one."""
+    """Return what an entry of an index says that stays true when its manifest becomes another one."""
     return {"platform": entry["platform"]} if entry.get("platform") else {}
 
 

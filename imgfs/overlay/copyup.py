@@ -37,7 +37,7 @@ class CopyUp:
         self._content = content
 
     def up(self, ino: int, *, with_data: bool = True) -> UpperNode:
-        """The node of a file, copied up if it has not been; raises OSError.
+        """Return the node of a file, copied up if it has not been; raises OSError.
 
         With `with_data` false the data is about to be thrown away: it is not copied even if it is here.
         """

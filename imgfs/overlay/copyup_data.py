@@ -27,10 +27,10 @@ class ImageData(Protocol):
     """The bytes of the image's files."""
 
     def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
-        """Some bytes, if they can be had without waiting."""
+        """Return some bytes, if they can be had without waiting."""
 
     def read(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> bytes:
-        """Some bytes; waits for them. Raises ImgfsError."""
+        """Return some bytes; waits for them. Raises ImgfsError."""
 
     def copy(
         self,
@@ -55,7 +55,7 @@ class Copy(Protocol):
 
 
 def copy_ranges(extents: Sequence[Extent], start: int, end: int) -> list[tuple[int, int]]:
-    """(offset, length) of what has to be copied of a part of a file: its holes stay holes."""
+    """Return (offset, length) of what has to be copied of a part of a file: its holes stay holes."""
     ranges = []
     for extent in extents:
         offset, last = max(start, extent.offset), min(end, extent.offset + extent.length)
@@ -76,7 +76,7 @@ class DataCopyUp:
         self._durable = durable
 
     def fill(self, node: UpperNode, limit: int) -> Copy:
-        """What copies the data of a file up, its first `limit` bytes: for any thread to call, once.
+        """Return what copies the data of a file up, its first `limit` bytes: for any thread to call, once.
 
         Until `filled` or `not_filled` is called the file's data is still the image's. It raises OSError,
         ImgfsError, and InterruptedError soon after what it is given is settled.
@@ -170,7 +170,7 @@ def undo_copy_up(union: Union, node: UpperNode) -> None:
 
 
 def _can_go(union: Union, node: UpperNode, parent: UpperNode, lower: Node) -> bool:
-    """Whether the image's file would show under the copy's only name, and look like it."""
+    """Return whether the image's file would show under the copy's only name, and look like it."""
     if node.opens or node.ino != lower.ino or len(union.tree.names(lower.ino)) != 1:
         return False
     below = union.below(parent, node.name)

@@ -70,12 +70,12 @@ class Diff:
         self.left_out: dict[bytes, str] = {}  # by path: what was met that no layer holds
 
     def __iter__(self) -> Iterator[DiffEntry]:
-        """All changes: a directory's before those of what is in it, names in the order of their bytes."""
+        """Yield all changes, by name in byte order: a directory's before those of what is in it."""
         for found in self._whole_groups():
             yield DiffEntry(found.path, found.kind or ChangeKind.CHANGED, found.before, found.after)
 
     def members(self) -> Iterator[tuple[Entry, Iterable[bytes]]]:
-        """The changes as members of a layer (OCI layer.md), in the same order. `left_out` has the rest.
+        """Yield the changes as members of a layer (OCI layer.md), in the same order. `left_out` has the rest.
 
         Raises InvalidImage, before the first, for a name that a layer cannot hold: there it would delete.
         """
@@ -121,7 +121,7 @@ class Diff:
         return self._bytes(found.file, found.after.size)
 
     def _whole_groups(self) -> list[_NameDiff]:
-        """All differences; where a file with several names has one, with all its other names.
+        """Return all differences; where a file with several names has one, with all its other names.
 
         A hard link to a file of a layer below would mean a new file to most who unpack layers.
         """
@@ -132,7 +132,7 @@ class Diff:
         return [one for one in found if one.kind or (one.file is not None and one.file.ino in touched)]
 
     def _unmoved_names(self, known: Set[bytes], files: Iterable[File]) -> Iterator[_NameDiff]:
-        """The other names of files of the image that have nothing changed but where some of them are."""
+        """Yield the other names of files of which nothing has changed but some names."""
         for file in files:
             if isinstance(file, Node) and file.nlink > 1 and not is_directory(file):
                 for parent, name in self._union.visible_names(file.ino):
@@ -141,7 +141,7 @@ class Diff:
                         yield _NameDiff(path, None, file, file, self._union.attributes(file))
 
     def _walk(self, ino: int, lower: int, path: bytes) -> Iterator[_NameDiff]:
-        """The differences in and below a directory that the union and the image have (`lower`) both."""
+        """Yield the differences in and below a directory that the union and the image have (`lower`) both."""
         ahead: list[tuple[bytes, File | None, Node | None]] = [
             (path, self._union.file(ino), self._tree.node(lower))
         ]
@@ -156,7 +156,7 @@ class Diff:
                 ]
 
     def _inside(self, file: File, lower: int | None) -> list[tuple[bytes, File | None, Node | None]]:
-        """(name, what is there now, what the image has) of the names in a directory that may differ."""
+        """Return (name, what it is now, what the image has) of a directory's names that may differ."""
         node = file if isinstance(file, UpperNode) else None
         if node is None and lower == file.ino:  # the image's own
             return []
@@ -207,7 +207,7 @@ class Diff:
         return stat.S_ISREG(after.mode) and self._has_other_bytes(file, before)
 
     def _has_other_bytes(self, file: File, before: Node) -> bool:
-        """Whether files of one size differ in their bytes."""
+        """Return whether files of one size differ in their bytes."""
         data = file.data if isinstance(file, UpperNode) else file.ino
         if data == before.ino:
             return False
@@ -218,7 +218,7 @@ class Diff:
             return True
 
     def _bytes(self, file: File, size: int) -> Iterator[bytes]:
-        """A file's bytes, in pieces of 1 MiB. Raises InvalidImage for endless holes."""
+        """Yield a file's bytes, in pieces of 1 MiB. Raises InvalidImage for endless holes."""
         data = file.data if isinstance(file, UpperNode) else file.ino
         if data is not None:
             layer, extents = self._tree.extents(data)
@@ -260,6 +260,9 @@ def _check_name(found: _NameDiff) -> None:
 
 
 def _described(one: Attributes) -> tuple[int, ...]:
-    """What a layer says of a file beside its bytes; a directory's size is the file system's own affair."""
+    """Return what a layer says of a file beside its bytes.
+
+    A directory's size is the file system's own affair.
+    """
     size = 0 if stat.S_ISDIR(one.mode) else one.size
     return one.mode, one.uid, one.gid, size, one.mtime_ns, one.device

@@ -171,7 +171,7 @@ class Entries:
         return node, None if covered else found
 
     def _vacancy(self, directory: UpperNode, name: bytes) -> tuple[At, bool]:
-        """Where a new name goes, and whether a whiteout is there; raises EEXIST."""
+        """Return where a new name goes, and whether a whiteout is there; raises EEXIST."""
         if directory.anchor is not None:  # removed
             raise no_entry()
         at = At(self._union.directory_fd(directory), name)
@@ -187,7 +187,7 @@ class Entries:
         raise error(errno.EEXIST)
 
     def _inherited(self, directory: UpperNode, new: New) -> New:
-        """What something new gets from its directory, which may be set-gid or have an ACL for such."""
+        """Return what something new gets from its directory, which may be set-gid or have an ACL for such."""
         uid, gid, mode = new.owner
         group = self._union.group_of(directory)
         if group is not None:

@@ -20,7 +20,7 @@ REMOVED = ".removed-"  # begins the names of what is on its way out
 
 
 def walk(directory: int) -> Iterator[tuple[int, list[bytes]]]:
-    """(descriptor, names of all that is no directory) of a directory and all below it, parents first.
+    """Yield (descriptor, names of all that is no directory) of a directory and all below it, parents first.
 
     A descriptor is good until the next one comes: one is open, however deep the tree is. A directory that
     vanishes meanwhile is left out. Raises OSError, ESTALE if one was moved away while this was in it.

@@ -64,7 +64,7 @@ class IndexEntry(NamedTuple):
 
 
 def read_index(work: Path, ino_of: HandleLookup) -> list[IndexEntry]:
-    """What is in the index of a work directory, if there is one; raises OSError."""
+    """Return what is in the index of a work directory, if there is one; raises OSError."""
     found = []
     with contextlib.suppress(FileNotFoundError), os.scandir(work / INDEX) as entries:
         for entry in entries:
@@ -76,7 +76,7 @@ def read_index(work: Path, ino_of: HandleLookup) -> list[IndexEntry]:
 
 
 def copies(index: list[IndexEntry]) -> dict[int, int]:
-    """The ino of the image's file, by that of its copy in the upper directory."""
+    """Return the ino of the image's file, by that of its copy in the upper directory."""
     return {one.upper_ino: one.ino for one in index}
 
 
@@ -110,7 +110,7 @@ def merge_index(overlay: Overlay, index: list[IndexEntry], work: Path) -> None:
 
 
 def has_entries(work: Path) -> bool:
-    """Whether there is anything in the index still."""
+    """Return whether there is anything in the index still."""
     with os.scandir(work / INDEX) as entries:
         return any(not is_whiteout(entry.stat(follow_symlinks=False)) for entry in entries)
 
@@ -158,7 +158,7 @@ def _handle(name: str) -> bytes:
 
 
 def is_of_fuse_overlayfs(work: Path) -> bool:
-    """Whether fuse-overlayfs has used a work directory, and overlayfs never since. Raises OSError.
+    """Return whether fuse-overlayfs has used a work directory, and overlayfs never since. Raises OSError.
 
     Both have a directory `work` in it. fuse-overlayfs makes it with permissions, if there is none (its
     main.c); overlayfs makes it anew at each mount, without any (fs/overlayfs/super.c, ovl_workdir_create),

@@ -49,7 +49,7 @@ class UnionLookup:
         self.nodes.clear()
 
     def find(self, parent: int, name: bytes) -> File | None:
-        """What a name in a directory means."""
+        """Return what a name in a directory means."""
         return self.find_with_status(parent, name)[0]
 
     def find_with_status(self, parent: int, name: bytes) -> tuple[File | None, os.stat_result | None]:
@@ -63,18 +63,18 @@ class UnionLookup:
         return None if is_whiteout(found) else self.node_at(directory, name, found), found
 
     def below(self, directory: UpperNode, name: bytes) -> Node | None:
-        """What the image has under a name, whether or not it shows."""
+        """Return what the image has under a name, whether or not it shows."""
         return None if directory.lower is None else self.tree.lookup(directory.lower, name)
 
     def file(self, ino: int) -> File:
-        """The file with that ino; raises ENOENT."""
+        """Return the file with that ino; raises ENOENT."""
         found = self.nodes.get(ino) or self.tree.node(ino)
         if found is None:
             raise error(errno.ENOENT)
         return found
 
     def node_at(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """The node of what the upper directory has at a name."""
+        """Return the node of what the upper directory has at a name."""
         node = self._by_upper.get(found.st_ino)
         if node is None:
             node = self._load(directory, name, found)
@@ -84,7 +84,7 @@ class UnionLookup:
         return node
 
     def node_new(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
-        """The node of something that was just made."""
+        """Return the node of something that was just made."""
         kind = stat.S_IFMT(found.st_mode)
         ino = UPPER_INO | found.st_ino
         node = UpperNode(ino, found.st_ino, kind, directory, name, clean=True, incapable=True)
@@ -92,7 +92,7 @@ class UnionLookup:
         return node
 
     def node_nameless(self, found: os.stat_result, anchor: int, ino: int = 0) -> UpperNode:
-        """The node of something without a name, that is held by the descriptor `anchor`.
+        """Return the node of something without a name, that is held by the descriptor `anchor`.
 
         It is new, if it has no `ino`.
         """
@@ -128,7 +128,7 @@ class UnionLookup:
             self.drop(node)
 
     def at(self, node: UpperNode) -> At:
-        """Where a node's upper half is."""
+        """Return where a node's upper half is."""
         return self._directories.at(node)
 
     def place(self, node: UpperNode) -> Place:
@@ -145,7 +145,7 @@ class UnionLookup:
         return self._directories.held(node) if node.anchor is None else node.anchor
 
     def directory_fd(self, node: UpperNode) -> int:
-        """A descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
+        """Return a descriptor (O_PATH) of a directory's upper half; good for some dozen calls more."""
         return self._directories.fd(node)
 
     def _load(self, directory: UpperNode, name: bytes, found: os.stat_result) -> UpperNode:
@@ -172,7 +172,7 @@ class UnionLookup:
         return node
 
     def image_data(self, at: At) -> int | None:
-        """The image's file that a file without a name still has the bytes of."""
+        """Return the image's file that a file without a name still has the bytes of."""
         attributes = self.upper.overlay_xattrs(at)
         if METACOPY not in attributes:
             return None
@@ -195,7 +195,7 @@ class UnionLookup:
         return lower if lower and stat.S_IFMT(lower.mode) == kind else None
 
     def _lower_file(self, directory: UpperNode, name: bytes, attributes: dict[bytes, bytes]) -> Node | None:
-        """The image's half: at the same name, or where a redirect says (a name, or a path from the root)."""
+        """Return the image's half: of the same name, or where a redirect says (a name, or a path)."""
         redirect = attributes.get(REDIRECT, name)
         if not redirect.startswith(b"/"):
             return self.below(directory, redirect)
@@ -206,5 +206,5 @@ class UnionLookup:
 
 
 def is_directory(file: File) -> bool:
-    """Whether a file is a directory."""
+    """Return whether a file is a directory."""
     return stat.S_ISDIR(file.mode if isinstance(file, Node) else file.kind)

@@ -43,7 +43,7 @@ class At(NamedTuple):
 
     @classmethod
     def anchor(cls, fd: int) -> At:
-        """The file that `fd` is open on."""
+        """Return the file that `fd` is open on."""
         return cls(None, b"/proc/self/fd/%d" % fd)
 
 
@@ -119,7 +119,7 @@ class UpperNode:
         return self.kind == stat.S_IFDIR
 
     def is_called(self, parent: UpperNode, name: bytes) -> bool:
-        """Whether this is the name it is reached by."""
+        """Return whether this is the name it is reached by."""
         return self.parent is parent and self.name == name
 
     def move(self, parent: UpperNode, name: bytes) -> None:
@@ -145,7 +145,7 @@ def is_access_old(found: os.stat_result, ctime_ns: int) -> bool:
 
 
 def error(number: int) -> OSError:
-    """The exception of an errno."""
+    """Return the exception of an errno."""
     return OSError(number, os.strerror(number))
 
 
@@ -172,7 +172,7 @@ class Directories:
         self._fds: OrderedDict[UpperNode, int] = OrderedDict()
 
     def at(self, node: UpperNode) -> At:
-        """Where a node is: by its name, or by the descriptor that holds it."""
+        """Return where a node is: by its name, or by the descriptor that holds it."""
         if node.anchor is not None:
             return At.anchor(node.anchor)
         if node.parent is None:
@@ -180,7 +180,7 @@ class Directories:
         return At(self.fd(node.parent), node.name)
 
     def fd(self, node: UpperNode) -> int:
-        """A descriptor (O_PATH) of a directory; good for some dozen calls more."""
+        """Return a descriptor (O_PATH) of a directory; good for some dozen calls more."""
         fd = self._fds.get(node)
         if fd is not None:
             self._fds.move_to_end(node)
@@ -191,7 +191,7 @@ class Directories:
         return self._open_chain(chain[::-1])
 
     def held(self, node: UpperNode) -> int | None:
-        """The descriptor of a directory, if it is open."""
+        """Return the descriptor of a directory, if it is open."""
         return self._fds.get(node)
 
     def drop(self, node: UpperNode) -> None:

@@ -96,7 +96,7 @@ class Overlay(AbstractContextManager["Overlay"]):
             self.data_copyup.clear_metacopy(node)
 
     def sync(self, node: UpperNode) -> Callable[[], None]:
-        """What gets a file or directory to the disk: for any thread to call."""
+        """Return what gets a file or directory to the disk: for any thread to call."""
         flags = os.O_RDONLY if node.is_directory else os.O_RDWR
         fd = self._upper.open(self.union.at(node), flags)
 
@@ -172,7 +172,7 @@ class Overlay(AbstractContextManager["Overlay"]):
             node.frozen_mtime = mtime_ns
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
-        """An extended attribute, or None if there is no such."""
+        """Return an extended attribute, or None if there is no such."""
         node = self.union.nodes.get(ino)
         if node is None:
             return self.union.tree.xattrs(ino).get(name)
@@ -190,7 +190,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         return None
 
     def xattrs(self, ino: int) -> list[bytes]:
-        """The names of a file's extended attributes."""
+        """Return the names of a file's extended attributes."""
         node = self.union.nodes.get(ino)
         if node is None:
             return list(self.union.tree.xattrs(ino))
@@ -225,12 +225,12 @@ class Overlay(AbstractContextManager["Overlay"]):
         self._upper.remove_xattr(self.union.at(node), self._upper.xattr_format.stored_name(name))
 
     def symlink_target(self, ino: int) -> bytes:
-        """Where a symbolic link points to."""
+        """Return where a symbolic link points to."""
         node = self.union.nodes.get(ino)
         return self.union.tree.target(ino) if node is None else self.union.target(node)
 
     def statfs(self) -> os.statvfs_result:
-        """The room there is: that of the upper directory's file system."""
+        """Return the room there is: that of the upper directory's file system."""
         return os.fstatvfs(self._upper.root)
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.close()
 
     def _changeable(self, ino: int, name: bytes) -> UpperNode:
-        """The node of a file whose attribute `name` may be changed, copied up."""
+        """Return the node of a file whose attribute `name` may be changed, copied up."""
         if is_reserved(name):
             raise error(errno.EPERM)
         if not name.startswith(_CHANGEABLE):

@@ -97,11 +97,11 @@ class Scratch:
         return "/" in self.name and not self.volatile
 
     def exists(self) -> bool:
-        """Whether there is such a scratch."""
+        """Return whether there is such a scratch."""
         return self.upper.is_dir() or (self.directory / DESCRIPTION).exists()
 
     def base(self) -> ScratchBase | None:
-        """What it lies on, if imgfs has ever mounted it; raises StoreError."""
+        """Return what it lies on, if imgfs has ever mounted it; raises StoreError."""
         return read_base(self.directory)
 
     def check(self, base: ScratchBase) -> None:
@@ -134,7 +134,7 @@ class Scratch:
                 lock.close()
 
     def holder(self) -> str | None:
-        """What it is used for right now, if it is."""
+        """Return what it is used for right now, if it is."""
         return holder_of(self.directory)
 
     @contextlib.contextmanager

@@ -62,7 +62,7 @@ class ScratchBase:
 
 
 def open_scratch_directory(directory: Path) -> int:
-    """A scratch's directory, open, if it is this user's own alone; raises StoreError."""
+    """Return a scratch's directory, open, if it is this user's own alone; raises StoreError."""
     fd = open_owned_directory(directory)
     try:
         found = os.fstat(fd)
@@ -87,7 +87,7 @@ def _check_no_link(directory: Path, name: str, fd: int) -> None:
 
 
 def read_base(directory: Path) -> ScratchBase | None:
-    """What a scratch lies on, if imgfs has ever mounted it; raises StoreError."""
+    """Return what a scratch lies on, if imgfs has ever mounted it; raises StoreError."""
     path = directory / DESCRIPTION
     if not directory.exists():
         return None
@@ -207,7 +207,7 @@ class Lock:
 
 
 def holder_of(directory: Path) -> str | None:
-    """What a scratch is used for right now, if it is."""
+    """Return what a scratch is used for right now, if it is."""
     try:
         fd = open_owned_file(directory / LOCK, os.O_RDONLY)
     except (FileNotFoundError, StoreError):
@@ -232,7 +232,7 @@ def opened_scratch_directory(directory: Path) -> Iterator[int]:
 
 
 def overlayfs_over(upper: Path) -> str | None:
-    """Where overlayfs is mounted over `upper`, if it is and this process sees it."""
+    """Return where overlayfs is mounted over `upper`, if it is and this process sees it."""
     wanted = b"upperdir=" + os.fsencode(os.path.realpath(upper))
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
@@ -243,7 +243,7 @@ def overlayfs_over(upper: Path) -> str | None:
 
 
 def is_at_work(said: str) -> bool:
-    """Whether the holder of a scratch's lock, by what it says, goes on: its mount is seen, or it has none."""
+    """Return whether the holder of a scratch's lock is at work: its mount is seen, or it says it has none."""
     mount = _MOUNTED.match(said)
     return mount is None or _is_mounted_at(os.fsencode(mount[1]))
 

@@ -29,7 +29,7 @@ _VOLATILE = ".mount-"  # begins the name of a scratch that goes with its mount
 
 
 def find_scratch(text: str, store_root: Path) -> Scratch:
-    """The scratch that `text` means: with a slash a directory, else a name in the store."""
+    """Return the scratch that `text` means: with a slash a directory, else a name in the store."""
     if "/" in text:
         return Scratch(Path(text).absolute(), text)
     if not _NAME.fullmatch(text):
@@ -40,14 +40,14 @@ def find_scratch(text: str, store_root: Path) -> Scratch:
 
 
 def list_scratches(store_root: Path) -> list[Scratch]:
-    """The scratches with a name, in the store."""
+    """Return the scratches with a name, in the store."""
     found = sorted((store_root / "scratch").glob("*"))
     scratches = [Scratch(path, path.name) for path in found if _NAME.fullmatch(path.name)]
     return [scratch for scratch in scratches if scratch.exists()]
 
 
 def volatile_scratch(store_root: Path) -> Scratch:
-    """A new scratch for one mount; those whose mounts have died are removed. Raises StoreError.
+    """Return a new scratch for one mount; those whose mounts have died are removed. Raises StoreError.
 
     Its directory is held until this process ends, so that it stays until its daemon has its lock.
     """

@@ -38,28 +38,28 @@ class Union(UnionLookup):
         self.pristine = not os.listdir(b"/proc/self/fd/%d" % upper.root)
 
     def group_of(self, directory: UpperNode) -> int | None:
-        """The group that what is made in a directory gets, if it is set-gid (inode(7))."""
+        """Return the group that what is made in a directory gets, if it is set-gid (inode(7))."""
         if directory.group is None:
             owner = self.owner(directory)
             directory.group = owner.gid if owner.mode & stat.S_ISGID else -1
         return directory.group if directory.group >= 0 else None
 
     def default_acl(self, directory: UpperNode) -> bytes:
-        """The ACL that what is made in a directory inherits; empty if there is none."""
+        """Return the ACL that what is made in a directory inherits; empty if there is none."""
         if directory.default_acl is None:
             name = self.upper.xattr_format.stored_name(DEFAULT_ACL)
             directory.default_acl = self.upper.xattrs(self.at(directory)).get(name, b"")
         return directory.default_acl
 
     def target(self, node: UpperNode) -> bytes:
-        """Where a symbolic link with an upper half points to."""
+        """Return where a symbolic link with an upper half points to."""
         at = self.at(node)
         if at.anchored:  # the empty path means the link itself (readlinkat(2))
             return os.readlink(b"", dir_fd=node.anchor)
         return os.readlink(at.name, dir_fd=at.directory)
 
     def birth_ns(self, node: UpperNode) -> int | None:
-        """When the upper half of a file was made, in nanoseconds, if its file system knows."""
+        """Return when the upper half of a file was made, in nanoseconds, if its file system knows."""
         at = self.at(node)
         return syscalls.birth_time(at.directory, at.name, follow=at.anchored)
 
@@ -72,7 +72,10 @@ class Union(UnionLookup):
         return self.upper.owner(at, found)
 
     def attributes(self, file: File, found: os.stat_result | None = None) -> Attributes:
-        """What stat(2) says of a file; `found` is what it says now of the upper half, if that is known."""
+        """Return what stat(2) says of a file.
+
+        `found` is what it says now of the upper half, if that is known.
+        """
         return self._lower_attributes(file) if isinstance(file, Node) else self._upper_attributes(file, found)
 
     def _lower_attributes(self, node: Node) -> Node:
@@ -104,7 +107,7 @@ class Union(UnionLookup):
         )
 
     def ctime(self, node: UpperNode, found: os.stat_result | None = None) -> int:
-        """A file's time of change, as it is told: the disk's, if that has not moved for our doing alone."""
+        """Return a file's time of change: the disk's, unless only imgfs has moved that."""
         found = found or self.upper.stat(self.place(node))
         if found is None:
             raise error(errno.ESTALE)
@@ -116,7 +119,7 @@ class Union(UnionLookup):
         self.ctimes.keep(node, found.st_ctime_ns if found else shown_ns, shown_ns)
 
     def _directory_links(self, node: UpperNode, found: os.stat_result) -> int:
-        """The image's link count, more the directories that are new, less those that are covered."""
+        """Return the image's link count, more the directories that are new, less those that are covered."""
         if node.lower is None or node.anchor is not None:
             return 0 if node.kept else found.st_nlink
         if node.links is None:
@@ -132,11 +135,11 @@ class Union(UnionLookup):
         return below is not None and stat.S_ISDIR(below.mode)
 
     def upper_names(self, node: UpperNode) -> tuple[list[bytes], set[bytes]]:
-        """The names that a directory's upper half shows, and those of the image that it covers."""
+        """Return the names that a directory's upper half shows, and those of the image that it covers."""
         return self.upper.names(self.at(node))
 
     def children(self, ino: int) -> Iterator[tuple[bytes, File]]:
-        """All children of a directory, those with an upper half first."""
+        """Yield all children of a directory, those with an upper half first."""
         node = self.nodes.get(ino)
         if node is None:
             yield from ((name, child) for _, name, child in self.tree.children(ino))
@@ -152,7 +155,7 @@ class Union(UnionLookup):
                     yield name, child
 
     def listing(self, ino: int, after: int) -> Iterator[tuple[int, bytes, File]]:
-        """(position, name, file) of the children of a directory behind the position `after`.
+        """Yield (position, name, file) of the children of a directory behind the position `after`.
 
         A name keeps its position whatever happens to the directory, so that a reader who goes on misses no
         name that stays, and sees none twice. First come the names that the image has there, as the tree has
@@ -185,7 +188,7 @@ class Union(UnionLookup):
         return node.changes == changes and node.lower is not None
 
     def path(self, ino: int) -> bytes:
-        """Where a directory is, without a slash before it; the root's is empty. Raises ENOENT."""
+        """Return where a directory is, without a slash before it; the root's is empty. Raises ENOENT."""
         node = self.nodes.get(ino)
         if node is None:
             parent, name = self.tree.names(ino)[0]
@@ -199,7 +202,7 @@ class Union(UnionLookup):
         return os.path.join(self.path(standing), name)
 
     def visible_names(self, ino: int) -> list[tuple[int, bytes]]:
-        """(directory, name) of every name under which a file of the image, not copied up, can be seen."""
+        """Return (directory, name) of every name of an image's file, not copied up, that can be seen."""
         found = []
         for lower_parent, name in self.tree.names(ino):
             parent = self._directory_showing(lower_parent)
@@ -210,7 +213,7 @@ class Union(UnionLookup):
         return found
 
     def _directory_showing(self, lower: int) -> int | None:
-        """The ino of the directory in which the names of the image's directory `lower` show, if any do."""
+        """Return the ino of the directory that shows names of the image's directory `lower`, if any does."""
         way: list[tuple[bytes, int]] = []
         while lower != ROOT and lower not in self._moved and not self._shows(lower):
             names = self.tree.names(lower)
@@ -262,7 +265,10 @@ class Union(UnionLookup):
             node.kept = True
 
     def place_for(self, file: File) -> At | None:
-        """Where a directory that is about to be removed is to go, for another process; None if nowhere."""
+        """Return where a directory that is about to be removed is to go, for another process.
+
+        None if nowhere.
+        """
         is_kept = self.outlives and isinstance(file, UpperNode) and file.is_directory
         return self.upper.place_for_open(file.ino) if is_kept else None
 
@@ -292,7 +298,7 @@ def _merged_with(file: File) -> int | None:
 
 
 def _own_position(name: bytes) -> int:
-    """Where a name that the image does not have stands in a listing: behind those of the image, by its hash.
+    """Return the position in listings of a name that is not the image's: after the image's, by hash.
 
     Of 61 bits: two names of a directory with the same are not to be expected.
     """

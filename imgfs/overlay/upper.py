@@ -75,7 +75,7 @@ class Upper:
         os.close(self.work)
 
     def new(self) -> At:
-        """A place in the work directory where nothing is."""
+        """Return a place in the work directory where nothing is."""
         return At(self.work, b"%d" % next(self._serial))
 
     def stat(self, at: Place) -> os.stat_result | None:
@@ -99,7 +99,7 @@ class Upper:
         return self.open(at, os.O_RDWR)
 
     def hold(self, at: At) -> int:
-        """A descriptor by which the file can be had without its name."""
+        """Return a descriptor by which the file can be had without its name."""
         return self.open(at, os.O_PATH)
 
     def keep_open(self, at: At, ino: int) -> None:
@@ -124,7 +124,7 @@ class Upper:
         self.discard(At(self.work, OPEN + b"%d" % ino))
 
     def scan(self, at: At) -> Iterator[os.DirEntry[str]]:
-        """All that is in a directory."""
+        """Yield all that is in a directory."""
         fd = self.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
         try:
             with os.scandir(fd) as entries:
@@ -133,7 +133,7 @@ class Upper:
             os.close(fd)
 
     def names(self, at: At) -> tuple[list[bytes], set[bytes]]:
-        """The names that a directory shows, and those of the image that it covers."""
+        """Return the names that a directory shows, and those of the image that it covers."""
         shown, covered = [], set()
         for entry in self.scan(at):
             name = os.fsencode(entry.name)
@@ -143,7 +143,7 @@ class Upper:
         return sorted(shown), covered
 
     def xattrs(self, at: Place) -> dict[bytes, bytes]:
-        """All extended attributes as they are stored."""
+        """Return all extended attributes as they are stored."""
         return read_xattrs(at.path, follow=at.anchored)
 
     def unkept_xattrs(self, at: At) -> list[bytes]:

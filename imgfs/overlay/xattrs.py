@@ -63,7 +63,7 @@ class XattrFormat:
         return self.prefix == TRUSTED or stat.S_IFMT(mode) in _USER_XATTR_KINDS
 
     def disk_mode(self, mode: int) -> int:
-        """The permission bits on disk: a user must be able to open his own files whatever they show."""
+        """Return the permission bits on disk: users must be able to open their files whatever they show."""
         if not self.override or not self.can_hold(mode):
             return stat.S_IMODE(mode)
         return (mode & 0o777) | (0o700 if stat.S_ISDIR(mode) else 0o600)
@@ -94,7 +94,7 @@ def parse_overlay_xattrs(
 
 
 def read_override(attributes: Mapping[bytes, bytes]) -> Owner | None:
-    """The owner and mode in `override_stat`, if there is one that makes sense."""
+    """Return the owner and mode in `override_stat`, if there is one that makes sense."""
     fields = attributes.get(OVERRIDE, b"").split(b":")
     try:
         owner = Owner(int(fields[0]), int(fields[1]), int(fields[2], 8) & 0o7777)
@@ -109,7 +109,7 @@ def format_override(owner: Owner) -> bytes:
 
 
 def shown_xattrs(attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The extended attributes that a user of the mount sees."""
+    """Return the extended attributes that a user of the mount sees."""
     shown = {name: value for name, value in attributes.items() if not is_reserved(name)}
     stashed = (name for name in attributes if name.startswith(_STASH))
     return shown | {name.removeprefix(_STASH): attributes[name] for name in stashed}
@@ -121,7 +121,7 @@ def is_reserved(name: bytes) -> bool:
 
 
 def is_whiteout(found: os.stat_result) -> bool:
-    """Whether a file of the upper directory says that its name is deleted."""
+    """Return whether a file of the upper directory says that its name is deleted."""
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
@@ -133,7 +133,7 @@ def is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
 
 
 def read_xattrs(path: bytes | int, *, follow: bool = False) -> dict[bytes, bytes]:
-    """All extended attributes of a file; none where the file system has no notion of them."""
+    """Return all extended attributes of a file; none where the file system has no notion of them."""
     try:
         names = os.listxattr(path, follow_symlinks=follow)
     except OSError as error:

@@ -43,7 +43,7 @@ class FlatName(NamedTuple):
 
 
 def parse_path(path: str) -> tuple[str, FlatName] | None:
-    """The inverse of `FlatName.path`; None for any other path."""
+    """Return the inverse of `FlatName.path`; None for any other path."""
     found = _PATH.fullmatch(path)
     if found is None:
         return None
@@ -57,7 +57,7 @@ def spans_path(digest: Digest) -> str:
 
 
 def parse_spans_path(path: str) -> Digest | None:
-    """The inverse of `spans_path`; None for any other path."""
+    """Return the inverse of `spans_path`; None for any other path."""
     found = _SPANS.fullmatch(path)
     return Digest.parse(found[1], where="peer") if found else None
 

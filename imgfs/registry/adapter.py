@@ -46,7 +46,7 @@ class _Order(dict[str, str]):
         self.deadline = deadline
 
     def copy(self) -> _Order:
-        """A copy with all of it: urllib3 changes one for a proxy."""
+        """Return a copy with all of it: urllib3 changes one for a proxy."""
         return _Order(self, self.target, self.deadline)
 
 
@@ -192,7 +192,7 @@ class _Dialer:
         self._socks = socks
 
     def dial(self, connection: HTTPConnection) -> PlainSocket:
-        """A socket for a connection; what is to be said before the first request has as long again."""
+        """Return a socket for a connection; what is to be said before the first request has as long again."""
         seconds = connection.timeout
         assert isinstance(seconds, int | float), "every request has a time"
         if self._socks:
@@ -226,7 +226,7 @@ class _Exchange(HTTPConnection):
         super().request(method, headers.target, body=body, headers=headers, **more)
 
     def getresponse(self) -> Any:
-        """The answer, when its head has come whole within the time of a read."""
+        """Return the answer, when its head has come whole within the time of a read."""
         assert self._deadline
         assert isinstance(self.timeout, int | float)
         self._deadline.begin(float(self.timeout), MAX_HEAD)
@@ -347,6 +347,6 @@ def _proxy_context() -> ssl.SSLContext:
 
 
 def _proxy_headers(proxy: str) -> dict[str, str]:
-    """The proxy's password, if its URL has one (RFC 9110, 11.7)."""
+    """Return the proxy's password, if its URL has one (RFC 9110, 11.7)."""
     pair = unquote(parse_proxy(proxy).auth or "")
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"} if pair else {}

@@ -75,7 +75,7 @@ class _Grant(NamedTuple):
     scope: str
 
     def widened(self, scope: str) -> _Grant:
-        """The same grant for `scope` as well; as it is if there is nothing to add."""
+        """Return the same grant for `scope` as well; as it is if there is nothing to add."""
         return self._replace(scope=join_scopes(self.scope, scope)) if scope else self
 
 
@@ -305,7 +305,7 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 
 def join_scopes(*scopes: str) -> str:
-    """What all of `scopes` allow, each resource once: `type:name:actions` (distribution's `scope.md`)."""
+    """Return what `scopes` allow together, each resource once: `type:name:actions` (`scope.md`)."""
     actions: dict[str, dict[str, None]] = {}
     for scope in " ".join(scopes).split():
         resource, colon, allowed = scope.rpartition(":")

@@ -29,7 +29,7 @@ _MOST = 16  # registries whose tokens are kept
 
 
 def _followed(method: str) -> tuple[int, ...]:
-    """The redirects that may be followed: those of a POST only if it stays one."""
+    """Return the redirects that may be followed: those of a POST only if it stays one."""
     return _KEEPING if method == "POST" else (301, 302, 303, *_KEEPING)
 
 

@@ -40,7 +40,7 @@ class BodySlice(NamedTuple):
 
 
 def range_header(wanted: BlobRange) -> dict[str, str]:
-    """The header that asks for a range: one closed range, and none at all for the whole blob.
+    """Return the header that asks for a range: one closed range, and none at all for the whole blob.
 
     Suffix, open-ended and multiple ranges are answered wrongly by some registries.
     """
@@ -49,7 +49,7 @@ def range_header(wanted: BlobRange) -> dict[str, str]:
 
 
 def slice_of(status: int, headers: Mapping[str, str], wanted: BlobRange, what: str) -> BodySlice:
-    """Where the range is in the response's body; `what` it is of is said in errors.
+    """Return where the range is in the response's body; `what` it is of is said in errors.
 
     A 200 carries the whole blob, whatever was asked. A 206 may carry less than asked, from `start` on. Raises
     IntegrityError if the response contradicts the request or the blob's size.
@@ -144,7 +144,7 @@ class Blobs:
     def read(
         self, descriptor: Descriptor, start: int = 0, end: int | None = None, *, url: str | None = None
     ) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)` of a blob, in chunks of 256 KiB or more but for the last.
+        """Yield exactly the bytes `[start, end)` of a blob, in chunks of 256 KiB or more but for the last.
 
         A body that breaks off is resumed where it stopped; a wrong answer may be followed by a right one.
         `url` is somewhere else to look (descriptor.md, `urls`). Raises IntegrityError for a blob of another
@@ -217,7 +217,10 @@ class Blobs:
 
 
 def end_of(descriptor: Descriptor, start: int, end: int | None) -> int:
-    """Where a piece from `start` on ends, None being the blob's end; InvalidImage if that is not in it."""
+    """Return where a piece from `start` on ends, None being the blob's end.
+
+    Raises InvalidImage if that is not in it.
+    """
     end = descriptor.size if end is None else end
     if not 0 <= start <= end <= descriptor.size:
         raise InvalidImage(

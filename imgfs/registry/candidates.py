@@ -91,6 +91,6 @@ def _status(error: ImgfsError) -> int | None:
 
 
 def _brief(endpoint: RegistryEndpoint, error: ImgfsError) -> str:
-    """An error in a few words, beside another of the same read."""
+    """Return an error in a few words, beside another of the same read."""
     url = getattr(error, "url", None) or ""
     return f"{redact(endpoint.url)}: {str(error).removeprefix(f'{url}: ')[:_BRIEF]}"

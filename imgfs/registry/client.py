@@ -73,7 +73,7 @@ class Client:
         self._session.connect_ahead(count)
 
     def head_manifest(self, name: str | Digest) -> Descriptor:
-        """What a tag or digest names now, by HEAD, which registries do not count as a pull.
+        """Return what a tag or digest names now, by HEAD, which registries do not count as a pull.
 
         A registry whose answer lacks the digest, or is an error, is asked with GET; the size is a hint (see
         `Manifests.head`). Raises NotFound naming the tags there are.
@@ -84,7 +84,7 @@ class Client:
             self._explain_missing(name, error)
 
     def tagged(self, tag: str | Digest) -> Descriptor:
-        """What a tag that may well be missing names now: NotFound costs two requests."""
+        """Return what a tag that may well be missing names now: NotFound costs two requests."""
         return self._manifests.head(tag)
 
     def manifest(self, name: str | Digest, *, brief: bool = False) -> tuple[Descriptor, bytes]:
@@ -108,7 +108,7 @@ class Client:
     def blob(
         self, descriptor: Descriptor, start: int = 0, end: int | None = None, *, url: str | None = None
     ) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)` of a blob; see `Blobs.read`."""
+        """Yield exactly the bytes `[start, end)` of a blob; see `Blobs.read`."""
         return self._blobs.read(descriptor, start, end, url=url)
 
     def ignores_ranges(self, digest: Digest) -> bool:
@@ -151,7 +151,7 @@ class Client:
         self._manifests.push(name, media_type, body)
 
     def referrers(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests that refer to `subject`, perhaps only those of one artifact type.
+        """Return the manifests that refer to `subject`, perhaps only those of one artifact type.
 
         Two requests at once the first time, and one from then on: whether it has the referrers API is known.
         """

@@ -93,7 +93,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RegistryError:
-    """The exception for an error response: its kind by `status`, its words from the registry's own body."""
+    """Return the exception for an error response: its kind by `status`, its words from the body."""
     code, text = _first_error(body)
     shown = redact(url)
     message = f"{shown}: {status}{f' {code}' if code else ''}{f': {text}' if text else ''}"
@@ -109,17 +109,17 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, url: str) -> R
 
 
 def push_refusal(error: RegistryError, name: str) -> RegistryError:
-    """The same refusal, saying what it means for a push to the repository `name`."""
+    """Return the same refusal, saying what it means for a push to the repository `name`."""
     return _explained(error, _PUSH_MEANINGS, f"cannot push to {name}")
 
 
 def delete_refusal(error: RegistryError, name: str) -> RegistryError:
-    """The same refusal, saying what it means for a deletion from the repository `name`."""
+    """Return the same refusal, saying what it means for a deletion from the repository `name`."""
     return _explained(error, _DELETE_MEANINGS, f"cannot delete from {name}")
 
 
 def catalog_refusal(error: RegistryError, host: str) -> RegistryError:
-    """The same refusal, saying what it means for a list of the repositories of `host`."""
+    """Return the same refusal, saying what it means for a list of the repositories of `host`."""
     return _explained(error, _CATALOG_MEANINGS, f"cannot list the repositories of {host}")
 
 
@@ -132,7 +132,7 @@ def _explained(error: RegistryError, meanings: Mapping[int, str], what: str) -> 
 
 
 def _first_error(body: bytes) -> tuple[str | None, str | None]:
-    """(code, message) of `{"errors": [{"code", "message"}]}`, as far as they are there."""
+    """Return (code, message) of `{"errors": [{"code", "message"}]}`, as far as they are there."""
     try:
         error = json.loads(body.decode())["errors"][0]
         code, text = error.get("code"), error.get("message")

@@ -59,7 +59,9 @@ class Manifests:
         self._lock = threading.Lock()
 
     def head(self, name: str | Digest) -> Descriptor:
-        """What a tag or digest names now, by HEAD; by GET if the answer to that is an error or does not tell.
+        """Return what a tag or digest names now, by HEAD.
+
+        By GET if the answer to that is an error or does not tell.
 
         HEAD is a hint: registries and what stands before them answer it with 404, 401 or 403 where GET is
         answered well, and with another length: its length is never held against what GET brings.
@@ -79,7 +81,7 @@ class Manifests:
         return Descriptor(media_type, digest, int(length[:18]), size_is_hint=True)
 
     def fetch(self, name: str | Digest) -> Fetched:
-        """A manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's.
+        """Return a manifest or index, at most 4 MiB; raises IntegrityError if the bytes are not the digest's.
 
         One that has come already is not asked for again by its digest.
         """
@@ -143,7 +145,7 @@ class Manifests:
 
 
 def media_type_in(headers: Mapping[str, str]) -> str:
-    """The media type of a body, without its parameters."""
+    """Return the media type of a body, without its parameters."""
     return headers.get("Content-Type", "").partition(";")[0].strip()
 
 
@@ -165,7 +167,7 @@ def list_tags(session: HttpSession, limit: int) -> list[str]:
 
 
 def existing_tags(session: HttpSession) -> str:
-    """The tags of a repository, or why they are not known, for a message."""
+    """Return the tags of a repository, or why they are not known, for a message."""
     try:
         return describe_tags(list_tags(session, _ENOUGH))
     except NotFound:
@@ -202,7 +204,7 @@ def _tags_in(body: bytes) -> list[str]:
 def pages(
     session: HttpSession, url: str, headers: Mapping[str, str], *, scope: str = "", most: int = _MAX_PAGES
 ) -> Iterator[Answer]:
-    """The answers for `url` and the pages after it: at most `most` of 4 MiB, each once, all of one host.
+    """Yield the answers for `url` and the pages after it: `most` of 4 MiB at most, each once, of one host.
 
     The last of them is asked for within the time that one document has. `scope` is what a token must allow
     beside what the registry asks for. Raises RegistryError, InvalidImage for a page that is longer.
@@ -225,7 +227,7 @@ def has_next(headers: Mapping[str, str]) -> bool:
 
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str | None:
-    """Where `Link: <url>; rel="next"` points to, if it is on the same host."""
+    """Return where `Link: <url>; rel="next"` points to, if it is on the same host."""
     target = _linked_next(headers)
     if target is None:
         return None

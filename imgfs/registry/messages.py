@@ -69,7 +69,7 @@ class CheckedBlob:
             self.descriptor.digest.verify(b"", f"digest of blob {self.descriptor.digest.short}")
 
     def _checked(self, start: int) -> Generator[bytes, None, None]:
-        """The blob from `start`, read from the nearest mark before it."""
+        """Yield the blob from `start`, read from the nearest mark before it."""
         size, digest = self.descriptor.size, self.descriptor.digest
         at, begun = max((mark for mark in self._marks if mark[0] <= start), key=lambda mark: mark[0])
         hasher = begun.copy()
@@ -148,7 +148,10 @@ class Response:
         self.headers: Mapping[str, str] = response.headers
 
     def chunks(self, patience: Patience) -> Iterator[bytes]:
-        """The body as it arrives, undecoded; raises Unavailable when it is cut short or `patience` ends."""
+        """Yield the body as it arrives, undecoded.
+
+        Raises Unavailable when it is cut short or `patience` ends.
+        """
         for chunk in self._arriving(patience):
             patience.progressed(len(chunk))
             self._check_pace(patience)
@@ -181,7 +184,7 @@ class Response:
             raise Unavailable(f"{redact(self.url)}: too slow: given up")
 
     def read(self, limit: int, patience: Patience) -> bytes:
-        """The whole body; raises InvalidImage, without reading it, if it is longer than `limit` bytes.
+        """Return the whole body; raises InvalidImage, without reading it, if it is longer than `limit` bytes.
 
         A document is not a stream: that it goes on coming does not begin its deadline anew.
         """

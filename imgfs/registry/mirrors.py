@@ -75,7 +75,7 @@ class Mirrored:
         return Traffic(sum(count.requests for count in counts), sum(count.bytes for count in counts))
 
     def known_auth(self) -> list[tuple[RegistryEndpoint, KnownAuth]]:
-        """What each endpoint that has been asked is known to want; secret."""
+        """Return what each endpoint that has been asked is known to want; secret."""
         clients = [
             (candidate.endpoint, client) for candidate in self._now() for client in candidate.clients()
         ]
@@ -98,7 +98,7 @@ class Mirrored:
                 candidate.client(candidate is able[-1]).connect_ahead(count)
 
     def head_manifest(self, name: str | Digest) -> Descriptor:
-        """What a tag or digest names now; see `Client.head_manifest`."""
+        """Return what a tag or digest names now; see `Client.head_manifest`."""
 
         def ask(client: Client, is_last: bool) -> Descriptor:
             return client.tagged(name) if _is_brief(name, is_last) else client.head_manifest(name)
@@ -106,7 +106,7 @@ class Mirrored:
         return self._ask(name, ask)
 
     def tagged(self, tag: str) -> Descriptor:
-        """What a tag that may well be missing names now."""
+        """Return what a tag that may well be missing names now."""
         return self._ask(tag, lambda client, _: client.tagged(tag))
 
     def manifest(self, name: str | Digest) -> tuple[Descriptor, bytes]:
@@ -122,7 +122,7 @@ class Mirrored:
         return self._ask(digest, lambda client, _: client.blob_document(digest))
 
     def referrers(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests that refer to `subject`: what the registry itself says, and no mirror.
+        """Return the manifests that refer to `subject`: what the registry itself says, and no mirror.
 
         No digest proves which manifests refer to an image, so the list of a mirror is not used. If a mirror
         that resolves tags answers, the image can be had without its registry: then the registry is asked with
@@ -144,7 +144,7 @@ class Mirrored:
     def blob(
         self, descriptor: Descriptor, start: int = 0, end: int | None = None, *, url: str | None = None
     ) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)` of a blob, wherever each of them is from; see `Client.blob`."""
+        """Yield the bytes `[start, end)` of a blob, wherever each of them is from; see `Client.blob`."""
         end = end_of(descriptor, start, end)
         if start == end:
             return
@@ -192,7 +192,7 @@ class Mirrored:
             client.close()
 
     def _ask(self, name: str | Digest, ask: Callable[[Client, bool], T]) -> T:
-        """The first good answer: to a tag from those that resolve, to a digest from those that pull."""
+        """Return the first good answer: for a tag, of endpoints that resolve; for a digest, that pull."""
         digest = name if isinstance(name, Digest) else None
         attempts = Attempts()
         for candidate, is_last in self._order(PULL if digest else RESOLVE, digest, attempts):

@@ -72,7 +72,7 @@ class SocksProxy:
         return cls(parts.hostname, parts.port or _PORT, user, password)
 
     def dial(self, host: str, port: int, seconds: float) -> PlainSocket:
-        """A socket to a host by way of the proxy; raises OSError. Either part has so many seconds."""
+        """Return a socket to a host by way of the proxy; raises OSError. Either part has so many seconds."""
         made = dial(self.host, self.port, seconds)
         made.deadline = Deadline()
         made.deadline.begin(seconds)
@@ -102,7 +102,7 @@ _NO_PASSWORD = "the SOCKS proxy wants a user and a password, or is none"
 
 
 def _place(host: str) -> bytes:
-    """A host as a request has it (RFC 1928, 5)."""
+    """Return a host as a request has it (RFC 1928, 5)."""
     with contextlib.suppress(ValueError):
         number = ipaddress.ip_address(host.strip("[]"))
         return bytes([_IPV4 if number.version == 4 else _IPV6]) + number.packed

@@ -42,7 +42,9 @@ class Referrers:
         self._writing = threading.Lock()
 
     def of(self, subject: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests that refer to `subject`, with their artifact types and annotations; perhaps none.
+        """Return the manifests that refer to `subject`, with their artifact types and annotations.
+
+        Perhaps none.
 
         The first time the API and the tag are asked at once: a registry without the API costs no second round
         trip. Raises RegistryError, InvalidImage for a list whose later pages are broken.
@@ -72,7 +74,7 @@ class Referrers:
             self._change(subject, lambda body: body and without_referrer(body, digest))
 
     def _listed(self, subject: Digest, artifact_type: str | None) -> list[Descriptor] | None:
-        """What the API says; None if there is none: a refusal, or an answer that is no index.
+        """Return what the API says; None if there is none: a refusal, or an answer that is no index.
 
         Registries without it answer with 404, 400 or 405, or with the page of a website.
         """
@@ -93,7 +95,7 @@ class Referrers:
         return list(found.values())
 
     def _tagged(self, subject: Digest) -> list[Descriptor]:
-        """What the list under the subject's tag says; what is no list has no referrers in it."""
+        """Return what the list under the subject's tag says; what is no list has no referrers in it."""
         try:
             return parse_referrers(self._manifests.fetch(referrers_tag(subject)).body)
         except (NotFound, InvalidImage):
@@ -144,7 +146,7 @@ class Referrers:
                 raise
 
     def _living(self, body: bytes) -> bytes:
-        """A list without the entries whose manifests are not there any more."""
+        """Return a list without the entries whose manifests are not there any more."""
         for entry in parse_referrers(body):
             try:
                 self._manifests.head(entry.digest)
@@ -160,7 +162,10 @@ def _page(answer: Answer) -> list[Descriptor]:
 
 
 def _unchanged(kept: Fetched | None) -> Mapping[str, str]:
-    """The condition that a tag is still as it was read (RFC 9110, 13.1); weak tags never match there."""
+    """Return the condition that a tag is still as it was read (RFC 9110, 13.1).
+
+    Weak tags never match there.
+    """
     if kept is None:
         return {"If-None-Match": "*"}
     return {"If-Match": kept.etag} if kept.etag.startswith('"') else {}

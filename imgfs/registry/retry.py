@@ -117,7 +117,7 @@ class Patience:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that `Retry-After` asks for, 0 if it does not (RFC 9110, 10.2.3)."""
+    """Return the seconds that `Retry-After` asks for, 0 if it does not (RFC 9110, 10.2.3)."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -80,11 +80,11 @@ class HttpSession:
         return self._endpoint.tls.verify
 
     def patience(self) -> Patience:
-        """The tries for one thing, ended by `close`."""
+        """Return the tries for one thing, ended by `close`."""
         return Patience(self.timeouts, self._closed, self._noted)
 
     def at(self, path: str, **query: str) -> str:
-        """The URL of something below the repository, `manifests/…` or the like.
+        """Return the URL of something below the repository, `manifests/…` or the like.
 
         A mirror is told which registry it stands in for: `?ns=` (containerd's hosts.md).
         """
@@ -213,7 +213,7 @@ class HttpSession:
             raise type(error)(text, status=error.status, code=error.code, url=error.url) from error
 
     def _by_tls(self, url: str) -> str:
-        """A URL of before the registry was found to speak TLS, as it is asked for since."""
+        """Return a URL of before the registry was found to speak TLS, as it is asked for since."""
         is_old = self._endpoint.guessed and self._origin.scheme == "https"
         if is_old and origin(url) == self._origin._replace(scheme="http"):
             return f"https{url[4:]}"

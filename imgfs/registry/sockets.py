@@ -66,7 +66,10 @@ class DnsAddress(NamedTuple):
 
 
 def addresses_of(host: str, port: int, seconds: float) -> list[DnsAddress]:
-    """The addresses of a host, the best one first; socket.gaierror if there are none, or none in time."""
+    """Return the addresses of a host, the best one first.
+
+    Raises socket.gaierror if there are none, or none in time.
+    """
     try:
         return _ask(host, port, socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -78,7 +81,7 @@ def addresses_of(host: str, port: int, seconds: float) -> list[DnsAddress]:
 
 
 def _asked(host: str, port: int) -> Future[list[DnsAddress]]:
-    """The answer to a question that is under way, or is now."""
+    """Return the answer to a question that is under way, or is now."""
     key = os.getpid(), host, port  # a fork has none of its parent's threads
     with _lock:
         if key not in _under_way:
@@ -130,7 +133,10 @@ class Deadline:
         self._ends = self._allowed = math.inf
 
     def step(self, usual: float | None) -> float | None:
-        """The seconds that the next step may take, of the `usual` ones; raises TimeoutError without any."""
+        """Return the seconds that the next step may take, of the `usual` ones.
+
+        Raises TimeoutError without any.
+        """
         if self._ends == math.inf:
             return usual
         left = self._ends - time.monotonic()
@@ -224,7 +230,7 @@ def dial(
     check_address: AddressHook | None = None,
     on_connect: AddressHook | None = None,
 ) -> PlainSocket:
-    """A socket connected to a host in so many seconds; raises OSError if not.
+    """Return a socket connected to a host in so many seconds; raises OSError if not.
 
     The time is for the name and all its addresses together, of which each has a fair part of what is left.
     `check_address(host, address)` raises RegistryError to refuse an address; `on_connect(host, address)` is
@@ -249,7 +255,10 @@ def dial(
 
 
 def dial_unix(path: Path, seconds: float) -> PlainSocket:
-    """A socket connected to a socket file, whose steps have so many seconds each; raises OSError if not."""
+    """Return a socket connected to a socket file, whose steps have so many seconds each.
+
+    Raises OSError if not.
+    """
     made = PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.settimeout(seconds)
@@ -261,7 +270,7 @@ def dial_unix(path: Path, seconds: float) -> PlainSocket:
 
 
 def _allowed_addresses(host: str, found: list[DnsAddress], check_address: AddressHook) -> list[DnsAddress]:
-    """The addresses that may be gone to; raises why not if that is none of them."""
+    """Return the addresses that may be gone to; raises why not if that is none of them."""
     admitted, refusal = [], None
     for address in found:
         try:

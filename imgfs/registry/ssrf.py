@@ -32,7 +32,9 @@ _OWN_AFFAIR = "which is this machine's own affair"
 
 
 def check_realm(realm: str, *, registry: str, secure: bool, number: str | None = None) -> str:
-    """The URL of a token server that may be sent credentials; raises Unauthorized, saying why, for another.
+    """Return the URL of a token server that may be sent credentials.
+
+    Raises Unauthorized, saying why, for another.
 
     `registry` is the host of the registry that names it, "" if that does not matter; `secure` says that it is
     reached over TLS, `number` at which address, if that is known.
@@ -129,7 +131,7 @@ def _is_nowhere(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `name` is, in any spelling that resolvers take: `127.1` and `0x7f000001` are some."""
+    """Return the address that `name` is, in any spelling of resolvers, such as `127.1` and `0x7f000001`."""
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
@@ -150,7 +152,7 @@ _LAST_32 = tuple(  # of these, the last 32 bits are an IPv4 address that a host 
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address within one of IPv6, None if there is none: it is judged where it is not global."""
+    """Return the IPv4 address that is embedded in one of IPv6, None if there is none."""
     if address.is_loopback or address.is_unspecified:
         return None
     if any(address in network for network in _LAST_32):

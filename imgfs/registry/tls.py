@@ -37,7 +37,7 @@ _UNKNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT 
 
 
 def certificates_in(reader: Reader, directory: Path) -> Tls:
-    """What a directory of certificates says of the registry it is named after.
+    """Return what a directory of certificates says of the registry it is named after.
 
     What this user may not read does not count: the keys in /etc/docker are often root's alone.
     """
@@ -53,7 +53,7 @@ def certificates_in(reader: Reader, directory: Path) -> Tls:
 
 
 def merged_tls(several: Iterable[Tls]) -> Tls:
-    """All of them together, nothing twice; one that does not verify is enough."""
+    """Return all of them together, nothing twice; one that does not verify is enough."""
     found = list(several)
     authorities = dict.fromkeys(path for tls in found for path in tls.authorities)
     clients = dict.fromkeys(pair for tls in found for pair in tls.clients)
@@ -127,7 +127,7 @@ def context_of(tls: Tls, ca_bundle: Path | None, *, shows: bool) -> ssl.SSLConte
 
 
 def hint_for(error: ssl.SSLError) -> str:
-    """What may help against a handshake that fails, with a space before it, or nothing."""
+    """Return what may help against a handshake that fails, with a space before it, or nothing."""
     if error.reason in _NO_TLS:
         return " (no TLS there? --plain-http)"
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _UNKNOWN_AUTHORITY:

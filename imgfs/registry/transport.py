@@ -71,7 +71,7 @@ class Transport:
             return Traffic(self._requests, self._bytes)
 
     def peer_address(self, host: str) -> str | None:
-        """The number at which a host was last reached, None if it was not, or a proxy did it."""
+        """Return the number at which a host was last reached, None if it was not, or a proxy did it."""
         return self._peers.get(host)
 
     def note_peer(self, host: str, number: str) -> None:
@@ -226,7 +226,10 @@ class Transport:
     def _adapter(
         self, url: Url, *, with_client_certificate: bool, check_address: AddressHook | None
     ) -> Adapter:
-        """What keeps the connections for a request; raises RegistryError for certificates of no use."""
+        """Return what keeps the connections for a request.
+
+        Raises RegistryError for certificates of no use.
+        """
         from imgfs.registry.adapter import Adapter
 
         secure = url.is_secure

@@ -49,7 +49,7 @@ class UploadLocation(NamedTuple):
     minimum: int = 0
 
     def chunk_end(self, size: int, chunk: int) -> int:
-        """Where the next chunk, of `chunk` bytes if so few will do, of a blob of `size` bytes ends."""
+        """Return where the next chunk, of `chunk` bytes if so few will do, of a blob of `size` bytes ends."""
         return min(size, self.offset + max(chunk, self.minimum))
 
 
@@ -67,7 +67,7 @@ def location_of(url: str, headers: Mapping[str, str], status: int, *, verify: bo
 
 
 def received(headers: Mapping[str, str]) -> int | None:
-    """How many bytes `Range: 0-N` says that an upload has; None if it does not say.
+    """Return how many bytes `Range: 0-N` says that an upload has; None if it does not say.
 
     `0-0` says nothing: one byte by the specification, none by distribution's registry.
     """
@@ -218,7 +218,7 @@ class Upload:
         return at is not None and self._look_up(at)
 
     def _takes_no_chunks(self, error: RegistryError) -> bool:
-        """Whether `error` refuses the first chunk of a blob that can still be sent as a whole."""
+        """Return whether `error` refuses the first chunk of a blob that can still be sent as a whole."""
         first = self._size > self._sizes.whole and not self._farthest
         return first and self._in_chunks and error.status in _NO_CHUNKS
 
@@ -236,7 +236,7 @@ class Upload:
         return False
 
     def _ask_where(self, at: UploadLocation) -> Mapping[str, str] | None:
-        """What the registry says of an upload; None if it does not know it (any more)."""
+        """Return what the registry says of an upload; None if it does not know it (any more)."""
         while True:
             try:
                 with closing(self._follow("GET", at.url, {})) as response:

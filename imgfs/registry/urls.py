@@ -91,7 +91,7 @@ def parse_url(text: str) -> Url:
 
 
 def resolve_url(base: Url, text: str) -> Url:
-    """Where `text`, said by the answer for `base`, leads (RFC 3986, 5.2); raises UrlError.
+    """Return where `text`, said by the answer for `base`, leads (RFC 3986, 5.2); raises UrlError.
 
     Dots are taken out of a relative path alone: an absolute one stays as it is.
     """
@@ -109,12 +109,12 @@ def resolve_url(base: Url, text: str) -> Url:
 
 
 def origin(text: str) -> Origin:
-    """The origin of a URL; raises UrlError."""
+    """Return the origin of a URL; raises UrlError."""
     return parse_url(text).origin
 
 
 def is_loopback(netloc: str) -> bool:
-    """Whether `host[:port]` is this machine."""
+    """Return whether `host[:port]` is this machine."""
     try:
         return is_loopback_host(parse_url(f"http://{netloc}").host)
     except UrlError:
@@ -122,7 +122,7 @@ def is_loopback(netloc: str) -> bool:
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether a name, or an address in its usual spelling, is this machine: for a socket that listens, too.
+    """Return whether a name, or an address in its usual spelling, is this machine, as for listening.
 
     An IPv4 address may be written as one of IPv6: Linux connects `::ffff:127.0.0.1`, and binds it, as IPv4.
     """
@@ -137,19 +137,22 @@ def is_loopback_host(host: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """A URL without user, password, query and fragment, which may be as good as a password; never raises."""
+    """Return a URL without user, password, query and fragment, which may be as good as a password.
+
+    Never raises.
+    """
     shown = re.split(r"[?#]", text, maxsplit=1)[0]
     shown = re.sub(r"^([A-Za-z0-9+.-]*:?//)[^/]*@", r"\1", shown)
     return "".join(sign if sign.isprintable() else "?" for sign in shown)
 
 
 def shown(text: str) -> str:
-    """A URL that is refused, quoted, for a message: its beginning, without what may be secret."""
+    """Return a URL that is refused, quoted, for a message: its beginning, without what may be secret."""
     return repr(redact(text)[:_SHOWN])
 
 
 def _plain(text: str) -> str:
-    """A URL without its fragment; raises UrlError for signs that not every reader takes alike."""
+    """Return a URL without its fragment; raises UrlError for signs that not every reader takes alike."""
     if len(text) > MAX_URL:
         raise UrlError(f"longer than {MAX_URL} characters")
     if not _VISIBLE.fullmatch(text):
@@ -178,7 +181,7 @@ def _ipv6(text: str) -> str:
 
 
 def _name(host: str) -> str:
-    """A name or an IPv4 address; the dot at a name's end, which some parsers drop, is none of it."""
+    """Return a name or an IPv4 address; the dot at a name's end, which some parsers drop, is none of it."""
     host = host.removesuffix(".")
     labels = host.split(".")
     if len(host) > _LONGEST_NAME or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
@@ -189,7 +192,7 @@ def _name(host: str) -> str:
 
 
 def _ipv4(host: str) -> str:
-    """A number in any spelling that resolvers take (`127.1` and `0x7f000001` are some) in the usual one."""
+    """Return an address in the usual spelling, of any that resolvers take (`127.1`, `0x7f000001`)."""
     try:
         return str(ipaddress.IPv4Address(socket.inet_aton(host)))
     except OSError as error:
@@ -197,7 +200,7 @@ def _ipv4(host: str) -> str:
 
 
 def _without_dots(path: str) -> str:
-    """A path without `.` and `..` (RFC 3986, 5.2.4)."""
+    """Return a path without `.` and `..` (RFC 3986, 5.2.4)."""
     kept: list[str] = []
     segments = path.split("/")[1:]
     for segment in segments:

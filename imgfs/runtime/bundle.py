@@ -106,7 +106,7 @@ class Bundle:
                 os.close(fd)
 
     def write_files(self, name: str, request: ContainerRequest) -> tuple[Bind, ...]:
-        """The files of /etc that say where the container of this name is, as binds."""
+        """Return the files of /etc that say where the container of this name is, as binds."""
         hostname = request.hostname or name
         contents = {
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
@@ -127,7 +127,7 @@ class Bundle:
         return tuple(Bind(str(place / name), f"/etc/{name}") for name in contents)
 
     def make_volumes(self, volumes: Sequence[Bind], rootfs: Rootfs) -> tuple[Bind, ...]:
-        """A directory for each volume, with what the image has there. Raises Refused, StoreError."""
+        """Return a directory for each volume, with what the image has there. Raises Refused, StoreError."""
         for one in volumes:
             check_volume(rootfs, one.target)
         return tuple(

@@ -83,7 +83,7 @@ class CdiRegistry:
                 self.faults.append(f"{path} is passed over: {fault}")
 
     def edits(self, names: Sequence[str]) -> ContainerEdits:
-        """What devices add, each file's own edits once; raises Refused if there is no such device."""
+        """Return what devices add, each file's own edits once; raises Refused if there is no such device."""
         missing = [name for name in dict.fromkeys(names) if name not in self.files]
         if missing:
             raise Refused(
@@ -106,7 +106,7 @@ class CdiRegistry:
 
 
 def _document(path: Path) -> object:
-    """The document in a file; raises CdiFault."""
+    """Return the document in a file; raises CdiFault."""
     try:
         with open_regular(path) as file:
             body = file.read(_LARGEST + 1)
@@ -222,7 +222,7 @@ def _edits(place: _Place) -> ContainerEdits:
 
 
 def _rdt(place: _Place) -> dict[str, object]:
-    """What resctrl is told, as config-linux.md has it ("IntelRdt")."""
+    """Return what resctrl is told, as config-linux.md has it ("IntelRdt")."""
     texts, switches = "closID l3CacheSchema memBwSchema", "enableCMT enableMBM"
     found = place.fields(f"{texts} {switches}")
     for name in switches.split():

@@ -14,17 +14,17 @@ _NAME = re.compile(f"{_WORD}/{_WORD}={_DEVICE}")
 
 
 def is_cdi_kind(text: str) -> bool:
-    """Whether it is vendor.com/class."""
+    """Return whether it is vendor.com/class."""
     return bool(_KIND.fullmatch(text))
 
 
 def is_cdi_name(text: str) -> bool:
-    """Whether a --device is one of these names, and no path."""
+    """Return whether a --device is one of these names, and no path."""
     return bool(_NAME.fullmatch(text))
 
 
 def gpu_names(text: str) -> list[str]:
-    """The devices of a --gpus: `all`, or ids with commas between, docker's `device=` before them or not.
+    """Return the devices of a --gpus: `all`, or ids with commas between, perhaps after `device=`.
 
     A number is an id too, as with podman. Raises UsageError.
     """

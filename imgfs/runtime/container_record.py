@@ -217,7 +217,7 @@ class StoredContainer:
             os.close(code)
 
     def _has_ended(self) -> bool:
-        """Whether a container without its monitor has ended."""
+        """Return whether a container without its monitor has ended."""
         running = self.running
         return not (running and running.init and running.init.is_alive)
 
@@ -237,7 +237,7 @@ def _lock_shared(fd: int, deadline: float | None) -> bool:
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a living process has a container's directory locked."""
+    """Return whether a living process has a container's directory locked."""
     try:
         fd = open_owned_directory(directory)
     except StoreError:
@@ -252,7 +252,7 @@ def is_held(directory: Path) -> bool:
 
 
 def is_to_stay(directory: Path) -> bool:
-    """Whether a directory that no monitor holds is left alone: it is kept, or its container still runs."""
+    """Return whether to leave a directory without a monitor: it is kept, or its container still runs."""
     found = StoredContainer.read(directory)
     return found is not None and (found.record.is_kept or found.is_running)
 

@@ -44,7 +44,7 @@ class ContainerRuns(MountError):
 
 
 def find_container(store_root: Path, text: str) -> StoredContainer:
-    """The container of that name, id, or beginning of an id; raises NoSuchContainer, MountError."""
+    """Return the container of that name, id, or beginning of an id; raises NoSuchContainer, MountError."""
     found = list(containers_in(store_root))
     exact = next((one for one in found if text in (one.record.name, one.record.id)), None)
     if exact:

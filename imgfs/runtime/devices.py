@@ -56,13 +56,15 @@ def _console() -> tuple[int, int] | None:
 
 
 def this_machine() -> Machine:
-    """What seccomp profiles ask of it."""
+    """Return what seccomp profiles ask of it."""
     match = _KERNEL.match(os.uname().release)
     return Machine(os.uname().machine, (int(match[1]), int(match[2])) if match else (0, 0))
 
 
 def find_profile(security: Security, places: tuple[str, ...] = PROFILES) -> SeccompProfile | None:
-    """Which system calls a container may make, None if all. Raises UsageError for a profile that is none.
+    """Return which system calls a container may make, None if all.
+
+    Raises UsageError for a profile that is none.
 
     It is the profile asked for, else podman's on this machine, else a short list of imgfs's own.
     """
@@ -83,7 +85,7 @@ def find_profile(security: Security, places: tuple[str, ...] = PROFILES) -> Secc
 
 
 def find_init() -> str:
-    """A program that reaps; raises UsageError."""
+    """Return a program that reaps; raises UsageError."""
     for name in _INITS:
         path = shutil.which(name, path=_INIT_PLACES)
         if path:
@@ -125,7 +127,7 @@ def find_devices(
 
 
 def _named_device(node: DeviceNode, *, is_root: bool) -> Device:
-    """A named device's file: what its description leaves out the machine's own file says, as with podman."""
+    """Return a named device's file; what its description lacks, the machine's file says, as with podman."""
     kind, numbers = node.kind, (node.major, node.minor)
     if not is_root or not kind or (kind != "p" and not node.major):
         where = f"setting up CDI devices: {node.host_path}"
@@ -161,7 +163,7 @@ def _device(wish: DeviceRequest) -> Device:
 
 
 def _all_devices(*, is_root: bool) -> Iterator[Device]:
-    """Those below /dev, without what a runtime brings itself."""
+    """Yield those below /dev, without what a runtime brings itself."""
     for top, names, files in os.walk("/dev"):
         names[:] = [name for name in names if name not in _ELSEWHERE]
         for path in (Path(top, name) for name in files if name not in _BROUGHT):
@@ -171,5 +173,5 @@ def _all_devices(*, is_root: bool) -> Iterator[Device]:
 
 
 def _has_seccomp() -> bool:
-    """Whether the kernel knows of filters (proc(5), status)."""
+    """Return whether the kernel knows of filters (proc(5), status)."""
     return "\nSeccomp:" in Path("/proc/self/status").read_text()

@@ -61,7 +61,7 @@ class ContainerEdits:
     rdt: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __bool__(self) -> bool:
-        """Whether anything is added."""
+        """Return whether anything is added."""
         return self != ContainerEdits()
 
     def __add__(self, later: ContainerEdits) -> ContainerEdits:
@@ -76,7 +76,7 @@ class ContainerEdits:
         )
 
     def hooks_by_time(self) -> dict[str, list[dict[str, object]]]:
-        """The hooks as a config.json has them."""
+        """Return the hooks as a config.json has them."""
         found: dict[str, list[dict[str, object]]] = {}
         for hook in self.hooks:
             found.setdefault(hook.when, []).append(hook.to_json())

@@ -57,7 +57,10 @@ def is_emulated(image: Platform, handlers: Path = HANDLERS) -> bool:
 
 
 def emulators_to_show(image: Platform, machine: Platform, handlers: Path = HANDLERS) -> tuple[str, ...]:
-    """The paths of emulators that have to be in a container of an image; raises Refused for an unfit one."""
+    """Return the paths of emulators that have to be in a container of an image.
+
+    Raises Refused for an unfit one.
+    """
     if runs(machine, image):
         return ()
     found = dict.fromkeys(
@@ -85,7 +88,7 @@ def _handlers(image: Platform, handlers: Path) -> Iterator[dict[str, str]]:
 
 
 def _is_static(path: str) -> bool:
-    """Whether it is an ELF file that no other program has to load: one without PT_INTERP (elf(5))."""
+    """Return whether it is an ELF file that no other program has to load: one without PT_INTERP (elf(5))."""
     try:
         with open_regular(Path(path)) as file:
             head = file.read(_HEAD)

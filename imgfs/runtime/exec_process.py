@@ -48,7 +48,7 @@ class ExecRequest:
 
 
 def exec_process(record: ContainerRecord, request: ExecRequest, user: User | None) -> SpecProcess:
-    """A runtime-spec Process; `user` is None for that of the container's first one."""
+    """Return a runtime-spec Process; `user` is None for that of the container's first one."""
     first = dict(record.process)
     variables = dict(text.partition("=")[::2] for text in first["env"])
     if user:
@@ -122,7 +122,7 @@ def root_of(container: StoredContainer) -> Iterator[int]:
 
 
 def look_up(top: int, text: str | None) -> User | None:
-    """A user by the passwd and group that a container has now, None for None; raises UsageError."""
+    """Return a user by the passwd and group that a container has now, None for None; raises UsageError."""
     return None if text is None else find_user(text, _read(top, "etc/passwd"), _read(top, "etc/group"))
 
 

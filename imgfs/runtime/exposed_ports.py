@@ -17,7 +17,10 @@ _MOST = 1_024  # ports of an image that are published: each takes a socket of pa
 
 
 def with_exposed_ports(request: ContainerRequest, defaults: ImageDefaults) -> ContainerRequest:
-    """The request with the image's ports published, if it says so; raises Refused for what is no port."""
+    """Return the request with the image's ports published, if it says so.
+
+    Raises Refused for what is no port.
+    """
     if not request.publish_all or request.network is not Network.PASTA:
         return request
     done = {(one.container, one.protocol) for one in request.ports}
@@ -31,7 +34,7 @@ def with_exposed_ports(request: ContainerRequest, defaults: ImageDefaults) -> Co
 
 
 def free_ports(address: str, protocols: Sequence[str]) -> list[int]:
-    """A port of each protocol that no process has now, as podman chooses where none is given."""
+    """Return a port of each protocol that no process has now, as podman chooses where none is given."""
     with contextlib.ExitStack() as stack:
         found = []
         for protocol in protocols:

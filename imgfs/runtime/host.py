@@ -59,7 +59,7 @@ class Cgroups:
 
 
 def find_runtime(wanted: str | None) -> RuntimeCommand:
-    """The runtime asked for, else the first there is; raises MountError."""
+    """Return the runtime asked for, else the first there is; raises MountError."""
     for name in (wanted,) if wanted else _RUNTIMES:
         path = shutil.which(name) or shutil.which(name, path=_MORE_PLACES)
         if path:
@@ -70,7 +70,7 @@ def find_runtime(wanted: str | None) -> RuntimeCommand:
 
 
 def capabilities() -> frozenset[str]:
-    """The capabilities this process may pass on."""
+    """Return the capabilities this process may pass on."""
     return bounding(Path("/proc/self/status").read_text())
 
 
@@ -82,7 +82,7 @@ def bounding(status: str) -> frozenset[str]:
 
 
 def cgroups_of_this_machine() -> Cgroups:
-    """Where this process can make cgroups."""
+    """Return where this process can make cgroups."""
     return find_cgroups(
         Path("/proc/self/mountinfo").read_text(errors="replace"),
         Path("/proc/self/cgroup").read_text(errors="replace"),
@@ -94,7 +94,7 @@ def cgroups_of_this_machine() -> Cgroups:
 def find_cgroups(
     mountinfo: str, own: str, is_writable: Callable[[str], bool], words: Callable[[str], list[str] | None]
 ) -> Cgroups:
-    """Where cgroups can be made, from proc(5)'s mountinfo and cgroup and two looks at the file system.
+    """Return where cgroups can be made, from proc(5)'s mountinfo and cgroup and two looks at the file system.
 
     `words` gives what a file of a cgroup lists, None if there is no such file. See cgroups(7).
     """
@@ -124,7 +124,7 @@ def _unified(
 
 
 def unmet_requests(request: ContainerRequest, host: HostFacts, cgroups: Cgroups) -> list[str]:
-    """A line on each thing asked for, or usual, that will not be so."""
+    """Return a line on each thing asked for, or usual, that will not be so."""
     found = unenforced_limits(request.resources.by_controller(), cgroups)
     lines = [] if found is None else [found]
     missing = request.security.missing(host.capabilities)

@@ -39,12 +39,12 @@ def has_single_id(maps: IdMaps) -> bool:
 
 
 def has_id(ids: Sequence[IdRange], number: int) -> bool:
-    """Whether a user or group of the container is among them."""
+    """Return whether a user or group of the container is among them."""
     return any(one.inside <= number < one.inside + one.size for one in ids)
 
 
 def id_maps() -> IdMaps:
-    """The ids of a user namespace for this user: himself as root, then what subuid(5) and subgid(5) give him.
+    """Return the ids of this user's namespace: their own as root, then those of subuid(5) and subgid(5).
 
     Without ranges, or without newuidmap(1) to use them, he is alone in it.
     """
@@ -58,7 +58,7 @@ def id_maps() -> IdMaps:
 
 
 def id_ranges(text: str, names: Sequence[str]) -> tuple[IdRange, ...]:
-    """The ranges of a subuid(5) that a user of these names has, laid end to end from 1 on inside."""
+    """Return the ranges of a subuid(5) that a user of these names has, laid end to end from 1 on inside."""
     found: list[IdRange] = []
     for line in text.splitlines():
         fields = line.strip().split(":")

@@ -36,7 +36,10 @@ _DEVICES = ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero
 
 
 def resolve_mounts(rootfs: Rootfs, mounts: Sequence[RuntimeMount]) -> list[RuntimeMount]:
-    """The mounts of a config.json with targets that are there and fit, in their order; raises Refused."""
+    """Return the mounts of a config.json with targets that are there and fit, in their order.
+
+    Raises Refused.
+    """
     _check_kernels(rootfs)
     covered = dict.fromkeys(_KERNELS, "")
     settled: list[RuntimeMount] = []
@@ -79,7 +82,7 @@ def make_workdir(rootfs: Rootfs, path: str, owner: tuple[int, int] | None) -> No
 
 
 def read_accounts(rootfs: Rootfs, path: str) -> bytes:
-    """What a passwd or a group of the image says; raises Refused.
+    """Return what a passwd or a group of the image says; raises Refused.
 
     runc reads them too, in the container, as far as they go: they may not lead to one of the kernel's files.
     """
@@ -122,7 +125,10 @@ def _check_kernels(rootfs: Rootfs) -> None:
 
 
 def _settle(rootfs: Rootfs, one: RuntimeMount, covered: Mapping[str, str]) -> str:
-    """Where a mount's target is. `covered` are the places of those before, with the sources of binds."""
+    """Return where a mount's target is.
+
+    `covered` are the places of those before, with the sources of binds.
+    """
     target = one["destination"]
     is_file = one["type"] == "bind" and not os.path.isdir(one["source"])
     place = _resolve(rootfs, target, tuple(covered), "the mount at")
@@ -176,7 +182,7 @@ def _reason(error: OSError) -> str:
 
 
 def _is_kernels(one: RuntimeMount) -> bool:
-    """Whether a mount is one of those that each container has: below the three places."""
+    """Return whether a mount is one of those that each container has: below the three places."""
     is_brought = (
         one["type"] not in ("bind", "tmpfs") or one["source"] == "shm" or one["destination"] == "/dev"
     )

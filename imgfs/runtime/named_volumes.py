@@ -95,7 +95,7 @@ class NamedVolume:
             os.close(fd)
 
     def users(self, store_root: Path) -> list[str]:
-        """The names of the containers that use it."""
+        """Return the names of the containers that use it."""
         return [one.record.name for one in containers_in(store_root) if self.name in one.record.volumes]
 
     def remove(self, store_root: Path) -> None:
@@ -121,7 +121,7 @@ def check_volume_name(name: str) -> None:
 
 
 def find_volume(store_root: Path, name: str) -> NamedVolume:
-    """The volume of that name; raises MountError if there is none."""
+    """Return the volume of that name; raises MountError if there is none."""
     check_volume_name(name)
     found = NamedVolume(store_root / "volumes" / name)
     if not found.directory.is_dir():
@@ -139,7 +139,10 @@ def volumes_in(store_root: Path) -> Iterator[NamedVolume]:
 
 
 def placed(bind: Bind, store_root: Path) -> Bind:
-    """A bind whose source is the volume it names, which this process holds from now on; or as it is."""
+    """Return a bind whose source is the volume it names, which this process holds from now on.
+
+    Or as it is.
+    """
     if not bind.volume:
         return bind
     volume = NamedVolume.make(store_root, bind.volume)

@@ -18,19 +18,19 @@ _SECOND = (
 
 
 def new_id() -> str:
-    """A new container's id: 64 hexadecimal digits."""
+    """Return a new container's id: 64 hexadecimal digits."""
     import secrets  # here and below: lists of containers do without
 
     return secrets.token_hex(32)
 
 
 def random_name() -> str:
-    """A name for a container that is given none: two words and two digits."""
+    """Return a name for a container that is given none: two words and two digits."""
     import secrets
 
     return f"{secrets.choice(_FIRST.split())}_{secrets.choice(_SECOND.split())}{secrets.randbelow(90) + 10}"
 
 
 def is_id_prefix(text: str) -> bool:
-    """Whether an id may begin so."""
+    """Return whether an id may begin so."""
     return _ID.fullmatch(text) is not None

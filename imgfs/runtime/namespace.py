@@ -125,7 +125,7 @@ def _ended(relay: SignalRelay, pid: int) -> int:
 
 
 def _said(relay: SignalRelay, told: int) -> bytes:
-    """What a child writes to a pipe; nothing if it ends before. Others may have the pipe open, too."""
+    """Return what a child writes to a pipe; nothing if it ends before. Others may have the pipe open, too."""
     return os.read(told, 4096) if relay.wait_for_end(told) else b""
 
 

@@ -45,7 +45,7 @@ def follow_size(pid_file: Path) -> None:
 
 
 def _set_size(path: int, size: bytes) -> None:
-    """The container may have put anything in its terminal's place: it is only opened if it is a terminal."""
+    """Set a terminal's size, if it is one: the container may have put anything in its place."""
     found = os.fstat(path)
     if stat.S_ISCHR(found.st_mode) and _FIRST_PTS <= os.major(found.st_rdev) <= _LAST_PTS:
         fd = os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -122,7 +122,7 @@ class OciRuntime:
             ).returncode
 
     def exec_words(self, bundle: Bundle, place: Bundle) -> list[str]:
-        """The words that start a process.json, but for the container's name."""
+        """Return the words that start a process.json, but for the container's name."""
         process = str(place.directory / "process.json")
         return [
             *self._command(bundle, place.log),
@@ -209,7 +209,7 @@ def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[b
 
 
 def _environment() -> dict[str, str]:
-    """A runtime's variables: not what a service manager tells imgfs by them.
+    """Return a runtime's variables: not what a service manager tells imgfs by them.
 
     Runtimes hand those descriptors and that socket on to the container (sd_listen_fds(3), sd_notify(3)), and
     take their own for them.
@@ -218,7 +218,7 @@ def _environment() -> dict[str, str]:
 
 
 def start_failure(bundle: Bundle) -> int | None:
-    """The exit code of a command that never ran, None if it did. The runtime has said why."""
+    """Return the exit code of a command that never ran, None if it did. The runtime has said why."""
     if bundle.pid_file.exists():
         return None
     try:

@@ -74,7 +74,7 @@ class LogWriter:
 
 
 def _lines(piece: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The lines in a piece, each with whether its end is there."""
+    """Yield the lines in a piece, each with whether its end is there."""
     for line in _split(piece):
         whole = line.endswith(b"\n")
         text = line[:-1] if whole else line
@@ -106,14 +106,14 @@ class LogLine(NamedTuple):
 
 
 def read_log(directory: Path) -> Iterator[LogLine]:
-    """What a log has now, the oldest first."""
+    """Yield what a log has now, the oldest first."""
     for name in (OLDER, LOG):
         with contextlib.suppress(FileNotFoundError), _opened(directory / name) as file:
             yield from _parsed(file)
 
 
 def follow_log(directory: Path, is_running: Callable[[], bool]) -> Iterator[LogLine]:
-    """What a log has, and what is added until its container has ended."""
+    """Yield what a log has, and what is added until its container has ended."""
     with contextlib.suppress(FileNotFoundError), _opened(directory / OLDER) as file:
         yield from _parsed(file)
     last: os.stat_result | None = None
@@ -136,7 +136,7 @@ def follow_log(directory: Path, is_running: Callable[[], bool]) -> Iterator[LogL
 
 
 def _to_its_end(file: BinaryIO, path: Path, is_running: Callable[[], bool]) -> Iterator[LogLine]:
-    """What is in one file, until another has its name, or nothing more can come."""
+    """Yield what is in one file, until another has its name, or nothing more can come."""
     rest = b""
     while True:
         goes_on = is_running() and _is_named(path, file)
@@ -167,7 +167,7 @@ def _parsed(file: BinaryIO) -> Iterator[LogLine]:
 
 
 def parse_line(line: bytes) -> LogLine | None:
-    """A line of the file without its newline; None for one that is damaged."""
+    """Return a line of the file without its newline; None for one that is damaged."""
     stamp, _, rest = line.partition(b" ")
     stream, _, rest = rest.partition(b" ")
     kind, space, text = rest.partition(b" ")
@@ -179,7 +179,7 @@ def parse_line(line: bytes) -> LogLine | None:
 
 
 def _seconds(stamp: str) -> float:
-    """A timestamp of the log's in seconds since 1970."""
+    """Return a timestamp of the log's in seconds since 1970."""
     whole, _, rest = stamp.partition(".")
     moment = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
     return moment.timestamp() + float(f"0.{rest.partition('+')[0]}")

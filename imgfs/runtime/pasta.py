@@ -28,7 +28,7 @@ _NAMESERVER = re.compile(r"^\s*nameserver\s+(\S+)", re.MULTILINE)
 
 
 def find_pasta() -> str:
-    """The path of pasta; raises UsageError."""
+    """Return the path of pasta; raises UsageError."""
     path = shutil.which("pasta") or shutil.which("pasta", path="/usr/local/bin:/usr/bin:/bin")
     if path is None:
         raise UsageError("a network with ports (-p, --network pasta) needs pasta (Debian: apt install passt)")
@@ -61,7 +61,7 @@ def pasta_network(pasta: str, namespace: Path, ports: Sequence[PortMapping]) -> 
 def pasta_command(
     pasta: str, namespace: Path, pid_file: Path, ports: Sequence[PortMapping], resolv_conf: str
 ) -> list[str]:
-    """The words that start pasta: it goes into the background once the network is there."""
+    """Return the words that start pasta: it goes into the background once the network is there."""
     words = [
         pasta,
         "--config-net",

@@ -86,7 +86,7 @@ def _here() -> tuple[str, int]:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, None if it has ended: a zombie has, too."""
+    """Return when a process was started, None if it has ended: a zombie has, too."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[_STARTED])

@@ -130,11 +130,11 @@ class ContainerRequest:
     init: bool = False
 
     def workdir_over(self, defaults: ImageDefaults) -> str:
-        """The working directory."""
+        """Return the working directory."""
         return _absolute(self.workdir) if self.workdir else defaults.workdir
 
     def volumes_over(self, defaults: ImageDefaults) -> list[Bind]:
-        """The volumes without a name: those asked for, and the image's that nothing else is mounted on."""
+        """Return the volumes without a name: those asked for, and the image's that nothing covers."""
         mounted: tuple[Bind | Tmpfs, ...] = (*self.binds, *self.tmpfs, *self.volumes)
         taken = {posixpath.normpath(one.target) for one in mounted}
         return [*self.volumes, *(Bind("", path) for path in defaults.volumes if path not in taken)]
@@ -147,7 +147,10 @@ def check_name(name: str) -> None:
 
 
 def arguments(defaults: ImageDefaults, request: ContainerRequest) -> list[str]:
-    """The command to run: the image's Cmd is for its own Entrypoint. Raises UsageError if there is none."""
+    """Return the command to run: the image's Cmd is for its own Entrypoint.
+
+    Raises UsageError if there is none.
+    """
     if request.entrypoint is not None:
         words = [*request.entrypoint, *request.command]
     else:
@@ -188,7 +191,7 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _absolute(path: str) -> str:
-    """A path of the image: what is relative there starts from its root."""
+    """Return a path of the image: what is relative there starts from its root."""
     return "/" + posixpath.normpath(f"/{path}").lstrip("/")
 
 
@@ -199,7 +202,10 @@ def environment(
     hostname: str,
     fixed: Sequence[tuple[str, str]],
 ) -> dict[str, str]:
-    """The container's variables; the command line's go before the image's, and those before `fixed`."""
+    """Return the container's variables.
+
+    The command line's go before the image's, and those before `fixed`.
+    """
     own = {**dict(fixed), "HOSTNAME": hostname}
     given = {**own, **defaults.env, **request.env}
     given.setdefault("HOME", home)

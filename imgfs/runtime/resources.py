@@ -39,7 +39,7 @@ class Resources:
     ulimits: tuple[Ulimit, ...] = ()
 
     def by_controller(self) -> dict[str, object]:
-        """What was asked for, by the cgroup controllers that are to hold it."""
+        """Return what was asked for, by the cgroup controllers that are to hold it."""
         pids = None if self.pids == UNLIMITED else self.pids
         return {"memory": self.memory, "cpu": self.cpus, "pids": pids}
 
@@ -47,7 +47,7 @@ class Resources:
 def cgroup_resources(
     resources: Resources, controllers: frozenset[str], devices: Sequence[Mapping[str, object]]
 ) -> dict[str, object]:
-    """What a cgroup with these controllers is to hold (runtime-spec config-linux.md, Control groups)."""
+    """Return what a cgroup with these controllers holds (runtime-spec config-linux.md, Control groups)."""
     found: dict[str, object] = {"devices": list(devices)} if devices else {}
     pids = _MOST_PROCESSES if resources.pids is None else resources.pids
     if "pids" in controllers and pids != UNLIMITED:
@@ -60,12 +60,12 @@ def cgroup_resources(
 
 
 def ceilings() -> dict[str, int]:
-    """The limits that this process cannot go beyond without CAP_SYS_RESOURCE, by their names."""
+    """Return the limits that this process cannot go beyond without CAP_SYS_RESOURCE, by their names."""
     return {name: resource.getrlimit(number)[1] for name, number in ULIMITS.items()}
 
 
 def capped_ulimits(ulimits: Sequence[Ulimit], ceilings: Mapping[str, int]) -> list[Ulimit]:
-    """The limits as they can be set under these ceilings; what has none can be set as it is."""
+    """Return the limits as they can be set under these ceilings; what has none can be set as it is."""
     return [
         Ulimit(one.name, *(_lower(value, ceilings.get(one.name, UNLIMITED)) for value in one[1:]))
         for one in ulimits
@@ -73,7 +73,7 @@ def capped_ulimits(ulimits: Sequence[Ulimit], ceilings: Mapping[str, int]) -> li
 
 
 def rlimits(ulimits: Sequence[Ulimit]) -> list[dict[str, str | int]]:
-    """The limits as a runtime takes them (runtime-spec config.md, POSIX process)."""
+    """Return the limits as a runtime takes them (runtime-spec config.md, POSIX process)."""
     return [
         {
             "type": f"RLIMIT_{one.name.upper()}",

@@ -36,7 +36,9 @@ class Rootfs:
     top: Path
 
     def host_path(self, path: str) -> Path:
-        """Where `path` of the image is on this side, itself no symlink; what is missing stays as it is.
+        """Return where `path` of the image is on this side, itself no symlink.
+
+        What is missing stays as it is.
 
         Raises OSError, ELOOP if its symlinks go in circles.
         """
@@ -65,7 +67,7 @@ class Rootfs:
         return "/" + "/".join(found)
 
     def read(self, path: str) -> bytes:
-        """A small regular file, or nothing if there is no such file.
+        """Return a small regular file, or nothing if there is no such file.
 
         Raises OSError, also for what is no regular file or a larger one.
         """
@@ -79,7 +81,7 @@ class Rootfs:
         return body
 
     def mode(self, path: str) -> int | None:
-        """The kind and permission bits of what is there, None if nothing is."""
+        """Return the kind and permission bits of what is there, None if nothing is."""
         try:
             return os.lstat(self.host_path(path)).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -110,7 +112,7 @@ class Rootfs:
 
 
 def _parts(path: str) -> list[str]:
-    """The names in a path, the first last."""
+    """Return the names in a path, the first last."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 

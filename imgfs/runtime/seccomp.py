@@ -120,7 +120,7 @@ class SeccompProfile:
     rules: tuple[SeccompRule, ...]
 
     def filter(self, capabilities: frozenset[str]) -> SeccompFilter:
-        """The `linux.seccomp` of a container with these capabilities in its bounding set."""
+        """Return the `linux.seccomp` of a container with these capabilities in its bounding set."""
         held = [
             rule.syscalls
             for rule in self.rules
@@ -130,7 +130,7 @@ class SeccompProfile:
 
 
 def built_in(machine: Machine) -> SeccompProfile:
-    """The filter where there is no profile: everything goes but what no container needs."""
+    """Return the filter where there is no profile: everything goes but what no container needs."""
     settings: SeccompFilter = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
     if machine.libseccomp:
         settings["architectures"] = [machine.libseccomp, *_FAMILIES.get(machine.libseccomp, ())]
@@ -143,7 +143,7 @@ def built_in(machine: Machine) -> SeccompProfile:
 
 @functools.lru_cache(maxsize=1)  # a server that forks for each container has read the usual one
 def parse_profile(body: bytes, path: str, machine: Machine) -> SeccompProfile:
-    """What a profile means on a machine; raises UsageError with its path and the place in it."""
+    """Return what a profile means on a machine; raises UsageError with its path and the place in it."""
     top = "profile"
     try:
         fields = object_at(parse_json(body, top), top)
@@ -175,7 +175,7 @@ def _settings(fields: Mapping[str, object], top: str, machine: Machine) -> Secco
 
 
 def _mapped(fields: Mapping[str, object], top: str, machine: Machine) -> list[str]:
-    """The architectures whose programs run here; without any libseccomp takes this machine's alone."""
+    """Return the architectures whose programs run here; without any libseccomp takes this machine's alone."""
     for where, one in _objects(fields, "archMap", top):
         name, others = text_in(one, "architecture", where), texts_in(one, "subArchitectures", where)
         if name == machine.libseccomp:
@@ -192,7 +192,7 @@ class _Condition(NamedTuple):
 
 
 def _rule(one: Mapping[str, object], where: str, machine: Machine) -> SeccompRule | None:
-    """A rule, None if it does not hold on this machine."""
+    """Return a rule, None if it does not hold on this machine."""
     wanted, unwanted = (_condition(one, name, f"{where}.{name}") for name in ("includes", "excludes"))
     syscalls = _syscalls(one, where)
     if wanted.architectures and machine.architecture not in wanted.architectures:
@@ -241,7 +241,7 @@ def _argument(one: Mapping[str, object], where: str) -> SeccompArgument:
 
 
 def _errno(fields: Mapping[str, object], name: str, number: str, where: str) -> int | None:
-    """An error by its name, or by its number, which has a field of its own; the name counts."""
+    """Return an error by its name, or by its number, which has a field of its own; the name counts."""
     text = text_in(fields, name, where, default="")
     if not text:
         return _number(fields, number, where, _MOST_ERRNO)
@@ -268,6 +268,6 @@ def _number(fields: Mapping[str, object], name: str, where: str, most: int) -> i
 
 
 def _objects(fields: Mapping[str, object], name: str, where: str) -> list[tuple[str, Mapping[str, object]]]:
-    """The objects of an array, each with its JSON path."""
+    """Return the objects of an array, each with its JSON path."""
     places = ((f"{where}.{name}[{n}]", value) for n, value in enumerate(list_in(fields, name, where)))
     return [(place, object_at(value, place)) for place, value in places]

@@ -99,7 +99,7 @@ class Security:
             raise UsageError(f"{min(both)} cannot be added and dropped at once")
 
     def bounding(self, held: frozenset[str]) -> list[str]:
-        """The capabilities that its processes can have, of those that this one may pass on."""
+        """Return the capabilities that its processes can have, of those that this one may pass on."""
         if self.privileged:
             return sorted(held)
         if ALL in self.dropped:
@@ -109,7 +109,7 @@ class Security:
         return sorted(found & held)
 
     def capabilities(self, held: frozenset[str], *, is_root: bool) -> dict[str, list[str]]:
-        """The sets of capabilities(7). Root has all; others have what was added, or a file's."""
+        """Return the sets of capabilities(7). Root has all; others have what was added, or a file's."""
         bounding = self.bounding(held)
         if is_root:
             return {"bounding": bounding, "effective": bounding, "permitted": bounding}
@@ -118,11 +118,11 @@ class Security:
         return {**found, "inheritable": own, "ambient": own} if own else found
 
     def missing(self, held: frozenset[str]) -> list[str]:
-        """The capabilities that were asked for by name and cannot be given."""
+        """Return the capabilities that were asked for by name and cannot be given."""
         return [name for name in self.added if name != ALL and name not in held]
 
     def masks(self) -> tuple[list[str], list[str]] | None:
-        """The paths that are hidden, and those that cannot be written; None with privileges."""
+        """Return the paths that are hidden, and those that cannot be written; None with privileges."""
         if self.privileged:
             return None
         shown = set(self.unmasked)
@@ -132,7 +132,7 @@ class Security:
 
 
 def capability(text: str) -> str:
-    """A capability by its name, in any case, with CAP_ or without; raises UsageError."""
+    """Return a capability by its name, in any case, with CAP_ or without; raises UsageError."""
     name = text.upper()
     if name == ALL:
         return ALL
@@ -143,7 +143,7 @@ def capability(text: str) -> str:
 
 
 def device_files(devices: Sequence[Device], uid: int, gid: int) -> list[dict[str, str | int]]:
-    """The devices a runtime is to make for a process with this user and group."""
+    """Return the devices a runtime is to make for a process with this user and group."""
     return [
         {
             "path": one.path,
@@ -158,7 +158,7 @@ def device_files(devices: Sequence[Device], uid: int, gid: int) -> list[dict[str
 
 
 def device_rules(devices: Sequence[Device], *, privileged: bool) -> list[dict[str, object]]:
-    """Which devices a cgroup lets its processes open: without rules, those the runtime itself brings."""
+    """Return which devices a cgroup's processes may open; without rules, those that the runtime brings."""
     if privileged:
         return [{"allow": True, "access": "rwm"}]
     allowed: list[dict[str, object]] = [

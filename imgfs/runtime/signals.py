@@ -123,12 +123,12 @@ class SignalRelay(contextlib.AbstractContextManager["SignalRelay"]):
 
 
 def signal_number(text: str) -> int:
-    """A stop signal by its name or number (image-spec config.md), SIGTERM if it is none of either."""
+    """Return a stop signal by its name or number (image-spec config.md), SIGTERM if it is none of either."""
     return find_signal(text) or signal.SIGTERM
 
 
 def find_signal(text: str) -> int | None:
-    """A signal by its name, SIG before it or not, or its number, None for anything else."""
+    """Return a signal by its name, SIG before it or not, or its number, None for anything else."""
     name = text.upper().removeprefix("SIG")
     if name.isascii() and name.isdecimal():
         return int(name[:4]) if 0 < int(name[:4]) < signal.NSIG else None

@@ -150,7 +150,9 @@ def _bind(one: Bind) -> RuntimeMount:
 
 
 def with_nodev_root(config: RuntimeConfig, rootfs: Path, mount: str) -> RuntimeConfig:
-    """A config.json whose container finds the image mounted `nodev`, by a hook; `mount` is mount(8)'s path.
+    """Return a config.json whose container finds the image mounted `nodev`, by a hook.
+
+    `mount` is mount(8)'s path.
 
     The image is mounted so. But a runtime binds it again, where crun always and runc for a read-only root
     sets flags of its own. A createContainer hook comes after that (runtime-spec config.md, "POSIX-platform
@@ -194,7 +196,7 @@ class Container:
 def runtime_config(
     image: ImageConfig, request: ContainerRequest, container: Container, host: HostFacts
 ) -> RuntimeConfig:
-    """The config.json of a container whose image is at `rootfs` beside it. Raises ImgfsError."""
+    """Return the config.json of a container whose image is at `rootfs` beside it. Raises ImgfsError."""
     defaults = ImageDefaults.parse(image.config)
     found: RuntimeConfig = {
         "ociVersion": "1.0.2",
@@ -214,7 +216,7 @@ def runtime_config(
 
 
 def annotations_of(image: ImageConfig, defaults: ImageDefaults, request: ContainerRequest) -> dict[str, str]:
-    """The annotations: what the user says, and the fields of a config that have one of their own.
+    """Return the annotations: what the user says, and the fields of a config that have one of their own.
 
     No label of an image becomes one, although image-spec conversion.md ("Annotation Fields") allows it:
     runtimes obey annotations. crun loads a library, takes another seccomp filter or another handler because

@@ -53,7 +53,7 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
 
     @classmethod
     def of_terminal(cls, owner: tuple[int, int], log: LogWriter) -> StdioPipes:
-        """A terminal instead, which no caller sees: its runtime copies the container's own there."""
+        """Return a terminal instead, which no caller sees: its runtime copies the container's own there."""
         made = cls(owner, has_input=False)
         made._close_runtime_ends()
         ours, theirs = os.openpty()

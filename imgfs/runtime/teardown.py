@@ -102,7 +102,7 @@ def _children_end(seconds: float) -> bool:
 
 
 def _children() -> list[int]:
-    """The pids of this process's children (proc(5), task/TID/children)."""
+    """Return the pids of this process's children (proc(5), task/TID/children)."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
         return [int(word) for word in text.split()]

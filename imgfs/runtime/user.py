@@ -40,7 +40,9 @@ class _Group(NamedTuple):
 
 
 def find_user(text: str, passwd: bytes, group: bytes, more: Sequence[str] = ()) -> User:
-    """The user that `text` names, an empty one being root; raises UsageError if the image does not know it.
+    """Return the user that `text` names, an empty one being root.
+
+    Raises UsageError if the image does not know it.
 
     `passwd` and `group` are the contents of the image's files, empty where it has none; `more` are further
     groups by name or number.
@@ -82,7 +84,7 @@ def _gid(wanted: str, groups: list[_Group]) -> int:
 
 
 def _id(text: str, what: str) -> int | None:
-    """A number, None for a name; raises UsageError for a number that is none of an id."""
+    """Return a number, None for a name; raises UsageError for a number that is none of an id."""
     if not (text.isascii() and text.isdecimal()):
         return None
     if not _is_id(text):
@@ -95,7 +97,7 @@ def _is_id(text: str) -> bool:
 
 
 def _accounts(passwd: bytes) -> Iterator[_Account]:
-    """The lines of a passwd(5) that make sense."""
+    """Yield the lines of a passwd(5) that make sense."""
     for fields in _lines(passwd, 4):
         if _is_id(fields[2]) and _is_id(fields[3]):
             home = fields[5] if len(fields) > 5 else ""
@@ -103,7 +105,7 @@ def _accounts(passwd: bytes) -> Iterator[_Account]:
 
 
 def _groups(group: bytes) -> Iterator[_Group]:
-    """The lines of a group(5) that make sense."""
+    """Yield the lines of a group(5) that make sense."""
     for fields in _lines(group, 3):
         if _is_id(fields[2]):
             yield _Group(fields[0], int(fields[2]), fields[3].split(",") if len(fields) > 3 else [])

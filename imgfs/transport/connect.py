@@ -38,7 +38,7 @@ def open_source(
     open_store: Callable[[], Store] | None = None,
     peers: Peers = Peers(),  # noqa: B008 - frozen
 ) -> Source:
-    """The source of `reference`; asks for nothing yet.
+    """Return the source of `reference`; asks for nothing yet.
 
     `resolver` finds mirrors and TLS settings; without it the registry alone is asked, without TLS on this
     machine only. `auth_files` are looked through in order whenever a registry wants credentials. `ca_bundle`
@@ -186,14 +186,14 @@ class OfflineSource:
         return Descriptor("", digest, UNKNOWN_SIZE)
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """What the descriptor itself carries, else nothing."""
+        """Return what the descriptor itself carries, else nothing."""
         body = inline(descriptor)
         if body is None:
             raise self._absent(f"its document {descriptor.digest.short} is")
         return body
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """What the descriptor itself carries, else nothing."""
+        """Yield what the descriptor itself carries, else nothing."""
         body = inline(descriptor)
         if body is None:
             last = (descriptor.size if end is None else end) - 1

@@ -33,13 +33,13 @@ class CopyReporter(Protocol):
         """but this one not: the destination has it."""
 
     def layer_begins(self, layer: Descriptor) -> None:
-        """The first bytes of a blob are about to be sent."""
+        """Note that the first bytes of a blob are about to be sent."""
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
         """`count` more bytes of it have been sent."""
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """The destination has it."""
+        """Note that the destination has a blob."""
 
 
 def copy(
@@ -82,7 +82,7 @@ def put_artifact(
 
 
 def mountable(source: Reference, destination: Reference) -> str | None:
-    """The repository that blobs may be mounted from: another one of the same registry."""
+    """Return the repository that blobs may be mounted from: another one of the same registry."""
     if not isinstance(source, RegistryReference) or not isinstance(destination, RegistryReference):
         return None
     same = source.registry == destination.registry and source.repository != destination.repository
@@ -90,7 +90,7 @@ def mountable(source: Reference, destination: Reference) -> str | None:
 
 
 def _distinct(blobs: Iterable[Blob]) -> list[Blob]:
-    """Each blob once, the largest first: it takes longest, and the others fill the gaps."""
+    """Return each blob once, the largest first: it takes longest, and the others fill the gaps."""
     distinct = {blob.descriptor.digest: blob for blob in blobs}
     return sorted(distinct.values(), key=lambda blob: -blob.descriptor.size)
 
@@ -131,7 +131,7 @@ class _Sending:
         self.begun = False
 
     def open_at(self, offset: int) -> Iterator[bytes]:
-        """The blob's bytes from `offset` on."""
+        """Yield the blob's bytes from `offset` on."""
         descriptor = self._blob.descriptor
         if not self.begun:
             self.begun = True

@@ -51,7 +51,7 @@ class Destination(Protocol):
         """Raise UsageError if the reference pins another digest."""
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Whether a blob is there already."""
+        """Return whether a blob is there already."""
 
     def put_blob(self, descriptor: Descriptor, open_at: OpenAt, *, mount_from: str | None = None) -> None:
         """Take a blob, whose bytes from an offset on are `open_at(offset)`; perhaps without asking for any.
@@ -77,14 +77,14 @@ class Destination(Protocol):
         """
 
     def traffic(self) -> Traffic:
-        """Requests sent and bytes of blobs taken so far."""
+        """Return requests sent and bytes of blobs taken so far."""
 
     def close(self) -> None:
         """Let go of connections and files."""
 
 
 def tag_of(reference: Reference) -> str | None:
-    """The tag to give to an image: without one `latest`, but none to what only a digest names."""
+    """Return the tag to give to an image: without one `latest`, but none to what only a digest names."""
     if isinstance(reference, FileReference) and reference.transport == DOCKER_ARCHIVE:
         return reference.tag  # an image there need not have a name
     return reference.tag or (None if reference.digest else DEFAULT_TAG)
@@ -105,7 +105,7 @@ class Addressed(Generic[_Target]):
             raise UsageError(f"{self._reference} names one image for ever, and this is another: {digest}")
 
     def traffic(self) -> Traffic:
-        """Bytes of blobs taken so far; where there is a network, requests too."""
+        """Return bytes of blobs taken so far; where there is a network, requests too."""
         with self._lock:
             return Traffic(0, self._bytes)
 
@@ -151,7 +151,7 @@ class RegistryDestination(Addressed[RegistryReference]):
         self._client.delete_referrer(subject, descriptor.digest)
 
     def traffic(self) -> Traffic:
-        """Requests sent and bytes of blobs uploaded so far."""
+        """Return requests sent and bytes of blobs uploaded so far."""
         return Traffic(self._client.traffic.requests, super().traffic().bytes)
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class LayoutDestination(FileDestination[LayoutReference]):
         self._layout = Layout(reference.path)
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Whether a file of that name and size is there."""
+        """Return whether a file of that name and size is there."""
         return self._layout.has(descriptor)
 
     def _write_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
@@ -220,7 +220,7 @@ class LayoutDestination(FileDestination[LayoutReference]):
 
 
 def _manifest_of(artifact: Artifact) -> tuple[bytes, Digest, Descriptor]:
-    """An artifact's manifest, the digest of its subject, and the entry for it in a list of referrers."""
+    """Return an artifact's manifest, its subject's digest, and its entry for a list of referrers."""
     body = artifact_manifest(artifact)
     subject, entry = referrer_in(body, Descriptor(OCI_MANIFEST, Digest.of(body), len(body)))
     if subject is None:
@@ -237,7 +237,7 @@ def _put_blobs(destination: Destination, artifact: Artifact, blobs: Mapping[Dige
 
 
 def _inline(artifact: Artifact) -> dict[Digest, OpenAt]:
-    """The blobs that descriptors carry themselves (descriptor.md, `data`)."""
+    """Return the blobs that descriptors carry themselves (descriptor.md, `data`)."""
     carried = ((blob.digest, blob.data) for blob in (artifact.config, *artifact.layers))
     return {digest: partial(_read_from, body) for digest, body in carried if body is not None}
 

@@ -41,13 +41,13 @@ class ExportReporter(Protocol):
     """Is told of an export; the descriptor has the image's id, and about its size."""
 
     def layer_begins(self, layer: Descriptor) -> None:
-        """The export is asked for."""
+        """Note that the export is asked for."""
 
     def layer_advances(self, layer: Descriptor, count: int) -> None:
         """`count` more bytes have come."""
 
     def layer_ends(self, layer: Descriptor) -> None:
-        """All of it is here."""
+        """Note that all of the export is here."""
 
 
 class DockerDaemonSource(WrappedSource):
@@ -103,7 +103,7 @@ class DockerDaemonSource(WrappedSource):
         return False
 
     def traffic(self) -> Traffic:
-        """Bytes read of exports; there are no requests for ranges."""
+        """Return bytes read of exports; there are no requests for ranges."""
         with self._lock:
             return Traffic(0, sum(source.traffic().bytes for source in self._opened.values()))
 

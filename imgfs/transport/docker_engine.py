@@ -191,7 +191,7 @@ def _reason(error: http.client.HTTPException | OSError) -> str:
 
 
 def _refusal(status: int, body: bytes, path: Path) -> ImgfsError:
-    """The exception for an error response: its words are in `message`, or podman's `cause`."""
+    """Return the exception for an error response: its words are in `message`, or podman's `cause`."""
     try:
         said = str(json.loads(body.decode())["message"])
     except (ValueError, RecursionError, LookupError, TypeError):

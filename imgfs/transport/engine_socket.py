@@ -11,7 +11,7 @@ SECONDS = 30.0  # that an answer of an engine may take, unless it has to make so
 
 
 def connect_engine(path: Path, what: str, variable: str) -> PlainSocket:
-    """A connection to an engine that says `what` it is, with a deadline that has not begun.
+    """Return a connection to an engine that says `what` it is, with a deadline that has not begun.
 
     `variable` is what names another socket. Raises RegistryError.
     """

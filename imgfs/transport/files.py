@@ -211,7 +211,7 @@ class FilesSource:
         """Return None: the image is on this machine."""
 
     def traffic(self) -> Traffic:
-        """Bytes read of files; there are no requests."""
+        """Return bytes read of files; there are no requests."""
         return Traffic(0, self._bytes)
 
     def health(self) -> list[EndpointStatus]:

@@ -123,14 +123,14 @@ class LayoutSource(FilesSource):
         return False
 
     def _listed(self, index: Index, subject: Digest) -> list[Descriptor]:
-        """The list of referrers that is kept under the tag of `subject`, if it is there and one."""
+        """Return the list of referrers that is kept under the tag of `subject`, if it is there and one."""
         with suppress(InvalidImage, IntegrityError, NotFound):
             named = self._named(index, referrers_tag(subject))
             return parse_referrers(self.document(named)) if named else []
         return []
 
     def _entries(self, index: Index) -> Iterator[Descriptor]:
-        """The entries of an index and of those within it, each of which is read once."""
+        """Yield the entries of an index and of those within it, each of which is read once."""
         done: set[Digest] = set()
 
         def within(index: Index, depth: int) -> Iterator[Descriptor]:

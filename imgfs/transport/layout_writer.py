@@ -46,7 +46,7 @@ class Layout:
         self._checked: set[Path] = set()  # directories that are there, and are this user's own
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Whether a blob of that digest and size is there."""
+        """Return whether a blob of that digest and size is there."""
         with suppress(OSError):
             found = self._blob_path(descriptor.digest).stat()
             return stat.S_ISREG(found.st_mode) and found.st_size == descriptor.size
@@ -81,7 +81,7 @@ class Layout:
         )
 
     def _without(self, entry: object, digest: Digest) -> object:
-        """The entry of a list of referrers; of one without `digest`, if it has been there."""
+        """Return the entry of a list of referrers; of one without `digest`, if it has been there."""
         try:
             fields = object_at(entry, "entry")
             old = Digest.parse(fields.get("digest"))
@@ -160,7 +160,7 @@ class Layout:
 
 
 def entered(entries: Sequence[object], descriptor: Descriptor, tag: str | None) -> list[object]:
-    """The entries of an `index.json` after `descriptor` was given `tag`, which no other entry has then.
+    """Return the entries of an `index.json` in which `descriptor` alone has `tag`.
 
     Without a tag, any entry for the digest is enough.
     """

@@ -31,7 +31,7 @@ def open_destination(
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ca_bundle: Path | None = None,
 ) -> Destination:
-    """The destination that `reference` names; asks for nothing and makes nothing yet.
+    """Return the destination that `reference` names; asks for nothing and makes nothing yet.
 
     The options are those of `source.open_source`; mirrors are not asked. Raises UsageError for a file that
     says nothing sensible of the registry.

@@ -63,7 +63,7 @@ class Parcel:
 
 
 def image_of(source: Source, platform: Platform | None = None, *, mount_from: str | None = None) -> Parcel:
-    """What the source's reference names; fetches documents only. Raises ImgfsError."""
+    """Return what the source's reference names; fetches documents only. Raises ImgfsError."""
     named = source.resolve()
     documents = _one(source, named, platform) if platform else list(_all(source, named))
     manifests = [content for _, content in documents if isinstance(content, Manifest)]
@@ -77,17 +77,17 @@ def image_of(source: Source, platform: Platform | None = None, *, mount_from: st
 
 
 def blob_of(source: Source, descriptor: Descriptor, *, mount_from: str | None = None) -> Blob:
-    """A blob of a source."""
+    """Return a blob of a source."""
     return Blob(descriptor, partial(source.blob, descriptor), mount_from)
 
 
 def blob_in(path: Path, descriptor: Descriptor) -> Blob:
-    """A blob that is a file, such as a new layer."""
+    """Return a blob that is a file, such as a new layer."""
     return Blob(descriptor, partial(_read_file, path))
 
 
 def blob_with(body: bytes, media_type: str) -> Blob:
-    """A blob in memory, such as a new config."""
+    """Return a blob in memory, such as a new config."""
     return Blob(Descriptor(media_type, Digest.of(body), len(body)), lambda offset: iter([body[offset:]]))
 
 
@@ -106,7 +106,7 @@ def _one(source: Source, named: Descriptor, platform: Platform) -> list[_Read]:
 
 
 def _all(source: Source, named: Descriptor) -> Iterator[_Read]:
-    """What is named and all below it, each once and after what it names itself."""
+    """Yield what is named and all below it, each once and after what it names itself."""
     done: set[Digest] = set()
 
     def below(descriptor: Descriptor, depth: int) -> Iterator[_Read]:
@@ -139,7 +139,7 @@ def _read(source: Source, descriptor: Descriptor) -> _Read:
 
 
 def _sendable(source: Source, layers: Iterable[Descriptor]) -> Iterator[Descriptor]:
-    """The layers without those that only their `urls` have, and may not be distributed."""
+    """Yield the layers without those that only their `urls` have, and may not be distributed."""
     for layer in layers:
         if not (layer.urls and layer.media_type.startswith(_RESTRICTED)):
             yield layer

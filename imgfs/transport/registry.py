@@ -88,15 +88,15 @@ class RegistrySource:
         return self._peers
 
     def traffic(self) -> Traffic:
-        """Requests sent and bytes received so far."""
+        """Return requests sent and bytes received so far."""
         return self._client.traffic
 
     def health(self) -> list[EndpointStatus]:
-        """How it goes with the registry, its mirrors and the peers."""
+        """Return how it goes with the registry, its mirrors and the peers."""
         return [*self._client.health(), *(self._peers.report() if self._peers else ())]
 
     def known_auth(self) -> list[tuple[RegistryEndpoint, KnownAuth]]:
-        """What the registry and its mirrors are known to want; secret."""
+        """Return what the registry and its mirrors are known to want; secret."""
         return self._client.known_auth()
 
     def learn_auth(self, known: Sequence[tuple[RegistryEndpoint, KnownAuth]]) -> None:

@@ -41,7 +41,7 @@ class ResumableDownloads:
     def blob(
         self, descriptor: Descriptor, source: Source, stored: StoredLayer, found: Callable[[int], None]
     ) -> Iterator[bytes | StoredPiece]:
-        """A blob, whole: what is kept of it, and the rest from `source`; what is kept is not read here.
+        """Yield a blob, whole: what is kept of it, and the rest from `source`; what is kept is not read here.
 
         The caller holds the layer's lock, and removes what is kept with `drop_part`. `found` is told how many
         bytes of it were kept already.

@@ -22,7 +22,7 @@ UNKNOWN_SIZE = -1  # of a manifest known by its digest only
 
 
 def inline(descriptor: Descriptor) -> bytes | None:
-    """What the descriptor itself carries (descriptor.md, `data`), checked."""
+    """Return what the descriptor itself carries (descriptor.md, `data`), checked."""
     if descriptor.data is not None:
         check_size(descriptor, len(descriptor.data))
         descriptor.digest.verify(descriptor.data, "digest of a descriptor's own data")
@@ -48,26 +48,26 @@ class Source(Protocol):
     """One image, wherever it is. Safe in threads."""
 
     def resolve(self, *, whole: bool = False) -> Descriptor:
-        """What the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then.
+        """Return what the reference names now. A digest needs no asking: media type "" and UNKNOWN_SIZE then.
 
         With `whole` the document that a tag names comes along: to ask for it then costs nothing. Without, its
         size may be a hint.
         """
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """The bytes of a manifest, index or config, at most 8 MiB; size and digest are checked."""
+        """Return the bytes of a manifest, index or config, at most 8 MiB; size and digest are checked."""
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Exactly the bytes `[start, end)` of a blob, in chunks of 256 KiB to 1 MiB; resumed if cut.
+        """Yield exactly the bytes `[start, end)` of a blob, in chunks of 256 KiB to 1 MiB; resumed if cut.
 
         Raises NotFound, Unauthorized, Unavailable; IntegrityError if the blob has another length.
         """
 
     def tagged(self, tag: str) -> Descriptor:
-        """What another tag of the same repository or layout names now; raises NotFound, quickly."""
+        """Return what another tag of the same repository or layout names now; raises NotFound, quickly."""
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests whose subject is `digest`, perhaps of one artifact type only; perhaps none.
+        """Return the manifests whose subject is `digest`, perhaps of one artifact type only; perhaps none.
 
         The descriptors have artifact types and annotations (distribution-spec, "Listing Referrers"); nothing
         but the source says that they are true. Raises RegistryError, InvalidImage.
@@ -83,7 +83,7 @@ class Source(Protocol):
         """Return the other machines' imgfs that may have flat bytes, None if none are to be asked."""
 
     def traffic(self) -> Traffic:
-        """Requests sent and bytes received so far."""
+        """Return requests sent and bytes received so far."""
 
     def health(self) -> list[EndpointStatus]:
         """Return the state of each endpoint, in the order in which they are asked (`EndpointState.report`).
@@ -109,23 +109,23 @@ class WrappedSource:
         return self._wrapped
 
     def resolve(self, *, whole: bool = False) -> Descriptor:
-        """What the reference names now."""
+        """Return what the reference names now."""
         return self._source.resolve(whole=whole)
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """The bytes of a manifest, index or config."""
+        """Return the bytes of a manifest, index or config."""
         return self._source.document(descriptor)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` of a blob."""
+        """Yield the bytes `[start, end)` of a blob."""
         return self._source.blob(descriptor, start, end)
 
     def tagged(self, tag: str) -> Descriptor:
-        """What another tag names now."""
+        """Return what another tag names now."""
         return self._source.tagged(tag)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """The manifests whose subject is `digest`."""
+        """Return the manifests whose subject is `digest`."""
         return self._source.referrers(digest, artifact_type)
 
     def ignores_ranges(self, descriptor: Descriptor) -> bool:
@@ -141,7 +141,7 @@ class WrappedSource:
         return self._source.peers()
 
     def traffic(self) -> Traffic:
-        """Requests sent and bytes received so far."""
+        """Return requests sent and bytes received so far."""
         return self._source.traffic()
 
     def health(self) -> list[EndpointStatus]:

@@ -133,7 +133,7 @@ class TreeBuilder:
         return None if row is None else Dirent._make(row)
 
     def target(self, ino: int) -> bytes:
-        """A symlink's target."""
+        """Return a symlink's target."""
         target: bytes = self._node("SELECT target FROM node WHERE ino = ?", ino).fetchone()[0]
         return target
 
@@ -250,7 +250,7 @@ class TreeBuilder:
 
 
 def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
-    """A node's row. A directory's nlink is 2 here; `finish` adds its subdirectories."""
+    """Return a node's row. A directory's nlink is 2 here; `finish` adds its subdirectories."""
     _check(entry)
     _, kind, mode, uid, gid, size, mtime_ns, target, device, xattrs, extents = entry
     permissions = 0o777 if kind is Kind.SYMLINK else mode & 0o7777  # Linux has no others for it: symlink(7)
@@ -269,7 +269,7 @@ def _row(ino: int, entry: Entry, layer: int) -> tuple[object, ...]:
 
 
 def _owner(number: int) -> int:
-    """An owner or group as the kernel can show it: it has none with the number -1 (`INVALID_UID`)."""
+    """Return an owner or group as the kernel can show it: it has none with the number -1 (`INVALID_UID`)."""
     return 0 if number == NO_OWNER else number
 
 

@@ -174,7 +174,7 @@ class Tree(AbstractContextManager["Tree"]):
             raise self._db.damaged(error) from error
 
     def nodes(self) -> Iterator[NodeRecord]:
-        """Every node, ordered by ino."""
+        """Yield every node, ordered by ino."""
         query = f"SELECT {NODE}, n.layer, n.flat, n.extents, n.target, n.xattrs FROM node n ORDER BY n.ino"
         for row in self._db.rows(query, (), _FEW):
             node, (layer, flat, packed, target, xattrs) = node_of(row[:10]), row[10:]

@@ -110,7 +110,10 @@ def _zstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _cut(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The chunks' bytes in pieces of `size`, the last one shorter; one empty piece if there are none."""
+    """Yield the chunks' bytes in pieces of `size`, the last one shorter.
+
+    One empty piece if there are none.
+    """
     held, is_first = bytearray(), True
     for chunk in chunks:
         held += chunk

@@ -53,7 +53,7 @@ class Streams:
         self.produced = 0
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """The bytes that `chunk` holds, in pieces of 256 KiB at most, and one at every end of a stream."""
+        """Yield what `chunk` decodes to, in pieces of 256 KiB at most, and one at every end of a stream."""
         self._fed += len(chunk)
         left = chunk
         while True:
@@ -72,7 +72,7 @@ class Streams:
                 return
 
     def _step(self, stream: lzma.LZMADecompressor | bz2.BZ2Decompressor, left: bytes) -> tuple[bytes, bytes]:
-        """Some output, and what of the input comes after the stream, if it has ended."""
+        """Return some output, and what of the input comes after the stream, if it has ended."""
         try:
             output = stream.decompress(left, _PIECE)
         except _DAMAGE as error:

@@ -149,7 +149,10 @@ class Inflater:
 
 
 def header_length(head: bytes | bytearray) -> int | None:
-    """How long a member's header is, given how it begins (RFC 1952, section 2.3); None if more is needed."""
+    """Return how long a member's header is, given how it begins (RFC 1952, section 2.3).
+
+    None if more is needed.
+    """
     if head[:3] != b"\x1f\x8b\x08"[: len(head)]:
         raise InvalidImage("no gzip header")
     if len(head) > _HEADER_LIMIT:
@@ -169,7 +172,7 @@ def header_length(head: bytes | bytearray) -> int | None:
 
 
 def sparse_window(span: Span, packed: bytes) -> bytes:
-    """The window of the checkpoint of `span`, zeros in place of the bytes that no flat byte is copied from.
+    """Return the window of `span`'s checkpoint, with zeros for bytes that no flat byte is copied from.
 
     `packed` are the blob's bytes that the span speaks of, verified. Raises InvalidImage if the beginning of
     them, as far as it is looked at, cannot be decoded.
@@ -185,7 +188,7 @@ def sparse_window(span: Span, packed: bytes) -> bytes:
 
 
 def _beginning(span: Span, packed: bytes, checkpoint: Checkpoint) -> bytes:
-    """The first flat bytes that `span` would have with this checkpoint: all that can be copied from a window.
+    """Return the first flat bytes of `span` from this checkpoint on: all that can come from a window.
 
     A match looks back 32 KiB at most (RFC 1951, section 2): past as many flat bytes it finds only those, so
     what comes out of the window later has been among them before.
@@ -199,7 +202,7 @@ def _beginning(span: Span, packed: bytes, checkpoint: Checkpoint) -> bytes:
 
 
 def _pairs(low: bytes, high: bytes) -> memoryview:
-    """The bytes of `low` and `high`, which is as long, side by side: 16-bit numbers in native byte order."""
+    """Return 16-bit numbers in native order from `low` bytes and `high` bytes, of which there are as many."""
     joined = bytearray(2 * len(low))
     joined[::2], joined[1::2] = low, high
     return memoryview(joined).cast("H")
@@ -214,5 +217,5 @@ def _marks() -> tuple[bytes, bytes]:
 
 @functools.cache
 def _offsets() -> dict[int, int]:
-    """Where in the window the byte is that a pair marks."""
+    """Return where in the window the byte is that a pair marks."""
     return {pair: at for at, pair in enumerate(_pairs(*_marks()))}

@@ -186,7 +186,7 @@ class IsalEngine:
         return state.block_state == _STORED and not state.bfinal and self._left_of_stored() > 0
 
     def _left_of_stored(self) -> int:
-        """The bytes of a stored block that are still to be fed (RFC 1951, section 3.2.4)."""
+        """Return the bytes of a stored block that are still to be fed (RFC 1951, section 3.2.4)."""
         return int(self._state.count) - int(self._state.read_in_length) // 8
 
     def _in_header(self) -> bool:

@@ -46,7 +46,7 @@ class _SpanDigest:
         self._hasher = hashlib.sha256()
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The compressed chunks as they go by."""
+        """Yield the compressed chunks as they go by."""
         for chunk in chunks:
             self._hasher.update(chunk)
             yield chunk
@@ -133,7 +133,10 @@ def _fastest_engine() -> InflateEngine:
 
 
 def _framed_span(span: Span, chunks: Iterator[bytes], length: int) -> Iterator[bytes | memoryview]:
-    """What frames hold beyond a span of parts is the next tar header; any other span is all of its frames."""
+    """Yield what frames hold beyond a span of parts is the next tar header.
+
+    Any other span is all of its frames.
+    """
     frames = frames_of(span.codec)
     for chunk in chunks:
         if span.parts and frames.produced >= length:

@@ -54,11 +54,11 @@ class Flatbuffer:
         self._fields: dict[tuple[int, Schema], TableLayout] = {}
 
     def root(self) -> int:
-        """Where the root table is."""
+        """Return where the root table is."""
         return self._pointer(0)
 
     def table(self, at: int, schema: Schema) -> list[Any]:
-        """The fields of the table at `at`: numbers, strings, and where its tables and vectors are."""
+        """Return the fields of the table at `at`: numbers, strings, and where its tables and vectors are."""
         fields = self._fields_of(at, schema)
         values = [_DEFAULTS[kind] for kind in schema]
         for slot, value in zip(fields.slots, self._unpack(fields.packed, at), strict=True):
@@ -69,19 +69,19 @@ class Flatbuffer:
         return values
 
     def string(self, at: int) -> bytes:
-        """The string, or the vector of bytes, at `at`: its length (32 bits) and its bytes."""
+        """Return the string, or the vector of bytes, at `at`: its length (32 bits) and its bytes."""
         length = self._length(at, 1)
         self._spend(length + 5, at)  # with its length and the NUL that follows it
         return self._body[at + 4 : at + 4 + length]
 
     def octets(self, at: int) -> memoryview:
-        """The vector of bytes at `at`, which may be most of the buffer: not copied."""
+        """Return the vector of bytes at `at`, which may be most of the buffer: not copied."""
         length = self._length(at, 1)
         self._spend(length + 4, at)
         return memoryview(self._body)[at + 4 : at + 4 + length]
 
     def pointers(self, at: int) -> list[int]:
-        """Where the elements are of the vector at `at`, which holds strings or tables."""
+        """Return where the elements are of the vector at `at`, which holds strings or tables."""
         count = self._length(at, 4)
         self._spend(4 * count, at)
         offsets = struct.unpack_from(f"<{count}I", self._body, at + 4)
@@ -94,7 +94,7 @@ class Flatbuffer:
         return int(length)
 
     def _fields_of(self, at: int, schema: Schema) -> TableLayout:
-        """Where the table at `at` has its fields; tables of one shape share a vtable."""
+        """Return where the table at `at` has its fields; tables of one shape share a vtable."""
         (back,) = self._unpack(_I32, at)
         vtable = at - back
         fields = self._fields.get((vtable, schema))
@@ -199,7 +199,7 @@ class FlatbufferBuilder:
         return self._add(body.ljust(inline, b"\0"), 8, 4)
 
     def finish(self, root: int) -> bytes:
-        """The whole buffer, whose root is the table at `root`."""
+        """Return the whole buffer, whose root is the table at `root`."""
         start = self._room(4, 8)
         self._add(_U32.pack(start - root), 8)
         return b"".join(reversed(self._parts))
@@ -212,7 +212,7 @@ class FlatbufferBuilder:
         return self._vtables[body]
 
     def _room(self, length: int, alignment: int, shift: int = 0) -> int:
-        """Where `length` bytes will begin that are added next: `shift` bytes before an aligned target."""
+        """Return where the next `length` bytes will begin: `shift` bytes before an aligned target."""
         start = self._size + length
         return start + (shift - start) % alignment
 

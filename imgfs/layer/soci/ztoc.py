@@ -116,7 +116,7 @@ def parse_ztoc(body: bytes, *, size: int) -> Ztoc:
 
 
 def parse_mod_time(text: bytes) -> int:
-    """Nanoseconds since the epoch, out of a time as Go writes it (RFC 3339, section 5.6, with a fraction).
+    """Return nanoseconds since the epoch of a time as Go writes it (RFC 3339, 5.6, with a fraction).
 
     The zone is that of the machine that made the zTOC. A time in a year that RFC 3339 has no digits for is
     left empty by its writer: nothing is right for it, so that is InvalidImage too.
@@ -145,7 +145,7 @@ def _day(text: bytes) -> int:
 
 
 def _entries(buffer: Flatbuffer, tables: list[int], flat_size: int) -> list[Entry]:
-    """The entries, sorted by their offsets into the order of the tar, as in ztoc/ztoc_marshaler.go."""
+    """Return the entries, sorted by their offsets into the order of the tar, as in ztoc/ztoc_marshaler.go."""
     found = []
     for number, at in enumerate(tables):
         try:
@@ -164,7 +164,7 @@ def _entries(buffer: Flatbuffer, tables: list[int], flat_size: int) -> list[Entr
 
 
 def _entry(buffer: Flatbuffer, at: int, flat_size: int) -> tuple[int, Entry]:
-    """(where in the flat layer its payload is or would be, an entry)."""
+    """Return (where in the flat layer its payload is or would be, an entry)."""
     fields = buffer.table(at, FILE)
     path, type_name, start, size, target, mode, uid, gid, _, _, mod_time, major, minor, xattrs = fields
     kind = KINDS.get(type_name)
@@ -195,7 +195,7 @@ def _entry(buffer: Flatbuffer, at: int, flat_size: int) -> tuple[int, Entry]:
 
 
 def _xattrs(buffer: Flatbuffer, at: int) -> dict[bytes, bytes]:
-    """The extended attributes among what is called `xattrs`: the member's PAX records, all of them."""
+    """Return the extended attributes among what is called `xattrs`: the member's PAX records, all of them."""
     records: dict[bytes, bytes] = dict(buffer.table(target, XATTR) for target in buffer.pointers(at))
     if any(key.startswith(b"GNU.sparse.") for key in records):
         raise InvalidImage("a sparse file, which a zTOC has no map for")
@@ -203,7 +203,7 @@ def _xattrs(buffer: Flatbuffer, at: int) -> dict[bytes, bytes]:
 
 
 def _compression(buffer: Flatbuffer, at: int, size: int) -> tuple[str, list[_Point], list[bytes]]:
-    """How the blob is packed, where its spans begin, and their digests: as many."""
+    """Return how the blob is packed, where its spans begin, and their digests: as many."""
     algorithm, last, digests, points = buffer.table(at, INFO)
     if algorithm not in FORMATS:
         raise InvalidImage(f"compression algorithm {algorithm} is not known", where="zTOC")
@@ -224,7 +224,10 @@ def _digest(buffer: Flatbuffer, at: int) -> bytes:
 
 
 def _points(packed: memoryview) -> list[_Point]:
-    """A gzip blob's checkpoints. One fewer than they say there are: the older form, the first left out."""
+    """Return a gzip blob's checkpoints.
+
+    One fewer than they say there are: the older form, the first left out.
+    """
     if len(packed) < POINTS_HEAD.size:
         raise InvalidImage("without checkpoints", where="zTOC")
     count, _ = POINTS_HEAD.unpack_from(packed)
@@ -236,14 +239,14 @@ def _points(packed: memoryview) -> list[_Point]:
 
 
 def _point(start: int, flat: int, bits: int, window: bytes) -> _Point:
-    """A checkpoint, its window without the zeros that stand for what is before the flat layer."""
+    """Return a checkpoint, its window without the zeros that stand for what is before the flat layer."""
     if not (start >= bool(bits) and flat >= 0 and bits < 8):
         raise InvalidImage(f"a checkpoint at {start}, {bits} bits, flat {flat}", where="zTOC")
     return _Point(start, flat, Checkpoint(bits, window[WINDOW - min(flat, WINDOW) :]))
 
 
 def _tar_points(packed: memoryview, size: int, count: int) -> list[_Point]:
-    """Where the `count` spans of an uncompressed blob begin: every span size (tar_zinfo.go)."""
+    """Return where the `count` spans of an uncompressed blob begin: every span size (tar_zinfo.go)."""
     if len(packed) != TAR_POINTS.size:
         raise InvalidImage(f"{len(packed)} bytes do not say how a tar is cut", where="zTOC")
     _, step, length = TAR_POINTS.unpack(packed)

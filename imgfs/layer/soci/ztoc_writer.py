@@ -45,7 +45,9 @@ class Member(NamedTuple):
 
 
 def members(read: Read) -> Iterator[Member]:
-    """The members of a tar, in its order; `read(start, end)` are bytes of the flat layer, fewer at its end.
+    """Yield the members of a tar, in its order.
+
+    `read(start, end)` are bytes of the flat layer, fewer at its end.
 
     Raises InvalidImage as `parse_tar` does, and Inexpressible for members that SOCI does not know.
     """
@@ -63,7 +65,7 @@ def members(read: Read) -> Iterator[Member]:
 
 
 def soci_spans(spans: Sequence[Span], *, size: int, read: Read) -> list[Span]:
-    """A scan's spans of a blob of `size` bytes as SOCI has them.
+    """Return a scan's spans of a blob of `size` bytes as SOCI has them.
 
     `read(start, end)` are bytes of the blob; it is asked for the first span and, if the blob goes on after
     the last, for that one. Both are verified. Raises Inexpressible for a blob that is neither a tar nor one
@@ -101,7 +103,9 @@ def first_span(span: Span, body: bytes) -> Span:
 def build_ztoc(
     layer: Iterable[Member], spans: Sequence[Span], *, size: int, flat_size: int, tool: str
 ) -> bytes:
-    """The zTOC of a blob of `size` bytes that holds these members; `spans` are as `soci_spans` has them.
+    """Return the zTOC of a blob of `size` bytes that holds these members.
+
+    `spans` are as `soci_spans` has them.
 
     `tool` names the program that makes it. User and group names, which no reader needs, are left empty. The
     same input makes the same bytes. Raises Inexpressible.
@@ -119,7 +123,7 @@ def build_ztoc(
 
 
 def format_mod_time(nanoseconds: int) -> bytes:
-    """A time since the epoch as Go writes it: RFC 3339 in UTC, a fraction only as long as it has to be."""
+    """Return a time since the epoch as Go writes it: RFC 3339 in UTC, the fraction as short as can be."""
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
         raise Inexpressible(f"a time {seconds} s from 1970 is in no year from 1 to 9999")
@@ -143,7 +147,7 @@ def _payload(entry: Entry, want: ReadRequest) -> int:
 
 
 def _extended(span: Span, size: int, read: Read) -> Span:
-    """The last span, with what follows it in the blob: an empty block and the gzip trailer."""
+    """Return the last span, with what follows it in the blob: an empty block and the gzip trailer."""
     body = read(span.start, size)
     _verify(span, body[: span.end - span.start])
     return span._replace(end=size, digest=hashlib.sha256(body).digest())
@@ -164,7 +168,10 @@ def _check_spans(spans: Sequence[Span], size: int) -> None:
 
 
 def _points(spans: Sequence[Span]) -> bytes:
-    """The checkpoints of a gzip blob. The span size is for people: more than that lies between any two."""
+    """Return the checkpoints of a gzip blob.
+
+    The span size is for people: more than that lies between any two.
+    """
     parts = [POINTS_HEAD.pack(len(spans), _least(spans))]
     for span in spans:
         bits, window = span.checkpoint or Checkpoint(0, b"")
@@ -179,7 +186,7 @@ def _least(spans: Sequence[Span]) -> int:
 
 
 def _tar_points(spans: Sequence[Span], size: int) -> bytes:
-    """How a tar is cut: in spans of one length, the last of what is left."""
+    """Return how a tar is cut: in spans of one length, the last of what is left."""
     step = spans[0].end
     if any(span.start != number * step for number, span in enumerate(spans)) or size > step * len(spans):
         raise Inexpressible("a tar cut into spans of different lengths")

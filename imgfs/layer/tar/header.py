@@ -66,7 +66,7 @@ def parse_header(block: bytes) -> Header:
 
 
 def parse_device(block: bytes) -> tuple[int, int]:
-    """The (major, minor) of a device's header; (0, 0) before ustar, which had no such fields."""
+    """Return the (major, minor) of a device's header; (0, 0) before ustar, which had no such fields."""
     if not block.startswith(b"ustar", 257):
         return 0, 0
     major, minor = parse_number(block[329:337]), parse_number(block[337:345])
@@ -76,7 +76,7 @@ def parse_device(block: bytes) -> tuple[int, int]:
 
 
 def has_gnu_magic(block: bytes) -> bool:
-    """Whether a header is GNU tar's own format: only there do sparse fields mean something."""
+    """Return whether a header is GNU tar's own format: only there do sparse fields mean something."""
     return block.startswith(_GNU_MAGIC, 257)
 
 
@@ -99,7 +99,7 @@ def check_size(size: int) -> int:
 
 
 def check_owner(owner: int) -> int:
-    """A uid or gid in Linux's 32 bits; a negative one wraps, as with chown(2). Raises InvalidImage."""
+    """Return a uid or gid in Linux's 32 bits; a negative one wraps, as with chown(2). Raises InvalidImage."""
     if 0 <= owner < 1 << 32:
         return owner
     if -(1 << 31) <= owner < 0:
@@ -129,7 +129,7 @@ def _unusual_number(field: bytes, digits: bytes) -> int:
 
 
 def _base256(field: bytes) -> int:
-    """The big-endian two's complement number after the top bit (GNU tar manual, "Extensions")."""
+    """Return the big-endian two's complement number after the top bit (GNU tar manual, "Extensions")."""
     bits = 8 * len(field) - 1
     number = int.from_bytes(field, "big") & ((1 << bits) - 1)
     if number >> (bits - 1):
@@ -140,8 +140,11 @@ def _base256(field: bytes) -> int:
 
 
 def _byte_sum(block: bytes) -> int:
-    """The sum of 512 bytes. Adler-32's low half, begun at 0, is the byte sum modulo 65521: exact for 256
-    bytes, which reach 65280 at most (RFC 1950, 8.2), and many times faster than `sum`."""
+    """Return the sum of 512 bytes.
+
+    Adler-32's low half, begun at 0, is the byte sum modulo 65521: exact for 256 bytes, which reach 65280 at
+    most (RFC 1950, 8.2), and many times faster than `sum`.
+    """
     return (adler32(block[:256], 0) & 0xFFFF) + (adler32(block[256:], 0) & 0xFFFF)
 
 
@@ -171,7 +174,7 @@ def _prefixed(block: bytes, magic: bytes, path: bytes) -> bytes:
 
 
 def _has_times(block: bytes) -> bool:
-    """Whether GNU's atime and ctime (12 bytes each, at 345 and 357) are numbers."""
+    """Return whether GNU's atime and ctime (12 bytes each, at 345 and 357) are numbers."""
     try:
         parse_number(block[345:357])
         parse_number(block[357:369])

@@ -46,7 +46,7 @@ def parse_records(payload: bytes) -> dict[bytes, bytes]:
 
 
 def _records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each `LENGTH KEY=VALUE\\n`, where the decimal LENGTH counts the whole record, itself included."""
+    """Yield each `LENGTH KEY=VALUE\\n`, where the decimal LENGTH counts the whole record, itself included."""
     at = 0
     while at < len(payload):
         space = payload.find(b" ", at)
@@ -60,19 +60,19 @@ def _records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def is_xattr(key: bytes) -> bool:
-    """Whether a keyword holds an extended attribute."""
+    """Return whether a keyword holds an extended attribute."""
     return key.startswith((_SCHILY, _LIBARCHIVE))
 
 
 def parse_path(value: bytes) -> bytes:
-    """A path or link target; raises InvalidImage on a NUL, which no file name can hold."""
+    """Return a path or link target; raises InvalidImage on a NUL, which no file name can hold."""
     if b"\0" in value:
         raise InvalidImage("a path in a PAX record holds a NUL")
     return value
 
 
 def parse_decimal(value: bytes) -> int:
-    """A decimal number in 64 bits, however many zeros are before it; raises InvalidImage."""
+    """Return a decimal number in 64 bits, however many zeros are before it; raises InvalidImage."""
     match = _NUMBER.fullmatch(value)
     if not match:
         raise InvalidImage(f"{value[:40]!r} in a PAX record is not a number")
@@ -101,7 +101,7 @@ def _value(digits: bytes) -> int:
 
 
 def parse_xattrs(records: Records) -> dict[bytes, bytes]:
-    """The extended attributes among the records; raises InvalidImage.
+    """Return the extended attributes among the records; raises InvalidImage.
 
     `SCHILY.xattr.NAME` holds the value as it is (star(5)); `LIBARCHIVE.xattr.NAME` a URL-encoded name and a
     base64 value (libarchive tar(5)). Names of the former are not decoded, like in Go's archive/tar. It counts

@@ -88,7 +88,7 @@ def parse_tar(emit: Callable[[Entry], None]) -> Generator[ReadRequest, bytes, in
 
 
 def tar_entries(flat: bytes) -> list[Entry]:
-    """The entries of a whole tar stream held in memory; raises InvalidImage."""
+    """Return the entries of a whole tar stream held in memory; raises InvalidImage."""
     entries: list[Entry] = []
     reader = parse_tar(entries.append)
     try:
@@ -127,7 +127,7 @@ class _Extensions:
         self.pending = True
 
     def take(self, header: Header) -> tuple[Header, pax.Records]:
-        """(header as the extensions have it, records) for one member."""
+        """Return (header as the extensions have it, records) for one member."""
         records = self._given()
         changed = _apply(records, header)
         if self._path or self._target:
@@ -140,15 +140,17 @@ class _Extensions:
         self.pending = False
 
     def _given(self) -> pax.Records:
-        """The records. An empty value says nothing (POSIX pax: it deletes what was said before); but an
-        xattr's is indeed empty, like that of overlayfs's `metacopy`."""
+        """Return the records. An empty value says nothing (POSIX pax: it deletes what was said before).
+
+        But an xattr's is indeed empty, like that of overlayfs's `metacopy`.
+        """
         if b"" not in self._records.values():
             return self._records
         return {key: value for key, value in self._records.items() if value or pax.is_xattr(key)}
 
 
 def _apply(records: pax.Records, header: Header) -> Header:
-    """The header's fields, the records' where they have them."""
+    """Return the header's fields, the records' where they have them."""
     path = records.get(b"GNU.sparse.name") or records.get(b"path")
     target, size, mtime = records.get(b"linkpath"), records.get(b"size"), records.get(b"mtime")
     uid, gid = records.get(b"uid"), records.get(b"gid")
@@ -204,13 +206,13 @@ def _read_end(start: int) -> Generator[ReadRequest, bytes, None]:
 
 
 def _plain(header: Header, start: int) -> MemberLayout:
-    """The payload of a member that is not sparse."""
+    """Return the payload of a member that is not sparse."""
     size = 0 if header.typeflag in _HEADER_ONLY or _is_old_directory(header) else header.size
     return MemberLayout(size, (Extent(0, size, start),) if size else (), start, start + size)
 
 
 def _is_old_directory(header: Header) -> bool:
-    """How v7 wrote a directory; it has no payload. A typeflag 0 stays a file, as in Go."""
+    """Return how v7 wrote a directory; it has no payload. A typeflag 0 stays a file, as in Go."""
     return header.typeflag == b"\0" and header.path.endswith(b"/")
 
 

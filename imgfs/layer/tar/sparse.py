@@ -27,7 +27,7 @@ class MemberLayout(NamedTuple):
 
 
 def is_pax_sparse(records: Records) -> bool:
-    """Whether PAX records announce a sparse member, of whatever version."""
+    """Return whether PAX records announce a sparse member, of whatever version."""
     return (
         b"GNU.sparse.major" in records
         or SPARSE_MAP in records
@@ -76,7 +76,7 @@ def read_old_sparse(block: bytes, start: int, stored: int) -> Generator[ReadRequ
 
 
 def _pieces_in(slots: bytes) -> Iterator[_Piece]:
-    """The pieces in 24-byte slots, two 12-byte numbers each; an unused slot ends them."""
+    """Yield the pieces in 24-byte slots, two 12-byte numbers each; an unused slot ends them."""
     for at in range(0, len(slots), 24):
         if not slots[at]:
             return
@@ -93,7 +93,7 @@ def _map_in_records(records: Records) -> list[int]:
 
 
 def _map_in_payload(start: int, stored: int) -> Generator[ReadRequest, bytes, tuple[list[int], int]]:
-    """(numbers, length of the map): a decimal number a line, the count of pieces first, padded to a block."""
+    """Yield (numbers, length of the map): a decimal a line, first their count, padded to a block."""
     text, lines, wanted = bytearray(), 0, 1
     while lines < wanted:
         if len(text) >= MAP_LIMIT:
@@ -117,8 +117,10 @@ def _pairs(numbers: list[int]) -> list[_Piece]:
 
 
 def _laid_out(pieces: Iterable[_Piece], size: int, start: int, stored: int) -> MemberLayout:
-    """The pieces as extents of the flat layer from `start` on; raises InvalidImage unless they are in order,
-    within `size`, and just what is stored."""
+    """Return the pieces as extents of the flat layer from `start` on.
+
+    Raises InvalidImage unless they are in order, within `size`, and just what is stored.
+    """
     extents, flat, previous = [], start, 0
     for offset, length in pieces:
         if length < 0 or offset < previous or offset + length > size:

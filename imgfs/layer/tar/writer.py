@@ -60,7 +60,7 @@ def header_of(entry: Entry) -> bytes:
 
 
 def _payload(size: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The bytes, padded to whole blocks; InvalidImage as soon as they are not `size` long."""
+    """Yield the bytes, padded to whole blocks; InvalidImage as soon as they are not `size` long."""
     written = 0
     for chunk in chunks:
         written += len(chunk)
@@ -74,7 +74,7 @@ def _payload(size: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _headers(entry: Entry) -> bytes:
-    """All that comes before the member's bytes."""
+    """Return all that comes before the member's bytes."""
     path = _path_of(entry)
     _check(entry, path)
     records = _records(entry, path)
@@ -100,7 +100,7 @@ def _check(entry: Entry, path: bytes) -> None:
 
 
 def _records(entry: Entry, path: bytes) -> _Records:
-    """What the ustar header has no room for (POSIX pax, "pax Extended Header Keywords")."""
+    """Return what the ustar header has no room for (POSIX pax, "pax Extended Header Keywords")."""
     records = {} if _fits(path) else {b"path": path}
     if entry.target and (len(entry.target) > _NAME or not entry.target.isascii()):
         records[b"linkpath"] = entry.target
@@ -118,8 +118,11 @@ def _records(entry: Entry, path: bytes) -> _Records:
 
 
 def _xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """An extended attribute: as star(5) has it, which every unpacker reads; but a `=` would end its keyword,
-    so such a name goes into libarchive's form, URL-encoded, with a base64 value without padding (tar(5))."""
+    """Return an extended attribute: as star(5) has it, which every unpacker reads.
+
+    But a `=` would end its keyword, so such a name goes into libarchive's form, URL-encoded, with a base64
+    value without padding (tar(5)).
+    """
     if not name or b"\0" in name:
         raise InvalidImage(f"{name[:40]!r} is no name for an extended attribute")
     if b"=" in name:
@@ -129,7 +132,7 @@ def _xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
 
 
 def _extended_header(records: _Records) -> bytes:
-    """A PAX extended header for the next member.
+    """Return a PAX extended header for the next member.
 
     `hdrcharset` comes first: it says how to take the paths behind it (to libarchive they are UTF-8 else).
     """
@@ -199,30 +202,30 @@ def _device_number(number: int) -> bytes:
 
 
 def _limit(width: int) -> int:
-    """The first number that a field of `width` bytes, the last of them a NUL, has no room for."""
+    """Return the first number that a field of `width` bytes, the last of them a NUL, has no room for."""
     return 1 << 3 * (width - 1)
 
 
 def _whole_seconds(mtime_ns: int) -> int:
-    """The time as the header has it; 0 where it has no room."""
+    """Return the time as the header has it; 0 where it has no room."""
     seconds = mtime_ns // _SECOND
     return seconds if 0 <= seconds < _limit(_LONG) else 0
 
 
 def _time(mtime_ns: int) -> bytes:
-    """Seconds since the epoch with a decimal fraction (POSIX pax, "mtime"), exactly."""
+    """Return seconds since the epoch with a decimal fraction (POSIX pax, "mtime"), exactly."""
     seconds, fraction = divmod(abs(mtime_ns), _SECOND)
     text = b"%b%d" % (b"-" if mtime_ns < 0 else b"", seconds)
     return text + (b".%09d" % fraction).rstrip(b"0") if fraction else text
 
 
 def _fits(path: bytes) -> bool:
-    """Whether the header's own fields can hold `path`; they are ASCII only (POSIX pax, "ustar")."""
+    """Return whether the header's own fields can hold `path`; they are ASCII only (POSIX pax, "ustar")."""
     return path.isascii() and _split(path) is not None
 
 
 def _split(path: bytes) -> tuple[bytes, bytes] | None:
-    """(prefix, name) for a path that fits; they are cut at a slash, which neither holds."""
+    """Return (prefix, name) for a path that fits; they are cut at a slash, which neither holds."""
     if len(path) <= _NAME:
         return b"", path
     cut = path.rfind(b"/", 1, min(_PREFIX + 1, len(path) - 1))

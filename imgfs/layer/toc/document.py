@@ -36,7 +36,7 @@ Fields = Mapping[str, object]
 
 
 def toc_fields(body: bytes) -> Iterator[dict[str, object]]:
-    """The objects of `entries`, in order, out of `{"version": 1, "entries": […], …}`.
+    """Yield the objects of `entries`, in order, out of `{"version": 1, "entries": […], …}`.
 
     Raises InvalidImage, naming the character, for what is no such JSON or too long.
     """
@@ -138,7 +138,7 @@ def time_in(fields: Fields) -> int:
 
 @lru_cache(maxsize=4096)  # a layer has few times
 def _nanoseconds(text: str) -> int:
-    """Nanoseconds since the epoch for a time in RFC 3339."""
+    """Return nanoseconds since the epoch for a time in RFC 3339."""
     if text == _ZERO_TIME:
         return 0
     match = _TIME.fullmatch(text)

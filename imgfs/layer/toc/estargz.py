@@ -86,12 +86,15 @@ def fetch_toc(layer: Descriptor) -> Fetch[Toc | External]:
 
 
 def toc_digest(layer: Descriptor) -> Digest:
-    """The digest that the manifest says a layer's table has; InvalidImage if it says none that is one."""
+    """Return the digest that the manifest says a layer's table has.
+
+    Raises InvalidImage if it says none that is one.
+    """
     return Digest.parse(layer.annotations.get(TOC_DIGEST), where=f"annotation {TOC_DIGEST}")
 
 
 def external_toc(tocs: Manifest, layer: Descriptor) -> Descriptor | None:
-    """The blob of the image `tocs`, named with the suffix, that has the table of `layer`, if there is one."""
+    """Return the blob of the image `tocs`, under the suffixed name, that has the table of `layer`, if any."""
     named = str(layer.digest)
     return next((toc for toc in tocs.layers if toc.annotations.get(_LAYER_DIGEST) == named), None)
 
@@ -111,7 +114,7 @@ def _read(packed: bytes, expected: Digest, end: int) -> Toc:
 
 
 def _unpack(packed: bytes) -> bytes:
-    """The JSON: the first member of the tar in a gzip member, without extension headers."""
+    """Return the JSON: the first member of the tar in a gzip member, without extension headers."""
     limit = min(LIMIT + 4 * BLOCK, max(_PLAUSIBLE_SIZE, _PLAUSIBLE_RATIO * len(packed)))
     where = "table of contents"
     unpacker = zlib.decompressobj(wbits=31)
@@ -132,7 +135,7 @@ def _unpack(packed: bytes) -> bytes:
 
 
 def _footer(member: bytes, start: int) -> Footer | None:
-    """The footer that `member`, the blob's bytes from `start` to its end, is, if it is one."""
+    """Return the footer that `member`, the blob's bytes from `start` to its end, is, if it is one."""
     if len(member) < _LEAST_FOOTER or not member[3] & _FEXTRA or not _is_empty(member):
         return None
     extra = member[12 : 12 + int.from_bytes(member[10:12], "little")]
@@ -145,7 +148,7 @@ def _footer(member: bytes, start: int) -> Footer | None:
 
 
 def _values(extra: bytes) -> Iterator[bytes]:
-    """The values of the SG fields; all of the extra field is one in legacy footers."""
+    """Yield the values of the SG fields; all of the extra field is one in legacy footers."""
     if len(extra) == _POSITION_LENGTH:
         yield extra
     while len(extra) >= 4:
@@ -163,7 +166,7 @@ def _position(digits: bytes, footer: int) -> int:
 
 
 def _is_empty(member: bytes) -> bool:
-    """Whether this is one gzip member of nothing, with nothing behind it."""
+    """Return whether this is one gzip member of nothing, with nothing behind it."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         return not unpacker.decompress(member, 1) and unpacker.eof and not unpacker.unused_data

@@ -66,7 +66,7 @@ class Tail(NamedTuple):
     body: bytes
 
     def range(self, start: int, end: int) -> Fetch[bytes]:
-        """The bytes [start, end); `end` must lie in the tail. What is before it is fetched."""
+        """Yield the bytes [start, end); `end` must lie in the tail. What is before it is fetched."""
         here = self.body[max(0, start - self.start) : end - self.start]
         if start >= self.start:
             return here
@@ -74,7 +74,7 @@ class Tail(NamedTuple):
 
 
 def fetch(start: int, end: int) -> Fetch[bytes]:
-    """The bytes [start, end); IntegrityError if fewer or more were sent."""
+    """Yield the bytes [start, end); IntegrityError if fewer or more were sent."""
     body = yield start, end
     if len(body) != end - start:
         raise IntegrityError(
@@ -84,7 +84,7 @@ def fetch(start: int, end: int) -> Fetch[bytes]:
 
 
 def fetch_tail(size: int) -> Fetch[Tail]:
-    """The end of a blob of `size` bytes, as much of it as a table of contents is likely to take."""
+    """Yield the end of a blob of `size` bytes, as much of it as a table of contents is likely to take."""
     length = min(size, max(_LEAST_TAIL, min(size // _TAIL_SHARE, _MOST_TAIL)))
     return Tail(size - length, (yield from fetch(size - length, size)))
 
@@ -137,7 +137,7 @@ class _File(NamedTuple):
 
 
 def _wanted(file: _File) -> list[TocChunk]:
-    """The file's chunks; those of the format's own only mark where others end."""
+    """Return the file's chunks; those of the format's own only mark where others end."""
     if file.name in _HIDDEN:
         return [chunk._replace(digest=b"") for chunk in file.chunks]
     return file.chunks
@@ -151,7 +151,7 @@ def _prefetch_end(hidden: Mapping[str, _File]) -> int | None:
 
 
 def _files(body: bytes) -> Iterator[_File]:
-    """Each entry with the chunks that follow it."""
+    """Yield each entry with the chunks that follow it."""
     file: _File | None = None
     for number, fields in enumerate(toc_fields(body)):
         try:
@@ -219,7 +219,10 @@ def _append_chunk(file: _File, fields: Fields, offset: int) -> None:
 
 
 def _whole(file: _File) -> _File:
-    """The file, if its chunks make up all of it. `endOffset`, said with the first, is where the last ends."""
+    """Return the file, if its chunks make up all of it.
+
+    `endOffset`, said with the first, is where the last ends.
+    """
     chunks = file.chunks
     if not chunks:
         return file

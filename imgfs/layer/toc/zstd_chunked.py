@@ -39,7 +39,7 @@ class TocPosition(NamedTuple):
 
 
 def is_chunked(layer: Descriptor) -> bool:
-    """Whether the manifest says that a layer is zstd:chunked, and the digest of its table."""
+    """Return whether the manifest says that a layer is zstd:chunked, and the digest of its table."""
     return _annotation(layer, _CHECKSUM) is not None or (
         TOC_DIGEST in layer.annotations and layer.media_type.endswith("zstd")
     )
@@ -90,7 +90,10 @@ def _annotation(layer: Descriptor, name: str) -> str | None:
 
 
 def _verified(packed: bytes, position: TocPosition, layer: Descriptor) -> bytes:
-    """The JSON, by the digest of its packed form; by its own, stargz-snapshotter's, where that is missing."""
+    """Return the JSON, by the digest of its packed form.
+
+    By its own, stargz-snapshotter's, where that is missing.
+    """
     checksum = _annotation(layer, _CHECKSUM)
     if checksum is not None:
         Digest.parse(checksum, where=f"annotation {_CHECKSUM}").verify(

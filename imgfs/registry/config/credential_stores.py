@@ -108,7 +108,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _is_out_of_sight(path: Path) -> bool:
-    """Whether this user may not even know if the file is there: a namespace's root is not the machine's."""
+    """Return whether this user may not look: the root of a user namespace is not the machine's."""
     try:
         path.stat()
     except PermissionError:
@@ -170,7 +170,7 @@ class HelperSecret(NamedTuple):
 
 
 def program_of(name: object) -> str:
-    """The program of the helper `name`; raises UsageError for what can be no name of one."""
+    """Return the program of the helper `name`; raises UsageError for what can be no name of one."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"{name!r:.60} is not the name of a credential helper")
     return f"docker-credential-{name}"

@@ -198,7 +198,7 @@ def _in_auths(fields: Mapping[str, object], where: str, registry: str, repositor
 
 
 def _helper_for(fields: Mapping[str, object], path: Path, registry: str) -> _Helper | None:
-    """The helper that a file has for a registry: its own, or the one for all."""
+    """Return the helper that a file has for a registry: its own, or the one for all."""
     helpers = _object(fields, "credHelpers", path)
     for key in _host_keys(registry):
         if key in helpers:  # one without a name says: the file itself, whatever is there for all
@@ -231,7 +231,7 @@ def _host_keys(registry: str) -> tuple[str, ...]:
 
 
 def _keys(registry: str, repository: str) -> Iterator[str]:
-    """The keys that apply, the most specific first."""
+    """Yield the keys that apply, the most specific first."""
     parts = [registry, *repository.split("/")]
     for length in range(len(parts), 1, -1):
         yield "/".join(parts[:length])
@@ -239,14 +239,14 @@ def _keys(registry: str, repository: str) -> Iterator[str]:
 
 
 def _written_key(path: Path, registry: str, namespace: str) -> str:
-    """The key under which docker and podman look in a file of theirs."""
+    """Return the key under which docker and podman look in a file of theirs."""
     if namespace:
         return f"{registry}/{namespace}"
     return _HUB_KEY if registry == DOCKER_HUB and path.name == _DOCKERS else registry
 
 
 def _same_keys(auths: Mapping[str, object], registry: str, namespace: str) -> list[str]:
-    """The keys of a file that mean a registry, in every spelling, or one namespace of it."""
+    """Return the keys of a file that mean a registry, in every spelling, or one namespace of it."""
     if namespace:
         return [key for key in auths if key == f"{registry}/{namespace}"]
     names = _host_keys(registry)
@@ -254,7 +254,7 @@ def _same_keys(auths: Mapping[str, object], registry: str, namespace: str) -> li
 
 
 def _host_of(key: str) -> str | None:
-    """The host that a key means as a whole, such as `https://host/v1/` (docker, `ConvertToHostname`).
+    """Return the host that a key means as a whole, such as `https://host/v1/` (docker, `ConvertToHostname`).
 
     With a scheme that is so whatever follows; without, `host/ns` is a namespace of podman's, unless it is the
     API's root.
@@ -265,7 +265,7 @@ def _host_of(key: str) -> str | None:
 
 
 def _entry(credentials: Credentials) -> dict[str, str]:
-    """What is written of credentials into `auths`."""
+    """Return what is written of credentials into `auths`."""
     password = credentials.secret if credentials.is_password else ""
     pair = base64.b64encode(f"{credentials.username}:{password}".encode("utf-8", BYTES)).decode()
     kind = "registrytoken" if credentials.registry_token else "identitytoken"
@@ -273,7 +273,7 @@ def _entry(credentials: Credentials) -> dict[str, str]:
 
 
 def _decode_auth(entry: object, where: str) -> Credentials | None:
-    """An entry of `auths`; None if it is empty, as docker leaves it for what a helper keeps."""
+    """Return an entry of `auths`; None if it is empty, as docker leaves it for what a helper keeps."""
     if not isinstance(entry, dict):
         return None
     username, secret = _text(entry, "username"), _text(entry, "password")

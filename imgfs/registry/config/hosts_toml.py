@@ -67,7 +67,7 @@ def parse_hosts(path: Path, body: bytes) -> HostsFile:
 
 
 def own_directories(roots: Iterable[Path], registry: str) -> Iterator[Path]:
-    """Where each of `roots` may speak of this one registry: `HOST_PORT_` comes before `HOST:PORT`."""
+    """Yield where each of `roots` may speak of this one registry: `HOST_PORT_` comes before `HOST:PORT`."""
     host, colon, port = registry.rpartition(":")
     for root in roots:
         if colon:
@@ -76,14 +76,17 @@ def own_directories(roots: Iterable[Path], registry: str) -> Iterator[Path]:
 
 
 def default_directories(reader: Reader, roots: Iterable[Path], registry: str) -> Iterator[Path]:
-    """The `_default` of those of `roots` that have no directory for this one registry."""
+    """Yield the `_default` of those of `roots` that have no directory for this one registry."""
     for root in roots:
         if not any(reader.stamp(directory) for directory in own_directories([root], registry)):
             yield root / DEFAULT
 
 
 def find_hosts(reader: Reader, directories: Iterable[Path]) -> HostsFile | None:
-    """The first hosts.toml in one of `directories`; an empty one is as good as none, as for containerd."""
+    """Return the first hosts.toml in one of `directories`.
+
+    An empty one is as good as none, as for containerd.
+    """
     for directory in directories:
         body = reader.read(directory / _NAME)
         if body:
@@ -92,7 +95,7 @@ def find_hosts(reader: Reader, directories: Iterable[Path]) -> HostsFile | None:
 
 
 def _host(url: str, table: Table, above: Table, key: str) -> Host:
-    """The host at `url` as its table describes it; a wrong URL is wrong under `above`'s `key`."""
+    """Return the host at `url` as its table describes it; a wrong URL is wrong under `above`'s `key`."""
     capabilities, tls, headers = _capabilities(table), _tls(table), _headers(table)
     dial_timeout = _duration(table, "dial_timeout")
     if not url:
@@ -120,7 +123,10 @@ def _address(url: str) -> tuple[str, str, str] | None:
 
 
 def _capabilities(table: Table) -> frozenset[str]:
-    """What a host may be asked for; one of which only unknown things are said may be asked for nothing."""
+    """Return what a host may be asked for.
+
+    One of which only unknown things are said may be asked for nothing.
+    """
     named = frozenset(name.lower() for name in table.texts("capabilities"))
     unknown = sorted(named - ALL)
     if unknown:
@@ -131,7 +137,7 @@ def _capabilities(table: Table) -> frozenset[str]:
 
 
 def _duration(table: Table, name: str) -> float | None:
-    """Seconds out of a duration as Go writes it, `1m30s` or `500ms`; None for no limit of its own."""
+    """Return seconds out of a duration as Go writes it, `1m30s` or `500ms`; None for no limit of its own."""
     text = table.text(name)
     if not text:
         return None
@@ -142,14 +148,17 @@ def _duration(table: Table, name: str) -> float | None:
 
 
 def _tls(table: Table) -> Tls:
-    """The files that `ca` and `client` name; relative ones are relative to the directory of hosts.toml."""
+    """Return the files that `ca` and `client` name.
+
+    Relative ones are relative to the directory of hosts.toml.
+    """
     authorities = tuple(_path(table, "ca", value) for value in _several(table, "ca"))
     clients = tuple(_pair(table, value) for value in _several(table, "client"))
     return Tls(authorities, clients, not table.flag("skip_verify"))
 
 
 def _several(table: Table, name: str) -> list[object]:
-    """A field that is one value or an array of them."""
+    """Return a field that is one value or an array of them."""
     value = table.fields.get(name, [])
     return value if isinstance(value, list) else [value]
 
@@ -161,7 +170,7 @@ def _path(table: Table, name: str, value: object) -> Path:
 
 
 def _pair(table: Table, value: object) -> tuple[Path, Path | None]:
-    """A client's certificate and key, which may be one file: a path, or a pair whose second may be empty."""
+    """Return a client's certificate and key: a path of both, or a pair whose second may be empty."""
     if not isinstance(value, list):
         return _path(table, "client", value), None
     if len(value) != 2:
@@ -170,7 +179,10 @@ def _pair(table: Table, value: object) -> tuple[Path, Path | None]:
 
 
 def _headers(table: Table) -> dict[str, str]:
-    """What to send with every request; several values of a header are one with commas (RFC 9110, 5.3)."""
+    """Return what to send with every request.
+
+    Several values of a header are one with commas (RFC 9110, 5.3).
+    """
     fields = table.table("header")
     return {name: _header(fields, name) for name in fields.fields}
 

@@ -51,7 +51,9 @@ class Registry:
     blocked: bool = False
 
     def matched(self, name: str) -> int:
-        """How many characters of a name the prefix covers, ending where a part of the name does; else 0.
+        """Return how many characters of a name the prefix covers, ending where a part of the name does.
+
+        Else 0.
 
         `*.example.com` covers every host below it, whatever its port.
         """
@@ -63,7 +65,7 @@ class Registry:
         return len(self.prefix) if name.startswith(self.prefix) and (not rest or rest[0] in ends) else 0
 
     def at(self, location: Location, registry: str, repository: str) -> tuple[str, str]:
-        """The host and the repository where a location has `registry/repository`: both may be others."""
+        """Return host and repository where a location has `registry/repository`; both may be others."""
         if not location.place:
             return registry, repository
         name = f"{registry}/{repository}"
@@ -91,13 +93,15 @@ class Registries:
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def find(self, name: str) -> Registry | None:
-        """The `[[registry]]` with the longest prefix of `host/repository[:tag][@digest]`; a host's own name
-        counts for more than `*`."""
+        """Return the `[[registry]]` with the longest prefix of `host/repository[:tag][@digest]`.
+
+        A host's own name counts for more than `*`.
+        """
         matches = [registry for registry in self.registries.values() if registry.matched(name)]
         return max(matches, key=lambda match: (match.matched(name), match.prefix[0] != "*"), default=None)
 
     def updated(self, later: Registries) -> Registries:
-        """What a file that is read after the others makes of this ("Configuration precedence")."""
+        """Return what a file that is read after the others makes of this ("Configuration precedence")."""
         return Registries(
             {**self.registries, **later.registries},
             self.search if later.search is None else later.search,
@@ -122,7 +126,7 @@ def load_registries(reader: Reader, files: Iterable[RegistriesConf]) -> Registri
 
 
 def load_chosen(reader: Reader, files: Iterable[RegistriesConf]) -> dict[str, Alias]:
-    """What podman's user has chosen for short names: it counts before what a registries.conf says.
+    """Return what podman's user has chosen for short names: it counts before what a registries.conf says.
 
     podman keeps it in a file of its own (short-name-aliases.conf), of which the first there is counts.
     """
@@ -202,7 +206,7 @@ def _mirror(table: Table, digests_only: bool) -> Location | None:
 
 
 def _place(table: Table, name: str) -> str:
-    """Where images are: no URL, and, unlike in a prefix, no tag: imgfs asks for the tags it was told."""
+    """Return where images are: no URL and, unlike in a prefix, no tag, as imgfs asks for its own."""
     place = table.text(name).rstrip("/")
     if place and not (_LOCATION.fullmatch(place) and _is_host(place.partition("/")[0])):
         table.refuse(name, "expected host[:port][/repository…], without scheme and tag")
@@ -210,7 +214,7 @@ def _place(table: Table, name: str) -> str:
 
 
 def _is_host(host: str) -> bool:
-    """Whether `host[:port]` is one that can be asked."""
+    """Return whether `host[:port]` is one that can be asked."""
     try:
         parse_url(f"https://{host}")
     except UrlError:
@@ -226,7 +230,7 @@ def _hosts(table: Table, name: str) -> tuple[str, ...]:
 
 
 def _version_1(table: Table) -> Registries:
-    """The old format: three lists of registries ("Version 1 format")."""
+    """Return the old format: three lists of registries ("Version 1 format")."""
     search, insecure, blocked = (
         _hosts(table.table(name), "registries") for name in ("search", "insecure", "block")
     )

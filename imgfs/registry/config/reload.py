@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
     @classmethod
     def parse(cls, path: Path, body: bytes) -> Table:
-        """A whole file; raises UsageError if it is not UTF-8, not TOML or nested too deep."""
+        """Return a whole file; raises UsageError if it is not UTF-8, not TOML or nested too deep."""
         try:
             return cls(path, "", tomllib.loads(body.decode()))
         except (ValueError, RecursionError) as error:
@@ -39,28 +39,28 @@ class Table(NamedTuple):
         raise UsageError(f"{self.path}: {key if key.isprintable() else repr(key)}: {why}")
 
     def text(self, name: str, default: str = "") -> str:
-        """A string."""
+        """Return a string."""
         value = self.fields.get(name, default)
         if not isinstance(value, str) or not value.isprintable():
             self.refuse(name, "expected a string without control characters")
         return value
 
     def flag(self, name: str) -> bool:
-        """A boolean, false if absent."""
+        """Return a boolean, false if absent."""
         value = self.fields.get(name, False)
         if not isinstance(value, bool):
             self.refuse(name, "expected true or false")
         return value
 
     def values(self, name: str) -> list[object]:
-        """An array, empty if absent."""
+        """Return an array, empty if absent."""
         value = self.fields.get(name, [])
         if not isinstance(value, list):
             self.refuse(name, "expected an array")
         return value
 
     def texts(self, name: str) -> list[str]:
-        """An array of strings, empty if absent."""
+        """Return an array of strings, empty if absent."""
         values = self.values(name)
         texts = [value for value in values if isinstance(value, str) and value.isprintable()]
         if len(texts) < len(values):
@@ -68,11 +68,11 @@ class Table(NamedTuple):
         return texts
 
     def table(self, name: str) -> Table:
-        """A table, empty if absent."""
+        """Return a table, empty if absent."""
         return self._below(name, self.fields.get(name, {}))
 
     def tables(self, name: str) -> Iterator[Table]:
-        """An array of tables, empty if absent."""
+        """Yield an array of tables, empty if absent."""
         for number, value in enumerate(self.values(name)):
             yield self._below(f"{name}[{number}]", value)
 
@@ -99,11 +99,11 @@ class Reader:
         self._noted: dict[Path, Stamp | None] = {}
 
     def stamp(self, path: Path) -> Stamp | None:
-        """How a file or directory is now, None if it cannot be seen."""
+        """Return how a file or directory is now, None if it cannot be seen."""
         return self._noted.setdefault(path, _stamp(path))  # before it is read: what happens then is noticed
 
     def read(self, path: Path) -> bytes | None:
-        """A whole file, at most 4 MiB, None if it is not there; raises UsageError naming it."""
+        """Return a whole file, at most 4 MiB, None if it is not there; raises UsageError naming it."""
         self.stamp(path)
         try:
             with open(path, "rb", opener=_open) as file:
@@ -117,7 +117,7 @@ class Reader:
         return body
 
     def names(self, directory: Path) -> list[str]:
-        """What is in a directory, sorted; nothing if it is not there, or not for this user to see."""
+        """Return what is in a directory, sorted; nothing if it is not there, or not for this user to see."""
         self.stamp(directory)
         try:
             return sorted(os.listdir(directory))
@@ -127,7 +127,7 @@ class Reader:
             raise UsageError(f"{directory}: cannot be read: {error.strerror}") from error
 
     def unchanged(self) -> bool:
-        """Whether everything still is as it was noted."""
+        """Return whether everything still is as it was noted."""
         return all(_stamp(path) == noted for path, noted in self._noted.items())
 
 
@@ -146,7 +146,7 @@ class Watched(Generic[T]):
         self._looked = 0.0
 
     def value(self) -> T:
-        """What the files say. Raises UsageError if they never made sense.
+        """Return what the files say. Raises UsageError if they never made sense.
 
         If they no longer do, it is what they said before, and the log says why, once for every change.
         """

@@ -80,7 +80,7 @@ class Resolver:
         return watched.value()
 
     def for_push(self, registry: str, repository: str) -> RegistryEndpoint:
-        """Where to push: the registry itself, or the `server` of its hosts.toml, never a mirror.
+        """Return where to push: the registry itself, or the `server` of its hosts.toml, never a mirror.
 
         registries.conf moves only what is pulled (containers-registries.conf(5), "mirror").
         """
@@ -152,7 +152,7 @@ class Resolver:
         )
 
     def _of_registry(self, reader: Reader, name: _Name, found: Registry) -> tuple[RegistryEndpoint, ...]:
-        """The mirrors of a `[[registry]]` that may be asked for this reference, then its location."""
+        """Return the mirrors of a `[[registry]]` that may be asked for this reference, then its location."""
         endpoints: list[RegistryEndpoint] = []
         for mirror in found.mirrors:
             allowed = _allowed(mirror, name)
@@ -213,7 +213,7 @@ def _address(registry: str) -> str:
 
 
 def _known_as(registry: str) -> str:
-    """The name that credentials are kept under."""
+    """Return the name that credentials are kept under."""
     return DOCKER_HUB if registry in _HUB_NAMES else registry
 
 

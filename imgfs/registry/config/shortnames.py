@@ -36,7 +36,9 @@ _ONE_BY_ONE = ("permissive", "disabled")
 
 
 def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, ...]:
-    """What a person may mean by `text`, in order; one reference unless several registries are to be searched.
+    """Return what a person may mean by `text`, in order.
+
+    One reference unless several registries are to be searched.
 
     Raises UsageError if it cannot be understood, or names the candidates if nothing says which is meant.
     """
@@ -60,7 +62,9 @@ def candidates(text: str, files: Iterable[RegistriesConf]) -> tuple[Reference, .
 
 
 def first_found(found: Sequence[Reference], ask: Callable[[Reference], object]) -> Reference:
-    """The first reference that `ask` does not raise NotFound or Unauthorized for; one alone is not asked for.
+    """Return the first reference that `ask` does not raise NotFound or Unauthorized for.
+
+    One alone is not asked for.
 
     A registry that does not answer is an error: behind it may be what was meant.
     """
@@ -76,7 +80,7 @@ def first_found(found: Sequence[Reference], ask: Callable[[Reference], object]) 
 
 
 def _short_name(text: str, reference: Reference) -> str:
-    """The name without tag and digest if no registry is named, else ""."""
+    """Return the name without tag and digest if no registry is named, else ""."""
     if isinstance(reference, RegistryReference) and reference.registry == DOCKER_HUB:
         first, slash, _ = text.partition("/")
         if not text.startswith("docker://") and not (slash and first in _HUB_NAMES):
@@ -85,7 +89,7 @@ def _short_name(text: str, reference: Reference) -> str:
 
 
 def _aliased(alias: Alias, reference: RegistryReference) -> Reference:
-    """What an alias stands for, with the tag and the digest of `reference`."""
+    """Return what an alias stands for, with the tag and the digest of `reference`."""
     try:
         target = parse_reference(alias.name)
     except UsageError as error:
