@@ -106,7 +106,7 @@ def test_an_old_directory_has_no_payload_whatever_its_size_says() -> None:
     assert [entry.path for entry in tar_entries(flat)] == [b"etc/", b"z"]
 
 
-@pytest.mark.parametrize("typeflag", [b"V", b"M", b"N", b"A", b"E", b"I"])
+@pytest.mark.parametrize("typeflag", [b"V", b"N", b"A", b"E", b"I"])
 def test_vendor_metadata_is_skipped_with_its_payload_and_the_extensions_before_it(typeflag: bytes) -> None:
     flat = archive(pax({b"path": b"gone"}), member(b"label", typeflag, b"x" * 700), tarmake.file("f"))
     assert [entry.path for entry in tar_entries(flat)] == [b"f"]
@@ -678,6 +678,27 @@ def test_what_gnu_tar_writes_is_the_tree_it_was_made_from(tree: Path, options: t
     assert_is_the_tree(flat, tree, exact_times="--format=pax" in options)
     (found,) = (entry for entry in tar_entries(flat) if entry.path == b"./sparse")
     assert (sum(extent.length for extent in found.extents) < 1_000_000) == ("--sparse" in options)
+
+
+@needs_gnu_tar
+def test_no_volume_of_a_multi_volume_archive_is_a_layer(tmp_path: Path) -> None:
+    """The first ends in mid-file, the others begin there: none of them has the file."""
+    (tmp_path / "file").write_bytes(b"x" * 30_000)
+    volumes = [tmp_path / name for name in ("1.tar", "2.tar", "3.tar")]
+    words = [
+        "tar",
+        "-C",
+        str(tmp_path),
+        "--format=gnu",
+        "-M",
+        "-L",
+        "20",
+        *(f"--file={it}" for it in volumes),
+    ]
+    subprocess.run([*words, "-c", "file"], check=True, capture_output=True)
+    first, second = (volume.read_bytes() for volume in volumes[:2])
+    assert "truncated" in str(refusal(first))
+    assert "multi-volume" in str(refusal(second))
 
 
 @needs_gnu_tar

@@ -46,9 +46,10 @@ _KINDS = {
 }
 _HEADER_ONLY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))  # no payload, whatever their size says: as Go
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K"))  # X: what Solaris called x before it was standard
-# Never a file of the tree: GNU's volume label, the rest of a file begun on another volume, old rename list;
-# Solaris's ACL and xattr blocks; star's inode-only records.
-_METADATA = frozenset((b"V", b"M", b"N", b"A", b"E", b"I"))
+# Never a file of the tree: GNU's volume label and old rename list; Solaris's ACL and xattr blocks; star's
+# inode-only records.
+_METADATA = frozenset((b"V", b"N", b"A", b"E", b"I"))
+_CONTINUED = b"M"  # GNU's multi-volume archives: the rest of a file that another volume has begun
 _LINKS = frozenset((Kind.SYMLINK, Kind.HARDLINK))
 _DEVICES = frozenset((Kind.CHARACTER, Kind.BLOCK))
 _ZEROS = bytes(BLOCK)
@@ -171,6 +172,10 @@ def _read_member(
 ) -> Generator[ReadRequest, bytes, tuple[int, int]]:
     """Read one member, whose payload begins at `start`: (the offset read up to, the payload's end)."""
     header, records = parse_header(block), _NO_RECORDS
+    if header.typeflag == _CONTINUED:
+        raise InvalidImage(
+            "a file that another volume has begun: the layer is part of a multi-volume archive"
+        )
     if header.typeflag in _EXTENSIONS:
         extensions.add(header.typeflag, (yield from _read_extension(start, header.size)))
         return start + header.size, start + header.size
