@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
 from imgfs.oci.descriptor import Digest
 from imgfs.registry.messages import Body, CheckedBlob, Response
+from imgfs.registry.retry import Busy
 from imgfs.registry.session import HttpSession
 from imgfs.registry.ssrf import upload_target
 from imgfs.registry.urls import redact
@@ -110,6 +111,7 @@ class Upload:
         self._sent = 0  # bytes of this upload that have left
         self._untaken = 0  # bytes of chunks that were taken in part, without those that were taken
         self._in_chunks = True  # until the registry refuses the first one
+        self._resumed = 0  # the offset at which the upload was resumed last
 
     def mount(self, repository: str) -> bool:
         """Ask for the blob out of another repository of the registry ("Mounting a blob from another").
@@ -159,7 +161,7 @@ class Upload:
     def _begin(self) -> None:
         with closing(self._follow("POST", self._begin_url, {})) as response:
             self._at = self._location_in(response)
-            self._sent = 0
+            self._sent = self._resumed = 0
 
     def _location_in(self, response: Response) -> UploadLocation:
         return location_of(response.url, response.headers, response.status, verify=self._session.verifies)
@@ -215,21 +217,27 @@ class Upload:
         if not lost and not isinstance(error, Unavailable):
             raise error
         self._patience.pause(error)
-        return at is not None and self._look_up(at)
+        return at is not None and self._look_up(at, error)
 
     def _takes_no_chunks(self, error: RegistryError) -> bool:
         """Return whether `error` refuses the first chunk of a blob that can still be sent as a whole."""
         first = self._size > self._sizes.whole and not self._farthest
         return first and self._in_chunks and error.status in _NO_CHUNKS
 
-    def _look_up(self, at: UploadLocation) -> bool:
-        """Go on where the upload stands, or begin anew; whether the blob is there: an answer may be lost."""
+    def _look_up(self, at: UploadLocation, error: RegistryError) -> bool:
+        """Go on where the upload stands, or begin anew; whether the blob is there: an answer may be lost.
+
+        An upload that refuses what goes on at the offset it has named itself begins anew: Gitea names one too
+        many, and takes nothing more after a chunk that was cut.
+        """
         headers = self._ask_where(at)
         if headers is None:  # distribution's registry forgets an upload that was cut within a request
             self._at = None
             return self._exists()
         offset = received(headers)
-        if offset and self._in_chunks and offset <= min(self._sent, self._size):
+        is_stuck = offset == self._resumed and error.status is not None and not isinstance(error, Busy)
+        if offset and not is_stuck and self._in_chunks and offset <= min(self._sent, self._size):
+            self._resumed = offset
             self._moved(at, offset, headers)
         else:
             self._begin_anew()

@@ -21,7 +21,7 @@ from imgfs.registry.messages import Body, CheckedBlob
 from imgfs.registry.session import HttpSession
 from imgfs.registry.upload import ChunkSizes, Upload, location_of, received, with_query
 from tests.support.clients import FAST, client_of, endpoint_of
-from tests.support.fault_server import LAYER, Fault, FaultServer
+from tests.support.fault_server import LAYER, Fault, FaultServer, Reply, Seen
 from tests.support.mounted import until
 
 SMALL = ChunkSizes(whole=100_000, chunk=300_000)
@@ -214,6 +214,37 @@ def test_a_chunk_that_was_taken_in_part_is_continued(server: FaultServer) -> Non
     server.inject(Fault(take=100_000), on=UPLOADS, method="PATCH")
     upload(server, blob_of(BODY))
     assert stored(server, BODY)
+
+
+class Gitea(FaultServer):
+    """Answers for uploads as Gitea does (services/packages/container/blob_uploader.go): its GET says one byte
+    more than it has, and a chunk that was cut stays in its file uncounted, which makes every further one an
+    error."""
+
+    torn = False
+
+    def keep(self, seen: Seen) -> None:  # noqa: ARG002 - the base class's
+        self.torn = True
+
+    def upload(self, seen: Seen) -> Reply:
+        if seen.method == "POST":
+            self.torn = False
+        reply = super().upload(seen)
+        if seen.method == "GET" and reply.status == 204:
+            got = self.uploads[urlsplit(seen.path).path.rpartition("/")[2]].got
+            return Reply(204, b"", {"Range": f"0-{len(got)}"})
+        return Reply(500) if self.torn and reply.status in (201, 202) else reply
+
+
+def test_an_upload_that_refuses_the_offset_it_names_begins_anew() -> None:
+    with Gitea() as server:
+        server.inject(Fault(), on=UPLOADS, method="PATCH")
+        server.inject(Fault(take=1000), on=UPLOADS, method="PATCH")
+        upload(server, blob_of(BODY))
+        assert stored(server, BODY)
+        cut = ["POST", "PATCH 0-299999", "PATCH 300000-599999"]
+        asked = ["GET", "PATCH 300001-600000", "GET", "DELETE"]
+        assert steps(server)[: len(cut + asked) + 1] == [*cut, *asked, "POST"]
 
 
 def test_a_registry_that_takes_half_of_each_chunk_gets_the_blob(server: FaultServer) -> None:
