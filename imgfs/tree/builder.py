@@ -34,7 +34,7 @@ _TYPES = {
 }
 # A directory no layer describes: root's, open to all, of no date. Unpackers give it the date of unpacking;
 # but a merge must give the same tree each time.
-_IMPLIED = Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0, 0)
+IMPLIED = Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0, 0)
 
 _CACHE_KIB = 16 * 1024  # of each of the two files
 _BATCH, _WEIGHT = 100, 4 << 20  # nodes, and bytes of what they hold packed, until they are written
@@ -107,7 +107,7 @@ class TreeBuilder:
         self.layer = 0
         # Directories by path, symlinks followed. Emptied when a directory or symlink goes, and when full.
         self.known: dict[bytes, int] = {}
-        self._add_node(_IMPLIED, 0)
+        self._add_node(IMPLIED, 0)
 
     def _attach_work(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # of a merge that was killed
@@ -145,7 +145,7 @@ class TreeBuilder:
         self._add_node(entry, layer)
         return True
 
-    def add_directory(self, parent: int, name: bytes, entry: Entry = _IMPLIED) -> int:
+    def add_directory(self, parent: int, name: bytes, entry: Entry = IMPLIED) -> int:
         """Add a directory under a name that is free and return its ino."""
         self._names.execute(_ADD_NAME, (parent, name, self.next_ino, DIRECTORY))
         return self._add_node(entry, self.layer)

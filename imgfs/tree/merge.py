@@ -17,7 +17,7 @@ from pathlib import Path
 from imgfs.errors import InvalidImage, StoreError, describe
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.growing import GrowingIndex, LayerEntries, Withdrawn
-from imgfs.tree.builder import CHARACTER, DIRECTORY, Dirent, TreeBuilder
+from imgfs.tree.builder import CHARACTER, DIRECTORY, IMPLIED, Dirent, TreeBuilder
 from imgfs.tree.database import ROOT
 from imgfs.tree.merge_state import MergeState
 from imgfs.tree.paths import OPAQUE, WHITEOUT_PREFIX, Budget, clean, is_reserved, parse_whiteout, shown
@@ -143,9 +143,13 @@ class _Layer:
             self._replace(parent, name, entry)
 
     def _describe_root(self, entry: Entry) -> None:
+        """Take the root's time from an entry, and nothing else: containerd and podman pass over the entry.
+
+        Their root is open to all; what builders pack may be a directory of `mktemp -d`, closed to others.
+        """
         if entry.kind is not Kind.DIRECTORY:
             raise InvalidImage("the entry would make the root something else than a directory")
-        self._builder.describe(ROOT, entry)
+        self._builder.describe(ROOT, IMPLIED._replace(mtime_ns=entry.mtime_ns))
 
     def _replace(self, parent: int, name: bytes, entry: Entry) -> None:
         """Add a node, replacing the one that has its name; mostly the name is free, so try that first."""

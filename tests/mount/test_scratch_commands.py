@@ -19,7 +19,7 @@ REFUSED = r" ERROR imgfs\.daemonize: "  # the daemon's log tells, too, why it do
 
 ROOT_TIME = 1_500_000_000_123_456_789
 LAYERS = [
-    gzipped(tar.archive(tar.directory("./", mode=0o751, mtime_ns=ROOT_TIME), tar.file("a", b"first"))),
+    gzipped(tar.archive(tar.directory("./", mtime_ns=ROOT_TIME), tar.file("a", b"first"))),
     gzipped(tar.archive(tar.file("a", b"second"), tar.file("b", b"b"))),
     gzipped(tar.archive(tar.whiteout("b"), tar.file("c", b"c"))),
 ]
@@ -114,7 +114,7 @@ def test_a_name_keeps_changes(imgfs: Imgfs, image: str) -> None:
     imgfs.umount(at)
     imgfs.mount(image, "--rw", "--scratch", "work", at=at)
     assert (at / "a").read_bytes() == b"changed"
-    assert (at.stat().st_mode & 0o777, (kept / "upper/a").read_bytes()) == (0o751, b"changed")
+    assert (at.stat().st_mode & 0o777, (kept / "upper/a").read_bytes()) == (0o755, b"changed")
 
 
 def test_a_directory_keeps_changes(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_rm_removes_and_reset_empties(imgfs: Imgfs, image: str) -> None:
     assert imgfs.ok("diff", "work") == ""
     imgfs.mount(image, "--scratch", "work", at=at)
     assert sorted(os.listdir(at)) == ["a", "c"]
-    assert (at.stat().st_mode & 0o777, at.stat().st_mtime_ns) == (0o751, ROOT_TIME)
+    assert (at.stat().st_mode & 0o777, at.stat().st_mtime_ns) == (0o755, ROOT_TIME)
     imgfs.umount(at)
     assert imgfs.ok("scratch", "rm", "work") == ""
     assert scratches(imgfs) == []

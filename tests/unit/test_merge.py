@@ -13,7 +13,7 @@ import pytest
 
 from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Extent, Kind
-from imgfs.tree.database import Node
+from imgfs.tree.database import ROOT, Node
 from imgfs.tree.paths import clean
 from imgfs.tree.reader import Tree
 from tests.support.layers import merged
@@ -109,11 +109,13 @@ def test_a_missing_parent_described_later_is_as_described(tmp_path: Path) -> Non
         assert names(tree) == {"a/", "a/b"}
 
 
-def test_an_entry_for_the_root_describes_it(tmp_path: Path) -> None:
-    with merged(
-        tmp_path, archive(directory("./", mode=0o711, uid=4)), archive(directory("/", gid=5))
-    ) as tree:
-        assert at(tree, b"")[:4] == (1, stat.S_IFDIR | 0o755, 0, 5)
+def test_of_an_entry_for_the_root_only_the_time_counts(tmp_path: Path) -> None:
+    """As for containerd and podman, which pass over it: what a builder packs may be closed to all but one."""
+    private = directory("./", mode=0o700, uid=4, gid=5, mtime_ns=6, xattrs={b"user.x": b"1"})
+    for spelt in (private, directory("/", mode=0o1777, gid=5, mtime_ns=6)):
+        with merged(tmp_path, archive(directory("./", mtime_ns=1)), archive(spelt)) as tree:
+            assert at(tree, b"")[1:6] == (stat.S_IFDIR | 0o755, 0, 0, 0, 6)
+            assert tree.xattrs(ROOT) == {}
 
 
 @pytest.mark.parametrize("entry", [file("."), symlink("..", "/etc"), hardlink("/", "x")])
