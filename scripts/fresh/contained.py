@@ -26,7 +26,7 @@ MNT_DETACH = 2
 
 
 def words(command: Sequence[str]) -> list[str]:
-    """The command that runs `command` so that nothing of it outlives its parent."""
+    """Return the command that runs `command` so that nothing of it outlives its parent."""
     bound = ["setpriv", "--pdeathsig", "KILL", "--"]
     alone = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL", "--mount-proc"]
     return [*bound, *alone, "--propagation", "private", "--", *command]

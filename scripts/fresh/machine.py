@@ -22,7 +22,9 @@ _TARGET = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
 
 
 def apt_sources(suite: str) -> list[str]:
-    """The sources of this machine's own release as those of `suite`, one-line style; empty without any.
+    """Return the sources of this machine's own release as those of `suite`, one-line style.
+
+    Empty without any.
 
     `bookworm-updates` becomes `trixie-updates`; sources of other releases, and not of Debian, are left out.
     """
@@ -49,19 +51,19 @@ def _apt_targets() -> list[str]:
 
 
 def apt_options() -> list[str]:
-    """The options by which this machine's apt reaches its sources, as lines of apt.conf(5)."""
+    """Return the options by which this machine's apt reaches its sources, as lines of apt.conf(5)."""
     words = ["apt-config", "dump", "--format", '%F "%v";%n']
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return [line for line in said.splitlines() if _APT.match(line)]
 
 
 def client_environment() -> dict[str, str]:
-    """The variables that say how clients reach registries."""
+    """Return the variables that say how clients reach registries."""
     return {name: value for name, value in os.environ.items() if _CLIENTS.fullmatch(name)}
 
 
 def named_paths(environment: Mapping[str, str]) -> dict[str, Path]:
-    """The files and directories of this machine that variables name, such as certificates to trust."""
+    """Return the files and directories of this machine that variables name, such as certificates to trust."""
     paths = {name: Path(value) for name, value in environment.items() if value.startswith("/")}
     return {name: path for name, path in paths.items() if path.exists()}
 

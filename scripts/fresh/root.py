@@ -49,7 +49,7 @@ def _sweep(directory: Path) -> None:
 
 
 def bootstrap(place: Path, suite: str) -> list[str]:
-    """The command that makes a root of `suite`, no more than apt needs, at `place`/root."""
+    """Return the command that makes a root of `suite`, no more than apt needs, at `place`/root."""
     sources, options = place / "sources.list", place / "apt.conf"
     sources.write_text("".join(f"{line}\n" for line in machine.apt_sources(suite)))
     options.write_text("".join(f"{line}\n" for line in [RETRIES, *machine.apt_options()]))

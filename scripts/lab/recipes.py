@@ -247,12 +247,12 @@ def _pack_own(layout: Path, number: int, files: int) -> Layer:
 
 
 def own_text(number: int) -> str:
-    """What each of the files says that image `number` has for itself: the 16 bytes of a tiny file."""
+    """Return what each of the files says that image `number` has for itself: the 16 bytes of a tiny file."""
     return f"of image {number:07}"
 
 
 def shared_text() -> str:
-    """What each of the files says that all of them share."""
+    """Return what each of the files says that all of them share."""
     return "0123456789abcdef"
 
 

@@ -98,7 +98,7 @@ class Opened(NamedTuple):
     store: Store
 
     def sight(self) -> Sight:
-        """All there is to see of it."""
+        """Return all there is to see of it."""
         with Image(self.resolved, self.shelf, self.store) as image:
             return _sight(image)
 
@@ -151,7 +151,7 @@ def _seen(image: Image, ino: int) -> object:
 
 @cache
 def expected(specimen: Specimen) -> Sight:
-    """What an image shows if nothing is wrong."""
+    """Return what an image shows if nothing is wrong."""
     with tempfile.TemporaryDirectory(prefix="imgfs-fuzz-") as directory:
         found = opened(specimen.shelf(), Path(directory)).sight()
     assert None not in found.values()
@@ -170,7 +170,7 @@ def check(found: Sight, specimen: Specimen) -> str:
 
 
 def strict(case: Case, specimen: Specimen, shelf: Shelf) -> str:
-    """The image itself, or an error."""
+    """Return the image itself, or an error."""
     try:
         found = opened(shelf, case.directory).sight()
     except _FAULT:
@@ -217,7 +217,7 @@ def _as_long(start: int, end: int, body: bytes, chance: Random) -> bytes:
 
 
 def tar(case: Case) -> str:
-    """A tar that is none, packed in every way; the digests are right."""
+    """Return a tar that is none, packed in every way; the digests are right."""
     if case.chance.random() < 0.2:
         return on_the_way(case, tars())
     flat = case.damage("tar", damaged_tar, UPPER)
@@ -226,7 +226,7 @@ def tar(case: Case) -> str:
 
 
 def packed(case: Case, specimens: Sequence[Specimen]) -> str:
-    """A packed layer that unpacks to nothing, or to something else than its DiffID."""
+    """Return a packed layer that unpacks to nothing, or to something else than its DiffID."""
     if case.chance.random() < 0.5:
         return on_the_way(case, specimens)
     specimen = case.chance.choice(specimens)
@@ -235,7 +235,7 @@ def packed(case: Case, specimens: Sequence[Specimen]) -> str:
 
 
 def estargz(case: Case) -> str:
-    """A table of contents of eStargz."""
+    """Return a table of contents of eStargz."""
     if case.chance.random() < 0.3:
         return on_the_way(case, estargzes())
     specimen = case.chance.choice(estargzes())
@@ -258,7 +258,7 @@ def estargz(case: Case) -> str:
 
 
 def chunked(case: Case) -> str:
-    """A table of contents of zstd:chunked."""
+    """Return a table of contents of zstd:chunked."""
     if case.chance.random() < 0.3:
         return on_the_way(case, chunkeds())
     specimen = case.chance.choice(chunkeds())
@@ -287,7 +287,7 @@ def chunked(case: Case) -> str:
 
 
 def ztoc(case: Case) -> str:
-    """A zTOC that refers to the image."""
+    """Return a zTOC that refers to the image."""
     specimen = case.chance.choice((*tars(), gzips()[0]))
     if case.chance.random() < 0.2:
         return on_the_way(case, (specimen,), with_ztoc=True)
@@ -304,7 +304,7 @@ def ztoc(case: Case) -> str:
 
 
 def artifact(case: Case) -> str:
-    """What imgfs has published: its tree, indexes, windows, copies."""
+    """Return what imgfs has published: its tree, indexes, windows, copies."""
     specimen = case.chance.choice((*tars(), *gzips(), *zstds()))
     if case.chance.random() < 0.2:
         return on_the_way(case, (specimen,), ours=True)
@@ -333,7 +333,7 @@ def _with_damaged_database(
 
 
 def others(case: Case) -> str:
-    """What another registry says of the same image, and the bytes it gives: it is never seen here."""
+    """Return what another registry says of the same image, and the bytes it gives: it is never seen here."""
     specimen = case.chance.choice((*tars(), *gzips(), *zstds()))
     lying = specimen.shelf()
     found = publication(specimen)
@@ -359,7 +359,7 @@ def others(case: Case) -> str:
 
 
 def manifest(case: Case) -> str:
-    """A manifest or a config."""
+    """Return a manifest or a config."""
     specimen = case.chance.choice(every())
     shelf = specimen.shelf()
     assert shelf.root
@@ -424,7 +424,7 @@ def _documents() -> tuple[tuple[str, Callable[[bytes], object], bytes], ...]:
 
 
 def tree(case: Case) -> str:
-    """The store's own files, which a disk may damage: its tree or an index.
+    """Return the store's own files, which a disk may damage: its tree or an index.
 
     The checksums that are in these files find all of it, so half of the damage gets a right one: as if the
     file were too large to be looked through.

@@ -92,7 +92,7 @@ def _run(body: bytearray, chance: Random) -> tuple[int, int]:
 
 
 def damaged_json(body: bytes, chance: Random) -> bytes:
-    """A document with other values, or one that is no JSON any more."""
+    """Return a document with other values, or one that is no JSON any more."""
     if chance.random() < 0.3:
         return damaged(body, chance)
     document = json.loads(body)
@@ -105,7 +105,7 @@ def damaged_json(body: bytes, chance: Random) -> bytes:
 
 
 def _places(value: Any) -> Any:
-    """Every (container, key) of a document."""
+    """Yield every (container, key) of a document."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(pairs):
         yield value, key
@@ -190,7 +190,7 @@ def _change_row(database: sqlite3.Connection, chance: Random) -> None:
 
 
 def _value(old: Any, chance: Random) -> Any:
-    """Another value for a column; SQLite's take what they are given."""
+    """Return another value for a column; SQLite's take what they are given."""
     if isinstance(old, int) and chance.random() < 0.5:
         return max(-(2**63), min(2**63 - 1, old + chance.choice((-1, 1, 512, -4096, 2**31))))
     if isinstance(old, bytes) and old and chance.random() < 0.7:

@@ -173,7 +173,7 @@ def _again(kind: str, seed: int, number: int) -> str:
 
 
 def run_case(kind: str, seed: int, number: int, keep: Path) -> tuple[str, int]:
-    """What comes of a case, and the bytes of memory it took; raises what it should not have.
+    """Return what comes of a case, and the bytes of memory it took; raises what it should not have.
 
     Then what was damaged is kept in the directory `keep`.
     """

@@ -41,7 +41,7 @@ def _hold(what: str, cost: int, most: int) -> None:
 
 @cache
 def _databases() -> dict[bool, bytes]:
-    """A tree (True) and a layer's index."""
+    """Return a tree (True) and a layer's index."""
     with TemporaryDirectory() as directory:
         place = Path(directory)
         names = [tarmake.file(f"d{number % 7}/e/{number}", b"x") for number in range(400)]
@@ -55,7 +55,7 @@ def _databases() -> dict[bool, bytes]:
 
 
 def sqlite(directory: Path, chance: Random, damage: Callable[[bytes], bytes]) -> str:
-    """A published tree or index whose b-trees, pages or rows are not what they should be."""
+    """Return a published tree or index whose b-trees, pages or rows are not what they should be."""
     is_tree = chance.random() < 0.6
     path = directory / "published"
     path.write_bytes(_databases()[is_tree])
@@ -141,7 +141,7 @@ def _weights(chance: Random) -> list[int]:
 
 
 def lying_ztoc(chance: Random) -> str:
-    """A well-formed zTOC that lies: shared strings and tables, files and spans that cannot be."""
+    """Return a well-formed zTOC that lies: shared strings and tables, files and spans that cannot be."""
     body = _ztoc(chance)
     entries = 0
     tracemalloc.start()

@@ -93,7 +93,7 @@ class Reader:
 
 
 def _read(path: Path, offset: int, length: int, *, fresh: bool) -> bytes:
-    """A piece of a file, all that there is of it."""
+    """Return a piece of a file, all that there is of it."""
     parts = []
     with path.open("rb", buffering=0) as file:
         if fresh:

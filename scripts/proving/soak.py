@@ -62,7 +62,7 @@ def _with_toc(made: Made, flat: bytes) -> Stored:
 
 
 def formats() -> Mapping[str, Stored]:
-    """The same layer in every format that has spans of its own."""
+    """Return the same layer in every format that has spans of its own."""
     estargz = estargz_layer(TAR, chunk=200_000)
     return {
         "tar": plain(TAR),
@@ -82,7 +82,7 @@ class Weather:
     rough: bool = False
 
     def decide(self, _method: str, path: str) -> Fault | None:
-        """What goes wrong with a request for a blob."""
+        """Return what goes wrong with a request for a blob."""
         if not self.rough or "/blobs/" not in path or self.chance.random() > ROUGH:
             return None
         return self.chance.choice([*(trouble.fault for trouble in (*PASSING, *HARMLESS)), STALL])
@@ -268,7 +268,7 @@ class Soak:
             self._ledger.blame(f"in a log: {line[:300]}")
 
     def table(self) -> Table:
-        """What was done, by image, and what the daemons held before and after."""
+        """Return what was done, by image, and what the daemons held before and after."""
         columns = [
             "image",
             "reads",

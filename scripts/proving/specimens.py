@@ -64,7 +64,7 @@ class Shelf(FakeSource):
     """A source that answers as a registry's does: documents have their digests, blobs their ranges."""
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """A document; raises IntegrityError, NotFound."""
+        """Return a document; raises IntegrityError, NotFound."""
         if descriptor.digest not in self.bodies:
             raise NotFound(f"no document {descriptor.digest.short}")
         body = super().document(descriptor)
@@ -72,7 +72,7 @@ class Shelf(FakeSource):
         return body
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)`, as far as there are any; raises InvalidImage, NotFound."""
+        """Yield the bytes `[start, end)`, as far as there are any; raises InvalidImage, NotFound."""
         end = descriptor.size if end is None else end
         if descriptor.data is not None:
             return iter((descriptor.data[start:end],))
@@ -96,7 +96,7 @@ class Specimen:
     lower: Stored = field(default_factory=lambda: gzipped(LOWER))
 
     def shelf(self) -> Shelf:
-        """A source that has the image."""
+        """Return a source that has the image."""
         shelf = Shelf()
         made = documents([self.lower, self.layer])
         shelf.bodies = {Digest.parse(name): body for name, body in made.blobs.items()}
@@ -104,7 +104,7 @@ class Specimen:
         return shelf
 
     def with_layer(self, blob: bytes, **more: object) -> Specimen:
-        """The image with another blob, named by what it is."""
+        """Return the image with another blob, named by what it is."""
         return replace(self, layer=self.layer._replace(blob=blob, **more))  # type: ignore[arg-type]
 
 
@@ -115,7 +115,7 @@ def _with_toc(name: str, made: Made, flat: bytes) -> Specimen:
 
 @cache
 def tars() -> tuple[Specimen, ...]:
-    """The image with a layer as it is."""
+    """Return the image with a layer as it is."""
     return (Specimen("tar", plain(UPPER)),)
 
 
@@ -154,7 +154,7 @@ def chunkeds() -> tuple[Specimen, ...]:
 
 
 def every() -> tuple[Specimen, ...]:
-    """All of them."""
+    """Return all of them."""
     return (*tars(), *gzips(), *zstds(), *estargzes(), *chunkeds())
 
 
@@ -178,7 +178,7 @@ class Publication:
         shelf.referring = {self.subject.digest: [entry]}
 
     def with_body(self, old: Descriptor, body: bytes, **more: object) -> Publication:
-        """The same with another body for `old`, named by what it is."""
+        """Return the same with another body for `old`, named by what it is."""
         new = replace(old, digest=Digest.of(body), size=len(body), data=None, **more)  # type: ignore[arg-type]
 
         def changed(those: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:

@@ -177,7 +177,7 @@ def storm(seed: int, seconds: float, names: Sequence[str]) -> dict[str, Tally]:
 
 
 def layer() -> Stored:
-    """The image that is mounted: files to read, and a program."""
+    """Return the image that is mounted: files to read, and a program."""
     directories = (tarmake.directory(f"n{number}") for number in range(4))
     files = (tarmake.file(name, body) for name, body in sorted(FILES.items()))
     program = Path(shutil.which("busybox") or "/bin/true").read_bytes()
@@ -240,7 +240,7 @@ def unmount(imgfs: Imgfs, at: Path) -> None:
 
 
 def said(imgfs: Imgfs, name: str, at: Path, seed: int) -> str:
-    """What a program says at a mount: both outputs, and its exit code."""
+    """Return what a program says at a mount: both outputs, and its exit code."""
     words = {"at": shlex.quote(str(at)), "seed": seed, "python": shlex.quote(sys.executable)}
     where = CHECKOUT if "{python}" in PROGRAMS[name][0] else at
     try:
@@ -251,7 +251,7 @@ def said(imgfs: Imgfs, name: str, at: Path, seed: int) -> str:
 
 
 def difference(right: str, found: str) -> str:
-    """The first line that is another."""
+    """Return the first line that is another."""
     pairs = zip(right.splitlines(), found.splitlines(), strict=False)
     first = next(((one, other) for one, other in pairs if one != other), None)
     counts = Counter(right.splitlines()), Counter(found.splitlines())

@@ -40,7 +40,7 @@ class Authority:
         )
 
     def issue(self, name: str, *, days: int = 2, password: str = "") -> tuple[Path, Path]:
-        """A certificate for a host, which is its holder's to show to others as well, and its key.
+        """Return a certificate for a host, which is its holder's to show to others as well, and its key.
 
         It is good for some `days`, or has expired so many days ago.
         """
@@ -85,7 +85,7 @@ class Authority:
 
 
 def _expired(days: int) -> list[str]:
-    """The words for a certificate that ended `-days` days ago, which are others since openssl 3.4."""
+    """Return the words for a certificate that ended `-days` days ago, which are others since openssl 3.4."""
     said = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout
     if tuple(map(int, said.split()[1].split(".")[:2])) < (3, 4):
         return ["-days", str(days)]

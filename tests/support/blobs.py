@@ -86,7 +86,7 @@ def zstd_frames(parts: Iterable[bytes], *, checksum: bool = True, sized: bool = 
 
 
 def skippable(body: bytes, variant: int = 8) -> bytes:
-    """A zstd frame to be skipped (RFC 8878, section 3.1.2)."""
+    """Return a zstd frame to be skipped (RFC 8878, section 3.1.2)."""
     return struct.pack("<II", 0x184D2A50 | variant, len(body)) + body
 
 
@@ -99,7 +99,7 @@ def zstd_bomb(blocks: int) -> bytes:
 
 
 def gzip_bomb(size: int) -> bytes:
-    """A gzip member of `size` zeros, a thousandth of that long."""
+    """Return a gzip member of `size` zeros, a thousandth of that long."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     part = bytes(1 << 20)
     return b"".join(packer.compress(part) for _ in range(size >> 20)) + packer.flush()
@@ -120,7 +120,7 @@ def every(blob: bytes, size: int) -> Iterator[bytes]:
 
 
 def span_of(packed: bytes, length: int, codec: Codec) -> Span:
-    """A span whose compressed bytes are all of `packed`."""
+    """Return a span whose compressed bytes are all of `packed`."""
     return Span(0, 0, length, 0, len(packed), codec, hashlib.sha256(packed).digest())
 
 

@@ -12,10 +12,10 @@ FAST = Timeouts(connect=5.0, read=5.0, deadline=10.0, backoff=0.001)
 
 
 def endpoint_of(host: str, repository: str, **more: Any) -> RegistryEndpoint:
-    """A repository of the registry at `host:port`, which speaks plain HTTP."""
+    """Return a repository of the registry at `host:port`, which speaks plain HTTP."""
     return RegistryEndpoint(f"http://{host}/v2", host, repository, **more)
 
 
 def client_of(host: str, repository: str, **more: Any) -> Client:
-    """A client of it."""
+    """Return a client of it."""
     return Client(endpoint_of(host, repository), **more)

@@ -39,7 +39,7 @@ def at(imgfs: Imgfs, image: str) -> Path:
 
 
 def commit(imgfs: Imgfs, scratch: str | Path, new: str, *options: str) -> str:
-    """The digest of the image that is made."""
+    """Return the digest of the image that is made."""
     told = imgfs.ok("commit", *options, scratch, new)
     name, _, digest = told.strip().rpartition("@")
     assert name == new

@@ -32,7 +32,7 @@ PODMAN = "--rm", "--runtime=runc", "--network=none", *LIMITS
 
 
 def has_static_busybox() -> bool:
-    """Whether the machine's busybox runs where there are no libraries."""
+    """Return whether the machine's busybox runs where there are no libraries."""
     found = shutil.which("busybox")
     if found is None:
         return False
@@ -48,7 +48,7 @@ marks = [
 
 @functools.cache
 def busybox_layer() -> Stored:
-    """A layer with a shell, two users and little else."""
+    """Return a layer with a shell, two users and little else."""
     program = Path(shutil.which("busybox") or "/nowhere").read_bytes()
     members = [
         tar.directory("", mode=0o755),
@@ -69,7 +69,7 @@ def busybox_layer() -> Stored:
 
 
 def busybox(layout: Path, tag: str = "test", **config: Any) -> str:
-    """An image of that layer; its reference. `config` is the runtime part of its config."""
+    """Return an image of that layer; its reference. `config` is the runtime part of its config."""
     fields: Mapping[str, Any] = {"Env": ["PATH=/bin"], **config}
     return write_image(layout, [busybox_layer()], {"config": fields}, tag)
 
@@ -105,7 +105,7 @@ def run(module_imgfs: Imgfs) -> Iterator[Imgfs]:
 
 
 def traces(imgfs: Imgfs) -> list[str]:
-    """What is left of containers: directories, mounts, cgroups, scratches that nobody has named."""
+    """Return what is left of containers: directories, mounts, cgroups, scratches that nobody has named."""
     left = [str(path) for path in (imgfs.store / "containers").glob("*")]
     left += [str(path) for path in (imgfs.store / "scratch").glob(".mount-*")]
     left += [str(one.mountpoint) for one in mounts() if one.mountpoint.is_relative_to(imgfs.store)]
@@ -113,7 +113,7 @@ def traces(imgfs: Imgfs) -> list[str]:
 
 
 def _is_empty(cgroup: Path) -> bool:
-    """Whether nobody is in a cgroup; other tests' containers run beside this one's."""
+    """Return whether nobody is in a cgroup; other tests' containers run beside this one's."""
     with contextlib.suppress(OSError):  # it is being removed
         return (cgroup / "cgroup.procs").read_text() == ""
     return False
@@ -142,14 +142,14 @@ needs_podman = pytest.mark.skipif(
 
 @functools.cache
 def podman_is_5() -> bool:
-    """Whether podman is 5 or later. Where it differs from podman 4, imgfs is as podman 4 is."""
+    """Return whether podman is 5 or later. Where it differs from podman 4, imgfs is as podman 4 is."""
     words = ["podman", "version", "--format", "{{.Client.Version}}"]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return int(said.partition(".")[0]) >= 5
 
 
 def as_podman(ran: Ran, code_by_5: int | None = None) -> tuple[int, str]:
-    """What podman's exit code and output have to be if imgfs's are these.
+    """Return what podman's exit code and output have to be if imgfs's are these.
 
     `code_by_5` is podman 5's code where it differs; without a terminal that sets no TERM.
     """

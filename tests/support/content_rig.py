@@ -74,7 +74,7 @@ class Rig:
         return body
 
     def present(self) -> list[int]:
-        """The spans that are there."""
+        """Return the spans that are there."""
         return [number for number, mark in enumerate(self.flat.marks(0, len(self.spans) - 1)) if mark & 1]
 
     def settle(self) -> None:
@@ -85,5 +85,5 @@ class Rig:
 
 
 def tar_of(size: int) -> bytes:
-    """A tar with one file of `size` bytes that do not compress to nothing."""
+    """Return a tar with one file of `size` bytes that do not compress to nothing."""
     return tarmake.archive(tarmake.file("file", random.Random(size).randbytes(size)))

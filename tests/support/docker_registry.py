@@ -165,7 +165,7 @@ def push_index(
 
 
 def as_json(descriptor: Descriptor) -> dict[str, Any]:
-    """A descriptor's three required fields."""
+    """Return a descriptor's three required fields."""
     return {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
@@ -174,7 +174,7 @@ def as_json(descriptor: Descriptor) -> dict[str, Any]:
 
 
 def diff_id(blob: bytes) -> str:
-    """The DiffID of a layer that is gzip or not compressed."""
+    """Return the DiffID of a layer that is gzip or not compressed."""
     try:
         tar = gzip.decompress(blob)
     except (OSError, EOFError, zlib.error):

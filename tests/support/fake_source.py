@@ -56,7 +56,7 @@ class FakeSource:
         return Descriptor(media_type, digest, len(body))
 
     def resolve(self, *, whole: bool = False) -> Descriptor:
-        """The descriptor that was given as the root."""
+        """Return the descriptor that was given as the root."""
         del whole
         self.resolved += 1
         self._check_there()
@@ -65,7 +65,7 @@ class FakeSource:
         return self.root
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """A document, as it was added."""
+        """Return a document, as it was added."""
         self._check_there()
         self.documents_asked.append(descriptor.digest)
         if descriptor.digest in self.broken:
@@ -92,21 +92,21 @@ class FakeSource:
         yield from self._chunks(body, start, end if self.cut_at is None else min(end, self.cut_at))
 
     def tagged(self, tag: str) -> Descriptor:
-        """What is in `tags`."""
+        """Return what is in `tags`."""
         self._check_there()
         if tag not in self.tags:
             raise NotFound(f"no tag {tag!r}")
         return self.tags[tag]
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
-        """What is in `referring`."""
+        """Return what is in `referring`."""
         self._check_there()
         self.referrers_asked.append(digest)
         found = self.referring.get(digest, [])
         return [entry for entry in found if artifact_type in (None, entry.artifact_type)]
 
     def ignores_ranges(self, _descriptor: Descriptor) -> bool:
-        """What `rangeless` says."""
+        """Return what `rangeless` says."""
         return self.rangeless
 
     def doubt(self, descriptor: Descriptor) -> bool:
@@ -115,7 +115,7 @@ class FakeSource:
         return False
 
     def peers(self) -> PeerPool | None:
-        """What is in `pool`."""
+        """Return what is in `pool`."""
         return self.pool
 
     def health(self) -> list[EndpointStatus]:
@@ -123,7 +123,7 @@ class FakeSource:
         return []
 
     def traffic(self) -> Traffic:
-        """Requests for blobs and documents, and the bytes of blobs sent."""
+        """Return requests for blobs and documents, and the bytes of blobs sent."""
         return Traffic(len(self.ranges) + len(self.documents_asked), self._sent)
 
     def expect(self, _requests: int) -> None:

@@ -47,7 +47,7 @@ class Step:
     times: int | None = 1
 
     def takes(self, path: str, sent: int) -> bool:
-        """Whether this request is one to go wrong; it is counted."""
+        """Return whether this request is one to go wrong; it is counted."""
         if self.times == 0 or sent < self.after or not re.search(self.on, path):
             return False
         if self.skip:
@@ -81,7 +81,7 @@ class FaultProxy(FaultServer):
             self.troubled = 0
 
     def next_fault(self, method: str, path: str) -> Fault:
-        """What goes wrong with this request."""
+        """Return what goes wrong with this request."""
         with self._lock:
             taken = next((step.fault for step in self._steps if step.takes(path, self.sent)), None)
             taken = taken or (self.decide and self.decide(method, path)) or None
@@ -89,7 +89,7 @@ class FaultProxy(FaultServer):
         return taken or super().next_fault(method, path)
 
     def found(self, seen: Seen, fault: Fault) -> Reply:
-        """What the registry answers; hangs up on the client if there is no answer."""
+        """Return what the registry answers; hangs up on the client if there is no answer."""
         hidden = {*_HOP, *_CREDENTIALS, *(("range",) if fault.ignore_range else ())}
         headers = {name: text for name, text in seen.headers.items() if name not in hidden}
         try:
@@ -116,7 +116,7 @@ def _ask(target: str, seen: Seen, headers: Mapping[str, str]) -> Reply:
 
 
 def refusal(status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})) -> Fault:
-    """A refusal in the words of the distribution-spec."""
+    """Return a refusal in the words of the distribution-spec."""
     body = json.dumps({"errors": [{"code": code, "message": "the proxy says so"}]}).encode()
     return Fault(status=status, body=body, headers={"Content-Type": "application/json", **headers})
 

@@ -171,12 +171,12 @@ class FaultServer(WebServer):
             self._faults.clear()
 
     def seen(self, part: str, method: str | None = None) -> list[Seen]:
-        """The requests so far whose path contains `part`."""
+        """Return the requests so far whose path contains `part`."""
         with self._lock:
             return [one for one in self.log if part in one.path and method in (None, one.method)]
 
     def next_fault(self, method: str, path: str) -> Fault:
-        """The fault planned for this request, used up by it."""
+        """Return the fault planned for this request, used up by it."""
         with self._lock:
             for planned in self._faults:
                 if planned.on in path and planned.method in (None, method):
@@ -190,7 +190,7 @@ class FaultServer(WebServer):
             self.log.append(seen)
 
     def issue_token(self, asked: str = "") -> str:
-        """A new token, from now on valid, for as much of the scope `asked` as there are grants for."""
+        """Return a new token, from now on valid, for as much of the scope `asked` as there are grants for."""
         with self._lock:
             token = f"token-{self._issued}-{self.host}"
             self._issued += 1
@@ -202,7 +202,7 @@ class FaultServer(WebServer):
         return token
 
     def found(self, seen: Seen, fault: Fault) -> Reply:
-        """What there is for a request that is not refused. An OSError hangs up on the client."""
+        """Return what there is for a request that is not refused. An OSError hangs up on the client."""
         return _found(self, seen, fault)
 
     def keep(self, seen: Seen) -> None:
@@ -296,7 +296,7 @@ class _Handler(Handler):
         self._send(reply, fault)
 
     def _read(self, fault: Fault) -> Seen:
-        """The request, its body as far as the fault and the client let it come."""
+        """Return the request, its body as far as the fault and the client let it come."""
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length if fault.take is None else min(length, fault.take))
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -354,7 +354,7 @@ class _Handler(Handler):
 
 
 def _flipped(body: bytes, at: int | None) -> bytes:
-    """The body with other bits in one byte, if it has that."""
+    """Return the body with other bits in one byte, if it has that."""
     if at is None or at >= len(body):
         return body
     return body[:at] + bytes([body[at] ^ 0x20]) + body[at + 1 :]
@@ -390,7 +390,7 @@ def _found(registry: FaultServer, seen: Seen, fault: Fault) -> Reply:
 
 
 def registry_error(status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
-    """An error in the words of the distribution-spec."""
+    """Return an error in the words of the distribution-spec."""
     body = json.dumps({"errors": [{"code": code, "message": f"about {code}"}]}).encode()
     return Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
 
@@ -431,7 +431,7 @@ def parse_scope(text: str) -> dict[str, set[str]]:
 
 
 def _needed(seen: Seen) -> str:
-    """The scope that a request needs: that of its repository, and of another to mount from."""
+    """Return the scope that a request needs: that of its repository, and of another to mount from."""
     if seen.path.startswith("/v2/_catalog"):
         return "registry:catalog:*"
     repository = re.split("/(?:blobs|manifests|tags|referrers)/", seen.path.removeprefix("/v2/"))[0]
@@ -443,7 +443,7 @@ def _needed(seen: Seen) -> str:
 
 
 def _covers(granted: dict[str, set[str]] | None, needed: str) -> bool:
-    """Whether a token is good for a scope; one that was not asked for with a scope is good for all."""
+    """Return whether a token is good for a scope; one that was not asked for with a scope is good for all."""
     return not granted or all(
         actions <= granted.get(name, set()) for name, actions in parse_scope(needed).items()
     )
@@ -454,7 +454,7 @@ def _basic(user: str, password: str) -> str:
 
 
 def _sent_elsewhere(registry: FaultServer, seen: Seen) -> Reply | None:
-    """The redirect to where the blobs are, or the refusal of one who comes with a wrong signature."""
+    """Return the redirect to where the blobs are, or the refusal of one who comes with a wrong signature."""
     parts = urlsplit(seen.path)
     if registry.blob_host:
         target = f"http://{registry.blob_host}{parts.path}?sig={registry.signature}"
@@ -516,7 +516,7 @@ def _take_manifest(registry: FaultServer, seen: Seen) -> Reply:
 
 
 def _holds(headers: Mapping[str, str], there: bytes | None) -> bool:
-    """Whether the conditions of a request hold for what is there (RFC 9110, 13.1)."""
+    """Return whether the conditions of a request hold for what is there (RFC 9110, 13.1)."""
     if "if-match" in headers:
         return there is not None and headers["if-match"] == _etag(there)
     return there is None or headers.get("if-none-match") != "*"
@@ -537,7 +537,7 @@ def _delete_manifest(registry: FaultServer, path: str) -> Reply:
 
 
 def _referrers(registry: FaultServer, seen: Seen) -> Reply:
-    """The list of what refers to a manifest (distribution-spec, "Listing Referrers")."""
+    """Return the list of what refers to a manifest (distribution-spec, "Listing Referrers")."""
     parts = urlsplit(seen.path)
     repository, _, subject = parts.path.removeprefix("/v2/").partition("/referrers/")
     query = {key: values[0] for key, values in parse_qs(parts.query).items()}

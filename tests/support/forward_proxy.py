@@ -30,7 +30,7 @@ class ForwardProxy(WebServer):
         self.asked: list[str] = []
 
     def connect(self, name: str) -> socket.socket:
-        """A connection to what a name means."""
+        """Return a connection to what a name means."""
         host, port = self.places[name].split(":")
         return socket.create_connection((host, int(port)), timeout=10)
 
@@ -69,7 +69,7 @@ class _Handler(Handler):
         self.wfile.write(body)
 
     def _admitted(self, name: str) -> bool:
-        """Whether the request is one to pass on; if not, it has been answered."""
+        """Return whether the request is one to pass on; if not, it has been answered."""
         proxy: ForwardProxy = self.owner
         proxy.asked.append(f"{self.command} {self.path.partition('?')[0]}")
         given = self.headers.get("Proxy-Authorization", "")

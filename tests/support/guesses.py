@@ -21,7 +21,7 @@ class Played:
             self._play(self._ahead.pop(0))
 
     def paths(self, rank: Rank | None = None) -> set[str]:
-        """The paths of what is wanted, or of what is wanted with that rank."""
+        """Return the paths of what is wanted, or of what is wanted with that rank."""
         return {path for path, wants in self.wanted.items() if rank is None or wants[0].rank is rank}
 
     def _play(self, also: Also) -> None:

@@ -20,7 +20,7 @@ def change(path: Path, script: str) -> None:
 
 
 def root_of(path: Path, table: str) -> int:
-    """The page that a table's b-tree begins at."""
+    """Return the page that a table's b-tree begins at."""
     with closing(sqlite3.connect(path)) as db:
         query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
         page: int = db.execute(query, (table,)).fetchone()[0]

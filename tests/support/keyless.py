@@ -58,7 +58,7 @@ class Certified:
         return self.certificate.public_bytes(Encoding.PEM)
 
     def chain(self) -> str:
-        """The certificates of the authorities above it, the root at last."""
+        """Return the certificates of the authorities above it, the root at last."""
         return self.by.pem.decode() + self.by.chain() if self.by else ""
 
 
@@ -79,7 +79,7 @@ class Authority(Certified):
         super().__init__(name, by, [(basic, True), *more], **when)
 
     def authority(self, name: str, **fields: Any) -> Authority:
-        """An authority below this one."""
+        """Return an authority below this one."""
         return Authority(name, self, **fields)
 
     def leaf(
@@ -94,7 +94,7 @@ class Authority(Certified):
         begin: datetime = LOGGED - HOUR,
         end: datetime = LOGGED + HOUR,
     ) -> Certified:
-        """The certificate of a signer."""
+        """Return the certificate of a signer."""
         names: list[x509.GeneralName] = [x509.RFC822Name(email) for email in emails]
         for host in hosts:
             is_number = host.replace(".", "").isdigit()
@@ -111,7 +111,7 @@ class Authority(Certified):
 
 
 def extension(oid: str, value: bytes) -> x509.UnrecognizedExtension:
-    """An extension that the library does not know."""
+    """Return an extension that the library does not know."""
     return x509.UnrecognizedExtension(ObjectIdentifier(oid), value)
 
 
@@ -132,7 +132,10 @@ class Log:
         entry: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> str:
-        """What cosign keeps of an entry; `entry` changes what is logged, `fields` what the log says."""
+        """Return what cosign keeps of an entry.
+
+        `entry` changes what is logged, `fields` what the log says.
+        """
         spec = {
             "data": {"hash": {"algorithm": "sha256", "value": hashlib.sha256(payload).hexdigest()}},
             "signature": {"content": _text(signature), "publicKey": {"content": _text(signer)}},
@@ -146,7 +149,7 @@ class Log:
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The public key."""
+    """Return the public key."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -14,7 +14,7 @@ from tests.support.offerings import Offering, offering, repacked, stored_gzip
 
 
 def lie(tmp_path: Path, tar: bytes, evil_tar: bytes) -> Offering:
-    """A registry whose index, tree and blob fit together, but not the image's manifest and config.
+    """Return a registry whose index, tree and blob fit together, but not the image's manifest and config.
 
     The image is of `tar`, as one layer; what is published and served, of `evil_tar`, which is as long.
     """
@@ -43,7 +43,7 @@ def lie(tmp_path: Path, tar: bytes, evil_tar: bytes) -> Offering:
 
 
 def unpacked(descriptor: Descriptor, made: Offering, directory: Path) -> Path:
-    """A published file as it is used."""
+    """Return a published file as it is used."""
     path = directory / f"unpacked-{descriptor.digest.short}"
     unpack([made.source.bodies[descriptor.digest]], path, unpacked_size(descriptor, 1 << 30))
     return path

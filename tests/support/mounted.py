@@ -84,7 +84,7 @@ class Ran(NamedTuple):
         return os.fsdecode(self.out)
 
     def complaint(self, code: int = 1) -> str:
-        """The one line it failed with; the assertions are what every error owes a person."""
+        """Return the one line it failed with; the assertions are what every error owes a person."""
         assert self.code == code, self
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
@@ -157,7 +157,7 @@ class Imgfs:
         return process
 
     def command(self, *arguments: str | Path) -> list[str]:
-        """The words that start `imgfs ARGUMENTS…`."""
+        """Return the words that start `imgfs ARGUMENTS…`."""
         return [sys.executable, "-m", "imgfs", *map(str, self._with_driver(arguments))]
 
     def run(self, *arguments: str | Path, timeout: float = TIMEOUT, **more: Any) -> Ran:
@@ -169,13 +169,13 @@ class Imgfs:
         return ran
 
     def ok(self, *arguments: str | Path, **more: Any) -> str:
-        """What `imgfs ARGUMENTS…` writes; it must succeed and have nothing to complain of."""
+        """Return what `imgfs ARGUMENTS…` writes; it must succeed and have nothing to complain of."""
         ran = self.run(*arguments, **more)
         assert (ran.code, without_progress(ran.err)) == (0, ""), ran
         return ran.text
 
     def program(self, *words: str | Path, timeout: float = TIMEOUT, **more: Any) -> Ran:
-        """Another program, as the same user, to its end."""
+        """Return another program, as the same user, to its end."""
         done = subprocess.run(
             list(map(str, words)),
             env=self.environment,
@@ -188,7 +188,7 @@ class Imgfs:
         return Ran(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
     def mountpoint(self, name: str = "mnt") -> Path:
-        """An empty directory to mount on."""
+        """Return an empty directory to mount on."""
         path = self.directory / name
         path.mkdir(exist_ok=True)
         if self.user:
@@ -225,7 +225,7 @@ class Imgfs:
         return found
 
     def pid(self, mountpoint: Path) -> int:
-        """The pid of a mount's daemon; a user's mount answers to that user only."""
+        """Return the pid of a mount's daemon; a user's mount answers to that user only."""
         if self.user:
             return int(self.status(mountpoint)["pid"])
         return read_status(imgfs_mount_at(mountpoint)).pid
@@ -236,7 +236,7 @@ class Imgfs:
         drop_caches()
 
     def logged(self) -> list[str]:
-        """All lines in the store's logs."""
+        """Return all lines in the store's logs."""
         return [line for path in sorted(self.store.glob("logs/*")) for line in path.read_text().splitlines()]
 
     def close(self) -> None:
@@ -322,7 +322,7 @@ def errno_of(call: Callable[[], object]) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs: one that waits to be reaped does not."""
+    """Return whether the process runs: one that waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -330,7 +330,7 @@ def is_alive(pid: int) -> bool:
 
 
 def command_line(pid: int) -> bytes:
-    """The words of a process, each with a NUL after it; none once it has ended."""
+    """Return the words of a process, each with a NUL after it; none once it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -354,12 +354,12 @@ def processes_of_tests(store: Path | None = None) -> list[int]:
 
 
 def mount_of(mountpoint: Path) -> Mount | None:
-    """The mount at `mountpoint`, as the kernel lists it."""
+    """Return the mount at `mountpoint`, as the kernel lists it."""
     return next((mount for mount in mounts() if mount.mountpoint == mountpoint), None)
 
 
 def mount_flags(mountpoint: Path) -> set[str]:
-    """The per-mount and per-superblock options of a mount (proc(5), mountinfo)."""
+    """Return the per-mount and per-superblock options of a mount (proc(5), mountinfo)."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[4] == str(mountpoint):
@@ -368,7 +368,7 @@ def mount_flags(mountpoint: Path) -> set[str]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory the process holds."""
+    """Return bytes of memory the process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -397,7 +397,7 @@ def _caches(kind: int) -> Iterator[None]:
 
 
 def on_terminal(words: Sequence[str], environment: Mapping[str, str], timeout: float = TIMEOUT) -> Ran:
-    """A command whose standard error is a terminal: what it drew there is `err`."""
+    """Return a command whose standard error is a terminal: what it drew there is `err`."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
@@ -431,36 +431,36 @@ class Stored(NamedTuple):
     annotations: Mapping[str, str] = {}
 
     def descriptor(self) -> dict[str, Any]:
-        """Its entry in a manifest."""
+        """Return its entry in a manifest."""
         size = len(self.blob) if self.size is None else self.size
         fields = {"mediaType": self.media_type, "digest": self.digest or sha256(self.blob), "size": size}
         return fields | ({"annotations": dict(self.annotations)} if self.annotations else {})
 
 
 def sha256(body: bytes) -> str:
-    """The digest of `body`, as documents write it."""
+    """Return the digest of `body`, as documents write it."""
     return str(Digest.of(body))
 
 
 def plain(tar: bytes) -> Stored:
-    """A layer stored as it is."""
+    """Return a layer stored as it is."""
     return Stored(tar, sha256(tar))
 
 
 def gzipped(tar: bytes, level: int = 1) -> Stored:
-    """A layer in one gzip member."""
+    """Return a layer in one gzip member."""
     return Stored(gzip.compress(tar, level, mtime=0), sha256(tar), f"{LAYER_TAR}+gzip")
 
 
 def gzipped_in_members(tar: bytes, size: int = 100_000) -> Stored:
-    """A layer in many gzip members, as pigz and bgzip write them."""
+    """Return a layer in many gzip members, as pigz and bgzip write them."""
     pieces = [tar[at : at + size] for at in range(0, len(tar), size)]
     blob = b"".join(gzip.compress(piece, 1, mtime=0) for piece in pieces)
     return Stored(blob, sha256(tar), f"{LAYER_TAR}+gzip")
 
 
 def zstd(tar: bytes, size: int | None = None) -> Stored:
-    """A layer in one zstd frame, or in frames of `size` bytes."""
+    """Return a layer in one zstd frame, or in frames of `size` bytes."""
     pieces = [tar[at : at + size] for at in range(0, len(tar), size)] if size else [tar]
     blob = b"".join(zstandard.compress(piece, 3) for piece in pieces)
     return Stored(blob, sha256(tar), f"{LAYER_TAR}+zstd")

@@ -66,7 +66,7 @@ def _packed(address: str, kind: int) -> list[bytes]:
 
 
 def _read_question(message: bytes) -> tuple[str, int, int]:
-    """The name and type that the first question is about, and where it ends (RFC 1035, 4.1.2)."""
+    """Return the name and type that the first question is about, and where it ends (RFC 1035, 4.1.2)."""
     labels, at = [], _HEADER.size
     while length := message[at]:
         labels.append(message[at + 1 : at + 1 + length].decode())

@@ -99,7 +99,7 @@ class Offering:
         return found
 
     def ztocs(self) -> list[bytes]:
-        """A zTOC of each layer."""
+        """Return a zTOC of each layer."""
         return [scanned(self.source.bodies[layer.digest], step=65_536).ztoc() for layer in self.layers]
 
     def _refer(self, body: bytes, artifact_type: str) -> None:
@@ -109,7 +109,7 @@ class Offering:
 
 
 def offering(directory: Path, layers: list[Stored], *, repack: bool = False) -> Offering:
-    """An image, indexed and published: its artifact is in the source, but refers to nothing yet."""
+    """Return an image, indexed and published: its artifact is in the source, but refers to nothing yet."""
     directory.mkdir()
     source = FakeSource()
     manifest = image_of(source, layers)
@@ -152,12 +152,12 @@ def prepared(
 
 
 def pinned(manifest: Descriptor) -> str:
-    """The same image by its digest."""
+    """Return the same image by its digest."""
     return f"registry.example/app@{manifest.digest}"
 
 
 def repacked(descriptor: Descriptor, path: Path, source: FakeSource, **noted: str) -> Descriptor:
-    """A file of ours put into the source instead of `descriptor`'s; its digest is right."""
+    """Return a file of ours put into the source instead of `descriptor`'s; its digest is right."""
     packed = path.with_suffix(".packed")
     pack(path, packed)
     body = packed.read_bytes()
@@ -167,7 +167,7 @@ def repacked(descriptor: Descriptor, path: Path, source: FakeSource, **noted: st
 
 
 def contents(image: Image, directory: int = 1, path: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-    """(path, bytes) of all files of an image."""
+    """Yield (path, bytes) of all files of an image."""
     for _, name, node in image.tree.children(directory):
         if node.mode & 0o170000 == 0o040000:
             yield from contents(image, node.ino, path + name + b"/")
@@ -176,7 +176,7 @@ def contents(image: Image, directory: int = 1, path: bytes = b"") -> Iterator[tu
 
 
 def stored_gzip(tar: bytes) -> Stored:
-    """A layer in one gzip member whose length depends on nothing but the tar's."""
+    """Return a layer in one gzip member whose length depends on nothing but the tar's."""
     return Stored(
         gzip.compress(tar, 0, mtime=0),
         str(Digest.of(tar)),

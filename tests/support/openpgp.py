@@ -51,7 +51,7 @@ class OpenPgpHome:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def gpg(self, *words: str, body: bytes = b"") -> bytes:
-        """What gpg answers."""
+        """Return what gpg answers."""
         done = subprocess.run(
             ["gpg", *_OPTIONS, *words],
             input=body,
@@ -78,24 +78,24 @@ class OpenPgpHome:
         self.gpg("--import", body=path.read_bytes().replace(b"\n:---", b"\n---"))
 
     def fingerprint(self, name: str) -> str:
-        """The fingerprint of the primary key."""
+        """Return the fingerprint of the primary key."""
         listed = self.gpg("--list-keys", "--with-colons", f"{name}@example.com").decode().splitlines()
         return next(line for line in listed if line.startswith("fpr:")).split(":")[9]
 
     def public(self, *names: str, armor: bool = False) -> bytes:
-        """The public keys."""
+        """Return the public keys."""
         return self.gpg(
             *(["--armor"] if armor else []), "--export", *(f"{name}@example.com" for name in names)
         )
 
     def sign(self, body: bytes, *names: str, options: Sequence[str] = ()) -> bytes:
-        """A message with the signatures of keys."""
+        """Return a message with the signatures of keys."""
         signers = [word for name in names for word in ("-u", f"{name}@example.com")]
         return self.gpg(*options, *signers, "--sign", body=body)
 
 
 def claim(digest: str, reference: str, optional: object = None, **critical: Any) -> bytes:
-    """What containers/image signs; `critical` are other fields of that."""
+    """Return what containers/image signs; `critical` are other fields of that."""
     fields: Mapping[str, object] = {
         "type": "atomic container signature",
         "image": {"docker-manifest-digest": digest},

@@ -17,13 +17,13 @@ _AGE = 10.0  # seconds for which a measurement is believed
 
 
 def allowed(seconds: float) -> float:
-    """The limit to set here where `seconds` is one for a quiet machine: never less."""
+    """Return the limit to set here where `seconds` is one for a quiet machine: never less."""
     return seconds * slowness(int(time.monotonic() / _AGE))
 
 
 @functools.lru_cache(maxsize=1)
 def slowness(_moment: int = 0) -> float:
-    """How many times longer than REFERENCE the work takes: at least 1."""
+    """Return how many times longer than REFERENCE the work takes: at least 1."""
     found = statistics.median(_work() for _ in range(3))
     return min(max(1.0, found / REFERENCE), MOST)
 

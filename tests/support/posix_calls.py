@@ -62,7 +62,7 @@ class DirectoryStream:
             raise _error()
 
     def read(self) -> bytes | None:
-        """The next entry's name."""
+        """Return the next entry's name."""
         ctypes.set_errno(0)
         entry = _libc.readdir64(self._stream)
         if entry is None:
@@ -73,11 +73,11 @@ class DirectoryStream:
         return ctypes.string_at(entry + 19)
 
     def rest(self) -> list[bytes]:
-        """The names from here on."""
+        """Return the names from here on."""
         return list(iter(self.read, None))
 
     def tell(self) -> int:
-        """Where it stands."""
+        """Return where it stands."""
         return int(_libc.telldir(self._stream))
 
     def seek(self, position: int) -> None:
@@ -94,12 +94,15 @@ class DirectoryStream:
 
 
 def pack_lock(kind: int, start: int = 0, length: int = 0) -> bytes:
-    """A struct flock of 64-bit Linux: F_RDLCK, F_WRLCK or F_UNLCK; a length of 0 is all from `start` on."""
+    """Return a struct flock of 64-bit Linux: F_RDLCK, F_WRLCK or F_UNLCK.
+
+    A length of 0 is all from `start` on.
+    """
     return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
 
 
 def lock_kind(packed: bytes) -> int:
-    """The kind of a struct flock."""
+    """Return the kind of a struct flock."""
     kind: int = struct.unpack("hhqqi4x", packed)[0]
     return kind
 

@@ -95,7 +95,7 @@ class Grounds:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def place(self, case: Case) -> Place:
-        """A place for one test, with the tree in it."""
+        """Return a place for one test, with the tree in it."""
         if case.where.startswith("plain"):
             above = self.directory / f"{case.where}-{next(self._numbers)}"
             lay_out(above, case.account, case.large)
@@ -238,7 +238,7 @@ def _report(writing: int, work: Callable[[], object]) -> None:
 
 
 def _names(where: Where, large: bool) -> list[str]:
-    """The directories of an image that have a tree for a test at such a place each."""
+    """Return the directories of an image that have a tree for a test at such a place each."""
     return [f"{where}-{'large' if large else 'small'}-{number}" for number in range(_TREES[large])]
 
 

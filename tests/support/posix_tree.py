@@ -110,7 +110,7 @@ def large_body() -> bytes:
 
 
 def mtime_of(path: str) -> int:
-    """The modification time, in nanoseconds, that the tree gives to `path`."""
+    """Return the modification time, in nanoseconds, that the tree gives to `path`."""
     return next(time for member, time in _timed(large=True) if member.path == path)
 
 

@@ -126,7 +126,7 @@ class RawServer:
 
 
 def _head(sock: socket.socket) -> bytes:
-    """The head of the next request with the empty line that ends it; nothing if there is none."""
+    """Return the head of the next request with the empty line that ends it; nothing if there is none."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = sock.recv(1)

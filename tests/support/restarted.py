@@ -40,13 +40,16 @@ def image(imgfs: Imgfs) -> str:
 
 
 def contents(at: Path) -> dict[str, bytes]:
-    """Every file below a mount, read past the kernel's cache."""
+    """Return every file below a mount, read past the kernel's cache."""
     paths = [Path(directory, name) for directory, _, names in os.walk(at) for name in names]
     return {str(path.relative_to(at)): uncached(path) for path in paths}
 
 
 def uncached(path: Path) -> bytes:
-    """A file's bytes, by O_DIRECT; where the file system has none, what the kernel has cached goes first."""
+    """Return a file's bytes, by O_DIRECT.
+
+    Where the file system has none, what the kernel has cached goes first.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
@@ -65,14 +68,14 @@ def uncached(path: Path) -> bytes:
 
 
 def successors(imgfs: Imgfs) -> list[int]:
-    """The pids of the processes that were started to take a mount over."""
+    """Return the pids of the processes that were started to take a mount over."""
     others = processes_of_tests(imgfs.store)
     words = {pid: command_line(pid) for pid in others}
     return [pid for pid in others if b"mount.successor" in words[pid] and b"holder.py" not in words[pid]]
 
 
 def holders(imgfs: Imgfs) -> list[int]:
-    """The pids of the holders."""
+    """Return the pids of the holders."""
     return [pid for pid in processes_of_tests(imgfs.store) if b"holder.py\0" in command_line(pid)]
 
 

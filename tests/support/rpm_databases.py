@@ -13,7 +13,7 @@ _PAGE = 4096
 
 
 def header(*, epoch: int | None = None, **fields: str | bytes) -> bytes:
-    """A package's header, without its magic."""
+    """Return a package's header, without its magic."""
     entries, data = [], b""
     if epoch is not None:
         entries.append((1003, 4, 0, 1))
@@ -26,7 +26,7 @@ def header(*, epoch: int | None = None, **fields: str | bytes) -> bytes:
 
 
 def sqlite_database(path: Path, headers: Sequence[bytes], page: int = 4096) -> bytes:
-    """The bytes of an rpmdb.sqlite."""
+    """Return the bytes of an rpmdb.sqlite."""
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA page_size={page}")
@@ -38,7 +38,7 @@ def sqlite_database(path: Path, headers: Sequence[bytes], page: int = 4096) -> b
 
 
 def ndb(headers: Sequence[bytes]) -> bytes:
-    """The bytes of a Packages.db."""
+    """Return the bytes of a Packages.db."""
     pages = -(-(len(headers) + 2) * 16 // _PAGE)
     slots, blobs = [], b""
     for number, one in enumerate(headers, 1):

@@ -86,17 +86,17 @@ class Model:
 
     @classmethod
     def of(cls, root: Path) -> Model:
-        """What a directory on a disk holds."""
+        """Return what a directory on a disk holds."""
         return cls(_node_on_disk(os.fsencode(root), {}))
 
     # -- for the tests
 
     def nodes(self) -> list[tuple[bytes, Node]]:
-        """Every path with its inode, in byte order."""
+        """Return every path with its inode, in byte order."""
         return sorted(_below(b"", self.root), key=lambda found: found[0])
 
     def seen(self) -> dict[bytes, Seen]:
-        """What `walk_directory` is to see; times that nobody has set are 0, and in `undated`."""
+        """Return what `walk_directory` is to see; times that nobody has set are 0, and in `undated`."""
         nodes, groups = self.nodes(), dict[Node, bytes]()
         names = Counter(node for _, node in nodes)
         seen = {}
@@ -106,7 +106,7 @@ class Model:
         return seen
 
     def names(self, path: bytes) -> set[bytes]:
-        """All paths of the file that a path leads to."""
+        """Return all paths of the file that a path leads to."""
         try:
             node = self._spot(path).node
         except OSError:
@@ -114,12 +114,12 @@ class Model:
         return {name for name, found in self.nodes() if found is node}
 
     def names_open(self, number: int) -> list[bytes]:
-        """All paths of an open file, none of a directory."""
+        """Return all paths of an open file, none of a directory."""
         node = self.opened[number].node
         return [path for path, found in self.nodes() if found is node and not node.is_directory]
 
     def is_dated(self, path: bytes) -> bool:
-        """Whether somebody has set the time of what is there."""
+        """Return whether somebody has set the time of what is there."""
         try:
             return self._node(path, follow=False).mtime_ns is not None
         except OSError:
@@ -131,17 +131,17 @@ class Model:
             self._node(path).mtime_ns = None
 
     def undated(self) -> set[bytes]:
-        """The paths whose times nobody has set."""
+        """Return the paths whose times nobody has set."""
         return {path for path, node in self.nodes() if node.mtime_ns is None}
 
     def nlink(self, node: Node) -> int:
-        """How many names a file has; two and one for each subdirectory."""
+        """Return how many names a file has; two and one for each subdirectory."""
         if node.is_directory:
             return 2 + sum(child.is_directory for child in node.children.values())
         return sum(found is node for _, found in self.nodes())
 
     def is_special(self, path: bytes) -> bool:
-        """Whether opening the path would reach something else than a file or directory."""
+        """Return whether opening the path would reach something else than a file or directory."""
         try:
             node = self._spot(path).node
         except OSError:
@@ -149,7 +149,7 @@ class Model:
         return node is not None and node.kind not in (stat.S_IFREG, stat.S_IFDIR)
 
     def can_copy(self, source: bytes, target: bytes) -> bool:
-        """Whether a directory may be copied so: to a free name, not below itself."""
+        """Return whether a directory may be copied so: to a free name, not below itself."""
         try:
             node, spot = self._node(source, follow=False), self._spot(target, follow=False)
         except OSError:
@@ -324,7 +324,7 @@ class Model:
     # -- paths
 
     def _spot(self, path: bytes, *, follow: bool = True) -> Spot:
-        """Where a path leads; its last symlink is followed, or not."""
+        """Return where a path leads; its last symlink is followed, or not."""
         spot = Spot(self.root, b"", self.root)
         parts, links = _parts(path), 0
         directory = self.root
@@ -387,7 +387,7 @@ def _check_step(directory: Node, name: bytes) -> None:
 
 
 def _followed(link: Node, links: int) -> list[bytes]:
-    """The steps that a symlink stands for, the `links`th of a path."""
+    """Return the steps that a symlink stands for, the `links`th of a path."""
     if links > _MOST_LINKS:
         _fail(errno.ELOOP)
     if link.target.startswith(b"/"):
@@ -445,7 +445,7 @@ def _check_xattr(node: Node, name: bytes) -> None:
 
 
 def _copied(node: Node, known: dict[Node, Node]) -> Node:
-    """A copy of a tree as `cp -a` makes it, with the hard links inside it."""
+    """Return a copy of a tree as `cp -a` makes it, with the hard links inside it."""
     if node not in known:
         children = {name: _copied(child, known) for name, child in node.children.items()}
         known[node] = replace(node, xattrs=dict(node.xattrs), children=children)

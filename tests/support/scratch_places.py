@@ -118,7 +118,7 @@ class Scratch:
 
 
 def layers(base: Base, scratch: Path) -> str:
-    """The mount options that say what is where."""
+    """Return the mount options that say what is where."""
     return f"lowerdir={base.tree},upperdir={scratch}/upper,workdir={scratch}/work"
 
 

@@ -43,14 +43,14 @@ class _Walk:
         self.done += 1
 
     def _any(self, *kinds: int) -> bytes:
-        """A path that is there, of one of the kinds, if there are any such."""
+        """Return a path that is there, of one of the kinds, if there are any such."""
         found = [os.fsencode(path.relative_to(self._root)) for path in sorted(self._root.rglob("*"))]
         if kinds:
             found = [path for path in found if stat.S_IFMT(self._disk.look(path).mode) in kinds]
         return self._source.choice(found or [b"none"])
 
     def _free(self) -> bytes:
-        """A path that may be free."""
+        """Return a path that may be free."""
         directory = self._source.choice([b"", self._any(stat.S_IFDIR)])
         name = self._source.choice([b"a", b"new", b"\xfe\xff", "ü".encode(), b"line\nbreak", b"n" * 200])
         return os.path.join(directory, name + b"%d" % self._source.randrange(12))

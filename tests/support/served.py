@@ -34,11 +34,11 @@ class Server(contextlib.AbstractContextManager["Server"]):
         return self.imgfs.program(sys.executable, "-m", "imgfs", "mount", "--driver", "fuse", *words, **more)
 
     def said(self, words: str) -> int:
-        """How often it has logged this."""
+        """Return how often it has logged this."""
         return self.log.read_text().count(words)
 
     def forked(self) -> list[int]:
-        """The processes that it has forked for commands and that have not ended."""
+        """Return the processes that it has forked for commands and that have not ended."""
         return forked_from(self.process.pid)[pool_size() :]
 
     def end(self) -> None:

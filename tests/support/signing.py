@@ -57,13 +57,13 @@ class Signer:
         return bytes(self._key.sign(body))
 
     def signature(self, digest: str, reference: str = "", **changes: Any) -> Part:
-        """A signature of a manifest; `changes` are other fields of `critical`."""
+        """Return a signature of a manifest; `changes` are other fields of `critical`."""
         body = claim_of(digest, reference, **changes)
         signature = base64.b64encode(self.sign(body)).decode()
         return Part(body, SIMPLE, {"dev.cosignproject.cosign/signature": signature})
 
     def attestation(self, digest: str, predicate: object, kind: str, *, bundled: bool = False) -> Part:
-        """An attestation of a manifest; `bundled` as newer versions write it."""
+        """Return an attestation of a manifest; `bundled` as newer versions write it."""
         statement = {
             "_type": "https://in-toto.io/Statement/v0.1",
             "subject": [{"name": "x", "digest": {"sha256": digest.partition(":")[2]}}],
@@ -85,7 +85,7 @@ class Signer:
 
 
 def claim_of(digest: str, reference: str = "", **changes: Any) -> bytes:
-    """What a signature of a manifest signs; `changes` are other fields of `critical`."""
+    """Return what a signature of a manifest signs; `changes` are other fields of `critical`."""
     critical = {
         "identity": {"docker-reference": reference},
         "image": {"docker-manifest-digest": digest},
@@ -104,7 +104,7 @@ class Attachment(NamedTuple):
 def attachment(
     parts: Sequence[Part], subject: Mapping[str, Any] | None = None, artifact_type: str | None = None
 ) -> Attachment:
-    """The manifest of what is attached, of an `artifact_type` if it has a `subject`."""
+    """Return the manifest of what is attached, of an `artifact_type` if it has a `subject`."""
     bodies = [b"{}", *(part.body for part in parts)]
     blobs = {str(Digest.of(body)): body for body in bodies}
     config = {"mediaType": OCI_CONFIG, "digest": str(Digest.of(b"{}")), "size": 2}

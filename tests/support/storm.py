@@ -145,7 +145,7 @@ def _digest(fd: int) -> str:
 
 
 def sight(at: Path) -> dict[str, object]:
-    """All there is to see below a directory, but for times and inode numbers."""
+    """Return all there is to see below a directory, but for times and inode numbers."""
     found: dict[str, object] = {}
     for directory, directories, names in os.walk(at):
         for name in (*directories, *names):
@@ -158,7 +158,7 @@ def sight(at: Path) -> dict[str, object]:
 
 
 def _seen(path: Path) -> object:
-    """What there is to see of a file."""
+    """Return what there is to see of a file."""
     status = path.lstat()
     body: str = ""
     if stat.S_ISLNK(status.st_mode):

@@ -21,12 +21,12 @@ Records = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 
 
 def archive(*members: bytes) -> bytes:
-    """A whole tar stream: the members, then two zero blocks."""
+    """Return a whole tar stream: the members, then two zero blocks."""
     return b"".join(members) + end()
 
 
 def end() -> bytes:
-    """The end-of-archive marker."""
+    """Return the end-of-archive marker."""
     return bytes(2 * BLOCK)
 
 
@@ -40,7 +40,7 @@ def file(
     mtime_ns: int = 0,
     xattrs: Mapping[bytes, bytes] | None = None,
 ) -> bytes:
-    """A regular file."""
+    """Return a regular file."""
     return _named(path, b"0", body=body, mode=mode, owner=(uid, gid), mtime_ns=mtime_ns, xattrs=xattrs)
 
 
@@ -53,38 +53,38 @@ def directory(
     mtime_ns: int = 0,
     xattrs: Mapping[bytes, bytes] | None = None,
 ) -> bytes:
-    """A directory; a trailing slash is up to the caller."""
+    """Return a directory; a trailing slash is up to the caller."""
     return _named(path, b"5", mode=mode, owner=(uid, gid), mtime_ns=mtime_ns, xattrs=xattrs)
 
 
 def symlink(path: Path, target: Path, *, uid: int = 0, gid: int = 0, mtime_ns: int = 0) -> bytes:
-    """A symbolic link."""
+    """Return a symbolic link."""
     return _named(path, b"2", target=target, mode=0o777, owner=(uid, gid), mtime_ns=mtime_ns)
 
 
 def hardlink(path: Path, target: Path) -> bytes:
-    """A hard link to `target`, a path of the archive."""
+    """Return a hard link to `target`, a path of the archive."""
     return _named(path, b"1", target=target)
 
 
 def device(path: Path, kind: str, major: int, minor: int, *, mode: int = 0o600) -> bytes:
-    """A device; `kind` is "c" or "b"."""
+    """Return a device; `kind` is "c" or "b"."""
     return _named(path, {"c": b"3", "b": b"4"}[kind], mode=mode, device=(major, minor))
 
 
 def fifo(path: Path, *, mode: int = 0o644) -> bytes:
-    """A named pipe."""
+    """Return a named pipe."""
     return _named(path, b"6", mode=mode)
 
 
 def whiteout(path: Path) -> bytes:
-    """The whiteout that hides `path` of the layers below (OCI layer.md, "Whiteouts")."""
+    """Return the whiteout that hides `path` of the layers below (OCI layer.md, "Whiteouts")."""
     parent, slash, name = _bytes(path).rpartition(b"/")
     return file(parent + slash + b".wh." + name)
 
 
 def opaque(path: Path) -> bytes:
-    """The marker that hides all lower children of the directory `path`."""
+    """Return the marker that hides all lower children of the directory `path`."""
     return file(_bytes(path).rstrip(b"/") + b"/.wh..wh..opq")
 
 
@@ -127,12 +127,12 @@ def header(
 
 
 def member(path: Path, typeflag: bytes = b"0", body: bytes = b"", **fields: object) -> bytes:
-    """A header, its size that of `body`, and the padded body; `fields` as for `header`."""
+    """Return a header, its size that of `body`, and the padded body; `fields` as for `header`."""
     return header(path, typeflag, size=len(body), **fields) + padded(body)  # type: ignore[arg-type]  # passed on
 
 
 def pax(records: Records, typeflag: bytes = b"x") -> bytes:
-    """A PAX extended header: `x` for the next member, `g` for all that follow."""
+    """Return a PAX extended header: `x` for the next member, `g` for all that follow."""
     pairs = records.items() if isinstance(records, Mapping) else records
     return member(b"PaxHeaders/0", typeflag, b"".join(record(key, value) for key, value in pairs))
 
@@ -165,7 +165,7 @@ def sparse_old(path: Path, size: int, pieces: Sequence[Piece], **fields: object)
 
 
 def sparse_pax(version: str, path: Path, size: int, pieces: Sequence[Piece]) -> bytes:
-    """A PAX sparse member in format "0.0", "0.1" or "1.0"."""
+    """Return a PAX sparse member in format "0.0", "0.1" or "1.0"."""
     stored = b"".join(body for _, body in pieces)
     numbers = [(b"%d" % offset, b"%d" % len(body)) for offset, body in pieces]
     name, real = (b"GNU.sparse.name", _bytes(path)), b"%d" % size
@@ -188,7 +188,7 @@ def padded(body: bytes) -> bytes:
 
 
 def number(value: int, width: int) -> bytes:
-    """A number field: octal and a NUL, or base-256 if that has no room for it."""
+    """Return a number field: octal and a NUL, or base-256 if that has no room for it."""
     if 0 <= value < 8 ** (width - 1):
         return b"%0*o\0" % (width - 1, value)
     return base256(value, width)
@@ -202,7 +202,7 @@ def base256(value: int, width: int) -> bytes:
 
 
 def seconds(nanoseconds: int) -> bytes:
-    """Nanoseconds as a PAX time."""
+    """Return nanoseconds as a PAX time."""
     whole, rest = divmod(abs(nanoseconds), 1_000_000_000)
     return b"%s%d.%09d" % (b"-" if nanoseconds < 0 else b"", whole, rest)
 

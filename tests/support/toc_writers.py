@@ -50,7 +50,7 @@ Convert = Callable[..., Made]  # (tar, *options of `ctr-remote images convert`, 
 
 
 def skopeo_chunked(tar: bytes, scratch: Path) -> Made:
-    """The zstd:chunked layer that skopeo makes of a tar; `scratch` is an empty directory."""
+    """Return the zstd:chunked layer that skopeo makes of a tar; `scratch` is an empty directory."""
     _write_layout(scratch / "plain", tar)
     words = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-compress-format", "zstd:chunked"]
     _run([*words, f"oci:{scratch}/plain:v1", f"oci:{scratch}/chunked:v1"])
@@ -138,7 +138,7 @@ def _put(layout: Layout, body: bytes, media_type: str) -> Descriptor:
 
 
 def _layer_in(read: Callable[[str], bytes]) -> Made:
-    """The one layer of the one image in a layout, whose files are read by name."""
+    """Return the one layer of the one image in a layout, whose files are read by name."""
 
     def blob(digest: object) -> bytes:
         return read(f"blobs/{digest}".replace(":", "/"))

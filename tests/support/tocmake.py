@@ -55,18 +55,21 @@ class Made(NamedTuple):
     external: bytes = b""
 
     def without(self, *names: str) -> Descriptor:
-        """The layer's descriptor without some annotations."""
+        """Return the layer's descriptor without some annotations."""
         return self.noted({key: text for key, text in self.layer.annotations.items() if key not in names})
 
     def noted(self, annotations: Mapping[str, str]) -> Descriptor:
-        """The layer's descriptor with these annotations only."""
+        """Return the layer's descriptor with these annotations only."""
         return Descriptor(self.layer.media_type, self.layer.digest, self.layer.size, annotations)
 
 
 def estargz_layer(
     tar: bytes, *, chunk: int = 4 << 20, shared: int = 0, footer: str = "estargz", level: int = 6
 ) -> Made:
-    """An eStargz layer. Streams hold `shared` flat bytes or more (innerOffset); `footer` as in FOOTERS."""
+    """Return an eStargz layer. Streams hold `shared` flat bytes or more (innerOffset).
+
+    `footer` as in FOOTERS.
+    """
     table, cuts = _streams(tar, chunk, shared)
     pieces = [blobs.gzip_member(piece) for piece in _cut(tar if footer == "external" else tar[:-1024], cuts)]
     offsets = _offsets(pieces)
@@ -85,7 +88,7 @@ def estargz_layer(
 def chunked_layer(
     tar: bytes, *, chunk: int = 4 << 20, dialect: str = "2023", zeros: bool = True, surplus: bool = False
 ) -> Made:
-    """A zstd:chunked layer: `dialect` "2021", "2022" or "2023"; chunks of nothing but zeros are holes.
+    """Return a zstd:chunked layer: `dialect` "2021", "2022" or "2023"; chunks of nothing but zeros are holes.
 
     With `surplus`, as stargz-snapshotter writes them: the next member's header is in a file's last frame, and
     no `endOffset` tells where that ends.
@@ -117,13 +120,13 @@ def chunked_layer(
 
 
 def gzip_toc(body: bytes, level: int = 6) -> bytes:
-    """A table of contents as eStargz packs it."""
+    """Return a table of contents as eStargz packs it."""
     packer = zlib.compressobj(level, wbits=31)
     return packer.compress(tarmake.archive(tarmake.file("stargz.index.json", body))) + packer.flush()
 
 
 def gzip_footer(extra: bytes, empty: bytes = b"\x01\x00\x00\xff\xff") -> bytes:
-    """An empty gzip member with an extra field, and `empty` for its deflate data."""
+    """Return an empty gzip member with an extra field, and `empty` for its deflate data."""
     return b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + struct.pack("<H", len(extra)) + extra + empty + bytes(8)
 
 
@@ -142,7 +145,7 @@ FOOTERS: Mapping[str, Callable[[int], bytes]] = {
 
 
 def fetched(reader: Fetch[_T] | None, blob: bytes) -> tuple[_T, list[Range]]:
-    """What a reader returns when it is sent what it wants of `blob`, and what it wanted."""
+    """Return what a reader returns when it is sent what it wants of `blob`, and what it wanted."""
     assert reader is not None
     ranges: list[Range] = []
     try:
@@ -157,7 +160,7 @@ def fetched(reader: Fetch[_T] | None, blob: bytes) -> tuple[_T, list[Range]]:
 
 
 def files(toc: Toc, blob: bytes) -> dict[bytes, bytes]:
-    """Every file's bytes, decoded out of the blob through the spans, their digests checked."""
+    """Return every file's bytes, decoded out of the blob through the spans, their digests checked."""
     flat: dict[int, bytes] = {}
     for span in toc.spans:
         decoded = _decoded(span, blob[span.start : span.end])
@@ -170,7 +173,7 @@ def files(toc: Toc, blob: bytes) -> dict[bytes, bytes]:
 
 
 def tar_files(tar: bytes) -> dict[bytes, bytes]:
-    """Every file's bytes, straight out of a tar without sparse files."""
+    """Return every file's bytes, straight out of a tar without sparse files."""
     return {
         entry.path: b"".join(tar[flat : flat + length] for _, length, flat in entry.extents)
         for entry in tar_entries(tar)
@@ -179,7 +182,7 @@ def tar_files(tar: bytes) -> dict[bytes, bytes]:
 
 
 def bare(entry: Entry, *, seconds: bool = False) -> Entry:
-    """The entry but for where its bytes are, its time in whole seconds: all that eStargz says."""
+    """Return the entry but for where its bytes are, its time in whole seconds: all that eStargz says."""
     time = round(entry.mtime_ns / 1e9) * 1_000_000_000 if seconds else entry.mtime_ns
     return entry._replace(extents=(), mtime_ns=time)
 
@@ -218,7 +221,7 @@ def _made(blob: bytes, media_type: str, body: bytes, notes: Mapping[str, str], e
 
 
 def _streams(tar: bytes, chunk: int, shared: int) -> tuple[list[Fields], list[int]]:
-    """The table, its offsets still those of the tar, and where in the tar to cut."""
+    """Return the table, its offsets still those of the tar, and where in the tar to cut."""
     cuts, table = [0], []
     for entry in tar_entries(tar):
         fields = _fields(entry)
@@ -287,7 +290,7 @@ def _sha256(body: bytes) -> str:
 
 
 def _sparing(fields: Fields) -> Fields:
-    """The fields but for zeros, which are left out."""
+    """Return the fields but for zeros, which are left out."""
     return {name: value for name, value in fields.items() if value or name == "name"}
 
 

@@ -29,7 +29,7 @@ _ISSUER, _SERVICE = "imgfs-tests", "registry.test"
 
 
 def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for the host `name`, which is its own authority, and its key: PEM files."""
+    """Return a certificate for the host `name`, which is its own authority, and its key: PEM files."""
     made = directory / "certificate.pem", directory / "key.pem"
     directory.mkdir(parents=True, exist_ok=True)
     names = f"subjectAltName=DNS:{name},IP:127.0.0.1"
@@ -99,7 +99,7 @@ class TokenServer(WebServer):
         return user if scheme == "Basic" and self.users.get(user) == password else None
 
     def _sign(self, user: str, number: int, scopes: list[str]) -> str:
-        """A JSON Web Token (RFC 7519) with the certificate of its key in its header."""
+        """Return a JSON Web Token (RFC 7519) with the certificate of its key in its header."""
         now = math.ceil(time.time())  # a token of a second lives for one at least
         header = {"typ": "JWT", "alg": "RS256", "x5c": ["".join(_body_of(self._certificate))]}
         claims = {

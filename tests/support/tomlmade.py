@@ -23,7 +23,7 @@ _PLACES = (
 
 
 def bodies_of(keys: Sequence[str]) -> st.SearchStrategy[bytes]:
-    """Files in which `keys` mean all sorts of things."""
+    """Return files in which `keys` mean all sorts of things."""
     text = st.one_of(st.sampled_from((*keys, *_PLACES)), st.text(max_size=8))
     plain = st.one_of(text, st.booleans(), st.integers(), st.floats())
     values = st.recursive(plain, lambda below: _lists(below) | _tables(keys, below), max_leaves=12)

@@ -65,7 +65,7 @@ class Seen:
 
 
 def walk_directory(root: Path) -> dict[bytes, Seen]:
-    """Everything below a directory, and itself as the empty path, read through the kernel."""
+    """Return everything below a directory, and itself as the empty path, read through the kernel."""
     top = os.fsencode(root)
     groups: dict[tuple[int, int], bytes] = {}
     seen = {}
@@ -79,7 +79,7 @@ def walk_directory(root: Path) -> dict[bytes, Seen]:
 
 
 def walk_tree(tree: Tree, read: Read) -> dict[bytes, Seen]:
-    """Everything in a merged tree, the root as the empty path."""
+    """Return everything in a merged tree, the root as the empty path."""
     groups: dict[int, bytes] = {}
     contents: dict[int, bytes] = {}  # of files with several links, so each is read once
     seen = {}
@@ -104,7 +104,7 @@ def differences(
 
 
 def undated(seen: Mapping[bytes, Seen]) -> set[bytes]:
-    """The directories of a merged tree to which umoci gives the date of unpacking, perhaps."""
+    """Return the directories of a merged tree to which umoci gives the date of unpacking, perhaps."""
     made = {path for path, it in seen.items() if (it.mode, it.mtime_ns) == (_IMPLIED, 0)}
     return made | {os.path.dirname(path) for path in made}
 
@@ -161,7 +161,7 @@ def _is_shared(mode: int, nlink: int) -> bool:
 
 
 def _paths_below(top: bytes) -> Iterator[bytes]:
-    """The paths below `top`, relative to it, in byte order."""
+    """Yield the paths below `top`, relative to it, in byte order."""
     paths, ahead = [b""], [b""]
     while ahead:
         directory = ahead.pop()
@@ -226,7 +226,7 @@ def _seen_in_tree(tree: Tree, node: Node, content: bytes, group: bytes) -> Seen:
 
 
 def _content(tree: Tree, node: Node, read: Read) -> bytes:
-    """The sha256 of a file's bytes, its holes as zeros."""
+    """Return the sha256 of a file's bytes, its holes as zeros."""
     layer, extents = tree.extents(node.ino)
     digest, at = hashlib.sha256(), 0
     for extent in extents:

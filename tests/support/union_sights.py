@@ -88,7 +88,7 @@ def overlay_of(tree: Tree, content: TarBytes, scratch: Path) -> Iterator[Overlay
 
 
 def find(union: Union, path: bytes) -> File | None:
-    """What a path from the root leads to."""
+    """Return what a path from the root leads to."""
     found: File | None = union.file(ROOT)
     for part in path.split(b"/") if path else []:
         found = union.find(found.ino, part) if found else None
@@ -96,26 +96,26 @@ def find(union: Union, path: bytes) -> File | None:
 
 
 def ino(overlay: Overlay, path: bytes) -> int:
-    """The ino of what must be there."""
+    """Return the ino of what must be there."""
     found = find(overlay.union, path)
     assert found is not None, path
     return found.ino
 
 
 def place(overlay: Overlay, path: bytes) -> tuple[int, bytes]:
-    """A path as (directory, name)."""
+    """Return a path as (directory, name)."""
     above, _, name = path.rpartition(b"/")
     return ino(overlay, above), name
 
 
 def sights(overlay: Overlay, content: TarBytes) -> dict[bytes, Sight]:
-    """All there is, by path, the root's empty."""
+    """Return all there is, by path, the root's empty."""
     groups: dict[int, bytes] = {}
     return {path: _sight(overlay, content, path, file, groups) for path, file in walk(overlay.union)}
 
 
 def walk(union: Union) -> Iterator[tuple[bytes, File]]:
-    """Every path with its file, directories before what is in them."""
+    """Yield every path with its file, directories before what is in them."""
     ahead: list[tuple[bytes, File]] = [(b"", union.file(ROOT))]
     while ahead:
         path, file = ahead.pop()
@@ -126,7 +126,7 @@ def walk(union: Union) -> Iterator[tuple[bytes, File]]:
 
 
 def read(overlay: Overlay, content: TarBytes, file: File) -> bytes:
-    """A regular file's bytes, as a mount would have them read."""
+    """Return a regular file's bytes, as a mount would have them read."""
     size = overlay.union.attributes(file).size
     data = file.data if isinstance(file, UpperNode) else file.ino
     if data is not None:

@@ -78,19 +78,19 @@ def scanned(blob: bytes, *, step: int = 4096) -> Layer:
 
 
 def reader(body: bytes) -> Callable[[int, int], bytes]:
-    """What `read(start, end)` is in this code: the bytes there are."""
+    """Return what `read(start, end)` is in this code: the bytes there are."""
     return lambda start, end: body[start:end]
 
 
 def decoded(spans: Sequence[Span], blob: bytes) -> bytes:
-    """All that the spans hold, each decoded alone, and verified."""
+    """Return all that the spans hold, each decoded alone, and verified."""
     return b"".join(
         bytes(piece) for span in spans for piece in decode_span(span, [blob[span.start : span.end]])
     )
 
 
 def flatc_reads(ztoc: bytes, directory: Path) -> dict[str, Any]:
-    """A zTOC as flatc decodes it; bytes that are not UTF-8 are not for JSON."""
+    """Return a zTOC as flatc decodes it; bytes that are not UTF-8 are not for JSON."""
     (directory / "body.ztoc").write_bytes(ztoc)
     _flatc(directory, "--json", "--strict-json", "--raw-binary", "schema.fbs", "--", "body.ztoc")
     fields: dict[str, Any] = json.loads((directory / "body.json").read_bytes())
@@ -98,7 +98,7 @@ def flatc_reads(ztoc: bytes, directory: Path) -> dict[str, Any]:
 
 
 def flatc_writes(fields: dict[str, Any], directory: Path) -> bytes:
-    """The zTOC that flatc makes of these fields."""
+    """Return the zTOC that flatc makes of these fields."""
     (directory / "body.json").write_text(json.dumps(fields))
     _flatc(directory, "--binary", "schema.fbs", "body.json")
     return (directory / "body.bin").read_bytes()
