@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from imgfs.errors import ImgfsError, RegistryError, Unauthorized, Unavailable
+from imgfs.quoting import printable
 from imgfs.registry.config.credentials import BYTES, Credentials
 from imgfs.registry.ssrf import check_realm
 from imgfs.registry.urls import parse_url
@@ -248,8 +249,7 @@ def _post_request(grant: _Grant, credentials: Credentials) -> TokenRequest:
 def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | None) -> tuple[str, float]:
     server = parse_url(grant.realm).host
     if reply.status in (401, 403):
-        who = f"the credentials of {credentials.username!r}" if credentials else "anonymous access"
-        raise Unauthorized(f"the token server {server} refused {who}", status=reply.status)
+        raise Unauthorized(f"the token server {server} refused {who_asked(credentials)}", status=reply.status)
     if 300 <= reply.status < 400:
         raise RegistryError(
             f"the token server {server} redirects elsewhere, which is not followed", status=reply.status
@@ -277,6 +277,15 @@ def _lifetime(given: object) -> float:
 def _basic(credentials: Credentials) -> str:
     pair = f"{credentials.username}:{credentials.secret}".encode("utf-8", BYTES)
     return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def who_asked(credentials: Credentials | None) -> str:
+    """Return who asks with these credentials, for an error: the user's name, never a secret."""
+    if credentials is None:
+        return "anonymous access"
+    if credentials.is_password:
+        return f"user {printable(credentials.username)}"
+    return "the identity token" if credentials.identity_token else "the registry token"
 
 
 class Challenge(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unauthorized, Unavailable
-from imgfs.registry.auth import KnownAuth
+from imgfs.registry.auth import KnownAuth, who_asked
 from imgfs.registry.authenticator import Authenticator, RedirectAuth
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
@@ -244,12 +244,17 @@ class HttpSession:
         if origin(url) != self._origin:
             return self._send_elsewhere(send, method, url, headers, patience)
         headers = {**self._endpoint.headers, **headers}
-        with self._authenticator.first(patience):
-            known = self._authenticator.authorize(scope, patience)
-            response = send(_authorized(headers, known), with_client_certificate=True, within=patience.left)
-            other = None
-            if response.status in (401, 403):
-                other = self._authenticator.answer(response, known, scope, patience)
+        try:
+            with self._authenticator.first(patience):
+                known = self._authenticator.authorize(scope, patience)
+                response = send(
+                    _authorized(headers, known), with_client_certificate=True, within=patience.left
+                )
+                other = None
+                if response.status in (401, 403):
+                    other = self._authenticator.answer(response, known, scope, patience)
+        except Unauthorized as error:
+            raise self._hinted(error, url) from error
         if other is None:
             return response
         response.close()
@@ -279,11 +284,17 @@ class HttpSession:
         check_target(host, address, registry=self._host, number=self._transport.peer_address(self._host))
 
     def _hinted(self, error: RegistryError, url: str) -> RegistryError:
-        is_own = isinstance(error, Unauthorized) and origin(url) == self._origin
-        if not is_own or self._credentials() is not None:
+        """A refusal that also says whose it is, if it is the registry's own, or its token server's."""
+        if not isinstance(error, Unauthorized) or error.status is None or origin(url) != self._origin:
             return error
-        hint = f"no credentials for {parse_url(url).netloc} (see: imgfs login)"
-        return Unauthorized(f"{error}; {hint}", status=error.status, code=error.code, url=error.url)
+        found = self._credentials()
+        if found is None:
+            whose = f"no credentials for {parse_url(url).netloc} (see: imgfs login)"
+        elif error.url is None:  # a token server's, which says so itself
+            return error
+        else:
+            whose = f"{who_asked(found)} was refused"
+        return Unauthorized(f"{error}; {whose}", status=error.status, code=error.code, url=error.url)
 
 
 def _wants_tls(response: Response) -> bool:

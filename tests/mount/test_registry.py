@@ -152,6 +152,7 @@ def test_a_private_registry_takes_the_credentials_of_a_file(imgfs: Imgfs, tmp_pa
         allow("user", "wrong")
         said = imgfs.run("mount", image, imgfs.mountpoint()).complaint()
         assert "401" in said
+        assert said.endswith("; user user was refused")
         assert "wrong" not in said
         allow(*PASSWORD)
         at = imgfs.mount(image)

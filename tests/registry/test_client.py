@@ -673,9 +673,26 @@ def test_without_credentials_the_error_says_so(server: FaultServer, client: Clie
 def test_refused_credentials_are_named_by_user_but_not_by_secret(server: FaultServer) -> None:
     server.token_server, server.basic = server.url, ("bob", "x")
     client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: ALICE)
-    with pytest.raises(Unauthorized, match="refused the credentials of 'alice'") as raised:
+    with pytest.raises(Unauthorized, match=r"refused user alice$") as raised:
         client.manifest("v1")
     assert "secret" not in str(raised.value)
+    client.close()
+
+
+@pytest.mark.parametrize("credentials", [None, ALICE, Credentials("\x1b[2J\nann", "x" * 9)])
+@pytest.mark.parametrize("by", ["basic", "token"])
+def test_a_refusal_says_whose_it_is(server: FaultServer, by: str, credentials: Credentials | None) -> None:
+    server.basic, server.token_server = ("bob", "x"), server.url if by == "token" else None
+    client = client_of(server.host, "ns/app", timeouts=FAST, credentials=lambda: credentials)
+    with pytest.raises(Unauthorized) as raised:
+        client.manifest("v1")
+    said = str(raised.value)
+    if credentials is None:
+        assert said.endswith(f"; no credentials for {server.host} (see: imgfs login)")
+    else:
+        user = "alice" if credentials is ALICE else "\\x1b[2J\\nann"
+        assert said.endswith(f"refused user {user}" if by == "token" else f"; user {user} was refused")
+        assert credentials.secret not in said
     client.close()
 
 

@@ -99,7 +99,7 @@ def test_a_password_that_a_token_server_takes_is_kept(imgfs: Imgfs, tmp_path: Pa
         docker_registry(tmp_path / "registry", token=tokens.configuration) as host,
     ):
         said = login(imgfs, host, password="wrong").complaint()
-        assert said == "the token server 127.0.0.1 refused the credentials of 'ann'"
+        assert said == "the token server 127.0.0.1 refused user ann"
         assert not auth_file.exists()
         assert login(imgfs, host).code == 0
         assert (tokens.asked, tokens.granted) == ([None, "ann"], 1)
@@ -128,6 +128,7 @@ def test_an_identity_token_is_kept_as_one_and_traded(
 def test_a_refused_password_is_not_kept(imgfs: Imgfs, private: FaultServer, auth_file: Path) -> None:
     said = login(imgfs, private.host, password="wrong").complaint()
     assert "401 UNAUTHORIZED" in said
+    assert said.endswith("; user ann was refused")
     assert not auth_file.exists()
 
 

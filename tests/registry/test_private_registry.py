@@ -273,7 +273,7 @@ def test_a_credential_provider_of_the_node_is_asked_anew(
 def test_a_password_that_is_withdrawn_fails_reads_and_a_new_one_heals_the_mount(
     imgfs: Imgfs, tmp_path: Path, images: Path, auth_file: Path
 ) -> None:
-    imgfs.expected.append(f"{EIO}.*(401|refused the credentials of 'ann')")
+    imgfs.expected.append(f"{EIO}.*(refused user ann|user ann was refused)")
     with docker_registry(images, htpasswd=htpasswd(OLD)) as host:
         allow(auth_file, host, OLD)
         at = imgfs.mount(f"{host}/app:v1")
