@@ -25,7 +25,13 @@ from imgfs.runtime.bundle import Bundle, bundle_of, new_bundle
 from imgfs.runtime.devices import complete_host_facts
 from imgfs.runtime.emulation import emulators_to_show
 from imgfs.runtime.exposed_ports import with_exposed_ports
-from imgfs.runtime.host import RuntimeCommand, cgroups_of_this_machine, find_runtime, unmet_requests
+from imgfs.runtime.host import (
+    RuntimeCommand,
+    cgroups_of_this_machine,
+    find_runtime,
+    remove_cgroup,
+    unmet_requests,
+)
 from imgfs.runtime.host_facts import HostFacts, has_single_id
 from imgfs.runtime.named_volumes import NamedVolume, placed
 from imgfs.runtime.names import SHORT
@@ -156,6 +162,8 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         if reason is None:
             life.ended(code)
             return code
+        if host.cgroup:
+            remove_cgroup(host.cgroup)
         return 128 + relay.ending if relay.ending else reason
 
 

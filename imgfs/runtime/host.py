@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +122,17 @@ def _unified(
             listed = words(f"{place}/{'cgroup.controllers' if is_real_top else 'cgroup.subtree_control'}")
             return Cgroups(parent, frozenset(listed or ()), unified=True)
     return Cgroups(unified=True)
+
+
+def remove_cgroup(path: str) -> None:
+    """Remove the cgroup that a runtime has made and left, in each hierarchy; one that has processes stays.
+
+    crun makes it, fails where it cannot join it, and then keeps no state by which it could be told to delete.
+    """
+    for place, _, _ in _hierarchies(Path("/proc/self/mountinfo").read_text(errors="replace")):
+        for directory, _, _ in os.walk(f"{place}{path}", topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)
 
 
 def unmet_requests(request: ContainerRequest, host: HostFacts, cgroups: Cgroups) -> list[str]:

@@ -115,3 +115,29 @@ def test_cgroups_of_both_versions_at_once_need_nobodys_help(run: Imgfs, image: s
         pytest.skip("there is one version only")
     for runtime in ("crun", "runc"):
         assert shell(run, image, "echo runs", "--runtime", runtime) == Ran(0, b"runs\n", "")
+
+
+FAILS = """\
+#!/bin/sh
+# a crun that makes its cgroup, and cannot join it
+while [ $# -gt 0 ]; do case $1 in --bundle) bundle=$2 ;; --log) log=$2 ;; esac; shift; done
+cgroup=$(sed -n 's/.*"cgroupsPath": *"\\([^"]*\\)".*/\\1/p' "$bundle/config.json")
+echo "$cgroup" >'{told}'
+for place in $(awk '/ - cgroup2? / {{ print $5 }}' /proc/self/mountinfo); do
+    mkdir -p "$place$cgroup/container" || exit 3
+done
+echo "write to cgroup.procs: No space left on device" | tee "$log" >&2
+exit 1
+"""
+
+
+@pytest.mark.skipif(cgroups_of_this_machine().parent is None, reason="no cgroups can be made")
+def test_a_cgroup_that_the_runtime_cannot_join_is_removed(run: Imgfs, image: str, tmp_path: Path) -> None:
+    crun, told = tmp_path / "crun", tmp_path / "told"
+    crun.write_text(FAILS.format(told=told))
+    crun.chmod(0o755)
+    ran = run.run("run", "--runtime", crun, image, "true")
+    assert (ran.code, ran.err.splitlines()[-1]) == (126, "write to cgroup.procs: No space left on device")
+    cgroup = told.read_text().strip()
+    assert cgroup.rpartition("/")[2].startswith("imgfs-")
+    assert [*Path("/sys/fs/cgroup").glob(f"*{cgroup}"), *Path("/sys/fs").glob(f"cgroup{cgroup}")] == []
