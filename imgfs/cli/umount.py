@@ -25,8 +25,9 @@ def add_umount(commands: Commands) -> None:
         "unmount",
         """\
 Unmounts each MOUNTPOINT and waits for its daemon to end. `umount` and `fusermount3 -u` do as well. If one
-cannot be unmounted, that is told, the others are all the same, and the exit code is 1. Where a process has
-the mount in another mount namespace, as a container may, a warning says that its daemon goes on until then.
+cannot be unmounted, that is told, the others are all the same, and the exit code is 1. Where an overlay
+stands on the mount, or a process has it in another mount namespace, as a container may, a warning says that
+its daemon goes on until then.
 
 Examples:
   imgfs umount /mnt

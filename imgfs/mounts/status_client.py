@@ -46,11 +46,14 @@ class DaemonSilent(MountError):
         pid = daemon_of(mount)
         daemon = f"its daemon (pid {pid})" if pid else "its daemon"
         is_stopped = pid is not None and is_stopped_process(pid)
+        is_killed = pid is not None and is_killed_process(pid)
         state = "is stopped" if is_stopped else "does not answer"
-        todo = f"kill -CONT {pid}, or " if is_stopped else ""
+        todo, how = f"kill -CONT {pid}, or " if is_stopped else "", "-l"
+        if is_killed:
+            state, how = "was killed, and the kernel waits for it", "--force"
         if holder_of(mount):
             todo = "it is being replaced: wait, or "
-        self.why = f"{daemon} {state}: {todo}imgfs umount -l {mount.mountpoint}"
+        self.why = f"{daemon} {state}: {todo}imgfs umount {how} {mount.mountpoint}"
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 
@@ -162,18 +165,48 @@ def daemon_of(mount: Mount) -> int | None:
 
 
 def is_stopped_process(pid: int) -> bool:
-    """Return True if a process is stopped by a signal, or by its tracer (proc(5), stat)."""
+    """Return True if a process is stopped by a signal, or by its tracer."""
+    return _state(pid) in (b"T", b"t")
+
+
+def is_served_by_none(pid: int | None) -> bool:
+    """Return True if a daemon is known that cannot answer: it is stopped, or was killed."""
+    return pid is not None and (is_stopped_process(pid) or is_killed_process(pid))
+
+
+def is_killed_process(pid: int) -> bool:
+    """Return True if a process was killed, and a thread of it waits in the kernel, with all it has open.
+
+    It stores pages (FUSE_NOTIFY_STORE) and waits for one that a READ is to fill, which only another process
+    can answer, or end the connection.
+    """
+    return _state(pid) == b"Z" and any(_threads(pid))
+
+
+def _state(pid: int) -> bytes:
+    """Return the state of a process's first thread (proc(5), stat); nothing if there is none."""
     with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    return False
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    return b""
+
+
+def _threads(pid: int) -> Iterator[str]:
+    """Yield the directories in /proc of a process's threads but the first."""
+    with suppress(OSError):
+        yield from (f"/proc/{pid}/task/{one}" for one in os.listdir(f"/proc/{pid}/task") if one != str(pid))
 
 
 def _serves(pid: int, minor: str) -> bool:
     """Return True if a process has that FUSE connection open (fdinfo has its number since Linux 6.11)."""
     with suppress(OSError):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/fuse":
-                lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split()
+        place = f"/proc/{pid}"
+        descriptors = os.listdir(f"{place}/fd")
+        if not descriptors:  # of one that was killed a thread may be left
+            place = next(_threads(pid), place)
+            descriptors = os.listdir(f"{place}/fd")
+        for fd in descriptors:
+            if os.readlink(f"{place}/fd/{fd}") == "/dev/fuse":
+                lines = Path(f"{place}/fdinfo/{fd}").read_text().split()
                 if ["fuse_connection:", minor] in [lines[at : at + 2] for at in range(len(lines))]:
                     return True
     return False
@@ -246,8 +279,7 @@ def _chunks(fd: int, mount: Mount, end: float) -> Iterator[bytes]:
         events.register(fd, select.EPOLLIN)
         while True:
             if not events.poll(_POLL):
-                pid = daemon_of(mount)
-                if time.monotonic() > end or (pid is not None and is_stopped_process(pid)):
+                if time.monotonic() > end or is_served_by_none(daemon_of(mount)):
                     raise TimeoutError
                 continue
             chunk = os.read(fd, _READ_SIZE)

@@ -71,7 +71,7 @@ def mount_at(path: Path) -> Mount | None:
     parent = Path(os.path.realpath(path.absolute().parent))
     wanted = str(parent if path.name in ("", "..") else parent / path.name)
     with open("/proc/self/mountinfo", "rb") as lines:
-        at_path = [line for line in lines if _unescaped(line.split(b" ", 5)[4]) == wanted]
+        at_path = [line for line in lines if unescaped(line.split(b" ", 5)[4]) == wanted]
     return _parse(at_path[-1]) if at_path else None
 
 
@@ -110,7 +110,7 @@ def pids() -> list[int]:
 
 def _parse(line: bytes) -> Mount:
     before, _, after = line.partition(b" - ")
-    fields = [_unescaped(field) for field in (*before.split(), *after.split())]
+    fields = [unescaped(field) for field in (*before.split(), *after.split())]
     separator = len(before.split())
     user = next((option for option in fields[-1].split(",") if option.startswith("user_id=")), "user_id=0")
     return Mount(
@@ -123,8 +123,8 @@ def _parse(line: bytes) -> Mount:
     )
 
 
-def _unescaped(field: bytes) -> str:
-    """Decode the octal escapes of spaces and the like."""
+def unescaped(field: bytes) -> str:
+    """Decode the octal escapes of spaces and the like in a field of mountinfo."""
     if b"\\" not in field:
         return os.fsdecode(field)
     return os.fsdecode(_ESCAPE.sub(lambda octal: bytes((int(octal[1], 8),)), field))

@@ -14,15 +14,18 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import MountError, describe
 from imgfs.mounts.holders import holder_of, opened_process
+from imgfs.mounts.in_use import overlays_over, user_of
 from imgfs.mounts.status_client import (
     DaemonSilent,
     ask_in_child,
     daemon_of,
+    is_served_by_none,
     is_stopped_process,
     read_status,
 )
@@ -40,7 +43,7 @@ _TRIES_MORE, _BUSY = 3, 0.25  # at unmounting what is busy, and seconds before e
 
 
 class HeldElsewhere(MountError):
-    """A mount is gone here, as after umount(8), but a process has it in another mount namespace still."""
+    """A mount is gone here, as after umount(8), but an overlay or another mount namespace has it still."""
 
 
 def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
@@ -54,11 +57,13 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
     # while it serves the mount: later its pid may be another process's
     with opened_process((pid and holder_of(mount)) or pid) as daemon:
+        over = [] if lazy else overlays_over(mount.mountpoint)  # later the path leads elsewhere
         _take_down(mount, lazy=lazy)
         if mount.runtime and not status.pid:
             _remove_if_left(mount.runtime)
         if pid and daemon is not None:
-            _wait_for_end(pid, daemon, mount, _PATIENCE_WITH_SCRATCH if status.scratch else _PATIENCE)
+            patience = _PATIENCE_WITH_SCRATCH if status.scratch else _PATIENCE
+            _wait_for_end(pid, daemon, mount, patience, over)
 
 
 def end_connection(mount: Mount) -> bool:
@@ -126,9 +131,12 @@ def _take_down(mount: Mount, *, lazy: bool) -> None:
             break
         time.sleep(_BUSY)
         reason = _try(mount, lazy=lazy)
+    if "busy" in reason:
+        at = mount.mountpoint
+        user = user_of(at) or f"some process uses it (see: fuser -vm {at})"
+        raise MountError(f"{at}: cannot unmount: it is busy: {user}; or imgfs umount --lazy {at}")
     if reason:
-        busy = "; some process still uses it (see: fuser -vm)" if "busy" in reason else ""
-        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason}{busy}")
+        raise MountError(f"{mount.mountpoint}: cannot unmount: {reason}")
 
 
 def _try(mount: Mount, *, lazy: bool) -> str:
@@ -166,8 +174,7 @@ def _by_fusermount(mount: Mount, end: float, *, lazy: bool) -> str:
         try:
             _, output = running.communicate(timeout=_POLL)
         except subprocess.TimeoutExpired:
-            pid = daemon_of(mount)
-            if time.monotonic() > end or (pid is not None and is_stopped_process(pid)):
+            if time.monotonic() > end or is_served_by_none(daemon_of(mount)):
                 running.kill()  # not waited for: it may stay until the daemon goes on
                 raise DaemonSilent(mount) from None
         else:
@@ -190,15 +197,21 @@ def _remove_if_left(runtime: Path) -> None:
         os.close(fd)
 
 
-def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float) -> None:
+def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float, over: Sequence[Path]) -> None:
     """Wait for a daemon, or its holder, open at `fd`, to end: a holder does once its daemon has.
 
-    Raises MountError if it is stopped or takes too long, HeldElsewhere if it has to go on: another process
-    may have the mount in a namespace of its own (unshare -m where `/` is private), for as long as it lives.
+    Raises MountError if it is stopped or takes too long, HeldElsewhere if it has to go on: overlays may be
+    mounted `over` it, or another process may have the mount in a namespace of its own (unshare -m where `/`
+    is private), for as long as it lives.
     """
     began, daemon = time.monotonic(), f"its daemon (pid {pid})"
     end, held = began + patience, began + _HELD
     while not select.select([fd], [], [], _POLL)[0]:
+        if over:
+            raise HeldElsewhere(
+                f"unmounted here, but {daemon} goes on: the overlay at {over[0]} stands on it: "
+                f"umount {' '.join(map(str, over))}"
+            )
         if time.monotonic() > held and (other := process_with_mount(mount.device)):
             holds = f"process {other} has the mount in another mount namespace"
             raise HeldElsewhere(f"unmounted here, but {daemon} goes on: {holds}")

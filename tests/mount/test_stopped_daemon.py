@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.mounts import status_client as asking_module
-from imgfs.mounts.status_client import DaemonSilent, read_status, read_statuses
+from imgfs.mounts.status_client import DaemonSilent, is_killed_process, read_status, read_statuses
 from imgfs.mounts.table import Mount, imgfs_mount_at, mount_at
 from imgfs.status import MountStatus
 from tests.support import tarmake as tar
@@ -121,6 +122,41 @@ def test_a_reader_that_waits_for_a_daemon_is_freed_by_force(imgfs: Imgfs, image:
             assert imgfs.ok("umount", "--force", at, timeout=BOUND) == ""
         assert mount_at(at) is None
     until(lambda: not is_alive(pid), "it ends once it goes on", 30.0)
+    imgfs.gone(at)
+
+
+LEAVES_A_THREAD = f"""
+import ctypes, signal, sys, threading, time
+
+def leave(*_):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    ctypes.CDLL(None).syscall({60 if os.uname().machine == "x86_64" else 93}, 0)  # exit(2), of one thread
+
+signal.signal(signal.SIGUSR1, leave)
+from imgfs.cli import main
+sys.exit(main())
+"""  # as if it were killed while a thread of it waits in the kernel
+
+
+@pytest.mark.drivers("fuse")
+def test_of_a_daemon_that_was_killed_and_has_a_thread_in_the_kernel_it_is_said_how_readers_are_freed(
+    imgfs: Imgfs, image: str
+) -> None:
+    at = imgfs.mountpoint()
+    done = imgfs.program(sys.executable, "-c", LEAVES_A_THREAD, "mount", image, at)
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    imgfs.watch(at)
+    pid = imgfs.pid(at)
+    os.kill(pid, signal.SIGUSR1)
+    until(lambda: is_killed_process(pid), "its first thread has ended")
+    for words in (("status", at), ("umount", at)):
+        said = imgfs.run(*words, timeout=BOUND).complaint()
+        todo = f"imgfs umount --force {at}"
+        assert said.endswith(f"its daemon (pid {pid}) was killed, and the kernel waits for it: {todo}")
+    assert imgfs.ok("umount", "--force", at, timeout=BOUND) == ""
+    assert mount_at(at) is None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(pid), "the thread has ended")
     imgfs.gone(at)
 
 

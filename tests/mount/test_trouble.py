@@ -126,11 +126,50 @@ def test_a_busy_mount_stays_and_umount_says_so(imgfs: Imgfs, image: str) -> None
     at = imgfs.mount(image)
     with open(at / "small", "rb") as small:
         said = imgfs.run("umount", at).complaint()
-        assert "busy" in said
-        assert "fuser -vm" in said
+        pid = os.getpid()
+        assert re.fullmatch(
+            f"{at}: cannot unmount: it is busy: process {pid} \\(.+\\) uses it; or imgfs umount --lazy {at}",
+            said,
+        )
         assert mount_of(at)
         assert small.read() == b"small"
     imgfs.umount(at)
+
+
+def test_a_mount_with_another_in_it_names_that(imgfs: Imgfs, image: str) -> None:
+    at = imgfs.mount(image)
+    subprocess.run(["mount", "-t", "tmpfs", "none", at / "d"], check=True)
+    try:
+        said = imgfs.run("umount", at).complaint()
+    finally:
+        subprocess.run(["umount", at / "d"], check=True)
+    todo = f"{at}/d is mounted in it: umount {at}/d"
+    assert said == f"{at}: cannot unmount: it is busy: {todo}; or imgfs umount --lazy {at}"
+    imgfs.umount(at)
+
+
+def test_an_overlay_that_stands_on_a_mount_is_named_at_once(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    """The kernel lets the mount go, and its file system goes on below the overlay."""
+    at, over = imgfs.mount(image), tmp_path / "o:v,er"
+    twice, empty = tmp_path / "twice", tmp_path / "empty"
+    for place in (over, twice, empty):
+        place.mkdir()
+    escaped = str(over).replace(":", "\\:").replace(",", "\\,")
+    pid = imgfs.pid(at)
+    subprocess.run(["mount", "-t", "overlay", "none", over, "-o", f"lowerdir={at}:{empty}"], check=True)
+    subprocess.run(
+        ["mount", "-t", "overlay", "none", twice, "-o", f"lowerdir={empty}:{escaped}:{at}/d"], check=True
+    )
+    try:
+        ran = imgfs.run("umount", at)
+        stands = f"the overlay at {twice} stands on it: umount {twice} {over}"
+        warning = f"imgfs: warning: {at}: unmounted here, but its daemon (pid {pid}) goes on: {stands}\n"
+        assert (ran.code, ran.err) == (0, warning)
+        assert (over / "small").read_bytes() == b"small"
+    finally:
+        subprocess.run(["umount", twice, over], check=True)
+    until(lambda: not is_alive(pid), "the daemon has ended")
+    imgfs.gone(at)
 
 
 def test_a_busy_mount_can_be_detached_and_ends_with_its_last_user(imgfs: Imgfs, image: str) -> None:
