@@ -80,6 +80,12 @@ class Snapshots:
         answers = self._ask("List", encode_message(*((2, one) for one in filters)))
         return sorted(_info(info) for answer in answers for info in answer.messages(1))
 
+    def times(self, key: str) -> tuple[int, int]:
+        """Return when a snapshot was made and changed, in nanoseconds since 1970."""
+        info = self._ask("Stat", encode_message((2, key)))[0].message(1)
+        made, changed = (info.message(field) for field in (4, 5))
+        return tuple(one.number(1) * 10**9 + one.number(2) for one in (made, changed))  # type: ignore[return-value]
+
     def usage(self, key: str) -> tuple[int, int]:
         (answer,) = self._ask("Usage", encode_message((2, key)))
         return answer.number(1), answer.number(2)

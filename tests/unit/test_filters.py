@@ -52,6 +52,8 @@ def passing(*filters: str) -> str:
         ([r'name=="\x70"', r'name=="\u0061"', r'name=="\166"'], "pav"),
         (["labels.l~=[0-9]"], "a"),
         (["labels.l~=/^omg|1$/,kind~=|^vi|"], "v"),
+        ([" name ==  p", "labels. l == 1"], "pa"),
+        ([r"name~=^\x61$"], "a"),
         (["labels"], ""),
         (["owner!=x"], "pav"),
     ],
@@ -65,6 +67,7 @@ def test_a_filter_means_what_containerd_says(filters: Sequence[str], names: str)
     [
         *("labels.?x==1", "name==foo,", "labels.", "image~=,id?=?fbaq", "labels.ns/key==value"),
         *("labels.key==/value", "labels.|foo|==x", "name==/x/", "name=x", "name===x", "name==a b", ",", "=="),
+        *("labels ", "name==p ", "name==p ,kind", "labels .l", "labels. l == 1,"),
         *(r'name=="\q"', r'name=="\xff"', r'name=="\ud800"', r"name==\'a\'x y", "name~=(a", "name~=(a+)+"),
     ],
 )

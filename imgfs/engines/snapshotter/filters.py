@@ -7,6 +7,8 @@ field     := quoted | [0-9A-Za-z_]+
 operator  := "==" | "!=" | "~="                 the last: a regular expression is found in the value
 value     := quoted | what has no comma and no space
 quoted    := "Go's escapes"                     after ~= also between slashes or bars
+
+Spaces may be before a field, an operator and a value.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class _Parser:
         found = [self._selector()]
         while self._takes(","):
             found.append(self._selector())
-        if self._text[self._at :].strip():
+        if self._at < len(self._text):
             raise self._wrong("unexpected")
         return found
 
@@ -64,9 +66,11 @@ class _Parser:
         path = [self._field()]
         while self._takes("."):
             path.append(self._field())
+        if self._text[self._at : self._at + 1] in ("", ","):
+            return _Selector(tuple(path), lambda value: value is not None)
         found = self._match(_OPERATOR)
         if found is None:
-            return _Selector(tuple(path), lambda value: value is not None)
+            raise self._wrong("an operator was expected")
         return _Selector(tuple(path), self._test(found[1]))
 
     def _test(self, operator: str) -> Callable[[str | None], bool]:
@@ -102,7 +106,7 @@ class _Parser:
             raise self._wrong("an escape that Go does not know") from error
 
     def _takes(self, sign: str) -> bool:
-        return self._match(re.compile(rf"\s*{re.escape(sign)}")) is not None
+        return self._match(re.compile(re.escape(sign))) is not None
 
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         found = pattern.match(self._text, self._at)

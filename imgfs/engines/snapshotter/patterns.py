@@ -13,7 +13,7 @@ from typing import Self
 from imgfs.engines.refusal import Code, Refusal
 
 _PART = re.compile(
-    r"(?P<plain>\\[dswDSWbBAfnrtv\W_]|[^\\[\](){}*+?|$])"
+    r"(?P<plain>\\(?:[dswDSWbBAfnrtv\W_]|x[\da-fA-F]{2})|[^\\[\](){}*+?|$])"
     r"|(?P<set>\[\^?\]?(?:\\[dswDSWfnrtv\W_]|(?!--|&&|~~|\|\|)[^][\\])*\])"
     r"|(?P<end>\$)"
     r"|(?P<open>\((?:\?:|(?!\?)))"
