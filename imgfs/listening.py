@@ -47,11 +47,11 @@ def parse_address(text: str) -> ListenAddress:
     if scheme == "unix" and colon:
         whole = os.path.abspath(path)
         if not path or len(os.fsencode(whole)) > _LONGEST_PATH:
-            raise ValueError(f"{text!r} is no socket: unix:PATH, of at most {_LONGEST_PATH} bytes")
+            raise ValueError(f"{text!r} is not a socket: unix:PATH, of at most {_LONGEST_PATH} bytes")
         return ListenAddress(path=Path(whole))
     found = _TCP.fullmatch(text)
     if found is None or int(found[2]) > 0xFFFF:
-        raise ValueError(f"{text!r} is no address: PORT, HOST:PORT or unix:PATH")
+        raise ValueError(f"{text!r} is not an address: PORT, HOST:PORT or unix:PATH")
     return ListenAddress((found[1] or LOOPBACK).strip("[]"), int(found[2]))
 
 

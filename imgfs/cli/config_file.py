@@ -190,7 +190,7 @@ def _check_tables(file: ConfigFile) -> None:
         if not isinstance(value, dict) and name not in COMMANDS:
             file.refuse([name], f"stands in no table: [{_ALL}], that of a command, or of a registry")
         if name not in (_ALL, _REGISTRY, *COMMANDS):
-            file.refuse([name], f"there is no such command{meant(name, [_ALL, _REGISTRY, *COMMANDS])}")
+            file.refuse([name], f"no such command{meant(name, [_ALL, _REGISTRY, *COMMANDS])}")
         file.table(name)
 
 

@@ -259,19 +259,19 @@ def _truth(text: str) -> bool:
 
 def _signal(text: str) -> str:
     if find_signal(text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no signal, like QUIT or 3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a signal, like QUIT or 3")
     return text
 
 
 def _seconds(text: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return int(text)
 
 
 def _hostname(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no host's name")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name")
     return text
 
 
@@ -279,7 +279,7 @@ def ports(text: str) -> list[PortMapping]:
     """[[ADDRESS:][HOST]:]CONTAINER[/PROTOCOL]; HOST and CONTAINER may be ranges of the same length."""
     match = _PORTS.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, like 8080:80, 127.0.0.1:8080:80")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, like 8080:80, 127.0.0.1:8080:80")
     address, host, inside, protocol = (match[1] or "").strip("[]"), match[2], match[3], match[4] or "tcp"
     inner = _range(inside, text)
     outer = _range(host, text) if host else free_ports(address, [protocol] * len(inner))

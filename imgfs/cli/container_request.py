@@ -52,7 +52,7 @@ def start_of(options: argparse.Namespace, maps: IdMaps | None, environment: Envi
 def _check_new(path: str | None, option: str) -> None:
     """Raise UsageError if a file that is to be made is there."""
     if path is not None and os.path.lexists(path):
-        raise UsageError(f"{option} {path}: it exists already")
+        raise UsageError(f"{option} {path}: already exists")
 
 
 def request_of(options: argparse.Namespace) -> ContainerRequest:
@@ -117,7 +117,7 @@ def variables_of(options: argparse.Namespace) -> dict[str, str]:
     for text in (*texts, *options.env):
         name, has_value, value = text.partition("=")
         if not name or "\0" in text:
-            raise UsageError(f"{text!r} is no variable: NAME=VALUE, or NAME")
+            raise UsageError(f"{text!r} is not a variable: NAME=VALUE, or NAME")
         if has_value or name in here:
             found[name] = value if has_value else here[name]
     return found
@@ -136,7 +136,7 @@ def _existing(one: Bind) -> Bind:
         return one
     source = os.path.abspath(one.source)
     if not os.path.exists(source):
-        raise UsageError(f"{one.source}: there is no such file or directory to show at {one.target}")
+        raise UsageError(f"{one.source}: no such file or directory to show at {one.target}")
     return one._replace(source=source, options=_options(one, source))
 
 

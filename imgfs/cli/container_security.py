@@ -197,7 +197,7 @@ def _ulimit(text: str) -> Ulimit:
     """NAME=SOFT[:HARD]."""
     match = _ULIMIT.fullmatch(text)
     if not match or match[1] not in ULIMITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no limit, like nofile=1024:4096 or core=-1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a limit, like nofile=1024:4096 or core=-1")
     soft, hard = (
         UNLIMITED if word in ("-1", "unlimited") else int(word) for word in (match[2], match[3] or match[2])
     )
@@ -208,7 +208,7 @@ def _ulimit(text: str) -> Ulimit:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"-1|0|[1-9][0-9]{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
     return int(text) or UNLIMITED
 
 
@@ -218,5 +218,5 @@ def _cpus(text: str) -> float:
     except ValueError:
         count = 0.0
     if not 0.01 <= count <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processors, like 0.5 or 2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processors, like 0.5 or 2")
     return count

@@ -125,7 +125,7 @@ def host(text: str) -> tuple[str, str]:
 def _tmpfs_options(fields: dict[str, str]) -> tuple[str, ...]:
     size, mode = fields.pop("tmpfs-size", ""), fields.pop("tmpfs-mode", "")
     if mode and not (mode.isdecimal() and set(mode) <= set("01234567") and len(mode) <= 5):
-        raise argparse.ArgumentTypeError(f"{mode!r} is no mode, like 1777")
+        raise argparse.ArgumentTypeError(f"{mode!r} is not a mode, like 1777")
     found = (f"size={memory(size)}" if size else "", f"mode={mode}" if mode else "")
     read_only = ("ro",) if _flag(fields, _READ_ONLY) else ()
     return (*(word for word in found if word), *read_only)

@@ -50,7 +50,7 @@ def socket_path(address: str) -> Path:
     path = address.removeprefix("unix:")
     path = path.removeprefix("//") if path != address else path
     if "://" in path or not path:
-        raise UsageError(f"{address}: this is no Unix socket, like unix:///run/imgfs/name.sock")
+        raise UsageError(f"{address}: not a Unix socket, like unix:///run/imgfs/name.sock")
     return Path(path).absolute()
 
 

@@ -151,7 +151,7 @@ def size(text: str) -> Test:
     """Test the size in bytes: k, M and G are powers of 1024."""
     match = _SIZE.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, like 5, +10k or -2M")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, like 5, +10k or -2M")
     fits = _compared(match[1], _UNITS[match[2]])
     return lambda _, found: fits(found.node.size)
 
@@ -187,7 +187,7 @@ def _moment(text: str) -> int:
     try:
         date = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date, like 2024-05-01") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date, like 2024-05-01") from None
     if date.tzinfo is None:
         date = datetime.fromisoformat(f"{date.isoformat()}+00:00")
     return int(date.timestamp() * 1_000_000_000)
@@ -212,7 +212,7 @@ def mode(text: str) -> Test:
     """Test the bits of the mode, in octal."""
     match = _MODE.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no mode, like 755, -4000 or /6000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mode, like 755, -4000 or /6000")
     bits = int(match[2], 8)
     if match[1] == "-":
         return lambda _, found: stat.S_IMODE(found.node.mode) & bits == bits
@@ -260,7 +260,7 @@ def layer(text: str) -> Test:
 def _compared(text: str, unit: int = 1) -> Callable[[int], bool]:
     """Return the comparison that N, +N (more) or -N (less) is, N in units."""
     if not _COUNT.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, like 5, +5 or -5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, like 5, +5 or -5")
     wanted = int(text.lstrip("+-")) * unit
     if text.startswith("+"):
         return lambda number: number > wanted

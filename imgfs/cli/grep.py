@@ -209,7 +209,7 @@ def compiled(
     try:
         return re.compile(os.fsencode(translated), re.IGNORECASE if ignore_case else 0)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"{text!r} is no regular expression: {error}") from error
+        raise UsageError(f"{text!r} is not a regular expression: {error}") from error
 
 
 def _translated(text: str, *, extended: bool) -> str:
@@ -263,7 +263,7 @@ def _bracket_end(text: str, start: int) -> int:
         closing = text.find(":]", at + 2) if text.startswith("[:", at) else -1
         at = closing + 2 if closing >= 0 else at + 1
     if at >= len(text):
-        raise UsageError(f"{text!r} is no regular expression: a '[' without its ']'")
+        raise UsageError(f"{text!r} is not a regular expression: a '[' without its ']'")
     return at
 
 
@@ -274,7 +274,7 @@ def _bracket(inside: str) -> str:
     def replaced(match: re.Match[str]) -> str:
         if match[1]:
             if match[1] not in _CLASSES:
-                raise UsageError(f"[:{match[1]}:] is no class of characters")
+                raise UsageError(f"[:{match[1]}:] is not a class of characters")
             return _CLASSES[match[1]]
         return f"\\{match[0]}"
 

@@ -160,11 +160,13 @@ def parse_scope(text: str) -> _Scope:
     if host == "index.docker.io":
         host, namespace = "docker.io", namespace.removeprefix("v1").removeprefix("/")
     if not (host == "localhost" or set(".:") & set(host)):
-        raise UsageError(f"{text!r} is no registry's name: it has no dot, no port and is not localhost")
+        raise UsageError(
+            f"{text!r} is not the name of a registry: it has no dot, no port and is not localhost"
+        )
     whole = f"{host}/{namespace}/x" if namespace else f"{host}/x"
     reference = parse_reference(whole)
     if not isinstance(reference, RegistryReference):
-        raise UsageError(f"{text!r} is no registry's name, such as quay.io or quay.io/team")
+        raise UsageError(f"{text!r} is not the name of a registry, such as quay.io or quay.io/team")
     return _Scope(reference.registry, namespace)
 
 

@@ -118,7 +118,7 @@ def _show(lines: Iterable[LogLine], timestamps: bool) -> None:
 
 def _count(text: str) -> int:
     if not re.fullmatch("all|-1|[0-9]{1,12}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
     return -1 if text == "all" else int(text)
 
 
@@ -131,4 +131,4 @@ def _time(text: str) -> float:
         return float(text)
     with contextlib.suppress(ValueError, OverflowError):
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    raise argparse.ArgumentTypeError(f"{text!r} is no time, like 10m or 2026-11-28T12:00:00")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time, like 10m or 2026-11-28T12:00:00")

@@ -165,7 +165,7 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
 def _idle_seconds(text: str) -> float:
     if text.isascii() and text.isdecimal() and 0 < int(text[:9]) == int(text):
         return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 1 or more")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 1 or more")
 
 
 def _address(text: str) -> MetricsAddress:

@@ -65,7 +65,7 @@ def own_text(path: Path, server: ServerUnits) -> str | None:
 
     known = text_of(path)
     if known is not None and not known.startswith(server.mark):
-        raise UsageError(f"{path}: is there, and not of imgfs: move it away, or name another --unit")
+        raise UsageError(f"{path}: already exists, and is not of imgfs: move it away, or name another --unit")
     return known
 
 

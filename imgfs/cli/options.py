@@ -191,7 +191,7 @@ def _seconds(text: str) -> float:
             return float(text)
     except ValueError:
         pass
-    raise refusal(f"{text!r} is no number of seconds up to {_LONGEST_WAIT}")
+    raise refusal(f"{text!r} is not a number of seconds up to {_LONGEST_WAIT}")
 
 
 def rate(text: str) -> int:
@@ -201,7 +201,7 @@ def rate(text: str) -> int:
             return per_second
     except (ValueError, OverflowError):
         pass
-    raise refusal(f"{text!r} is no rate, like 500k or 2M")
+    raise refusal(f"{text!r} is not a rate, like 500k or 2M")
 
 
 def refusal(text: str) -> argparse.ArgumentTypeError:
@@ -227,7 +227,7 @@ def memory(text: str) -> int:
     match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     found = int(match[1]) * 1024 ** " kmgt".index(match[2].lower().replace("b", "") or " ") if match else 0
     if not 0 < found < 1 << 63:
-        raise refusal(f"{text!r} is no amount of memory, like 512m or 2g")
+        raise refusal(f"{text!r} is not an amount of memory, like 512m or 2g")
     return found
 
 
@@ -235,7 +235,7 @@ def count(text: str) -> int:
     """Return a number of things, from 0."""
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text)
-    raise refusal(f"{text!r} is no number, like 2")
+    raise refusal(f"{text!r} is not a number, like 2")
 
 
 def in_image(text: str) -> str:

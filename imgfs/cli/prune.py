@@ -230,7 +230,7 @@ def limit_value(text: str) -> ChosenLimit:
     if text.endswith("%"):
         number = text.removesuffix("%")
         if not (number.isascii() and number.isdecimal() and 0 < int(number) < 100):
-            raise refusal(f"{text!r} is no share of the disk, from 1% to 99%")
+            raise refusal(f"{text!r} is not a share of the disk, from 1% to 99%")
         return ChosenLimit(percent=int(number))
     count = _bytes(text)
     if count < LEAST:
@@ -243,11 +243,11 @@ def _bytes(text: str) -> int:
     with contextlib.suppress(ValueError, OverflowError):
         if (count := scaled(text, "kmgt")) >= 0:
             return int(count)
-    raise refusal(f"{text!r} is no size, like 500M or 20G")
+    raise refusal(f"{text!r} is not a size, like 500M or 20G")
 
 
 def _days(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < 100_000:
             return float(text)
-    raise refusal(f"{text!r} is no number of days")
+    raise refusal(f"{text!r} is not a number of days")

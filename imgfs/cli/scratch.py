@@ -143,7 +143,7 @@ def _scratches(options: argparse.Namespace) -> list[Scratch]:
     found = [find_scratch(name, store.root) for name in dict.fromkeys(options.names)]
     for scratch in found:
         if not scratch.exists():
-            raise UsageError(f"{scratch.name}: there is no such scratch (see: imgfs scratch ls)")
+            raise UsageError(f"{scratch.name}: no such scratch (see: imgfs scratch ls)")
     return found
 
 

@@ -101,7 +101,7 @@ def _tell_apart(options: argparse.Namespace, command: argparse.ArgumentParser) -
         seconds = _seconds(options.watch)
         if seconds is None:
             command.error(
-                f"argument --watch: {options.watch!r} is no number of seconds from {_OFTENEST} to "
+                f"argument --watch: {options.watch!r} is not a number of seconds from {_OFTENEST} to "
                 f"{_SELDOMEST:.0f}"
             )
         options.watch = seconds

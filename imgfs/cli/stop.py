@@ -94,7 +94,7 @@ Examples:
     )
     command.add_argument("-f", "--force", action="store_true", help="stop those that run before")
     command.add_argument(
-        "-i", "--ignore", action="store_true", help="a name that no container has is no error"
+        "-i", "--ignore", action="store_true", help="a name that no container has is not an error"
     )
     command.add_argument(
         "-v",
@@ -119,7 +119,7 @@ def _time_option(command: argparse.ArgumentParser) -> None:
 
 def _seconds(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return int(text)
 
 
@@ -168,7 +168,7 @@ def wait(options: argparse.Namespace) -> int:
     from imgfs.runtime.containers import find_container
 
     if not options.containers:
-        raise UsageError("say which containers")
+        raise UsageError("name the containers")
     root = open_store(options).root
     for container in [find_container(root, name) for name in options.containers]:
         say(container.wait(), flush=True)
@@ -227,7 +227,7 @@ def _wanted(
     from imgfs.runtime.containers import find_container
 
     if bool(options.containers) == options.all:
-        raise UsageError("say which containers, or --all")
+        raise UsageError("name the containers, or --all")
     root = open_store(options).root
     if not options.all:
         for name in options.containers:

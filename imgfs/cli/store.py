@@ -102,7 +102,7 @@ def rm(options: argparse.Namespace) -> int:
     from imgfs.maintenance.gc import contents_of, evict, remove_unreachable
 
     if bool(options.names) == options.all:
-        raise UsageError("store rm: name what to remove, or say --all")
+        raise UsageError("name what to remove: IMAGE|DIGEST…, or --all")
     store = open_store(options)
     resolutions, layers = _named(options.names, options.all, store)
     if options.data:

@@ -113,7 +113,7 @@ class _Provenance:
 
         target = Path(destination)
         if os.path.lexists(target):
-            raise UsageError(f"{target}: is there already")
+            raise UsageError(f"{target}: already exists")
         with self._layers.at(version.layer) as files:
             found = files.at(path)
             if found is not None:

@@ -239,5 +239,5 @@ def _list(value: object, name: str, most: int, least: int = 0) -> list[object]:
 
 def _number(value: object, most: int, where: str) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise InvalidImage(f"{str(value)[:40]!r} is no number from 0 to {most}", where=where)
+        raise InvalidImage(f"{str(value)[:40]!r} is not a number from 0 to {most}", where=where)
     return value

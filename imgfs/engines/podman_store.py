@@ -179,7 +179,7 @@ class PodmanStore:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read: is no list of podman's") from error
+            raise StoreError(f"{path}: cannot be read: not a list of podman's") from error
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
     def _write(self, name: str, records: Sequence[Record]) -> None:

@@ -169,7 +169,9 @@ def _layer_number(layer: str, digests: Sequence[tuple[Digest, Digest]]) -> int:
         if any(len(wanted) >= _SHORTEST_DIGEST and name.hex.startswith(wanted) for name in names)
     ]
     if not numbers:
-        raise UsageError(f"{layer!r} is no layer of the image: say its number or digest (see: imgfs inspect)")
+        raise UsageError(
+            f"{layer!r} is not a layer of the image: say its number or digest (see: imgfs inspect)"
+        )
     return numbers[-1]
 
 

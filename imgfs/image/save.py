@@ -57,7 +57,7 @@ def _place(made: Path, target: Path, *, is_directory: bool, replace: bool) -> No
 
 def _place_directory(made: Path, target: Path) -> None:
     if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "is there already", str(target))
+        raise FileExistsError(errno.EEXIST, "already exists", str(target))
     fd = os.open(made, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         itself, mode = f"/proc/self/fd/{fd}", os.fstat(fd).st_mode
@@ -73,10 +73,10 @@ def _link(made: Path, target: Path) -> None:
     try:
         os.link(made, target, follow_symlinks=False)
     except FileExistsError as error:
-        raise FileExistsError(errno.EEXIST, "is there already", str(target)) from error
+        raise FileExistsError(errno.EEXIST, "already exists", str(target)) from error
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "is there already", str(target)) from error
+            raise FileExistsError(errno.EEXIST, "already exists", str(target)) from error
         made.rename(target)

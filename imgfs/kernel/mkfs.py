@@ -164,7 +164,7 @@ class _ImageWriter:
         """Yield every directory that is not empty, with what is in it."""
         for ino, names in groupby(self._tree.dirents(), itemgetter(0)):
             if not 0 < ino < len(self._kinds) or self._kinds[ino] != _DIRECTORY:
-                raise InvalidImage(f"the tree has names in node {ino}, which is no directory")
+                raise InvalidImage(f"the tree has names in node {ino}, which is not a directory")
             yield ino, ((name, child) for _, name, child in names)
 
     def _head(self, uuid: bytes) -> bytes:

@@ -310,10 +310,10 @@ def decode_status(body: bytes) -> Mapping[str, object]:
             unpacked = bz2.BZ2Decompressor()
             body = unpacked.decompress(body, _LARGEST)
             if not unpacked.eof:
-                raise MountError("what its daemon answers is no status")
+                raise MountError("what its daemon answers is not a status")
         status = json.loads(body)
     except (ValueError, OSError, EOFError, RecursionError) as error:
-        raise MountError("what its daemon answers is no status") from error
+        raise MountError("what its daemon answers is not a status") from error
     if not isinstance(status, dict):
-        raise MountError("what its daemon answers is no status")
+        raise MountError("what its daemon answers is not a status")
     return status

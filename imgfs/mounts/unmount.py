@@ -98,7 +98,7 @@ def detach_all(mountpoint: Path) -> None:
         try:
             syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
         except OSError as error:
-            raise MountError(f"{mountpoint}: cannot be unmounted: {describe(error)}") from error
+            raise MountError(f"{mountpoint}: cannot unmount: {describe(error)}") from error
 
 
 def detach_and_wait(mountpoint: Path, patience: float) -> None:

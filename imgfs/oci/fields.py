@@ -68,7 +68,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constant(text: str) -> object:
-    raise _Ambiguous(f"{text} is no number of JSON")  # which Python takes, and Go does not
+    raise _Ambiguous(f"{text} is not a number of JSON")  # which Python takes, and Go does not
 
 
 def _rename_fields(document: object) -> None:

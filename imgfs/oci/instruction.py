@@ -155,7 +155,7 @@ def _set_signal(argument: str, config: Config) -> None:
     name = _REALTIME.sub(r"\1", word.upper().removeprefix("SIG"))
     is_number = word.isascii() and word.isdecimal() and 0 < int(word) <= _LAST_SIGNAL
     if not is_number and f"SIG{name}" not in Signals.__members__:
-        raise UsageError(f"{word!r} is no signal, like SIGTERM, SIGRTMIN+3 or 15")
+        raise UsageError(f"{word!r} is not a signal, like SIGTERM, SIGRTMIN+3 or 15")
     config["StopSignal"] = word
 
 
@@ -196,7 +196,7 @@ def _duration(text: str) -> int:
     """Return nanoseconds of a time as Go writes it, `1m30s`; Docker wants a millisecond or more, or 0."""
     parts = list(_DURATION.finditer(text))
     if "".join(part[0] for part in parts) != text or not parts:
-        raise UsageError(f"{text!r} is no time, like 30s or 1m30s")
+        raise UsageError(f"{text!r} is not a time, like 30s or 1m30s")
     total = int(sum(Fraction(part[1]) * _NANOSECONDS[part[2]] for part in parts))
     if 0 < total < 10**6 or total >= 1 << 63:
         raise UsageError(f"{text!r} is less than a millisecond, or too long")
@@ -207,7 +207,7 @@ def _ports(text: str) -> Iterator[str]:
     match = _PORT.fullmatch(text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if match is None or not 0 < first <= last <= LAST_PORT:
-        raise UsageError(f"{text!r} is no port, like 80, 53/udp or 8000-8010/tcp")
+        raise UsageError(f"{text!r} is not a port, like 80, 53/udp or 8000-8010/tcp")
     return (f"{port}/{(match[3] or 'tcp').lower()}" for port in range(first, last + 1))
 
 

@@ -84,7 +84,7 @@ def refuse_artifact(manifest: Manifest) -> None:
     """Raise InvalidImage, saying what it is, for the manifest of an artifact."""
     kind = artifact_kind(manifest)
     if kind:
-        raise InvalidImage(f"this is {kind}, no image")
+        raise InvalidImage(f"this is {kind}, not an image")
 
 
 def artifact_kind(manifest: Manifest) -> str | None:

@@ -133,7 +133,7 @@ def unpacked_size(descriptor: Descriptor, limit: int) -> int:
     text = descriptor.annotations.get(SIZE_OF, "")
     if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= limit):
         raise InvalidImage(
-            f"{text!r} is no size of at most {limit} bytes", where=f"{SIZE_OF} of {descriptor.digest}"
+            f"{text!r} is not a size of at most {limit} bytes", where=f"{SIZE_OF} of {descriptor.digest}"
         )
     return int(text)
 

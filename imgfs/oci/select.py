@@ -59,7 +59,7 @@ def select_manifest(
         raise search.unavailable
     kind = index_kind(document)
     if kind and not search.platforms:
-        raise InvalidImage(f"this is {kind}, no image")
+        raise InvalidImage(f"this is {kind}, not an image")
     among = f" among the first {_LOOKS} documents that it names" if search.looks > _LOOKS else ""
     raise InvalidImage(f"no image for {wanted}{among}; {_offered(search.platforms)}")
 

@@ -34,7 +34,7 @@ def find_scratch(text: str, store_root: Path) -> Scratch:
         return Scratch(Path(text).absolute(), text)
     if not _NAME.fullmatch(text):
         raise UsageError(
-            f"{text!r} is no name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
+            f"{text!r} is not a name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
         )
     return Scratch(store_root / "scratch" / text, text)
 

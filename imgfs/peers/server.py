@@ -142,14 +142,16 @@ def _context(certificates: ServerCertificates) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     try:
         context.load_verify_locations(certificates.authority)
-    except OSError as error:  # ssl.SSLError is one
-        raise UsageError(f"{certificates.authority}: no authorities in PEM: {describe(error)}") from error
+    except ssl.SSLError as error:
+        raise UsageError(f"{certificates.authority}: not certificates in PEM") from error
+    except OSError as error:
+        raise UsageError(f"{certificates.authority}: cannot be read: {describe(error)}") from error
     try:
         context.load_cert_chain(certificates.certificate, certificates.key, password="none")
+    except ssl.SSLError as error:
+        raise UsageError(f"{certificates.certificate}: not a certificate and its key in PEM") from error
     except OSError as error:
-        raise UsageError(
-            f"{certificates.certificate}: no certificate and its key in PEM: {describe(error)}"
-        ) from error
+        raise UsageError(f"{certificates.certificate}: cannot be read: {describe(error)}") from error
     return context
 
 

@@ -215,6 +215,6 @@ def check_login(
         try:
             session.ask("GET", f"{endpoint.url}/", {})
         except NotFound as error:
-            text = f"{endpoint.host} is no registry: {error}"
+            text = f"{endpoint.host} is not a registry: {error}"
             raise RegistryError(text, status=error.status, url=error.url) from error
     return wanted

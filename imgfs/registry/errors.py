@@ -22,7 +22,7 @@ _SECRETS = re.compile(r"\b(Basic|Bearer)\s+\S+", re.IGNORECASE)  # a registry ma
 _PUSH_MEANINGS = {
     401: "the registry wants credentials that may push",
     403: "the registry does not allow it",
-    404: "there is no such repository, and the registry does not make one",
+    404: "no such repository, and the registry does not make one",
     405: "the registry is read-only, or only a pull-through cache",
     413: "it is larger than the registry, or a proxy before it, takes at once",
 }

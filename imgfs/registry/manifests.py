@@ -171,7 +171,7 @@ def existing_tags(session: HttpSession) -> str:
     try:
         return describe_tags(list_tags(session, _ENOUGH))
     except NotFound:
-        return "there is no such repository"
+        return "no such repository"
     except (RegistryError, InvalidImage):
         return "the registry does not list its tags"
 

@@ -65,7 +65,7 @@ class Referrers:
             self._change(subject, lambda body: with_referrer(body, entry))
         except InvalidImage as error:
             raise InvalidImage(
-                f"the tag {referrers_tag(subject)} is no list of referrers: {error}"
+                f"the tag {referrers_tag(subject)} is not a list of referrers: {error}"
             ) from error
 
     def remove(self, subject: Digest, digest: Digest) -> None:

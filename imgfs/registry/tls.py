@@ -77,7 +77,7 @@ def _check_authorities(path: Path) -> None:
     except ssl.SSLError as error:
         raise UsageError(f"{path}: not certificates in PEM") from error
     except OSError as error:
-        raise UsageError(f"{path}: the certificates cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _check_client(certificate: Path, key: Path | None) -> None:
@@ -87,9 +87,7 @@ def _check_client(certificate: Path, key: Path | None) -> None:
         files = f"{certificate} and {key}" if key else f"{certificate}"
         raise UsageError(f"{files}: not a client's certificate and its key, unencrypted, in PEM") from error
     except OSError as error:
-        raise UsageError(
-            f"{certificate}: the client's certificate cannot be read: {error.strerror}"
-        ) from error
+        raise UsageError(f"{certificate}: cannot be read: {error.strerror}") from error
 
 
 def _no_password() -> str:

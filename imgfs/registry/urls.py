@@ -185,7 +185,7 @@ def _name(host: str) -> str:
     host = host.removesuffix(".")
     labels = host.split(".")
     if len(host) > _LONGEST_NAME or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
-        raise UrlError("with a host that is no name")
+        raise UrlError("with a host that is not a name")
     if _NUMERIC.fullmatch(labels[-1]):
         return _ipv4(host)
     return host
@@ -196,7 +196,7 @@ def _ipv4(host: str) -> str:
     try:
         return str(ipaddress.IPv4Address(socket.inet_aton(host)))
     except OSError as error:
-        raise UrlError("with a host that is no number of one") from error
+        raise UrlError("with a host that is a number, and not that of an IPv4 address") from error
 
 
 def _without_dots(path: str) -> str:

@@ -137,7 +137,7 @@ def parse_file(path: str, document: object) -> CdiFile:
         one = device.fields("name annotations containerEdits")
         name = one.text("name")
         if not is_cdi_name(f"{kind}={name}"):
-            raise CdiFault(f"{one.where}name: {name!r} is no name for a device")
+            raise CdiFault(f"{one.where}name: {name!r} is not a name for a device")
         if name in devices:
             raise CdiFault(f"{one.where}name: {name!r} is there twice")
         devices[name] = _edits(one.place("containerEdits"))
@@ -159,7 +159,7 @@ class _Place:
             raise CdiFault(f"{self.where.rstrip('.') or 'the file'}: expected an object")
         others = [str(name) for name in self.value if name not in known.split()]
         if others:
-            raise CdiFault(f"{self.where}{others[0]}: there is no such field")
+            raise CdiFault(f"{self.where}{others[0]}: no such field")
         return self
 
     def place(self, name: str) -> _Place:

@@ -80,7 +80,7 @@ def find_profile(security: Security, places: tuple[str, ...] = PROFILES) -> Secc
             raise UsageError(f"{path}: {error.strerror}") from error
         return parse_profile(body, path, this_machine())
     if security.seccomp is not None:
-        raise UsageError(f"{security.seccomp}: there is no such seccomp profile (unconfined: none)")
+        raise UsageError(f"{security.seccomp}: no such seccomp profile (unconfined: none)")
     return built_in(this_machine())
 
 
@@ -109,7 +109,7 @@ def find_edits(security: Security) -> ContainerEdits:
     needed += [one.path for one in edits.hooks if one.when != "startContainer"]  # that one is the image's
     for path in needed:
         if not os.path.exists(path):
-            raise Refused(f"setting up CDI devices: {path}: there is no such file", NOT_FOUND)
+            raise Refused(f"setting up CDI devices: {path}: no such file", NOT_FOUND)
     return edits
 
 
@@ -137,7 +137,7 @@ def _named_device(node: DeviceNode, *, is_root: bool) -> Device:
             raise Refused(f"{where}: {error.strerror}", NOT_FOUND) from error
         there = _kind(found.st_mode)
         if not there or kind not in ("", there):
-            raise Refused(f"{where}: this is no device file" + (f" of type {kind}" if kind else ""))
+            raise Refused(f"{where}: not a device file" + (f" of type {kind}" if kind else ""))
         numbers = numbers if node.major else (os.major(found.st_rdev), os.minor(found.st_rdev))
         kind = there
     mode = _ANY_USER if node.mode is None else node.mode
@@ -156,7 +156,7 @@ def _device(wish: DeviceRequest) -> Device:
         raise UsageError(f"--device {wish.source}: {error.strerror}") from error
     kind = _kind(found.st_mode)
     if kind not in ("c", "b"):
-        raise UsageError(f"--device {wish.source}: this is no device file")
+        raise UsageError(f"--device {wish.source}: not a device file")
     numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
     owner = found.st_uid, found.st_gid
     return Device(wish.source, wish.target, kind, *numbers, found.st_mode, *owner, wish.access)

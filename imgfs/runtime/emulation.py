@@ -72,7 +72,7 @@ def emulators_to_show(image: Platform, machine: Platform, handlers: Path = HANDL
         if not _is_static(path):
             raise Refused(
                 f"the image is for {image}, and {path}, which binfmt_misc has for that without the flag F, "
-                "is no static program of this machine (apt install qemu-user-static)"
+                "is not a static program of this machine (apt install qemu-user-static)"
             )
     return tuple(found)
 

@@ -172,7 +172,7 @@ def _read(top: int, path: str) -> bytes:
         raise UsageError(f"/{path} of the container: {error.strerror}") from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"/{path} of the container is no file")
+            raise UsageError(f"/{path} of the container is not a file")
         with open(fd, "rb", closefd=False) as file:
             return file.read(_LARGEST)
     finally:

@@ -52,6 +52,6 @@ def _parse(text: str) -> Iterator[tuple[int, str]]:
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
     if not match or not 1 <= first <= last <= LAST_PORT:
-        raise Refused(f"the image exposes {text!r}: that is no port of TCP or UDP (publish others with -p)")
+        raise Refused(f"the image exposes {text!r}: not a port of TCP or UDP (publish others with -p)")
     for port in range(first, last + 1):
         yield port, (match[3] or "tcp").lower()

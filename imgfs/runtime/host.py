@@ -66,7 +66,7 @@ def find_runtime(wanted: str | None) -> RuntimeCommand:
         if path:
             return RuntimeCommand(path)
     if wanted:
-        raise MountError(f"{wanted}: there is no such runtime")
+        raise MountError(f"{wanted}: no such runtime")
     raise MountError("there is no OCI runtime (Debian: apt install crun)")
 
 

@@ -106,7 +106,7 @@ def _check_kernels_workdir(path: str, first: str, rest: str) -> None:
     if first == "dev" and name in _LINKS_TO_PROC:
         raise Refused(f"{where}: it is a process's, in /proc/self/fd")
     if first == "dev" and rest in _DEVICES:
-        raise Refused(f"{where}: it is no directory")
+        raise Refused(f"{where}: not a directory")
     if first in ("proc", "sys") and rest and not os.path.isdir(f"/{first}/{rest}"):
         raise Refused(
             f"{where}: none can be made in /{first}", NOT_FOUND if first == "proc" else NOT_EXECUTABLE
@@ -151,7 +151,7 @@ def _check_below(directory: Path, rest: str, target: str) -> None:
         if not os.path.lexists(directory) or directory.is_symlink():
             return
         if not directory.is_dir():
-            raise Refused(f"the mount at {target}: it is no directory")
+            raise Refused(f"the mount at {target}: not a directory")
 
 
 def _make(rootfs: Rootfs, place: str, target: str, *, is_file: bool) -> None:
@@ -178,7 +178,7 @@ def _resolve(rootfs: Rootfs, path: str, covered: Sequence[str], what: str) -> st
 
 def _reason(error: OSError) -> str:
     is_no_directory = error.errno in (errno.EEXIST, errno.ENOTDIR)
-    return "it is no directory" if is_no_directory else error.strerror or str(error)
+    return "not a directory" if is_no_directory else error.strerror or str(error)
 
 
 def _is_kernels(one: RuntimeMount) -> bool:

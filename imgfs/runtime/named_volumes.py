@@ -117,7 +117,7 @@ class NamedVolume:
 def check_volume_name(name: str) -> None:
     """Raise UsageError unless a volume can be called so."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for a volume (letters, digits, '_', '.', '-'; at most 128)")
+        raise UsageError(f"{name!r} is not a name for a volume (letters, digits, '_', '.', '-'; at most 128)")
 
 
 def find_volume(store_root: Path, name: str) -> NamedVolume:

@@ -143,7 +143,9 @@ class ContainerRequest:
 def check_name(name: str) -> None:
     """Raise UsageError unless a container can be called so."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for a container (letters, digits, '_', '.', '-'; at most 63)")
+        raise UsageError(
+            f"{name!r} is not a name for a container (letters, digits, '_', '.', '-'; at most 63)"
+        )
 
 
 def arguments(defaults: ImageDefaults, request: ContainerRequest) -> list[str]:

@@ -210,7 +210,7 @@ def _condition(one: Mapping[str, object], name: str, where: str) -> _Condition:
     kernel = text_in(fields, "minKernel", where, default="")
     match = _KERNEL.match(kernel)
     if kernel and not match:
-        raise InvalidImage(f"{kernel[:40]!r} is no kernel's version", where=f"{where}.minKernel")
+        raise InvalidImage(f"{kernel[:40]!r} is not a kernel version", where=f"{where}.minKernel")
     version = (int(match[1]), int(match[2])) if match else None
     return _Condition(frozenset(texts_in(fields, "caps", where)), texts_in(fields, "arches", where), version)
 
@@ -247,7 +247,7 @@ def _errno(fields: Mapping[str, object], name: str, number: str, where: str) -> 
         return _number(fields, number, where, _MOST_ERRNO)
     found = getattr(errno, text, None) if text.startswith("E") else None
     if not isinstance(found, int):
-        raise InvalidImage(f"{text[:40]!r} is no error's name", where=f"{where}.{name}")
+        raise InvalidImage(f"{text[:40]!r} is not the name of an error", where=f"{where}.{name}")
     return found
 
 

@@ -138,7 +138,7 @@ def capability(text: str) -> str:
         return ALL
     name = name if name.startswith("CAP_") else f"CAP_{name}"
     if name not in EVERY_CAPABILITY:
-        raise UsageError(f"{text!r} is no capability, like NET_ADMIN or ALL")
+        raise UsageError(f"{text!r} is not a capability, like NET_ADMIN or ALL")
     return name
 
 

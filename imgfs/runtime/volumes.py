@@ -32,7 +32,7 @@ def fill(volume: Path, image: Path) -> None:
         with _opened(image, None) as source, _opened(volume, None) as sink:
             _Copying(sink).directory(source, sink, ())
     except OSError as error:
-        raise StoreError(f"{volume}: cannot fill a volume: {error.strerror}") from error
+        raise StoreError(f"{volume}: cannot be filled: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class ImageName:
         """Read a name, without filling in a tag; raises UsageError."""
         reference = parse_reference(f"docker://{text}")
         if not isinstance(reference, RegistryReference) or not _is_plain(reference.registry):
-            raise UsageError(f"{text!r} is no name of an image")
+            raise UsageError(f"{text!r} is not a name of an image")
         named = text.partition("@")[0]
         has_tag = ":" in named.rpartition("/")[2]
         digest = str(reference.digest) if reference.digest else ""

@@ -93,7 +93,7 @@ def read_small(path: Path) -> bytes:
         with path.open("rb") as file:
             body = file.read(_LARGEST + 1)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {describe(error)}") from error
+        raise UsageError(f"{path}: cannot be read: {describe(error)}") from error
     if len(body) > _LARGEST:
         raise UsageError(f"{path}: larger than {_LARGEST} bytes")
     return body

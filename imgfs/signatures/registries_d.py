@@ -63,7 +63,7 @@ def load_signature_config(directories: Sequence[Path]) -> SignatureConfig:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise UsageError(f"{directory}: {describe(error)}") from error
+            raise UsageError(f"{directory}: cannot be read: {describe(error)}") from error
         if len(paths) > _MOST_FILES:
             raise UsageError(f"{directory}: more than {_MOST_FILES} files")
         return _merged([parse_sections(read_small(path), path) for path in paths])

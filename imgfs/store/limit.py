@@ -109,7 +109,9 @@ class StoreLimit:
         if percent := _percent(text):
             return self._disk().capacity * percent // 100
         if not (text.isascii() and text.isdecimal()):
-            raise StoreError(f"{self._path}: {text!r} is no number of bytes; set it with imgfs store limit")
+            raise StoreError(
+                f"{self._path}: {text!r} is not a number of bytes; set it with imgfs store limit"
+            )
         return int(text)
 
     def _disk(self) -> DiskUse:

@@ -43,7 +43,7 @@ class Resolution(NamedTuple):
 def check_profile_name(name: str) -> None:
     """Raise UsageError if no access profile can have that name."""
     if not _PROFILE_NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for a profile: letters, digits, '_', '.' and '-'")
+        raise UsageError(f"{name!r} is not a name for a profile: letters, digits, '_', '.' and '-'")
 
 
 def _not_writable(root: Path) -> str:

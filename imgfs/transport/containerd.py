@@ -166,7 +166,7 @@ class ContainerdSource(FilesSource):
 
     def __init__(self, reference: EngineReference, address: Path, namespace: str) -> None:
         if not _is_namespace(namespace):
-            raise UsageError(f"$CONTAINERD_NAMESPACE: {namespace!r} is no namespace of containerd")
+            raise UsageError(f"$CONTAINERD_NAMESPACE: {namespace!r} is not a namespace of containerd")
         self._reference = reference
         self._namespace = namespace
         self._api = ContainerdApi(address)

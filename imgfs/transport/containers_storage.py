@@ -214,7 +214,7 @@ class StorageSource(FilesSource):
 
 def _identity(text: object, where: str) -> str:
     if not isinstance(text, str) or not _ID.fullmatch(text):
-        raise InvalidImage(f"{text!r:.80} is no id", where=where)
+        raise InvalidImage(f"{text!r:.80} is not an id", where=where)
     return text
 
 

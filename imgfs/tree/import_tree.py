@@ -50,7 +50,7 @@ _FAULTS = {
     "(SELECT count(*) FROM dirent) - (SELECT coalesce(sum(names - 1), 0) FROM named) + 1",
     "a directory of several names": "SELECT EXISTS (SELECT 1 FROM named JOIN node USING (ino) "
     f"WHERE mode >> 12 = {_DIRECTORY})",
-    "names in what is no directory": "SELECT EXISTS (SELECT 1 FROM parent LEFT JOIN node USING (ino) "
+    "names in what is not a directory": "SELECT EXISTS (SELECT 1 FROM parent LEFT JOIN node USING (ino) "
     f"WHERE coalesce(mode >> 12, 0) <> {_DIRECTORY})",
 }
 _DISORDER = (

@@ -115,9 +115,9 @@ def test_an_image_is_run_built_upon_and_removed(rig: Rig, tmp_path: Path) -> Non
     assert rig.podman("umount", made, root="other").code == 0
     other = "--podman-root", f"{rig.place}/other"
     assert f"images in {rig.place}/other stand upon it" in rig.store("rm", *other, rig.image).complaint()
-    assert "is no store of podman's" in rig.store("rm", "--podman-root", str(tmp_path), rig.image).complaint(
-        2
-    )
+    assert "is not a store of podman's" in rig.store(
+        "rm", "--podman-root", str(tmp_path), rig.image
+    ).complaint(2)
     assert rig.podman("rm", made, root="other").code == 0
     assert rig.store("add", rig.image).text == f"{rig.image}\n"  # it is there already
     (listed,) = json.loads(rig.store("ls", "--json").text)
@@ -166,7 +166,7 @@ def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None
     assert podman_images({}, 0) == Path("/var/lib/imgfs/podman")
     (tmp_path / "overlay-images").mkdir()
     (tmp_path / "overlay-images" / "images.json").write_text("[")
-    assert "is no list of podman's" in imgfs.run("podman", "ls", "--root", tmp_path).complaint()
+    assert "not a list of podman's" in imgfs.run("podman", "ls", "--root", tmp_path).complaint()
 
 
 def test_the_stores_of_engines_are_those_that_their_files_name(tmp_path: Path) -> None:

@@ -92,12 +92,12 @@ def test_the_exit_code_is_the_commands_or_says_why_there_is_none(
 @pytest.mark.parametrize(
     ("options", "command", "said"),
     [
-        (["--runtime", "/nowhere/runc"], ["true"], "/nowhere/runc: there is no such runtime"),
-        (["--name", "a/b"], ["true"], "'a/b' is no name for a container"),
+        (["--runtime", "/nowhere/runc"], ["true"], "/nowhere/runc: no such runtime"),
+        (["--name", "a/b"], ["true"], "'a/b' is not a name for a container"),
         (["--entrypoint", ""], [], "the image names no command"),
-        (["-v", "/nowhere/at/all:/x"], ["true"], "/nowhere/at/all: there is no such file or directory"),
+        (["-v", "/nowhere/at/all:/x"], ["true"], "/nowhere/at/all: no such file or directory"),
         (["--env-file", "/nowhere/env"], ["true"], "/nowhere/env: No such file or directory"),
-        (["-e", "=x"], ["true"], "'=x' is no variable"),
+        (["-e", "=x"], ["true"], "'=x' is not a variable"),
         (["-t"], ["true"], "-t: standard input is not a terminal"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_imgfs_cannot_do_is_one_line_and_125(
     [
         (["-u", "nobody"], "user 'nobody' is not in the image's /etc/passwd"),
         (["-u", "web:nogroup"], "group 'nogroup' is not in the image's /etc/group"),
-        (["-w", "/etc/passwd"], "the working directory /etc/passwd of the image: it is no directory"),
+        (["-w", "/etc/passwd"], "the working directory /etc/passwd of the image: not a directory"),
     ],
 )
 def test_what_the_image_lacks_is_one_line_and_126_as_podman_has_it(

@@ -445,7 +445,7 @@ def test_stop_signals_have_names_and_numbers(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 64, "a b", "é"])
 def test_what_is_no_name_for_a_container_is_refused(name: str) -> None:
-    with pytest.raises(ImgfsError, match="is no name for a container"):
+    with pytest.raises(ImgfsError, match="is not a name for a container"):
         check_name(name)
 
 

@@ -118,8 +118,11 @@ def test_arguments_are_handed_on_without_what_says_nothing() -> None:
         (b"[]", "p: no seccomp profile: expected an object"),
         (b"{}", "p: no seccomp profile.defaultAction: expected a string"),
         (profile(defaultAction="NO"), "p: no seccomp profile.defaultAction: 'NO' is not known here"),
-        (profile(defaultErrno="ENO"), "p: no seccomp profile.defaultErrno: 'ENO' is no error's name"),
-        (profile(defaultErrno="errorcode"), "'errorcode' is no error's name"),
+        (
+            profile(defaultErrno="ENO"),
+            "p: no seccomp profile.defaultErrno: 'ENO' is not the name of an error",
+        ),
+        (profile(defaultErrno="errorcode"), "'errorcode' is not the name of an error"),
         (profile(defaultErrnoRet=5000), "profile.defaultErrnoRet: expected a number from 0 to 4095"),
         (profile(architectures=["A"], archMap=MAP), "either architectures or archMap, not both"),
         (profile(archMap=["x"]), "profile.archMap[0]: expected an object"),
@@ -134,7 +137,7 @@ def test_arguments_are_handed_on_without_what_says_nothing() -> None:
         ),
         (
             profile(allow("a", includes={"minKernel": "new"})),
-            "includes.minKernel: 'new' is no kernel's version",
+            "includes.minKernel: 'new' is not a kernel version",
         ),
         (profile(allow("a", includes={"caps": "X"})), "syscalls[0].includes.caps: expected an array"),
         (b'{"defaultAction":' + b"[" * 100_000, "p: no seccomp profile: not JSON"),
@@ -222,7 +225,7 @@ def names(found: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/nowhere/p.json", "there is no such seccomp profile"), ("/", "/: Is a directory")],
+    [("/nowhere/p.json", "no such seccomp profile"), ("/", "/: Is a directory")],
 )
 def test_a_named_profile_that_cannot_be_read_is_one_line(path: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -215,8 +215,8 @@ def test_a_record_counts_its_own_length() -> None:
         (link(b"h", b"", Kind.HARDLINK), "h: a link without a target"),
         (file(b"f", target=b"t"), "f: a target but no link"),
         (file(b"f", uid=1 << 32), "f: owner 4294967296 is out of range"),
-        (file(b"f", xattrs={b"": b"x"}), "f: b'' is no name for an extended attribute"),
-        (file(b"f", xattrs={b"a\0": b"x"}), "f: b'a\\x00' is no name for an extended attribute"),
+        (file(b"f", xattrs={b"": b"x"}), "f: b'' is not a name for an extended attribute"),
+        (file(b"f", xattrs={b"a\0": b"x"}), "f: b'a\\x00' is not a name for an extended attribute"),
         (
             file(b"f", xattrs={b"a": bytes(1 << 20)}),
             "f: its names and attributes have more than 1048576 bytes",

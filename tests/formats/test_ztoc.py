@@ -448,7 +448,7 @@ def test_a_ztoc_of_another_blob_is_refused() -> None:
         (b"sha256:", b"sha999:", "digest algorithm 'sha999' is not supported"),
         (b"\3\0\0\0reg\0", b"\3\0\0\0rag\0", "zTOC entry 0: type b'rag' is not known"),
         (b"1970-01-01T00:00:00Z", b"1970-13-01T00:00:00Z", "zTOC entry 0: b'1970-13-01' is not a date"),
-        (b"\1\0\0\0a\0", b"\1\0\0\0\0\0", "is no path"),
+        (b"\1\0\0\0a\0", b"\1\0\0\0\0\0", "is not a path"),
     ],
 )
 def test_a_text_that_says_something_else_is_refused(
@@ -491,11 +491,11 @@ def test_a_span_that_would_be_a_bomb_is_refused(pieces: Pieces) -> None:
         (len(TAR), {"size": 1, "extents": (Extent(0, 1, len(TAR)),)}, "are not inside of"),
         (-1, {"size": 0, "extents": ()}, "0 bytes at -1"),
         (514, {"size": 1, "extents": (Extent(0, 1, 514),)}, "overlaps the file before it, at 514"),
-        (600, {"path": b"", "size": 0, "extents": ()}, "is no path"),
-        (600, {"path": b"a\0b", "size": 0, "extents": ()}, "is no path"),
+        (600, {"path": b"", "size": 0, "extents": ()}, "is not a path"),
+        (600, {"path": b"a\0b", "size": 0, "extents": ()}, "is not a path"),
         (600, {"kind": Kind.CHARACTER, "size": 0, "extents": (), "device": (-1, 0)}, "device number -1:0"),
         (600, {"kind": Kind.BLOCK, "size": 0, "extents": (), "device": (0, 1 << 32)}, "is out of range"),
-        (600, {"xattrs": {b"": b""}, "size": 0, "extents": ()}, "no name for an extended attribute"),
+        (600, {"xattrs": {b"": b""}, "size": 0, "extents": ()}, "not a name for an extended attribute"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused(

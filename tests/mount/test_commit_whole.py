@@ -154,7 +154,7 @@ def untouchable() -> Iterator[Member]:
 @pytest.mark.parametrize(
     ("base", "more", "error", "said"),
     [
-        (based(), {"changes": [parse_change("EXPOSE $PORT")]}, UsageError, "'' is no port"),
+        (based(), {"changes": [parse_change("EXPOSE $PORT")]}, UsageError, "'' is not a port"),
         (based(), {"record": Record(RECORD.created, message="caf\udce9")}, UsageError, "not UTF-8"),
         (BaseImage(b"{}", based().config), {}, InvalidImage, "neither an image manifest"),
         (BaseImage(b'{"manifests": []}', based().config), {}, InvalidImage, "an index"),

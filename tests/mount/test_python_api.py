@@ -210,7 +210,7 @@ def test_errors_are_imgfs_own(tmp_path: Path) -> None:
         imgfs.open(f"{server.host}/nowhere", store=tmp_path / "store")
     with pytest.raises(UsageError, match="not an OCI image layout"):
         imgfs.open(f"oci:{tmp_path}/nowhere", store=tmp_path / "store")
-    with pytest.raises(UsageError, match="is no number of seconds"):
+    with pytest.raises(UsageError, match="is not a number of seconds"):
         imgfs.open("debian:12", read_timeout=-1)
     with pytest.raises(UsageError, match="--index: invalid choice: 'never'"):
         imgfs.open("debian:12", index="never")  # type: ignore[arg-type]

@@ -178,7 +178,9 @@ def test_a_scratch_belongs_to_its_image(imgfs: Imgfs, image: str) -> None:
 def test_a_bad_name_is_exit_code_2(imgfs: Imgfs, image: str) -> None:
     for name in ("", "..", ".mount-1", "-x", "a\nb", "ü", "x" * 129):
         said = imgfs.run("mount", f"--scratch={name}", image, imgfs.mountpoint()).complaint(2)
-        assert said == f"{name!r} is no name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
+        assert (
+            said == f"{name!r} is not a name for a scratch (letters, digits, '_', '.', '-'), nor a directory"
+        )
     assert imgfs.run("scratch", "rm", name).complaint(2) == said
 
 
@@ -226,7 +228,7 @@ def test_rm_removes_and_reset_empties(imgfs: Imgfs, image: str) -> None:
     assert scratches(imgfs) == []
     for words in (["scratch", "rm"], ["scratch", "reset"]):
         said = imgfs.run(*words, "work").complaint(2)
-        assert said == "work: there is no such scratch (see: imgfs scratch ls)"
+        assert said == "work: no such scratch (see: imgfs scratch ls)"
     assert imgfs.run("diff", "work").complaint(2) == "work: no mount and no scratch (see: imgfs scratch ls)"
     said = imgfs.run("commit", "work", f"{image}2").complaint(2)
     assert said == "work: no mount and no scratch (see: imgfs scratch ls)"

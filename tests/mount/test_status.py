@@ -268,7 +268,7 @@ def test_a_status_of_any_number_of_layers_fits_into_an_attribute() -> None:
     ],
 )
 def test_what_is_no_status_is_said_within_bounds(body: bytes) -> None:
-    with pytest.raises(MountError, match="what its daemon answers is no status"):
+    with pytest.raises(MountError, match="what its daemon answers is not a status"):
         decode_status(body)
 
 
@@ -416,7 +416,7 @@ def test_watching_on_a_terminal_draws_in_place_until_the_mount_is_gone(imgfs: Im
 def test_a_time_that_is_none_is_exit_code_2(imgfs: Imgfs, word: str) -> None:
     ran = imgfs.run("status", f"--watch={word}", "/mnt")
     assert ran.code == 2
-    assert f"argument --watch: {word!r} is no number of seconds" in ran.err
+    assert f"argument --watch: {word!r} is not a number of seconds" in ran.err
 
 
 @pytest.mark.parametrize("words", [[], ["--watch"], ["--watch", "5"], ["--json"]], ids=" ".join)

@@ -51,7 +51,7 @@ def test_the_limit_is_shown_set_and_removed(imgfs: Imgfs, image: str) -> None:
     assert imgfs.ok("store", "limit", "97%").startswith("limit 97% of the disk, 3 MB taken by layers, ")
     assert json.loads(imgfs.ok("store", "limit", "--json"))["disk_percent"] == 97
     for share in ("0%", "100%", "x%"):
-        assert "is no share of the disk" in imgfs.run("store", "limit", share).err
+        assert "is not a share of the disk" in imgfs.run("store", "limit", share).err
     assert imgfs.ok("store", "limit", "none").startswith("limit none, ")
     assert Store(imgfs.store).limit.read() is None
 

@@ -50,7 +50,7 @@ def test_what_is_no_layer_is_exit_code_2(imgfs: Imgfs, image: str) -> None:
         assert said == f"there is no layer {name}: the image has 3 (see: imgfs inspect)"
     for name in ("-1", "", "sha256:", "0" * 64, LAYERS[0].diff_id[7:18], "1.0", "²"):
         said = imgfs.run("mount", f"--upto-layer={name}", image, at).complaint(2)
-        assert said == f"{name!r} is no layer of the image: say its number or digest (see: imgfs inspect)"
+        assert said == f"{name!r} is not a layer of the image: say its number or digest (see: imgfs inspect)"
 
 
 def test_layers_above_are_not_fetched(imgfs: Imgfs) -> None:

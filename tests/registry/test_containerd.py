@@ -118,7 +118,7 @@ def test_what_cannot_be_asked_is_one_line(imgfs: Imgfs, tmp_path: Path) -> None:
     where = tmp_path / "none"
     assert said == f"{where}: no such socket: is containerd running? $CONTAINERD_ADDRESS names another socket"
     imgfs.environment["CONTAINERD_NAMESPACE"] = "a/b"
-    assert "is no namespace of containerd" in imgfs.run("ls", "containerd:app").complaint(2)
+    assert "is not a namespace of containerd" in imgfs.run("ls", "containerd:app").complaint(2)
 
 
 def test_who_may_not_ask_is_told(nobody: Imgfs, engine: Containerd) -> None:

@@ -145,7 +145,7 @@ def test_where_there_is_no_registry_nothing_is_kept(
     imgfs: Imgfs, server: FaultServer, auth_file: Path
 ) -> None:
     server.inject(Fault(status=404, body=b"not here"), on="/v2/")
-    assert f"{server.host} is no registry" in login(imgfs, server.host).complaint()
+    assert f"{server.host} is not a registry" in login(imgfs, server.host).complaint()
     with FaultServer() as other:
         gone = other.host
     assert "refused" in login(imgfs, "--read-timeout", "1", gone).complaint()

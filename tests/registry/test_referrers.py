@@ -464,7 +464,7 @@ def test_a_weak_tag_is_no_condition(server: FaultServer) -> None:
 
 def test_a_tag_of_something_else_is_left_alone(server: FaultServer) -> None:
     server.add_manifest("ns/app", TAG, IMAGE)
-    with pytest.raises(InvalidImage, match=f"{TAG} is no list of referrers"):
+    with pytest.raises(InvalidImage, match=f"{TAG} is not a list of referrers"):
         put(server)
     assert server.manifests["ns/app", TAG] == (OCI_MANIFEST, IMAGE)
 

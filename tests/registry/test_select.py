@@ -281,7 +281,7 @@ def test_an_image_with_the_type_of_its_config_for_an_artifact_type_is_one(world:
 
 def test_an_index_that_calls_itself_an_artifact_is_named(world: World) -> None:
     document = {"schemaVersion": 2, "manifests": [], "artifactType": "application/vnd.docker.ai.model"}
-    with pytest.raises(InvalidImage, match=r"this is a model \(artifactType .*\), no image"):
+    with pytest.raises(InvalidImage, match=r"this is a model \(artifactType .*\), not an image"):
         world.select(world.add(document, OCI_INDEX))
     with pytest.raises(InvalidImage, match="offers no image"):
         world.select(world.add(document | {"artifactType": OCI_CONFIG}, OCI_INDEX))
@@ -320,7 +320,9 @@ def test_commands_find_the_image_of_an_index_that_names_no_platforms(
 def test_commands_say_what_an_artifact_is(imgfs: Imgfs, server: FaultServer, world: World) -> None:
     tag = f"sha256-{'a' * 64}.sig"
     image = push(server, world, tag, world.artifact(COSIGN))
-    assert f"this is a signature (layers of type {COSIGN}), no image" in imgfs.run("ls", image).complaint()
+    assert (
+        f"this is a signature (layers of type {COSIGN}), not an image" in imgfs.run("ls", image).complaint()
+    )
     push(server, world, "v1", world.image("amd", AMD64))
     missing = imgfs.run("ls", f"{server.host}/ns/app:v2").complaint()
     assert missing.endswith("there are: v1")

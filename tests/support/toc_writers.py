@@ -152,7 +152,7 @@ def _layer_in(read: Callable[[str], bytes]) -> Made:
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
-    assert file, f"{name} is no file"
+    assert file, f"{name} is not a file"
     return file.read()
 
 

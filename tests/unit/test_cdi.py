@@ -82,10 +82,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "version as a number": ({"cdiVersion": 0.5}, "cdiVersion: expected text"),
     "a later version": ({"cdiVersion": "2.0.0"}, "cdiVersion: a version"),
     "kind": ({"kind": "acme"}, "kind: 'acme' is not vendor.com/class"),
-    "unknown field": ({"extra": 1}, "extra: there is no such field"),
+    "unknown field": ({"extra": 1}, "extra: no such field"),
     "no list": ({"devices": {}}, "devices: expected a list"),
     "no object": ({"devices": ["x"]}, "devices[0]: expected an object"),
-    "name": ({"devices": [{"name": "a b"}]}, "devices[0].name: 'a b' is no name"),
+    "name": ({"devices": [{"name": "a b"}]}, "devices[0].name: 'a b' is not a name"),
     "name with a NUL": ({"devices": [{"name": "a\0"}]}, "devices[0].name: expected text"),
     "twice": ({"devices": [{"name": "a"}, {"name": "a"}]}, "devices[1].name: 'a' is there twice"),
     "env": ({"containerEdits": {"env": ["X"]}}, "containerEdits.env: a variable is"),
@@ -194,9 +194,9 @@ def test_what_a_node_does_not_say_is_as_on_this_machine() -> None:
     with pytest.raises(Refused, match="/nowhere: No such file") as caught:
         find_devices(Security(), [explicit], is_root=False)  # it is shown, not made
     assert caught.value.code == 127
-    with pytest.raises(Refused, match="no device file of type b"):
+    with pytest.raises(Refused, match="not a device file of type b"):
         find_devices(Security(), [null._replace(kind="b")], is_root=True)
-    with pytest.raises(Refused, match=r"no device file$"):
+    with pytest.raises(Refused, match=r"not a device file$"):
         find_devices(Security(), [null._replace(host_path="/etc/passwd")], is_root=True)
 
 

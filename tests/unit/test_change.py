@@ -133,32 +133,32 @@ def test_what_an_instruction_sets(text: str, config: dict[str, Any]) -> None:
         ("ENV A='open", "a quote is not closed"),
         ('LABEL "a=b', "a quote is not closed"),
         ("LABEL a=b\\", "a quote is not closed, or a backslash ends the line"),
-        ("EXPOSE http", "'http' is no port"),
-        ("EXPOSE 0", "'0' is no port"),
-        ("EXPOSE 65536", "'65536' is no port"),
-        ("EXPOSE 9-8", "'9-8' is no port"),
-        ("EXPOSE 80/ip", "'80/ip' is no port"),
+        ("EXPOSE http", "'http' is not a port"),
+        ("EXPOSE 0", "'0' is not a port"),
+        ("EXPOSE 65536", "'65536' is not a port"),
+        ("EXPOSE 9-8", "'9-8' is not a port"),
+        ("EXPOSE 80/ip", "'80/ip' is not a port"),
         ("USER a b", "takes one word, not 'a b'"),
         ('USER ""', "takes one word, not ''"),
         ('VOLUME ["", "/a"]', "a volume needs a path"),
         ("VOLUME []", "a volume needs a path"),
-        ("STOPSIGNAL SIGNOTHING", "'SIGNOTHING' is no signal"),
-        ("STOPSIGNAL 65", "'65' is no signal"),
-        ("STOPSIGNAL TERM+1", "'TERM+1' is no signal"),
+        ("STOPSIGNAL SIGNOTHING", "'SIGNOTHING' is not a signal"),
+        ("STOPSIGNAL 65", "'65' is not a signal"),
+        ("STOPSIGNAL TERM+1", "'TERM+1' is not a signal"),
         ("ONBUILD ONBUILD RUN x", "ONBUILD is not allowed as an ONBUILD trigger"),
         ("ONBUILD from x", "FROM is not allowed"),
         ("HEALTHCHECK NONE at all", "HEALTHCHECK takes NONE, or"),
         ("HEALTHCHECK curl", "HEALTHCHECK takes NONE, or"),
         ("HEALTHCHECK CMD", "HEALTHCHECK takes NONE, or"),
-        ("HEALTHCHECK --interval=1 CMD x", "'1' is no time"),
-        ("HEALTHCHECK --interval= CMD x", "'' is no time"),
+        ("HEALTHCHECK --interval=1 CMD x", "'1' is not a time"),
+        ("HEALTHCHECK --interval= CMD x", "'' is not a time"),
         ("HEALTHCHECK --timeout=1us CMD x", "less than a millisecond"),
         ("HEALTHCHECK --timeout=9999999h CMD x", "too long"),
         ("HEALTHCHECK --retries=x CMD x", "--retries=x is none of --retries=N"),
         ("HEALTHCHECK --colour=x CMD x", "--colour=x is none of"),
         ("LABEL a=${b", "a variable is $NAME, ${NAME}"),
         ("LABEL a=${b:?c}", "a variable is $NAME, ${NAME}"),
-        ("EXPOSE $PORT", "'' is no port"),
+        ("EXPOSE $PORT", "'' is not a port"),
     ],
 )  # fmt: skip
 def test_what_is_no_instruction_is_refused_in_words(text: str, reason: str) -> None:
@@ -170,7 +170,7 @@ def test_what_is_no_instruction_is_refused_in_words(text: str, reason: str) -> N
 def test_only_what_hangs_on_the_image_is_judged_with_it() -> None:
     change = parse_change("EXPOSE $PORT")
     assert apply_changes({"Env": ["PORT=80"]}, [change])["ExposedPorts"] == {"80/tcp": {}}
-    assert "no port" in complaint("EXPOSE $PORT", {"Env": ["PORT=x"]})
+    assert "not a port" in complaint("EXPOSE $PORT", {"Env": ["PORT=x"]})
 
 
 def test_a_variable_is_replaced_where_a_dockerfile_replaces_it() -> None:

@@ -351,8 +351,8 @@ def test_every_option_and_argument_says_what_it_is_for() -> None:
         ("mount -o noexecc debian /mnt", "-o noexecc: FUSE has no such option; did you mean noexec?"),
         ("mount -o max_red=4 debian /mnt", "-o max_red=4: FUSE has no such option; did you mean max_read?"),
         ("mount -o dev,zzz debian /mnt", "-o zzz: FUSE has no such option\n"),
-        ("mount --record ../x debian /mnt", "'../x' is no name for a profile"),
-        ("mount --replay ../x debian /mnt", "'../x' is no name for a profile"),
+        ("mount --record ../x debian /mnt", "'../x' is not a name for a profile"),
+        ("mount --replay ../x debian /mnt", "'../x' is not a name for a profile"),
         ("mount --fill --offline debian /mnt", "--fill fetches everything, --offline nothing"),
     ],
 )

@@ -178,7 +178,7 @@ def test_what_excludes_an_option_of_the_file_is_typed_all_the_same(files: Files)
     [
         ("[all]\n\nplatfrom = 'linux'", "3: all.platfrom: no command has such an option; did you "),
         ("[mount]\nrw = true\ndrvier = 'fuse'", "3: mount.drvier: imgfs mount has no such option; did "),
-        ("[mont]\nrw = true", "1: mont: there is no such command; did you mean mount?"),
+        ("[mont]\nrw = true", "1: mont: no such command; did you mean mount?"),
         ("platform = 'linux'", "1: platform: stands in no table: [all], that of a command, or "),
         ("\nmount = 3", "2: mount: expected a table"),
         ("[mount]\nrw = 'yes'", "2: mount.rw: expected true or false"),
@@ -187,7 +187,7 @@ def test_what_excludes_an_option_of_the_file_is_typed_all_the_same(files: Files)
         ("[mount]\nplatform = ['a']", "2: mount.platform: expected a string"),
         ("[mount]\no = [\n  'noexec',\n  3,\n]", "2: mount.o: expected a string, or an array of them"),
         ("[mount]\ndriver = 'kernl'", "2: mount.driver: invalid choice: 'kernl'; did you mean kernel?"),
-        ("[all]\nread-timeout = 400", "2: all.read-timeout: '400' is no number of seconds up to 60"),
+        ("[all]\nread-timeout = 400", "2: all.read-timeout: '400' is not a number of seconds up to 60"),
         ("[mount]\nlimit-rate = {a = 1}", "2: mount.limit-rate: expected a number or a string"),
         ("[all]\ntls-ca = 'ca.pem'", "2: all.tls-ca: expected a path that begins with / or ~"),
         ("[mount.prune]\nrw = true", "1: mount.prune: imgfs mount has no such option"),

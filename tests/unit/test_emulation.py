@@ -116,7 +116,7 @@ def test_an_emulator_without_the_flag_f_is_shown_if_it_is_static(tmp_path: Path)
         "/nowhere",
         "/etc/passwd",
     ):
-        with pytest.raises(Refused, match=r"without the flag F, is no static program"):
+        with pytest.raises(Refused, match=r"without the flag F, is not a static program"):
             shown(unfit, "OC")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 
 from imgfs.errors import StoreError, describe
-from tests.support.mounted import check_words
+from tests.support.mounted import CHECKOUT, check_words
 
 ERRORS = (
     "imgfs: /x: not a directory",
@@ -38,6 +41,21 @@ def test_imgfs_s_own_words_pass(said: str) -> None:
 def test_python_s_words_are_found(said: str) -> None:
     with pytest.raises(AssertionError, match="Python's own words"):
         check_words(said)
+
+
+ERROR_CALL = re.compile(r"[A-Z]\w*(Error|Image|Unavailable|Refused|Refusal|NotFound)$|refusal$|refuse$")
+# said otherwise elsewhere: "'x' is not a size", "work: no such scratch", "PATH: already exists"
+ODD = re.compile(r"\b(?<!there )is no [a-z]|there is no such|is there already|[a-z]{3}\.$")
+
+
+def test_the_same_fault_has_the_same_words() -> None:
+    odd = []
+    for path in sorted((CHECKOUT / "imgfs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and ERROR_CALL.search(ast.unparse(node.func)):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                odd += [f"{path}: {text}" for text in texts if isinstance(text, str) and ODD.search(text)]
+    assert odd == []
 
 
 def test_an_error_is_described_without_python_s_words() -> None:

@@ -171,7 +171,7 @@ def test_an_address_is_a_port_on_loopback_or_elsewhere_or_a_path(
     "text", ["", "x", "70000", ":80", "a:b", "::1:80", "unix:", "unix:/" + "x" * 200, "-1"]
 )
 def test_what_is_no_address_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no (address|socket)"):
+    with pytest.raises(ValueError, match=r"is not an? (address|socket)"):
         parse_address(text)
 
 
@@ -355,7 +355,7 @@ def test_an_address_in_use_is_one_line_and_nothing_is_mounted(imgfs: Imgfs, tmp_
 def test_an_address_that_is_none_is_exit_code_2(imgfs: Imgfs) -> None:
     ran = imgfs.run("mount", "--metrics", "here", "app", "/mnt")
     assert ran.code == 2
-    assert "argument --metrics: 'here' is no address: PORT, HOST:PORT or unix:PATH" in ran.err
+    assert "argument --metrics: 'here' is not an address: PORT, HOST:PORT or unix:PATH" in ran.err
 
 
 @pytest.mark.kernel

@@ -356,8 +356,8 @@ def test_what_is_no_json_is_told_without_pythons_words(body: bytes, said: str) -
         (b'{"config":{"Labels":{"\\ud800":"1","\\ud801":"2"}}}', "is there twice"),
         (b'{"manifests":[{"platform":{"os":"a","OS":"b"}}]}', "'os' is there as 'OS', too"),
         (b'{"config":{"layers":[{"subject":{"size":1,"Size":2}}]}}', "'size' is there as 'Size', too"),
-        (b'{"size":NaN}', "NaN is no number"),
-        (b'{"size":-Infinity}', "-Infinity is no number"),
+        (b'{"size":NaN}', "NaN is not a number"),
+        (b'{"size":-Infinity}', "-Infinity is not a number"),
     ],
 )
 def test_what_programs_read_differently_is_refused(body: bytes, said: str) -> None:

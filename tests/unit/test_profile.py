@@ -96,8 +96,8 @@ def test_a_profile_with_anything_in_a_field_is_read_or_refused(field: str, value
         ([[0, 100, 1]], "no such bytes"),
         ([[0, 99, 2]], "no such bytes"),
         ([[0, 9, 0]], "no such bytes"),
-        ([[0, -1, 1]], "'-1' is no number"),
-        ([[0, True, 1]], "'True' is no number"),
+        ([[0, -1, 1]], "'-1' is not a number"),
+        ([[0, True, 1]], "'True' is not a number"),
         ([[0, 1]], "not a list of 3 to 3"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_limit_that_is_no_number_is_an_error_that_says_where(store: Store, tex
     if text == "9" * 40:
         assert store.limit.keep() == 0
         return
-    with pytest.raises(StoreError, match=r"limit: .* is no number of bytes"):
+    with pytest.raises(StoreError, match=r"limit: .* is not a number of bytes"):
         store.limit.keep()
 
 
@@ -217,7 +217,7 @@ def test_a_limit_that_cannot_be_kept_is_said_and_stops_nobody(
     (store.root / "limit").write_text("much")
     fill(store, 1)
     until(lambda: "the store's limit is not kept: " in caplog.text, "it is logged")
-    assert "'much' is no number of bytes" in caplog.text
+    assert "'much' is not a number of bytes" in caplog.text
 
 
 # -- under mounts --------------------------------------------------------------------------------------------

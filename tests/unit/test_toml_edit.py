@@ -68,7 +68,7 @@ def set_and_take_back(text: str, keys: tuple[str, ...], key: str, value: str | i
     [
         ("a = [\n1]\n", "f: is written in a way that imgfs cannot add to"),
         ("t = {a = 1}\n", "f: is written in a way"),
-        ("t = 1\n", "f: t is no table"),
+        ("t = 1\n", "f: t is not a table"),
         ("a b\n", r"f: .*line 1"),
     ],
 )

@@ -184,7 +184,7 @@ def test_an_index_that_unpacks_to_far_more_than_it_is_is_not_even_fetched(
     honest.refer(Published(honest.published.tree, {honest.layers[0].digest: layer._replace(lean=lean)}))
     _, told = prepared(honest.source, store, T)
     assert told.streamed == {honest.layers[0].digest}
-    assert any("is no size of at most" in text for text in told.warned)
+    assert any("is not a size of at most" in text for text in told.warned)
 
 
 def test_an_index_that_is_too_much_for_the_stores_limit_is_not_taken_in(

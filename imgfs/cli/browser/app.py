@@ -316,9 +316,9 @@ class Browser(TreeWalker):
         if not os.path.lexists(target):
             self._save(item, target, "y")
         elif item.is_directory or target.is_dir():
-            self._take_note(f"{target}: is there already, and no directory is replaced")
+            self._take_note(f"{target}: already exists, and no directory is replaced")
         else:
-            text = f"{printable(str(target))} is there already.\n\ny  replace it      any other key  do not"
+            text = f"{printable(str(target))} already exists.\n\ny  replace it      any other key  do not"
             self.push_screen(
                 TextDialog("Replace?", text, "y"), partial(self._save, item, target, replace=True)
             )

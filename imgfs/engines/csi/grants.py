@@ -35,7 +35,7 @@ class Grants:
                     temporary.write_bytes(secrets.token_bytes(_BYTES))
             self._key = (place / _KEY).read_bytes()
             if len(self._key) != _BYTES:
-                raise StoreError(f"{place / _KEY}: is damaged: remove it")
+                raise StoreError(f"{place / _KEY}: damaged: remove it")
             for path in place.iterdir():
                 if path.name != _KEY and path.stat().st_mtime < time.time() - _UNUSED:
                     path.unlink()

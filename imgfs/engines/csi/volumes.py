@@ -319,7 +319,7 @@ def _read(path: Path) -> PublishedVolume | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise StoreError(f"{path}: is damaged") from error
+        raise StoreError(f"{path}: damaged") from error
 
 
 def _platform(wanted: Wanted) -> list[str]:

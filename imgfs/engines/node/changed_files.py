@@ -67,6 +67,6 @@ def text_of(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no text in UTF-8") from error
+        raise UsageError(f"{path}: not UTF-8") from error
     except OSError as error:
         raise StoreError(f"{path}: {describe(error)}") from error

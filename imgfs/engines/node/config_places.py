@@ -45,9 +45,9 @@ def drop_in_of(text: str | None, config: Path) -> Path | None:
     Raises UsageError for one that is generated and imports nothing, or is a template of such a one.
     """
     if text is None and config in _SERVICES:
-        raise UsageError(f"{config}: is not there yet: it is written when {service_of(config)} starts")
+        raise UsageError(f"{config}: not there yet: it is written when {service_of(config)} starts")
     if text and "{{" in text and config.suffix == ".tmpl":
-        raise UsageError(f"{config}: is a template: name what is made of it, {config.parent / 'config.toml'}")
+        raise UsageError(f"{config}: a template: name what is made of it, {config.parent / 'config.toml'}")
     found = _GENERATED.search(text or "")
     if text is None or found is None:
         return None

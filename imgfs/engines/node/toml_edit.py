@@ -81,7 +81,7 @@ class TomlEdit:
         )
         array = self._inner(keys[:-1]).setdefault(keys[-1], [])
         if not isinstance(array, list):
-            raise UsageError(f"{self._where}: {_name(keys)} is no array of tables")
+            raise UsageError(f"{self._where}: {_name(keys)} is not an array of tables")
         array.append(dict(values))
 
     def _add(self, *lines: str) -> None:
@@ -95,7 +95,7 @@ class TomlEdit:
         for key in keys:
             inner = found.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise UsageError(f"{self._where}: {_name(keys)} is no table")
+                raise UsageError(f"{self._where}: {_name(keys)} is not a table")
             found = inner
         return found
 

@@ -70,7 +70,7 @@ def id_maps(labels: Mapping[str, str]) -> IdMaps | None:
         return None
     for value in found:
         if not _MAP.fullmatch(value):
-            raise Refusal(Code.INVALID_ARGUMENT, f"{value!r} is no map of ids, like 0:100000:65536")
+            raise Refusal(Code.INVALID_ARGUMENT, f"{value!r} is not a map of ids, like 0:100000:65536")
     if found.root() is None:
         raise Refusal(Code.INVALID_ARGUMENT, f"{found.uids!r}, {found.gids!r}: root is not mapped")
     return found

@@ -171,7 +171,7 @@ def _entry(buffer: Flatbuffer, at: int, flat_size: int) -> tuple[int, Entry]:
     if kind is None:
         raise InvalidImage(f"type {type_name[:40]!r} is not known")
     if not path or b"\0" in path or b"\0" in target:
-        raise InvalidImage(f"{path[:100]!r} -> {target[:100]!r} is no path")
+        raise InvalidImage(f"{path[:100]!r} -> {target[:100]!r} is not a path")
     if kind is not Kind.FILE:
         size = 0  # the tar header's may be another: it means nothing there
     if not (0 <= start <= flat_size and 0 <= size <= flat_size - start):

@@ -153,7 +153,7 @@ def _check_signed(block: bytes, checksum: bytes) -> None:
     blanked = block[:148] + b" " * 8 + block[156:]
     signed = sum(byte - 256 if byte > 127 else byte for byte in blanked)
     if parse_number(checksum) != signed:
-        raise InvalidImage("this is no tar header: its checksum is wrong")
+        raise InvalidImage("not a tar header: its checksum is wrong")
 
 
 def _prefixed(block: bytes, magic: bytes, path: bytes) -> bytes:

@@ -120,7 +120,7 @@ def parse_xattrs(records: Records) -> dict[bytes, bytes]:
 
 def _xattr_name(name: bytes) -> bytes:
     if not name or b"\0" in name:
-        raise InvalidImage(f"{name[:40]!r} is no name for an extended attribute")
+        raise InvalidImage(f"{name[:40]!r} is not a name for an extended attribute")
     return name
 
 

@@ -124,7 +124,7 @@ def _xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     value without padding (tar(5)).
     """
     if not name or b"\0" in name:
-        raise InvalidImage(f"{name[:40]!r} is no name for an extended attribute")
+        raise InvalidImage(f"{name[:40]!r} is not a name for an extended attribute")
     if b"=" in name:
         key = b"LIBARCHIVE.xattr." + quote_from_bytes(name, "").encode()
         return key, base64.b64encode(value).rstrip(b"=")

@@ -118,7 +118,7 @@ def xattrs_in(fields: Fields) -> Mapping[bytes, bytes]:
     xattrs = {}
     for name, text in value.items():
         if not name or "\0" in name:
-            raise InvalidImage(f"xattrs: {name[:40]!r} is no name for an extended attribute")
+            raise InvalidImage(f"xattrs: {name[:40]!r} is not a name for an extended attribute")
         try:
             xattrs[_encoded(name)] = base64.b64decode(text or "", validate=True)
         except (TypeError, ValueError, binascii.Error) as error:

@@ -49,7 +49,7 @@ def parse_position(text: str, size: int) -> TocPosition:
     """Read the annotation `OFFSET:LENGTH:UNPACKED:TYPE` of a blob of `size` bytes; raises InvalidImage."""
     match = _POSITION_TEXT.fullmatch(text)
     if not match:
-        raise InvalidImage(f"{text[:80]!r} is no position of a table of contents")
+        raise InvalidImage(f"{text[:80]!r} is not a position of a table of contents")
     return _position([int(digits) for digits in match.groups()], size)
 
 

@@ -209,7 +209,7 @@ def _auth_of(body: bytes, program: Path, api: str) -> Mapping[str, object]:
         raise Unauthorized(f"{program}: the cacheKeyType of its answer is none of {', '.join(_CACHE_KEYS)}")
     auth = {} if fields.get("auth") is None else fields["auth"]
     if not isinstance(auth, dict):
-        raise Unauthorized(f"{program}: the auth of its answer is no object")
+        raise Unauthorized(f"{program}: the auth of its answer is not an object")
     return auth
 
 
