@@ -60,6 +60,8 @@ from imgfs.mount.holder_protocol import (
     STOPPED_READING,
     SUCCESSOR,
     WOKEN,
+    idle_words,
+    place_in,
     write_words,
 )
 from imgfs.mount.watched_server import Server
@@ -109,6 +111,14 @@ class Holder:
 
     def hold(self, orders: Orders) -> int:
         """Restart the daemon until the mount has ended, or it cannot be served: 0, or 1."""
+        try:
+            return self._hold(orders)
+        except OSError as error:  # neither process nor memory for a long time
+            self._log(f"the mount ends: no process can serve it: {error.strerror}")
+            self._kill_all()
+            return 1
+
+    def _hold(self, orders: Orders) -> int:
         while True:
             order = self._wait(orders)
             if self._wakers and self._is_asked():
@@ -161,7 +171,7 @@ class Holder:
             return 0
         if server is self._serving and IDLE in server.said and not self._upgrade:
             self._has_died_in_pool &= server.is_shared
-            self._idle = server.said.partition(IDLE)[2].decode().split() or self._idle
+            self._note_idle(server.said)
             self._rest()
             return None
         self._go_on()  # by its last words
@@ -185,6 +195,13 @@ class Holder:
             self._serving = self._start(self._words, SUCCESSOR)
         return None
 
+    def _note_idle(self, said: bytes) -> None:
+        """Note the words of a process that has become idle; what makes no sense is logged, and not heeded."""
+        try:
+            self._idle = idle_words(said) or self._idle
+        except (ValueError, OSError):
+            self._log(f"what an idle process has said makes no sense: {said[:80]!r}")
+
     def _rest(self) -> None:
         """Have the mount served by no process, until something is asked."""
         self._serving = None
@@ -204,13 +221,16 @@ class Holder:
     def _begin(self, upgrade: Upgrade) -> None:
         """Begin an upgrade to another program, and its holder."""
         serves = self._wakers or (self._serving and SERVES in self._serving.said)
-        if self._upgrade or not serves:
-            upgrade.tell("it is just being restarted, or upgraded: try again")
-        elif not (upgrade.words and is_understood(upgrade.holder)):
-            upgrade.tell("its holder is of another version, which does not understand this one")
-        else:
-            self._upgrade, self._wakers = upgrade, []
-            upgrade.heir = self._start(upgrade.words, HEIR)
+        try:
+            if self._upgrade or not serves:
+                upgrade.tell("it is just being restarted, or upgraded: try again")
+            elif not (upgrade.words and is_understood(upgrade.holder)):
+                upgrade.tell("its holder is of another version, which does not understand this one")
+            else:
+                upgrade.heir = self._start(upgrade.words, HEIR)
+                self._upgrade, self._wakers = upgrade, []
+        except OSError as error:
+            upgrade.tell(f"no process can be started: {error.strerror}")
 
     def _go_on(self) -> None:
         """Go on with an upgrade: each of the two processes is told what the other has come to."""
@@ -256,14 +276,19 @@ class Holder:
         return bool(polled.poll(0))  # POLLERR
 
     def _start(self, words: list[str], role: str) -> Server:
-        """Start a process that is to serve."""
+        """Start a process that is to serve, an heir at once or not at all. Raises OSError."""
         number = self._restarts % _AT_ONCE
         if self._restarts > _AT_ONCE and time.monotonic() - self._moments[number] < _PERIOD:
             time.sleep(_PAUSE)
         self._moments[number] = time.monotonic()
         control, written = os.pipe()
         read, told = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork() if role == HEIR else self._fork()
+        except OSError:
+            for descriptor in (control, written, read, told):
+                os.close(descriptor)
+            raise
         if pid == 0:
             try:
                 for descriptor in (written, read):
@@ -278,6 +303,19 @@ class Holder:
         self._servers.append(server)
         return server
 
+    def _fork(self) -> int:
+        """Fork, as often as the system refuses that as processes may be killed. Raises OSError."""
+        for left in reversed(range(KILLS)):
+            try:
+                return os.fork()
+            except OSError as error:
+                if not left or self._is_unmounted():
+                    raise
+                if left == KILLS - 1:
+                    self._log(f"no process can be started, which is tried again: {error.strerror}")
+                time.sleep(_PAUSE)
+        raise AssertionError
+
     def _start_pooled(self) -> Server | None:
         """Have a process of the pool serve; None if there is none that does."""
         if self._pool == NO_POOL or self._has_died_in_pool:
@@ -285,7 +323,12 @@ class Holder:
         control, written = os.pipe()
         read, told = os.pipe()
         answer, said = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            for number in (control, written, read, told, answer, said):
+                os.close(number)
+            return None
         if pid == 0:
             try:
                 sys.path.insert(0, self._words[-1])
@@ -298,23 +341,25 @@ class Holder:
                 os._exit(0)
         for number in (written, read, said):
             os.close(number)
-        place = os.read(answer, 64) if select.select([answer], [], [], _TAKING)[0] else b""
+        answered = os.read(answer, 64) if select.select([answer], [], [], _TAKING)[0] else b""
         os.close(answer)
         os.kill(pid, _SIGKILL)
         os.waitpid(pid, 0)
+        place = place_in(answered)
+        if answered and not place:
+            self._log(f"the pool's answer names no thread that could serve: {answered!r}")
         if not place or not write_words(told, GO):
             os.close(control)
             os.close(told)
             return None
-        number, thread = map(int, place.split(b"/"))
-        server = Server(number, control, told, thread=thread)
+        server = Server(place[0], control, told, thread=place[1])
         self._servers.append(server)
         return server
 
     def _log(self, text: str) -> None:
-        """Add a line to the daemon's log."""
+        """Add a line to the daemon's log, if the disk has room for it."""
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name[0]}: {text}\n".encode())
+        write_words(2, f"{moment},000 WARNING imgfs.mount.holder: {self._name[0]}: {text}\n".encode())
 
 
 def main() -> int:

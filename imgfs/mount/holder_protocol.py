@@ -30,3 +30,25 @@ def write_words(fd: int, words: bytes) -> bool:
         return os.write(fd, words) == len(words)
     except OSError:
         return False
+
+
+def place_in(answer: bytes) -> tuple[int, int] | None:
+    """Return the process and the thread that a pool's answer names, PID/THREAD; None if there is none."""
+    words = answer.split(b"/")
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return None
+    pid, thread = map(int, words)
+    is_there = pid != os.getpid() and os.path.exists(f"/proc/{pid}/task/{thread}")
+    return (pid, thread) if is_there else None
+
+
+def idle_words(said: bytes) -> list[str]:
+    """Return the words that an idle process has said (IDLE). Raises ValueError, OSError for any others."""
+    words = said.partition(IDLE)[2].decode("ascii").split()
+    for word in words:
+        opcode, is_answer, body = word.partition(":")
+        if is_answer:
+            int(opcode), bytes.fromhex(body)
+        else:
+            os.fstat(int(word.lstrip("+")))
+    return words

@@ -38,8 +38,7 @@ def wants_daemon(fuse: int, words: list[str]) -> bool:
             # fuse_in_header: length, opcode, the request's number, the file's
             opcode, ino = (int.from_bytes(room[at:end], sys.byteorder) for at, end in ((4, 8), (16, 24)))
             answer = answers.get(opcode) if ino == _ROOT or opcode == _STATFS else None
-            if answer:  # fuse_out_header: length, no errno, the request's number
-                head = (16 + len(answer)).to_bytes(4, sys.byteorder) + bytes(4) + room[8:16]
-                write_words(fuse, head + answer)
-            elif opcode not in _FORGETS:
+            # fuse_out_header: length, no errno, the request's number
+            head = (16 + len(answer or b"")).to_bytes(4, sys.byteorder) + bytes(4) + room[8:16]
+            if not (answer and write_words(fuse, head + answer)) and opcode not in _FORGETS:
                 return True

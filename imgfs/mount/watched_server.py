@@ -48,7 +48,7 @@ class Server:
         os.set_blocking(control, False)  # a process that it has forked may have it open, and say nothing
         try:
             self.fd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        except OSError:  # it has ended; or no more files: then it counts as if it had
             self.fd = -1
 
     @classmethod
