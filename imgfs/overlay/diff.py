@@ -10,7 +10,8 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from imgfs.errors import InvalidImage
@@ -60,12 +61,17 @@ class _NameDiff(NamedTuple):
 
 
 class Diff:
-    """The differences between a union and its image, whose bytes are in `content`. Raises OSError."""
+    """The differences between a union and its image, whose bytes are in `content`. Raises OSError.
 
-    def __init__(self, union: Union, content: ImageData) -> None:
+    `check` is called once they are known, and again after the last body: it raises what says that they are
+    not all there.
+    """
+
+    def __init__(self, union: Union, content: ImageData, check: Callable[[], object] = bool) -> None:
         self._union = union
         self._tree = union.tree
         self._content = content
+        self._check = check
         self._holes = HolesBudget()
         self.left_out: dict[bytes, str] = {}  # by path: what was met that no layer holds
 
@@ -79,10 +85,14 @@ class Diff:
 
         Raises InvalidImage, before the first, for a name that a layer cannot hold: there it would delete.
         """
-        first: dict[int, bytes] = {}
         groups = self._whole_groups()
         for found in groups:
             _check_name(found)
+        with self._checked():
+            yield from self._members(groups)
+
+    def _members(self, groups: Iterable[_NameDiff]) -> Iterator[tuple[Entry, Iterable[bytes]]]:
+        first: dict[int, bytes] = {}
         for found in groups:
             kind = KIND_OF.get(stat.S_IFMT(found.after.mode)) if found.after else None
             if found.file is None or found.after is None or (kind is None and found.before):
@@ -94,6 +104,15 @@ class Diff:
                     kind = Kind.HARDLINK
                 target = first.get(found.after.ino, b"")
                 yield self._entry(found.path, kind, found.file, found.after, target), self._body(kind, found)
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._check()  # that they were thrown away says more than what is missing now
+            raise
+        self._check()
 
     def _entry(self, path: bytes, kind: Kind, file: File, after: Attributes, first: bytes) -> Entry:
         target = first if kind is Kind.HARDLINK else b""
@@ -125,9 +144,10 @@ class Diff:
 
         A hard link to a file of a layer below would mean a new file to most who unpack layers.
         """
-        found = list(self._walk(ROOT, ROOT, b""))
-        touched = {one.file.ino: one.file for one in found if one.kind and one.file is not None}
-        found += self._unmoved_names({one.path for one in found}, touched.values())
+        with self._checked():
+            found = list(self._walk(ROOT, ROOT, b""))
+            touched = {one.file.ino: one.file for one in found if one.kind and one.file is not None}
+            found += self._unmoved_names({one.path for one in found}, touched.values())
         found.sort(key=lambda one: one.path.split(b"/") if one.path else [])
         return [one for one in found if one.kind or (one.file is not None and one.file.ino in touched)]
 

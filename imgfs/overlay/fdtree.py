@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from imgfs.errors import StoreError
 from imgfs.owned.opening import random_name
 from imgfs.owned.writing import os_errors
 
@@ -155,6 +156,17 @@ def make_directory(path: Path, mode: int) -> None:
         path.mkdir(mode=mode, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
+def set_aside(path: Path) -> None:
+    """Give a directory, if it is there, a name that says that it is on its way out; not on a full disk."""
+    try:
+        path.rename(path.with_name(random_name(REMOVED)))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{path}: {error.strerror}") from error
 
 
 def remove_tree(path: Path) -> None:

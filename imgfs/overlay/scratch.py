@@ -13,14 +13,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay import fdtree
 from imgfs.overlay.copyup_data import ImageData
-from imgfs.overlay.fdtree import REMOVED, make_directory, remove_tree
+from imgfs.overlay.fdtree import REMOVED, make_directory, remove_tree, set_aside
 from imgfs.overlay.interchange import (
     INDEX,
     KERNELS_ORIGIN,
@@ -58,7 +58,7 @@ from imgfs.overlay.union import Union
 from imgfs.overlay.upper import Upper, forget_acls
 from imgfs.overlay.xattrs import BY_OVERLAYFS, TRUSTED, Owner, XattrFormat
 from imgfs.owned.inheritance import LockInheritance
-from imgfs.owned.writing import os_errors
+from imgfs.owned.writing import leads_to, os_errors
 from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
 
@@ -282,21 +282,28 @@ class Scratch:
         from imgfs.overlay.diff import Diff  # here: a mount needs none of it
 
         index: list[IndexEntry] = []
+        check: Callable[[], object] = bool
         with contextlib.ExitStack() as stack:
             if self.upper.is_dir():
                 with os_errors(self.work):
                     index = read_index(self.work, ino_of)
                     self._copy_up_index(tree, index)
                 upper = stack.enter_context(contextlib.closing(Upper(self.upper, None)))
+                check = partial(self._check_there, upper)
             else:  # no changes yet
                 empty = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 upper = stack.enter_context(contextlib.closing(Upper(empty, None)))
                 _describe_root(upper, tree)
             union = Union(tree, upper, copies(index))
             try:
-                yield Diff(union, content)
+                yield Diff(union, content, check)
             finally:
                 union.close()
+
+    def _check_there(self, upper: Upper) -> None:
+        """Raise MountError if the changes that have been read may have been half thrown away by then."""
+        if not leads_to(self.upper, upper.root):
+            raise MountError(f"scratch {self.name} has been reset or removed meanwhile")
 
     def _copy_up_index(self, tree: Tree, index: list[IndexEntry]) -> None:
         """Have overlayfs, if it is mounted, copy up all names of the files in its index."""
@@ -307,8 +314,20 @@ class Scratch:
     def reset(self) -> None:
         """Throw all changes away; raises MountError if it is in use."""
         with self.locked("being reset"):
-            for part in (self.upper, self.work):
-                remove_tree(part)
+            self._throw_away()
+
+    def _throw_away(self) -> None:
+        """Remove the changes: first their names, all at once, so that a killed process leaves no half.
+
+        What processes killed before have left goes, too.
+        """
+        for part in (self.work, self.upper):
+            set_aside(part)
+        for begin in (REMOVED, ASIDE, UPPER_ASIDE):
+            for left in self.directory.glob(f"{begin}*"):
+                remove_tree(left)
+        for part in (self.work, self.upper):  # which a full disk has not let be renamed
+            remove_tree(part)
 
     def disk_usage(self) -> int:
         """Return how many bytes of disk the changes take."""
@@ -316,10 +335,8 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove all of it that imgfs has made."""
-        begins = REMOVED, ASIDE, UPPER_ASIDE  # names of what killed processes have left
-        left = (self.directory.glob(f"{begin}*") for begin in begins)
-        for part in (self.upper, self.work, self.directory / _NEW, *chain.from_iterable(left)):
-            remove_tree(part)
+        self._throw_away()
+        remove_tree(self.directory / _NEW)
         for name in (DESCRIPTION, LOCK, CTIMES):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other files are kept there

@@ -37,6 +37,7 @@ from imgfs.owned.opening import (
     random_name,
     read_owned_file,
 )
+from imgfs.owned.writing import leads_to
 
 log = logging.getLogger(__name__)
 
@@ -157,13 +158,21 @@ class Lock:
     """A scratch's lock, open: the file `lock` in its directory `fd`. Raises StoreError."""
 
     def __init__(self, directory: Path, fd: int, inheritance: LockInheritance | None = None) -> None:
+        self._path = directory / LOCK
+        self._directory = fd
         self._inheritance = inheritance
         if inheritance and inheritance.fd >= 0:
             self._fd = inheritance.fd
             return
-        self._fd = open_owned_file(directory / LOCK, os.O_RDWR | os.O_CREAT, directory=fd)
-        if inheritance:
-            inheritance.fd = self._fd
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._fd = open_owned_file(self._path, os.O_RDWR | os.O_CREAT, directory=self._directory)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._path.parent}: the scratch has been removed meanwhile") from error
+        if self._inheritance:
+            self._inheritance.fd = self._fd
 
     def take(self, is_seen: Callable[[str], bool]) -> str | None:
         """Take it; returns what its holder says if it is held by one who keeps it.
@@ -196,11 +205,16 @@ class Lock:
             self._inheritance.fd = -1
 
     def _try(self) -> bool:
+        """Lock the file that has the lock's name: its holder before may have removed the one that is open."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        return True
+        if leads_to(self._path, self._fd):
+            return True
+        self.close()
+        self._open()
+        return False
 
     def _use(self) -> str:
         return os.pread(self._fd, 4096, 0).decode(errors="replace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from imgfs.overlay.xattrs import Owner
 from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
 from tests.support import tarmake as tar
+from tests.support.children import Child
 from tests.support.layers import merged
 from tests.support.mounted import sha256
 from tests.support.union_sights import TarBytes, find, ino, place
@@ -168,3 +169,36 @@ def test_a_scratch_of_another_image_is_refused_until_it_is_reset(tree: Tree, scr
         scratch.check(ScratchBase(BASE.reference, BASE.digest, 2))
     scratch.reset()
     scratch.check(other)
+
+
+def test_a_reset_that_is_killed_leaves_no_half_of_the_changes(
+    tree: Tree, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scratch.overlay(tree, CONTENT, BASE, "changed") as overlay:
+        for name in (b"one", b"two"):
+            overlay.entries.make(ROOT, name, stat.S_IFREG, OWNER)
+    monkeypatch.setattr(os, "unlink", lambda *_, **__: os._exit(9))  # of the first file that is removed
+    with Child(scratch.reset) as child:
+        assert child.join() == 9
+    monkeypatch.undo()
+    with scratch.diff(tree, CONTENT) as changes:
+        assert list(changes) == []
+    scratch.reset()
+    assert sorted(os.listdir(scratch.directory)) == ["ctimes", "lock", "scratch.json"]
+
+
+@pytest.mark.parametrize("throw_away", [Scratch.reset, Scratch.remove])
+def test_changes_that_are_thrown_away_while_they_are_read_are_not_taken_for_all(
+    tree: Tree, scratch: Scratch, throw_away: Callable[[Scratch], None]
+) -> None:
+    with scratch.overlay(tree, CONTENT, BASE, "changed") as overlay:
+        for name in (b"one", b"two"):
+            overlay.entries.make(ROOT, name, stat.S_IFDIR, OWNER)
+    with scratch.diff(tree, CONTENT) as changes:
+        members = changes.members()
+        next(members)
+        throw_away(scratch)
+        with pytest.raises(MountError, match="has been reset or removed meanwhile"):
+            list(members)
+        with pytest.raises(MountError, match="has been reset or removed meanwhile"):
+            list(changes)
