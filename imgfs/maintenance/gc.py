@@ -79,8 +79,8 @@ def prune(prunable: Prunable, store: Store, *, whole: bool) -> int:
     for layer in (cache.layer for cache in prunable.layers):
         before = layer.disk_usage()
         layer.evict()
-        if whole and not layer.is_locked():
-            layer.remove()
+        if whole:
+            layer.remove_if_free()
         freed += before - layer.disk_usage()
     for manifest, size in prunable.trees:
         store.remove_tree(manifest)
@@ -132,8 +132,8 @@ def remove_unreachable(store: Store, *, force: bool) -> None:
     for document in [digest for digest in store.documents() if digest not in documents]:
         store.remove_document(document)
     for layer in [layer for layer in store.layers() if layer.digest not in layers]:
-        if force or not (layer.in_use() or layer.is_locked()):
-            layer.remove()
+        if force or not layer.in_use():
+            layer.remove_if_free()
     for image in store.exports().keys() - documents:  # whose id is the digest of one
         store.remove_export(image)
     if not kept:

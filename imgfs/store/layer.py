@@ -222,6 +222,12 @@ class StoredLayer:
                 if path.name not in LOCKS:
                     path.unlink(missing_ok=True)
 
+    def remove_if_free(self) -> None:
+        """Remove it all, unless it is being scanned or pulled."""
+        with locked_if_free(self.directory / "lock") as is_locked:
+            if is_locked:
+                self.remove()
+
     def disk_usage(self) -> int:
         """Return the bytes of disk it takes."""
         return disk_usage(self.directory.glob("*"))

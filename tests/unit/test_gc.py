@@ -158,3 +158,18 @@ def test_an_image_that_is_mounted_is_not_given_up(world: World) -> None:
             refuse_if_used(resolution, world.store)
         refuse_if_used(world.resolution(world.two), world.store)
     refuse_if_used(resolution, world.store)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_layer_that_is_being_scanned_keeps_its_files(world: World, force: bool) -> None:
+    for resolution in list(world.store.resolutions()):
+        world.store.forget(resolution)
+    first, second = (world.store.layer(layer.digest) for layer in world.one.manifest.layers)
+    with first.lock(), closing(first.flat_writer(stays=True)) as writer:
+        remove_unreachable(world.store, force=force)
+        writer.write(0, b"scanned")
+        writer.keep(size=7, spans=1)
+    assert first.index
+    assert second.index is None
+    remove_unreachable(world.store, force=force)
+    assert first.index is None
