@@ -7,6 +7,7 @@ not known are passed over, groups (3, 4) are refused: no version of the language
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from imgfs.errors import RegistryError
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 _LONGEST = 10  # bytes of a varint of 64 bits
+_MOST = 1 << 16  # fields of a message: of two bytes each, those of 16 MiB would take 1 GiB of memory
 
 Value = int | bytes
 _T = TypeVar("_T", int, bytes)
@@ -31,9 +33,16 @@ def encode_map(number: int, entries: Mapping[str, str]) -> bytes:
 
 
 def decode_message(body: bytes, where: str) -> Iterator[tuple[int, Value]]:
-    """Yield the fields of a message in their order; raises RegistryError naming `where` for what is none."""
+    """Yield the fields of a message in their order.
+
+    Raises RegistryError, naming `where`, for what is none, and for more fields than any message has.
+    """
     at = 0
-    while at < len(body):
+    for count in itertools.count(1):
+        if at == len(body):
+            return
+        if count > _MOST:
+            raise RegistryError(f"{where}: more than {_MOST} fields")
         key, at = _varint(body, at, where)
         number, kind = key >> 3, key & 7
         if number == 0:
@@ -80,9 +89,9 @@ class ProtobufMessage:
         """Return a message within this one, without fields if it is not there."""
         return ProtobufMessage(self.body(field), f"{self._where}.{field}")
 
-    def messages(self, field: int) -> list[ProtobufMessage]:
-        """Return all messages of a repeated field."""
-        return [ProtobufMessage(body, f"{self._where}.{field}") for body in self.bodies(field)]
+    def messages(self, field: int) -> Iterator[ProtobufMessage]:
+        """Yield all messages of a repeated field, each parsed when it is asked for."""
+        return (ProtobufMessage(body, f"{self._where}.{field}") for body in self.bodies(field))
 
     def has(self, field: int) -> bool:
         """Return True if a field is there, though it may be empty."""

@@ -75,3 +75,9 @@ def test_what_is_no_message_is_said(body: bytes, says: str) -> None:
 def test_a_field_of_another_type_is_said() -> None:
     with pytest.raises(RegistryError, match=r"m: field 1 has another type"):
         ProtobufMessage(b"\x08\x01", "m").text(1)
+
+
+def test_fields_beyond_number_are_no_message() -> None:
+    ProtobufMessage(b"\x0a\x00" * (1 << 16), "m")
+    with pytest.raises(RegistryError, match="m: more than 65536 fields"):
+        ProtobufMessage(b"\x0a\x00" * (8 << 20), "m")
