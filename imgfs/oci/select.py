@@ -7,7 +7,7 @@ manifests by the platform in their configs, nested indexes by their entries. Art
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from imgfs.oci.image import Index, Manifest, parse_config
 from imgfs.oci.kind import foreign_format, index_kind, is_artifact_entry
 
 _NESTING = 4  # indexes inside indexes
+_NAMED, _LONGEST = 40, 60  # platforms that a message names, and characters of each
 _LOOKS = (
     64  # documents that are read in search of one: 4 MiB each, and an index may name one thousands of times
 )
@@ -66,12 +67,15 @@ def select_manifest(
 
 @dataclass(slots=True)
 class _Search:
-    """A search through an index; `platforms` has what was seen, `unavailable` the last look that failed."""
+    """A search through an index.
+
+    `platforms` has what was seen, as far as a message names them, `unavailable` the last look that failed.
+    """
 
     wanted: Platform
     read: Callable[[Descriptor], Manifest | Index]
     read_config: Callable[[Descriptor], bytes]
-    platforms: list[Platform] = field(default_factory=list)
+    platforms: dict[str, None] = field(default_factory=dict)
     unavailable: Unavailable | None = None
     looks: int = 0  # documents read, and those that would have been
 
@@ -82,13 +86,19 @@ class _Search:
         images = [entry for entry in index.manifests if is_image_entry(entry)]
         if is_certain and len(images) == 1 and images[0].platform is None:
             return self._enter(images[0], (0, 0), depth)
-        self.platforms += [entry.platform for entry in images if entry.platform]
+        for entry in images:
+            if entry.platform:
+                self._note(entry.platform)
         for level, entry in self._labelled(images):
             found = self._enter(entry, level, depth)
             if found:
                 return found
         looked = [found for entry in images if not entry.platform for found in self._look(entry, depth)]
         return max(looked, key=lambda found: found.level, default=None)
+
+    def _note(self, platform: Platform) -> None:
+        if len(self.platforms) < _NAMED:
+            self.platforms[f"{platform!s:.{_LONGEST}}"] = None
 
     def _labelled(self, images: list[Descriptor]) -> list[tuple[Level, Descriptor]]:
         """Return the entries whose platform fits, the newest variant first."""
@@ -127,7 +137,7 @@ class _Search:
         except Unavailable as error:
             self.unavailable = error
             return
-        self.platforms.append(config.platform)
+        self._note(config.platform)
         level = level_for(self.wanted, config.platform)
         if level is not None:
             yield Selected(entry, document, level)
@@ -181,7 +191,6 @@ def _level(variant: str | None) -> Level | None:
     return (int(match[1]), int(match[2] or 0)) if match else None
 
 
-def _offered(platforms: list[Platform]) -> str:
-    if not platforms:
-        return "the index offers no image with a platform"
-    return f"there are: {', '.join(dict.fromkeys(str(platform) for platform in platforms[:40]))}"
+def _offered(platforms: Iterable[str]) -> str:
+    among = ", ".join(platforms)
+    return f"there are: {among}" if among else "the index offers no image with a platform"

@@ -27,6 +27,7 @@ from imgfs.oci.artifact import (
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.image import OCI_INDEX, OCI_MANIFEST
 from imgfs.oci.reference import parse_reference
+from imgfs.registry import referrers
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.retry import Timeouts
@@ -713,3 +714,14 @@ def test_a_real_registry_that_keeps_everything_says_so(
 def _skopeo(name: str) -> bytes:
     command = ["skopeo", "inspect", "--raw", "--tls-verify=false", name]
     return subprocess.run(command, check=True, capture_output=True, timeout=allowed(60)).stdout
+
+
+def test_of_referrers_beyond_number_the_first_are_taken(
+    server: FaultServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(referrers, "_MOST", 3)
+    server.referrers_api, server.referrers_page = True, 2
+    for number in range(9):
+        serve(server, f"n{number}")
+    assert len(names(client.referrers(SUBJECT.digest))) == 3
+    assert len(server.seen("/referrers/")) == 2

@@ -398,3 +398,12 @@ def test_commands_read_null_and_bad_utf_8_as_go_does(imgfs: Imgfs, tmp_path: Pat
 def test_a_plain_layer_is_no_artifact(imgfs: Imgfs, tmp_path: Path) -> None:
     made = documents([plain(archive(file("a", b"1")))])
     assert imgfs.ok("ls", write_documents(tmp_path / "layout", made.manifest, made.blobs)).split() == ["a"]
+
+
+def test_what_an_index_offers_is_said_in_some_words_however_much_that_is(world: World) -> None:
+    image = world.image("a", ARM64)
+    offers = [{"os": f"{number}{'o' * 10_000}", "architecture": "z80"} for number in range(200)]
+    index = world.index(*({**image, "platform": offer} for offer in [ARM64, *offers]))
+    with pytest.raises(InvalidImage, match="there are: linux/arm64/v8, 0ooo") as said:
+        world.select(index)
+    assert len(str(said.value)) < 3000
