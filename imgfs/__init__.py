@@ -24,12 +24,13 @@ The words
 The rooms, from the bottom (a room imports only what stands above it in this list)
     variables   the environment, read
     errors      the exception tree            config      what the environment says
-    buffers     large ones                    parallel    several tasks at once
-    garbage     how often Python looks for it
+    buffers     large ones                    garbage     how often Python looks for it
     quoting     untrusted text as one printable line
     syscalls    system calls that Python lacks, by ctypes
     program     another program asked something, within bounds
     status      what a mount says of itself: frozen types and their JSON
+    starting    threads and processes, of which there may be no more
+    parallel    several tasks at once
     loglines    log records as lines          systemd     what it and a service tell each other
     listening   for clients that are not trusted: few, with deadlines
     oci/        reference, descriptor, image: documents, pure

@@ -23,6 +23,7 @@ from imgfs.errors import ImgfsError, MountError, StoreError, describe
 from imgfs.garbage import collect_as_usual
 from imgfs.loglines import LineFormatter
 from imgfs.owned.opening import open_owned_file
+from imgfs.starting import fork
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,12 @@ class Daemon(AbstractContextManager["Daemon"]):
 
     @classmethod
     def fork(cls, get_ready: GetReady, serve: ServeTask, get_more: GetMore = lambda _: None) -> Daemon:
-        """Fork a daemon, which begins to get ready."""
+        """Fork a daemon, which begins to get ready. Raises LimitReached."""
         task, send_task = os.pipe()
         read_answer, answer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             os.close(send_task)
             os.close(read_answer)

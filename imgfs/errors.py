@@ -9,6 +9,7 @@
     ├── InvalidImage           the image breaks its specification    .where
     ├── IntegrityError         bytes that do not match their digest  .what .expected .actual
     ├── StoreError             the cache directory cannot be read or written
+    ├── LimitReached           no further thread or process can be started
     └── MountError             the kernel or the mount point refuses
 
 `tree` and `overlay` raise `OSError` instead, with the errno that the caller of a system call should see.
@@ -70,6 +71,13 @@ class IntegrityError(ImgfsError):
 
 class StoreError(ImgfsError):
     """The cache directory cannot be read or written."""
+
+
+class LimitReached(ImgfsError):
+    """The system starts no further thread or process for this user: a limit, or no memory."""
+
+    def __init__(self, message: str = "no further thread can be started: a limit of the system") -> None:
+        super().__init__(message)
 
 
 class MountError(ImgfsError):

@@ -16,9 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer, ThreadingMixIn
 from typing import NamedTuple, TypeAlias
+
+from imgfs.errors import LimitReached
+from imgfs.starting import start_thread
 
 LOOPBACK = "127.0.0.1"
 _TCP = re.compile(r"(?:(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]/]+):)?([0-9]{1,5})")
@@ -66,7 +70,6 @@ class BoundedServer(ThreadingMixIn, TCPServer):
     """
 
     allow_reuse_address = True
-    daemon_threads = False  # `server_close` waits for them: what they tell of is taken down next
 
     def __init__(
         self, address: ListenAddress, handler: MakeHandler, *, at_once: int, deadline: float
@@ -74,6 +77,7 @@ class BoundedServer(ThreadingMixIn, TCPServer):
         self._at_once = at_once
         self._deadline = deadline
         self._open: dict[socket.socket, float] = {}  # connections, and when they must have ended
+        self._answering: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.address_family = _family_of(address)
         super().__init__((address.host, address.port), handler)
@@ -87,6 +91,12 @@ class BoundedServer(ThreadingMixIn, TCPServer):
                 return False
             self._open[request] = time.monotonic() + self._deadline
             return True
+
+    def process_request(self, request: _Connection, client_address: object) -> None:
+        """Have a thread answer a connection. Raises LimitReached."""
+        answer = partial(self.process_request_thread, request, client_address)
+        self._answering = [thread for thread in self._answering if thread.is_alive()]
+        self._answering.append(start_thread(answer, "imgfs-client"))
 
     def extend(self, request: socket.socket, seconds: float) -> None:
         """Have a connection end so many seconds from now, instead of when it was to."""
@@ -110,15 +120,20 @@ class BoundedServer(ThreadingMixIn, TCPServer):
                     _hang_up(request)
 
     def server_close(self) -> None:
-        """Close everything."""
+        """Close everything, and wait for the threads: what they tell of is taken down next."""
         with self._lock:
             for request in self._open:
                 _hang_up(request)
         super().server_close()
+        for thread in self._answering:
+            thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Ignore a client that goes away early or is cut off; log anything else as a bug."""
-        if not isinstance(sys.exc_info()[1], OSError):
+        error = sys.exc_info()[1]
+        if isinstance(error, LimitReached):
+            log.warning("%s: a request was not answered: %s", self.address, error)
+        elif not isinstance(error, OSError):
             log.exception("%s: a request was not answered", self.address)
 
 

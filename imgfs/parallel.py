@@ -6,7 +6,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from functools import partial
 from typing import TypeVar
+
+from imgfs.errors import LimitReached
+from imgfs.starting import start_thread
 
 T = TypeVar("T")
 
@@ -17,7 +21,10 @@ _PATIENCE = 1.0  # seconds to wait for a thread that has to stop; it may sit in 
 
 
 def begun(work: Callable[[], T], name: str) -> Future[T]:
-    """Run `work` in a thread called `name`, which does not hold up the end of the process."""
+    """Run `work` in a thread called `name`, which does not hold up the end of the process.
+
+    Raises LimitReached.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
@@ -26,8 +33,24 @@ def begun(work: Callable[[], T], name: str) -> Future[T]:
         except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
             future.set_exception(error)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    start_thread(run, name)
     return future
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """A ThreadPoolExecutor that makes do with the threads it has if the system starts no further one.
+
+    `submit` raises LimitReached if there is none. So no task may wait for one that is submitted after it.
+    """
+
+    def _adjust_thread_count(self) -> None:
+        """Start another thread for the task that was queued last, if none is idle."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                self._work_queue.get_nowait()  # else it would run with the next one, its future with no one
+                raise LimitReached from error
 
 
 class Countdown:
@@ -60,8 +83,10 @@ def run_parallel(
     `cancelled` is set then, for tasks under way to check; those that have not begun are dropped.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
-    futures = [pool.submit(work) for work in works]
+    futures: list[Future[object]] = []
     try:
+        for work in works:  # one may wait for another: all of `workers` or none
+            futures.append(_submitted(work, pool))
         for future in as_completed(futures):
             future.result()
     except KeyboardInterrupt:  # the process is about to end: a registry that hangs must not hold it up
@@ -76,6 +101,13 @@ def run_parallel(
     pool.shutdown()
 
 
+def _submitted(work: Callable[[], object], pool: ThreadPoolExecutor) -> Future[object]:
+    try:
+        return pool.submit(work)
+    except RuntimeError as error:
+        raise LimitReached from error
+
+
 class ReadAheadThread(Iterator[bytes]):
     """An iterator run ahead in a thread of its own."""
 
@@ -86,8 +118,7 @@ class ReadAheadThread(Iterator[bytes]):
         self._end: BaseException | None = None
         self._stop = False
         self._done = False
-        self._thread = threading.Thread(target=self._run, args=(items,), name="imgfs-pull", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(partial(self._run, items), "imgfs-pull")
 
     def _run(self, items: Iterator[bytes]) -> None:
         batch: list[bytes] = []
@@ -146,8 +177,7 @@ class WriteBehindThread:
         self._batch: list[tuple[int, bytes]] = []
         self._error: BaseException | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._run, args=(each,), name="imgfs-push", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(partial(self._run, each), "imgfs-push")
 
     def _run(self, each: Callable[[tuple[int, bytes]], None]) -> None:
         while (batch := self._queue.get()) is not None:

@@ -14,6 +14,7 @@ from imgfs.cli.options import Commands, add_command, image_options
 from imgfs.cli.output import draws_on
 from imgfs.cli.paths import split_image
 from imgfs.errors import ImgfsError, UsageError
+from imgfs.starting import try_thread
 
 _ENDS = 1.0  # seconds that requests under way may take when the browser is left
 _MISSING = "browse needs Textual, which is not installed: pip install 'imgfs[browse]'"
@@ -69,7 +70,7 @@ def browse(options: argparse.Namespace) -> int:
 
 def _close(images: ExitStack, code: int) -> None:
     """Close the images, and end at once if that takes long: a dead registry must not hold up the end."""
-    threading.Thread(target=images.close, name="browse close", daemon=True).start()
+    try_thread(images.close, "browse close")
     ends = time.monotonic() + _ENDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread():

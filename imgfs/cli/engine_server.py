@@ -6,7 +6,6 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.cli.prune import ChosenLimit, limit_value, set_limit
 from imgfs.errors import ImgfsError, MountError, UsageError, describe
+from imgfs.starting import start_thread
 
 if TYPE_CHECKING:
     import argparse
@@ -122,7 +122,7 @@ def keep_limit(store: Store, wanted: ChosenLimit | None) -> None:
     """
     if wanted is not None or store.limit.read() is None:
         set_limit(store, ChosenLimit(percent=_SHARE) if wanted is None else wanted)
-    threading.Thread(target=_keep_share, args=(store,), name="imgfs-disk", daemon=True).start()
+    start_thread(partial(_keep_share, store), "imgfs-disk")
 
 
 def _keep_share(store: Store) -> None:

@@ -15,6 +15,7 @@ from imgfs.content.requests import SIZES, Request, requests_for, waves
 from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError, StoreError, Unavailable
+from imgfs.starting import try_thread
 
 if TYPE_CHECKING:
     from imgfs.status import FillStatus
@@ -89,16 +90,16 @@ class BackgroundFetch:
         self._sizes = SIZES._replace(largest=largest)
         self._errors = 0  # in a row
         self._state = "waiting"
-        self._thread = threading.Thread(target=self.run, name="imgfs-fill", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin in a thread."""
-        self._thread.start()
+        self._thread = try_thread(self.run, "imgfs-fill")
 
     def stop(self) -> None:
         """Stop, and wait for the thread."""
         self._clock.stop()
-        if self._thread.ident:
+        if self._thread:
             self._thread.join()
 
     def snapshot(self) -> FillStatus:

@@ -7,6 +7,7 @@ the same result: the bytes, or the error.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from imgfs.oci.descriptor import Descriptor
 
 if TYPE_CHECKING:
     from imgfs.peers.pool import PeerPool
+
+log = logging.getLogger(__name__)
 
 _NEGATIVE_CACHE = 1.0  # seconds for which a span that failed is not requested again: the kernel repeats a
 # read-ahead that failed as a plain read, which would make its reader wait twice
@@ -69,6 +72,11 @@ class InFlight:
         started = InFlightRequest(self, request, priority, cause, frozenset(needed))
         self._by_span.update(dict.fromkeys(request.numbers, started))
         return started
+
+    def numbers_of(self, request: InFlightRequest) -> list[int]:
+        """Return the spans that a request has still to bring. Not under the lock."""
+        with self.lock:
+            return [number for number, other in self._by_span.items() if other is request]
 
     def wait_for(self, numbers: Iterable[int]) -> list[Future[None]]:
         """Return a future for each of `numbers`, all in flight. Under the lock."""
@@ -135,15 +143,22 @@ class InFlightRequest:
         return self._waits.setdefault(number, Future())
 
     def run(self) -> None:
-        """Fetch the spans."""
+        """Fetch the spans. Whatever comes of that, no reader waits for one of them afterwards."""
+        try:
+            self._fetch()
+        except Exception as error:
+            log.exception("layer %s: a request was given up", self._in_flight.name)
+            self._end(self._in_flight.numbers_of(self), error)
+        with self._in_flight.lock:
+            self._in_flight.counts.discarded += max(0, self._received - self._kept)
+
+    def _fetch(self) -> None:
         for numbers, error, by_peer in self._in_flight.fetcher.fetch(self._request, self):
             if by_peer:
                 self._came_from_peer(numbers)
             self._end(numbers, error)
             if by_peer:
                 self._in_flight.fetch_pool.yield_to_readers(self)
-        with self._in_flight.lock:
-            self._in_flight.counts.discarded += max(0, self._received - self._kept)
 
     def refuse(self, error: ImgfsError) -> None:
         """Fail all spans."""

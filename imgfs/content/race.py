@@ -10,10 +10,11 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
 
 from imgfs.content.storing import SpanOutcome
-from imgfs.errors import Unavailable
+from imgfs.errors import LimitReached, Unavailable
 from imgfs.parallel import begun
 from imgfs.peers.pace import RegistryPace
 
@@ -25,7 +26,10 @@ class Overtaken(Unavailable):
 
 
 class Side:
-    """One way to fetch spans, `fetch`, begun in a thread; it calls `check` before it waits for more bytes."""
+    """One way to fetch spans, `fetch`, begun in a thread; it calls `check` before it waits for more bytes.
+
+    Raises LimitReached.
+    """
 
     def __init__(self, name: str, fetch: Fetch, numbers: list[int], outcomes: Outcomes) -> None:
         self.name = name
@@ -81,22 +85,25 @@ def race(
 ) -> Iterator[SpanOutcome]:
     """Yield what is brought of `left`, and remove it from it; each span once.
 
-    The registry joins after `patience` seconds, if it `may_join`; else it is over then.
+    The registry joins after `patience` seconds, if it `may_join`; else, or without threads, it is over then.
     """
     outcomes: Outcomes = queue.SimpleQueue()
     ends: float | None = time.monotonic() + patience
-    running = [Side("peers", peers, left, outcomes)]
+    running: list[Side] = []
+    with suppress(LimitReached):
+        running.append(Side("peers", peers, left, outcomes))
     winner: Side | None = None  # who has brought the last
     while left and running:
         try:
             side, outcome = outcomes.get(timeout=None if ends is None else max(0.0, ends - time.monotonic()))
         except queue.Empty:
             ends = None
-            if not may_join(left):
-                winner = None
-                break
-            running.append(Side("registry", registry, left, outcomes))
-            continue
+            with suppress(LimitReached):
+                if may_join(left):
+                    running.append(Side("registry", registry, left, outcomes))
+                    continue
+            winner = None
+            break
         if outcome is None:
             running.remove(side)
             continue

@@ -11,14 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Protocol, TypeVar
 
 from imgfs.content.stats import Meter
-from imgfs.errors import ImgfsError, Unavailable
+from imgfs.errors import ImgfsError, LimitReached, Unavailable
+from imgfs.parallel import ThreadPool
 
 FETCH_THREADS = 12  # requests under way at once for a mount
 _PAUSE = 1.0  # seconds for which a request under way pauses at most: its connection must not starve
@@ -65,8 +66,8 @@ class FetchPool:
     """FETCHERS threads, begun as they are needed. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="imgfs-fetch")
-        self._window_pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="imgfs-window")
+        self._pool = ThreadPool(FETCH_THREADS, thread_name_prefix="imgfs-fetch")
+        self._window_pool = ThreadPool(FETCH_THREADS, thread_name_prefix="imgfs-window")
         self._changed = threading.Condition()
         self._queue: list[tuple[Priority, int, Task]] = []
         self._waiting: dict[int, Task] = {}  # queued, by serial number of their first place in the queue
@@ -100,7 +101,10 @@ class FetchPool:
         self._dispatch()
 
     def run_in_thread(self, work: Callable[[], _T]) -> Future[_T]:
-        """Run what a task under way needs in another thread: at most one for each task."""
+        """Run what a task under way needs in another thread: at most one for each task.
+
+        Raises LimitReached.
+        """
         return self._window_pool.submit(work)
 
     @property
@@ -171,7 +175,7 @@ class FetchPool:
                 return
             try:
                 self._pool.submit(self._run, task)
-            except RuntimeError as error:  # the pool is closed, or the system has no thread left
+            except (RuntimeError, LimitReached) as error:  # the pool is closed, or has no thread
                 self._ended(task)
                 task.refuse(Unavailable(str(error)))
 

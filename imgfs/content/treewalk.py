@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import SIZES, requests_for
@@ -21,6 +22,7 @@ from imgfs.content.scheduler import Priority
 from imgfs.content.stats import Cause
 from imgfs.errors import ImgfsError
 from imgfs.layer.entry import Extent
+from imgfs.starting import try_thread
 
 FilesAfter = Callable[
     [int], Iterator[tuple[int, Sequence[Extent]]]
@@ -65,10 +67,7 @@ class TreeWalkPrefetch:
         if self._evidence >= _EVIDENCE:
             self._evidence = 0
             if not self.is_running and not all(layer.is_complete() for layer in self._layers):
-                self._thread = threading.Thread(
-                    target=self._run, args=(ino,), name="imgfs-sweep", daemon=True
-                )
-                self._thread.start()
+                self._thread = try_thread(partial(self._run, ino), "imgfs-sweep")
 
     @property
     def is_running(self) -> bool:

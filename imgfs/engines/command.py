@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from imgfs.engines.refusal import Code, Refusal
+from imgfs.errors import describe
 from imgfs.quoting import printable
 from imgfs.variables import variables
 
@@ -28,16 +29,19 @@ def run_imgfs(words: Sequence[str], environment: Mapping[str, str] | None = None
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as said,
     ):  # no pipes: this process may end first
-        code = subprocess.run(
-            [sys.executable, "-P", "-m", "imgfs", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=said,
-            cwd="/",
-            env={**variables(), **(environment or {})},
-            start_new_session=True,
-            check=False,
-        ).returncode
+        try:
+            code = subprocess.run(
+                [sys.executable, "-P", "-m", "imgfs", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=said,
+                cwd="/",
+                env={**variables(), **(environment or {})},
+                start_new_session=True,
+                check=False,
+            ).returncode
+        except OSError as error:
+            raise Refusal(Code.UNKNOWN, f"imgfs cannot be started: {describe(error)}") from error
         lines = _text(said).strip().splitlines()
         for line in lines[:-1] if code else lines:
             log.warning("%s", printable(line))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from imgfs.errors import MountError
 from imgfs.mounts.holders import holder_of
 from imgfs.mounts.status_client import read_status
 from imgfs.mounts.table import Mount, mount_at
+from imgfs.starting import start_thread
 
 PATIENCE = 20.0  # seconds: a daemon that was killed is back in five, on a machine that is busy
 _PAUSE = 0.2  # seconds before a daemon's socket is tried again
@@ -49,7 +49,7 @@ def _answers_status(mount: Mount, end: float) -> bool:
 def statvfs_within(path: Path, patience: float) -> os.statvfs_result | None:
     """Ask a file system how large it is; None if it fails, or says nothing within so many seconds.
 
-    A thread asks, which is left alone with its question if there is no answer.
+    A thread asks, which is left alone with its question if there is no answer. Raises LimitReached.
     """
     answers: queue.SimpleQueue[os.statvfs_result | None] = queue.SimpleQueue()
 
@@ -59,7 +59,7 @@ def statvfs_within(path: Path, patience: float) -> os.statvfs_result | None:
             found = os.statvfs(path)
         answers.put(found)
 
-    threading.Thread(target=ask, daemon=True).start()
+    start_thread(ask, "imgfs-statvfs")
     try:
         return answers.get(timeout=patience)
     except queue.Empty:

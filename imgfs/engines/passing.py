@@ -10,12 +10,13 @@ import logging
 import os
 import select
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from imgfs.errors import describe
+from imgfs.errors import LimitReached, describe
+from imgfs.starting import start_thread, try_thread
 
 _PIECE = 1 << 16  # bytes
 _PAUSE = 0.5  # seconds before a client is taken after one that could not be
@@ -30,8 +31,7 @@ def passing(given: socket.socket, own: Path) -> Iterator[None]:
     Those that are connected stay so after it; `given` is not shut down, as others hold it too.
     """
     read, ending = os.pipe()
-    thread = threading.Thread(target=_accept, args=(given, own, read), name="imgfs-passing", daemon=True)
-    thread.start()
+    thread = start_thread(partial(_accept, given, own, read), "imgfs-passing")
     try:
         yield
     finally:
@@ -48,30 +48,29 @@ def _accept(given: socket.socket, own: Path, ended: int) -> None:
             _pass_on(given, own)
         except BlockingIOError:  # the client has gone, or another process was quicker
             continue
-        except (OSError, RuntimeError) as error:  # no more files or threads, until some clients have ended
+        except (OSError, LimitReached) as error:  # no more files or threads, until some clients have ended
             log.warning("%s: a client cannot be passed on: %s", own, describe(error))
             select.select([ended], [], [], _PAUSE)
 
 
 def _pass_on(given: socket.socket, own: Path) -> None:
-    """Take a client, and have threads hand on what it and the server say. Raises OSError, RuntimeError."""
+    """Take a client, and have threads hand on what it and the server say. Raises OSError, LimitReached."""
     client, _ = given.accept()
     with ExitStack() as unanswered:
         unanswered.enter_context(client)
         client.setblocking(True)
         server = unanswered.enter_context(socket.socket(socket.AF_UNIX))
         server.connect(str(own))
-        threading.Thread(target=_converse, args=(client, server), name="imgfs-passed", daemon=True).start()
+        start_thread(partial(_converse, client, server), "imgfs-passed")
         unanswered.pop_all()
 
 
 def _converse(client: socket.socket, server: socket.socket) -> None:
     """Hand on what both say until one of them ends; what was sent by then is still read."""
     with client, server:
-        back = threading.Thread(target=_hand_on, args=(server, client), name="imgfs-passed", daemon=True)
-        back.start()
-        _hand_on(client, server)
-        back.join()
+        if back := try_thread(partial(_hand_on, server, client), "imgfs-passed"):
+            _hand_on(client, server)
+            back.join()
 
 
 def _hand_on(source: socket.socket, target: socket.socket) -> None:

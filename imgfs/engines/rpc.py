@@ -13,7 +13,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from imgfs.engines.passing import passing
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import ImgfsError, RegistryError, StoreError, UsageError, describe
+from imgfs.parallel import ThreadPool
 
 if TYPE_CHECKING:
     import grpc
@@ -133,7 +133,8 @@ def _listen(address: Path, services: Iterable[Service | Forwarded]) -> grpc.Serv
     handlers = [
         _handler(service) if isinstance(service, Service) else _forwarding(service) for service in services
     ]
-    pool = ThreadPoolExecutor(_THREADS, "imgfs-call")
+    pool = ThreadPool(_THREADS, "imgfs-call")
+    pool.submit(bool)  # from now on it has a thread: grpcio ends at a `submit` that raises
     server = grpc.server(pool, handlers=handlers, options=_OPTIONS)
     before = os.umask(0o177)
     try:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from imgfs.errors import describe
+
 log = logging.getLogger(__name__)
 
 _PAUSE = 1.0  # seconds before a process that has ended is started again
@@ -33,7 +35,12 @@ class Companion:
         wait = self._due - time.monotonic()
         if wait > 0:
             return wait
-        self._pid = fork(self._work)
+        try:
+            self._pid = fork(self._work)
+        except OSError as error:
+            log.warning("%s cannot be started: %s", self._name, describe(error))
+            self._due = time.monotonic() + _PAUSE
+            return _PAUSE
         return None
 
     def has_ended(self, pid: int, status: int) -> bool:

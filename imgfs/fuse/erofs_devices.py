@@ -32,6 +32,7 @@ from imgfs.fuse.protocol import Statfs
 from imgfs.fuse.views import NAME_MAX, Children, PendingRead
 from imgfs.image.image import Image
 from imgfs.layer.entry import Extent
+from imgfs.starting import try_thread
 from imgfs.tree.database import Attributes
 from imgfs.tree.reader import Tree
 
@@ -94,8 +95,8 @@ class FlatReads:
             self._begin_to_load()
 
     def _begin_to_load(self) -> None:
-        self._thread = threading.Thread(target=self._load, name="imgfs-flat-files", daemon=True)
-        self._thread.start()
+        self._evidence = 0  # if there is no thread, more of it is waited for
+        self._thread = try_thread(self._load, "imgfs-flat-files")
 
     def file_at(self, layer: int, offset: int) -> int:
         """Return the ino of the file that has the byte at an offset; 0 if that is not known (yet)."""

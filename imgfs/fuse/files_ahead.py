@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, LimitReached
 from imgfs.layer.entry import Extent
+from imgfs.starting import start_thread
 
 if TYPE_CHECKING:
     from imgfs.content.content import Content
@@ -79,7 +79,11 @@ class FilesAhead:
         """Store the files that follow the last that was read, while other requests are answered."""
         if self.session is None:
             return
-        self._storing = self._storing or _Storing(partial(self._store_after, self.session))
+        try:
+            self._storing = self._storing or _Storing(partial(self._store_after, self.session))
+        except LimitReached:
+            self._evidence = 0
+            return
         self._storing.begin(self._last)
         self.session.answer_until(self._storing.done, _PATIENCE)
         self._note_stored(self._storing)
@@ -144,7 +148,10 @@ class FilesAhead:
 
 
 class _Storing:
-    """A thread that stores files by `store_after`, for ever; `done` can be read once it has, until `take`."""
+    """A thread that stores files by `store_after`, for ever; `done` can be read once it has, until `take`.
+
+    Raises LimitReached.
+    """
 
     def __init__(self, store_after: Callable[[int], list[int]]) -> None:
         from queue import SimpleQueue  # here: many a mount has no such reader
@@ -152,8 +159,8 @@ class _Storing:
         self._store_after = store_after
         self._wanted, self._stored = SimpleQueue[int](), SimpleQueue[tuple[int, list[int]]]()
         self.is_idle = True
+        start_thread(self._store, "imgfs-files-ahead")
         self.done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        threading.Thread(target=self._store, name="imgfs-files-ahead", daemon=True).start()
 
     def begin(self, ino: int) -> None:
         """Have the files after `ino` stored; it must be idle."""

@@ -13,9 +13,9 @@ import logging
 import math
 import os
 import select
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from imgfs.buffers import buffer
@@ -40,6 +40,7 @@ from imgfs.fuse.protocol import (
     STORE_OUT,
     Head,
 )
+from imgfs.starting import try_thread
 
 _INIT, _INTERRUPT = int(Opcode.INIT), int(Opcode.INTERRUPT)
 _NO_REQUEST = (errno.EAGAIN, errno.ENOENT, errno.EINTR)
@@ -299,7 +300,8 @@ class Session:
         """Do as `invalidate_attributes` for any file, open or not, in another thread."""
         if ino not in self._invalidating:
             self._invalidating.add(ino)
-            threading.Thread(target=self._invalidate, args=(ino,), daemon=True).start()
+            if not try_thread(partial(self._invalidate, ino), "imgfs-attributes"):
+                self._invalidating.discard(ino)
 
     def _invalidate(self, ino: int) -> None:
         self._invalidating.discard(ino)
@@ -307,7 +309,7 @@ class Session:
 
     def forget_pages_soon(self, inos: Iterable[int]) -> None:
         """Have the kernel drop the pages of files, mapped ones too, in another thread."""
-        threading.Thread(target=self._forget_pages, args=(inos,), name="imgfs-pages", daemon=True).start()
+        try_thread(partial(self._forget_pages, inos), "imgfs-pages")
 
     def _forget_pages(self, inos: Iterable[int]) -> None:
         for ino in inos:

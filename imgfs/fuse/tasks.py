@@ -8,6 +8,7 @@ abandoned or undone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import select
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
+from imgfs.errors import LimitReached
 from imgfs.fuse.busy_poll import BusyPoll
 from imgfs.fuse.errors import errno_of
 from imgfs.fuse.interrupts import GiveUp, is_killed
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _MOST = 256  # requests in a row without a look at anything else
 _PATIENCE = 1  # milliseconds to wait for a request outside of trio, while no other task waits
+_TRIES, _PAUSE = 50, 0.1  # at starting a thread: another may end meanwhile; seconds between them
 _POLL = 0.1  # seconds between looks whether a caller is killed: the kernel reports its first signal alone
 T = TypeVar("T")
 
@@ -193,7 +196,7 @@ async def done_in_part(work: Callable[[GiveUp], T]) -> T:
         given_up.set_result(None)
         return trio.lowlevel.Abort.FAILED  # the thread will wake the task
 
-    trio.lowlevel.start_thread_soon(lambda: work(given_up), deliver)
+    await _begun(lambda: trio.lowlevel.start_thread_soon(lambda: work(given_up), deliver))
     result: T = await trio.lowlevel.wait_task_rescheduled(abort)
     return result
 
@@ -202,7 +205,7 @@ async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityL
     """Return the result of `work` in a thread. When cancelled, tell it to give up, and do not wait."""
     given_up: GiveUp = Future()
     try:
-        return await trio.to_thread.run_sync(work, given_up, limiter=limiter, abandon_on_cancel=True)
+        return await _abandoned(lambda: work(given_up), limiter)
     except trio.Cancelled:
         given_up.set_result(None)
         raise
@@ -210,4 +213,31 @@ async def abandoned_or_done(work: Callable[[GiveUp], T], limiter: trio.CapacityL
 
 async def abandoned(work: Callable[[], None]) -> None:
     """Run `work` in a thread. When cancelled, do not wait for it."""
-    await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    await _abandoned(work, None)
+
+
+async def _abandoned(work: Callable[[], T], limiter: trio.CapacityLimiter | None) -> T:
+    has_begun = False
+
+    def begun() -> T:
+        nonlocal has_begun
+        has_begun = True
+        return work()
+
+    for _ in range(_TRIES):
+        try:
+            return await trio.to_thread.run_sync(begun, limiter=limiter, abandon_on_cancel=True)
+        except RuntimeError:
+            if has_begun:
+                raise
+        await trio.sleep(_PAUSE)
+    raise LimitReached
+
+
+async def _begun(start: Callable[[], None]) -> None:
+    """Start a thread; where the system gives none, once more for a while. Raises LimitReached."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(RuntimeError):
+            return start()
+        await trio.sleep(_PAUSE)
+    raise LimitReached

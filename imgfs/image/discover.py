@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
-from imgfs.errors import ImgfsError, Unavailable
+from imgfs.errors import ImgfsError, LimitReached, Unavailable
 from imgfs.image.trust import Trust
 from imgfs.layer.origin import soci_origin
 from imgfs.oci.artifact import parse_artifact
@@ -21,6 +21,7 @@ from imgfs.oci.image import OCI_MANIFEST, Manifest
 from imgfs.oci.published import Published, latest, listed_tree, published_in
 from imgfs.oci.soci import SOCI_V1, SociIndex, parse_soci_index, soci_v2_digest
 from imgfs.parallel import begun
+from imgfs.starting import try_thread
 from imgfs.store.store import Store
 from imgfs.transport.source import UNKNOWN_SIZE, Source
 
@@ -70,7 +71,7 @@ class IndexDiscovery:
             with suppress(ImgfsError):  # raised again where it is used
                 _ = self.published
 
-        threading.Thread(target=look, name="imgfs-offers", daemon=True).start()
+        try_thread(look, "imgfs-offers")
 
     @property
     def published(self) -> Published:
@@ -113,7 +114,8 @@ class IndexDiscovery:
         tree = listed_tree(artifact)
         if tree is None or tree.size > _LARGEST_AHEAD:
             return
-        self._ahead = tree.digest, begun(lambda: b"".join(self._source.blob(tree)), "imgfs-tree")
+        with suppress(LimitReached):
+            self._ahead = tree.digest, begun(lambda: b"".join(self._source.blob(tree)), "imgfs-tree")
 
     @cached_property
     def _soci_v2(self) -> Mapping[Digest, Descriptor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
@@ -15,6 +14,7 @@ from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
 from imgfs.oci.image import ImageConfig, Index, Manifest, check_layers, parse_config, parse_document
 from imgfs.oci.select import select_manifest
+from imgfs.parallel import ThreadPool
 from imgfs.transport.source import Source
 
 
@@ -69,7 +69,7 @@ def check_layers_of(resolved: Resolved, source: Source, reporter: PrepareReporte
     works = [LayerCheck(number, *pair) for number, pair in enumerate(pairs, 1)]
     reporter.expects(resolved.manifest.layers)
     distinct = {(check.layer.digest, check.diff_id): check for check in works}
-    pool = ThreadPoolExecutor(SCANNERS, thread_name_prefix="imgfs-check")
+    pool = ThreadPool(SCANNERS, thread_name_prefix="imgfs-check")
     try:
         futures = {pair: pool.submit(_check, check, source, reporter) for pair, check in distinct.items()}
         for check in works:

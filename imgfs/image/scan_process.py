@@ -24,7 +24,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, StoreError, describe
+from imgfs.errors import ImgfsError, IntegrityError, InvalidImage, LimitReached, StoreError, describe
 from imgfs.layer.indexwriter import IndexWriter
 from imgfs.layer.scan import Bomb, scan
 from imgfs.oci.descriptor import Descriptor, Digest
@@ -40,7 +40,8 @@ _BRIEF = 4096  # bytes of a message that are sent with its head
 ANSWER_LIMIT = 64 << 10  # of an answer
 _TEXT_LIMIT = 16 << 10  # of a text in it
 _TOLD_EVERY = 8 << 20  # bytes written between two WROTE
-_ERRORS = {error.__name__: error for error in (InvalidImage, Bomb, UnreadablePartial, StoreError, ImgfsError)}
+_KINDS = (InvalidImage, Bomb, UnreadablePartial, StoreError, LimitReached, ImgfsError)
+_ERRORS = {error.__name__: error for error in _KINDS}
 
 
 class Message(IntEnum):

@@ -23,6 +23,7 @@ from imgfs.image.trust import open_index, refutation
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.schema import TAR
 from imgfs.oci.descriptor import Digest
+from imgfs.starting import try_thread
 from imgfs.store.layer import StoredLayer
 from imgfs.store.store import Store
 from imgfs.tree.reader import Tree
@@ -43,17 +44,17 @@ class Verifier:
         self._store = store
         self._known: set[Digest] = set()  # the layers whose verification has ended
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="imgfs-prove", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to check now and then, if any layer is unverified."""
         if any(self._unverified()):
-            self._thread.start()
+            self._thread = try_thread(self._run, "imgfs-prove")
 
     def stop(self) -> None:
         """Stop; wait for the thread, but not for another process that it waits for."""
         self._stopped.set()
-        if self._thread.ident:
+        if self._thread:
             self._thread.join(_PATIENCE)
 
     def verify_complete(self) -> None:

@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import os
 import sys
-import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from imgfs.kernel.erofs_format import FORMAT, SUPERBLOCK, SUPERBLOCK_SIZE, read_
 from imgfs.kernel.mkfs import BLOCK_BITS, write_image
 from imgfs.oci.descriptor import Digest
 from imgfs.owned.writing import try_lock
+from imgfs.starting import try_thread
 from imgfs.store.atomic import atomic_write
 from imgfs.store.store import Store
 from imgfs.tree.database import FORMAT as TREE_FORMAT
@@ -115,7 +116,7 @@ def spawn_writer(digest: Digest, sizes: Sequence[int], store: Store) -> None:
             file_actions=_NO_FILES,
             setsid=True,
         )
-        threading.Thread(target=os.waitpid, args=(pid, 0), name="imgfs-erofs", daemon=True).start()
+        try_thread(partial(os.waitpid, pid, 0), "imgfs-erofs")
 
 
 def write_now(resolved: Resolved, store: Store) -> None:

@@ -16,16 +16,18 @@ import stat
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from imgfs.content.layer import LayerContent
+from imgfs.starting import try_thread
 
 _AGAIN = 1.0  # seconds after which answers that were under way have arrived, too
 
 
 def drop_cached_pages(root: Path) -> None:
     """Have the kernel forget the pages of all regular files below `root`, in a thread."""
-    threading.Thread(target=_drop_twice, args=(root,), name="imgfs-pages", daemon=True).start()
+    try_thread(partial(_drop_twice, root), "imgfs-pages")
 
 
 def _drop_twice(root: Path) -> None:

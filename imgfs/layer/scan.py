@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,22 +83,21 @@ def scan(
         flat.write(*item)
 
     pieces = _even(_hashed(_measured(chunks, layer), blob_hash))
-    source = pieces if inline else ReadAheadThread(pieces)
-    sink = InlineCall(keep) if inline else WriteBehindThread(keep)
-    try:
-        size, format_name = _decode(source, sink, layer, index, limit, (step, engine))
-    except Bomb:
-        raise
-    except InvalidImage as error:  # a wrong digest is the transport's fault, a right one the image's
-        for _ in source:
-            pass
-        layer.digest.check(blob_hash, "layer blob")
-        if "tar" in layer.media_type:
+    with (
+        closing(pieces if inline else ReadAheadThread(pieces)) as source,
+        closing(InlineCall(keep) if inline else WriteBehindThread(keep)) as sink,
+    ):
+        try:
+            size, format_name = _decode(source, sink, layer, index, limit, (step, engine))
+        except Bomb:
             raise
-        raise InvalidImage(f"{error}; a blob of type {layer.media_type[:100]!r}") from error
-    finally:
-        source.close()
-        sink.close()
+        except InvalidImage as error:  # a wrong digest is the transport's fault, a right one the image's
+            for _ in source:
+                pass
+            layer.digest.check(blob_hash, "layer blob")
+            if "tar" in layer.media_type:
+                raise
+            raise InvalidImage(f"{error}; a blob of type {layer.media_type[:100]!r}") from error
     sink.finish()
     layer.digest.check(blob_hash, "layer blob")
     diff_id.check(flat_hash, f"uncompressed layer {layer.digest.short} (DiffID)")
@@ -115,15 +115,13 @@ def scan_unknown(chunks: Iterator[bytes], size: int, index: IndexSink) -> None:
     """
     blob_hash, flat_hash = hashlib.sha256(), hashlib.sha256()
     blob = Descriptor("", Digest.of(b""), size)
-    source = ReadAheadThread(_even(_hashed(_measured(chunks, blob), blob_hash)))
-    sink = WriteBehindThread(lambda item: flat_hash.update(item[1]))
-    try:
-        cutting = (STEP, fastest_engine)
-        limit = max(PLAUSIBLE_SIZE, PLAUSIBLE_RATIO * size)
+    cutting = (STEP, fastest_engine)
+    limit = max(PLAUSIBLE_SIZE, PLAUSIBLE_RATIO * size)
+    with (
+        closing(ReadAheadThread(_even(_hashed(_measured(chunks, blob), blob_hash)))) as source,
+        closing(WriteBehindThread(lambda item: flat_hash.update(item[1]))) as sink,
+    ):
         flat_size, format_name = _decode(source, sink, blob, index, limit, cutting)
-    finally:
-        source.close()
-        sink.close()
     sink.finish()
     index.finish(
         digest=f"sha256:{blob_hash.hexdigest()}",

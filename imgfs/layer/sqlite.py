@@ -121,9 +121,9 @@ def first_invalid_table(path: Path, rules: Mapping[str, str], checks: Sequence[C
             found = list(map(look, rules, rules.values()))
             others += (partial(check, path) for check in checks)
         else:
-            from concurrent.futures import ThreadPoolExecutor  # here: most commands check no file
+            from imgfs.parallel import ThreadPool  # here: most commands check no file
 
-            with ThreadPoolExecutor(_ABREAST) as pool:
+            with ThreadPool(_ABREAST) as pool:
                 others += [pool.submit(check, path).result for check in checks]
                 found = list(pool.map(look, rules, rules.values()))
     except (sqlite3.Error, UnicodeDecodeError, StoreError) as error:

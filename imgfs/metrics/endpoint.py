@@ -18,6 +18,7 @@ from imgfs import listening
 from imgfs.errors import MountError
 from imgfs.listening import LOOK, BoundedServer, ListenAddress, UnixServer
 from imgfs.metrics.exposition import CONTENT_TYPE
+from imgfs.starting import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,7 @@ class MetricsEndpoint:
     def __init__(self, server: BoundedServer) -> None:
         self._server = server
         self.address = MetricsAddress(*server.address)
-        self._thread = threading.Thread(
-            target=server.serve_forever, args=(LOOK,), name="imgfs-metrics", daemon=True
-        )
+        self._thread: threading.Thread | None = None
 
     @classmethod
     def bind(cls, address: MetricsAddress, text: Callable[[], str]) -> MetricsEndpoint:
@@ -66,12 +65,12 @@ class MetricsEndpoint:
             raise MountError(f"metrics at {address}: {reason}") from error
 
     def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
+        """Begin to answer. Raises LimitReached."""
+        self._thread = start_thread(partial(self._server.serve_forever, LOOK), "imgfs-metrics")
 
     def close(self) -> None:
         """Close all connections and the address."""
-        if self._thread.ident:
+        if self._thread:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()

@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
 from imgfs.mount.options import MountOptions, OpenOrder, ReplayOrder
+from imgfs.starting import try_thread
 
 if TYPE_CHECKING:
     from imgfs.image.image import Image
@@ -168,7 +168,7 @@ class _ForkedDaemon:
         if auth:
             self._opened = open_informed(connector(connect), auth, self._opened)
         load = partial(load_what_fetches, http=False)  # beside what comes next, which may be a replay
-        threading.Thread(target=load, name="imgfs-load", daemon=True).start()
+        try_thread(load, "imgfs-load")
 
     def serve_task(
         self, task: tuple[Resolved, bytes, Store, MountOptions], on_ready: Callable[[], None]
@@ -238,7 +238,7 @@ def _load_beside(image: Image, source: DeferredSource) -> None:
         finally:
             sys.setswitchinterval(before)
 
-    threading.Thread(target=load, name="imgfs-load", daemon=True).start()
+    try_thread(load, "imgfs-load")
 
 
 def serve(

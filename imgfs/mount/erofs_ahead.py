@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from imgfs.errors import ImgfsError
+from imgfs.starting import try_thread
 
 if TYPE_CHECKING:
     from imgfs.mount.serving import ServedMount
@@ -36,7 +37,7 @@ def write_beside(mount: ServedMount) -> None:
     if not mount.options.exit_idle:
         writer = _LaterWriter(mount)
         mount.at_end.callback(writer.end)
-        threading.Thread(target=writer.wait, name="imgfs-erofs", daemon=True).start()
+        try_thread(writer.wait, "imgfs-erofs")
 
 
 class _LaterWriter:

@@ -28,6 +28,7 @@ from imgfs.mount.serving import (
     syncing,
 )
 from imgfs.mounts.status_client import encode_status
+from imgfs.starting import start_thread, try_thread
 
 if TYPE_CHECKING:
     from imgfs.fuse.session import Session
@@ -170,7 +171,7 @@ class FlatFilesServer:
         succession, attachment = self.mount.succession, _Attachment(self.mount, self.driver)
 
         def detach() -> None:
-            threading.Thread(target=self.driver.detach, daemon=True).start()
+            try_thread(self.driver.detach, "imgfs-detach")
 
         with EndSignals(session, detach) as signals, syncing(self.mount.image):
             if succession and succession.is_taken_over:
@@ -183,7 +184,7 @@ class FlatFilesServer:
             session.watch(listener.fileno(), partial(_answer, listener, self.mount.tell))
             session.at_stop.append(partial(session.unwatch, listener.fileno()))
             has_let_go = session.serve()
-        if has_let_go and attachment.is_alive():
+        if has_let_go:
             attachment.join()
         if attachment.error:
             raise attachment.error
@@ -217,25 +218,30 @@ class FlatFilesServer:
             yield listener
 
 
-class _Attachment(threading.Thread):
+class _Attachment:
     """Attaches what stands on the flat files. What fails lets go of them: so their service ends by itself.
 
     `tried` can be read once that is done; `error` is what was raised.
     """
 
     def __init__(self, mount: ServedMount, driver: KernelDriver) -> None:
-        super().__init__(name="imgfs-attach", daemon=True)
+        self._thread: threading.Thread | None = None
         self._scratch = mount.options.scratch
         self._driver = driver
         self.tried = self._done = -1
         self.error: BaseException | None = None
 
     def begin(self) -> None:
-        """Start it."""
+        """Start it, in a thread. Raises LimitReached."""
         self.tried, self._done = os.pipe()
-        self.start()
+        self._thread = start_thread(self._attach, "imgfs-attach")
 
-    def run(self) -> None:
+    def join(self) -> None:
+        """Wait for its end, if it was begun."""
+        if self._thread:
+            self._thread.join()
+
+    def _attach(self) -> None:
         try:
             self._driver.attach(self._scratch, raise_read_ahead)
         except BaseException as error:  # noqa: BLE001  (raised when it is joined)
@@ -248,7 +254,10 @@ def _answer(listener: socket.socket, tell: Callable[[], MountStatus]) -> None:
     """Send the status to a client that connects; from a thread, as it may take its time."""
     with contextlib.suppress(OSError):  # it has gone again
         asking, _ = listener.accept()
-        threading.Thread(target=_send, args=(asking, encode_status(tell().to_json())), daemon=True).start()
+        with contextlib.ExitStack() as unanswered:
+            unanswered.enter_context(asking)
+            if try_thread(partial(_send, asking, encode_status(tell().to_json())), "imgfs-status"):
+                unanswered.pop_all()
 
 
 def _send(asking: socket.socket, body: bytes) -> None:

@@ -29,15 +29,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.errors import ImgfsError, MountError, describe
+from imgfs.errors import ImgfsError, LimitReached, MountError, describe
 from imgfs.forkserver.caller import Differs, check_likeness
 from imgfs.forkserver.command import check_sight, peer_of
 from imgfs.mount.daemon import serve
 from imgfs.mount.holder_protocol import GO, PROTOCOL
 from imgfs.mount.resume import HolderPipes, Succession, Takeover, load_state, renumbered
+from imgfs.starting import start_thread
 from imgfs.store.open_files import allow_all_files
 from imgfs.variables import lasting_variables, variables
 
@@ -93,8 +95,12 @@ class MountPool:
         except (Differs, ImgfsError, OSError, ValueError) as error:
             log.info("a mount is left to a process of its own: %s", describe(error))
             return
-        thread = threading.Thread(target=self._serve, args=(succession,), name="imgfs-mount", daemon=True)
-        thread.start()
+        try:
+            thread = start_thread(partial(self._serve, succession), "imgfs-mount")
+        except LimitReached as error:  # what this process serves is not ended by that
+            log.warning("a mount is left to a process of its own: %s", error)
+            succession.close()
+            return
         self._serving += 1
         with suppress(OSError):  # the holder did not wait: the thread will notice
             connection.sendall(f"{os.getpid()}/{thread.native_id}".encode())

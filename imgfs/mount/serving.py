@@ -21,6 +21,7 @@ from imgfs.errors import MountError, StoreError, describe
 from imgfs.layer.origin import repositories_in
 from imgfs.mount.holder_protocol import BEATS, GO, GO_AGAIN, HAND_OVER, READY, STOPPED_READING
 from imgfs.mount.options import MountOptions
+from imgfs.starting import try_thread
 from imgfs.store.store import Store
 
 if TYPE_CHECKING:
@@ -128,13 +129,16 @@ class EndSignals(contextlib.AbstractContextManager["EndSignals"]):
             self._is_told = True
             log.info("%s: unmounting", signal.Signals(self._caught).name)
             self._terminate()
-            timer = threading.Timer(_GRACE, self._leave)
-            timer.daemon = True
-            timer.start()
+            if not try_thread(self._leave_later, "imgfs-grace"):
+                self._leave()
 
     def _catch(self, number: int, _: FrameType | None) -> None:
         self._caught = self._caught or number
         self._wake()
+
+    def _leave_later(self) -> None:
+        time.sleep(_GRACE)
+        self._leave()
 
     def _leave(self) -> None:
         self._is_over = True
@@ -157,7 +161,7 @@ def syncing(image: Image) -> Iterator[None]:
             except StoreError as error:
                 log.warning("what was fetched does not stay: %s", error)
 
-    threading.Thread(target=sync, name="imgfs-sync", daemon=True).start()
+    try_thread(sync, "imgfs-sync")
     try:
         yield
     finally:

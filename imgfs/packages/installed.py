@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from imgfs.image.files import Found, ImageFiles
 from imgfs.packages.metadata import apk_packages, deb_packages, npm_package, python_package
 from imgfs.packages.package import DEB, Distribution, Package, parse_os_release
 from imgfs.packages.rpm import ndb_headers, rpm_package, sqlite_headers
+from imgfs.parallel import ThreadPool
 
 _MOST = 500_000  # packages; an image with more is no image of programs
 _MOST_UNREAD = 100  # files that are named
@@ -56,7 +57,7 @@ class InstalledPackages:
 
     def packages(self) -> Iterator[Package]:
         """Yield the packages, in the order of the files. Raises InvalidImage for more than any image has."""
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="imgfs-packages") as pool:
+        with ThreadPool(_READERS, thread_name_prefix="imgfs-packages") as pool:
             for count, package in enumerate(self._found(pool)):
                 if count == _MOST:
                     raise InvalidImage(f"more than {_MOST} packages")

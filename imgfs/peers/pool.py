@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imgfs.errors import ImgfsError, IntegrityError, NotFound
+from imgfs.errors import ImgfsError, IntegrityError, LimitReached, NotFound
 from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.parallel import ThreadPool
 from imgfs.peers.address import PeerAddress
 from imgfs.peers.client import ANSWER, PeerClient
 from imgfs.peers.flat_name import FlatName
@@ -105,7 +106,7 @@ class PeerPool:
         self._peers: dict[tuple[PeerAddress, str | None], Peer] = {}
         self._looked_up: float | None = None
         self._looking: Future[None] | None = None
-        self._threads = ThreadPoolExecutor(_ASKING, "imgfs-peers")
+        self._threads = ThreadPool(_ASKING, "imgfs-peers")
         self._closed = False
         self.registry = RegistryPace()
 
@@ -121,7 +122,7 @@ class PeerPool:
     def spans(self, layer: Descriptor, diff_id: Digest) -> tuple[LayerSpans, Peer] | None:
         """Ask how a layer's blob is cut; return the first good answer, and whose it is. None without one."""
         futures = {}
-        with suppress(RuntimeError):  # closed meanwhile
+        with suppress(RuntimeError, LimitReached):  # closed meanwhile, or no thread to ask in
             for peer in self._usable(FlatName(str(diff_id))):
                 futures[self._threads.submit(self._ask_spans, peer, layer, diff_id)] = peer
         with suppress(TimeoutError):

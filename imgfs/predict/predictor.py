@@ -27,6 +27,7 @@ from imgfs.predict.libraries import Libraries, is_linked
 from imgfs.predict.nodejs import NodeModules
 from imgfs.predict.python import PythonModules
 from imgfs.predict.wants import Span, Wants
+from imgfs.starting import try_thread
 from imgfs.tree.reader import Tree
 
 _GUESSES = 4096  # for one mount
@@ -68,7 +69,7 @@ class Predictor:
         self._python = PythonModules(self._files, self._libraries)
         self._nodejs = NodeModules(self._files)
         self._events: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="imgfs-predict", daemon=True)
+        self._thread: threading.Thread | None = None
         self._seen: set[int] = set()
         self._is_over = False
         self._made: set[tuple[str, int]] = set()
@@ -81,13 +82,15 @@ class Predictor:
 
     def start(self) -> None:
         """Begin, in a thread."""
-        self._thread.start()
+        self._thread = try_thread(self._run, "imgfs-predict")
+        self._is_over = self._thread is None
 
     def stop(self) -> None:
         """Stop, and wait for the thread."""
         self._is_over = True
         self._events.put(None)
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
 
     def missed(self, ino: int) -> None:
         """Note that a file is read of which not all is here: cheap."""

@@ -14,11 +14,10 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from urllib3 import PoolManager, ProxyManager, Timeout
@@ -123,18 +122,17 @@ class Adapter:
 
     def connect_ahead(
         self, url: Url, count: int, seconds: float, dialled: Sequence[Future[PlainSocket]] = ()
-    ) -> Iterator[Callable[[], None]]:
-        """Yield what makes one of `count` connections each, for requests to come; perhaps fewer.
+    ) -> list[ConnectionAhead]:
+        """Return `count` connections to be made for requests to come; perhaps fewer.
 
-        Each must be called, in a thread of its own: requests wait for it. It raises as `send`. Sockets that
-        are `dialled` already are taken first.
+        Sockets that are `dialled` already are taken first.
         """
         pool = self._manager("").connection_from_host(url.host, url.port, url.scheme)
         assert isinstance(pool, _ConnectsAhead)
         connections = pool.unconnected(count)
         for connection, socket_ in zip(connections, dialled, strict=False):
             connection.dialled = socket_
-        return (partial(pool.connect_ahead, connection, seconds) for connection in connections)
+        return [ConnectionAhead(pool, connection, seconds) for connection in connections]
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -176,6 +174,22 @@ class Adapter:
             manager = PoolManager(**self._options)
             manager.pool_classes_by_scheme = _pools(_Dialer(self._check_address, self._on_connect))
         return manager
+
+
+class ConnectionAhead(NamedTuple):
+    """A connection that requests may wait for: it must be made, in a thread of its own, or left to them."""
+
+    pool: _ConnectsAhead
+    connection: Any
+    seconds: float
+
+    def connect(self) -> None:
+        """Make it; raises as `Adapter.send`, and where a request waits for it, too."""
+        self.pool.connect_ahead(self.connection, self.seconds)
+
+    def leave(self) -> None:
+        """Have a request make it, the one that waits for it, or any."""
+        self.pool.leave(self.connection)
 
 
 class _Dialer:
@@ -280,11 +294,11 @@ class _ConnectsAhead(HTTPConnectionPool):
             connection.connect()
         except BaseException as error:
             connection.close()
-            self._leave(connection, error)
+            self.leave(connection, error)
             raise
-        self._leave(connection)
+        self.leave(connection)
 
-    def _leave(self, connection: Any, error: BaseException | None = None) -> None:
+    def leave(self, connection: Any, error: BaseException | None = None) -> None:
         """Leave a connection to the request that waits for it, else to any; a closed one is connected."""
         with self._ahead_lock:
             waiting, is_awaited = self._ahead.pop(connection)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
 
-from imgfs.errors import InvalidImage, NotFound, RegistryError, Unavailable
+from imgfs.errors import InvalidImage, LimitReached, NotFound, RegistryError, Unavailable
 from imgfs.oci.artifact import (
     is_empty,
     of_type,
@@ -27,6 +28,7 @@ from imgfs.parallel import begun
 from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
 from imgfs.registry.session import Answer, HttpSession
 
+_MOST = 10_000  # referrers of one manifest that are looked at; each takes half a kilobyte of memory
 _ROUNDS = 3  # of reading and writing a list that others write, too
 
 _Change = Callable[[bytes | None], bytes | None]  # a list's body, None if there is no list
@@ -49,7 +51,10 @@ class Referrers:
         The first time the API and the tag are asked at once: a registry without the API costs no second round
         trip. Raises RegistryError, InvalidImage for a list whose later pages are broken.
         """
-        tagged = begun(partial(self._tagged, subject), "imgfs-referrers") if self._has_api is None else None
+        tagged: Future[list[Descriptor]] | None = None
+        if self._has_api is None:
+            with contextlib.suppress(LimitReached):
+                tagged = begun(partial(self._tagged, subject), "imgfs-referrers")
         found = None if self._has_api is False else self._listed(subject, artifact_type)
         self._has_api = found is not None
         if found is None:
@@ -86,13 +91,15 @@ class Referrers:
             for answer in pages(self._session, url, {"Accept": OCI_INDEX}):
                 found |= {entry.digest: entry for entry in _page(answer)}
                 first = False
+                if len(found) >= _MOST:
+                    break
         except Unavailable:
             raise
         except (RegistryError, InvalidImage):
             if first:
                 return None
             raise
-        return list(found.values())
+        return list(found.values())[:_MOST]
 
     def _tagged(self, subject: Digest) -> list[Descriptor]:
         """Return what the list under the subject's tag says; what is no list has no referrers in it."""

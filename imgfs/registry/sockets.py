@@ -28,7 +28,8 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from imgfs.errors import RegistryError
+from imgfs.errors import LimitReached, RegistryError
+from imgfs.starting import start_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +87,11 @@ def _asked(host: str, port: int) -> Future[list[DnsAddress]]:
     with _lock:
         if key not in _under_way:
             _under_way[key] = Future()
-            threading.Thread(target=_answer, args=(key,), name="imgfs-name", daemon=True).start()
+            try:
+                start_thread(partial(_answer, key), "imgfs-name")
+            except LimitReached as error:
+                _under_way.pop(key)
+                raise socket.gaierror(socket.EAI_MEMORY, str(error)) from error
         return _under_way[key]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs import __version__
-from imgfs.errors import RegistryError, Unavailable
+from imgfs.errors import LimitReached, RegistryError, Unavailable
 from imgfs.parallel import begun
 from imgfs.registry.endpoint import Tls, Traffic
 from imgfs.registry.errors import no_answer, not_asked
@@ -26,11 +26,12 @@ from imgfs.registry.messages import Body, Response, Slot
 from imgfs.registry.retry import Timeouts
 from imgfs.registry.tls import context_of
 from imgfs.registry.urls import Url, UrlError, parse_url, redact, shown
+from imgfs.starting import try_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from imgfs.registry.adapter import Adapter
+    from imgfs.registry.adapter import Adapter, ConnectionAhead
     from imgfs.registry.sockets import AddressHook, PlainSocket
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Transport:
         count = min(count, CONNECTIONS // 2)
         # To load urllib3, and certificates, takes as long as a round trip: so sockets are dialled first.
         dialled = self._dialled(where, 0 if self._adapters else count, check_address)
-        connects: list[Callable[[], None]] = []
+        connects: list[ConnectionAhead] = []
         try:
             adapter = self._adapter(
                 where, with_client_certificate=with_client_certificate, check_address=check_address
@@ -148,18 +149,23 @@ class Transport:
         finally:
             for unused in dialled[len(connects) :]:
                 unused.add_done_callback(_hang_up)
-        for connect in connects:
-            threading.Thread(target=_quietly, args=(connect,), name="imgfs-connect", daemon=True).start()
+        for each in connects:
+            if not try_thread(partial(_quietly, each.connect), "imgfs-connect"):
+                each.leave()
 
     def _dialled(
         self, where: Url, count: int, check_address: AddressHook | None
     ) -> list[Future[PlainSocket]]:
-        """Dial so many sockets in threads, as the adapter does."""
+        """Dial so many sockets in threads, as the adapter does; fewer if there are not as many threads."""
         from imgfs.registry.sockets import dial
 
         hooks = {"check_address": check_address, "on_connect": self._peers.__setitem__}
         dialling = partial(dial, where.host.strip("[]"), where.port, self._timeouts.connect, **hooks)
-        return [begun(dialling, "imgfs-dial") for _ in range(count)]
+        dialled: list[Future[PlainSocket]] = []
+        with suppress(LimitReached):
+            while len(dialled) < count:
+                dialled.append(begun(dialling, "imgfs-dial"))
+        return dialled
 
     def speaks_tls(self, host: str, port: int) -> bool:
         """Return True if a TLS handshake succeeds, with any certificate; no request is sent."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from imgfs import syscalls
 from imgfs.errors import MountError
+from imgfs.starting import fork
 
 if TYPE_CHECKING:
     from imgfs.runtime.host_facts import IdMaps, IdRange
@@ -45,7 +46,7 @@ class NamespacedChild:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             os.close(go)
             os.close(has_entered)
@@ -91,7 +92,7 @@ class JoinedChild:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
 
             def work_while_parent_lives(_: Callable[[], None]) -> int:

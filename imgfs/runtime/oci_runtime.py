@@ -195,8 +195,10 @@ def _wait(
 
 
 def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[bytes]:
-    """Start a runtime; raises MountError."""
+    """Start a runtime, what it says being copied; raises MountError, LimitReached."""
     files = (pipes.stdin, pipes.stdout, pipes.stderr) if pipes else (None, None, None)
+    if pipes:
+        pipes.begin()
     try:
         process = subprocess.Popen(
             words, env=_environment(), stdin=files[0], stdout=files[1], stderr=files[2]
@@ -204,7 +206,7 @@ def _start(words: Sequence[str], pipes: StdioPipes | None) -> subprocess.Popen[b
     except OSError as error:
         raise MountError(f"{words[0]}: {error.strerror}") from error
     if pipes:
-        pipes.begin()
+        pipes.handed_on()
     return process
 
 

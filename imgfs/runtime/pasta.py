@@ -19,6 +19,7 @@ from imgfs import syscalls
 from imgfs.errors import MountError, UsageError
 from imgfs.runtime.process_id import end_process, held_process
 from imgfs.runtime.request import PortMapping
+from imgfs.starting import fork
 
 _START = 30.0  # seconds that pasta may take to configure the namespace
 _PATIENCE = 2.0  # seconds that pasta may take to end
@@ -103,7 +104,7 @@ def _resolv_conf() -> str:
 
 def _make_namespace(path: Path) -> None:
     """Have a new network namespace at a file: a child moves into it, and binds it there."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

@@ -18,11 +18,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from imgfs.errors import MountError
 from imgfs.runtime.output_log import STREAMS, LogWriter
 from imgfs.runtime.process_id import first_process
+from imgfs.starting import start_thread, try_thread
 
 _SIZE = (24, 80)  # lines and columns of a terminal that is seen by no caller
 _PIECE = 1 << 16  # bytes, as many as a pipe holds
@@ -64,10 +66,13 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
         return made
 
     def begin(self) -> None:
-        """Start to copy: the runtime has its ends."""
-        self._close_runtime_ends()
+        """Start to copy. Raises LimitReached."""
         for copy in (*self._copies, *([self._input] if self._input else [])):
             copy.start()
+
+    def handed_on(self) -> None:
+        """Close the ends for the runtime, which has them: so what it says has an end."""
+        self._close_runtime_ends()
 
     def abandon(self) -> None:
         """Close the pipes of the output: what the container's caller has not read by now is lost.
@@ -84,7 +89,7 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
 
         For a container that is told to end: its runtime may be one that ends only when the output is read.
         """
-        threading.Thread(target=self._abandon_after, args=(pid_file,), daemon=True).start()
+        try_thread(partial(self._abandon_after, pid_file), "imgfs-abandon")
 
     def _abandon_after(self, pid_file: Path) -> None:
         _wait_for_end(pid_file)
@@ -121,7 +126,7 @@ class StdioPipes(contextlib.AbstractContextManager["StdioPipes"]):
         return theirs
 
 
-class _PipeCopy(threading.Thread):
+class _PipeCopy:
     """Copies from one descriptor to another until the one ends or the other takes no more.
 
     Then it closes the one that is a pipe's: its writer gets SIGPIPE, or its reader the end of the file.
@@ -130,7 +135,7 @@ class _PipeCopy(threading.Thread):
     def __init__(
         self, source: int, sink: int, *, closes_sink: bool = False, log: LogWriter | None = None
     ) -> None:
-        super().__init__(daemon=True)
+        self._thread: threading.Thread | None = None
         self.sink = sink
         self.error: OSError | None = None
         self._source = source
@@ -140,7 +145,11 @@ class _PipeCopy(threading.Thread):
         self._is_abandoned = False
         self._ending = threading.Lock()  # held while the descriptor is closed, or replaced
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Begin, in a thread. Raises LimitReached."""
+        self._thread = start_thread(self._run, "imgfs-copy")
+
+    def _run(self) -> None:
         try:
             while piece := _read(self._source):
                 self._is_writing = True
@@ -169,8 +178,8 @@ class _PipeCopy(threading.Thread):
     def wait(self, is_ending: Callable[[], bool]) -> None:
         """Wait until all is copied, or the grace period has passed."""
         began = last = time.monotonic()
-        while self.is_alive() and not self._is_abandoned:
-            self.join(0.05)
+        while self._thread and self._thread.is_alive() and not self._is_abandoned:
+            self._thread.join(0.05)
             now = time.monotonic()
             last = now if self._is_writing else last
             if now - last > _EOF_GRACE or (now - began > _OUTPUT_GRACE and is_ending()):

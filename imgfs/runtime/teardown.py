@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from imgfs import syscalls
 from imgfs.mounts.holders import awaiting_holder
 from imgfs.runtime.process_id import first_process
 from imgfs.runtime.signals import signal_number
+from imgfs.starting import try_thread
 
 _ANSWER = 10.0  # seconds that a mount may take to answer once the container has ended
 _UNMOUNT = 60.0  # seconds that a daemon has to end after unmounting, and again once it is told to
@@ -84,9 +84,8 @@ def _settle(rootfs: Path) -> None:
         with contextlib.suppress(OSError):
             os.statvfs(rootfs)
 
-    requested = threading.Thread(target=ask, daemon=True)
-    requested.start()
-    requested.join(_ANSWER)
+    if requested := try_thread(ask, "imgfs-settle"):
+        requested.join(_ANSWER)
 
 
 def _children_end(seconds: float) -> bool:

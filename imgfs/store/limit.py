@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError, describe
 from imgfs.owned.opening import read_owned_file
+from imgfs.starting import try_thread
 from imgfs.store.atomic import atomic_write, locked_if_free, store_errors
 from imgfs.store.layer import StoredLayer
 
@@ -153,10 +154,11 @@ class StoreLimit:
         self._unseen += count
         if self._unseen < self._step or (self._thread and self._thread.is_alive()):
             return
-        self._unseen, self._step = 0, _UNLIMITED
+        step, self._unseen, self._step = self._step, 0, _UNLIMITED
         if os.path.exists(self._path):  # which raises nothing: a writer must not fail for it
-            self._thread = threading.Thread(target=self._keep, name="imgfs-limit", daemon=True)
-            self._thread.start()
+            self._thread = try_thread(self._keep, "imgfs-limit")
+            if self._thread is None:
+                self._step = step  # the next writer tries again
 
     def _keep(self) -> None:
         try:

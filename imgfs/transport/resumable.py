@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from imgfs.errors import IntegrityError
 from imgfs.oci.descriptor import Descriptor
+from imgfs.parallel import ThreadPool
 from imgfs.store.layer import StoredLayer
 from imgfs.store.partial import UNIT, PartialBlob, StoredPiece
 from imgfs.transport.source import Source
@@ -75,7 +75,7 @@ class _Download:
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._ended = False
-        self._pool = ThreadPoolExecutor(connections, thread_name_prefix="imgfs-part")
+        self._pool = ThreadPool(connections, thread_name_prefix="imgfs-part")
         ranges = list(part.missing(_REQUEST if connections > 1 else descriptor.size))
         if ranges:
             self._pool.submit(self._bring, ranges[0], ranges[1:])

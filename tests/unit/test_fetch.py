@@ -18,8 +18,9 @@ from imgfs.content.background import BackgroundFetch, BackgroundFetchOptions, Cl
 from imgfs.content.inflight import InFlightRequest
 from imgfs.content.layer import LayerContent
 from imgfs.content.requests import Sizes
-from imgfs.content.scheduler import FetchPool, Task
-from imgfs.content.stats import Meter
+from imgfs.content.scheduler import FetchPool, Priority, Task
+from imgfs.content.stats import Cause, Meter
+from imgfs.content.storing import SpanOutcome
 from imgfs.content.windows import _BLOCK
 from imgfs.errors import IntegrityError, NotFound, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
@@ -496,3 +497,22 @@ def test_the_speed_can_be_asked_for_while_the_last_request_ends() -> None:
     meter.arrived(10 << 20)
     is_asked = True
     assert 0 < meter.speed() <= 10 << 20
+
+
+def test_a_request_that_is_given_up_leaves_no_reader_waiting(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make(205_000)
+
+    def fetch(*_: object) -> Iterator[SpanOutcome]:
+        yield SpanOutcome([7])
+        raise RuntimeError("a fault of imgfs's own")
+
+    monkeypatch.setattr(rig.content.in_flight.fetcher, "fetch", fetch)
+    futures = rig.content.fetch_for([7, 8], Priority.MISS, Cause.MISS)
+    assert futures[0].result(10) is None
+    with pytest.raises(RuntimeError, match="a fault of imgfs's own"):
+        futures[1].result(10)
+    assert rig.content.in_flight.not_in_flight([7, 8]) == [7, 8]
+    assert "a request was given up" in caplog.text
+    caplog.clear()

@@ -9,6 +9,7 @@ import pytest
 
 from imgfs.content.scheduler import FETCH_THREADS, FetchPool, Priority
 from imgfs.errors import ImgfsError
+from tests.support.no_threads import no_threads
 
 
 class Work:
@@ -148,3 +149,23 @@ def test_at_the_end_what_has_not_begun_is_refused_and_the_threads_end(desk: Desk
     desk.end(works)
     desk.fetch_pool.close(wait=True)
     assert not any(thread.name.startswith("imgfs-fetch") for thread in threading.enumerate())
+
+
+def test_a_task_that_no_thread_is_there_for_is_refused_and_never_runs(desk: Desk) -> None:
+    with no_threads():
+        (refused,) = desk.submit(Priority.MISS)
+    assert "no further thread" in str(refused.refused)
+    (other,) = desk.submit(Priority.MISS)
+    assert other.running.wait(10)
+    assert desk.began == ["MISS"]
+    assert not refused.running.is_set()
+
+
+def test_without_further_threads_tasks_wait_for_those_that_there_are(desk: Desk) -> None:
+    (first,) = desk.submit(Priority.MISS)
+    assert first.running.wait(10)
+    with no_threads():
+        others = desk.submit(Priority.MISS, 3)
+    desk.end([first, *others])
+    assert all(work.running.wait(10) for work in others)
+    assert [work.refused for work in others] == [None] * 3

@@ -293,11 +293,14 @@ def test_the_thread_looks_by_itself_and_ends(
         prover.start()
         read_whole(image)
         until(lambda: image.content.layers[0].index.summary.origin == "", "the layer to be verified")
-        until(lambda: not prover._thread.is_alive(), "the thread to end, there being nothing left to do")
+        until(
+            lambda: prover._thread and not prover._thread.is_alive(),
+            "the thread to end, there being nothing left to do",
+        )
         prover.stop()
         again = Verifier(image, store)
         again.start()
-        assert not again._thread.ident, "there is nothing to look at"
+        assert again._thread is None, "there is nothing to look at"
         again.stop()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeAlias
 
 from imgfs.cli.output import words_of
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, LimitReached
+from imgfs.starting import start_thread
 
 Work: TypeAlias = "Callable[[BrowserJob], None]"
 
@@ -57,10 +59,11 @@ class Jobs:
         """Begin work in a thread of its own."""
         self.stop(group)
         job = BrowserJob(group, text, self._post)
-        thread = threading.Thread(target=self._run, args=(job, work), name=f"browse {group}", daemon=True)
-        with self._lock:
-            self._running[job] = thread
-        thread.start()
+        with self._lock:  # which it needs to end
+            try:
+                self._running[job] = start_thread(partial(self._run, job, work), f"browse {group}")
+            except LimitReached as error:
+                self._failed(job, str(error))
         return job
 
     def stop(self, group: str) -> None:

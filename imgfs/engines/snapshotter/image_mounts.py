@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from imgfs.mounts.unmount import detach_all, detach_and_wait
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import parse_reference
+from imgfs.parallel import ThreadPool
 
 _END = 2.0  # seconds for a daemon to end: what it has used can be removed then
 _AT_ONCE = 8  # images that are prepared at the same time
@@ -54,7 +55,7 @@ class ImageMounts:
         self._policy = policy
         self._lock = threading.Lock()
         self._slots: dict[ImageChain, _Slot] = {}
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "imgfs-mount")
+        self._pool = ThreadPool(_AT_ONCE, "imgfs-mount")
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

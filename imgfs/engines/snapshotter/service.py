@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
@@ -23,6 +22,7 @@ from imgfs.engines.snapshotter.messages import (
 )
 from imgfs.engines.snapshotter.snapshotter import Snapshotter
 from imgfs.errors import ImgfsError
+from imgfs.starting import start_thread
 
 _NAME = "containerd.services.snapshots.v1.Snapshots"
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def service_of(snapshotter: Snapshotter) -> Service:
     """Return the service; what is removed is cleaned up from now on, beside the calls."""
-    threading.Thread(target=_clean_up_always, args=(snapshotter,), daemon=True).start()
+    start_thread(partial(_clean_up_always, snapshotter), "imgfs-clean-up")
     operations = {name: partial(_operate, operate, snapshotter) for name, operate in _OPERATIONS.items()}
     return Service(_NAME, operations, {"List": partial(_operate, _list, snapshotter)})
 
