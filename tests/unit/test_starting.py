@@ -165,7 +165,7 @@ def test_a_mount_that_no_thread_serves_is_left_to_its_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = Mock(spec=Succession)
-    monkeypatch.setattr(pool, "_taken", lambda _: left)
+    monkeypatch.setattr(pool, "_taken", lambda *_: left)
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
         listening.bind(str(tmp_path / "socket"))
         listening.listen()
