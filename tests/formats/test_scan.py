@@ -543,7 +543,11 @@ def big_tar() -> bytes:
         ("pigz -p 1 -c", 10),
         ("bgzip -c", 30),
         ("zstd -q -c", 1),
+        ("pigz --comment words --alias name -c", 10),
         ("zstd -q -T2 --long=27 -c", 1),
+        ("zstd -q --ultra --long=31 -1 -c", 1),
+        ("zstd -q --format=gzip -c", 10),
+        ("pzstd -q -p 3 -c", 1),
     ],
 )
 def test_what_real_tools_pack_is_indexed_and_decoded_span_by_span(command: str, least: int) -> None:
