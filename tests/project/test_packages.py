@@ -28,6 +28,7 @@ STARTERS = {
 }
 ALTERNATIVES = {"runc", "tini", "docker-init", "cc"}  # of crun, catatonit and gcc: taken where they are
 OPTIONAL = {  # where it is missing, that is one line, or another answer
+    "bsdtar",  # packs layers, beside GNU tar
     "containerd",  # asked for its version by snapshotter install
     "go",  # builds containerd 2.x for the bench
     "gpg",  # for policies with signedBy

@@ -6,6 +6,7 @@ callers must keep out of the layers or out of the comparison:
 
 - a directory no layer describes gets the date of unpacking, and 0777 less the umask; so does the one it is
   made in: `undated` finds both. All other directories' mtimes are kept as the layers have them
+- the root has the attributes that its last entry says, not only the time
 - an xattr with an empty value is dropped, and a file (type 0) whose name ends in a slash is still a file: so
   reads Go 1.19's archive/tar
 - a hard link to itself removes the file; one to a later entry or to a path that is whited out is an error
@@ -64,13 +65,18 @@ class Seen:
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def walk_directory(root: Path) -> dict[bytes, Seen]:
-    """Return everything below a directory, and itself as the empty path, read through the kernel."""
+def walk_directory(root: Path, *, lists_whiteouts: bool = False) -> dict[bytes, Seen]:
+    """Return everything below a directory, and itself as the empty path, read through the kernel.
+
+    `lists_whiteouts` is for overlayfs, which lists those of a directory that is in one layer only.
+    """
     top = os.fsencode(root)
     groups: dict[tuple[int, int], bytes] = {}
     seen = {}
     for path in _paths_below(top):
         full = os.path.join(top, path) if path else top
+        if lists_whiteouts and not os.path.lexists(full):
+            continue
         found = os.lstat(full)
         is_shared = _is_shared(found.st_mode, found.st_nlink)
         group = groups.setdefault((found.st_dev, found.st_ino), path) if is_shared else b""
