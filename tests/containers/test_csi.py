@@ -23,7 +23,7 @@ from imgfs.transport.engine_socket import connect_engine
 from imgfs.transport.grpc import GrpcChannel
 from imgfs.transport.protobuf import ProtobufMessage, encode_map, encode_message
 from tests.support import tarmake as tar
-from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
+from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image, push_index
 from tests.support.mounted import Imgfs, errno_of, gzipped, until
 from tests.support.patience import allowed
 
@@ -268,6 +268,26 @@ def test_a_volume_is_mounted_as_its_mount_options_say(node: Node, tmp_path: Path
             publish("ro")
             assert errno_of((at / "new").touch) == errno.EROFS
             node.kubelet.take_down(at)
+
+
+def test_each_platform_of_an_image_is_a_mount_of_its_own(node: Node, tmp_path: Path) -> None:
+    """Also of one that is named by the digest of its index, which all platforms have in common."""
+    with docker_registry(tmp_path / "registry") as host:
+        manifests = []
+        for name in ("amd64", "arm64"):
+            layer = gzipped(tar.archive(tar.file("name", name.encode())))
+            pushed = push_image(host, "team/app", None, [layer.blob], config={"architecture": name})
+            platform = {"os": "linux", "architecture": name}
+            manifests.append((pushed.manifest, {"platform": platform}))
+        index = push_index(host, "team/app", "v1", manifests)
+        for image in (f"{host}/team/app:v1", f"{host}/team/app@{index.digest}"):
+            for name in ("amd64", "arm64"):
+                at = node.pods / name
+                node.kubelet.publish(at, {"image": image, "platform": f"linux/{name}"}, volume=name)
+                assert (at / "name").read_text() == name
+            for name in ("amd64", "arm64"):
+                node.kubelet.take_down(node.pods / name, name)
+            assert node.shared() == []
 
 
 def test_a_mount_that_has_died_is_made_again(node: Node, tmp_path: Path) -> None:

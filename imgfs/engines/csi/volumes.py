@@ -210,7 +210,8 @@ class Volumes:
     def _show_shared(self, wanted: Wanted) -> None:
         """Show the shared mount of an image: what its tag names now, by what the pod's secret opens."""
         image = self._granted(wanted, self._keep_secret(wanted, _name_of(wanted.target)))
-        name = _name_of(image, _name_of(wanted.secret))
+        # by the platform, too: the digest may be that of an index
+        name = _name_of(image, _name_of(wanted.secret), *_platform(wanted))
         self._write(_published(wanted, name))
         with self._locks.holding(name):
             place = self._shared / name
