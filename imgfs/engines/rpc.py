@@ -138,7 +138,7 @@ def _listen(address: Path, services: Iterable[Service | Forwarded]) -> grpc.Serv
     server = grpc.server(pool, handlers=handlers, options=_OPTIONS)
     before = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{address}")
+        server.add_insecure_port(_target(address))
     except RuntimeError as error:
         why = f": longer than {_LONGEST_PATH} bytes" if len(os.fsencode(address)) > _LONGEST_PATH else ""
         raise StoreError(f"{address}: cannot be listened at{why}") from error
@@ -146,6 +146,11 @@ def _listen(address: Path, services: Iterable[Service | Forwarded]) -> grpc.Serv
         os.umask(before)
     server.start()
     return server
+
+
+def _target(path: Path) -> str:
+    """Return a socket's path as gRPC reads it back: it is one of a URI, so `%` begins an escape."""
+    return f"unix:{str(path).replace('%', '%25')}"
 
 
 def _handler(service: Service) -> grpc.GenericRpcHandler:
@@ -164,7 +169,7 @@ def _forwarding(service: Forwarded) -> grpc.GenericRpcHandler:
     """Return what hands calls on, with their metadata and deadlines; a refusal comes back as it is."""
     import grpc
 
-    channel = grpc.insecure_channel(f"unix:{service.address}", options=_OPTIONS)
+    channel = grpc.insecure_channel(_target(service.address), options=_OPTIONS)
 
     class Forwarding(grpc.GenericRpcHandler):
         """Takes the calls of one service, whatever its methods are."""
