@@ -23,13 +23,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgfs.errors import NotFound, StoreError
+from imgfs.errors import NotFound, StoreError, UsageError
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.image import DOCKER_MANIFEST
+from imgfs.oci.reference import parse_reference
 from imgfs.owned.writing import os_errors
 from imgfs.store.atomic import atomic_write
 from imgfs.transport.containers_storage import big_data_file
@@ -119,9 +120,11 @@ class PodmanStore:
         return self._read(_IMAGES)
 
     def find(self, wanted: str) -> Record:
-        """Return the image of a name or id; raises NotFound."""
+        """Return the image of a name or id, as podman takes them; raises NotFound."""
+        identity, written = wanted.removeprefix("sha256:"), _spellings(wanted)
         for one in self.images():
-            if wanted in _names(one) or (len(wanted) >= 12 and str(one.get("id", "")).startswith(wanted)):
+            is_its_id = len(identity) >= 12 and str(one.get("id", "")).startswith(identity)
+            if is_its_id or written.intersection(_names(one)):
                 return one
         raise NotFound(f"{wanted}: is not in {self.root}")
 
@@ -131,9 +134,10 @@ class PodmanStore:
             images = self._read(_IMAGES)
             known = next((one for one in images if one.get("id") == image["id"]), {})
             names = _names(known)
-            if name not in names or len(names) == 1:
+            kept = [one for one in names if one not in _spellings(name)]
+            if kept == names or not kept:
                 return False
-            known["names"] = [one for one in names if one != name]
+            known["names"] = kept
             self._write(_IMAGES, images)
         return True
 
@@ -187,6 +191,13 @@ class PodmanStore:
         with atomic_write(path) as aside, os_errors(path):
             aside.write_text(json.dumps(records))
             aside.chmod(0o644)
+
+
+def _spellings(name: str) -> set[str]:
+    """Return a name as it was given, and in full: with the registry and the tag that are meant."""
+    with suppress(UsageError):
+        return {name, str(parse_reference(name))}
+    return {name}
 
 
 def _names(record: Mapping[str, object]) -> list[str]:

@@ -14,7 +14,9 @@ import pytest
 
 from imgfs.config import podman_images
 from imgfs.engines.liveness import is_answering
+from imgfs.engines.podman_store import PodmanStore
 from imgfs.engines.podman_users import graph_roots, users_of
+from imgfs.errors import NotFound
 from imgfs.mounts.table import imgfs_mounts
 from tests.support.containers import LIMITS, PODMAN
 from tests.support.docker_registry import docker_registry, needs_docker_registry, push_image
@@ -155,6 +157,23 @@ def test_one_of_several_names_is_taken_away_and_the_image_stays(rig: Rig) -> Non
     assert "is not in" in rig.store("rm", rig.image).complaint()
     assert rig.store("rm", other).code == 0
     rig.imgfs.gone(mount.mountpoint)
+
+
+def test_an_image_is_found_as_podman_finds_it(tmp_path: Path) -> None:
+    """By its id, also with the algorithm, and by a name without the registry or the tag that are meant."""
+    identity, names = "ab" * 32, ["docker.io/library/app:latest", "h.io/app:v1"]
+    (tmp_path / "overlay-images").mkdir()
+    listed = json.dumps([{"id": identity, "names": names, "layer": "l"}])
+    (tmp_path / "overlay-images" / "images.json").write_text(listed)
+    store = PodmanStore(tmp_path)
+    for wanted in ("app", "app:latest", names[1], identity, identity[:12], f"sha256:{identity}"):
+        assert store.find(wanted)["id"] == identity
+    for wanted in ("app:v1", "h.io/app", identity[:11], "sha256:", "UPPER CASE"):
+        with pytest.raises(NotFound):
+            store.find(wanted)
+    assert store.forget_name(store.find("app"), "app")
+    assert store.find(identity)["names"] == names[1:]
+    assert not store.forget_name(store.find(identity), names[1])
 
 
 def test_the_store_is_roots(nobody: Imgfs, imgfs: Imgfs, tmp_path: Path) -> None:
