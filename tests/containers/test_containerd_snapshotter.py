@@ -46,7 +46,7 @@ pytestmark = [needs_containerd, needs_docker_registry, pytest.mark.kernel, pytes
 
 BUSYBOX = Path("/bin/busybox")
 TOOLS = ("sh", "sleep", "cat", "touch", "stat", "kill")
-ROOT = tarmake.directory(".", mode=0o751, uid=3)  # what overlayfs shows is of the uppermost directory
+ROOT = tarmake.directory(".", mode=0o751, uid=3)  # which counts for nothing, as with containerd
 BASE = tarmake.archive(
     ROOT,
     *(tarmake.directory(name) for name in ("bin", "dev", "etc", "proc", "sys")),
@@ -255,7 +255,7 @@ def test_a_container_reads_writes_and_is_committed(node: Node, pulled: str, tmp_
         made = pod.run(node.image)
         assert pod.exec(made, "cat", "/etc/name", "/etc/other").out == "toptop"
         assert pod.exec(made, "touch", "/new", "/etc/name", "/srv/new").code == 0
-        assert pod.exec(made, "stat", "-c", "%a%u", "/", "/tmp").out.split() == ["7513", "17770"]
+        assert pod.exec(made, "stat", "-c", "%a%u", "/", "/tmp").out.split() == ["7550", "17770"]
         assert asking.usage(made)[1] >= 4
     (words,) = asking.prepare("work", chains()[-1])
     with mounted(words, tmp_path / "work") as place:
@@ -348,6 +348,22 @@ def test_what_has_no_labels_is_unpacked(node: Node, tmp_path: Path) -> None:
     assert len(unpacked) == len(LAYERS)
     direct.close()
     node.engine.ctr("images", "rm", "--sync", "docker.io/library/imported:v1")
+
+
+def test_in_a_user_namespace_files_are_their_containers_own(node: Node, pulled: str) -> None:
+    """containerd 1.x changes the owner of each file, in a layer that the next container shares."""
+    for place in (node.place, node.place / "state", node.place / "root"):
+        place.chmod(0o711)  # the container's root is not this machine's
+    ids = (f"--{kind}map=0:100000:65536" for kind in ("uid", "gid"))
+    words = "run", "--rm", "--snapshotter", "imgfs", *ids, node.image
+    for name in ("one", "other"):
+        shown = node.engine.ctr(*words, name, "stat", "-c", "%u%g", "/etc/name", "/srv", namespace="k8s.io")
+        assert shown.split() == ["00", "00"]
+    asking = node.snapshots()
+    owned = f"{chains()[-1]}-100000-100000"
+    assert asking.stat(owned).parent == chains()[-1]
+    asking.remove(owned)
+    asking.close()
 
 
 KEYS = ["a", "b/c", '\u00fc "\\']
