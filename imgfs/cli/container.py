@@ -133,6 +133,8 @@ def _contain(plan: _Plan, resolved: Resolved, mounting: Mounting, *, is_guess: b
         relay = stack.enter_context(SignalRelay(stopper, stopper.kill_later))
         bundle = stack.enter_context(new_bundle(image.store.root, start.name))
         stack.enter_context(unmounting(bundle.rootfs, _SHORT_LIVED))
+        if plan.question:  # a child, too, which waits to be told what to ask
+            stack.callback(plan.question.close)
         stack.push(mounting)  # a daemon that has nothing to serve has to go before what waits for it
         _begin_mount(start, resolved, image, bundle, mounting)
         try:

@@ -11,6 +11,7 @@ from tests.support import tarmake as tar
 from tests.support.containers import busybox_layer, has_static_busybox
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.mounted import Imgfs, documents, gzipped
+from tests.support.patience import allowed
 
 pytestmark = [
     pytest.mark.kernel,
@@ -74,3 +75,18 @@ def test_a_registry_that_is_away_is_said_so_and_its_tag_means_what_it_meant(
     assert (ran.code, ran.out) == (0, b"here")
     assert "its registry cannot be reached" in ran.err
     assert ran.err.count("\n") == 1
+
+
+BARE_DEV = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec"
+
+
+def test_where_there_is_no_fuse_it_ends_at_once_although_a_process_waits_to_ask_the_registry(
+    imgfs: Imgfs, server: FaultServer
+) -> None:
+    image = publish(server, b"here")
+    said(imgfs, image)
+    words = imgfs.command("run", "--driver", "fuse", image, "sh", "-c", "true")
+    ran = imgfs.program("unshare", "-m", "sh", "-c", f'{BARE_DEV} "$@"', "sh", *words, timeout=allowed(30))
+    assert (ran.code, ran.text) == (125, "")
+    assert ran.err.startswith("imgfs: /dev/fuse is missing: load the kernel's fuse module")
+    assert list((imgfs.store / "containers").glob("*")) == []
