@@ -186,7 +186,8 @@ def _check_layers(resolved: Resolved, source: Source, report: _Report) -> None:
     found = []
     for check in _layer_checks(resolved, source):
         what = f"ok, {counted(check.entries, 'entry', 'entries')}, {size(check.flat_size)} unpacked"
-        said = f"WRONG: {check.error}" if check.error else what
+        trouble = "MISSING" if check.kind == "missing" else "WRONG"
+        said = f"{trouble}: {check.error}" if check.error else what
         report.say(f"layer {check.number:<3} {check.layer.digest}  {said}")
         report.is_wrong |= bool(check.error)
         found.append(_layer_fields(check))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, IntegrityError, NotFound
 from imgfs.image.discover import SMALL, IndexDiscovery
 from imgfs.image.import_index import import_profiles, import_published_tree
 from imgfs.image.indexing import LayerIndexing, PrepareReporter, doing_without
@@ -258,7 +258,7 @@ class _Preparation:
         if self._cancelled.is_set():
             return
         stored = self._store.layer(layer.digest)
-        with stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
+        with self._naming(layer), stored.lock(on_wait=lambda: self._reporter.layer_waits(layer)):
             if not self._readiness.is_indexed(layer, diff_id, lean=lean):
                 indexing = LayerIndexing(
                     layer,
@@ -275,6 +275,19 @@ class _Preparation:
                 stored.drop_part()
         self._reporter.layer_ends(layer)
         self._awaited[layer.digest].set()
+
+    @contextmanager
+    def _naming(self, layer: Descriptor) -> Iterator[None]:
+        """Have an error of a layer's bytes say of which layer they are, and of which image."""
+        where = f"{self._resolved.reference}: layer {self._resolved.manifest.layers.index(layer) + 1}"
+        try:
+            yield
+        except IntegrityError as error:
+            what = f"{where}: {error.what}"
+            raise IntegrityError(what, expected=error.expected, actual=error.actual) from error
+        except NotFound as error:
+            text = f"{where} is missing: {error}"
+            raise NotFound(text, status=error.status, code=error.code, url=error.url) from error
 
     def _warn(self) -> None:
         while self._discovery.refused:

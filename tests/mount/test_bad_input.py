@@ -68,9 +68,9 @@ def spoiled_header() -> Stored:
 
 
 BAD_LAYERS: dict[str, tuple[Stored, str]] = {
-    "another blob than its digest": (plain(LAYER)._replace(digest=WRONG), "layer blob: expected"),
+    "another blob than its digest": (plain(LAYER)._replace(digest=WRONG), "layer 2: layer blob: expected"),
     "another DiffID": (gzipped(LAYER)._replace(diff_id=WRONG), "(DiffID): expected"),
-    "a flipped byte": (spoiled(plain(LAYER), 50_000, honest=False), "layer blob: expected"),
+    "a flipped byte": (spoiled(plain(LAYER), 50_000, honest=False), "layer 2: layer blob: expected"),
     "a flipped byte in gzip": (spoiled(gzipped(LAYER), 50_000, honest=False), "expected"),
     "a blob too short": (
         Stored(LAYER[:-2048], sha256(LAYER), digest=sha256(LAYER), size=len(LAYER)),
@@ -327,7 +327,7 @@ def test_a_blob_that_is_missing_is_named(imgfs: Imgfs, tmp_path: Path) -> None:
     image = write_image(tmp_path / "layout", [gzipped(LAYER)])
     path = tmp_path / "layout/blobs/sha256" / sha256(gzipped(LAYER).blob).removeprefix("sha256:")
     path.unlink()
-    assert refused(imgfs, image) == f"{path}: no such file"
+    assert refused(imgfs, image) == f"{image}: layer 1 is missing: {path}: no such file"
     os.mkfifo(path)
     refused(imgfs, image)  # does not wait for a writer
 

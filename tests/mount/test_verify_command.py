@@ -99,7 +99,8 @@ def test_what_is_wrong_is_named_by_its_kind_and_the_rest_is_checked(
         blob.unlink()
     layers = verify.json(name, code=1)["layers"]
     assert [layer["kind"] for layer in layers] == [kind, ""]
-    assert f"layer 1   {layers[0]['digest']}  WRONG: " in verify(name, code=1)
+    trouble = "MISSING" if kind == "missing" else "WRONG"
+    assert f"layer 1   {layers[0]['digest']}  {trouble}: " in verify(name, code=1)
 
 
 def test_a_wrong_document_is_an_error(verify: Verify, tmp_path: Path) -> None:
