@@ -427,7 +427,7 @@ def test_random_calls_are_answered_as_by_overlayfs(
 
 
 LABEL = "containerd.io/snapshot/one"  # such that containerd hands on
-WORDS = ["labels", ".", "two-three", f'"{LABEL}"', "kind", "active", "committed", "", " ", ","]
+TERMS = ["labels", ".", "two-three", f'"{LABEL}"', "kind", "active", "committed", "", " ", ","]
 OPERATORS = ["==", "!=", "~=", f'labels."{LABEL}"==', f'labels."{LABEL}"~=']
 VALUES = [
     "1",
@@ -448,7 +448,7 @@ VALUES = [
     "\n",
 ]
 FILTERS = st.lists(
-    st.sampled_from([*WORDS, *OPERATORS, *VALUES]),
+    st.sampled_from([*TERMS, *OPERATORS, *VALUES]),
     min_size=1,
     max_size=8,
 ).map("".join)

@@ -77,7 +77,7 @@ def own_commands() -> set[str]:
     """The commands of imgfs itself, which tests start in the same way, less those that are programs, too."""
     words = [sys.executable, "-m", "imgfs", "--help"]
     said = subprocess.run(words, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
-    return set(re.findall(r"^    (\w+) ", said, re.MULTILINE)) - {"mount", "umount", "cat", "ls", "diff"}
+    return set(re.findall(r"^  (\w+) ", said, re.MULTILINE)) - {"mount", "umount", "cat", "ls", "diff"}
 
 
 @functools.cache
