@@ -208,12 +208,13 @@ def _unwritten(chance: Chance, root: Path) -> bytes:
         made.append(_link(spell, chance.choice(paths[len(files) :]), top, chance.choice(files)))
     for path in chance.sample(paths, min(len(paths), 3)):
         made.append(chance.choice(_UNWRITTEN)(spell % path))
+    if chance.random() < 0.3:  # nowhere else: a directory in place of a file has overlayfs merge those below
+        made.append(tarmake.directory(chance.choice(below)[0], mode=0o701, mtime_ns=6 * 10**9))
     return tarmake.archive(*made)
 
 
 _UNWRITTEN: list[Callable[[bytes], bytes]] = [
     lambda path: tarmake.file(path, b"last", mode=0o640, mtime_ns=5 * 10**9),
-    lambda path: tarmake.directory(path, mode=0o701, mtime_ns=6 * 10**9),
     lambda path: tarmake.symlink(path, b"a", mtime_ns=7 * 10**9),
     lambda path: tarmake.fifo(path),
     lambda path: tarmake.device(path, "c", 0, 0),

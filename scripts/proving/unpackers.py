@@ -8,6 +8,7 @@ and bytes, but for what `_known` excuses. A stack is repeated with --seed S --st
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import stat
@@ -97,7 +98,8 @@ def _by_podman(place: Path, layout: Path) -> Seens | None:
     finally:
         _run(*podman, "image", "umount", name)
         _run(*podman, "rmi", "-f", name)
-        _run("umount", "-R", f"{place}/p/overlay")  # podman has bound it to itself
+        if os.path.ismount(place / "p/overlay"):  # podman has bound it to itself
+            _run("umount", "-R", f"{place}/p/overlay")
 
 
 def _by_containerd(daemon: Containerd, layout: Path, scratch: Path) -> Seens | None:
@@ -116,7 +118,7 @@ def _by_containerd(daemon: Containerd, layout: Path, scratch: Path) -> Seens | N
 
 
 def _run(*words: str, within: Path | None = None) -> str | None:
-    """Run a program in a directory: what it writes; None, with its last words, if it fails."""
+    """Run a program in a directory; return what it writes, None, with its last words, if it fails."""
     done = subprocess.run(
         words, cwd=within, check=False, capture_output=True, text=True, errors="replace", timeout=120
     )
@@ -150,7 +152,7 @@ def _is_dated_anew(seen: Seen) -> bool:
 
 
 def _as_overlaid(seens: Seens) -> dict[bytes, Seen]:
-    """What is the same on overlayfs and here: links are counted by layer there."""
+    """Return what is the same on overlayfs and here: links are counted by layer there."""
     return {path: replace(seen, nlink=0, group=b"") for path, seen in seens.items()}
 
 
@@ -205,7 +207,7 @@ def judged(panel: Sequence[Judge], layers: Sequence[bytes], scratch: Path, chanc
 
 
 def _by_imgfs(imgfs: Imgfs, image: str) -> tuple[Seens, list[str]]:
-    """What both drivers show, and where they differ; nothing, and why, of an image that is refused."""
+    """Return what both drivers show, and where they differ; nothing, and why, of an image that is refused."""
     try:
         by_fuse, by_kernel = mounted(imgfs, image, "fuse"), mounted(imgfs, image, "kernel")
     except AssertionError as error:

@@ -128,7 +128,7 @@ def unpack_layout(layout: Path, tag: str, bundle: Path) -> Path:
     """Have umoci unpack an image of an OCI layout to the new directory `bundle`; return its root."""
     rootless = [] if os.geteuid() == 0 else ["--rootless"]
     command = ["umoci", "unpack", *rootless, "--image", f"{layout}:{tag}", str(bundle)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise UmociError(done.stderr.strip())
     return bundle / "rootfs"
