@@ -26,7 +26,7 @@ def add_browse(commands: Commands) -> None:
         commands,
         "browse",
         browse,
-        "look around in an image, or in what differs in two, on the terminal",
+        "browse an image, or how two images differ, on the terminal",
         """\
 Shows the files of IMAGE as a tree to walk in, with what is said of each and how it begins; with OTHER, what
 differs in the two: A added, C changed, D deleted. IMAGE:PATH begins at that path. Keys: / searches names, l

@@ -18,7 +18,7 @@ def add_cri(commands: Commands) -> None:
         commands,
         "cri",
         cri,
-        "hear by which passwords kubelet pulls images",
+        "learn kubelet's image pull credentials, for the snapshotter",
         """\
 Stands between kubelet and containerd where images are asked for, and hands every request on. The credentials
 of pulls are kept in a file that `imgfs snapshotter` and its mounts read: containerd tells them none. Start

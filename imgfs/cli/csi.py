@@ -33,7 +33,7 @@ def add_csi(commands: Commands) -> None:
         commands,
         "csi",
         csi,
-        "show images to Kubernetes as volumes (CSI)",
+        "serve images to Kubernetes as volumes (CSI)",
         """\
 Serves kubelet as a driver of CSI, image.csi.imgfs.io: a pod names an image among the attributes of a volume,
 and reads it at once. Volumes that are only read share one mount for each image; one that may be written is a

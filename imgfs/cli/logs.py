@@ -28,7 +28,7 @@ def add_logs(commands: Commands) -> None:
         commands,
         "logs",
         logs,
-        "show what a detached container has said",
+        "show the output of a detached container",
         """\
 Writes what a container started with `imgfs run -d` has written to its standard output and standard error, to
 the same two. The last 10 to 20 MB of it are kept (imgfs run --log-opt max-size=SIZE), until the container is

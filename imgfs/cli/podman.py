@@ -25,7 +25,7 @@ def add_podman(commands: Commands) -> None:
     """`imgfs podman`."""
     command = commands.add_parser(
         "podman",
-        help="show images to podman, buildah and CRI-O, lazily",
+        help="serve images to podman, buildah and CRI-O, lazily",
         description=f"""\
 Keeps a store of images for podman, each a mount: podman has them at once, and reads what it needs. As root,
 or as an ordinary user inside `podman unshare`, where podman has its mounts. podman is told of the store by

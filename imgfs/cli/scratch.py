@@ -39,7 +39,7 @@ def add_scratch(commands: Commands) -> None:
     """`imgfs scratch`."""
     command = commands.add_parser(
         "scratch",
-        help="list, remove or reset scratches",
+        help="list, reset or remove scratches",
         description="""\
 A scratch that has a name is kept in the store, with all that was changed in the image it lies on.
 

@@ -37,7 +37,7 @@ def add_snapshotter(commands: Commands) -> None:
         commands,
         "snapshotter",
         snapshotter,
-        "show images to containerd and Kubernetes, lazily",
+        "serve images to containerd and Kubernetes, lazily",
         """\
 Serves containerd as a snapshotter: a pull fetches no layer, and containers read what they need of their
 images as they need it. All containers of an image share one mount. What runs, and the mounts, go on when this

@@ -26,7 +26,7 @@ def add_stat(commands: Commands) -> None:
         commands,
         "stat",
         stat,
-        "show what an image says of files",
+        "show the metadata of files of an image",
         """\
 Shows kind, size, mode, owner, time, links, attributes and layer of PATH; a symbolic link itself.
 

@@ -23,7 +23,7 @@ def add_stop(commands: Commands) -> None:
         commands,
         "stop",
         stop,
-        "end containers by their stop signal",
+        "stop containers by their stop signal",
         """\
 Sends the stop signal (--stop-signal of imgfs run, else the image's, else TERM) to a container's first process
 and, when it has not ended in time, KILL. Returns when the container has ended.

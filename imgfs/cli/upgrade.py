@@ -23,7 +23,7 @@ def add_upgrade(commands: Commands) -> None:
         commands,
         "upgrade",
         upgrade,
-        "hand mounts to this version of imgfs, while they are read",
+        "hand mounts over to this version of imgfs, while they are in use",
         """\
 Has each MOUNTPOINT, mounted with --restart, served by the imgfs that this command is of, instead of the one
 that serves it now. Readers notice nothing: the new daemon gets ready, the old one stops to take requests,
