@@ -10,6 +10,7 @@ from importlib.resources import files
 # In the order of the list: what a user needs first.
 TOPICS = (
     "installing",
+    "questions",
     "mounting",
     "looking",
     "python",
