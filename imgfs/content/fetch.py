@@ -68,6 +68,13 @@ class SpanFetcher:
         Bytes that came damaged are requested once more, from the span they were found in.
         """
         left = list(request.numbers)
+        try:
+            yield from self._fetch(left, source)
+        except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
+            self._window_blocks.forget()
+            yield SpanOutcome(left, error)
+
+    def _fetch(self, left: list[int], source: BlobSource) -> Iterator[SpanOutcome]:
         peers = source.peers()
         if peers:
             yield from self._race(left, source, peers)
@@ -86,10 +93,6 @@ class SpanFetcher:
                 yield from self.misplaced.fetch(left, self.spans, source)
                 if left[:1] == [doubted]:  # its error, not that of its neighbours
                     yield SpanOutcome([left.pop(0)], error)
-            except Exception as error:  # noqa: BLE001  (every waiting reader gets it)
-                self._window_blocks.forget()
-                yield SpanOutcome(left, error)
-                return
 
     def _race(self, left: list[int], source: BlobSource, peers: PeerPool) -> Iterator[SpanOutcome]:
         """Fetch `left` from peers, joined by the registry when they take longer than that would have."""

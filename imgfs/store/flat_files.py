@@ -239,8 +239,11 @@ class FlatFiles:
             yield
 
     def marks(self, first: int, last: int) -> bytes:
-        """Return the marks of the spans `first` to `last`, both included."""
-        return self._map[FIRST + first : FIRST + last + 1]
+        """Return the marks of the spans `first` to `last`, both included. Raises StoreError if closed."""
+        try:
+            return self._map[FIRST + first : FIRST + last + 1]
+        except ValueError as error:
+            raise StoreError("the flat layer has been closed") from error
 
     def count_present(self) -> int:
         """Return the number of present spans."""

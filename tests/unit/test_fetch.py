@@ -22,7 +22,7 @@ from imgfs.content.scheduler import FetchPool, Priority, Task
 from imgfs.content.stats import Cause, Meter
 from imgfs.content.storing import SpanOutcome
 from imgfs.content.windows import _BLOCK
-from imgfs.errors import IntegrityError, NotFound, Unavailable
+from imgfs.errors import IntegrityError, NotFound, StoreError, Unavailable
 from imgfs.layer.entry import Checkpoint, Codec, Extent, Span
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.schema import ExternalBlob, Summary
@@ -516,3 +516,17 @@ def test_a_request_that_is_given_up_leaves_no_reader_waiting(
     assert rig.content.in_flight.not_in_flight([7, 8]) == [7, 8]
     assert "a request was given up" in caplog.text
     caplog.clear()
+
+
+def test_what_goes_wrong_while_damage_is_looked_into_reaches_the_readers(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(205_000)
+    rig.source.flips[rig.spans[7].start] = 9
+
+    def closed(*_: object) -> Iterator[SpanOutcome]:
+        raise StoreError("the flat layer has been closed")
+
+    monkeypatch.setattr(rig.content.in_flight.fetcher.misplaced, "fetch", closed)
+    with pytest.raises(StoreError, match="has been closed"):
+        rig.read_span(7)

@@ -553,3 +553,11 @@ def test_an_empty_layer_has_an_empty_flat_layer(tmp_path: Path) -> None:
         assert flat.put(0, flat.begin(0, -1), [])
         flat.sync()
         assert (flat.count_present(), flat.evict()) == (0, 0)
+
+
+def test_one_that_is_closed_says_so(tmp_path: Path) -> None:
+    flat = open_flat(tmp_path)
+    flat.close()
+    for use in (partial(flat.marks, 0, 1), partial(flat.forget, [0]), partial(put, flat, 0)):
+        with pytest.raises(StoreError, match="the flat layer has been closed"):
+            use()
