@@ -24,6 +24,7 @@ EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _NOTHING = b"{}"
 # a config, or a layer, that says nothing (manifest.md, "Guidance for an Empty Descriptor")
 EMPTY = Descriptor(EMPTY_TYPE, Digest.of(_NOTHING), len(_NOTHING), data=_NOTHING)
+_MOST_ENTRIES = 50_000  # of a list that are looked at: 4 MiB hold no more descriptors, but a million of "{}"
 _NEW = {"schemaVersion": 2, "mediaType": OCI_INDEX}
 _TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")
 
@@ -112,7 +113,7 @@ def parse_referrers(body: bytes) -> list[Descriptor]:
     Raises InvalidImage unless `body` is an OCI image index.
     """
     found: dict[Digest, Descriptor] = {}
-    for number, value in enumerate(_entries(body)[1]):
+    for number, value in enumerate(_entries(body)[1][:_MOST_ENTRIES]):
         try:
             entry = Descriptor.parse(value, where=f"referrers[{number}]")
         except InvalidImage:  # a malformed entry must not hide the others

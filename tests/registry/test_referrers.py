@@ -725,3 +725,9 @@ def test_of_referrers_beyond_number_the_first_are_taken(
         serve(server, f"n{number}")
     assert len(names(client.referrers(SUBJECT.digest))) == 3
     assert len(server.seen("/referrers/")) == 2
+
+
+def test_malformed_entries_beyond_number_are_not_looked_through() -> None:
+    entry = {"mediaType": OCI_MANIFEST, "digest": f"sha256:{'0' * 64}", "size": 1}
+    assert len(parse_referrers(json.dumps({"manifests": [{}] * 49_999 + [entry]}).encode())) == 1
+    assert parse_referrers(json.dumps({"manifests": [{}] * 50_000 + [entry]}).encode()) == []
