@@ -205,10 +205,10 @@ class ScratchSelection:
     def changes(self, image: Image) -> Iterator[Diff]:
         """Compare the scratch with that image."""
         from imgfs.kernel.erofs_format import ino_resolver
+        from imgfs.overlay.scratch_opened import scratch_diff
 
-        with self.scratch.diff(
-            image.tree, image.content, ino_resolver(image.resolved.tree, self.store)
-        ) as changes:
+        resolver = ino_resolver(image.resolved.tree, self.store)
+        with scratch_diff(self.scratch, image.tree, image.content, resolver) as changes:
             yield changes
 
     @contextmanager

@@ -38,7 +38,7 @@ log = logging.getLogger("imgfs.mount")
 
 # What both take, a daemon and who has it forked: before the fork, it is loaded once.
 _BY_BOTH = ("imgfs.image.trust", "imgfs.mounts.mountpoint", "imgfs.store.store", "imgfs.transport.connect")
-_BY_BOTH_FOR_SCRATCHES = ("imgfs.overlay.scratch",)
+_BY_BOTH_FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.overlay.xattrs", "secrets", "shutil")
 _ALWAYS = (
     "imgfs.fuse.operations",
     "imgfs.image.verify",
@@ -58,7 +58,7 @@ _LATER = (
 )
 _MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
 _SWITCH = 0.0005  # seconds until a thread that computes makes way for another
-_FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.fuse.writable")
+_FOR_SCRATCHES = ("imgfs.overlay.scratch_opened", "imgfs.fuse.writable")
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
@@ -77,9 +77,15 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
 
     @classmethod
     def fork(cls, *, writable: bool, offline: bool = False, driver: str = "auto") -> Mounting:
-        """Fork the daemon of a mount to be, which begins to load what it will need."""
+        """Fork the daemon of a mount to be, which begins to load what it will need.
+
+        Unless `offline`, a third process gets ready to ask a registry (`cli.tag_question`): on two processors
+        that and the daemon are late, so that more of the daemon's is loaded here.
+        """
         for module in (*_BY_BOTH, *(_BY_BOTH_FOR_SCRATCHES if writable else ())):
             importlib.import_module(module)
+        if writable and not offline:
+            importlib.import_module(_FOR_SCRATCHES[0])
         more = _FOR_SCRATCHES if writable else ()
         load = partial(_load, more, by_kernel=driver != "fuse" and os.geteuid() == 0)
         child = _ForkedDaemon(offline=offline)

@@ -50,7 +50,9 @@ def serve_by_fuse(mount: ServedMount) -> None:
             os.umask(0)  # the kernel has applied the caller's
             if succession and succession.is_heir:  # until then another process changes the scratch
                 wait_for_turn(succession)
-            overlay = stack.enter_context(mount.options.scratch.overlay(*mount.scratch_terms()))
+            from imgfs.overlay.scratch_opened import scratch_overlay  # here: most mounts have no scratch
+
+            overlay = stack.enter_context(scratch_overlay(mount.options.scratch, *mount.scratch_terms()))
         _serve_image(mount, overlay)
         if overlay and succession and not succession.has_turn:
             leave(stack)

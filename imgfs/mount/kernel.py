@@ -97,8 +97,7 @@ def _serve_by_kernel(mount: ServedMount) -> None:
             stack.callback(remove_inherited, directory)
         else:
             directory = stack.enter_context(runtime_directory(image.resolved.reference, erofs.path))
-        if options.scratch:
-            stack.enter_context(options.scratch.for_kernel(*mount.scratch_terms()))
+        stack.enter_context(_held_scratch(mount))
         passthrough = _passthrough(mount, mounted)
         where = options.mountpoint, attributes, options.checked
         driver = KernelDriver(directory.link, passthrough.files, len(sizes) + 1, *where)
@@ -120,6 +119,16 @@ def _serve_by_kernel(mount: ServedMount) -> None:
                 leave(stack)
         if has_let_go:
             passthrough.release()
+
+
+def _held_scratch(mount: ServedMount) -> contextlib.AbstractContextManager[None]:
+    """Hold the scratch of a mount, if it has one, for overlayfs."""
+    scratch = mount.options.scratch
+    if scratch is None:
+        return contextlib.nullcontext()
+    from imgfs.overlay.scratch_opened import held_for_kernel  # here: most mounts have no scratch
+
+    return held_for_kernel(scratch, *mount.scratch_terms())
 
 
 def _passthrough(mount: ServedMount, mounted: KernelMount | None) -> Passthrough:
