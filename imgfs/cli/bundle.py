@@ -7,9 +7,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from imgfs.cli.container_mount import bundle_mount_options, scratch_of
 from imgfs.cli.container_options import container_options, image_and_command
 from imgfs.cli.container_request import request_of
-from imgfs.cli.container_setup import bundle_mount_options, container_in, scratch_of, settled
+from imgfs.cli.container_setup import container_in, settled
 from imgfs.cli.options import Commands, add_command
 from imgfs.cli.output import warn
 from imgfs.cli.selection import select_image

@@ -1,16 +1,9 @@
-"""What run and bundle do alike: how the image is mounted, and what of a container is found in it."""
+"""What run and bundle do alike in the mounted image: what of a container is found in it."""
 
 from __future__ import annotations
 
-import argparse
-
 from imgfs.cli.output import warn
-from imgfs.cli.selection import ImageSelection
 from imgfs.errors import UsageError
-from imgfs.mount.options import MountOptions, can_resend
-from imgfs.overlay.scratch import Scratch
-from imgfs.overlay.scratches import find_scratch, volatile_scratch
-from imgfs.runtime.bundle import Bundle
 from imgfs.runtime.host import RuntimeCommand
 from imgfs.runtime.host_facts import HostFacts, IdMaps, has_id, has_single_id
 from imgfs.runtime.mount_targets import make_workdir, read_accounts, resolve_mounts
@@ -18,40 +11,6 @@ from imgfs.runtime.request import ContainerRequest, ImageDefaults
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.spec import Container, RuntimeConfig, with_nodev_root
 from imgfs.runtime.user import User, find_user
-
-
-def bundle_mount_options(
-    bundle: Bundle,
-    scratch: Scratch,
-    owner: tuple[int, int] | None,
-    options: argparse.Namespace,
-    *,
-    for_all: bool,
-    restart_after: float = 0.0,
-) -> MountOptions:
-    """Return how a container's image is mounted: at its bundle, changes to its scratch.
-
-    It outlives its daemon, where the kernel can do that, from so many seconds on.
-    """
-    fuse = frozenset({"suid", "allow_other"} if for_all else ())
-    driver = options.driver
-    return MountOptions(
-        mountpoint=bundle.rootfs,
-        fuse=fuse,
-        owner=owner,
-        scratch=scratch,
-        driver=driver,
-        restart=can_resend(),
-        restart_after=restart_after,
-        predict=not options.offline,
-    )
-
-
-def scratch_of(options: argparse.Namespace, image: ImageSelection) -> Scratch:
-    """Return the scratch that is named, or one that goes with the mount."""
-    if options.scratch is not None:
-        return find_scratch(options.scratch, image.store.root)
-    return volatile_scratch(image.store.root)
 
 
 def settled(

@@ -158,16 +158,24 @@ class ImageSelection:
                 for part in missing:
                     prepare(part, source, self.store, progress, self.trust)
 
-    def open_early(self, mounting: Mounting) -> Resolved | None:
-        """Have a daemon open what the tag was resolved to last, which is to be confirmed, and return it.
+    def open_early(self, mounting: Mounting, question: TagQuestion | None) -> Resolved | None:
+        """Have a daemon open what the tag was resolved to last, and return it: `question` is to confirm it.
 
         None if there is no such image, or if it is not ready.
         """
-        earlier = None if self.is_offline else self._last_resolved()
+        earlier = self._last_resolved()
         if earlier is None or not is_ready(earlier.resolved, self.store, self.trust):
             return None
+        self.begin(question)
         mounting.open_early(earlier.resolved, self.connect, self.store, self.trust)
         return earlier.resolved
+
+    def begin(self, question: TagQuestion | None) -> None:
+        """Have a question, if there is one, ask the registry what the tag names now."""
+        reference = self.reference
+        if question and isinstance(reference, RegistryReference) and not self.is_offline:
+            how = Connection.of(self.options, reference.registry)
+            question.begin(partial(connect_to_registry, reference, how, self.environment, hurried=True))
 
     @property
     def trust(self) -> Trust:
@@ -311,12 +319,10 @@ class _Early:
 
     def ask(self, earlier: Resolved) -> Descriptor:
         """Return what the tag names now. Raises ImgfsError."""
-        image, reference, question = self._image, self._image.reference, self._question
-        if image.is_offline or not isinstance(reference, RegistryReference):
+        image, question = self._image, self._question
+        if image.is_offline or not isinstance(image.reference, RegistryReference):
             return image.ask()
-        if question:
-            how = Connection.of(image.options, reference.registry)
-            question.begin(partial(connect_to_registry, reference, how, image.environment, hurried=True))
+        image.begin(question)
         mounting = None if self._is_part else self._mounting
         is_known = earlier == self.ready
         if mounting and not is_known and is_ready(earlier, image.store, image.trust, lean=self._lean):

@@ -30,6 +30,7 @@ _LOADED = (
     "encodings.idna",  # by which `socket` looks every host up
     "secrets",
     "imgfs.cli.container",
+    "imgfs.cli.container_run",
     "imgfs.cli.container_options",
     "imgfs.cli.container_volumes",
     "imgfs.cli.mount",

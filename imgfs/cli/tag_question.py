@@ -39,6 +39,7 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
     def __init__(self, pid: int, about: int, answer: int) -> None:
         self.pid = pid
         self._is_open = True
+        self._is_asked = False
         self._about = about  # the pipe that the child is told by what to ask,
         self._answer = answer  # and the one that it answers in
 
@@ -59,9 +60,12 @@ class TagQuestion(AbstractContextManager["TagQuestion"]):
         return question
 
     def begin(self, connect: Callable[[], Source]) -> None:
-        """Have the child ask what `connect` opens, which is pickled."""
+        """Have the child ask what `connect` opens, which is pickled; it asks once."""
+        if self._is_asked:
+            return
         import pickle
 
+        self._is_asked = True
         with suppress(BrokenPipeError), open(self._about, "wb", closefd=False) as pipe:  # it was killed
             pickle.dump(connect, pipe)
 

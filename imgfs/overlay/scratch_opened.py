@@ -65,7 +65,7 @@ def scratch_overlay(
     ino_of: HandleLookup = no_handles,
     inheritance: LockInheritance | None = None,
 ) -> Iterator[Overlay]:
-    """The scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
+    """Yield the scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
 
     `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
     By `inheritance` its lock goes to other processes, which go on with all that is open.
@@ -162,7 +162,7 @@ def _opened(
 def _held(
     scratch: Scratch, tree: Tree, base: ScratchBase, use: str, inheritance: LockInheritance | None
 ) -> Iterator[tuple[Upper, SetUse]]:
-    """Its upper directory, made if there is none, for this process alone."""
+    """Yield its upper directory, made if there is none, for this process alone."""
     try:
         scratch.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_directory(scratch.directory, 0o700)
@@ -207,7 +207,7 @@ def _make(scratch: Scratch, tree: Tree) -> None:
 def scratch_diff(
     scratch: Scratch, tree: Tree, content: ImageData, ino_of: HandleLookup = no_handles
 ) -> Iterator[Diff]:
-    """What it changes in an image; a mount may be using it. Raises ImgfsError."""
+    """Yield what it changes in an image; a mount may be using it. Raises ImgfsError."""
     from imgfs.overlay.diff import Diff  # here: a mount needs none of it
 
     index: list[IndexEntry] = []

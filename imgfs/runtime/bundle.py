@@ -32,7 +32,6 @@ from imgfs.runtime.container_record import EXIT, RECORD, RUNNING, StoredContaine
 from imgfs.runtime.mount_targets import check_volume
 from imgfs.runtime.names import CONTAINERS
 from imgfs.runtime.output_log import LOG, OLDER
-from imgfs.runtime.pasta import resolv_conf_for_pasta
 from imgfs.runtime.request import Bind, ContainerRequest, Network
 from imgfs.runtime.rootfs import Rootfs
 from imgfs.runtime.volumes import fill
@@ -116,6 +115,8 @@ class Bundle:
             contents["hosts"] = _host_file("/etc/hosts") + f"127.0.1.1\t{hostname}\n"
             contents["resolv.conf"] = _host_file("/etc/resolv.conf")
         if request.network is Network.PASTA:
+            from imgfs.runtime.pasta import resolv_conf_for_pasta  # here: few containers have one
+
             contents["resolv.conf"] = resolv_conf_for_pasta(_host_file("/etc/resolv.conf"))
         added = "".join(f"{address}\t{name}\n" for name, address in request.hosts)
         contents["hosts"] = added + contents["hosts"]

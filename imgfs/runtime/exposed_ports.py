@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -35,6 +34,8 @@ def with_exposed_ports(request: ContainerRequest, defaults: ImageDefaults) -> Co
 
 def free_ports(address: str, protocols: Sequence[str]) -> list[int]:
     """Return a port of each protocol that no process has now, as podman chooses where none is given."""
+    import socket  # here: few containers publish ports, and all know this module
+
     with contextlib.ExitStack() as stack:
         found = []
         for protocol in protocols:

@@ -135,6 +135,20 @@ def remove_cgroup(path: str) -> None:
                 os.rmdir(directory)
 
 
+def no_device_cgroup(runtime: RuntimeCommand, cgroups: Cgroups) -> str | None:
+    """Return why no cgroup limits the access to devices, None if one does.
+
+    In version 2 that is done by BPF, for which crun raises a limit.
+    """
+    if cgroups.parent is None:
+        return "cgroups cannot be written"
+    if not cgroups.unified:
+        return None if "devices" in cgroups.controllers else "its cgroup controller is not here"
+    if runtime.is_crun and "CAP_SYS_RESOURCE" not in capabilities():
+        return "for that, crun needs CAP_SYS_RESOURCE (runc does not)"
+    return None
+
+
 def unmet_requests(request: ContainerRequest, host: HostFacts, cgroups: Cgroups) -> list[str]:
     """Return a line on each thing asked for, or usual, that will not be so."""
     found = unenforced_limits(request.resources.by_controller(), cgroups)

@@ -21,7 +21,7 @@ from pathlib import Path
 from imgfs import syscalls
 from imgfs.errors import MountError
 from imgfs.runtime.bundle import Bundle
-from imgfs.runtime.host import Cgroups, RuntimeCommand, capabilities
+from imgfs.runtime.host import Cgroups, RuntimeCommand
 from imgfs.runtime.process_id import first_process
 from imgfs.runtime.rootfs import NOT_EXECUTABLE, NOT_FOUND
 from imgfs.runtime.signals import SignalRelay
@@ -66,20 +66,6 @@ class OciRuntime:
 
     command: RuntimeCommand
     cgroups: Cgroups
-
-    @property
-    def no_device_cgroup(self) -> str | None:
-        """Why no cgroup limits the access to devices, None if one does.
-
-        In version 2 that is done by BPF, for which crun raises a limit.
-        """
-        if self.cgroups.parent is None:
-            return "cgroups cannot be written"
-        if not self.cgroups.unified:
-            return None if "devices" in self.cgroups.controllers else "its cgroup controller is not here"
-        if self.command.is_crun and "CAP_SYS_RESOURCE" not in capabilities():
-            return "for that, crun needs CAP_SYS_RESOURCE (runc does not)"
-        return None
 
     def run(
         self,

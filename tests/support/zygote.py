@@ -43,6 +43,7 @@ _IMPORTED = (
     "imgfs.cli.mount",
     "imgfs.cli.run",
     "imgfs.cli.container",
+    "imgfs.cli.container_run",
     "imgfs.cli.umount",
     "imgfs.cli.status",
     "imgfs.cli.look",

@@ -142,6 +142,7 @@ def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
     """Both go on from one process: what each would load by itself costs the processor twice."""
     code = """\
 import importlib, sys
+import imgfs.cli.run
 from imgfs.mount import daemon
 for name in (*daemon._BY_BOTH, *daemon._BY_BOTH_FOR_SCRATCHES):
     importlib.import_module(name)
@@ -151,6 +152,7 @@ if sys.argv[1] == "daemon":
         pass
 else:
     import imgfs.cli.container, imgfs.cli.container_options, imgfs.cli.container_request, imgfs.cli.parser
+    import imgfs.cli.container_run
 print(*set(sys.modules) - before)
 """
     daemons, callers = (
@@ -158,6 +160,19 @@ print(*set(sys.modules) - before)
         for which in ("daemon", "caller")
     )
     assert len(daemons & callers) <= _TWICE, sorted(daemons & callers)
+
+
+def test_what_a_container_takes_in_its_mounted_image_is_not_loaded_before_that() -> None:
+    """A start waits for what is loaded before the daemon is told what to mount; not for the rest."""
+    code = """\
+import sys
+import imgfs.cli.container, imgfs.cli.container_options, imgfs.cli.container_request
+print(*sys.modules)
+"""
+    before = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    later = {"imgfs.cli.container_run", "imgfs.runtime.spec", "imgfs.runtime.oci_runtime"}
+    daemons = {"imgfs.overlay.scratch_opened", "imgfs.overlay.overlay", "tempfile"}
+    assert not (later | daemons | {"subprocess", "socket", "imgfs.runtime.pasta"}) & before
 
 
 def test_a_daemon_loads_what_fetches_and_scratches_only_where_there_is_some() -> None:

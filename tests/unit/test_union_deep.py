@@ -175,14 +175,14 @@ def test_a_scratch_of_another_image_is_refused_until_it_is_reset(tree: Tree, scr
 def test_a_reset_that_is_killed_leaves_no_half_of_the_changes(
     tree: Tree, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scratch.overlay(tree, CONTENT, BASE, "changed") as overlay:
+    with scratch_overlay(scratch, tree, CONTENT, BASE, "changed") as overlay:
         for name in (b"one", b"two"):
             overlay.entries.make(ROOT, name, stat.S_IFREG, OWNER)
     monkeypatch.setattr(os, "unlink", lambda *_, **__: os._exit(9))  # of the first file that is removed
     with Child(scratch.reset) as child:
         assert child.join() == 9
     monkeypatch.undo()
-    with scratch.diff(tree, CONTENT) as changes:
+    with scratch_diff(scratch, tree, CONTENT) as changes:
         assert list(changes) == []
     scratch.reset()
     assert sorted(os.listdir(scratch.directory)) == ["ctimes", "lock", "scratch.json"]
@@ -192,10 +192,10 @@ def test_a_reset_that_is_killed_leaves_no_half_of_the_changes(
 def test_changes_that_are_thrown_away_while_they_are_read_are_not_taken_for_all(
     tree: Tree, scratch: Scratch, throw_away: Callable[[Scratch], None]
 ) -> None:
-    with scratch.overlay(tree, CONTENT, BASE, "changed") as overlay:
+    with scratch_overlay(scratch, tree, CONTENT, BASE, "changed") as overlay:
         for name in (b"one", b"two"):
             overlay.entries.make(ROOT, name, stat.S_IFDIR, OWNER)
-    with scratch.diff(tree, CONTENT) as changes:
+    with scratch_diff(scratch, tree, CONTENT) as changes:
         members = changes.members()
         next(members)
         throw_away(scratch)
