@@ -4,13 +4,14 @@ The daemon fills a MountStatus; `imgfs status` and the Prometheus text read it. 
 `imgfs status --json`, so names of fields are names that users see. Sizes and counts of bytes are as their
 names say, durations in seconds, times in seconds since 1970. A daemon may be of another version than the
 command that asks it: what it does not say has a default, what it says beyond is ignored.
-"""
 
-from __future__ import annotations
+Annotations are types here, not texts, as in most modules: they say what JSON is decoded to, and to evaluate
+texts takes longer than all else that `imgfs status` does.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType, UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Self, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -146,7 +147,7 @@ class MountStatus(NamedTuple):
     passthrough: int | None = None
 
     @classmethod
-    def from_json(cls, found: object) -> MountStatus:
+    def from_json(cls, found: object) -> Self:
         """Parse what a daemon says of its mount."""
         return decode(cls, found) or cls()
 
@@ -174,20 +175,12 @@ def decode(kind: type[T], found: object) -> T | None:
     """
     if not isinstance(found, Mapping):
         return None
-    given = {name: _value(hint, found[name]) for name, hint in _hints(kind).items() if name in found}
+    given = {name: _value(hint, found[name]) for name, hint in kind.__annotations__.items() if name in found}
     return kind(**{name: value for name, value in given.items() if value is not _ABSENT})
 
 
 _ABSENT = object()
 _LARGEST = 1 << 63  # of a number: a larger one is no size, count or time
-_HINTS: dict[type, dict[str, object]] = {}
-
-
-def _hints(kind: type[T]) -> dict[str, object]:
-    """Return the types of a tuple's fields; reading them takes longer than all else here."""
-    if kind not in _HINTS:
-        _HINTS[kind] = get_type_hints(kind)
-    return _HINTS[kind]
 
 
 def _value(hint: object, found: object) -> object:

@@ -89,6 +89,12 @@ def store_directory(environ: Mapping[str, str], euid: int) -> str:
     return f"{absolute(environ, 'XDG_CACHE_HOME') or os.path.join(home(environ), '.cache')}/imgfs"
 
 
+def own_store() -> str:
+    """Return the cache directory of this process's user, where no option names another."""
+    environ = variables()
+    return store_directory(environ, account(environ, os.geteuid()))
+
+
 def config_home(environ: Mapping[str, str]) -> str:
     """Return where the user's configuration files are (XDG base directories)."""
     return absolute(environ, "XDG_CONFIG_HOME") or os.path.join(home(environ), ".config")

@@ -136,15 +136,16 @@ def list_containers(options: argparse.Namespace) -> int:
 
 def _running(options: argparse.Namespace) -> list[str]:
     """Return the lines on containers that run, none if there is none."""
-    from imgfs.cli.options import store_root
     from imgfs.runtime.names import CONTAINERS
+    from imgfs.variables import own_store
 
     names: list[str] = []
     with suppress(OSError):  # another user's: mounts are listed all the same
-        names = os.listdir(store_root(options) / CONTAINERS)
+        names = os.listdir(os.path.join(options.store or own_store(), CONTAINERS))
     if not names:
         return []  # most machines have none: nothing more of this need be loaded
     from imgfs.cli.container_list import rows_of, table
+    from imgfs.cli.options import store_root
     from imgfs.runtime.container_record import containers_in
 
     try:

@@ -127,14 +127,12 @@ def question_of(words: Sequence[str]) -> AbstractContextManager[TagQuestion | No
 
 def _may_know_images(words: Sequence[str]) -> bool:
     """Return False if the store is the usual one, and nothing has been resolved in it."""
-    from imgfs.variables import account, store_directory, variables
+    from imgfs.variables import own_store
 
     if any(word.startswith("--store") for word in words):
         return True
-    environ = variables()
-    store = store_directory(environ, account(environ, os.geteuid()))
     try:
-        with os.scandir(f"{store}/references") as resolved:
+        with os.scandir(f"{own_store()}/references") as resolved:
             return any(resolved)
     except FileNotFoundError:
         return False
