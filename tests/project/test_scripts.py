@@ -314,6 +314,7 @@ STUBS = {
 PAGES = ("man/man1/imgfs.1", "man/man8/mount.fuse.imgfs.8", "zsh/site-functions/_imgfs")
 # Of the environment: it makes pages unless $HOME/broken is there, and notes what else it is asked for.
 PYTHON = f"""
+if [ "$*" = "-m compileall -q imgfs" ]; then cat imgfs/cli/arguments.py >"$HOME/compiled"; exit; fi
 if [ "$*" != "-m imgfs.cli.pages .venv" ]; then echo "python $*" >>"$HOME/called"; exit; fi
 [ ! -e "$HOME/broken" ] || {{ echo "no shtab" >&2; exit 1; }}
 for page in {" ".join(PAGES)}; do
@@ -460,6 +461,16 @@ def test_pages_that_cannot_be_linked_are_done_without(installation: Installation
     said = installation.install()
     assert said.returncode == 0
     assert said.stderr.endswith("install: going on without man pages and completions\n")
+
+
+def test_installing_compiles_what_has_changed_for_users_who_cannot_write_there(
+    installation: Installation,
+) -> None:
+    installation.install()
+    assert (installation.home / "compiled").read_text() == ""
+    installation.command.write_text("--new")
+    installation.install()
+    assert (installation.home / "compiled").read_text() == "--new"
 
 
 def test_what_pyproject_newly_asks_for_is_installed(installation: Installation) -> None:
