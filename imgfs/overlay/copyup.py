@@ -108,7 +108,7 @@ class CopyUp:
             try:
                 if self._upper.stat(At(fd, name)) is None:
                     with times_kept(At.anchor(fd)):
-                        self.link(made, At(fd, name))
+                        self._upper.link(made, At(fd, name))
             finally:
                 os.close(fd)
 
@@ -143,7 +143,7 @@ class CopyUp:
         done: list[tuple[UpperNode, bytes]] = []
         try:
             for target in targets:
-                self._change_name(target, lambda at: self.link(made, at))
+                self._change_name(target, lambda at: self._upper.link(made, at))
                 done.append(target)
         except BaseException:
             for target in done:
@@ -158,16 +158,6 @@ class CopyUp:
         with times_kept(self._union.at(parent)):
             change(At(self._union.directory_fd(parent), name))
         parent.changes += 1
-
-    def link(self, made: At, at: At) -> None:
-        """Give a file of the upper or the work directory one more name."""
-        os.link(
-            made.name,
-            at.name,
-            src_dir_fd=made.directory,
-            dst_dir_fd=at.directory,
-            follow_symlinks=made.anchored,
-        )
 
     def _write_journal(self, made: At, targets: list[tuple[UpperNode, bytes]]) -> At:
         """Write down all names that a file is about to get, as paths in the upper directory."""

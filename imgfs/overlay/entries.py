@@ -109,7 +109,7 @@ class Entries:
         source = self._union.at(node)
         target = self._upper.new() if covered else at
         self.before_change(0, 0)
-        self._copyup.link(source, target)
+        self._upper.link(source, target)
         if covered:
             try:
                 self._upper.put(target, at)

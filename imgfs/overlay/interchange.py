@@ -127,7 +127,7 @@ def _link_names(copyup: CopyUp, union: Union, at: At, ino: int) -> None:
     for parent, name in union.visible_names(ino):
         directory = copyup.up(parent)
         with times_kept(union.at(directory)):
-            copyup.link(at, At(union.directory_fd(directory), name))
+            union.upper.link(at, At(union.directory_fd(directory), name))
         directory.changes += 1
 
 

@@ -104,12 +104,15 @@ class Upper:
 
     def keep_open(self, at: At, ino: int) -> None:
         """Link an open file whose name is to go into the work directory, named by its inode number."""
-        target = self.place_for_open(ino)
+        self.link(at, self.place_for_open(ino))
+
+    def link(self, at: At, target: At) -> None:
+        """Give a file of the upper or the work directory one more name."""
         os.link(
             at.name,
             target.name,
             src_dir_fd=at.directory,
-            dst_dir_fd=self.work,
+            dst_dir_fd=target.directory,
             follow_symlinks=at.anchored,
         )
 
