@@ -249,7 +249,7 @@ def podman_storage(environ: Mapping[str, str], euid: int) -> tuple[tuple[Path, .
 
 
 def podman_images(environ: Mapping[str, str], euid: int) -> Path:
-    """Return where images for podman are mounted: root's, or of the user who began `podman unshare`."""
+    """Return where images for podman are mounted: for root, or the user who ran `podman unshare`."""
     if account(environ, euid) == 0:
         return Path("/var/lib/imgfs/podman")
     return (_absolute(environ, "XDG_DATA_HOME") or _home(environ) / ".local/share") / "imgfs/podman"

@@ -65,7 +65,7 @@ def connect_to_registry(
 
 
 def options_for(options: argparse.Namespace, registry: str) -> argparse.Namespace:
-    """Return the options as they are for a registry of which configuration files say how to connect to it."""
+    """Return the options with what the configuration files say of connections to one registry."""
     import argparse
 
     said = getattr(options, "registries", {}).get(registry, {})

@@ -71,7 +71,7 @@ class ContainerLife:
             _write_new(options.cidfile, start.id)
 
     def started(self, pid: int | None) -> None:
-        """Write which processes it is now; who started a detached one need not wait any more."""
+        """Record the container's processes; the caller of a detached container need not wait any more."""
         if self._is_told:
             return
         self._is_told = True

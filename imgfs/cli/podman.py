@@ -172,7 +172,7 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def _podmans_store(place: Path) -> Path:
-    """Return a store that is one: a path that is none would be taken for one that uses nothing."""
+    """Return the path if it is a store of podman's: any other would seem to use nothing."""
     if not (place / "overlay-layers").is_dir():
         raise UsageError(f"--podman-root: {place} is not a store of podman's: it has no overlay-layers")
     return place

@@ -35,7 +35,7 @@ class MisplacedSpans:
         self.on_found: Callable[[], None] = lambda: None
         self._store = store
         self._blob = blob
-        self._lock = threading.Lock()  # of one who reads the blob: the others find what it brings
+        self._lock = threading.Lock()  # for one thread to read the blob, whose bytes the others find
         self._is_hopeless = False  # it is the blob that is wrong
 
     def fetch(self, left: list[int], spans: SpanIndex, source: BlobSource) -> Iterator[SpanOutcome]:

@@ -175,7 +175,7 @@ class ProfileRecorder:
 
 
 def joined(ranges: Iterable[FlatRange]) -> Iterator[FlatRange]:
-    """Yield ranges with those made one that follow each other, in this order and in their layer."""
+    """Yield ranges in this order, those that adjoin in their layer joined to one."""
     current: FlatRange | None = None
     for each in ranges:
         if current and (each.layer, each.start) == (current.layer, current.start + current.length):

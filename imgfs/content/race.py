@@ -92,7 +92,7 @@ def race(
     running: list[Side] = []
     with suppress(LimitReached):
         running.append(Side("peers", peers, left, outcomes))
-    winner: Side | None = None  # who has brought the last
+    winner: Side | None = None  # which brought the last span
     while left and running:
         try:
             side, outcome = outcomes.get(timeout=None if ends is None else max(0.0, ends - time.monotonic()))

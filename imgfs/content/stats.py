@@ -83,7 +83,7 @@ class Counts:
     requests = _Word(8)
     windows = _Word(9)  # bytes of windows
     errors = _Word(10)
-    from_peers = _Word(11)  # of `received`: what peers brought, who send it decompressed
+    from_peers = _Word(11)  # of `received`: what peers brought, decompressed
 
     def __init__(self) -> None:
         self.words = words_of(None, _COUNTS)

@@ -26,7 +26,7 @@ _LARGEST = 64 << 20  # bytes of a file that is read
 
 
 def users_of(layer: str, link: str, further: Iterable[Path] = (), crio: Path = _CRIO) -> str | None:
-    """Return who stands upon a layer, which containers mount by `link`, in words; None if none is found.
+    """Return what uses a layer, which containers mount by `link`, in words; None if nothing is found.
 
     `further` are stores beside the usual ones.
     """

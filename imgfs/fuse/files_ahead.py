@@ -68,7 +68,7 @@ class FilesAhead:
         Always called from the same thread.
         """
         is_free = self._storing is None or self._note_stored(self._storing)
-        if self._first - _STEP < ino <= self._last:  # a large one among them, or one who is behind
+        if self._first - _STEP < ino <= self._last:  # a large file among them, or a reader that is behind
             return False
         is_step = 0 < ino - self._last <= _STEP
         self._evidence = self._evidence + 1 if is_step else 0

@@ -110,7 +110,7 @@ class NamespaceOperations:
         return _DONE
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, more: int) -> bytes:
-        """Set an extended attribute; by the flags, one that is there, or one that is not."""
+        """Set an extended attribute; with XATTR_REPLACE or XATTR_CREATE only if it is there, or is not."""
         if flags and (self._view.xattr(ino, name) is None) == (flags & os.XATTR_REPLACE != 0):
             raise FUSEError(errno.ENODATA if flags & os.XATTR_REPLACE else errno.EEXIST)
         self._overlay.set_xattr(ino, name, value)

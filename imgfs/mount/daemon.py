@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-# What both take, a daemon and who has it forked: before the fork, it is loaded once.
+# What both a daemon and its caller need: loaded once, before the fork.
 _BY_BOTH = ("imgfs.image.trust", "imgfs.mounts.mountpoint", "imgfs.store.store", "imgfs.transport.connect")
 _BY_BOTH_FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.overlay.xattrs", "secrets", "shutil")
 _ALWAYS = (

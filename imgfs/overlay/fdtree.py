@@ -51,7 +51,7 @@ def walk(directory: int) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def _go(fd: int, name: bytes) -> int:
-    """Open a directory in the place of the one that it is in, or whose parent it is."""
+    """Open `name`, a directory in the open directory `fd` or its parent (`..`), and close `fd`."""
     there = os.open(name, _DIRECTORY, dir_fd=fd)
     os.close(fd)
     return there

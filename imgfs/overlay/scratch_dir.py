@@ -46,7 +46,7 @@ ENDING = "being completed after its unmounting"
 ASIDE = ".scratch.json-"  # begins the name of a description that is being written
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PAUSE = 0.02  # seconds between looks at a lock
-_BRIEFLY = 0.1  # seconds that a lock may be held by who only looks
+_BRIEFLY = 0.1  # seconds that a process which only looks may hold a lock
 _UNSEEN = 3.0  # seconds for a daemon whose mount is not seen to say that it is ending,
 _ENDING = 600.0  # and for one that is, which may have files to complete, to have ended
 _MOUNTED = re.compile(r"mounted at (.*) \(pid \d+\)$", re.DOTALL)  # what a daemon says
@@ -175,7 +175,7 @@ class Lock:
             self._inheritance.fd = self._fd
 
     def take(self, is_seen: Callable[[str], bool]) -> str | None:
-        """Take it; returns what its holder says if it is held by one who keeps it.
+        """Take the lock; return what its holder says if another process keeps it.
 
         `is_seen` tells of what a holder says whether it is at work where this process can see that.
         """

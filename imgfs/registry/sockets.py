@@ -98,7 +98,7 @@ def _asked(host: str, port: int) -> Future[list[DnsAddress]]:
 def _answer(key: tuple[int, str, int]) -> None:
     try:
         found = _ask(*key[1:])
-    except Exception as error:  # noqa: BLE001  (who waits gets it)
+    except Exception as error:  # noqa: BLE001  (raised to the thread that waits)
         _take(key).set_exception(error)
     else:
         _take(key).set_result(found)

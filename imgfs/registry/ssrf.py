@@ -200,7 +200,7 @@ def _target(url: str, location: str) -> tuple[Url, Url]:
     try:
         return here, resolve_url(
             here, location.strip(" \t")
-        )  # white space beside it is none of it (RFC 9110, 5.5)
+        )  # white space beside it is no part of it (RFC 9110, 5.5)
     except UrlError as error:
         text = f"{redact(url)}: redirected to {shown(location)}, a URL {error}"
         raise RegistryError(text, url=redact(url)) from error

@@ -76,7 +76,7 @@ class _Directory:
             self.small_files += area.files
 
     def area(self) -> Area:
-        """Return its area; one that has nothing but a directory is named with that."""
+        """Return its area; a directory that holds one directory and nothing else is one area with it."""
         name, below = printable_path(self.name), sorted(self.kept, key=lambda area: -area.size)
         if len(below) == 1 and below[0].below and not self.small_files and self.name:
             return below[0]._replace(name=f"{name}/{below[0].name}")

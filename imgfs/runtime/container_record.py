@@ -122,7 +122,7 @@ class ExitRecord:
     finished: float
 
     def write(self, directory: Path) -> None:
-        """Write it into the file that is there: who waits has it open. Raises StoreError."""
+        """Write it into the existing file, which waiting processes have open. Raises StoreError."""
         with os_errors(directory), open(open_owned_file(directory / EXIT, os.O_WRONLY), "wb") as file:
             write_all(file.fileno(), json.dumps(asdict(self)).encode())
 

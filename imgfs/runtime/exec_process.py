@@ -141,7 +141,7 @@ def check_exec(top: int, process: SpecProcess) -> None:
 def _check_workdir(top: int, path: str) -> None:
     try:
         os.close(syscalls.open_in_root(top, path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    except PermissionError:  # the process may be of a user who may go there
+    except PermissionError:  # the process may be another user's, who may enter it
         return
     except OSError as error:
         where = f"the working directory {path} of the container"

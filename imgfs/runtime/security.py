@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imgfs.errors import UsageError
 
 ALL, UNCONFINED = "ALL", "unconfined"
-CAPABILITIES = (  # podman's: what a root that is none of the machine's needs
+CAPABILITIES = (  # podman's: what root in a container needs
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",

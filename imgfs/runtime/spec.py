@@ -112,7 +112,7 @@ def kernel_mounts(request: ContainerRequest, host: HostFacts) -> list[RuntimeMou
     ]
     is_ours = (
         not host.is_namespaced or request.network is not Network.HOST
-    )  # a sysfs is for who owns the network
+    )  # only the owner of the network namespace may mount a sysfs
     sys = ("sysfs", "sysfs") if is_ours else ("none", "/sys", "rbind")
     mounts.append(_mount("/sys", *sys, *_PLAIN, writable))
     if host.cgroup and (is_ours or host.own_cgroup_namespace):

@@ -27,7 +27,7 @@ _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs"
 _OPTIONAL = ("erofs", "scratch", "containers", "archives")  # made when they are needed
 _ELSEWHERE = (errno.EACCES, errno.EROFS)  # what another directory may do without
 NO_PROFILE = "none"  # of access profiles: what the user says to have none
-_EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of what an engine exported, and of who makes that
+_EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of an engine's export, and of the lock of the process that writes it
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 

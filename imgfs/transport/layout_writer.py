@@ -61,7 +61,7 @@ class Layout:
         self._write(self._blob_path(digest), chunks)
 
     def tag(self, descriptor: Descriptor, tag: str | None) -> None:
-        """Enter a manifest or index that is there into `index.json`; who had the `tag` before loses it."""
+        """Enter a stored manifest or index into `index.json`; another entry of that `tag` loses it."""
         self._change_index(lambda entries: entered(entries, descriptor, tag))
 
     def add_referrer(self, entry: Descriptor) -> None:

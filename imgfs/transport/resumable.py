@@ -96,7 +96,7 @@ class _Download:
         try:
             with self._turns:
                 self._fetch(wanted, others)
-        except Exception as error:  # noqa: BLE001  (who waits gets it)
+        except Exception as error:  # noqa: BLE001  (raised to the thread that waits)
             with self._changed:
                 self._error = self._error or error
                 self._ended = True

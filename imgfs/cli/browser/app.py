@@ -349,7 +349,7 @@ class Browser(TreeWalker):
 
 
 def _beginning(item: Item, found: Found, view: FileView) -> tuple[Text, str]:
-    """Return how a file begins, and what that is; of one that two images have otherwise, what differs."""
+    """Return the beginning of a file and its kind; the differences if two images have it, and differ."""
     preview = _preview(found, view.files_of(item))
     old = item.old
     if item.new and old and old.is_regular and preview.is_text:

@@ -76,7 +76,7 @@ class FileTree(Tree[FileSlot]):
         self.call_after_refresh(self.move_cursor, node)
 
     def action_leave(self) -> None:
-        """Close a directory; of what is none, or is closed, go to the one that it is in."""
+        """Close an open directory; from a file, or a closed directory, go to its parent."""
         node = self.cursor_node
         if node is None:
             return

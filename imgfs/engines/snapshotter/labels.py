@@ -58,7 +58,7 @@ class IdMaps(NamedTuple):
         return [f"{name}={value}" for name, value in zip(("uidmap", "gidmap"), self, strict=True) if value]
 
     def root(self) -> tuple[int, int] | None:
-        """Return who is root in there, None if either is not mapped."""
+        """Return the uid and gid that root of the container has outside, None if either is not mapped."""
         uid, gid = _host_of_root(self.uids), _host_of_root(self.gids)
         return None if uid is None or gid is None else (uid, gid)
 

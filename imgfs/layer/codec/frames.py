@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import zstandard
 
 _PIECE = 256 * 1024  # bytes of output at once
-_DAMAGE = (lzma.LZMAError, OSError, EOFError, ValueError)  # what the two say of a stream that is none
+_DAMAGE = (lzma.LZMAError, OSError, EOFError, ValueError)  # raised for bytes that are no such stream
 _FEED = 1024  # bytes given to zstd at once: a block of 4 bytes can hold 128 KiB (RFC 8878, section 3.1.1.2.3)
 _PIECE = 256 * 1024  # bytes of output collected into one piece
 

@@ -288,7 +288,7 @@ def _decode_auth(entry: object, where: str) -> Credentials | None:
 
 def _decode_pair(encoded: str, where: str) -> tuple[str, str]:
     try:
-        # line breaks are none of it, as for Go: `base64` breaks its lines
+        # line breaks are ignored, as Go does it: `base64` breaks its lines
         text = base64.b64decode(re.sub(r"[\r\n]", "", encoded.strip()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UsageError(f"{where}: `auth` is not base64 of user:password") from error
