@@ -142,7 +142,7 @@ def test_the_first_that_has_some_counts_and_a_failure_if_none_has(node: Node, tm
         ("{}", "no CredentialProviderResponse"),
         (answer({}, apiVersion=f"{API}beta1"), f"not of {API}"),
         (answer({}, cacheKeyType="Planet"), "none of Image, Registry, Global"),
-        (answer([]), "no object"),
+        (answer([]), "not an object"),
         (answer({"h.io": []}), "no username and password for 'h.io'"),
         (answer({"h.io": {"username": "u"}}), "no username and password"),
         ("x" * 2_000_000, "more than 1048576 bytes"),
