@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.engines.passing import passing
+from imgfs.errors import Unavailable
+from imgfs.transport.engine_socket import connect_engine
+from imgfs.transport.grpc import GrpcChannel
 from tests.support.mounted import NO_LIMIT, Imgfs, Ran, until
 from tests.support.patience import allowed
 from tests.support.snapshots import Info, Snapshots
@@ -26,7 +29,7 @@ GIVING = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 
 
 class Systemd:
-    """Holds a listening socket, as by a socket unit, and starts the snapshotter with it."""
+    """Holds a listening socket, as by a socket unit, and starts a server with it."""
 
     def __init__(self, imgfs: Imgfs, place: Path) -> None:
         self.imgfs, self.root = imgfs, place / "root"
@@ -35,9 +38,13 @@ class Systemd:
         self.listening.bind(str(self.path))
         self.listening.listen()
 
+    def snapshotter(self, *words: str | Path) -> list[str | Path]:
+        """Return the words that start the snapshotter."""
+        return ["snapshotter", "--root", self.root, *words, *NO_LIMIT]
+
     def start(self, *words: str | Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start it with the socket as its descriptor 3."""
-        command = self.imgfs.command("snapshotter", "--root", self.root, *words, *NO_LIMIT)
+        """Start `imgfs WORDS…` with the socket as its descriptor 3."""
+        command = self.imgfs.command(*words)
         return subprocess.Popen(
             ["bash", "-c", GIVING, "bash", str(self.listening.fileno()), *command],
             env={**self.imgfs.environment, "NOTIFY_SOCKET": str(self._told)},
@@ -45,12 +52,12 @@ class Systemd:
             stderr=stderr,
         )
 
-    def serve(self, stack: ExitStack) -> subprocess.Popen[bytes]:
-        """Start it, and wait until it is ready; it ends with `stack`."""
+    def serve(self, stack: ExitStack, *words: str | Path) -> subprocess.Popen[bytes]:
+        """Start the snapshotter, or what `words` say, and wait until it is ready; it ends with `stack`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
             hearing.bind(str(self._told))
             hearing.settimeout(allowed(20))
-            process = self.start("--address", self.path)
+            process = self.start(*(words or self.snapshotter("--address", self.path)))
             stack.callback(end, process)
             assert hearing.recv(100) == b"READY=1"
         self._told.unlink()
@@ -87,6 +94,56 @@ def test_a_call_while_the_snapshotter_is_away_waits_for_the_next(systemd: System
             systemd.serve(stack)
             assert waiting.result(60) == before
         assert (asked.all(), len(before)) == (before, 40)
+
+
+@pytest.mark.parametrize("server", ["csi", "cri"])
+def test_what_kubelet_asks_while_a_server_is_away_waits_for_the_next(systemd: Systemd, server: str) -> None:
+    """As by the units that `imgfs csi install` and `imgfs cri install` write."""
+    address = f"unix://{systemd.path}"
+    words: dict[str, list[str | Path]] = {
+        "csi": [
+            "csi",
+            "--endpoint",
+            address,
+            "--root",
+            systemd.root,
+            "--register",
+            systemd.path.parent / "r",
+            *NO_LIMIT,
+        ],
+        "cri": [
+            "cri",
+            "--address",
+            address,
+            "--containerd",
+            systemd.root,
+            "--auth-file",
+            systemd.path.parent / "auth",
+        ],
+    }
+    with ExitStack() as stack:
+        first = systemd.serve(stack, *words[server])
+        channels = (
+            GrpcChannel(lambda: connect_engine(systemd.path, "it", "X"), "it", allowed(60)) for _ in range(2)
+        )
+        asked, other = (stack.enter_context(closing(channel)) for channel in channels)
+
+        def answer(channel: GrpcChannel) -> object:
+            if server == "csi":
+                return channel.call("csi.v1.Identity/Probe", b"", {}, 99)
+            with pytest.raises(Unavailable) as refused:  # there is no containerd behind it
+                channel.call("runtime.v1.ImageService/ListImages", b"", {}, 99)
+            return refused.value.code
+
+        before = answer(asked)
+        end(first, signal.SIGKILL)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(answer, other)
+            until(lambda: is_connected(systemd.path), "a client waits")
+            assert not waiting.done()
+            systemd.serve(stack, *words[server])
+            assert waiting.result(60) == before
+        assert answer(asked) == before
 
 
 def test_many_clients_at_once_are_all_answered(systemd: Systemd) -> None:
@@ -142,7 +199,8 @@ def test_a_client_that_cannot_be_taken_ends_none_of_the_others(
 
 
 def test_a_socket_elsewhere_is_an_error(systemd: Systemd) -> None:
-    process = systemd.start("--address", "/run/imgfs-elsewhere/s", stderr=subprocess.PIPE)
+    words = systemd.snapshotter("--address", "/run/imgfs-elsewhere/s")
+    process = systemd.start(*words, stderr=subprocess.PIPE)
     _, said = process.communicate(timeout=allowed(60))
     complaint = Ran(process.returncode, b"", said.decode()).complaint(2)
     assert complaint == f"systemd's socket unit listens at {systemd.path}, not at /run/imgfs-elsewhere/s"
