@@ -377,6 +377,11 @@ def test_what_cannot_be_is_refused_with_a_reason(node: Node) -> None:
         with pytest.raises(RegistryError, match="is not a JSON object with auths") as refused:
             node.kubelet.publish(at, image, secret=secret)
         assert secret not in str(refused.value)
+    link = node.pods / "link"
+    link.symlink_to(node.root)
+    with pytest.raises(RegistryError, match="is a symbolic link"):
+        node.kubelet.publish(link, image)
+    assert link.is_symlink()
     with pytest.raises(RegistryError, match="not published there"):
         node.kubelet.stats(at)
     with pytest.raises(RegistryError, match="a request of CSI"):

@@ -332,11 +332,16 @@ def _name_of(*words: str) -> str:
 
 
 def _make_target(target: Path) -> None:
-    """Make the directory: kubelet has made the one that it is in."""
+    """Make the directory: kubelet has made the one that it is in.
+
+    It is no symbolic link, behind which nothing would find what is mounted there; those above it may be.
+    """
     try:
         target.mkdir(mode=0o750, exist_ok=True)
     except OSError as error:
         raise Refusal(Code.INTERNAL, f"{target}: {describe(error)}") from error
+    if target.is_symlink():
+        raise Refusal(Code.INTERNAL, f"{target}: is a symbolic link")
 
 
 def _remove_directory(path: Path) -> None:
