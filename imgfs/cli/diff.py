@@ -77,7 +77,8 @@ def diff(options: argparse.Namespace) -> int:
         from imgfs.cli.diff_images import diff_images
 
         return diff_images(options)
-    selected = select_scratch(options)
+    is_image = ":" in options.scratch  # which no name of a scratch has
+    selected = select_scratch(options, "; to compare two images, name both" if is_image else "")
     with selected.open() as image:
         changes = _changes(selected, image)
     if options.json:

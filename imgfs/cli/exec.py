@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("-t: standard input is not a terminal")
     container = find_container(open_store(options).root, options.container)
     if not container.is_running:
-        complain(f"{container.record.name} is {container.state}: only a container that runs can run it")
+        complain(f"{container.record.name} does not run (it is {container.state}): nothing can be run in it")
         return _NOT_RUNNING
     request = ExecRequest(
         command=tuple(options.command),

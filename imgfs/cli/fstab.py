@@ -42,6 +42,7 @@ _FLAGS = {
     "offline",
     "restart",
 }
+OPTIONS = sorted(_VALUES | _FLAGS)  # of `imgfs mount`, as -o of mount(8) has them
 # Meant for mount(8) or systemd, not for a file system (mount(8), fstab(5), systemd.mount(5)).
 _FOR_OTHERS = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "rw",

@@ -232,6 +232,7 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
     for profile in (options.record, options.replay):
         if profile is not None:
             check_profile_name(profile)
+    _check_order(options.image, options.mountpoint)
     image = select_image(options)
     scratch = _scratch(options, image.store)
     squashed = options.squash_owner or (scratch is not None and os.geteuid() != 0)
@@ -311,6 +312,13 @@ def _scratch(options: argparse.Namespace, store: Store) -> Scratch | None:
     return find_scratch(options.scratch, store.root)
 
 
+def _check_order(image: str, mountpoint: str) -> None:
+    """Raise UsageError if the mountpoint stands where the image has to, as for a bind mount of mount(8)."""
+    is_path = image.startswith(("/", ".")) or ":" in mountpoint
+    if is_path and os.path.isdir(image) and not os.path.lexists(mountpoint):
+        raise UsageError(f"the image comes before the directory: imgfs mount {mountpoint} {image}")
+
+
 def _fuse_options(given: list[str]) -> frozenset[str]:
     """Return the -o options; root's mounts are for all users, as those of kernel file systems are."""
     names = {name for text in given for name in text.split(",") if name}
@@ -318,8 +326,9 @@ def _fuse_options(given: list[str]) -> frozenset[str]:
         word, has_value, _ = name.partition("=")
         known = _FUSE_SETTINGS if has_value else _FUSE_FLAGS
         if word not in known:
-            from imgfs.cli.fstab import is_option  # here: it loads the mount table
+            from imgfs.cli.fstab import OPTIONS, is_option  # here: it loads the mount table
 
-            hint = f"; here it is --{word.replace('_', '-')}" if is_option(word) else meant(word, known)
+            names = {*known, *OPTIONS}
+            hint = f"; here it is --{word.replace('_', '-')}" if is_option(word) else meant(word, names)
             raise UsageError(f"-o {name}: FUSE has no such option{hint}")
     return frozenset(names | ({"allow_other"} if os.geteuid() == 0 else set()))

@@ -232,8 +232,11 @@ class ScratchSelection:
                 yield image
 
 
-def select_scratch(options: argparse.Namespace) -> ScratchSelection:
-    """Select the scratch of MNT|NAME: of a mount, by its name, or by its directory. Raises ImgfsError."""
+def select_scratch(options: argparse.Namespace, hint: str = "") -> ScratchSelection:
+    """Select the scratch of MNT|NAME: of a mount, by its name, or by its directory.
+
+    Raises ImgfsError; UsageError with a `hint` if there is none.
+    """
     from imgfs.config import Environment
     from imgfs.mounts.table import mount_at
     from imgfs.overlay.scratches import find_scratch
@@ -245,7 +248,8 @@ def select_scratch(options: argparse.Namespace) -> ScratchSelection:
     store = open_store(options, environment)
     scratch = find_scratch(options.scratch, store.root)
     if not scratch.exists():
-        hint = f"; a directory is ./{options.scratch}" if os.path.isdir(f"./{options.scratch}/upper") else ""
+        if os.path.isdir(f"./{options.scratch}/upper"):
+            hint = f"; a directory is ./{options.scratch}"
         raise UsageError(f"{options.scratch}: no mount and no scratch{hint} (see: imgfs scratch ls)")
     base = scratch.base()
     if base is None:

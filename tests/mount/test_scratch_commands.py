@@ -232,6 +232,9 @@ def test_rm_removes_and_reset_empties(imgfs: Imgfs, image: str) -> None:
     assert imgfs.run("diff", "work").complaint(2) == "work: no mount and no scratch (see: imgfs scratch ls)"
     said = imgfs.run("commit", "work", f"{image}2").complaint(2)
     assert said == "work: no mount and no scratch (see: imgfs scratch ls)"
+    said = imgfs.run("diff", image).complaint(2)
+    hint = "to compare two images, name both"
+    assert said == f"{image}: no mount and no scratch; {hint} (see: imgfs scratch ls)"
     (imgfs.directory / "there/upper").mkdir(parents=True)
     said = imgfs.run("diff", "there", cwd=imgfs.directory).complaint(2)
     assert said == "there: no mount and no scratch; a directory is ./there (see: imgfs scratch ls)"

@@ -365,9 +365,15 @@ def test_every_option_and_argument_says_what_it_is_for() -> None:
         ("help zzz", "the manual has no topic 'zzz'; it has: installing, "),
         ("mount -o noexecc debian /mnt", "-o noexecc: FUSE has no such option; did you mean noexec?"),
         ("mount -o max_red=4 debian /mnt", "-o max_red=4: FUSE has no such option; did you mean max_read?"),
+        (
+            "mount -o platfrom=linux/arm64 debian /mnt",
+            "-o platfrom=linux/arm64: FUSE has no such option; did you mean platform?",
+        ),
         ("mount -o dev,zzz debian /mnt", "-o zzz: FUSE has no such option\n"),
         ("mount --record ../x debian /mnt", "'../x' is not a name for a profile"),
         ("mount --replay ../x debian /mnt", "'../x' is not a name for a profile"),
+        ("mount /mnt debian:12", "the image comes before the directory: imgfs mount debian:12 /mnt\n"),
+        ("mount tests debian:12", "the image comes before the directory: imgfs mount debian:12 tests\n"),
         ("mount --fill --offline debian /mnt", "--fill fetches everything, --offline nothing"),
     ],
 )
@@ -376,7 +382,11 @@ def test_what_cannot_work_is_said_before_any_work(
 ) -> None:
     monkeypatch.setenv("IMGFS_STORE", str(tmp_path / "store"))
     ran = subprocess.run(
-        [sys.executable, "-m", "imgfs", *line.split()], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "imgfs", *line.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=CHECKOUT,
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"imgfs: {said}")
