@@ -27,12 +27,14 @@ def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-def try_thread(work: Callable[[], object], name: str) -> threading.Thread | None:
-    """Run `work`, which can be done without, in such a thread; log it and return None if there is none."""
+def try_thread(
+    work: Callable[[], object], name: str, *, level: int = logging.INFO
+) -> threading.Thread | None:
+    """Run `work`, which can be done without, in such a thread; None, which is logged, if there is none."""
     try:
         return start_thread(work, name)
     except LimitReached as error:
-        log.warning("%s is left undone: %s", name, error)
+        log.log(level, "%s is left undone: %s", name, error)
         return None
 
 

@@ -309,7 +309,7 @@ class Session:
 
     def forget_pages_soon(self, inos: Iterable[int]) -> None:
         """Have the kernel drop the pages of files, mapped ones too, in another thread."""
-        try_thread(partial(self._forget_pages, inos), "imgfs-pages")
+        try_thread(partial(self._forget_pages, inos), "imgfs-pages", level=logging.WARNING)
 
     def _forget_pages(self, inos: Iterable[int]) -> None:
         for ino in inos:

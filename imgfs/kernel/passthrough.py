@@ -11,6 +11,7 @@ away from it.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
@@ -27,7 +28,7 @@ _AGAIN = 1.0  # seconds after which answers that were under way have arrived, to
 
 def drop_cached_pages(root: Path) -> None:
     """Have the kernel forget the pages of all regular files below `root`, in a thread."""
-    try_thread(partial(_drop_twice, root), "imgfs-pages")
+    try_thread(partial(_drop_twice, root), "imgfs-pages", level=logging.WARNING)
 
 
 def _drop_twice(root: Path) -> None:

@@ -180,7 +180,7 @@ class FlatFilesServer:
         succession, attachment = self.mount.succession, _Attachment(self.mount, self.driver)
 
         def detach() -> None:
-            try_thread(self.driver.detach, "imgfs-detach")
+            try_thread(self.driver.detach, "imgfs-detach", level=logging.WARNING)
 
         with EndSignals(session, detach) as signals, syncing(self.mount.image):
             if succession and succession.is_taken_over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
@@ -48,6 +49,7 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
 
 
 def test_one_that_can_be_done_without_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with no_threads():
         assert try_thread(bool, "imgfs-guess") is None
     assert [record.getMessage() for record in caplog.records] == [
@@ -150,6 +152,7 @@ def test_a_client_that_no_thread_answers_is_hung_up_on(
 def test_a_limit_that_no_thread_could_keep_is_kept_by_the_next_writer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     limit = Store(tmp_path).limit
     limit.put(1 << 30)
     with no_threads():
