@@ -120,21 +120,26 @@ def contents_of(resolution: Resolution, store: Store) -> Contents:
 
 def remove_unreachable(store: Store, *, force: bool) -> None:
     """Remove what no reference in the store reaches. Without `force`, layers in use by a mount stay."""
-    kept = list(store.resolutions())
+    there = tuple(store.trees()), tuple(store.profiled()), tuple(store.documents())
+    stored, exports = tuple(store.layers()), store.exports().keys()
+    kept = list(store.resolutions())  # last: what is listed above is of no image that comes meanwhile
     reachable = [contents_of(resolution, store) for resolution in kept]
     documents = {digest for contents in reachable for digest in contents.documents}
     layers = {digest for contents in reachable for digest in contents.layers}
     trees = {resolution.manifest for resolution in kept}
-    for tree in [digest for digest in store.trees() if digest not in trees]:
-        store.remove_tree(tree)
-    for profiled in [digest for digest in store.profiled() if digest not in trees]:
-        store.remove_profiles(profiled)
-    for document in [digest for digest in store.documents() if digest not in documents]:
-        store.remove_document(document)
-    for layer in [layer for layer in store.layers() if layer.digest not in layers]:
+    for tree in there[0]:
+        if tree not in trees:
+            store.remove_tree(tree)
+    for profiled in there[1]:
+        if profiled not in trees:
+            store.remove_profiles(profiled)
+    for document in there[2]:
+        if document not in documents:
+            store.remove_document(document)
+    for layer in [layer for layer in stored if layer.digest not in layers]:
         if force or not layer.in_use():
             layer.remove_if_free()
-    for image in store.exports().keys() - documents:  # whose id is the digest of one
+    for image in exports - documents:  # whose id is the digest of one
         store.remove_export(image)
     if not kept:
         store.remove_archive_indexes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -173,3 +174,20 @@ def test_a_layer_that_is_being_scanned_keeps_its_files(world: World, force: bool
     assert second.index is None
     remove_unreachable(world.store, force=force)
     assert first.index is None
+
+
+def test_an_image_that_comes_meanwhile_stays_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, came = world.store.resolutions, list[Resolved]()
+
+    def and_then_comes_another() -> Iterator[Resolution]:
+        yield from list(listed())
+        monkeypatch.undo()
+        add_image(world.source, [tarmake.archive(tarmake.file("three", b"three"))])
+        came.append(world.add("three:1"))
+
+    monkeypatch.setattr(world.store, "resolutions", and_then_comes_another)
+    remove_unreachable(world.store, force=True)
+    [three] = (contents_of(world.resolution(found), world.store) for found in came)
+    assert all(world.store.document(digest) for digest in three.documents)
+    assert set(three.layers) <= world.layers()
+    assert world.store.tree(came[0].digest)
