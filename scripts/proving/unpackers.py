@@ -8,7 +8,6 @@ and bytes, but for what `_known` excuses. A stack is repeated with --seed S --st
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import stat
@@ -16,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from imgfs.mounts.table import mounts
 from scripts.proving.stacks import packers, stack
 from tests.support.engines import Containerd, containerd
 from tests.support.mounted import Imgfs, Stored, gzipped, gzipped_in_members, plain, write_image, zstd
@@ -51,7 +51,9 @@ class Judge(NamedTuple):
 def judges(place: Path) -> Iterator[list[Judge]]:
     """Run the engines with all they keep in `place`, whose path must be short."""
     (place / "ctd").mkdir()
-    with containerd(place / "ctd") as daemon:
+    with ExitStack() as stack:
+        stack.callback(_unbind, place / "p/overlay")
+        daemon = stack.enter_context(containerd(place / "ctd"))
         yield [
             Judge("umoci", _by_umoci, False, _is_empty),
             Judge("podman", lambda layout, _: _by_podman(place, layout), True, _is_empty),
@@ -98,8 +100,12 @@ def _by_podman(place: Path, layout: Path) -> Seens | None:
     finally:
         _run(*podman, "image", "umount", name)
         _run(*podman, "rmi", "-f", name)
-        if os.path.ismount(place / "p/overlay"):  # podman has bound it to itself
-            _run("umount", "-R", f"{place}/p/overlay")
+
+
+def _unbind(place: Path) -> None:
+    """Unmount what podman binds to itself, and leaves so."""
+    for _ in range(sum(mount.mountpoint == place for mount in mounts())):
+        _run("umount", str(place))
 
 
 def _by_containerd(daemon: Containerd, layout: Path, scratch: Path) -> Seens | None:
@@ -152,8 +158,14 @@ def _is_dated_anew(seen: Seen) -> bool:
 
 
 def _as_overlaid(seens: Seens) -> dict[bytes, Seen]:
-    """Return what is the same on overlayfs and here: links are counted by layer there."""
-    return {path: replace(seen, nlink=0, group=b"") for path, seen in seens.items()}
+    """Return what is the same on overlayfs and here.
+
+    There links are counted by layer, and for containerd a directory keeps attributes of the layers below.
+    """
+    return {
+        path: replace(seen, nlink=0, group=b"", xattrs=() if stat.S_ISDIR(seen.mode) else seen.xattrs)
+        for path, seen in seens.items()
+    }
 
 
 def _without(seen: Seen, drops: Callable[[bytes, bytes], bool]) -> Seen:
