@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imgfs.errors import NotFound, RegistryError
 from imgfs.oci.descriptor import Descriptor, Digest
-from imgfs.oci.image import INDEX_TYPES, MANIFEST_TYPES
+from imgfs.oci.image import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES
 from imgfs.oci.reference import DEFAULT_TAG, RegistryReference
 from imgfs.registry.auth import KnownAuth
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
@@ -118,5 +118,9 @@ class RegistrySource:
             return self._client.manifest(descriptor.digest)[1]
         try:
             return self._client.blob_document(descriptor.digest)
-        except NotFound:  # an index may call its manifests what it likes
-            return self._client.manifest(descriptor.digest)[1]
+        except NotFound:
+            if descriptor.media_type in CONFIG_TYPES:
+                raise
+            return self._client.manifest(descriptor.digest)[
+                1
+            ]  # an index may call its manifests what it likes

@@ -223,6 +223,16 @@ def test_a_manifest_under_a_strange_media_type_is_found(
     assert opened("app").document(strange) == MANIFEST
 
 
+def test_a_config_that_is_missing_is_missed_among_the_blobs(
+    server: FaultServer, opened: Callable[[str], Source]
+) -> None:
+    """A registry may have worse to say of a manifest by that digest: docker-registry 500."""
+    config = Descriptor(OCI_CONFIG, Digest.of(b"gone"), 4)
+    with pytest.raises(NotFound, match=f"/blobs/{config.digest}: 404"):
+        opened("app").document(config)
+    assert server.seen("/manifests/") == []
+
+
 def test_a_config_with_other_bytes_is_an_integrity_error(
     server: FaultServer, opened: Callable[[str], Source]
 ) -> None:
