@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import NamedTuple
 
-from imgfs.errors import IntegrityError, InvalidImage, RegistryError, Unavailable
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.messages import Response
@@ -126,12 +126,19 @@ class Blobs:
         self._rangeless: set[Digest] = set()  # blobs that came whole when a range was asked for
 
     def document(self, digest: Digest) -> bytes:
-        """Fetch a small blob whole, such as a config, at most 8 MiB; its digest is checked."""
+        """Fetch a small blob whole, such as a config, at most 8 MiB; its digest is checked.
+
+        Raises NotFound naming repository and digest.
+        """
 
         def check(answer: Answer) -> None:
             digest.verify(answer.body, f"digest of the document in {self._name}")
 
-        return self._session.ask("GET", self._url(digest), {}, limit=MAX_DOCUMENT, check=check).body
+        try:
+            return self._session.ask("GET", self._url(digest), {}, limit=MAX_DOCUMENT, check=check).body
+        except NotFound as error:
+            text = f"{self._name} has no blob {digest}"
+            raise NotFound(text, status=error.status, code=error.code, url=error.url) from error
 
     def doubt(self, digest: Digest) -> None:
         """Forget where a blob was redirected to: what came from there was wrong."""

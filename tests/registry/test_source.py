@@ -228,7 +228,7 @@ def test_a_config_that_is_missing_is_missed_among_the_blobs(
 ) -> None:
     """A registry may have worse to say of a manifest by that digest: docker-registry 500."""
     config = Descriptor(OCI_CONFIG, Digest.of(b"gone"), 4)
-    with pytest.raises(NotFound, match=f"/blobs/{config.digest}: 404"):
+    with pytest.raises(NotFound, match=f"{server.host}/app has no blob {config.digest}"):
         opened("app").document(config)
     assert server.seen("/manifests/") == []
 
