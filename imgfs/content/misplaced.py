@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from imgfs.content.requests import SpanIndex
 from imgfs.content.storing import SpanOutcome, SpanStore
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec.blob import unpacked
 from imgfs.layer.schema import TAR
 from imgfs.oci.descriptor import Descriptor
 from imgfs.store.flat_files import PRESENT
@@ -69,6 +68,8 @@ class MisplacedSpans:
 
     def _read_whole(self, spans: SpanIndex, source: BlobSource) -> Iterator[SpanOutcome]:
         """Store every span that is absent."""
+        from imgfs.layer.codec.blob import unpacked  # here: few layers are read so
+
         last = len(self._store.table) - 1
         absent = [number for number, mark in enumerate(self._marks(0, last)) if not mark & PRESENT]
         found = {number: span for number in absent if (span := spans.flat_span(number))}

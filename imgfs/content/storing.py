@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from imgfs.content.requests import SpanTable, batches
 from imgfs.errors import ImgfsError, IntegrityError, InvalidImage
-from imgfs.layer.codec.span import decode_span
 from imgfs.layer.entry import Span
 from imgfs.store.flat import FlatLayer
 from imgfs.store.staging import SpanBuffer
@@ -137,6 +136,8 @@ class SpanStore:
 
     def _decode(self, span: Span, chunks: Iterable[bytes], buffer: SpanBuffer) -> None:
         """Decode a span into `buffer`. Its bytes are verified when this returns, and not before."""
+        from imgfs.layer.codec.span import decode_span  # here: of an image that is here nothing is decoded
+
         try:
             for piece in decode_span(span, chunks):
                 buffer.write(piece)

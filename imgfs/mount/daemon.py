@@ -213,7 +213,8 @@ def _load(more: Iterable[str], *, by_kernel: bool) -> Iterator[None]:
 
 def load_what_fetches(*, http: bool) -> None:
     """Load what a read of bytes that are not here takes: it takes long, and many a mount never needs it."""
-    importlib.import_module("imgfs.fuse.tasks")
+    for module in ("imgfs.layer.codec.span", "imgfs.fuse.tasks"):
+        importlib.import_module(module)
     if http:
         from imgfs.transport.connect import load_http
 
