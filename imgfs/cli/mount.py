@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,14 @@ from imgfs.cli.options import (
     image_options,
     log_level_option,
     rate,
+    refusal,
 )
 from imgfs.cli.output import warn
-from imgfs.cli.parser import meant
 from imgfs.errors import UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from imgfs.cli.selection import ImageSelection
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.image.resolve import Resolved
@@ -165,7 +166,7 @@ def _daemon_options(command: argparse.ArgumentParser) -> None:
 def _idle_seconds(text: str) -> float:
     if text.isascii() and text.isdecimal() and 0 < int(text[:9]) == int(text):
         return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 1 or more")
+    raise refusal(f"{text!r} is not a number of seconds, 1 or more")
 
 
 def _address(text: str) -> MetricsAddress:
@@ -174,7 +175,7 @@ def _address(text: str) -> MetricsAddress:
     try:
         return parse_address(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise refusal(str(error)) from error
 
 
 def mount(options: argparse.Namespace) -> int:
@@ -326,7 +327,8 @@ def _fuse_options(given: list[str]) -> frozenset[str]:
         word, has_value, _ = name.partition("=")
         known = _FUSE_SETTINGS if has_value else _FUSE_FLAGS
         if word not in known:
-            from imgfs.cli.fstab import OPTIONS, is_option  # here: it loads the mount table
+            from imgfs.cli.fstab import OPTIONS, is_option  # here: it loads the mount table,
+            from imgfs.cli.parser import meant  # and this loads argparse
 
             names = {*known, *OPTIONS}
             hint = f"; here it is --{word.replace('_', '-')}" if is_option(word) else meant(word, names)

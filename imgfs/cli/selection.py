@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -28,6 +27,8 @@ from imgfs.transport.connect import DeferredSource, OfflineSource
 from imgfs.transport.source import Source
 
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
+    import argparse
+
     from imgfs.cli.tag_question import TagQuestion
     from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image

@@ -79,7 +79,7 @@ def test_a_command_of_every_day_logs_nothing_and_asks_no_registry(line: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "cap"), [("mount {} /nowhere", 210), ("ls {}", 240), ("inspect {}", 200)]
+    ("command", "cap"), [("mount {} /nowhere", 200), ("ls {}", 225), ("inspect {}", 190)]
 )
 def test_a_command_imports_nothing_that_prepares_an_image_which_is_here(
     command: str, cap: int, tmp_path: Path
@@ -89,6 +89,8 @@ def test_a_command_imports_nothing_that_prepares_an_image_which_is_here(
     count, ours = modules_after(f"{command.format(image)} --store {tmp_path / 'store'}")
     assert count <= cap, ours
     assert not {"imgfs.image.prepare", "imgfs.image.discover", "imgfs.registry.client"} & set(ours)
+    if command.startswith("mount"):  # a plain line is read without it, by all that a mount takes
+        assert "argparse" not in ours
 
 
 @pytest.mark.parametrize("line", ["--help", "help", "store path", "store ls", "ps", "scratch ls", "version"])
