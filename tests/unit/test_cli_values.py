@@ -422,5 +422,5 @@ def test_a_socket_is_named_as_a_path_or_as_by_grpc(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["", "unix://", "tcp://127.0.0.1:80"])
 def test_what_is_no_socket_is_a_usage_error(address: str) -> None:
-    with pytest.raises(UsageError, match="no Unix socket"):
+    with pytest.raises(UsageError, match="not a Unix socket"):
         socket_path(address)
