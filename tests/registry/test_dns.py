@@ -88,7 +88,7 @@ def test_each_address_of_a_name_has_its_part_of_the_time(tmp_path: Path) -> None
 
 
 def dead_addresses(_: Path) -> None:
-    timeouts = Timeouts(connect=3.0, read=9.0, deadline=30.0, tries=1)
+    timeouts = Timeouts(connect=2.0, read=9.0, deadline=30.0, tries=1)
     with ExitStack() as stack:
         server = stack.enter_context(FaultServer("127.0.0.9"))
         deaf = ["127.0.0.1", "127.0.0.2"]
