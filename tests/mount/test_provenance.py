@@ -101,7 +101,7 @@ def test_which_restores_what_upper_layers_hide(image: Image, tmp_path: Path) -> 
     assert (tmp_path / "app").read_bytes() == b"two"
     image("which", image.name, "/bin/app", "--layer", "1", "--restore", tmp_path / "first")
     assert (tmp_path / "first").read_bytes() == b"one"
-    assert "there already" in image("which", image.name, "/bin/app", "--restore", tmp_path / "app", code=2)
+    assert "already exists" in image("which", image.name, "/bin/app", "--restore", tmp_path / "app", code=2)
     assert "layer 3 does not bring" in image(
         "which", image.name, "/bin/app", "--layer", "3", "--restore", tmp_path / "x", code=2
     )
