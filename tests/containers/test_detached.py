@@ -185,7 +185,7 @@ def test_names_and_ids_are_unique_and_podmans(run: Imgfs, image: str, tmp_path: 
         assert int((tmp_path / "pid").read_text()) == first_pid(run, "box")
         said = run.run("run", "-d", "--name", "box", image, "true").complaint(125)
         assert said.startswith("a container called box is running")
-        assert "exists already" in run.run(
+        assert "already exists" in run.run(
             "run", "-d", "--cidfile", tmp_path / "id", image, "true"
         ).complaint(125)
         run.ok("stop", "-t", "0", "box")

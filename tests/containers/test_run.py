@@ -121,6 +121,7 @@ def test_what_the_image_lacks_is_one_line_and_126_as_podman_has_it(
     assert run.run("run", *options, image, "true").complaint(126) == said
 
 
+@pytest.mark.usefixtures("image")  # the layout is there
 def test_an_image_that_is_not_there_is_one_line_and_125(run: Imgfs, layout: Path) -> None:
     assert "nope" in run.run("run", f"oci:{layout}:nope", "true").complaint(125)
 
