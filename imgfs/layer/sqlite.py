@@ -62,12 +62,20 @@ def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3
 
     If it is `shared`, others may read what has been committed; a commit waits for those who do just then.
     """
-    path.open("ab").close()  # SQLite would not say that the disk is full, only that it cannot open the file
+    ensure_file(path)
     db = sqlite3.connect(file_uri(path), _READING, uri=True, isolation_level=None, check_same_thread=False)
     locking = "NORMAL" if shared else "EXCLUSIVE"
     db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};")
     db.executescript(f"{schema}BEGIN;")
     return db
+
+
+def ensure_file(path: Path) -> None:
+    """Create a file that SQLite is to open for writing, unless it exists.
+
+    SQLite itself does not say that the disk is full, only that it cannot open the file. Raises OSError.
+    """
+    path.open("ab").close()
 
 
 def open_database(path: Path) -> sqlite3.Connection:

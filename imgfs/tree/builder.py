@@ -17,7 +17,7 @@ from imgfs.errors import InvalidImage
 from imgfs.layer.entry import Entry, Kind, kept_xattrs
 from imgfs.layer.limits import FILE_LIMIT, MAJORS, MINORS, NO_OWNER, OWNERS, SECONDS, TARGET_LIMIT
 from imgfs.layer.schema import pack_time, pack_xattrs, stored_extents
-from imgfs.layer.sqlite import create_database, file_uri
+from imgfs.layer.sqlite import create_database, ensure_file, file_uri
 from imgfs.tree.database import FORMAT, MILESTONES, ROOT, SCHEMA
 
 # `d_type` of readdir(3): the file type bits of st_mode, shifted.
@@ -111,6 +111,7 @@ class TreeBuilder:
 
     def _attach_work(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # of a merge that was killed
+        ensure_file(path)
         self.db.execute("ATTACH ? AS work", (file_uri(path),))
         for schema in ("main", "work"):
             self.db.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")

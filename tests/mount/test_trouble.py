@@ -385,7 +385,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_mounted(
     imgfs.umount(at)
 
 
-@pytest.mark.parametrize("files", [8, 16])
+@pytest.mark.parametrize("files", [8, 16, 18])
 def test_a_disk_of_too_few_inodes_is_one_line_and_nothing_is_mounted(
     imgfs: Imgfs, small_disk: Path, image: str, files: int
 ) -> None:

@@ -27,6 +27,8 @@ from typing import NamedTuple, TypeAlias
 
 from imgfs.engines.refusal import Code, Refusal, already_exists, not_found
 from imgfs.errors import StoreError
+from imgfs.layer.sqlite import ensure_file
+from imgfs.store.atomic import store_errors
 
 _FORMAT = 2  # of the file, in its user_version
 _WITHOUT_PLUGINS = 1
@@ -117,7 +119,8 @@ class SnapshotRows:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
-        with self._errors(), ExitStack() as failed:
+        with store_errors(self._path), ExitStack() as failed:
+            ensure_file(path)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             failed.callback(self._db.close)
             self._prepare()
@@ -142,7 +145,7 @@ class SnapshotRows:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Have what is changed in the block changed as a whole, or, if it raises, not at all."""
-        with self._lock, self._errors():
+        with self._lock, store_errors(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -202,7 +205,7 @@ class SnapshotRows:
 
     def removed_images(self) -> list[ImageChain]:
         """Return the images that were written down, and have no layers, or none any more."""
-        with self._lock, self._errors():
+        with self._lock, store_errors(self._path):
             found = self._db.execute(
                 "SELECT manifest, image FROM images WHERE manifest NOT IN "
                 "(SELECT manifest FROM snapshots WHERE manifest IS NOT NULL)"
@@ -307,20 +310,13 @@ class SnapshotRows:
 
     def _select(self, where: str, *values: str | int) -> Iterator[Snapshot]:
         statement = f"SELECT {_COLUMNS}, plugin FROM snapshots WHERE {where} ORDER BY id"
-        with self._lock, self._errors():
+        with self._lock, store_errors(self._path):
             rows = self._db.execute(statement, values).fetchall()
         return map(_snapshot, rows)
 
     def _run(self, statement: str, *values: str | int | None) -> None:
-        with self._lock, self._errors():
+        with self._lock, store_errors(self._path):
             self._db.execute(statement, values)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}") from error
 
 
 def _check_name(name: str) -> None:
