@@ -52,7 +52,7 @@ def serve_by_fuse(mount: ServedMount) -> None:
                 wait_for_turn(succession)
             from imgfs.overlay.scratch_opened import scratch_overlay  # here: most mounts have no scratch
 
-            overlay = stack.enter_context(scratch_overlay(mount.options.scratch, *mount.scratch_terms()))
+            overlay = stack.enter_context(scratch_overlay(mount.options.scratch, mount.scratch_terms()))
         _serve_image(mount, overlay)
         if overlay and succession and not succession.has_turn:
             leave(stack)

@@ -128,7 +128,7 @@ def _held_scratch(mount: ServedMount) -> contextlib.AbstractContextManager[None]
         return contextlib.nullcontext()
     from imgfs.overlay.scratch_opened import held_for_kernel  # here: most mounts have no scratch
 
-    return held_for_kernel(scratch, *mount.scratch_terms())
+    return held_for_kernel(scratch, mount.scratch_terms())
 
 
 def _passthrough(mount: ServedMount, mounted: KernelMount | None) -> Passthrough:

@@ -27,15 +27,11 @@ from imgfs.store.store import Store
 if TYPE_CHECKING:
     from types import FrameType
 
-    from imgfs.content.content import Content
     from imgfs.fuse.session import Session
     from imgfs.image.image import Image
     from imgfs.mount.resume import KernelMount, Succession
-    from imgfs.overlay.interchange import HandleLookup
-    from imgfs.overlay.scratch import ScratchBase
-    from imgfs.owned.inheritance import LockInheritance
+    from imgfs.overlay.scratch_opened import ScratchTerms
     from imgfs.status import MountStatus
-    from imgfs.tree.reader import Tree
 
 log = logging.getLogger("imgfs.mount")
 
@@ -68,18 +64,18 @@ class ServedMount:
     before_heir: Callable[[], None] = lambda: None
     at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def scratch_terms(
-        self,
-    ) -> tuple[Tree, Content, ScratchBase, str, HandleLookup, LockInheritance | None]:
-        """Return what a scratch has to know of the mount (`Scratch.overlay`, `Scratch.for_kernel`)."""
+    def scratch_terms(self) -> ScratchTerms:
+        """Return what a scratch has to know of the mount."""
         from imgfs.kernel.erofs_format import ino_resolver
-        from imgfs.overlay.scratch import ScratchBase
+        from imgfs.overlay.scratch_dir import ScratchBase
+        from imgfs.overlay.scratch_opened import ScratchTerms
 
         resolved = self.image.resolved
         base = ScratchBase(resolved.reference, str(resolved.digest), len(resolved.manifest.layers))
         use = f"mounted at {self.options.mountpoint} (pid {os.getpid()})"
         lock = self.succession.lock if self.succession else None
-        return self.image.tree, self.image.content, base, use, ino_resolver(resolved.tree, self.store), lock
+        ino_of = ino_resolver(resolved.tree, self.store)
+        return ScratchTerms(self.image.tree, self.image.content, base, use, ino_of, lock)
 
     def announce(self, by: str = "") -> None:
         """Say that the mount answers."""

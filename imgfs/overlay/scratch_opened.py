@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import MountError, StoreError
 from imgfs.overlay.copyup_data import ImageData
@@ -55,27 +55,34 @@ if TYPE_CHECKING:
     from imgfs.overlay.diff import Diff
 
 
-@contextlib.contextmanager
-def scratch_overlay(
-    scratch: Scratch,
-    tree: Tree,
-    content: ImageData,
-    base: ScratchBase,
-    use: str,
-    ino_of: HandleLookup = no_handles,
-    inheritance: LockInheritance | None = None,
-) -> Iterator[Overlay]:
-    """Yield the scratch over an image, made if there is none, for this process alone. Raises ImgfsError.
+class ScratchTerms(NamedTuple):
+    """The image that a scratch is opened over, which is its `base`, and what it is held for (`use`).
 
     `ino_of` tells which file of the image the kernel's own handle means, for what overlayfs has left.
     By `inheritance` its lock goes to other processes, which go on with all that is open.
     """
-    is_mounted = inheritance is not None and inheritance.fd >= 0
-    with _held(scratch, tree, base, use, inheritance) as (upper, set_use):
-        if not is_mounted:
-            _merge_index(scratch, tree, content, ino_of)
-        with _opened(scratch, tree, content, upper, is_mounted=is_mounted) as overlay:
-            overlay.union.outlives = inheritance is not None
+
+    tree: Tree
+    content: ImageData
+    base: ScratchBase
+    use: str
+    ino_of: HandleLookup = no_handles
+    inheritance: LockInheritance | None = None
+
+    @property
+    def is_mounted(self) -> bool:
+        """Return True if another process has mounted it, and this one takes over."""
+        return self.inheritance is not None and self.inheritance.fd >= 0
+
+
+@contextlib.contextmanager
+def scratch_overlay(scratch: Scratch, terms: ScratchTerms) -> Iterator[Overlay]:
+    """Yield the scratch over an image, made if there is none, for this process alone. Raises ImgfsError."""
+    with _held(scratch, terms) as (upper, set_use):
+        if not terms.is_mounted:
+            _merge_index(scratch, terms)
+        with _opened(scratch, terms, upper, is_mounted=terms.is_mounted) as overlay:
+            overlay.union.outlives = terms.inheritance is not None
             with _showing_ctimes(scratch, overlay.union):
                 yield overlay
                 set_use(ENDING)
@@ -97,84 +104,70 @@ def _showing_ctimes(scratch: Scratch, union: Union) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_for_kernel(
-    scratch: Scratch,
-    tree: Tree,
-    content: ImageData,
-    base: ScratchBase,
-    use: str,
-    ino_of: HandleLookup = no_handles,
-    inheritance: LockInheritance | None = None,
-) -> Iterator[None]:
+def held_for_kernel(scratch: Scratch, terms: ScratchTerms) -> Iterator[None]:
     """Hold the scratch over an image for overlayfs, which alone changes it meanwhile. Raises ImgfsError.
 
-    Overlayfs may have an index: what is in it is linked to its names when the mount has ended. With a
-    lock by `inheritance` it is mounted already.
+    Overlayfs may have an index: what is in it is linked to its names when the mount has ended.
     """
-    is_mounted = inheritance is not None and inheritance.fd >= 0
-    if tree.has_xattr(TRUSTED):  # overlayfs would obey them: metacopy is EIO, redirect shows other files
+    if terms.tree.has_xattr(
+        TRUSTED
+    ):  # overlayfs would obey them: metacopy is EIO, redirect shows other files
         raise MountError(f"the image has attributes {TRUSTED.decode()}*, which overlayfs takes for its own")
-    with _held(scratch, tree, base, use, inheritance) as (upper, set_use):
-        if not is_mounted:
-            _prepare_for_kernel(scratch, tree, content, upper)
-            _merge_index(scratch, tree, content, ino_of, wholly=True)
+    with _held(scratch, terms) as (upper, set_use):
+        if not terms.is_mounted:
+            _prepare_for_kernel(scratch, terms, upper)
+            _merge_index(scratch, terms, wholly=True)
         yield
         set_use(ENDING)
         if scratch.volatile:
             return
-        _merge_index(scratch, tree, content, ino_of, wholly=True)
+        _merge_index(scratch, terms, wholly=True)
         if scratch.is_shared:
-            with _opened(scratch, tree, content, Upper(scratch.upper, scratch.work)) as overlay:
+            with _opened(scratch, terms, Upper(scratch.upper, scratch.work)) as overlay:
                 complete(overlay)
 
 
-def _prepare_for_kernel(scratch: Scratch, tree: Tree, content: ImageData, upper: Upper) -> None:
+def _prepare_for_kernel(scratch: Scratch, terms: ScratchTerms, upper: Upper) -> None:
     """Have it be as overlayfs wants it, and finish what a killed process has left. Raises MountError."""
     if upper.xattr_format != XattrFormat(TRUSTED, override=False):
         raise MountError(f"scratch {scratch.name} has an ordinary user's xattrs, which overlayfs ignores")
     with contextlib.suppress(OSError):  # a full disk: overlayfs leaves xattrs of its own
         upper.set_overlay_xattr(At.anchor(upper.root), BY_OVERLAYFS)
-    with _opened(scratch, tree, content, upper):
+    with _opened(scratch, terms, upper):
         pass
 
 
-def _merge_index(
-    scratch: Scratch, tree: Tree, content: ImageData, ino_of: HandleLookup, *, wholly: bool = False
-) -> None:
+def _merge_index(scratch: Scratch, terms: ScratchTerms, *, wholly: bool = False) -> None:
     """Do without overlayfs's index; what in it is not the image's goes too if that is to be `wholly`."""
     place = scratch.work / INDEX
     if not place.is_dir():
         return
-    with os_errors(place), _opened(scratch, tree, content, Upper(scratch.upper, scratch.work)) as overlay:
-        merge_index(overlay, read_index(scratch.work, ino_of), scratch.work)
+    with os_errors(place), _opened(scratch, terms, Upper(scratch.upper, scratch.work)) as overlay:
+        merge_index(overlay, read_index(scratch.work, terms.ino_of), scratch.work)
         if wholly or not has_entries(scratch.work):
             overlay.union.upper.remove_overlay_xattrs(At.anchor(overlay.union.upper.root), KERNELS_ORIGIN)
             remove_tree(place)
 
 
-def _opened(
-    scratch: Scratch, tree: Tree, content: ImageData, upper: Upper, *, is_mounted: bool = False
-) -> Overlay:
-    return Overlay(tree, content, upper, durable=not scratch.volatile, is_mounted=is_mounted)
+def _opened(scratch: Scratch, terms: ScratchTerms, upper: Upper, *, is_mounted: bool = False) -> Overlay:
+    return Overlay(terms.tree, terms.content, upper, durable=not scratch.volatile, is_mounted=is_mounted)
 
 
 @contextlib.contextmanager
-def _held(
-    scratch: Scratch, tree: Tree, base: ScratchBase, use: str, inheritance: LockInheritance | None
-) -> Iterator[tuple[Upper, SetUse]]:
+def _held(scratch: Scratch, terms: ScratchTerms) -> Iterator[tuple[Upper, SetUse]]:
     """Yield its upper directory, made if there is none, for this process alone."""
     try:
         scratch.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_directory(scratch.directory, 0o700)
     except OSError as error:
         raise StoreError(f"{scratch.directory}: {error.strerror}") from error
-    with scratch.locked(use, inheritance) as set_use:
-        scratch.check(base)
+    with scratch.locked(terms.use, terms.inheritance) as set_use:
+        scratch.check(terms.base)
         with os_errors(scratch.directory):
-            _make(scratch, tree)
+            _make(scratch, terms.tree)
             upper = Upper(scratch.upper, scratch.work)
             convert_fuse_overlayfs(upper, scratch.work)
-            _describe(scratch, base)
+            _describe(scratch, terms.base)
         try:
             yield upper, set_use
         finally:

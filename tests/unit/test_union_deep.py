@@ -13,7 +13,7 @@ import pytest
 from imgfs.errors import MountError
 from imgfs.overlay.diff import ChangeKind
 from imgfs.overlay.scratch import Scratch, ScratchBase
-from imgfs.overlay.scratch_opened import scratch_diff, scratch_overlay
+from imgfs.overlay.scratch_opened import ScratchTerms, scratch_diff, scratch_overlay
 from imgfs.overlay.xattrs import Owner
 from imgfs.tree.database import ROOT
 from imgfs.tree.reader import Tree
@@ -55,7 +55,7 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
 
 def dig(tree: Tree, scratch: Scratch) -> None:
     """Make directories in each other, and a file in the last."""
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "dug") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "dug")) as overlay:
         at = ROOT
         for _ in range(DEPTH):
             at = overlay.entries.make(at, b"deep", stat.S_IFDIR, OWNER).ino
@@ -64,7 +64,7 @@ def dig(tree: Tree, scratch: Scratch) -> None:
 
 def descend(tree: Tree, scratch: Scratch) -> int:
     """How deep it is."""
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "descended") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "descended")) as overlay:
         at, depth = overlay.union.file(ROOT), 0
         while (below := overlay.union.find(at.ino, b"deep")) is not None:
             at, depth = below, depth + 1
@@ -101,7 +101,7 @@ def test_the_changes_of_a_deep_scratch_are_listed(tree: Tree, scratch: Scratch) 
 
 def test_a_deep_directory_moves_as_a_whole_and_goes(tree: Tree, scratch: Scratch) -> None:
     dig(tree, scratch)
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "moved") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "moved")) as overlay:
         overlay.entries.rename(place(overlay, b"deep"), place(overlay, b"d/deep"), 0)
         at = ino(overlay, b"d")
         while (below := overlay.union.find(at, b"deep")) is not None:
@@ -112,14 +112,14 @@ def test_a_deep_directory_moves_as_a_whole_and_goes(tree: Tree, scratch: Scratch
 
 def test_a_killed_copy_up_far_down_is_finished(tree: Tree, scratch: Scratch) -> None:
     """The names in its journal are longer, below the scratch, than a path may be."""
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "killed") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "killed")) as overlay:
         overlay.copyup.up(ino(overlay, FAR + b"/one"))
         above = overlay.union.nodes[ino(overlay, FAR)]
         fd = overlay.union.directory_fd(above)
         os.link(b"one", scratch.work / "imgfs/0", src_dir_fd=fd)
         os.unlink(b"other", dir_fd=fd)
         (scratch.work / "imgfs/links-0").write_bytes(FAR + b"/one\0" + FAR + b"/other")
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "opened again") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "opened again")) as overlay:
         one, other = (find(overlay.union, FAR + name) for name in (b"/one", b"/other"))
         assert one is not None
         assert one is other
@@ -130,19 +130,19 @@ def test_a_killed_copy_up_far_down_is_finished(tree: Tree, scratch: Scratch) -> 
 
 
 def test_looking_at_a_scratch_that_was_reset_leaves_it_so(tree: Tree, scratch: Scratch) -> None:
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "begun") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "begun")) as overlay:
         overlay.set_mode(ino(overlay, b"a"), 0o600)
     scratch.reset()
     with scratch_diff(scratch, tree, CONTENT) as changes:
         assert list(changes) == []
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "again") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "again")) as overlay:
         root, lower = overlay.union.attributes(overlay.union.file(ROOT)), tree.node(ROOT)
         assert lower is not None
         assert (root.mode, root.uid, root.mtime_ns) == (lower.mode, lower.uid, lower.mtime_ns)
 
 
 def test_a_socket_in_the_place_of_a_file_does_not_bring_the_file_back(tree: Tree, scratch: Scratch) -> None:
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "changed") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "changed")) as overlay:
         for name in (b"a", b"d/f"):
             overlay.entries.unlink(*place(overlay, name))
             overlay.entries.make(*place(overlay, name), stat.S_IFSOCK, OWNER)
@@ -153,7 +153,7 @@ def test_a_socket_in_the_place_of_a_file_does_not_bring_the_file_back(tree: Tree
 def test_links_made_and_broken_are_changes_although_all_else_is_the_same(
     tree: Tree, scratch: Scratch
 ) -> None:
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "linked") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "linked")) as overlay:
         overlay.entries.unlink(*place(overlay, b"same"))
         overlay.entries.link(ino(overlay, b"d/f"), *place(overlay, b"same"))
     with scratch_diff(scratch, tree, CONTENT) as changes:
@@ -162,7 +162,7 @@ def test_links_made_and_broken_are_changes_although_all_else_is_the_same(
 
 def test_a_scratch_of_another_image_is_refused_until_it_is_reset(tree: Tree, scratch: Scratch) -> None:
     other = ScratchBase("oci:/none:other", sha256(b"other"), 1)
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "begun") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "begun")) as overlay:
         overlay.set_mode(ino(overlay, b"a"), 0o600)
     with pytest.raises(MountError, match="was made on oci:/none:test"):
         scratch.check(other)
@@ -175,7 +175,7 @@ def test_a_scratch_of_another_image_is_refused_until_it_is_reset(tree: Tree, scr
 def test_a_reset_that_is_killed_leaves_no_half_of_the_changes(
     tree: Tree, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "changed") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "changed")) as overlay:
         for name in (b"one", b"two"):
             overlay.entries.make(ROOT, name, stat.S_IFREG, OWNER)
     monkeypatch.setattr(os, "unlink", lambda *_, **__: os._exit(9))  # of the first file that is removed
@@ -192,7 +192,7 @@ def test_a_reset_that_is_killed_leaves_no_half_of_the_changes(
 def test_changes_that_are_thrown_away_while_they_are_read_are_not_taken_for_all(
     tree: Tree, scratch: Scratch, throw_away: Callable[[Scratch], None]
 ) -> None:
-    with scratch_overlay(scratch, tree, CONTENT, BASE, "changed") as overlay:
+    with scratch_overlay(scratch, ScratchTerms(tree, CONTENT, BASE, "changed")) as overlay:
         for name in (b"one", b"two"):
             overlay.entries.make(ROOT, name, stat.S_IFDIR, OWNER)
     with scratch_diff(scratch, tree, CONTENT) as changes:
