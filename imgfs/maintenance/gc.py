@@ -120,26 +120,23 @@ def contents_of(resolution: Resolution, store: Store) -> Contents:
 
 def remove_unreachable(store: Store, *, force: bool) -> None:
     """Remove what no reference in the store reaches. Without `force`, layers in use by a mount stay."""
-    there = tuple(store.trees()), tuple(store.profiled()), tuple(store.documents())
-    stored, exports = tuple(store.layers()), store.exports().keys()
+    trees, profiled, documents = set(store.trees()), set(store.profiled()), set(store.documents())
+    layers, exports = list(store.layers()), set(store.exports())
     kept = list(store.resolutions())  # last: what is listed above is of no image that comes meanwhile
     reachable = [contents_of(resolution, store) for resolution in kept]
-    documents = {digest for contents in reachable for digest in contents.documents}
-    layers = {digest for contents in reachable for digest in contents.layers}
-    trees = {resolution.manifest for resolution in kept}
-    for tree in there[0]:
-        if tree not in trees:
-            store.remove_tree(tree)
-    for profiled in there[1]:
-        if profiled not in trees:
-            store.remove_profiles(profiled)
-    for document in there[2]:
-        if document not in documents:
-            store.remove_document(document)
-    for layer in [layer for layer in stored if layer.digest not in layers]:
-        if force or not layer.in_use():
+    kept_documents = {digest for contents in reachable for digest in contents.documents}
+    kept_layers = {digest for contents in reachable for digest in contents.layers}
+    kept_trees = {resolution.manifest for resolution in kept}
+    for tree in trees - kept_trees:
+        store.remove_tree(tree)
+    for tree in profiled - kept_trees:
+        store.remove_profiles(tree)
+    for document in documents - kept_documents:
+        store.remove_document(document)
+    for layer in layers:
+        if layer.digest not in kept_layers and (force or not layer.in_use()):
             layer.remove_if_free()
-    for image in exports - documents:  # whose id is the digest of one
+    for image in exports - kept_documents:  # whose id is the digest of one
         store.remove_export(image)
     if not kept:
         store.remove_archive_indexes()
