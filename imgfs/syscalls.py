@@ -145,9 +145,9 @@ def io_priority(pid: int) -> int:
     return _syscall(number + 1, _IOPRIO_WHO_PROCESS, pid) if number else 0
 
 
-def set_io_priority(priority: int) -> None:
-    """Give this process a priority that another one has."""
-    _syscall(_SYS_IOPRIO_SET[os.uname().machine], _IOPRIO_WHO_PROCESS, 0, priority)
+def set_io_priority(pid: int, priority: int) -> None:
+    """Give a process, this one for 0, a priority that another one has."""
+    _syscall(_SYS_IOPRIO_SET[os.uname().machine], _IOPRIO_WHO_PROCESS, pid, priority)
 
 
 def show_words(words: Sequence[str]) -> None:

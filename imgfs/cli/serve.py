@@ -104,7 +104,9 @@ def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from imgfs.daemonize import log_to_stderr
     from imgfs.forkserver.command import Commands
+    from imgfs.forkserver.companions import Companion
     from imgfs.forkserver.server import ForkServer
+    from imgfs.mount.holder_start import WaitingHolder
     from imgfs.systemd import tell_systemd
 
     if not options.room:  # the words of a process that is forked later are shown where those of this one are
@@ -117,9 +119,11 @@ def serve(options: argparse.Namespace) -> int:
         load()
         listening = stack.enter_context(_listening(options.socket))
         companions += _pool(options.socket, stack)
-        goes_on = ForkServer(listening, Commands(_carry_out, _is_bound), companions).serve(
-            lambda: tell_systemd(b"READY=1")
-        )
+        waiting = stack.enter_context(closing(WaitingHolder()))
+        companions.append(Companion("the process that holders are forked from", waiting.run))
+        commands = Commands(_carry_out, _is_bound)
+        server = ForkServer(listening, commands, companions, kept=[waiting.fileno()])
+        goes_on = server.serve(lambda: tell_systemd(b"READY=1"))
     tell_systemd(b"STOPPING=1")
     return 0 if goes_on else 1
 

@@ -45,7 +45,8 @@ Examples:
 def upgrade(options: argparse.Namespace) -> int:
     """Hand over one or several: all are tried, and each that fails is told; exit code 1 if any does."""
     from imgfs.mount.holder_protocol import PROTOCOL
-    from imgfs.mount.resume import holder_program, successor_program
+    from imgfs.mount.holder_start import holder_program
+    from imgfs.mount.resume import successor_program
     from imgfs.mounts.holders import hand_over
     from imgfs.mounts.table import imgfs_mount_at
 

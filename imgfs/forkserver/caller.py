@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from imgfs import syscalls
+from imgfs.variables import lasting_variables, variables
 
 # By which processes are confined, or see another machine (namespaces(7)); `/` beside them.
 _NAMESPACES = (
@@ -26,6 +27,7 @@ _RIGHTS = (
 )
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _CGROUPS = Path("/sys/fs/cgroup")
+_THIS = 0  # in the place of a pid: this process (prlimit(2), sched_setscheduler(2))
 
 
 class Differs(Exception):
@@ -51,6 +53,16 @@ def check_likeness(pid: int) -> None:
         raise Differs("NoNewPrivs: by what such processes are confined, /proc does not tell (landlock(7))")
 
 
+def check_variables(pid: int) -> None:
+    """Raise Differs if a process has other variables: by them registries, proxies and secrets are found."""
+    body = Path(f"/proc/{pid}/environ").read_bytes()
+    entries = (os.fsdecode(entry).partition("=") for entry in body.split(b"\0") if entry)
+    theirs = lasting_variables({name: value for name, _, value in entries})
+    own = lasting_variables(variables())
+    if other := {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}:
+        raise Differs(f"variables: {min(other)}")
+
+
 def take_over(pid: int, *, whole_cgroup: bool) -> None:
     """Take over what a process inherits: the file mode mask, limits, priorities, processors, signals.
 
@@ -60,39 +72,70 @@ def take_over(pid: int, *, whole_cgroup: bool) -> None:
     try:
         status = _status(str(pid))
         os.umask(int(status["Umask"], 8))
-        for limit in set(_LIMITS):
-            if (value := resource.prlimit(pid, limit)) != resource.getrlimit(limit):
-                resource.setrlimit(limit, value)
-        _take_over_scheduling(pid)
-        _take_over_file(pid, "oom_score_adj")
-        _take_over_file(pid, "coredump_filter", base="0x")
-        _take_over_file(pid, "loginuid")  # the login that audit logs name
+        _copy_inherited(pid, _THIS)
+        _copy_file(pid, _THIS, "loginuid")  # the login that audit logs name
         _take_over_signals(int(status["SigIgn"], 16), int(status["SigBlk"], 16))
     except (OSError, ValueError, KeyError) as error:
         raise Differs(f"what it inherits: {error}") from error
-    if not _join_cgroups(pid) and whole_cgroup:
+    if not _join_cgroups(pid, _THIS) and whole_cgroup:
         raise Differs("cgroup: the server may not enter the command's")
 
 
-def _take_over_scheduling(pid: int) -> None:
-    """Take over policy, priority, processors (sched(7)), and the priority of reads and writes."""
-    policy, wanted = os.sched_getscheduler(pid), os.sched_getparam(pid)
-    if (policy, wanted) != (os.sched_getscheduler(0), os.sched_getparam(0)):
-        os.sched_setscheduler(0, policy, wanted)
-    if (nice := os.getpriority(os.PRIO_PROCESS, pid)) != os.getpriority(os.PRIO_PROCESS, 0):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    if (processors := os.sched_getaffinity(pid)) != os.sched_getaffinity(0):
-        os.sched_setaffinity(0, processors)
-    if (priority := syscalls.io_priority(pid)) != syscalls.io_priority(0):
-        syscalls.set_io_priority(priority)
+def give_over(pid: int) -> None:
+    """Give a process what it would have inherited of this one: limits, priorities, processors, cgroups.
+
+    The file mode mask and signals a process has to see to itself. Raises Differs.
+    """
+    try:
+        _copy_inherited(_THIS, pid)
+        if _read(pid, "loginuid") != _read(_THIS, "loginuid"):
+            raise Differs("loginuid")
+    except (OSError, ValueError) as error:
+        raise Differs(f"what it inherits: {error}") from error
+    if not _join_cgroups(_THIS, pid):
+        raise Differs("cgroup: it may not enter this process's")
 
 
-def _take_over_file(pid: int, name: str, base: str = "") -> None:
-    """Take over the number in a file of /proc/PID (proc(5)), which is written with `base` before it."""
-    with suppress(FileNotFoundError):
-        value = Path(f"/proc/{pid}", name).read_text()
-        if value != Path("/proc/self", name).read_text():
-            Path("/proc/self", name).write_text(base + value)
+def own_umask() -> int:
+    """Return this process's file mode mask, which can be asked for without setting it (proc(5))."""
+    return int(_status("self")["Umask"], 8)
+
+
+def _copy_inherited(source: int, target: int) -> None:
+    """Give one process the limits, scheduling (sched(7)) and the like of another, by their pids."""
+    for limit in set(_LIMITS):
+        if (value := resource.prlimit(source, limit)) != resource.prlimit(target, limit):
+            resource.prlimit(target, limit, value)
+    policy, wanted = os.sched_getscheduler(source), os.sched_getparam(source)
+    if (policy, wanted) != (os.sched_getscheduler(target), os.sched_getparam(target)):
+        os.sched_setscheduler(target, policy, wanted)
+    if (nice := os.getpriority(os.PRIO_PROCESS, source)) != os.getpriority(os.PRIO_PROCESS, target):
+        os.setpriority(os.PRIO_PROCESS, target, nice)
+    if (processors := os.sched_getaffinity(source)) != os.sched_getaffinity(target):
+        os.sched_setaffinity(target, processors)
+    if (priority := syscalls.io_priority(source)) != syscalls.io_priority(target):
+        syscalls.set_io_priority(target, priority)
+    _copy_file(source, target, "oom_score_adj")
+    _copy_file(source, target, "coredump_filter", base="0x")
+
+
+def _copy_file(source: int, target: int, name: str, base: str = "") -> None:
+    """Copy the number in a file of /proc/PID (proc(5)), which is written with `base` before it."""
+    value = _read(source, name)
+    if value != _read(target, name):
+        _of_process(target, name).write_text(base + value)
+
+
+def _read(pid: int, name: str) -> str:
+    """Return what a file of /proc/PID says, nothing where the kernel has none of that name."""
+    try:
+        return _of_process(pid, name).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _of_process(pid: int, name: str) -> Path:
+    return Path("/proc", "self" if pid == _THIS else str(pid), name)
 
 
 def _take_over_signals(ignored: int, blocked: int) -> None:
@@ -147,22 +190,23 @@ def _label(place: str) -> str:
         return ""
 
 
-def _join_cgroups(pid: int) -> bool:
-    """Go into the caller's cgroups, which an ordinary user often may not; return True if that was done."""
-    own, other = _cgroups("self"), _cgroups(str(pid))
+def _join_cgroups(source: int, target: int) -> bool:
+    """Put a process into another's cgroups, which an ordinary user often may not; return if it is there."""
+    there, other = _cgroups(target), _cgroups(source)
     for hierarchy, path in other.items():
-        if own.get(hierarchy) != path:
+        if there.get(hierarchy) != path:
             with suppress(OSError):
-                (_place(hierarchy) / path[1:] / "cgroup.procs").write_text(str(os.getpid()))
-    return own == other or _cgroups("self") == other
+                procs = _place(hierarchy) / path[1:] / "cgroup.procs"
+                procs.write_text(str(target or os.getpid()))
+    return there == other or _cgroups(target) == other
 
 
-def _cgroups(process: str) -> dict[str, str]:
+def _cgroups(pid: int) -> dict[str, str]:
     """Return the cgroup of a process in each hierarchy, by its controllers.
 
     Version 2 has no name (cgroups(7)).
     """
-    lines = Path(f"/proc/{process}/cgroup").read_text(errors="replace").splitlines()
+    lines = _of_process(pid, "cgroup").read_text(errors="replace").splitlines()
     return {name: path for _, name, path in (line.split(":", 2) for line in lines)}
 
 

@@ -35,14 +35,22 @@ _OUTDATED = 75  # the exit code of a forked process that has found another imgfs
 
 
 class ForkServer:
-    """Carries out the words of each client that connects to `listening`, in a process of its own."""
+    """Carries out the words of each client that connects to `listening`, in a process of its own.
+
+    `kept` are descriptors that such a process has, too.
+    """
 
     def __init__(
-        self, listening: socket.socket, commands: Commands, companions: Sequence[Companion] = ()
+        self,
+        listening: socket.socket,
+        commands: Commands,
+        companions: Sequence[Companion] = (),
+        kept: Sequence[int] = (),
     ) -> None:
         self._listening = listening
         self._commands = commands
         self._companions = companions
+        self._kept = kept
         self._files = _files_of_imgfs()
         self._identity = _identity_of(self._files)
         self._ends = self._is_outdated = False
@@ -87,9 +95,9 @@ class ForkServer:
 
     def _carry_out(self, connection: socket.socket) -> None:
         """In the forked process: serve a client. What is the server's, or a companion's, is closed."""
-        number = connection.fileno()
-        os.closerange(3, number)
-        os.closerange(number + 1, _HIGHEST)
+        kept = sorted({2, *self._kept, connection.fileno()})
+        for number, following in zip(kept, (*kept[1:], _HIGHEST), strict=True):
+            os.closerange(number + 1, following)
         if not carry_out(connection, self._commands, lambda: _identity_of(self._files) == self._identity):
             os._exit(_OUTDATED)
 

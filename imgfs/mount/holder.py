@@ -2,7 +2,7 @@
 
 A process of its own, run by an interpreter that loads no packages: three megabytes. It reads neither the
 store nor anything that comes from outside, and so outlives what its daemon dies of. It loads four modules of
-this directory and no others (`resume.holder_program`): each mount's holder has them in memory.
+this directory and no others (`holder_start.holder_program`): each mount's holder has them in memory.
 
     watched_server   a process that serves the mount: what it has said, whether it hangs
     holder_orders    an upgrade, ordered by another process

@@ -21,6 +21,9 @@ REFUSES = b"!"  # and why, as text, to the end
 HAND_OVER, GO, GO_AGAIN = b"h", b"g", b"a"  # GO_AGAIN: what was left unanswered is to be sent again
 SUCCESSOR, HEIR, WOKEN = "successor", "heir", "woken"  # roles of a process that takes over
 NO_ORDER = NO_POOL = "-"  # arguments of a holder: in the place of a nonce, of a socket
+# A daemon to the process that holders are forked from: bytes of a request, descriptors with it (of which the
+# kernel takes 253: unix(7), SCM_RIGHTS); bytes for the holder's words, which have two paths.
+LONGEST, MOST, ROOM = 1 << 15, 250, 1 << 13
 BEAT = 4.0  # seconds from one beat to the next
 
 

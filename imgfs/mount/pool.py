@@ -30,18 +30,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.errors import ImgfsError, LimitReached, MountError, describe
-from imgfs.forkserver.caller import Differs, check_likeness
+from imgfs.forkserver.caller import Differs, check_likeness, check_variables
 from imgfs.forkserver.command import check_sight, peer_of
 from imgfs.mount.daemon import serve
 from imgfs.mount.holder_protocol import GO, PROTOCOL
 from imgfs.mount.resume import HolderPipes, Succession, Takeover, load_state, renumbered
 from imgfs.starting import start_thread
 from imgfs.store.open_files import allow_all_files
-from imgfs.variables import lasting_variables, variables
 
 log = logging.getLogger("imgfs.mount")
 
@@ -126,7 +124,7 @@ def _taken(connection: socket.socket, is_leaving: Callable[[], bool]) -> Success
     try:
         with peer_of(connection) as pid:
             check_likeness(pid)  # first of all: a sandbox with the socket keeps no holder waiting
-            _check_variables(pid)
+            check_variables(pid)
             said, passed, _, _ = socket.recv_fds(connection, _LONGEST, _MOST)
             given += passed
             check_sight(connection)
@@ -135,16 +133,6 @@ def _taken(connection: socket.socket, is_leaving: Callable[[], bool]) -> Success
         for number in given:
             os.close(number)
         raise
-
-
-def _check_variables(pid: int) -> None:
-    """Raise Differs if a process has other variables: by them registries, proxies and secrets are found."""
-    body = Path(f"/proc/{pid}/environ").read_bytes()
-    entries = (os.fsdecode(entry).partition("=") for entry in body.split(b"\0") if entry)
-    theirs = lasting_variables({name: value for name, _, value in entries})
-    own = lasting_variables(variables())
-    if other := {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}:
-        raise Differs(f"variables: {min(other)}")
 
 
 def _succession(words: Sequence[str], given: list[int], is_leaving: Callable[[], bool]) -> Succession:

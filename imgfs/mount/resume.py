@@ -27,8 +27,6 @@ from imgfs.owned.inheritance import LockInheritance
 from imgfs.variables import pool_socket, variables
 
 if TYPE_CHECKING:
-    import subprocess
-
     from imgfs.fuse.opcodes import Opcode
     from imgfs.fuse.session import Session
     from imgfs.image.resolve import Resolved
@@ -39,14 +37,6 @@ if TYPE_CHECKING:
 
 _LEFT: list[contextlib.ExitStack] = []  # to the end of the process: what nothing refers to is taken down
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from imgfs.mount.successor import main; main()"
-_HOLDER = Path(__file__).with_name("holder.py")
-# As a script its source would be compiled anew for each mount, which takes memory that stays: 1.3 MB. So it
-# is imported, from a package that stands for `imgfs.mount` and has its directory: `imgfs` is not loaded.
-_HOLD = (
-    'import sys; del sys.argv[0]; package = type(sys)("imgfs.mount"); '
-    'package.__path__ = [sys.argv[0].rpartition("/")[0]]; sys.modules["imgfs.mount"] = package; '
-    "from imgfs.mount.holder import main; sys.exit(main())"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +137,6 @@ class Succession:
     has_turn: bool = True
     idle_answers: Mapping[Opcode, bytes] | None = None
     lock: LockInheritance = field(init=False)
-    _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.lock = LockInheritance(self.state.scratch_lock)
@@ -280,7 +269,7 @@ class Succession:
         return place or NO_POOL
 
     def _start_holder(self, descriptor: int) -> None:
-        import subprocess
+        from imgfs.mount.holder_start import start_holder  # here: many mounts have no holder
 
         state, outcome = os.memfd_create("imgfs-mount"), os.memfd_create("imgfs-outcome")
         with open(state, "wb", closefd=False) as file:
@@ -295,11 +284,9 @@ class Succession:
         server = f"{os.getpid()}/{os.getpid()}:{control}:{told}:"
         given = *numbers, self.state.beat, 0, NO_ORDER, server, self._pool()
         name = str(self.state.options.mountpoint), self.state.device
-        self._holder = subprocess.Popen(
-            [*holder_program(), *name, *map(str, given), *successor_program()],
-            pass_fds=(*numbers, control, told, *self.state.kept),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
+        start_holder(
+            [*name, *map(str, given), *successor_program()],
+            [*numbers, control, told, *self.state.kept],
         )
         for number in (*numbers[1:], control, told, read, written):
             os.close(number)
@@ -314,14 +301,9 @@ def renumbered(state: MountState, numbers: Mapping[int, int]) -> MountState:
     return replace(state, kernel=kernel, stats=numbers[state.stats], locks=())
 
 
-def holder_program() -> list[str]:
-    """Return the words that a holder of this imgfs is run by (`Orders.HOLDER`)."""
-    return [sys.executable, "-ISc", _HOLD, str(_HOLDER)]
-
-
 def successor_program() -> list[str]:
     """Return the program that serves in another's place: this imgfs, and this interpreter."""
-    return [sys.executable, "-I", "-c", _START, str(_HOLDER.parents[2])]
+    return [sys.executable, "-I", "-c", _START, str(Path(__file__).parents[2])]
 
 
 def dump_state(state: MountState) -> bytes:

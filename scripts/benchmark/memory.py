@@ -19,7 +19,9 @@ MEBIBYTES = 100  # resident, at a million files
 MOUNTS = (1, 10, 60)
 PATIENCE = 300.0  # seconds for idle daemons to end: each has been started again by the reader
 IDLE = 5  # seconds without a request, after which a daemon ends
-SERVER = 1 + min(4, len(os.sched_getaffinity(0)))  # processes of `imgfs serve`, with those that mounts share
+SERVER = 2 + min(
+    4, len(os.sched_getaffinity(0))
+)  # processes of `imgfs serve`, with those that wait beside it
 WAYS = (  # each with the options of `imgfs mount`, and whether `imgfs serve` runs
     ("each by itself", ("--driver", "fuse"), False),
     ("imgfs serve", ("--driver", "fuse"), True),

@@ -22,7 +22,7 @@ import pytest
 
 from imgfs.content.profile import AccessProfile
 from imgfs.errors import MountError
-from imgfs.mount import holder, holder_protocol, resume, watched_server
+from imgfs.mount import holder, holder_protocol, holder_start, resume, watched_server
 from imgfs.mounts.table import mount_at
 from tests.support import restarted
 from tests.support.fault_server import FaultServer
@@ -410,7 +410,7 @@ def held(tmp_path: Path, said: bytes, script: str, *options: str) -> subprocess.
         fds = [null.fileno(), null.fileno(), orders, null.fileno()]
         numbers = *fds, 0.2, 0, holder_protocol.NO_ORDER, f"{daemon.pid}/{daemon.pid}:{pipe.fileno()}:{told}:"
         given = ["/mnt", "0:99", *map(str, numbers), holder_protocol.NO_POOL, str(program), "word"]
-        python, *words = resume.holder_program()
+        python, *words = holder_start.holder_program()
         return subprocess.run(
             [python, *options, *words, *given],
             pass_fds=(*fds, pipe.fileno(), told),

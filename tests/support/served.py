@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ class Server(contextlib.AbstractContextManager["Server"]):
                 self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
         until(self.socket.exists, "the server listens")
 
-    def mount(self, *words: str | Path, **more: Any) -> Ran:
-        """`imgfs mount WORDS…`, in a process of its own."""
-        return self.imgfs.program(sys.executable, "-m", "imgfs", "mount", "--driver", "fuse", *words, **more)
+    def mount(self, *words: str | Path, before: Sequence[str] = (), **more: Any) -> Ran:
+        """`imgfs mount WORDS…`, in a process of its own, which the words `before` lead to."""
+        command = sys.executable, "-m", "imgfs", "mount", "--driver", "fuse"
+        return self.imgfs.program(*before, *command, *words, **more)
 
     def said(self, words: str) -> int:
         """Return how often it has logged this."""
@@ -39,7 +41,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
 
     def forked(self) -> list[int]:
         """Return the processes that it has forked for commands and that have not ended."""
-        return forked_from(self.process.pid)[pool_size() :]
+        return forked_from(self.process.pid)[pool_size() + 1 :]
 
     def end(self) -> None:
         self.process.terminate()
@@ -52,5 +54,5 @@ class Server(contextlib.AbstractContextManager["Server"]):
 
 
 def forked_from(pid: int) -> list[int]:
-    """The processes that a server has forked and that have not ended: first those that serve idle mounts."""
+    """The processes that a server has forked and that have not ended: first those that wait beside it."""
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))

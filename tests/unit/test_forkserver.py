@@ -63,7 +63,7 @@ def test_a_cgroup_that_cannot_be_entered_is_in_the_way_of_a_container_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
 ) -> None:
     monkeypatch.setattr(caller, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(caller, "_cgroups", lambda process: {"": "/here" if process == "self" else "/there"})
+    monkeypatch.setattr(caller, "_cgroups", lambda pid: {"": "/there" if pid else "/here"})
     expected = pytest.raises(Differs, match="cgroup") if whole else contextlib.nullcontext()
     with expected:
         caller.take_over(os.getpid(), whole_cgroup=whole)
