@@ -86,7 +86,7 @@ def _file_options(command: argparse.ArgumentParser) -> None:
 def install(options: argparse.Namespace) -> int:
     """Add imgfs to this machine's containerd."""
     from imgfs.engines.node.changed_files import FileChange, backup_of, text_of
-    from imgfs.engines.node.config_places import drop_in_of, read_after
+    from imgfs.engines.node.config_places import drop_in_of, files_beside, main_of
     from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
     from imgfs.engines.node.toml_edit import undone
     from imgfs.engines.node.unit import SNAPSHOTTER
@@ -96,11 +96,10 @@ def install(options: argparse.Namespace) -> int:
     setup = NodeSetup(
         options.address, options.root, str(Platform.host()), options.runtime_class, _containerds_version()
     )
-    importing = text_of(main)
-    drop_in = drop_in_of(importing, main)
-    config, importing = (drop_in, importing or "") if drop_in else (main, "")
+    config = drop_in_of(text_of(main), main) or main
     before = text_of(config)
-    after = with_imgfs(before or "", setup, str(config), importing, read_after(config, main))
+    beside = files_beside(config, main_of(main) if config == main else main)
+    after = with_imgfs(before or "", setup, str(config), beside)
     changes = [
         FileChange(config, before, after),
         *written_units(SNAPSHOTTER, options.unit, _command(options), socket_path(options.address)),
@@ -110,7 +109,7 @@ def install(options: argparse.Namespace) -> int:
         changes.insert(0, FileChange(backup_of(config), None, before, like=config))
     if carry_out(changes, is_dry=options.dry_run):
         _show_next(options, main)
-    _warn_of_disks(options, importing or before, main)
+    _warn_of_disks(options, text_of(main), main)
     return 0
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from imgfs import manual
 from imgfs.cli.snapshotter_install import ADDRESS, ROOT
-from imgfs.engines.node.config_places import read_after
+from imgfs.engines.node.config_places import FilesBeside, files_beside, main_of
 from imgfs.engines.node.containerd_config import NodeSetup, with_imgfs
-from imgfs.engines.node.toml_edit import undone
+from imgfs.engines.node.containerd_load import merged, migrated
+from imgfs.engines.node.toml_edit import table, undone
 from imgfs.errors import UsageError
 from tests.support.mounted import Imgfs
 from tests.support.patience import allowed
@@ -233,38 +234,132 @@ def test_a_configuration_comes_back_byte_for_byte_and_its_first_state_is_as_secr
     assert (config.read_bytes(), config.stat().st_mode & 0o777) == (body, 0o600)
 
 
-MAIN = 'version = 2\nimports = ["conf.d/*.toml"]\n'
+MAIN = 'version = {version}\nimports = ["conf.d/*.toml"]\n'
 OTHER = f'version = 2\n[plugins."{CRI}".containerd.runtimes.other]\nruntime_type = "x"\n'
+PULLS = f"[plugins.'{IMAGES}']\n"
+RUNS = f"[plugins.'{RUNTIME}'.containerd.runtimes"
+UNPACKS = f"""[[plugins.'{TRANSFER}'.unpack_config]]
+platform = "linux/amd64"
+snapshotter = "overlayfs"
+"""
+ALL, CLASS = False, True
+
+
+def read(place: Path, version: int, imported: str) -> tuple[str, FilesBeside]:
+    """A configuration, and what it imports."""
+    config, other = place / "config.toml", place / "conf.d" / "9.toml"
+    other.parent.mkdir(exist_ok=True)
+    config.write_text(MAIN.format(version=version))
+    other.write_text(imported)
+    return config.read_text(), files_beside(config, config)
 
 
 @pytest.mark.parametrize(
-    ("version", "imported", "lost"),
+    ("containerd", "version", "by_class", "imported", "lost"),
     [
-        (2, OTHER, f"plugins.{CRI}"),  # 1.x takes the whole section
-        (3, OTHER, ""),
-        (3, f'[plugins."{CRI}".containerd]\nsnapshotter = "overlayfs"\n', f"plugins.{CRI}"),
-        (3, '[proxy_plugins.imgfs]\ntype = "snapshot"\n', "proxy_plugins.imgfs"),
-        (2, '[proxy_plugins.other]\ntype = "snapshot"\n[debug]\nlevel = "info"\n', ""),
-        (2, 'imports = ["../further.toml", "../none.toml"]\n', f"plugins.{CRI}"),
+        (1, 2, ALL, OTHER, f"plugins.{CRI}.containerd.snapshotter"),  # 1.x takes the whole section
+        (2, 2, ALL, OTHER, ""),
+        (1, 2, ALL, '[proxy_plugins.other]\ntype = "snapshot"\n[debug]\nlevel = "info"\n', ""),
+        (
+            1,
+            2,
+            ALL,
+            'imports = ["../further.toml", "../none.toml"]\n',
+            f"plugins.{CRI}.containerd.snapshotter",
+        ),
+        (
+            2,
+            2,
+            ALL,
+            f'[plugins."{CRI}".containerd]\nsnapshotter = "native"\n',
+            f"plugins.{IMAGES}.snapshotter",
+        ),
+        (2, 3, ALL, f"version = 2\n{RUNC.format(version=2, cri=CRI)[12:]}", ""),
+        (
+            *(2, 3, ALL),
+            f'{OTHER}[plugins."{CRI}".containerd]\nsnapshotter = "native"\n',
+            f"plugins.{IMAGES}.snapshotter",
+        ),
+        (2, 3, ALL, '[proxy_plugins.imgfs]\ntype = "snapshot"\n', "proxy_plugins.imgfs.address"),
+        (2, 3, ALL, f'{PULLS}snapshotter = "native"\n', f"plugins.{IMAGES}.snapshotter"),
+        (2, 3, ALL, UNPACKS, f"plugins.{TRANSFER}.unpack_config"),
+        (2, 3, ALL, f"[plugins.'{TRANSFER}']\nunpack_config = []\n", f"plugins.{TRANSFER}.unpack_config"),
+        (2, 3, ALL, UNPACKS.replace("overlayfs", "imgfs"), ""),
+        (2, 3, ALL, f"{PULLS}disable_snapshot_annotations = true\n", ""),
+        (
+            2,
+            3,
+            ALL,
+            f'{RUNS}.runc]\nsnapshotter = "native"\n',
+            f"plugins.{RUNTIME}.containerd.runtimes.runc.snapshotter",
+        ),
+        (2, 3, ALL, f'{RUNS}.kata]\nsnapshotter = "native"\n', ""),
+        (2, 3, CLASS, f'{PULLS}snapshotter = "native"\n', ""),
+        (
+            2,
+            3,
+            CLASS,
+            f'{RUNS}.imgfs]\nsnapshotter = "native"\n',
+            f"plugins.{RUNTIME}.containerd.runtimes.imgfs.snapshotter",
+        ),
+        (
+            *(2, 3, CLASS),
+            f"[plugins.'{IMAGES}'.runtime_platforms.imgfs]\nsnapshotter = 'native'\n",
+            f"plugins.{IMAGES}.runtime_platforms.imgfs.snapshotter",
+        ),
     ],
 )
 def test_what_an_import_would_undo_is_not_written(
-    tmp_path: Path, version: int, imported: str, lost: str
+    tmp_path: Path, containerd: int, version: int, by_class: bool, imported: str, lost: str
 ) -> None:
-    config, other = tmp_path / "config.toml", tmp_path / "conf.d" / "9.toml"
-    other.parent.mkdir()
-    config.write_text(MAIN)
-    other.write_text(imported)
+    """Whatever imgfs needs, and by whichever key it is undone."""
     (tmp_path / "further.toml").write_text(OTHER)
-    later = read_after(config, config)
-    setup = replace(SETUP, version=version)
+    text, beside = read(tmp_path, version, imported)
+    setup = replace(SETUP, version=2 if containerd == 1 else 3, by_runtime_class=by_class)
     if not lost:
-        assert with_imgfs(MAIN, setup, "f", later=later)
+        assert with_imgfs(text, setup, "f", beside)
         return
-    with pytest.raises(UsageError, match=re.escape(f"is read after f, and what it says of {lost} counts")):
-        with_imgfs(MAIN, setup, "f", later=later)
-    text = next(body for path, body in reversed(later.items()) if "imports" not in body)
-    assert with_imgfs(text if "version" in text else f"version = 2\n{text}", setup, "g")
+    name = "further" if "further" in imported else "conf.d/9"
+    said = (
+        f"{tmp_path / name}.toml: is read after f, and what it says of {lost} counts: name it by --containerd"
+    )
+    with pytest.raises(UsageError, match=re.escape(said)):
+        with_imgfs(text, setup, "f", beside)
+    read_last = beside.later[-1].path
+    here = files_beside(read_last, tmp_path / "config.toml")
+    if "= []" in imported:
+        with pytest.raises(UsageError, match="g: is written in a way that imgfs cannot add to"):
+            with_imgfs(read_last.read_text(), setup, "g", here)
+        return
+    assert undone(with_imgfs(read_last.read_text(), setup, "g", here)) == read_last.read_text()
+
+
+@pytest.mark.parametrize("key", ["max_concurrent_downloads = 10", "use_local_image_pull = true"])
+def test_what_an_import_has_cri_pull_by_itself_is_told_to_say_labels(tmp_path: Path, key: str) -> None:
+    text, beside = read(tmp_path, 3, f"{PULLS}{key}\n")
+    found = tomllib.loads(with_imgfs(text, SETUP, "f", beside))
+    assert found["plugins"][IMAGES]["disable_snapshot_annotations"] is False
+    said = f"plugins.{IMAGES}.disable_snapshot_annotations counts"
+    text, beside = read(tmp_path, 3, f"{PULLS}{key}\ndisable_snapshot_annotations = true\n")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        with_imgfs(text, SETUP, "f", beside)
+
+
+def test_a_list_in_a_later_file_keeps_what_is_listed_before(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"{MAIN.format(version=3)}{UNPACKS.replace('overlayfs', 'native')}")
+    beside = files_beside(tmp_path / "conf.d" / "imgfs.toml", tmp_path / "config.toml")
+    unpacking = tomllib.loads(with_imgfs("", SETUP, "f", beside))["plugins"][TRANSFER]["unpack_config"]
+    assert [one["snapshotter"] for one in unpacking] == ["native", "imgfs"]
+
+
+@pytest.mark.parametrize(("version", "cri"), [(2, CRI), (3, RUNTIME)])
+def test_the_usual_runtime_has_no_other_snapshotter_of_its_own(version: int, cri: str) -> None:
+    text = RUNC.format(version=version, cri=cri).replace("[", 'snapshotter = "native"\n[', 2)
+    text = text.replace('snapshotter = "native"\n', "", 1)
+    found = tomllib.loads(with_imgfs(text, SETUP, "f"))["plugins"][cri]["containerd"]["runtimes"]
+    assert found["runc"]["snapshotter"] == "imgfs"
+    found = tomllib.loads(with_imgfs(text, replace(SETUP, by_runtime_class=True), "f"))
+    assert found["plugins"][cri]["containerd"]["runtimes"]["runc"]["snapshotter"] == "native"
 
 
 def test_a_drop_in_is_read_after_those_before_it_by_name(tmp_path: Path) -> None:
@@ -273,8 +368,22 @@ def test_a_drop_in_is_read_after_those_before_it_by_name(tmp_path: Path) -> None
     config.write_text('imports = ["conf.d/*.toml", "config.toml", "/no-such.toml"]\n')
     for name in ("a.toml", ".hidden.toml", "z.toml", "other"):
         (directory / name).write_text("")
-    assert list(read_after(directory / "imgfs.toml", config)) == [directory / "z.toml"]
-    assert read_after(tmp_path / "elsewhere.toml", config) == {}
+    beside = files_beside(directory / "imgfs.toml", config)
+    assert [one.path.name for one in beside.before] == ["config.toml", ".hidden.toml", "a.toml"]
+    assert [one.path.name for one in beside.later] == ["z.toml"]
+    assert files_beside(tmp_path / "elsewhere.toml", config) == FilesBeside()
+
+
+def test_a_file_that_the_usual_configuration_imports_is_checked_as_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(tmp_path, 3, UNPACKS)
+    monkeypatch.setattr("imgfs.engines.node.config_places.CONTAINERD", tmp_path / "config.toml")
+    (tmp_path / "conf.d" / "5.toml").write_text(f'{PULLS}snapshotter = "native"\n')
+    assert main_of(tmp_path / "conf.d" / "5.toml") == tmp_path / "config.toml"
+    assert main_of(tmp_path / "conf.d" / "6.txt") == tmp_path / "conf.d" / "6.txt"
+    (tmp_path / "config.toml").write_text("[")
+    assert main_of(tmp_path / "conf.d" / "5.toml") == tmp_path / "conf.d" / "5.toml"
 
 
 @pytest.mark.parametrize(
@@ -292,13 +401,42 @@ def test_what_imgfs_does_not_know_is_left_alone(text: str, says: str) -> None:
         with_imgfs(text, SETUP, "f")
 
 
-@pytest.mark.parts
-@pytest.mark.skipif(shutil.which("containerd") is None, reason="no containerd")
-def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, tmp_path: Path) -> None:
-    def containerd(*words: str | Path) -> str:
-        ran = subprocess.run(["containerd", *words], capture_output=True, check=True, timeout=allowed(60))
-        return ran.stdout.decode()
+needs_containerd = pytest.mark.skipif(shutil.which("containerd") is None, reason="no containerd")
 
+
+def containerd(*words: str | Path) -> str:
+    ran = subprocess.run(["containerd", *words], capture_output=True, check=True, timeout=allowed(60))
+    return ran.stdout.decode()
+
+
+@pytest.mark.parts
+@needs_containerd
+@pytest.mark.parametrize(
+    "imported", ["", f'[plugins."{CRI}".containerd]\n', OTHER, OTHER.replace("other]", "runc]"), PULLS]
+)
+@pytest.mark.parametrize("last", ["", f'[plugins."{CRI}".containerd]\nsnapshotter = "native"\n'])
+def test_files_are_merged_as_containerd_merges_them(tmp_path: Path, imported: str, last: str) -> None:
+    config, directory = tmp_path / "config.toml", tmp_path / "conf.d"
+    directory.mkdir()
+    head = MAIN.format(version=2).replace("conf.d", str(directory))
+    head += f'[plugins."{CRI}".containerd]\nsnapshotter = "imgfs"\n'
+    for path, text in ((config, head), (directory / "5.toml", imported), (directory / "6.toml", last)):
+        path.write_text(text)
+    read = files_beside(config, config)
+    documents = [tomllib.loads(head), *(one.document for one in read.later)]
+    found = tomllib.loads(containerd("--config", config, "config", "dump"))["plugins"]
+    said = containerd("--version")
+    plugin: tuple[str, ...] = (IMAGES,)
+    ends = migrated(documents)  # of which a release has one
+    if " v1." in said or " 1." in said:
+        plugin, ends = (CRI, "containerd"), [merged(documents, 1)]
+    ours = {table(end, "plugins", *plugin).get("snapshotter", "overlayfs") for end in ends}
+    assert table(found, *plugin)["snapshotter"] in ours
+
+
+@pytest.mark.parts
+@needs_containerd
+def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, tmp_path: Path) -> None:
     config, service = tmp_path / "config.toml", tmp_path / "a.service"
     config.write_text(containerd("config", "default"))
     config.chmod(0o640)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
-from itertools import dropwhile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.engines.node.changed_files import text_of
-from imgfs.engines.node.toml_edit import TomlEdit
-from imgfs.errors import UsageError
+from imgfs.engines.node.toml_edit import Document, parsed_toml
+from imgfs.errors import StoreError, UsageError
 
 CONTAINERD = Path("/etc/containerd/config.toml")
 _RANCHERS = "/var/lib/rancher/{}/agent/etc/containerd/config.toml"
@@ -51,7 +52,7 @@ def drop_in_of(text: str | None, config: Path) -> Path | None:
     found = _GENERATED.search(text or "")
     if text is None or found is None:
         return None
-    imports = TomlEdit(text, str(config)).known().get("imports")
+    imports = parsed_toml(text, config).get("imports")
     for pattern in imports if isinstance(imports, list) else []:
         if Path(pattern).match("*.d/*.toml"):
             return config.parent / Path(pattern).with_name(_DROP_IN)
@@ -61,27 +62,64 @@ def drop_in_of(text: str | None, config: Path) -> Path | None:
     )
 
 
-def read_after(config: Path, main: Path) -> dict[Path, str]:
-    """Return what containerd reads after `config` if it is started with `main`: files, with their text.
+class ReadFile(NamedTuple):
+    """A file that containerd reads, and what it says."""
 
-    Those are what `main` imports, and what they import in turn (containerd, LoadConfig). `config` may be one
-    of them, and is not there yet. Raises StoreError, UsageError.
+    path: Path
+    document: Document
+
+
+class FilesBeside(NamedTuple):
+    """What containerd reads beside a file of its configuration: before it, and after it."""
+
+    before: Sequence[ReadFile] = ()
+    later: Sequence[ReadFile] = ()
+
+
+def files_beside(config: Path, main: Path) -> FilesBeside:
+    """Return what containerd reads beside `config` if it is started with `main`.
+
+    That is `main`, what it imports, and what they import in turn (containerd, LoadConfig). `config` may be
+    one of them, and need not be there yet. Raises StoreError, UsageError.
     """
-    read: dict[Path, str] = {}
+    read = _files_read(config, main)
+    names = [one.path for one in read]
+    if config not in names:
+        return FilesBeside()
+    at = names.index(config)
+    return FilesBeside(read[:at], read[at + 1 :])
+
+
+def main_of(config: Path) -> Path:
+    """Return the configuration that containerd is started with: the usual one, if that imports `config`.
+
+    One that cannot be read is not what it is started with.
+    """
+    usual = usual_config()
+    with suppress(StoreError, UsageError):
+        if any(one.path == config for one in _files_read(config, usual)):
+            return usual
+    return config
+
+
+def _files_read(config: Path, main: Path) -> list[ReadFile]:
+    read: dict[Path, Document] = {}
     pending = [main]
     while pending:
         path = pending.pop(0)
-        text = "" if path in read else text_of(path)
+        text = None if path in read else text_of(path)
         if path not in read and (text is not None or path == config):
-            read[path] = text or ""
+            read[path] = parsed_toml(text or "", path)
             pending += _imports(path, read[path], config)
-    later = list(dropwhile(lambda path: path != config, read))[1:]
-    return {path: read[path] for path in later}
+    return [ReadFile(*each) for each in read.items()]
 
 
-def _imports(path: Path, text: str, expected: Path) -> Iterator[Path]:
-    """Yield the files that a configuration imports; a pattern has the one that is `expected`, too."""
-    found = TomlEdit(text, str(path)).known().get("imports")
+def _imports(path: Path, document: Document, expected: Path) -> Iterator[Path]:
+    """Yield the files that a configuration imports; a pattern has the one that is `expected`, too.
+
+    A relative one is the file's, as since 1.7 of containerd: before, a pattern was the working directory's.
+    """
+    found = document.get("imports")
     for name in map(str, found if isinstance(found, list) else ()):
         wanted = Path(os.path.normpath(path.parent / name))
         if "*" not in name:

@@ -3,32 +3,35 @@
 Versions 3 and 4 are containerd's 2.x, versions 1 and 2 those of 1.6 and 1.7. A file without a version is of
 version 1, whose plugins have short names. Either all images are imgfs's, or those alone of pods whose
 RuntimeClass has the handler `imgfs`.
+
+One rule: what imgfs needs is decided by what all files say together, set in one of them, and has to hold of
+all together in the end, as containerd merges them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from imgfs.engines.node.toml_edit import Keys, TomlEdit, Value, undone
+from imgfs.engines.node.config_places import FilesBeside
+from imgfs.engines.node.containerd_load import CRI, IMAGES, PLUGINS, PROXIES, RUNTIME, merged, migrated
+from imgfs.engines.node.toml_edit import Document, Keys, TomlEdit, Value, parsed_toml, table, undone
 from imgfs.errors import UsageError
 
 NAME = "imgfs"  # of the plugin, and of the runtime's handler
 VERSIONS = (1, 2, 3, 4)
 _OTHERS = "overlayfs"
-_CRI = {1: "cri", 2: "io.containerd.grpc.v1.cri"}  # the plugin's name, by the version
-_IMAGES = ("plugins", "io.containerd.cri.v1.images")
-_RUNTIMES = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
-_UNPACK = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
+_IMAGES, _RUNTIME = (PLUGINS, IMAGES), (PLUGINS, RUNTIME, "containerd")
+_TRANSFER, _UNPACK = (PLUGINS, "io.containerd.transfer.v1.local"), "unpack_config"
 _RUNC = "io.containerd.runc.v2"
-_SNAPSHOTTER, _NO_LABELS = "snapshotter", "disable_snapshot_annotations"
-_PULLS_FOR_RUNTIME = (*_IMAGES, "runtime_platforms", NAME), _SNAPSHOTTER, NAME
+_RUNTIMES, _SNAPSHOTTER, _NO_LABELS = "runtimes", "snapshotter", "disable_snapshot_annotations"
+_FOR_RUNTIMES = (*_IMAGES, "runtime_platforms")
 _ONLY_BY_ITSELF = "use_local_image_pull", "discard_unpacked_layers", "image_pull_with_sync_fs"
 _DOWNLOADS = 3  # at once, unless told
 _ROOT = Path("/var/lib/containerd")
-NOTHING: Mapping[Path, str] = {}
-_PLUGINS, _PROXIES = "plugins", "proxy_plugins"
+ALONE = FilesBeside()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,125 +47,177 @@ class NodeSetup:
     by_runtime_class: bool
     version: int
 
+    def major(self, version: int) -> int:
+        """Return which containerd reads a file of this version: 1.x, or 2.x."""
+        return 1 if self.version in CRI and version in CRI else 2
 
-def with_imgfs(
-    text: str, setup: NodeSetup, where: str, importing: str = "", later: Mapping[Path, str] = NOTHING
-) -> str:
+
+class _Setting(NamedTuple):
+    """A value that a table has to have."""
+
+    keys: Keys
+    key: str
+    value: Value
+
+    def holds(self, document: Document) -> bool:
+        return table(document, *self.keys).get(self.key) == self.value
+
+
+def with_imgfs(text: str, setup: NodeSetup, where: str, beside: FilesBeside = ALONE) -> str:
     """Return a configuration that has imgfs; one that has it already comes back as it is.
 
-    `importing` is the text of another one, which imports this; `later` are the files that containerd reads
-    after this one. Raises UsageError, naming `where`, for one that cannot be changed, or would not count.
+    `beside` is what containerd reads beside this file. Raises UsageError, naming `where` or one of those, for
+    what cannot be changed, or would not count in the end.
     """
-    edit = TomlEdit(undone(text), where, importing)
-    is_new = not edit.known()
-    version = edit.known().get("version", setup.version if is_new else 1)
-    if type(version) is not int or version not in VERSIONS:  # no bool
-        raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
-    if "version" not in edit.known() and any("." in name for name in edit.known(_PLUGINS)):
-        raise UsageError(f"{where}: has no version, so containerd knows none of its plugins' long names")
-    if is_new or importing:
+    edit = TomlEdit(undone(text), where)
+    before, later = ([one.document for one in files] for files in beside)
+    version = _version(edit, setup, where, merged([*before, edit.document], 2))
+    major = setup.major(version)
+    found = merged([*before, edit.document, *later], major)
+    if not edit.document or before:
         edit.set((), "version", version)
-    _set_plugin(edit, setup)
-    if version in _CRI:
-        _set_cri(edit, setup, ("plugins", _CRI[version], "containerd"))
-    else:
-        _set_images(edit, setup)
-    for path, body in later.items():
-        if lost := _lost_to(TomlEdit(body, str(path)), edit, replaces=setup.version == 2):
-            raise UsageError(
-                f"{path}: is read after {where}, and what it says of {lost} counts: name it by --containerd"
-            )
+    for each in [*_of_plugin(setup), *_of_pulls(found, setup, version), *_for_2(edit, found, setup, version)]:
+        edit.set(*each)
+    if version not in CRI and not _unpacks(found):
+        _add_unpacking(edit, found, setup.platform)
+    _check_in_the_end(edit.document, setup, where, beside)
     return edit.text
 
 
 def root_of(text: str, where: str) -> Path:
     """Return where containerd keeps what it has, its own snapshotters' too. Raises UsageError."""
-    root = TomlEdit(text, where).known().get("root")
+    root = parsed_toml(text, where).get("root")
     return Path(root) if isinstance(root, str) and root.startswith("/") else _ROOT
 
 
-def _lost_to(other: TomlEdit, edit: TomlEdit, *, replaces: bool) -> str | None:
-    """Return the section in a file that is read later by which something that was set is lost.
+def _version(edit: TomlEdit, setup: NodeSetup, where: str, found: Document) -> int:
+    """Return the version of a file; `found` is what it says, and what is read before it."""
+    version = found.get("version", 1 if edit.document or table(found, PLUGINS) else setup.version)
+    if type(version) is not int or version not in VERSIONS:  # no bool
+        raise UsageError(f"{where}: version {version}; imgfs knows {', '.join(map(str, VERSIONS))}")
+    if "version" not in found and any("." in name for name in table(found, PLUGINS)):
+        raise UsageError(f"{where}: has no version, so containerd knows none of its plugins' long names")
+    return version
 
-    Of a file that is imported, a plugin's section takes the place of the one before as a whole (containerd
-    1.x: then it `replaces`), or value by value (2.x); that of a proxy plugin always as a whole.
-    """
-    for keys, key, value in edit.settings:
-        section = keys[:2]
-        is_replaced = bool(keys and other.known(*section)) and (replaces or keys[0] == _PROXIES)
-        if keys and other.known(*keys).get(key, None if is_replaced else value) != value:
-            return ".".join(section)
+
+def _check_in_the_end(document: Document, setup: NodeSetup, where: str, beside: FilesBeside) -> None:
+    """Raise UsageError, naming the file that undoes it, if what imgfs needs does not count in the end."""
+    read, culprit = [*(one.document for one in beside.before), document], where
+    lost = _lost(read, setup)
+    for one in beside.later:
+        read.append(one.document)
+        before, lost = lost, _lost(read, setup)
+        if lost and not before:
+            culprit = str(one.path)
+    if not lost:
+        return
+    if culprit == where:
+        raise UsageError(f"{where}: what it says of {lost} cannot be changed by imgfs: do it by hand")
+    raise UsageError(
+        f"{culprit}: is read after {where}, and what it says of {lost} counts: name it by --containerd"
+    )
+
+
+def _lost(documents: list[Document], setup: NodeSetup) -> str | None:
+    """Return the key of which the files, as containerd merges them, do not say what imgfs needs."""
+    found = merged(documents, 2)
+    version = found.get("version", 1)
+    if isinstance(version, int) and setup.major(version) == 1:
+        ends, version = [merged(documents, 1)], min(version, 2)
+    else:
+        ends, version = migrated(documents), 3
+    for end in ends:
+        for each in [*_of_plugin(setup), *_of_pulls(end, setup, version)]:
+            if not each.holds(end):
+                return ".".join((*each.keys, each.key))
+        if version == 3 and not _pulls_by_itself(end) and not _unpacks(end):
+            return ".".join((*_TRANSFER, _UNPACK))
     return None
 
 
-def _set_plugin(edit: TomlEdit, setup: NodeSetup) -> None:
-    """Set the plugin, for 2.x with a file of version 2 too: containerd 1.x passes over what it lacks."""
-    plugin = (_PROXIES, NAME)
-    edit.set(plugin, "type", "snapshot")
-    edit.set(plugin, "address", setup.address)
-    edit.set(plugin, "capabilities", ["remap-ids"])
+def _of_plugin(setup: NodeSetup) -> Iterator[_Setting]:
+    """Yield what the plugin has, for 2.x with a file of version 2 too: 1.x passes over what it lacks."""
+    plugin = (PROXIES, NAME)
+    yield _Setting(plugin, "type", "snapshot")
+    yield _Setting(plugin, "address", setup.address)
+    yield _Setting(plugin, "capabilities", ["remap-ids"])
     # else containerd passes no labels, from 2.1 on; and where the kubelet looks for free space
-    edit.set((*plugin, "exports"), "enable_remote_snapshot_annotations", "true")
-    edit.set((*plugin, "exports"), "root", setup.root)
+    yield _Setting((*plugin, "exports"), "enable_remote_snapshot_annotations", "true")
+    yield _Setting((*plugin, "exports"), "root", setup.root)
 
 
-def _set_images(edit: TomlEdit, setup: NodeSetup) -> None:
-    """Versions 3 and 4."""
+def _of_pulls(found: Document, setup: NodeSetup, version: int) -> Iterator[_Setting]:
+    """Yield what CRI has, by the version; `found` is what it has already, of all files."""
+    cri = (PLUGINS, CRI.get(version, ""), "containerd")
+    pulls, runtimes = (cri, cri) if version in CRI else (_IMAGES, _RUNTIME)
     if setup.by_runtime_class:
-        _set_runtime(edit, _RUNTIMES)
-        edit.set(*_PULLS_FOR_RUNTIME)
+        yield from _of_runtime(found, (*runtimes, _RUNTIMES))
+        yield _Setting((*_FOR_RUNTIMES, NAME), _SNAPSHOTTER, NAME)
     else:
-        edit.set(_IMAGES, _SNAPSHOTTER, NAME)
-    if _pulls_by_itself(edit):
-        edit.set(_IMAGES, _NO_LABELS, False)
-    known = edit.known(*_UNPACK[:-1]).get(_UNPACK[-1])
-    entries = [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
-    if any(one.get(_SNAPSHOTTER) == NAME for one in entries):
+        yield _Setting(pulls, _SNAPSHOTTER, NAME)
+        default = str(table(found, *runtimes).get("default_runtime_name") or "runc")
+        for places in ((*runtimes, _RUNTIMES), _FOR_RUNTIMES):  # what is said of one runtime counts more
+            if table(found, *places, default).get(_SNAPSHOTTER):
+                yield _Setting((*places, default), _SNAPSHOTTER, NAME)
+    if version in CRI or _pulls_by_itself(found):
+        yield _Setting(pulls, _NO_LABELS, False)
+
+
+def _for_2(edit: TomlEdit, found: Document, setup: NodeSetup, version: int) -> Iterator[_Setting]:
+    """Yield what else a file of version 1 or 2 has: without a runtime containerd 2.x passes over all of it.
+
+    (plugins/cri/images, migrateConfig)
+    """
+    if version not in CRI or setup.by_runtime_class:
         return
-    for name in (NAME, *(() if entries else (_OTHERS,))):  # what is listed replaces the default
-        edit.append(_UNPACK, {"platform": setup.platform, _SNAPSHOTTER: name})
+    runtimes = (PLUGINS, CRI[version], "containerd", _RUNTIMES)
+    if not table(edit.document, *runtimes):
+        yield _Setting((*runtimes, "runc"), "runtime_type", _kind(table(found, *runtimes, "runc")))
 
 
-def _pulls_by_itself(edit: TomlEdit) -> bool:
+def _of_runtime(found: Document, runtimes: Keys) -> Iterator[_Setting]:
+    """Yield a runtime like runc's, options included: how cgroups are made is among them."""
+    ours, runc = (*runtimes, NAME), table(found, *runtimes, "runc")
+    yield _Setting(ours, "runtime_type", _kind(runc))
+    yield _Setting(ours, _SNAPSHOTTER, NAME)
+    for key, value in table(runc, "options").items():
+        yield _Setting((*ours, "options"), key, value if isinstance(value, str | bool | int) else str(value))
+
+
+def _kind(runtime: Document) -> str:
+    kind = runtime.get("runtime_type")
+    return kind if isinstance(kind, str) and kind else _RUNC
+
+
+def _add_unpacking(edit: TomlEdit, found: Document, platform: str) -> None:
+    """Have the transfer service unpack for imgfs, too: a list replaces what was read before, or is usual."""
+    listed = table(found, *_TRANSFER).get(_UNPACK)
+    others = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    ours = {"platform": platform, _SNAPSHOTTER: NAME}
+    if not others:
+        added = [ours, {**ours, _SNAPSHOTTER: _OTHERS}]
+    else:
+        added = [ours] if _UNPACK in table(edit.document, *_TRANSFER) else [*others, ours]
+    for each in added:
+        edit.append((*_TRANSFER, _UNPACK), each)
+
+
+def _unpacks(found: Document) -> bool:
+    """Return True if the transfer service is to unpack for imgfs."""
+    listed = table(found, *_TRANSFER).get(_UNPACK)
+    entries = listed if isinstance(listed, list) else []
+    return any(isinstance(one, dict) and one.get(_SNAPSHOTTER) == NAME for one in entries)
+
+
+def _pulls_by_itself(found: Document) -> bool:
     """Return True if CRI is to pull without containerd's transfer service, and by itself says no labels.
 
     It does so if told, and for what that service cannot do (internal/cri/config, CheckLocalImagePullConfigs).
     """
-    images, registry = edit.known(*_IMAGES), edit.known(*_IMAGES, "registry")
+    images, registry = table(found, *_IMAGES), table(found, *_IMAGES, "registry")
     return (
         any(images.get(key) is True for key in _ONLY_BY_ITSELF)
         or images.get(_NO_LABELS) is False
         or images.get("max_concurrent_downloads", _DOWNLOADS) != _DOWNLOADS
         or any(registry.get(key) for key in ("mirrors", "configs", "auths"))
     )
-
-
-def _set_cri(edit: TomlEdit, setup: NodeSetup, cri: Keys) -> None:
-    """Set it for versions 1 and 2.
-
-    containerd 2.x reads none of it without a runtime (plugins/cri/images, migrateConfig).
-    """
-    runtimes = (*cri, "runtimes")
-    if setup.by_runtime_class:  # containerd 1.7
-        _set_runtime(edit, runtimes)
-        edit.set(*_PULLS_FOR_RUNTIME)  # of which 2.x makes nothing out of the runtime's own snapshotter there
-    else:
-        edit.set(cri, _SNAPSHOTTER, NAME)
-        if not edit.known(*runtimes):
-            edit.set((*runtimes, "runc"), "runtime_type", _RUNC)
-    edit.set(cri, _NO_LABELS, False)
-
-
-def _set_runtime(edit: TomlEdit, runtimes: Keys) -> None:
-    """Add a runtime like runc's, options included: how cgroups are made is among them."""
-    ours, runc = (*runtimes, NAME), edit.known(*runtimes, "runc")
-    kind = runc.get("runtime_type")
-    edit.set(ours, "runtime_type", kind if isinstance(kind, str) and kind else _RUNC)
-    edit.set(ours, _SNAPSHOTTER, NAME)
-    options = runc.get("options")
-    for key, value in options.items() if isinstance(options, dict) else ():
-        edit.set((*ours, "options"), key, _plain(value))
-
-
-def _plain(value: object) -> Value:
-    return value if isinstance(value, str | bool | int) else str(value)

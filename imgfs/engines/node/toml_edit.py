@@ -27,20 +27,12 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class TomlEdit:
-    """The text of a TOML file, and the document it is to be in the end. Raises UsageError, naming `where`.
+    """The text of a TOML file, and the document it is to be in the end. Raises UsageError, naming `where`."""
 
-    Another file, whose text is `importing`, may import it, and is not changed.
-    """
-
-    def __init__(self, text: str, where: str, importing: str = "") -> None:
+    def __init__(self, text: str, where: str) -> None:
         self._where = where
-        self.settings: list[tuple[Keys, str, Value]] = []  # what was set: table, key, value
         self._lines = text.split("\n")  # the last one is empty if the text ends with a newline
-        try:
-            self._document: Document = tomllib.loads(text)
-            self._importing: Document = tomllib.loads(importing)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{where}: {error}") from error
+        self._document = parsed_toml(text, where)
 
     @property
     def text(self) -> str:
@@ -51,14 +43,14 @@ class TomlEdit:
                 return text
         raise UsageError(f"{self._where}: is written in a way that imgfs cannot add to: do it by hand")
 
-    def known(self, *keys: str) -> Mapping[str, object]:
-        """Return a table's values, or those in the file that imports this one; none if it is in neither."""
-        return {**_table(self._importing, keys), **_table(self._document, keys)}
+    @property
+    def document(self) -> Document:
+        """Return what the file is to say, with all that was set until now."""
+        return self._document
 
     def set(self, keys: Keys, key: str, value: Value) -> None:
         """Set a value in a table, unless it is that already."""
-        self.settings.append((keys, key, value))
-        found = _table(self._document, keys)
+        found = table(self._document, *keys)
         if key in found and found[key] == value:
             return
         line = f"{_word(key)} = {_literal(value)}{_ADDED}"
@@ -125,7 +117,16 @@ class TomlEdit:
         return None
 
 
-def _table(document: Document, keys: Keys) -> Mapping[str, object]:
+def parsed_toml(text: str, where: object) -> Document:
+    """Return what a file says; raises UsageError, naming it, if that is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def table(document: Document, *keys: str) -> Document:
+    """Return a table of a document; an empty one if it has none there."""
     found: object = document
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
