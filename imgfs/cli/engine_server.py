@@ -54,6 +54,14 @@ def socket_path(address: str) -> Path:
     return Path(path).absolute()
 
 
+def checked_path(path: Path) -> Path:
+    """Return a path from the root, which has nothing that ends a word of overlayfs's options."""
+    found = path.absolute()
+    if any(sign in str(found) for sign in ":,\\"):
+        raise UsageError(f"{found}: a colon, a comma or a backslash cannot be in this path")
+    return found
+
+
 @contextmanager
 def fork_server(root: Path) -> Iterator[None]:
     """Have the mounts of this server's commands forked from an `imgfs serve` of its own, at ROOT/serve.sock.

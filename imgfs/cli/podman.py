@@ -197,7 +197,7 @@ def _remove(store: PodmanStore, name: str, further: Iterable[Path], *, force: bo
 
 
 def _store(options: argparse.Namespace) -> PodmanStore:
-    from imgfs.cli.snapshotter import checked_path
+    from imgfs.cli.engine_server import checked_path
     from imgfs.config import podman_images
     from imgfs.engines.podman_store import PodmanStore
     from imgfs.variables import variables

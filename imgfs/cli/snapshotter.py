@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from imgfs.cli.engine_server import (
+    checked_path,
     fork_server,
     keep_limit,
     limit_option,
@@ -110,14 +111,6 @@ def snapshotter(options: argparse.Namespace) -> int:
             store,
         )
         run_server(lambda: {address: [service_of(made)]}, options.log_level)
-
-
-def checked_path(path: Path) -> Path:
-    """Return a path from the root, which has nothing that ends a word of overlayfs's options."""
-    found = path.absolute()
-    if any(sign in str(found) for sign in ":,\\"):
-        raise UsageError(f"{found}: a colon, a comma or a backslash cannot be in this path")
-    return found
 
 
 def _mount_words(options: argparse.Namespace) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from imgfs.cli.engine_server import socket_path
+from imgfs.cli.engine_server import checked_path, socket_path
 from imgfs.cli.node_units import (
     absolute,
     carry_out,
@@ -92,9 +92,9 @@ def install(options: argparse.Namespace) -> int:
     from imgfs.engines.node.unit import SNAPSHOTTER
     from imgfs.oci.descriptor import Platform
 
-    main = _config(options)
+    main, (address, root) = _config(options), _places(options)
     setup = NodeSetup(
-        options.address, options.root, str(Platform.host()), options.runtime_class, _containerds_version()
+        str(address), str(root), str(Platform.host()), options.runtime_class, _containerds_version()
     )
     config = drop_in_of(text_of(main), main) or main
     before = text_of(config)
@@ -102,7 +102,7 @@ def install(options: argparse.Namespace) -> int:
     after = with_imgfs(before or "", setup, str(config), beside)
     changes = [
         FileChange(config, before, after),
-        *written_units(SNAPSHOTTER, options.unit, _command(options), socket_path(options.address)),
+        *written_units(SNAPSHOTTER, options.unit, _command(options), address),
     ]
     is_first = before is not None and before == undone(before) != after
     if is_first and not backup_of(config).exists():
@@ -141,12 +141,18 @@ def _config(options: argparse.Namespace) -> Path:
     return Path(options.containerd) if options.containerd else usual_config()
 
 
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return where the snapshotter answers and keeps snapshots: containerd and systemd want whole paths."""
+    return socket_path(options.address), checked_path(Path(options.root))
+
+
 def _command(options: argparse.Namespace) -> list[str]:
+    address, root = map(str, _places(options))
     return command_words(
         "snapshotter",
         {
-            "--address": (options.address, ADDRESS),
-            "--root": (options.root, ROOT),
+            "--address": (address, ADDRESS),
+            "--root": (root, ROOT),
             "--store": (absolute(options.store), None),
         },
     )

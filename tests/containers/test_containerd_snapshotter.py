@@ -40,7 +40,7 @@ from tests.support.mounted import (
     until,
     write_image,
 )
-from tests.support.snapshots import COMMITTED, MountWords, Snapshots, mounted
+from tests.support.snapshots import ALREADY_EXISTS, COMMITTED, MountWords, Snapshots, mounted
 
 pytestmark = [needs_containerd, needs_docker_registry, pytest.mark.kernel, pytest.mark.parts]
 
@@ -74,6 +74,9 @@ LAYERS = [gzipped(tar) for tar in (BASE, MIDDLE, TOP)]
 CONFIG = {"config": {"Cmd": ["/bin/sleep", "100000"], "Env": ["PATH=/bin"]}}
 CONTAINERD = """
 [proxy_plugins.imgfs]
+type = "snapshot"
+address = "{socket}"
+[proxy_plugins.imgfs-nydus]
 type = "snapshot"
 address = "{socket}"
 [plugins."io.containerd.gc.v1.scheduler"]
@@ -348,6 +351,45 @@ def test_what_has_no_labels_is_unpacked(node: Node, tmp_path: Path) -> None:
     assert len(unpacked) == len(LAYERS)
     direct.close()
     node.engine.ctr("images", "rm", "--sync", "docker.io/library/imported:v1")
+
+
+@pytest.mark.parametrize("first", ["overlayfs", "imgfs"])
+def test_what_was_pulled_for_another_snapshotter_or_without_labels_is_unpacked_and_runs(
+    node: Node, first: str
+) -> None:
+    """containerd has the layers then, and says of no image: `ctr images pull` of 1.x never does."""
+    image = f"{node.host}/by-{first}:v1"
+    layers = [gzipped(tar).blob for tar in (BASE, tarmake.archive(tarmake.file("etc/name", first.encode())))]
+    push_image(node.host, f"by-{first}", "v1", [*layers, LAYERS[2].blob], config=CONFIG)
+    node.engine.ctr("images", "pull", "--plain-http", "--snapshotter", first, image)
+    words = "run", "--rm", "--snapshotter", "imgfs", image, "one", "cat", "/etc/name", "/etc/other"
+    assert node.engine.ctr(*words) == "toptop"
+    assert [mount for mount in node.mounts() if mount.name.startswith(image)] == []
+    node.engine.ctr("images", "rm", "--sync", image)
+
+
+def test_an_image_is_lazy_by_a_second_name_of_the_plugin_too(node: Node, pulled: str) -> None:
+    """nerdctl says of which image a layer is to names that it knows, and asks so for each layer."""
+    other = Snapshots(node.engine.socket, "imgfs-nydus", "nerdctl")
+    said, parent = "containerd.io/snapshot", ""
+    digests = [sha256(layer.blob) for layer in LAYERS]
+    for number, name in enumerate(chains()):
+        labels = {
+            f"{said}.ref": name,
+            f"{said}/cri.image-ref": node.image,
+            f"{said}/cri.manifest-digest": node.mount().name.partition("@")[2],
+            f"{said}/cri.layer-digest": digests[number],
+            f"{said}/cri.image-layers": ",".join(digests[number:]),
+        }
+        with pytest.raises(RegistryError) as refused:
+            other.prepare(f"extract {number}", parent, labels)
+        assert refused.value.code == ALREADY_EXISTS
+        assert other.stat(name).kind == COMMITTED
+        parent = name
+    assert len(node.mounts()) == 1
+    for name in reversed(chains()):
+        other.remove(name)
+    other.close()
 
 
 def test_in_a_user_namespace_files_are_their_containers_own(node: Node, pulled: str) -> None:

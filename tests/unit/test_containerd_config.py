@@ -234,6 +234,22 @@ def test_a_configuration_comes_back_byte_for_byte_and_its_first_state_is_as_secr
     assert (config.read_bytes(), config.stat().st_mode & 0o777) == (body, 0o600)
 
 
+@pytest.mark.parametrize("address", ["unix://s.sock", "./s.sock"])
+def test_containerd_and_systemd_are_told_whole_paths(imgfs: Imgfs, tmp_path: Path, address: str) -> None:
+    """containerd takes `./s.sock` and `unix://…` for something else."""
+    config, service = tmp_path / "config.toml", tmp_path / "a.service"
+    words = "--containerd", config, "--unit", service, "--address", address
+    imgfs.ok("snapshotter", "install", *words, "--root", "here", "--store", "/var/lib/imgfs-store")
+    found = tomllib.loads(config.read_text())["proxy_plugins"]["imgfs"]
+    assert {Path(found["address"]).name, Path(found["exports"]["root"]).name} == {"s.sock", "here"}
+    for path in (found["address"], found["exports"]["root"]):
+        assert path.startswith("/")
+        assert f" {path} " in service.read_text()
+    assert f"ListenStream={found['address']}\n" in service.with_suffix(".socket").read_text()
+    refused = imgfs.run("snapshotter", "install", *words, "--root", "a:b")
+    assert "cannot be in this path" in refused.complaint(2)
+
+
 MAIN = 'version = {version}\nimports = ["conf.d/*.toml"]\n'
 OTHER = f'version = 2\n[plugins."{CRI}".containerd.runtimes.other]\nruntime_type = "x"\n'
 PULLS = f"[plugins.'{IMAGES}']\n"
@@ -455,7 +471,9 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
         0o640,
         before,
     )
-    assert "handler: imgfs" in imgfs.ok("snapshotter", "install", "--runtime-class", *here)
+    by_class = imgfs.ok("snapshotter", "install", "--runtime-class", *here)
+    assert "handler: imgfs" in by_class
+    assert "the annotation io.containerd.cri.runtime-handler: imgfs" in by_class  # else another one pulls
     assert "ExecStart=" in service.read_text()
     assert " snapshotter --store /var/lib/imgfs-store\n" in service.read_text()
     assert "Wants=a.socket\n" in service.read_text()
@@ -464,10 +482,10 @@ def test_containerd_reads_its_own_configuration_with_imgfs_in_it(imgfs: Imgfs, t
     assert other.err.startswith(
         "imgfs: warning: the store /dev/shm/store is not on the disk of /var/lib/imgfs/"
     )
-    by_class = imgfs.run(
+    warned = imgfs.run(
         "snapshotter", "install", "--dry-run", "--runtime-class", *words, "--store", "/dev/shm/store"
     )
-    assert "is not on the disk of /var/lib/containerd," in by_class.err
+    assert "is not on the disk of /var/lib/containerd," in warned.err
     imgfs.ok("snapshotter", "uninstall", *words)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["config.toml"]
     assert config.read_text() == before

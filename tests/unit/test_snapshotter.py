@@ -231,6 +231,26 @@ def test_in_a_user_namespace_overlayfs_keeps_what_it_needs_in_attributes_of_user
     rows.close()
 
 
+def test_a_new_upper_directory_has_the_owner_and_the_mode_of_the_root_below(tmp_path: Path) -> None:
+    """overlayfs shows those of the upper directory: else not even root of the container could write there."""
+    directories, below = SnapshotDirectories(tmp_path / "snapshots"), tmp_path / "below"
+    below.mkdir()
+    os.chown(below, 7, 8)
+    below.chmod(0o1770)
+    for number, (lower, owner, wanted) in enumerate(
+        [
+            (below, None, (7, 8, 0o1770)),
+            (below, (70000, 80000), (70000, 80000, 0o1770)),
+            (None, (70000, 80000), (70000, 80000, 0o755)),
+            (None, None, (0, 0, 0o755)),
+        ]
+    ):
+        made = Snapshot(number, "key", "", SnapshotKind.ACTIVE, 0, 0, {}, SnapshotUsage(), None, "imgfs")
+        directories.make(made, lower, owner)
+        found = directories.upper(made).stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == wanted
+
+
 def test_directories_of_any_depth_are_counted_and_removed(tmp_path: Path) -> None:
     """A container makes them: deeper than a path is long, Python calls, and than files may be open."""
     directories, limits = SnapshotDirectories(tmp_path), resource.getrlimit(resource.RLIMIT_NOFILE)
