@@ -14,7 +14,7 @@ CONFIG, ROWS, NODE = (
     "unit/test_snapshotter.py",
     "containers/test_containerd_snapshotter.py",
 )
-HERE = "unit/test_engine_traps.py"
+HERE = "unit/test_engines_traps.py"
 TRAPS = {
     "a mount whose daemon is dead is listed all the same: only statfs tells": {
         ROWS: ["test_a_mount_answers_until_it_is_stopped_or_dead"],
