@@ -63,7 +63,9 @@ def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3
     If it is `shared`, others may read what has been committed; a commit waits for those who do just then.
     """
     ensure_file(path)
-    db = sqlite3.connect(file_uri(path), _READING, uri=True, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(
+        file_uri(path), timeout=_READING, uri=True, isolation_level=None, check_same_thread=False
+    )
     locking = "NORMAL" if shared else "EXCLUSIVE"
     db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode={locking};")
     db.executescript(f"{schema}BEGIN;")
