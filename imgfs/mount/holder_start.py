@@ -33,6 +33,7 @@ _IMPORT = (
 _HOLD = _IMPORT.format(directory='sys.argv[0].rpartition("/")[0]', module="holder")
 _WAIT = _IMPORT.format(directory="sys.argv[0]", module="waiting_holder")
 _PATIENCE = 2.0  # seconds for the waiting process to fork
+_HIGHEST = 1 << 20  # descriptor
 _INHERITED = (1, 2)  # standard output and error, which a process has that is started; its input is nothing
 
 _started: list[subprocess.Popen[bytes]] = []  # holders that are this process's children
@@ -56,11 +57,15 @@ class WaitingHolder:
         self._asked.close()
 
     def run(self) -> None:
-        """Become that process. Raises OSError."""
+        """Become that process, with nothing open that the server was started with. Raises OSError."""
         set_parent_death_signal(signal.SIGTERM, os.getppid())
+        number = self._asked.fileno()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.closerange(3, number)
+        os.closerange(number + 1, _HIGHEST)
         self._asked.set_inheritable(True)
-        directory, number = str(_HOLDER.parent), str(self._asked.fileno())
-        os.execv(sys.executable, [sys.executable, "-ISc", _WAIT, directory, number, " " * ROOM])
+        words = [sys.executable, "-ISc", _WAIT, str(_HOLDER.parent), str(number), " " * ROOM]
+        os.execv(words[0], words)
 
 
 def holder_program() -> list[str]:

@@ -79,16 +79,24 @@ def test_they_share_their_memory_and_outlive_all_that_started_them(server: Serve
     until(lambda: not holders(imgfs), "each ends with its mount")
 
 
-def test_one_is_given_what_a_process_inherits(server: Server, image: str) -> None:
-    parent = waiting(server)
+def test_one_is_given_what_a_process_inherits(imgfs: Imgfs, image: str) -> None:
+    """What it is started with are its daemon's things, and not those of the server or its caller."""
     begun = 'umask 027; ulimit -n 499; ulimit -c 0; echo 300 >/proc/self/oom_score_adj; exec nice -n 3 "$@"'
-    _, pid = mounted(server, image, "mnt", "sh", "-c", begun, "sh")
-    assert int(field_of(pid, "PPid")) == parent
+    with (
+        (imgfs.directory / "left open").open("wb") as file,
+        Server(imgfs, "s", pass_fds=[file.fileno()]) as server,
+    ):
+        parent = waiting(server)
+        _, pid = mounted(server, image, "mnt", "sh", "-c", begun, "sh")
+        assert int(field_of(pid, "PPid")) == parent
     assert field_of(pid, "Umask") == "0027"
     assert os.getpriority(os.PRIO_PROCESS, pid) == 3
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "300\n"
     assert re.search(r"^Max open files +499 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
     assert (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd")) == (pid, "/")
+    opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+    assert str(file.name) not in opened
 
 
 def test_one_that_would_have_other_variables_has_an_interpreter_of_its_own(

@@ -16,7 +16,7 @@ from tests.support.mounted import Imgfs, Ran, until
 class Server(contextlib.AbstractContextManager["Server"]):
     """`imgfs serve`, and commands that know where it is; it is killed after its `with` block."""
 
-    def __init__(self, imgfs: Imgfs, name: str = "serve") -> None:
+    def __init__(self, imgfs: Imgfs, name: str = "serve", pass_fds: Sequence[int] = ()) -> None:
         self.imgfs = imgfs
         self.log = imgfs.directory / f"{name}.log"
         self.socket = imgfs.directory / f"{name}.sock"
@@ -24,10 +24,10 @@ class Server(contextlib.AbstractContextManager["Server"]):
         imgfs.environment["IMGFS_SERVE"] = str(self.socket)
         with self.log.open("wb") as log:
             if imgfs.user:
-                self.process = imgfs.start("serve", stderr=log)
+                self.process = imgfs.start("serve", stderr=log, pass_fds=pass_fds)
             else:  # a process that is forked for it would not begin with its own words
                 words = [sys.executable, "-m", "imgfs", "serve"]
-                self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log)
+                self.process = subprocess.Popen(words, env=imgfs.environment, stderr=log, pass_fds=pass_fds)
         until(self.socket.exists, "the server listens")
 
     def mount(self, *words: str | Path, before: Sequence[str] = (), **more: Any) -> Ran:
