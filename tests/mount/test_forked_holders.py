@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -82,10 +83,10 @@ def test_they_share_their_memory_and_outlive_all_that_started_them(server: Serve
 def test_one_is_given_what_a_process_inherits(imgfs: Imgfs, image: str) -> None:
     """What it is started with are its daemon's things, and not those of the server or its caller."""
     begun = 'umask 027; ulimit -n 499; ulimit -c 0; echo 300 >/proc/self/oom_score_adj; exec nice -n 3 "$@"'
-    with (
-        (imgfs.directory / "left open").open("wb") as file,
-        Server(imgfs, "s", pass_fds=[file.fileno()]) as server,
-    ):
+    left_open = imgfs.directory / "left open"
+    with left_open.open("wb") as file:
+        high = fcntl.fcntl(file, fcntl.F_DUPFD, 200)  # a number that no holder has for something else
+    with os.fdopen(high), Server(imgfs, "s", pass_fds=[high]) as server:
         parent = waiting(server)
         _, pid = mounted(server, image, "mnt", "sh", "-c", begun, "sh")
         assert int(field_of(pid, "PPid")) == parent
@@ -96,7 +97,7 @@ def test_one_is_given_what_a_process_inherits(imgfs: Imgfs, image: str) -> None:
     assert (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd")) == (pid, "/")
     opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
-    assert str(file.name) not in opened
+    assert str(left_open) not in opened
 
 
 def test_one_that_would_have_other_variables_has_an_interpreter_of_its_own(
