@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -42,6 +42,21 @@ def early_discovery(
     discovery = IndexDiscovery(digest, manifest, source, trust)
     discovery.start()
     return discovery
+
+
+@contextmanager
+def doing_without(what: str, warns: Callable[[str], None]) -> Iterator[None]:
+    """Warn and go on without what is published with an image, if it is broken, missing or refused.
+
+    A registry that answers with an error is not away, even if it asks to come back: one before it, or a cache
+    of it, may have the image alone. Raises Unavailable where there was no answer.
+    """
+    try:
+        yield
+    except ImgfsError as error:
+        if isinstance(error, Unavailable) and error.status is None:
+            raise
+        warns(f"{what} is not used: {error}")
 
 
 _NOTHING = Published(None, {})
@@ -101,13 +116,9 @@ class IndexDiscovery:
             return _NOTHING
         if self._is_early:
             self._fetch_tree(artifact)
-        try:
+        with self._doing_without("the index published with the image"):
             return published_in(parse_artifact(self._source.document(artifact), artifact.media_type))
-        except Unavailable:
-            raise
-        except ImgfsError as error:
-            self._refuse("the index published with the image", error)
-            return _NOTHING
+        return _NOTHING
 
     def _fetch_tree(self, artifact: Descriptor) -> None:
         """Begin to fetch the tree that an artifact has by its list, a round trip before it says so itself."""
@@ -122,12 +133,10 @@ class IndexDiscovery:
         """The zTOCs of SOCI version 2."""
         if not self.trust.in_digests:
             return {}
-        try:
+        with self._doing_without("the SOCI index"):
             digest = soci_v2_digest(self._manifest)
-        except ImgfsError as error:
-            self._refuse("the SOCI index", error)
-            return {}
-        return self._soci(Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE)) if digest else {}
+            return self._soci(Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE)) if digest else {}
+        return {}
 
     @cached_property
     def _soci_v2_voucher(self) -> str:
@@ -141,26 +150,18 @@ class IndexDiscovery:
         return self._soci(index) if index else {}
 
     def _soci(self, descriptor: Descriptor) -> Mapping[Digest, Descriptor]:
-        try:
+        with self._doing_without("the SOCI index"):
             index: SociIndex = parse_soci_index(self._source.document(descriptor), descriptor.media_type)
-        except Unavailable:
-            raise
-        except ImgfsError as error:
-            self._refuse("the SOCI index", error)
-            return {}
-        return index.layers
+            return index.layers
+        return {}
 
     @cached_property
     def _referrers(self) -> list[Descriptor]:
         if not self.trust.in_registry:
             return []
-        try:
+        with self._doing_without("the list of what refers to the image"):
             return self._source.referrers(self._digest)
-        except Unavailable:
-            raise
-        except ImgfsError as error:
-            self._refuse("the list of what refers to the image", error)
-            return []
+        return []
 
-    def _refuse(self, what: str, error: ImgfsError) -> None:
-        self.refused.append(f"{what} is not used: {error}")
+    def _doing_without(self, what: str) -> AbstractContextManager[None]:
+        return doing_without(what, self.refused.append)

@@ -16,9 +16,8 @@ from imgfs.errors import (
     InvalidImage,
     RegistryError,
     StoreError,
-    Unavailable,
 )
-from imgfs.image.discover import IndexDiscovery
+from imgfs.image.discover import IndexDiscovery, doing_without
 from imgfs.image.import_index import import_published, import_toc, import_ztoc
 from imgfs.image.scanners import Scanners
 from imgfs.image.trust import PEERS, Trust, refutation
@@ -290,7 +289,7 @@ class LayerIndexing:
         return False
 
     def _doing_without(self, what: str) -> AbstractContextManager[None]:
-        return doing_without(f"layer {self._layer.digest.short}: {what}", self._reporter)
+        return doing_without(f"layer {self._layer.digest.short}: {what}", self._reporter.warns)
 
     def _note_kept(self, count: int) -> None:
         """Note, and tell, that `count` bytes of the layer are here from before."""
@@ -321,17 +320,6 @@ class LayerIndexing:
         except ImgfsError as error:
             self._fetch_error = error
             raise
-
-
-@contextmanager
-def doing_without(what: str, reporter: PrepareReporter) -> Iterator[None]:
-    """Warn and go on without an index that is broken or missing; Unavailable is raised on."""
-    try:
-        yield
-    except Unavailable:
-        raise
-    except ImgfsError as error:
-        reporter.warns(f"{what} is not used: {error}")
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from functools import partial
 from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, IntegrityError, NotFound
-from imgfs.image.discover import SMALL, IndexDiscovery
+from imgfs.image.discover import SMALL, IndexDiscovery, doing_without
 from imgfs.image.import_index import import_profiles, import_published_tree
-from imgfs.image.indexing import LayerIndexing, PrepareReporter, doing_without
+from imgfs.image.indexing import LayerIndexing, PrepareReporter
 from imgfs.image.resolve import Resolved
 from imgfs.image.scanners import Scanners, open_scanners
 from imgfs.image.trust import Readiness, Trust, open_index
@@ -161,13 +161,13 @@ class _Preparation:
         return missing <= self._discovery.published.layers.keys()
 
     def _import_tree(self, tree: Descriptor) -> None:
-        with doing_without("the tree published with the image", self._reporter):
+        with doing_without("the tree published with the image", self._reporter.warns):
             resolved = self._resolved
             layers, tree = len(resolved.manifest.layers), self._discovery.with_bytes(tree)
             import_published_tree(tree, resolved.tree, layers, self._source, self._store, self._trust.origin)
 
     def _import_profiles(self) -> None:
-        with doing_without("a profile published with the image", self._reporter):
+        with doing_without("a profile published with the image", self._reporter.warns):
             import_profiles(
                 self._discovery.published.profiles,
                 self._resolved.digest,

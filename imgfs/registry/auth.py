@@ -254,7 +254,7 @@ def _read_token(reply: TokenReply, grant: _Grant, credentials: Credentials | Non
         raise RegistryError(
             f"the token server {server} redirects elsewhere, which is not followed", status=reply.status
         )
-    if reply.status != 200:
+    if not 200 <= reply.status < 300:  # as docker and containerd take it
         kind = Unavailable if reply.status >= 500 or reply.status in (408, 429) else RegistryError
         raise kind(f"the token server {server} answered {reply.status}", status=reply.status)
     try:

@@ -202,12 +202,19 @@ def _tags_in(body: bytes) -> list[str]:
 
 
 def pages(
-    session: HttpSession, url: str, headers: Mapping[str, str], *, scope: str = "", most: int = _MAX_PAGES
+    session: HttpSession,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    scope: str = "",
+    most: int = _MAX_PAGES,
+    refusals: int | None = None,
 ) -> Iterator[Answer]:
     """Yield the answers for `url` and the pages after it: `most` of 4 MiB at most, each once, of one host.
 
     The last of them is asked for within the time that one document has. `scope` is what a token must allow
-    beside what the registry asks for. Raises RegistryError, InvalidImage for a page that is longer.
+    beside what the registry asks for; `refusals` as for `HttpSession.ask`. Raises RegistryError, InvalidImage
+    for a page that is longer.
     """
     page: str | None = url
     seen: set[str] = set()
@@ -216,7 +223,7 @@ def pages(
         if time.monotonic() >= ends:
             raise Unavailable(f"{redact(url)}: its pages take too long", url=redact(url))
         seen.add(page)
-        answer = session.ask("GET", page, headers, limit=MAX_PAGE, scope=scope)
+        answer = session.ask("GET", page, headers, limit=MAX_PAGE, scope=scope, refusals=refusals)
         yield answer
         page = _next_page(page, answer.headers)
 

@@ -29,6 +29,7 @@ from imgfs.registry.manifests import Fetched, Manifests, media_type_in, pages
 from imgfs.registry.session import Answer, HttpSession
 
 _MOST = 10_000  # referrers of one manifest that are looked at; each takes half a kilobyte of memory
+_REFUSALS = 3  # by the API after which it is given up: what stands before a registry may refuse it always
 _ROUNDS = 3  # of reading and writing a list that others write, too
 
 _Change = Callable[[bytes | None], bytes | None]  # a list's body, None if there is no list
@@ -88,7 +89,7 @@ class Referrers:
         first = True
         try:
             url = self._session.at(f"referrers/{subject}", **query)
-            for answer in pages(self._session, url, {"Accept": OCI_INDEX}):
+            for answer in pages(self._session, url, {"Accept": OCI_INDEX}, refusals=_REFUSALS):
                 found |= {entry.digest: entry for entry in _page(answer)}
                 first = False
                 if len(found) >= _MOST:

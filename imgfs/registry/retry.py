@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-from imgfs.errors import ImgfsError, IntegrityError, Unavailable
+from imgfs.errors import ImgfsError, IntegrityError, RegistryError, Unavailable
 
 _MAX_DELAY = 8.0  # seconds
 _DAMAGED = 2  # damaged answers after which no other try is made
@@ -52,7 +52,8 @@ class Busy(Unavailable):
 class Patience:
     """Bounds the tries for one thing: so many, within a deadline, each after a longer pause.
 
-    `closed` cuts every pause short. `noted` is told of every try that failed.
+    `closed` cuts every pause short. `noted` is told of every try that failed. So many
+    `refusals`, answers with an error, end the tries early.
     """
 
     def __init__(
@@ -60,8 +61,11 @@ class Patience:
         timeouts: Timeouts,
         closed: threading.Event,
         noted: Callable[[ImgfsError], None] = lambda error: None,  # noqa: ARG005
+        *,
+        refusals: int | None = None,
     ) -> None:
         self._timeouts = timeouts
+        self._refusals_left = refusals
         self._closed = closed
         self._noted = noted
         self._damaged = 0
@@ -104,8 +108,10 @@ class Patience:
         self._noted(error)
         self._tries += 1
         self._damaged += isinstance(error, IntegrityError)
+        if self._refusals_left and isinstance(error, RegistryError) and error.status is not None:
+            self._refusals_left -= 1
         delay = self._delay(error)
-        enough = self._tries >= self._timeouts.tries or self._damaged > _DAMAGED
+        enough = self._tries >= self._timeouts.tries or self._damaged > _DAMAGED or self._refusals_left == 0
         least = min(1.0, _WORTHWHILE * self._timeouts.deadline)
         if enough or time.monotonic() + delay + least >= self._ends or self._closed.wait(delay):
             raise error

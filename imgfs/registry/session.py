@@ -79,9 +79,9 @@ class HttpSession:
         """Return True if certificates are verified: then no redirect leads out of TLS."""
         return self._endpoint.tls.verify
 
-    def patience(self) -> Patience:
-        """Return the tries for one thing, ended by `close`."""
-        return Patience(self.timeouts, self._closed, self._noted)
+    def patience(self, refusals: int | None = None) -> Patience:
+        """Return the tries for one thing, ended by `close`, or by so many `refusals`."""
+        return Patience(self.timeouts, self._closed, self._noted, refusals=refusals)
 
     def at(self, path: str, **query: str) -> str:
         """Return the URL of something below the repository, `manifests/…` or the like.
@@ -126,14 +126,16 @@ class HttpSession:
         limit: int = 0,
         body: bytes | None = None,
         scope: str = "",
+        refusals: int | None = None,
         check: Callable[[Answer], None] = lambda answer: None,  # noqa: ARG005
     ) -> Answer:
         """Send a request, again if need be, and read up to `limit` bytes of its answer.
 
-        `check` raises IntegrityError for an answer that is not the right one: another may be. Raises
-        RegistryError, and InvalidImage for a longer body; that of a `limit` of 0 is not read.
+        `check` raises IntegrityError for an answer that is not the right one: another may be. So many
+        `refusals`, answers with an error, end the tries early. Raises RegistryError, and InvalidImage for a
+        longer body; that of a `limit` of 0 is not read.
         """
-        patience = self.patience()
+        patience = self.patience(refusals)
         while True:
             try:
                 with closing(self.follow(method, url, headers, patience, body=body, scope=scope)) as response:

@@ -748,6 +748,12 @@ def test_an_access_token_is_a_token(body: bytes) -> None:
     assert dance(authorizer().challenged(BEARER, None), TokenReply(200, body))[1] == "Bearer abc"
 
 
+@pytest.mark.parametrize("status", [201, 202, 299])
+def test_any_success_of_a_token_server_is_one(status: int) -> None:
+    reply = TokenReply(status, GRANTED.body)
+    assert dance(authorizer().challenged(BEARER, None), reply)[1] == "Bearer abc"
+
+
 @pytest.mark.parametrize("status", [401, 404, 405])
 def test_an_identity_token_that_cannot_be_posted_is_sent_by_get(status: int) -> None:
     found = Credentials("u", "idt", identity_token=True)

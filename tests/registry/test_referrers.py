@@ -30,7 +30,7 @@ from imgfs.oci.reference import parse_reference
 from imgfs.registry import referrers
 from imgfs.registry.client import Client
 from imgfs.registry.config.credentials import Credentials
-from imgfs.registry.retry import Timeouts
+from imgfs.registry.retry import Patience, Timeouts
 from imgfs.transport.connect import open_source
 from imgfs.transport.destination import Destination
 from imgfs.transport.open_destination import open_destination
@@ -328,10 +328,21 @@ def test_a_list_that_is_not_its_digest_is_an_error(server: FaultServer, client: 
 def test_a_registry_that_is_away_is_no_registry_without_the_api(server: FaultServer, client: Client) -> None:
     server.referrers_api = True
     serve(server, "one")
-    server.inject(Fault(status=503), on="/referrers/", times=6)
+    server.inject(Fault(status=503), on="/referrers/", times=3)
     with pytest.raises(Unavailable):
         client.referrers(SUBJECT.digest)
+    assert len(server.seen("/referrers/")) == 3
     assert names(client.referrers(SUBJECT.digest)) == ["one"]
+
+
+def test_answers_alone_end_the_tries_early() -> None:
+    """What does not answer is worth as many tries as ever: it may come back."""
+    patience = Patience(Timeouts(backoff=0.001, tries=9), threading.Event(), refusals=2)
+    for _ in range(4):
+        patience.pause(Unavailable("no answer"))
+    patience.pause(Unavailable("busy", status=503))
+    with pytest.raises(Unavailable, match="busy"):
+        patience.pause(Unavailable("busy", status=503))
 
 
 def test_a_cut_list_is_asked_for_again(server: FaultServer, client: Client) -> None:

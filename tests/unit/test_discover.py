@@ -12,6 +12,7 @@ import pytest
 
 from imgfs.errors import Unavailable
 from imgfs.image.discover import early_discovery
+from imgfs.image.indexing import PrepareReporter
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import Resolved, resolve
 from imgfs.image.trust import Readiness, Trust
@@ -25,7 +26,7 @@ from imgfs.store.store import Store
 from tests.support import tarmake
 from tests.support.fake_source import FakeSource, add_image
 from tests.support.mounted import gzipped
-from tests.support.offerings import offering
+from tests.support.offerings import Warnings, offering
 from tests.unit.test_prepare import LOWER, SMALL, Journal
 
 AMD64 = Platform("linux", "amd64")
@@ -45,7 +46,7 @@ class Registry(FakeSource):
         add_image(self, layers)
         self.asked = threading.Event()
         self.was_asked_in_time = False
-        self.referrers_fail = False
+        self.referrers_error: Unavailable | None = None
         self.whole: list[bool] = []
 
     def resolve(self, *, whole: bool = False) -> Descriptor:
@@ -60,12 +61,18 @@ class Registry(FakeSource):
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         self.asked.set()
         found = super().referrers(digest, artifact_type)
-        if self.referrers_fail:
-            raise Unavailable("too many requests")
+        if self.referrers_error:
+            raise self.referrers_error
         return found
 
 
-def mounted(source: Registry, store: Store, reference: str = TAG, policy: Policy = Policy.AUTO) -> Resolved:
+def mounted(
+    source: Registry,
+    store: Store,
+    reference: str = TAG,
+    policy: Policy = Policy.AUTO,
+    reporter: PrepareReporter | None = None,
+) -> Resolved:
     """Resolve and prepare, as a mount does that looks ahead."""
     trust = Trust.of(parse_reference(reference), policy)
     begun = []
@@ -74,7 +81,7 @@ def mounted(source: Registry, store: Store, reference: str = TAG, policy: Policy
         begun.append(early_discovery(digest, manifest, source, store, trust))
 
     resolved = resolve(reference, source, store, AMD64, meanwhile=look)
-    prepare(resolved, source, store, Journal(), trust, *begun)
+    prepare(resolved, source, store, reporter or Journal(), trust, *begun)
     return resolved
 
 
@@ -109,10 +116,23 @@ def test_a_registry_whose_word_does_not_count_is_not_asked_for_it(store: Store, 
 
 def test_a_registry_that_fails_meanwhile_is_asked_again_and_its_error_is_the_mounts(store: Store) -> None:
     source = Registry([LOWER])
-    source.referrers_fail = True
-    with pytest.raises(Unavailable, match="too many requests"):
+    source.referrers_error = Unavailable("no answer")
+    with pytest.raises(Unavailable, match="no answer"):
         mounted(source, store)
     assert len(source.referrers_asked) == 2
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_an_image_of_which_the_list_of_referrers_is_refused_is_mounted_without(
+    store: Store, status: int
+) -> None:
+    """As by a cache of a registry that is away: it has the image, and not what refers to it."""
+    source, warnings = Registry([LOWER]), Warnings()
+    source.referrers_error = Unavailable(f"{TAG}: {status}", status=status)
+    resolved = mounted(source, store, reporter=warnings)
+    assert store.tree(resolved.digest)
+    assert warnings.warned == [f"the list of what refers to the image is not used: {TAG}: {status}"]
+    assert len(source.referrers_asked) == 1
 
 
 @pytest.mark.parametrize(
