@@ -8,7 +8,7 @@ from typing import NamedTuple
 from imgfs.errors import IntegrityError, InvalidImage, NotFound
 from imgfs.image.indexing import PrepareReporter
 from imgfs.image.prepare import SCANNERS
-from imgfs.image.resolve import Resolved, refuse_others
+from imgfs.image.resolve import Resolved, naming, refuse_others
 from imgfs.layer.entry import Entry, Span
 from imgfs.layer.scan import scan
 from imgfs.oci.descriptor import Descriptor, Digest, Platform
@@ -47,10 +47,11 @@ def fetch_documents(
         return parse_document(body, descriptor.media_type)
 
     named = named or source.resolve(whole=True)
-    descriptor, manifest, _ = select_manifest(named, wanted, read, source.document)
-    refuse_others(manifest, reference)
-    config = _config(source, manifest)
-    check_layers(manifest, config)
+    with naming(reference):
+        descriptor, manifest, _ = select_manifest(named, wanted, read, source.document)
+        refuse_others(manifest)
+        config = _config(source, manifest)
+        check_layers(manifest, config)
     return Resolved(reference, named.digest, descriptor.digest, manifest.media_type, manifest, config)
 
 

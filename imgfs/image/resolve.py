@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -103,28 +103,34 @@ def resolve(
     the config is fetched. Raises ImgfsError.
     """
     named = named or source.resolve(whole=not store.resolved(reference))
-    try:
+    with naming(reference):
         named, (descriptor, document, _) = _select(named, wanted, source, store)
-    except InvalidImage as error:
-        if error.where:
-            raise
-        raise InvalidImage(str(error), where=reference) from error
-    refuse_others(document, reference)
+        refuse_others(document)
     meanwhile(descriptor.digest, document)
-    config = parse_config(_body(document.config, source, store), document.config.media_type)
-    check_layers(document, config)
+    with naming(reference):
+        config = parse_config(_body(document.config, source, store), document.config.media_type)
+        check_layers(document, config)
     resolved = Resolved(reference, named.digest, descriptor.digest, document.media_type, document, config)
     if remember:
         store.put_resolution(reference, named.digest, descriptor.digest)
     return resolved
 
 
-def refuse_others(manifest: Manifest, reference: str) -> None:
+@contextmanager
+def naming(reference: str) -> Iterator[None]:
+    """Say of what is wrong with an image's documents which image it is."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise InvalidImage(str(error), where=reference) from error
+
+
+def refuse_others(manifest: Manifest) -> None:
     """Raise InvalidImage for an artifact, an image in a format of others, or one of too many layers."""
     refuse_artifact(manifest)
     refuse_foreign(manifest)
     if len(manifest.layers) > LAYERS_LIMIT:
-        raise InvalidImage(f"{len(manifest.layers)} layers are more than {LAYERS_LIMIT}", where=reference)
+        raise InvalidImage(f"{len(manifest.layers)} layers are more than {LAYERS_LIMIT}")
 
 
 def _select(named: Descriptor, wanted: Platform, source: Source, store: Store) -> tuple[Descriptor, Selected]:

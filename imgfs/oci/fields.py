@@ -50,8 +50,14 @@ def parse_json(body: bytes, where: str) -> object:
     except _Ambiguous as error:
         raise InvalidImage(f"ambiguous JSON: {error}", where=where) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidImage(f"not JSON: {words_of_json(error)}", where=where) from error
+        what = "a web page, not JSON" if _is_markup(body) else f"not JSON: {words_of_json(error)}"
+        raise InvalidImage(what, where=where) from error
     return value
+
+
+def _is_markup(body: bytes) -> bool:
+    """Return True for what a proxy, or a page to log in at, answers in a document's place."""
+    return body[:100].lstrip().startswith(b"<")
 
 
 def _loads(text: str) -> object:

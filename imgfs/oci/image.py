@@ -22,6 +22,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
+_ENCRYPTED = ("+encrypted", "+enc")  # ocicrypt, spec/spec.go; and imgcrypt's name for it with Docker's types
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # json, or prettyjws
 
 
@@ -114,9 +115,13 @@ def parse_config(body: bytes, media_type: str | None = None) -> ImageConfig:
 
 
 def _rootfs(config: Mapping[str, object]) -> Mapping[str, object]:
-    rootfs = object_at(config.get("rootfs"), "config.rootfs")
-    if text_in(rootfs, "type", "config.rootfs", default="layers") != "layers":
-        raise InvalidImage("expected 'layers'", where="config.rootfs.type")
+    """Return the list of DiffIDs with its type; none, or "", is "layers", as containerd takes it."""
+    if config.get("rootfs") is None:
+        raise InvalidImage("there is none, which every container image has", where="config.rootfs")
+    rootfs = object_at(config["rootfs"], "config.rootfs")
+    kind = text_in(rootfs, "type", "config.rootfs", default="")
+    if kind not in ("", "layers"):
+        raise InvalidImage(f"expected 'layers', got {kind!r:.40}", where="config.rootfs.type")
     return rootfs
 
 
@@ -124,7 +129,7 @@ def check_formats(manifest: Manifest) -> None:
     """Raise InvalidImage if a layer is in a format imgfs cannot read, naming the format."""
     for number, layer in enumerate(manifest.layers):
         where = f"manifest.layers[{number}]"
-        if layer.media_type.endswith("+encrypted"):
+        if layer.media_type.endswith(_ENCRYPTED):
             raise InvalidImage(f"encrypted layers are not supported ({layer.media_type})", where=where)
 
 

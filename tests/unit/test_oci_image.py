@@ -213,9 +213,11 @@ def test_a_config_is_read_with_its_runtime_part() -> None:
 @pytest.mark.parametrize(
     ("document", "says"),
     [
-        ({}, "config.rootfs: expected an object"),
+        ({}, "config.rootfs: there is none, which every container image has"),
+        (config(rootfs=None), "config.rootfs: there is none"),
+        (config(rootfs=[]), "config.rootfs: expected an object"),
         (config(rootfs={"diff_ids": ["x"]}), "config.rootfs.diff_ids[0]"),
-        (config(rootfs={"type": "base"}), "config.rootfs.type"),
+        (config(rootfs={"type": "base"}), "config.rootfs.type: expected 'layers', got 'base'"),
         (config(history=[1]), "config.history[0]"),
         (config(config=[1]), "config.config"),
         (config(os=1), "config.os"),
@@ -231,6 +233,12 @@ def test_malformed_configs_are_invalid_with_their_json_path(document: object, sa
 def test_an_artifact_is_named_by_its_type(body: bytes) -> None:
     with pytest.raises(InvalidImage, match=r"artifact of type 'application/vnd\.cncf\.helm"):
         parse_config(body, "application/vnd.cncf.helm.config.v1+json")
+
+
+@pytest.mark.parametrize("rootfs", [{}, {"type": ""}, {"type": None}])
+def test_a_rootfs_that_says_no_type_is_one_of_layers(rootfs: dict[str, object]) -> None:
+    """As programs in Go write one that they have not filled in."""
+    assert parse_config(encode(config(rootfs={"diff_ids": [DIGEST], **rootfs}))).diff_ids
 
 
 def test_a_config_of_unknown_type_with_a_rootfs_is_an_image() -> None:
@@ -249,6 +257,7 @@ def test_layers_and_diff_ids_must_be_as_many() -> None:
     ("layer", "says"),
     [
         (descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), "encrypted"),
+        (descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip+enc"), "encrypted"),
     ],
 )
 def test_formats_of_others_are_named(layer: dict[str, Any], says: str) -> None:
@@ -335,6 +344,7 @@ def test_a_descriptor_without_platform_has_none() -> None:
         (b'{"a":\n1,}', "not JSON: wrong at line 2, column"),
         (b"[" * 100_000, "not JSON: nested too deep"),
         (b"9" * 5000, "not JSON: a number has too many digits"),
+        (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "document: a web page, not JSON"),
     ],
 )
 def test_what_is_no_json_is_told_without_pythons_words(body: bytes, said: str) -> None:

@@ -48,7 +48,11 @@ class Header(NamedTuple):
 def parse_header(block: bytes) -> Header:
     """Decode a 512-byte header block; raises InvalidImage."""
     name, mode, uid, gid, size, mtime, checksum, typeflag, target, magic = _FIELDS.unpack_from(block)
-    if parse_number(checksum) != _byte_sum(block) - sum(checksum) + _BLANK_CHECKSUM:
+    try:
+        told = parse_number(checksum)
+    except InvalidImage as error:
+        raise InvalidImage("not a tar header: its checksum is not a number") from error
+    if told != _byte_sum(block) - sum(checksum) + _BLANK_CHECKSUM:
         _check_signed(block, checksum)
     path = name.partition(b"\0")[0]
     if block[_PREFIX] and magic.startswith(b"ustar"):
