@@ -18,7 +18,7 @@ from imgfs.layer.codec.blob import MAGIC_LENGTH, sniff
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.tar.reader import parse_tar
 from imgfs.quoting import printable_path
-from imgfs.transport.files import RegularFile, StoredFile
+from imgfs.transport.files import CHUNK, RegularFile, StoredFile
 from imgfs.transport.packed import PackedFile, open_index
 
 if TYPE_CHECKING:
@@ -30,12 +30,19 @@ _LINK_KINDS = (Kind.SYMLINK, Kind.HARDLINK)
 
 
 class _Member(NamedTuple):
-    """A member that is no directory; `start` is where its bytes begin, None if they are not in one piece."""
+    """A member that is no directory; `start` is where its bytes begin, None if they are not in one piece.
+
+    `twin` is the one of the same name before it.
+    """
 
     kind: Kind
     start: int | None
     size: int
     target: bytes
+    twin: _Member | None = None
+
+
+_Members = dict[bytes, _Member]
 
 
 class Archive:
@@ -48,7 +55,7 @@ class Archive:
         self._path = path
         self._open_store = open_store
         self._lock = threading.Lock()
-        self._opened: tuple[RegularFile, StoredFile, dict[bytes, _Member | None]] | None = None
+        self._opened: tuple[RegularFile, StoredFile, _Members] | None = None
 
     def path(self, name: str) -> str:
         """Return what messages call a member."""
@@ -93,8 +100,9 @@ class Archive:
             if path not in members:
                 raise NotFound(f"{self.path(name)}: there is none")
             member = members[path]
-            if member is None:
-                raise InvalidImage("there are two of this name", where=self.path(name))
+            if member.twin:
+                self._check_twins(member, name)
+                members[path] = member._replace(twin=None)
             if member.kind not in _LINK_KINDS:
                 if member.kind is not Kind.FILE or member.start is None:
                     what = "sparse" if member.kind is Kind.FILE else "not a regular file"
@@ -104,7 +112,20 @@ class Archive:
             path = None if member.target.startswith(b"/") else _cleaned(posixpath.join(above, member.target))
         raise InvalidImage("a loop of links, or too many", where=self.path(name))
 
-    def _open(self) -> tuple[RegularFile, StoredFile, dict[bytes, _Member | None]]:
+    def _check_twins(self, member: _Member, name: str) -> None:
+        """Raise InvalidImage unless members of one name are the same: else readers disagree which is meant.
+
+        go-containerregistry writes a config once for each name of an image.
+        """
+        content, twin = self._open()[1], member.twin
+        while twin:
+            if twin._replace(start=0, twin=None) != member._replace(start=0, twin=None) or not _is_same(
+                content, member, twin
+            ):
+                raise InvalidImage("there are two of this name", where=self.path(name))
+            twin = twin.twin
+
+    def _open(self) -> tuple[RegularFile, StoredFile, _Members]:
         with self._lock:
             if self._opened is None:
                 try:
@@ -118,7 +139,7 @@ class Archive:
                     raise
             return self._opened
 
-    def _read(self, file: RegularFile) -> tuple[RegularFile, StoredFile, dict[bytes, _Member | None]]:
+    def _read(self, file: RegularFile) -> tuple[RegularFile, StoredFile, _Members]:
         try:
             if sniff(file.at(0, MAGIC_LENGTH)) == "tar":
                 return file, file, _table(_entries(file))
@@ -130,6 +151,20 @@ class Archive:
                 raise
         except InvalidImage as error:
             raise InvalidImage(str(error), where=str(self._path)) from error
+
+
+def _is_same(content: StoredFile, one: _Member, other: _Member) -> bool:
+    """Return True if two members of one size have the same bytes."""
+    if one.start is None or other.start is None:
+        return False
+    for at in range(0, one.size, CHUNK):
+        end = min(at + CHUNK, one.size)
+        first, second = (
+            b"".join(content.read(start + at, start + end)) for start in (one.start, other.start)
+        )
+        if first != second:
+            return False
+    return True
 
 
 class _Range(StoredFile):
@@ -168,16 +203,16 @@ def _entries(file: RegularFile) -> Iterable[Entry]:
     return found
 
 
-def _table(entries: Iterable[Entry]) -> dict[bytes, _Member | None]:
-    """Return the members by their names; None where two have the same: which is meant, readers disagree."""
-    members: dict[bytes, _Member | None] = {}
+def _table(entries: Iterable[Entry]) -> _Members:
+    """Return the members by their names, the last of those that have the same."""
+    members: _Members = {}
     for entry in entries:
         name = _cleaned(entry.path)
         if name is None or entry.kind is Kind.DIRECTORY:
             continue
         if len(members) >= _MEMBERS:
             raise InvalidImage(f"more than {_MEMBERS} members, which no archive of images has")
-        members[name] = None if name in members else _member(entry)
+        members[name] = _member(entry)._replace(twin=members.get(name))
     return members
 
 

@@ -30,7 +30,11 @@ class DirectorySource(FilesSource):
         try:
             body = self.read_small(_MANIFEST, MAX_DOCUMENT)
         except NotFound as error:
-            raise UsageError(f"{self._place}: not an image directory: it has no {_MANIFEST}") from error
+            is_layout = (self._path / "index.json").is_file()
+            other = f"; it has an OCI image layout: oci:{self._path}" if is_layout else ""
+            raise UsageError(
+                f"{self._place}: not an image directory: it has no {_MANIFEST}{other}"
+            ) from error
         digest = Digest.of(body)
         if self._reference.digest not in (None, digest):
             raise NotFound(f"{self._place} has {digest}, not {self._reference.digest}")

@@ -102,7 +102,7 @@ class DockerArchiveSource(FilesSource):
             body = self.read_small("manifest.json", MAX_DOCUMENT)
         except NotFound as error:
             raise UsageError(
-                f"{self._place}: not an archive of docker save: it has no manifest.json"
+                f"{self._place}: not an archive of docker save: it has no manifest.json{self._other_kind()}"
             ) from error
         listed = parse_json(body, where)
         if not isinstance(listed, list) or not 0 < len(listed) <= _IMAGES:
@@ -112,6 +112,14 @@ class DockerArchiveSource(FilesSource):
             fields = object_at(value, at)
             names = _texts(fields, "RepoTags", at)
             yield _Image(tuple(names), self._manifest(fields, at))
+
+    def _other_kind(self) -> str:
+        """Return what the archive is instead, and what to do, for the end of a message."""
+        if self._archive.has("index.json"):
+            return f"; it has an OCI image layout: oci-archive:{self._reference.path}"
+        if self._archive.has("repositories"):
+            return "; docker before 1.10 (2016) wrote it: load and save it by a newer one"
+        return ""
 
     def _manifest(self, fields: Mapping[str, object], where: str) -> Descriptor:
         """Return the manifest of an image, and note where its config and layers are."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from imgfs.errors import IntegrityError, InvalidImage, NotFound, UsageError
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, Unavailable, UsageError
 from imgfs.oci.artifact import encode, of_type, parse_referrers, referrer_in, referrers_tag
 from imgfs.oci.descriptor import Descriptor, Digest, descriptor_fields
 from imgfs.oci.image import INDEX_TYPES, OCI_INDEX, Index, Manifest, parse_document
@@ -84,11 +84,20 @@ class LayoutSource(FilesSource):
         try:
             body = self.read_small("index.json", MAX_MANIFEST)
         except NotFound as error:
-            raise UsageError(f"{self._path}: not an OCI image layout: it has no index.json") from error
+            raise UsageError(
+                f"{self._path}: not an OCI image layout: it has no index.json{self._other_kind()}"
+            ) from error
         index = parse_document(body, OCI_INDEX)
         if not isinstance(index, Index):
             raise InvalidImage("not an index", where=self._files.path("index.json"))
         return body, index
+
+    def _other_kind(self) -> str:
+        """Return which transport reads what is there instead, for the end of a message."""
+        with suppress(NotFound, InvalidImage, Unavailable), self._files.open("manifest.json"):
+            other = "dir" if isinstance(self._files, Directory) else "docker-archive"
+            return f"; it has a manifest.json: {other}:{self._path}"
+        return ""
 
     def _named(self, index: Index, tag: str) -> Descriptor | None:
         """Return the entry that has a tag; of several for different platforms, an index made of them.

@@ -185,6 +185,19 @@ def test_layers_of_a_docker_archive_may_be_packed(world: World, packed: Stored) 
     assert world.files(f"docker-archive:{world.write('a.tar', archive)}") == CONTENTS
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_member_that_is_there_twice_and_the_same_is_one(world: World, packing: str) -> None:
+    """As go-containerregistry writes the config of an image that has two names: crane, ko, kaniko."""
+    config = tarmake.file("sha256:c", documents([plain(LOWER)]).config)
+    entries = [{"Config": "sha256:c", "RepoTags": [f"app:v{n}"], "Layers": ["l"]} for n in (1, 2)]
+    listed = tarmake.file("manifest.json", json.dumps(entries).encode())
+    archive = tarmake.archive(config, tarmake.file("l", LOWER), config, tarmake.file("l", LOWER), listed)
+    name = f"docker-archive:{world.write('twice.tar', PACKINGS[packing](archive))}"
+    assert (
+        world.files(f"{name}:app:v1") == world.files(f"{name}:app:v2") == {**CONTENTS, "etc/name": b"lower"}
+    )
+
+
 def test_dockers_own_manifest_is_kept(world: World) -> None:
     name = world.write("a.tar", new_docker(world))
     with closing(world.open(world.layout)) as layout, closing(world.open(f"docker-archive:{name}")) as source:
@@ -354,6 +367,7 @@ def test_what_cannot_be_written_is_refused(
 # -- hostile -------------------------------------------------------------------------------------------------
 
 CONFIG = tarmake.file("c.json", documents([plain(LOWER)]).config)
+L = partial(tarmake.file, "l")
 
 
 def listing(**fields: object) -> bytes:
@@ -373,7 +387,13 @@ def listing(**fields: object) -> bytes:
         (tarmake.archive(CONFIG, listing(), tarmake.symlink("l", "../l")), "leads out of the archive"),
         (tarmake.archive(CONFIG, listing(), tarmake.symlink("l", "l")), "loop of links"),
         (tarmake.archive(CONFIG, listing(), tarmake.fifo("l")), "not a regular file"),
-        (tarmake.archive(CONFIG, listing(), *[tarmake.file("l", LOWER)] * 2), "two of this name"),
+        (tarmake.archive(CONFIG, listing(), *map(L, (LOWER, UPPER))), "two of this name"),
+        (tarmake.archive(CONFIG, listing(), *map(L, (LOWER, UPPER, LOWER))), "two of this name"),
+        (
+            tarmake.archive(CONFIG, listing(), L(LOWER), L(LOWER[:-1024] + bytes(1023) + b"?")),
+            "two of this name",
+        ),
+        (tarmake.archive(CONFIG, listing(), L(LOWER), tarmake.hardlink("l", "l")), "two of this name"),
         (
             tarmake.archive(CONFIG, listing(), tarmake.sparse_old("l", 2048, [(1024, b"a" * 512)])),
             "sparse",
@@ -394,6 +414,22 @@ def test_a_hostile_archive_is_one_line(world: World, archive: bytes, says: str) 
     name = world.write("h.tar", archive)
     assert says in world.error(f"docker-archive:{name}")
     assert main(["ls", "--store", str(world.path / "store"), f"docker-archive:{name}"]) in (1, 2)
+
+
+def test_what_another_transport_reads_is_told(world: World) -> None:
+    """A person tries one of the two archives, or one of the two directories."""
+    old, layout = world.write("old.tar", old_docker()), world.write("layout.tar", oci_archive(world))
+    (world.path / "dir").mkdir()
+    (world.path / "dir/manifest.json").write_bytes(documents([plain(LOWER)]).manifest)
+    oldest = world.write("oldest.tar", tarmake.archive(tarmake.file("repositories", b"{}")))
+    for given, meant in (
+        (f"oci-archive:{old}", f"docker-archive:{old}"),
+        (f"docker-archive:{layout}", f"oci-archive:{layout}"),
+        (f"oci:{world.path / 'dir'}", f"dir:{world.path / 'dir'}"),
+        (f"dir:{world.path / 'layout'}", f"oci:{world.path / 'layout'}"),
+        (f"docker-archive:{oldest}", "load and save it by a newer one"),
+    ):
+        assert world.error(given).endswith(meant)
 
 
 def test_a_file_that_is_not_there_or_none_is_told(world: World) -> None:
