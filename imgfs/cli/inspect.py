@@ -25,6 +25,7 @@ _RUNTIME = (
     "Labels",
     "StopSignal",
 )
+_LONGEST = 2000  # characters of a line
 
 
 def add_inspect(commands: Commands) -> None:
@@ -37,7 +38,7 @@ def add_inspect(commands: Commands) -> None:
         """\
 Shows what IMAGE is, from its documents alone: no layer is fetched. `digest` is the platform's manifest,
 `index` the index that names it. Layers are numbered as `imgfs mount --upto-layer` counts them; the history
-has the steps that made them, `-` for steps that made none.
+has the steps that made them, `-` for steps that made none. Lines are cut at 2,000 characters, --json is not.
 
 Examples:
   imgfs inspect debian:12
@@ -136,7 +137,7 @@ def _text(resolved: Resolved) -> str:
         *((name.lower(), _format(config[name])) for name in _RUNTIME if config.get(name)),
         ("layers", f"{len(resolved.manifest.layers)}, {size(total)}"),
     ]
-    lines = [f"{name:<11} {printable(value)}" for name, value in rows]
+    lines = [f"{name:<11} {_line(value)}" for name, value in rows]
     numbered = enumerate(resolved.manifest.layers, 1)
     lines += [f"{number:>4}  {layer.digest}  {size(layer.size):>8}" for number, layer in numbered]
     lines += ["history", *_history(resolved.config.history)] if resolved.config.history else []
@@ -153,7 +154,13 @@ def _history(entries: Sequence[Mapping[str, object]]) -> Iterator[str]:
         is_empty = entry.get("empty_layer") is True
         number += not is_empty
         step = " ".join(str(entry.get("created_by") or entry.get("comment") or "not said").split())
-        yield printable(f"{'-' if is_empty else number:>4}  {step}")
+        yield f"{'-' if is_empty else number:>4}  {_line(step)}"
+
+
+def _line(text: str) -> str:
+    """Return a text as one line of a length that a person reads: a buildpack's labels may have megabytes."""
+    end = f"… ({len(text)} characters: see --json)" if len(text) > _LONGEST else ""
+    return printable(text[:_LONGEST]) + end
 
 
 def _format(value: object) -> str:

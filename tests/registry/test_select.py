@@ -395,6 +395,22 @@ def test_commands_read_null_and_bad_utf_8_as_go_does(imgfs: Imgfs, tmp_path: Pat
         assert json.loads(imgfs.ok("inspect", "--json", image))["config"]["Labels"] == {"k": "caf\ufffd"}
 
 
+def test_labels_and_steps_of_megabytes_are_cut_for_people(imgfs: Imgfs, tmp_path: Path) -> None:
+    """As buildpacks write the one, and heredocs of a Dockerfile make the other."""
+    long = "x" * (1 << 20)
+    config = {
+        "config": {"Labels": {"io.buildpacks.lifecycle.metadata": long}},
+        "history": [{"created_by": long}],
+    }
+    made = documents([gzipped(archive(file("a", b"1")))], config)
+    image = write_documents(tmp_path / "layout", made.manifest, made.blobs)
+    said = imgfs.ok("inspect", image)
+    assert max(map(len, said.splitlines())) < 2100
+    assert said.count("(1048576 characters: see --json)") == 1
+    assert long in imgfs.ok("inspect", "--json", image)
+    assert long in imgfs.ok("inspect", "--format", "{{json .Labels}}", image)
+
+
 def test_a_plain_layer_is_no_artifact(imgfs: Imgfs, tmp_path: Path) -> None:
     made = documents([plain(archive(file("a", b"1")))])
     assert imgfs.ok("ls", write_documents(tmp_path / "layout", made.manifest, made.blobs)).split() == ["a"]
