@@ -120,8 +120,8 @@ class Platform:
     def parse(cls, fields: Mapping[str, object], where: str) -> Platform:
         """Read the platform's fields out of a JSON object at `where`; raises InvalidImage."""
         return cls(
-            os=text_in(fields, "os", where, default="unknown"),
-            architecture=text_in(fields, "architecture", where, default="unknown"),
+            os=text_in(fields, "os", where, default="") or "unknown",  # "" is what Go writes for none
+            architecture=text_in(fields, "architecture", where, default="") or "unknown",
             variant=text_in(fields, "variant", where, default="") or None,
             os_version=text_in(fields, "os.version", where, default="") or None,
             os_features=tuple(texts_in(fields, "os.features", where)),

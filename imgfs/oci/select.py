@@ -22,7 +22,6 @@ _LOOKS = (
     64  # documents that are read in search of one: 4 MiB each, and an index may name one thousands of times
 )
 _VARIANT = re.compile(r"v([0-9]{1,4})(?:\.([0-9]{1,4}))?")
-_UNKNOWN = ("", "unknown")
 _ALSO = {"amd64": {"386"}, "arm64": {"arm"}, "mips64": {"mips"}, "mips64le": {"mipsle"}}  # natively
 
 Level = tuple[int, int]  # of a variant: v8.2 is (8, 2)
@@ -179,7 +178,7 @@ def runs(machine: Platform, image: Platform) -> bool:
 def is_for(wanted: Platform, image: Platform) -> bool:
     """Return True if an image for `image` is one for `wanted`, as far as it says what it is for."""
     want, offer = wanted.normalized(), image.normalized()
-    if offer.os in _UNKNOWN or offer.architecture in _UNKNOWN:
+    if "unknown" in (offer.os, offer.architecture):
         return True
     if (want.os, want.architecture) != (offer.os, offer.architecture):
         return False

@@ -241,6 +241,13 @@ def test_a_rootfs_that_says_no_type_is_one_of_layers(rootfs: dict[str, object]) 
     assert parse_config(encode(config(rootfs={"diff_ids": [DIGEST], **rootfs}))).diff_ids
 
 
+@pytest.mark.parametrize("fields", [{}, {"os": "", "architecture": ""}, {"os": None, "architecture": None}])
+def test_a_platform_of_empty_names_is_unknown(fields: dict[str, object]) -> None:
+    """As `crane append` writes it on an empty base."""
+    body = encode({"rootfs": {"diff_ids": [DIGEST]}, **fields})
+    assert str(parse_config(body).platform) == "unknown/unknown"
+
+
 def test_a_config_of_unknown_type_with_a_rootfs_is_an_image() -> None:
     assert parse_config(encode(config()), "application/octet-stream").diff_ids
 
