@@ -28,6 +28,7 @@ from imgfs.errors import UsageError
 from imgfs.tree.reader import leads_nowhere
 
 _SCHEME = "imgfs://"
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799  # seconds since 1970: the years 1 to 9999
 
 
 class ImgfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no annotations
@@ -139,8 +140,9 @@ class ImgfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         return self.modified(path)
 
     def modified(self, path: str) -> datetime:
-        """Return the time of a file's last modification."""
-        return datetime.fromtimestamp(self.image.stat(self._strip_protocol(path)).st_mtime, UTC)
+        """Return the time of a file's last modification; beyond the calendar its first or last second."""
+        seconds = self.image.stat(self._strip_protocol(path)).st_mtime
+        return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: object) -> BinaryIO:
         if mode != "rb":

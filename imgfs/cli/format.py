@@ -64,6 +64,14 @@ def age(seconds: float) -> str:
     return counted(0, "second")
 
 
+def moment(seconds: int, pattern: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+    """Return a time in UTC; where no calendar reaches, in seconds since 1970: a layer may say any."""
+    try:
+        return time.strftime(pattern, time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds} s since 1970"
+
+
 def short(digest: str) -> str:
     """Return the first twelve digits of a digest, by which people tell digests apart."""
     return digest.partition(":")[2][:12]
@@ -74,6 +82,6 @@ def long_line(node: Node, name: bytes, target: bytes | None, *, human: bool = Fa
     device = f"{os.major(node.device)}, {os.minor(node.device)}"
     is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
     number = device if is_device else size(node.size) if human else str(node.size)
-    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(node.mtime_ns // 1_000_000_000))
+    when = moment(node.mtime_ns // 1_000_000_000, "%Y-%m-%d %H:%M")
     head = f"{stat.filemode(node.mode)} {node.nlink:3} {node.uid:5} {node.gid:5} {number:>10} {when} "
     return head.encode() + name + (b" -> " + target if target is not None else b"")

@@ -13,12 +13,14 @@ import shutil
 import stat
 import subprocess
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgfs.api.filesystem import ImgfsFileSystem
 from imgfs.cli import main
 from imgfs.cli.grep import _blocks, compiled
 from imgfs.cli.paths import split_image
@@ -345,6 +347,32 @@ def test_find_knows_the_images_users_and_times(look: Look) -> None:
     ]
     assert look.lines("find", look.image, "-newer", "/etc/passwd") == ["/usr/bin/other", "/usr/bin/su"]
     assert b"'sync2' is not in the image" in look("find", look.image, "-user", "sync2", code=2)
+
+
+BEYOND = (1 << 63) - 1  # seconds: the last that an inode can have
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-(1 << 63), f"-{1 << 63} s since 1970"),
+        (-(1 << 33), "1697-10-17 11:03"),
+        ((1 << 33) + (1 << 32), "2378-04-22 19:24"),
+        (1 << 56, f"{1 << 56} s since 1970"),
+        (BEYOND, f"{BEYOND} s since 1970"),
+    ],
+)
+def test_a_file_of_any_time_is_shown(look: Look, tmp_path: Path, seconds: int, shown: str) -> None:
+    """A layer says any time; no calendar has all of them."""
+    layer = tar.archive(tar.file("file", b"x", mtime_ns=seconds * 10**9))
+    image = write_image(tmp_path / "times", [plain(layer)])
+    assert look.lines("ls", "-l", image) == [
+        f"-rw-r--r--   1     0     0          1 {shown} file",
+    ]
+    assert f"mtime  {shown[:10]}" in os.fsdecode(look("stat", image, "/file"))
+    with closing(ImgfsFileSystem(image, store=tmp_path / "store").image):
+        found = ImgfsFileSystem(image, store=tmp_path / "store").modified("/file")
+        assert found.timestamp() == min(max(seconds, -62_135_596_800), 253_402_300_799)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import io
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import NamedTuple
 
-from imgfs.cli.format import size
+from imgfs.cli.format import moment, size
 from imgfs.cli.history import shortened
 from imgfs.cli.paths import KINDS
 from imgfs.cli.progress import Progress
@@ -125,7 +124,7 @@ def details_of(image: OpenedImage, files: ImageFiles, item: Item) -> list[Detail
         Detail("mode", f"{stat.filemode(node.mode)}  {stat.S_IMODE(node.mode):04o}"),
         Detail("owner", f"{node.uid}:{node.gid}"),
         Detail("size", f"{size(node.size)}  {node.size:,} bytes"),
-        Detail("time", _time(node.mtime_ns // 1_000_000_000)),
+        Detail("time", moment(node.mtime_ns // 1_000_000_000)),
         Detail("layer", f"{layer} of {image.count}"),
         Detail("step", printable(shortened(step.command if step else ""))),
     ]
@@ -140,14 +139,6 @@ def details_of(image: OpenedImage, files: ImageFiles, item: Item) -> list[Detail
         what = f": {', '.join(item.what)}" if item.what else ""
         details.insert(0, Detail("change", item.change + what))
     return details
-
-
-def _time(seconds: int) -> str:
-    """Return a time, in seconds since the epoch where no calendar reaches."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds} s since 1970"
 
 
 def _kind(found: Found) -> str:
