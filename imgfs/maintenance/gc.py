@@ -18,6 +18,7 @@ from imgfs.owned.opening import open_owned_file
 from imgfs.store.layer import StoredLayer
 from imgfs.store.limit import CachedLayer, cached, first_to_evict
 from imgfs.store.store import Resolution, Store
+from imgfs.store.times import moment_of
 
 
 class Prunable(NamedTuple):
@@ -61,7 +62,7 @@ def ended_logs(store: Store, before: float, of: str = "") -> Iterator[tuple[Path
         with suppress(OSError, StoreError), open(open_owned_file(path, os.O_RDONLY), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = os.fstat(file.fileno())
-            if found.st_mtime < before:
+            if moment_of(found) < before:
                 yield path, found.st_blocks * 512
 
 

@@ -31,5 +31,6 @@ unlocked (`store.atomic`).
     staging     bytes until they are verified: a span that is fetched, a flat layer that is scanned
     partial     a blob that is being pulled
     limit       eviction by size and age
+    times       when a file was last used, by a clock that may have been wrong
     atomic      writes by rename, and locks; checksum: the CRC in SQLite files
 """

@@ -27,6 +27,7 @@ from imgfs.store.flat import FlatLayer, sweep_pins
 from imgfs.store.flat_files import drop, read_shape
 from imgfs.store.partial import PartialBlob
 from imgfs.store.staging import SUFFIX, FlatWriter
+from imgfs.store.times import moment_of
 
 LOCKS = ("lock", "users", "evicted")  # files that are only locked, or only have a time
 _BYTES = ("flat", *partial.NAMES)  # what can be fetched again as it is needed
@@ -190,12 +191,12 @@ class StoredLayer:
         return is_held(self.directory / "users")
 
     def last_used(self) -> float:
-        """Return when it was last opened or fetched, in seconds since the epoch; 0.0 if never."""
-        return max((stat.st_mtime for stat in stat_existing(self._files(_FETCHED))), default=0.0)
+        """Return when it was last opened or fetched, in seconds since the epoch; 0.0 if never, or unknown."""
+        return max(map(moment_of, stat_existing(self._files(_FETCHED))), default=0.0)
 
     def last_evicted(self) -> float:
-        """Return when `evict` was last called, in seconds since the epoch; 0.0 if never."""
-        return max((stat.st_mtime for stat in stat_existing(self._files(("evicted",)))), default=0.0)
+        """Return when `evict` was last called, in seconds since the epoch; 0.0 if never, or unknown."""
+        return max(map(moment_of, stat_existing(self._files(("evicted",)))), default=0.0)
 
     def refute(self, origin: str) -> None:
         """Remove it all, and record that the index that `origin` vouches for is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import time
@@ -26,6 +27,7 @@ LAYOUT = "1"  # the number in `version`
 _DIRECTORIES = ("documents", "references", "layers", "trees", "profiles", "logs")
 _OPTIONAL = ("erofs", "scratch", "containers", "archives")  # made when they are needed
 _ELSEWHERE = (errno.EACCES, errno.EROFS)  # what another directory may do without
+_LATEST = 1 << 37  # seconds since the epoch: no clock says more
 NO_PROFILE = "none"  # of access profiles: what the user says to have none
 _EXPORT, EXPORT_LOCK = ".tar", ".lock"  # of an engine's export, and of the lock of the process that writes it
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -156,12 +158,13 @@ class Store:
         return sorted(matching, key=lambda each: each.resolved, reverse=True)
 
     def put_resolution(self, reference: str, digest: Digest, manifest: Digest) -> None:
-        """Record what `reference` is resolved to, now."""
+        """Record what `reference` is resolved to, now: later than all before, whatever the clock says."""
+        before = max((each.resolved for each in self.resolved(reference)), default=0.0)
         fields = {
             "reference": reference,
             "digest": str(digest),
             "manifest": str(manifest),
-            "resolved": time.time(),
+            "resolved": max(time.time(), math.nextafter(before, math.inf)),
         }
         with atomic_write(self._reference(reference, manifest)) as path:
             path.write_text(json.dumps(fields))
@@ -318,6 +321,9 @@ def _read_resolution(path: Path) -> Resolution | None:
     try:
         fields = json.loads(path.read_text())
         digests = Digest.parse(fields["digest"]), Digest.parse(fields["manifest"])
-        return Resolution(str(fields["reference"]), *digests, float(fields["resolved"]))
+        resolved = float(fields["resolved"])
+        if not 0 <= resolved < _LATEST:
+            return None
+        return Resolution(str(fields["reference"]), *digests, resolved)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, InvalidImage):
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +136,28 @@ def test_a_reference_has_one_resolution_for_each_manifest(store: Store) -> None:
     for found in list(store.resolutions()):
         store.forget(found)
     assert list(store.resolutions()) == []
+
+
+def test_what_was_resolved_last_counts_though_the_clock_was_put_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, old, new = (Digest.of(text) for text in (b"wrong", b"old", b"new"))
+    for moment, manifest in ((2e9, wrong), (5.0, old), (1.9e9, new)):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        store.put_resolution("app:1", manifest, manifest)
+        store.put_resolution("other:1", wrong, wrong)
+        assert store.resolved("app:1")[0].manifest == manifest
+    assert [found.manifest for found in store.resolved("app:1")] == [new, old, wrong]
+    assert 2e9 <= store.resolved("app:1")[0].resolved < 2e9 + 1
+
+
+@pytest.mark.parametrize("moment", ["Infinity", "NaN", "-1", "1e300"])
+def test_what_was_resolved_at_no_time_does_not_stay_the_latest(store: Store, moment: str) -> None:
+    store.put_resolution("app:1", DIGEST, DIGEST)
+    (record,) = (store.root / "references").iterdir()
+    fields = {**json.loads(record.read_text()), "resolved": float(moment)}
+    record.with_name("0.json").write_text(json.dumps(fields))
+    assert [found.resolved > 1e9 for found in store.resolved("app:1")] == [True]
 
 
 @pytest.mark.parametrize(

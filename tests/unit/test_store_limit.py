@@ -80,6 +80,21 @@ def test_what_was_used_longest_ago_goes_first_and_no_more_than_has_to(store: Sto
     assert store.limit.keep() == 0
 
 
+def test_a_layer_that_was_used_in_times_to_come_is_one_of_long_ago(store: Store) -> None:
+    """The clock was wrong, and has been put back: nothing waits until that time has come."""
+    ahead = time.time() + 86_400
+    layers = [fill(store, 0, used=1e9), fill(store, 1, used=ahead)]
+    assert [one.layer.digest for one in cached(store.layers())] == [layers[1].digest, layers[0].digest]
+    with layers[0].use(), layers[1].use():
+        for layer in layers:
+            layer.evict()
+            os.utime(layer.directory / "evicted", (ahead, ahead))
+        layers = [fill(store, number) for number in range(2)]
+        store.limit.put(SIZE // 2)
+        store.limit.keep()
+        assert kept(layers) == [False, False]
+
+
 def test_to_open_a_layer_is_to_use_it(store: Store) -> None:
     layers = [fill(store, number, used=1e9 + number) for number in range(3)]
     before = time.time()

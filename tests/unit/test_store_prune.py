@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class World:
             self.images[name] = resolve(f"{name}:1", self.source, store, Platform("linux", "amd64"))
             prepare(self.images[name], self.source, store, Journal())
             self.used(self.own(name), 1e9 + number)
-        self.used(self.base, 2e9)
+        self.used(self.base, 1.5e9)
 
     @property
     def base(self) -> Digest:
@@ -86,6 +87,13 @@ def test_no_more_goes_than_it_takes(world: World) -> None:
 def test_what_was_used_since_stays(world: World) -> None:
     assert layers_of(world.prunable(before=1e9 + 1.5)) == [world.own("one"), world.own("two")]
     assert layers_of(world.prunable(before=1e9 + 1.5, keep=4 * SIZE)) == [world.own("one")]
+
+
+def test_what_was_used_in_times_to_come_goes_as_well(world: World) -> None:
+    ahead = time.time() + 86_400
+    for path in world.store.layer(world.own("two")).directory.iterdir():
+        os.utime(path, (ahead, ahead))
+    assert world.own("two") in layers_of(world.prunable(before=time.time()))
 
 
 def test_what_a_mount_uses_stays_unless_it_is_forced(world: World) -> None:

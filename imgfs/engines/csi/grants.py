@@ -16,6 +16,7 @@ from pathlib import Path
 from imgfs.errors import StoreError
 from imgfs.owned.writing import os_errors
 from imgfs.store.atomic import atomic_write
+from imgfs.store.times import moment_of
 
 _KEY = "key"
 _BYTES = 32
@@ -37,7 +38,7 @@ class Grants:
             if len(self._key) != _BYTES:
                 raise StoreError(f"{place / _KEY}: damaged: remove it")
             for path in place.iterdir():
-                if path.name != _KEY and path.stat().st_mtime < time.time() - _UNUSED:
+                if path.name != _KEY and moment_of(path.stat()) < time.time() - _UNUSED:
                     path.unlink()
 
     def has(self, secret: str, image: str) -> bool:
