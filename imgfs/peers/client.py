@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgfs.errors import NotFound, RegistryError, Unavailable, describe
-from imgfs.oci.descriptor import Descriptor, Digest
+from imgfs.oci.descriptor import Descriptor
 from imgfs.peers.address import PeerAddress
 from imgfs.peers.flat_name import FLAT, PRESENCE, FlatName, spans_path
-from imgfs.peers.layer_spans import LARGEST_SPANS, LayerSpans, parse_spans
+from imgfs.peers.layer_spans import LARGEST_SPANS
 from imgfs.peers.presence import LARGEST_TEXT, Presence
 from imgfs.registry.sockets import Deadline, PlainSocket, TlsSocket, dial, dial_unix
 from imgfs.registry.tls import context_of
@@ -28,6 +28,7 @@ ANSWER = 3.0  # seconds for the head of an answer, of a busy machine, too: reade
 _LEAST_RATE = 8e6  # bytes per second of a read that is worth waiting for
 _HEAD = 16 << 10  # bytes of an answer's head
 _PIECE = 256 << 10  # bytes that are asked of a socket at once
+_BRIEF = 0.001  # seconds that a reader takes for a piece, and which may count as the peer's
 _KEPT = 4  # idle connections
 _IDLE = 10.0  # seconds for which one is kept: the server's are longer
 _USUAL = {"Accept-Encoding": "identity", "User-Agent": "imgfs"}
@@ -59,10 +60,12 @@ class PeerClient:
         body = self._json(name.path(PRESENCE), LARGEST_TEXT)
         return Presence() if body is None else Presence.from_json(body)
 
-    def spans(self, layer: Descriptor, diff_id: Digest) -> LayerSpans | None:
-        """Ask how a layer's blob is cut; None if it has not scanned it. Raises ImgfsError."""
-        body = self._json(spans_path(layer.digest), LARGEST_SPANS)
-        return None if body is None else parse_spans(body, layer, diff_id)
+    def spans(self, layer: Descriptor) -> bytes | None:
+        """Ask how a layer's blob is cut, for `parse_spans`; None if it has not scanned it.
+
+        Raises ImgfsError.
+        """
+        return self._json(spans_path(layer.digest), LARGEST_SPANS)
 
     def _json(self, path: str, largest: int) -> bytes | None:
         """Ask for a text of at most so many bytes; None if there is none. Raises ImgfsError."""
@@ -90,7 +93,10 @@ class PeerClient:
             if not answer.content_range.startswith(f"bytes {start}-{end - 1}/"):
                 raise self.refusal("answers with another range")
             answer.extend(ends + (end - start) / _LEAST_RATE)
-            yield from answer.body()
+            for piece in answer.body():
+                given = time.monotonic()
+                yield piece
+                answer.excuse(time.monotonic() - given)
 
     def refusal(self, why: str) -> RegistryError:
         """Return an error about this peer."""
@@ -191,7 +197,13 @@ class _PeerRequest:
 
     def extend(self, ends: float) -> None:
         """Have the body end by then."""
+        self._ends = ends
         self._connection.deadline.begin(max(0.001, ends - time.monotonic()), math.inf)
+
+    def excuse(self, seconds: float) -> None:
+        """Have the body end so much later: its reader has taken that time, not the peer."""
+        if seconds > _BRIEF:
+            self.extend(self._ends + seconds)
 
     def body(self) -> Iterator[bytes]:
         """Yield the body, which has the announced length. Raises Unavailable."""

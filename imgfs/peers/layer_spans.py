@@ -29,6 +29,8 @@ LARGEST_SPANS = 16 << 20  # bytes of the JSON: a layer of a hundred gigabytes
 _FORMAT = re.compile(r"[a-z0-9 ]{1,20}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 62
+_ROW = 80  # bytes of a span's row at the least: its digest alone has 64
+_COMMAS = 7  # of a row, and the one behind it
 
 
 class LayerSpans(NamedTuple):
@@ -73,6 +75,11 @@ def format_spans(index: LayerIndex) -> bytes | None:
 
 def parse_spans(body: bytes, layer: Descriptor, diff_id: Digest) -> LayerSpans:
     """Parse what a peer tells of `layer`. Raises InvalidImage if it cannot be so."""
+    rows = len(body) // _ROW + 1
+    if body.count(b"[") > rows + 1 or body.count(b",") > _COMMAS * rows or body.count(b"{") > 1:
+        raise InvalidImage(
+            "spans of more than they can say: a small text of lists is a large object", where="peer"
+        )
     try:
         told = json.loads(body)
         if told["diff_id"] != str(diff_id):

@@ -10,7 +10,10 @@ the bound.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _KEPT = 64  # requests
 _QUANTILE = 0.95
@@ -18,6 +21,8 @@ _FEW = 8  # requests: as long as there are no more, those that lack count as
 _USUAL = (1.0, 1 / 25e6)  # seconds, and for each byte: few are slower
 _LEAST = 0.05  # seconds: what a busy machine takes for nothing
 _ALLOWED = 8 << 20  # bytes that may be sent for nothing at first
+IN_VAIN = 6.0  # seconds: two answers that do not come
+_PROMPT = 0.25  # seconds in which one that has nothing may say so
 _GROWTH = 0.05  # of what peers bring, that may be
 
 
@@ -57,3 +62,45 @@ class RegistryPace:
     def brought(self, size: int) -> None:
         """Note that peers have brought so many bytes."""
         self.spared(int(size * _GROWTH))
+
+
+class PeerWait:
+    """A wait of so many `seconds` at most for peers."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.is_worth_it = False
+
+    def was_worth_it(self) -> None:
+        """Say that a peer has what was asked for."""
+        self.is_worth_it = True
+
+
+class PeerPatience:
+    """How long peers are waited for in vain, all waits together, until one has something. Safe in threads.
+
+    Then they are still asked, and not waited for: the next read knows what they have said meanwhile.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._in_vain = 0.0
+
+    def left(self, most: float) -> float:
+        """Return the seconds that a wait may take, of the `most` that it would."""
+        return min(most, max(0.0, IN_VAIN - self._in_vain))
+
+    @contextmanager
+    def waits(self, most: float) -> Iterator[PeerWait]:
+        """Wait within the block, `most` seconds or fewer, and note what came of it."""
+        waiting, began = PeerWait(self.left(most)), self._clock()
+        try:
+            yield waiting
+        finally:
+            took = self._clock() - began
+            with self._lock:
+                if waiting.is_worth_it:
+                    self._in_vain = 0.0
+                elif took > _PROMPT:
+                    self._in_vain += took

@@ -3,7 +3,8 @@
 A host is looked up again now and then. What a peer has of a layer is asked once, before the first read of the
 layer, and then again beside the reads. A peer that fails, or is slow, is left alone for a while, each time
 for longer; one that sends wrong bytes for good. None of that holds up a read longer than an answer may take
-(`client.ANSWER`): what peers do not bring, the registry does.
+(`client.ANSWER`), and all reads together not for long in vain, however many peers are down or mute
+(`pace.PeerPatience`): what peers do not bring, the registry does.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from imgfs.parallel import ThreadPool
 from imgfs.peers.address import PeerAddress
 from imgfs.peers.client import ANSWER, PeerClient
 from imgfs.peers.flat_name import FlatName
-from imgfs.peers.layer_spans import LayerSpans
-from imgfs.peers.pace import RegistryPace
+from imgfs.peers.layer_spans import LayerSpans, parse_spans
+from imgfs.peers.pace import PeerPatience, RegistryPace
 from imgfs.peers.presence import Presence, shares
 from imgfs.registry.endpoint_state import BackOff, EndpointState
 from imgfs.registry.sockets import addresses_of
@@ -108,6 +109,8 @@ class PeerPool:
         self._looking: Future[None] | None = None
         self._threads = ThreadPool(_ASKING, "imgfs-peers")
         self._closed = False
+        self._parsing = threading.Lock()
+        self._patience = PeerPatience()
         self.registry = RegistryPace()
 
     def plan(self, name: FlatName, ranges: Sequence[tuple[int, int]]) -> list[PeerRead]:
@@ -122,19 +125,33 @@ class PeerPool:
     def spans(self, layer: Descriptor, diff_id: Digest) -> tuple[LayerSpans, Peer] | None:
         """Ask how a layer's blob is cut; return the first good answer, and whose it is. None without one."""
         futures = {}
-        with suppress(RuntimeError, LimitReached):  # closed meanwhile, or no thread to ask in
-            for peer in self._usable(FlatName(str(diff_id))):
-                futures[self._threads.submit(self._ask_spans, peer, layer, diff_id)] = peer
-        with suppress(TimeoutError):
-            for future in as_completed(futures, 2 * ANSWER):
-                found = future.result()
-                if found:
-                    return found, futures[future]
+        is_answered = threading.Event()
+        with self._patience.waits(2 * ANSWER) as waiting:
+            with suppress(RuntimeError, LimitReached):  # closed meanwhile, or no thread to ask in
+                for peer in self._usable(FlatName(str(diff_id))):
+                    asking = self._threads.submit(self._ask_spans, peer, layer, diff_id, is_answered)
+                    futures[asking] = peer
+            with suppress(TimeoutError):
+                for future in as_completed(futures, waiting.seconds):
+                    if told := future.result():
+                        waiting.was_worth_it()
+                        return told, futures[future]
         return None
 
-    def _ask_spans(self, peer: Peer, layer: Descriptor, diff_id: Digest) -> LayerSpans | None:
+    def _ask_spans(
+        self, peer: Peer, layer: Descriptor, diff_id: Digest, is_answered: threading.Event
+    ) -> LayerSpans | None:
+        """Ask a peer, unless the question `is_answered`: one text of 16 MiB takes 110 when it is parsed."""
+        if is_answered.is_set():
+            return None
         try:
-            return peer.client.spans(layer, diff_id)
+            body = peer.client.spans(layer)
+            with self._parsing:
+                if body is None or is_answered.is_set():
+                    return None
+                told = parse_spans(body, layer, diff_id)
+                is_answered.set()
+                return told
         except ImgfsError as error:
             self.failed(peer, error)
             return None
@@ -186,15 +203,18 @@ class PeerPool:
 
     def _asked(self, name: FlatName) -> list[tuple[Peer, Presence]]:
         """Return the usable peers that have any of a layer, in any order; waits for those never asked."""
-        usable, now = self._usable(name), self._clock()
-        with self._lock:
-            if self._closed:
-                return []
-            awaited = [self._question(peer, name, now) for peer in usable]
-        wait([future for future in awaited if future], ANSWER)
-        with self._lock:
-            found = [(peer, peer.known[name][1]) for peer in usable if name in peer.known]
-        found = [(peer, presence) for peer, presence in found if presence]
+        with self._patience.waits(ANSWER) as waiting:
+            usable, now = self._usable(name), self._clock()
+            with self._lock:
+                if self._closed:
+                    return []
+                awaited = [self._question(peer, name, now) for peer in usable]
+            wait([future for future in awaited if future], waiting.seconds)
+            with self._lock:
+                known = [(peer, peer.known[name][1]) for peer in usable if name in peer.known]
+            found = [(peer, presence) for peer, presence in known if presence]
+            if found:
+                waiting.was_worth_it()
         random.shuffle(found)
         return found
 
@@ -228,7 +248,7 @@ class PeerPool:
                 self._looking = self._threads.submit(self._find)
             awaited = self._looking if self._looked_up is None else None
         if awaited:
-            wait([awaited], 2 * ANSWER)
+            wait([awaited], self._patience.left(2 * ANSWER))
 
     def _find(self) -> None:
         try:

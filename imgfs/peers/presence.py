@@ -54,6 +54,8 @@ class Presence:
     @classmethod
     def from_json(cls, body: bytes) -> Presence:
         """Parse what a peer tells; raises InvalidImage."""
+        if body.count(b"[") > MOST_RANGES + 1 or body.count(b",") > 2 * MOST_RANGES or body.count(b"{") > 1:
+            raise InvalidImage(f"a presence of more than {MOST_RANGES} ranges", where="peer")
         try:
             fields = json.loads(body)
             ranges = [(start, end) for start, end in fields["present"]]

@@ -20,11 +20,13 @@ from imgfs.image.image import Image
 from imgfs.layer.index import LayerIndex
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.peers import client as asking
+from imgfs.peers import pace
 from imgfs.peers import pool as pools
 from imgfs.peers.address import parse_peer
 from imgfs.peers.flat_name import spans_path
 from imgfs.peers.layer_spans import parse_spans
 from imgfs.peers.pool import PeerPool
+from imgfs.peers.presence import Presence
 from imgfs.store.store import Store
 from tests.support import tarmake as tar
 from tests.support.blobs import gzip_members, prose, zstd_frames
@@ -39,7 +41,7 @@ TAR = tar.archive(
     tar.file("noise", NOISE), tar.file("prose", PROSE), tar.symlink("link", "noise"), tar.whiteout("gone")
 )
 FILES = {b"/noise": NOISE, b"/prose": PROSE}
-LONG = 5.0  # seconds that an answer may take: nothing here is about time
+LONG = 120.0  # seconds that an answer may take: nothing here is about time
 PACKS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzipped,
     "gzip members": lambda flat: gzip_members(flat, 600_000),
@@ -51,7 +53,10 @@ PACKS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "ANSWER", LONG)
+    monkeypatch.setattr(asking, "CONNECT", LONG)
     monkeypatch.setattr(pools, "ANSWER", LONG)
+    monkeypatch.setattr(pace, "IN_VAIN", LONG)
+    monkeypatch.setattr(pace.RegistryPace, "patience", lambda *_: LONG)
 
 
 def registry(pack: Callable[[bytes], bytes] = gzipped) -> FakeSource:
@@ -253,6 +258,18 @@ ODD: list[Callable[[dict[str, Any]], object]] = [
     lambda told: told["spans"][1].__setitem__(0, 1 << 50),
     lambda told: told["spans"].reverse(),
 ]
+
+
+def test_a_small_text_that_would_be_a_large_object_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 MiB of empty lists take 400: of each peer that is asked."""
+    layer, diff_id = layer_of(registry()), Digest.of(TAR)
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it is parsed"))
+    for inner in (b"[],", b"1,", b"{},", b"[[1,1],[1,1]],"):
+        body = b'{"diff_id":"%s","spans":[%s0]}' % (str(diff_id).encode(), inner * 200_000)
+        with pytest.raises(InvalidImage, match="more than they can say"):
+            parse_spans(body, layer, diff_id)
+        with pytest.raises(InvalidImage, match="more than 20000 ranges"):
+            Presence.from_json(body.replace(b"spans", b"present"))
 
 
 def test_spans_that_cannot_be_so_are_refused(told: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -13,12 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.parallel import begun
 from imgfs.peers import client as asking
+from imgfs.peers import pace
 from imgfs.peers import pool as pools
 from imgfs.peers.address import PeerAddress, parse_peer
+from imgfs.peers.client import PeerClient
+from imgfs.peers.flat_name import FlatName
 from imgfs.peers.pace import RegistryPace
 from imgfs.peers.pool import PeerPool
+from imgfs.registry.endpoint_state import BackOff
 from imgfs.registry.sockets import DnsAddress
 from tests.support.content_rig import Rig, tar_of
 from tests.support.mounted import until
@@ -151,8 +157,35 @@ def not_http(connection: Connection, _start: int, _end: int) -> None:
     raise OSError
 
 
-LIARS = [wrong]
-FAILING = [short, of_another_length, of_another_range, endless, chunked, endless_head, redirect, not_http]
+def packed(connection: Connection, start: int, end: int) -> None:
+    """It has the length, and encodes what was asked for as it is."""
+    body = gzip.compress(TAR[start:end], 0)[: end - start]
+    head = partial(start, end, b"").replace(b"206 X\r\n", b"206 X\r\nContent-Encoding: gzip\r\n")
+    connection.send(head + body)
+
+
+def gone_for_ever(connection: Connection, _start: int, _end: int) -> None:
+    connection.send(b"HTTP/1.1 416 X\r\nContent-Length: 0\r\n\r\n")
+
+
+def busy_for_ever(connection: Connection, _start: int, _end: int) -> None:
+    connection.send(b"HTTP/1.1 429 X\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+
+
+def away_for_ever(connection: Connection, _start: int, _end: int) -> None:
+    connection.send(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+
+
+def goes_on(connection: Connection, _start: int, _end: int) -> None:
+    while True:
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+LIARS = [wrong, packed]
+FAILING = [
+    *(short, of_another_length, of_another_range, endless, chunked, endless_head, redirect, not_http),
+    *(gone_for_ever, busy_for_ever, away_for_ever, goes_on),
+]
 
 
 @pytest.mark.usefixtures("patient")
@@ -169,6 +202,48 @@ def test_a_bad_peer_harms_no_read_and_is_not_asked_again(
     warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == (1 if answer in LIARS else 0), warned
     assert all("sends wrong bytes and is not asked again" in line for line in warned)
+
+
+def test_however_many_peers_are_mute_they_are_waited_for_but_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's first stream asks who has it, and each read of what no peer is known to have."""
+    monkeypatch.setattr(asking, "ANSWER", 0.5)
+    monkeypatch.setattr(pools, "ANSWER", 0.5)
+    monkeypatch.setattr(pace, "IN_VAIN", 1.0)
+    monkeypatch.setattr(pools, "_BACK_OFF", BackOff(0.01, 0.01))  # they are usable again at once
+    layer, diff_id = Descriptor("", Digest.of(b"layer"), 1000), Digest.of(b"flat")
+    with ExitStack() as stack:
+        mute = [stack.enter_context(RawServer(lambda one: one.drip([b""] * 99, 1))) for _ in range(12)]
+        addresses = [parse_peer(server.url) for server in mute]
+        pool = stack.enter_context(closing(PeerPool(addresses)))
+        began = time.monotonic()
+        for number in range(20):
+            assert pool.spans(layer, diff_id) is None
+            assert pool.plan(FlatName(f"sha256:{number:064}"), [(0, 100)]) == []
+        assert time.monotonic() - began < allowed(4)  # without a bound 20 s, by the backed-off ones alone
+        name = FlatName.of(serving(tmp_path / "a", range(4)).content.index.summary)
+        addresses[:] = [parse_peer(stack.enter_context(peer(tmp_path / "a")))]
+        monkeypatch.setattr(pools, "_LOOK_UP", 0.0)
+        until(lambda: pool.plan(name, [(0, 100)]), "one that answers is heard all the same")
+
+
+def test_the_time_that_a_reader_takes_is_not_the_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where what has come is written to a slow disk, or hashed on a busy machine."""
+    monkeypatch.setattr(asking, "_PIECE", 4096)
+    rig = serving(tmp_path / "a", range(9))
+    name = FlatName.of(rig.content.index.summary)
+    with peer(tmp_path / "a") as url, closing(PeerClient(parse_peer(url))) as client:
+        end = rig.spans[8].flat_end
+        list(client.read(name, 0, end))
+        monkeypatch.setattr(asking, "ANSWER", 1.0)
+        monkeypatch.setattr(asking, "_LEAST_RATE", 1e9)
+        pieces = client.read(name, 0, end)
+        body = next(pieces)
+        time.sleep(1.5)
+        assert body + b"".join(pieces) == TAR[:end]
 
 
 @pytest.mark.parametrize("when", ["asked", "read"])
