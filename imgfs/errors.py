@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class ImgfsError(Exception):
     """The root of everything imgfs raises on purpose; `str()` is one line for a person."""
@@ -82,6 +84,11 @@ class LimitReached(ImgfsError):
 
 class MountError(ImgfsError):
     """The kernel, fusermount3 or the mount point does not allow the mount."""
+
+
+def is_full(error: OSError) -> bool:
+    """Return True if a disk has no room for what was to be written, or its user's quota has none."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe(error: BaseException) -> str:

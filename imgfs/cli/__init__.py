@@ -36,9 +36,11 @@ _AS_PODMAN = ("exec", "logs", "stop", "kill", "wait", "rm", "container", "volume
 _SILENT = (("--help",), ("version",), ("ps",), ("status",), ("store", "path"))  # commands that log nothing
 _OF_OUTPUT = (
     errno.EBADF,
+    errno.EDQUOT,
     errno.EFBIG,
     errno.EIO,
     errno.ENOSPC,
+    errno.EROFS,
 )  # where no file is named
 _PODMANS = 125  # podman's exit code for its own failures, options included
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs import syscalls
-from imgfs.errors import MountError
+from imgfs.errors import MountError, is_full
 from imgfs.kernel.erofs_format import Unsuitable
 from imgfs.mounts.attributes import attributes_of
 from imgfs.mounts.mountpoint import DirectoryId, open_mountpoint
@@ -273,7 +273,7 @@ def _saying_what_is_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         todo = "the scratch is full, and overlayfs begins with files of its own: empty it by --driver fuse"
         raise OSError(error.errno, f"{error.strerror}: {todo}") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.sqlite import file_uri
+from imgfs.owned.writing import explained
 
 Read = Callable[[int, int], Iterable[bytes]]  # the flat layer's bytes `[start, end)`, in pieces
 SIZE = 32  # bytes of a digest
@@ -52,4 +53,4 @@ def add_flat_digests(path: Path, digests: bytes) -> None:
             db.executemany("INSERT INTO flat_digest VALUES (?,?)", rows)
             db.execute("COMMIT")
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {explained(error, path)}") from error

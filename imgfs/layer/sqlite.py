@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.limits import RECORD_LIMIT, STEPS_EACH, STEPS_MORE
+from imgfs.owned.writing import explained
 
 Row: TypeAlias = tuple[Any, ...]
 Check: TypeAlias = Callable[[Path], None]  # of a file whose rows may break rules yet
@@ -195,7 +196,7 @@ def _change(path: Path, query: str, values: tuple[object, ...]) -> None:
             db.executescript("PRAGMA trusted_schema=OFF; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
             db.execute(query, values)
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {explained(error, path)}") from error
 
 
 def file_uri(path: Path) -> str:
@@ -231,7 +232,7 @@ def rewrite_database(path: Path, form: DatabaseForm, checks: Sequence[Check] = (
         sqlite3.Error,
         UnicodeDecodeError,
     ) as error:  # SQLite may quote a name
-        raise _explained(path, form, error) from error
+        raise _refused(path, copy, form, error) from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
     finally:
@@ -281,15 +282,15 @@ class _Budget:
         return self._left < 0
 
 
-def _explained(path: Path, form: DatabaseForm, error: Exception) -> InvalidImage | StoreError:
-    """SQLite says "full" of the limit as well as of the disk."""
+def _refused(path: Path, copy: Path, form: DatabaseForm, error: Exception) -> InvalidImage | StoreError:
+    """Return what is raised for a file that cannot be copied: SQLite says "full" of the limit, too."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_INTERRUPT:
         return InvalidImage(f"{form.name} that takes more work than its size allows", where=str(path))
     if code == sqlite3.SQLITE_FULL and _free(path) > _ROOM:
         return InvalidImage(f"{form.name} of more rows than its size allows", where=str(path))
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return StoreError(f"{path}: {error}")
+        return StoreError(f"{path}: {explained(error, copy)}")
     return InvalidImage(f"not {form.name} of this imgfs: {error}", where=str(path))
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, is_full
 from imgfs.owned.opening import random_name
 from imgfs.owned.writing import os_errors
 
@@ -165,7 +165,7 @@ def set_aside(path: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise StoreError(f"{path}: {error.strerror}") from error
 
 

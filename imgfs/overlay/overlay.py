@@ -44,6 +44,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.content = content
         self.durable = durable
         self._upper = upper
+        self._was_read_only = False  # the upper directory's disk, when a file was opened
         self.copyup.recover(is_mounted=is_mounted)
         if is_mounted:
             meet_all(self.union)
@@ -55,15 +56,36 @@ class Overlay(AbstractContextManager["Overlay"]):
 
     def open(self, node: UpperNode, *, writes: bool) -> None:
         """Have a file's bytes open for reading and writing, until `release`."""
-        self.data(node)
+        if writes:
+            self._writable_data(node)
+        else:
+            self.data(node)
         node.opens += 1
         node.writers += writes
 
     def data(self, node: UpperNode) -> int:
         """Return the descriptor of a file's bytes; without a handle it is closed by the next `release`."""
         if node.fd is None:
-            node.fd = self._upper.open_data(self.union.at(node))
+            try:
+                node.fd = self._upper.open_data(self.union.at(node))
+            except OSError as failed:
+                if failed.errno != errno.EROFS:
+                    raise
+                node.fd = self._upper.open(self.union.at(node), os.O_RDONLY)
+                self._was_read_only = True
         return node.fd
+
+    def _writable_data(self, node: UpperNode) -> int:
+        """Return it for writing: a disk that has become read-only, as it had errors, is read on, and refuses.
+
+        Where it takes writes again, a descriptor of that time is replaced.
+        """
+        fd = self.data(node)
+        if self._was_read_only:
+            writable = self._upper.open_data(self.union.at(node))
+            os.dup2(writable, fd, inheritable=False)
+            os.close(writable)
+        return fd
 
     def freeze_time(self, node: UpperNode, found: os.stat_result | None = None) -> None:
         """Have writing leave a file's modification time alone, until it is set or the file is released.
@@ -78,17 +100,19 @@ class Overlay(AbstractContextManager["Overlay"]):
         node.opens = max(0, node.opens - opened)  # it may have been opened before this process began
         node.writers = max(0, node.writers - writes)
         if node.opens == 0 and node.fd is not None:
-            if node.frozen_mtime is not None and node.data is None:
-                self.data_copyup.restore_time(node)
-            os.close(node.fd)
-            node.fd = None
-            if node.counted and node.lookups <= 0:
-                self.union.forget(node.ino, 0)
+            try:
+                if node.frozen_mtime is not None and node.data is None:
+                    self.data_copyup.restore_time(node)
+            finally:
+                os.close(node.fd)
+                node.fd = None
+                if node.counted and node.lookups <= 0:
+                    self.union.forget(node.ino, 0)
 
     def truncate(self, node: UpperNode, size: int) -> None:
         """Cut or lengthen a file, whose data up to `size` must be its own or have been copied up."""
         try:
-            os.ftruncate(self.data(node), size)
+            os.ftruncate(self._writable_data(node), size)
             node.frozen_mtime = None
         finally:
             self.release(node, opened=False)

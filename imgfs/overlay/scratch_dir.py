@@ -14,7 +14,6 @@ others see: whether it has an upper directory mounted is looked up in mountinfo 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from imgfs.errors import ImgfsError, StoreError
+from imgfs.errors import ImgfsError, StoreError, is_full
 from imgfs.oci.descriptor import Digest
 from imgfs.overlay.ctimes import LARGEST, ShownCtimes
 from imgfs.owned.inheritance import LockInheritance
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 DESCRIPTION, LOCK, CTIMES = "scratch.json", "lock", "ctimes"
 ENDING = "being completed after its unmounting"
 ASIDE = ".scratch.json-"  # begins the name of a description that is being written
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PAUSE = 0.02  # seconds between looks at a lock
 _BRIEFLY = 0.1  # seconds that a process which only looks may hold a lock
 _UNSEEN = 3.0  # seconds for a daemon whose mount is not seen to say that it is ending,
@@ -125,7 +123,7 @@ def write_base(directory: Path, fd: int, base: ScratchBase) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside, dir_fd=fd)
         is_same = found and (found.digest, found.layers) == (base.digest, base.layers)
-        if not is_same or error.errno not in _FULL:
+        if not is_same or not is_full(error):
             raise
         log.info("%s stays as it is: %s", directory / DESCRIPTION, error.strerror)
 
@@ -189,14 +187,13 @@ class Lock:
         return None
 
     def set_use(self, use: str) -> None:
-        """Tell what it is held for: not on a full disk, where there may be no room for that."""
+        """Tell what it is held for: not on a disk that is full, or has become read-only, or has failed."""
         said = use.encode(errors="replace")
         try:
             os.pwrite(self._fd, said, 0)
             os.ftruncate(self._fd, len(said))
         except OSError as error:
-            if error.errno not in _FULL:
-                raise
+            log.info("%s does not say what it is held for: %s", self._path, error.strerror)
 
     def close(self) -> None:
         """Let go of it: the driver that is tried next opens its own."""

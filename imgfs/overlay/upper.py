@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from imgfs import syscalls
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, is_full
 from imgfs.layer.entry import ACCESS_ACL, DEFAULT_ACL
 from imgfs.overlay import fdtree
 from imgfs.overlay.node import At, Place, times_kept
@@ -366,7 +366,7 @@ def _probe(work: Path) -> bytes:
         try:
             os.setxattr(work, prefix + b"imgfs.probe", b"y")
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # it may, and can do so again once there is room
+            if is_full(error):  # it may, and can do so again once there is room
                 return prefix
             if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
                 raise

@@ -21,11 +21,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from imgfs.errors import StoreError
+from imgfs.errors import StoreError, describe
 from imgfs.owned.opening import random_name
 
 _MODE = 0o666  # of a file that a user has named: what is left of it by the umask
 _TRIES = 100  # at making one that no sweep removes before it is locked
+_PAGE = 4096  # bytes of a page of SQLite's
+_OF_DISK = (10, 13)  # SQLITE_IOERR and SQLITE_FULL (sqlite.org/rescode.html)
+_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)  # of a file system without files that have no name
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -37,6 +40,32 @@ def os_errors(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def explained(error: Exception, path: Path) -> str:
+    """Return why the file at `path` cannot be written, for a person.
+
+    SQLite says "disk I/O error" of a quota, of a limit for files, of a disk that has become read-only or has
+    failed: so the disk is asked to take one more page, and says which.
+    """
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_DISK:
+        try:
+            _write_page_beside(path)
+        except OSError as refused:
+            if refused.errno not in _NAMELESS:
+                return describe(refused)
+    return describe(error)
+
+
+def _write_page_beside(path: Path) -> None:
+    """Write a page to a file without a name, where the one at `path` ends in its own. Raises OSError."""
+    end = path.stat().st_size if path.exists() else 0
+    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, bytes(_PAGE), end)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, body: bytes | memoryview) -> None:

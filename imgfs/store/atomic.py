@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imgfs.errors import StoreError
 from imgfs.owned.opening import open_owned_file
-from imgfs.owned.writing import new_file, os_errors, sweep, try_lock
+from imgfs.owned.writing import explained, new_file, os_errors, sweep, try_lock
 
 TEMPORARY = ".new-"  # prefix of the names of temporary files
 
@@ -28,7 +28,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sweep_temporaries(path.parent)
         held = new_file(path.parent, TEMPORARY, f"-{path.name}"[:200])
         try:
-            yield held.path
+            with _sqlite_errors(path, held.path):  # while it takes the room still that was too little
+                yield held.path
             _sync(held.path)
             held.path.rename(path)
         except BaseException:
@@ -96,11 +97,17 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
     """Raise StoreError where the block raises OSError, or sqlite3.Error: SQLite's when the disk is full."""
-    with os_errors(path):
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from error
+    with os_errors(path), _sqlite_errors(path, path):
+        yield
+
+
+@contextmanager
+def _sqlite_errors(path: Path, file: Path) -> Iterator[None]:
+    """Raise StoreError, naming `path`, where the block raises sqlite3.Error when it writes to `file`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {explained(error, file)}") from error
 
 
 def disk_usage(paths: Iterable[Path]) -> int:

@@ -19,7 +19,6 @@ cuts the layer into other spans, loses its names and a new pair is begun (`store
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -29,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from imgfs.errors import StoreError, describe
+from imgfs.errors import StoreError, describe, is_full
 from imgfs.owned.writing import leads_to, new_file
 from imgfs.store.atomic import TEMPORARY, boot_id, store_errors
 
@@ -96,7 +95,7 @@ def _map_locked(directory: Path) -> Iterator[int | None]:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
             yield None  # no other process can make one either
             return

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from imgfs.errors import StoreError, describe
+from imgfs.errors import StoreError
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.index import LayerIndex
 from imgfs.layer.sqlite import create_database
+from imgfs.owned.writing import explained
 from imgfs.tree.paths import OPAQUE, clean, is_reserved, parse_whiteout
 
 _SCHEMA = """
@@ -48,7 +49,7 @@ def efficiency(layers: Iterable[LayerIndex], path: Path, hidden_below: Callable[
                 db.execute("DELETE FROM own")
             least, total = db.execute(_SCORE).fetchone()
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path}: the layers cannot be compared: {describe(error)}") from error
+        raise StoreError(f"{path}: the layers cannot be compared: {explained(error, path)}") from error
     return float(least / total) if total else 1.0
 
 

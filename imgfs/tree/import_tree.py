@@ -25,6 +25,7 @@ from imgfs.layer.sqlite import (
     rewrite_database,
     set_format,
 )
+from imgfs.owned.writing import explained
 from imgfs.tree.builder import check_time
 from imgfs.tree.database import FORMAT, MILESTONES, PUBLISHED_FORMAT, ROOT, RULES, SCHEMA
 from imgfs.tree.names import MANY, SPARSEST
@@ -118,7 +119,7 @@ def _rewrite(path: Path) -> None:
                 raise
             raise InvalidImage(f"a tree with rows that make no sense: {error}", where=str(path)) from error
         except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from error
+            raise StoreError(f"{path}: {explained(error, path)}") from error
 
 
 def _check_order(path: Path) -> None:

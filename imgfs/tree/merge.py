@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from imgfs.errors import InvalidImage, StoreError, describe
+from imgfs.errors import InvalidImage, StoreError
 from imgfs.layer.entry import Entry, Kind
 from imgfs.layer.growing import GrowingIndex, LayerEntries, Withdrawn
+from imgfs.owned.writing import explained
 from imgfs.tree.builder import CHARACTER, DIRECTORY, IMPLIED, Dirent, TreeBuilder
 from imgfs.tree.database import ROOT
 from imgfs.tree.merge_state import MergeState
@@ -47,7 +48,7 @@ def merge_by(kind: type[TreeBuilder], layers: Iterable[LayerEntries], path: Path
                 spaces.append(index.summary.space)
             builder.finish(spaces)
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path}: the layers cannot be merged: {describe(error)}") from error
+        raise StoreError(f"{path}: the layers cannot be merged: {explained(error, path)}") from error
 
 
 _NOTHING = Dirent(0, CHARACTER)  # the target of a hard link to a whiteout: no node

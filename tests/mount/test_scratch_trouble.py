@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from imgfs.cli.fstab import mount_arguments
+from tests.mount.test_trouble import loop_device
 from tests.support import tarmake as tar
-from tests.support.mounted import NOBODY, Imgfs, Ran, gzipped, mount_of, write_image
+from tests.support.mounted import NOBODY, Imgfs, Ran, errno_of, gzipped, mount_of, write_image
 
 pytestmark = [
     pytest.mark.kernel,
@@ -94,6 +96,39 @@ def test_a_file_system_that_gets_full_refuses_changes_and_stays(
         (at / "small").write_bytes(b"small")
         imgfs.umount(at)
         assert (place / "scratch/upper/small").read_bytes() == b"small"
+
+
+def test_a_disk_that_becomes_read_only_is_read_on(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
+    """As ext4 does once it has met an error, by default on Debian (ext4(5), errors=remount-ro)."""
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    place.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    with loop_device(disk) as device, ExitStack() as stack:
+        words = ["mount", "-t", "ext4", "-o", "errors=remount-ro", str(device), str(place)]
+        subprocess.run(words, check=True)
+        stack.callback(lambda: subprocess.run(["umount", "-l", place], check=True))
+        at = imgfs.mount(image, "--rw", "--scratch", f"{place}/scratch/")
+        (at / "new").write_bytes(b"kept")
+        (at / "a").write_bytes(b"changed")
+        os.sync()
+        subprocess.run(["mount", "-o", "remount,abort", place], check=True)
+        with (at / "new").open("rb") as held:
+            changes: list[Callable[[], object]] = [
+                lambda: (at / "new").open("r+b"),
+                lambda: os.truncate(at / "new", 1),
+                lambda: (at / "a").write_bytes(b""),
+                lambda: (at / "more").touch(),
+                lambda: (at / "new").unlink(),
+                lambda: (at / "large").open("r+b"),
+            ]
+            for change in changes:
+                assert errno_of(change) == errno.EROFS
+            assert (held.read(), (at / "a").read_bytes()) == (b"kept", b"changed")
+        assert (at / "large").read_bytes() == bytes(range(256)) * 8192
+        assert sorted(os.listdir(at)) == ["a", "d", "large", "new"]
+        imgfs.umount(at)
 
 
 @pytest.mark.parametrize("spoilt", ["", "upper", "work", "lock"])

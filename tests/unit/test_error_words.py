@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import errno
 import re
 
 import pytest
 
-from imgfs.errors import StoreError, describe
+from imgfs.errors import StoreError, describe, is_full
 from tests.support.mounted import CHECKOUT, check_words
 
 ERRORS = (
@@ -56,6 +57,19 @@ def test_the_same_fault_has_the_same_words() -> None:
                 texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
                 odd += [f"{path}: {text}" for text in texts if isinstance(text, str) and ODD.search(text)]
     assert odd == []
+
+
+def test_whether_a_disk_is_full_is_asked_in_one_place() -> None:
+    """A user's quota is as full as a disk: what knows ENOSPC alone has forgotten EDQUOT."""
+    both = [OSError(number, "") for number in (errno.ENOSPC, errno.EDQUOT)]
+    assert [*map(is_full, both), is_full(OSError(errno.EIO, ""))] == [True, True, False]
+    named = {
+        str(path.relative_to(CHECKOUT / "imgfs"))
+        for path in (CHECKOUT / "imgfs").rglob("*.py")
+        if re.search(r"\berrno\.(ENOSPC|EDQUOT)", path.read_text())
+    }
+    # upper: ENOSPC of an attribute that is too large for ext4; cli: which errors are those of the output
+    assert named == {"errors.py", "overlay/upper.py", "cli/__init__.py"}
 
 
 def test_an_error_is_described_without_python_s_words() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from imgfs.errors import StoreError
+from imgfs.layer.sqlite import create_database
 from imgfs.oci.descriptor import Digest
 from imgfs.store.atomic import TEMPORARY, atomic_write
 from imgfs.store.store import Store
@@ -197,6 +200,28 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
         raise KeyError
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"index"}
+
+
+def write_large_tree(store: Store) -> None:
+    with (
+        store.new_tree(DIGEST) as path,
+        closing(create_database(path, "CREATE TABLE large (body);")) as db,
+    ):
+        for _ in range(100):
+            db.execute("INSERT INTO large VALUES (?)", (bytes(100_000),))
+
+
+def test_what_sqlite_cannot_write_is_said_as_the_disk_says_it(store: Store) -> None:
+    """SQLite itself says "disk I/O error", of a quota (EDQUOT) as of this limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match=f"/{DIGEST.hex}: File too large$"):
+            write_large_tree(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.tree(DIGEST) is None
+    assert list(store.tree_file(DIGEST).parent.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
