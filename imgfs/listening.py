@@ -1,7 +1,10 @@
 """Listening for clients that are not trusted: an address, and a server of few connections with deadlines.
 
-There are never more than so many connections, each has a thread of its own, and one that takes too long is
-cut. An address is `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
+There are never more than so many connections, and as many that are being hung up on. Each has a thread of its
+own, and one that takes too long is cut. One that is answered stays; one that has not asked yet, or not again,
+gives way to the next when there is no more room: so those who only hold connections do not keep others out.
+
+An address is `[HOST:]PORT`, on loopback if no host is given, or `unix:PATH`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from socketserver import BaseRequestHandler, TCPServer, ThreadingMixIn
+from socketserver import BaseRequestHandler, StreamRequestHandler, TCPServer, ThreadingMixIn
 from typing import NamedTuple, TypeAlias
 
 from imgfs.errors import LimitReached
@@ -27,6 +31,7 @@ from imgfs.starting import start_thread
 LOOPBACK = "127.0.0.1"
 _TCP = re.compile(r"(?:(\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]/]+):)?([0-9]{1,5})")
 _LONGEST_PATH = 107  # bytes of a socket's path, without the NUL that ends it (unix(7), sun_path)
+_HEAD = 16 << 10  # bytes of a request's head
 LOOK = 0.25  # seconds between looks for connections past their deadline
 log = logging.getLogger(__name__)
 
@@ -63,10 +68,18 @@ MakeHandler = Callable[..., BaseRequestHandler]  # answers a connection while it
 _Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # socketserver's; TCP's is the former
 
 
+class _Held(NamedTuple):
+    """When a connection must have ended, and whether it is answered."""
+
+    ends: float
+    is_answered: bool = False
+
+
 class BoundedServer(ThreadingMixIn, TCPServer):
     """A thread for each of at most `at_once` connections, which end after `deadline` seconds.
 
-    Another connection is hung up on. A handler that is getting on may `extend` its own.
+    Another one takes the place of that which has waited longest for a request; while all are answered it is
+    hung up on. A handler says by `answers` and `waits` which of both it does, and for how long it may.
     """
 
     allow_reuse_address = True
@@ -76,7 +89,8 @@ class BoundedServer(ThreadingMixIn, TCPServer):
     ) -> None:
         self._at_once = at_once
         self._deadline = deadline
-        self._open: dict[socket.socket, float] = {}  # connections, and when they must have ended
+        self._open: dict[socket.socket, _Held] = {}  # those that have waited longest first
+        self._leaving: set[socket.socket] = set()  # those that have given way, until their threads end
         self._answering: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.address_family = _family_of(address)
@@ -84,12 +98,17 @@ class BoundedServer(ThreadingMixIn, TCPServer):
         self.address = address._replace(port=self.server_address[1])
 
     def verify_request(self, request: _Connection, client_address: object) -> bool:  # noqa: ARG002
-        """Return True if there is room for one more connection."""
+        """Return True if there is room for one more connection, or another gives way to it."""
         assert isinstance(request, socket.socket)
         with self._lock:
             if len(self._open) >= self._at_once:
-                return False
-            self._open[request] = time.monotonic() + self._deadline
+                waiting = next((one for one, held in self._open.items() if not held.is_answered), None)
+                if waiting is None or len(self._leaving) >= self._at_once:
+                    return False
+                del self._open[waiting]
+                self._leaving.add(waiting)
+                _hang_up(waiting)
+            self._open[request] = _Held(time.monotonic() + self._deadline)
             return True
 
     def process_request(self, request: _Connection, client_address: object) -> None:
@@ -98,25 +117,33 @@ class BoundedServer(ThreadingMixIn, TCPServer):
         self._answering = [thread for thread in self._answering if thread.is_alive()]
         self._answering.append(start_thread(answer, "imgfs-client"))
 
-    def extend(self, request: socket.socket, seconds: float) -> None:
-        """Have a connection end so many seconds from now, instead of when it was to."""
+    def answers(self, request: socket.socket, seconds: float | None = None) -> None:
+        """Note that a connection is answered, so many seconds from now at most; None if its end stays."""
         with self._lock:
-            if request in self._open:
-                self._open[request] = time.monotonic() + seconds
+            if held := self._open.get(request):
+                ends = held.ends if seconds is None else time.monotonic() + seconds
+                self._open[request] = _Held(ends, is_answered=True)
+
+    def waits(self, request: socket.socket, seconds: float) -> None:
+        """Note that a connection waits for a request, so many seconds from now at most."""
+        with self._lock:
+            if self._open.pop(request, None):  # the last to have begun to wait goes to the end
+                self._open[request] = _Held(time.monotonic() + seconds)
 
     def shutdown_request(self, request: _Connection) -> None:
         """Note that a connection has ended."""
         assert isinstance(request, socket.socket)
         with self._lock:
             self._open.pop(request, None)
+            self._leaving.discard(request)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
         """Cut off connections that are past their deadline."""
         now = time.monotonic()
         with self._lock:
-            for request, ends in self._open.items():
-                if ends < now:
+            for request, held in self._open.items():
+                if held.ends < now:
                     _hang_up(request)
 
     def server_close(self) -> None:
@@ -168,6 +195,44 @@ class UnixServer(BoundedServer):
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._bound:
                 self._path.unlink()
+
+
+class BoundedHead(StreamRequestHandler):
+    """To be put before http.server's handler, which takes a hundred lines of 64 KiB as the head of a request.
+
+    They are read by `rfile`, which raises ConnectionError at one that is too long.
+    """
+
+    def setup(self) -> None:
+        """Open the connection for reading and writing."""
+        super().setup()
+        self.rfile = self.heads = _Heads(self.rfile)
+
+
+class _Heads(BufferedIOBase):
+    """Reads lines of heads from `file`."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file = file
+        self._left = _HEAD
+
+    def begin(self) -> None:
+        """Begin with the next head."""
+        self._left = _HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read a line. Raises ConnectionError if the head is too long."""
+        most = self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
+        line = self._file.readline(most)
+        self._left -= len(line)
+        if self._left < 0:
+            raise ConnectionError("the head of a request is too long")
+        return line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 def _family_of(address: ListenAddress) -> int:

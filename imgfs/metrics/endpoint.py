@@ -16,7 +16,7 @@ from typing import Any
 
 from imgfs import listening
 from imgfs.errors import MountError
-from imgfs.listening import LOOK, BoundedServer, ListenAddress, UnixServer
+from imgfs.listening import LOOK, BoundedHead, BoundedServer, ListenAddress, UnixServer
 from imgfs.metrics.exposition import CONTENT_TYPE
 from imgfs.starting import start_thread
 
@@ -82,7 +82,7 @@ class MetricsEndpoint:
         self.close()
 
 
-class _MetricsHandler(BaseHTTPRequestHandler):
+class _MetricsHandler(BoundedHead, BaseHTTPRequestHandler):
     """One connection, one request."""
 
     protocol_version = "HTTP/1.1"
@@ -102,6 +102,8 @@ class _MetricsHandler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        assert isinstance(self.server, BoundedServer)
+        self.server.answers(self.request)
         if self.path.partition("?")[0] != PATH:
             self._send(HTTPStatus.NOT_FOUND, f"there is only {PATH}\n", "text/plain")
             return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError, UsageError, describe
-from imgfs.listening import LOOK, BoundedServer, ListenAddress, MakeHandler, UnixServer
+from imgfs.listening import LOOK, BoundedHead, BoundedServer, ListenAddress, MakeHandler, UnixServer
 from imgfs.oci.descriptor import Digest
 from imgfs.peers.cached_layers import CachedLayers, PresentLayer
 from imgfs.peers.flat_name import PRESENCE, parse_path, parse_range, parse_spans_path
@@ -155,7 +155,7 @@ def _context(certificates: ServerCertificates) -> ssl.SSLContext:
     return context
 
 
-class _PeerHandler(BaseHTTPRequestHandler):
+class _PeerHandler(BoundedHead, BaseHTTPRequestHandler):
     """One connection; requests follow each other on it."""
 
     protocol_version = "HTTP/1.1"
@@ -178,11 +178,13 @@ class _PeerHandler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """Answer a request, which has a deadline of its own."""
-        self._extend(IDLE)
+        self.heads.begin()
+        self._server.waits(self.request, IDLE)
         super().handle_one_request()
 
     def do_GET(self) -> None:
         """Send a presence, a range of a flat layer, or how a blob is cut."""
+        self._server.answers(self.request, IDLE)
         blob = parse_spans_path(self.path)
         if blob:
             self._send_spans(blob)
@@ -209,7 +211,7 @@ class _PeerHandler(BaseHTTPRequestHandler):
         if body is None or len(body) > LARGEST_SPANS:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
-        self._extend(IDLE + len(body) / _SLOWEST)
+        self._server.answers(self.request, IDLE + len(body) / _SLOWEST)
         self._send_json(body)
 
     def _send_presence(self, layer: PresentLayer) -> None:
@@ -227,7 +229,7 @@ class _PeerHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, refused)
             return
         start, end = wanted
-        self._extend(IDLE + (end - start) / _SLOWEST)
+        self._server.answers(self.request, IDLE + (end - start) / _SLOWEST)
         headers = {
             "Content-Range": f"bytes {start}-{end - 1}/{layer.size}",
             "Content-Type": "application/octet-stream",
@@ -253,9 +255,10 @@ class _PeerHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _extend(self, seconds: float) -> None:
+    @property
+    def _server(self) -> BoundedServer:
         assert isinstance(self.server, BoundedServer)
-        self.server.extend(self.request, seconds)
+        return self.server
 
     def _refuse_method(self) -> None:
         self.close_connection = True  # its body is not read
