@@ -23,6 +23,7 @@ from imgfs.engines.passing import passing
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import ImgfsError, RegistryError, StoreError, UsageError, describe
 from imgfs.parallel import ThreadPool
+from imgfs.quoting import printable
 
 if TYPE_CHECKING:
     import grpc
@@ -31,6 +32,7 @@ _THREADS = 128  # calls at once; a thread that waits takes some ten kB
 _OPTIONS = [(f"grpc.max_{way}_message_length", 16 << 20) for way in ("send", "receive")]  # as kubelet's
 _FOR_EVER = 366 * 86_400.0  # seconds
 _LONGEST_PATH = 107  # bytes of a socket's path (unix(7), sun_path)
+_LONGEST_REASON = 500  # characters, each of up to ten that print, or four bytes of three
 _GRACE = 2.0  # seconds for calls that are under way when it is to end
 
 Operation = Callable[[bytes], bytes]
@@ -270,11 +272,13 @@ def _answer(
         log.exception("%s", name)
         code, reason = Code.UNKNOWN, f"an error that imgfs did not expect: {describe(error)}"
     if code == Code.UNKNOWN:
-        log.warning("%s: %s", name, reason)
+        log.warning("%s: %s", name, printable(reason[:_LONGEST_REASON]))
     return _refused(context, code, reason)
 
 
 def _refused(context: grpc.ServicerContext, code: Code, reason: str) -> NoReturn:
+    """Refuse a call. A reason with a long name in it is cut: beyond 16 KiB a client sees another code."""
     import grpc
 
-    context.abort(next(status for status in grpc.StatusCode if status.value[0] == code), reason)
+    shown = printable(reason[:_LONGEST_REASON])
+    context.abort(next(status for status in grpc.StatusCode if status.value[0] == code), shown)

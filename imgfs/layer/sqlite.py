@@ -74,11 +74,12 @@ def create_database(path: Path, schema: str, *, shared: bool = False) -> sqlite3
 
 
 def ensure_file(path: Path) -> None:
-    """Create a file that SQLite is to open for writing, unless it exists.
+    """Create a file that SQLite is to open for writing, of this user alone, unless it exists.
 
-    SQLite itself does not say that the disk is full, only that it cannot open the file. Raises OSError.
+    SQLite itself does not say that the disk is full, only that it cannot open the file; and what it makes
+    beside the file has the file's mode. Raises OSError.
     """
-    path.open("ab").close()
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def open_database(path: Path) -> sqlite3.Connection:

@@ -38,6 +38,7 @@ _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 _IMAGE_ID = re.compile(r"sha256:[a-f0-9]{64}|[a-f0-9]{12,64}")  # of docker, which takes twelve digits for one
 _DIGEST_START = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:[0-9A-Fa-f]")
+_USER_INFO = re.compile(r"(?:\w+://)?[^/@]+@(?=[^@]*/)")  # USER:PASSWORD@ before a host: not to be repeated
 
 # containers-transports(5) and its kin: words before a colon that other tools read as a kind of place
 _OTHER_TRANSPORTS = (
@@ -161,6 +162,9 @@ def parse_reference(text: str) -> Reference:
         return _parse_file(transport, text)
     if colon and transport in ENGINES:
         return _parse_engine(transport, text)
+    if found := _USER_INFO.match(text):
+        rest = text[found.end() :]
+        raise UsageError(f"'…@{rest}': what is before @ does not belong to an image's name; see: imgfs login")
     scheme, separator, _ = text.partition("://")
     if separator and scheme != "docker":
         raise UsageError(f"{text!r} is a URL; an image is named without {scheme}://, like quay.io/ns/app:tag")

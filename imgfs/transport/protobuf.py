@@ -16,6 +16,7 @@ from imgfs.errors import RegistryError
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 _LONGEST = 10  # bytes of a varint of 64 bits
+_ALL_BITS = (1 << 64) - 1
 _MOST = 1 << 16  # fields of a message: of two bytes each, those of 16 MiB would take 1 GiB of memory
 
 Value = int | bytes
@@ -83,7 +84,7 @@ class ProtobufMessage:
 
     def text(self, field: int) -> str:
         """Return a string, "" if it is not there."""
-        return self.body(field).decode(errors="replace")
+        return self._decoded(field, self.body(field))
 
     def message(self, field: int) -> ProtobufMessage:
         """Return a message within this one, without fields if it is not there."""
@@ -103,11 +104,18 @@ class ProtobufMessage:
 
     def texts(self, field: int) -> list[str]:
         """Return all strings of a repeated field."""
-        return [body.decode(errors="replace") for body in self.bodies(field)]
+        return [self._decoded(field, body) for body in self.bodies(field)]
 
     def map(self, field: int) -> dict[str, str]:
         """Return a map of strings."""
         return {entry.text(1): entry.text(2) for entry in self.messages(field)}
+
+    def _decoded(self, field: int, body: bytes) -> str:
+        """Return a string, which is UTF-8: put right, two names of other bytes would be the same."""
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise RegistryError(f"{self._where}: field {field} is not UTF-8") from error
 
     def _last(self, field: int, kind: type[_T]) -> _T:
         value = self._fields.get(field, [kind()])[-1]
@@ -124,7 +132,8 @@ def _encoded(number: int, value: str | bytes | int) -> bytes:
 
 
 def _varint_of(value: int) -> bytes:
-    """Return a number below 2^64, seven bits in a byte, the lowest first."""
+    """Return a number of 64 bits, seven in a byte, the lowest first; a negative one as its complement."""
+    value &= _ALL_BITS
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)

@@ -36,6 +36,18 @@ def test_a_message_of_protobufs_own_documentation() -> None:
     assert (message.message(3).number(1), message.number(4), message.text(5)) == (150, 0, "")
 
 
+def test_a_negative_number_comes_back() -> None:
+    for number in (-1, -(1 << 63), (1 << 63) - 1):
+        assert ProtobufMessage(encode_message((1, number)), "m").number(1) == number
+
+
+def test_strings_that_are_not_utf8_are_refused_and_not_made_alike() -> None:
+    message = ProtobufMessage(encode_message((1, b"\xff"), (2, b"\xfe")), "a request")
+    for read in (message.text, message.texts):
+        with pytest.raises(RegistryError, match="a request: field 1 is not UTF-8"):
+            read(1)
+
+
 def test_the_last_of_a_field_counts_and_what_is_not_known_is_passed_over() -> None:
     fixed = b"\x31" + bytes(8) + b"\x3d" + bytes(4)  # fields 6 (64 bits) and 7 (32 bits)
     message = ProtobufMessage(

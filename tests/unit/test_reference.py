@@ -209,3 +209,13 @@ def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
         return
     if isinstance(reference, RegistryReference):
         assert parse_reference(str(reference)) == reference
+
+
+@pytest.mark.parametrize("text", ["ann:canary@reg.example/app:1", "https://ann:canary@reg.example/app:1"])
+def test_a_password_before_a_host_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^'…@reg\.example/app:1': what is before @") as raised:
+        parse_reference(text)
+    assert "canary" not in str(raised.value)
+    digest = f"sha256:{'0' * 64}"
+    for name in (f"app@{digest}", f"reg.example:5000/app:1@{digest}"):
+        assert str(parse_reference(name)).endswith(f"@{digest}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from imgfs.engines.refusal import Code, Refusal
 from imgfs.errors import ImgfsError
+from imgfs.layer.limits import NO_OWNER
 from imgfs.oci.descriptor import Digest
 from imgfs.oci.reference import RegistryReference, parse_reference
 
@@ -69,11 +70,16 @@ def id_maps(labels: Mapping[str, str]) -> IdMaps | None:
     if not any(found):
         return None
     for value in found:
-        if not _MAP.fullmatch(value):
+        if not (_MAP.fullmatch(value) and all(map(_is_in_bounds, value.split(",")))):
             raise Refusal(Code.INVALID_ARGUMENT, f"{value!r} is not a map of ids, like 0:100000:65536")
     if found.root() is None:
         raise Refusal(Code.INVALID_ARGUMENT, f"{found.uids!r}, {found.gids!r}: root is not mapped")
     return found
+
+
+def _is_in_bounds(part: str) -> bool:
+    inside, outside, length = map(int, part.split(":"))
+    return max(inside, outside) + length <= NO_OWNER
 
 
 def _host_of_root(mapping: str) -> int | None:
