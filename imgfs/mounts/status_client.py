@@ -48,12 +48,12 @@ class DaemonSilent(MountError):
         is_stopped = pid is not None and is_stopped_process(pid)
         is_killed = pid is not None and is_killed_process(pid)
         state = "is stopped" if is_stopped else "does not answer"
-        todo, how = f"kill -CONT {pid}, or " if is_stopped else "", "-l"
+        todo, how = f"kill -CONT {pid}, or " if is_stopped else "", " -l"
         if is_killed:
-            state, how = "was killed, and the kernel waits for it", "--force"
+            state, how = "was killed, and the kernel waits for it", ""
         if holder_of(mount):
             todo = "it is being replaced: wait, or "
-        self.why = f"{daemon} {state}: {todo}imgfs umount {how} {mount.mountpoint}"
+        self.why = f"{daemon} {state}: {todo}imgfs umount{how} {mount.mountpoint}"
         super().__init__(f"{mount.mountpoint}: {self.why}")
 
 

@@ -25,6 +25,7 @@ from imgfs.mounts.status_client import (
     DaemonSilent,
     ask_in_child,
     daemon_of,
+    is_killed_process,
     is_served_by_none,
     is_stopped_process,
     read_status,
@@ -51,7 +52,14 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
 
     Raises HeldElsewhere, or MountError, for example when the mount is busy or its daemon does not answer.
     """
-    status = _status(mount) if ask and not lazy else MountStatus()
+    if lazy and _ended_for_killed(mount):
+        return
+    try:
+        status = _status(mount) if ask and not lazy else MountStatus()
+    except DaemonSilent:
+        if _ended_for_killed(mount):
+            return
+        status = _status(mount)
     pid = daemon_of(mount) if status.pid else None
     if status.pid and pid is None and mount.runtime is None:
         pid = status.pid  # in the daemon's PID namespace: an older kernel has no other
@@ -89,12 +97,29 @@ def end_connection(mount: Mount) -> bool:
     return True
 
 
+def _ended_for_killed(mount: Mount) -> bool:
+    """End the connection of a daemon that was killed, and of which a thread waits in the kernel.
+
+    No other process does that, or answers what waits for it: that fails. Return True if the mount is gone
+    with it; what is in use is not. Raises MountError.
+    """
+    pid = None if mount.runtime else daemon_of(mount)
+    if pid is None or not is_killed_process(pid) or holder_of(mount):
+        return False
+    log.info(
+        "%s: its daemon (pid %d) was killed, and the kernel waits for it: that ends", mount.mountpoint, pid
+    )
+    return end_connection(mount)
+
+
 def detach_all(mountpoint: Path) -> None:
     """Take down every mount at `mountpoint`, as root, and ask no daemon: what still uses one keeps it.
 
     Raises MountError.
     """
     while mount := mount_at(mountpoint):
+        if mount.is_imgfs and _ended_for_killed(mount):
+            continue
         try:
             syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)
         except OSError as error:

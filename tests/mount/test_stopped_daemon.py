@@ -139,9 +139,11 @@ sys.exit(main())
 
 
 @pytest.mark.drivers("fuse")
-def test_of_a_daemon_that_was_killed_and_has_a_thread_in_the_kernel_it_is_said_how_readers_are_freed(
-    imgfs: Imgfs, image: str
+@pytest.mark.parametrize("words", [("umount",), ("umount", "--lazy"), ("umount", "--force")], ids=" ".join)
+def test_of_a_daemon_that_was_killed_and_has_a_thread_in_the_kernel_readers_are_freed_by_umount(
+    imgfs: Imgfs, image: str, words: tuple[str, ...]
 ) -> None:
+    """Nobody else answers or ends its connection, and its readers cannot be killed."""
     at = imgfs.mountpoint()
     done = imgfs.program(sys.executable, "-c", LEAVES_A_THREAD, "mount", image, at)
     assert (done.code, done.out, done.err) == (0, b"", "")
@@ -149,11 +151,18 @@ def test_of_a_daemon_that_was_killed_and_has_a_thread_in_the_kernel_it_is_said_h
     pid = imgfs.pid(at)
     os.kill(pid, signal.SIGUSR1)
     until(lambda: is_killed_process(pid), "its first thread has ended")
-    for words in (("status", at), ("umount", at)):
-        said = imgfs.run(*words, timeout=BOUND).complaint()
-        todo = f"imgfs umount --force {at}"
-        assert said.endswith(f"its daemon (pid {pid}) was killed, and the kernel waits for it: {todo}")
-    assert imgfs.ok("umount", "--force", at, timeout=BOUND) == ""
+    said = imgfs.run("status", at, timeout=BOUND).complaint()
+    todo = f"imgfs umount {at}"
+    assert said.endswith(f"its daemon (pid {pid}) was killed, and the kernel waits for it: {todo}")
+    drop_caches()
+    reader = ["env", "LC_ALL=C", "cat", str(at / "a")]
+    with subprocess.Popen(reader, stderr=subprocess.PIPE, text=True) as reading:
+        waits = Path(f"/proc/{reading.pid}/wchan")
+        until(lambda: "request_wait" in waits.read_text(), "it waits for the daemon")
+        imgfs.run(*words, at, timeout=BOUND)  # it may still be busy
+        assert "connect" in reading.communicate(timeout=BOUND)[1]
+    if mount_at(at):
+        assert imgfs.ok("umount", at, timeout=BOUND) == ""
     assert mount_at(at) is None
     os.kill(pid, signal.SIGKILL)
     until(lambda: not is_alive(pid), "the thread has ended")
