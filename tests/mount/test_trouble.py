@@ -315,8 +315,10 @@ def loop_device(disk: Path) -> Iterator[Path]:
         while device is None:
             device = _taken(node, fcntl.ioctl(free, LOOP_CTL_GET_FREE), file.fileno())
         with device:
-            yield node
-            fcntl.ioctl(device, LOOP_CLR_FD)  # once nothing uses it
+            try:
+                yield node
+            finally:
+                fcntl.ioctl(device, LOOP_CLR_FD)  # once nothing uses it
 
 
 def _taken(node: Path, number: int, file: int) -> FileIO | None:
