@@ -24,6 +24,7 @@ from imgfs.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from imgfs.cli.first_request import FirstRequest
     from imgfs.cli.selection import ImageSelection
     from imgfs.content.background import BackgroundFetchOptions
     from imgfs.image.resolve import Resolved
@@ -188,14 +189,27 @@ def mount(options: argparse.Namespace) -> int:
         with _plan(options) as (image, how):
             resolved = _prepared(image, options, how)
             mount_in_foreground(resolved, image.connect, image.store, how)
+    first = _first_request(options)
     writable = options.rw or options.scratch is not None
     begun = options.mounting or Mounting.fork(
-        writable=writable, offline=options.offline, driver=options.driver
+        writable=writable, offline=options.offline, driver=options.driver, fetches=first is not None
     )
-    with begun as mounting, _plan(options) as (image, how):
-        resolved = _prepared(image, options, how, mounting)
-        mounting.mount(resolved, image.connect, image.store, how)
+    with begun as mounting:
+        if first:
+            first.send()
+        with _plan(options) as (image, how):
+            resolved = _prepared(image, options, how, mounting, first)
+            mounting.mount(resolved, image.connect, image.store, how)
     return 0
+
+
+def _first_request(options: argparse.Namespace) -> FirstRequest | None:
+    """Return what a registry is asked before the rest is loaded; None if that is loaded already."""
+    if options.mounting:
+        return None
+    from imgfs.cli.first_request import FirstRequest
+
+    return FirstRequest.of(options)
 
 
 def _prepared(
@@ -203,12 +217,15 @@ def _prepared(
     options: argparse.Namespace,
     how: MountOptions,
     mounting: Mounting | None = None,
+    first: FirstRequest | None = None,
 ) -> Resolved:
     """Prepare the image, and its earlier states; warn if it has no profile of the name that --replay says."""
     from imgfs.store.store import NO_PROFILE
 
     name = options.replay
-    resolved = image.prepare(options.upto_layer, mounting=mounting, replay=name, question=options.question)
+    resolved = image.prepare(
+        options.upto_layer, mounting=mounting, replay=name, question=options.question, first=first
+    )
     if how.history:
         image.prepare_states(resolved)
     if name in (None, NO_PROFILE):

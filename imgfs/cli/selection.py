@@ -22,6 +22,7 @@ from imgfs.oci.image import Manifest
 from imgfs.oci.policy import Policy
 from imgfs.oci.reference import EngineReference, Reference, RegistryReference
 from imgfs.oci.select import is_for, runs
+from imgfs.starting import try_thread
 from imgfs.store.store import Store
 from imgfs.transport.connect import DeferredSource, OfflineSource
 from imgfs.transport.source import Source
@@ -29,6 +30,7 @@ from imgfs.transport.source import Source
 if TYPE_CHECKING:  # what prepares images and speaks HTTP takes long to load: where it is needed
     import argparse
 
+    from imgfs.cli.first_request import FirstRequest
     from imgfs.cli.tag_question import TagQuestion
     from imgfs.image.discover import IndexDiscovery
     from imgfs.image.image import Image
@@ -100,24 +102,24 @@ class ImageSelection:
         replay: str | None = None,
         question: TagQuestion | None = None,
         ready: Resolved | None = None,
+        first: FirstRequest | None = None,
     ) -> Resolved:
-        """Resolve it, index its layers and merge them; shows progress.
+        """Resolve it, by what has been asked `first`, index its layers and merge them; shows progress.
 
         `up_to` names the last layer to count (`Resolved.up_to`). Unless `lean`, each layer's index has its
         entries afterwards, although the tree has all that a mount needs. If it is not ready, the daemon of
-        `mounting` is told of the source once that has told what the image is, and again once the config has
-        come; and of the spans once they are known: then it may begin to replay what `replay` names. What the
-        tag was resolved to last it opens while the registry is asked, by `question` if there is one; what is
-        known to be `ready`, and open already, is not looked at again.
+        `mounting` is told of the source as soon as that is known, again once the config has come, and of the
+        spans: then it may begin to replay what `replay` names. What the tag was resolved to last it opens
+        while the registry is asked, by `question` if there is one; what is `ready` is open already.
         """
         with ExitStack() as stack:
             stack.callback(question.end if question else lambda: None)
             progress = stack.enter_context(closing(self.progress()))
-            source: Source = stack.enter_context(closing(DeferredSource(self.connect)))
+            source: Source = first.source if first else DeferredSource(self.connect)
+            stack.enter_context(closing(source))
             discovery: IndexDiscovery | None = None
             early = _Early(self, mounting, question, ready, lean=lean, is_part=up_to is not None)
-
-            if not self.store.resolved(str(self.reference)):
+            if not first and not self.store.resolved(str(self.reference)):
                 early.expect_more(source)
 
             def look(digest: Digest, manifest: Manifest) -> None:
@@ -143,10 +145,13 @@ class ImageSelection:
             return resolved
 
     def _discovery(self, digest: Digest, manifest: Manifest, source: Source) -> IndexDiscovery | None:
-        """Begin to ask what indexes there are of an image; None if that is not needed."""
+        """Begin to ask what indexes there are of an image, and load what imports them; None if not needed."""
         from imgfs.image.discover import early_discovery
 
-        return early_discovery(digest, manifest, source, self.store, self.trust)
+        begun = early_discovery(digest, manifest, source, self.store, self.trust)
+        if begun:
+            try_thread(_load_preparation, "imgfs-load")
+        return begun
 
     def prepare_states(self, resolved: Resolved) -> None:
         """Merge the trees of a prepared image as it was after each of its layers; shows progress."""
@@ -347,6 +352,11 @@ def select_image(options: argparse.Namespace, environment: Environment | None = 
             references, lambda reference: replace(first, reference=reference).check_exists()
         ),
     )
+
+
+def _load_preparation() -> None:
+    """Load what prepares an image, while its config is fetched."""
+    import imgfs.image.prepare  # noqa: F401
 
 
 @contextmanager

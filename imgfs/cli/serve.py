@@ -147,7 +147,7 @@ def _is_bound(words: Sequence[str]) -> bool:
 def load() -> None:
     """Load what mounts and containers take, and read what is the same for each."""
     from imgfs.cli.parser import describe_ahead
-    from imgfs.mount.daemon import load_what_serves
+    from imgfs.mount.loading import load_what_serves
     from imgfs.runtime.devices import find_profile
     from imgfs.runtime.security import Security
 

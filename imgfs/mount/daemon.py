@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from imgfs.daemonize import Daemon, run_in_foreground
 from imgfs.errors import ImgfsError
+from imgfs.mount.loading import BY_FETCHES, load_in_steps, load_what_both_need, load_what_fetches
 from imgfs.mount.options import MountOptions, OpenOrder, ReplayOrder
 from imgfs.starting import try_thread
 
@@ -36,29 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("imgfs.mount")
 
-# What both a daemon and its caller need: loaded once, before the fork.
-_BY_BOTH = ("imgfs.image.trust", "imgfs.mounts.mountpoint", "imgfs.store.store", "imgfs.transport.connect")
-_BY_BOTH_FOR_SCRATCHES = ("imgfs.overlay.scratch", "imgfs.overlay.xattrs", "secrets", "shutil")
-_ALWAYS = (
-    "imgfs.fuse.operations",
-    "imgfs.image.verify",
-    "imgfs.mount.kernel",
-    "imgfs.mount.resume",
-    "imgfs.transport.connect",
-)
-_BY_KERNEL = ("imgfs.fuse.erofs_devices", "imgfs.kernel.passthrough", "imgfs.kernel.erofs_image")
-_BY_FUSE = ("imgfs.mount.fuse",)
-_BY_FETCHES = {"imgfs.fuse.tasks", "imgfs.registry.adapter", "imgfs.transport.registry"}
-_LATER = (
-    "imgfs.image.image",
-    "imgfs.image.profiles",
-    "imgfs.mount.early",
-    "imgfs.predict.predictor",
-    "imgfs.store.store",
-)
 _MANY_FILES = 500_000  # of an image, in which nothing is guessed: for paths all names are read
 _SWITCH = 0.0005  # seconds until a thread that computes makes way for another
-_FOR_SCRATCHES = ("imgfs.overlay.scratch_opened", "imgfs.fuse.writable")
 
 
 class Mounting(contextlib.AbstractContextManager["Mounting"]):
@@ -76,18 +55,18 @@ class Mounting(contextlib.AbstractContextManager["Mounting"]):
         return self._daemon.pid
 
     @classmethod
-    def fork(cls, *, writable: bool, offline: bool = False, driver: str = "auto") -> Mounting:
+    def fork(
+        cls, *, writable: bool, offline: bool = False, driver: str = "auto", fetches: bool = False
+    ) -> Mounting:
         """Fork the daemon of a mount to be, which begins to load what it will need.
 
-        Unless `offline`, a third process gets ready to ask a registry (`cli.tag_question`): on two processors
-        that and the daemon are late, so that more of the daemon's is loaded here.
+        Unless `offline`, a third process gets ready to ask a registry (`cli.tag_question`). If it `fetches`,
+        as nothing of its image is here, both load all by themselves: its caller waits for the registry then.
         """
-        for module in (*_BY_BOTH, *(_BY_BOTH_FOR_SCRATCHES if writable else ())):
-            importlib.import_module(module)
-        if writable and not offline:
-            importlib.import_module(_FOR_SCRATCHES[0])
-        more = _FOR_SCRATCHES if writable else ()
-        load = partial(_load, more, by_kernel=driver != "fuse" and os.geteuid() == 0)
+        if not fetches:
+            load_what_both_need(writable=writable, offline=offline)
+        by_kernel = driver != "fuse" and os.geteuid() == 0
+        load = partial(load_in_steps, writable=writable, by_kernel=by_kernel, fetches=fetches)
         child = _ForkedDaemon(offline=offline)
         return cls(Daemon.fork(load, child.serve_task, child.get_more))
 
@@ -202,35 +181,9 @@ def mount_in_foreground(
     run_in_foreground(serve_now, options.log_level)
 
 
-def _load(more: Iterable[str], *, by_kernel: bool) -> Iterator[None]:
-    """Load what serves and `more`, the more likely it is to be needed the sooner."""
-    drivers = (_BY_KERNEL, _BY_FUSE) if by_kernel else (_BY_FUSE,)
-    for modules in ((*_ALWAYS, *more), *drivers):
-        for module in modules:
-            importlib.import_module(module)
-        yield
-
-
-def load_what_fetches(*, http: bool) -> None:
-    """Load what a read of bytes that are not here takes: it takes long, and many a mount never needs it."""
-    for module in ("imgfs.layer.codec.span", "imgfs.fuse.tasks"):
-        importlib.import_module(module)
-    if http:
-        from imgfs.transport.connect import load_http
-
-        load_http()
-
-
-def load_what_serves() -> None:
-    """Load all that any mount's daemon may need, for processes that are forked later."""
-    for module in (*_ALWAYS, *_FOR_SCRATCHES, *_BY_FUSE, *_BY_KERNEL, *_LATER):
-        importlib.import_module(module)
-    load_what_fetches(http=True)
-
-
 def _load_beside(image: Image, source: DeferredSource) -> None:
     """Load what fetches beside the first requests, which come first, if bytes of the image are not here."""
-    if image.content.is_complete() or sys.modules.keys() >= _BY_FETCHES:
+    if image.content.is_complete() or sys.modules.keys() >= BY_FETCHES:
         return
 
     from imgfs.oci.reference import RegistryReference, parse_reference

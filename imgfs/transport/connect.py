@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgfs.config import AuthSource, Peers
-from imgfs.errors import ImgfsError, Unavailable
+from imgfs.errors import ImgfsError, LimitReached, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.oci.reference import EngineReference, FileReference, LayoutReference, Reference, RegistryReference
 from imgfs.registry.endpoint import Tls, Traffic
 from imgfs.transport.source import UNKNOWN_SIZE, Source, WrappedSource, inline
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from imgfs.peers.pool import PeerPool
     from imgfs.registry.auth import KnownAuth
     from imgfs.registry.config.resolver import Resolver
@@ -141,6 +144,7 @@ class DeferredSource(WrappedSource):
         self._connect = connect
         self._lock = threading.Lock()
         self._opened = opened
+        self._asked: Future[Descriptor] | None = None
 
     @property
     def opened(self) -> Source | None:
@@ -153,6 +157,19 @@ class DeferredSource(WrappedSource):
             if self._opened is None:
                 self._opened = self._connect()
             return self._opened
+
+    def ask_ahead(self, requests: int) -> None:
+        """Ask what the reference names, by a whole document; expect so many `requests` after that."""
+        from imgfs.parallel import begun
+
+        self.expect(requests)
+        with suppress(LimitReached):
+            self._asked = begun(partial(super().resolve, whole=True), "imgfs-ask")
+
+    def resolve(self, *, whole: bool = False) -> Descriptor:
+        """Return what the reference names now, once by what was asked ahead."""
+        asked, self._asked = self._asked, None
+        return asked.result() if asked else super().resolve(whole=whole)
 
     def is_offline(self) -> bool:
         """Open it; return True if no registry is to be asked."""

@@ -145,12 +145,12 @@ def test_what_a_container_and_its_daemon_take_is_loaded_once() -> None:
     code = """\
 import importlib, sys
 import imgfs.cli.run
-from imgfs.mount import daemon
-for name in (*daemon._BY_BOTH, *daemon._BY_BOTH_FOR_SCRATCHES):
+from imgfs.mount import daemon, loading
+for name in (*loading.BY_BOTH, *loading.BY_BOTH_FOR_SCRATCHES):
     importlib.import_module(name)
 before = set(sys.modules)
 if sys.argv[1] == "daemon":
-    for _ in daemon._load(daemon._FOR_SCRATCHES, by_kernel=True):
+    for _ in loading.load_in_steps(writable=True, by_kernel=True):
         pass
 else:
     import imgfs.cli.container, imgfs.cli.container_options, imgfs.cli.container_request, imgfs.cli.parser
@@ -180,15 +180,15 @@ print(*sys.modules)
 def test_a_daemon_loads_what_fetches_and_scratches_only_where_there_is_some() -> None:
     code = """\
 import sys
-from imgfs.mount import daemon
+from imgfs.mount import daemon, loading
 def show(*names):
     print(len(sys.modules), *(sum(f"{name}.".startswith(n) for name in sys.modules) for n in names))
-for more, by_kernel in (((), False), ((), True), (daemon._FOR_SCRATCHES, True)):
-    for _ in daemon._load(more, by_kernel=by_kernel):
+for writable, by_kernel in ((False, False), (False, True), (True, True)):
+    for _ in loading.load_in_steps(writable=writable, by_kernel=by_kernel):
         pass
     show("imgfs.overlay.", "trio.", "pyfuse3.", "ssl.", "urllib3.", "requests.", "email.", "subprocess.",
          "imgfs.layer.codec.")
-daemon.load_what_fetches(http=True)
+loading.load_what_fetches(http=True)
 show("trio.", "urllib3.")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
