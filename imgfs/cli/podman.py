@@ -34,6 +34,9 @@ or as an ordinary user inside `podman unshare`, where podman has its mounts. pod
   [storage.options]
   additionalimagestores = ["{_ROOT}"]
 
+Nothing of podman works, `podman unshare` neither, while a store that is named there is missing: add an image
+first, or make the directory.
+
 Examples:
   imgfs podman add docker.io/library/debian:12
   podman --storage-opt additionalimagestore={_ROOT} run --rm docker.io/library/debian:12 ls

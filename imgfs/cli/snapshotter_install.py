@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def uninstall(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> Path:
     from imgfs.engines.node.config_places import usual_config
 
-    return Path(options.containerd) if options.containerd else usual_config()
+    return Path(os.path.abspath(options.containerd)) if options.containerd else usual_config()
 
 
 def _places(options: argparse.Namespace) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -388,6 +389,15 @@ def test_a_drop_in_is_read_after_those_before_it_by_name(tmp_path: Path) -> None
     assert [one.path.name for one in beside.before] == ["config.toml", ".hidden.toml", "a.toml"]
     assert [one.path.name for one in beside.later] == ["z.toml"]
     assert files_beside(tmp_path / "elsewhere.toml", config) == FilesBeside()
+
+
+def test_a_file_that_is_named_from_here_is_checked_with_what_it_imports(imgfs: Imgfs, tmp_path: Path) -> None:
+    read(tmp_path, 3, UNPACKS)
+    config = os.path.relpath(tmp_path / "config.toml", imgfs.directory)
+    words = "--containerd", config, "--unit", tmp_path / "a.service"
+    refused = imgfs.run("snapshotter", "install", *words, cwd=imgfs.directory).complaint(2)
+    assert refused.startswith(f"{tmp_path}/conf.d/9.toml: is read after {tmp_path}/config.toml, ")
+    assert not (tmp_path / "a.service").exists()
 
 
 def test_a_file_that_the_usual_configuration_imports_is_checked_as_that_has_it(
