@@ -127,10 +127,27 @@ def left_behind(node: Node) -> list[str]:
         found += [
             f"directory {path}" for name in ("mnt", "snapshots") for path in (node.kept / name).iterdir()
         ]
-        found += [f"process {pid}" for pid in node.processes()[1:] if pid != node.serving]
+        found += [_described(pid) for pid in node.processes()[1:] if not _is_of(pid, node.serving)]
         if not found or time.monotonic() > ends:
             return found
         time.sleep(1)
+
+
+def _is_of(pid: int, ancestor: int) -> bool:
+    """Return True for a process, and all that have begun below it: what serves the next mounts waits."""
+    while pid > 1 and pid != ancestor:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            return True
+    return pid == ancestor
+
+
+def _described(pid: int) -> str:
+    words = b""
+    with suppress(OSError):  # it has ended
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    return f"process {pid}: {words.decode(errors='replace')[:300]}"
 
 
 def _digest(text: str) -> str:
