@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 from imgfs.engines.refusal import Code, Refusal
@@ -46,9 +48,16 @@ def run_imgfs(words: Sequence[str], environment: Mapping[str, str] | None = None
         for line in lines[:-1] if code else lines:
             log.warning("%s", printable(line))
         if code:
-            reason = printable(lines[-1].removeprefix("imgfs: ") if lines else f"exit code {code}")
+            reason = printable(lines[-1].removeprefix("imgfs: ") if lines else _ending(code))
             raise Refusal(Code.UNKNOWN, reason[:_LONGEST])
         return _text(out)
+
+
+def _ending(code: int) -> str:
+    """Return how a process has ended that said nothing: by a signal, as when memory is short, or a code."""
+    with suppress(ValueError):
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _text(file: IO[bytes]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.engines.liveness import is_answering
+from imgfs.engines.refusal import Refusal
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
@@ -400,6 +401,21 @@ def test_published_indexes_count_as_they_do_for_the_reference_that_was_pulled(
         ["--x", "--index", "auto", f"r.io/app@{digest}"],
         ["--index", "none", f"r.io/app:v1@{digest}"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(-9, "its process was ended by SIGKILL"), (-99, "exit code -99"), (3, "exit code 3")]
+)
+def test_a_mount_that_ends_without_a_word_is_told_by_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code))
+    mounts = ImageMounts(tmp_path / "mnt", [])
+    with (
+        pytest.raises(Refusal, match=f"^imgfs cannot mount r.io/app:v1: {says}$"),
+        mounts.used(ImageChain("sha256:" + "0" * 64, 0, "r.io/app:v1")),
+    ):
+        pass
 
 
 def test_what_has_failed_before_it_was_asked_for_is_tried_again(
