@@ -88,6 +88,7 @@ def snapshotter(options: argparse.Namespace) -> int:
     from imgfs.engines.rpc import only_one
     from imgfs.engines.snapshotter.directories import SnapshotDirectories
     from imgfs.engines.snapshotter.image_mounts import ImageMounts
+    from imgfs.engines.snapshotter.reserve import Reserve
     from imgfs.engines.snapshotter.rows import SnapshotRows
     from imgfs.engines.snapshotter.service import service_of
     from imgfs.engines.snapshotter.snapshotter import Snapshotter
@@ -109,6 +110,7 @@ def snapshotter(options: argparse.Namespace) -> int:
                 Policy(options.index),
             ),
             store,
+            Reserve(root / "reserve"),
         )
         run_server(lambda: {address: [service_of(made)]}, options.log_level)
 

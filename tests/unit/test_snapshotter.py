@@ -22,7 +22,8 @@ from imgfs.engines.refusal import Refusal
 from imgfs.engines.snapshotter.directories import SnapshotDirectories
 from imgfs.engines.snapshotter.image_mounts import ImageMounts
 from imgfs.engines.snapshotter.labels import offered_layer
-from imgfs.engines.snapshotter.messages import CommitRequest, PrepareRequest
+from imgfs.engines.snapshotter.messages import CommitRequest, NamedRequest, PrepareRequest
+from imgfs.engines.snapshotter.reserve import Reserve
 from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
 from imgfs.engines.snapshotter.snapshotter import Snapshotter
 from imgfs.errors import RegistryError, StoreError
@@ -224,7 +225,7 @@ def test_in_a_user_namespace_overlayfs_keeps_what_it_needs_in_attributes_of_user
     monkeypatch.setattr("imgfs.syscalls.is_in_user_namespace", lambda: is_rootless)
     rows, store = SnapshotRows(tmp_path / "rows"), Store(tmp_path / "store")
     directories, mounts = SnapshotDirectories(tmp_path / "snapshots"), ImageMounts(tmp_path / "mnt", [])
-    made = Snapshotter(rows, directories, mounts, store)
+    made = Snapshotter(rows, directories, mounts, store, Reserve(tmp_path / "reserve"))
     made.prepare(PrepareRequest("imgfs", "key", "", {}))
     made.commit(CommitRequest("imgfs", "base", "key", {}, ""))
     (words,) = made.prepare(PrepareRequest("imgfs", "made", "base", {}))
@@ -250,6 +251,41 @@ def test_a_new_upper_directory_has_the_owner_and_the_mode_of_the_root_below(tmp_
         directories.make(made, lower, owner)
         found = directories.upper(made).stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == wanted
+
+
+def fill(file: Path) -> None:
+    """Write as much as there is room for."""
+    with file.open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+
+
+@pytest.mark.kernel
+def test_what_frees_a_full_disk_is_written_down_on_it(tmp_path: Path) -> None:
+    """kubelet removes images, and containerd snapshots, when there is no room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
+    try:
+        rows, reserve = SnapshotRows(disk / "rows"), Reserve(disk / "reserve")
+        directories, mounts = SnapshotDirectories(disk / "snapshots"), ImageMounts(disk / "mnt", [])
+        made = Snapshotter(rows, directories, mounts, Store(tmp_path / "store"), reserve)
+        keys = [f"key {number}" for number in range(12)]
+        for key in keys:
+            made.prepare(PrepareRequest("imgfs", key, "", {"label": "x" * 4000}))
+        with pytest.raises(OSError, match="No space"):
+            fill(disk / "filler")
+        with pytest.raises(StoreError, match="full"):
+            made.prepare(PrepareRequest("imgfs", "one more", "", {"label": "x" * 4000}))
+        for key in keys:
+            made.remove(NamedRequest("imgfs", key))
+        assert list(rows.all()) == []
+        (disk / "filler").unlink()
+        made.clean_up()
+        assert (disk / "reserve").stat().st_blocks * 512 >= 1 << 20
+        rows.close()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_directories_of_any_depth_are_counted_and_removed(tmp_path: Path) -> None:

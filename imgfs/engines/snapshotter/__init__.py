@@ -9,6 +9,7 @@ unpacked by containerd into directories, as its own overlayfs snapshotter has th
     labels       what containerd says of a layer
     directories  the upper directories of containers, and layers that were unpacked
     image_mounts a mount of imgfs for each chain of layers in use
+    reserve      room on the disk, so that removals can be written down on a full one
     snapshotter  the ten operations
     filters      which snapshots a list is asked for     patterns  regular expressions in there
     messages     requests and answers as bytes       service  the operations as a service of gRPC

@@ -29,8 +29,10 @@ from imgfs.engines.snapshotter.messages import (
     PrepareRequest,
     UpdateRequest,
 )
+from imgfs.engines.snapshotter.reserve import Reserve
 from imgfs.engines.snapshotter.rows import ImageChain, Snapshot, SnapshotKind, SnapshotRows, SnapshotUsage
 from imgfs.engines.stored_image import remove_image
+from imgfs.errors import StoreError
 from imgfs.oci.descriptor import Digest
 from imgfs.store.store import Store
 
@@ -43,12 +45,19 @@ class Snapshotter:
     """Snapshots, kept as `rows`; safe in threads. Every operation raises Refusal, StoreError."""
 
     def __init__(
-        self, rows: SnapshotRows, directories: SnapshotDirectories, mounts: ImageMounts, store: Store
+        self,
+        rows: SnapshotRows,
+        directories: SnapshotDirectories,
+        mounts: ImageMounts,
+        store: Store,
+        reserve: Reserve,
     ) -> None:
         self._rows = rows
         self._directories = directories
         self._mounts = mounts
         self._store = store
+        self._reserve = reserve
+        self._reserve.keep()
         self._more = ["index=off"] if os.path.exists(_INDEX) else []
         if syscalls.is_in_user_namespace():  # else no directory could be removed: trusted.* is not its root's
             self._more.append("userxattr")
@@ -88,10 +97,18 @@ class Snapshotter:
             self._rows.commit(row, request.name, request.labels, usage, request.parent)
 
     def remove(self, request: NamedRequest) -> None:
-        """Remove a snapshot; what it took is freed in a sweep."""
+        """Remove a snapshot, on a full disk too; what it took is freed in a sweep."""
+        try:
+            self._remove(request)
+        except StoreError:
+            if not self._reserve.give():
+                raise
+            self._remove(request)
+        self._removed.set()
+
+    def _remove(self, request: NamedRequest) -> None:
         with self._rows.changing():
             self._rows.remove(*request)
-        self._removed.set()
 
     def stat(self, request: NamedRequest) -> Snapshot:
         """Return a snapshot."""
@@ -126,6 +143,7 @@ class Snapshotter:
                 self._directories.set_aside(ids.__contains__)
             self._directories.remove_aside()
             self._free_images()
+            self._reserve.keep()
 
     def clean_up_when_removed(self) -> None:
         """Wait until a snapshot is removed, or a mount that was begun is there, and clean up.
