@@ -51,13 +51,14 @@ def travel(
     """
     reached: Journey = {}
     traffic = link.traffic if link else Traffic
-    seconds, effort, before = 0.0, Effort(), traffic()
+    effort, before, began = Effort(), traffic(), time.perf_counter()
 
     def step(what: str, action: Callable[[], Result]) -> Result:
-        nonlocal seconds, effort
-        began, used = time.perf_counter(), effort_of_children()
+        nonlocal effort
+        used = effort_of_children()
         result = action()
-        seconds += time.perf_counter() - began  # what asking for the CPU below takes is not counted
+        # with what it has taken to ask for the figures of the steps before: a replay goes on meanwhile
+        seconds = time.perf_counter() - began
         effort += effort_of_children() - used
         crossed, whole = traffic() - before, effort + tool.serving_effort()
         counts = whole.switches, crossed.fetched, crossed.requests, crossed.connections

@@ -71,6 +71,7 @@ class Imgfs(Rooted):
         }
         self._socket = scratch / f"{self.mountpoint.name}-serve.sock"
         self._server: subprocess.Popen[bytes] | None = None
+        self._daemon: int | None = None
         self.mountpoint.mkdir(parents=True, exist_ok=True)
 
     def show(self, reference: str, *, is_served: bool = False, is_offline: bool = False) -> Path:
@@ -172,8 +173,10 @@ class Imgfs(Rooted):
 
     def serving_effort(self) -> Effort:
         """Say what the daemon, the oldest process, has used: to ask imgfs would keep a core meanwhile."""
-        serving = having(f"IMGFS_STORE={self.store}")
-        return effort_of(min(serving)) if serving else Effort()
+        variable = f"IMGFS_STORE={self.store}"
+        if not (self._daemon and has(self._daemon, variable)):  # all processes are looked at but once
+            self._daemon = min(having(variable), default=None)
+        return effort_of(self._daemon) if self._daemon else Effort()
 
     def look(self, *words: str | Path) -> float:
         """Run a command that looks into images; one says by exit code 1 that it found, or found nothing."""
@@ -279,12 +282,15 @@ PEERS: dict[str, Callable[[Path], Tool]] = {"podman": Podman, "umoci": Umoci}
 
 def having(variable: str) -> list[int]:
     """List the processes that were started with a variable, NAME=VALUE, in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # has ended
-            if variable.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if has(pid, variable)]
+
+
+def has(pid: int, variable: str) -> bool:
+    """Tell whether a process was started with a variable, NAME=VALUE; one that has ended was not."""
+    with contextlib.suppress(OSError):
+        return variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
 
 
 def end(processes: Callable[[], list[int]]) -> None:
