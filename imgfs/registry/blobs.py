@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple
 
-from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unavailable
+from imgfs.errors import IntegrityError, InvalidImage, NotFound, RegistryError, Unauthorized, Unavailable
 from imgfs.oci.descriptor import Descriptor, Digest
 from imgfs.registry.endpoint import MAX_DOCUMENT
 from imgfs.registry.messages import Response
@@ -188,12 +188,7 @@ class Blobs:
     def _range(self, digest: Digest, url: str, wanted: BlobRange, patience: Patience) -> Iterator[bytes]:
         """Send one request for a range of a blob; it may end early with Unavailable, or without."""
         what, headers = redact(url), range_header(wanted)
-        try:
-            response = self._open_blob(url, headers, patience)
-        except RegistryError as error:
-            if error.status == 416:
-                raise IntegrityError(f"{what}: length", expected=wanted.size, actual="less") from error
-            raise
+        response = self._open_range(url, wanted, patience) if headers else self._open_blob(url, {}, patience)
         with closing(response):
             try:
                 body_slice = slice_of(response.status, response.headers, wanted, what)
@@ -205,6 +200,24 @@ class Blobs:
             elif headers:
                 self._rangeless.discard(digest)
             yield from cut_out(response.chunks(patience), body_slice, what)
+
+    def _open_range(self, url: str, wanted: BlobRange, patience: Patience) -> Response:
+        """Ask for a range; where it is refused (400, 405, 416, 501), as by a gateway, for the whole blob.
+
+        An endpoint that has one try is not asked for that: another one may have the range.
+        """
+        try:
+            return self._open_blob(url, range_header(wanted), patience)
+        except (NotFound, Unauthorized, Unavailable):
+            raise
+        except RegistryError as error:
+            if self._session.timeouts.tries > 1:
+                with suppress(RegistryError):
+                    return self._open_blob(url, {}, patience)
+            if error.status == 416:
+                text = f"{redact(url)}: length"
+                raise IntegrityError(text, expected=wanted.size, actual="less") from error
+            raise
 
     def _open_blob(self, url: str, headers: Mapping[str, str], patience: Patience) -> Response:
         """Ask where the blob was redirected to last; a refusal there means: ask the registry again."""

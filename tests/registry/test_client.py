@@ -288,6 +288,30 @@ def test_a_200_to_a_range_is_cut_to_what_was_asked(server: FaultServer, client: 
     assert not client.ignores_ranges(blob.digest)
 
 
+@pytest.mark.parametrize("status", [400, 405, 416, 501])
+def test_where_a_range_is_refused_the_blob_is_asked_for_whole(
+    server: FaultServer, client: Client, status: int
+) -> None:
+    blob = server.add_blob(BODY)
+    server.inject(Fault(status=status), on="/blobs/")
+    assert read(client, blob, 300_000, 300_010) == BODY[300_000:300_010]
+    assert ranges(server) == ["bytes=300000-300009", None]
+    assert client.ignores_ranges(blob.digest)
+    read(client, blob, 10, 20)
+    assert not client.ignores_ranges(blob.digest)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_is_no_refusal_of_a_range_is_not_asked_for_whole(
+    server: FaultServer, client: Client, status: int
+) -> None:
+    blob = server.add_blob(BODY)
+    server.inject(Fault(status=status), on="/blobs/", times=9)
+    with pytest.raises(RegistryError):
+        read(client, blob, 10, 20)
+    assert None not in ranges(server)
+
+
 def test_a_shorter_range_than_asked_is_completed(server: FaultServer, client: Client) -> None:
     blob = server.add_blob(BODY)
     short = {"Content-Range": f"bytes 10-19/{len(BODY)}", "Content-Length": "10"}
@@ -321,7 +345,7 @@ def test_a_range_that_is_answered_wrongly_is_asked_for_again(server: FaultServer
     server.inject(Fault(headers={"Content-Range": f"bytes 0-9/{len(BODY)}"}), on="/blobs/")
     server.inject(Fault(status=416), on="/blobs/")
     assert read(client, blob, 10, 20) == BODY[10:20]
-    assert ranges(server) == ["bytes=10-19"] * 3
+    assert ranges(server) == ["bytes=10-19", "bytes=10-19", None]
 
 
 @pytest.mark.parametrize("given", [None, "bytes x-y/z", "items 10-19/20"])
