@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from imgfs import syscalls
 from imgfs.mounts.holders import awaiting_holder
-from imgfs.runtime.process_id import first_process
+from imgfs.runtime.process_id import first_process, held_process
 from imgfs.runtime.signals import signal_number
 from imgfs.starting import try_thread
 
 _ANSWER = 10.0  # seconds that a mount may take to answer once the container has ended
+_MOMENT = 0.005  # seconds between two looks whether a child has ended, if its end cannot be waited for
 _UNMOUNT = 60.0  # seconds that a daemon has to end after unmounting, and again once it is told to
 
 
@@ -90,14 +92,20 @@ def _settle(rootfs: Path) -> None:
 
 def _children_end(seconds: float) -> bool:
     """Wait for all children to end, so long at most; whether they have."""
-    pause, ends = 0.001, time.monotonic() + seconds
+    ends = time.monotonic() + seconds
     with contextlib.suppress(ChildProcessError):
-        while time.monotonic() < ends:
+        while (left := ends - time.monotonic()) > 0:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(pause)
-                pause = min(pause * 1.2, 0.05)
+                _wait_for_a_child(left)
         return False
     return True
+
+
+def _wait_for_a_child(seconds: float) -> None:
+    """Wait until a child ends, so long at most; a moment, where the kernel does not list children."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(held_process(pid)) for pid in _children()]
+        select.select(held, [], [], seconds if held else _MOMENT)
 
 
 def _children() -> list[int]:
