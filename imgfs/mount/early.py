@@ -7,12 +7,10 @@ which takes long for many files.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import ImgfsError
 from imgfs.image.image import Image, OpenLayers
-from imgfs.image.profiles import profile_for, touches_without_tree
 from imgfs.mount.options import OpenOrder, ReplayOrder
 from imgfs.mount.resume import connector
 from imgfs.store.store import NO_PROFILE
@@ -24,8 +22,7 @@ if TYPE_CHECKING:
     from imgfs.transport.source import Source
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedEarly:
+class OpenedEarly(NamedTuple):
     """What is open, its source, and the descriptor of its statistics' memory (`content.stats_memory`)."""
 
     opened: Image | OpenLayers
@@ -41,6 +38,8 @@ class OpenedEarly:
         profile, stats = None, -1
         try:
             if isinstance(order, ReplayOrder):
+                from imgfs.image.profiles import profile_for  # here: most images are here, or have none
+
                 is_wanted = order.profile != NO_PROFILE
                 profile = profile_for(order.resolved, order.store, order.profile) if is_wanted else None
                 if profile is None:
@@ -54,6 +53,8 @@ class OpenedEarly:
                 os.close(stats)
             return None
         if profile:
+            from imgfs.image.profiles import touches_without_tree
+
             opened.content.start(touches_without_tree(profile, opened.content))
         return cls(opened, deferred, stats)
 

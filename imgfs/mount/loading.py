@@ -26,7 +26,8 @@ _LATER = (
     "imgfs.store.store",
 )
 _FETCHING = (("imgfs.mount.early", "imgfs.layer.codec.span"), ("imgfs.fuse.tasks",))  # in steps
-_FOR_SCRATCHES = ("imgfs.overlay.scratch_opened", "imgfs.fuse.writable")
+_FOR_SCRATCHES = ("imgfs.overlay.scratch_opened",)
+_WRITES_BY_FUSE = ("imgfs.fuse.writable",)
 
 
 def load_what_both_need(*, writable: bool, offline: bool) -> None:
@@ -37,14 +38,19 @@ def load_what_both_need(*, writable: bool, offline: bool) -> None:
     for module in (*BY_BOTH, *(BY_BOTH_FOR_SCRATCHES if writable else ())):
         importlib.import_module(module)
     if writable and not offline:
-        importlib.import_module(_FOR_SCRATCHES[0])
+        importlib.import_module(*_FOR_SCRATCHES)
 
 
 def load_in_steps(*, writable: bool, by_kernel: bool, fetches: bool = False) -> Iterator[None]:
-    """Load what serves, the more likely it is to be needed the sooner; and what `fetches`, if it will."""
-    drivers = (_BY_KERNEL, _BY_FUSE) if by_kernel else (_BY_FUSE,)
-    more = (*BY_BOTH_FOR_SCRATCHES, *_FOR_SCRATCHES) if writable else ()
-    for modules in ((*_ALWAYS, *more), *drivers, *(_FETCHING if fetches else ())):
+    """Load what serves, the more likely it is to be needed the sooner; and what `fetches`, if it will.
+
+    Where the kernel is to mount, what it takes is first. It is FUSE that mounts an image which is new here.
+    """
+    first = (*_ALWAYS, *BY_BOTH_FOR_SCRATCHES, *_FOR_SCRATCHES) if writable else _ALWAYS
+    writes = _WRITES_BY_FUSE if writable else ()
+    kernels = _BY_KERNEL if by_kernel else ()
+    steps = ((*first, *writes), kernels) if fetches else ((*first, *kernels), writes)
+    for modules in (*steps, _BY_FUSE, *(_FETCHING if fetches else ())):
         for module in modules:
             importlib.import_module(module)
         yield
@@ -62,6 +68,7 @@ def load_what_fetches(*, http: bool) -> None:
 
 def load_what_serves() -> None:
     """Load all that any mount's daemon may need, for processes that are forked later."""
-    for module in (*_ALWAYS, *_FOR_SCRATCHES, *_BY_FUSE, *_BY_KERNEL, *_LATER):
-        importlib.import_module(module)
+    for modules in (_ALWAYS, _FOR_SCRATCHES, _WRITES_BY_FUSE, _BY_FUSE, _BY_KERNEL, _LATER):
+        for module in modules:
+            importlib.import_module(module)
     load_what_fetches(http=True)

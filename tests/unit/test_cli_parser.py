@@ -202,6 +202,18 @@ show("trio.", "urllib3.")
     assert min(with_all[1:]) > 10
 
 
+def test_a_daemon_loads_what_writes_by_fuse_last_where_the_kernel_is_to_mount() -> None:
+    code = """\
+import sys
+from imgfs.mount import loading
+for _ in loading.load_in_steps(writable=True, by_kernel=True):
+    print("imgfs.kernel.erofs_image" in sys.modules, "imgfs.fuse.writable" in sys.modules)
+"""
+    said = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert said[0] == "True False"
+    assert said[-1] == "True True"
+
+
 SCRIPTS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
 _INTERRUPTED_WHILE_LOADING = """\
 import os, runpy, signal, sys
