@@ -57,7 +57,7 @@ def run_container(start: Start, mounting: Mounting, question: TagQuestion | None
     for warning in unmet_requests(request, host, cgroups):
         warn(warning)
     request = replace(request, binds=tuple(placed(one, image.store.root) for one in request.binds))
-    start = replace(start, request=request)
+    start = start._replace(request=request)
     detach_other_mounts(_needed(image, request, host))
     plan = ContainerPlan(start, image, runtime, cgroups, host, question)
     if ready is None or options.scratch is not None:

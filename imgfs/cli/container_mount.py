@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from imgfs.cli.selection import ImageSelection
 from imgfs.mount.options import MountOptions, can_resend
 from imgfs.overlay.scratch import Scratch
 from imgfs.overlay.scratches import find_scratch, volatile_scratch
 from imgfs.runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def bundle_mount_options(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from typing import TYPE_CHECKING, Any
 
 from imgfs.cli.container_security import limit_options, rights_options
 from imgfs.cli.container_volumes import mount_options
-from imgfs.cli.options import Commands, add_command, driver_option, image_options, in_image, lazily, memory
+from imgfs.cli.options import (
+    Commands,
+    add_command,
+    driver_option,
+    image_options,
+    in_image,
+    lazily,
+    memory,
+    refusal,
+)
+from imgfs.cli.plain_line import REMAINDER, SUPPRESS
 from imgfs.oci.reference import LAST_PORT
 from imgfs.runtime.exposed_ports import free_ports
 from imgfs.runtime.output_log import SMALLEST
 from imgfs.runtime.request import Network, PortMapping
 from imgfs.runtime.signals import find_signal
+
+if TYPE_CHECKING:
+    import argparse
 
 _PORTS = re.compile(
     r"(?:(?:(\[[0-9a-fA-F:.]+\]|[0-9]+(?:\.[0-9]+){3}|):)?([0-9]{1,5}(?:-[0-9]{1,5})?|):)?"
@@ -73,7 +86,7 @@ def image_and_command(command: argparse.ArgumentParser, *, directory: bool = Fal
     if directory:
         command.add_argument("directory", metavar="DIR", help="the bundle's directory; made if it is missing")
     words = command.add_argument(
-        "command", metavar="CMD", nargs=argparse.REMAINDER, help="the command, instead of the image's own"
+        "command", metavar="CMD", nargs=REMAINDER, help="the command, instead of the image's own"
     )
     words.required = False  # as argparse takes it to be: errors would name it
 
@@ -165,11 +178,11 @@ def _note_options(command: argparse.ArgumentParser) -> None:
         )
 
 
-class _Refused(argparse.Action):
-    """An option of podman's that imgfs does not have; its error says what to do instead."""
+def _refuse(*words: Any, **said: Any) -> argparse.Action:
+    """Make the action of an option of podman's that imgfs does not have; a plain line has none."""
+    from imgfs.cli.container_actions import Refuse
 
-    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        parser.error(f"{rest[-1]}: {self.const}")
+    return Refuse(*words, **said)
 
 
 def _start_options(command: argparse.ArgumentParser) -> None:
@@ -179,7 +192,7 @@ def _start_options(command: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         dest="offline",
         type=_asks_none,
-        default=argparse.SUPPRESS,
+        default=SUPPRESS,
         help="always, newer or missing: ask what a tag means, as without; never: as --offline",
     )
 
@@ -226,52 +239,52 @@ def _detach_options(command: argparse.ArgumentParser) -> None:
 def _log_size(text: str) -> int:
     name, _, value = text.partition("=")
     if name != "max-size":
-        raise argparse.ArgumentTypeError(f"{text!r} is not max-size=SIZE")
+        raise refusal(f"{text!r} is not max-size=SIZE")
     size = memory(value)
     if size < SMALLEST:
-        raise argparse.ArgumentTypeError(f"{text!r}: at least {SMALLEST} bytes")
+        raise refusal(f"{text!r}: at least {SMALLEST} bytes")
     return size
 
 
 def _refused_options(command: argparse.ArgumentParser) -> None:
     why = "a container has processes of its own, so that none is left of it"
-    command.add_argument("--pid", action=_Refused, const=why, help=argparse.SUPPRESS)
+    command.add_argument("--pid", action=_refuse, const=why, help=SUPPRESS)  # type: ignore[arg-type]  # makes one
 
 
 def _note(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     if not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+        raise refusal(f"{text!r} is not KEY=VALUE")
     return name, value
 
 
 def _asks_none(text: str) -> bool:
     if text not in ("always", "newer", "missing", "never"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not always, newer, missing or never")
+        raise refusal(f"{text!r} is not always, newer, missing or never")
     return text == "never"
 
 
 def _truth(text: str) -> bool:
     if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise refusal(f"{text!r} is neither true nor false")
     return text == "true"
 
 
 def _signal(text: str) -> str:
     if find_signal(text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a signal, like QUIT or 3")
+        raise refusal(f"{text!r} is not a signal, like QUIT or 3")
     return text
 
 
 def _seconds(text: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise refusal(f"{text!r} is not a number of seconds")
     return int(text)
 
 
 def _hostname(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host name")
+        raise refusal(f"{text!r} is not a host name")
     return text
 
 
@@ -279,12 +292,12 @@ def ports(text: str) -> list[PortMapping]:
     """[[ADDRESS:][HOST]:]CONTAINER[/PROTOCOL]; HOST and CONTAINER may be ranges of the same length."""
     match = _PORTS.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, like 8080:80, 127.0.0.1:8080:80")
+        raise refusal(f"{text!r} is not a port, like 8080:80, 127.0.0.1:8080:80")
     address, host, inside, protocol = (match[1] or "").strip("[]"), match[2], match[3], match[4] or "tcp"
     inner = _range(inside, text)
     outer = _range(host, text) if host else free_ports(address, [protocol] * len(inner))
     if len(outer) != len(inner):
-        raise argparse.ArgumentTypeError(f"{text!r}: the two ranges have not the same length")
+        raise refusal(f"{text!r}: the two ranges have not the same length")
     return [PortMapping(address, *pair, protocol) for pair in zip(outer, inner, strict=True)]
 
 
@@ -292,5 +305,5 @@ def _range(text: str, whole: str) -> list[int]:
     first, _, last = text.partition("-")
     found = list(range(int(first), int(last or first) + 1))
     if not found or found[0] < 1 or found[-1] > LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{whole!r}: ports are from 1 to {LAST_PORT}")
+        raise refusal(f"{whole!r}: ports are from 1 to {LAST_PORT}")
     return found

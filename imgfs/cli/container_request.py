@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.cli.container_security import resources_of, security_of
 from imgfs.cli.output import warn
@@ -18,9 +18,11 @@ from imgfs.runtime.names import SHORT, new_id, random_name
 from imgfs.runtime.request import Bind, ContainerRequest, Network, check_name
 from imgfs.variables import variables
 
+if TYPE_CHECKING:
+    import argparse
 
-@dataclass(frozen=True, slots=True)
-class Start:
+
+class Start(NamedTuple):
     """A container about to be started: what the command line and the environment say.
 
     `maps` are a user namespace's ids, `tell` is a pipe to the process that waits, for a container that is

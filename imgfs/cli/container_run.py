@@ -46,7 +46,7 @@ def run_mounted(
     start, defaults = plan.start, ImageDefaults.parse(resolved.config.config)
     with contextlib.ExitStack() as stack:
         try:
-            start = replace(start, request=with_exposed_ports(start.request, defaults))
+            start = start._replace(request=with_exposed_ports(start.request, defaults))
             network = stack.enter_context(_network(start.request, bundle))
             host = replace(plan.host, network=str(bundle.network)) if network else plan.host
             with relay.ends_work():  # volumes are filled

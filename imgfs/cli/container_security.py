@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from imgfs.cli.options import memory
+from imgfs.cli.options import memory, refusal
 from imgfs.errors import UsageError
 from imgfs.runtime.cdi_names import gpu_names, is_cdi_name
 from imgfs.runtime.resources import ULIMITS, UNLIMITED, Resources, Ulimit
 from imgfs.runtime.security import DeviceRequest, Security, capability
+
+if TYPE_CHECKING:
+    import argparse
 
 _ULIMIT = re.compile(r"([a-z]+)=(-1|[0-9]{1,18}|unlimited)(?::(-1|[0-9]{1,18}|unlimited))?")
 
@@ -28,7 +31,7 @@ def checked() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise refusal(str(error)) from error
 
 
 def rights_options(command: argparse.ArgumentParser) -> None:
@@ -168,7 +171,7 @@ def _security(text: str) -> tuple[str, str]:
         return name, value
     if name == "no-new-privileges" and value in ("", "true", "false"):
         return name, value or "true"
-    raise argparse.ArgumentTypeError(f"{text!r} is none of imgfs's: there are no labels and no profiles here")
+    raise refusal(f"{text!r} is none of imgfs's: there are no labels and no profiles here")
 
 
 def _gpus(text: str) -> list[str]:
@@ -189,7 +192,7 @@ def _device(text: str) -> DeviceRequest | str:
     access = rest.pop() if rest and _ACCESS.fullmatch(rest[-1]) else "rwm"
     target = rest.pop() if rest else source
     if rest or not (source.startswith("/") and target.startswith("/")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not SRC, SRC:DST or SRC:DST:rwm, from the root")
+        raise refusal(f"{text!r} is not SRC, SRC:DST or SRC:DST:rwm, from the root")
     return DeviceRequest(source, target, access)
 
 
@@ -197,18 +200,18 @@ def _ulimit(text: str) -> Ulimit:
     """NAME=SOFT[:HARD]."""
     match = _ULIMIT.fullmatch(text)
     if not match or match[1] not in ULIMITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a limit, like nofile=1024:4096 or core=-1")
+        raise refusal(f"{text!r} is not a limit, like nofile=1024:4096 or core=-1")
     soft, hard = (
         UNLIMITED if word in ("-1", "unlimited") else int(word) for word in (match[2], match[3] or match[2])
     )
     if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
-        raise argparse.ArgumentTypeError(f"{text!r}: the soft limit is above the hard one")
+        raise refusal(f"{text!r}: the soft limit is above the hard one")
     return Ulimit(match[1], soft, hard)
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"-1|0|[1-9][0-9]{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+        raise refusal(f"{text!r} is not a number of processes")
     return int(text) or UNLIMITED
 
 
@@ -218,5 +221,5 @@ def _cpus(text: str) -> float:
     except ValueError:
         count = 0.0
     if not 0.01 <= count <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processors, like 0.5 or 2")
+        raise refusal(f"{text!r} is not a number of processors, like 0.5 or 2")
     return count

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from typing import TYPE_CHECKING, Any
 
 from imgfs.cli.container_security import checked
-from imgfs.cli.options import in_image, memory
+from imgfs.cli.options import in_image, memory, refusal
+from imgfs.cli.plain_line import SUPPRESS
 from imgfs.runtime.named_volumes import check_volume_name
 from imgfs.runtime.request import Bind, Tmpfs
+
+if TYPE_CHECKING:
+    import argparse
 
 _SOURCE, _TARGET = ("src", "source"), ("dst", "destination", "target")
 
@@ -45,8 +49,8 @@ def mount_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--mount",
         metavar="type=…,…",
-        action=_Mount,
-        default=argparse.SUPPRESS,
+        action=_append_mount,  # type: ignore[arg-type]  # makes one
+        default=SUPPRESS,
         type=mount,
         help="the same, written out: type=bind,src=SRC,dst=DST,ro or type=tmpfs,dst=DST,tmpfs-size=64m",
     )
@@ -68,7 +72,7 @@ def bind(text: str) -> Bind:
     target, _, options = rest.partition(":")
     words = set(options.split(","))
     if not source or not target.startswith("/") or words - _BIND_WORDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
+        raise refusal(f"{text!r} is not SRC:DST or SRC:DST:ro, with DST from the root")
     volume = "" if "/" in source or source in (".", "..") else _volume(source)
     return Bind(source, target, "ro" in words, _flags(words), volume)
 
@@ -99,13 +103,11 @@ def mount(text: str) -> Bind | Tmpfs:
     elif kind == "tmpfs":
         found = Tmpfs(target, _tmpfs_options(fields))
     else:
-        raise argparse.ArgumentTypeError(
-            f"{kind!r} is not mounted here: type=bind, type=volume or type=tmpfs"
-        )
+        raise refusal(f"{kind!r} is not mounted here: type=bind, type=volume or type=tmpfs")
     if fields:
-        raise argparse.ArgumentTypeError(f"{min(fields)!r} is nothing that type={kind} has")
+        raise refusal(f"{min(fields)!r} is nothing that type={kind} has")
     if kind == "bind" and isinstance(found, Bind) and not found.source:
-        raise argparse.ArgumentTypeError(f"{text!r}: src= is missing")
+        raise refusal(f"{text!r}: src= is missing")
     return found
 
 
@@ -118,14 +120,14 @@ def host(text: str) -> tuple[str, str]:
     """NAME:ADDRESS, as a name and an address."""
     match = _HOST.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:ADDRESS, like db:10.0.0.7")
+        raise refusal(f"{text!r} is not NAME:ADDRESS, like db:10.0.0.7")
     return match[1], match[2].strip("[]")
 
 
 def _tmpfs_options(fields: dict[str, str]) -> tuple[str, ...]:
     size, mode = fields.pop("tmpfs-size", ""), fields.pop("tmpfs-mode", "")
     if mode and not (mode.isdecimal() and set(mode) <= set("01234567") and len(mode) <= 5):
-        raise argparse.ArgumentTypeError(f"{mode!r} is not a mode, like 1777")
+        raise refusal(f"{mode!r} is not a mode, like 1777")
     found = (f"size={memory(size)}" if size else "", f"mode={mode}" if mode else "")
     read_only = ("ro",) if _flag(fields, _READ_ONLY) else ()
     return (*(word for word in found if word), *read_only)
@@ -139,9 +141,8 @@ def _flag(fields: dict[str, str], names: tuple[str, ...]) -> bool:
     return any(fields.pop(name) in ("", "true", "1") for name in names if name in fields)
 
 
-class _Mount(argparse.Action):
-    """Append a --mount to the values of -v or --tmpfs."""
+def _append_mount(*words: Any, **said: Any) -> argparse.Action:
+    """Make the action of --mount: a plain line has none, and does without argparse."""
+    from imgfs.cli.container_actions import AppendMount
 
-    def __call__(self, _: object, namespace: argparse.Namespace, value: object, __: object = None) -> None:
-        option = "volume" if isinstance(value, Bind) else "tmpfs"
-        setattr(namespace, option, [*getattr(namespace, option), value])
+    return AppendMount(*words, **said)

@@ -303,7 +303,21 @@ def describe(commands: Mapping[str, Command]) -> Parser:
             getattr(importlib.import_module(f"imgfs.cli.{command.module}"), f"add_{name}")(actions)
         if len(commands) > 1:
             _add_headings(parser, actions)
+    _suppress(parser)
     return parser
+
+
+def _suppress(parser: argparse.ArgumentParser) -> None:
+    """Have argparse see what is to be suppressed: it looks for its own object, and descriptions do without.
+
+    They have `plain_line.SUPPRESS`, which is its equal.
+    """
+    for action in parser._actions:
+        action.help = argparse.SUPPRESS if action.help == argparse.SUPPRESS else action.help
+        action.default = argparse.SUPPRESS if action.default == argparse.SUPPRESS else action.default
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _suppress(command)
 
 
 def _list(parser: Parser) -> None:

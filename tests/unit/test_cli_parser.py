@@ -35,7 +35,8 @@ _CAPS = {
 # commands of every day; dataclasses loads what reads Python's source, and takes longer than all that is shown
 _LOADS_NOT = {"logging", "sqlite3", "subprocess", "urllib3", "requests", "dataclasses", "locale"}
 _DAEMON_CAP = 265  # of a mount's daemon before it knows its image: 255
-_TWICE = 8  # modules that `imgfs run` and its daemon load each by itself: 5
+_CONTAINER_CAP = 250  # of `imgfs run` before it tells its daemon what to mount: 241
+_TWICE = 6  # modules that `imgfs run` and its daemon load each by itself: 3
 _COUNT = """\
 import sys
 from imgfs.cli import main
@@ -174,7 +175,9 @@ print(*sys.modules)
     before = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     later = {"imgfs.cli.container_run", "imgfs.runtime.spec", "imgfs.runtime.oci_runtime"}
     daemons = {"imgfs.overlay.scratch_opened", "imgfs.overlay.overlay", "tempfile"}
-    assert not (later | daemons | {"subprocess", "socket", "imgfs.runtime.pasta"}) & before
+    others = {"argparse", "subprocess", "socket", "imgfs.cli.container_actions", "imgfs.runtime.pasta"}
+    assert not (later | daemons | others) & before
+    assert len(before) <= _CONTAINER_CAP
 
 
 def test_a_daemon_loads_what_fetches_and_scratches_only_where_there_is_some() -> None:
@@ -200,6 +203,18 @@ show("trio.", "urllib3.")
     assert with_scratch[1] > 5
     assert bare[2:] == by_kernel[2:] == with_scratch[2:] == [0] * 8
     assert min(with_all[1:]) > 10
+
+
+@pytest.mark.parametrize("line", ["ls", "cp", "find", "run", "bundle"])
+def test_options_that_are_taken_and_not_shown_are_not_in_the_help(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([line, "--help"])
+    said = capsys.readouterr().out
+    assert "SUPPRESS" not in said
+    assert "--pid " not in said
+    assert not {"mount", "pull"} & set(vars(parse(["run", "-m", "1g", "image"])))
 
 
 def test_a_daemon_loads_what_writes_by_fuse_last_where_the_kernel_is_to_mount() -> None:
