@@ -12,9 +12,9 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import ImgfsError, MountError
 from imgfs.fuse.operations import Operations
@@ -142,8 +142,7 @@ def _passthrough(mount: ServedMount, mounted: KernelMount | None) -> Passthrough
     return Passthrough.pin([] if is_served else mount.image.content.layers)
 
 
-@dataclass(frozen=True, slots=True)
-class FlatFilesServer:
+class FlatFilesServer(NamedTuple):
     """The flat files below `driver`, and the status of `mount`, which are served."""
 
     mount: ServedMount

@@ -22,8 +22,8 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import ImgfsError, StoreError, is_full
 from imgfs.oci.descriptor import Digest
@@ -51,8 +51,7 @@ _MOUNTED = re.compile(r"mounted at (.*) \(pid \d+\)$", re.DOTALL)  # what a daem
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class ScratchBase:
+class ScratchBase(NamedTuple):
     """What a scratch lies on: the image `digest` (a manifest's), its first `layers` layers."""
 
     reference: str
@@ -117,7 +116,7 @@ def write_base(directory: Path, fd: int, base: ScratchBase) -> None:
     aside = random_name(ASIDE)
     try:
         with open(_new_file(aside, fd), "wb") as file:
-            file.write(json.dumps(asdict(base)).encode())
+            file.write(json.dumps(base._asdict()).encode())
         os.rename(aside, DESCRIPTION, src_dir_fd=fd, dst_dir_fd=fd)
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):

@@ -17,7 +17,6 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 OPAQUE, METACOPY, REDIRECT, ORIGIN = b"opaque", b"metacopy", b"redirect", b"imgfs.origin"
@@ -40,8 +39,7 @@ class Owner(NamedTuple):
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
-class XattrFormat:
+class XattrFormat(NamedTuple):
     """How overlay xattrs are stored in one upper directory: the prefix, and if owners are kept in one."""
 
     prefix: bytes

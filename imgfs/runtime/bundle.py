@@ -20,9 +20,8 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import MountError, StoreError, UsageError
 from imgfs.overlay.fdtree import empty_directory, remove_tree
@@ -43,8 +42,7 @@ _RECORDS = (RECORD, RUNNING, EXIT, LOG, OLDER)
 _NEW = ".new-"  # begins the name of a directory that is not locked yet
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(NamedTuple):
     """A container's directory."""
 
     directory: Path

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from imgfs.errors import StoreError
 from imgfs.owned.opening import open_owned_directory, open_owned_file, read_owned_file
@@ -83,8 +83,7 @@ class ContainerRecord:
         _write(directory, RECORD, asdict(self))
 
 
-@dataclass(frozen=True, slots=True)
-class RunningRecord:
+class RunningRecord(NamedTuple):
     """The processes of a container that has been started: `init` is its first, `daemon` serves its image."""
 
     started: float
@@ -114,8 +113,7 @@ class RunningRecord:
         return cls(found["started"], *(ProcessId.parse(found.get(name)) for name in names))
 
 
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
+class ExitRecord(NamedTuple):
     """How a container ended, and when, in seconds since 1970."""
 
     code: int
@@ -124,7 +122,7 @@ class ExitRecord:
     def write(self, directory: Path) -> None:
         """Write it into the existing file, which waiting processes have open. Raises StoreError."""
         with os_errors(directory), open(open_owned_file(directory / EXIT, os.O_WRONLY), "wb") as file:
-            write_all(file.fileno(), json.dumps(asdict(self)).encode())
+            write_all(file.fileno(), json.dumps(self._asdict()).encode())
 
     @classmethod
     def parse(cls, body: bytes) -> ExitRecord | None:
@@ -135,8 +133,7 @@ class ExitRecord:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredContainer:
+class StoredContainer(NamedTuple):
     """A container as its directory shows it."""
 
     directory: Path

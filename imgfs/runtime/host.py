@@ -9,9 +9,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import MountError
 from imgfs.runtime.host_facts import HostFacts
@@ -26,8 +25,7 @@ _RUNTIMES = ("crun", "runc")  # the faster one first
 _MORE_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # users' PATHs lack the first
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeCommand:
+class RuntimeCommand(NamedTuple):
     """An OCI runtime's command."""
 
     path: str
@@ -46,8 +44,7 @@ class RuntimeCommand:
         return Path(self.path).name == "runc" and not config["root"]["readonly"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroups:
+class Cgroups(NamedTuple):
     """Where a cgroup can be made: `parent`, None if nowhere, and what can be limited there.
 
     `unified` is version 2 alone; `hidden` the directory of a version 2 beside version 1, which crun refuses.

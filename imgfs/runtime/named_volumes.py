@@ -12,8 +12,8 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imgfs.errors import MountError, UsageError
 from imgfs.overlay.fdtree import empty_directory
@@ -28,8 +28,7 @@ _EMPTY = "empty"  # a file beside the data of a volume that has not been filled 
 _BEGUN = b"begun"  # what is in it from when that begins
 
 
-@dataclass(frozen=True, slots=True)
-class NamedVolume:
+class NamedVolume(NamedTuple):
     """A volume of a store."""
 
     directory: Path

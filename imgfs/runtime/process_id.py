@@ -12,7 +12,6 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,8 +111,7 @@ def end_process(fd: int, patience: float) -> None:
             return
 
 
-@dataclass(frozen=True, slots=True)
-class FirstProcess:
+class FirstProcess(NamedTuple):
     """A container's first process: its pid, which is its own as long as it has not ended, and a pidfd."""
 
     pid: int

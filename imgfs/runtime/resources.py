@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 UNLIMITED = -1
@@ -25,8 +24,7 @@ class Ulimit(NamedTuple):
     hard: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What the user allows at most: `memory` and `shm` (of /dev/shm) in bytes, `cpus` in processors.
 
     `pids` is how many processes there may be at once, UNLIMITED as many as there can.

@@ -11,9 +11,8 @@ import os
 import posixpath
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgfs.errors import MountError
 from imgfs.owned.opening import open_regular
@@ -29,8 +28,7 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 _AFTER_INIT = 2  # words: the init, and --
 
 
-@dataclass(frozen=True, slots=True)
-class Rootfs:
+class Rootfs(NamedTuple):
     """The directory an image is mounted at."""
 
     top: Path

@@ -12,7 +12,6 @@ import errno
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, NotRequired, TypedDict
 
 from imgfs.errors import InvalidImage, UsageError
@@ -112,8 +111,7 @@ class SeccompRule(NamedTuple):
     syscalls: SeccompSyscalls
 
 
-@dataclass(frozen=True, slots=True)
-class SeccompProfile:
+class SeccompProfile(NamedTuple):
     """A profile on one machine; `settings` are what does not depend on the container: no system calls."""
 
     settings: SeccompFilter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from imgfs.errors import UsageError
@@ -73,8 +72,7 @@ class Device(NamedTuple):
     access: str
 
 
-@dataclass(frozen=True, slots=True)
-class Security:
+class Security(NamedTuple):
     """What the user grants and takes away; capabilities by name, or all of them (ALL).
 
     `seccomp` is a profile's path or UNCONFINED, `unmasked` paths or ALL, `groups` names or numbers, `named`
