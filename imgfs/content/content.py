@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -61,8 +62,16 @@ class FileSegment(NamedTuple):
     length: int
 
 
-def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterator[FileSegment]:
-    """Yield the segments of a file's bytes `[offset, offset+length)`, which must lie inside the file."""
+def segments_of(extents: Sequence[Extent], offset: int, length: int) -> Iterable[FileSegment]:
+    """Return the segments of a file's bytes `[offset, offset+length)`, which must lie inside the file."""
+    if len(extents) == 1 and length:  # nearly all files are in one piece
+        ((at, size, flat),) = extents
+        if at <= offset and offset + length <= at + size:
+            return (FileSegment(flat + offset - at, length),)
+    return _segments(extents, offset, length)
+
+
+def _segments(extents: Sequence[Extent], offset: int, length: int) -> Iterator[FileSegment]:
     end = offset + length
     for extent in extents:
         if extent.offset + extent.length <= offset:
@@ -191,8 +200,17 @@ class Content:
         self._words[_REQUESTS], self._words[_BYTES] = total
         return total
 
-    def cached(self, layer: int, extents: Sequence[Extent], offset: int, length: int) -> memoryview | None:
+    def cached(
+        self,
+        layer: int,
+        extents: Sequence[Extent],
+        offset: int,
+        length: int,
+        flags: int = os.RWF_NOWAIT,
+    ) -> memoryview | None:
         """Return a file's bytes if they are in the page cache, else None; also None for more than 1 MiB.
+
+        Without RWF_NOWAIT in `flags` it waits for the disk, and returns None if some are not in the store.
 
         The buffer is reused by the next call, which must come from the same thread: fresh memory each time
         would cost twice the time of the read itself.
@@ -205,7 +223,7 @@ class Content:
             at += size
             if flat is None:
                 into[:] = bytes(size)
-            elif not self.layers[layer].read_now(flat, into, extents):
+            elif not self.layers[layer].read_into(into, flat, extents, flags):
                 return None
         self._words[_SERVED] += length
         return self._scratch[:length]

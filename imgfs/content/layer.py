@@ -87,16 +87,19 @@ class LayerContent:
         self.counts.count_in(memory)
         self.usage.count_in(memory[COUNTS_SIZE:])
 
-    def read_now(self, offset: int, into: memoryview, extents: Sequence[Extent] = ()) -> bool:
-        """Fill `into` with the flat layer's bytes if they are in the page cache; else return False.
+    def read_into(
+        self, into: memoryview, offset: int, extents: Sequence[Extent] = (), flags: int = os.RWF_NOWAIT
+    ) -> bool:
+        """Fill a buffer with the flat layer's bytes if they are in the page cache; else return False.
 
+        Without RWF_NOWAIT in `flags` it waits for the disk, so that False says that bytes are absent, or bad.
         `extents` are those of the file that is read.
         """
         starts = self._flat_starts  # what follows is `table.holding`: a call more would be felt here
         first = last = bisect_right(starts, offset) - 1
         if offset + len(into) > starts[first + 1]:
             last = bisect_left(starts, offset + len(into), first + 1) - 1
-        if not self.flat.read_now(offset, into, self.flat.marks(first, last), first):
+        if not self.flat.read_into(into, offset, self.flat.marks(first, last), first, flags):
             return False
         if not self._touched[first] or (last > first and self._touched.find(0, first, last + 1) >= 0):
             self._fetch_ahead(self._touch(first, last, extents))

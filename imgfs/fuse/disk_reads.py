@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import Future
 
-from imgfs.fuse.interrupts import GiveUp
-from imgfs.fuse.views import PendingRead
+from imgfs.fuse.views import FromDisk
 
 _QUICK = 0.0003  # seconds that a read may take on average: a thread and the ways there and back take as long
 _MOST = 0.02  # seconds that the last reads together may have taken beyond that
 _PAUSE = 1.0  # seconds before a slow disk is tried again
-
-_NOW: GiveUp = Future()  # settled: what would have to wait for the network is given up
-_NOW.set_result(None)
 
 
 class DiskReads:
@@ -31,18 +26,24 @@ class DiskReads:
         self._lost = 0.0  # seconds beyond what quick reads take, paid back by quicker ones
         self._again = 0.0  # when the disk is tried again, by the monotonic clock
 
-    def read(self, pending: PendingRead) -> bytes | None:
-        """Return bytes that are on the disk; None if it is slow, or they are gone. Raises ImgfsError."""
+    def read(self, from_disk: FromDisk) -> memoryview | None:
+        """Return what `from_disk` reads; None if the disk is slow, or bytes are gone. Raises ImgfsError.
+
+        How long the thread has waited for a processor is asked before the disk is waited for, which reads
+        meanwhile (`FlatLayer.read_into`), and after it only where that counts.
+        """
         began = time.monotonic()
         if began < self._again:
             return None
         delayed = self._run_delay.seconds()
-        try:
-            body = pending.read(_NOW)
-        except InterruptedError:  # evicted since
+        body = from_disk()
+        if body is None:
             return None
         now = time.monotonic()
-        self._note(now, now - began - (self._run_delay.seconds() - delayed))
+        if now - began > _QUICK:
+            self._note(now, now - began - (self._run_delay.seconds() - delayed))
+        elif self._lost:
+            self._note(now, now - began)
         return body
 
     def _note(self, now: float, took: float) -> None:

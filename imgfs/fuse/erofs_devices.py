@@ -219,13 +219,17 @@ class FlatView:
             return PendingRead(functools.partial(self._wait, ino, offset, length), is_local=False)
         layer = ino - _FIRST
         self._reads.read(layer, offset, length)
-        ready = self._content.cached(layer, self._whole[layer], offset, length)
+        whole = self._whole[layer]
+        ready = self._content.cached(layer, whole, offset, length)
         if ready is not None:
             return ready
-        is_local = self._content.is_here(layer, self._whole[layer], offset, length)
-        if not is_local and (missed := self._reads.file_at(layer, offset)):
-            self._content.missed(missed)
-        return PendingRead(functools.partial(self._wait, ino, offset, length), is_local)
+        wait = functools.partial(self._wait, ino, offset, length)
+        if not self._content.is_here(layer, whole, offset, length):
+            if missed := self._reads.file_at(layer, offset):
+                self._content.missed(missed)
+            return PendingRead(wait, is_local=False)
+        from_disk = functools.partial(self._content.cached, layer, whole, offset, length, flags=0)
+        return PendingRead(wait, is_local=True, from_disk=from_disk)
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """Refuse: EROFS does not ask; ENOSYS has the kernel not ask again."""

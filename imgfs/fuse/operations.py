@@ -186,7 +186,7 @@ class Operations(Generic[F]):
         """Return exactly the bytes asked for, or those up to the end of the file, or fail with EIO."""
         found = self._view.read(ino, offset, size)
         if isinstance(found, PendingRead):
-            at_once = self._disk.read(found) if found.is_local and size <= _SMALL_READ else None
+            at_once = self._disk.read(found.from_disk) if found.from_disk and size <= _SMALL_READ else None
             if at_once is None:
                 return self._wait(found)
             found = at_once

@@ -35,14 +35,19 @@ Children: TypeAlias = Callable[[int, int], Iterator[tuple[int, bytes, F]]]
 """(directory, position) -> (position, name, child) of the children behind the position, counted from 1."""
 
 
+FromDisk: TypeAlias = Callable[[], memoryview | None]
+"""Waits for the disk, and returns bytes that are good until the next read; None if they are gone, or bad."""
+
+
 class PendingRead(NamedTuple):
     """Bytes that are not at hand: `read` waits for them, in a thread, until it is told to give up.
 
-    `is_local` if they can be had without the network.
+    `is_local` if they can be had without the network; then `from_disk` may read them in the caller's thread.
     """
 
     read: Callable[[GiveUp], bytes]
     is_local: bool
+    from_disk: FromDisk | None = None
 
 
 class View(Protocol[F]):
@@ -181,10 +186,11 @@ class TreeView:
         if ready is not None:
             return ready
         wait = functools.partial(self._wait, ino, layer, extents, offset, length)
-        is_local = self._content.is_here(layer, extents, offset, length)
-        if not is_local:
+        if not self._content.is_here(layer, extents, offset, length):
             self._content.missed(ino)
-        return PendingRead(wait, is_local)
+            return PendingRead(wait, is_local=False)
+        from_disk = functools.partial(self._content.cached, layer, extents, offset, length, flags=0)
+        return PendingRead(wait, is_local=True, from_disk=from_disk)
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
         """See View."""

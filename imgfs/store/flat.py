@@ -121,13 +121,16 @@ class FlatLayer(FlatFiles):
             raise StoreError(f"the flat layer ends at {offset + len(body)}, before {offset + length}")
         return body
 
-    def read_now(self, offset: int, into: memoryview, marks: bytes, first: int) -> bool:
-        """Fill a buffer with present bytes; return False if some are not, or would come from the disk."""
+    def read_into(self, into: memoryview, offset: int, marks: bytes, first: int, flags: int) -> bool:
+        """Fill a buffer with present bytes; return False if some are not. `marks` and `first` as in `read`.
+
+        With RWF_NOWAIT in `flags` also if some are not in the page cache: the disk begins to read them.
+        """
         if not all(mark & PRESENT for mark in marks):
             return False
         try:
-            count = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN: not in the page cache; EOPNOTSUPP: this file system cannot say
+            count = os.preadv(self._fd, (into,), offset, flags)
+        except OSError:  # EAGAIN: not in the page cache; EOPNOTSUPP: this file system cannot say; a bad disk
             return False
         return count == len(into) and self._stayed(marks, first)
 

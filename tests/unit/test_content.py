@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import random
 import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -335,7 +337,7 @@ def test_what_is_cached_is_read_without_the_network(rig: Rig) -> None:
     rig.source.away = True
     span = rig.spans[4]
     into = bytearray(100)
-    assert rig.content.read_now(span.flat_start + 1, memoryview(into))
+    assert rig.content.read_into(memoryview(into), span.flat_start + 1)
     assert into == rig.bytes[span.flat_start + 1 :][:100]
     assert rig.content.is_here(span.flat_start, 100)
     assert not rig.content.is_here(span.flat_start, STEP + 1)
@@ -346,8 +348,8 @@ def test_asking_for_what_is_cached_neither_fetches_nor_waits(rig: Rig) -> None:
     with ThreadPoolExecutor(1) as readers:
         read = readers.submit(rig.read_span, 4)
         assert rig.source.waiting.wait(10)
-        assert not rig.content.read_now(rig.spans[4].flat_start, memoryview(bytearray(10)))
-        assert not rig.content.read_now(rig.spans[8].flat_start, memoryview(bytearray(10)))
+        assert not rig.content.read_into(memoryview(bytearray(10)), rig.spans[4].flat_start)
+        assert not rig.content.read_into(memoryview(bytearray(10)), rig.spans[8].flat_start)
         rig.source.gate.set()
         read.result()
     assert len(rig.source.ranges) == 1
@@ -373,6 +375,27 @@ def test_a_file_of_extents_and_holes_is_put_together(rig: Rig) -> None:
         assert bytes(rig.file.cached(0, extents, offset, length) or b"") == model[offset : offset + length]
     assert rig.file.is_here(0, extents, 0, 60)
     assert rig.present() == [0, 1, 2, 3]
+
+
+def test_what_only_the_disk_has_is_read_once_it_may_be_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.read_span(4)
+    hits, served, preadv = rig.content.counts.hits, rig.file.snapshot().served, os.preadv
+
+    def cold(fd: int, into: Sequence[memoryview], offset: int, flags: int) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError(errno.EAGAIN, "not in the page cache")
+        return preadv(fd, into, offset, flags)
+
+    monkeypatch.setattr("imgfs.store.flat.os.preadv", cold)
+    extents = [Extent(0, 50, 4 * STEP)]
+    assert rig.file.cached(0, extents, 0, 50) is None
+    assert rig.content.counts.hits == hits
+    assert bytes(rig.file.cached(0, extents, 0, 50, flags=0) or b"") == rig.bytes[4 * STEP :][:50]
+    assert (rig.content.counts.hits, rig.file.snapshot().served) == (hits + 1, served + 50)
+    assert rig.file.cached(0, [Extent(0, 50, 8 * STEP)], 0, 50, flags=0) is None
+    assert len(rig.source.ranges) == 1
 
 
 def test_a_hole_is_always_here_and_asks_for_nothing(rig: Rig) -> None:

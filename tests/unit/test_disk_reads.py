@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-
 import pytest
 
 from imgfs.errors import StoreError
 from imgfs.fuse.disk_reads import DiskReads, RunDelay
-from imgfs.fuse.interrupts import GiveUp
-from imgfs.fuse.views import PendingRead
 
 
 class Disk:
@@ -21,12 +17,11 @@ class Disk:
         monkeypatch.setattr("imgfs.fuse.disk_reads.time.monotonic", lambda: self.now)
         monkeypatch.setattr(RunDelay, "seconds", lambda _: self._delay)
 
-    def read(self, given_up: GiveUp) -> bytes:
-        assert given_up.done()
+    def read(self) -> memoryview:
         self.now += self.seconds
         self._delay += self.waited
         self.reads += 1
-        return b"bytes"
+        return memoryview(b"bytes")
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def reads_at_once(reads: DiskReads, disk: Disk, count: int, seconds: float) -> int:
     """How many of `count` reads that take so long each are made at once."""
     disk.seconds = seconds
-    return sum(reads.read(PendingRead(disk.read, is_local=True)) == b"bytes" for _ in range(count))
+    return sum(bytes(reads.read(disk.read) or b"") == b"bytes" for _ in range(count))
 
 
 def test_a_quick_disk_is_read_at_once_although_it_is_slow_now_and_then(disk: Disk) -> None:
@@ -62,6 +57,21 @@ def test_on_a_busy_machine_a_quick_disk_is_read_at_once(disk: Disk) -> None:
     assert reads_at_once(DiskReads(), disk, 100, 8e-3 + 8e-3) < 5
 
 
+def test_a_quick_read_asks_once_how_long_the_thread_has_waited_and_not_after_it(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def seconds(_: RunDelay) -> float:
+        asked.append(disk.now)
+        return 0.0
+
+    monkeypatch.setattr(RunDelay, "seconds", seconds)
+    began = disk.now
+    assert reads_at_once(DiskReads(), disk, 1, 50e-6) == 1
+    assert asked == [began]
+
+
 def test_what_a_thread_has_waited_for_a_processor_is_known_and_only_grows() -> None:
     run_delay = RunDelay()
     seen = [run_delay.seconds() for _ in range(3)]
@@ -69,13 +79,9 @@ def test_what_a_thread_has_waited_for_a_processor_is_known_and_only_grows() -> N
 
 
 def test_what_is_gone_from_the_disk_is_not_waited_for(disk: Disk) -> None:
-    def evicted(given_up: GiveUp) -> bytes:
-        assert given_up.done()
-        raise InterruptedError(errno.EINTR, "gone")
+    def closed() -> None:
+        raise StoreError("closed")
 
-    def damaged(_: GiveUp) -> bytes:
-        raise StoreError("damaged")
-
-    assert DiskReads().read(PendingRead(evicted, is_local=True)) is None
-    with pytest.raises(StoreError, match="damaged"):
-        DiskReads().read(PendingRead(damaged, is_local=True))
+    assert DiskReads().read(lambda: None) is None
+    with pytest.raises(StoreError, match="closed"):
+        DiskReads().read(closed)

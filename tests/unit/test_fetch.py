@@ -104,7 +104,7 @@ def test_read_ahead_goes_on_while_what_it_brought_is_read_from_the_cache(wide: R
     for number in (2, 3):
         span = wide.spans[number]
         into = memoryview(bytearray(span.flat_end - span.flat_start))
-        assert wide.content.read_now(span.flat_start, into)
+        assert wide.content.read_into(into, span.flat_start)
         assert into == wide.bytes[span.flat_start : span.flat_end]
         wide.settle()
     assert len(wide.present()) > before

@@ -119,12 +119,21 @@ def test_marks_seen_before_an_eviction_get_nothing_even_if_the_bytes_are_back(fl
     assert read(flat, 0) == body_of(0)
 
 
-def test_bytes_in_the_page_cache_are_read_without_waiting(flat: FlatLayer) -> None:
+@pytest.mark.parametrize("flags", [os.RWF_NOWAIT, 0])
+def test_present_bytes_are_read_into_a_buffer(flat: FlatLayer, flags: int) -> None:
     fill(flat, 4)
     into = bytearray(len(body_of(4)))
-    assert flat.read_now(4 * SPAN, memoryview(into), flat.marks(4, 4), 4)
+    assert flat.read_into(memoryview(into), 4 * SPAN, flat.marks(4, 4), 4, flags)
     assert into == body_of(4)
-    assert not flat.read_now(5 * SPAN, memoryview(into), flat.marks(5, 5), 5)
+    assert not flat.read_into(memoryview(into), 5 * SPAN, flat.marks(5, 5), 5, flags)
+
+
+def test_bytes_that_are_evicted_while_they_are_read_into_a_buffer_do_not_count(flat: FlatLayer) -> None:
+    fill(flat, 4)
+    seen = flat.marks(4, 4)
+    flat.evict()
+    fill(flat, 4)
+    assert not flat.read_into(memoryview(bytearray(SPAN)), 4 * SPAN, seen, 4, 0)
 
 
 def test_marks_are_shared_with_others_who_have_the_layer_open(flat: FlatLayer, tmp_path: Path) -> None:
