@@ -267,7 +267,10 @@ def _words(command: Parser, action: argparse.Action, key: _Key) -> Iterator[str]
         command._check_value(action, command._get_value(action, text))
     except argparse.ArgumentError as error:
         key.refuse(error.message)
-    yield from [f"{option}={text}"] if option.startswith("--") else [f"{option}{text}"]
+    if option.startswith("--"):
+        yield f"{option}={text}"
+    else:  # without a text of its own a short one takes the next word
+        yield from [f"{option}{text}"] if text else [option, text]
 
 
 def _truth(key: _Key, action: argparse.Action) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imgfs.cli.commands import COMMANDS
@@ -259,6 +259,7 @@ VALUES = st.one_of(
         max_size=3,
     )
 )
+@example({"all": {"o": ""}})
 def test_whatever_a_file_says_is_used_or_refused_in_one_line(fields: dict[str, object]) -> None:
     file = ConfigFile("c.toml", "", fields)
     parser = describe({"mount": COMMANDS["mount"]})
