@@ -39,9 +39,12 @@ def user_of(mountpoint: Path) -> str | None:
     below = [mount.mountpoint for mount in mounts() if mountpoint in mount.mountpoint.parents]
     if below:
         return f"{below[-1]} is mounted in it: umount {below[-1]}"
-    pid = next(_processes_in(mountpoint), None)
-    if pid is None:
+    using = list(_processes_in(mountpoint))
+    if not using:
         return None
+    pid = next((pid for pid in using if pid != os.getpid()), None)  # who asks ends by itself
+    if pid is None:
+        return "this command was started in it"
     name = ""
     with suppress(OSError):
         name = f" ({printable(Path(f'/proc/{pid}/comm').read_text(errors='replace').strip())})"

@@ -85,20 +85,22 @@ def imgfs_mount_at(path: Path) -> Mount:
     return mount
 
 
-def process_with_mount(device: str) -> int | None:
-    """Return the pid of a process that has a device (major:minor) mounted in another mount namespace.
+def process_with_mount(mount: Mount) -> int | None:
+    """Return the pid of a process that has the file system of a mount in another mount namespace.
 
-    None if there is none that this user may look at.
+    None if there is none that this user may look at. The kernel gives the device of one that is gone to the
+    next that is mounted, so what it is and its source have to be the same, too.
     """
     seen = {os.readlink("/proc/self/ns/mnt")}
-    wanted = os.fsencode(device)
+    wanted = os.fsencode(mount.device)
     for pid in pids():
         with suppress(OSError):  # it has ended, or is another user's
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in seen:
                 seen.add(namespace)
                 lines = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
-                if any(line.split()[2] == wanted for line in lines):
+                found = (_parse(line) for line in lines if line.split()[2] == wanted)
+                if any((one.filesystem, one.source) == (mount.filesystem, mount.source) for one in found):
                     return pid
     return None
 

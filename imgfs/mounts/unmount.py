@@ -81,9 +81,12 @@ def end_connection(mount: Mount) -> bool:
     Documentation/filesystems/fuse.rst, "Aborting a filesystem connection"). Raises MountError.
     """
     if mount.runtime:
-        pid = daemon_of(mount)
-        todo = f"kill -9 {pid}" if pid else f"imgfs umount -l {mount.mountpoint}"
-        raise MountError(f"{mount.mountpoint}: by the kernel's driver there is nothing to be forced: {todo}")
+        pid, todo = daemon_of(mount), f"imgfs umount {mount.mountpoint}"
+        stuck = f"kill -9 {pid}, its daemon," if pid else f"imgfs umount --lazy {mount.mountpoint}"
+        reason = (
+            f"by the kernel's driver there is nothing to be forced: {todo}; if that hangs, {stuck} before it"
+        )
+        raise MountError(f"{mount.mountpoint}: {reason}")
     try:
         if os.geteuid():
             (_CONNECTIONS / mount.device.partition(":")[2] / "abort").write_bytes(b"1")
@@ -237,7 +240,7 @@ def _wait_for_end(pid: int, fd: int, mount: Mount, patience: float, over: Sequen
                 f"unmounted here, but {daemon} goes on: the overlay at {over[0]} stands on it: "
                 f"umount {' '.join(map(str, over))}"
             )
-        if time.monotonic() > held and (other := process_with_mount(mount.device)):
+        if time.monotonic() > held and (other := process_with_mount(mount)):
             holds = f"process {other} has the mount in another mount namespace"
             raise HeldElsewhere(f"unmounted here, but {daemon} goes on: {holds}")
         if is_stopped_process(pid):
