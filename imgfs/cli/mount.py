@@ -250,6 +250,8 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
     for profile in (options.record, options.replay):
         if profile is not None:
             check_profile_name(profile)
+    if not options.mountpoint:  # of a variable that is not set: it would be the working directory
+        raise UsageError("MOUNTPOINT is empty: name a directory")
     _check_order(options.image, options.mountpoint)
     image = select_image(options)
     scratch = _scratch(options, image.store)

@@ -223,6 +223,10 @@ def test_a_daemon_killed_while_it_fetches_leaves_a_store_that_is_right(imgfs: Im
 # -- the mount point -----------------------------------------------------------------------------------------
 
 
+def test_an_empty_mount_point_is_not_the_working_directory(imgfs: Imgfs, image: str) -> None:
+    assert imgfs.run("mount", image, "").complaint(2) == "MOUNTPOINT is empty: name a directory"
+
+
 def test_a_missing_mount_point_is_named(imgfs: Imgfs, image: str, tmp_path: Path) -> None:
     said = imgfs.run("mount", image, tmp_path / "none").complaint()
     assert said == f"{tmp_path}/none: no such directory: create it first (mkdir {tmp_path}/none)"
