@@ -60,6 +60,10 @@ class InvalidImage(ImgfsError):
         super().__init__(f"{where}: {message}" if where else message)
         self.where = where
 
+    def at(self, path: object) -> InvalidImage:
+        """Return the error with the file that it was found in before it, unless that stands there already."""
+        return self if self.where == str(path) else InvalidImage(str(self), where=str(path))
+
 
 class IntegrityError(ImgfsError):
     """Bytes that do not match the digest or length promised for them."""

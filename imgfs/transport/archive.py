@@ -150,7 +150,7 @@ class Archive:
                 index.close()
                 raise
         except InvalidImage as error:
-            raise InvalidImage(str(error), where=str(self._path)) from error
+            raise error.at(self._path) from error
 
 
 def _is_same(content: StoredFile, one: _Member, other: _Member) -> bool:

@@ -67,7 +67,7 @@ class RootTarSource(FilesSource):
         except NotFound as error:
             raise UsageError(str(error)) from error
         except InvalidImage as error:
-            raise InvalidImage(str(error), where=str(path)) from error
+            raise error.at(path) from error
         layer = Descriptor(_TYPES.get(found.format, _LAYER), Digest.parse(found.digest), found.size)
         config = self._keep(OCI_CONFIG, _config(found.diff_id))
         fields: dict[str, object] = {

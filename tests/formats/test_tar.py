@@ -283,6 +283,11 @@ def test_a_corrupt_header_in_mid_archive_is_refused_not_taken_for_the_end() -> N
     assert "checksum" in str(error)
 
 
+def test_a_text_is_said_to_be_no_tar_and_not_to_have_a_number_that_is_none() -> None:
+    said = str(refusal(b"root:x:0:0:root:/root:/bin/bash\n" * 32))
+    assert said == "tar offset 0: not a tar header: its checksum is not a number"
+
+
 # PAX
 
 

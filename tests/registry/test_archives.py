@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 from imgfs.cli import main
-from imgfs.errors import ImgfsError, NotFound, UsageError
+from imgfs.errors import ImgfsError, InvalidImage, NotFound, UsageError
 from imgfs.image.image import Image
 from imgfs.image.prepare import prepare
 from imgfs.image.resolve import resolve
@@ -209,6 +209,12 @@ def test_dockers_own_manifest_is_kept(world: World) -> None:
 def test_a_bare_tar_is_an_image_of_one_layer(world: World, packing: str) -> None:
     name = world.write(f"root.tar{packing}", PACKINGS[packing](LOWER))
     assert world.files(f"tar:{name}") == {"etc/name": b"lower", "noise": NOISE}
+
+
+def test_what_is_no_archive_is_named_once(world: World, tmp_path: Path) -> None:
+    with closing(world.open(f"tar:{tmp_path}")) as source, pytest.raises(InvalidImage) as caught:
+        source.resolve()
+    assert str(caught.value) == f"{tmp_path}: not a regular file"
 
 
 # -- read: what other tools have written ---------------------------------------------------------------------
