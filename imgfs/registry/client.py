@@ -19,7 +19,7 @@ from imgfs.registry.blobs import Blobs
 from imgfs.registry.config.credentials import Credentials
 from imgfs.registry.endpoint import RegistryEndpoint, Traffic
 from imgfs.registry.errors import push_refusal
-from imgfs.registry.manifests import Manifests, existing_tags, list_tags
+from imgfs.registry.manifests import NO_REPOSITORY, Manifests, existing_tags, list_tags
 from imgfs.registry.messages import CheckedBlob
 from imgfs.registry.referrers import Referrers
 from imgfs.registry.retry import Timeouts
@@ -176,8 +176,15 @@ class Client:
         self._manifests.delete(digest)
 
     def tags(self, limit: int) -> list[str]:
-        """Up to `limit` of the repository's tags, in the registry's order ("Listing Tags")."""
-        return list_tags(self._session, limit)
+        """Up to `limit` of the repository's tags, in the registry's order ("Listing Tags").
+
+        Raises NotFound that names the repository.
+        """
+        try:
+            return list_tags(self._session, limit)
+        except NotFound as error:
+            text = f"{self._name}: {NO_REPOSITORY}"
+            raise NotFound(text, status=error.status, code=error.code, url=error.url) from error
 
     def close(self) -> None:
         """Close the connections; pauses before another try end at once."""

@@ -30,6 +30,7 @@ _ACCEPT = {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
 _FEW_TAGS = 10  # tags that a message lists in full
 _ENOUGH = 1000  # tags that are fetched for a message
 MAX_PAGE = 4 << 20  # bytes
+NO_REPOSITORY = "no such repository"  # said wherever its tags are missed
 _MAX_PAGES = 20
 _LINK = re.compile(r"<([^<>]*)>([^<]*)")  # one of perhaps several (RFC 8288, 3)
 _RELATION = re.compile(r";\s*rel\s*=([^;]*)", re.IGNORECASE)
@@ -171,7 +172,7 @@ def existing_tags(session: HttpSession) -> str:
     try:
         return describe_tags(list_tags(session, _ENOUGH))
     except NotFound:
-        return "no such repository"
+        return NO_REPOSITORY
     except (RegistryError, InvalidImage):
         return "the registry does not list its tags"
 

@@ -108,6 +108,7 @@ def test_a_tag_that_is_not_there_names_those_that_are(imgfs: Imgfs, registry: st
 def test_a_repository_that_is_not_there_is_named(imgfs: Imgfs, registry: str) -> None:
     said = imgfs.run("mount", f"{registry}/no/where:v1", imgfs.mountpoint()).complaint()
     assert said == f"{registry}/no/where has no tag 'v1'; no such repository"
+    assert imgfs.run("tags", f"{registry}/no/where").complaint() == f"{registry}/no/where: no such repository"
     said = imgfs.run("mount", f"{registry}/no/where@{sha256(b'')}", imgfs.mountpoint()).complaint()
     assert said == f"{registry}/no/where has no manifest {sha256(b'')}"
 
