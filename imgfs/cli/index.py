@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from imgfs.cli.format import Column, size
+from imgfs.cli.format import Column, counted, size
 from imgfs.cli.options import (
     IMAGE_HELP,
     Commands,
@@ -204,7 +204,7 @@ def rm(options: argparse.Namespace) -> int:
     missing = [str(digest) for digest in named if digest not in [one.digest for one in found]]
     if missing or not doomed:
         raise NotFound(
-            f"{image.reference}: there is no index {missing[0] if missing else 'of ours'} beside it"
+            f"{image.reference}: there is no index {missing[0] if missing else 'by imgfs'} beside it"
         )
     with closing(send_to(image.reference, options, image.environment)) as destination:
         for one in doomed:
@@ -269,5 +269,7 @@ def _layer_line(layer: Descriptor, store: Store) -> str:
 
     with open_index(store.layer(layer.digest)) as index:
         summary, spans = index.summary, index.span_count()
-    counts = f"{spans:>7} spans  {summary.entries} entries"
+    counts = (
+        f"{spans:>7} {'span ' if spans == 1 else 'spans'}  {counted(summary.entries, 'entry', 'entries')}"
+    )
     return f"{layer.digest.short}  {summary.format:13}  {size(layer.size):>8}  {counts}"

@@ -299,4 +299,4 @@ def test_indexes_are_listed_and_removed(imgfs: Imgfs, tmp_path: Path) -> None:
         assert [one["kind"] for one in listed] == ["imgfs"]
         imgfs.ok("index", "rm", image)
         assert json.loads(imgfs.ok("index", "ls", "--json", image)) == []
-        assert imgfs.run("index", "rm", image).complaint() == f"{image}: there is no index of ours beside it"
+        assert imgfs.run("index", "rm", image).complaint() == f"{image}: there is no index by imgfs beside it"
