@@ -309,6 +309,34 @@ def test_the_examples_of_a_command_are_command_lines(name: str) -> None:
         assert all(callable(parse(words).run) for words in examples if "…" not in words)
 
 
+def texts() -> Iterator[tuple[str, str]]:
+    """What says how imgfs is used, by what it is: README, the topics, and the help of each command."""
+    yield "README", (CHECKOUT / "README.md").read_text()
+    yield from ((topic, manual.text(topic)) for topic in manual.TOPICS)
+    for parser in every_parser(describe(COMMANDS)):
+        said = (parser.description, parser.epilog, *(action.help for action in parser._actions))
+        yield parser.prog, "\n".join(text for text in said if text)
+
+
+def test_what_is_said_of_commands_in_passing_names_options_and_topics_that_exist() -> None:
+    options = {
+        parser.prog: {option for action in parser._actions for option in action.option_strings}
+        for parser in every_parser(describe(COMMANDS))
+    }
+    wrong, seen = [], 0
+    for place, text in texts():
+        topics = re.findall(r"imgfs help ([a-z]+)", text)
+        wrong += [(place, topic) for topic in topics if topic not in manual.TOPICS]
+        for code in re.findall(r"`(imgfs [a-z][^`\n]*)`", text):
+            words = code.split()
+            known = options.get(" ".join(words[:3])) or options.get(" ".join(words[:2]), set())
+            named = re.findall(r"(?<!\S)--[a-z][a-z-]+", code)
+            seen += len(named)
+            wrong += [(place, code) for name in named if not {name, f"--{name[5:]}"} & known]
+    assert wrong == []
+    assert seen > 25
+
+
 LOWER = tar.archive(
     tar.directory("etc"),
     tar.file("etc/os-release", b"ID=debian\n"),
