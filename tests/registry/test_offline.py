@@ -71,9 +71,9 @@ def test_an_earlier_resolution_is_the_last_one(store: Store, monkeypatch: pytest
         image_of(source, body)
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         last = resolve(str(APP), source, store, AMD64)
-        if body == b"new":
-            newest = last
-    assert resolve_earlier(APP, store, AMD64) == (newest, 3e9)
+    earlier = resolve_earlier(APP, store, AMD64)
+    assert earlier
+    assert earlier.resolved == last
 
 
 def test_an_earlier_resolution_is_one_for_the_platform(store: Store) -> None:
@@ -131,10 +131,10 @@ def test_looking_back_is_no_resolution(store: Store) -> None:
 
 def test_the_resolutions_of_a_reference_are_its_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = Digest.of(b"1"), Digest.of(b"2")
-    for moment, (name, digest) in enumerate((("app:1", one), ("app:2", one), ("app:1", two))):
+    for moment, (name, digest) in enumerate((("app:1", one), ("app:2", one), ("app:1", two)), 1):
         monkeypatch.setattr(time, "time", lambda moment=moment: float(moment))
         store.put_resolution(name, digest, digest)
-    assert [(each.manifest, each.resolved) for each in store.resolved("app:1")] == [(two, 2.0), (one, 0.0)]
+    assert [(each.manifest, each.resolved) for each in store.resolved("app:1")] == [(two, 3.0), (one, 1.0)]
     assert store.resolved("app:3") == []
 
 
