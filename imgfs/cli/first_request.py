@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +18,7 @@ from imgfs.cli.connection import Connection, connect_to_registry
 from imgfs.cli.options import store_root
 from imgfs.config import Environment
 from imgfs.errors import ImgfsError
-from imgfs.mounts.mountpoint import check_mountable
+from imgfs.mounts.mountpoint import DirectoryId, checked_mountpoint
 from imgfs.oci.reference import RegistryReference
 from imgfs.registry.config.shortnames import candidates
 from imgfs.transport.connect import DeferredSource, load_http
@@ -33,16 +33,17 @@ _CHECKED = ("fuse_options", "record", "replay", "scratch", "restart", "exit_idle
 
 
 class FirstRequest(NamedTuple):
-    """What is to be asked first, of a `source` that is used on."""
+    """What is to be asked first, of a `source` that is used on, for a mount on `directory`."""
 
     reference: RegistryReference
     source: DeferredSource
+    directory: DirectoryId
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> FirstRequest | None:
+    def of(cls, options: argparse.Namespace, stack: ExitStack) -> FirstRequest | None:
         """Load what sends the request that a mount begins with; None if that is not certain, or not worth it.
 
-        On a single processor nothing is loaded beside it.
+        On a single processor nothing is loaded beside it. The directory is held open until `stack` ends.
         """
         is_checked = any(getattr(options, name) for name in _CHECKED)
         if is_checked or options.offline or options.index not in ("auto", "any"):
@@ -51,7 +52,8 @@ class FirstRequest(NamedTuple):
             return None
         environment = Environment.read()
         with suppress(ImgfsError):  # raised again where it is told
-            check_mountable(Path(os.path.abspath(options.mountpoint)), nonempty=False)
+            mountpoint = Path(os.path.abspath(options.mountpoint))
+            directory = stack.enter_context(checked_mountpoint(mountpoint, nonempty=False))
             meant = candidates(options.image, environment.registry_files.registries)
             if len(meant) == 1 and _may_be_new(meant[0], store_root(options, environment)):
                 reference = meant[0]
@@ -60,9 +62,8 @@ class FirstRequest(NamedTuple):
                     options.question.end()  # it would have asked about an image that is here
                 load_http()
                 how = Connection.of(options, reference.registry)
-                return cls(
-                    reference, DeferredSource(partial(connect_to_registry, reference, how, environment))
-                )
+                source = DeferredSource(partial(connect_to_registry, reference, how, environment))
+                return cls(reference, source, directory)
         return None
 
     def send(self) -> None:

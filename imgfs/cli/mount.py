@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,27 +189,28 @@ def mount(options: argparse.Namespace) -> int:
         with _plan(options) as (image, how):
             resolved = _prepared(image, options, how)
             mount_in_foreground(resolved, image.connect, image.store, how)
-    first = _first_request(options)
-    writable = options.rw or options.scratch is not None
-    begun = options.mounting or Mounting.fork(
-        writable=writable, offline=options.offline, driver=options.driver, fetches=first is not None
-    )
-    with begun as mounting:
+    with ExitStack() as stack:
+        first = _first_request(options, stack)
+        writable = options.rw or options.scratch is not None
+        begun = options.mounting or Mounting.fork(
+            writable=writable, offline=options.offline, driver=options.driver, fetches=first is not None
+        )
+        mounting = stack.enter_context(begun)
         if first:
             first.send()
-        with _plan(options) as (image, how):
-            resolved = _prepared(image, options, how, mounting, first)
-            mounting.mount(resolved, image.connect, image.store, how)
+        image, how = stack.enter_context(_plan(options, first))
+        resolved = _prepared(image, options, how, mounting, first)
+        mounting.mount(resolved, image.connect, image.store, how)
     return 0
 
 
-def _first_request(options: argparse.Namespace) -> FirstRequest | None:
+def _first_request(options: argparse.Namespace, stack: ExitStack) -> FirstRequest | None:
     """Return what a registry is asked before the rest is loaded; None if that is loaded already."""
     if options.mounting:
         return None
     from imgfs.cli.first_request import FirstRequest
 
-    return FirstRequest.of(options)
+    return FirstRequest.of(options, stack)
 
 
 def _prepared(
@@ -240,8 +241,13 @@ def _prepared(
 
 
 @contextmanager
-def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOptions]]:
-    """Select the image and the mount's options, until it is mounted; raises ImgfsError before any request."""
+def _plan(
+    options: argparse.Namespace, first: FirstRequest | None = None
+) -> Iterator[tuple[ImageSelection, MountOptions]]:
+    """Select the image and the mount's options, until it is mounted.
+
+    Raises ImgfsError before any request but the `first`.
+    """
     from imgfs.cli.selection import select_image
     from imgfs.mount.options import MountOptions
     from imgfs.mounts.mountpoint import checked_mountpoint
@@ -276,16 +282,22 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[ImageSelection, MountOp
         restart=options.restart,
         exit_idle=options.exit_idle or 0.0,
     )
-    if "rw" in how.fuse and scratch is None:
+    _check_together(how)
+    before = first.directory if first else None
+    with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse, before=before) as checked:
+        yield image, replace(how, checked=checked)
+
+
+def _check_together(how: MountOptions) -> None:
+    """Raise UsageError, or MountError, for options that do not go together."""
+    if "rw" in how.fuse and how.scratch is None:
         raise UsageError("-o rw: an image never changes; --rw or --scratch keeps what you change beside it")
-    if how.history and scratch is not None:
+    if how.history and how.scratch is not None:
         raise UsageError("-o history: of an image alone, not with --rw or --scratch")
     if how.restart:
         _check_restart(how)
     if how.exit_idle:
         _check_exit_idle(how)
-    with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse) as checked:
-        yield image, replace(how, checked=checked)
 
 
 def _check_restart(how: MountOptions) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ NAMED = Descriptor("", DIGEST, 1)
 
 
 @pytest.fixture
-def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FirstRequest | None]:
-    """Return what finds out whether a line of `imgfs mount` begins with a request."""
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FirstRequest | None]]:
+    """Yield what finds out whether a line of `imgfs mount` begins with a request."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     (tmp_path / "mnt").mkdir()
 
@@ -30,9 +31,10 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Firs
         where = ["--store", str(tmp_path / "store")]
         options = parse(["mount", *where, *words, image, str(tmp_path / "mnt")])
         options.question = None
-        return FirstRequest.of(options)
+        return FirstRequest.of(options, stack)
 
-    return of
+    with ExitStack() as stack:
+        yield of
 
 
 def test_an_image_that_is_new_here_is_asked_for_at_once(first: Callable[..., FirstRequest | None]) -> None:
