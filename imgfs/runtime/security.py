@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from imgfs.errors import UsageError
@@ -72,7 +73,8 @@ class Device(NamedTuple):
     access: str
 
 
-class Security(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Security:
     """What the user grants and takes away; capabilities by name, or all of them (ALL).
 
     `seccomp` is a profile's path or UNCONFINED, `unmasked` paths or ALL, `groups` names or numbers, `named`

@@ -192,6 +192,24 @@ def test_functions_are_short(modules: list[Module]) -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
+def test_no_named_tuple_means_to_check_itself(modules: list[Module]) -> None:
+    """`__post_init__` is of `dataclasses`: of a NamedTuple nothing calls it."""
+    tuples = [
+        (name, node)
+        for name, code in modules
+        for node in ast.walk(code)
+        if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases)
+    ]
+    assert len(tuples) > 100
+    checks = [
+        f"{name}.{node.name}"
+        for name, node in tuples
+        for each in node.body
+        if isinstance(each, ast.FunctionDef) and each.name == "__post_init__"
+    ]
+    assert checks == []
+
+
 def test_modules_are_small(modules: list[Module]) -> None:
     lengths = {name: code.body[-1].end_lineno or 0 for name, code in modules if code.body}
     assert {name for name, length in lengths.items() if length > LARGEST} == set()
