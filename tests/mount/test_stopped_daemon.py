@@ -156,9 +156,9 @@ def test_of_a_daemon_that_was_killed_and_has_a_thread_in_the_kernel_readers_are_
     imgfs.gone(at)
 
 
-@contextlib.contextmanager
+@contextmanager
 def killed_in_the_end(pid: int) -> Iterator[None]:
-    """Kill a process: left behind, it would pass for the daemon of a later mount that has its device number."""
+    """Kill a process: it would pass for the daemon of a later mount of its device number."""
     try:
         yield
     finally:
