@@ -283,8 +283,10 @@ def _plan(
         exit_idle=options.exit_idle or 0.0,
     )
     _check_together(how)
-    before = first.directory if first else None
-    with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse, before=before) as checked:
+    if first:
+        yield image, replace(how, checked=first.directory)
+        return
+    with checked_mountpoint(how.mountpoint, nonempty="nonempty" in how.fuse) as checked:
         yield image, replace(how, checked=checked)
 
 

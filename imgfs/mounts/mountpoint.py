@@ -27,16 +27,10 @@ class DirectoryId(NamedTuple):
 
 
 @contextmanager
-def checked_mountpoint(
-    path: Path, *, nonempty: bool, before: DirectoryId | None = None
-) -> Iterator[DirectoryId]:
-    """Check what `check_mountable` does, and hold the directory open until it is mounted on.
-
-    If it was checked `before`, it has to be the same one.
-    """
+def checked_mountpoint(path: Path, *, nonempty: bool) -> Iterator[DirectoryId]:
+    """Check what `check_mountable` does, and hold the directory open until it is mounted on."""
     fd = _open(path)
     try:
-        _check_same(path, fd, before)
         _check_directory(path, fd, nonempty)
         _check_machine()
         yield _id(fd)
@@ -56,17 +50,10 @@ def open_mountpoint(path: Path, checked: DirectoryId | None) -> int:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from error
-    try:
-        _check_same(path, fd, checked)
-    except MountError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_same(path: Path, fd: int, checked: DirectoryId | None) -> None:
     if checked and _id(fd) != checked:
+        os.close(fd)
         raise MountError(f"{path}: leads to another directory than a moment ago: nothing is mounted")
+    return fd
 
 
 def _id(fd: int) -> DirectoryId:
