@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from imgfs.errors import LimitReached, describe
 
 log = logging.getLogger(__name__)
+
+_HIGHEST = 1 << 20  # descriptor
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
@@ -44,3 +46,10 @@ def fork() -> int:
         return os.fork()
     except OSError as error:
         raise LimitReached(f"no further process can be started: {describe(error)}") from error
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close what a process has open that was forked, but the standard files and these descriptors."""
+    bounds = sorted({2, *kept})
+    for number, following in zip(bounds, (*bounds[1:], _HIGHEST), strict=True):
+        os.closerange(number + 1, following)

@@ -24,12 +24,12 @@ from imgfs.errors import StoreError, describe
 from imgfs.forkserver.command import Commands, carry_out, is_worth_a_fork
 from imgfs.forkserver.companions import Companion
 from imgfs.listening import remove_stale
+from imgfs.starting import close_all_but
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 64
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_HIGHEST = 1 << 20  # descriptor
 _PAUSE = 0.5  # seconds before a client is accepted that could not be
 _OUTDATED = 75  # the exit code of a forked process that has found another imgfs installed
 
@@ -95,9 +95,7 @@ class ForkServer:
 
     def _carry_out(self, connection: socket.socket) -> None:
         """In the forked process: serve a client. What is the server's, or a companion's, is closed."""
-        kept = sorted({2, *self._kept, connection.fileno()})
-        for number, following in zip(kept, (*kept[1:], _HIGHEST), strict=True):
-            os.closerange(number + 1, following)
+        close_all_but([*self._kept, connection.fileno()])
         if not carry_out(connection, self._commands, lambda: _identity_of(self._files) == self._identity):
             os._exit(_OUTDATED)
 

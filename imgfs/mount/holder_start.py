@@ -18,6 +18,7 @@ from pathlib import Path
 
 from imgfs.errors import describe
 from imgfs.mount.holder_protocol import GO, LONGEST, MOST, ROOM
+from imgfs.starting import close_all_but
 from imgfs.syscalls import set_parent_death_signal
 
 log = logging.getLogger("imgfs.mount")
@@ -33,7 +34,6 @@ _IMPORT = (
 _HOLD = _IMPORT.format(directory='sys.argv[0].rpartition("/")[0]', module="holder")
 _WAIT = _IMPORT.format(directory="sys.argv[0]", module="waiting_holder")
 _PATIENCE = 2.0  # seconds for the waiting process to fork
-_HIGHEST = 1 << 20  # descriptor
 _INHERITED = (1, 2)  # standard output and error, which a process has that is started; its input is nothing
 
 _started: list[subprocess.Popen[bytes]] = []  # holders that are this process's children
@@ -61,8 +61,7 @@ class WaitingHolder:
         set_parent_death_signal(signal.SIGTERM, os.getppid())
         number = self._asked.fileno()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.closerange(3, number)
-        os.closerange(number + 1, _HIGHEST)
+        close_all_but([number])
         self._asked.set_inheritable(True)
         words = [sys.executable, "-ISc", _WAIT, str(_HOLDER.parent), str(number), " " * ROOM]
         os.execv(words[0], words)
