@@ -52,12 +52,14 @@ def unmount(mount: Mount, *, lazy: bool = False, ask: bool = True) -> None:
 
     Raises HeldElsewhere, or MountError, for example when the mount is busy or its daemon does not answer.
     """
-    if lazy and _ended_for_killed(mount):
+    if lazy and _is_held_in_kernel(mount) and end_connection(mount):
         return
     try:
         status = _status(mount) if ask and not lazy else MountStatus()
     except DaemonSilent:
-        if _ended_for_killed(mount):
+        if not _is_held_in_kernel(mount):
+            raise
+        if end_connection(mount):
             return
         status = _status(mount)
     pid = daemon_of(mount) if status.pid else None
@@ -100,11 +102,10 @@ def end_connection(mount: Mount) -> bool:
     return True
 
 
-def _ended_for_killed(mount: Mount) -> bool:
-    """End the connection of a daemon that was killed, and of which a thread waits in the kernel.
+def _is_held_in_kernel(mount: Mount) -> bool:
+    """Return True if a mount's daemon was killed, a thread of it waits in the kernel, and there is no holder.
 
-    No other process does that, or answers what waits for it: that fails. Return True if the mount is gone
-    with it; what is in use is not. Raises MountError.
+    No process will answer what waits for it, so its connection is to be ended.
     """
     pid = None if mount.runtime else daemon_of(mount)
     if pid is None or not is_killed_process(pid) or holder_of(mount):
@@ -112,7 +113,7 @@ def _ended_for_killed(mount: Mount) -> bool:
     log.info(
         "%s: its daemon (pid %d) was killed, and the kernel waits for it: that ends", mount.mountpoint, pid
     )
-    return end_connection(mount)
+    return True
 
 
 def detach_all(mountpoint: Path) -> None:
@@ -121,7 +122,7 @@ def detach_all(mountpoint: Path) -> None:
     Raises MountError.
     """
     while mount := mount_at(mountpoint):
-        if mount.is_imgfs and _ended_for_killed(mount):
+        if mount.is_imgfs and _is_held_in_kernel(mount) and end_connection(mount):
             continue
         try:
             syscalls.unmount(str(mount.mountpoint), syscalls.MNT_DETACH)

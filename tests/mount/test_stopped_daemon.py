@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.mounts import status_client as asking_module
+from imgfs.mounts import unmount as unmount_module
 from imgfs.mounts.status_client import DaemonSilent, is_killed_process, read_status, read_statuses
 from imgfs.mounts.table import Mount, imgfs_mount_at, mount_at
 from imgfs.status import MountStatus
@@ -214,6 +215,20 @@ def test_an_ordinary_user_is_told_the_same(nobody: Imgfs, tmp_path: Path) -> Non
         assert f"its daemon (pid {pid}) is stopped" in nobody.run("status", at, timeout=BOUND).complaint()
         assert nobody.ok("umount", "-l", at, timeout=BOUND) == ""
     nobody.gone(at)
+
+
+def test_a_daemon_that_says_nothing_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = Mount(Path("/mnt"), "fuse.imgfs", "image", "0:1048575")
+    asked = []
+
+    def ask(mount: Mount) -> MountStatus:
+        asked.append(mount)
+        raise DaemonSilent(mount)
+
+    monkeypatch.setattr(unmount_module, "read_status", ask)
+    with pytest.raises(DaemonSilent):
+        unmount_module.unmount(mount)
+    assert asked == [mount]
 
 
 def test_who_listens_and_says_nothing_is_not_waited_for_long(
