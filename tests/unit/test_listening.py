@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 
 from imgfs.listening import BoundedHead, BoundedServer, ListenAddress
+from tests.support.mounted import until
 from tests.support.patience import allowed
 
 AT_ONCE = 3
 
 
 class Permission(threading.Event):
-    """Is set when a slow answer may end; `begun` counts those that have begun."""
+    """Is set when a slow answer may end; `begun` counts those that have begun, `waits` those who may ask."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = threading.Semaphore(0)
+        self.begun, self.waits = threading.Semaphore(0), threading.Semaphore(0)
 
 
 class Handler(BoundedHead, BaseHTTPRequestHandler):
@@ -39,6 +40,7 @@ class Handler(BoundedHead, BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         self.heads.begin()
         self.server.waits(self.request, 60)
+        self._may.waits.release()
         super().handle_one_request()
 
     def do_GET(self) -> None:
@@ -59,15 +61,20 @@ def may() -> Permission:
 
 
 @pytest.fixture
-def address(may: Permission) -> Iterator[tuple[str, int]]:
+def server(may: Permission) -> Iterator[BoundedServer]:
     server = BoundedServer(ListenAddress("127.0.0.1"), partial(Handler, may), at_once=AT_ONCE, deadline=60)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield "127.0.0.1", server.address.port
+    yield server
     may.set()
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def address(server: BoundedServer) -> tuple[str, int]:
+    return "127.0.0.1", server.address.port
 
 
 def connected(address: tuple[str, int], stack: ExitStack) -> socket.socket:
@@ -83,16 +90,23 @@ def asked(client: socket.socket, path: str = "/", more: bytes = b"") -> bytes:
         return b""
 
 
-def test_who_only_holds_connections_gives_way_the_longest_first(address: tuple[str, int]) -> None:
+def test_who_only_holds_connections_gives_way_the_longest_first(
+    address: tuple[str, int], server: BoundedServer, may: Permission
+) -> None:
     """As strangers do who never ask, those who send a byte now and then, and clients between two requests."""
     with ExitStack() as stack:
-        holding = [connected(address, stack) for _ in range(AT_ONCE)]
-        assert asked(holding[0]) == b"HTTP/1.1 204"  # from now on it has waited shortest
+        holding = []
+        for _ in range(AT_ONCE):  # each waits before the next does
+            holding.append(connected(address, stack))
+            assert may.waits.acquire(timeout=allowed(20))
+        assert asked(holding[0]) == b"HTTP/1.1 204"
+        assert may.waits.acquire(timeout=allowed(20))  # from now on it has waited shortest
         holding[1].sendall(b"GET / HT")
         honest = connected(address, stack)
         assert asked(honest) == b"HTTP/1.1 204"
         assert holding[1].recv(1) == b""
         for _ in range(3 * AT_ONCE):
+            until(lambda: len(server._leaving) < AT_ONCE, "there is room for another that gives way")
             assert asked(connected(address, stack)) == b"HTTP/1.1 204"
 
 
